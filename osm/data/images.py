@@ -1,0 +1,60 @@
+"""Decoding of untrusted image bytes: size bounded before any pixel is allocated, jpg / png / tif alone."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from osm.errors import SampleError
+
+MAX_PIXELS = 120_000_000  # a 10,000 x 10,000 picture passes
+_FORMATS = ("JPEG", "PNG", "TIFF")
+
+
+def open_image(source: bytes | str | Path) -> Image.Image:
+    """Opens an image without decoding it, so that its size and mode are known.
+
+    Raises:
+        SampleError: `image_unreadable` (missing, not jpg/png/tif) or `image_too_large`.
+    """
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise SampleError("image_too_large", f"image {name}: {error}") from None
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise SampleError("image_unreadable", f"image {name}: not a readable JPEG, PNG or TIFF ({error})") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise SampleError(
+            "image_too_large", f"image {name}: {image.width} x {image.height} is over {MAX_PIXELS} pixels"
+        )
+    return image
+
+
+def _load(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SampleError("image_truncated", f"image {getattr(image, 'filename', '')}: broken data ({error})") from None
+    return image
+
+
+def read_rgb(source: bytes | str | Path) -> Image.Image:
+    """Decodes an image to 8-bit RGB; a truncated file is an error, never a half-grey picture."""
+    return _load(open_image(source)).convert("RGB")
+
+
+def read_panoptic(source: bytes | str | Path) -> np.ndarray:
+    """Decodes a panoptic PNG to int32 ids (H, W), id = R + 256 G + 65536 B.
+
+    Raises:
+        SampleError: `mask_not_rgb` where the PNG is no 8-bit RGB picture, or what `open_image` raises.
+    """
+    image = _load(open_image(source))
+    if image.mode not in ("RGB", "RGBA"):
+        raise SampleError("mask_not_rgb", f"panoptic PNG has mode {image.mode}, RGB (id = R + 256 G + 65536 B) needed")
+    rgb = np.asarray(image)[..., :3].astype(np.int32)
+    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]

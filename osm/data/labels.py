@@ -1,0 +1,104 @@
+"""Label sets: which names a dataset's category ids have.
+
+One format for the project's own tables (`osm/data/labels/*.json`), a COCO or LVIS json, and a user's file: a json
+object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names) and `isthing`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from osm.errors import OsmError
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One class. `names[0]` is the training target; all of `names` are accepted answers (lower case, stripped)."""
+
+    id: int
+    names: tuple[str, ...]
+    isthing: bool = True
+
+    @property
+    def target(self) -> str:
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The classes of one dataset by category id."""
+
+    source: str
+    classes: Mapping[int, LabelClass]
+
+    @cached_property
+    def vocabulary(self) -> frozenset[str]:
+        """Every accepted name of every class (no plural forms)."""
+        return frozenset(name for c in self.classes.values() for name in c.names)
+
+    def __contains__(self, category_id: object) -> bool:
+        return category_id in self.classes
+
+    def __getitem__(self, category_id: int) -> LabelClass:
+        try:
+            return self.classes[category_id]
+        except KeyError:
+            raise OsmError(
+                f"category_id {category_id!r} is not in the label set {self.source} ({len(self.classes)} ids)"
+            ) from None
+
+    @classmethod
+    def from_categories(cls, categories: Iterable[Mapping[str, Any]], source: str) -> LabelSet:
+        """Builds a label set from a COCO json's `categories`.
+
+        Raises:
+            OsmError: an entry without an integer `id` or a `name`, an id given twice, or no entry at all.
+        """
+        classes: dict[int, LabelClass] = {}
+        for entry in categories:
+            if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), int) or not entry.get("name"):
+                raise OsmError(f"{source}: every category needs an integer 'id' and a 'name', found {entry!r}")
+            if entry["id"] in classes:
+                raise OsmError(f"{source}: category id {entry['id']} is given twice")
+            spoken = [str(name).lower().strip() for name in [entry["name"], *entry.get("synonyms", ())]]
+            names = tuple(dict.fromkeys(name for name in spoken if name))
+            if not names:
+                raise OsmError(f"{source}: category {entry['id']} has a blank name")
+            classes[entry["id"]] = LabelClass(entry["id"], names, bool(entry.get("isthing", True)))
+        if not classes:
+            raise OsmError(f"{source}: 'categories' is empty, no class could be named")
+        return cls(source, classes)
+
+
+def load_labels(source: str | Path) -> LabelSet:
+    """Loads a label set.
+
+    Args:
+        source: the name of one of the project's tables (`coco`, `ade20k`, ...) or the path of a json with `categories`.
+
+    Raises:
+        OsmError: no such table or file, or one that is not in the format.
+    """
+    table = resources.files("osm.data") / "labels" / f"{source}.json"
+    if Path(source).suffix == "" and table.is_file():
+        text = table.read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise OsmError(
+                f"labels: {str(source)!r} is neither a table of the project nor a readable json ({error})"
+            ) from None
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise OsmError(f"labels: {source} is not valid json: {error}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
+        raise OsmError(f"labels: {source} has no list 'categories'")
+    return LabelSet.from_categories(document["categories"], str(source))
