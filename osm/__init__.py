@@ -1,0 +1,46 @@
+"""Open-ended visual recognition: given an image and a mask, name what is there, with no class list given.
+
+>>> model, processor = osm.create_model_and_transforms("osm_small")
+>>> namer = osm.load_namer("runs/osm_small/final")
+>>> namer.name_image(image, masks, modes=["any"])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from osm.errors import OsmError, SampleError
+
+if TYPE_CHECKING:
+    from osm.model.factory import create_model_and_transforms, load_model
+    from osm.model.osm import OmniScientModel
+    from osm.recognition.namer import Name, Namer, load_namer
+
+__version__ = "0.1.0"
+__all__ = [
+    "Name",
+    "Namer",
+    "OmniScientModel",
+    "OsmError",
+    "SampleError",
+    "create_model_and_transforms",
+    "load_model",
+    "load_namer",
+]
+
+# Loaded when first asked for: converters and the evaluation need no torch, and start at once without it.
+_HOMES = {
+    "OmniScientModel": "osm.model.osm",
+    "create_model_and_transforms": "osm.model.factory",
+    "load_model": "osm.model.factory",
+    "Name": "osm.recognition.namer",
+    "Namer": "osm.recognition.namer",
+    "load_namer": "osm.recognition.namer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'osm' has no attribute {name!r}")

@@ -1,0 +1,59 @@
+"""Inputs made wrong on purpose: a model that looks at mask and image must then name much worse.
+
+`shuffle_masks`: every annotation gets the mask of a random annotation of another image of the split.
+`blank_image`: every image is one mid-grey area.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from osm.benchmark.items import Split
+from osm.errors import OsmError
+
+ALTERATIONS = ("none", "shuffle_masks", "blank_image")
+_MID_GREY = (128, 128, 128)
+_TRIES = 1000
+
+
+def blank(image: Image.Image) -> Image.Image:
+    """A mid-grey image of the same size."""
+    return Image.new("RGB", image.size, _MID_GREY)
+
+
+def other_mask(split: Split, count: int, index: int, position: int, size: tuple[int, int], seed: int) -> np.ndarray:
+    """The mask of a random other annotation, brought to `size` by nearest neighbour.
+
+    It depends on the seed and the annotation alone, so that parts and restarts change nothing; no mask is kept.
+
+    Args:
+        split: where masks come from.
+        count: its first so many items are drawn from.
+        index, position: the annotation that the mask is for (item, place among those to be named).
+
+    Raises:
+        OsmError: no other annotation with a mask was found.
+    """
+    rng = np.random.default_rng((seed, index, position))
+    for _ in range(_TRIES):
+        donor = int(rng.integers(count))
+        if donor == index and count > 1:
+            continue
+        item = split.load(donor)
+        if not item.annotations:
+            continue
+        k = int(rng.integers(len(item.annotations)))
+        if donor == index and k == position:
+            continue
+        mask = resize_nearest(item.mask(k), size)
+        if mask.any():
+            return mask
+    raise OsmError(f"set {split.row.name!r}: no second mask to shuffle with among its first {count} images")
+
+
+def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask (h, w) at another size (H, W)."""
+    rows = np.arange(size[0]) * mask.shape[0] // size[0]
+    columns = np.arange(size[1]) * mask.shape[1] // size[1]
+    return mask[rows[:, None], columns]

@@ -1,0 +1,178 @@
+"""The command lines of `test/generate_pred.py` and `test/evaluate_pred.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from osm.benchmark.alter import ALTERATIONS
+from osm.benchmark.evaluate import evaluate_folder
+from osm.benchmark.files import write_atomically
+from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
+from osm.benchmark.items import SPLITS
+from osm.config import find_config
+from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
+from osm.errors import OsmError
+
+PATH_FIELDS = {
+    "image_dir": "folder of the images",
+    "mask_dir": "folder of the panoptic PNGs",
+    "json_file": "annotations",
+}
+
+
+def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., Any] | None = None) -> int:
+    """`generate_pred.py i n ckpt out_dir`; returns the exit code. `load_namer` is the project's own unless given."""
+    return _exit_code(_generate, argv, load_namer)
+
+
+def evaluate_main(argv: Sequence[str] | None = None) -> int:
+    """`evaluate_pred.py out_dir n`; returns the exit code."""
+    return _exit_code(_evaluate, argv)
+
+
+def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
+    try:
+        command(*arguments)
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
+    # The flags of the sets come from the table, which the files named by these two flags make.
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--benchmark", default="benchmark", help="YAML with the sets' paths, or its name in configs/")
+    files.add_argument("--datasets", help="YAML with sets of your own")
+    known, _ = files.parse_known_args(argv)
+    table = _table(known.benchmark, known.datasets)
+    args = _generate_parser(files, table).parse_args(argv)
+    check_part(args.part, args.parts)
+    modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
+    rows = _rows_at_hand(args, table)
+    if args.num_threads:
+        import torch  # slow to import: --help and wrong arguments need not wait for it
+
+        torch.set_num_threads(args.num_threads)
+    if load_namer is None:
+        from osm.recognition.namer import load_namer as load  # imports torch
+
+        load_namer = load
+    namer = load_namer(args.checkpoint, config=args.config, device=args.device)
+    for row in rows:
+        resolve_modes(row, modes, namer.modes)  # not after hours of another set
+    options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed}
+    for row in rows:
+        generate_predictions(namer, row, args.part, args.parts, args.out_dir, **options)
+
+
+def _table(benchmark: str, datasets: str | None) -> DatasetTable:
+    table = DatasetTable().with_yaml(find_config(benchmark))
+    return table.with_yaml(datasets) if datasets else table
+
+
+def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="generate_pred.py",
+        parents=[files],
+        allow_abbrev=False,
+        description="Names every ground-truth mask of the val sets, and writes <set>_pred_<i>_of_<n>.json.",
+    )
+    parser.add_argument("part", metavar="i", type=int, help="which part, counted from 0")
+    parser.add_argument("parts", metavar="n", type=int, help="of how many")
+    parser.add_argument("checkpoint", metavar="ckpt", help="checkpoint file")
+    parser.add_argument("out_dir", help="folder of the predictions")
+    parser.add_argument("--sets", help=f"comma-separated, of {', '.join(table)}; default: all whose files are there")
+    parser.add_argument("--config", help="model config, where the checkpoint does not say")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--modes", default=f"{OWN_MODE},{ANY_MODE}", help=f"comma-separated; {OWN_MODE} = the set's (%(default)s)"
+    )
+    parser.add_argument("--limit", type=int, help="the first so many images of each set alone")
+    parser.add_argument(
+        "--alter", choices=ALTERATIONS, default="none", help="wrong inputs, to see that the model uses mask and image"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --alter shuffle_masks")
+    parser.add_argument("--num_threads", type=int, help="CPU threads of torch")
+    for row in table.values():
+        group = parser.add_argument_group(f"paths of {row.name}")
+        for field in SPLITS[row.form].needs:
+            group.add_argument(f"--{row.name}_{field}", help=f"{PATH_FIELDS[field]} ({getattr(row, field)})")
+    return parser
+
+
+def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset]:
+    """The sets to name: those asked for, else all whose files are there."""
+    asked = None if args.sets is None else [name.strip() for name in args.sets.split(",") if name.strip()]
+    for name in asked or ():
+        if name not in table:
+            raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
+    rows, notes = [], []
+    for name in table if asked is None else dict.fromkeys(asked):
+        row = _with_flags(args, table[name])
+        missing = _missing_path(row)
+        if missing is None:
+            rows.append(row)
+        else:
+            notes.append(f"{name}: left out, {missing}")
+    if not rows:
+        raise OsmError("; ".join(["no set with its files there", *notes]))
+    for note in notes:
+        print(note, file=sys.stderr)
+    return rows
+
+
+def _with_flags(args: argparse.Namespace, row: Dataset) -> Dataset:
+    given = {field: getattr(args, f"{row.name}_{field}") for field in SPLITS[row.form].needs}
+    changes = {field: value for field, value in given.items() if value is not None}
+    if "json_file" in changes and row.labels == row.json_file:
+        changes["labels"] = changes["json_file"]
+    return replace(row, **changes)
+
+
+def _missing_path(row: Dataset) -> str | None:
+    for field in SPLITS[row.form].needs:
+        path = getattr(row, field)
+        if path is None:
+            return f"no {field} given (--{row.name}_{field})"
+        if not Path(path).exists():
+            return f"{field} {path} does not exist (--{row.name}_{field})"
+    return None
+
+
+def _evaluate(argv: Sequence[str] | None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="evaluate_pred.py", allow_abbrev=False, description="Prints Acc and Not-In-Vocab of prediction files."
+    )
+    parser.add_argument("out_dir", type=Path, help="folder of the predictions")
+    parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
+    parser.add_argument("--datasets", help="YAML with sets of your own")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    args = parser.parse_args(argv)
+    table = DatasetTable().with_yaml(args.datasets) if args.datasets else DatasetTable()
+    results, notes = evaluate_folder(args.out_dir, args.parts, table)
+    for result in results:
+        print(result.lines())
+        # On stderr: stdout is the published output.
+        print(
+            f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
+            "annotations, not counted",
+            file=sys.stderr,
+        )
+        unspecific = sum(result.categories.values()) - result.specific.total
+        if unspecific:
+            print(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode", file=sys.stderr)
+        if result.meta.get("alter", "none") != "none":
+            print(f"{result.row.name}: made with --alter {result.meta['alter']}", file=sys.stderr)
+    for note in notes:
+        print(note)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        document = {result.row.name: result.as_json() for result in results}
+        write_atomically(args.json, [json.dumps(document, indent=1) + "\n"])

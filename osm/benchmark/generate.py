@@ -1,0 +1,291 @@
+"""Prediction files: every ground-truth mask of a val split named, in the set's own mode and in `any`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from osm.benchmark.alter import ALTERATIONS, blank, other_mask
+from osm.benchmark.files import (
+    PartialFile,
+    meta_path,
+    partial_path,
+    prediction_path,
+    read_json,
+    write_atomically,
+)
+from osm.benchmark.items import FIELD, SPLITS, Item, Split
+from osm.data.datasets import ANY_MODE, Dataset
+from osm.data.images import read_rgb
+from osm.errors import OsmError
+
+OWN_MODE = "own"
+# Masks of one image that are in memory together (1 byte a pixel): the 300 of a large LVIS image, at once.
+_MASK_PIXELS = 1 << 29
+_PROGRESS_SECONDS = 10.0
+COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask")
+"""What a meta file counts: annotations named, crowd, without a pixel (also after resizing), in the json but not in the
+PNG; and segments in the PNG but not in the json."""
+
+
+class NameLike(Protocol):
+    """A name and its probability."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def prob(self) -> float: ...
+
+
+class NamerLike(Protocol):
+    """What generation needs of a namer."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def modes(self) -> tuple[str, ...]: ...
+    def name_image(self, image: Image.Image, masks: np.ndarray, modes: Sequence[str]) -> Sequence[Any]: ...
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is the same for all images of a run; `count` items of the split are in use."""
+
+    split: Split
+    count: int
+    modes: tuple[str, ...]
+    alter: str
+    seed: int
+
+
+def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
+    """The modes to name a set in: `own` stands for the set's name.
+
+    Raises:
+        OsmError: the checkpoint has no such mode.
+    """
+    resolved = tuple(dict.fromkeys(row.name if mode == OWN_MODE else mode for mode in modes))
+    if not resolved:
+        raise OsmError(f"modes: none given; expected '{OWN_MODE}', '{ANY_MODE}' or a mode of the checkpoint")
+    for mode in resolved:
+        if mode not in available:
+            raise OsmError(
+                f"modes: set {row.name!r} is to be named in mode {mode!r}, but the checkpoint has "
+                f"{', '.join(available)} (for the open mode alone: --modes {ANY_MODE})"
+            )
+    return resolved
+
+
+def part_range(count: int, part: int, parts: int) -> range:
+    """The items of one part: count // parts each, and the rest in the last, as published."""
+    each = count // parts
+    return range(part * each, count if part == parts - 1 else (part + 1) * each)
+
+
+def check_part(part: int, parts: int) -> None:
+    """Raises OsmError unless 0 <= part < parts."""
+    if not 0 <= part < parts:
+        raise OsmError(f"part {part} of {parts}: parts are counted from 0, expected 0 <= i < n")
+
+
+def generate_predictions(
+    namer: NamerLike,
+    row: Dataset,
+    part: int,
+    parts: int,
+    out_dir: str | Path,
+    *,
+    modes: Sequence[str] = (OWN_MODE, ANY_MODE),
+    limit: int | None = None,
+    alter: str = "none",
+    seed: int = 0,
+) -> Path:
+    """Names one part of a set and writes `<set>_pred_<part>_of_<parts>.json` and its meta file.
+
+    A killed run leaves its finished images behind and the next one with the same arguments goes on from there; the
+    file is then the same, byte for byte. A finished part is left as it is.
+
+    Args:
+        namer: names masks (see `osm.recognition.namer`).
+        row: the set, with its paths.
+        part, parts: which part, counted from 0, of how many.
+        out_dir: made where it is missing.
+        modes: `own` (the set's), `any`, or others of the checkpoint.
+        limit: the first so many images of the set alone.
+        alter: one of `ALTERATIONS`.
+        seed: of `alter`.
+
+    Raises:
+        OsmError: wrong arguments or data, or a file of that name made with other ones.
+    """
+    check_part(part, parts)
+    run = _start(namer, row, modes, limit, alter, seed)
+    header = {
+        "checkpoint": namer.fingerprint,
+        "set": row.name,
+        "part": part,
+        "parts": parts,
+        "modes": list(run.modes),
+        "annotations": run.split.source_hash,
+        "limit": limit,
+        "alter": alter,
+        "seed": seed,
+    }
+    path = prediction_path(Path(out_dir), row.name, part, parts)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OsmError(f"out_dir {out_dir}: {error.strerror}; expected a folder that can be written") from None
+    if _is_finished(path, header):
+        return path
+    _name_part(namer, run, part_range(run.count, part, parts), path, header)
+    return path
+
+
+def _start(namer: NamerLike, row: Dataset, modes: Sequence[str], limit: int | None, alter: str, seed: int) -> _Run:
+    if limit is not None and limit < 1:
+        raise OsmError(f"limit {limit}: expected 1 image or more")
+    if alter not in ALTERATIONS:
+        raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
+    resolved = resolve_modes(row, modes, namer.modes)
+    split = SPLITS[row.form](row)
+    return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed)
+
+
+def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any]) -> None:
+    """Names what is left of a part, and turns it into the prediction file."""
+    with closing(PartialFile(partial_path(path), header)) as partial:
+        if partial.done:
+            _say(f"{path}: going on after {partial.done} of {len(indices)} images")
+        progress = _Progress(path.stem, len(indices), partial.done)
+        for index in indices[partial.done :]:
+            started = time.monotonic()
+            item = run.split.load(index)
+            counts = _name_item(namer, run, index, item)
+            seconds = round(time.monotonic() - started, 3)
+            partial.append({"counts": counts, "seconds": seconds, "entry": item.entry})
+            progress.step(counts["named"])
+        _finish(path, partial, run.split, header, indices)
+    partial_path(path).unlink()
+
+
+def _name_item(namer: NamerLike, run: _Run, index: int, item: Item) -> dict[str, int]:
+    """Adds the predictions to the item's entry and returns what was counted."""
+    for annotation in item.annotations:
+        annotation.pop(FIELD, None)  # annotations that are themselves a prediction file
+    named = 0
+    image: Image.Image | None = None
+    for positions, masks in _masks(run, index, item):
+        if image is None:
+            image = read_rgb(item.image_path)
+            image = blank(image) if run.alter == "blank_image" else image
+        for k, names in zip(positions, namer.name_image(image, masks, run.modes), strict=True):
+            if names is not None:
+                item.annotations[k][FIELD] = {mode: _prediction(names[mode]) for mode in run.modes}
+                named += 1
+    empty = len(item.annotations) - named - item.counts["missing_in_mask"]
+    return {**dict.fromkeys(COUNTS, 0), **item.counts, "named": named, "empty": empty}
+
+
+def _masks(run: _Run, index: int, item: Item) -> Iterator[tuple[list[int], np.ndarray]]:
+    """The masks that have a pixel, (K, H, W), with their places among the annotations; few enough at once."""
+    chunk = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
+    for first in range(0, len(item.annotations), chunk):
+        positions, masks = [], []
+        for k in range(first, min(first + chunk, len(item.annotations))):
+            mask = item.mask(k)
+            if not mask.any():
+                continue
+            if run.alter == "shuffle_masks":
+                mask = other_mask(run.split, run.count, index, k, item.size, run.seed)
+            positions.append(k)
+            masks.append(mask)
+        if positions:
+            yield positions, np.stack(masks)
+
+
+def _prediction(name: NameLike) -> dict[str, Any]:
+    return {"class": name.text.strip(), "prob": float(name.prob)}
+
+
+def _is_finished(path: Path, header: dict[str, Any]) -> bool:
+    """Whether the part's file is there already; one made with other arguments is an error, never overwritten."""
+    if not path.exists():
+        return False
+    if not meta_path(path).exists():
+        _say(f"{path}: finished already, skipped (no meta file beside it says what made it)")
+        return True
+    meta, _ = read_json(meta_path(path), "meta file")
+    changed = [key for key in header if not isinstance(meta, dict) or meta.get(key) != header[key]]
+    if changed:
+        raise OsmError(
+            f"{path} is there already, made with another {', '.join(changed)}; choose another out_dir, or remove it"
+        )
+    _say(f"{path}: finished already, skipped")
+    partial_path(path).unlink(missing_ok=True)  # there where the run was killed at the very end
+    return True
+
+
+def _finish(path: Path, partial: PartialFile, split: Split, header: dict[str, Any], indices: range) -> None:
+    """Turns the finished images into the prediction file; the meta file first, so that it is never missing."""
+    counts = Counter(dict.fromkeys(COUNTS, 0))
+    seconds = 0.0
+    for record in partial.records():
+        counts.update(record["counts"])
+        seconds += record["seconds"]
+    meta = {
+        **header,
+        "items": [indices.start, indices.stop],
+        "counts": dict(counts),
+        "seconds": round(seconds, 3),
+    }
+    write_atomically(meta_path(path), [json.dumps(meta, indent=1) + "\n"])
+    write_atomically(path, _document(partial, split))
+    left_out = ", ".join(f"{key} {value}" for key, value in counts.items() if key != "named")
+    _say(f"{path}: {counts['named']} masks of {len(indices)} images named ({left_out})")
+
+
+def _document(partial: PartialFile, split: Split) -> Iterator[str]:
+    # Entry by entry: LVIS's file is too large to be held twice.
+    yield split.prefix
+    for number, record in enumerate(partial.records()):
+        yield (", " if number else "") + json.dumps(record["entry"])
+    yield split.suffix
+
+
+class _Progress:
+    """A line on stderr now and then."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self._title, self._total, self._done, self._masks = title, total, done, 0
+        self._resumed = done
+        self._started = self._printed = time.monotonic()
+
+    def step(self, masks: int) -> None:
+        self._done += 1
+        self._masks += masks
+        now = time.monotonic()
+        if now - self._printed < _PROGRESS_SECONDS and self._done < self._total:
+            return
+        self._printed = now
+        speed = (self._done - self._resumed) / max(now - self._started, 1e-9)
+        minutes = math.ceil((self._total - self._done) / speed / 60)
+        _say(
+            f"{self._title}: {self._done}/{self._total} images, {self._masks} masks, {speed:.2f} images/s, "
+            f"{minutes} min left"
+        )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,79 @@
+"""Acc and NIV, as published, over pure strings.
+
+*Acc*: the share of the masks whose name is one of their class's names, or a plural or singular form of one.
+*NIV* (not in vocabulary): the share whose name is none of the whole set's names; plural forms do not count here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from osm.data.labels import LabelSet
+
+
+def plural_forms(name: str) -> set[str]:
+    """The plurals tried: + s, + es, y -> ies, f -> ves, fe -> ves (right or wrong English alike, as published)."""
+    forms = {name + "s", name + "es"}
+    if name.endswith("y"):
+        forms.add(name[:-1] + "ies")
+    if name.endswith("f"):
+        forms.add(name[:-1] + "ves")
+    if name.endswith("fe"):
+        forms.add(name[:-2] + "ves")
+    return forms
+
+
+def singular_forms(name: str) -> set[str]:
+    """The singulars tried: without s, without es, ies -> y, ves -> f and fe."""
+    forms = set()
+    if name.endswith("s"):
+        forms.add(name[:-1])
+    if name.endswith("es"):
+        forms.add(name[:-2])
+    if name.endswith("ies"):
+        forms.add(name[:-3] + "y")
+    if name.endswith("ves"):
+        forms |= {name[:-3] + "f", name[:-3] + "fe"}
+    return forms
+
+
+def accepted_forms(names: Iterable[str]) -> frozenset[str]:
+    """Every answer that counts as right for a class with these names; the empty one never does."""
+    accepted: set[str] = set()
+    for name in names:
+        accepted |= {name} | plural_forms(name) | singular_forms(name)
+    # A class named "s" would otherwise accept the empty answer.
+    return frozenset(accepted - {""})
+
+
+def normalize(prediction: str) -> str:
+    """A prediction as it is compared: lower case (predictions are stored stripped, but with their case)."""
+    return prediction.lower().strip()
+
+
+def is_correct(prediction: str, names: Iterable[str]) -> bool:
+    """Whether the prediction is right for a class with these names."""
+    return normalize(prediction) in accepted_forms(names)
+
+
+def in_vocabulary(prediction: str, labels: LabelSet) -> bool:
+    """Whether the prediction is a name of any class of the set (synonyms too, plural forms not)."""
+    return normalize(prediction) in labels.vocabulary
+
+
+def ratio(count: int, total: int) -> float:
+    """count / total, and nan where nothing was counted."""
+    return count / total if total else float("nan")
+
+
+def majority_class(counts: Mapping[int, int]) -> tuple[int, float] | None:
+    """What looking at nothing gives: the most frequent category id (the smallest of equals) and its share.
+
+    Args:
+        counts: how many counted masks each category id has.
+    """
+    total = sum(counts.values())
+    if not total:
+        return None
+    best = min(counts, key=lambda category_id: (-counts[category_id], category_id))
+    return best, counts[best] / total

@@ -1,0 +1,222 @@
+"""Typed configs: dataclasses that YAML files and flags both map onto, with checks that name the field to change."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from osm.data.datasets import ANY_MODE, PUBLISHED_MODES
+from osm.errors import OsmError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """The frozen vision tower.
+
+    Attributes:
+        kind: `instructblip` (the base model's ViT), `timm` (any timm model) or `random` (tiny, for tests).
+        name: timm's model name.
+        source: where the weights come from; empty = local folder, hub, pip package in this order (`osm.model.weights`).
+        strides: of a CNN's feature maps, finest first (they are laid onto the finest one's grid); empty for a ViT.
+        patch, width, class_token: of a random tower.
+        seed: of a random tower's values.
+    """
+
+    kind: str = "instructblip"
+    name: str = ""
+    source: str = ""
+    strides: tuple[int, ...] = ()
+    patch: int = 14
+    width: int = 32
+    class_token: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """The frozen decoder-only LLM: a folder, a hub id or a GGUF file. `source` as for the tower."""
+
+    name: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """The trainable MaskQ-Former. With an InstructBLIP base, all sizes but the dropout are the base's own.
+
+    `instruction_dim` > 0 factorises the instruction's word embedding (vocabulary x dim, dim x width), which keeps the
+    bridge small when the instruction goes through an LLM's large vocabulary.
+    """
+
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    mlp_width: int = 3072
+    cross_attention_frequency: int = 2
+    mask_queries: int = 32
+    context_queries: int = 32
+    dropout: float = 0.1
+    instruction_dim: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides what a model computes.
+
+    Attributes:
+        variant: the bridge between tower and LLM.
+        base_model_name: an InstructBLIP id or folder that brings tower, LLM and Q-Former; empty = `tower` and `llm`.
+        input_size: S, the side of the square canvas in pixels.
+        sliding_window_size, sliding_window_stride: w and s, in pixels.
+        mask_to_grid: `nearest` (published) or `area` (a cell counts with any coverage).
+        context_enlarge_ratio: how far the context box reaches beyond the mask's; < 0 = the whole canvas.
+        modes: the answer styles, each with its own learned embeddings; `any` is always one of them.
+    """
+
+    variant: str = "maskqformer"
+    base_model_name: str = ""
+    input_size: int = 1120
+    sliding_window_size: int = 224
+    sliding_window_stride: int = 224
+    mask_to_grid: str = "nearest"
+    context_enlarge_ratio: float = 0.5
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    modes: tuple[str, ...] = PUBLISHED_MODES
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("maskqformer",):
+            raise OsmError(f"model.variant {self.variant!r} is not known; it is: maskqformer")
+        if self.mask_to_grid not in ("nearest", "area"):
+            raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} is not nearest or area")
+        if not 1 <= self.sliding_window_size <= self.input_size:
+            raise OsmError(
+                f"--sliding_window_size {self.sliding_window_size} must lie between 1 and --input_size {self.input_size}"
+            )
+        if not 1 <= self.sliding_window_stride <= self.sliding_window_size:
+            raise OsmError(
+                f"--sliding_window_stride {self.sliding_window_stride} must lie between 1 and --sliding_window_size "
+                f"{self.sliding_window_size}, or parts of the image would be seen by no window"
+            )
+        if not self.base_model_name and self.tower.kind == "instructblip":
+            raise OsmError("model.base_model_name is empty, and model.tower.kind 'instructblip' takes its ViT from it")
+        if self.tower.kind not in ("instructblip", "timm", "random"):
+            raise OsmError(f"model.tower.kind {self.tower.kind!r} is not instructblip, timm or random")
+        if self.qformer.width % self.qformer.heads:
+            raise OsmError(
+                f"model.qformer.width {self.qformer.width} is not a multiple of model.qformer.heads "
+                f"{self.qformer.heads}"
+            )
+        if ANY_MODE not in self.modes or len(set(self.modes)) != len(self.modes):
+            raise OsmError(f"model.modes must name '{ANY_MODE}' and no mode twice, found {list(self.modes)}")
+
+    def with_modes(self, names: typing.Iterable[str]) -> ModelConfig:
+        """The config with a mode for each of `names` (those that are there keep their place)."""
+        added = tuple(name for name in dict.fromkeys(names) if name not in self.modes)
+        return dataclasses.replace(self, modes=self.modes + added)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Builds a config dataclass from plain values, as they come from YAML or json.
+
+    Raises:
+        OsmError: an unknown field, or a value of another type, named with `where`.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise OsmError(f"{where}: expected a mapping of {', '.join(names)}, found {values!r}")
+    for key in values:
+        if key not in names:
+            raise OsmError(f"{where}: unknown field {key!r}; the fields are {', '.join(names)}")
+    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise OsmError(f"{where}: expected a list, found {value!r}")
+        return tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            raise OsmError(f"{where}: expected a mapping, found {value!r}")
+        return {key: _convert(typing.get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:  # YAML reads 1e-4 as a string
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise OsmError(f"{where}: expected {hint.__name__}, found {value!r}")
+
+
+def find_config(name: str) -> Path:
+    """The path of a config: an existing file, or the name of one of the project's (`osm`, `osm_small`, `benchmark`).
+
+    Raises:
+        OsmError: neither a file nor such a name.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise OsmError(f"config {name!r}: no such file")
+    for folder in _config_folders():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    shipped = sorted(p.stem for folder in _config_folders() for p in folder.glob("*.yaml"))
+    raise OsmError(f"config {name!r} is neither a .yaml file nor one of the project's: {', '.join(dict.fromkeys(shipped))}")
+
+
+def _config_folders() -> list[Path]:
+    # Installed, the top-level configs/ is the package osm.configs; in a checkout it lies beside osm/.
+    package = Path(str(resources.files("osm")))
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def load_yaml(name: str) -> dict[str, Any]:
+    """A config file as a mapping of its sections (`model`, `training`).
+
+    Raises:
+        OsmError: not found, not YAML, or a section that is not known.
+    """
+    path = find_config(name)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OsmError(f"config {path}: {error}") from None
+    if not isinstance(document, dict):
+        raise OsmError(f"config {path}: expected the sections 'model' and 'training', found {document!r}")
+    for section in document:
+        if section not in ("model", "training"):
+            raise OsmError(f"config {path}: unknown section {section!r}; the sections are model and training")
+    return document
+
+
+def load_model_config(name: str, **overrides: Any) -> ModelConfig:
+    """The model section of a config, with those `overrides` that are not None in place of its fields."""
+    section = {**load_yaml(name).get("model", {}), **{k: v for k, v in overrides.items() if v is not None}}
+    return from_dict(ModelConfig, section, f"config {name}: model")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values, for YAML and json."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,171 @@
+"""From pictures and words to tensors: the canvas of a picture, the ids of a prompt and its answer.
+
+Shapes: N images, S input size, R rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from osm.errors import OsmError, SampleError
+
+MAX_TEXT_TOKENS = 32
+
+
+def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
+    """(width, height) of a picture whose longest side goes to `target`, by the published rule.
+
+    A square goes to the target; else the short side goes to target - 1 and, where the long one would then be over the
+    target, the long one to the target.
+    """
+    if width == height:
+        return target, target
+    short, long = min(width, height), max(width, height)
+    new_short, new_long = target - 1, int((target - 1) * long / short)
+    if new_long > target:
+        new_short, new_long = max(1, int(target * (target - 1) / new_long)), target
+    return (new_long, new_short) if width > height else (new_short, new_long)
+
+
+def nearest_rows(size: int, resized: int, start: int = 0, count: int | None = None) -> np.ndarray:
+    """Source indices of pixels start..start+count of a nearest-neighbour resize (Pillow's: pixel centres)."""
+    index = np.arange(start, resized if count is None else start + count)
+    return np.minimum(((index + 0.5) * size / resized).astype(np.int64), size - 1)
+
+
+@dataclass
+class Text:
+    """Token ids, all (R, T), padded on the right."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    qformer_ids: Tensor
+    qformer_mask: Tensor
+
+
+class Processor:
+    """The transforms that belong to a model.
+
+    Args:
+        tokenizer: the LLM's. qformer_tokenizer: the instruction's; None = the LLM's.
+        input_size: S. mean, std: of the tower's RGB input in 0..1.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        qformer_tokenizer: Any | None,
+        input_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise OsmError("the LLM's tokenizer has no end token: a name could never end")
+        self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
+        self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
+
+    # -- pictures ----------------------------------------------------------------------------------------------------
+
+    def canvas(self, image: Image.Image) -> Tensor:
+        """A picture as at test time: longest side to S (bicubic), padded at the bottom and right. uint8 (3, S, S)."""
+        size = fitted_size(image.width, image.height, self.input_size)
+        return self.padded(np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)))
+
+    def padded(self, pixels: np.ndarray) -> Tensor:
+        """(h, w, 3) -> uint8 (3, S, S), zeros below and right of the picture."""
+        canvas = np.zeros((self.input_size, self.input_size, 3), np.uint8)
+        canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
+        return torch.from_numpy(canvas).permute(2, 0, 1).contiguous()
+
+    def canvas_masks(self, masks: np.ndarray) -> Tensor:
+        """Masks (K, H, W) of a picture as at test time: nearest, padded with 0. bool (K, 1, S, S)."""
+        _, height, width = masks.shape
+        new_width, new_height = fitted_size(width, height, self.input_size)
+        rows, columns = nearest_rows(height, new_height), nearest_rows(width, new_width)
+        canvas = np.zeros((len(masks), 1, self.input_size, self.input_size), bool)
+        canvas[:, 0, :new_height, :new_width] = masks[:, rows[:, None], columns[None]]
+        return torch.from_numpy(canvas)
+
+    def pixel_values(self, canvas: Tensor) -> Tensor:
+        """uint8 (N, 3, S, S) -> float32, scaled to 0..1 and normalised, on the canvas's device."""
+        mean, std = (torch.tensor(v, device=canvas.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (canvas.float() / 255 - mean) / std
+
+    # -- words -------------------------------------------------------------------------------------------------------
+
+    def prompts(self, prompts: Sequence[str]) -> Text:
+        """Prompts alone, for generation (nothing is supervised)."""
+        rows = [self._bos() + self._ids(prompt) for prompt in prompts]
+        return self._text(rows, [[-100] * len(row) for row in rows], prompts)
+
+    def training_text(self, prompts: Sequence[str], targets: Sequence[str], supervise: str = "all") -> Text:
+        """BOS, prompt, answer, end token: cut on the left to 32 tokens, so that the answer survives.
+
+        Args:
+            supervise: `all` = prompt and answer, but not BOS (published); `answer` = the answer and its end token.
+
+        Raises:
+            SampleError: `answer_too_long`, an answer that alone does not fit.
+        """
+        encoded = [self.training_row(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+        skip = len(self._bos())
+        rows, labels = [], []
+        for row, start in encoded:
+            first = skip if supervise == "all" else start
+            rows.append(row)
+            labels.append([-100] * first + row[first:])
+        return self._text(rows, labels, prompts)
+
+    def training_row(self, prompt: str, target: str) -> tuple[list[int], int]:
+        """The ids of one training text, and where its answer starts."""
+        text = f"{prompt} {target}"
+        ids, answer_start = self._ids(text), len(self._ids(prompt))
+        if self.tokenizer.is_fast:
+            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            answer_start = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
+        bos = self._bos()
+        cut = max(0, len(bos) + len(ids) + 1 - MAX_TEXT_TOKENS)
+        if cut > answer_start:
+            raise SampleError(
+                "answer_too_long", f"the answer {target!r} takes over {MAX_TEXT_TOKENS - len(bos) - 1} tokens"
+            )
+        return [*bos, *ids[cut:], self.tokenizer.eos_token_id], len(bos) + answer_start - cut
+
+    def name(self, ids: Sequence[int]) -> str:
+        """Generated ids as a name: special tokens dropped, stripped."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _bos(self) -> list[int]:
+        return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+
+    def _text(self, rows: list[list[int]], labels: list[list[int]], prompts: Sequence[str]) -> Text:
+        if self.qformer_tokenizer is None:
+            instructions = [self._ids(prompt)[:MAX_TEXT_TOKENS] for prompt in prompts]
+        else:
+            encoded = self.qformer_tokenizer(list(prompts), truncation=True, max_length=MAX_TEXT_TOKENS)
+            instructions = encoded["input_ids"]
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        qformer_pad = pad if self.qformer_tokenizer is None else self.qformer_tokenizer.pad_token_id
+        return Text(
+            _pad(rows, pad),
+            _pad([[1] * len(row) for row in rows], 0),
+            _pad(labels, -100),
+            _pad(instructions, qformer_pad),
+            _pad([[1] * len(row) for row in instructions], 0),
+        )
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    length = max((len(row) for row in rows), default=0)
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.long).reshape(-1, length)

@@ -1,0 +1,281 @@
+"""Writes WebDataset shards: the same samples give the same bytes, and a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import re
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from osm.errors import OsmError
+
+LAYOUTS = ("webdataset", "published")
+SIZES, SUMMARY, PROGRESS = "sizes.json", "summary.json", "progress.json"
+MAX_NAME_BYTES = 100  # of a member, in USTAR
+_TEMPORARY = ".tmp"
+_SHARD = re.compile(r"\d{9}\.tar")
+_EXAMPLES = 5  # messages kept of each reason: thousands of missing files say no more than five
+_LOCK_SECONDS = 3.0  # the worker processes of a killed run hold its lock until they notice
+
+
+@dataclass
+class Tally:
+    """What became of the items so far: counts by reason, and the first messages of each."""
+
+    written: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, counts: Counter[str], reason: str, message: str, count: int = 1) -> bool:
+        """Counts a reason; true while its messages are few enough to be worth printing."""
+        counts[reason] += count
+        kept = self.examples.setdefault(reason, [])
+        if len(kept) >= _EXAMPLES:
+            return False
+        kept.append(message)
+        return True
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "written": self.written,
+            "left_out": dict(sorted(self.left_out.items())),
+            "warnings": dict(sorted(self.warnings.items())),
+            "examples": {reason: list(messages) for reason, messages in sorted(self.examples.items())},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Tally:
+        examples = {reason: list(messages) for reason, messages in value["examples"].items()}
+        return cls(value["written"], Counter(value["left_out"]), Counter(value["warnings"]), examples)
+
+
+def shard_name(number: int) -> str:
+    return f"{number:09d}.tar"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a json file that is at no time half there."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class ShardWriter:
+    """Writes samples to `000000000.tar`, `000000001.tar`, ... in `output_dir`; use it in a `with` block.
+
+    The caller goes through a fixed list of items, from `next_item` on, and calls `write` or `leave_out` with each
+    item's index, then `finish`. A shard is written under a temporary name and renamed when whole; then `progress.json`
+    is told of it, so that the same run, started again, begins with the first item after the last whole shard.
+
+    Args:
+        arguments: whatever else decides the content of the shards. A folder that holds the shards of other arguments
+            is refused.
+
+    Raises:
+        OsmError: an argument is wrong, `output_dir` holds other shards, or another process is writing there.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        layout: str,
+        num_files_per_shard: int = 1000,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        if layout not in LAYOUTS:
+            raise OsmError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+        if num_files_per_shard < 1:
+            raise OsmError(f"num_files_per_shard {num_files_per_shard} has to be 1 or more")
+        self.output_dir = Path(output_dir)
+        self.num_files_per_shard = num_files_per_shard
+        self.arguments = {**(arguments or {}), "layout": layout, "num_files_per_shard": num_files_per_shard}
+        self.tally = Tally()
+        self.next_item = 0
+        self.finished = False
+        self._shards: list[dict[str, Any]] = []
+        self._tar: tarfile.TarFile | None = None
+        self._file: IO[bytes] | None = None
+        self._in_shard = 0
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OsmError(f"output_dir {self.output_dir}: cannot be made ({error})") from None
+        self._lock = self._take_lock()
+        try:
+            self._resume()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Drops an unfinished shard: only `finish` closes one that is not full."""
+        if self._file is not None:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+        fcntl.flock(self._lock, fcntl.LOCK_UN)  # not by closing alone: forked workers hold a copy of the descriptor
+        os.close(self._lock)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The whole shards and their numbers of samples."""
+        return {shard["name"]: shard["samples"] for shard in self._shards}
+
+    def write(self, item: int, key: str, members: Iterable[tuple[str, bytes]]) -> None:
+        """Adds a sample: each (extension, bytes) becomes the member `<key>.<extension>`."""
+        if self._tar is None:
+            self._file = self._temporary.open("wb")
+            self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, encoding="utf-8")
+        for extension, data in members:
+            info = tarfile.TarInfo(f"{key}.{extension}")  # owner and times are 0 and stay so: fixed bytes
+            info.size, info.mode = len(data), 0o644
+            self._tar.addfile(info, io.BytesIO(data))
+        self._in_shard += 1
+        self.tally.written += 1
+        self.next_item = item + 1
+        if self._in_shard == self.num_files_per_shard:
+            self._close_shard()
+
+    def leave_out(self, item: int, reason: str, message: str) -> bool:
+        """Counts an item that gives no sample; true where the message should be shown."""
+        self.next_item = item + 1
+        return self.tally.note(self.tally.left_out, reason, message)
+
+    def warn(self, reason: str, message: str, count: int = 1) -> bool:
+        """Counts a fault of a sample that is kept (before its `write`); true where the message should be shown."""
+        return self.tally.note(self.tally.warnings, reason, message, count)
+
+    def finish(self, left_out: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """Closes the last shard, writes `sizes.json` and `summary.json`, and returns the summary.
+
+        Args:
+            left_out: by reason, what was left out before it became an item.
+        """
+        if self._tar is not None:
+            self._close_shard()
+        summary = self.tally.as_json()
+        summary["left_out"] = dict(sorted((Counter(left_out or {}) + self.tally.left_out).items()))
+        summary |= {"shards": len(self._shards), "arguments": self.arguments}
+        write_json(self.output_dir / SIZES, self.sizes)
+        write_json(self.output_dir / SUMMARY, summary)
+        self.finished = True
+        self._write_progress()
+        return summary
+
+    def start_over(self) -> None:
+        """Deletes the shards of the finished run found here, and begins anew."""
+        for name in (*self.sizes, SIZES, SUMMARY):
+            (self.output_dir / name).unlink(missing_ok=True)
+        self._shards, self.tally, self.next_item, self.finished = [], Tally(), 0, False
+        self._write_progress()
+
+    @property
+    def _temporary(self) -> Path:
+        return self.output_dir / (shard_name(len(self._shards)) + _TEMPORARY)
+
+    def _close_shard(self) -> None:
+        assert self._tar is not None and self._file is not None
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        temporary, name = self._temporary, shard_name(len(self._shards))
+        size = temporary.stat().st_size
+        os.replace(temporary, self.output_dir / name)
+        self._shards.append(
+            {
+                "name": name,
+                "samples": self._in_shard,
+                "bytes": size,
+                "next_item": self.next_item,
+                "tally": self.tally.as_json(),
+            }
+        )
+        self._tar, self._file, self._in_shard = None, None, 0
+        self._write_progress()
+
+    def _write_progress(self) -> None:
+        final = {"next_item": self.next_item, "tally": self.tally.as_json()} if self.finished else None
+        write_json(self.output_dir / PROGRESS, {"arguments": self.arguments, "shards": self._shards, "finished": final})
+
+    def _take_lock(self) -> int:
+        """Two runs in one folder would write into each other's temporary file."""
+        folder = os.open(self.output_dir, os.O_RDONLY)
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return folder
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(folder)
+                    raise OsmError(f"output_dir {self.output_dir}: another process is writing shards there") from None
+                time.sleep(0.05)
+            except OSError:
+                return folder  # a file system without locks
+
+    def _resume(self) -> None:
+        """Takes over the whole shards of a run with the same arguments; refuses a folder with any others."""
+        found = {path.name for path in self.output_dir.glob("*.tar")}
+        record = self._read_progress()
+        recorded = [] if record is None else record["shards"]
+        # A shard may have been renamed just before the run was killed, so that the record lacks it: written again.
+        strangers = found - {shard["name"] for shard in recorded}
+        if record is not None:
+            strangers -= {shard_name(len(recorded))}
+        if strangers:
+            raise OsmError(
+                f"output_dir {self.output_dir} holds {min(strangers)}, which a run of this kind did not write: "
+                "give an empty folder"
+            )
+        for shard in recorded:
+            path = self.output_dir / shard["name"]
+            if not path.is_file() or path.stat().st_size != shard["bytes"]:
+                break
+            self._shards.append(shard)
+        whole = record is not None and len(self._shards) == len(recorded)
+        self.finished = whole and record is not None and record["finished"] is not None
+        last = (
+            record["finished"] if self.finished and record is not None else self._shards[-1] if self._shards else None
+        )
+        if last is not None:
+            self.tally, self.next_item = Tally.from_json(last["tally"]), last["next_item"]
+        for path in self.output_dir.glob(f"*{_TEMPORARY}"):
+            if _SHARD.fullmatch(path.name.removesuffix(_TEMPORARY)):
+                path.unlink()
+        if not self.finished:
+            (self.output_dir / SIZES).unlink(missing_ok=True)
+            (self.output_dir / SUMMARY).unlink(missing_ok=True)
+        self._write_progress()
+
+    def _read_progress(self) -> dict[str, Any] | None:
+        path = self.output_dir / PROGRESS
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            made_with = dict(record["arguments"])
+            for shard in record["shards"]:
+                Tally.from_json(shard["tally"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OsmError(f"{path}: not the record of a conversion ({error!r}): give an empty output_dir") from None
+        ours = json.loads(json.dumps(self.arguments))
+        for name in sorted(made_with.keys() | ours.keys()):
+            if made_with.get(name) != ours.get(name):
+                raise OsmError(
+                    f"output_dir {self.output_dir} holds the shards of another run: its {name} was "
+                    f"{made_with.get(name)!r}, now it is {ours.get(name)!r}; give an empty folder or the same arguments"
+                )
+        return record

@@ -1,0 +1,112 @@
+"""Reading WebDataset shards: tar files whose members of one key are one sample.
+
+Members are read as bytes and decoded by `osm.data.segments`; nothing is unpickled, no command is run.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from osm.errors import OsmError, SampleError
+
+MAX_MEMBER_BYTES = 256 << 20
+MEMBERS = ("jpg", "jpeg", "image.png", "png", "json", "tif")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass
+class RawSample:
+    """One sample as it lies in the shard: member bytes by extension."""
+
+    shard: str
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """Expands `{000..106}` ranges and `{a,b}` lists; several patterns are joined by `::`. Existence is not checked.
+
+    Raises:
+        OsmError: an empty pattern, a malformed brace, or a URL (`pipe:` and other commands are refused).
+    """
+    shards: list[str] = []
+    for part in pattern.split("::"):
+        if not part or re.match(r"[a-z]+:", part, re.IGNORECASE):
+            raise OsmError(f"shards {pattern!r}: expected paths of .tar files; URLs and `pipe:` commands are refused")
+        pieces = _BRACES.split(part)
+        choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]
+        if "{" in "".join(pieces[::2]) or "}" in "".join(pieces[::2]):
+            raise OsmError(f"shards {pattern!r}: braces do not match")
+        shards += ["".join(choice) for choice in product(*choices)]
+    return shards
+
+
+def _expand_brace(content: str, pattern: str) -> list[str]:
+    found = re.fullmatch(r"(\d+)\.\.(\d+)", content)
+    if not found:
+        if "," not in content:
+            raise OsmError(f"shards {pattern!r}: '{{{content}}}' is neither a range {{000..106}} nor a list {{a,b}}")
+        return content.split(",")
+    first, last = found.groups()
+    if int(last) < int(first) or int(last) - int(first) >= 1_000_000:
+        raise OsmError(f"shards {pattern!r}: the range {{{content}}} is empty or over a million shards")
+    return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+
+
+def existing_shards(pattern: str, flag: str) -> list[str]:
+    """The shards of a pattern that are there; missing ones are reported, once, as published ranges may name a few too many.
+
+    Raises:
+        OsmError: none is there, or half of them or more are missing.
+    """
+    named = expand_shards(pattern)
+    there = [shard for shard in named if Path(shard).is_file()]
+    missing = [shard for shard in named if not Path(shard).is_file()]
+    if not there:
+        raise OsmError(f"{flag} {pattern!r}: none of its {len(named)} shards exists (first: {named[0]})")
+    if missing:
+        message = f"{flag}: {len(missing)} of {len(named)} shards do not exist (first: {missing[0]})"
+        if len(missing) * 2 >= len(named):
+            raise OsmError(f"{message}: half or more; correct the range")
+        print(f"warning: {message}; going on without them", file=sys.stderr)
+    return there
+
+
+def read_shard(path: str) -> Iterator[RawSample | SampleError]:
+    """The samples of a shard in order; what cannot be read comes as an error in its place, and the rest goes on."""
+    current: RawSample | None = None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if current is not None and key != current.key:
+                    yield current
+                    current = None
+                if current is None:
+                    current = RawSample(path, key)
+                if extension not in MEMBERS:
+                    continue
+                if member.size > MAX_MEMBER_BYTES:
+                    yield SampleError("member_too_large", f"{path}: {member.name} has {member.size} bytes")
+                    continue
+                file = tar.extractfile(member)
+                data = file.read() if file else b""
+                if len(data) != member.size:
+                    raise tarfile.ReadError("unexpected end of data")
+                current.members[extension] = data
+    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+        # The sample in progress may lack members: it is dropped with the rest of the shard.
+        yield SampleError("broken_tar", f"{path}: {error}")
+        return
+    if current is not None:
+        yield current

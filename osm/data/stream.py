@@ -1,0 +1,274 @@
+"""The training stream: shards -> shuffled samples -> batches, decided by (seed, epoch, rank, worker) alone.
+
+Shapes: N images, R rows (masks), S input size, T text tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from osm.data.datasets import ANY_MODE, Dataset
+from osm.data.feature_cache import FeatureCache
+from osm.data.processor import Text
+from osm.data.sample import Sample, SampleTransform
+from osm.data.segments import read_scene
+from osm.data.shards import RawSample, read_shard
+from osm.errors import OsmError, SampleError
+
+MAX_SKIPS_IN_A_ROW = 1000
+
+
+@dataclass
+class Batch:
+    """One batch of one set (or several, merged): N images, R masks.
+
+    Attributes:
+        datasets: (R), the set of each row. modes: (R), the mode it answers in.
+        canvas: uint8 (N, 3, S, S), or None where `tokens` (N, L, C), float16, came from a cache.
+        image_index: (R,), the image of each row. masks: bool (R, 1, S, S).
+        skipped: samples left out since the last batch, by reason.
+    """
+
+    datasets: list[str]
+    modes: list[str]
+    canvas: Tensor | None
+    tokens: Tensor | None
+    image_index: Tensor
+    masks: Tensor
+    text: Text
+    keys: list[str]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.modes)
+
+    def to(self, device: torch.device) -> Batch:
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        text = Text(*(t.to(device, non_blocking=True) for t in vars(self.text).values()))
+        return replace(
+            self,
+            canvas=move(self.canvas),
+            tokens=move(self.tokens),
+            image_index=move(self.image_index),
+            masks=move(self.masks),
+            text=text,
+        )
+
+
+def merge(batches: Sequence[Batch]) -> Batch:
+    """One batch of all images and rows, texts padded to the longest."""
+    if len(batches) == 1:
+        return batches[0]
+    index, images = [], 0
+    for batch in batches:
+        index.append(batch.image_index + images)
+        images += len(batch.keys)
+
+    def together(parts: list[Tensor | None]) -> Tensor | None:
+        return None if parts[0] is None else torch.cat(parts)
+
+    text = Text(
+        *(
+            _cat_padded([getattr(b.text, name) for b in batches], -100 if name == "labels" else 0)
+            for name in vars(batches[0].text)
+        )
+    )
+    return Batch(
+        sum((b.datasets for b in batches), []),
+        sum((b.modes for b in batches), []),
+        together([b.canvas for b in batches]),
+        together([b.tokens for b in batches]),
+        torch.cat(index),
+        torch.cat([b.masks for b in batches]),
+        text,
+        sum((b.keys for b in batches), []),
+        sum((b.skipped for b in batches), Counter()),
+    )
+
+
+def _cat_padded(parts: list[Tensor], value: int) -> Tensor:
+    length = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, length - part.shape[1]), value=value) for part in parts])
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Where a set's samples come from and how they are drawn."""
+
+    shards: tuple[str, ...]
+    batch_size: int
+    samples_per_epoch: int
+    seed: int = 42
+    resampled: bool = False
+    shuffle_buffer: int = 500
+
+
+def batches_per_epoch(samples: int, batch_size: int, world_size: int, workers: int) -> int:
+    """The published count: ceil(samples / (batch x ranks)), then ceil per worker, times workers."""
+    workers = max(1, workers)
+    return math.ceil(math.ceil(samples / (batch_size * world_size)) / workers) * workers
+
+
+class SampleStream(IterableDataset):
+    """Batches of one set for one rank; each worker draws a stream of its own."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: StreamConfig,
+        transform: SampleTransform,
+        rank: int,
+        world_size: int,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.config, self.transform = dataset, config, transform
+        self.rank, self.world_size, self.cache = rank, world_size, cache
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        total = batches_per_epoch(self.config.samples_per_epoch, self.config.batch_size, self.world_size, workers)
+        skipped: Counter[str] = Counter()
+        samples = self.samples(worker, workers, skipped)
+        for number in range(total // workers):
+            chosen = [next(samples) for _ in range(self.config.batch_size)]
+            yield self._batch(chosen, number * workers + worker, skipped)
+            skipped.clear()
+
+    def samples(self, worker: int, workers: int, skipped: Counter[str]) -> Iterator[Sample]:
+        """Endless samples of one worker; what is left out is counted in `skipped` by reason."""
+        # The dataset's name is part of the key, so that two sets in the same shards do not walk in step.
+        name = int.from_bytes(self.dataset.name.encode(), "big")
+        rng = np.random.default_rng([self.config.seed, self.epoch, self.rank, worker, name])
+        in_a_row = 0
+        for raw in self._shuffled(rng, worker, workers):
+            sample_rng = np.random.default_rng(rng.integers(2**63, size=4))
+            try:
+                if isinstance(raw, SampleError):
+                    raise raw
+                scene = read_scene(self.dataset.form, raw.members, self.dataset.label_set)
+                sample = self.transform(scene, raw.key, sample_rng)
+                self._check_text(sample)
+                in_a_row = 0
+                yield sample
+            except SampleError as error:
+                skipped[error.reason] += 1
+                in_a_row += 1
+                if in_a_row == MAX_SKIPS_IN_A_ROW:
+                    raise OsmError(
+                        f"--{self.dataset.name}_shards: {in_a_row} samples in a row were unusable "
+                        f"({dict(skipped)}); the last: {error}"
+                    ) from None
+
+    def _check_text(self, sample: Sample) -> None:
+        for prompt, target in zip(sample.prompts, sample.targets, strict=True):
+            self.transform.processor.training_row(prompt, target)
+
+    def _shuffled(self, rng: np.random.Generator, worker: int, workers: int) -> Iterator[RawSample | SampleError]:
+        """Samples through a shuffle buffer, in an order that the generator decides."""
+        buffer: list[RawSample | SampleError] = []
+        for raw in self._in_order(rng, worker, workers):
+            if len(buffer) < self.config.shuffle_buffer:
+                buffer.append(raw)
+                continue
+            slot = int(rng.integers(len(buffer)))
+            buffer[slot], raw = raw, buffer[slot]
+            yield raw
+
+    def _in_order(self, rng: np.random.Generator, worker: int, workers: int) -> Iterator[RawSample | SampleError]:
+        """Shards drawn with replacement; or else every shard once a pass, its samples dealt out to all workers."""
+        shards = self.config.shards
+        if self.config.resampled:
+            while True:
+                yield from read_shard(shards[int(rng.integers(len(shards)))])
+        lane, lanes = self.rank * workers + worker, self.world_size * workers
+        shared = np.random.default_rng([self.config.seed, self.epoch])  # the same order for all, so that deals agree
+        position = 0
+        while True:
+            for shard in shared.permutation(len(shards)):
+                for raw in read_shard(shards[shard]):
+                    position += 1
+                    if (position - 1) % lanes == lane:
+                        yield raw
+
+    def _batch(self, samples: list[Sample], number: int, skipped: Counter[str]) -> Batch:
+        processor, config = self.transform.processor, self.transform.config
+        counts = [len(sample.targets) for sample in samples]
+        rows = sum(counts)
+        own = rows // 2 if rows > 1 else (number + 1) % 2
+        tokens = canvas = None
+        if self.cache is not None:
+            tokens = torch.stack([self.cache.load(self.dataset.name, s.key, s.cached_view) for s in samples])
+        else:
+            canvas = torch.stack([processor.padded(sample.pixels) for sample in samples])
+        text = processor.training_text(
+            [prompt for sample in samples for prompt in sample.prompts],
+            [target for sample in samples for target in sample.targets],
+            config.supervise,
+        )
+        return Batch(
+            [self.dataset.name] * rows,
+            [self.dataset.name] * own + [ANY_MODE] * (rows - own),
+            canvas,
+            tokens,
+            torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
+            torch.cat([sample.masks for sample in samples]),
+            text,
+            [sample.key for sample in samples],
+            Counter(skipped),
+        )
+
+
+class EpochLoader:
+    """The batches of one set for one process, epoch by epoch.
+
+    With `emulate` > 0 this process draws the streams of several ranks, as many as it takes to make `emulate` in all,
+    and merges their batches: the samples of a larger run on fewer processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: StreamConfig,
+        transform: SampleTransform,
+        rank: int,
+        world_size: int,
+        workers: int,
+        cache: FeatureCache | None = None,
+        emulate: int = 0,
+    ) -> None:
+        streams = emulate or world_size
+        if streams % world_size:
+            raise OsmError(f"--emulate_world_size {streams} is not a multiple of the {world_size} processes")
+        share = streams // world_size
+        self.streams = [
+            SampleStream(dataset, config, transform, rank * share + i, streams, cache) for i in range(share)
+        ]
+        self.workers = workers
+        self.batches = batches_per_epoch(config.samples_per_epoch, config.batch_size, streams, workers)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        loaders: list[Any] = []
+        for stream in self.streams:
+            stream.epoch = number
+            # Workers fork before any thread pool has run in them; their own torch threads would fight over the cores.
+            loaders.append(DataLoader(stream, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread))
+        return (merge(batches) for batches in zip(*loaders, strict=True))
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

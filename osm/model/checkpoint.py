@@ -1,0 +1,164 @@
+"""Files of trained parts: the published `.pt` layout, and our folder with safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from osm.config import ModelConfig, as_dict, from_dict
+from osm.errors import OsmError
+from osm.model.weights import fingerprint
+
+if TYPE_CHECKING:
+    from osm.model.osm import OmniScientModel
+
+T = TypeVar("T")
+FORMAT = 1
+# Buffers that old transformers versions wrote into checkpoints; they carry nothing.
+IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
+_BASE_PARTS = ("qformer.", "language_projection.")
+
+
+def replace_fields(config: T, **changes: Any) -> T:
+    """`dataclasses.replace` for a config."""
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.endswith(IGNORED_SUFFIXES)}
+
+
+def published_state_dict(model: OmniScientModel) -> dict[str, Tensor]:
+    """The trained parts under the published names; `base_model.query_tokens` is `context_query` once more."""
+    state = {"window_pos_embed": model.window_pos_embed.detach()}
+    for key, value in model.bridge.state_dict().items():
+        state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value.detach()
+    state["base_model.query_tokens"] = state["context_query"]
+    return state
+
+
+def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor], where: str) -> None:
+    """Copies published entries into the model.
+
+    Raises:
+        OsmError: lists every entry that is missing, unexpected or of another shape; the model is then unchanged.
+    """
+    given = without_ignored({key.replace("module.", ""): value for key, value in state.items()})
+    wanted = published_state_dict(model)
+    problems = [f"missing: {key}" for key in wanted if key not in given]
+    problems += [f"unexpected: {key}" for key in given if key not in wanted]
+    for key in wanted.keys() & given.keys():
+        value = given[key]
+        if not isinstance(value, Tensor) or not _fits(value.shape, wanted[key].shape):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            problems.append(f"shape of {key}: {shape} in the file, {tuple(wanted[key].shape)} in the model")
+    if not problems and not torch.equal(
+        given["base_model.query_tokens"].flatten(), given["context_query"].flatten()
+    ):
+        problems.append("base_model.query_tokens and context_query differ; they are one tensor")
+    if problems:
+        raise OsmError(f"{where} does not fit this model ({len(problems)} entries):\n  " + "\n  ".join(sorted(problems)))
+    with torch.no_grad():
+        for key, value in wanted.items():
+            value.copy_(given[key].reshape(value.shape))
+
+
+def _fits(given: torch.Size, wanted: torch.Size) -> bool:
+    """Leading axes of 1 carry nothing."""
+
+    def strip(shape: torch.Size) -> tuple[int, ...]:
+        sizes = tuple(shape)
+        while sizes and sizes[0] == 1:
+            sizes = sizes[1:]
+        return sizes
+
+    return strip(given) == strip(wanted)
+
+
+def read_published(path: str | Path) -> dict[str, Any]:
+    """Reads a `.pt` checkpoint without running any code in it.
+
+    Raises:
+        OsmError: missing, broken, an unsafe pickle, or without `model_state_dict`.
+    """
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own text advises to load it unsafely: only the name of what the file would call is passed on.
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds more than tensors and plain values ({called[1]})" if called else "is broken, or no checkpoint"
+        raise OsmError(f"checkpoint {path} {what}; it is not loaded") from None
+    except Exception as error:  # a broken file raises about anything: IndexError, AssertionError, struct.error, ...
+        raise OsmError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from None
+    if not isinstance(document, dict) or not isinstance(document.get("model_state_dict"), dict):
+        raise OsmError(f"checkpoint {path} has no 'model_state_dict'")
+    return document
+
+
+def load_published(model: OmniScientModel, path: str | Path) -> dict[str, Any]:
+    """See `OmniScientModel.load_checkpoint`."""
+    document = read_published(path)
+    load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
+    return document
+
+
+def frozen_hashes(model: OmniScientModel) -> dict[str, str]:
+    """Fingerprints of the frozen parts, computed once a model."""
+    if not hasattr(model, "_frozen_hashes"):
+        model._frozen_hashes = {"tower": fingerprint(model.tower), "llm": fingerprint(model.llm)}
+    return dict(model._frozen_hashes)
+
+
+def config_document(model: OmniScientModel) -> dict[str, Any]:
+    """What config.json holds, and train.py's checkpoints beside the published entries."""
+    return {"format": FORMAT, "model": as_dict(model.config), "frozen": frozen_hashes(model)}
+
+
+def model_config(document: Any, where: str) -> ModelConfig:
+    """The model config of a config document. Raises OsmError where it is not one."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT or "model" not in document:
+        raise OsmError(f"{where}: not a config of an OmniScientModel (format {FORMAT})")
+    return from_dict(ModelConfig, document["model"], f"{where}: model")
+
+
+def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str) -> None:
+    """Raises OsmError where the frozen parts are not those the bridge was trained with."""
+    found = frozen_hashes(model)
+    for part, expected in document.get("frozen", {}).items():
+        if found.get(part) != expected:
+            name = getattr(model.config, part).name or model.config.base_model_name
+            raise OsmError(
+                f"{where}: its {part} {name!r} had the hash {expected[:12]}..., the one found here has "
+                f"{str(found.get(part))[:12]}...: the bridge would be fed by another model. Provide the {part} it was "
+                f"trained with (source {getattr(model.config, part).source!r})"
+            )
+
+
+def save_folder(model: OmniScientModel, folder: Path) -> None:
+    """Writes both files under temporary names first, so that a crash leaves no half of one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.cpu().contiguous().clone() for key, value in published_state_dict(model).items()}
+    save_file(state, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+    (folder / "config.json.tmp").write_text(json.dumps(config_document(model), indent=2) + "\n")
+    for name in ("model.safetensors", "config.json"):
+        os.replace(folder / f"{name}.tmp", folder / name)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config document and the trained parts of a folder of `save_folder`."""
+    try:
+        document = json.loads((folder / "config.json").read_text())
+        return document, load_file(folder / "model.safetensors")
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise OsmError(f"checkpoint folder {folder}: {error}") from None

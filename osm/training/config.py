@@ -1,0 +1,208 @@
+"""The training config, its flags, and how a YAML and flags become one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from osm.config import ModelConfig, from_dict, load_yaml
+from osm.data.datasets import DatasetTable
+from osm.data.sample import SampleConfig
+from osm.errors import OsmError
+from osm.model.factory import base_config
+
+PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class SetConfig:
+    """One set of the mix; `batch_size` (images a step and process) 0 = the set is not used."""
+
+    shards: str = ""
+    batch_size: int = 0
+    train_num_samples: int = 10_000
+    loss_multiplier: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; a field is the flag of the same name.
+
+    Attributes:
+        run_name: the folder of the run: checkpoints, log, curve.
+        resume_from_checkpoint: a `.pt` of train.py; empty = the newest one of the run's folder, if there is one.
+        feature_cache, views: train on the tower's tokens of that many fixed views an image, kept in this folder.
+        emulate_world_size: draw the samples of a run on that many processes (0 = as many as there are).
+        num_threads: torch threads of a process on CPU; 0 = cores / processes of this machine.
+        wandb: off | offline | online.
+    """
+
+    run_name: str = "osm"
+    resume_from_checkpoint: str = ""
+    delete_previous_checkpoint: bool = False
+    gradient_accumulation_steps: int = 1
+    seed: int = 42
+    learning_rate: float = 1e-4
+    lr_scheduler: str = "constant"
+    warmup_steps: int = 5000
+    weight_decay: float = 0.1
+    precision: str = "fp32"
+    num_epochs: int = 1
+    logging_steps: int = 100
+    workers: int = 1
+    dataset_resampled: bool = False
+    shuffle_buffer: int = 500
+    feature_cache: str = ""
+    views: int = 4
+    emulate_world_size: int = 0
+    dist_backend: str = ""
+    dist_url: str = "env://"
+    no_set_device_rank: bool = False
+    device: str = "auto"
+    num_threads: int = 0
+    wandb: str = "off"
+    wandb_project: str = "osm"
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    sets: dict[str, SetConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for flag, value, allowed in (
+            ("lr_scheduler", self.lr_scheduler, SCHEDULES),
+            ("precision", self.precision, PRECISIONS),
+            ("wandb", self.wandb, ("off", "offline", "online")),
+        ):
+            if value not in allowed:
+                raise OsmError(f"--{flag} {value!r} is not one of {', '.join(allowed)}")
+        for flag in ("gradient_accumulation_steps", "num_epochs", "logging_steps", "shuffle_buffer", "views"):
+            if getattr(self, flag) < 1:
+                raise OsmError(f"--{flag} {getattr(self, flag)} must be 1 or more")
+        for flag in ("workers", "warmup_steps", "learning_rate", "weight_decay", "emulate_world_size", "num_threads"):
+            if getattr(self, flag) < 0:
+                raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
+        for name, chosen in self.used_sets.items():
+            if not chosen.shards:
+                raise OsmError(f"--batch_size_{name} {chosen.batch_size}, but no --{name}_shards")
+            if chosen.train_num_samples < 1:
+                raise OsmError(f"--train_num_samples_{name} {chosen.train_num_samples} must be 1 or more")
+
+    @property
+    def used_sets(self) -> dict[str, SetConfig]:
+        return {name: chosen for name, chosen in self.sets.items() if chosen.batch_size > 0}
+
+
+# Model fields with a flag; the widths are checked against the built model.
+MODEL_FLAGS = {
+    "base_model_name": str,
+    "input_size": int,
+    "sliding_window_size": int,
+    "sliding_window_stride": int,
+    "context_enlarge_ratio": float,
+}
+WIDTH_FLAGS = ("backbone_output_stride", "backbone_output_channel", "maskqformer_channel", "llm_channel")
+_PUBLISHED_DASHES = ("dist_backend", "dist_url", "no_set_device_rank")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything `train.py` was asked for."""
+
+    training: TrainConfig
+    model: ModelConfig
+    widths: dict[str, int | None]
+    table: DatasetTable
+
+
+def parse(argv: Sequence[str] | None = None) -> Run:
+    """Parses the command line; `--datasets` is read first, as its rows bring flags of their own.
+
+    Raises:
+        OsmError: a value that is not right. SystemExit: an unknown flag (argparse).
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--datasets", default=None)
+    path = first.parse_known_args(argv)[0].datasets
+    table = DatasetTable().with_yaml(path) if path else DatasetTable()
+    given = vars(parser(table).parse_args(argv))
+    return resolve(given, table)
+
+
+def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
+    """Defaults, then the YAML of `--config`, then the flags that were given."""
+    yaml_name = given.get("config", "osm")
+    section = dict(load_yaml(yaml_name).get("training") or {})
+    sample, sets = dict(section.pop("sample", {})), dict(section.pop("sets", {}))
+    for name in (f.name for f in dataclasses.fields(SampleConfig)):
+        if name in given:
+            sample[name] = given[name]
+    for name in table:
+        flags = _set_flags(name)
+        chosen = {field_name: given[flag] for flag, field_name in flags.items() if flag in given}
+        if chosen:
+            sets[name] = {**sets.get(name, {}), **chosen}
+    unknown = sorted(set(sets) - set(table))
+    if unknown:
+        raise OsmError(f"training.sets: {unknown[0]!r} is no dataset; name it in --datasets. Known: {', '.join(table)}")
+    scalars = {f.name: given[f.name] for f in _scalar_fields(TrainConfig) if f.name in given}
+    training = from_dict(TrainConfig, {**section, **scalars, "sample": sample, "sets": sets}, "training")
+    if not training.used_sets:
+        raise OsmError("no set is used: give --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table))
+    overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
+    model = base_config(given.get("base_model_name", yaml_name), **overrides).with_modes(training.used_sets)
+    return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
+
+
+def parser(table: DatasetTable) -> argparse.ArgumentParser:
+    """All flags; those of the sets are made from the table's rows. What is not given is absent from the namespace."""
+    out = argparse.ArgumentParser(
+        prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
+    )
+    out.add_argument("--config", help="a config of the project (osm, osm_small) or a YAML file [osm]")
+    out.add_argument("--datasets", help="a YAML that adds sets of your own to the table")
+    for name, kind in MODEL_FLAGS.items():
+        out.add_argument(f"--{name}", type=kind, help="model; default: the config's")
+    for name in WIDTH_FLAGS:
+        out.add_argument(f"--{name}", type=int, help="checked against the base model")
+    for cls in (TrainConfig, SampleConfig):
+        for item in _scalar_fields(cls):
+            names = [f"--{item.name}"]
+            if item.name in _PUBLISHED_DASHES:
+                names.insert(0, f"--{item.name.replace('_', '-')}")
+            if item.type is bool:
+                out.add_argument(*names, dest=item.name, action="store_true")
+            else:
+                out.add_argument(*names, dest=item.name, type=item.type, help=f"[{item.default}]")
+    for name in table:
+        kinds = get_type_hints(SetConfig)
+        for flag, field_name in _set_flags(name).items():
+            out.add_argument(f"--{flag}", type=kinds[field_name])
+    return out
+
+
+@dataclass(frozen=True)
+class _Scalar:
+    name: str
+    type: type
+    default: Any
+
+
+def _scalar_fields(cls: type) -> list[_Scalar]:
+    hints = get_type_hints(cls)
+    return [
+        _Scalar(f.name, hints[f.name], f.default)
+        for f in dataclasses.fields(cls)
+        if hints[f.name] in (str, int, float, bool)
+    ]
+
+
+def _set_flags(name: str) -> dict[str, str]:
+    """Flag -> field of `SetConfig`, for one set."""
+    return {
+        f"{name}_shards": "shards",
+        f"batch_size_{name}": "batch_size",
+        f"train_num_samples_{name}": "train_num_samples",
+        f"loss_multiplier_{name}": "loss_multiplier",
+    }

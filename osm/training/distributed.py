@@ -1,0 +1,68 @@
+"""Processes: who this one is, how they talk, and what they sum."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from osm.errors import OsmError
+from osm.model.factory import pick_device
+
+
+@dataclass
+class World:
+    """This process among all: works alike with one process and under torchrun."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes (in place)."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_threads: int) -> World:
+    """Joins the process group that torchrun describes, if it does.
+
+    Args:
+        backend: `nccl`, `gloo`, or empty = nccl on CUDA, gloo elsewhere.
+    """
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
+    chosen = pick_device(device)
+    if chosen.type == "cuda" and not no_set_device_rank and chosen.index is None:
+        chosen = torch.device("cuda", local)
+        torch.cuda.set_device(chosen)
+    if chosen.type == "cpu":
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        given = os.environ.get("OMP_NUM_THREADS")
+        # torchrun sets OMP_NUM_THREADS=1 by itself, which would leave most cores of a CPU machine idle.
+        if num_threads or size > 1 or given is None:
+            torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // local_size))
+    if size > 1:
+        name = backend or ("nccl" if chosen.type == "cuda" else "gloo")
+        if name == "nccl" and chosen.type != "cuda":
+            raise OsmError(f"--dist-backend nccl needs CUDA, this process runs on {chosen.type}; gloo works there")
+        dist.init_process_group(name, init_method=url)
+    return World(rank, size, chosen)
+
+
+_TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

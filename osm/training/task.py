@@ -1,0 +1,73 @@
+"""The training task: model, loss, and what it needs from a batch. The loop learns no dataset's name from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from osm.data.datasets import ANY_MODE
+from osm.data.processor import Processor
+from osm.data.stream import Batch
+from osm.model.masks import context_mask
+from osm.model.maskqformer import Instruction
+from osm.model.osm import OmniScientModel
+
+
+class TrainTask(nn.Module):
+    """Turns a batch into the cross entropy of each row."""
+
+    def __init__(self, model: OmniScientModel, processor: Processor) -> None:
+        super().__init__()
+        self.model, self.processor = model, processor
+        self.centroid_fallbacks = 0
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns (R,) summed cross entropy and (R,) supervised tokens."""
+        model = self.model
+        tokens = batch.tokens
+        if tokens is None:
+            assert batch.canvas is not None
+            tokens = model.tower_tokens(self.processor.pixel_values(batch.canvas))
+        keys = model.visible_keys(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
+        self.centroid_fallbacks += keys.fallbacks
+        text = batch.text
+        return model.row_losses(
+            model.add_positions(tokens),
+            batch.image_index,
+            keys,
+            Instruction(text.qformer_ids, text.qformer_mask),
+            batch.modes,
+            text.input_ids,
+            text.attention_mask,
+            text.labels,
+        )
+
+
+def group_names(sets: list[str]) -> list[tuple[str, str]]:
+    """The groups whose losses are averaged: each set's own-mode half and its `any` half."""
+    return [(name, half) for name in sets for half in ("own", ANY_MODE)]
+
+
+def group_index(batch: Batch, groups: list[tuple[str, str]]) -> Tensor:
+    """(R,) index into `groups`."""
+    halves = [(name, ANY_MODE if mode == ANY_MODE else "own") for name, mode in zip(batch.datasets, batch.modes, strict=True)]
+    return torch.tensor([groups.index(half) for half in halves])
+
+
+def row_weights(
+    index_R: Tensor, counts_G: Tensor, groups: list[tuple[str, str]], multipliers: Mapping[str, float]
+) -> Tensor:
+    """What each row's summed cross entropy is multiplied with, so that the sum over all rows is the step's loss.
+
+    Each half's loss is its summed cross entropy over its supervised tokens of all ranks (`counts_G`); a set's loss is
+    the mean of its halves (of the one there is, for a batch of 1), times the set's multiplier.
+    """
+    present = counts_G > 0
+    weights = torch.zeros_like(counts_G)
+    for i, (name, _) in enumerate(groups):
+        halves = sum(bool(present[j]) for j, (other, _) in enumerate(groups) if other == name)
+        if present[i]:
+            weights[i] = multipliers[name] / (halves * counts_G[i])
+    return weights[index_R]

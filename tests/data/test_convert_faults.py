@@ -1,0 +1,197 @@
+"""The converters on faulty sets: what is left out and counted, what ends the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from convert_sets import SIZE, Set, members, summary, write_mask
+from PIL import Image
+
+from osm.data.convert import BadSamplesError
+from osm.data.labels import load_labels
+from osm.errors import OsmError
+
+
+@pytest.fixture
+def panoptic(tmp_path: Path) -> Set:
+    return Set(tmp_path, "coco_panoptic")
+
+
+@pytest.fixture
+def instances(tmp_path: Path) -> Set:
+    return Set(tmp_path, "coco_instances")
+
+
+def test_images_without_annotations_are_left_out(panoptic: Set, tmp_path: Path) -> None:
+    panoptic.json["annotations"][0]["segments_info"] = []
+    panoptic.json["annotations"].pop(1)
+    result = panoptic.convert()
+    assert (result["written"], result["left_out"]) == (2, {"no_segments": 2})
+    other = Set(tmp_path / "other", "coco_instances")
+    other.json["annotations"].pop()
+    result = other.convert()
+    assert (result["written"], result["left_out"]) == (3, {"no_annotations": 1})
+
+
+@pytest.mark.parametrize("form", ["coco_panoptic", "coco_instances"])
+def test_lvis_val_filter_is_for_coco_alone(tmp_path: Path, form: str) -> None:
+    made = Set(tmp_path, form, 1)
+    made.add(9, "000000000009")  # 9 is in LVIS val
+    made.add(25, "elsewhere")  # so is 25, but this is not that photo
+    made.add(26, "000000000026")
+    assert made.convert(tmp_path / "own")["written"] == 4, "not COCO's categories"
+    coco = [c for c in load_labels("coco").classes.values() if c.isthing or form == "coco_panoptic"]
+    made.json["categories"] = [{"id": c.id, "name": c.target} for c in coco]
+    result = made.convert(tmp_path / "coco")
+    assert (result["written"], result["left_out"]) == (3, {"in_lvis_val": 1})
+    assert "000000000009.jpg" not in members(tmp_path / "coco")
+    assert made.convert(tmp_path / "all", filter_lvis_val=False)["written"] == 4
+
+
+def test_photos_borrowed_from_coco_are_kept(tmp_path: Path) -> None:
+    made = Set(tmp_path, "coco_panoptic", 1)
+    made.add(9, "000000000009")
+    things = [c for c in load_labels("coco").classes.values() if c.isthing]
+    made.json["categories"] = [{"id": c.id, "name": c.target} for c in things]
+    assert made.convert()["written"] == 2
+
+
+def cut(path: Path, share: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+BAD = {
+    "image_missing": (lambda s: (s.images / "im0.jpg").unlink(), r"im0.jpg: there is no such file"),
+    "mask_missing": (lambda s: (s.masks / "im0.png").unlink(), r"im0.png: there is no such file"),
+    "image_truncated": (lambda s: cut(s.images / "im0.jpg", 0.9), r"im0.jpg: broken data"),
+    "image_unreadable": (lambda s: (s.images / "im0.jpg").write_text("no"), r"im0.jpg: .*not a readable JPEG"),
+    "mask_unreadable": (
+        lambda s: (s.masks / "im0.png").write_bytes(b"\x89PNG\r\n\x1a\n"),
+        r"im0.png: .*not a readable",
+    ),
+    "mask_truncated": (lambda s: cut(s.masks / "im0.png", 0.7), r"im0.png: .*broken data"),
+    "mask_not_rgb": (lambda s: Image.new("L", SIZE).save(s.masks / "im0.png"), r"im0.png: .*mode L, RGB"),
+    "image_format": (lambda s: Image.new("RGB", SIZE).save(s.images / "im0.jpg", format="TIFF"), r"is a TIFF"),
+    "segment_id_twice": (lambda s: s.json["annotations"][0]["segments_info"][0].update(id=70000), r"id 70000 twice"),
+    "annotation_malformed": (lambda s: s.json["annotations"][0]["segments_info"][0].update(area=np.nan), r"NaN"),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_bad_sample(panoptic: Set, reason: str) -> None:
+    spoil, message = BAD[reason]
+    spoil(panoptic)
+    result = panoptic.convert()  # one bad sample is allowed
+    assert (result["written"], result["left_out"]) == (3, {reason: 1})
+    assert "im0" in result["examples"][reason][0]
+    with pytest.raises(BadSamplesError, match=rf"1 of 4 samples are bad, --max_bad_samples 0 allows 0.*{message}"):
+        panoptic.convert(panoptic.root / "strict", max_bad_samples=0)
+    assert summary(panoptic.root / "strict")["left_out"] == {reason: 1}
+
+
+def test_mask_that_is_a_jpeg(panoptic: Set) -> None:
+    Image.new("RGB", SIZE).save(panoptic.masks / "im0.png", format="JPEG")
+    assert panoptic.convert()["left_out"] == {"mask_not_png": 1}
+
+
+def test_sizes_that_do_not_agree(panoptic: Set, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mask(panoptic.masks / "im0.png", (300, 70000), (24, 18))
+    panoptic.json["images"][1]["width"] = 25
+    with pytest.raises(BadSamplesError, match="2 of 4 samples are bad"):
+        panoptic.convert()
+    said = capsys.readouterr().err
+    assert "im0.png: is 24 x 18, its image" in said and "im0.jpg is 24 x 16" in said
+    assert "im1.jpg: is 24 x 16, in the json 25 x 16" in said
+    assert summary(panoptic.root / "out")["left_out"] == {"size_mismatch": 2}
+
+
+def test_ids_in_one_place_alone_are_warned_of(panoptic: Set) -> None:
+    write_mask(panoptic.masks / "im0.png", (300, 5))
+    result = panoptic.convert()
+    assert (result["written"], result["warnings"]) == (4, {"id_not_in_json": 1, "id_not_in_png": 1})
+    assert "segment ids [5] in the PNG but not in the json" in result["examples"]["id_not_in_json"][0]
+    assert "segment ids [70000] in the json but not in the PNG" in result["examples"]["id_not_in_png"][0]
+
+
+def test_masks_of_instances(instances: Set) -> None:
+    rows = instances.json["annotations"]
+    rows[0]["segmentation"].append([1, 1, 2, 2])
+    rows.append({**rows[1], "id": 98, "segmentation": []})
+    rows[2]["segmentation"] = {"size": [24, 16], "counts": [384]}
+    rows[3]["segmentation"] = {"size": [16, 24], "counts": [383]}
+    result = instances.convert(max_bad_samples=0.5)
+    assert result["left_out"] == {"annotation_malformed": 1, "size_mismatch": 1}
+    assert result["warnings"] == {"annotation_without_mask": 1, "polygon_unusable": 1}
+    found = members(instances.root / "out")
+    assert len(json.loads(found["im0.json"])["segments_info"][0]["segmentation"]) == 1
+    assert [s["id"] for s in json.loads(found["im1.json"])["segments_info"]] == [51]
+
+
+def test_mended_set_is_converted_anew(panoptic: Set) -> None:
+    image = panoptic.images / "im0.jpg"
+    data = image.read_bytes()
+    image.unlink()
+    with pytest.raises(BadSamplesError):
+        panoptic.convert(max_bad_samples=0)
+    assert panoptic.convert()["written"] == 3, "a laxer limit takes the run as it is"
+    image.write_bytes(data)
+    assert panoptic.convert(max_bad_samples=0)["written"] == 4
+    assert len(members(panoptic.root / "out")) == 12
+
+
+def test_no_sample_at_all(panoptic: Set) -> None:
+    panoptic.json["annotations"] = []
+    with pytest.raises(BadSamplesError, match="no sample was written"):
+        panoptic.convert()
+
+
+WRONG = [
+    (lambda s: s.json["annotations"][1]["segments_info"][0].update(category_id=7), "segment 300: category_id 7 is not"),
+    (lambda s: s.json["annotations"][1]["segments_info"][0].update(id=0), "needs an id of 1 to"),
+    (lambda s: s.json["annotations"][1].update(image_id=77), r"annotations\[1\]: there is no image with the id 77"),
+    (lambda s: s.json["annotations"][1].update(image_id=0), "image 0 has a second row"),
+    (lambda s: s.json["annotations"][1].pop("segments_info"), "no list 'segments_info'"),
+    (lambda s: s.json["annotations"][1].update(file_name="../im1.png"), r"annotations\[1\], --ann_dir: .*'../im1.png'"),
+    (lambda s: s.json["images"][1].update(file_name="/etc/passwd"), r"images\[1\].*--image_dir: .*'/etc/passwd'"),
+    (lambda s: s.json["images"][1].update(file_name="a/../../im1.jpg"), "leads out of its folder"),
+    (lambda s: s.json["images"][1].pop("file_name"), r"images\[1\] \(id 1\), --image_dir"),
+    (lambda s: s.json["images"][1].update(file_name="sub/im0.png"), "'im0.jpg' and 'sub/im0.png' both give .* 'im0'"),
+    (lambda s: s.json["images"][1].update(file_name="x" * 95 + ".jpg"), "too long for a tar member"),
+    (lambda s: s.json["images"][1].update(id=0), "the id 0 is given twice"),
+    (lambda s: s.json.pop("categories"), "no list 'categories'"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), WRONG)
+def test_wrong_json_ends_the_run_before_it_writes(panoptic: Set, spoil: Any, message: str) -> None:
+    spoil(panoptic)
+    with pytest.raises(OsmError, match=message):
+        panoptic.convert()
+    assert not (panoptic.root / "out").exists()
+
+
+def test_wrong_instances_json(instances: Set) -> None:
+    instances.json["annotations"][3]["category_id"] = 9
+    with pytest.raises(OsmError, match=r"annotations\[3\] \(id 53\), image 3: category_id 9 is not among the 2"):
+        instances.convert()
+    instances.json["annotations"][3] = {"image_id": 3, "segments_info": []}
+    with pytest.raises(OsmError, match="this is a panoptic json"):
+        instances.convert()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "tar"}, "--format 'tar' is not one of webdataset, published"),
+        ({"num_files_per_shard": 0}, "--num_files_per_shard 0 has to be 1 or more"),
+        ({"num_workers": 0}, "--num_workers 0 has to be 1 or more"),
+        ({"max_bad_samples": 2.0}, "--max_bad_samples 2.0 is a share"),
+    ],
+)
+def test_wrong_options(panoptic: Set, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OsmError, match=message):
+        panoptic.convert(**options)

@@ -1,0 +1,205 @@
+"""The tree as a whole: what is declared and shipped, how modules depend on each other, and the wheel."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
+import yaml
+
+from osm.config import load_model_config
+from osm.data.datasets import DatasetTable
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+MAX_LINES = 400
+# A part of the package and the parts it must know nothing of.
+LAYERS = {
+    "osm.data": ("osm.model", "osm.training", "osm.recognition", "osm.benchmark"),
+    "osm.model": ("osm.training", "osm.recognition", "osm.benchmark"),
+    "osm.training": ("osm.recognition", "osm.benchmark"),
+}
+ENTRY_FOLDERS = ("train", "test", "dataset_preparation", "scripts")
+
+
+@cache
+def project_files() -> tuple[Path, ...]:
+    """What is in the repository, or about to be: git's list, or (a copy without .git) all that nothing else made."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True) if (ROOT / ".git").exists() else None
+    if listing is not None and listing.returncode == 0:
+        names = [Path(name) for name in listing.stdout.split("\0") if name]
+    else:
+        made = re.compile(r"\..*|__pycache__|.*\.egg-info|build|dist|runs|wandb|shared")
+        names = [path.relative_to(ROOT) for path in ROOT.rglob("*")]
+        names = [name for name in names if not any(made.fullmatch(part) for part in name.parts)]
+    return tuple(sorted(ROOT / name for name in set(names) if (ROOT / name).is_file()))
+
+
+def python_files(folder: str = "") -> list[Path]:
+    return [path for path in project_files() if path.suffix == ".py" and path.is_relative_to(ROOT / folder)]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module, or name of a module, that a file imports, in functions and for type checkers too."""
+    package = module_name(path) if path.stem == "__init__" else module_name(path).rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What setup.py passes to setuptools."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / "setup.py"))
+    return given
+
+
+def test_requirements_repeat_setup(declared: dict[str, Any]) -> None:
+    assert (ROOT / "requirements.txt").read_text().splitlines() == declared["install_requires"]
+    assert (ROOT / "requirments.txt").read_text() == "-r requirements.txt\n"
+
+
+def test_what_osm_imports_is_declared(declared: dict[str, Any]) -> None:
+    def canonical(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~; \[]", name)[0]).lower()
+
+    required = {canonical(name) for name in declared["install_requires"] + declared["extras_require"]["wandb"]}
+    homes = importlib.metadata.packages_distributions()
+    for path in python_files("osm"):
+        for name in {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"osm"}:
+            assert required & {canonical(d) for d in homes.get(name, [name])}, f"{path}: {name} is in no requirement"
+
+
+def test_no_long_file() -> None:
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in python_files()}
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
+
+
+def test_no_branch_on_a_dataset_name() -> None:
+    branch = re.compile(r"if .*dataset(_name)? == [\"']")
+    found = [f"{p}: {line}" for p in python_files("osm") for line in p.read_text().splitlines() if branch.search(line)]
+    assert not found, "a dataset's ways belong into its row of the table (osm/data/datasets.py)"
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in python_files("osm")}
+    # An __init__.py that holds nothing has nothing to say.
+    silent = [str(path) for path, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
+    assert not silent
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers(layer: str) -> None:
+    modules = python_files(layer.replace(".", "/"))
+    assert modules
+    found = [f"{p}: {n}" for p in modules for n in imports(p) if any(within(n, above) for above in LAYERS[layer])]
+    assert not found
+
+
+def test_nothing_imports_entry_scripts() -> None:
+    scripts = [path for folder in ENTRY_FOLDERS for path in python_files(folder)]
+    assert scripts
+    names = {module_name(path) for path in scripts} | {path.stem for path in scripts}
+    found = [f"{p}: {n}" for p in python_files() for n in imports(p) if any(within(n, script) for script in names)]
+    assert not found
+
+
+def test_no_reference_to_what_readers_do_not_have() -> None:
+    """No path into a folder beside the repository, no number of a tracker."""
+    elsewhere = re.compile(r"(?<![\w-])shared" + r"/|\bissue" + r" ?#", re.IGNORECASE)
+    found = []
+    for path in project_files():
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        found += [f"{path}: {line[:200]}" for line in text.splitlines() if elsewhere.search(line)]
+    assert not found
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_parse(path: Path) -> None:
+    sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert {"model", "datasets"} & set(sections)
+    if "model" in sections:
+        load_model_config(str(path))
+    if "datasets" in sections:
+        DatasetTable().with_yaml(path)
+
+
+INSTALLED = """
+import sys
+from pathlib import Path
+import osm
+from osm.config import find_config, load_model_config
+from osm.data.datasets import DatasetTable
+from osm.data.labels import load_labels
+
+environment = Path(sys.prefix).resolve()
+assert Path(osm.__file__).resolve().is_relative_to(environment), osm.__file__
+for name in osm.__all__:
+    getattr(osm, name)
+for name in sys.argv[1].split(","):
+    assert find_config(name).resolve().is_relative_to(environment), name
+load_model_config("osm_small")
+assert all(row.label_set.vocabulary for row in DatasetTable().values())
+assert all(load_labels(name).classes for name in sys.argv[2].split(","))
+"""
+
+
+@pytest.mark.slow
+def test_wheel(tmp_path: Path) -> None:
+    """A wheel, installed away from the checkout, brings all of the package with its configs and label tables."""
+    source = tmp_path / "source"  # a copy: building would leave files in the checkout, and pick up older ones there
+    for path in project_files():
+        target = source / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(build, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=os.name != "nt")
+    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+    install = [*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True, timeout=300)
+    # It borrows this environment's packages; the checkout is not among them, as a .pth file in them is not read.
+    paths = {"base": str(environment), "platbase": str(environment)}
+    borrowed = dict.fromkeys(sysconfig.get_paths()[key] for key in ("purelib", "platlib"))
+    (Path(sysconfig.get_path("purelib", "venv", paths)) / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+
+    configs = ",".join(path.stem for path in CONFIGS if path.parent == ROOT / "configs")
+    labels = ",".join(path.stem for path in project_files() if path.match("osm/data/labels/*.json"))
+    command = [str(python), "-I", "-c", INSTALLED, configs, labels]
+    run = subprocess.run(command, cwd=Path(tmp_path.anchor), capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
