@@ -102,7 +102,8 @@ class ModelConfig:
             raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} is not nearest or area")
         if not 1 <= self.sliding_window_size <= self.input_size:
             raise OsmError(
-                f"--sliding_window_size {self.sliding_window_size} must lie between 1 and --input_size {self.input_size}"
+                f"--sliding_window_size {self.sliding_window_size} must lie between 1 and --input_size "
+                f"{self.input_size}"
             )
         if not 1 <= self.sliding_window_stride <= self.sliding_window_size:
             raise OsmError(
@@ -183,7 +184,9 @@ def find_config(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     shipped = sorted(p.stem for folder in _config_folders() for p in folder.glob("*.yaml"))
-    raise OsmError(f"config {name!r} is neither a .yaml file nor one of the project's: {', '.join(dict.fromkeys(shipped))}")
+    raise OsmError(
+        f"config {name!r} is neither a .yaml file nor one of the project's: {', '.join(dict.fromkeys(shipped))}"
+    )
 
 
 def _config_folders() -> list[Path]:

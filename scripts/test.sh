@@ -32,7 +32,7 @@ check() {
 }
 
 pip_install() {
-    # Compiling every file of torch ahead takes longer than compiling at first import what is imported.
+    # Not compiled: of many thousand files, only what gets imported is, at its first import.
     "$python" -m pip install --quiet --progress-bar off --no-compile "$@"
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
+    BertTokenizer,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     LlamaConfig,
@@ -113,13 +115,15 @@ def tiny_model_yaml(folder: Path, **overrides: Any) -> Path:
     return path
 
 
-def tiny_instructblip(text: str = "llama", seed: int = 0) -> InstructBlipForConditionalGeneration:
-    """A random InstructBLIP: patch 14, windows of 28, 4 queries, vocabulary 97 (LLM) and 61 (instruction)."""
+def tiny_instructblip(
+    text: str = "llama", seed: int = 0, vocabulary: int = 97, instruction_vocabulary: int = 61
+) -> InstructBlipForConditionalGeneration:
+    """A random InstructBLIP around a Llama or an OPT: patch 14, windows of 28, 4 queries."""
     if text == "llama":
-        text_config: Any = tiny_llama_config(97)
+        text_config: Any = tiny_llama_config(vocabulary)
     else:
         text_config = OPTConfig(
-            vocab_size=97,
+            vocab_size=vocabulary,
             hidden_size=40,
             word_embed_proj_dim=40,
             ffn_dim=80,
@@ -141,7 +145,7 @@ def tiny_instructblip(text: str = "llama", seed: int = 0) -> InstructBlipForCond
             "patch_size": 14,
         },
         qformer_config={
-            "vocab_size": 61,
+            "vocab_size": instruction_vocabulary,
             "hidden_size": 24,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
@@ -155,3 +159,16 @@ def tiny_instructblip(text: str = "llama", seed: int = 0) -> InstructBlipForCond
     model = InstructBlipForConditionalGeneration(config).eval()
     randomise(model, seed)
     return model
+
+
+def tiny_instructblip_folder(folder: Path) -> InstructBlipForConditionalGeneration:
+    """Saves a random InstructBLIP as the hub has them, with the LLM's tokenizer and a BERT-like `qformer_tokenizer`."""
+    tokenizer = tiny_tokenizer(folder)
+    words = sorted({word for prompt in MASK_PROMPTS for word in re.findall(r"\w+|[^\w\s]", prompt.lower())})
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    instruction = BertTokenizer(vocab=vocabulary, do_lower_case=True)
+    instruction.add_special_tokens({"bos_token": "[DEC]"})
+    instruction.save_pretrained(folder / "qformer_tokenizer")
+    base = tiny_instructblip(vocabulary=len(tokenizer), instruction_vocabulary=len(instruction))
+    base.save_pretrained(folder)
+    return base

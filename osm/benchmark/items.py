@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from osm.benchmark.files import read_json
-from osm.data.segmentation import check_segmentation, decode_segmentation
 from osm.data.datasets import Dataset
 from osm.data.images import open_image, read_panoptic
 from osm.data.paths import safe_join
+from osm.data.segmentation import check_segmentation, decode_segmentation
 from osm.errors import OsmError, SampleError
 
 FIELD = "open_end_pred"
@@ -181,8 +181,8 @@ class CocoInstances(Split):
         stated = (image.get("height", size[0]), image.get("width", size[1]))
         if stated != size:
             raise OsmError(
-                f"{self._json}: image {image['id']} has width {stated[1]} and height {stated[0]} there, but {image_path} "
-                f"is {size[1]} x {size[0]}; they must be equal"
+                f"{self._json}: image {image['id']} has width {stated[1]} and height {stated[0]} there, but "
+                f"{image_path} is {size[1]} x {size[0]}; they must be equal"
             )
         named = [annotation for annotation in annotations if not annotation.get("iscrowd")]
 

@@ -54,7 +54,7 @@ class SampleConfig:
 
 @dataclass
 class Sample:
-    """A view and what is asked about it. `pixels` is None where a cache has the view's tokens (`key`, `cached_view`)."""
+    """A view and what is asked about it; `pixels` is None where a cache has the tokens of view `cached_view`."""
 
     key: str
     pixels: np.ndarray | None

@@ -43,7 +43,7 @@ class View:
             min((self.top + self.crop_height) * sy, image.height),
         )
         if (self.width, self.height) == image.size:
-            crop = image.crop(tuple(round(v) for v in box))
+            crop = image.crop((self.left, self.top, self.left + self.crop_width, self.top + self.crop_height))
         else:
             crop = image.resize((self.crop_width, self.crop_height), Image.Resampling.BICUBIC, box=box)
         pixels = np.asarray(crop)

@@ -60,7 +60,7 @@ def _expand_brace(content: str, pattern: str) -> list[str]:
 
 
 def existing_shards(pattern: str, flag: str) -> list[str]:
-    """The shards of a pattern that are there; missing ones are reported, once, as published ranges may name a few too many.
+    """The shards of a pattern that are there; missing ones are reported, as published ranges may name a few too many.
 
     Raises:
         OsmError: none is there, or half of them or more are missing.

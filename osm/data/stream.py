@@ -53,14 +53,14 @@ class Batch:
         return len(self.modes)
 
     def to(self, device: torch.device) -> Batch:
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
 
-        text = Text(*(t.to(device, non_blocking=True) for t in vars(self.text).values()))
+        text = Text(*(move(t) for t in vars(self.text).values()))
         return replace(
             self,
-            canvas=move(self.canvas),
-            tokens=move(self.tokens),
+            canvas=None if self.canvas is None else move(self.canvas),
+            tokens=None if self.tokens is None else move(self.tokens),
             image_index=move(self.image_index),
             masks=move(self.masks),
             text=text,
@@ -77,7 +77,8 @@ def merge(batches: Sequence[Batch]) -> Batch:
         images += len(batch.keys)
 
     def together(parts: list[Tensor | None]) -> Tensor | None:
-        return None if parts[0] is None else torch.cat(parts)
+        present = [part for part in parts if part is not None]
+        return torch.cat(present) if present else None
 
     text = Text(
         *(
@@ -214,7 +215,7 @@ class SampleStream(IterableDataset):
         if self.cache is not None:
             tokens = torch.stack([self.cache.load(self.dataset.name, s.key, s.cached_view) for s in samples])
         else:
-            canvas = torch.stack([processor.padded(sample.pixels) for sample in samples])
+            canvas = torch.stack([processor.padded(s.pixels) for s in samples if s.pixels is not None])
         text = processor.training_text(
             [prompt for sample in samples for prompt in sample.prompts],
             [target for sample in samples for target in sample.targets],

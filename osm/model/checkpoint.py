@@ -54,7 +54,7 @@ def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor
     Raises:
         OsmError: lists every entry that is missing, unexpected or of another shape; the model is then unchanged.
     """
-    given = without_ignored({key.replace("module.", ""): value for key, value in state.items()})
+    given = without_ignored({str(key).replace("module.", ""): value for key, value in state.items()})
     wanted = published_state_dict(model)
     problems = [f"missing: {key}" for key in wanted if key not in given]
     problems += [f"unexpected: {key}" for key in given if key not in wanted]
@@ -63,12 +63,12 @@ def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor
         if not isinstance(value, Tensor) or not _fits(value.shape, wanted[key].shape):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             problems.append(f"shape of {key}: {shape} in the file, {tuple(wanted[key].shape)} in the model")
-    if not problems and not torch.equal(
-        given["base_model.query_tokens"].flatten(), given["context_query"].flatten()
-    ):
+    if not problems and not torch.equal(given["base_model.query_tokens"].flatten(), given["context_query"].flatten()):
         problems.append("base_model.query_tokens and context_query differ; they are one tensor")
     if problems:
-        raise OsmError(f"{where} does not fit this model ({len(problems)} entries):\n  " + "\n  ".join(sorted(problems)))
+        raise OsmError(
+            f"{where} does not fit this model ({len(problems)} entries):\n  " + "\n  ".join(sorted(problems))
+        )
     with torch.no_grad():
         for key, value in wanted.items():
             value.copy_(given[key].reshape(value.shape))
@@ -160,5 +160,5 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         document = json.loads((folder / "config.json").read_text())
         return document, load_file(folder / "model.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise OsmError(f"checkpoint folder {folder}: {error}") from None

@@ -172,7 +172,9 @@ def load_folder(name: str | Path) -> tuple[OmniScientModel, Processor]:
             files = ["config.json", "model.safetensors"]
             folder = Path(snapshot_download(str(name), allow_patterns=files, **hub_options()))
         except (OSError, ValueError) as error:
-            raise OsmError(f"checkpoint {str(name)!r}: no such folder, and the hub does not give it ({error})") from None
+            raise OsmError(
+                f"checkpoint {str(name)!r}: no such folder, and the hub does not give it ({error})"
+            ) from None
     document, state = checkpoint.read_folder(folder)
     model, processor = build(checkpoint.model_config(document, f"{folder}/config.json"))
     checkpoint.check_frozen(model, document, str(folder))

@@ -53,7 +53,11 @@ class RowGroups:
 class _Projections(nn.Module):
     def __init__(self, width: int, key_width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(key_width, width), nn.Linear(key_width, width)
+        self.query, self.key, self.value = (
+            nn.Linear(width, width),
+            nn.Linear(key_width, width),
+            nn.Linear(key_width, width),
+        )
         self.heads, self.dropout = heads, dropout
 
     def _split(self, x: Tensor) -> Tensor:
@@ -234,7 +238,12 @@ class MaskQFormerBridge(nn.Module):
 
     def reset_parameters(self) -> None:
         """Queries and mode embeddings start truncated normal 0.02; matrices keep the variance of what passes them."""
-        for query in (self.mask_query, self.context_query, *self.qformer_mode_query.values(), *self.mode_query.values()):
+        for query in (
+            self.mask_query,
+            self.context_query,
+            *self.qformer_mode_query.values(),
+            *self.mode_query.values(),
+        ):
             nn.init.trunc_normal_(query, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -31,7 +31,10 @@ def context_mask(mask: Tensor, ratio: float) -> Tensor:
         return torch.ones_like(mask)
     context = torch.zeros_like(mask)
     for row, (y0, x0, y1, x1) in enumerate(bounding_boxes(mask)):
-        (top, bottom), (left, right) = (_enlarge(y0, y1, ratio, mask.shape[-2]), _enlarge(x0, x1, ratio, mask.shape[-1]))
+        (top, bottom), (left, right) = (
+            _enlarge(y0, y1, ratio, mask.shape[-2]),
+            _enlarge(x0, x1, ratio, mask.shape[-1]),
+        )
         context[row, :, top : bottom + 1, left : right + 1] = 1
     return context
 
@@ -56,10 +59,8 @@ def _enlarge(low: int, high: int, ratio: float, size: int) -> tuple[int, int]:
 
 def mask_to_grid(mask: Tensor, patch: int, how: str) -> Tensor:
     """(R, 1, S, S) -> bool (R, g^2): `nearest` looks at each cell's top-left pixel, `area` at any of its pixels."""
-    if how == "nearest":
-        grid = mask[..., ::patch, ::patch] != 0
-    else:
-        grid = F.max_pool2d((mask != 0).float(), patch) > 0
+    inside = mask != 0
+    grid = inside[..., ::patch, ::patch] if how == "nearest" else F.max_pool2d(inside.float(), patch) > 0
     return grid.flatten(1)
 
 

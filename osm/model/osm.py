@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from osm.config import ModelConfig, QFormerConfig
 from osm.errors import OsmError
-from osm.model import checkpoint, llm as llms
-from osm.model.masks import VisibleKeys, visible_keys
+from osm.model import checkpoint
+from osm.model import llm as llms
 from osm.model.maskqformer import Instruction, MaskQFormerBridge
+from osm.model.masks import VisibleKeys, visible_keys
 from osm.model.towers import InstructBlipTower, Tower
 from osm.model.windows import SlidingWindows
 

@@ -144,7 +144,9 @@ def _cnn_tower(name: str, strides: Sequence[int], state_dict: dict[str, Tensor] 
         raise OsmError(f"model.tower.name {name!r} has no feature maps ({error}); leave tower.strides empty") from None
     reductions = info.reduction()
     if list(strides) != sorted(set(strides) & set(reductions)):
-        raise OsmError(f"model.tower.strides {list(strides)}: expected ascending strides of {name}'s maps, {reductions}")
+        raise OsmError(
+            f"model.tower.strides {list(strides)}: expected ascending strides of {name}'s maps, {reductions}"
+        )
     model = timm.create_model(name, features_only=True, out_indices=[reductions.index(s) for s in strides])
     if state_dict is not None:
         # What stands above the last map (head, classifier) is of no use here; anything missing is an error.
@@ -160,7 +162,9 @@ def _vit_tower(name: str, window: int, state_dict: dict[str, Tensor] | None) -> 
     try:
         model = timm.create_model(name, num_classes=0, img_size=window, **overlay)
     except (TypeError, AssertionError, ValueError) as error:
-        raise OsmError(f"model.tower.name {name!r} takes no image size ({error}); give tower.strides for a CNN") from None
+        raise OsmError(
+            f"model.tower.name {name!r} takes no image size ({error}); give tower.strides for a CNN"
+        ) from None
     except RuntimeError as error:
         raise OsmError(f"weights for {name} do not fit it: {error}") from None
     if not hasattr(model, "num_prefix_tokens"):

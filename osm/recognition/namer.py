@@ -17,8 +17,8 @@ from osm.errors import OsmError
 from osm.model.checkpoint import published_state_dict
 from osm.model.factory import load_model, pick_device
 from osm.model.llm import stop_ids
-from osm.model.masks import context_mask
 from osm.model.maskqformer import Instruction
+from osm.model.masks import context_mask
 from osm.model.osm import OmniScientModel
 from osm.model.weights import fingerprint_tensors
 
@@ -43,9 +43,7 @@ class Namer:
         rows: masks x modes that are decoded together.
     """
 
-    def __init__(
-        self, model: OmniScientModel, processor: Processor, max_new_tokens: int = 12, rows: int = 64
-    ) -> None:
+    def __init__(self, model: OmniScientModel, processor: Processor, max_new_tokens: int = 12, rows: int = 64) -> None:
         self.model, self.processor = model.eval(), processor
         self.max_new_tokens, self.rows = max_new_tokens, rows
         self.modes = model.config.modes
@@ -99,7 +97,9 @@ class Namer:
         self.centroid_fallbacks += keys.fallbacks
         text = self.processor.prompts([TEST_PROMPT])
         rows, device = len(modes), model.device
-        instruction = Instruction(text.qformer_ids.expand(rows, -1).to(device), text.qformer_mask.expand(rows, -1).to(device))
+        instruction = Instruction(
+            text.qformer_ids.expand(rows, -1).to(device), text.qformer_mask.expand(rows, -1).to(device)
+        )
         index = torch.zeros(rows, dtype=torch.long, device=device)
         prefix = model.bridge(image_kv, index, keys, instruction, modes)
         out = model.generate_from_prefix(
@@ -111,10 +111,7 @@ class Namer:
             output_logits=True,
         )
         chosen = torch.stack(out.logits, 1).float().softmax(-1).gather(2, out.sequences[..., None])[..., 0].cpu()
-        return [
-            self._name(ids, probs)
-            for ids, probs in zip(out.sequences.tolist(), chosen.tolist(), strict=True)
-        ]
+        return [self._name(ids, probs) for ids, probs in zip(out.sequences.tolist(), chosen.tolist(), strict=True)]
 
     def _name(self, ids: list[int], probs: list[float]) -> Name:
         stops = stop_ids(self.model.llm)

@@ -149,7 +149,9 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     scalars = {f.name: given[f.name] for f in _scalar_fields(TrainConfig) if f.name in given}
     training = from_dict(TrainConfig, {**section, **scalars, "sample": sample, "sets": sets}, "training")
     if not training.used_sets:
-        raise OsmError("no set is used: give --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table))
+        raise OsmError(
+            "no set is used: give --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table)
+        )
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
     model = base_config(given.get("base_model_name", yaml_name), **overrides).with_modes(training.used_sets)
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)

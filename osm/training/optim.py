@@ -12,7 +12,8 @@ _NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cos
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Trainable parameters in two groups: matrices decay; biases, norms, queries and embeddings do not."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if parameter.requires_grad:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from osm.data.datasets import ANY_MODE
 from osm.data.processor import Processor
 from osm.data.stream import Batch
-from osm.model.masks import context_mask
 from osm.model.maskqformer import Instruction
+from osm.model.masks import context_mask
 from osm.model.osm import OmniScientModel
 
 
@@ -52,7 +52,9 @@ def group_names(sets: list[str]) -> list[tuple[str, str]]:
 
 def group_index(batch: Batch, groups: list[tuple[str, str]]) -> Tensor:
     """(R,) index into `groups`."""
-    halves = [(name, ANY_MODE if mode == ANY_MODE else "own") for name, mode in zip(batch.datasets, batch.modes, strict=True)]
+    halves = [
+        (name, ANY_MODE if mode == ANY_MODE else "own") for name, mode in zip(batch.datasets, batch.modes, strict=True)
+    ]
     return torch.tensor([groups.index(half) for half in halves])
 
 

@@ -60,7 +60,8 @@ class Tracker:
                 import wandb as library
             except ImportError:
                 raise OsmError(f"--wandb {wandb}: the package wandb is not installed (pip install wandb)") from None
-            self._wandb = library.init(project=project, name=folder.name, dir=folder, mode=wandb, config=dict(config))
+            options: dict[str, Any] = {"mode": wandb, "config": dict(config)}
+            self._wandb = library.init(project=project, name=folder.name, dir=folder, **options)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one record, a flat mapping with `step`."""

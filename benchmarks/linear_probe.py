@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""What the frozen tower knows by itself: a linear probe on mask-pooled features, beside the majority class.
+
+For every mask of the shards (training) and of the sets' val files: the mean of the tower's tokens under the mask
+(weighted by coverage) at test-time size, standardised, then ridge regression onto the classes. Prints one JSON
+document.
+
+    python3 benchmarks/linear_probe.py --datasets sets.yaml --shards coco=... --shards camvid=... [--config osm_small]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+ALPHAS = (10.0, 100.0, 1000.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--datasets", required=True, help="YAML of the sets, with their val files")
+    parser.add_argument("--shards", action="append", required=True, metavar="SET=PATTERN")
+    parser.add_argument("--config", default="osm_small")
+    args = parser.parse_args()
+
+    from osm import OsmError, create_model_and_transforms
+    from osm.data.datasets import DatasetTable
+    from osm.data.shards import existing_shards
+
+    results = {}
+    try:
+        table = DatasetTable().with_yaml(args.datasets)
+        patterns = dict(item.split("=", 1) for item in args.shards)
+        model, processor = create_model_and_transforms(args.config)
+        for name, pattern in patterns.items():
+            started = time.monotonic()
+            shards = existing_shards(pattern, f"--shards {name}")
+            train = features(model, processor, training_scenes(table[name], shards), name)
+            val = features(model, processor, val_scenes(table[name]), name)
+            results[name] = {**score(*train, *val), "seconds": round(time.monotonic() - started, 1)}
+            print(f"{name}: {results[name]}", file=sys.stderr)
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({"benchmark": "linear_probe", "config": args.config, "sets": results}, indent=2))
+    return 0
+
+
+def training_scenes(row, shards: list[str]) -> Iterator[tuple]:
+    """(image, masks, category ids) of every sample; masks over 100 pixels, no crowd."""
+    from osm.data.segments import View, read_scene
+    from osm.data.shards import read_shard
+    from osm.errors import SampleError
+
+    for shard in shards:
+        for raw in read_shard(shard):
+            if isinstance(raw, SampleError):
+                raise raw
+            scene = read_scene(row.form, raw.members, row.label_set)
+            whole = View(scene.width, scene.height, 0, 0, scene.width, scene.height, False)
+            picked = scene.pick(whole, 10**6, np.random.default_rng(0), fixed_view=True)
+            yield scene.image(), np.stack([s.mask for s in picked]), [s.category_id for s in picked]
+
+
+def val_scenes(row) -> Iterator[tuple]:
+    """(image, masks, category ids) of every image of the val split: the masks that the benchmark names."""
+    from osm.benchmark.items import SPLITS
+    from osm.data.images import read_rgb
+
+    split = SPLITS[row.form](row)
+    for index in range(len(split)):
+        item = split.load(index)
+        masks = np.stack([item.mask(k) for k in range(len(item.annotations))])
+        kept = masks.any((1, 2))
+        categories = [a["category_id"] for a, keep in zip(item.annotations, kept, strict=True) if keep]
+        yield read_rgb(item.image_path), masks[kept], categories
+
+
+def features(model, processor, scenes: Iterator[tuple], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The mean token under each mask (weighted by coverage), and the masks' classes."""
+    import torch.nn.functional as F
+
+    xs, ys = [], []
+    for number, (image, masks, categories) in enumerate(scenes):
+        tokens = model.tower_tokens(processor.pixel_values(processor.canvas(image)[None]))[0, model.prefix_tokens :]
+        cover = F.avg_pool2d(processor.canvas_masks(masks).float(), model.tower.patch).flatten(1)
+        xs.append((cover @ tokens / cover.sum(1, keepdim=True).clamp(min=1e-6)).numpy())
+        ys.extend(categories)
+        if number % 50 == 0:
+            print(f"{name}: {number} images", file=sys.stderr)
+    return np.concatenate(xs), np.array(ys)
+
+
+def score(train_x, train_y, val_x, val_y) -> dict[str, float]:
+    """Accuracy of ridge (its strength chosen on a fifth of the training images' masks) and of the commonest class."""
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train_x)
+    x, v = scaler.transform(train_x), scaler.transform(val_x)
+    cut = len(x) * 4 // 5
+    best = max(ALPHAS, key=lambda a: RidgeClassifier(alpha=a).fit(x[:cut], train_y[:cut]).score(x[cut:], train_y[cut:]))
+    commonest = Counter(train_y.tolist()).most_common(1)[0][0]
+    return {
+        "train_masks": len(train_y),
+        "val_masks": len(val_y),
+        "classes": len(set(train_y.tolist())),
+        "majority": round(100 * float((val_y == commonest).mean()), 1),
+        "ridge": round(100 * RidgeClassifier(alpha=best).fit(x, train_y).score(v, val_y), 1),
+        "alpha": best,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
