@@ -66,7 +66,10 @@ class LabelSet:
                 raise OsmError(f"{source}: every category needs an integer 'id' and a 'name', found {entry!r}")
             if entry["id"] in classes:
                 raise OsmError(f"{source}: category id {entry['id']} is given twice")
-            spoken = [str(name).lower().strip() for name in [entry["name"], *entry.get("synonyms", ())]]
+            synonyms = entry.get("synonyms") or []
+            if not isinstance(synonyms, list):
+                raise OsmError(f"{source}: category {entry['id']}: 'synonyms' has to be a list, found {synonyms!r}")
+            spoken = [str(name).lower().strip() for name in [entry["name"], *synonyms]]
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
                 raise OsmError(f"{source}: category {entry['id']} has a blank name")

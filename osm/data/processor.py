@@ -28,9 +28,10 @@ def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
     if width == height:
         return target, target
     short, long = min(width, height), max(width, height)
-    new_short, new_long = target - 1, int((target - 1) * long / short)
+    new_short = max(1, target - 1)
+    new_long = int(new_short * long / short)
     if new_long > target:
-        new_short, new_long = max(1, int(target * (target - 1) / new_long)), target
+        new_short, new_long = max(1, int(target * new_short / new_long)), target
     return (new_long, new_short) if width > height else (new_short, new_long)
 
 

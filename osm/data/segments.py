@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -95,7 +94,14 @@ class Scene:
         ):
             raise SampleError("bad_json", f"segments_info: every entry needs {', '.join(fields)}")
         for entry in entries:
-            if not entry.get("iscrowd", 0) and entry["category_id"] not in self._labels:
+            if entry.get("iscrowd", 0):
+                continue
+            # The types first: what is not hashable could not even be looked up.
+            if any(not isinstance(entry[field], int) for field in ("id", "category_id") if field in fields):
+                raise SampleError(
+                    "bad_json", f"segments_info: id and category_id are integers, found {str(entry)[:80]}"
+                )
+            if entry["category_id"] not in self._labels:
                 raise SampleError(
                     "unknown_category",
                     f"category_id {entry['category_id']!r} is not in the label set {self._labels.source}",
@@ -165,7 +171,7 @@ def _member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str,
         raise SampleError("missing_member", f"the sample has neither a member .{names[0]} nor a json field {key!r}")
     try:
         return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise SampleError("bad_json", f"{key} is not base64 ({error})") from None
 
 
@@ -185,7 +191,7 @@ def read_scene(form: str, members: Mapping[str, bytes], labels: LabelSet) -> Sce
         document = json.loads(members["json"])
     except KeyError:
         raise SampleError("missing_member", "the sample has no .json member") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError("bad_json", f"the .json member: {error}") from None
     if not isinstance(document, dict):
         raise SampleError("bad_json", "the .json member is no object")

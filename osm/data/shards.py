@@ -81,32 +81,39 @@ def existing_shards(pattern: str, flag: str) -> list[str]:
 def read_shard(path: str) -> Iterator[RawSample | SampleError]:
     """The samples of a shard in order; what cannot be read comes as an error in its place, and the rest goes on."""
     current: RawSample | None = None
+    too_large = None  # the key of a sample that is left out
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
-                if not member.isfile():
-                    continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
+                if not member.isfile() or extension not in MEMBERS:
+                    continue
                 key = f"{folder}/{stem}" if folder else stem
                 if current is not None and key != current.key:
                     yield current
                     current = None
-                if current is None:
-                    current = RawSample(path, key)
-                if extension not in MEMBERS:
+                if key == too_large:
                     continue
                 if member.size > MAX_MEMBER_BYTES:
                     yield SampleError("member_too_large", f"{path}: {member.name} has {member.size} bytes")
+                    current, too_large = None, key
                     continue
+                if current is None:
+                    current = RawSample(path, key)
                 file = tar.extractfile(member)
                 data = file.read() if file else b""
                 if len(data) != member.size:
                     raise tarfile.ReadError("unexpected end of data")
                 current.members[extension] = data
+            # tarfile takes a broken or missing header for the end of the archive: a real end is marked by zeros.
+            stream.seek(tar.offset)
+            whole = stream.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         # The sample in progress may lack members: it is dropped with the rest of the shard.
         yield SampleError("broken_tar", f"{path}: {error}")
         return
     if current is not None:
         yield current
+    if not whole:
+        yield SampleError("broken_tar", f"{path}: it ends, or cannot be read on, without an end mark")

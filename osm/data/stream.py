@@ -193,9 +193,14 @@ class SampleStream(IterableDataset):
     def _in_order(self, rng: np.random.Generator, worker: int, workers: int) -> Iterator[RawSample | SampleError]:
         """Shards drawn with replacement; or else every shard once a pass, its samples dealt out to all workers."""
         shards = self.config.shards
+        empty = 0
         if self.config.resampled:
             while True:
-                yield from read_shard(shards[int(rng.integers(len(shards)))])
+                empty += 1
+                for raw in read_shard(shards[int(rng.integers(len(shards)))]):
+                    empty = 0
+                    yield raw
+                self._check_some(empty < MAX_SKIPS_IN_A_ROW)
         lane, lanes = self.rank * workers + worker, self.world_size * workers
         shared = np.random.default_rng([self.config.seed, self.epoch])  # the same order for all, so that deals agree
         position = 0
@@ -205,6 +210,13 @@ class SampleStream(IterableDataset):
                     position += 1
                     if (position - 1) % lanes == lane:
                         yield raw
+            self._check_some(position > 0)
+
+    def _check_some(self, found: bool) -> None:
+        if not found:
+            raise OsmError(
+                f"--{self.dataset.name}_shards: there are no samples in {self.config.shards[0]} and the rest"
+            )
 
     def _batch(self, samples: list[Sample], number: int, skipped: Counter[str]) -> Batch:
         processor, config = self.transform.processor, self.transform.config

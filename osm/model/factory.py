@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoTokenizer, InstructBlipForConditionalGeneration
 
@@ -17,7 +18,7 @@ from osm.model import checkpoint
 from osm.model.llm import load_llm
 from osm.model.maskqformer import MaskQFormerBridge
 from osm.model.osm import OmniScientModel
-from osm.model.towers import RandomTower, Tower, timm_tower
+from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
 from osm.model.weights import Found, hub_options, load_first, timm_state_dict
 
 PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"
@@ -109,7 +110,7 @@ def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
         return RandomTower(tower.patch, tower.width, tower.class_token, tower.seed), tower
     window = config.sliding_window_size
     found, state = load_first(
-        tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=f"timm/{tower.name}"
+        tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=timm_hub_id(tower.name)
     )
     built = timm_tower(tower.name, tower.strides, window, state)
     if found.pip is not None and found.pip.mean is not None and found.pip.std is not None:
@@ -156,18 +157,20 @@ def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientM
             model, processor = build(base_config(config or "osm"))
         checkpoint.load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
         return model.eval(), processor, document
-    model, processor = load_folder(name)
-    return model, processor, {}
+    model, loaded = load_folder(name)
+    assert loaded is not None
+    return model, loaded, {}
 
 
-def load_folder(name: str | Path) -> tuple[OmniScientModel, Processor]:
-    """Loads a folder of `save_pretrained`, or a hub id that holds one (where there is a network or a cache)."""
+def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
+    """Loads a folder of `save_pretrained`, or a hub id that holds one (where there is a network or a cache).
+
+    With a `base_model` that is handed in there is no processor: its tokenizers are not known.
+    """
     folder = Path(name)
     if not folder.is_dir():
         if folder.exists() or folder.is_absolute() or str(name).count("/") != 1:
             raise OsmError(f"checkpoint {str(name)!r}: no such folder, and not a hub id (owner/name)")
-        from huggingface_hub import snapshot_download
-
         try:
             files = ["config.json", "model.safetensors"]
             folder = Path(snapshot_download(str(name), allow_patterns=files, **hub_options()))
@@ -176,15 +179,16 @@ def load_folder(name: str | Path) -> tuple[OmniScientModel, Processor]:
                 f"checkpoint {str(name)!r}: no such folder, and the hub does not give it ({error})"
             ) from None
     document, state = checkpoint.read_folder(folder)
-    model, processor = build(checkpoint.model_config(document, f"{folder}/config.json"))
+    config = checkpoint.model_config(document, f"{folder}/config.json")
+    processor = None
+    if base_model is None:
+        model, processor = build(config)
+    else:
+        sizes = (config.input_size, config.sliding_window_size, config.sliding_window_stride)
+        model = OmniScientModel.from_instructblip(base_model, *sizes, config=config)
     checkpoint.check_frozen(model, document, str(folder))
     checkpoint.load_published_state_dict(model, state, f"{folder}/model.safetensors")
     return model.eval(), processor
-
-
-def to_device(model: nn.Module, device: str) -> nn.Module:
-    """Moves a model to `auto` (cuda, mps or cpu, the first there is) or a named device."""
-    return model.to(pick_device(device))
 
 
 def pick_device(device: str) -> torch.device:

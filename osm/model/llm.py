@@ -109,7 +109,8 @@ def generate(llm: nn.Module, embeds: Tensor, mask: Tensor, **options: Any) -> An
     stop = stop_ids(llm)
     pad = llm.config.pad_token_id
     settings: dict[str, Any] = {
-        "do_sample": False,
+        # What an LLM's own generation config may set, and greedy search must not take from there.
+        **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0},
         "eos_token_id": stop,
         "pad_token_id": stop[0] if pad is None or pad < 0 else pad,
         "bos_token_id": llm.config.bos_token_id,

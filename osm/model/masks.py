@@ -89,7 +89,14 @@ def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: st
 
     Class tokens are always visible. Without class tokens a row whose mask vanishes on the grid sees the cell at the
     mask's centroid, and is counted.
+
+    Raises:
+        SampleError: `empty_mask`, a mask or context mask without a pixel.
     """
+    for what, pixels in (("mask", mask), ("context mask", context)):
+        empty = (~(pixels != 0).flatten(1).any(1)).nonzero().flatten()
+        if len(empty):
+            raise SampleError("empty_mask", f"{what} {int(empty[0])} is empty: there is nothing in it to name")
     visible, fallbacks = [], torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     for pixels in (mask, context):
         grid = mask_to_grid(pixels, patch, how)
@@ -104,7 +111,5 @@ def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: st
 
 def _centroid_cell(pixels: Tensor, patch: int) -> int:
     inside = pixels.nonzero()
-    if len(inside) == 0:
-        raise SampleError("empty_mask", "a mask is empty: there is nothing in it to name")
     y, x = (inside.float().mean(0) / patch).long().tolist()
     return y * (pixels.shape[-1] // patch) + x

@@ -226,12 +226,17 @@ class OmniScientModel(nn.Module):
         for part in ("vision_model", "qformer", "language_projection", "language_model", "query_tokens"):
             if not hasattr(base_model, part):
                 raise OsmError(f"base_model is a {type(base_model).__name__} without {part}: no InstructBLIP model")
+        if not base_model.config.use_decoder_only_language_model:
+            raise OsmError("base_model has an encoder-decoder LLM (Flan-T5); a decoder-only one (Vicuna) is needed")
+        if base_model.config.qformer_config.hidden_act != "gelu":
+            raise OsmError(f"base_model's Q-Former uses {base_model.config.qformer_config.hidden_act!r}, not 'gelu'")
         sizes = {
             "input_size": input_size,
             "sliding_window_size": sliding_window_size,
             "sliding_window_stride": sliding_window_stride,
         }
-        config = checkpoint.replace_fields(config or ModelConfig(base_model_name="(handed in)"), **sizes)
+        name = getattr(base_model, "name_or_path", "") or "an InstructBLIP that was handed in"
+        config = checkpoint.replace_fields(config or ModelConfig(base_model_name=name), **sizes)
         base = base_model.config.qformer_config
         qformer = QFormerConfig(
             layers=base.num_hidden_layers,
@@ -254,6 +259,9 @@ class OmniScientModel(nn.Module):
             positions=base.max_position_embeddings,
         )
         bridge.qformer.load_state_dict(checkpoint.without_ignored(base_model.qformer.state_dict()))
+        for module in bridge.qformer.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = base.layer_norm_eps
         bridge.language_projection.load_state_dict(base_model.language_projection.state_dict())
         with torch.no_grad():
             bridge.mask_query.copy_(base_model.query_tokens)
@@ -282,15 +290,20 @@ class OmniScientModel(nn.Module):
         checkpoint.save_folder(self, Path(folder))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> OmniScientModel:
-        """Loads a folder of `save_pretrained`, or a hub id that holds one.
+    def from_pretrained(
+        cls, name: str | Path, device: str | torch.device = "cpu", base_model: nn.Module | None = None
+    ) -> OmniScientModel:
+        """Loads a folder of `save_pretrained`, or a hub id that holds one, in eval mode.
+
+        Args:
+            base_model: the InstructBLIP to build around, where it should not be looked for by its name.
 
         Raises:
             OsmError: no such checkpoint, or frozen parts that are not those it was trained with.
         """
         from osm.model.factory import load_folder
 
-        return load_folder(name)[0].to(device)
+        return load_folder(name, base_model)[0].to(device)
 
 
 def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:

@@ -65,9 +65,13 @@ class TimmVitTower(Tower):
         self.class_tokens = int(getattr(model, "cls_token", None) is not None)
         self.window = window
         self.mean, self.std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        # Models that pool by averaging norm after the pooling, and leave forward_features' tokens as they are.
+        self.norm_after = isinstance(model.norm, nn.Identity) and hasattr(model, "fc_norm")
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.model.forward_features(windows)
+        if self.norm_after:
+            tokens = self.model.fc_norm(tokens)
         return tokens[:, : self.class_tokens], tokens[:, self.skip :]
 
 
@@ -124,14 +128,28 @@ class RandomTower(Tower):
         return patches.mean(1, keepdim=True)[:, : self.class_tokens], patches
 
 
+def timm_hub_id(name: str) -> str:
+    """The hub repository of a timm model's weights (it has the weights' tag in its name).
+
+    Raises:
+        OsmError: no such model.
+    """
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise OsmError(
+            f"model.tower.name {name!r} is not a timm model; timm.list_models() lists them ({error})"
+        ) from None
+    return config.hf_hub_id or f"timm/{name}"
+
+
 def timm_tower(name: str, strides: Sequence[int], window: int, state_dict: dict[str, Tensor] | None) -> Tower:
     """Builds a timm tower and fills it with `state_dict` (timm's names; None keeps timm's random start).
 
     Raises:
         OsmError: no such model, strides it does not have, or weights that do not fit it.
     """
-    if not timm.is_model(name):
-        raise OsmError(f"model.tower.name {name!r} is not a timm model (timm.list_models() lists them)")
+    timm_hub_id(name)
     tower = _cnn_tower(name, strides, state_dict) if strides else _vit_tower(name, window, state_dict)
     tower.check_window(window)
     return tower
@@ -149,10 +167,13 @@ def _cnn_tower(name: str, strides: Sequence[int], state_dict: dict[str, Tensor] 
         )
     model = timm.create_model(name, features_only=True, out_indices=[reductions.index(s) for s in strides])
     if state_dict is not None:
-        # What stands above the last map (head, classifier) is of no use here; anything missing is an error.
-        missing = model.load_state_dict(state_dict, strict=False).missing_keys
-        if missing:
-            raise OsmError(f"weights for {name} lack {len(missing)} entries, the first is {missing[0]!r}")
+        # timm calls `stem.0` of the whole model `stem_0` here. What stands above the last map is of no use.
+        names = {key.replace("_", "."): key for key in model.state_dict()}
+        renamed = {names.get(key.replace("_", "."), key): value for key, value in state_dict.items()}
+        try:
+            _check_complete(name, model.load_state_dict(renamed, strict=False).missing_keys)
+        except RuntimeError as error:
+            raise OsmError(f"weights for {name} do not fit it: {error}") from None
     config = timm.get_pretrained_cfg(name)
     return TimmCnnTower(model, strides, config.mean, config.std)
 
@@ -169,4 +190,11 @@ def _vit_tower(name: str, window: int, state_dict: dict[str, Tensor] | None) -> 
         raise OsmError(f"weights for {name} do not fit it: {error}") from None
     if not hasattr(model, "num_prefix_tokens"):
         raise OsmError(f"model.tower.name {name!r} is no plain ViT; give tower.strides to use its feature maps")
+    if state_dict is not None:  # timm leaves what a file lacks at its random start, and says nothing
+        _check_complete(name, [key for key in model.state_dict() if key not in state_dict])
     return TimmVitTower(model, window)
+
+
+def _check_complete(name: str, lacking: Sequence[str]) -> None:
+    if lacking:
+        raise OsmError(f"weights for {name} lack {len(lacking)} entries, the first is {lacking[0]!r}")

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Trains, predicts and scores osm-small on three small sets: all figures of docs/results.md.
+#
+#   scripts/osm_small.sh DATA OUT
+#
+# DATA has coco_mini/, camvid/ and clothing/, each with train/ and val/ in COCO-panoptic form (images/, panoptic/,
+# panoptic.json). Interrupted, it goes on where it was when started again. Two processes of one thread each.
+set -euo pipefail
+data=$(realpath "${1:?usage: scripts/osm_small.sh DATA OUT}")
+mkdir -p "${2:?usage: scripts/osm_small.sh DATA OUT}"
+out=$(realpath "$2")
+root=$(dirname "$(dirname "$(realpath "$0")")")
+python=${PYTHON:-python3}
+sets="coco_mini camvid clothing"
+export OMP_NUM_THREADS=1
+
+{
+  echo "datasets:"
+  for set in $sets; do
+    # COCO's photos are answered in COCO's own mode and vocabulary (the table's row); the others are rows of their own.
+    if [ "$set" = coco_mini ]; then echo "  coco:"; else
+      echo "  $set:"
+      echo "    form: coco_panoptic"
+      echo "    title: $set"
+    fi
+    echo "    image_dir: $data/$set/val/images"
+    echo "    mask_dir: $data/$set/val/panoptic"
+    echo "    json_file: $data/$set/val/panoptic.json"
+  done
+} > "$out/sets.yaml"
+
+for set in $sets; do
+  "$python" "$root/dataset_preparation/convert_coco_panoptic_to_wds.py" --output_dir "$out/shards/$set" \
+    --image_dir "$data/$set/train/images" --ann_dir "$data/$set/train/panoptic" \
+    --json_file "$data/$set/train/panoptic.json"
+done
+
+"$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" \
+  --config osm_small --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
+  --feature_cache "$out/cache" --delete_previous_checkpoint \
+  --coco_shards "$out/shards/coco_mini/000000000.tar" --batch_size_coco 1 --train_num_samples_coco 200 \
+  --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid 200 \
+  --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 2 --train_num_samples_clothing 400
+
+predict() {  # predict NAME FLAGS...: both parts at once, then the scores
+  local name=$1
+  shift
+  for part in 0 1; do
+    "$python" "$root/test/generate_pred.py" $part 2 "$out/run/final" "$out/$name" --datasets "$out/sets.yaml" \
+      --sets coco,camvid,clothing --num_threads 1 "$@" &
+  done
+  wait -n
+  wait -n
+  "$python" "$root/test/evaluate_pred.py" "$out/$name" 2 --datasets "$out/sets.yaml" --json "$out/$name.json"
+}
+
+echo "== predictions"
+predict predictions
+echo "== the same with each mask exchanged for another image's"
+predict shuffled_masks --modes own --alter shuffle_masks
+echo "== the same with a grey image"
+predict blank_image --modes own --alter blank_image
+echo "== majority class and linear probe on the frozen tower"
+"$python" "$root/benchmarks/linear_probe.py" --datasets "$out/sets.yaml" --shards "coco=$out/shards/coco_mini/000000000.tar" \
+  --shards "camvid=$out/shards/camvid/000000000.tar" --shards "clothing=$out/shards/clothing/000000000.tar" \
+  | tee "$out/linear_probe.json"

@@ -1,0 +1,103 @@
+"""Every command and YAML that the docs show is one that the project takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from osm.benchmark import cli as benchmark_cli
+from osm.config import load_model_config, load_yaml
+from osm.data import convert
+from osm.data.datasets import DatasetTable
+from osm.training import config as training_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+VARIABLES = {"SAVE_PATH": "shards", "DATA_PATH": "data", "i": "0", "GPU_COUNT": "8", "CKPT_PATH": "osm_final.pt"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of every command that calls one of our scripts, variables filled in."""
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = re.sub(r"\$\{?(\w+)\}?", lambda m: VARIABLES.get(m[1], m[1].lower()), line)
+                words = shlex.split(line, comments=True)
+                scripts = [k for k, word in enumerate(words) if word.endswith(".py")]
+                if scripts:
+                    end = words.index("&") if "&" in words else len(words)
+                    yield page.name, words[scripts[0] : end]
+
+
+COMMANDS = list(commands())
+
+
+def own_sets(folder: Path) -> Path:
+    """All sets that the docs' YAML examples name, in one file."""
+    rows = {}
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            rows.update(yaml.safe_load(block).get("datasets", {}))
+    path = folder / "sets.yaml"
+    path.write_text(yaml.safe_dump({"datasets": rows}))
+    return path
+
+
+def test_the_docs_show_commands_of_every_script() -> None:
+    shown = {Path(words[0]).name for _, words in COMMANDS}
+    scripts = [*ROOT.glob("train/*.py"), *ROOT.glob("test/*.py"), *ROOT.glob("dataset_preparation/*.py")]
+    assert {script.name for script in scripts} <= shown
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}-{Path(w[0]).name}" for page, w in COMMANDS])
+def test_command_parses(page: str, words: list[str], tmp_path: Path) -> None:
+    script, arguments = Path(words[0]), words[1:]
+    here = [ROOT, ROOT / "dataset_preparation"]
+    assert any((folder / script).is_file() for folder in here), f"{page}: {script} is not in the project"
+    sets = own_sets(tmp_path)
+    if "--datasets" in arguments:
+        arguments[arguments.index("--datasets") + 1] = str(sets)
+    if script.name == "train.py":
+        run = training_config.parse(arguments)
+        assert run.training.used_sets
+    elif script.name == "generate_pred.py":
+        table = DatasetTable().with_yaml(sets)
+        files = ArgumentParser(add_help=False)
+        files.add_argument("--benchmark")
+        files.add_argument("--datasets")
+        assert benchmark_cli._generate_parser(files, table).parse_args(arguments).checkpoint
+    elif script.name.startswith("convert_"):
+        form = "coco_panoptic" if "panoptic" in script.name else "coco_instances"
+        assert convert._parser(form).parse_args(arguments).output_dir
+    elif script.name == "evaluate_pred.py":
+        # It has nothing to read here: a mistake in the call would be argparse's exit.
+        assert benchmark_cli.evaluate_main([str(tmp_path / "none"), *arguments[1:]]) == 2
+    else:
+        assert script.name in {path.name for path in [*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py")]}
+
+
+def test_every_set_of_the_docs_is_a_row(tmp_path: Path) -> None:
+    table = DatasetTable().with_yaml(own_sets(tmp_path))
+    assert len(table) > len(DatasetTable())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_yaml_parses(path: Path) -> None:
+    document = yaml.safe_load(path.read_text())
+    if "datasets" in document:
+        assert len(DatasetTable().with_yaml(path)) >= len(DatasetTable())
+        return
+    assert load_model_config(str(path)).input_size > 0
+    if "training" in load_yaml(str(path)):
+        arguments = ["--config", str(path), "--coco_shards", "x.tar", "--batch_size_coco", "2"]
+        assert training_config.parse(arguments).training.used_sets["coco"].batch_size == 2
