@@ -214,9 +214,7 @@ class SampleStream(IterableDataset):
 
     def _check_some(self, found: bool) -> None:
         if not found:
-            raise OsmError(
-                f"--{self.dataset.name}_shards: there are no samples in {self.config.shards[0]} and the rest"
-            )
+            raise OsmError(f"--{self.dataset.name}_shards: no sample in {len(self.config.shards)} shard(s)")
 
     def _batch(self, samples: list[Sample], number: int, skipped: Counter[str]) -> Batch:
         processor, config = self.transform.processor, self.transform.config

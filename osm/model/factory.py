@@ -15,7 +15,7 @@ from osm.config import ModelConfig, find_config, load_model_config
 from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.model import checkpoint
-from osm.model.llm import load_llm
+from osm.model.llm import check_complete, load_llm
 from osm.model.maskqformer import MaskQFormerBridge
 from osm.model.osm import OmniScientModel
 from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
@@ -121,8 +121,12 @@ def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
 def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     def load(place: Found) -> tuple[nn.Module, Any, Any]:
         options = hub_options() if place.source == "hub" else {}
+        base, info = InstructBlipForConditionalGeneration.from_pretrained(
+            place.location, dtype=torch.float32, output_loading_info=True, **options
+        )
+        check_complete(info, place.location)
         return (
-            InstructBlipForConditionalGeneration.from_pretrained(place.location, dtype=torch.float32, **options),
+            base,
             AutoTokenizer.from_pretrained(place.location, **options),
             AutoTokenizer.from_pretrained(place.location, subfolder="qformer_tokenizer", **options),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import pickle
 import shutil
 import tempfile
 import urllib.error
@@ -22,6 +23,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -75,7 +77,7 @@ def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterat
     if source and source not in SOURCES:
         raise OsmError(f"source {source!r} of {name!r} is not one of {', '.join(SOURCES)}")
     if source in ("", "folder"):
-        for path in (Path(name), Path(os.environ.get("OSM_WEIGHTS", "weights")) / name):
+        for path in dict.fromkeys((Path(name), Path(os.environ.get("OSM_WEIGHTS", "weights")) / name)):
             if path.is_dir() or (path.is_file() and path.suffix in (".gguf", ".pth", ".pt", ".safetensors")):
                 yield Found("folder", str(path))
     if source in ("", "hub") and not Path(name).is_absolute():
@@ -117,7 +119,9 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
             return found, load(found)
         except OsmError:
             raise
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except pickle.UnpicklingError:  # torch's own text advises to load it unsafely
+            said.append(f"{found.source} {found.location}: broken, or holds more than tensors; it is not loaded")
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             said.append(
                 f"{found.source} {found.location}: {str(error).strip().splitlines()[0] if str(error) else error!r}"
             )

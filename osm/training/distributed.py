@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def total(self, counts: Counter[str]) -> Counter[str]:
+        """The counts of all processes together."""
+        if self.size == 1:
+            return Counter(counts)
+        everyone: list[Counter[str]] = [Counter()] * self.size
+        dist.all_gather_object(everyone, counts)
+        return sum(everyone, Counter())
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from osm.config import as_dict
 from osm.data.sample import SampleTransform
 from osm.data.shards import existing_shards
-from osm.data.stream import Batch, EpochLoader, StreamConfig, merge
+from osm.data.stream import Batch, EpochLoader, StreamConfig, batches_per_epoch, merge
 from osm.errors import OsmError
 from osm.model.checkpoint import save_folder
 from osm.model.factory import build, check_widths
@@ -56,13 +56,17 @@ class Trainer:
     def __init__(self, run: Run, world: distributed.World) -> None:
         self.run, self.config, self.world = run, run.training, world
         self.folder = Path(self.config.run_name)
+        # What is quickly seen to be wrong is said before a model of gigabytes is loaded.
+        self.batches = equal_batches(self.config, self.config.emulate_world_size or world.size)
+        self.shards = {
+            name: existing_shards(chosen.shards, f"--{name}_shards") for name, chosen in self.config.used_sets.items()
+        }
         torch.manual_seed(self.config.seed)  # the bridge starts alike on every rank
         self.model, self.processor = build(run.model)
         check_widths(self.model, *run.widths.values())
         hold_frozen(self.model, self.config.precision, world.device)
         self.model.to(world.device).train()
         self.loaders = self._make_loaders()
-        self.batches = self._equal_batches()
         self.groups = group_names(list(self.config.used_sets))
         self.multipliers = {name: chosen.loss_multiplier for name, chosen in self.config.used_sets.items()}
         self.task = TrainTask(self.model, self.processor)
@@ -80,7 +84,9 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.config.precision == "fp16")
         self.step, self.names, self.skipped_steps = 0, 0, 0
-        self.skipped: Counter[str] = Counter()
+        # What was left out: by the run up to its resumption (of all ranks), and by this process since.
+        self.skipped_before: Counter[str] = Counter()
+        self.skipped_here: Counter[str] = Counter()
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
         config, world = self.config, self.world
@@ -90,7 +96,7 @@ class Trainer:
         loaders = {}
         for name, chosen in config.used_sets.items():
             dataset = self.run.table[name]
-            shards = existing_shards(chosen.shards, f"--{name}_shards")
+            shards = self.shards[name]
             if cache is not None:
                 skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world)
                 if skipped:
@@ -109,17 +115,6 @@ class Trainer:
         world.barrier()
         return loaders
 
-    def _equal_batches(self) -> int:
-        counts = {name: loader.batches for name, loader in self.loaders.items()}
-        if len(set(counts.values())) > 1:
-            figures = "; ".join(
-                f"{name}: --train_num_samples_{name} {self.config.sets[name].train_num_samples} / --batch_size_{name} "
-                f"{self.config.sets[name].batch_size} = {count} batches"
-                for name, count in counts.items()
-            )
-            raise OsmError(f"the sets must give equally many batches an epoch, but: {figures}")
-        return next(iter(counts.values()))
-
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def train(self) -> Path:
@@ -131,8 +126,9 @@ class Trainer:
             tracker.say(self._opening(first))
             for epoch in range(first, self.config.num_epochs):
                 self._epoch(epoch, tracker)
+                skipped = self._skipped()
                 if self.world.is_main:
-                    self._save(epoch)
+                    self._save(epoch, skipped)
                     draw_curve(self.folder)
                 self.world.barrier()
             final = self.folder / "final"
@@ -152,17 +148,20 @@ class Trainer:
         epoch, progress = checkpoint.resume(path, self.model, self.optimizer, self.schedule)
         self.step, self.names = progress.get("step", 0), progress.get("names", 0)
         self.skipped_steps = progress.get("skipped_steps", 0)
-        self.skipped = Counter(progress.get("skipped", {}))
+        self.skipped_before = Counter(progress.get("skipped", {}))
         if self.world.is_main:
             print(f"resumed from {path}: epoch {epoch}, step {self.step}", flush=True)
         return epoch
 
-    def _save(self, epoch: int) -> None:
+    def _skipped(self) -> Counter[str]:
+        return self.skipped_before + self.world.total(self.skipped_here)
+
+    def _save(self, epoch: int, skipped: Counter[str]) -> None:
         progress = {
             "step": self.step,
             "names": self.names,
             "skipped_steps": self.skipped_steps,
-            "skipped": dict(self.skipped),
+            "skipped": dict(skipped),
         }
         checkpoint.save(
             self.folder,
@@ -210,7 +209,7 @@ class Trainer:
             wait = number < len(micro_batches) - 1 and isinstance(self.forward, DistributedDataParallel)
             with self.forward.no_sync() if wait else contextlib.nullcontext():
                 self._backward(batch.to(self.world.device), len(micro_batches), meter)
-            self.skipped.update(batch.skipped)
+            self.skipped_here.update(batch.skipped)
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM))
@@ -228,17 +227,21 @@ class Trainer:
         index = group_index(batch, self.groups).to(self.world.device)
         with autocast(self.config.precision, self.world.device):
             losses, counts = self.forward(batch)
-        tokens = torch.zeros(len(self.groups), device=self.world.device).index_add_(0, index, counts.float())
-        self.world.sum(tokens)
-        weights = row_weights(index, tokens, self.groups, self.multipliers)
+        # Supervised tokens of each group over all ranks, and in the last place the rows.
+        totals = torch.zeros(len(self.groups) + 1, device=self.world.device)
+        totals[:-1].index_add_(0, index, counts.float())
+        totals[-1] = len(batch)
+        self.world.sum(totals)
+        weights = row_weights(index, totals[:-1], self.groups, self.multipliers)
         # DDP averages over the ranks, the loss is a sum over them.
         loss = (losses * weights).sum() * self.world.size / micro_batches
         self.scaler.scale(loss).backward()
-        meter.add(index, losses.detach(), counts, weights, micro_batches)
-        self.names += meter.all_rows(len(batch))
+        meter.add(index, losses.detach(), counts, weights, totals[-1], micro_batches)
 
     def _log(self, epoch: int, tracker: Tracker, meter: Meter, norm: float) -> None:
         loss, group_losses, rows, steps = meter.result()
+        self.names += rows
+        skipped = self._skipped()
         seconds = time.monotonic() - meter.started
         rate = rows / max(seconds, 1e-9)
         left = (self.steps_per_epoch * self.config.num_epochs - self.step) * seconds / max(steps, 1)
@@ -256,17 +259,34 @@ class Trainer:
             "grad_norm": norm,
             "names": self.names,
             "names_per_second": rate,
+            "window_seconds": seconds,
             "skipped_steps": self.skipped_steps,
-            "skipped_samples": dict(self.skipped),
+            "skipped_samples": dict(skipped),
             "centroid_fallbacks": self.task.centroid_fallbacks,
         }
         tracker.log(record)
-        left_out = f", {sum(self.skipped.values())} samples skipped {dict(self.skipped)}" if self.skipped else ""
+        left_out = f", {sum(skipped.values())} samples skipped {dict(skipped)}" if skipped else ""
         left_out += f", {self.skipped_steps} steps skipped" if self.skipped_steps else ""
         tracker.say(
             f"epoch {epoch} step {self.step}: loss {loss:.4f}, lr {record['learning_rate']:.2e}, "
             f"{rate:.2f} names/s, {clock(left)} left{left_out}"
         )
+
+
+def equal_batches(config: TrainConfig, streams: int) -> int:
+    """Batches an epoch of a run on that many processes. Raises OsmError, with the figures, where the sets differ."""
+    counts = {
+        name: batches_per_epoch(chosen.train_num_samples, chosen.batch_size, streams, config.workers)
+        for name, chosen in config.used_sets.items()
+    }
+    if len(set(counts.values())) > 1:
+        figures = "; ".join(
+            f"{name}: --train_num_samples_{name} {config.sets[name].train_num_samples} / --batch_size_{name} "
+            f"{config.sets[name].batch_size} = {count} batches"
+            for name, count in counts.items()
+        )
+        raise OsmError(f"the sets must give equally many batches an epoch, but: {figures}")
+    return next(iter(counts.values()))
 
 
 class Meter:
@@ -276,26 +296,24 @@ class Meter:
         self.world, self.started = world, time.monotonic()
         self.sums = torch.zeros(2, groups, dtype=torch.float64, device=_float64_device(world.device))
         self.loss = torch.zeros((), dtype=torch.float64, device=self.sums.device)
-        self.rows, self.steps = 0, 0.0
+        self.rows, self.steps = torch.zeros((), device=world.device), 0.0
 
-    def add(self, index: Tensor, losses: Tensor, counts: Tensor, weights: Tensor, micro_batches: int) -> None:
+    def add(
+        self, index: Tensor, losses: Tensor, counts: Tensor, weights: Tensor, rows: Tensor, micro_batches: int
+    ) -> None:
         place = index.to(self.sums.device)
         self.sums[0].index_add_(0, place, losses.to(self.sums))
         self.sums[1].index_add_(0, place, counts.to(self.sums))
         self.loss += (losses * weights).sum().to(self.sums) / micro_batches
+        self.rows = self.rows + rows
         self.steps += 1 / micro_batches
-
-    def all_rows(self, rows: int) -> int:
-        total = int(self.world.sum(torch.tensor([rows], device=self.world.device))[0])
-        self.rows += total
-        return total
 
     def result(self) -> tuple[float, list[float], int, float]:
         """Mean loss a step, mean cross entropy of each group (nan where it had nothing), names, steps."""
         everything = torch.cat([self.sums.flatten(), self.loss[None]]).to(self.world.device)
         everything = self.world.sum(everything).double().cpu()
         sums, loss = everything[:-1].view(2, -1), float(everything[-1])
-        return loss / self.steps, (sums[0] / sums[1]).tolist(), self.rows, self.steps
+        return loss / self.steps, (sums[0] / sums[1]).tolist(), int(self.rows), self.steps
 
 
 def _float64_device(device: torch.device) -> torch.device:

@@ -66,10 +66,7 @@ def row_weights(
     Each half's loss is its summed cross entropy over its supervised tokens of all ranks (`counts_G`); a set's loss is
     the mean of its halves (of the one there is, for a batch of 1), times the set's multiplier.
     """
-    present = counts_G > 0
-    weights = torch.zeros_like(counts_G)
-    for i, (name, _) in enumerate(groups):
-        halves = sum(bool(present[j]) for j, (other, _) in enumerate(groups) if other == name)
-        if present[i]:
-            weights[i] = multipliers[name] / (halves * counts_G[i])
-    return weights[index_R]
+    multiplier_G = torch.tensor([multipliers[name] for name, _ in groups], device=counts_G.device)
+    present_G = (counts_G > 0).to(counts_G)
+    halves_G = present_G.view(-1, 2).sum(1).repeat_interleave(2)  # `group_names` puts a set's halves side by side
+    return (multiplier_G * present_G / (halves_G * counts_G).clamp(min=1))[index_R]

@@ -65,7 +65,7 @@ def rectangle(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
-def instances(width: int, height: int, annotations: list[dict[str, Any]], **document: Any) -> dict[str, bytes]:
+def instances(width: int, height: int, annotations: list[dict[str, Any]], /, **document: Any) -> dict[str, bytes]:
     pixels = np.zeros((height, width, 3), np.uint8)
     record = {"width": width, "height": height, "segments_info": annotations, **document}
     return {"image.png": png(pixels), "json": json.dumps(record).encode()}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from tiny import EOS, PAD, tiny_instructblip, tiny_llm
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
@@ -182,6 +183,17 @@ def test_a_broken_folder_is_an_error_that_names_it(tmp_path: Path, broken: str) 
     tiny_llm(tmp_path / "llm")
     (tmp_path / "llm" / broken).write_bytes(b"nothing")
     with pytest.raises(OsmError, match=str(tmp_path)):
+        llms.load_llm(LlmConfig(str(tmp_path / "llm")))
+
+
+def test_weights_that_lack_an_entry_are_refused(tmp_path: Path) -> None:
+    """transformers draws it at random and warns: a frozen LLM that is partly noise must not be trained on."""
+    tiny_llm(tmp_path / "llm")
+    file, key = tmp_path / "llm" / "model.safetensors", "model.layers.0.mlp.up_proj.weight"
+    state = load_file(file)
+    del state[key]
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(OsmError, match=f"lack 1 entries: {key}"):
         llms.load_llm(LlmConfig(str(tmp_path / "llm")))
 
 

@@ -128,11 +128,10 @@ class Bomb:
 
 @pytest.mark.parametrize("file", ["weights.pth", "weights.safetensors"])
 def test_a_broken_or_unsafe_file_is_refused_and_not_run(tmp_path: Path, file: str) -> None:
-    torch.save({"x": Bomb(tmp_path / "ran")}, tmp_path / file)
+    path = tmp_path / file
+    torch.save({"x": Bomb(tmp_path / "ran")}, path)
     with pytest.raises(OsmError, match=file) as error:
-        load_first(
-            "test_vit", "folder", lambda _: weights.timm_state_dict("test_vit", Found("folder", str(tmp_path / file)))
-        )
+        load_first(str(path), "", lambda place: weights.timm_state_dict("test_vit", place))
     assert not (tmp_path / "ran").exists() and "arbitrary code" not in str(error.value)
 
 

@@ -1,0 +1,209 @@
+"""Reading shards: patterns, both layouts, broken and hostile archives."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from convert_sets import Set
+from stream_sets import SIZE, bands, instances, panoptic, published, rectangle, scene, write_shard, write_tar
+
+from osm.data import shards
+from osm.data.labels import load_labels
+from osm.data.segments import View, read_scene
+from osm.data.shards import RawSample, existing_shards, expand_shards, read_shard
+from osm.errors import OsmError, SampleError
+
+
+def keys(path: Path) -> list[str]:
+    """Keys of the samples, and the reasons of what could not be read."""
+    return [f"!{raw.reason}" if isinstance(raw, SampleError) else raw.key for raw in read_shard(str(path))]
+
+
+def sample(number: int = 0) -> dict[str, bytes]:
+    return panoptic(bands(30 + number, 20))
+
+
+# Patterns.
+
+
+def test_braces_are_expanded() -> None:
+    assert expand_shards("a/{000000098..000000101}.tar") == [
+        f"a/{number}.tar" for number in ("000000098", "000000099", "000000100", "000000101")
+    ]
+    assert expand_shards("{8..11}.tar") == ["8.tar", "9.tar", "10.tar", "11.tar"]
+    assert expand_shards("{a,b}/{0..1}.tar") == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
+    assert expand_shards("x.tar::y{1,2}.tar") == ["x.tar", "y1.tar", "y2.tar"]
+    assert expand_shards("/plain path.tar") == ["/plain path.tar"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "a::",
+        "{1..2.tar",
+        "1..2}.tar",
+        "{}.tar",
+        "{a}.tar",
+        "{5..3}.tar",
+        "{0..99999999}.tar",
+        "{{1..2}}.tar",
+        "pipe:cat a.tar",
+        "PIPE:rm -rf x",
+        "a.tar::pipe:cat b.tar",
+        "https://example.org/{0..3}.tar",
+        "s3://bucket/a.tar",
+        "file:///a.tar",
+    ],
+)
+def test_malformed_patterns_urls_and_commands_are_refused(pattern: str) -> None:
+    with pytest.raises(OsmError, match="shards '"):
+        expand_shards(pattern)
+
+
+def test_missing_shards_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        write_shard(tmp_path / f"{number}.tar", {})
+    found = existing_shards(f"{tmp_path}/{{0..4}}.tar", "--coco_shards")
+    assert found == [f"{tmp_path}/{number}.tar" for number in range(3)]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--coco_shards: 2 of 5 shards do not exist" in said and f"{tmp_path}/3.tar" in said
+    assert existing_shards(f"{tmp_path}/{{0..2}}.tar", "--coco_shards") == found and not capsys.readouterr().err
+
+
+def test_too_many_missing_shards_are_an_error(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", {})
+    with pytest.raises(OsmError, match="--coco_shards: 1 of 2 shards do not exist .* correct the range"):
+        existing_shards(f"{tmp_path}/{{0..1}}.tar", "--coco_shards")
+    with pytest.raises(OsmError, match="none of its 7 shards exists .first: .*/b0.tar."):
+        existing_shards(f"{tmp_path}/b{{0..6}}.tar", "--coco_shards")
+
+
+# Layouts.
+
+
+def test_both_layouts_give_equal_scenes() -> None:
+    categories = bands(40, 30)
+    annotations = [{"category_id": 2, "segmentation": rectangle(3, 4, 30, 20)}]
+    view = View(60, 45, 2, 1, SIZE, 44, flip=True)
+    for form, members in (
+        ("coco_panoptic", panoptic(categories)),
+        ("coco_instances", instances(40, 30, annotations)),
+    ):
+        plain, packed = scene(members, form), scene(published(members), form)
+        assert set(published(members)) == {"json"}
+        np.testing.assert_array_equal(np.asarray(plain.image()), np.asarray(packed.image()))
+        picked = [one.pick(view, 3, np.random.default_rng(0)) for one in (plain, packed)]
+        assert [s.category_id for s in picked[0]] == [s.category_id for s in picked[1]] != []
+        for first, second in zip(*picked, strict=True):
+            np.testing.assert_array_equal(first.mask, second.mask)
+
+
+@pytest.mark.parametrize("form", ["coco_panoptic", "coco_instances"])
+def test_converted_shards_are_read_in_both_layouts(tmp_path: Path, form: str) -> None:
+    made = Set(tmp_path, form)
+    scenes = {}
+    for layout in ("webdataset", "published"):
+        made.convert(tmp_path / layout, layout=layout)
+        labels = load_labels(tmp_path / layout / "categories.json")
+        for shard in sorted((tmp_path / layout).glob("*.tar")):
+            for raw in read_shard(str(shard)):
+                assert isinstance(raw, RawSample) and raw.shard == str(shard)
+                scenes[layout, raw.key] = read_scene(form, raw.members, labels)
+    assert len(scenes) == 8
+    for number in range(4):
+        plain, packed = scenes["webdataset", f"im{number}"], scenes["published", f"im{number}"]
+        np.testing.assert_array_equal(np.asarray(plain.image()), np.asarray(packed.image()))
+
+
+def test_keys_keep_their_folder_and_end_at_the_first_dot(tmp_path: Path) -> None:
+    good = sample()
+    members = [(f"{key}.{name}", data) for key in ("a/1", "b/1", "v1.2/1") for name, data in good.items()]
+    assert keys(write_tar(tmp_path / "0.tar", members)) == ["a/1", "b/1", "v1.2/1"]
+
+
+# Broken and hostile archives.
+
+
+def test_a_truncated_shard_gives_what_is_whole(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "0.tar", {f"k{number}": sample(number) for number in range(4)})
+    whole = path.read_bytes()
+    assert keys(path) == ["k0", "k1", "k2", "k3"]
+    with tarfile.open(path) as tar:
+        starts = {member.name: (member.offset, member.offset_data, member.size) for member in tar}
+    offset, data, size = starts["k2.png"]
+    for length in (data + size // 2, data + 1, data):  # within k2: what there is of it is dropped
+        path.write_bytes(whole[:length])
+        assert keys(path) == ["k0", "k1", "!broken_tar"]
+    path.write_bytes(whole[: starts["k0.json"][1] + 1])
+    assert keys(path) == ["!broken_tar"]
+    # Between two samples, even within a header: the sample before is whole.
+    for length in (starts["k2.image.png"][0], starts["k2.image.png"][0] + 100):
+        path.write_bytes(whole[:length])
+        assert keys(path) == ["k0", "k1", "!broken_tar"]
+
+
+def test_damage_in_the_middle_is_no_silent_end(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "0.tar", {f"k{number}": sample(number) for number in range(4)})
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        offset = tar.getmember("k1.image.png").offset
+    data[offset : offset + 512] = b"\xff" * 512
+    path.write_bytes(data)
+    assert keys(path) == ["k0", "!broken_tar"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all", b"\x1f\x8b" + b"x" * 600])
+def test_what_is_no_tar_is_counted(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "0.tar").write_bytes(content)
+    assert keys(tmp_path / "0.tar") == ["!broken_tar"]
+    assert keys(tmp_path / "missing.tar") == ["!broken_tar"]
+
+
+def test_an_empty_archive_is_whole(tmp_path: Path) -> None:
+    assert keys(write_tar(tmp_path / "0.tar", [])) == []
+
+
+def test_paths_and_links_in_a_tar_touch_no_file(tmp_path: Path) -> None:
+    outside = tmp_path / "x.json"
+    outside.write_text("secret")
+    path = tmp_path / "deep" / "er" / "0.tar"
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w") as tar:
+        for name in ("../../x.json", "/etc/x.json", "../../y.json"):
+            info = tarfile.TarInfo(name)
+            info.size = 2
+            tar.addfile(info, io.BytesIO(b"{}"))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            info = tarfile.TarInfo("link.json")
+            info.type, info.linkname = kind, str(outside)
+            tar.addfile(info)
+    before = sorted(tmp_path.rglob("*"))
+    read = list(read_shard(str(path)))
+    assert sorted(tmp_path.rglob("*")) == before and outside.read_text() == "secret"
+    assert all(isinstance(raw, RawSample) and raw.members == {"json": b"{}"} for raw in read)
+    assert not any(b"secret" in data for raw in read for data in raw.members.values())  # type: ignore[union-attr]
+
+
+def test_a_sample_with_an_over_large_member_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_MEMBER_BYTES", 5000)
+    large = {**sample(1), "png": b"x" * 5001}
+    path = write_shard(tmp_path / "0.tar", {"k0": sample(), "k1": large, "k2": sample()})
+    assert keys(path) == ["k0", "!member_too_large", "k2"]
+
+
+def test_foreign_members_are_ignored(tmp_path: Path) -> None:
+    good = sample()
+    members = [("README", b"hello"), ("notes.txt", b"hello")]
+    members += [(f"k0.{name}", data) for name, data in {**good, "cls": b"5", "pyd": b"\x80\x04."}.items()]
+    members += [("other.pickle", b"\x80\x04."), *((f"k1.{name}", data) for name, data in good.items())]
+    read = list(read_shard(str(write_tar(tmp_path / "0.tar", members))))
+    assert [raw.key for raw in read] == ["k0", "k1"]  # type: ignore[union-attr]
+    assert all(set(raw.members) == set(good) for raw in read)  # type: ignore[union-attr]
+    assert json.loads(read[0].members["json"])["segments_info"]  # type: ignore[union-attr]
