@@ -211,7 +211,11 @@ def load_yaml(name: str) -> dict[str, Any]:
     for section in document:
         if section not in ("model", "training"):
             raise OsmError(f"config {path}: unknown section {section!r}; the sections are model and training")
-    return document
+    sections = {section: {} if values is None else values for section, values in document.items()}
+    for section, values in sections.items():
+        if not isinstance(values, dict):
+            raise OsmError(f"config {path}: {section} has to be a mapping, found {values!r}")
+    return sections
 
 
 def load_model_config(name: str, **overrides: Any) -> ModelConfig:

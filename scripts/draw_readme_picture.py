@@ -94,10 +94,10 @@ def main() -> int:
     parser.add_argument("--output", default="docs/images/named_masks.png")
     args = parser.parse_args()
 
+    from skimage import data
+
     import osm
     from osm.recognition.draw import draw_names
-
-    from skimage import data
 
     try:
         namer = osm.load_namer(args.checkpoint)

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from osm.training.tracking import read_log  # noqa: E402
+
 
 def main() -> int:
     if len(sys.argv) != 2:
@@ -28,11 +32,11 @@ def main() -> int:
     print("|---|---|---|---|---|")
     for name, result in runs["predictions"].items():
         altered = [percent(runs[run][name]["specific"]["acc"]) for run in ("shuffled_masks", "blank_image")]
-        print(
-            f"| {name} | {percent(result['specific']['acc'])} | {altered[0]} | {altered[1]} | {probe[name]['majority']} |"
-        )
-    records = [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
-    seconds = sum(record["window_seconds"] for record in records)
+        own = percent(result["specific"]["acc"])
+        print(f"| {name} | {own} | {altered[0]} | {altered[1]} | {probe[name]['majority']} |")
+    records = read_log(out / "run")
+    names = [0, *(record["names"] for record in records)]
+    seconds = sum((b - a) / r["names_per_second"] for a, b, r in zip(names, names[1:], records, strict=False))
     last = records[-1]
     print(f"\n{last['step']} steps, {last['names']} names, {seconds / 3600:.2f} h of training")
     return 0

@@ -37,7 +37,7 @@ def expand_shards(pattern: str) -> list[str]:
     """
     shards: list[str] = []
     for part in pattern.split("::"):
-        if not part or re.match(r"[a-z]+:", part, re.IGNORECASE):
+        if not part or re.match(r"[a-z]+:|[a-z][a-z0-9+.-]*://", part, re.IGNORECASE):
             raise OsmError(f"shards {pattern!r}: expected paths of .tar files; URLs and `pipe:` commands are refused")
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]

@@ -39,9 +39,7 @@ def _load(found: Found) -> tuple[nn.Module, Any]:
     elif found.source == "folder" and Path(location).is_file():
         raise OsmError(f"model.llm.name {location!r}: expected a folder or a .gguf file")
     options = hub_options() if found.source == "hub" else {}
-    llm, info = AutoModelForCausalLM.from_pretrained(
-        location, dtype=torch.float32, output_loading_info=True, **options
-    )
+    llm, info = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, output_loading_info=True, **options)
     check_complete(info, location)
     return llm, AutoTokenizer.from_pretrained(location, **options)
 
@@ -49,7 +47,9 @@ def _load(found: Found) -> tuple[nn.Module, Any]:
 def check_complete(info: dict[str, Any], location: str) -> None:
     """Raises OsmError for weights that lack entries: transformers draws those at random, with a warning alone."""
     if info["missing_keys"]:
-        raise OsmError(f"weights at {location} lack {len(info['missing_keys'])} entries: {sorted(info['missing_keys'])[0]}, ...")
+        raise OsmError(
+            f"weights at {location} lack {len(info['missing_keys'])} entries: {sorted(info['missing_keys'])[0]}, ..."
+        )
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:

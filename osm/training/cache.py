@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 import sys
 from collections import Counter
@@ -56,18 +57,24 @@ def fill(
         OsmError: not enough room on the disk.
     """
     skipped: Counter[str] = Counter()
-    missing = [
+    # Dealt out before looking at what is there: another process may be writing already, and the deals must agree.
+    # Shuffled, so that what an interrupted run has left is dealt out evenly too.
+    everything = [
         (shard, raw.key, view)
         for shard in shards
         for raw in read_shard(shard)
         if not isinstance(raw, SampleError)
         for view in range(transform.views)
-        if not cache.has(dataset.name, raw.key, view)
     ]
-    _check_room(cache, model, len(missing))
-    mine = set(missing[world.rank :: world.size])
+    random.Random(0).shuffle(everything)
+    mine = {
+        (shard, key, view)
+        for shard, key, view in everything[world.rank :: world.size]
+        if not cache.has(dataset.name, key, view)
+    }
+    _check_room(cache, model, len(mine) * world.size)
     progress = Progress(f"feature cache {dataset.name}", len(mine), world.is_main)
-    for shard in dict.fromkeys(shard for shard, _, _ in missing):
+    for shard in sorted({shard for shard, _, _ in mine}):
         for raw in read_shard(shard):
             if isinstance(raw, SampleError):
                 skipped[raw.reason] += 1

@@ -133,8 +133,9 @@ def parse(argv: Sequence[str] | None = None) -> Run:
 def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     """Defaults, then the YAML of `--config`, then the flags that were given."""
     yaml_name = given.get("config", "osm")
-    section = dict(load_yaml(yaml_name).get("training") or {})
-    sample, sets = dict(section.pop("sample", {})), dict(section.pop("sets", {}))
+    section = dict(load_yaml(yaml_name).get("training", {}))
+    sample, sets = _mapping(section, "sample"), _mapping(section, "sets")
+    sets = {name: _mapping(sets, name, "training.sets") for name in list(sets)}
     for name in (f.name for f in dataclasses.fields(SampleConfig)):
         if name in given:
             sample[name] = given[name]
@@ -155,6 +156,14 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
     model = base_config(given.get("base_model_name", yaml_name), **overrides).with_modes(training.used_sets)
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
+
+
+def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
+    """Takes a part of a section that flags are laid over."""
+    value = section.pop(name, None)
+    if not isinstance(value, dict | None):
+        raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")
+    return dict(value or {})
 
 
 def parser(table: DatasetTable) -> argparse.ArgumentParser:

@@ -259,7 +259,6 @@ class Trainer:
             "grad_norm": norm,
             "names": self.names,
             "names_per_second": rate,
-            "window_seconds": seconds,
             "skipped_steps": self.skipped_steps,
             "skipped_samples": dict(skipped),
             "centroid_fallbacks": self.task.centroid_fallbacks,

