@@ -152,6 +152,7 @@ def tiny_instructblip(
             "intermediate_size": 48,
             "encoder_hidden_size": 32,
             "max_position_embeddings": 40,
+            "layer_norm_eps": 1e-3,  # not the usual one, and large enough to show
         },
         text_config=text_config,
         num_query_tokens=4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections import Counter
@@ -73,7 +74,10 @@ class Trainer:
         self.forward: nn.Module = self.task
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.task, device_ids=ids, broadcast_buffers=False)
+            # The buffers are the frozen tower's: they never change. (Newer torch calls the option by another name.)
+            known = inspect.signature(DistributedDataParallel).parameters
+            option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            self.forward = DistributedDataParallel(self.task, device_ids=ids, **{option: False})
         self.steps_per_epoch = math.ceil(self.batches / self.config.gradient_accumulation_steps)
         self.optimizer = make_optimizer(self.task, self.config.learning_rate, self.config.weight_decay)
         self.schedule = make_schedule(
