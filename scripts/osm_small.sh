@@ -13,7 +13,7 @@ root=$(dirname "$(dirname "$(realpath "$0")")")
 python=${PYTHON:-python3}
 sets="coco_mini camvid clothing"
 export OMP_NUM_THREADS=1
-# glibc would give every large tensor back to the system and fetch it anew: a third of the time went there.
+# glibc would give every large tensor back to the system and fetch it anew, page by page.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 {

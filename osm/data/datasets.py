@@ -17,7 +17,7 @@ from osm.data.labels import LabelSet, load_labels
 from osm.errors import OsmError
 
 ANY_MODE = "any"
-# The modes of the published checkpoints, in their order (SPEC of the paper's code: nine sets and the open one).
+# The modes of the published checkpoints: nine sets, and the open one.
 PUBLISHED_MODES = (
     "coco",
     "lvis",

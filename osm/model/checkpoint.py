@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import re
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,21 +58,25 @@ def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor
     """
     given = without_ignored({str(key).replace("module.", ""): value for key, value in state.items()})
     wanted = published_state_dict(model)
-    problems = [f"missing: {key}" for key in wanted if key not in given]
+    twice = Counter(str(key).replace("module.", "") for key in state)
+    problems = [f"given twice, with and without 'module.': {key}" for key, count in twice.items() if count > 1]
+    problems += [f"missing: {key}" for key in wanted if key not in given]
     problems += [f"unexpected: {key}" for key in given if key not in wanted]
     for key in wanted.keys() & given.keys():
         value = given[key]
         if not isinstance(value, Tensor) or not _fits(value.shape, wanted[key].shape):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             problems.append(f"shape of {key}: {shape} in the file, {tuple(wanted[key].shape)} in the model")
-    if not problems and not torch.equal(given["base_model.query_tokens"].flatten(), given["context_query"].flatten()):
-        problems.append("base_model.query_tokens and context_query differ; they are one tensor")
     if problems:
         raise OsmError(
             f"{where} does not fit this model ({len(problems)} entries):\n  " + "\n  ".join(sorted(problems))
         )
+    if not torch.equal(given["base_model.query_tokens"].flatten(), given["context_query"].flatten()):
+        warnings.warn(f"{where}: base_model.query_tokens differs from context_query, which is used", stacklevel=2)
     with torch.no_grad():
         for key, value in wanted.items():
+            if key == "base_model.query_tokens":
+                continue  # the storage of context_query
             value.copy_(given[key].reshape(value.shape))
 
 

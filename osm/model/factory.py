@@ -15,7 +15,7 @@ from osm.config import ModelConfig, find_config, load_model_config
 from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.model import checkpoint
-from osm.model.llm import check_complete, load_llm
+from osm.model.llm import check_complete, load_llm, stop_also_at
 from osm.model.maskqformer import MaskQFormerBridge
 from osm.model.osm import OmniScientModel
 from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
@@ -99,6 +99,7 @@ def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
         vocabulary=max(llm.get_input_embeddings().num_embeddings, len(tokenizer)),
     )
     bridge.match_embeddings(llm.get_input_embeddings())
+    stop_also_at(llm, tokenizer.eos_token_id)
     model = OmniScientModel(tower, bridge, llm, config)
     return model, Processor(tokenizer, None, config.input_size, tower.mean, tower.std)
 
@@ -132,6 +133,7 @@ def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor
         )
 
     _, (base, tokenizer, qformer_tokenizer) = load_first(config.base_model_name, "", load)
+    stop_also_at(base.language_model, tokenizer.eos_token_id)
     model = OmniScientModel.from_instructblip(
         base, config.input_size, config.sliding_window_size, config.sliding_window_stride, config=config
     )

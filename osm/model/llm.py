@@ -104,6 +104,13 @@ def stop_ids(llm: nn.Module) -> list[int]:
     return list(dict.fromkeys([*ids, 0]))
 
 
+def stop_also_at(llm: nn.Module, token: int) -> None:
+    """Makes a token end names: the one that ends the training texts, whatever else the LLM's config names."""
+    if llm.generation_config is None:
+        llm.generation_config = GenerationConfig()
+    llm.generation_config.eos_token_id = list(dict.fromkeys([token, *(i for i in stop_ids(llm) if i != 0)]))
+
+
 def generate(llm: nn.Module, embeds: Tensor, mask: Tensor, **options: Any) -> Any:
     """Generation from embeddings, greedy unless told otherwise.
 

@@ -15,7 +15,7 @@ from osm.errors import SampleError
 
 
 def context_mask(mask: Tensor, ratio: float) -> Tensor:
-    """The filled, enlarged bounding box of each mask (SPEC of the published code: `context_enlarge_ratio`).
+    """The filled, enlarged bounding box of each mask (published: `context_enlarge_ratio`).
 
     Args:
         mask: (R, 1, S, S), non-zero = inside.

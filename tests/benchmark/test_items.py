@@ -15,9 +15,9 @@ from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
 from osm.benchmark.generate import generate_predictions
 from osm.benchmark.items import SPLITS
-from osm.data.segmentation import decode_segmentation
 from osm.data.datasets import FORMS, Dataset
 from osm.data.paths import safe_join
+from osm.data.segmentation import decode_segmentation
 from osm.errors import OsmError
 
 Change = Callable[[dict[str, Any]], None]

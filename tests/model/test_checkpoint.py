@@ -126,8 +126,8 @@ def no_tensor(state: dict[str, Any]) -> None:
     state["mask_query"] = "hello"
 
 
-def untied(state: dict[str, Any]) -> None:
-    state["context_query"] = state["context_query"] + 1
+def twice(state: dict[str, Any]) -> None:
+    state["module.mask_query"] = state["mask_query"] + 1
 
 
 def unnamed(state: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def unnamed(state: dict[str, Any]) -> None:
         (reshaped, r"shape of window_pos_embed: \(1, 21, 32\) in the file, \(1, 20, 32\) in the model"),
         (transposed, r"base_model.language_projection.weight: \(24, 40\) in the file, \(40, 24\)"),
         (no_tensor, "shape of mask_query: str in the file"),
-        (untied, "base_model.query_tokens and context_query differ"),
+        (twice, "given twice, with and without 'module.': mask_query"),
         (unnamed, "unexpected: 7"),
     ],
 )
@@ -156,6 +156,14 @@ def test_a_file_that_does_not_fit_is_refused_by_name(
         model.load_checkpoint(path)
     assert str(path) in str(error.value) and "(1 entries)" in str(error.value)
     assert_equal(model.trainable_state_dict(), before)
+
+
+def test_context_query_is_used_where_query_tokens_differ(model: OmniScientModel, tmp_path: Path) -> None:
+    state = published_state()
+    state["context_query"] = state["context_query"] + 1
+    with pytest.warns(UserWarning, match="query_tokens differs from context_query"):
+        model.load_checkpoint(save(tmp_path / "untied.pt", state))
+    assert torch.equal(model.bridge.context_query, state["context_query"])
 
 
 class Bomb:
