@@ -81,18 +81,21 @@ def test_two_processes_are_one_that_emulates_them(workshop: Workshop, tmp_path: 
 
 def test_resuming_goes_on_as_if_never_stopped(workshop: Workshop, tmp_path: Path, capsys: Any) -> None:
     options: dict[str, Any] = {"sets": BOTH}  # with dropout: its draws, too, are those of the whole run
-    whole = workshop.train(tmp_path / "whole", "--num_epochs", "2", **options)
-    workshop.train(tmp_path / "parts", "--num_epochs", "1", **options)
-    parts = workshop.train(tmp_path / "parts", "--num_epochs", "2", **options)
+    # The warm-up goes on across the epochs.
+    one, two = (("--warmup_steps", "8", "--num_epochs", epochs) for epochs in "12")
+    whole = workshop.train(tmp_path / "whole", *two, **options)
+    workshop.train(tmp_path / "parts", *one, **options)
+    parts = workshop.train(tmp_path / "parts", *two, **options)
     assert f"resumed from {tmp_path}/parts/checkpoint_0.pt: epoch 1, step 6" in capsys.readouterr().out
     assert len(whole) == 12 and losses(whole) == losses(parts)
-    assert [record["names"] for record in whole] == [record["names"] for record in parts]
+    for name in ("names", "learning_rate", "step", "epoch"):
+        assert [record[name] for record in whole] == [record[name] for record in parts]
     # A new folder, from a named file.
     named = ("--resume_from_checkpoint", str(tmp_path / "parts" / "checkpoint_0.pt"))
-    elsewhere = workshop.train(tmp_path / "elsewhere", "--num_epochs", "2", *named, **options)
+    elsewhere = workshop.train(tmp_path / "elsewhere", *two, *named, **options)
     assert losses(elsewhere) == losses(whole[6:])
     # A finished run has nothing left to do.
-    assert workshop.train(tmp_path / "parts", "--num_epochs", "2", **options) == parts
+    assert workshop.train(tmp_path / "parts", *two, **options) == parts
 
 
 def test_previous_checkpoints_are_deleted_on_demand(workshop: Workshop, tmp_path: Path) -> None:
