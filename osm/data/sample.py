@@ -62,6 +62,7 @@ class Sample:
     targets: list[str]
     prompts: list[str]
     cached_view: int | None = None
+    cache_key: str = ""
 
 
 class SampleTransform:
@@ -76,6 +77,7 @@ class SampleTransform:
 
     def __call__(self, scene: Scene, key: str, rng: np.random.Generator) -> Sample:
         """Raises SampleError `no_segment` where no counting segment is found in 500 tries."""
+        self._check_entries(scene, key)
         if self.views:
             number = int(rng.integers(self.views))
             view = self.fixed_view(scene, key, number)
@@ -90,6 +92,7 @@ class SampleTransform:
 
     def fixed_view(self, scene: Scene, key: str, number: int) -> View:
         """View `number` of an image: the same in every epoch, on every rank."""
+        self._check_entries(scene, key)
         digest = hashlib.sha256(f"{self.seed}:{key}:{number}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         for _ in range(MAX_TRIES):
@@ -97,6 +100,11 @@ class SampleTransform:
             if scene.pick(view, 1, np.random.default_rng(0), fixed_view=True):
                 return view
         raise SampleError("no_segment", f"sample {key}: no segment over 100 pixels in {MAX_TRIES} crops")
+
+    @staticmethod
+    def _check_entries(scene: Scene, key: str) -> None:
+        if not scene.entries:  # said at once, not after 500 crops
+            raise SampleError("no_segment", f"sample {key}: nothing in it may be named")
 
     def draw_view(self, scene: Scene, rng: np.random.Generator) -> View:
         """Random scale, flip and S x S crop."""

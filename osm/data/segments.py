@@ -65,7 +65,13 @@ class Segment:
 
 
 class Scene:
-    """A sample of a shard. `pick` is where the forms differ."""
+    """A sample of a shard. `pick` is where the forms differ.
+
+    Attributes:
+        entries: the json's segments that may be named (no crowd), whether or not enough of one is in a view.
+    """
+
+    entries: list[dict[str, Any]]
 
     def __init__(self, image: bytes, labels: LabelSet) -> None:
         self._bytes, self._labels = image, labels
@@ -114,7 +120,7 @@ class PanopticScene(Scene):
 
     def __init__(self, members: Mapping[str, bytes], document: Mapping[str, Any], labels: LabelSet) -> None:
         super().__init__(_member(members, document, "image_base64", ("jpg", "jpeg", "image.png")), labels)
-        self._segments = self._check(document.get("segments_info"), ("id", "category_id"))
+        self.entries = self._check(document.get("segments_info"), ("id", "category_id"))
         self._ids = read_panoptic(_member(members, document, "pan_base64", ("png",)))
         if self._ids.shape != (self.height, self.width):
             size = f"{self._ids.shape[1]} x {self._ids.shape[0]}"
@@ -124,7 +130,7 @@ class PanopticScene(Scene):
         crop = view.labels(self._ids)
         ids, pixels = np.unique(crop, return_counts=True)
         area = dict(zip(ids.tolist(), pixels.tolist(), strict=True))
-        counting = [segment for segment in self._segments if area.get(segment["id"], 0) > MIN_PIXELS]
+        counting = [segment for segment in self.entries if area.get(segment["id"], 0) > MIN_PIXELS]
         order = rng.permutation(len(counting))[:count]
         return [Segment(crop == counting[i]["id"], counting[i]["category_id"]) for i in order]
 
@@ -139,14 +145,14 @@ class InstanceScene(Scene):
                 raise SampleError(
                     "size_mismatch", f"{side} {document[side]!r} in the json, {getattr(self, side)} in the image"
                 )
-        self._annotations = self._check(document.get("segments_info"), ("category_id", "segmentation"))
+        self.entries = self._check(document.get("segments_info"), ("category_id", "segmentation"))
 
     def pick(self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False) -> list[Segment]:
         picked: list[Segment] = []
-        for i in rng.permutation(len(self._annotations)):
-            mask = view.labels(self._mask(self._annotations[i]["segmentation"]))
+        for i in rng.permutation(len(self.entries)):
+            mask = view.labels(self._mask(self.entries[i]["segmentation"]))
             if mask.sum() > MIN_PIXELS:
-                picked.append(Segment(mask, self._annotations[i]["category_id"]))
+                picked.append(Segment(mask, self.entries[i]["category_id"]))
             elif not picked and not fixed_view:
                 return []
             if len(picked) == count:

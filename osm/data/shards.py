@@ -5,6 +5,7 @@ Members are read as bytes and decoded by `osm.data.segments`; nothing is unpickl
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 import tarfile
@@ -27,6 +28,14 @@ class RawSample:
     shard: str
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def cache_key(self) -> str:
+        """The key with a hash of the members: what is cached of a sample is not taken for that of a changed one."""
+        digest = hashlib.sha256()
+        for extension, data in sorted(self.members.items()):
+            digest.update(f"{extension} {len(data)} ".encode() + data)
+        return f"{self.key}@{digest.hexdigest()[:16]}"
 
 
 def expand_shards(pattern: str) -> list[str]:

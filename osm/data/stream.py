@@ -163,6 +163,8 @@ class SampleStream(IterableDataset):
                     raise raw
                 scene = read_scene(self.dataset.form, raw.members, self.dataset.label_set)
                 sample = self.transform(scene, raw.key, sample_rng)
+                if self.cache is not None:
+                    sample.cache_key = raw.cache_key
                 self._check_text(sample)
                 in_a_row = 0
                 yield sample
@@ -223,7 +225,7 @@ class SampleStream(IterableDataset):
         own = rows // 2 if rows > 1 else (number + 1) % 2
         tokens = canvas = None
         if self.cache is not None:
-            tokens = torch.stack([self.cache.load(self.dataset.name, s.key, s.cached_view) for s in samples])
+            tokens = torch.stack([self.cache.load(self.dataset.name, s.cache_key, s.cached_view) for s in samples])
         else:
             canvas = torch.stack([processor.padded(s.pixels) for s in samples if s.pixels is not None])
         text = processor.training_text(

@@ -60,7 +60,7 @@ def fill(
     # Dealt out before looking at what is there: another process may be writing already, and the deals must agree.
     # Shuffled, so that what an interrupted run has left is dealt out evenly too.
     everything = [
-        (shard, raw.key, view)
+        (shard, raw.cache_key, view)
         for shard in shards
         for raw in read_shard(shard)
         if not isinstance(raw, SampleError)
@@ -79,8 +79,9 @@ def fill(
             if isinstance(raw, SampleError):
                 skipped[raw.reason] += 1
                 continue
+            cache_key = raw.cache_key
             for view in range(transform.views):
-                if (shard, raw.key, view) not in mine:
+                if (shard, cache_key, view) not in mine:
                     continue
                 try:
                     scene = read_scene(dataset.form, raw.members, dataset.label_set)
@@ -90,7 +91,7 @@ def fill(
                 else:
                     canvas = transform.processor.padded(pixels)[None].to(world.device)
                     tokens = model.tower_tokens(transform.processor.pixel_values(canvas))[0]
-                    cache.save(dataset.name, raw.key, view, tokens)
+                    cache.save(dataset.name, cache_key, view, tokens)
                 progress.step()
     progress.close()
     return skipped

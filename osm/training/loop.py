@@ -246,6 +246,7 @@ class Trainer:
         loss, group_losses, rows, steps = meter.result()
         self.names += rows
         skipped = self._skipped()
+        fallbacks = self.world.total(Counter(cells=self.task.centroid_fallbacks))["cells"]
         seconds = time.monotonic() - meter.started
         rate = rows / max(seconds, 1e-9)
         left = (self.steps_per_epoch * self.config.num_epochs - self.step) * seconds / max(steps, 1)
@@ -265,7 +266,7 @@ class Trainer:
             "names_per_second": rate,
             "skipped_steps": self.skipped_steps,
             "skipped_samples": dict(skipped),
-            "centroid_fallbacks": self.task.centroid_fallbacks,
+            "centroid_fallbacks": fallbacks,
         }
         tracker.log(record)
         left_out = f", {sum(skipped.values())} samples skipped {dict(skipped)}" if skipped else ""

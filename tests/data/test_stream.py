@@ -297,7 +297,7 @@ def test_cached_tokens_are_the_towers(cached: Cached) -> None:
             pixels = cached.transform.fixed_view(scene, raw.key, number).image(scene.image())
             canvas = cached.processor.padded(pixels)[None]
             expected = cached.model.tower_tokens(cached.processor.pixel_values(canvas))[0]
-            found = cached.cache.load("blocks", raw.key, number)
+            found = cached.cache.load("blocks", raw.cache_key, number)
             assert found.dtype == torch.float16
             torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=1e-3)
     stream = replace(BASE, shards=cached.paths)
@@ -321,13 +321,15 @@ def test_a_restart_computes_only_what_is_missing(cached: Cached) -> None:
 
 def test_a_broken_cache_file_is_named(cached: Cached) -> None:
     cached.fill()
-    path = cached.cache.path("blocks", "s000", 1)
+    first = next(iter(read_shard(cached.paths[0])))
+    assert isinstance(first, RawSample)
+    path = cached.cache.path("blocks", first.cache_key, 1)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(OsmError, match="--feature_cache: .*s000.* cannot be read .* delete it"):
-        cached.cache.load("blocks", "s000", 1)
+    with pytest.raises(OsmError, match=f"--feature_cache: .*{first.key}.* cannot be read .* delete it"):
+        cached.cache.load("blocks", first.cache_key, 1)
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)  # a pickle is not opened
     with pytest.raises(OsmError, match="cannot be read"):
-        cached.cache.load("blocks", "s000", 1)
+        cached.cache.load("blocks", first.cache_key, 1)
 
 
 def test_other_views_or_sizes_have_a_cache_of_their_own(cached: Cached) -> None:
@@ -349,3 +351,11 @@ def test_keys_stay_inside_the_cache(cached: Cached) -> None:
     root = cached.cache.folder.resolve()
     found = {cached.cache.path("blocks", key, 0).resolve() for key in ("../../x", "/etc/x", "a/b", "a_b", "a" * 300)}
     assert len(found) == 5 and all(root in path.parents and len(path.name) < 200 for path in found)
+
+
+def test_a_changed_sample_is_not_taken_for_the_cached_one(cached: Cached) -> None:
+    first = next(iter(read_shard(cached.paths[0])))
+    assert isinstance(first, RawSample)
+    changed = replace(first, members={**first.members, "json": first.members["json"] + b" "})
+    assert changed.key == first.key and changed.cache_key != first.cache_key
+    assert replace(first).cache_key == first.cache_key
