@@ -1,7 +1,7 @@
 """Tower tokens of fixed views on disk, so that a CPU can train many epochs.
 
-`DIR/<fingerprint>/<set>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens of one view (L, C) as float16, before the window
-position embedding is added.
+`DIR/<fingerprint>/<set>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens of one view (L, C) as float16, before
+the window position embedding is added.
 """
 
 from __future__ import annotations
