@@ -27,6 +27,7 @@ setup(
         "huggingface_hub>=1.3",
         "safetensors>=0.4.3",
         "gguf>=0.10",
+        "accelerate>=1.1",  # transformers loads GGUF files with it
         "numpy>=2.0",
         "pillow>=11.0",
         "pycocotools>=2.0.8",

@@ -107,7 +107,9 @@ def draw_curve(folder: Path) -> None:
     if not records:
         return
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([r["step"] for r in records], [r["loss"] for r in records], color="black", linewidth=2, label="all sets, summed")
+    axes.plot(
+        [r["step"] for r in records], [r["loss"] for r in records], color="black", linewidth=2, label="all sets, summed"
+    )
     for name in sorted({key for r in records for key in r if key.startswith("loss/")}):
         points = [(r["step"], r[name]) for r in records if name in r]
         style = "--" if name.endswith("/any") else "-"
