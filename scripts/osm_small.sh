@@ -5,6 +5,7 @@
 #
 # DATA has coco_mini/, camvid/ and clothing/, each with train/ and val/ in COCO-panoptic form (images/, panoptic/,
 # panoptic.json). Interrupted, it goes on where it was when started again. Two processes of one thread each.
+# EPOCHS [7], VIEWS [2] and SAMPLES [200] of a set an epoch make it shorter, to try it.
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/osm_small.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/osm_small.sh DATA OUT}"
@@ -12,6 +13,7 @@ out=$(realpath "$2")
 root=$(dirname "$(dirname "$(realpath "$0")")")
 python=${PYTHON:-python3}
 sets="coco_mini camvid clothing"
+samples=${SAMPLES:-200}
 export OMP_NUM_THREADS=1
 # glibc would give every large tensor back to the system and fetch it anew, page by page.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -40,9 +42,9 @@ done
 "$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" \
   --config osm_small --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
   --feature_cache "$out/cache" --delete_previous_checkpoint \
-  --coco_shards "$out/shards/coco_mini/000000000.tar" --batch_size_coco 1 --train_num_samples_coco 200 \
-  --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid 200 \
-  --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 2 --train_num_samples_clothing 400
+  --coco_shards "$out/shards/coco_mini/000000000.tar" --batch_size_coco 1 --train_num_samples_coco "$samples" \
+  --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$samples" \
+  --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 2 --train_num_samples_clothing $((2 * samples))
 
 predict() {  # predict NAME FLAGS...: both parts at once, then the scores
   local name=$1
