@@ -183,7 +183,7 @@ def find_config(name: str) -> Path:
     for folder in _config_folders():
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    shipped = sorted(p.stem for folder in _config_folders() for p in folder.glob("*.yaml"))
+    shipped = sorted(p.stem for folder in _config_folders() for p in folder.glob("osm*.yaml"))
     raise OsmError(
         f"config {name!r} is neither a .yaml file nor one of the project's: {', '.join(dict.fromkeys(shipped))}"
     )

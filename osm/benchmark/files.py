@@ -24,7 +24,8 @@ def prediction_path(out_dir: Path, name: str, part: int, parts: int) -> Path:
 
 def meta_path(predictions: Path) -> Path:
     """The file beside the predictions that says what made them."""
-    return predictions.with_suffix(".meta.json")
+    name, _, part = predictions.name.rpartition("_pred_")
+    return predictions.with_name(f"{name}_meta_{part}")
 
 
 def partial_path(predictions: Path) -> Path:

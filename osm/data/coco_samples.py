@@ -107,10 +107,13 @@ class Source:
         except OsmError as error:
             raise OsmError(f"{where}, {flag}: {error}") from None
 
-    def of_coco(self, *, things: bool) -> bool:
-        """Whether the categories are exactly COCO's: the 133 of its panoptic json, or the 80 things alone."""
-        classes = load_labels("coco").classes.values()
-        return self.labels.classes.keys() == {c.id for c in classes if c.isthing or not things}
+    def of_coco(self) -> bool:
+        """Whether the categories are COCO's, or some of them, by id; the things by name too (stuff has several)."""
+        coco = load_labels("coco").classes
+        return all(
+            own.id in coco and (not coco[own.id].isthing or own.target in coco[own.id].names)
+            for own in self.labels.classes.values()
+        )
 
 
 def _panoptic_annotations(source: Source, ann_dir: str | Path) -> Annotated:
@@ -146,9 +149,9 @@ def _instance_annotations(source: Source) -> Annotated:
     return found
 
 
-def _lvis_val(source: Source, *, things: bool) -> frozenset[int]:
-    """The ids to leave out: none for a set that merely borrows photos from COCO."""
-    if not source.of_coco(things=things):
+def _lvis_val(source: Source) -> frozenset[int]:
+    """The ids to leave out: none for a set with categories of its own."""
+    if not source.of_coco():
         return frozenset()
     table = resources.files("osm.data") / "labels" / "coco_train2017_in_lvis_val.txt"
     return frozenset(map(int, table.read_text(encoding="utf-8").split()))
@@ -164,7 +167,7 @@ def plan(
     """
     annotated = _instance_annotations(source) if ann_dir is None else _panoptic_annotations(source, ann_dir)
     unannotated = "no_annotations" if ann_dir is None else "no_segments"
-    lvis_val = _lvis_val(source, things=ann_dir is None) if filter_lvis_val else frozenset()
+    lvis_val = _lvis_val(source) if filter_lvis_val else frozenset()
     left_out: Counter[str] = Counter()
     items: dict[str, Item] = {}
     for number, (image_id, image) in enumerate(source.images.items()):

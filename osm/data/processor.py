@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,15 @@ def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
 
 
 def nearest_rows(size: int, resized: int, start: int = 0, count: int | None = None) -> np.ndarray:
-    """Source indices of pixels start..start+count of a nearest-neighbour resize (Pillow's: pixel centres)."""
-    index = np.arange(start, resized if count is None else start + count)
-    return np.minimum(((index + 0.5) * size / resized).astype(np.int64), size - 1)
+    """Source indices of pixels start..start+count of Pillow's nearest-neighbour resize."""
+    return _nearest(size, resized)[start : resized if count is None else start + count]
+
+
+@lru_cache(maxsize=1024)
+def _nearest(size: int, resized: int) -> np.ndarray:
+    # Asked of Pillow itself: its running sum rounds some exact ties the other way than a formula would.
+    line = Image.fromarray(np.arange(size, dtype=np.int32)[None])
+    return np.asarray(line.resize((resized, 1), Image.Resampling.NEAREST))[0]
 
 
 @dataclass

@@ -17,6 +17,7 @@ from pathlib import Path
 from osm.errors import OsmError, SampleError
 
 MAX_MEMBER_BYTES = 256 << 20
+MAX_MISSING = 10  # shards that a range may name too many, however short it is
 MEMBERS = ("jpg", "jpeg", "image.png", "png", "json", "tif")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -68,11 +69,11 @@ def _expand_brace(content: str, pattern: str) -> list[str]:
     return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
 
 
-def existing_shards(pattern: str, flag: str) -> list[str]:
+def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
     """The shards of a pattern that are there; missing ones are reported, as published ranges may name a few too many.
 
     Raises:
-        OsmError: none is there, or half of them or more are missing.
+        OsmError: none is there, or more than `MAX_MISSING` and at the same time more than half are missing.
     """
     named = expand_shards(pattern)
     there = [shard for shard in named if Path(shard).is_file()]
@@ -81,9 +82,10 @@ def existing_shards(pattern: str, flag: str) -> list[str]:
         raise OsmError(f"{flag} {pattern!r}: none of its {len(named)} shards exists (first: {named[0]})")
     if missing:
         message = f"{flag}: {len(missing)} of {len(named)} shards do not exist (first: {missing[0]})"
-        if len(missing) * 2 >= len(named):
-            raise OsmError(f"{message}: half or more; correct the range")
-        print(f"warning: {message}; going on without them", file=sys.stderr)
+        if len(missing) > max(MAX_MISSING, len(named) // 2):
+            raise OsmError(f"{message}: more than half; correct the range")
+        if report:
+            print(f"warning: {message}; going on without them", file=sys.stderr)
     return there
 
 

@@ -174,7 +174,7 @@ class SampleStream(IterableDataset):
                 if in_a_row == MAX_SKIPS_IN_A_ROW:
                     raise OsmError(
                         f"--{self.dataset.name}_shards: {in_a_row} samples in a row were unusable "
-                        f"({dict(skipped)}); the last: {error}"
+                        f"({dict(skipped)}); the last: {error}. Is form {self.dataset.form!r} right for this set?"
                     ) from None
 
     def _check_text(self, sample: Sample) -> None:

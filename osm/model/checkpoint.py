@@ -167,4 +167,6 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         document = json.loads((folder / "config.json").read_text())
         return document, load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise OsmError(f"checkpoint folder {folder}: {error}") from None
+        inside = folder / "final"
+        hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
+        raise OsmError(f"checkpoint folder {folder}: {error}{hint}") from None

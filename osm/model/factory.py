@@ -48,7 +48,7 @@ def create_model_and_transforms(
     Raises:
         OsmError: weights that cannot be found, sizes that do not fit.
     """
-    sizes = {
+    sizes: dict[str, Any] = {
         "input_size": input_size,
         "sliding_window_size": sliding_window_size,
         "sliding_window_stride": sliding_window_stride,
@@ -58,14 +58,14 @@ def create_model_and_transforms(
     return model, processor
 
 
-def base_config(base_model_name: str, **overrides: Any) -> ModelConfig:
-    """The config of a base: one of the project's by name, a YAML file, or the published one around an InstructBLIP."""
+def base_config(base_model_name: str, default: str = "osm", **overrides: Any) -> ModelConfig:
+    """The config of a base: one of the project's by name, a YAML file, or `default` around an InstructBLIP."""
     try:
         find_config(base_model_name)
     except OsmError:
         if Path(base_model_name).suffix in (".yaml", ".yml"):
             raise
-        return load_model_config("osm", **{**overrides, "base_model_name": base_model_name})
+        return load_model_config(default, **{**overrides, "base_model_name": base_model_name})
     return load_model_config(base_model_name, **overrides)
 
 
@@ -100,7 +100,7 @@ def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     )
     bridge.match_embeddings(llm.get_input_embeddings())
     stop_also_at(llm, tokenizer.eos_token_id)
-    model = OmniScientModel(tower, bridge, llm, config)
+    model = OmniScientModel(tower, bridge, llm, config).eval()
     return model, Processor(tokenizer, None, config.input_size, tower.mean, tower.std)
 
 

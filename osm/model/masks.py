@@ -27,10 +27,11 @@ def context_mask(mask: Tensor, ratio: float) -> Tensor:
     Raises:
         SampleError: `empty_mask`.
     """
+    boxes = bounding_boxes(mask)
     if ratio < 0:
         return torch.ones_like(mask)
     context = torch.zeros_like(mask)
-    for row, (y0, x0, y1, x1) in enumerate(bounding_boxes(mask)):
+    for row, (y0, x0, y1, x1) in enumerate(boxes):
         (top, bottom), (left, right) = (
             _enlarge(y0, y1, ratio, mask.shape[-2]),
             _enlarge(x0, x1, ratio, mask.shape[-1]),

@@ -218,7 +218,7 @@ class OmniScientModel(nn.Module):
         """Builds the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
 
         The Q-Former, `language_projection` and the query tokens are copied from it; `window_pos_embed` starts N(0, 1)
-        as published. `config` may set what the base does not (modes, mask_to_grid, dropout).
+        as published; the model is in eval mode. `config` may set what the base does not (modes, mask_to_grid, dropout).
 
         Raises:
             OsmError: a base model of another kind, or sizes that do not fit it.
@@ -268,7 +268,7 @@ class OmniScientModel(nn.Module):
             bridge.context_query.copy_(base_model.query_tokens)
         model = cls(tower, bridge, llm, checkpoint.replace_fields(config, qformer=qformer))
         nn.init.normal_(model.window_pos_embed)
-        return model.to(base_model.query_tokens.device)
+        return model.to(base_model.query_tokens.device).eval()
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """What is trained, and nothing else, under the published names (see `osm.model.checkpoint`)."""

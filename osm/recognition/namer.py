@@ -63,6 +63,10 @@ class Namer:
         Raises:
             OsmError: masks of another size, or a mode that the model does not have.
         """
+        if not isinstance(image, Image.Image):
+            raise OsmError(f"image is a {type(image).__name__}; a PIL image is needed (Image.open, Image.fromarray)")
+        if isinstance(modes, str):
+            raise OsmError(f"modes is the text {modes!r}; a list is needed: [{modes!r}]")
         masks = np.asarray(masks).astype(bool)
         if masks.ndim != 3 or masks.shape[1:] != (image.height, image.width):
             raise OsmError(f"masks have shape {masks.shape}, (K, {image.height}, {image.width}) needed for this image")

@@ -18,4 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
     return 0

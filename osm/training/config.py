@@ -83,6 +83,9 @@ class TrainConfig:
         for flag in ("workers", "warmup_steps", "learning_rate", "weight_decay", "emulate_world_size", "num_threads"):
             if getattr(self, flag) < 0:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
+        for name, chosen in self.sets.items():
+            if chosen.batch_size < 0:
+                raise OsmError(f"--batch_size_{name} {chosen.batch_size} must be 0 (not used) or more")
         for name, chosen in self.used_sets.items():
             if not chosen.shards:
                 raise OsmError(f"--batch_size_{name} {chosen.batch_size}, but no --{name}_shards")
@@ -153,8 +156,11 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         raise OsmError(
             "no set is used: give --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table)
         )
+    for name in training.used_sets:
+        _ = table[name].label_set  # a missing or wrong label file is said now, not after the model is loaded
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
-    model = base_config(given.get("base_model_name", yaml_name), **overrides).with_modes(training.used_sets)
+    base = given.get("base_model_name", yaml_name)
+    model = base_config(base, default=yaml_name, **overrides).with_modes(training.used_sets)
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
 
 

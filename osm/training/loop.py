@@ -60,7 +60,8 @@ class Trainer:
         # What is quickly seen to be wrong is said before a model of gigabytes is loaded.
         self.batches = equal_batches(self.config, self.config.emulate_world_size or world.size)
         self.shards = {
-            name: existing_shards(chosen.shards, f"--{name}_shards") for name, chosen in self.config.used_sets.items()
+            name: existing_shards(chosen.shards, f"--{name}_shards", report=world.is_main)
+            for name, chosen in self.config.used_sets.items()
         }
         torch.manual_seed(self.config.seed)  # the bridge starts alike on every rank
         self.model, self.processor = build(run.model)
@@ -149,10 +150,22 @@ class Trainer:
         path = Path(given) if given else checkpoint.newest(self.folder)
         if path is None:
             return 0
-        epoch, progress = checkpoint.resume(path, self.model, self.optimizer, self.schedule)
+        try:
+            epoch, progress = checkpoint.resume(path, self.model, self.optimizer, self.schedule)
+        except OsmError as error:
+            found = (
+                "" if given else f"\nIt was found in --run_name {self.folder}; for another run choose another folder"
+            )
+            raise OsmError(f"{error}{found}") from None
         self.step, self.names = progress.get("step", 0), progress.get("names", 0)
         self.skipped_steps = progress.get("skipped_steps", 0)
         self.skipped_before = Counter(progress.get("skipped", {}))
+        if self.step != epoch * self.steps_per_epoch:
+            raise OsmError(
+                f"checkpoint {path} is of step {self.step} after {epoch} epochs, but an epoch of this run has "
+                f"{self.steps_per_epoch} steps: with another number of processes, batch size or samples the schedule "
+                f"would not go on where it was. --emulate_world_size keeps the samples of another number of processes"
+            )
         if self.world.is_main:
             print(f"resumed from {path}: epoch {epoch}, step {self.step}", flush=True)
         return epoch
@@ -208,17 +221,18 @@ class Trainer:
 
     def _optimizer_step(self, micro_batches: list[Batch], meter: Meter) -> float:
         """Forward and backward of every micro-batch, one clip, one update. Returns the gradient norm."""
+        finite = torch.ones((), dtype=torch.bool, device=self.world.device)
         for number, batch in enumerate(micro_batches):
             torch.manual_seed(dropout_seed(self.config.seed, self.step, number, self.world.rank))
             wait = number < len(micro_batches) - 1 and isinstance(self.forward, DistributedDataParallel)
             with self.forward.no_sync() if wait else contextlib.nullcontext():
-                self._backward(batch.to(self.world.device), len(micro_batches), meter)
+                finite &= self._backward(batch.to(self.world.device), len(micro_batches), meter)
             self.skipped_here.update(batch.skipped)
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM))
-        # Gradients are summed over the ranks: what is not finite on one is seen by all, and all skip together.
-        if math.isfinite(norm):
+        # Gradients are summed over the ranks, and so are losses here: what is not finite on one, all skip together.
+        if math.isfinite(norm) and int(self.world.sum((~finite).int())) == 0:
             self.scaler.step(self.optimizer)
         else:
             self.skipped_steps += 1
@@ -227,7 +241,8 @@ class Trainer:
         self.optimizer.zero_grad()
         return norm
 
-    def _backward(self, batch: Batch, micro_batches: int, meter: Meter) -> None:
+    def _backward(self, batch: Batch, micro_batches: int, meter: Meter) -> Tensor:
+        """One micro-batch. Returns whether its loss was finite (a bool scalar)."""
         index = group_index(batch, self.groups).to(self.world.device)
         with autocast(self.config.precision, self.world.device):
             losses, counts = self.forward(batch)
@@ -241,6 +256,7 @@ class Trainer:
         loss = (losses * weights).sum() * self.world.size / micro_batches
         self.scaler.scale(loss).backward()
         meter.add(index, losses.detach(), counts, weights, totals[-1], micro_batches)
+        return loss.detach().isfinite()
 
     def _log(self, epoch: int, tracker: Tracker, meter: Meter, norm: float) -> None:
         loss, group_losses, rows, steps = meter.result()

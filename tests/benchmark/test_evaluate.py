@@ -47,7 +47,7 @@ def write(out_dir: Path, name: str, document: Any, meta: dict[str, Any] | None =
     out_dir.mkdir(exist_ok=True)
     (out_dir / f"{name}.json").write_text(document if isinstance(document, str) else json.dumps(document))
     if meta is not None:
-        (out_dir / f"{name}.meta.json").write_text(json.dumps(meta))
+        (out_dir / f"{name}.json".replace("_pred_", "_meta_")).write_text(json.dumps(meta))
 
 
 def entry(segments: list[dict[str, Any]]) -> dict[str, Any]:

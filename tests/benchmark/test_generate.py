@@ -23,6 +23,7 @@ from osm.errors import OsmError
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NAME = "pets_pred_0_of_1"
+META = f"{NAME}.json".replace("_pred_", "_meta_")
 
 
 def load(path: Path) -> Any:
@@ -42,10 +43,10 @@ def test_format(pets: Dataset, tmp_path: Path) -> None:
     }
     assert dog.pop("open_end_pred")["any"]["class"] == "any 18 of 0"
     assert [cat, dog, crowd, absent] == source[4]["segments_info"]
-    meta = load(tmp_path / "out" / f"{NAME}.meta.json")
+    meta = load(tmp_path / "out" / META)
     assert meta["counts"] == {"named": 10, "crowd": 5, "missing_in_mask": 5, "unknown_in_mask": 5, "empty": 0}
     assert (meta["checkpoint"], meta["items"], meta["modes"]) == ("fake-1", [0, 5], ["pets", "any"])
-    assert sorted(os.listdir(tmp_path / "out")) == [f"{NAME}.json", f"{NAME}.meta.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == [META, f"{NAME}.json"]
 
 
 def test_parts_are_the_whole(pets: Dataset, tmp_path: Path) -> None:
@@ -82,9 +83,9 @@ def test_killed_run_goes_on(pets: Dataset, pets_yaml: Path, tmp_path: Path, caps
         assert generate_predictions(namer, pets, 0, 1, out_dir).read_bytes() == undisturbed
         assert len(namer.calls) == 2
         assert "going on after 3 of 5 images" in capsys.readouterr().err
-        counts = [load(folder / f"{NAME}.meta.json")["counts"] for folder in (tmp_path / "undisturbed", out_dir)]
+        counts = [load(folder / META)["counts"] for folder in (tmp_path / "undisturbed", out_dir)]
         assert counts[0] == counts[1]
-        assert sorted(os.listdir(out_dir)) == [f"{NAME}.json", f"{NAME}.meta.json"]
+        assert sorted(os.listdir(out_dir)) == [META, f"{NAME}.json"]
 
 
 def test_two_runs_of_one_part(pets: Dataset, tmp_path: Path) -> None:

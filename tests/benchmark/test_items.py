@@ -77,7 +77,7 @@ def test_instances(tmp_path: Path) -> None:
     assert (first["id"], none, second["id"]) == (3, [], 8)
     assert [a["id"] for a in named] == [0, 1, 2, 3, 4, 5]
     assert [a.get("open_end_pred", {}).get("any", {}).get("class") for a in named] == ["any 6 of 7"] * 3 + [None] * 3
-    meta = json.loads((tmp_path / "out" / "pets_pred_0_of_1.meta.json").read_text())
+    meta = json.loads((tmp_path / "out" / "pets_meta_0_of_1.json").read_text())
     assert meta["counts"] == {"named": 3, "empty": 2, "crowd": 1, "missing_in_mask": 0, "unknown_in_mask": 0}
 
 

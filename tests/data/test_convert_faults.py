@@ -52,12 +52,14 @@ def test_lvis_val_filter_is_for_coco_alone(tmp_path: Path, form: str) -> None:
     assert made.convert(tmp_path / "all", filter_lvis_val=False)["written"] == 4
 
 
-def test_photos_borrowed_from_coco_are_kept(tmp_path: Path) -> None:
+def test_some_of_cocos_categories_are_cocos_too(tmp_path: Path) -> None:
     made = Set(tmp_path, "coco_panoptic", 1)
     made.add(9, "000000000009")
     things = [c for c in load_labels("coco").classes.values() if c.isthing]
     made.json["categories"] = [{"id": c.id, "name": c.target} for c in things]
-    assert made.convert()["written"] == 2
+    assert made.convert(tmp_path / "things")["left_out"] == {"in_lvis_val": 1}
+    made.json["categories"][5]["name"] = "a name of my own"
+    assert made.convert(tmp_path / "own")["written"] == 2
 
 
 def cut(path: Path, share: float) -> None:

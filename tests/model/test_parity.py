@@ -340,3 +340,11 @@ def test_dropout_works_in_training_alone() -> None:
     inputs = batch(pictures(56), make_rows(56, [0, 1]))
     assert torch.equal(model.eval()(**inputs), model(**inputs))
     assert not torch.equal(model.train()(**inputs), model(**inputs))
+
+
+def test_a_built_model_drops_nothing_until_it_is_trained() -> None:
+    base = tiny_instructblip()
+    model = OmniScientModel.from_instructblip(base.train(), 56, 28, 28)
+    assert not any(module.training for module in model.modules())
+    model.train()
+    assert model.bridge.training and not model.tower.training and not model.llm.training

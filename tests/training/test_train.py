@@ -96,6 +96,10 @@ def test_resuming_goes_on_as_if_never_stopped(workshop: Workshop, tmp_path: Path
     assert losses(elsewhere) == losses(whole[6:])
     # A finished run has nothing left to do.
     assert workshop.train(tmp_path / "parts", *two, **options) == parts
+    # A schedule of other steps could not go on where it was.
+    arguments = workshop.arguments(tmp_path / "parts", *two, "--gradient_accumulation_steps", "2", **options)
+    assert main(arguments) == 2
+    assert "is of step 12 after 2 epochs, but an epoch of this run has 3 steps" in capsys.readouterr().err
 
 
 def test_previous_checkpoints_are_deleted_on_demand(workshop: Workshop, tmp_path: Path) -> None:
@@ -220,6 +224,7 @@ def failing(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("--pan_shards nowhere/{0..3}.tar", "--pan_shards 'nowhere/{0..3}.tar': none of its 4 shards exists"),
         ("--datasets nowhere.yaml", "dataset table nowhere.yaml"),
         ("--config nowhere", "config 'nowhere' is neither"),
+        ("--batch_size_inst -1", "--batch_size_inst -1 must be 0 (not used) or more"),
     ],
 )
 def test_flags_that_do_not_fit(failing: Callable[..., str], flags: str, message: str) -> None:
