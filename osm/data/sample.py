@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,34 +78,34 @@ class SampleTransform:
 
     def __call__(self, scene: Scene, key: str, rng: np.random.Generator) -> Sample:
         """Raises SampleError `no_segment` where no counting segment is found in 500 tries."""
-        self._check_entries(scene, key)
+        count = self.config.masks_per_image
         if self.views:
             number = int(rng.integers(self.views))
             view = self.fixed_view(scene, key, number)
-            segments = scene.pick(view, self.config.masks_per_image, rng, fixed_view=True)
+            segments = scene.pick(view, count, rng, fixed_view=True)
             return self._sample(scene, key, None, view, segments, rng, number)
-        for _ in range(MAX_TRIES):
-            view = self.draw_view(scene, rng)
-            segments = scene.pick(view, self.config.masks_per_image, rng)
-            if segments:
-                return self._sample(scene, key, view.image(scene.image()), view, segments, rng, None)
-        raise SampleError("no_segment", f"sample {key}: no segment over 100 pixels in {MAX_TRIES} crops")
+        view, segments = self._first_with(scene, key, rng, lambda view: scene.pick(view, count, rng))
+        return self._sample(scene, key, view.image(scene.image()), view, segments, rng, None)
 
     def fixed_view(self, scene: Scene, key: str, number: int) -> View:
         """View `number` of an image: the same in every epoch, on every rank."""
-        self._check_entries(scene, key)
         digest = hashlib.sha256(f"{self.seed}:{key}:{number}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        for _ in range(MAX_TRIES):
-            view = self.draw_view(scene, rng)
-            if scene.pick(view, 1, np.random.default_rng(0), fixed_view=True):
-                return view
-        raise SampleError("no_segment", f"sample {key}: no segment over 100 pixels in {MAX_TRIES} crops")
+        aside = np.random.default_rng(0)  # which segment is found there does not decide about the view
+        return self._first_with(scene, key, rng, lambda view: scene.pick(view, 1, aside, fixed_view=True))[0]
 
-    @staticmethod
-    def _check_entries(scene: Scene, key: str) -> None:
+    def _first_with(
+        self, scene: Scene, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
+    ) -> tuple[View, list[Segment]]:
+        """The first drawn view in which `pick` finds something, and what it finds."""
         if not scene.entries:  # said at once, not after 500 crops
             raise SampleError("no_segment", f"sample {key}: nothing in it may be named")
+        for _ in range(MAX_TRIES):
+            view = self.draw_view(scene, rng)
+            segments = pick(view)
+            if segments:
+                return view, segments
+        raise SampleError("no_segment", f"sample {key}: no segment over 100 pixels in {MAX_TRIES} crops")
 
     def draw_view(self, scene: Scene, rng: np.random.Generator) -> View:
         """Random scale, flip and S x S crop."""

@@ -10,6 +10,7 @@ C Q-Former width, H heads, D = C / H.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,12 @@ class RowGroups:
         wrong = [image for image in index if not 0 <= image < images]
         if wrong:
             raise OsmError(f"image_index names image {wrong[0]}, but there are {images} images")
-        slots = [index[:row].count(image) for row, image in enumerate(index)]
-        self.images, self.per_image = images, max(slots, default=0) + 1
+        rows_of: Counter[int] = Counter()
+        slots = []
+        for image in index:
+            slots.append(rows_of[image])
+            rows_of[image] += 1
+        self.images, self.per_image = images, max(rows_of.values(), default=1)
         self.slot_R = image_index * self.per_image + torch.tensor(slots, device=image_index.device, dtype=torch.long)
         self.trivial = self.slot_R.tolist() == list(range(images * self.per_image))
 

@@ -68,7 +68,6 @@ class Trainer:
         check_widths(self.model, *run.widths.values())
         hold_frozen(self.model, self.config.precision, world.device)
         self.model.to(world.device).train()
-        self.loaders = self._make_loaders()
         self.groups = group_names(list(self.config.used_sets))
         self.multipliers = {name: chosen.loss_multiplier for name, chosen in self.config.used_sets.items()}
         self.task = TrainTask(self.model, self.processor)
@@ -92,6 +91,9 @@ class Trainer:
         # What was left out: by the run up to its resumption (of all ranks), and by this process since.
         self.skipped_before: Counter[str] = Counter()
         self.skipped_here: Counter[str] = Counter()
+        self.first_epoch = self._resume()
+        # Last: filling a feature cache takes long, and a checkpoint that does not fit is an error without it.
+        self.loaders = self._make_loaders()
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
         config, world = self.config, self.world
@@ -102,7 +104,7 @@ class Trainer:
         for name, chosen in config.used_sets.items():
             dataset = self.run.table[name]
             shards = self.shards[name]
-            if cache is not None:
+            if cache is not None and self.first_epoch < config.num_epochs:
                 skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world)
                 if skipped:
                     print(f"feature cache {name}: left out {dict(skipped)}", flush=True)
@@ -123,13 +125,12 @@ class Trainer:
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def train(self) -> Path:
-        first = self._resume()
         tracker = Tracker(
             self.folder, self.world.is_main, self.config.wandb, self.config.wandb_project, as_dict(self.config)
         )
         try:
-            tracker.say(self._opening(first))
-            for epoch in range(first, self.config.num_epochs):
+            tracker.say(self._opening())
+            for epoch in range(self.first_epoch, self.config.num_epochs):
                 self._epoch(epoch, tracker)
                 skipped = self._skipped()
                 if self.world.is_main:
@@ -190,12 +191,12 @@ class Trainer:
             self.config.delete_previous_checkpoint,
         )
 
-    def _opening(self, first: int) -> str:
+    def _opening(self) -> str:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
         return (
             f"{self.folder}: {trained / 1e6:.1f} M parameters trained, {frozen / 1e6:.1f} M frozen; {self.world.size} "
-            f"process(es) on {self.world.device.type}; epochs {first}..{self.config.num_epochs - 1} of "
+            f"process(es) on {self.world.device.type}; epochs {self.first_epoch}..{self.config.num_epochs - 1} of "
             f"{self.steps_per_epoch} steps; sets {', '.join(self.loaders)}"
         )
 
