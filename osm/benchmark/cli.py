@@ -1,4 +1,4 @@
-"""The command lines of `test/generate_pred.py` and `test/evaluate_pred.py`."""
+"""The command lines of `test/generate_pred.py`, `test/evaluate_pred.py` and the report."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 
 from osm.benchmark.alter import ALTERATIONS
 from osm.benchmark.evaluate import evaluate_folder
-from osm.benchmark.files import write_atomically
+from osm.benchmark.files import read_json, write_atomically
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.benchmark.items import SPLITS
+from osm.benchmark.report import PAGE, TITLE, write_report
 from osm.config import find_config
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError
@@ -34,6 +35,11 @@ def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., A
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """`evaluate_pred.py out_dir n`; returns the exit code."""
     return _exit_code(_evaluate, argv)
+
+
+def report_main(argv: Sequence[str] | None = None) -> int:
+    """`osm report out_dir`; returns the exit code."""
+    return _exit_code(_report, argv)
 
 
 def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
@@ -176,3 +182,52 @@ def _evaluate(argv: Sequence[str] | None) -> None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         document = {result.row.name: result.as_json() for result in results}
         write_atomically(args.json, [json.dumps(document, indent=1) + "\n"])
+
+
+def _report(argv: Sequence[str] | None) -> None:
+    args = _report_parser().parse_args(argv)
+    if args.parts < 1:
+        raise OsmError(f"--parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
+    if args.pictures < 0:
+        raise OsmError(f"--pictures {args.pictures}: expected 0 or more")
+    folders: dict[str, Path] = {}
+    for given in args.predictions:
+        title, equals, folder = given.partition("=")
+        if not equals or not title.strip() or not folder:
+            raise OsmError(f"--predictions {given!r}: expected TITLE=FOLDER")
+        if title.strip() in folders:
+            raise OsmError(f"--predictions {given!r}: the title {title.strip()!r} is given twice")
+        if not Path(folder).is_dir():
+            raise OsmError(f"--predictions {given!r}: {folder} is not a folder; expected generate_pred.py's out_dir")
+        folders[title.strip()] = Path(folder)
+    if args.run and not (args.run / "log.jsonl").is_file():
+        raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
+    baselines = read_json(args.baselines, "--baselines")[0] if args.baselines else None
+    table = _table("benchmark", args.datasets)
+    options = {"run": args.run, "baselines": baselines, "pictures": args.pictures, "seed": args.seed}
+    write_report(args.out_dir, folders, args.parts, table, title=args.title, **options)
+    print(args.out_dir / PAGE)
+
+
+def _report_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="osm report",
+        allow_abbrev=False,
+        description="Writes report.html (scores, loss curve, confusions, pictures) and results.json.",
+    )
+    parser.add_argument("out_dir", type=Path, help="folder of the report")
+    parser.add_argument(
+        "--predictions",
+        action="append",
+        required=True,
+        metavar="TITLE=FOLDER",
+        help="prediction files of generate_pred.py; classes, confusions and pictures are the first ones' alone",
+    )
+    parser.add_argument("--parts", type=int, required=True, metavar="N", help="the n generate_pred.py was run with")
+    parser.add_argument("--datasets", help="YAML with sets of your own")
+    parser.add_argument("--run", type=Path, help="folder of the training run, for the loss curve")
+    parser.add_argument("--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown beside")
+    parser.add_argument("--pictures", type=int, default=12, help="images of each set, at most (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of images")
+    parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
+    return parser

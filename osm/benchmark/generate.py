@@ -249,6 +249,8 @@ def _finish(path: Path, partial: PartialFile, split: Split, header: dict[str, An
         "items": [indices.start, indices.stop],
         "counts": dict(counts),
         "seconds": round(seconds, 3),
+        # For the report's pictures. Not in the header: a moved data set is still the same one.
+        "files": {field: str(Path(getattr(split.row, field)).absolute()) for field in split.needs},
     }
     write_atomically(meta_path(path), [json.dumps(meta, indent=1) + "\n"])
     write_atomically(path, _document(partial, split))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from osm.data.labels import LabelSet
@@ -56,6 +57,24 @@ def is_correct(prediction: str, names: Iterable[str]) -> bool:
     return normalize(prediction) in accepted_forms(names)
 
 
+def head_is_correct(prediction: str, names: Iterable[str]) -> bool:
+    """Whether the prediction's last word is that of one of the names ("striped kettle": "kettle"), plurals allowed."""
+    words = normalize(prediction).split()
+    return bool(words) and words[-1] in accepted_forms(name.split()[-1] for name in names if name.split())
+
+
+def modifiers_are_correct(prediction: str, names: Iterable[str]) -> bool:
+    """Whether all words before the prediction's last one are those of one of the names ("striped kettle": "striped").
+
+    A one-word prediction has none; that is right only where the whole of it is (a one-word synonym).
+    """
+    names = tuple(names)
+    modifiers = normalize(prediction).split()[:-1]
+    if not modifiers:
+        return is_correct(prediction, names)
+    return any(modifiers == name.split()[:-1] for name in names)
+
+
 def in_vocabulary(prediction: str, labels: LabelSet) -> bool:
     """Whether the prediction is a name of any class of the set (synonyms too, plural forms not)."""
     return normalize(prediction) in labels.vocabulary
@@ -77,3 +96,14 @@ def majority_class(counts: Mapping[int, int]) -> tuple[int, float] | None:
         return None
     best = min(counts, key=lambda category_id: (-counts[category_id], category_id))
     return best, counts[best] / total
+
+
+def wilson_interval(count: int, total: int) -> tuple[float, float] | None:
+    """The 95 % interval of a share (Wilson's, which holds for few masks and near 0 and 1); None of nothing."""
+    if not total:
+        return None
+    z = 1.959963984540054  # the normal distribution's 97.5 % quantile
+    share, spread = count / total, z * z / total
+    middle = share + spread / 2
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4)
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))

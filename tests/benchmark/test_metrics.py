@@ -8,12 +8,15 @@ import pytest
 
 from osm.benchmark.metrics import (
     accepted_forms,
+    head_is_correct,
     in_vocabulary,
     is_correct,
     majority_class,
+    modifiers_are_correct,
     plural_forms,
     ratio,
     singular_forms,
+    wilson_interval,
 )
 from osm.data.labels import LabelSet
 
@@ -86,3 +89,32 @@ def test_majority_class() -> None:
 def test_ratio_of_nothing() -> None:
     assert ratio(1, 4) == 0.25
     assert math.isnan(ratio(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "head", "modifiers"),
+    [
+        ("Striped Kettle", True, True),
+        ("striped kettles", True, True),
+        ("dotted kettle", True, False),
+        ("kettle", True, False),
+        ("striped mug", False, True),
+        ("red striped kettle", True, False),
+        ("teapots", True, True),  # the one-word synonym, in full
+        ("mug", False, False),
+        ("striped", False, False),
+        ("", False, False),
+    ],
+)
+def test_parts_of_names(answer: str, head: bool, modifiers: bool) -> None:
+    names = ["striped kettle", "teapot"]
+    assert head_is_correct(answer, names) is head
+    assert modifiers_are_correct(answer, names) is modifiers
+
+
+def test_wilson_interval() -> None:
+    # Newcombe (1998), table I, method 3.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+    assert wilson_interval(0, 0) is None
