@@ -17,12 +17,14 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["osm", "osm.*"]), "osm.configs"],
     package_dir={"osm": "osm", "osm.configs": "configs"},
-    package_data={"osm.data": ["labels/*"], "osm.configs": ["*.yaml"]},
+    package_data={"osm": ["weights/**"], "osm.data": ["labels/*"], "osm.configs": ["*.yaml"]},
+    entry_points={"console_scripts": ["osm = osm.cli:main"]},
     # requirements.txt repeats this list (tests/test_packaging.py).
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
         "transformers>=5.0",
+        "tokenizers>=0.22",
         "timm>=1.0.20",
         "huggingface_hub>=1.3",
         "safetensors>=0.4.3",

@@ -17,6 +17,12 @@ from osm.data.datasets import ANY_MODE, PUBLISHED_MODES
 from osm.errors import OsmError
 
 T = TypeVar("T")
+# Arguments of timm.create_model that no config sets: files, and what the tower decides itself.
+_TIMM_FLAGS = (
+    "model_name pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir scriptable exportable "
+    "no_jit features_only out_indices num_classes img_size"
+)
+_TIMM_KEEPS = frozenset(_TIMM_FLAGS.split())
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,10 @@ class TowerConfig:
     Attributes:
         kind: `instructblip` (the base model's ViT), `timm` (any timm model) or `random` (tiny, for tests).
         name: timm's model name.
-        source: where the weights come from; empty = local folder, hub, pip package in this order (`osm.model.weights`).
+        weights: under what name its weights are looked for; empty = `name`.
+        source: where they come from; empty = the first of local folder, this package, hub, pip package that has them
+            (`osm.model.weights`).
+        options: further arguments of `timm.create_model`, for a model of other sizes than timm's own.
         strides: of a CNN's feature maps, finest first (they are laid onto the finest one's grid); empty for a ViT.
         patch, width, class_token: of a random tower.
         seed: of a random tower's values.
@@ -34,12 +43,24 @@ class TowerConfig:
 
     kind: str = "instructblip"
     name: str = ""
+    weights: str = ""
     source: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
     strides: tuple[int, ...] = ()
     patch: int = 14
     width: int = 32
     class_token: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        # A checkpoint's config reaches this: it may say how large a model is, and nothing about where files are.
+        sizes = (bool, int, float, str)
+        for name, value in self.options.items():
+            values = value if isinstance(value, (list, tuple)) else [value]
+            if name in _TIMM_KEEPS or not all(isinstance(item, sizes) for item in values):
+                raise OsmError(
+                    f"model.tower.options: {name}: {value!r} is not a size of the model (a number, a word, or a list)"
+                )
 
 
 @dataclass(frozen=True)
@@ -145,6 +166,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         if value is None:
             return None
@@ -170,7 +193,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def find_config(name: str) -> Path:
-    """The path of a config: an existing file, or the name of one of the project's (`osm`, `osm_small`, `benchmark`).
+    """The path of a config: an existing file, or the name of one in the project's `configs/` (`osm`, `osm_small`, ...).
 
     Raises:
         OsmError: neither a file nor such a name.

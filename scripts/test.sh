@@ -8,6 +8,8 @@
 # OSM_VENV: the virtual environment (.venv). PYTHON: what creates it (the first Python >= 3.11 found).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/environment.sh
+source scripts/environment.sh
 
 venv=${OSM_VENV:-.venv}
 python=$venv/bin/python
@@ -31,46 +33,15 @@ check() {
     stage "$@" || failed+=("$1")
 }
 
-pip_install() {
-    # Not compiled: of many thousand files, only what gets imported is, at its first import.
-    "$python" -m pip install --quiet --progress-bar off --no-compile "$@"
-}
-
 wanted_stamp() {
-    { pwd && cat requirements.txt setup.py pyproject.toml scripts/test.sh; } | "$python" -c \
+    { pwd && cat requirements.txt setup.py pyproject.toml scripts/test.sh scripts/environment.sh; } | "$python" -c \
         'import hashlib, sys; print(sys.version.split()[0], hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
-}
-
-find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.13}; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            echo "$candidate"
-            return
-        fi
-    done
-    echo "no Python >= 3.11 found (tried: ${PYTHON:-python3 python3.12 python3.11 python3.13})" >&2
-    return 1
-}
-
-have_torch() {
-    "$python" -c 'import importlib.util as u; assert u.find_spec("torch") and u.find_spec("torchvision")' 2>/dev/null
-}
-
-# The releases the tests are known to pass with; where they cannot be had, requirements.txt decides.
-install_torch() {
-    pip_install torch==2.14.1 torchvision==0.29.1 ||
-        echo "torch 2.14.1 cannot be had here: taking what requirements.txt allows" >&2
 }
 
 # Not to be called as a condition (if, ||): a step that fails must end the script before the stamp is written.
 set_up() {
-    local base
-    if ! "$python" -m pip --version >/dev/null 2>&1; then
-        base=$(find_python)
-        stage "virtual environment $venv" "$base" -m venv "$venv"
-    fi
-    if [ "$(uname)" = Linux ] && ! have_torch; then
+    stage "virtual environment" make_environment
+    if [ "$(uname)" = Linux ]; then
         stage "torch" install_torch
     fi
     stage "requirements and the package" pip_install -r requirements.txt -e '.[test]'

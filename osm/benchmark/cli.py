@@ -12,13 +12,14 @@ from typing import Any
 
 from osm.benchmark.alter import ALTERATIONS
 from osm.benchmark.evaluate import evaluate_folder
-from osm.benchmark.files import read_json, write_atomically
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.benchmark.items import SPLITS
+from osm.benchmark.picture import write_picture
 from osm.benchmark.report import PAGE, TITLE, write_report
 from osm.config import find_config
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.files import read_json, write_atomically
 
 PATH_FIELDS = {
     "image_dir": "folder of the images",
@@ -40,6 +41,11 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
 def report_main(argv: Sequence[str] | None = None) -> int:
     """`osm report out_dir`; returns the exit code."""
     return _exit_code(_report, argv)
+
+
+def picture_main(argv: Sequence[str] | None = None) -> int:
+    """`osm picture`; returns the exit code."""
+    return _exit_code(_picture, argv)
 
 
 def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
@@ -231,3 +237,22 @@ def _report_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images")
     parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
     return parser
+
+
+def _picture(argv: Sequence[str] | None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
+    )
+    parser.add_argument("out_dir", type=Path, help="folder of the predictions")
+    parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
+    parser.add_argument("output", type=Path, help="the picture, a .jpg")
+    parser.add_argument("--set", required=True, help="whose images")
+    parser.add_argument("--datasets", help="YAML with sets of your own")
+    parser.add_argument("--images", type=int, default=6, help="(%(default)s)")
+    parser.add_argument("--columns", type=int, default=3, help="(%(default)s)")
+    args = parser.parse_args(argv)
+    for flag in ("images", "columns"):
+        if getattr(args, flag) < 1:
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
+    table = _table("benchmark", args.datasets)
+    print(write_picture(args.output, args.out_dir, args.parts, table, args.set, args.images, args.columns))

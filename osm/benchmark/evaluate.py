@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osm.benchmark.files import list_predictions, meta_path, partial_path, prediction_path, read_json
+from osm.benchmark.files import list_predictions, meta_path, partial_path, prediction_path
 from osm.benchmark.items import FIELD, SPLITS
 from osm.benchmark.metrics import accepted_forms, in_vocabulary, majority_class, normalize, ratio
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.errors import OsmError
+from osm.files import read_json
 
 _SAME_IN_ALL_PARTS = ("annotations", "modes", "limit", "alter", "seed")
 

@@ -17,18 +17,12 @@ import numpy as np
 from PIL import Image
 
 from osm.benchmark.alter import ALTERATIONS, blank, other_mask
-from osm.benchmark.files import (
-    PartialFile,
-    meta_path,
-    partial_path,
-    prediction_path,
-    read_json,
-    write_atomically,
-)
+from osm.benchmark.files import meta_path, partial_path, prediction_path
 from osm.benchmark.items import FIELD, SPLITS, Item, Split
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.images import read_rgb
 from osm.errors import OsmError
+from osm.files import PartialFile, read_json, write_atomically
 
 OWN_MODE = "own"
 # Masks of one image that are in memory together (1 byte a pixel): the 300 of a large LVIS image, at once.

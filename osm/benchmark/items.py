@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from osm.benchmark.files import read_json
 from osm.data.datasets import Dataset
 from osm.data.images import open_image, read_panoptic
 from osm.data.paths import safe_join
 from osm.data.segmentation import check_segmentation, decode_segmentation
 from osm.errors import OsmError, SampleError
+from osm.files import read_json
 
 FIELD = "open_end_pred"
 

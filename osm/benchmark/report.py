@@ -12,12 +12,12 @@ from typing import Any
 
 import osm
 from osm.benchmark.evaluate import SetResult, evaluate_folder
-from osm.benchmark.files import write_atomically
 from osm.benchmark.report_counts import Breakdown, break_down, intervals
 from osm.benchmark.report_page import page
 from osm.benchmark.report_pictures import Picture, draw_pictures
 from osm.data.datasets import Dataset
 from osm.errors import OsmError
+from osm.files import write_atomically
 from osm.training.tracking import read_log
 
 TITLE = "Open-ended recognition: results"

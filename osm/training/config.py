@@ -35,6 +35,7 @@ class TrainConfig:
     Attributes:
         run_name: the folder of the run: checkpoints, log, curve.
         resume_from_checkpoint: a `.pt` of train.py; empty = the newest one of the run's folder, if there is one.
+        save_initial: write the model of step 0 to `<run_name>/initial`, to be measured beside the trained one.
         feature_cache, views: train on the tower's tokens of that many fixed views an image, kept in this folder.
         emulate_world_size: draw the samples of a run on that many processes (0 = as many as there are).
         num_threads: torch threads of a process on CPU; 0 = cores / processes of this machine.
@@ -44,6 +45,7 @@ class TrainConfig:
     run_name: str = "osm"
     resume_from_checkpoint: str = ""
     delete_previous_checkpoint: bool = False
+    save_initial: bool = False
     gradient_accumulation_steps: int = 1
     seed: int = 42
     learning_rate: float = 1e-4

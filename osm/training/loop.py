@@ -130,6 +130,8 @@ class Trainer:
         )
         try:
             tracker.say(self._opening())
+            if self.config.save_initial and self.step == 0 and self.world.is_main:
+                save_folder(self.model, self.folder / "initial")
             for epoch in range(self.first_epoch, self.config.num_epochs):
                 self._epoch(epoch, tracker)
                 skipped = self._skipped()

@@ -1,0 +1,75 @@
+"""A picture of some predictions: images side by side, each mask outlined, with the name it was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from osm.benchmark.evaluate import evaluate_folder
+from osm.benchmark.items import FIELD, SPLITS
+from osm.benchmark.metrics import is_correct
+from osm.benchmark.report_pictures import annotations_by_image, enlarged, row_with_files
+from osm.data.datasets import Dataset
+from osm.errors import OsmError
+from osm.recognition.draw import draw_names
+
+_GAP = 8
+_TINT = 0.0  # a thing's colour may be what its name is about
+
+
+def write_picture(
+    path: Path, folder: Path, parts: int, table: Mapping[str, Dataset], set_name: str, images: int = 6, columns: int = 3
+) -> Path:
+    """Draws images of one set, evenly spread over it, with their names in the set's own mode.
+
+    A wrong name is followed by the right one in brackets. Images are brought to the size of the first.
+
+    Raises:
+        OsmError: no predictions for that set, or its images are not there.
+    """
+    results = {result.row.name: result for result in evaluate_folder(folder, parts, table)[0]}
+    if set_name not in results:
+        raise OsmError(f"--set {set_name!r}: {folder} has predictions of {', '.join(results)}")
+    row = row_with_files(results[set_name])
+    annotations = annotations_by_image(row, folder, parts)
+    split = SPLITS[row.form](row)
+    if len(annotations) != len(split):
+        raise OsmError(f"{folder}: predictions of {len(annotations)} images, but {row.json_file} has {len(split)}")
+    count = min(images, len(split))
+    drawn = []
+    for number in range(count):
+        index = number * len(split) // count
+        item = split.load(index)
+        image, masks = enlarged(item)
+        named = [k for k, a in enumerate(annotations[index]) if set_name in (a.get(FIELD) or {})]
+        texts = [_text(row, annotations[index][k][FIELD][set_name]["class"], annotations[index][k]) for k in named]
+        drawn.append(draw_names(image, masks[named], texts, _TINT))
+    if not drawn:
+        raise OsmError(f"{folder}: no image of {set_name}")
+    _save(path, _tiled(drawn, min(columns, count)))
+    return path
+
+
+def _text(row: Dataset, name: str, annotation: Mapping[str, object]) -> str:
+    label = row.label_set[int(str(annotation[SPLITS[row.form].category_key]))]
+    return name if is_correct(name, label.names) else f"{name} [{label.target}]"
+
+
+def _tiled(images: list[Image.Image], columns: int) -> Image.Image:
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), "white")
+    for number, image in enumerate(images):
+        place = (number % columns * (width + _GAP), number // columns * (height + _GAP))
+        canvas.paste(image.resize((width, height)), place)
+    return canvas
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    image.save(temporary, "JPEG", quality=88, optimize=True)
+    os.replace(temporary, path)

@@ -1,0 +1,60 @@
+"""The command `osm`: what the scripts do, under one name, wherever the package is installed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import osm
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function `module.function(*arguments, argv)` that returns the exit code, and what it is for."""
+
+    what: str
+    module: str
+    function: str = "main"
+    arguments: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "quickstart": Command("the whole system in minutes, on drawn scenes", "osm.quickstart"),
+    "scenes": Command("draws scenes with masks and names", "osm.data.scenes.write"),
+    "prepare_panoptic": Command(
+        "shards of a set in COCO-panoptic form", "osm.data.convert", arguments=("coco_panoptic",)
+    ),
+    "prepare_instances": Command(
+        "shards of a set in COCO-instances form", "osm.data.convert", arguments=("coco_instances",)
+    ),
+    "train": Command("trains a bridge (train/train.py)", "osm.training.cli"),
+    "generate": Command("names the masks of val sets (test/generate_pred.py)", "osm.benchmark.cli", "generate_main"),
+    "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.benchmark.cli", "evaluate_main"),
+    "report": Command("an HTML page of predictions and scores", "osm.benchmark.cli", "report_main"),
+    "picture": Command("a picture of predictions", "osm.benchmark.cli", "picture_main"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code. A command's modules are loaded when it is called."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in (["--version"], ["-V"]):
+        print(f"osm {osm.__version__}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"error: osm {arguments[0]}: no such command; they are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    function = getattr(importlib.import_module(command.module), command.function)
+    return function(*command.arguments, arguments[1:])
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.what}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: osm COMMAND ... (osm COMMAND --help)", "", *lines])

