@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""What the frozen tower knows by itself: a linear probe on mask-pooled features, beside the majority class.
+"""What simple features of a mask know by themselves: a linear probe, beside the majority class.
 
-For every mask of the shards (training) and of the sets' val files: the mean of the tower's tokens under the mask
-(weighted by coverage) at test-time size, standardised, then ridge regression onto the classes. Prints one JSON
-document.
+For every mask of the shards (training) and of the sets' val files, `--features tower`: the mean of the frozen tower's
+tokens under the mask (weighted by coverage) at test-time size; `--features statistics`: mean and standard deviation of
+its colour, its area, and the seven Hu moments of its outline, no network at all. Standardised, then ridge regression
+onto the classes. Prints one JSON document.
 
     python3 benchmarks/linear_probe.py --datasets sets.yaml --shards coco=... --shards camvid=... [--config osm_small]
 """
@@ -15,13 +16,17 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# (image, masks (K, H, W)) -> (K, F)
+Describe = Callable[[Any, np.ndarray], np.ndarray]
 ALPHAS = (10.0, 100.0, 1000.0)
 
 
@@ -29,7 +34,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", required=True, help="YAML of the sets, with their val files")
     parser.add_argument("--shards", action="append", required=True, metavar="SET=PATTERN")
-    parser.add_argument("--config", default="osm_small")
+    parser.add_argument("--config", default="osm_small", help="whose tower")
+    parser.add_argument("--features", choices=("tower", "statistics"), default="tower")
     args = parser.parse_args()
 
     from osm import OsmError, create_model_and_transforms
@@ -40,18 +46,25 @@ def main() -> int:
     try:
         table = DatasetTable().with_yaml(args.datasets)
         patterns = dict(item.split("=", 1) for item in args.shards)
-        model, processor = create_model_and_transforms(args.config)
+        describe: Describe = statistics
+        if args.features == "tower":
+            model, processor = create_model_and_transforms(args.config)
+            describe = partial(pooled_tokens, model, processor)
         for name, pattern in patterns.items():
             started = time.monotonic()
             shards = existing_shards(pattern, f"--shards {name}")
-            train = features(model, processor, training_scenes(table[name], shards), name)
-            val = features(model, processor, val_scenes(table[name]), name)
+            train = features(describe, training_scenes(table[name], shards), name)
+            val = features(describe, val_scenes(table[name]), name)
             results[name] = {**score(*train, *val), "seconds": round(time.monotonic() - started, 1)}
             print(f"{name}: {results[name]}", file=sys.stderr)
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps({"benchmark": "linear_probe", "config": args.config, "sets": results}, indent=2))
+    print(
+        json.dumps(
+            {"benchmark": "linear_probe", "features": args.features, "config": args.config, "sets": results}, indent=2
+        )
+    )
     return 0
 
 
@@ -85,19 +98,38 @@ def val_scenes(row) -> Iterator[tuple]:
         yield read_rgb(item.image_path), masks[kept], categories
 
 
-def features(model, processor, scenes: Iterator[tuple], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The mean token under each mask (weighted by coverage), and the masks' classes."""
-    import torch.nn.functional as F
-
+def features(describe: Describe, scenes: Iterator[tuple], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The features of all masks (M, F), and the masks' classes."""
     xs, ys = [], []
     for number, (image, masks, categories) in enumerate(scenes):
-        tokens = model.tower_tokens(processor.pixel_values(processor.canvas(image)[None]))[0, model.prefix_tokens :]
-        cover = F.avg_pool2d(processor.canvas_masks(masks).float(), model.tower.patch).flatten(1)
-        xs.append((cover @ tokens / cover.sum(1, keepdim=True).clamp(min=1e-6)).numpy())
+        xs.append(describe(image, masks))
         ys.extend(categories)
         if number % 50 == 0:
             print(f"{name}: {number} images", file=sys.stderr)
     return np.concatenate(xs), np.array(ys)
+
+
+def pooled_tokens(model: Any, processor: Any, image: Any, masks: np.ndarray) -> np.ndarray:
+    """The mean token under each mask (K, H, W), weighted by coverage."""
+    import torch.nn.functional as F
+
+    tokens = model.tower_tokens(processor.pixel_values(processor.canvas(image)[None]))[0, model.prefix_tokens :]
+    cover = F.avg_pool2d(processor.canvas_masks(masks).float(), model.tower.patch).flatten(1)
+    return (cover @ tokens / cover.sum(1, keepdim=True).clamp(min=1e-6)).numpy()
+
+
+def statistics(image: Any, masks: np.ndarray) -> np.ndarray:
+    """Colour (mean, standard deviation), area and Hu moments (their signed logarithm) of each mask (K, H, W)."""
+    from skimage.measure import moments_central, moments_hu, moments_normalized
+
+    pixels = np.asarray(image, np.float64) / 255
+    rows = []
+    for mask in masks:
+        inside = pixels[mask]
+        hu = moments_hu(moments_normalized(moments_central(mask.astype(np.float64))))
+        signed = np.sign(hu) * np.log10(np.abs(hu) + 1e-12)
+        rows.append(np.concatenate([inside.mean(0), inside.std(0), [mask.mean()], signed]))
+    return np.stack(rows)
 
 
 def score(train_x, train_y, val_x, val_y) -> dict[str, float]:

@@ -28,6 +28,7 @@ STAGES = "stages.json"
 PARTS = 2
 # glibc would give every large tensor back to the system and fetch it anew, page by page.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+_QUIET = {"TQDM_DISABLE": "1"}  # a bar for every loading of a model of 3 MB says nothing
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def stages(options: Options) -> list[Stage]:
         Stage("predictions", "naming the masks of the test scenes, in two parts", _predict(options, "predictions")),
         Stage("held-out pairs", "naming things in pairs that no stage has seen", _predict(options, "held_out")),
         Stage("before training", "the same model at step 0", _predict(options, "initial")),
-        Stage("wrong masks", "each mask exchanged for one of another image", _predict(options, "shuffled_masks")),
+        Stage("wrong masks", "each mask exchanged for one of another image", _predict(options, "shuffle_masks")),
         Stage("grey images", "the image replaced by a grey one", _predict(options, "blank_image")),
         Stage("scores", "Acc and Not-In-Vocab, as published", _evaluate(options)),
         Stage("report", "one HTML page and results.json", [_report(options)]),
@@ -146,7 +147,7 @@ def _predict(options: Options, kind: str) -> list[list[str]]:
     checkpoint = out / "run" / ("initial" if kind == "initial" else "final")
     flags: list[object] = ["--sets", ",".join(SETS), "--device", options.device]
     flags += ["--datasets", out / ("sets_held_out.yaml" if kind == "held_out" else "sets.yaml")]
-    if kind in ("shuffled_masks", "blank_image"):
+    if kind in ("shuffle_masks", "blank_image"):
         flags += ["--alter", kind]
     if kind not in ("predictions", "held_out"):
         flags += ["--limit", options.control_images]
@@ -171,7 +172,7 @@ def _report(options: Options) -> list[str]:
         "after training": "predictions",
         "held-out pairs": "held_out",
         "before training": "initial",
-        "masks of other images": "shuffled_masks",
+        "masks of other images": "shuffle_masks",
         "grey images": "blank_image",
     }
     given = [flag for title, kind in titles.items() for flag in ("--predictions", f"{title}={out / kind}")]
@@ -239,7 +240,7 @@ def run(options: Options) -> dict[str, float]:
 
 def _run_stage(stage: Stage) -> float:
     started = time.monotonic()
-    environment = {**stage.environment, **os.environ}
+    environment = {**_QUIET, **stage.environment, **os.environ}
     # Scenes and scores one after the other; the two parts of predictions side by side, as on two GPUs.
     together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
     for batch in [together] if together else [[command] for command in stage.commands]:
@@ -263,15 +264,23 @@ def _run_stage(stage: Stage) -> float:
 def summary(options: Options, seconds: Mapping[str, float]) -> str:
     """The figures, the times, and what to do next."""
     results = read_json(options.out / "report" / "results.json", "results")[0]["predictions"]
-    lines = ["", f"{'':<24}{'masks':>7}{'own mode':>10}{'any':>8}{'any, either':>13}"]
+    lines = ["", f"{'':<24}{'set':<14}{'masks':>6}{'own mode':>10}{'any':>9}{'any, either':>13}"]
     for title, sets in results.items():
         for name, figures in sets.items():
             own, anyone, either = figures["specific"], figures["agnostic"], figures["either_vocabulary"]
-            cells = [_percent(own["acc"]), _percent(anyone["acc"]), _percent(either.get("acc"))]
-            lines.append(f"{title[:23]:<24}{own['total']:>7}{cells[0]:>10}{cells[1]:>8}{cells[2]:>13}  {name}")
-    total = sum(seconds.values())
-    lines += ["", "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())]
-    lines += [f"all: {total / 60:.1f} minutes", "", _next_steps(options.out)]
+            cells = [_percent(own["acc"]), _percent(anyone["acc"]), _percent(either["acc"])]
+            lines.append(f"{title[:23]:<24}{name:<14}{own['total']:>6}{cells[0]:>10}{cells[1]:>9}{cells[2]:>13}")
+    parts = results["held-out pairs"][FINE]["parts_of_names"]
+    shares = {key: _percent(parts[key] / parts["total"]) for key in ("full_right", "head_right", "modifiers_right")}
+    lines += [
+        "",
+        f"things in held-out pairs: of {parts['total']}, {shares['full_right']} right in full, "
+        f"{shares['head_right']} in the thing, {shares['modifiers_right']} in the attribute",
+        "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
+        f"all: {sum(seconds.values()) / 60:.1f} minutes",
+        "",
+        _next_steps(options.out),
+    ]
     return "\n".join(lines)
 
 
