@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -303,17 +304,27 @@ What to do next with real data:
   4. Name its val masks and score them:  osm generate 0 1 RUN/final OUT, osm evaluate OUT 1"""
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm quickstart`."""
+    defaults = Options(Path("runs/quickstart"))
+    out = argparse.ArgumentParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
+    out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
+    out.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
+    out.add_argument("--seed", type=int, default=defaults.seed, help="of the training [%(default)s]")
+    out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="of the test scenes [%(default)s]")
+    out.add_argument("--processes", type=int, default=defaults.processes, help="of the training [%(default)s]")
+    out.add_argument("--device", default=defaults.device, help="auto, cpu, cuda, ... [%(default)s]")
+    return out
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `osm quickstart`; returns the exit code."""
-    defaults = Options(Path("runs/quickstart"))
-    parser = argparse.ArgumentParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
-    parser.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the training [%(default)s]")
-    parser.add_argument("--test_seed", type=int, default=defaults.test_seed, help="of the test scenes [%(default)s]")
-    parser.add_argument("--processes", type=int, default=defaults.processes, help="of the training [%(default)s]")
-    parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda, ... [%(default)s]")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: the stage's processes end too
     try:
         if args.processes < 1:
             raise OsmError(f"--processes {args.processes} must be 1 or more")

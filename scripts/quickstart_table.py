@@ -16,9 +16,10 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     out = Path(sys.argv[1])
-    print("| training seed | test seed | masks | own, fine | own, plain | own-mode answers in their vocabulary, fine / plain "
-          "| `any`, either vocabulary | held-out things | right in full | thing right | attribute right |")  # fmt: skip
-    print("|" + "---|" * 11)
+    columns = ["training seed", "test seed", "masks", "own, fine", "own, plain", "in own vocabulary, fine / plain"]
+    columns += ["`any`, either vocabulary", "held-out things", "right in full", "thing right", "attribute right"]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
     for run in sorted(out.glob("seed_*")):
         seed = run.name.removeprefix("seed_")
         stages = read(run / "stages.json")

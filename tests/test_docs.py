@@ -5,21 +5,39 @@ from __future__ import annotations
 import re
 import shlex
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from osm import quickstart
 from osm.benchmark import cli as benchmark_cli
 from osm.config import load_model_config, load_yaml
 from osm.data import convert
 from osm.data.datasets import DatasetTable
+from osm.data.scenes import write as scenes
 from osm.training import config as training_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
+    "quickstart": quickstart.parser,
+    "scenes": scenes.parser,
+    "report": benchmark_cli.report_parser,
+    "picture": benchmark_cli.picture_parser,
+}
 VARIABLES = {"SAVE_PATH": "shards", "DATA_PATH": "data", "i": "0", "GPU_COUNT": "8", "CKPT_PATH": "osm_final.pt"}
+
+
+# `osm` commands that are a script's.
+SAME_AS = {
+    "train": "train/train.py",
+    "generate": "test/generate_pred.py",
+    "evaluate": "test/evaluate_pred.py",
+    "prepare_panoptic": "dataset_preparation/convert_coco_panoptic_to_wds.py",
+    "prepare_instances": "dataset_preparation/convert_coco_instances_to_wds.py",
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -33,9 +51,11 @@ def commands() -> Iterator[tuple[str, list[str]]]:
             for line in block.replace("\\\n", " ").splitlines():
                 line = re.sub(r"\$\{?(\w+)\}?", lambda m: VARIABLES.get(m[1], m[1].lower()), line)
                 words = shlex.split(line, comments=True)
+                end = words.index("&") if "&" in words else len(words)
                 scripts = [k for k, word in enumerate(words) if word.endswith(".py")]
-                if scripts:
-                    end = words.index("&") if "&" in words else len(words)
+                if words[:1] == ["osm"] and words[1:]:
+                    yield page.name, [SAME_AS.get(words[1], words[1]), *words[2:end]]
+                elif scripts:
                     yield page.name, words[scripts[0] : end]
 
 
@@ -67,11 +87,14 @@ def test_the_docs_show_commands_of_every_script() -> None:
 def test_command_parses(page: str, words: list[str], tmp_path: Path) -> None:
     script, arguments = Path(words[0]), words[1:]
     here = [ROOT, ROOT / "dataset_preparation"]
-    assert any((folder / script).is_file() for folder in here), f"{page}: {script} is not in the project"
+    known = words[0] in COMMAND_PARSERS or any((folder / script).is_file() for folder in here)
+    assert known, f"{page}: {script} is not in the project"
     sets = own_sets(tmp_path)
     if "--datasets" in arguments:
         arguments[arguments.index("--datasets") + 1] = str(sets)
-    if script.name == "train.py":
+    if words[0] in COMMAND_PARSERS:
+        assert vars(COMMAND_PARSERS[words[0]]().parse_args(arguments))
+    elif script.name == "train.py":
         run = training_config.parse(arguments)
         assert run.training.used_sets
     elif script.name == "generate_pred.py":

@@ -28,10 +28,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
 MAX_LINES = 400
 # A part of the package and the parts it must know nothing of.
+TOP = ("osm.quickstart", "osm.cli")
 LAYERS = {
-    "osm.data": ("osm.model", "osm.training", "osm.recognition", "osm.benchmark"),
-    "osm.model": ("osm.training", "osm.recognition", "osm.benchmark"),
-    "osm.training": ("osm.recognition", "osm.benchmark"),
+    "osm.data": ("osm.model", "osm.pretraining", "osm.training", "osm.recognition", "osm.benchmark", *TOP),
+    "osm.model": ("osm.pretraining", "osm.training", "osm.recognition", "osm.benchmark", *TOP),
+    "osm.pretraining": ("osm.training", "osm.recognition", "osm.benchmark", *TOP),
+    "osm.training": ("osm.pretraining", "osm.recognition", "osm.benchmark", *TOP),
+    "osm.recognition": ("osm.pretraining", "osm.training", "osm.benchmark", *TOP),
+    "osm.benchmark": ("osm.pretraining", *TOP),
 }
 ENTRY_FOLDERS = ("train", "test", "dataset_preparation", "scripts")
 
@@ -170,6 +174,8 @@ for name in osm.__all__:
 for name in sys.argv[1].split(","):
     assert find_config(name).resolve().is_relative_to(environment), name
 load_model_config("osm_small")
+model, _ = osm.create_model_and_transforms("osm_nano")  # its frozen parts come with the package
+assert model.config.tower.source == model.config.llm.source == "package"
 assert all(row.label_set.vocabulary for row in DatasetTable().values())
 assert all(load_labels(name).classes for name in sys.argv[2].split(","))
 """

@@ -191,7 +191,7 @@ def _evaluate(argv: Sequence[str] | None) -> None:
 
 
 def _report(argv: Sequence[str] | None) -> None:
-    args = _report_parser().parse_args(argv)
+    args = report_parser().parse_args(argv)
     if args.parts < 1:
         raise OsmError(f"--parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
     if args.pictures < 0:
@@ -215,7 +215,8 @@ def _report(argv: Sequence[str] | None) -> None:
     print(args.out_dir / PAGE)
 
 
-def _report_parser() -> argparse.ArgumentParser:
+def report_parser() -> argparse.ArgumentParser:
+    """The flags of `osm report`."""
     parser = argparse.ArgumentParser(
         prog="osm report",
         allow_abbrev=False,
@@ -240,6 +241,16 @@ def _report_parser() -> argparse.ArgumentParser:
 
 
 def _picture(argv: Sequence[str] | None) -> None:
+    args = picture_parser().parse_args(argv)
+    for flag in ("images", "columns"):
+        if getattr(args, flag) < 1:
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
+    table = _table("benchmark", args.datasets)
+    print(write_picture(args.output, args.out_dir, args.parts, table, args.set, args.images, args.columns))
+
+
+def picture_parser() -> argparse.ArgumentParser:
+    """The flags of `osm picture`."""
     parser = argparse.ArgumentParser(
         prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
     )
@@ -250,9 +261,4 @@ def _picture(argv: Sequence[str] | None) -> None:
     parser.add_argument("--datasets", help="YAML with sets of your own")
     parser.add_argument("--images", type=int, default=6, help="(%(default)s)")
     parser.add_argument("--columns", type=int, default=3, help="(%(default)s)")
-    args = parser.parse_args(argv)
-    for flag in ("images", "columns"):
-        if getattr(args, flag) < 1:
-            raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
-    table = _table("benchmark", args.datasets)
-    print(write_picture(args.output, args.out_dir, args.parts, table, args.set, args.images, args.columns))
+    return parser

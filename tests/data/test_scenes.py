@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from osm.data.scenes import compose
-from osm.data.scenes.compose import DRAW, MIN_VISIBLE, DrawnScene, draw_scene
+from osm.data.scenes.compose import DRAW, DrawnScene, draw_scene
 from osm.data.scenes.pen import BODY, HOLE, Pen
 from osm.data.scenes.words import (
     ALL_PAIRS,
@@ -170,7 +170,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, size: int, pairs: Sequence[Pair], i
 
 def check_things(scenes: list[Watched], size: int, pairs: Sequence[Pair]) -> None:
     shares = [share for scene in scenes for share in scene.shares()]
-    assert min(shares) >= MIN_VISIBLE - 0.02 >= 0.28  # counted on every second pixel of the canvas
+    assert min(shares) >= 0.29  # of 0.3; counted on every second pixel of the canvas
     assert sum(share < 0.9 for share in shares) > len(scenes) / 4  # things do stand before each other
     sides = [side for scene in scenes for side in scene.longest_sides()]
     assert min(sides) >= 40 * size // 256 and max(sides) > 80 * size / 256
@@ -238,10 +238,10 @@ def test_different_things_have_different_outlines() -> None:
     masks = {thing: outline(thing)[0] for thing in THINGS}
     for one, other in itertools.combinations(THINGS, 2):
         both, either = (masks[one] & masks[other]).sum(), (masks[one] | masks[other]).sum()
-        assert both / either < 0.95, (one, other)
+        assert both / either < 0.9, (one, other)
 
 
 @pytest.mark.parametrize("thing", THINGS)
 def test_enough_of_a_thing_takes_its_attribute(thing: str) -> None:
     mask, share = outline(thing)
-    assert mask.mean() > 0.04 and share > 0.3
+    assert mask.mean() > 0.15 and share > 0.4

@@ -179,24 +179,29 @@ def _segment(set_name: str, segment: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `osm scenes`; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm scenes`."""
     defaults = SceneOptions()
-    parser = argparse.ArgumentParser(
+    out = argparse.ArgumentParser(
         prog="osm scenes", allow_abbrev=False, description="Draws scenes with panoptic masks and names, from a seed."
     )
-    parser.add_argument("out", type=Path, help="folder; a split goes to <out>/<split>")
-    parser.add_argument("--split", default="train", help="name of the folder of this split [train]")
-    parser.add_argument("--images", type=int, default=defaults.images, help="[%(default)s]")
-    parser.add_argument("--size", type=int, default=defaults.size, help=f"pixels, {MIN_SIZE}..{MAX_SIZE} [%(default)s]")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="[%(default)s]")
-    parser.add_argument(
+    out.add_argument("out", type=Path, help="folder; a split goes to <out>/<split>")
+    out.add_argument("--split", default="train", help="name of the folder of this split [train]")
+    out.add_argument("--images", type=int, default=defaults.images, help="[%(default)s]")
+    out.add_argument("--size", type=int, default=defaults.size, help=f"pixels, {MIN_SIZE}..{MAX_SIZE} [%(default)s]")
+    out.add_argument("--seed", type=int, default=defaults.seed, help="[%(default)s]")
+    out.add_argument(
         "--pairs", default=defaults.pairs, help="attribute-thing pairs: seen, held_out or all [%(default)s]"
     )
-    parser.add_argument("--held_out_seed", type=int, default=defaults.held_out_seed, help="[%(default)s]")
-    parser.add_argument("--sets", default=",".join(SETS), help="comma-separated [%(default)s]")
-    parser.add_argument("--num_workers", type=int, help="processes (default: CPUs); no effect on what is drawn")
-    args = parser.parse_args(argv)
+    out.add_argument("--held_out_seed", type=int, default=defaults.held_out_seed, help="[%(default)s]")
+    out.add_argument("--sets", default=",".join(SETS), help="comma-separated [%(default)s]")
+    out.add_argument("--num_workers", type=int, help="processes (default: CPUs); no effect on what is drawn")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `osm scenes`; returns the exit code."""
+    args = parser().parse_args(argv)
     try:
         if not args.split or Path(args.split).name != args.split or args.split in (".", ".."):
             raise OsmError(f"--split {args.split!r} has to be the name of one folder")
