@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--features", choices=("tower", "statistics"), default="tower")
     args = parser.parse_args()
 
-    from osm import OsmError, create_model_and_transforms
+    from osm import OsmError
     from osm.data.datasets import DatasetTable
     from osm.data.shards import existing_shards
 
@@ -48,6 +48,8 @@ def main() -> int:
         patterns = dict(item.split("=", 1) for item in args.shards)
         describe: Describe = statistics
         if args.features == "tower":
+            from osm import create_model_and_transforms
+
             model, processor = create_model_and_transforms(args.config)
             describe = partial(pooled_tokens, model, processor)
         for name, pattern in patterns.items():

@@ -49,9 +49,9 @@ class Options:
     processes: int = 2
     device: str = "auto"
     train_images: int = 900
-    epochs: int = 5
-    samples: int = 560
-    batch_size: int = 4
+    epochs: int = 8
+    samples: int = 640
+    batch_size: int = 2
     test_images: int = 170
     held_out_images: int = 90
     control_images: int = 60
@@ -91,7 +91,8 @@ def stages(options: Options) -> list[Stage]:
             "training",
             f"training the bridge on {options.processes} processes (tower and LLM are frozen)",
             [_train(options)],
-            _MALLOC,
+            # torchrun would say in a box that it sets this to 1.
+            {**_MALLOC, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.processes))},
         ),
         Stage("predictions", "naming the masks of the test scenes, in two parts", _predict(options, "predictions")),
         Stage("held-out pairs", "naming things in pairs that no stage has seen", _predict(options, "held_out")),
@@ -217,13 +218,12 @@ def run(options: Options) -> dict[str, float]:
         OsmError: a stage failed, or the folder was filled with other options.
     """
     out = options.out
-    out.mkdir(parents=True, exist_ok=True)
-    chosen = {**asdict(options), "out": str(out)}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OsmError(f"out {out}: {error.strerror}; expected a folder that can be written") from None
     path = out / STAGES
-    record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
-    changed = [key for key, value in chosen.items() if key != "device" and record["options"].get(key) != value]
-    if changed:
-        raise OsmError(f"{out} was made with another {', '.join(changed)}; choose another folder, or remove it")
+    record = _record(path, options)
     write_tables(out)
     everything = stages(options)
     for number, stage in enumerate(everything, 1):
@@ -237,6 +237,18 @@ def run(options: Options) -> dict[str, float]:
         write_atomically(path, [json.dumps(record, indent=1) + "\n"])
         print(f"{title}: {seconds:.0f} s", flush=True)
     return record["seconds"]
+
+
+def _record(path: Path, options: Options) -> dict[str, Any]:
+    """What is noted of the finished stages; OsmError where it is of other options."""
+    chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
+    record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
+        raise OsmError(f"{path} is not what osm quickstart writes; remove it to run every stage again")
+    changed = [key for key, value in chosen.items() if record["options"].get(key) != value]
+    if changed:
+        raise OsmError(f"{path.parent} was made with another {', '.join(changed)}; choose another folder, or remove it")
+    return record
 
 
 def _run_stage(stage: Stage) -> float:

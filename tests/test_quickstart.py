@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ import osm.recognition.namer
 import osm.training.loop
 from osm import quickstart
 from osm.data.datasets import Dataset
-from osm.data.scenes.words import SETS, categories
+from osm.data.scenes.words import FINE, SETS, categories
 from osm.data.scenes.write import SceneOptions
 from osm.errors import OsmError
 from osm.quickstart import SHORT, Options, Stage, main, run, stages
 from osm.training.config import Run
 
-KINDS = ("predictions", "held_out", "initial", "shuffled_masks", "blank_image")
+KINDS = ("predictions", "held_out", "initial", "shuffle_masks", "blank_image")
 TITLES = ["after training", "held-out pairs", "before training", "masks of other images", "grey images"]
 
 
@@ -62,9 +62,10 @@ class DryRun:
 
     def convert(self, json_file: Path, image_dir: Path, ann_dir: Path, options: Any) -> None:
         assert Path(json_file).is_file() and Path(image_dir).is_dir() and Path(ann_dir).is_dir()
-        assert Path(json_file).stem == options.output_dir.name
-        options.output_dir.mkdir(parents=True)
-        (options.output_dir / "000000000.tar").touch()
+        shards = Path(options.output_dir)
+        assert Path(json_file).stem == shards.name
+        shards.mkdir(parents=True)
+        (shards / "000000000.tar").touch()
 
     def train(self, wanted: Run) -> None:
         self.training = wanted
@@ -142,7 +143,7 @@ def test_every_stage_has_what_it_needs(changes: dict[str, Any], tmp_path: Path, 
     for kind, notes in dry.named.items():
         assert sorted(note[:3] for note in notes) == sorted((name, part, 2) for name in SETS for part in range(2))
         where = {"held_out": "held_out/final", "initial": "test/initial"}.get(kind, "test/final")
-        alter = {"shuffled_masks": "shuffle_masks", "blank_image": "blank_image"}.get(kind, "none")
+        alter = kind if kind in ("shuffle_masks", "blank_image") else "none"
         limit = None if kind in ("predictions", "held_out") else options.control_images
         assert {note[3] for note in notes} == {where}
         assert {(note[4]["alter"], note[4]["limit"]) for note in notes} == {(alter, limit)}
@@ -168,9 +169,11 @@ def step(name: str, code: str, *more: str) -> Stage:
 
 
 @pytest.fixture
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "out"
+    handler = signal.getsignal(signal.SIGTERM)  # the command sets its own
+    yield tmp_path / "out"
+    signal.signal(signal.SIGTERM, handler)
 
 
 def order() -> list[str]:
@@ -203,11 +206,12 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
     [({"seed": 1}, "seed"), (SHORT, "train_images, epochs, samples, test_images, held_out_images, control_images")],
 )
 def test_other_options_are_refused(changes: dict[str, Any], named: str, out: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(quickstart, "stages", lambda options: [])
+    monkeypatch.setattr(quickstart, "stages", lambda options: [step("one", "pass")])
     run(Options(out))
     with pytest.raises(OsmError, match=f"made with another {named}; choose another folder"):
         run(Options(out, **changes))
     run(Options(out, device="cuda"))  # it changes no file's meaning
+    assert order() == ["one"]
 
 
 def test_both_parts_of_predictions_run_side_by_side(out: Path, monkeypatch: Any) -> None:
@@ -221,9 +225,10 @@ def test_both_parts_of_predictions_run_side_by_side(out: Path, monkeypatch: Any)
     assert list(run(Options(out))) == ["predictions"]
 
 
-def test_an_interrupt_ends_what_was_started(out: Path, monkeypatch: Any, capsys: Any) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_ends_what_was_started(name: str, out: Path, monkeypatch: Any, capsys: Any) -> None:
     code = "import os, signal, time; open('pid', 'w').write(str(os.getpid())); signal.signal(signal.SIGINT, "
-    code += "signal.SIG_IGN); os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    code += f"signal.SIG_IGN); os.kill(os.getppid(), signal.{name}); time.sleep(60)"
     monkeypatch.setattr(quickstart, "stages", lambda options: [step("long", code), step("next", "pass")])
     assert main([str(out)]) == 130
     assert "the same command goes on" in capsys.readouterr().err
@@ -247,11 +252,15 @@ def test_a_file_in_place_of_the_folder_is_an_error(out: Path, capsys: pytest.Cap
 
 
 def test_the_summary(out: Path) -> None:
-    figures = {"specific": {"acc": 0.456, "total": 11}, "agnostic": {"acc": None}, "either_vocabulary": {}}
+    figures = {"specific": {"acc": 0.456, "total": 11}, "agnostic": {"acc": None}, "either_vocabulary": {"acc": 1.0}}
+    parts = {"parts_of_names": {"total": 8, "full_right": 2, "head_right": 6, "modifiers_right": 4}}
+    results = {"after training": {FINE: figures}, "held-out pairs": {FINE: {**figures, **parts}}}
     (out / "report").mkdir(parents=True)
-    (out / "report" / "results.json").write_text(json.dumps({"predictions": {"after": {"scenes_fine": figures}}}))
+    (out / "report" / "results.json").write_text(json.dumps({"predictions": results}))
     text = quickstart.summary(Options(out), {"scenes": 30.0, "training": 120.0})
-    assert "after                        11    45.6 %       -            -  scenes_fine" in text.splitlines()
+    cells = [line.split() for line in text.splitlines()]
+    assert ["after", "training", FINE, "11", "45.6", "%", "-", "100.0", "%"] in cells
+    assert "of 8, 25.0 % right in full, 75.0 % in the thing, 50.0 % in the attribute" in text
     assert "all: 2.5 minutes" in text and str(out / "report" / "report.html") in text
 
 

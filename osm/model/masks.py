@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from osm.errors import SampleError
@@ -42,8 +41,8 @@ def context_mask(mask: Tensor, ratio: float) -> Tensor:
 
 def bounding_boxes(mask: Tensor) -> list[tuple[int, int, int, int]]:
     """(top, left, bottom, right), inclusive, of every mask (R, 1, S, S). Raises SampleError `empty_mask`."""
-    inside = mask[:, 0] != 0
-    rows, columns = inside.any(2), inside.any(1)
+    inside = _inside(mask)[:, 0]
+    rows, columns = _any_of_row(inside), inside.any(1)
     boxes = []
     for row in range(len(mask)):
         ys, xs = rows[row].nonzero(), columns[row].nonzero()
@@ -58,11 +57,24 @@ def _enlarge(low: int, high: int, ratio: float, size: int) -> tuple[int, int]:
     return max(0, int(low - reach)), min(size - 1, int(high + reach))
 
 
+def _inside(mask: Tensor) -> Tensor:
+    # A comparison of so many pixels costs as much as a layer of a small model.
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+def _any_of_row(inside: Tensor) -> Tensor:
+    """bool (..., S) -> (...). In eights first: on a CPU, torch reduces a long last dimension of bools slowly."""
+    if inside.shape[-1] % 8 == 0:
+        inside = inside.unflatten(-1, (-1, 8)).any(-1)
+    return inside.any(-1)
+
+
 def mask_to_grid(mask: Tensor, patch: int, how: str) -> Tensor:
     """(R, 1, S, S) -> bool (R, g^2): `nearest` looks at each cell's top-left pixel, `area` at any of its pixels."""
-    inside = mask != 0
-    grid = inside[..., ::patch, ::patch] if how == "nearest" else F.max_pool2d(inside.float(), patch) > 0
-    return grid.flatten(1)
+    inside = _inside(mask)
+    if how == "nearest":
+        return inside[..., ::patch, ::patch].flatten(1).clone()  # never a view: a cell may be set in it
+    return inside.unflatten(-1, (-1, patch)).any(-1).unflatten(-2, (-1, patch)).any(-2).flatten(1)
 
 
 @dataclass
@@ -95,7 +107,7 @@ def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: st
         SampleError: `empty_mask`, a mask or context mask without a pixel.
     """
     for what, pixels in (("mask", mask), ("context mask", context)):
-        empty = (~(pixels != 0).flatten(1).any(1)).nonzero().flatten()
+        empty = (~_any_of_row(_inside(pixels).flatten(1))).nonzero().flatten()
         if len(empty):
             raise SampleError("empty_mask", f"{what} {int(empty[0])} is empty: there is nothing in it to name")
     visible, fallbacks = [], torch.zeros(len(mask), dtype=torch.bool, device=mask.device)

@@ -204,6 +204,8 @@ def _vit_tower(name: str, window: int, state_dict: dict[str, Tensor] | None, opt
     try:
         model = timm.create_model(name, num_classes=0, img_size=window, **overlay, **options)
     except (TypeError, AssertionError, ValueError) as error:
+        if any(name in str(error) for name in options):
+            raise TypeError(error) from None
         raise OsmError(
             f"model.tower.name {name!r} takes no image size ({error}); give tower.strides for a CNN"
         ) from None

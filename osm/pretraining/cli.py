@@ -47,8 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for flag in ("scenes", "epochs", "llm_steps", "threads"):
             if getattr(args, flag) < 1:
                 raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
-        args.work.mkdir(parents=True, exist_ok=True)
-        args.output.mkdir(parents=True, exist_ok=True)
+        for flag in ("work", "output"):
+            try:
+                getattr(args, flag).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                where = f"--{flag} {getattr(args, flag)}"
+                raise OsmError(f"{where}: {error.strerror}; expected a folder that can be written") from None
         if args.part in ("llm", "all"):
             _write_llm(replace(LlmTraining(), steps=args.llm_steps, threads=args.threads), args.work, args.output)
         if args.part in ("tower", "all"):

@@ -186,6 +186,9 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
     Returns:
         `state_dict`, and what is to be told about it (`accuracy` on scenes of another seed, `seconds`).
     """
+    steps = config.scenes // config.batch_size
+    if steps == 0:
+        raise OsmError(f"--scenes {config.scenes}: one batch needs {config.batch_size}")
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -193,9 +196,6 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
     task = TowerTask(tower, model)
     started = time.monotonic()
     drawn = draw_all(config, model.input_size, folder)
-    steps = len(drawn.images) // config.batch_size
-    if steps == 0:
-        raise OsmError(f"--scenes {config.scenes}: one batch needs {config.batch_size}")
     optimizer = torch.optim.AdamW(task.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     total = steps * config.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, total))

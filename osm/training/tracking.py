@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 import time
@@ -55,6 +56,12 @@ class Tracker:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        try:
+            # Two runs in one folder would take each other's checkpoints for their own.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise OsmError(f"--run_name {folder}: another process is training there; wait for it, or end it") from None
         if wandb != "off":
             try:
                 import wandb as library

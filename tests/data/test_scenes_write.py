@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on(split: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_killed_run_with_other_options_starts_again(split: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    other = replace(OPTIONS, seed=4)
+    other = replace(OPTIONS, seed=4, images=5)  # its fifth image must not stay
     with monkeypatch.context() as patch:
         patch.setattr(write, "write_atomically", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):

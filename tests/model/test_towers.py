@@ -251,3 +251,45 @@ def test_the_tower_has_its_weights_and_its_normalisation(lite2: torch.nn.Module)
     torch.testing.assert_close((pixel / 255 - tower.mean[0]) / tower.std[0], (pixel - 127) / 128)
     expected = lite2.forward_intermediates(windows(64), intermediates_only=True)[-1]
     torch.testing.assert_close(tower.eval().model(windows(64))[1], expected, atol=1e-4, rtol=1e-4)
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+def test_options_reach_timm() -> None:
+    options = {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1], "stem_type": "deep", "stem_width": 4}
+    tower = timm_tower("resnet18", (8, 16), 64, None, options)
+    assert (tower.patch, tower.width) == (8, 16 + 24)
+    check_tower(tower, 64)
+    state = timm.create_model("resnet18", **options).state_dict()
+    filled = timm_tower("resnet18", (8, 16), 64, state, options)
+    assert torch.equal(filled.model.layer2[0].conv1.weight, state["layer2.0.conv1.weight"])
+    with pytest.raises(OsmError, match="weights for resnet18 do not fit it"):
+        timm_tower("resnet18", (8, 16), 64, state)
+    assert timm_tower("test_vit", (), 32, None, {"embed_dim": 32, "num_heads": 2}).width == 32
+
+
+@pytest.mark.parametrize(("name", "strides"), [("resnet18", (8, 16)), ("test_vit", ())])
+def test_options_that_a_model_does_not_take_are_refused(name: str, strides: tuple[int, ...]) -> None:
+    with pytest.raises(OsmError, match=f"model.tower.*{name}.*wings"):
+        timm_tower(name, strides, 32, None, {"wings": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("checkpoint_path", "/etc/passwd"),
+        ("pretrained", True),
+        ("pretrained_cfg_overlay", "x"),
+        ("cache_dir", "x"),
+        ("out_indices", [0]),
+        ("num_classes", 3),
+        ("block_args", {"file": "x"}),
+        ("layers", [[1, 2]]),
+        ("norm_layer", None),
+    ],
+)
+def test_options_say_no_more_than_sizes(name: str, value: Any) -> None:
+    """They may come from a checkpoint."""
+    with pytest.raises(OsmError, match=f"model.tower.options: {name}: .* is not a size of the model"):
+        from_dict(TowerConfig, {"kind": "timm", "name": "resnet18", "options": {name: value}}, "model.tower")

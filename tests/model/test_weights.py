@@ -84,7 +84,7 @@ def test_a_mistake_of_the_user_is_not_passed_over(everywhere: Path) -> None:
 
     with pytest.raises(OsmError, match="^two weight files$"):
         load_first(NAME, "", load)
-    with pytest.raises(OsmError, match="source 'disk' of 'owner/model' is not one of folder, hub, pip"):
+    with pytest.raises(OsmError, match="source 'disk' of 'owner/model' is not one of folder, package, hub, pip"):
         load_first(NAME, "disk", load)
 
 
@@ -221,3 +221,26 @@ def test_a_fingerprint_changes_with_names_and_shapes() -> None:
     assert fingerprint(values) != fingerprint(reshaped)
     assert fingerprint(values) == fingerprint(renamed)  # the same name, shape and values
     assert fingerprint(nn.Sequential(values)) != fingerprint(values)
+
+
+# -- weights that come with the package --------------------------------------------------------------------------------
+
+
+def test_the_package_brings_osm_nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what lies beside the checkout is not found
+    for part, file in (("llm", "config.json"), ("tower", "model.safetensors")):
+        found = next(candidates(f"osm_nano/{part}"))
+        assert (found.source, found.location) == ("package", str(weights.shipped_folder() / "osm_nano" / part))
+        assert (Path(found.location) / file).is_file()
+    assert load_llm(LlmConfig("osm_nano/llm"))[2] == LlmConfig("osm_nano/llm", "package")
+
+
+def test_a_folder_of_ones_own_comes_before_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "osm_nano" / "llm"
+    own.mkdir(parents=True)
+    monkeypatch.setenv("OSM_WEIGHTS", str(tmp_path))
+    assert [place.source for place in candidates("osm_nano/llm")] == ["folder", "package", "hub"]
+    assert next(candidates("osm_nano/llm")).location == str(own)
+    assert [place.source for place in candidates("osm_nano/llm", "package")] == ["package"]
+    assert not list(candidates("osm_nano/nothing", "package"))
+    assert [place.source for place in candidates(str(own))] == ["folder"]

@@ -102,11 +102,19 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
     with closing(PartialFile(folder / "scenes.partial.jsonl", arguments)) as partial:
         _draw_missing(folder, options, partial, workers or os.cpu_count() or 1)
         records = list(partial.records())
+    _remove_beyond(folder, options.images)
     for name in options.sets:
         write_atomically(folder / f"{name}.json", [json.dumps(_document(name, options, records))])
     write_atomically(summary, [json.dumps(arguments, indent=1) + "\n"])
     (folder / "scenes.partial.jsonl").unlink()
     return folder
+
+
+def _remove_beyond(folder: Path, images: int) -> None:
+    """Removes what an unfinished run of more images has left."""
+    for path in [*folder.glob("images/*.jpg"), *folder.glob("panoptic/*.png")]:
+        if path.stem.isdecimal() and int(path.stem) >= images:
+            path.unlink()
 
 
 def _draw_missing(folder: Path, options: SceneOptions, partial: PartialFile, workers: int) -> None:
