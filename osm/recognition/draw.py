@@ -39,7 +39,7 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
 
 
 def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | None]) -> Image.Image:
-    """Colours each mask and writes its number in it, from 1, with a tick or a cross; larger masks first.
+    """Outlines each mask and writes its number in it, from 1, with a tick or a cross; larger masks first.
 
     Right and wrong are told without colour too: a wrong mask is hatched and its outline dashed.
 
@@ -66,10 +66,8 @@ def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | 
 
 
 def _colour(pixels: np.ndarray, mask: np.ndarray, color: np.ndarray, right: bool | None) -> None:
-    """Fills and outlines one mask in the pixels (H, W, 3)."""
+    """Outlines one mask in the pixels (H, W, 3); what it shows keeps its colours, which a name may be about."""
     diagonal = np.add(*np.indices(mask.shape))
-    if right is not None:
-        pixels[mask] = 0.65 * pixels[mask] + 0.35 * color
     if right is False:
         pixels[mask & (diagonal % 14 < 2)] = _DARK
         pixels[mask & (diagonal % 14 == 2)] = _LIGHT  # seen on black too
