@@ -6,29 +6,20 @@ Every sample is checked before it is written: a fault is cheaper to see here tha
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from osm.data.pool import Progress, default_workers, in_order, say
 from osm.data.shard_writer import LAYOUTS, SUMMARY, ShardWriter, write_json
 from osm.data.sources import SETS
-from osm.data.sources.base import Built, Item, Source
+from osm.data.sources.base import Item, Source
 from osm.data.sources.coco import CocoInstances, CocoPanoptic
 from osm.errors import OsmError
 
 CATEGORIES = "categories.json"
-_AHEAD = 4  # samples a worker may be ahead of the writer: bounds the memory
 
 
 class BadSamplesError(OsmError):
@@ -62,63 +53,6 @@ class Options:
             raise OsmError(f"--max_bad_samples {self.max_bad_samples} is a share: 0 to 1")
 
 
-def _start_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and does not outlive it even where that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-
-        def leave() -> None:
-            multiprocessing.connection.wait([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=leave, daemon=True).start()
-
-
-def _build_all(source: Source, items: Sequence[Item], layout: str, workers: int) -> Iterator[Built]:
-    """The samples in the order of the items."""
-    if workers == 1 or len(items) < 2:
-        yield from (source.build(item, layout) for item in items)
-        return
-    waiting: deque[Future[Built]] = deque()
-    with ProcessPoolExecutor(min(workers, len(items)), initializer=_start_worker) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(source.build, item, layout))
-                if len(waiting) >= _AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise OsmError("a worker process was killed (out of memory?): run again with fewer --num_workers") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Progress:
-    """A line on stderr, once a second and at the end."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.done, self.before = total, done, done
-        self.began = self.shown = time.monotonic()
-
-    def step(self) -> None:
-        self.done += 1
-        if time.monotonic() - self.shown >= 1:
-            self.show()
-
-    def show(self, end: str = "") -> None:
-        self.shown = time.monotonic()
-        rate = (self.done - self.before) / max(self.shown - self.began, 1e-6)
-        left = round((self.total - self.done) / rate) if rate else 0
-        text = (
-            f"{self.done}/{self.total} samples, {rate:.1f}/s, ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        )
-        live = sys.stderr.isatty()
-        print(f"\r{text:<60}" if live else text, end=end if live else "\n", file=sys.stderr, flush=True)
-
-
 def _too_bad(bad: int, written: int, share: float, first: str) -> str:
     """Why the run has failed, or an empty string."""
     allowed = max(1, int(share * (bad + written))) if share > 0 else 0
@@ -127,24 +61,19 @@ def _too_bad(bad: int, written: int, share: float, first: str) -> str:
     return "" if written else "no sample was written"
 
 
-def _say(kind: str, message: str) -> None:
-    clear = "\r\033[K" if sys.stderr.isatty() else ""  # of the progress line
-    print(f"{clear}{kind}: {message}", file=sys.stderr)
-
-
 def _fill(writer: ShardWriter, source: Source, items: Sequence[Item], workers: int) -> None:
     """Writes what is not written yet."""
     start = writer.next_item
     if start:
-        _say("resuming", f"{len(writer.sizes)} whole shards in {writer.output_dir} ({start} of {len(items)} samples)")
-    progress = _Progress(len(items), start)
-    samples = _build_all(source, items[start:], writer.arguments["layout"], workers)
-    for index, built in enumerate(samples, start):
+        say("resuming", f"{len(writer.sizes)} whole shards in {writer.output_dir} ({start} of {len(items)} samples)")
+    progress = Progress(len(items), start)
+    build = partial(source.build, layout=writer.arguments["layout"])
+    for index, built in enumerate(in_order(build, items[start:], workers), start):
         if built.reason and writer.leave_out(index, built.reason, built.message):
-            _say(f"left out ({built.reason})", built.message)
+            say(f"left out ({built.reason})", built.message)
         for reason, message, count in built.warnings:
             if writer.warn(reason, message, count):
-                _say(f"warning ({reason})", message)
+                say(f"warning ({reason})", message)
         if not built.reason:
             writer.write(index, items[index].key, built.members)
         progress.step()
@@ -175,14 +104,14 @@ def convert_set(source: Source, options: Options) -> dict[str, Any]:
             writer.start_over()  # the bad files may have been mended since
         if plan.categories is not None:
             write_json(writer.output_dir / CATEGORIES, {"categories": plan.categories})
-        _fill(writer, source, plan.items, options.num_workers or min(8, os.cpu_count() or 1))
+        _fill(writer, source, plan.items, options.num_workers or default_workers())
         summary = writer.finish(plan.left_out)
         failed = verdict()
-    _say("written", f"{summary['written']} samples in {summary['shards']} shards to {options.output_dir}")
+    say("written", f"{summary['written']} samples in {summary['shards']} shards to {options.output_dir}")
     for kind in ("left_out", "warnings"):
         if summary[kind]:
             counts = ", ".join(f"{reason} {count}" for reason, count in summary[kind].items())
-            _say(kind.replace("_", " "), counts)
+            say(kind.replace("_", " "), counts)
     if failed:
         raise BadSamplesError(f"{failed} (all counts: {Path(options.output_dir) / SUMMARY})")
     return summary
@@ -245,10 +174,10 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
     try:
         convert_set(SETS[args.set].source.from_arguments(args), options)
     except (OsmError, OSError) as error:
-        _say("error", " ".join(str(error).split()))
+        say("error", " ".join(str(error).split()))
         return 1 if isinstance(error, BadSamplesError) else 2
     except KeyboardInterrupt:
-        _say("stopped", "the same command goes on after the last whole shard")
+        say("stopped", "the same command goes on after the last whole shard")
         return 130
     return 0
 
