@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from collections import Counter
@@ -17,7 +18,6 @@ from PIL import Image
 from osm.data.images import read_ids
 from osm.data.labels import load_labels
 from osm.data.pool import Progress, in_order, say
-from osm.data.shard_writer import write_json
 from osm.data.sources.base import about, read
 from osm.data.sources.semantic import IGNORED, categories
 from osm.errors import OsmError, SampleError
@@ -133,4 +133,5 @@ def write_panoptic_json(path: Path, made: Sequence[tuple[dict[str, Any], dict[st
     """The json of (image, annotation) pairs, with the names of a table of the project."""
     images, annotations = [image for image, _ in made], [annotation for _, annotation in made]
     names = categories(load_labels(labels))
-    write_json(path, {"images": images, "annotations": annotations, "categories": names})
+    document = {"images": images, "annotations": annotations, "categories": names}
+    write_whole(path, json.dumps(document, separators=(",", ":")).encode())

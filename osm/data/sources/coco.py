@@ -121,6 +121,7 @@ class Cityscapes(_Panoptic):
 
     form: ClassVar[str] = "cityscapes"
     what: ClassVar[str] = "Cityscapes panoptic"
+    table: ClassVar[str] = "cityscapes"
 
     def name_of(self, where: str, image: dict[str, Any], masks: Mapping[str, Path]) -> Any:
         """`aachen_000000_000019_gtFine_panoptic.png` is of `aachen/aachen_000000_000019_leftImg8bit.png`."""
@@ -168,6 +169,7 @@ class Lvis(_Instances):
 
     form: ClassVar[str] = "lvis"
     what: ClassVar[str] = "LVIS v1"
+    table: ClassVar[str] = "lvis"
 
     def name_of(self, where: str, image: dict[str, Any], masks: Mapping[str, Path]) -> Any:
         url = image.get("coco_url")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from osm.data.labels import LabelSet
+from osm.data.labels import LabelSet, load_labels
 from osm.data.paths import safe_join
+from osm.data.pool import say
 from osm.data.sources.base import SEED, Items, Plan, Source, check_folder
 from osm.errors import OsmError
 
+_TOLERATED = 0.05  # the share of names that may be spelt in another way
 Segments = list[dict[str, Any]]
 Annotated = dict[int | str, tuple[Mapping[str, Path], Segments]]  # by image id: its masks, its segments
 
@@ -79,12 +82,14 @@ class JsonSource(Source):
 
     Attributes:
         unannotated: the reason for which an image without annotations is left out.
+        table: the project's table of the set's names; empty for a form that any set may have.
     """
 
     json_file: str | Path
     image_dir: str | Path
 
     unannotated: ClassVar[str] = "no_annotations"
+    table: ClassVar[str] = ""
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -116,6 +121,8 @@ class JsonSource(Source):
         for flag, folder in folders.items():
             check_folder(flag, folder)
         source = CocoJson(self.json_file)
+        if self.table:
+            _compare(source, self.table)
         annotated, unwanted = self.annotated(source), self.unwanted(source)
         left_out: Counter[str] = Counter()
         items = Items()
@@ -141,6 +148,25 @@ class JsonSource(Source):
             "seed": SEED,
         }
         return Plan(items.shuffled(), left_out, arguments, source.document["categories"])
+
+
+def _compare(source: CocoJson, table: str) -> None:
+    """Warns where the json's ids mean something else than those of the table (another release of the set)."""
+
+    def plain(names: Iterable[str]) -> set[str]:
+        return {re.sub(r"\(.*?\)|[\W_]", "", name.lower()) for name in names}
+
+    known, own = load_labels(table).classes, source.labels.classes
+    other = [n for n, one in own.items() if n not in known or not plain(one.names) & plain(known[n].names)]
+    if len(other) > _TOLERATED * len(own):
+        first = own[other[0]]
+        there = repr(known[first.id].target) if first.id in known else "nothing"
+        say(
+            "warning",
+            f"{source.path}: {len(other)} of {len(own)} category ids mean something else in the project's table "
+            f"{table!r} (id {first.id}: {first.target!r}, there {there}): is this another release? To train on it, "
+            "give the set a row whose labels are the categories.json written here",
+        )
 
 
 def panoptic_annotations(source: CocoJson, ann_dir: str | Path) -> Annotated:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,14 @@ class V3Det(JsonSource):
 
     form: ClassVar[str] = "v3det"
     what: ClassVar[str] = "V3Det"
+    table: ClassVar[str] = "v3det"
     fine: ClassVar[frozenset[str]] = frozenset({"image_missing"})
     published: ClassVar[tuple[str, ...]] = ("segments_info", "width", "height")
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--ann_dir", help="accepted, not used")
+        super().add_arguments(parser)
 
     def annotated(self, source: CocoJson) -> Annotated:
         return instance_annotations(source, ("bbox", "category_id"))
