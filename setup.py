@@ -45,7 +45,6 @@ setup(
         "test": [
             "pytest>=8.3",
             "scipy>=1.14",
-            "cityscapesscripts>=2.2",  # its panoptic files are compared with ours
             # What these two find fault with changes from release to release.
             "ruff~=0.17.6",
             "mypy~=2.4.1",

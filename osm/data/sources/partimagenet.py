@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class PartImageNet(Source):
             raise OsmError(f"--split {self.split!r} is not the name of a subfolder, like train")
         root = check_folder("image_dir", self.image_dir)
         folder = root / self.split
-        annotations = root.resolve().parent / "annotations"
+        annotations = Path(os.path.abspath(root)).parent / "annotations"  # beside the name, wherever a link leads
         images = files_by_stem("image_dir", folder, IMAGES)
         beside = {"part.png": annotations / self.split, "whole.png": annotations / f"{self.split}_whole"}
         maps = {member: files_by_stem("image_dir", at, (".png",)) for member, at in beside.items()}
