@@ -92,6 +92,7 @@ class Semantic(Source):
             ids -= set(strange)
             if strange:
                 message = f"mask {item.masks['tif']}: ids {strange[:5]} are not in the labels {self.labels}"
+                message += ": training leaves the image out, unless the set's row ignores them"
                 warnings.append(("id_not_in_labels", message, len(strange)))
         if not ids:
             raise SampleError("nothing_labelled", f"mask {item.masks['tif']}: no pixel has a class")
