@@ -128,7 +128,6 @@ class Source(ABC):
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Self:
-        assert issubclass(cls, Source) and hasattr(cls, "__dataclass_fields__")
         return cls(**{one.name: getattr(args, one.name) for one in fields(cls)})  # type: ignore[arg-type]
 
     @abstractmethod
