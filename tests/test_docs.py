@@ -16,6 +16,7 @@ from osm.benchmark import cli as benchmark_cli
 from osm.config import load_model_config, load_yaml
 from osm.data import convert
 from osm.data.datasets import DatasetTable
+from osm.data.originals import cli as originals
 from osm.data.scenes import write as scenes
 from osm.training import config as training_config
 
@@ -24,6 +25,8 @@ PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted
 COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "quickstart": quickstart.parser,
     "scenes": scenes.parser,
+    "prepare": convert.parser,
+    "prepare_original": originals.parser,
     "report": benchmark_cli.report_parser,
     "picture": benchmark_cli.picture_parser,
 }
@@ -60,6 +63,12 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 COMMANDS = list(commands())
+
+
+def set_of(script: Path) -> str:
+    """The set that a script of `dataset_preparation` is for."""
+    text = (ROOT / "dataset_preparation" / script.name).read_text(encoding="utf-8")
+    return text.split('main("')[1].split('"')[0]
 
 
 def own_sets(folder: Path) -> Path:
@@ -104,8 +113,9 @@ def test_command_parses(page: str, words: list[str], tmp_path: Path) -> None:
         files.add_argument("--datasets")
         assert benchmark_cli._generate_parser(files, table).parse_args(arguments).checkpoint
     elif script.name.startswith("convert_"):
-        form = "coco_panoptic" if "panoptic" in script.name else "coco_instances"
-        assert convert._parser(form).parse_args(arguments).output_dir
+        assert convert.parser(set_of(script)).parse_args(arguments).output_dir
+    elif script.name.startswith("make_"):
+        assert originals.parser(set_of(script)).parse_args(arguments).num_workers
     elif script.name == "evaluate_pred.py":
         # It has nothing to read here: a mistake in the call would be argparse's exit.
         assert benchmark_cli.evaluate_main([str(tmp_path / "none"), *arguments[1:]]) == 2

@@ -98,7 +98,8 @@ def test_what_osm_imports_is_declared(declared: dict[str, Any]) -> None:
     def canonical(name: str) -> str:
         return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~; \[]", name)[0]).lower()
 
-    required = {canonical(name) for name in declared["install_requires"] + declared["extras_require"]["wandb"]}
+    optional = [name for extra in ("prepare", "wandb") for name in declared["extras_require"][extra]]
+    required = {canonical(name) for name in declared["install_requires"] + optional}
     homes = importlib.metadata.packages_distributions()
     for path in python_files("osm"):
         for name in {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"osm"}:

@@ -46,7 +46,7 @@ class DryRun:
         self.report: dict[str, Any] = {}
         self.evaluated: list[str] = []
         monkeypatch.setattr(osm.data.scenes.write, "write_scenes", self.draw)
-        monkeypatch.setattr(osm.data.convert, "convert_coco_panoptic", self.convert)
+        monkeypatch.setattr(osm.data.convert, "convert_set", self.convert)
         monkeypatch.setattr(osm.training.loop, "train", self.train)
         monkeypatch.setattr(osm.recognition.namer, "load_namer", self.load_namer)
         for name in ("generate_predictions", "evaluate_folder", "write_report", "write_picture"):
@@ -60,12 +60,11 @@ class DryRun:
             (folder / f"{name}.json").write_text(json.dumps({"categories": categories(name)}))
         return folder
 
-    def convert(self, json_file: Path, image_dir: Path, ann_dir: Path, options: Any) -> None:
-        assert Path(json_file).is_file() and Path(image_dir).is_dir() and Path(ann_dir).is_dir()
-        shards = Path(options.output_dir)
-        assert Path(json_file).stem == shards.name
-        shards.mkdir(parents=True)
-        (shards / "000000000.tar").touch()
+    def convert(self, source: Any, options: Any) -> None:
+        assert Path(source.json_file).is_file() and Path(source.image_dir).is_dir() and Path(source.ann_dir).is_dir()
+        assert Path(source.json_file).stem == Path(options.output_dir).name
+        Path(options.output_dir).mkdir(parents=True)
+        (Path(options.output_dir) / "000000000.tar").touch()
 
     def train(self, wanted: Run) -> None:
         self.training = wanted

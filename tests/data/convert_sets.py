@@ -64,10 +64,11 @@ class Set:
         return path
 
     def convert(self, output: Path | None = None, **options: Any) -> dict[str, Any]:
+        lvis_val = options.pop("filter_lvis_val", True)
         opts = Options(output or self.root / "out", **{"num_workers": 1, "num_files_per_shard": 3, **options})
         if self.form == "coco_panoptic":
-            return convert_coco_panoptic(self.write(), self.images, self.masks, opts)
-        return convert_coco_instances(self.write(), self.images, opts)
+            return convert_coco_panoptic(self.write(), self.images, self.masks, opts, lvis_val)
+        return convert_coco_instances(self.write(), self.images, opts, lvis_val)
 
     def command(self, output: Path, *more: str) -> list[str]:
         script = SCRIPTS / f"convert_{self.form}_to_wds.py"

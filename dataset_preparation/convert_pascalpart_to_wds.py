@@ -1,0 +1,13 @@
+"""Converts Pascal-Part to WebDataset shards. See README.md beside this file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, installed or not
+
+from osm.data.convert import main
+
+if __name__ == "__main__":
+    sys.exit(main("pascal_part"))
