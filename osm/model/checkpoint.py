@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from osm.config import ModelConfig, as_dict, from_dict
+from osm.data.datasets import ANY_MODE
 from osm.errors import OsmError
 from osm.model.weights import fingerprint
 
@@ -78,6 +79,34 @@ def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor
             if key == "base_model.query_tokens":
                 continue  # the storage of context_query
             value.copy_(given[key].reshape(value.shape))
+
+
+def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
+    """Copies trained weights (a `.pt` file or a folder of `save_folder`) into a model that is to be trained further.
+
+    Modes that the file does not have start as its `any`.
+
+    Returns:
+        those modes.
+
+    Raises:
+        OsmError: it cannot be read, or does not fit otherwise.
+    """
+    if Path(path).is_dir():
+        document, state = read_folder(Path(path))
+        check_frozen(model, document, str(path))
+    else:
+        published = read_published(path)
+        if "config" in published:
+            check_frozen(model, published["config"], f"checkpoint {path}")
+        state = published["model_state_dict"]
+    state = {str(key).replace("module.", ""): value for key, value in state.items()}
+    tables = ("mode_query", "qformer_mode_query")
+    new = [m for m in model.config.modes if not any(f"{table}.{m}" in state for table in tables)]
+    for mode in new:
+        state |= {f"{table}.{mode}": state[f"{table}.{ANY_MODE}"] for table in tables if f"{table}.{ANY_MODE}" in state}
+    load_published_state_dict(model, state, f"--start_from {path}")
+    return new
 
 
 def _fits(given: torch.Size, wanted: torch.Size) -> bool:

@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from osm.config import ModelConfig, from_dict, load_yaml
 from osm.data.datasets import DatasetTable
 from osm.data.sample import SampleConfig
 from osm.errors import OsmError
+from osm.model import checkpoint
 from osm.model.factory import base_config
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
@@ -35,6 +37,8 @@ class TrainConfig:
     Attributes:
         run_name: the folder of the run: checkpoints, log, curve.
         resume_from_checkpoint: a `.pt` of train.py; empty = the newest one of the run's folder, if there is one.
+        start_from: trained weights (a folder `final`, or a `.pt`) that a new run starts with; optimizer and schedule
+            are fresh. Without --config a folder's own model config holds.
         save_initial: write the model of step 0 to `<run_name>/initial`, to be measured beside the trained one.
         feature_cache, views: train on the tower's tokens of that many fixed views an image, kept in this folder.
         emulate_world_size: draw the samples of a run on that many processes (0 = as many as there are).
@@ -44,6 +48,7 @@ class TrainConfig:
 
     run_name: str = "osm"
     resume_from_checkpoint: str = ""
+    start_from: str = ""
     delete_previous_checkpoint: bool = False
     save_initial: bool = False
     gradient_accumulation_steps: int = 1
@@ -162,8 +167,21 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         _ = table[name].label_set  # a missing or wrong label file is said now, not after the model is loaded
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
     base = given.get("base_model_name", yaml_name)
-    model = base_config(base, default=yaml_name, **overrides).with_modes(training.used_sets)
+    model = _own_config(training.start_from) if not {"config", "base_model_name"} & given.keys() else None
+    if model is None:
+        model = base_config(base, default=yaml_name, **overrides)
+    elif overrides:
+        raise OsmError(f"--{next(iter(overrides))}: the model of --start_from {training.start_from} has its own sizes")
+    model = model.with_modes(training.used_sets)
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
+
+
+def _own_config(start_from: str) -> ModelConfig | None:
+    """The model config of a folder of trained weights; None for anything else."""
+    if not start_from or not Path(start_from).is_dir():
+        return None
+    document, _ = checkpoint.read_folder(Path(start_from))
+    return checkpoint.model_config(document, f"{start_from}/config.json")
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:

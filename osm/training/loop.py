@@ -20,7 +20,7 @@ from osm.data.sample import SampleTransform
 from osm.data.shards import existing_shards
 from osm.data.stream import Batch, EpochLoader, StreamConfig, batches_per_epoch, merge
 from osm.errors import OsmError
-from osm.model.checkpoint import save_folder
+from osm.model.checkpoint import save_folder, start_from
 from osm.model.factory import build, check_widths
 from osm.training import cache as feature_cache
 from osm.training import checkpoint, distributed
@@ -66,6 +66,10 @@ class Trainer:
         torch.manual_seed(self.config.seed)  # the bridge starts alike on every rank
         self.model, self.processor = build(run.model)
         check_widths(self.model, *run.widths.values())
+        if self.config.start_from:
+            new = start_from(self.model, self.config.start_from)
+            if world.is_main:
+                print(f"started from {self.config.start_from}; new modes: {', '.join(new) or 'none'}", flush=True)
         hold_frozen(self.model, self.config.precision, world.device)
         self.model.to(world.device).train()
         self.groups = group_names(list(self.config.used_sets))
