@@ -111,7 +111,7 @@ def test_mistakes_in_a_model_section(tmp_path: Path, document: Any, message: str
         ({"sample": [3]}, r"training\.sample: expected a mapping, found \[3\]"),
         ({"sets": {"coco": 3}}, r"training\.sets\.coco: expected a mapping, found 3"),
         ({"sets": {"coco": {"size": 3}}}, r"training\.sets\.coco: unknown field 'size'"),
-        ({"sets": {"coca": {}}}, r"training\.sets: 'coca' is no dataset; name it in --datasets\. Known: coco, ade20k"),
+        ({"sets": {"coca": {}}}, r"training\.sets: 'coca' is no dataset; name it in --datasets\. Known: coco, lvis"),
     ],
 )
 def test_mistakes_in_a_training_section(tmp_path: Path, section: Any, message: str) -> None:
@@ -224,7 +224,7 @@ def test_flags_that_are_not_right(flags: str, message: str) -> None:
 
 
 def test_no_set_at_all() -> None:
-    with pytest.raises(OsmError, match="no set is used: .* coco, ade20k"):
+    with pytest.raises(OsmError, match="no set is used: .* coco, lvis"):
         parse(["--coco_shards", "x.tar"])
 
 
@@ -263,7 +263,7 @@ def test_rows_are_added_and_changed(tmp_path: Path) -> None:
         }
     }
     table = DatasetTable().with_yaml(write(tmp_path / "sets.yaml", document))
-    assert list(table) == ["coco", "ade20k", "mine"]
+    assert list(table) == [*PUBLISHED_MODES[:-1], "mine"]
     assert table["coco"] == Dataset("coco", "coco_panoptic", "COCO Panoptic", "coco", str(tmp_path / "val"))
     labels = str(tmp_path / "a/b.json")  # the json's own categories
     assert table["mine"] == Dataset("mine", "coco_panoptic", "Mine", labels, None, "/abs", labels)
@@ -284,6 +284,8 @@ def test_rows_are_added_and_changed(tmp_path: Path) -> None:
         ({"datasets": {"mine": {"form": "voc", "labels": "coco"}}}, "form 'voc' is not one of coco_panoptic"),
         ({"datasets": {"My Set": {"form": "coco_panoptic", "labels": "coco"}}}, "set 'My Set': a set's name is"),
         ({"datasets": {"any": {"form": "coco_panoptic", "labels": "coco"}}}, "and not 'any'"),
+        ({"datasets": {"coco": {"ignored_ids": 3}}}, "set 'coco': ignored_ids 3 is not a list of integers"),
+        ({"datasets": {"coco": {"id_coding": "cmyk"}}}, "id_coding 'cmyk' is not one of grey, rgb"),
         ({"datasets": {7: {}}}, "set 7: a set's name is"),
         ({"datasets": {"coco": {}}, "relative_to": "home"}, "relative_to 'home'"),
     ],

@@ -42,9 +42,31 @@ def _load(image: Image.Image) -> Image.Image:
     return image
 
 
-def read_rgb(source: bytes | str | Path) -> Image.Image:
-    """Decodes an image to 8-bit RGB; a truncated file is an error, never a half-grey picture."""
-    return _load(open_image(source)).convert("RGB")
+def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
+    """Decodes an image to 8-bit RGB; a truncated file is an error, never a half-grey picture.
+
+    Args:
+        at_least: (width, height) that are enough. A JPEG is then decoded at a half, a quarter or an eighth of its size
+            where that leaves as much: the means of blocks of pixels, for a fraction of the work.
+    """
+    image = open_image(source)
+    if at_least is not None:
+        image.draft(None, at_least)
+    image = _load(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def read_ids(source: bytes | str | Path) -> np.ndarray:
+    """Decodes a label map whose pixels are ids: a TIFF or PNG of 8 or 16 bits, grey or with a palette. (H, W).
+
+    Raises:
+        SampleError: `mask_not_ids` where a pixel is no single number, or what `open_image` raises.
+    """
+    image = _load(open_image(source))
+    if image.mode not in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
+        raise SampleError("mask_not_ids", f"label map has mode {image.mode}, one channel of 8 or 16 bits needed")
+    ids = np.asarray(image)
+    return ids if ids.dtype.kind == "u" else ids.astype(np.int32)
 
 
 def read_panoptic(source: bytes | str | Path) -> np.ndarray:

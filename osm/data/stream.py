@@ -161,7 +161,7 @@ class SampleStream(IterableDataset):
             try:
                 if isinstance(raw, SampleError):
                     raise raw
-                scene = read_scene(self.dataset.form, raw.members, self.dataset.label_set)
+                scene = read_scene(self.dataset.form, raw.members, self.dataset.label_set, self.dataset.rules)
                 sample = self.transform(scene, raw.key, sample_rng)
                 if self.cache is not None:
                     sample.cache_key = raw.cache_key
