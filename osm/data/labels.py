@@ -1,8 +1,8 @@
 """Label sets: which names a dataset's category ids have.
 
 One format for the project's own tables (`osm/data/labels/*.json`), a COCO or LVIS json, and a user's file: a json
-object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names), `isthing`, and for
-parts of objects `supercategory`, the kind of object that the part's name starts with.
+object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names), `isthing` and,
+for parts of objects, `supercategory`, the kind of object that the part's name starts with.
 """
 
 from __future__ import annotations

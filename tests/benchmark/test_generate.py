@@ -91,7 +91,7 @@ def test_killed_run_goes_on(pets: Dataset, pets_yaml: Path, tmp_path: Path, caps
 def test_two_runs_of_one_part(pets: Dataset, tmp_path: Path) -> None:
     class Second(FakeNamer):
         def name_image(self, *arguments: Any) -> Any:
-            with pytest.raises(OsmError, match="another running process writes this part"):
+            with pytest.raises(OsmError, match="another running process writes"):
                 generate_predictions(FakeNamer(), pets, 0, 1, tmp_path)
             return super().name_image(*arguments)
 
