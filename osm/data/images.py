@@ -78,5 +78,6 @@ def read_panoptic(source: bytes | str | Path) -> np.ndarray:
     image = _load(open_image(source))
     if image.mode not in ("RGB", "RGBA"):
         raise SampleError("mask_not_rgb", f"panoptic PNG has mode {image.mode}, RGB (id = R + 256 G + 65536 B) needed")
-    rgb = np.asarray(image)[..., :3].astype(np.int32)
-    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+    # Four bytes a pixel, red first: a little-endian integer with something in its highest byte.
+    rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<u4")
+    return (rgbx & 0xFFFFFF).astype(np.int32).reshape(image.height, image.width)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from osm.data.processor import nearest_rows
@@ -39,27 +41,24 @@ class View:
         return _SPARE * self.width, _SPARE * self.height
 
     def image(self, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The crop (crop_height, crop_width, 3); only what is in it is resampled.
+        """The crop (crop_height, crop_width, 3).
 
         Args:
             image: the picture, possibly decoded at a reduced size.
             size: (width, height) of the picture that is not reduced, where `image` may be.
         """
         width, height = size or image.size
+        x, y = slice(self.left, self.left + self.crop_width), slice(self.top, self.top + self.crop_height)
+        by = next(by for by in _REDUCTIONS if (-(-width // by), -(-height // by)) == image.size)
         if (self.width, self.height) == image.size:
-            crop = image.crop((self.left, self.top, self.left + self.crop_width, self.top + self.crop_height))
-        else:
-            sx, sy = width / self.width, height / self.height
-            box = (
-                self.left * sx,
-                self.top * sy,
-                min((self.left + self.crop_width) * sx, width),
-                min((self.top + self.crop_height) * sy, height),
-            )
-            by = next(by for by in _REDUCTIONS if (-(-width // by), -(-height // by)) == image.size)
-            box = (box[0] / by, box[1] / by, box[2] / by, box[3] / by)
-            crop = image.resize((self.crop_width, self.crop_height), Image.Resampling.BICUBIC, box=box)
-        pixels = np.asarray(crop)
+            pixels = np.asarray(image.crop((x.start, y.start, x.stop, y.stop)))
+        elif width % by == height % by == 0:
+            pixels = _resized(image, self.width, self.height)[y, x]
+        else:  # its last row or column stands for less than a pixel
+            reach = (width / by / self.width, height / by / self.height)
+            box = (x.start * reach[0], y.start * reach[1], x.stop * reach[0], y.stop * reach[1])
+            box = (*box[:2], min(box[2], width / by), min(box[3], height / by))
+            pixels = np.asarray(image.resize((self.crop_width, self.crop_height), Image.Resampling.BICUBIC, box=box))
         return pixels[:, ::-1] if self.flip else pixels
 
     def labels(self, array: np.ndarray) -> np.ndarray:
@@ -132,6 +131,16 @@ class Cut:
         ids, of_run = np.unique(labels[starts], return_inverse=True)
         sums = np.bincount(of_run, weights=pixels, minlength=len(ids)).astype(np.int64)
         return dict(zip(ids.tolist(), sums.tolist(), strict=True))
+
+
+def _resized(image: Image.Image, width: int, height: int) -> np.ndarray:
+    """Bicubic, (height, width, 3). torch's vectorised kernel is that of Pillow within two grey levels.
+
+    It is more than three times as fast, so that resizing all of a picture costs less than a crop of it by Pillow.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
