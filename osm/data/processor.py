@@ -151,10 +151,12 @@ class Processor:
 
     def _training_row(self, prompt: str, target: str) -> tuple[list[int], int]:
         text = f"{prompt} {target}"
-        ids, answer_start = self._ids(text), len(self._ids(prompt))
         if self.tokenizer.is_fast:
-            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            answer_start = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids = encoded["input_ids"]
+            answer_start = next(i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt))
+        else:
+            ids, answer_start = self._ids(text), len(self._ids(prompt))
         bos = self._bos()
         cut = max(0, len(bos) + len(ids) + 1 - MAX_TEXT_TOKENS)
         if cut > answer_start:
