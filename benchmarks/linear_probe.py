@@ -80,7 +80,7 @@ def training_scenes(row, shards: list[str]) -> Iterator[tuple]:
         for raw in read_shard(shard):
             if isinstance(raw, SampleError):
                 raise raw
-            scene = read_scene(row.form, raw.members, row.label_set)
+            scene = read_scene(row.form, raw.members, row.label_set, row.rules)
             whole = View(scene.width, scene.height, 0, 0, scene.width, scene.height, False)
             picked = scene.pick(whole, 10**6, np.random.default_rng(0), fixed_view=True)
             yield scene.image(), np.stack([s.mask for s in picked]), [s.category_id for s in picked]

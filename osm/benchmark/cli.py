@@ -13,7 +13,7 @@ from typing import Any
 from osm.benchmark.alter import ALTERATIONS
 from osm.benchmark.evaluate import evaluate_folder
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
-from osm.benchmark.items import SPLITS
+from osm.benchmark.items import SPLITS, no_split
 from osm.benchmark.picture import write_picture
 from osm.benchmark.report import PAGE, TITLE, write_report
 from osm.config import find_config
@@ -113,6 +113,8 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
     parser.add_argument("--seed", type=int, default=0, help="of --alter shuffle_masks")
     parser.add_argument("--num_threads", type=int, help="CPU threads of torch")
     for row in table.values():
+        if row.form not in SPLITS:
+            continue
         group = parser.add_argument_group(f"paths of {row.name}")
         for field in SPLITS[row.form].needs:
             group.add_argument(f"--{row.name}_{field}", help=f"{PATH_FIELDS[field]} ({getattr(row, field)})")
@@ -127,6 +129,9 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
     rows, notes = [], []
     for name in table if asked is None else dict.fromkeys(asked):
+        if table[name].form not in SPLITS:
+            notes.append(f"{name}: left out, {no_split(table[name])}")
+            continue
         row = _with_flags(args, table[name])
         missing = _missing_path(row)
         if missing is None:

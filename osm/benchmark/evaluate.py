@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.files import list_predictions, meta_path, partial_path, prediction_path
-from osm.benchmark.items import FIELD, SPLITS
+from osm.benchmark.items import FIELD, SPLITS, no_split
 from osm.benchmark.metrics import accepted_forms, in_vocabulary, majority_class, normalize, ratio
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.errors import OsmError
@@ -100,6 +100,9 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
     present = list(list_predictions(out_dir))
     results, notes = [], []
     for row in table.values():
+        if row.form not in SPLITS:
+            notes.append(f"{row.name}: left out, {no_split(row)}")
+            continue
         paths = [prediction_path(out_dir, row.name, part, parts) for part in range(parts)]
         if any(path.exists() for path in paths):
             results.append(evaluate_set(row, paths))

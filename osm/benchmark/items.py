@@ -202,6 +202,11 @@ class CocoInstances(Split):
 SPLITS: dict[str, type[Split]] = {"coco_panoptic": CocoPanoptic, "coco_instances": CocoInstances}
 
 
+def no_split(row: Dataset) -> str:
+    """What is said of a set that can be trained on, but not predicted on."""
+    return f"sets of form {row.form} cannot be predicted on yet (only {', '.join(SPLITS)})"
+
+
 def _objects(holder: Any, key: str, where: str | Path) -> list[dict[str, Any]]:
     """The list of objects that a json has under a key."""
     value = holder.get(key) if isinstance(holder, dict) else None

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,7 +31,23 @@ PUBLISHED_MODES = (
     "cityscapes",
     ANY_MODE,
 )
-FORMS = ("coco_panoptic", "coco_instances")
+FORMS = ("coco_panoptic", "coco_instances", "boxes", "semantic", "parts")
+ID_CODINGS = ("grey", "rgb")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the sets of one form differ in, as their reader wants it.
+
+    Attributes:
+        ignored_ids: ids of a label map that are never asked about, in the label file or not.
+        id_coding: how the PNGs of the form `parts` hold ids: `grey` (a pixel = id) or `rgb` (R + 256 G + 65536 B).
+        whole_labels: the classes of the whole objects; None = their maps are not used.
+    """
+
+    ignored_ids: frozenset[int] = frozenset()
+    id_coding: str = "grey"
+    whole_labels: LabelSet | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,7 @@ class Dataset:
         title: how evaluation prints it (`<title> evaluation:`).
         labels: a table of the project, or the path of a json with `categories`.
         image_dir, mask_dir, json_file: the images, panoptic PNGs (panoptic form only) and annotations to predict on.
+        ignored_ids, id_coding, whole_labels: see `Rules`; `whole_labels` is a label file as `labels` is.
     """
 
     name: str
@@ -52,15 +70,32 @@ class Dataset:
     image_dir: str | None = None
     mask_dir: str | None = None
     json_file: str | None = None
+    ignored_ids: tuple[int, ...] = ()
+    id_coding: str = "grey"
+    whole_labels: str | None = None
 
     @cached_property
     def label_set(self) -> LabelSet:
         return load_labels(self.labels)
 
+    @cached_property
+    def rules(self) -> Rules:
+        whole = None if self.whole_labels is None else load_labels(self.whole_labels)
+        return Rules(frozenset(self.ignored_ids), self.id_coding, whole)
 
+
+_UNLABELLED = 65535  # in a 16-bit label map
 BUILTIN = (
     Dataset("coco", "coco_panoptic", "COCO Panoptic", "coco"),
+    Dataset("lvis", "coco_instances", "LVIS Instance", "lvis"),
+    Dataset("v3det", "boxes", "V3Det Detection", "v3det"),
+    Dataset("a847", "semantic", "A-847 Semantic", "a847", ignored_ids=(_UNLABELLED,)),
+    # 430 is the class "unknown": part of the vocabulary, but nothing to be learnt.
+    Dataset("pc459", "semantic", "PC-459 Semantic", "pc459", ignored_ids=(_UNLABELLED, 430)),
+    Dataset("partimagenet", "parts", "PartImageNet Semantic", "partimagenet", whole_labels="partimagenet_whole"),
+    Dataset("pascal_part", "parts", "Pascal-Part Semantic", "pascal_part", id_coding="rgb"),
     Dataset("ade20k", "coco_panoptic", "ADE20K Panoptic", "ade20k"),
+    Dataset("cityscapes", "coco_panoptic", "Cityscapes Panoptic", "cityscapes"),
 )
 
 _USER_FIELDS = tuple(f.name for f in fields(Dataset) if f.name != "name")
@@ -85,10 +120,10 @@ class DatasetTable(Mapping[str, Dataset]):
     def with_yaml(self, path: str | Path) -> DatasetTable:
         """The table with the rows of a YAML file added, or with the fields it names changed.
 
-        The file is `datasets: {<name>: {form:, title:, labels:, image_dir:, mask_dir:, json_file:}}`. Relative paths
-        are relative to the YAML file (with `relative_to: working_folder` beside `datasets`: to the working folder), but
-        a table's own name may stand in `labels`. A new set needs a `form`, and `labels` or a `json_file` (whose
-        `categories` are then its labels).
+        The file is `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}` with the fields of a row. Relative
+        paths are relative to the YAML file (with `relative_to: working_folder` beside `datasets`: to the working
+        folder), but a table's own name may stand in `labels` and `whole_labels`. A new set needs a `form`, and `labels`
+        or a `json_file` (whose `categories` are then its labels).
 
         Raises:
             OsmError: the file cannot be read, or a row is not right.
@@ -118,12 +153,18 @@ class DatasetTable(Mapping[str, Dataset]):
         unknown = sorted(set(entry) - set(_USER_FIELDS))
         if unknown:
             raise OsmError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(_USER_FIELDS)}")
-        values = {key: str(value) for key, value in entry.items() if value is not None}
+        values: dict[str, Any] = {key: str(value) for key, value in entry.items() if value is not None}
         for key in _PATHS:
             if key in values:
                 values[key] = str(root / values[key])
-        if Path(values.get("labels", "")).suffix:
-            values["labels"] = str(root / values["labels"])
+        for key in ("labels", "whole_labels"):
+            if Path(values.get(key, "")).suffix:
+                values[key] = str(root / values[key])
+        if "ignored_ids" in values:
+            ids = entry["ignored_ids"]
+            if not isinstance(ids, list) or not all(type(value) is int for value in ids):
+                raise OsmError(f"{where}: ignored_ids {ids!r} is not a list of integers")
+            values["ignored_ids"] = tuple(ids)
         if name in self._rows:
             row = replace(self._rows[name], **values)
         else:
@@ -133,4 +174,6 @@ class DatasetTable(Mapping[str, Dataset]):
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
         if row.form not in FORMS:
             raise OsmError(f"{where}: form {row.form!r} is not one of {', '.join(FORMS)}")
+        if row.id_coding not in ID_CODINGS:
+            raise OsmError(f"{where}: id_coding {row.id_coding!r} is not one of {', '.join(ID_CODINGS)}")
         return row

@@ -1,7 +1,8 @@
 """Label sets: which names a dataset's category ids have.
 
 One format for the project's own tables (`osm/data/labels/*.json`), a COCO or LVIS json, and a user's file: a json
-object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names) and `isthing`.
+object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names), `isthing` and,
+for parts of objects, `supercategory`, the kind of object that the part's name starts with.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from osm.errors import OsmError
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One class. `names[0]` is the training target; all of `names` are accepted answers (lower case, stripped)."""
+    """One class. `names[0]` is the training target; all of `names` are accepted answers (lower case, stripped).
+
+    `supercategory` (lower case) is the kind of object that a part belongs to, where the file tells.
+    """
 
     id: int
     names: tuple[str, ...]
     isthing: bool = True
+    supercategory: str = ""
 
     @property
     def target(self) -> str:
@@ -73,7 +78,8 @@ class LabelSet:
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
                 raise OsmError(f"{source}: category {entry['id']} has a blank name")
-            classes[entry["id"]] = LabelClass(entry["id"], names, bool(entry.get("isthing", True)))
+            kind = str(entry.get("supercategory") or "").lower().strip()
+            classes[entry["id"]] = LabelClass(entry["id"], names, bool(entry.get("isthing", True)), kind)
         if not classes:
             raise OsmError(f"{source}: 'categories' is empty, no class could be named")
         return cls(source, classes)

@@ -18,6 +18,7 @@ from torch import Tensor
 from osm.errors import OsmError, SampleError
 
 MAX_TEXT_TOKENS = 32
+_TEXTS_KEPT = 10_000
 
 
 def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
@@ -79,6 +80,7 @@ class Processor:
             raise OsmError("the LLM's tokenizer has no end token: a name could never end")
         self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
+        self._rows: dict[tuple[str, str], tuple[list[int], int]] = {}  # of the last training texts
 
     # -- pictures ----------------------------------------------------------------------------------------------------
 
@@ -89,9 +91,14 @@ class Processor:
 
     def padded(self, pixels: np.ndarray) -> Tensor:
         """(h, w, 3) -> uint8 (3, S, S), zeros below and right of the picture."""
-        canvas = np.zeros((self.input_size, self.input_size, 3), np.uint8)
-        canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
-        return torch.from_numpy(canvas).permute(2, 0, 1).contiguous()
+        return self.padded_batch([pixels])[0]
+
+    def padded_batch(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (h, w, 3) -> uint8 (N, 3, S, S), each written once."""
+        canvas = np.zeros((len(pictures), 3, self.input_size, self.input_size), np.uint8)
+        for place, pixels in zip(canvas, pictures, strict=True):
+            place[:, : pixels.shape[0], : pixels.shape[1]] = pixels.transpose(2, 0, 1)
+        return torch.from_numpy(canvas)
 
     def canvas_masks(self, masks: np.ndarray) -> Tensor:
         """Masks (K, H, W) of a picture as at test time: nearest, padded with 0. bool (K, 1, S, S)."""
@@ -134,11 +141,22 @@ class Processor:
 
     def training_row(self, prompt: str, target: str) -> tuple[list[int], int]:
         """The ids of one training text, and where its answer starts."""
+        # Asked for twice: when a sample is checked, and when its batch is put together.
+        found = self._rows.get((prompt, target))
+        if found is None:
+            if len(self._rows) >= _TEXTS_KEPT:
+                self._rows.clear()
+            found = self._rows[prompt, target] = self._training_row(prompt, target)
+        return found
+
+    def _training_row(self, prompt: str, target: str) -> tuple[list[int], int]:
         text = f"{prompt} {target}"
-        ids, answer_start = self._ids(text), len(self._ids(prompt))
         if self.tokenizer.is_fast:
-            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            answer_start = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids = encoded["input_ids"]
+            answer_start = next(i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt))
+        else:
+            ids, answer_start = self._ids(text), len(self._ids(prompt))
         bos = self._bos()
         cut = max(0, len(bos) + len(ids) + 1 - MAX_TEXT_TOKENS)
         if cut > answer_start:

@@ -26,6 +26,8 @@ class SampleConfig:
         random_scale_min, random_scale_max: the longest side goes to u * S, u uniform between them.
         resize: `published` (only images whose short side is under S) or `always`.
         mask2box_prob: how often a thing's mask becomes its filled box, with a box prompt.
+        part_in_use_whole_prob: in sets of parts with maps of whole objects, how often an object instead of a part.
+        part_in_prepend_object_class_prob: there, how often a part is named after its object ("impala head").
         masks_per_image: masks of one view that are named.
         supervise: `all` (prompt and answer) or `answer`.
     """
@@ -34,6 +36,8 @@ class SampleConfig:
     random_scale_max: float = 1.5
     resize: str = "published"
     mask2box_prob: float = 0.0
+    part_in_use_whole_prob: float = 0.2
+    part_in_prepend_object_class_prob: float = 0.8
     masks_per_image: int = 1
     supervise: str = "all"
 
@@ -45,8 +49,9 @@ class SampleConfig:
             )
         if self.resize not in ("published", "always"):
             raise OsmError(f"--resize {self.resize!r} is not published or always")
-        if not 0 <= self.mask2box_prob <= 1:
-            raise OsmError(f"--mask2box_prob {self.mask2box_prob} is not between 0 and 1")
+        for flag in ("mask2box_prob", "part_in_use_whole_prob", "part_in_prepend_object_class_prob"):
+            if not 0 <= getattr(self, flag) <= 1:
+                raise OsmError(f"--{flag} {getattr(self, flag)} is not between 0 and 1")
         if self.masks_per_image < 1:
             raise OsmError(f"--masks_per_image {self.masks_per_image} must be 1 or more")
         if self.supervise not in ("all", "answer"):
@@ -78,14 +83,18 @@ class SampleTransform:
 
     def __call__(self, scene: Scene, key: str, rng: np.random.Generator) -> Sample:
         """Raises SampleError `no_segment` where no counting segment is found in 500 tries."""
-        count = self.config.masks_per_image
+        count, whole_prob = self.config.masks_per_image, self.config.part_in_use_whole_prob
         if self.views:
             number = int(rng.integers(self.views))
             view = self.fixed_view(scene, key, number)
-            segments = scene.pick(view, count, rng, fixed_view=True)
-            return self._sample(scene, key, None, view, segments, rng, number)
-        view, segments = self._first_with(scene, key, rng, lambda view: scene.pick(view, count, rng))
-        return self._sample(scene, key, view.image(scene.image()), view, segments, rng, None)
+            segments = scene.pick(view, count, rng, fixed_view=True, whole_prob=whole_prob)
+            return self._sample(scene, key, view, segments, rng, number)
+        view, segments = self._first_with(
+            scene, key, rng, lambda view: scene.pick(view, count, rng, whole_prob=whole_prob)
+        )
+        sample = self._sample(scene, key, view, segments, rng, None)
+        sample.pixels = scene.pixels(view)  # last: what is left out above need not be decoded
+        return sample
 
     def fixed_view(self, scene: Scene, key: str, number: int) -> View:
         """View `number` of an image: the same in every epoch, on every rank."""
@@ -98,13 +107,13 @@ class SampleTransform:
         self, scene: Scene, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
     ) -> tuple[View, list[Segment]]:
         """The first drawn view in which `pick` finds something, and what it finds."""
-        if not scene.entries:  # said at once, not after 500 crops
-            raise SampleError("no_segment", f"sample {key}: nothing in it may be named")
-        for _ in range(MAX_TRIES):
+        for number in range(MAX_TRIES):
             view = self.draw_view(scene, rng)
             segments = pick(view)
             if segments:
                 return view, segments
+            if number == 0 and not scene.has_segments():  # said at once, not after 500 crops
+                raise SampleError("no_segment", f"sample {key}: nothing in it may be named")
         raise SampleError("no_segment", f"sample {key}: no segment over 100 pixels in {MAX_TRIES} crops")
 
     def draw_view(self, scene: Scene, rng: np.random.Generator) -> View:
@@ -123,7 +132,6 @@ class SampleTransform:
         self,
         scene: Scene,
         key: str,
-        pixels: np.ndarray | None,
         view: View,
         segments: list[Segment],
         rng: np.random.Generator,
@@ -133,12 +141,12 @@ class SampleTransform:
         masks = np.zeros((len(segments), 1, size, size), bool)
         prompts, targets = [], []
         for mask, segment in zip(masks, segments, strict=True):
-            boxed = scene.is_thing(segment.category_id) and rng.random() < self.config.mask2box_prob
-            mask[0, : view.crop_height, : view.crop_width] = _filled_box(segment.mask) if boxed else segment.mask
-            choices = BOX_PROMPTS if boxed else MASK_PROMPTS
+            to_box = not segment.boxed and segment.label.isthing and rng.random() < self.config.mask2box_prob
+            mask[0, : view.crop_height, : view.crop_width] = _filled_box(segment.mask) if to_box else segment.mask
+            choices = BOX_PROMPTS if segment.boxed or to_box else MASK_PROMPTS
             prompts.append(choices[int(rng.integers(len(choices)))])
-            targets.append(scene.target(segment.category_id))
-        return Sample(key, pixels, torch.from_numpy(masks), targets, prompts, number)
+            targets.append(scene.target(segment, rng, self.config.part_in_prepend_object_class_prob))
+        return Sample(key, None, torch.from_numpy(masks), targets, prompts, number)
 
 
 def _filled_box(mask: np.ndarray) -> np.ndarray:

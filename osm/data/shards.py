@@ -18,7 +18,7 @@ from osm.errors import OsmError, SampleError
 
 MAX_MEMBER_BYTES = 256 << 20
 MAX_MISSING = 10  # shards that a range may name too many, however short it is
-MEMBERS = ("jpg", "jpeg", "image.png", "png", "json", "tif")
+MEMBERS = ("jpg", "jpeg", "image.png", "png", "part.png", "whole.png", "tif", "json")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 

@@ -161,7 +161,7 @@ class SampleStream(IterableDataset):
             try:
                 if isinstance(raw, SampleError):
                     raise raw
-                scene = read_scene(self.dataset.form, raw.members, self.dataset.label_set)
+                scene = read_scene(self.dataset.form, raw.members, self.dataset.label_set, self.dataset.rules)
                 sample = self.transform(scene, raw.key, sample_rng)
                 if self.cache is not None:
                     sample.cache_key = raw.cache_key
@@ -227,7 +227,7 @@ class SampleStream(IterableDataset):
         if self.cache is not None:
             tokens = torch.stack([self.cache.load(self.dataset.name, s.cache_key, s.cached_view) for s in samples])
         else:
-            canvas = torch.stack([processor.padded(s.pixels) for s in samples if s.pixels is not None])
+            canvas = processor.padded_batch([s.pixels for s in samples if s.pixels is not None])
         text = processor.training_text(
             [prompt for sample in samples for prompt in sample.prompts],
             [target for sample in samples for target in sample.targets],

@@ -84,8 +84,8 @@ def fill(
                 if (shard, cache_key, view) not in mine:
                     continue
                 try:
-                    scene = read_scene(dataset.form, raw.members, dataset.label_set)
-                    pixels = transform.fixed_view(scene, raw.key, view).image(scene.image())
+                    scene = read_scene(dataset.form, raw.members, dataset.label_set, dataset.rules)
+                    pixels = scene.pixels(transform.fixed_view(scene, raw.key, view))
                 except SampleError as error:
                     skipped[error.reason] += 1
                 else:

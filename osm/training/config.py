@@ -44,6 +44,8 @@ class TrainConfig:
         emulate_world_size: draw the samples of a run on that many processes (0 = as many as there are).
         num_threads: torch threads of a process on CPU; 0 = cores / processes of this machine.
         wandb: off | offline | online.
+        gradient_checkpointing, fsdp, fsdp_use_orig_params, fsdp_sharding_strategy: published flags that are not
+            available yet; asking for one is an error.
     """
 
     run_name: str = "osm"
@@ -73,10 +75,17 @@ class TrainConfig:
     num_threads: int = 0
     wandb: str = "off"
     wandb_project: str = "osm"
+    gradient_checkpointing: bool = False
+    fsdp: bool = False
+    fsdp_use_orig_params: bool = False
+    fsdp_sharding_strategy: str = ""
     sample: SampleConfig = field(default_factory=SampleConfig)
     sets: dict[str, SetConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for flag in ("fsdp", "fsdp_use_orig_params", "fsdp_sharding_strategy", "gradient_checkpointing"):
+            if getattr(self, flag):
+                raise OsmError(f"--{flag} is not available yet: leave it out (every process holds the whole model)")
         for flag, value, allowed in (
             ("lr_scheduler", self.lr_scheduler, SCHEDULES),
             ("precision", self.precision, PRECISIONS),

@@ -75,7 +75,11 @@ def test_published_lines(two_parts: Path, tmp_path: Path, capsys: pytest.Capture
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert lines[:3] == COCO_LINES
-    assert lines[3:] == [f"ade20k: left out, no ade20k_pred_<i>_of_2.json in {two_parts}"]
+    for name in ("lvis", "ade20k", "cityscapes"):
+        assert f"{name}: left out, no {name}_pred_<i>_of_2.json in {two_parts}" in lines[3:]
+    for name in ("v3det", "a847", "pc459", "partimagenet", "pascal_part"):
+        assert any(line.startswith(f"{name}: left out, sets of form ") for line in lines[3:])
+    assert len(lines) == 3 + 8
     assert "coco: 1 masks without a prediction and 1 crowd annotations, not counted" in captured.err
     coco = json.loads(results.read_text())["coco"]
     assert coco["agnostic"] == {"correct": 3, "not_in_vocabulary": 2, "total": 7, "acc": 3 / 7, "niv": 2 / 7}

@@ -91,7 +91,7 @@ def test_killed_run_goes_on(pets: Dataset, pets_yaml: Path, tmp_path: Path, caps
 def test_two_runs_of_one_part(pets: Dataset, tmp_path: Path) -> None:
     class Second(FakeNamer):
         def name_image(self, *arguments: Any) -> Any:
-            with pytest.raises(OsmError, match="another running process writes this part"):
+            with pytest.raises(OsmError, match="another running process writes"):
                 generate_predictions(FakeNamer(), pets, 0, 1, tmp_path)
             return super().name_image(*arguments)
 
@@ -218,13 +218,16 @@ def test_command_line(
     error = capsys.readouterr().err
     assert "coco: left out, image_dir coco/val2017 does not exist (--coco_image_dir)" in error
     assert "ade20k: left out, image_dir ADEChallengeData2016/images/validation does not exist" in error
+    assert "lvis: left out, no image_dir given (--lvis_image_dir)" in error
+    assert "a847: left out, sets of form semantic cannot be predicted on yet" in error
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "no set with its files there; coco: left out, image_dir coco/val2017 does not exist"),
-        (["--sets", "coco,cats"], "--sets: unknown set 'cats'; the sets are coco, ade20k"),
+        (["--sets", "coco,cats"], "--sets: unknown set 'cats'; the sets are coco, lvis"),
+        (["--sets", "v3det"], "v3det: left out, sets of form boxes cannot be predicted on yet"),
         (["--benchmark", "absent.yaml"], "absent.yaml"),
         (["--datasets", "absent.yaml"], "absent.yaml"),
     ],

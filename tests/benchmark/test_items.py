@@ -52,8 +52,8 @@ SQUARE = [1, 1, 4, 1, 4, 3, 1, 3]  # 3 x 2 pixels
 SQUARE_COUNTS = [5, 2, 2, 2, 2, 2, 9]  # the same, column by column: 4 pixels each
 
 
-def test_every_form_of_the_table_has_a_split() -> None:
-    assert set(SPLITS) == set(FORMS)
+def test_every_split_is_a_form_of_the_table() -> None:
+    assert set(SPLITS) < set(FORMS)  # the others can be trained on alone
 
 
 def test_instances(tmp_path: Path) -> None:

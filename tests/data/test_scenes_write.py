@@ -89,7 +89,7 @@ def test_it_converts_to_shards(split: Path, set_name: str, tmp_path: Path) -> No
         scene = read_scene("coco_panoptic", raw.members, labels)
         assert scene.image().size == (64, 64)
         expected = [labels[segment["category_id"]].target for segment in by_image.pop(raw.key)]
-        assert [scene.target(entry["category_id"]) for entry in scene.entries] == expected
+        assert [scene.labels[entry["category_id"]].target for entry in scene.entries] == expected
     assert not by_image
 
 

@@ -1,0 +1,336 @@
+#!/usr/bin/env python3
+"""How many training samples a second one core makes at input 1120, beside a loop that works as the published loader.
+
+Three forms (COCO panoptic, LVIS, semantic maps) in both layouts. Without `--shards` it makes its own: drawn scenes, two
+side by side, at the sizes asked for. The other loop decodes the whole image, resizes the whole of it and a mask of
+every segment, and keeps one segment's crop; it is written here in our own words. What both leave out is the same: no
+normalisation (it happens on the model's device), no worker processes. Figures are CPU time of this process, so that
+other programs on the machine matter less; `ms` is per sample. Prints one JSON document last.
+
+    python3 benchmarks/loader.py [--sizes 640x480,1280x960] [--samples 64] [--shards coco=DIR/{000..003}.tar]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from loader_shards import SETS, make_shards  # noqa: E402
+from PIL import Image  # noqa: E402
+from pycocotools import mask as coco_mask  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
+from osm.data import processor as processor_module  # noqa: E402
+from osm.data import sample as sample_module  # noqa: E402
+from osm.data import stream as stream_module  # noqa: E402
+from osm.data import views  # noqa: E402
+from osm.data.datasets import Dataset, DatasetTable  # noqa: E402
+from osm.data.labels import load_labels  # noqa: E402
+from osm.data.processor import Processor, fitted_size  # noqa: E402
+from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS  # noqa: E402
+from osm.data.sample import SampleConfig, SampleTransform  # noqa: E402
+from osm.data.segments import annotations, maps, scene  # noqa: E402
+from osm.data.shards import RawSample, existing_shards, read_shard  # noqa: E402
+from osm.data.stream import SampleStream, StreamConfig  # noqa: E402
+from osm.errors import OsmError  # noqa: E402
+
+STAGES = ("read", "decode", "resize", "mask", "text", "other")
+
+
+class Clock:
+    """CPU seconds of stages; what runs inside another stage counts as its own alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._running, self._since = ["other"], time.process_time()
+
+    def _switch(self) -> None:
+        now = time.process_time()
+        self.seconds[self._running[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._switch()
+        self._running.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._running.pop()
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(name):
+                return function(*args, **kwargs)
+
+        return call
+
+    def result(self, samples: int) -> dict[str, float]:
+        self._switch()
+        return {name: round(1000 * self.seconds[name] / samples, 2) for name in STAGES}
+
+
+# -- this project's loader ---------------------------------------------------------------------------------------------
+
+
+def ours(row: Dataset, shards: list[str], processor: Processor, samples: int, clock: Clock | None) -> float:
+    """CPU seconds for so many samples, in batches of 8."""
+    batches = samples // 8
+    transform = SampleTransform(SampleConfig(), processor)
+    config = StreamConfig(tuple(shards), 8, 8 * (batches + 1), resampled=True, shuffle_buffer=1)
+    with ExitStack() as patched:
+        if clock is not None:
+            for owner, attribute, stage in WATCHED:
+                patched.enter_context(patch.object(owner, attribute, clock.timed(stage, getattr(owner, attribute))))
+            patched.enter_context(patch.object(stream_module, "read_shard", reading(clock)))
+        stream = iter(SampleStream(row, config, transform, 0, 1))
+        next(stream)  # the first batch fills caches
+        if clock is not None:
+            clock.__init__()  # type: ignore[misc]
+        begun = time.process_time()
+        for _ in range(batches):
+            processor._rows.clear()  # the few texts of a small shard would be remembered; a real set has many
+            next(stream)
+        return time.process_time() - begun
+
+
+# What is timed as which stage; everything else is `other` (collating a batch, drawing views).
+WATCHED: list[tuple[Any, str, str]] = [
+    (stream_module, "read_scene", "decode"),
+    (scene, "read_rgb", "decode"),
+    (views.View, "image", "resize"),
+    (sample_module.SampleTransform, "_sample", "mask"),
+    *((form, "pick", "mask") for form in (maps.PanopticScene, maps.SemanticScene, annotations.InstanceScene)),
+    (processor_module.Processor, "training_row", "text"),
+    (processor_module.Processor, "training_text", "text"),
+]
+
+
+def reading(clock: Clock) -> Callable[[str], Iterator[Any]]:
+    def read(path: str) -> Iterator[Any]:
+        shard = read_shard(path)
+        while True:
+            with clock.stage("read"):
+                raw = next(shard, None)
+            if raw is None:
+                return
+            yield raw
+
+    return read
+
+
+# -- a loop that works as the published loader ---------------------------------------------------------------------
+
+
+def published(
+    row: Dataset, shards: list[str], processor: Processor, samples: int, clock: Clock, one_mask: bool = False
+) -> float:
+    """CPU seconds for so many samples. `one_mask`: the annotation is drawn first, and only its mask is made."""
+    rng = np.random.default_rng(0)
+    begun, batch = time.process_time(), []
+    raws = endless(shards, clock)
+    for _ in range(samples):
+        batch.append(published_sample(row, next(raws), processor, rng, clock, one_mask))
+        if len(batch) == 8:
+            torch.stack([canvas for canvas, _ in batch]), torch.stack([mask for _, mask in batch])
+            batch = []
+    return time.process_time() - begun
+
+
+def endless(shards: list[str], clock: Clock) -> Iterator[RawSample]:
+    while True:
+        for shard in shards:
+            for raw in reading(clock)(shard):
+                if isinstance(raw, RawSample):
+                    yield raw
+
+
+def published_sample(
+    row: Dataset, raw: RawSample, processor: Processor, rng: np.random.Generator, clock: Clock, one_mask: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    size = processor.input_size
+    with clock.stage("decode"):
+        document = json.loads(raw.members["json"])
+        data = [
+            scene.member(raw.members, document, key, names)
+            for key, names in (("image_base64", scene.IMAGE_MEMBERS), *LABEL_MAPS[row.form])
+        ]
+        image = Image.open(io.BytesIO(data[0])).convert("RGB")
+        ids = np.asarray(Image.open(io.BytesIO(data[1]))) if data[1:] else None
+        if ids is not None and ids.ndim == 3:
+            ids = ids.astype(np.int32)
+            ids = ids[..., 0] + 256 * ids[..., 1] + 65536 * ids[..., 2]
+    while True:
+        with clock.stage("mask"):
+            masks, names = ALL_MASKS[row.form](row, document, ids, rng if one_mask else None)
+        width, height = image.size
+        if min(width, height) < size:
+            width, height = fitted_size(width, height, int(rng.uniform(0.5, 1.5) * size))
+        with clock.stage("resize"):
+            resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        flip, left, top = rng.random() < 0.5, *(int(rng.integers(max(side - size, 0) + 1)) for side in (width, height))
+        canvas = np.zeros((size, size, 3), np.uint8)
+        crop = (resized[:, ::-1] if flip else resized)[top : top + size, left : left + size]
+        canvas[: crop.shape[0], : crop.shape[1]] = crop
+        with clock.stage("mask"):
+            kept = []
+            for mask, name in zip(masks, names, strict=True):
+                whole = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+                part = (whole[:, ::-1] if flip else whole)[top : top + size, left : left + size]
+                padded = np.zeros((size, size), bool)
+                padded[: part.shape[0], : part.shape[1]] = part
+                if padded.sum() > 100:
+                    kept.append((padded, name))
+        if kept:
+            break
+    mask, name = kept[int(rng.integers(len(kept)))]
+    with clock.stage("text"):
+        processor.training_text([MASK_PROMPTS[int(rng.integers(len(MASK_PROMPTS)))]], [name])
+    return torch.from_numpy(canvas).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)[None]
+
+
+def panoptic_masks(row: Dataset, document: Any, ids: Any, _: Any) -> tuple[list[np.ndarray], list[str]]:
+    found = document["segments_info"]
+    return [ids == s["id"] for s in found], [row.label_set[s["category_id"]].target for s in found]
+
+
+def semantic_masks(row: Dataset, document: Any, ids: Any, _: Any) -> tuple[list[np.ndarray], list[str]]:
+    found = [i for i in np.unique(ids).tolist() if i not in row.ignored_ids]
+    return [ids == i for i in found], [row.label_set[i].target for i in found]
+
+
+def polygon_masks(row: Dataset, document: Any, _: Any, rng: Any) -> tuple[list[np.ndarray], list[str]]:
+    found, size = document["segments_info"], (document["height"], document["width"])
+    if rng is not None:
+        found = [found[int(rng.integers(len(found)))]]
+    rles = [coco_mask.merge(coco_mask.frPyObjects(s["segmentation"], *size)) for s in found]
+    masks = [coco_mask.decode(rle).astype(bool) for rle in rles]
+    return masks, [row.label_set[s["category_id"]].target for s in found]
+
+
+LABEL_MAPS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
+    "coco_panoptic": [("pan_base64", ("png",))],
+    "coco_instances": [],
+    "semantic": [("seg_base64", ("tif",))],
+}
+ALL_MASKS: dict[str, Callable[..., tuple[list[np.ndarray], list[str]]]] = {
+    "coco_panoptic": panoptic_masks,
+    "coco_instances": polygon_masks,
+    "semantic": semantic_masks,
+}
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+def make_processor(input_size: int) -> Processor:
+    """With a small byte-level BPE of its own, for texts and instructions: no weights are needed."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<pad>", "<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    names = [f" {name}" for table in SETS for name in sorted(load_labels(table).vocabulary)]
+    tokenizer.train_from_iterator([*MASK_PROMPTS, *BOX_PROMPTS, *names], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    return Processor(fast, fast, input_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def measure(row: Dataset, shards: list[str], processor: Processor, samples: int) -> dict[str, Any]:
+    seconds = ours(row, shards, processor, samples, None)
+    clock = Clock()
+    ours(row, shards, processor, samples, clock)
+    count = samples // 8 * 8
+    result: dict[str, Any] = {
+        "samples_per_second": round(count / seconds, 1),
+        "ms": clock.result(count),
+    }
+    less = max(8, samples // 4)
+    other = Clock()
+    slow = published(row, shards, processor, less, other)
+    result["published"] = {"samples_per_second": round(less / slow, 1), "ms": other.result(less)}
+    result["times_faster"] = round((count / seconds) / (less / slow), 2)
+    if row.form == "coco_instances":
+        one = published(row, shards, processor, less, Clock(), one_mask=True)
+        result["published_with_one_mask"] = {"samples_per_second": round(less / one, 1)}
+        result["times_faster_than_one_mask"] = round((count / seconds) / (less / one), 2)
+    return result
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    out.add_argument("--input_size", type=int, default=1120, help="S [1120]")
+    out.add_argument("--sizes", default="640x480,1280x960", help="of the drawn pictures [%(default)s]")
+    out.add_argument("--images", type=int, default=16, help="drawn pictures of each size [16]")
+    out.add_argument("--samples", type=int, default=64, help="of each case [64]; a quarter of it by the other loop")
+    out.add_argument("--shards", action="append", metavar="SET=PATTERN", help="shards of yours instead, of any layout")
+    out.add_argument("--datasets", help="a YAML with the rows of sets of your own")
+    return out
+
+
+def main() -> int:
+    args = parser().parse_args()
+    torch.set_num_threads(1)
+    cases = []
+    try:
+        if args.samples < 8 or args.images < 1:
+            raise OsmError(f"--samples {args.samples} must be 8 or more, --images {args.images} 1 or more")
+        table = DatasetTable().with_yaml(args.datasets) if args.datasets else DatasetTable()
+        processor = make_processor(args.input_size)
+        with tempfile.TemporaryDirectory() as folder:
+            todo: list[tuple[dict[str, str], Dataset, list[str]]] = []
+            for given in args.shards or ():
+                name, _, pattern = given.partition("=")
+                if name not in table or table[name].form not in ALL_MASKS:
+                    raise OsmError(f"--shards {given}: {name!r} is no set of form {', '.join(ALL_MASKS)}")
+                todo.append(({"shards": pattern}, table[name], existing_shards(pattern, "--shards")))
+            for size in [] if args.shards else args.sizes.split(","):
+                width, height = (int(side) for side in size.split("x"))
+                print(f"drawing {args.images} pictures of {size}", file=sys.stderr)
+                for (name, layout), path in make_shards(Path(folder), width, height, args.images).items():
+                    todo.append(({"layout": layout, "size": size}, table[name], [path]))
+            for what, row, shards in todo:
+                cases.append(
+                    {"set": row.name, "form": row.form, **what, **measure(row, shards, processor, args.samples)}
+                )
+                print(json.dumps(cases[-1]), file=sys.stderr)
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    document = {
+        "input_size": args.input_size,
+        "samples": args.samples,
+        "python": platform.python_version(),
+        "pillow": Image.__version__,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "cases": cases,
+    }
+    print(json.dumps(document, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
