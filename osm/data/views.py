@@ -5,6 +5,7 @@ A mask is cropped at its image's own size, and only what is left is resized. Sha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +63,11 @@ class View:
         return pixels[:, ::-1] if self.flip else pixels
 
     def _resized(self, image: Image.Image) -> np.ndarray:
-        """The crop of the resized picture, by torch's vectorised bicubic kernel: Pillow's within two grey levels.
+        """The crop of the resized picture, by torch's vectorised bicubic kernel.
 
-        It is more than three times as fast, so that what is resized beyond the crop costs less than Pillow's crop.
+        It is more than three times as fast as Pillow's, so that what is resized beyond the crop costs less than a crop
+        by Pillow. Both clip to 0..255 between their two passes, whose order may differ: photos come out within two
+        grey levels of Pillow's, hardly any pixel with two; pure noise may differ by more.
         """
         array = np.asarray(image)
         # Turned round before it grows, and the crop with it.
@@ -72,7 +75,14 @@ class View:
         left = self.width - self.left - self.crop_width if self.flip else self.left
         right, bottom = left + self.crop_width, self.top + self.crop_height
         pixels = torch.from_numpy(array).permute(2, 0, 1)[None]
-        resized = F.interpolate(pixels, size=(self.height, self.width), mode="bicubic", antialias=True)
+        factors = (self.height / pixels.shape[2], self.width / pixels.shape[3])
+        # What lies below and right of the crop, and has no part in its last pixels, is left out.
+        part = pixels[:, :, : _reach(bottom, factors[0]), : _reach(right, factors[1])]
+        found = (int(part.shape[2] * factors[0]), int(part.shape[3] * factors[1]))
+        if part.numel() < pixels.numel() and found[0] >= bottom and found[1] >= right:
+            resized = F.interpolate(part, scale_factor=factors, mode="bicubic", antialias=True)
+        else:
+            resized = F.interpolate(pixels, size=(self.height, self.width), mode="bicubic", antialias=True)
         return resized[0, :, self.top : bottom, left:right].permute(1, 2, 0).numpy()
 
     def labels(self, array: np.ndarray) -> np.ndarray:
@@ -143,6 +153,12 @@ class Cut:
         ids, of_run = np.unique(labels[starts], return_inverse=True)
         sums = np.bincount(of_run, weights=pixels, minlength=len(ids)).astype(np.int64)
         return dict(zip(ids.tolist(), sums.tolist(), strict=True))
+
+
+def _reach(end: int, factor: float) -> int:
+    """How many of the picture's own pixels the first `end` of the resized ones are made of, at most."""
+    support = 2 * max(1.0, 1 / factor)
+    return math.ceil(end / factor + support) + 1
 
 
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
