@@ -27,17 +27,8 @@ SAMPLES = Path(os.environ.get("OSM_TEST_DATA", "/nowhere")) / "samples"
 def train_a_step(folder: Path, shards: dict[str, Path], *more: str) -> dict[str, Any]:
     """One step on all sets at once; the log's record."""
     flags = ["--config", str(tiny_model_yaml(folder)), "--run_name", str(folder / "run"), "--device", "cpu"]
-    flags += [
-        "--workers",
-        "0",
-        "--dataset_resampled",
-        "--warmup_steps",
-        "0",
-        "--logging_steps",
-        "1",
-        "--mask2box_prob",
-        "0.5",
-    ]
+    flags += ["--workers", "0", "--dataset_resampled", "--warmup_steps", "0", "--logging_steps", "1"]
+    flags += ["--mask2box_prob", "0.5"]
     for name, at in shards.items():
         flags += [f"--{name}_shards", f"{at}/000000000.tar", f"--batch_size_{name}", "2"]
         flags += [f"--train_num_samples_{name}", "2"]
