@@ -40,16 +40,10 @@ def main() -> int:
     for features, what in (("statistics", "ridge on colour, area, Hu moments"), ("tower", "linear probe on the tower")):
         probe = read(out / f"probe_{features}.json")["sets"]
         print(f"| {what} | {probe[FINE]['ridge']} | {probe[PLAIN]['ridge']} |")
-    print(
-        "\n| stage | "
-        + " | ".join(f"seconds ({run.name.replace('_', ' ')})" for run in sorted(out.glob("seed_*")))
-        + " |"
-    )
-    print("|---|" + "---|" * len(list(out.glob("seed_*"))))
-    times = [read(run / "stages.json")["seconds"] for run in sorted(out.glob("seed_*"))]
-    for stage in times[0]:
-        print(f"| {stage} | " + " | ".join(f"{t[stage]:.0f}" for t in times) + " |")
-    print("| all | " + " | ".join(f"{sum(t.values()):.0f}" for t in times) + " |")
+    seconds = read(first / "stages.json")["seconds"]
+    print(f"\n| stage | seconds ({first.name.replace('_', ' ')}) |\n|---|---|")
+    for stage, value in [*seconds.items(), ("all", sum(seconds.values()))]:
+        print(f"| {stage} | {value:.0f} |")
     return 0
 
 
