@@ -3,14 +3,18 @@ list of records that a run goes on from."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs that write one file are then not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 from osm.errors import OsmError
 
@@ -40,6 +44,22 @@ def write_atomically(path: Path, chunks: Iterable[str]) -> None:
     os.replace(temporary, path)
 
 
+def lock(file: IO[Any]) -> bool:
+    """Takes a file for this process, until it ends or closes it; False where another one has it.
+
+    Where the system has no locks (some network disks), the file counts as taken.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 class PartialFile:
     """The finished records of a job, one json line each after a header line: what a killed run leaves behind.
 
@@ -55,12 +75,9 @@ class PartialFile:
         self.done = 0
         self._header = dict(header)
         self._file = path.open("a+b")
-        try:
-            # Two runs that write the same file would tear each other's lines.
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._file):  # two runs that write the same file would tear each other's lines
             self._file.close()
-            raise OsmError(f"{path}: another running process writes it; wait for it or end it") from None
+            raise OsmError(f"{path}: another running process writes it; wait for it or end it")
         self._recover()
 
     def _recover(self) -> None:

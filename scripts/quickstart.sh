@@ -15,7 +15,8 @@ python=$venv/bin/python
 export HF_HUB_OFFLINE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 started=$SECONDS
-if ! "$python" -c 'import osm, torch, torchvision, transformers, timm' 2>/dev/null; then
+# osm comes last: where it is, all else is. -I: the one in this folder does not count.
+if ! "$python" -I -c 'import osm' 2>/dev/null; then
     make_environment
     if [ "$(uname)" = Linux ]; then install_torch; fi
     echo "== installing the package and what it needs"

@@ -15,6 +15,8 @@ seeds="42 43"
 more_tests="9100 9200"
 sets=scenes_fine,scenes_plain
 
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT  # a part does not outlive the script
+
 # predict RUN TABLE FOLDER FLAGS...: both parts at once
 predict() {
   local run=$1 table=$2 folder=$3 part
@@ -22,8 +24,7 @@ predict() {
   for part in 0 1; do
     "$python" -m osm generate $part 2 "$run/final" "$folder" --datasets "$table" --sets $sets --num_threads 1 "$@" &
   done
-  wait -n
-  wait -n
+  for part in $(jobs -p); do wait "$part"; done
 }
 
 for seed in $seeds; do

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny_run import Workshop
 import osm
 from osm.errors import OsmError
 from osm.model.checkpoint import start_from
+from osm.model.factory import build
 from osm.training.cli import main
 from osm.training.config import parse
 from osm.training.tracking import read_log
@@ -100,6 +102,33 @@ def test_a_pt_file_serves_too(trained: tuple[Workshop, Path]) -> None:
     trainer = workshop.trainer(first.parent / "third", "--start_from", str(checkpoint))
     expected = osm.load_model(first / "final")[0].trainable_state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in trainer.model.trainable_state_dict().items())
+
+
+def test_a_pt_file_brings_its_config_and_its_modes(trained: tuple[Workshop, Path], tmp_path: Path) -> None:
+    workshop, first = trained
+    (checkpoint,) = first.glob("checkpoint_*.pt")
+    for path in (checkpoint, first / "final"):
+        arguments = workshop.arguments(tmp_path / "second", "--start_from", str(path), sets={"inst": (2, 12)})
+        own, named = parse(without_config(arguments)).model, parse(arguments).model
+        assert own.qformer.width == named.qformer.width == 24
+        assert {"pan", "inst"} <= set(own.modes) & set(named.modes)
+        assert not start_from(build(named)[0], path)[1:] and "inst" in named.modes
+
+
+def test_a_run_does_not_start_from_itself(trained: tuple[Workshop, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    workshop, first = trained
+    assert main(workshop.arguments(first, "--start_from", str(first / "final"))) == 2
+    assert "lies in --run_name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frozen", [None, 3, {"wings": "abc"}])
+def test_a_broken_config_is_an_error(trained: tuple[Workshop, Path], tmp_path: Path, frozen: object) -> None:
+    _, first = trained
+    shutil.copytree(first / "final", tmp_path / "copy")
+    config = tmp_path / "copy" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "frozen": frozen}))
+    with pytest.raises(OsmError, match="'frozen' has to hold the hashes of tower, llm"):
+        start_from(osm.load_model(first / "final")[0], tmp_path / "copy")
 
 
 def test_what_does_not_fit_is_named(trained: tuple[Workshop, Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import osm.benchmark.cli
@@ -224,6 +225,24 @@ def test_both_parts_of_predictions_run_side_by_side(out: Path, monkeypatch: Any)
     assert list(run(Options(out))) == ["predictions"]
 
 
+def test_a_part_that_is_killed_is_named_with_its_code(out: Path, monkeypatch: Any) -> None:
+    """As where memory ends: the other part's code 0 says nothing."""
+    kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)", "generate"]
+    commands = [[sys.executable, "-c", "pass", "generate"], kill]
+    monkeypatch.setattr(quickstart, "stages", lambda options: [Stage("predictions", "two parts", commands)])
+    with pytest.raises(OsmError, match=r"stage 'predictions' failed with code -9: .*os\.kill"):
+        run(Options(out))
+
+
+@pytest.mark.parametrize(("gpus", "chosen"), [(0, "cpu"), (1, "cpu"), (2, "cuda")])
+def test_training_goes_to_gpus_where_every_process_has_one(gpus: int, chosen: str, out: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    (training,) = next(stage for stage in stages(Options(out)) if stage.name == "training").commands
+    assert training[training.index("--device") + 1] == chosen
+    (training,) = next(stage for stage in stages(Options(out, device="cuda:0")) if stage.name == "training").commands
+    assert training[training.index("--device") + 1] == "cuda:0"
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupt_ends_what_was_started(name: str, out: Path, monkeypatch: Any, capsys: Any) -> None:
     code = "import os, signal, time; open('pid', 'w').write(str(os.getpid())); signal.signal(signal.SIGINT, "
@@ -237,7 +256,7 @@ def test_an_interrupt_ends_what_was_started(name: str, out: Path, monkeypatch: A
     assert not (out / "stages.json").exists()
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--processes", "0"), ("--test_seed", "9")])
+@pytest.mark.parametrize(("flag", "value"), [("--processes", "0"), ("--test_seed", "9"), ("--seed", "-1")])
 def test_wrong_flags_are_named(flag: str, value: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(out), flag, value]) == 2
     assert capsys.readouterr().err.startswith(f"error: {flag} {value} must be ")

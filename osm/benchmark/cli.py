@@ -54,6 +54,9 @@ def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -30,6 +30,8 @@ def write_picture(
     Raises:
         OsmError: no predictions for that set, or its images are not there.
     """
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        raise OsmError(f"output {path}: a JPEG is written, expected a name that ends in .jpg")
     results = {result.row.name: result for result in evaluate_folder(folder, parts, table)[0]}
     if set_name not in results:
         raise OsmError(f"--set {set_name!r}: {folder} has predictions of {', '.join(results)}")
@@ -69,7 +71,10 @@ def _tiled(images: list[Image.Image], columns: int) -> Image.Image:
 
 
 def _save(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    image.save(temporary, "JPEG", quality=88, optimize=True)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(temporary, "JPEG", quality=88, optimize=True)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OsmError(f"output {path}: {error.strerror}; expected a file that can be written") from None

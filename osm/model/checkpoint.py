@@ -81,6 +81,22 @@ def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor
             value.copy_(given[key].reshape(value.shape))
 
 
+def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
+    """The config document (None where a `.pt` has none), the entries, and how to name the file in a message."""
+    if Path(path).is_dir():
+        return *read_folder(Path(path)), str(path)
+    published = read_published(path)
+    return published.get("config"), published["model_state_dict"], f"checkpoint {path}"
+
+
+def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
+    """The model config that trained weights were saved with, if they tell, and the modes they have."""
+    document, state, where = _trained(path)
+    config = None if document is None else model_config(document, where)
+    names = (str(key).replace("module.", "") for key in state)
+    return config, [name.removeprefix("mode_query.") for name in names if name.startswith("mode_query.")]
+
+
 def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
     """Copies trained weights (a `.pt` file or a folder of `save_folder`) into a model that is to be trained further.
 
@@ -92,19 +108,15 @@ def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
     Raises:
         OsmError: it cannot be read, or does not fit otherwise.
     """
-    if Path(path).is_dir():
-        document, state = read_folder(Path(path))
-        check_frozen(model, document, str(path))
-    else:
-        published = read_published(path)
-        if "config" in published:
-            check_frozen(model, published["config"], f"checkpoint {path}")
-        state = published["model_state_dict"]
-    state = {str(key).replace("module.", ""): value for key, value in state.items()}
+    document, given, where = _trained(path)
+    if document is not None:
+        check_frozen(model, document, where)
+    state = {str(key): value for key, value in given.items()}
+    there = {name.replace("module.", ""): value for name, value in state.items()}
     tables = ("mode_query", "qformer_mode_query")
-    new = [m for m in model.config.modes if not any(f"{table}.{m}" in state for table in tables)]
+    new = [m for m in model.config.modes if not any(f"{table}.{m}" in there for table in tables)]
     for mode in new:
-        state |= {f"{table}.{mode}": state[f"{table}.{ANY_MODE}"] for table in tables if f"{table}.{ANY_MODE}" in state}
+        state |= {f"{table}.{mode}": there[f"{table}.{ANY_MODE}"] for table in tables if f"{table}.{ANY_MODE}" in there}
     load_published_state_dict(model, state, f"--start_from {path}")
     return new
 
@@ -170,7 +182,10 @@ def model_config(document: Any, where: str) -> ModelConfig:
 def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str) -> None:
     """Raises OsmError where the frozen parts are not those the bridge was trained with."""
     found = frozen_hashes(model)
-    for part, expected in document.get("frozen", {}).items():
+    hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
+    if not isinstance(hashes, Mapping) or not set(hashes) <= set(found):
+        raise OsmError(f"{where}: 'frozen' has to hold the hashes of {', '.join(found)}, found {str(hashes)[:60]}")
+    for part, expected in hashes.items():
         if found.get(part) != expected:
             name = getattr(model.config, part).name or model.config.base_model_name
             raise OsmError(

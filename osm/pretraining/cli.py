@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import sys
@@ -72,24 +73,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write_llm(config: LlmTraining, work: Path, output: Path) -> None:
     result = pretrain_llm(config, work)
-    folder = output / "llm"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = _fresh(output / "llm.tmp")
     llm = result["llm"].half()
     llm.save_pretrained(folder)
     result["tokenizer"].save_pretrained(folder)
+    _put_in_place(folder, output / "llm")
     facts = {"parameters": sum(p.numel() for p in llm.parameters()), "accuracy": result["accuracy"]}
     _note(output, "llm", {**facts, "training": asdict(config)}, result["seconds"])
 
 
 def _write_tower(config: TowerTraining, work: Path, output: Path) -> None:
     result = pretrain_tower(load_model_config("osm_nano"), config, work)
-    folder = output / "tower"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder = _fresh(output / "tower.tmp")
     state = {name: _half(tensor) for name, tensor in result["state_dict"].items()}
     save_file(state, folder / "model.safetensors")
+    _put_in_place(folder, output / "tower")
     facts = {"parameters": sum(t.numel() for t in state.values()), "accuracy": result["accuracy"]}
     _note(output, "tower", {**facts, "training": asdict(config)}, result["seconds"])
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    """The older weights go when the new ones are whole."""
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(folder, target)
 
 
 def _half(tensor: Tensor) -> Tensor:

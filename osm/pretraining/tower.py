@@ -74,6 +74,7 @@ def draw_all(config: TowerTraining, size: int, folder: Path) -> Drawn:
                 drawn.images[index], drawn.ids[index], drawn.labels[index] = image, ids, labels
                 if index % 500 == 0:
                     print(f"scenes: {index}/{config.scenes}", file=sys.stderr, flush=True)
+        mark.unlink(missing_ok=True)
         for field, name in names.items():
             np.save(folder / name, getattr(drawn, field))
         mark.write_text(wanted)

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from osm.config import ModelConfig, from_dict, load_yaml
@@ -38,7 +37,7 @@ class TrainConfig:
         run_name: the folder of the run: checkpoints, log, curve.
         resume_from_checkpoint: a `.pt` of train.py; empty = the newest one of the run's folder, if there is one.
         start_from: trained weights (a folder `final`, or a `.pt`) that a new run starts with; optimizer and schedule
-            are fresh. Without --config a folder's own model config holds.
+            are fresh. Without --config the file's own model config holds, where it has one.
         save_initial: write the model of step 0 to `<run_name>/initial`, to be measured beside the trained one.
         feature_cache, views: train on the tower's tokens of that many fixed views an image, kept in this folder.
         emulate_world_size: draw the samples of a run on that many processes (0 = as many as there are).
@@ -96,7 +95,8 @@ class TrainConfig:
         for flag in ("gradient_accumulation_steps", "num_epochs", "logging_steps", "shuffle_buffer", "views"):
             if getattr(self, flag) < 1:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 1 or more")
-        for flag in ("workers", "warmup_steps", "learning_rate", "weight_decay", "emulate_world_size", "num_threads"):
+        zero_or_more = "workers warmup_steps learning_rate weight_decay emulate_world_size num_threads seed"
+        for flag in zero_or_more.split():
             if getattr(self, flag) < 0:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
         for name, chosen in self.sets.items():
@@ -176,21 +176,15 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         _ = table[name].label_set  # a missing or wrong label file is said now, not after the model is loaded
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
     base = given.get("base_model_name", yaml_name)
-    model = _own_config(training.start_from) if not {"config", "base_model_name"} & given.keys() else None
-    if model is None:
+    own, modes = checkpoint.config_and_modes(training.start_from) if training.start_from else (None, [])
+    if own is None or {"config", "base_model_name"} & given.keys():
         model = base_config(base, default=yaml_name, **overrides)
     elif overrides:
         raise OsmError(f"--{next(iter(overrides))}: the model of --start_from {training.start_from} has its own sizes")
-    model = model.with_modes(training.used_sets)
+    else:
+        model = own
+    model = model.with_modes([*modes, *training.used_sets])
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
-
-
-def _own_config(start_from: str) -> ModelConfig | None:
-    """The model config of a folder of trained weights; None for anything else."""
-    if not start_from or not Path(start_from).is_dir():
-        return None
-    document, _ = checkpoint.read_folder(Path(start_from))
-    return checkpoint.model_config(document, f"{start_from}/config.json")
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
@@ -206,7 +200,7 @@ def parser(table: DatasetTable) -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
     )
-    out.add_argument("--config", help="a config of the project (osm, osm_small) or a YAML file [osm]")
+    out.add_argument("--config", help="a config of the project (osm, osm_small, osm_nano) or a YAML file [osm]")
     out.add_argument("--datasets", help="a YAML that adds sets of your own to the table")
     for name, kind in MODEL_FLAGS.items():
         out.add_argument(f"--{name}", type=kind, help="model; default: the config's")

@@ -57,7 +57,14 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
     """
     rank, size, local = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
     chosen = pick_device(device)
+    if chosen.type == "mps" and size > 1 and device == "auto":
+        chosen = torch.device("cpu")  # processes cannot exchange gradients on mps
     if chosen.type == "cuda" and not no_set_device_rank and chosen.index is None:
+        if local >= torch.cuda.device_count():
+            raise OsmError(
+                f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
+                f"--nproc_per_node {torch.cuda.device_count()}, or --device cpu"
+            )
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
     if chosen.type == "cpu":

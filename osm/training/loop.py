@@ -66,6 +66,11 @@ class Trainer:
         torch.manual_seed(self.config.seed)  # the bridge starts alike on every rank
         self.model, self.processor = build(run.model)
         check_widths(self.model, *run.widths.values())
+        if self.config.start_from and Path(self.config.start_from).resolve().is_relative_to(self.folder.resolve()):
+            raise OsmError(
+                f"--start_from {self.config.start_from} lies in --run_name {self.folder}, which would be resumed; "
+                "choose another --run_name for the new run"
+            )
         if self.config.start_from:
             new = start_from(self.model, self.config.start_from)
             if world.is_main:
@@ -174,7 +179,8 @@ class Trainer:
                 f"would not go on where it was. --emulate_world_size keeps the samples of another number of processes"
             )
         if self.world.is_main:
-            print(f"resumed from {path}: epoch {epoch}, step {self.step}", flush=True)
+            instead = f", not started from {self.config.start_from}" if self.config.start_from else ""
+            print(f"resumed from {path}: epoch {epoch}, step {self.step}{instead}", flush=True)
         return epoch
 
     def _skipped(self) -> Counter[str]:

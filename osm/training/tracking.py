@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.errors import OsmError
+from osm.files import lock
 
 
 def clock(seconds: float) -> str:
@@ -55,13 +55,11 @@ class Tracker:
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
-        try:
-            # Two runs in one folder would take each other's checkpoints for their own.
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._file = (folder / "log.jsonl").open("a+", encoding="utf-8")
+        if not lock(self._file):  # two runs in one folder would take each other's checkpoints for their own
             self._file.close()
-            raise OsmError(f"--run_name {folder}: another process is training there; wait for it, or end it") from None
+            raise OsmError(f"--run_name {folder}: another process is training there; wait for it, or end it")
+        self._end_half_line()
         if wandb != "off":
             try:
                 import wandb as library
@@ -69,6 +67,13 @@ class Tracker:
                 raise OsmError(f"--wandb {wandb}: the package wandb is not installed (pip install wandb)") from None
             options: dict[str, Any] = {"mode": wandb, "config": dict(config)}
             self._wandb = library.init(project=project, name=folder.name, dir=folder, **options)
+
+    def _end_half_line(self) -> None:
+        """What a killed run was writing stays alone on its line."""
+        with (self.folder / "log.jsonl").open("rb") as file:
+            data = file.read()
+        if data and not data.endswith(b"\n"):
+            self._file.write("\n")
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one record, a flat mapping with `step`."""

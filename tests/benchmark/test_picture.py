@@ -96,3 +96,6 @@ def test_the_command(
     ):
         assert picture_main([*call, *flags]) == 2
         assert message in capsys.readouterr().err
+    call[2] = str(tmp_path / "picture.png")
+    assert picture_main([*call, "--set", "pets"]) == 2
+    assert "picture.png: a JPEG is written" in capsys.readouterr().err

@@ -97,15 +97,15 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
     try:
         for name in ("images", "panoptic"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        with closing(PartialFile(folder / "scenes.partial.jsonl", arguments)) as partial:
+            _draw_missing(folder, options, partial, workers or os.cpu_count() or 1)
+            records = list(partial.records())
+        _remove_beyond(folder, options.images)
+        for name in options.sets:
+            write_atomically(folder / f"{name}.json", [json.dumps(_document(name, options, records))])
+        write_atomically(summary, [json.dumps(arguments, indent=1) + "\n"])
     except OSError as error:
-        raise OsmError(f"{folder}: {error.strerror}; expected a folder that can be written") from None
-    with closing(PartialFile(folder / "scenes.partial.jsonl", arguments)) as partial:
-        _draw_missing(folder, options, partial, workers or os.cpu_count() or 1)
-        records = list(partial.records())
-    _remove_beyond(folder, options.images)
-    for name in options.sets:
-        write_atomically(folder / f"{name}.json", [json.dumps(_document(name, options, records))])
-    write_atomically(summary, [json.dumps(arguments, indent=1) + "\n"])
+        raise OsmError(f"{folder}: {error.strerror}; expected a folder that can be written, with room in it") from None
     (folder / "scenes.partial.jsonl").unlink()
     return folder
 
