@@ -4,7 +4,7 @@
 #
 #   scripts/quickstart_study.sh OUT && python3 scripts/quickstart_table.py OUT
 #
-# Interrupted, it goes on where it was.
+# The probes need scikit-learn and scikit-image (pip install -e '.[test]'). Interrupted, it goes on where it was.
 set -euo pipefail
 root=$(dirname "$(dirname "$(realpath "$0")")")
 mkdir -p "${1:?usage: scripts/quickstart_study.sh OUT}"
