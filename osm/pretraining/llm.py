@@ -5,7 +5,6 @@ Shapes: R rows, K context slots, T text tokens, W embedding width.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -24,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from osm.errors import OsmError
 from osm.model.llm import generate
 from osm.pretraining.corpus import Corpus, Named, seen_documents, tokenizer_text
+from osm.pretraining.schedule import warm_cosine
 
 PAD, BOS, EOS = 0, 1, 2
 PROMPT_WEIGHT = 0.1
@@ -156,7 +156,7 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
         rng = np.random.default_rng([config.seed, step])
         loss = _loss(llm, [corpus.draw(rng) for _ in range(config.batch_size)], tokenizer, rng)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _warm_cosine(step, config.steps)
+            group["lr"] = config.learning_rate * warm_cosine(step, config.steps)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
@@ -178,11 +178,6 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
         "accuracy": accuracy,
         "seconds": round(time.monotonic() - started),
     }
-
-
-def _warm_cosine(step: int, total: int) -> float:
-    warm = max(1, total // 20)
-    return step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ Shapes: N images, S image size, L tokens of an image, C tower width, I masks an 
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import sys
@@ -29,6 +28,7 @@ from osm.data.scenes.words import ATTRIBUTES, STUFF, THINGS, Pair, choose_pairs
 from osm.errors import OsmError
 from osm.model.towers import Tower, timm_tower
 from osm.model.windows import SlidingWindows
+from osm.pretraining.schedule import warm_cosine
 
 KINDS = (*THINGS, *STUFF)
 NOTHING = -100  # what no loss looks at
@@ -199,7 +199,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
     drawn = draw_all(config, model.input_size, folder)
     optimizer = torch.optim.AdamW(task.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     total = steps * config.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, total))
     path = folder / "tower.pt"
     first, spent = _resume(path, config, task, optimizer, schedule)
     started -= spent
@@ -247,11 +247,6 @@ def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, 
         {**schedule.state_dict(), "last_epoch": document["step"], "_step_count": document["step"] + 1}
     )
     return document["epoch"], document["seconds"]
-
-
-def _warm_cosine(step: int, total: int) -> float:
-    warm = max(1, total // 20)
-    return step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 @torch.no_grad()
