@@ -33,6 +33,7 @@ setup(
         "numpy>=2.0",
         "pillow>=11.0",
         "pycocotools>=2.0.8",
+        "pybase64>=1.4",
         "pyyaml>=6.0.1",
         "matplotlib>=3.9",
     ],

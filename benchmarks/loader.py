@@ -13,6 +13,7 @@ other programs on the machine matter less; `ms` is per sample. Prints one JSON d
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import json
 import os
@@ -172,7 +173,7 @@ def published_sample(
     with clock.stage("decode"):
         document = json.loads(raw.members["json"])
         data = [
-            scene.member(raw.members, document, key, names)
+            next((raw.members[name] for name in names if name in raw.members), None) or base64.b64decode(document[key])
             for key, names in (("image_base64", scene.IMAGE_MEMBERS), *LABEL_MAPS[row.form])
         ]
         image = Image.open(io.BytesIO(data[0])).convert("RGB")

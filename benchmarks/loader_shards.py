@@ -76,6 +76,7 @@ def outline(mask: np.ndarray) -> list[list[float]]:
     rows = np.flatnonzero(mask.any(1))
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), 60)).astype(int)]
     spans = [(int(np.argmax(mask[y])), mask.shape[1] - int(np.argmax(mask[y, ::-1])), int(y)) for y in rows]
+    spans.append((*spans[-1][:2], spans[-1][2] + 1))  # so that a single row has four corners
     points = [(left, y) for left, _, y in spans] + [(right, y) for _, right, y in reversed(spans)]
     return [[float(value) for point in points for value in point]]
 

@@ -79,5 +79,5 @@ def read_panoptic(source: bytes | str | Path) -> np.ndarray:
     if image.mode not in ("RGB", "RGBA"):
         raise SampleError("mask_not_rgb", f"panoptic PNG has mode {image.mode}, RGB (id = R + 256 G + 65536 B) needed")
     # Four bytes a pixel, red first: a little-endian integer with something in its highest byte.
-    rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<u4")
-    return (rgbx & 0xFFFFFF).astype(np.int32).reshape(image.height, image.width)
+    rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<i4")
+    return (rgbx & 0xFFFFFF).reshape(image.height, image.width)

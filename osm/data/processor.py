@@ -94,11 +94,17 @@ class Processor:
         return self.padded_batch([pixels])[0]
 
     def padded_batch(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures (h, w, 3) -> uint8 (N, 3, S, S), each written once."""
-        canvas = np.zeros((len(pictures), 3, self.input_size, self.input_size), np.uint8)
+        """Pictures (h, w, 3) -> uint8 (N, 3, S, S), each written once.
+
+        The memory stays (N, S, S, 3): turning it round is for the model's device.
+        """
+        canvas = np.empty((len(pictures), self.input_size, self.input_size, 3), np.uint8)
         for place, pixels in zip(canvas, pictures, strict=True):
-            place[:, : pixels.shape[0], : pixels.shape[1]] = pixels.transpose(2, 0, 1)
-        return torch.from_numpy(canvas)
+            height, width = pixels.shape[:2]
+            place[:height, :width] = pixels
+            place[:height, width:] = 0
+            place[height:] = 0
+        return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
     def canvas_masks(self, masks: np.ndarray) -> Tensor:
         """Masks (K, H, W) of a picture as at test time: nearest, padded with 0. bool (K, 1, S, S)."""
@@ -112,7 +118,7 @@ class Processor:
     def pixel_values(self, canvas: Tensor) -> Tensor:
         """uint8 (N, 3, S, S) -> float32, scaled to 0..1 and normalised, on the canvas's device."""
         mean, std = (torch.tensor(v, device=canvas.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (canvas.float() / 255 - mean) / std
+        return (canvas.contiguous().float() / 255 - mean) / std
 
     # -- words -------------------------------------------------------------------------------------------------------
 

@@ -70,8 +70,8 @@ def test_large_jpegs_are_decoded_at_reduced_scale() -> None:
     ):
         view = View(side, side * 2 // 3, side // 4, 7, side // 2, side // 4, flip=False)
         assert read_rgb(data, view.enough).size == reduced
-        exact = view.image(read_rgb(data)).astype(int)
-        found = view.image(read_rgb(data, view.enough), (1203, 803)).astype(int)
+        exact = view.image(np.array(read_rgb(data))).astype(int)
+        found = view.image(np.array(read_rgb(data, view.enough)), (1203, 803)).astype(int)
         assert found.shape == exact.shape
         assert np.abs(found - exact).mean() < 1 and np.abs(found - exact).max() <= 8
 

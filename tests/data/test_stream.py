@@ -294,7 +294,7 @@ def test_cached_tokens_are_the_towers(cached: Cached) -> None:
         assert isinstance(raw, RawSample)
         scene = read_scene("coco_panoptic", raw.members, cached.set.label_set)
         for number in range(2):
-            pixels = cached.transform.fixed_view(scene, raw.key, number).image(scene.image())
+            pixels = cached.transform.fixed_view(scene, raw.key, number).image(np.array(scene.image()))
             canvas = cached.processor.padded(pixels)[None]
             expected = cached.model.tower_tokens(cached.processor.pixel_values(canvas))[0]
             found = cached.cache.load("blocks", raw.cache_key, number)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pybase64
 from PIL import Image
 
 from osm.data.datasets import Rules
@@ -59,7 +59,7 @@ class Scene:
 
     def pixels(self, view: View) -> np.ndarray:
         """What a view shows of the image (crop_height, crop_width, 3); no more of it is decoded than is needed."""
-        return view.image(read_rgb(self._bytes, view.enough), (self.width, self.height))
+        return view.image(np.array(read_rgb(self._bytes, view.enough)), (self.width, self.height))
 
     def pick(
         self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
@@ -134,6 +134,6 @@ def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, 
     if not isinstance(value, str):
         raise SampleError("missing_member", f"the sample has neither a member .{names[0]} nor a json field {key!r}")
     try:
-        return base64.b64decode(value, validate=True)
+        return pybase64.b64decode(value, validate=True)  # 40 times as fast as Python's own
     except ValueError as error:
         raise SampleError("bad_json", f"{key} is not base64 ({error})") from None
