@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,8 +51,16 @@ def published_state_dict(model: OmniScientModel) -> dict[str, Tensor]:
     return state
 
 
-def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor], where: str) -> None:
+def load_published_state_dict(
+    model: OmniScientModel,
+    state: Mapping[str, Tensor],
+    where: str,
+    laid_out: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value,
+) -> None:
     """Copies published entries into the model.
+
+    Args:
+        laid_out: makes of a value and its parameter what can be copied there (shards, where the model is in shards).
 
     Raises:
         OsmError: lists every entry that is missing, unexpected or of another shape; the model is then unchanged.
@@ -78,7 +86,7 @@ def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor
         for key, value in wanted.items():
             if key == "base_model.query_tokens":
                 continue  # the storage of context_query
-            value.copy_(given[key].reshape(value.shape))
+            value.copy_(laid_out(given[key].reshape(value.shape), value))
 
 
 def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
@@ -195,10 +203,15 @@ def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str
             )
 
 
-def save_folder(model: OmniScientModel, folder: Path) -> None:
-    """Writes both files under temporary names first, so that a crash leaves no half of one."""
+def save_folder(model: OmniScientModel, folder: Path, entries: Mapping[str, Tensor] | None = None) -> None:
+    """Writes both files under temporary names first, so that a crash leaves no half of one.
+
+    Args:
+        entries: those of `published_state_dict`, where the model itself does not hold them whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.cpu().contiguous().clone() for key, value in published_state_dict(model).items()}
+    entries = published_state_dict(model) if entries is None else entries
+    state = {key: value.cpu().contiguous().clone() for key, value in entries.items()}
     save_file(state, folder / "model.safetensors.tmp", metadata={"format": "pt"})
     (folder / "config.json.tmp").write_text(json.dumps(config_document(model), indent=2) + "\n")
     for name in ("model.safetensors", "config.json"):
