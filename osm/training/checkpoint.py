@@ -48,7 +48,7 @@ def save_model(model: OmniScientModel, folder: Path, world: World, figures: Mapp
     """
     state = {key: whole(value) for key, value in files.published_state_dict(model).items()}
     if world.is_main:
-        files.save_folder(model, folder, state)
+        files.write_folder(folder, files.config_document(model), state)
         if figures is not None:
             write_atomically(folder / "figures.json", [json.dumps(figures, indent=1) + "\n"])
 
