@@ -54,3 +54,5 @@ done
 read -ra torchrun <<<"${TORCHRUN:-torchrun}"
 # Told to stop, torchrun tells its processes, and kills them after 30 s: writing a checkpoint may take longer.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
+# A store of its own for every restart: in one that outlives them, new processes find the addresses of the dead.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}

@@ -30,6 +30,7 @@ from osm.training.distributed import World
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8,})")
 _MAX_METADATA_BYTES = 64 << 20
+_FAULTS = (Exception, dcp.CheckpointException)  # torch's own is none of Python's Exceptions
 
 
 class Unreadable(OsmError):
@@ -76,6 +77,7 @@ class Saver:
 
     def __init__(self, folder: Path, keep: int, world: World) -> None:
         self.folder, self.keep, self.world = folder, keep, world
+        _no_warning_of_one_process()
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
         if world.is_main:
@@ -96,15 +98,13 @@ class Saver:
         temporary = path.with_name(path.name + ".tmp")
         try:
             temporary.mkdir(parents=True, exist_ok=True)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch's own calls to what it calls outdated
-                written = dcp.async_save(
-                    dict(state),
-                    checkpoint_id=temporary,
-                    process_group=self.world.aside,
-                    no_dist=self.world.size == 1,
-                )
-        except Exception as error:
+            written = dcp.async_save(
+                dict(state),
+                checkpoint_id=temporary,
+                process_group=self.world.aside,
+                no_dist=self.world.size == 1,
+            )
+        except _FAULTS as error:
             raise self._failed(path, error) from None
         assert isinstance(written, Future)
         self._pending = self._thread.submit(self._complete, written, temporary, path, json.dumps(document))
@@ -117,7 +117,7 @@ class Saver:
                 temporary.replace(path)
                 for old in found(self.folder)[self.keep :]:
                     shutil.rmtree(old)
-        except Exception as error:
+        except _FAULTS as error:
             raise self._failed(path, error) from None
 
     def _failed(self, path: Path, error: BaseException) -> RunStopped:
@@ -138,6 +138,10 @@ class Saver:
     def close(self) -> None:
         """Ends the thread, whatever became of its work."""
         self._thread.shutdown(wait=True)
+
+
+def _no_warning_of_one_process() -> None:
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def load(path: Path, state: dict[str, Tensor]) -> None:
@@ -181,10 +185,9 @@ def read_whole(path: Path) -> dict[str, Tensor]:
 
 def _read_into(path: Path, reader: _Reader, state: dict[str, Tensor], no_dist: bool = False) -> None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.load(state, storage_reader=reader, no_dist=no_dist)
-    except Exception as error:  # whatever torch makes of broken files
+        _no_warning_of_one_process()
+        dcp.load(state, storage_reader=reader, no_dist=no_dist)
+    except _FAULTS as error:  # whatever torch makes of broken files
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise Unreadable(f"checkpoint {path} cannot be read ({reason.strip()})") from None
 

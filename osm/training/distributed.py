@@ -91,12 +91,23 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
         if name == "nccl" and chosen.type != "cuda":
             raise OsmError(f"--dist-backend nccl needs CUDA, this process runs on {chosen.type}; gloo works there")
         # Checkpoints are written through the CPU, whatever gradients are exchanged by.
-        dist.init_process_group(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, init_method=url)
+        _join(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, url)
         # Of its own: a collective of a checkpoint that is being written must not meet one of the training.
         aside = dist.new_group(backend="gloo")
         assert isinstance(aside, dist.ProcessGroup)
         return World(rank, size, chosen, local_size, aside)
     return World(rank, size, chosen, local_size)
+
+
+def _join(backend: str, url: str) -> None:
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if url != "env://" or restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend, init_method=url)
+        return
+    # torchrun's store outlives its processes: without a prefix, those of a restart find the addresses of the dead. With
+    # several agents the count is not the same for all; there torchrun has to make a store a round (see the scripts).
+    store, rank, size = next(dist.rendezvous(url))
+    dist.init_process_group(backend, store=dist.PrefixStore(f"restart {restarts}", store), rank=rank, world_size=size)
 
 
 _TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

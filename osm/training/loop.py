@@ -203,7 +203,7 @@ class Trainer:
         config, progress = self.config, self.progress
         meter = Meter(len(self.groups), self.world)
         for micro_batches in self._micro_batches(meter):
-            outcome = self.stepper.step(micro_batches, progress.step, meter, bool(signals.received))
+            outcome = self.stepper.step(micro_batches, progress.step, meter, lambda: bool(signals.received))
             self.schedule.step()
             progress.step += 1
             progress.batches += len(micro_batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,11 +57,13 @@ class Stepper:
         self.flops_per_row, self._count_flops = 0.0, count_flops
         self.skipped_in_a_row = 0
 
-    def step(self, micro_batches: Sequence[Sequence[Batch]], number: int, meter: Meter, stop: bool) -> Outcome:
+    def step(
+        self, micro_batches: Sequence[Sequence[Batch]], number: int, meter: Meter, stop: Callable[[], bool]
+    ) -> Outcome:
         """Trains on the batches of each micro-batch, one a sample stream of this process.
 
         Args:
-            number: of the step, from 0. stop: this process was asked to end.
+            number: of the step, from 0. stop: whether this process was asked to end, asked when all is computed.
 
         Raises:
             RunStopped: too many steps in a row were skipped.
@@ -77,7 +79,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = float(whole(nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)))
         # What is not finite on one process, all of them skip together; whoever was asked to stop, all of them do.
-        said = torch.stack([~finite, torch.tensor(stop, device=finite.device)]).int()
+        said = torch.stack([~finite, torch.tensor(stop(), device=finite.device)]).int()
         broken, stops = self.world.sum(said).tolist()
         skipped = broken > 0 or not math.isfinite(norm)
         if not skipped:

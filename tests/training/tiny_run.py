@@ -90,8 +90,8 @@ def launcher(processes: int, *more: str) -> tuple[str, ...]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fixed = f"-m torch.distributed.run --nnodes=1 --nproc_per_node={processes} --master_addr=127.0.0.1"
-    return (*fixed.split(), f"--master_port={port}", *more)
+    fixed = f"-m torch.distributed.run --nnodes=1 --nproc_per_node={processes} --rdzv-backend=c10d"
+    return (*fixed.split(), f"--rdzv-endpoint=127.0.0.1:{port}", *more)
 
 
 def start(
