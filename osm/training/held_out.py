@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from osm.data.datasets import Dataset
+from osm.data.datasets import ANY_MODE, Dataset
+from osm.data.processor import Text
 from osm.data.sample import Sample, SampleTransform
 from osm.data.segments import read_scene
 from osm.data.shards import RawSample, read_shard
@@ -81,7 +83,7 @@ class HeldOut:
             for number in range(-(-len(raws) // (size * self.world.size))):
                 chosen = mine[number * size : (number + 1) * size]
                 batch = batch_of(chosen or filling, dataset.name, self.transform.processor, "answer", number)
-                yield batch, float(bool(chosen))
+                yield in_both_modes(batch), float(bool(chosen))
 
     def _samples(self, dataset: Dataset, raws: list[RawSample], faults: Counter[str]) -> Iterator[Sample]:
         for raw in raws:
@@ -102,6 +104,19 @@ class HeldOut:
                     if len(raws) == self.count:
                         return raws
         return raws
+
+
+def in_both_modes(batch: Batch) -> Batch:
+    """Every row in its set's own mode, and again in `any`: the figures of both halves are of the same masks."""
+    text = Text(*(value.repeat(2, 1) for value in vars(batch.text).values()))
+    return replace(
+        batch,
+        datasets=batch.datasets * 2,
+        modes=[*batch.datasets, *[ANY_MODE] * len(batch)],
+        image_index=batch.image_index.repeat(2),
+        masks=batch.masks.repeat(2, 1, 1, 1),
+        text=text,
+    )
 
 
 def best_so_far(metric: str, found: Mapping[str, float], best: float | None) -> bool:

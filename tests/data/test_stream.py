@@ -366,3 +366,40 @@ def test_a_changed_sample_is_not_taken_for_the_cached_one(cached: Cached) -> Non
     changed = replace(first, members={**first.members, "json": first.members["json"] + b" "})
     assert changed.key == first.key and changed.cache_key != first.cache_key
     assert replace(first).cache_key == first.cache_key
+
+
+# Going on in mid-epoch.
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("resampled", [True, False])
+def test_an_epoch_goes_on_where_it_was(
+    prepared: Processor, folder: Path, paths: tuple[str, ...], workers: int, resampled: bool
+) -> None:
+    """With a broken sample on the way, two streams, and any number of batches taken before."""
+    good = [panoptic(bands(40, 30)) for _ in range(9)]
+    good[4]["image.png"] = good[4]["image.png"][:60]
+    path = folder / "with_a_broken_one.tar"
+    write_shard(path, {f"b{number}": members for number, members in enumerate(good)})
+    made = {"workers": workers, "emulate": 2, "resampled": resampled, "samples_per_epoch": 32}
+
+    def fresh() -> EpochLoader:
+        return loader(prepared, folder, (*paths, str(path)), **made)
+
+    whole = list(fresh().epoch(1))
+    assert len(whole) == 8
+    for taken in (1, 3, 4):
+        first = fresh()
+        batches = first.epoch(1)
+        for _ in range(taken):
+            next(batches)
+        positions = first.positions()
+        assert set(positions) == {0, 1} and all(at.batches == taken for at in positions.values())
+        rest = list(fresh().epoch(1, positions))
+        for stream in (0, 1):
+            expected = [parts[stream] for parts in whole[taken:]]
+            assert content([parts[stream] for parts in rest]) == content(expected)
+            assert [b.skipped for b in (parts[stream] for parts in rest)] == [b.skipped for b in expected]
+    if resampled:
+        salted = list(fresh().epoch(1, salt=3))
+        assert content([parts[0] for parts in salted]) != content([parts[0] for parts in whole])

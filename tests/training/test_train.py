@@ -151,6 +151,18 @@ def test_the_files_of_a_run(workshop: Workshop, tmp_path: Path) -> None:
         build(load_model_config(str(workshop.configs[0.1])))[0].load_checkpoint(run / "checkpoint_0.pt")
 
 
+def test_what_a_line_says_of_the_work(workshop: Workshop, tmp_path: Path, capsys: Any) -> None:
+    records = workshop.train(tmp_path / "run", "--peak_tflops", "0.001", sets={"pan": (2, 8)})
+    said = capsys.readouterr().out
+    for record in records:
+        assert 0 <= record["data_share"] < 1 and 0 < record["seconds_per_step"] and 0.1 < record["memory_gib"] < 24
+        # So many FLOPs a name: of the tiny model about ten million.
+        flops = record["mfu"] * 1e9 / record["names_per_second"]
+        assert 1e6 < flops < 1e9
+    assert "waiting for data" in said and "MFU" in said and "GiB" in said
+    assert "mfu" not in workshop.train(tmp_path / "plain", sets={"pan": (2, 2)})[0]
+
+
 @pytest.mark.slow
 def test_wandb_offline(workshop: Workshop, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
