@@ -155,7 +155,7 @@ def test_what_a_line_says_of_the_work(workshop: Workshop, tmp_path: Path, capsys
     records = workshop.train(tmp_path / "run", "--peak_tflops", "0.001", sets={"pan": (2, 8)})
     said = capsys.readouterr().out
     for record in records:
-        assert 0 <= record["data_share"] < 1 and 0 < record["seconds_per_step"] and 0.1 < record["memory_gib"] < 24
+        assert 0 <= record["data_share"] < 1 and record["seconds_per_step"] > 0 and 0.1 < record["memory_gib"] < 24
         # So many FLOPs a name: of the tiny model about ten million.
         flops = record["mfu"] * 1e9 / record["names_per_second"]
         assert 1e6 < flops < 1e9
