@@ -21,8 +21,9 @@ from train_step_models import SET, on_meta
 from osm.data.stream import Batch
 from osm.model import llm as llms
 from osm.training import task as task_module
-from osm.training.loop import MAX_GRAD_NORM, autocast, hold_frozen
 from osm.training.optim import make_optimizer
+from osm.training.precision import autocast, hold_frozen
+from osm.training.step import MAX_GRAD_NORM
 from osm.training.task import TrainTask, group_index, group_names, row_weights
 
 PARTS = ("copy", "pixels", "tower", "masks", "bridge", "llm", "backward", "optimizer", "other")
