@@ -96,7 +96,7 @@ def val_scenes(row) -> Iterator[tuple]:
         item = split.load(index)
         masks = np.stack([item.mask(k) for k in range(len(item.annotations))])
         kept = masks.any((1, 2))
-        categories = [a["category_id"] for a, keep in zip(item.annotations, kept, strict=True) if keep]
+        categories = [a[split.category_key] for a, keep in zip(item.annotations, kept, strict=True) if keep]
         yield read_rgb(item.image_path), masks[kept], categories
 
 

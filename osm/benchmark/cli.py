@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 from osm.benchmark.alter import ALTERATIONS
 from osm.benchmark.evaluate import evaluate_folder
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
-from osm.benchmark.items import SPLITS, no_split
+from osm.benchmark.items import SPLITS, Split, no_split
 from osm.benchmark.picture import write_picture
 from osm.benchmark.report import PAGE, TITLE, write_report
 from osm.config import find_config
@@ -21,9 +22,10 @@ from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.files import read_json, write_atomically
 
+GROUND_TRUTH = "gt"
 PATH_FIELDS = {
     "image_dir": "folder of the images",
-    "mask_dir": "folder of the panoptic PNGs",
+    "mask_dir": "folder of the panoptic PNGs or label maps",
     "json_file": "annotations",
 }
 
@@ -68,7 +70,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     known, _ = files.parse_known_args(argv)
     table = _table(known.benchmark, known.datasets)
     args = _generate_parser(files, table).parse_args(argv)
-    check_part(args.part, args.parts)
+    part, parts = _part(args)
     modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
     rows = _rows_at_hand(args, table)
     if args.num_threads:
@@ -79,12 +81,56 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
         from osm.recognition.namer import load_namer as load  # imports torch
 
         load_namer = load
-    namer = load_namer(args.checkpoint, config=args.config, device=args.device)
+    device = _own_device(args.device) if args.part is None else args.device
+    namer = load_namer(args.checkpoint, config=args.config, device=device)
     for row in rows:
         resolve_modes(row, modes, namer.modes)  # not after hours of another set
     options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed}
+    options["proposals"] = None if args.masks == GROUND_TRUTH else args.masks
     for row in rows:
-        generate_predictions(namer, row, args.part, args.parts, args.out_dir, **options)
+        generate_predictions(namer, row, part, parts, args.out_dir, **options)
+
+
+def _number_or_auto(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
+def _part(args: argparse.Namespace) -> tuple[int, int]:
+    """Which part of how many: as the command line says, or (`auto auto`) this process among those of torchrun."""
+    if args.part is not None and args.parts is not None:
+        check_part(args.part, args.parts)
+        return args.part, args.parts
+    if args.part is not None or args.parts is not None:
+        words = ["auto" if word is None else str(word) for word in (args.part, args.parts)]
+        raise OsmError(f"i n '{' '.join(words)}': expected two numbers, or 'auto auto'")
+    part, parts = _environment("RANK"), _environment("WORLD_SIZE")
+    check_part(part, parts)
+    return part, parts
+
+
+def _environment(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isascii() or not text.isdigit():
+        found = f"is {text!r}" if text else "is not set"
+        raise OsmError(f"i n 'auto auto': the environment's {name} {found}; start it with torchrun, or give numbers")
+    return int(text)
+
+
+def _own_device(device: str) -> str:
+    """The GPU of this process among those that torchrun started on its machine; other devices as they are."""
+    if device != "auto" or "LOCAL_RANK" not in os.environ:
+        return device
+    import torch
+
+    if not torch.cuda.is_available():
+        return device
+    number, count = _environment("LOCAL_RANK"), torch.cuda.device_count()
+    if number >= count:
+        raise OsmError(
+            f"--device auto: process {number} of this machine finds {count} GPUs; start torchrun with "
+            f"--nproc_per_node {count}, or say which --device is to be shared"
+        )
+    return f"cuda:{number}"
 
 
 def _table(benchmark: str, datasets: str | None) -> DatasetTable:
@@ -99,11 +145,20 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         allow_abbrev=False,
         description="Names every ground-truth mask of the val sets, and writes <set>_pred_<i>_of_<n>.json.",
     )
-    parser.add_argument("part", metavar="i", type=int, help="which part, counted from 0")
-    parser.add_argument("parts", metavar="n", type=int, help="of how many")
+    parser.add_argument(
+        "part", metavar="i", type=_number_or_auto, help="which part, counted from 0 (auto: this process of torchrun's)"
+    )
+    parser.add_argument("parts", metavar="n", type=_number_or_auto, help="of how many (auto: torchrun's processes)")
     parser.add_argument("checkpoint", metavar="ckpt", help="checkpoint file")
     parser.add_argument("out_dir", help="folder of the predictions")
     parser.add_argument("--sets", help=f"comma-separated, of {', '.join(table)}; default: all whose files are there")
+    parser.add_argument(
+        "--masks",
+        default=GROUND_TRUTH,
+        metavar=f"{GROUND_TRUTH}|FILE",
+        help="what to name: the set's own masks, or those of a json in COCO's results form ([{image_id or file_name, "
+        "segmentation: {size, counts}}]), for <set>_proposals_<i>_of_<n>.json; with one set in --sets",
+    )
     parser.add_argument("--config", help="model config, where the checkpoint does not say")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
@@ -130,13 +185,15 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
     for name in asked or ():
         if name not in table:
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
+    if args.masks != GROUND_TRUTH and len(asked or ()) != 1:
+        raise OsmError(f"--masks {args.masks}: proposals are of one set's images; name that one by --sets")
     rows, notes = [], []
     for name in table if asked is None else dict.fromkeys(asked):
         if table[name].form not in SPLITS:
             notes.append(f"{name}: left out, {no_split(table[name])}")
             continue
         row = _with_flags(args, table[name])
-        missing = _missing_path(row)
+        missing = _missing_path(row, SPLITS[row.form], args.masks == GROUND_TRUTH)
         if missing is None:
             rows.append(row)
         else:
@@ -156,8 +213,8 @@ def _with_flags(args: argparse.Namespace, row: Dataset) -> Dataset:
     return replace(row, **changes)
 
 
-def _missing_path(row: Dataset) -> str | None:
-    for field in SPLITS[row.form].needs:
+def _missing_path(row: Dataset, split: type[Split], with_masks: bool) -> str | None:
+    for field in split.needs if with_masks else split.image_needs:
         path = getattr(row, field)
         if path is None:
             return f"no {field} given (--{row.name}_{field})"
@@ -188,6 +245,8 @@ def _evaluate(argv: Sequence[str] | None) -> None:
         unspecific = sum(result.categories.values()) - result.specific.total
         if unspecific:
             print(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode", file=sys.stderr)
+        if result.ignored:
+            print(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted", file=sys.stderr)
         if result.meta.get("alter", "none") != "none":
             print(f"{result.row.name}: made with --alter {result.meta['alter']}", file=sys.stderr)
     for note in notes:

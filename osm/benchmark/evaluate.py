@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osm.benchmark.files import list_predictions, meta_path, partial_path, prediction_path
+from osm.benchmark.files import list_predictions, prediction_path
 from osm.benchmark.items import FIELD, SPLITS, no_split
 from osm.benchmark.metrics import accepted_forms, in_vocabulary, majority_class, normalize, ratio
+from osm.benchmark.parts import Seen, check_all_there, common_meta, listing
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.errors import OsmError
 from osm.files import read_json
-
-_SAME_IN_ALL_PARTS = ("annotations", "modes", "limit", "alter", "seed")
 
 
 @dataclass
@@ -52,6 +51,7 @@ class SetResult:
         agnostic, specific: in mode `any`, and in the set's own.
         without_prediction: annotations with no prediction at all (not counted above), crowd left out.
         crowd: crowd annotations with no prediction.
+        ignored: annotations with a prediction whose class the row's `ignored_ids` name (not counted above).
         categories: masks with a prediction by category id.
         meta: the first meta file's content; empty where there is none.
     """
@@ -61,6 +61,7 @@ class SetResult:
     specific: Score = field(default_factory=Score)
     without_prediction: int = 0
     crowd: int = 0
+    ignored: int = 0
     categories: Counter[int] = field(default_factory=Counter)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,7 +92,8 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
         The results, and a line for each set left out because it has none.
 
     Raises:
-        OsmError: no prediction file at all, a part missing, parts of different runs, or a file that is not right.
+        OsmError: no prediction file at all, a part missing, parts that overlap or are of different runs, or a file that
+            is not right.
     """
     if parts < 1:
         raise OsmError(f"number of parts {parts}: expected the n that generate_pred.py was run with, 1 or more")
@@ -118,25 +120,23 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
         raise OsmError("; ".join([f"{out_dir}: no prediction file for {parts} parts", *notes]))
     checkpoints = {result.meta["checkpoint"]: result.row.name for result in results if "checkpoint" in result.meta}
     if len(checkpoints) > 1:
-        raise OsmError(f"{out_dir}: predictions of different checkpoints: {_listing(checkpoints)}")
+        raise OsmError(f"{out_dir}: predictions of different checkpoints: {listing(checkpoints)}")
     return results, notes
 
 
 def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
     """Evaluates the prediction files of one set, all its parts together."""
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        names = ", ".join(path.name for path in missing)
-        unfinished = [path.name for path in missing if partial_path(path).exists()]
-        hint = f" (unfinished, go on with generate_pred.py: {', '.join(unfinished)})" if unfinished else ""
-        raise OsmError(f"set {row.name!r}: {len(missing)} of {len(paths)} parts are missing: {names}{hint}")
-    result = SetResult(row, meta=_common_meta(paths))
+    check_all_there(row.name, paths)
+    result = SetResult(row, meta=common_meta(paths))
+    seen = Seen(row.name)
     accepted: dict[int, frozenset[str]] = {}
     for path in paths:
         document, _ = read_json(path, "predictions")
         try:
-            for annotation in SPLITS[row.form].annotations_in(document):
-                _count(result, annotation, accepted, path)
+            for key, annotations in SPLITS[row.form].entries_in(document):
+                seen.add(key, path)
+                for annotation in annotations:
+                    _count(result, annotation, accepted, path)
         except OsmError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -154,10 +154,14 @@ def _count(result: SetResult, annotation: Any, accepted: dict[int, frozenset[str
             result.without_prediction += 1
         return
     row = result.row
-    category_id = annotation.get(SPLITS[row.form].category_key)
+    split = SPLITS[row.form]
+    category_id = annotation.get(split.category_key)
+    if category_id in row.ignored_ids:
+        result.ignored += 1
+        return
     if type(category_id) is not int or category_id not in row.label_set:
-        where = f"predictions {path}: annotation {annotation.get('id')}"
-        raise OsmError(f"{where}: category_id {category_id!r} is not in the label set {row.label_set.source}")
+        where = f"predictions {path}: annotation {annotation.get(split.id_key)}"
+        raise OsmError(f"{where}: {split.category_key} {category_id!r} is not in the label set {row.label_set.source}")
     if category_id not in accepted:
         accepted[category_id] = accepted_forms(row.label_set[category_id].names)
     result.categories[category_id] += 1
@@ -167,29 +171,3 @@ def _count(result: SetResult, annotation: Any, accepted: dict[int, frozenset[str
             score.total += 1
             score.correct += name in accepted[category_id]
             score.not_in_vocabulary += not in_vocabulary(name, row.label_set)
-
-
-def _common_meta(paths: list[Path]) -> dict[str, Any]:
-    """The first meta file's content, after a check that all that are there come from one run."""
-    metas: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        if meta_path(path).exists():
-            meta, _ = read_json(meta_path(path), "meta file")
-            if not isinstance(meta, dict):
-                raise OsmError(f"meta file {meta_path(path)}: expected an object, found {str(meta)[:60]}")
-            metas[path.name] = meta
-    checkpoints = {str(meta.get("checkpoint")): name for name, meta in metas.items()}
-    if len(checkpoints) > 1:
-        raise OsmError(f"parts of different checkpoints: {_listing(checkpoints)}")
-    first_name, first = next(iter(metas.items()), ("", {}))
-    for name, meta in metas.items():
-        changed = [key for key in _SAME_IN_ALL_PARTS if meta.get(key) != first.get(key)]
-        if changed:
-            raise OsmError(
-                f"{name} and {first_name} were made with another {', '.join(changed)}; make one of them anew"
-            )
-    return first
-
-
-def _listing(checkpoints: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} of {checkpoint}" for checkpoint, name in checkpoints.items())

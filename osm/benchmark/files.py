@@ -9,15 +9,15 @@ from pathlib import Path
 _PREDICTIONS = re.compile(r"(?P<set>[a-z][a-z0-9_]*)_pred_(?P<part>\d+)_of_(?P<parts>\d+)\.json")
 
 
-def prediction_path(out_dir: Path, name: str, part: int, parts: int) -> Path:
-    """Where the predictions of one part of a set are."""
-    return out_dir / f"{name}_pred_{part}_of_{parts}.json"
+def prediction_path(out_dir: Path, name: str, part: int, parts: int, kind: str = "pred") -> Path:
+    """Where the predictions of one part of a set are (`kind`: `pred`, or `proposals`)."""
+    return out_dir / f"{name}_{kind}_{part}_of_{parts}.json"
 
 
-def meta_path(predictions: Path) -> Path:
+def meta_path(predictions: Path, kind: str = "pred") -> Path:
     """The file beside the predictions that says what made them."""
-    name, _, part = predictions.name.rpartition("_pred_")
-    return predictions.with_name(f"{name}_meta_{part}")
+    name, _, part = predictions.name.rpartition(f"_{kind}_")
+    return predictions.with_name(f"{name}_meta_{part}" if kind == "pred" else f"{name}_meta_{kind}_{part}")
 
 
 def partial_path(predictions: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Prediction files: every ground-truth mask of a val split named, in the set's own mode and in `any`."""
+"""Prediction files: every ground-truth mask of a val split, or proposal, named in the set's own mode and in `any`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from PIL import Image
 from osm.benchmark.alter import ALTERATIONS, blank, other_mask
 from osm.benchmark.files import meta_path, partial_path, prediction_path
 from osm.benchmark.items import FIELD, SPLITS, Item, Split
+from osm.benchmark.items.proposals import Proposals
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.images import read_rgb
 from osm.errors import OsmError
@@ -104,8 +105,11 @@ def generate_predictions(
     limit: int | None = None,
     alter: str = "none",
     seed: int = 0,
+    proposals: str | Path | None = None,
 ) -> Path:
     """Names one part of a set and writes `<set>_pred_<part>_of_<parts>.json` and its meta file.
+
+    With `proposals` it names those, and writes `<set>_proposals_<part>_of_<parts>.json`.
 
     A killed run leaves its finished images behind and the next one with the same arguments goes on from there; the
     file is then the same, byte for byte. A finished part is left as it is.
@@ -119,12 +123,13 @@ def generate_predictions(
         limit: the first so many images of the set alone.
         alter: one of `ALTERATIONS`.
         seed: of `alter`.
+        proposals: a file of masks to name instead of the ground truth.
 
     Raises:
         OsmError: wrong arguments or data, or a file of that name made with other ones.
     """
     check_part(part, parts)
-    run = _start(namer, row, modes, limit, alter, seed)
+    run = _start(namer, row, modes, limit, alter, seed, proposals)
     header = {
         "checkpoint": namer.fingerprint,
         "set": row.name,
@@ -136,24 +141,32 @@ def generate_predictions(
         "alter": alter,
         "seed": seed,
     }
-    path = prediction_path(Path(out_dir), row.name, part, parts)
+    path = prediction_path(Path(out_dir), row.name, part, parts, run.split.kind)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OsmError(f"out_dir {out_dir}: {error.strerror}; expected a folder that can be written") from None
-    if _is_finished(path, header):
+    if _is_finished(path, meta_path(path, run.split.kind), header):
         return path
     _name_part(namer, run, part_range(run.count, part, parts), path, header)
     return path
 
 
-def _start(namer: NamerLike, row: Dataset, modes: Sequence[str], limit: int | None, alter: str, seed: int) -> _Run:
+def _start(
+    namer: NamerLike,
+    row: Dataset,
+    modes: Sequence[str],
+    limit: int | None,
+    alter: str,
+    seed: int,
+    proposals: str | Path | None,
+) -> _Run:
     if limit is not None and limit < 1:
         raise OsmError(f"limit {limit}: expected 1 image or more")
     if alter not in ALTERATIONS:
         raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
     resolved = resolve_modes(row, modes, namer.modes)
-    split = SPLITS[row.form](row)
+    split = SPLITS[row.form](row) if proposals is None else Proposals(row, proposals)
     return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed)
 
 
@@ -170,7 +183,7 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
             seconds = round(time.monotonic() - started, 3)
             partial.append({"counts": counts, "seconds": seconds, "entry": item.entry})
             progress.step(counts["named"])
-        _finish(path, partial, run.split, header, indices)
+        _finish(path, partial, run, header, indices)
     partial_path(path).unlink()
 
 
@@ -213,14 +226,14 @@ def _prediction(name: NameLike) -> dict[str, Any]:
     return {"class": name.text.strip(), "prob": float(name.prob)}
 
 
-def _is_finished(path: Path, header: dict[str, Any]) -> bool:
+def _is_finished(path: Path, meta_file: Path, header: dict[str, Any]) -> bool:
     """Whether the part's file is there already; one made with other arguments is an error, never overwritten."""
     if not path.exists():
         return False
-    if not meta_path(path).exists():
+    if not meta_file.exists():
         _say(f"{path}: finished already, skipped (no meta file beside it says what made it)")
         return True
-    meta, _ = read_json(meta_path(path), "meta file")
+    meta, _ = read_json(meta_file, "meta file")
     changed = [key for key in header if not isinstance(meta, dict) or meta.get(key) != header[key]]
     if changed:
         raise OsmError(
@@ -231,7 +244,7 @@ def _is_finished(path: Path, header: dict[str, Any]) -> bool:
     return True
 
 
-def _finish(path: Path, partial: PartialFile, split: Split, header: dict[str, Any], indices: range) -> None:
+def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any], indices: range) -> None:
     """Turns the finished images into the prediction file; the meta file first, so that it is never missing."""
     counts = Counter(dict.fromkeys(COUNTS, 0))
     seconds = 0.0
@@ -241,13 +254,14 @@ def _finish(path: Path, partial: PartialFile, split: Split, header: dict[str, An
     meta = {
         **header,
         "items": [indices.start, indices.stop],
+        "images": run.count,
         "counts": dict(counts),
         "seconds": round(seconds, 3),
         # For the report's pictures. Not in the header: a moved data set is still the same one.
-        "files": {field: str(Path(getattr(split.row, field)).absolute()) for field in split.needs},
+        "files": run.split.files,
     }
-    write_atomically(meta_path(path), [json.dumps(meta, indent=1) + "\n"])
-    write_atomically(path, _document(partial, split))
+    write_atomically(meta_path(path, run.split.kind), [json.dumps(meta, indent=1) + "\n"])
+    write_atomically(path, _document(partial, run.split))
     left_out = ", ".join(f"{key} {value}" for key, value in counts.items() if key != "named")
     _say(f"{path}: {counts['named']} masks of {len(indices)} images named ({left_out})")
 

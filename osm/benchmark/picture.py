@@ -39,7 +39,7 @@ def write_picture(
     annotations = annotations_by_image(row, folder, parts)
     split = SPLITS[row.form](row)
     if len(annotations) != len(split):
-        raise OsmError(f"{folder}: predictions of {len(annotations)} images, but {row.json_file} has {len(split)}")
+        raise OsmError(f"{folder}: predictions of {len(annotations)} images, but {split.source} has {len(split)}")
     count = min(images, len(split))
     drawn = []
     for number in range(count):

@@ -84,7 +84,7 @@ def break_down(row: Dataset, folder: Path, parts: int) -> Breakdown:
         document, _ = read_json(path, "predictions")
         for annotation in split.annotations_in(document):
             if predictions := annotation.get(FIELD):
-                where = f"predictions {path}: annotation {annotation.get('id')}"
+                where = f"predictions {path}: annotation {annotation.get(split.id_key)}"
                 _count_own(result, row, annotation[split.category_key], predictions)
                 _count_either(result, annotation, predictions, where)
     return result

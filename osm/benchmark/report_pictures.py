@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -84,7 +83,7 @@ def draw_pictures(
     except OsmError as error:
         return [], [str(error)]
     if result.meta.get("annotations", split.source_hash) != split.source_hash:
-        return [], [f"{row.json_file} has changed since the predictions were made; its masks may be others"]
+        return [], [f"{split.source} has changed since the predictions were made; its masks may be others"]
     pictures, notes = [], []
     for index in chosen:
         try:
@@ -99,16 +98,9 @@ def annotations_by_image(row: Dataset, folder: Path, parts: int) -> list[list[di
     annotations: list[list[dict[str, Any]]] = []
     for part in range(parts):
         document, _ = read_json(prediction_path(folder, row.name, part, parts), "predictions")
-        annotations += _of_document(SPLITS[row.form], document)
+        entries = SPLITS[row.form].entries_in(document)
+        annotations += [[a for a in of_image if not a.get("iscrowd")] for _, of_image in entries]
     return annotations
-
-
-def _of_document(split: type[Split], document: Any) -> list[list[dict[str, Any]]]:
-    frame = json.loads(split.prefix + split.suffix)  # what stands around the entries: a list, or an object with one
-    key = None if isinstance(frame, list) else next(iter(frame))
-    entries = document if key is None else document[key]
-    alone = ([entry] if key is None else {key: [entry]} for entry in entries)
-    return [[a for a in split.annotations_in(one) if not a.get("iscrowd")] for one in alone]
 
 
 def row_with_files(result: SetResult) -> Dataset:
@@ -122,13 +114,14 @@ def row_with_files(result: SetResult) -> Dataset:
 
 def _draw(split: Split, index: int, annotations: list[dict[str, Any]]) -> Picture:
     if index >= len(split):
-        raise OsmError(f"{split.row.json_file}: has {len(split)} images, but predictions are there for image {index}")
+        raise OsmError(f"{split.source}: has {len(split)} images, but predictions are there for image {index}")
     item = split.load(index)
     same = len(annotations) == len(item.annotations) and all(
-        theirs.get("id") == ours.get("id") for theirs, ours in zip(annotations, item.annotations, strict=True)
+        theirs.get(split.id_key) == ours.get(split.id_key)
+        for theirs, ours in zip(annotations, item.annotations, strict=True)
     )
     if not same:
-        raise OsmError(f"{item.image_path}: the predictions are for other masks than {split.row.json_file} has")
+        raise OsmError(f"{item.image_path}: the predictions are for other masks than {split.source} has")
     rows = [_names(split.row, annotation) for annotation in annotations]
     canvas = draw_numbered(*enlarged(item), [_mark(own, anyone) for _, own, anyone in rows])
     buffer = io.BytesIO()

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from osm.data.image_names import IMAGE_NAMES
 from osm.data.labels import LabelSet, load_labels
 from osm.errors import OsmError
 
@@ -59,7 +60,9 @@ class Dataset:
         form: how its annotations are stored, one of `FORMS`.
         title: how evaluation prints it (`<title> evaluation:`).
         labels: a table of the project, or the path of a json with `categories`.
-        image_dir, mask_dir, json_file: the images, panoptic PNGs (panoptic form only) and annotations to predict on.
+        image_dir, mask_dir, json_file: what to predict on: the images; panoptic PNGs (panoptic form) or label maps
+            (semantic form); annotations (the forms with a json).
+        image_names: where the json says what an image is called, one of `IMAGE_NAMES`.
         ignored_ids, id_coding, whole_labels: see `Rules`; `whole_labels` is a label file as `labels` is.
     """
 
@@ -70,6 +73,7 @@ class Dataset:
     image_dir: str | None = None
     mask_dir: str | None = None
     json_file: str | None = None
+    image_names: str = "file_name"
     ignored_ids: tuple[int, ...] = ()
     id_coding: str = "grey"
     whole_labels: str | None = None
@@ -87,7 +91,7 @@ class Dataset:
 _UNLABELLED = 65535  # in a 16-bit label map
 BUILTIN = (
     Dataset("coco", "coco_panoptic", "COCO Panoptic", "coco"),
-    Dataset("lvis", "coco_instances", "LVIS Instance", "lvis"),
+    Dataset("lvis", "coco_instances", "LVIS Instance", "lvis", image_names="coco_url"),
     Dataset("v3det", "boxes", "V3Det Detection", "v3det"),
     Dataset("a847", "semantic", "A-847 Semantic", "a847", ignored_ids=(_UNLABELLED,)),
     # 430 is the class "unknown": part of the vocabulary, but nothing to be learnt.
@@ -95,7 +99,7 @@ BUILTIN = (
     Dataset("partimagenet", "parts", "PartImageNet Semantic", "partimagenet", whole_labels="partimagenet_whole"),
     Dataset("pascal_part", "parts", "Pascal-Part Semantic", "pascal_part", id_coding="rgb"),
     Dataset("ade20k", "coco_panoptic", "ADE20K Panoptic", "ade20k"),
-    Dataset("cityscapes", "coco_panoptic", "Cityscapes Panoptic", "cityscapes"),
+    Dataset("cityscapes", "coco_panoptic", "Cityscapes Panoptic", "cityscapes", image_names="cityscapes"),
 )
 
 _USER_FIELDS = tuple(f.name for f in fields(Dataset) if f.name != "name")
@@ -176,4 +180,6 @@ class DatasetTable(Mapping[str, Dataset]):
             raise OsmError(f"{where}: form {row.form!r} is not one of {', '.join(FORMS)}")
         if row.id_coding not in ID_CODINGS:
             raise OsmError(f"{where}: id_coding {row.id_coding!r} is not one of {', '.join(ID_CODINGS)}")
+        if row.image_names not in IMAGE_NAMES:
+            raise OsmError(f"{where}: image_names {row.image_names!r} is not one of {', '.join(IMAGE_NAMES)}")
         return row

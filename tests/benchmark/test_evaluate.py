@@ -50,15 +50,15 @@ def write(out_dir: Path, name: str, document: Any, meta: dict[str, Any] | None =
         (out_dir / f"{name}.json".replace("_pred_", "_meta_")).write_text(json.dumps(meta))
 
 
-def entry(segments: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"image_id": 1, "file_name": "1.png", "segments_info": segments}
+def entry(segments: list[dict[str, Any]], image_id: int = 1) -> dict[str, Any]:
+    return {"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": segments}
 
 
 @pytest.fixture
 def two_parts(tmp_path: Path) -> Path:
     out_dir = tmp_path / "out"
     write(out_dir, "coco_pred_0_of_2", [entry(PART_0[:2]), entry(PART_0[2:])])
-    write(out_dir, "coco_pred_1_of_2", [entry(PART_1), entry([])])
+    write(out_dir, "coco_pred_1_of_2", [entry(PART_1, 2), entry([], 3)])
     return out_dir
 
 
@@ -75,9 +75,9 @@ def test_published_lines(two_parts: Path, tmp_path: Path, capsys: pytest.Capture
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert lines[:3] == COCO_LINES
-    for name in ("lvis", "ade20k", "cityscapes"):
+    for name in ("lvis", "ade20k", "cityscapes", "a847", "pc459"):
         assert f"{name}: left out, no {name}_pred_<i>_of_2.json in {two_parts}" in lines[3:]
-    for name in ("v3det", "a847", "pc459", "partimagenet", "pascal_part"):
+    for name in ("v3det", "partimagenet", "pascal_part"):
         assert any(line.startswith(f"{name}: left out, sets of form ") for line in lines[3:])
     assert len(lines) == 3 + 8
     assert "coco: 1 masks without a prediction and 1 crowd annotations, not counted" in captured.err

@@ -218,8 +218,8 @@ def test_command_line(
     error = capsys.readouterr().err
     assert "coco: left out, image_dir coco/val2017 does not exist (--coco_image_dir)" in error
     assert "ade20k: left out, image_dir ADEChallengeData2016/images/validation does not exist" in error
-    assert "lvis: left out, no image_dir given (--lvis_image_dir)" in error
-    assert "a847: left out, sets of form semantic cannot be predicted on yet" in error
+    assert "lvis: left out, image_dir lvis does not exist (--lvis_image_dir)" in error
+    assert "pascal_part: left out, sets of form parts cannot be predicted on yet" in error
 
 
 @pytest.mark.parametrize(

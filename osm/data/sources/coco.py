@@ -8,18 +8,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
+from osm.data.image_names import name_by_frame, name_by_url
 from osm.data.images import open_image, read_panoptic
 from osm.data.labels import load_labels
 from osm.data.sources.base import Item, Size, Warnings, about, check_size, distinct, read
 from osm.data.sources.coco_json import Annotated, CocoJson, JsonSource, instance_annotations, panoptic_annotations
-from osm.errors import OsmError, SampleError
+from osm.errors import SampleError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_FRAME = "_gtFine_panoptic.png"
 
 
 def _true_or_false(text: str) -> bool:
@@ -124,14 +123,9 @@ class Cityscapes(_Panoptic):
     table: ClassVar[str] = "cityscapes"
 
     def name_of(self, where: str, image: dict[str, Any], masks: Mapping[str, Path]) -> Any:
-        """`aachen_000000_000019_gtFine_panoptic.png` is of `aachen/aachen_000000_000019_leftImg8bit.png`."""
         if not masks:
             return super().name_of(where, image, masks)
-        name = masks["png"].name
-        frame = name.removesuffix(_FRAME)
-        if frame == name or "_" not in frame:
-            raise OsmError(f"{where}: its PNG {name!r} is not called CITY_SEQUENCE_FRAME{_FRAME}")
-        return f"{frame.split('_')[0]}/{frame}_leftImg8bit.png"
+        return name_by_frame(masks["png"].name, where)
 
     def key_of(self, image: dict[str, Any], path: Path) -> str:
         return path.stem.removesuffix("_leftImg8bit")
@@ -172,12 +166,7 @@ class Lvis(_Instances):
     table: ClassVar[str] = "lvis"
 
     def name_of(self, where: str, image: dict[str, Any], masks: Mapping[str, Path]) -> Any:
-        url = image.get("coco_url")
-        parts = PurePosixPath(urlsplit(url).path).parts if isinstance(url, str) else ()
-        if len(parts) < 3:
-            expected = "expected an address that ends in a folder and a file (.../train2017/000000155379.jpg)"
-            raise OsmError(f"{where}: coco_url {url!r}: {expected}")
-        return "/".join(parts[-2:])
+        return name_by_url(image, where)
 
 
 def finite(numbers: Sequence[Any]) -> bool:
