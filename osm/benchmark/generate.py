@@ -270,7 +270,7 @@ def _document(partial: PartialFile, split: Split) -> Iterator[str]:
     # Entry by entry: LVIS's file is too large to be held twice.
     yield split.prefix
     for number, record in enumerate(partial.records()):
-        yield (", " if number else "") + json.dumps(record["entry"])
+        yield (", " if number else "") + split.text(record["entry"])
     yield split.suffix
 
 

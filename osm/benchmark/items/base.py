@@ -101,7 +101,8 @@ class Split(ABC):
     @classmethod
     @abstractmethod
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
-        """What identifies the image (None: nothing does), and its annotations, named or not, of each entry of a prediction file's document.
+        """Of each entry of a prediction file's document: what identifies the image (None: nothing does), and the
+        image's annotations, named or not.
 
         Raises:
             TypeError, KeyError, ValueError, AttributeError: it is in another form.
