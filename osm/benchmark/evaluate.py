@@ -12,7 +12,7 @@ from osm.benchmark.files import list_predictions, meta_path, partial_path, predi
 from osm.benchmark.items import FIELD, SPLITS, no_split
 from osm.benchmark.metrics import accepted_forms, in_vocabulary, majority_class, normalize, ratio
 from osm.data.datasets import ANY_MODE, Dataset
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 from osm.files import read_json
 
 _SAME_IN_ALL_PARTS = ("annotations", "modes", "limit", "alter", "seed")
@@ -176,7 +176,7 @@ def _common_meta(paths: list[Path]) -> dict[str, Any]:
         if meta_path(path).exists():
             meta, _ = read_json(meta_path(path), "meta file")
             if not isinstance(meta, dict):
-                raise OsmError(f"meta file {meta_path(path)}: expected an object, found {str(meta)[:60]}")
+                raise OsmError(f"meta file {meta_path(path)}: expected an object, found {shown(meta)}")
             metas[path.name] = meta
     checkpoints = {str(meta.get("checkpoint")): name for name, meta in metas.items()}
     if len(checkpoints) > 1:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from osm.data.labels import LabelSet, load_labels
+from osm.data.paths import check_local
 from osm.errors import OsmError
 
 ANY_MODE = "any"
@@ -154,6 +155,8 @@ class DatasetTable(Mapping[str, Dataset]):
         if unknown:
             raise OsmError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(_USER_FIELDS)}")
         values: dict[str, Any] = {key: str(value) for key, value in entry.items() if value is not None}
+        for key in (*_PATHS, "labels", "whole_labels"):
+            check_local(values.get(key, ""), f"{where}: {key}")
         for key in _PATHS:
             if key in values:
                 values[key] = str(root / values[key])
