@@ -55,12 +55,11 @@ from train_step_parts import (  # noqa: E402
 from osm.data.stream import Batch  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.model.factory import pick_device  # noqa: E402
+from osm.training.meter import peak_flops  # noqa: E402
 from osm.training.task import TrainTask  # noqa: E402
 
 OUT_OF_MEMORY = "out of memory"
 BATCHES = 3  # texts of several lengths: what is compiled must take all of them
-# Dense bf16, without sparsity, by what is in the GPU's name.
-PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H200": 989.0, "A100": 312.0}
 PRECISIONS = ("fp32", "amp_bf16", "bf16")
 
 
@@ -252,16 +251,11 @@ class Benchmark:
 
 
 def peak_tflops(args: argparse.Namespace, device: torch.device) -> float | None:
-    if args.peak_tflops is not None:
-        return args.peak_tflops
-    # The table is bf16's: other precisions have other peaks.
-    if device.type == "cuda" and args.precision != "fp32":
+    found = peak_flops(device, args.precision, args.peak_tflops or 0.0) / 1e12
+    if not found and device.type == "cuda" and args.precision != "fp32":
         name = torch.cuda.get_device_name(device)
-        for known, peak in PEAK_TFLOPS.items():
-            if known in name:
-                return peak
         say(f"{name} is not in the table of peaks: without --peak_tflops there is no MFU and no floor in seconds")
-    return None
+    return found or None
 
 
 def counted(seconds: list[dict[str, float]], choose: Callable[[list[float]], float]) -> dict[str, float]:
