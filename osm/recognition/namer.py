@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.model.checkpoint import published_state_dict
-from osm.model.factory import load_model, pick_device
 from osm.model.osm import OmniScientModel
 from osm.model.weights import fingerprint_tensors
-from osm.recognition.recognizer import Recognizer
+from osm.recognition.recognizer import Recognizer, load_recognizer
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,5 @@ def load_namer(
     max_new_tokens: int = 12,
 ) -> Namer:
     """Loads a checkpoint (folder, hub id or `.pt`) for naming; see `osm.load_model`. On CUDA in half precision."""
-    target = pick_device(device)
-    model, processor, _ = load_model(checkpoint, config)
-    if target.type == "cuda":
-        model.tower.to(torch.bfloat16)
-        model.llm.to(torch.bfloat16)
-    return Namer(model.to(target), processor, max_new_tokens)
+    recognizer = load_recognizer(checkpoint, config=config, device=device)
+    return Namer(recognizer.model, recognizer.processor, max_new_tokens)

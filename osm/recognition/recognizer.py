@@ -17,6 +17,7 @@ from osm.data.images import open_image
 from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS, TEST_PROMPT
 from osm.errors import OsmError
+from osm.model.factory import load_model, pick_device
 from osm.model.llm import stop_ids
 from osm.model.maskqformer import Instruction
 from osm.model.masks import context_mask
@@ -296,11 +297,7 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
         OsmError: no image, or a file that cannot be read.
     """
     if isinstance(image, (str, Path)):
-        image = open_image(Path(image))
-        try:
-            image.load()
-        except (OSError, ValueError, SyntaxError) as error:
-            raise OsmError(f"image {getattr(image, 'filename', '')}: broken data ({error})") from None
+        image = opened(image)
     elif isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise OsmError(f"image: array {image.shape} of {image.dtype}; uint8 (H, W), (H, W, 3) or (H, W, 4) needed")
@@ -315,3 +312,29 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
         flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(flat, image)
     return image.convert("RGB")
+
+
+def opened(path: str | Path) -> Image.Image:
+    """A picture's file, decoded as it is. Raises OsmError where it cannot be read, or is too large."""
+    image = open_image(Path(path))
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OsmError(f"image {path}: broken data ({error})") from None
+    return image
+
+
+def load_recognizer(
+    checkpoint: str | Path, *, config: str | None = None, device: str = "auto", **options: Any
+) -> Recognizer:
+    """Loads a checkpoint (folder, hub id or `.pt`) for naming; see `osm.load_model`. On CUDA in half precision.
+
+    Args:
+        options: of `Recognizer`.
+    """
+    target = pick_device(device)
+    model, processor, _ = load_model(checkpoint, config)
+    if target.type == "cuda":
+        model.tower.to(torch.bfloat16)
+        model.llm.to(torch.bfloat16)
+    return Recognizer(model.to(target), processor, **options)
