@@ -1,8 +1,9 @@
 """Open-ended visual recognition: given an image and a mask, name what is there, with no class list given.
 
 >>> model, processor = osm.create_model_and_transforms("osm_small")
->>> namer = osm.load_namer("runs/osm_small/final")
->>> namer.name_image(image, masks, modes=["any"])
+>>> recognizer = osm.load_recognizer("runs/osm_small/final")
+>>> recognizer.set_image("street.jpg")
+>>> recognizer.name(boxes=[[10, 20, 200, 100]], top_k=3)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from osm.model.factory import create_model_and_transforms, load_model
     from osm.model.osm import OmniScientModel
     from osm.recognition.namer import Name, Namer, load_namer
+    from osm.recognition.recognizer import Recognition, Recognizer, load_recognizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,10 +25,13 @@ __all__ = [
     "Namer",
     "OmniScientModel",
     "OsmError",
+    "Recognition",
+    "Recognizer",
     "SampleError",
     "create_model_and_transforms",
     "load_model",
     "load_namer",
+    "load_recognizer",
 ]
 
 # Loaded when first asked for: converters and the evaluation need no torch, and start at once without it.
@@ -37,6 +42,9 @@ _HOMES = {
     "Name": "osm.recognition.namer",
     "Namer": "osm.recognition.namer",
     "load_namer": "osm.recognition.namer",
+    "Recognition": "osm.recognition.recognizer",
+    "Recognizer": "osm.recognition.recognizer",
+    "load_recognizer": "osm.recognition.recognizer",
 }
 
 

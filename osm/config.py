@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from osm.data.datasets import ANY_MODE, PUBLISHED_MODES
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 
 T = TypeVar("T")
 # Arguments of timm.create_model that no config sets: files, and what the tower decides itself.
@@ -23,6 +24,14 @@ _TIMM_FLAGS = (
     "no_jit features_only out_indices num_classes img_size"
 )
 _TIMM_KEEPS = frozenset(_TIMM_FLAGS.split())
+_LARGEST = 1 << 16
+
+
+def _check_sizes(where: str, sizes: Mapping[Any, int]) -> None:
+    """A checkpoint's config may claim any: none of them is a model's."""
+    for name, size in sizes.items():
+        if not 1 <= size <= _LARGEST:
+            raise OsmError(f"{where}.{name} {shown(size)} is not 1 to {_LARGEST}")
 
 
 @dataclass(frozen=True)
@@ -53,14 +62,16 @@ class TowerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_sizes("model.tower", {"patch": self.patch, "width": self.width})
+        _check_sizes("model.tower.strides", dict(enumerate(self.strides)))
         # A checkpoint's config reaches this: it may say how large a model is, and nothing about where files are.
         sizes = (bool, int, float, str)
         for name, value in self.options.items():
             values = value if isinstance(value, (list, tuple)) else [value]
-            if name in _TIMM_KEEPS or not all(isinstance(item, sizes) for item in values):
-                raise OsmError(
-                    f"model.tower.options: {name}: {value!r} is not a size of the model (a number, a word, or a list)"
-                )
+            fits = all(isinstance(item, sizes) and (isinstance(item, str) or abs(item) <= _LARGEST) for item in values)
+            if name in _TIMM_KEEPS or not fits:
+                what = "is not a size of the model (a number, a word, or a list)"
+                raise OsmError(f"model.tower.options: {name}: {shown(value)} {what}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,14 @@ class QFormerConfig:
     context_queries: int = 32
     dropout: float = 0.1
     instruction_dim: int = 0
+
+    def __post_init__(self) -> None:
+        names = "layers width heads mlp_width cross_attention_frequency mask_queries context_queries"
+        _check_sizes("model.qformer", {name: getattr(self, name) for name in names.split()})
+        if not 0 <= self.dropout < 1:
+            raise OsmError(f"model.qformer.dropout {self.dropout} is not between 0 and 1")
+        if not 0 <= self.instruction_dim <= _LARGEST:
+            raise OsmError(f"model.qformer.instruction_dim {shown(self.instruction_dim)} is not 0 to {_LARGEST}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +140,10 @@ class ModelConfig:
             raise OsmError(f"model.variant {self.variant!r} is not known; it is: maskqformer")
         if self.mask_to_grid not in ("nearest", "area"):
             raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} is not nearest or area")
+        if self.input_size > _LARGEST:
+            raise OsmError(f"--input_size {shown(self.input_size)} is over {_LARGEST}")
+        if not math.isfinite(self.context_enlarge_ratio):
+            raise OsmError(f"--context_enlarge_ratio {self.context_enlarge_ratio} is not a finite number")
         if not 1 <= self.sliding_window_size <= self.input_size:
             raise OsmError(
                 f"--sliding_window_size {self.sliding_window_size} must lie between 1 and --input_size "
@@ -158,7 +181,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise OsmError(f"{where}: expected a mapping of {', '.join(names)}, found {values!r}")
+        raise OsmError(f"{where}: expected a mapping of {', '.join(names)}, found {shown(values)}")
     for key in values:
         if key not in names:
             raise OsmError(f"{where}: unknown field {key!r}; the fields are {', '.join(names)}")
@@ -176,11 +199,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise OsmError(f"{where}: expected a list, found {value!r}")
+            raise OsmError(f"{where}: expected a list, found {shown(value)}")
         return tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
     if typing.get_origin(hint) is dict:
         if not isinstance(value, Mapping):
-            raise OsmError(f"{where}: expected a mapping, found {value!r}")
+            raise OsmError(f"{where}: expected a mapping, found {shown(value)}")
         return {key: _convert(typing.get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:  # YAML reads 1e-4 as a string
@@ -189,7 +212,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             pass
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise OsmError(f"{where}: expected {hint.__name__}, found {value!r}")
+    raise OsmError(f"{where}: expected {hint.__name__}, found {shown(value)}")
 
 
 def find_config(name: str) -> Path:

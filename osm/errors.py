@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
 
 class OsmError(ValueError):
     """A user's mistake: the message names the file, flag or field, its value, and what would be right."""
-
-
-# Reasons of a `SampleError` that are no fault of the data: by the rules of sampling, such a sample is left out.
-BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
 
 
 class SampleError(OsmError):
@@ -18,6 +17,27 @@ class SampleError(OsmError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
+        """Exceptions are rebuilt from the message alone: a worker's could not be passed on."""
+        return type(self), (self.reason, str(self))
+
 
 class RunStopped(OsmError):
     """A run that could not go on, through no flag's fault: its data or disk failed, or its losses did."""
+
+
+# Reasons for which sampling leaves a sample out though nothing is wrong with its data: no mask of it counts in any crop
+# that was tried, a part of no single object, a name longer than the model's text. Every other reason is a fault of the
+# data. What each means is in docs/datasets.md.
+BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+
+
+def shown(value: Any) -> str:
+    """A value from somebody's file as a message shows it: cut short, however long or deeply nested it is."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # an integer of more digits than Python writes out
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__

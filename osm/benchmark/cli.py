@@ -19,6 +19,7 @@ from osm.benchmark.picture import write_picture
 from osm.benchmark.report import PAGE, TITLE, write_report
 from osm.config import find_config
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
+from osm.data.paths import check_local
 from osm.errors import OsmError
 from osm.files import read_json, write_atomically
 
@@ -208,6 +209,8 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
 def _with_flags(args: argparse.Namespace, row: Dataset) -> Dataset:
     given = {field: getattr(args, f"{row.name}_{field}") for field in SPLITS[row.form].needs}
     changes = {field: value for field, value in given.items() if value is not None}
+    for field, value in changes.items():
+        check_local(value, f"--{row.name}_{field}")
     if "json_file" in changes and row.labels == row.json_file:
         changes["labels"] = changes["json_file"]
     return replace(row, **changes)

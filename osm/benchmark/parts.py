@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.files import meta_path, partial_path
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 from osm.files import read_json
 
 _SAME_IN_ALL_PARTS = ("annotations", "modes", "limit", "alter", "seed")
@@ -34,7 +34,7 @@ def common_meta(paths: Sequence[Path]) -> dict[str, Any]:
         if meta_path(path).exists():
             meta, _ = read_json(meta_path(path), "meta file")
             if not isinstance(meta, dict):
-                raise OsmError(f"meta file {meta_path(path)}: expected an object, found {str(meta)[:60]}")
+                raise OsmError(f"meta file {meta_path(path)}: expected an object, found {shown(meta)}")
             metas[path.name] = meta
     checkpoints = {str(meta.get("checkpoint")): name for name, meta in metas.items()}
     if len(checkpoints) > 1:
@@ -92,7 +92,7 @@ class Seen:
         other = path if key is None else self._files.setdefault(key, path)
         if other != path:
             raise OsmError(
-                f"set {self._name!r}: image {key!r} is in {other.name} and in {path.name}: the parts overlap; make one "
+                f"set {self._name!r}: image {shown(key)} is in {other.name} and in {path.name}: the parts overlap; make one "
                 "of them anew"
             )
 

@@ -16,7 +16,7 @@ from osm.benchmark.report_counts import Breakdown, break_down, intervals
 from osm.benchmark.report_page import page
 from osm.benchmark.report_pictures import Picture, draw_pictures
 from osm.data.datasets import Dataset
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 from osm.files import write_atomically
 from osm.training.tracking import read_log
 
@@ -160,10 +160,10 @@ def _log(run: Path) -> list[dict[str, Any]]:
 def _checked_baselines(baselines: Any) -> dict[str, dict[str, Any]]:
     """set -> name -> figure; what is nested deeper gets names with slashes."""
     if not isinstance(baselines, Mapping):
-        raise OsmError(f"baselines: expected {{set: {{name: percent}}}}, found {str(baselines)[:60]}")
+        raise OsmError(f"baselines: expected {{set: {{name: percent}}}}, found {shown(baselines)}")
     for name, figures in baselines.items():
         if not isinstance(figures, Mapping):
-            raise OsmError(f"baselines: {name!r}: expected {{name: percent}}, found {str(figures)[:60]}")
+            raise OsmError(f"baselines: {name!r}: expected {{name: percent}}, found {shown(figures)}")
     return {str(name): dict(_flat(figures)) for name, figures in baselines.items()}
 
 

@@ -20,7 +20,7 @@ from osm.benchmark.metrics import (
     wilson_interval,
 )
 from osm.data.datasets import ANY_MODE, Dataset
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 from osm.files import read_json
 
 NAMES = "names"
@@ -112,7 +112,7 @@ def _count_either(result: Breakdown, annotation: Mapping[str, Any], predictions:
         return
     names = annotation[NAMES]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OsmError(f"{where}: {NAMES} {str(names)[:60]!r} is not a list of texts, every name that is right for it")
+        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of texts, every name that is right for it")
     result.either["total"] += 1
     result.either["correct"] += normalize(predictions[ANY_MODE]["class"]) in accepted_forms(map(normalize, names))
 

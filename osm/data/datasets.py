@@ -16,6 +16,7 @@ import yaml
 
 from osm.data.image_names import IMAGE_NAMES
 from osm.data.labels import LabelSet, load_labels
+from osm.data.paths import check_local
 from osm.errors import OsmError
 
 ANY_MODE = "any"
@@ -158,6 +159,8 @@ class DatasetTable(Mapping[str, Dataset]):
         if unknown:
             raise OsmError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(_USER_FIELDS)}")
         values: dict[str, Any] = {key: str(value) for key, value in entry.items() if value is not None}
+        for key in (*_PATHS, "labels", "whole_labels"):
+            check_local(values.get(key, ""), f"{where}: {key}")
         for key in _PATHS:
             if key in values:
                 values[key] = str(root / values[key])

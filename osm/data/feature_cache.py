@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from osm.data.paths import check_local
 from osm.errors import OsmError
+
+_MAGIC = b"\x93NUMPY\1\0"  # of the version that we write: another one's header may claim 4 GB
 
 
 class FeatureCache:
@@ -27,6 +30,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, fingerprint: str) -> None:
+        check_local(str(folder), "--feature_cache")
         self.folder = Path(folder) / fingerprint
 
     def path(self, dataset: str, key: str, view: int) -> Path:
@@ -38,12 +42,19 @@ class FeatureCache:
         return self.path(dataset, key, view).is_file()
 
     def load(self, dataset: str, key: str, view: int | None) -> Tensor:
-        """float16 (L, C). Raises OsmError where it is missing or broken."""
+        """float16 (L, C). Raises OsmError where it is missing, broken, or holds something else."""
         assert view is not None
         path = self.path(dataset, key, view)
         try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+            with path.open("rb") as file:
+                if file.read(len(_MAGIC)) != _MAGIC:
+                    raise ValueError(f"it does not begin with {_MAGIC!r}")
+            # Mapped first: the file has to be as long as its header claims before memory is taken for it.
+            tokens = np.lib.format.open_memmap(path, mode="r")
+            if tokens.dtype != np.float16 or tokens.ndim != 2:
+                raise ValueError(f"float16 of shape (L, C) needed, found {tokens.dtype} of shape {tokens.shape}")
+            return torch.from_numpy(np.array(tokens))
+        except Exception as error:  # a broken header raises about anything
             raise OsmError(f"--feature_cache: {path} cannot be read ({error}); delete it and start again") from None
 
     def save(self, dataset: str, key: str, view: int, tokens: Tensor) -> None:

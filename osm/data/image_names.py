@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 
 IMAGE_NAMES = ("file_name", "coco_url", "cityscapes")
 """`file_name`: that field (the end of `coco_url` where it is absent); `coco_url`: its end, whatever `file_name` says;
@@ -42,7 +42,7 @@ def name_by_url(image: dict[str, Any], where: str) -> str:
         parts = ()
     if len(parts) < 3:
         expected = "expected an address that ends in a folder and a file (.../train2017/000000155379.jpg)"
-        raise OsmError(f"{where}: coco_url {url!r}: {expected}")
+        raise OsmError(f"{where}: coco_url {shown(url)}: {expected}")
     return "/".join(parts[-2:])
 
 
@@ -50,5 +50,5 @@ def name_by_frame(mask_name: Any, where: str) -> str:
     """`aachen_000000_000019_gtFine_panoptic.png` is of `aachen/aachen_000000_000019_leftImg8bit.png`."""
     frame = mask_name.removesuffix(_FRAME) if isinstance(mask_name, str) else mask_name
     if frame == mask_name or "_" not in frame:
-        raise OsmError(f"{where}: its PNG {mask_name!r} is not called CITY_SEQUENCE_FRAME{_FRAME}")
+        raise OsmError(f"{where}: its PNG {shown(mask_name)} is not called CITY_SEQUENCE_FRAME{_FRAME}")
     return f"{frame.split('_')[0]}/{frame}_leftImg8bit.png"

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ class LabelSet:
         classes: dict[int, LabelClass] = {}
         for entry in categories:
             if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), int) or not entry.get("name"):
-                raise OsmError(f"{source}: every category needs an integer 'id' and a 'name', found {entry!r}")
+                raise OsmError(f"{source}: every category needs an integer 'id' and a 'name', found {shown(entry)}")
             if entry["id"] in classes:
                 raise OsmError(f"{source}: category id {entry['id']} is given twice")
             synonyms = entry.get("synonyms") or []
             if not isinstance(synonyms, list):
-                raise OsmError(f"{source}: category {entry['id']}: 'synonyms' has to be a list, found {synonyms!r}")
+                raise OsmError(
+                    f"{source}: category {entry['id']}: 'synonyms' has to be a list, found {shown(synonyms)}"
+                )
             spoken = [str(name).lower().strip() for name in [entry["name"], *synonyms]]
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
@@ -106,7 +108,7 @@ def load_labels(source: str | Path) -> LabelSet:
             ) from None
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
         raise OsmError(f"labels: {source} is not valid json: {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
         raise OsmError(f"labels: {source} has no list 'categories'")

@@ -49,9 +49,11 @@ def _check_size(data: bytes) -> None:
             total += len(body)
         else:
             expander = zlib.decompressobj()
-            total += len(expander.decompress(body, _CHUNK))
-            while expander.unconsumed_tail and total <= MAX_BYTES:
-                total += len(expander.decompress(expander.unconsumed_tail, _CHUNK))
+            for start in range(0, len(body), _CHUNK):  # what is not expanded yet is copied every time
+                rest: bytes | memoryview = body[start : start + _CHUNK]
+                while rest and total <= MAX_BYTES:
+                    total += len(expander.decompress(rest, _CHUNK))
+                    rest = expander.unconsumed_tail
         if total > MAX_BYTES:
             raise SampleError("image_too_large", f"expands to more than {MAX_BYTES} bytes")
         at += _TAG + size

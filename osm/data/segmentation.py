@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 
 # A polygon may stick out of its image, but pycocotools allocates in proportion to its outline.
 _MAX_OUTSIDE = 10
+# 80 bytes a pixel of the outlines, all told. (Around an image of 10,000 x 10,000 there are 40,000.)
+_MAX_OUTLINE = 4_000_000
+_MAX_RUNS, _CHARACTERS = 5_000_000, 7  # of a mask, and of a run in COCO's form
+_MERGED = 16  # polygons merged at once: one after the other, each would go over all that is there
 
 
 def check_segmentation(segmentation: Any, where: str) -> None:
@@ -21,22 +25,22 @@ def check_segmentation(segmentation: Any, where: str) -> None:
     if isinstance(segmentation, dict):
         size, counts = segmentation.get("size"), segmentation.get("counts")
         if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)):
-            raise OsmError(f"{where}: RLE size {str(size)[:60]} is not [height, width]")
+            raise OsmError(f"{where}: RLE size {shown(size)} is not [height, width]")
         if not isinstance(counts, str) and not _are_numbers(counts, int):
             raise OsmError(f"{where}: RLE counts are neither a string nor a list of integers")
         return
     if not isinstance(segmentation, list):
-        raise OsmError(f"{where}: segmentation {str(segmentation)[:60]} is neither polygons nor an RLE")
+        raise OsmError(f"{where}: segmentation {shown(segmentation)} is neither polygons nor an RLE")
     for polygon in segmentation:
         if not _are_numbers(polygon, (int, float)) or len(polygon) < 6 or len(polygon) % 2:
-            raise OsmError(f"{where}: polygon {str(polygon)[:60]} is not [x, y, x, y, ...] with three points or more")
+            raise OsmError(f"{where}: polygon {shown(polygon)} is not [x, y, x, y, ...] with three points or more")
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     """The bool mask (H, W) of a checked field, for an image of that height and width.
 
     Raises:
-        OsmError: an RLE of another size, counts that do not fill it, or a polygon far outside.
+        OsmError: an RLE of another size, counts that do not fill it, a polygon far outside, or too many of anything.
     """
     if isinstance(segmentation, dict):
         return _decode_rle(segmentation, size, where)
@@ -48,10 +52,22 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) ->
     limit = _MAX_OUTSIDE * max(size)
     for polygon in segmentation:
         if not all(abs(value) <= limit for value in polygon):  # false for nan, too
-            raise OsmError(f"{where}: polygon {str(polygon)[:60]} is far outside of its image, {width} x {height}")
+            raise OsmError(f"{where}: polygon {shown(polygon)} is far outside of its image, {width} x {height}")
+    if sum(map(len, segmentation)) * limit > _MAX_OUTLINE:  # it cannot be that long otherwise
+        outline = sum(map(_outline, segmentation))
+        if outline > _MAX_OUTLINE:
+            raise OsmError(f"{where}: {len(segmentation)} polygons with an outline of {outline} pixels are too much")
     polygons = [[float(value) for value in polygon] for polygon in segmentation]
-    rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    return _decode_rle({"size": rle["size"], "counts": rle["counts"].decode("ascii")}, size, where)
+    rles = coco_mask.frPyObjects(polygons, height, width)
+    while len(rles) > 1:
+        rles = [coco_mask.merge(rles[start : start + _MERGED]) for start in range(0, len(rles), _MERGED)]
+    return _decode_rle({"size": rles[0]["size"], "counts": rles[0]["counts"].decode("ascii")}, size, where)
+
+
+def _outline(polygon: list[float]) -> int:
+    """The pixels that a polygon's outline is drawn in, and a few more."""
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    return int(np.abs(np.roll(points, -1, 0) - points).max(1).sum()) + len(points)
 
 
 def _decode_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
@@ -61,8 +77,13 @@ def _decode_rle(rle: dict[str, Any], size: tuple[int, int], where: str) -> np.nd
     """
     height, width = size
     if rle["size"] != [height, width]:
-        raise OsmError(f"{where}: RLE size {rle['size']} (height, width), but the image's is {[height, width]}")
-    counts = _parse_counts(rle["counts"], where) if isinstance(rle["counts"], str) else rle["counts"]
+        raise OsmError(f"{where}: RLE size {shown(rle['size'])} (height, width), but the image's is {[height, width]}")
+    counts = rle["counts"]
+    most = min(_MAX_RUNS, height * width + 1)
+    if len(counts) > (_CHARACTERS * most if isinstance(counts, str) else most):
+        raise OsmError(f"{where}: RLE counts of length {len(counts)} are too many for {height} x {width} pixels")
+    if isinstance(counts, str):
+        counts = _parse_counts(counts, where)
     if any(count < 0 for count in counts) or sum(counts) != height * width:
         raise OsmError(f"{where}: RLE counts do not add up to {height} x {width} pixels")
     values = np.arange(len(counts)) % 2 == 1

@@ -6,6 +6,7 @@ Members are read as bytes and decoded by `osm.data.segments`; nothing is unpickl
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import sys
 import tarfile
@@ -14,9 +15,12 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+from osm.data.paths import check_local
+from osm.data.tar import Member, TarReader
 from osm.errors import OsmError, SampleError
 
-MAX_MEMBER_BYTES = 256 << 20
+MAX_MEMBER_BYTES = 256 << 20  # of a member, and of all that are read of a sample
+MAX_SHARDS = 1_000_000
 MAX_MISSING = 10  # shards that a range may name too many, however short it is
 MEMBERS = ("jpg", "jpeg", "image.png", "png", "part.png", "whole.png", "tif", "json")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -43,29 +47,35 @@ def expand_shards(pattern: str) -> list[str]:
     """Expands `{000..106}` ranges and `{a,b}` lists; several patterns are joined by `::`. Existence is not checked.
 
     Raises:
-        OsmError: an empty pattern, a malformed brace, or a URL (`pipe:` and other commands are refused).
+        OsmError: an empty pattern, a malformed brace, over a million shards, or anything but the path of a file
+            (`pipe:` and other commands, URLs).
     """
     shards: list[str] = []
     for part in pattern.split("::"):
-        if not part or re.match(r"[a-z]+:|[a-z][a-z0-9+.-]*://", part, re.IGNORECASE):
-            raise OsmError(f"shards {pattern!r}: expected paths of .tar files; URLs and `pipe:` commands are refused")
+        if not part:
+            raise OsmError(f"shards {pattern[:200]!r}: expected paths of .tar files, a part of it is empty")
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]
         if "{" in "".join(pieces[::2]) or "}" in "".join(pieces[::2]):
-            raise OsmError(f"shards {pattern!r}: braces do not match")
-        shards += ["".join(choice) for choice in product(*choices)]
+            raise OsmError(f"shards {pattern[:200]!r}: braces do not match")
+        if len(shards) + math.prod(map(len, choices)) > MAX_SHARDS:
+            raise OsmError(f"shards {pattern[:200]!r}: that is over a million shards")
+        for choice in product(*choices):
+            shards.append("".join(choice))
+            check_local(shards[-1], "shards")
     return shards
 
 
 def _expand_brace(content: str, pattern: str) -> list[str]:
-    found = re.fullmatch(r"(\d+)\.\.(\d+)", content)
+    found = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", content)
     if not found:
         if "," not in content:
-            raise OsmError(f"shards {pattern!r}: '{{{content}}}' is neither a range {{000..106}} nor a list {{a,b}}")
+            what = f"'{{{content[:200]}}}' is neither a range {{000..106}} nor a list {{a,b}}"
+            raise OsmError(f"shards {pattern[:200]!r}: {what}")
         return content.split(",")
     first, last = found.groups()
-    if int(last) < int(first) or int(last) - int(first) >= 1_000_000:
-        raise OsmError(f"shards {pattern!r}: the range {{{content}}} is empty or over a million shards")
+    if int(last) < int(first) or int(last) - int(first) >= MAX_SHARDS:
+        raise OsmError(f"shards {pattern[:200]!r}: the range {{{content}}} is empty or over a million shards")
     return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
 
 
@@ -90,41 +100,54 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
 
 
 def read_shard(path: str) -> Iterator[RawSample | SampleError]:
-    """The samples of a shard in order; what cannot be read comes as an error in its place, and the rest goes on."""
-    current: RawSample | None = None
-    too_large = None  # the key of a sample that is left out
+    """The samples of a shard in order; what cannot be read comes as an error in its place, and the rest goes on.
+
+    The errors' reasons: `broken_tar` (where the shard ends for us), and for a sample that is left out
+    `member_too_large`, `member_not_a_file` and `member_twice`.
+    """
     try:
-        with open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                if not member.isfile() or extension not in MEMBERS:
-                    continue
-                key = f"{folder}/{stem}" if folder else stem
-                if current is not None and key != current.key:
-                    yield current
-                    current = None
-                if key == too_large:
-                    continue
-                if member.size > MAX_MEMBER_BYTES:
-                    yield SampleError("member_too_large", f"{path}: {member.name} has {member.size} bytes")
-                    current, too_large = None, key
-                    continue
-                if current is None:
-                    current = RawSample(path, key)
-                file = tar.extractfile(member)
-                data = file.read() if file else b""
-                if len(data) != member.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                current.members[extension] = data
-            # tarfile takes a broken or missing header for the end of the archive: a real end is marked by zeros.
-            stream.seek(tar.offset)
-            whole = stream.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
-    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+        with open(path, "rb") as stream:
+            yield from _samples(path, TarReader(stream))
+    except (OSError, tarfile.TarError, ValueError) as error:
         # The sample in progress may lack members: it is dropped with the rest of the shard.
         yield SampleError("broken_tar", f"{path}: {error}")
-        return
+
+
+def _samples(path: str, tar: TarReader) -> Iterator[RawSample | SampleError]:
+    current: RawSample | None = None
+    left_out = None  # the key of the sample whose further members are passed over
+    for member in tar:
+        folder, _, name = member.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        if extension not in MEMBERS:
+            continue
+        key = f"{folder}/{stem}" if folder else stem
+        if current is not None and key != current.key:
+            yield current
+            current = None
+        if key == left_out:
+            continue
+        if current is None:
+            current, left_out = RawSample(path, key), None
+        fault = _fault(member, extension, current)
+        if fault is not None:
+            yield fault
+            current, left_out = None, key
+            continue
+        current.members[extension] = tar.read(member)
     if current is not None:
         yield current
-    if not whole:
-        yield SampleError("broken_tar", f"{path}: it ends, or cannot be read on, without an end mark")
+    if tar.fault:
+        yield SampleError("broken_tar", f"{path}: {tar.fault}")
+
+
+def _fault(member: Member, extension: str, sample: RawSample) -> SampleError | None:
+    """Why a sample with such a member is left out."""
+    where = f"{sample.shard}: {member.name!r}"
+    if not member.plain:
+        return SampleError("member_not_a_file", f"{where} is a link, a folder, a device or a sparse file")
+    if extension in sample.members:
+        return SampleError("member_twice", f"{where} is there twice; which one belongs to the sample is not known")
+    if member.size + sum(map(len, sample.members.values())) > MAX_MEMBER_BYTES:
+        return SampleError("member_too_large", f"{where} has {member.size} bytes, too many for a member or its sample")
+    return None

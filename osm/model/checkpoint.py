@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pickle
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from osm.config import ModelConfig, as_dict, from_dict
 from osm.data.datasets import ANY_MODE
-from osm.errors import OsmError
-from osm.model.weights import fingerprint
+from osm.errors import OsmError, shown
+from osm.files import read_json
+from osm.model.weights import fingerprint, load_safetensors, load_torch
 
 if TYPE_CHECKING:
     from osm.model.maskqformer import MaskQFormerBridge
@@ -100,8 +98,10 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
     problems += [f"unexpected: {key}" for key in given if key not in wanted]
     for key in wanted.keys() & given.keys():
         value = given[key]
-        if not isinstance(value, Tensor) or not _fits(value.shape, wanted[key].shape):
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if not _plain(value):
+            problems.append(f"{key} is no dense tensor of real numbers: {_kind(value)}")
+        elif not _fits(value.shape, wanted[key].shape):
+            shape = tuple(value.shape)
             problems.append(f"shape of {key}: {shape} in the file, {tuple(wanted[key].shape)} in the model")
     if problems:
         raise OsmError(
@@ -152,6 +152,21 @@ def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
     return new
 
 
+def _plain(value: Any) -> bool:
+    """Whether a value can be copied into a parameter; a sparse, quantised, nested or meta tensor cannot."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.is_floating_point()
+        and not (value.is_quantized or value.is_nested)
+    )
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def _fits(given: torch.Size, wanted: torch.Size) -> bool:
     """Leading axes of 1 carry nothing."""
 
@@ -171,14 +186,9 @@ def read_published(path: str | Path) -> dict[str, Any]:
         OsmError: missing, broken, an unsafe pickle, or without `model_state_dict`.
     """
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own text advises to load it unsafely: only the name of what the file would call is passed on.
-        called = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds more than tensors and plain values ({called[1]})" if called else "is broken, or no checkpoint"
-        raise OsmError(f"checkpoint {path} {what}; it is not loaded") from None
-    except Exception as error:  # a broken file raises about anything: IndexError, AssertionError, struct.error, ...
-        raise OsmError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from None
+        document = load_torch(path)
+    except ValueError as error:
+        raise OsmError(f"checkpoint {path} {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("model_state_dict"), dict):
         raise OsmError(f"checkpoint {path} has no 'model_state_dict'")
     return document
@@ -215,8 +225,10 @@ def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str
     found = frozen_hashes(model)
     hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
     if not isinstance(hashes, Mapping) or not set(hashes) <= set(found):
-        raise OsmError(f"{where}: 'frozen' has to hold the hashes of {', '.join(found)}, found {str(hashes)[:60]}")
+        raise OsmError(f"{where}: 'frozen' has to hold the hashes of {', '.join(found)}, found {shown(hashes)}")
     for part, expected in hashes.items():
+        if not isinstance(expected, str):
+            raise OsmError(f"{where}: the hash of {part!r} is a text, found {shown(expected)}")
         if found.get(part) != expected:
             name = getattr(model.config, part).name or model.config.base_model_name
             raise OsmError(
@@ -244,9 +256,12 @@ def write_folder(folder: Path, document: Mapping[str, Any], state: Mapping[str, 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config document and the trained parts of a folder of `save_folder`."""
     try:
-        document = json.loads((folder / "config.json").read_text())
-        return document, load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        document = read_json(folder / "config.json", "checkpoint config")[0]
+    except OsmError as error:
         inside = folder / "final"
         hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
-        raise OsmError(f"checkpoint folder {folder}: {error}{hint}") from None
+        raise OsmError(f"{error}{hint}") from None
+    try:
+        return document, load_safetensors(folder / "model.safetensors")
+    except ValueError as error:
+        raise OsmError(f"checkpoint {folder / 'model.safetensors'} {error}") from None

@@ -19,7 +19,7 @@ from osm.model.llm import check_complete, load_llm, stop_also_at
 from osm.model.maskqformer import MaskQFormerBridge
 from osm.model.osm import OmniScientModel
 from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
-from osm.model.weights import Found, hub_options, load_first, timm_state_dict
+from osm.model.weights import Found, from_pretrained_options, hub_options, load_first, timm_state_dict
 
 PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"
 
@@ -122,7 +122,7 @@ def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
 
 def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     def load(place: Found) -> tuple[nn.Module, Any, Any]:
-        options = hub_options() if place.source == "hub" else {}
+        options = from_pretrained_options(place)
         base, info = InstructBlipForConditionalGeneration.from_pretrained(
             place.location, dtype=torch.float32, output_loading_info=True, **options
         )

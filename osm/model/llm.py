@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from osm.config import LlmConfig
 from osm.errors import OsmError
-from osm.model.weights import Found, converted, hub_options, load_first
+from osm.model.weights import Found, converted, from_pretrained_options, load_first
 
 
 def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
@@ -38,7 +38,7 @@ def _load(found: Found) -> tuple[nn.Module, Any]:
         location = str(converted(Path(location), lambda folder: _convert_gguf(Path(location), folder)))
     elif found.source == "folder" and Path(location).is_file():
         raise OsmError(f"model.llm.name {location!r}: expected a folder or a .gguf file")
-    options = hub_options() if found.source == "hub" else {}
+    options = from_pretrained_options(found)
     llm, info = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, output_loading_info=True, **options)
     check_complete(info, location)
     return llm, AutoTokenizer.from_pretrained(location, **options)

@@ -10,6 +10,7 @@ C Q-Former width, H heads, D = C / H.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osm.config import QFormerConfig
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 from osm.model.masks import VisibleKeys
 
 LayerKV = tuple[Tensor, Tensor]
@@ -235,6 +236,7 @@ class MaskQFormerBridge(nn.Module):
         self.config = config
         self.mask_query = nn.Parameter(torch.empty(1, config.mask_queries, config.width))
         self.context_query = nn.Parameter(torch.empty(1, config.context_queries, config.width))
+        _check_names(modes)
         self.qformer_mode_query = nn.ParameterDict({m: nn.Parameter(torch.empty(1, 1, config.width)) for m in modes})
         self.mode_query = nn.ParameterDict({m: nn.Parameter(torch.empty(1, 1, llm_width)) for m in modes})
         self.qformer = MaskQFormer(config, token_width, vocabulary, positions)
@@ -301,6 +303,13 @@ class MaskQFormerBridge(nn.Module):
         out = self.qformer(queries, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups)
         prefix = self.language_projection(out[:, : config.mask_queries])
         return torch.cat([prefix, _lookup(self.mode_query, modes)], 1)
+
+
+def _check_names(modes: Sequence[str]) -> None:
+    """A mode names an entry of a checkpoint, and of a table of parameters whose own attributes it must not be."""
+    for mode in modes:
+        if not re.fullmatch(r"\w[\w-]*", mode) or hasattr(nn.ParameterDict, mode):
+            raise OsmError(f"mode {shown(mode)}: expected letters, digits, _ and -, and no word of Python's mappings")
 
 
 def _lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:

@@ -169,7 +169,11 @@ def timm_tower(
             tower = _cnn_tower(name, strides, state_dict, options)
         else:
             tower = _vit_tower(name, window, state_dict, options)
-    except TypeError as error:
+    except OsmError:
+        raise
+    except Exception as error:  # odd sizes raise what timm's and torch's sums with them happen to cause
+        if not options and not isinstance(error, TypeError):
+            raise
         raise OsmError(f"model.tower.options {options} do not suit {name} ({error})") from None
     tower.check_window(window)
     return tower

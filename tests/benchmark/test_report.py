@@ -146,7 +146,7 @@ def test_names_in_another_form(mugs: Dataset, folder: Path, tmp_path: Path, name
     ("options", "message"),
     [
         ({"baselines": [3]}, "baselines: expected"),
-        ({"baselines": {"benchmark": "probe"}}, "baselines: 'benchmark': expected {name: percent}, found probe"),
+        ({"baselines": {"benchmark": "probe"}}, "baselines: 'benchmark': expected {name: percent}, found 'probe'"),
         ({"pictures": -1}, "pictures -1: expected 0 or more"),
     ],
 )

@@ -141,7 +141,7 @@ def unnamed(state: dict[str, Any]) -> None:
         (less, "missing: mode_query.ade20k"),
         (reshaped, r"shape of window_pos_embed: \(1, 21, 32\) in the file, \(1, 20, 32\) in the model"),
         (transposed, r"base_model.language_projection.weight: \(24, 40\) in the file, \(40, 24\)"),
-        (no_tensor, "shape of mask_query: str in the file"),
+        (no_tensor, "mask_query is no dense tensor of real numbers: str"),
         (twice, "given twice, with and without 'module.': mask_query"),
         (unnamed, "unexpected: 7"),
     ],

@@ -15,7 +15,7 @@ from osm.data.datasets import Dataset
 from osm.data.image_names import image_name
 from osm.data.images import read_panoptic
 from osm.data.segmentation import check_segmentation, decode_segmentation
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 from osm.files import read_json
 
 
@@ -190,5 +190,5 @@ def objects(holder: Any, key: str, where: str | Path) -> list[dict[str, Any]]:
     """The list of objects that a json has under a key."""
     value = holder.get(key) if isinstance(holder, dict) else None
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise OsmError(f"{where}: expected a list of objects {key!r}, found {str(value)[:60]}")
+        raise OsmError(f"{where}: expected a list of objects {key!r}, found {shown(value)}")
     return value

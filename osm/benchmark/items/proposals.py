@@ -16,7 +16,7 @@ from osm.benchmark.items import SPLITS
 from osm.benchmark.items.base import ImageFile, Item, Split, image_size
 from osm.data.datasets import Dataset
 from osm.data.segmentation import check_segmentation, decode_segmentation
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 from osm.files import read_json
 
 
@@ -38,7 +38,7 @@ class Proposals(Split):
         self.source_hash = hashlib.sha256(f"{images_hash} {own_hash}".encode()).hexdigest()
         if not isinstance(proposals, list) or not all(isinstance(proposal, dict) for proposal in proposals):
             expected = "expected a list of {image_id or file_name, segmentation: {size, counts}}"
-            raise OsmError(f"--masks {file}: {expected}, found {str(proposals)[:60]}")
+            raise OsmError(f"--masks {file}: {expected}, found {shown(proposals)}")
         finder = _Finder(row, images)
         of_image: dict[Path, list[tuple[int, dict[str, Any]]]] = {}
         for number, proposal in enumerate(proposals):
@@ -117,7 +117,7 @@ class _Finder:
         if len(found) != 1:
             called = "is not" if not found else f"is {len(found)} images"
             raise OsmError(
-                f"{where}: {key} {str(value)[:80]!r} {called} among the {len(self._by_id)} images of set "
+                f"{where}: {key} {shown(value)} {called} among the {len(self._by_id)} images of set "
                 f"{self._row.name!r}; expected one of them"
             )
         return found[0]
@@ -127,17 +127,17 @@ def _check(proposal: dict[str, Any], image: ImageFile, where: str) -> None:
     """Raises OsmError where a proposal is not in the form, as far as it can be told without its pixels."""
     segmentation = proposal.get("segmentation")
     if not isinstance(segmentation, dict):
-        raise OsmError(f"{where}: segmentation {str(segmentation)[:60]} is not an RLE {{size, counts}}")
+        raise OsmError(f"{where}: segmentation {shown(segmentation)} is not an RLE {{size, counts}}")
     check_segmentation(segmentation, where)
     if image.size is not None and segmentation["size"] != list(image.size):
-        size = f"{segmentation['size']} (height, width)"
+        size = f"{shown(segmentation['size'])} (height, width)"
         raise OsmError(f"{where}: RLE size {size}, but its image {image.path} is {list(image.size)}")
     if "score" in proposal and not _finite(proposal["score"]):
-        raise OsmError(f"{where}: score {str(proposal['score'])[:60]} is not a number")
+        raise OsmError(f"{where}: score {shown(proposal['score'])} is not a number")
     if "bbox" in proposal:
         box = proposal["bbox"]
         if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)):
-            raise OsmError(f"{where}: bbox {str(box)[:60]} is not [x, y, width, height]")
+            raise OsmError(f"{where}: bbox {shown(box)} is not [x, y, width, height]")
 
 
 def _finite(value: Any) -> bool:

@@ -16,6 +16,8 @@ from osm.data.segments.scene import MIN_PIXELS, Scene, Segment
 from osm.data.views import View
 from osm.errors import SampleError
 
+# Values of a json member, each of which takes up to a hundred bytes: images in it are one string each.
+MAX_VALUES = 5_000_000
 FORM_READERS: dict[str, type[Scene]] = {
     "coco_panoptic": PanopticScene,
     "coco_instances": InstanceScene,
@@ -34,10 +36,13 @@ def read_scene(form: str, members: Mapping[str, bytes], labels: LabelSet, rules:
     Raises:
         SampleError: what is wrong with it.
     """
+    if "json" not in members:
+        raise SampleError("missing_member", "the sample has no .json member")
+    values = sum(members["json"].count(mark) for mark in b",:[{")
+    if values > MAX_VALUES:
+        raise SampleError("bad_json", f"the .json member: about {values} values, over {MAX_VALUES}")
     try:
         document = json.loads(members["json"])
-    except KeyError:
-        raise SampleError("missing_member", "the sample has no .json member") from None
     except (ValueError, RecursionError) as error:
         raise SampleError("bad_json", f"the .json member: {error}") from None
     if not isinstance(document, dict):

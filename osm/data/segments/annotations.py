@@ -14,7 +14,9 @@ from osm.data.labels import LabelSet
 from osm.data.segmentation import check_segmentation, decode_segmentation
 from osm.data.segments.scene import MIN_PIXELS, Scene, Segment
 from osm.data.views import View
-from osm.errors import OsmError, SampleError
+from osm.errors import OsmError, SampleError, shown
+
+_KEPT_PIXELS = 1 << 28  # of masks, a byte each: all of them, but for many large ones of a huge image
 
 
 class _AnnotatedScene(Scene):
@@ -64,6 +66,8 @@ class InstanceScene(_AnnotatedScene):
 
     def _mask(self, number: int, view: View) -> np.ndarray | None:
         if number not in self._patches:
+            if sum(patch[0].size for patch in self._patches.values()) > _KEPT_PIXELS:
+                self._patches.clear()
             self._patches[number] = _patch(self._decode(self.entries[number]["segmentation"]))
         mask = view.patch(*self._patches[number], (self.height, self.width))
         return mask if np.count_nonzero(mask) > MIN_PIXELS else None
@@ -93,12 +97,12 @@ class BoxScene(_AnnotatedScene):
     def _box(self, bbox: Any) -> tuple[int, int, int, int]:
         """Left, top, right, bottom; right and bottom excluded."""
         if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
-            raise SampleError("bad_box", f"segments_info: bbox {str(bbox)[:60]} is not [x, y, width, height]")
+            raise SampleError("bad_box", f"segments_info: bbox {shown(bbox)} is not [x, y, width, height]")
         try:
             x, y, width, height = (float(value) for value in bbox)
             corners = math.floor(x), math.floor(y), math.ceil(x + width), math.ceil(y + height)
         except (OverflowError, ValueError):  # infinite, or no number
-            raise SampleError("bad_box", f"segments_info: bbox {str(bbox)[:60]} is not finite") from None
+            raise SampleError("bad_box", f"segments_info: bbox {shown(bbox)} is not finite") from None
         limits = (self.width, self.height, self.width, self.height)
         left, top, right, bottom = (min(max(value, 0), limit) for value, limit in zip(corners, limits, strict=True))
         return left, top, right, bottom

@@ -13,7 +13,7 @@ from osm.data.datasets import Rules
 from osm.data.images import open_image, read_rgb
 from osm.data.labels import LabelClass, LabelSet
 from osm.data.views import View
-from osm.errors import SampleError
+from osm.errors import SampleError, shown
 
 MIN_PIXELS = 100  # a segment counts if it covers more than this in the crop
 IMAGE_MEMBERS = ("jpg", "jpeg", "image.png")
@@ -94,14 +94,12 @@ class Scene:
             if entry.get("iscrowd", 0):
                 continue
             # The types first: what is not hashable could not even be looked up.
-            if any(not isinstance(entry[field], int) for field in ("id", "category_id") if field in fields):
-                raise SampleError(
-                    "bad_json", f"segments_info: id and category_id are integers, found {str(entry)[:80]}"
-                )
+            if any(type(entry[field]) is not int for field in ("id", "category_id") if field in fields):
+                raise SampleError("bad_json", f"segments_info: id and category_id are integers, found {shown(entry)}")
             if entry["category_id"] not in self.labels:
                 raise SampleError(
                     "unknown_category",
-                    f"category_id {entry['category_id']!r} is not in the label set {self.labels.source}",
+                    f"category_id {shown(entry['category_id'])} is not in the label set {self.labels.source}",
                 )
         return [entry for entry in entries if not entry.get("iscrowd", 0)]
 
@@ -109,7 +107,8 @@ class Scene:
         for side in ("width", "height"):
             if side in document and document[side] != getattr(self, side):
                 raise SampleError(
-                    "size_mismatch", f"{side} {document[side]!r} in the json, {getattr(self, side)} in the image"
+                    "size_mismatch",
+                    f"{side} {shown(document[side])} in the json, {getattr(self, side)} in the image",
                 )
 
     def _map(self, ids: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 from osm.data.image_names import name_by_frame, name_by_url
 from osm.data.images import open_image, read_panoptic
 from osm.data.labels import load_labels
+from osm.data.segmentation import check_segmentation, decode_segmentation
 from osm.data.sources.base import Item, Size, Warnings, about, check_size, distinct, read
 from osm.data.sources.coco_json import Annotated, CocoJson, JsonSource, instance_annotations, panoptic_annotations
-from osm.errors import SampleError
+from osm.errors import OsmError, SampleError, shown
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -170,12 +171,13 @@ class Lvis(_Instances):
 
 
 def finite(numbers: Sequence[Any]) -> bool:
-    return all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+    """Whether all are numbers that a float can hold: an integer may be larger than that."""
+    return all(isinstance(number, (int, float)) and abs(number) <= sys.float_info.max for number in numbers)
 
 
 def check_box(where: str, box: Any) -> None:
     if not isinstance(box, list) or len(box) != 4 or not finite(box):
-        raise SampleError("annotation_malformed", f"{where}: bbox {box!r} is not [x, y, width, height]")
+        raise SampleError("annotation_malformed", f"{where}: bbox {shown(box)} is not [x, y, width, height]")
 
 
 def _polygons(polygons: list[Any]) -> list[Any]:
@@ -187,16 +189,18 @@ def with_masks(item: Item, size: Size, warnings: Warnings) -> list[dict[str, Any
     """The annotations that have a mask, once they are known to fit the image."""
     kept = []
     for annotation in item.record["segments_info"]:
-        where = f"image {item.image}, annotation {annotation['id']!r}"
+        where = f"image {item.image}, annotation {shown(annotation['id'])}"
         check_box(where, annotation.get("bbox"))
         segmentation = annotation.get("segmentation", [])
         if isinstance(segmentation, dict):
-            if segmentation.get("size") != [size[1], size[0]] or "counts" not in segmentation:
-                found = segmentation.get("size")
+            if segmentation.get("size") != [size[1], size[0]]:
+                found = shown(segmentation.get("size"))
                 raise SampleError("size_mismatch", f"{where}: RLE of size {found}, the image's is {[size[1], size[0]]}")
-            counts = segmentation["counts"]
-            if isinstance(counts, list) and (not finite(counts) or sum(counts) != size[0] * size[1]):
-                raise SampleError("annotation_malformed", f"{where}: the RLE's counts do not add up to the image")
+            try:
+                check_segmentation(segmentation, where)
+                decode_segmentation(segmentation, (size[1], size[0]), where)
+            except OsmError as error:
+                raise SampleError("annotation_malformed", str(error)) from None
         elif isinstance(segmentation, list):
             usable = _polygons(segmentation)
             if len(usable) < len(segmentation):

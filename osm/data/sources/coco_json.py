@@ -17,7 +17,7 @@ from osm.data.labels import LabelSet, load_labels
 from osm.data.paths import safe_join
 from osm.data.pool import say
 from osm.data.sources.base import SEED, Items, Plan, Source, check_folder
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 
 _TOLERATED = 0.05  # the share of names that may be spelt in another way
 Segments = list[dict[str, Any]]
@@ -56,7 +56,7 @@ class CocoJson:
             if not isinstance(row, dict) or not isinstance(row.get("image_id"), (int, str)):
                 raise OsmError(f"{where} needs an 'image_id', a number or a string")
             if "id" in row:
-                where += f" (id {row['id']!r})"
+                where += f" (id {shown(row['id'])})"
             if row["image_id"] not in self.images:
                 raise OsmError(f"{where}: there is no image with the id {row['image_id']!r} in 'images'")
             yield where, row["image_id"], row
@@ -65,7 +65,7 @@ class CocoJson:
         category = segment.get("category_id")
         if not isinstance(category, int) or category not in self.labels:
             known = f"the {len(self.labels.classes)} 'categories' of the file"
-            raise OsmError(f"{where}: category_id {category!r} is not among {known}")
+            raise OsmError(f"{where}: category_id {shown(category)} is not among {known}")
 
 
 def locate(where: str, flag: str, folder: str | Path, name: Any) -> Path:
@@ -181,7 +181,9 @@ def panoptic_annotations(source: CocoJson, ann_dir: str | Path) -> Annotated:
         for segment in segments:
             at = segment.get("id") if isinstance(segment, dict) else None
             if not isinstance(at, int) or not 0 < at < 256**3:
-                raise OsmError(f"{where}, image {image_id!r}: a segment needs an id of 1 to 256^3 - 1, found {at!r}")
+                raise OsmError(
+                    f"{where}, image {image_id!r}: a segment needs an id of 1 to 256^3 - 1, found {shown(at)}"
+                )
             source.check_category(f"{where}, image {image_id!r}, segment {at}", segment)
         found[image_id] = {"png": locate(where, "ann_dir", ann_dir, row.get("file_name", ""))}, segments
     return found

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from osm.data.sources.base import Item, Size, Warnings
 from osm.data.sources.coco import check_box
 from osm.data.sources.coco_json import Annotated, CocoJson, JsonSource, instance_annotations
-from osm.errors import SampleError
+from osm.errors import SampleError, shown
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class V3Det(JsonSource):
     def check(self, item: Item, size: Size, warnings: Warnings) -> tuple[dict[str, bytes], dict[str, Any]]:
         kept = []
         for annotation in item.record["segments_info"]:
-            where = f"image {item.image}, annotation {annotation['id']!r}"
+            where = f"image {item.image}, annotation {shown(annotation['id'])}"
             box = annotation.get("bbox")
             check_box(where, box)
             x, y, width, height = box

@@ -1,0 +1,246 @@
+#!/usr/bin/env python3
+"""How many names a second come out, beside the published way, with the same weights, masks and names.
+
+The published way: the image's windows one by one; then for every mask and mode a call of its own, in which all but the
+tower's tokens is computed anew (the keys and values of the whole image above all), and transformers' `generate`. Here:
+`osm.Recognizer`. The names have to be the same, the probabilities within 1e-4, or the benchmark fails.
+
+    python3 benchmarks/recognition.py                       # random weights: published Q-Former, 135M-class LLM, 1120
+    python3 benchmarks/recognition.py --config osm_small    # real weights of tower and LLM, a bridge at its start
+    python3 benchmarks/recognition.py --config osm --random_weights     # published size, on a GPU, bf16
+
+With `--profile` the parts of a recognition are timed too. Prints one JSON document last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import train_step_models as models  # noqa: E402
+import transformers  # noqa: E402
+from PIL import Image  # noqa: E402
+from small_tokenizer import small_tokenizer  # noqa: E402
+
+from osm.config import LlmConfig, ModelConfig, QFormerConfig, TowerConfig  # noqa: E402
+from osm.data.labels import load_labels  # noqa: E402
+from osm.data.processor import Processor  # noqa: E402
+from osm.data.prompts import TEST_PROMPT  # noqa: E402
+from osm.errors import OsmError  # noqa: E402
+from osm.model.factory import base_config, pick_device  # noqa: E402
+from osm.model.llm import stop_ids  # noqa: E402
+from osm.model.maskqformer import Instruction, MaskQFormerBridge  # noqa: E402
+from osm.model.masks import context_mask  # noqa: E402
+from osm.model.osm import OmniScientModel  # noqa: E402
+from osm.model.towers import RandomTower  # noqa: E402
+from osm.recognition.recognizer import Recognizer  # noqa: E402
+
+MODES = (models.SET, "any")
+NEW_TOKENS = 12
+# SmolLM2-135M's shape.
+SMALL_LLM = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+SMALL_LLM |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": False}
+
+
+def random_cpu_model(tiny: bool) -> tuple[OmniScientModel, Processor]:
+    """The published sizes of input, tokens and Q-Former, with a tower that costs nothing and a 135M-class LLM."""
+    torch.manual_seed(0)
+    shape = dict(SMALL_LLM, num_hidden_layers=2) if tiny else SMALL_LLM
+    config = transformers.LlamaConfig(**shape, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    llm = transformers.LlamaForCausalLM(config).eval()
+    qformer = QFormerConfig(layers=2) if tiny else QFormerConfig()
+    size = 224 if tiny else 1120
+    with torch.no_grad():
+        llm.lm_head.weight.mul_(15)  # random weights are sure of nothing: all probabilities would be alike
+    tower = RandomTower(14, 64 if tiny else 1408, True, 0)
+    tokenizer = small_tokenizer(sorted(load_labels(models.SET).vocabulary), vocabulary=4000)
+    bridge = MaskQFormerBridge(qformer, MODES, tower.width, config.hidden_size, len(tokenizer))
+    model_config = ModelConfig(
+        base_model_name="",
+        input_size=size,
+        sliding_window_size=size // 5 // 14 * 14 or 14,
+        sliding_window_stride=size // 5 // 14 * 14 or 14,
+        tower=TowerConfig(kind="random", patch=14, width=tower.width),
+        llm=LlmConfig(name="random"),
+        qformer=qformer,
+        modes=MODES,
+    )
+    model = OmniScientModel(tower, bridge, llm, model_config).eval()
+    return model, Processor(tokenizer, tokenizer, size, (0.5,) * 3, (0.25,) * 3)
+
+
+def lead(model: OmniScientModel) -> None:
+    """Makes an untrained bridge matter, and an LLM of random weights sure of its words: else all names are alike."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (model.bridge.mask_query, model.bridge.context_query, *model.bridge.mode_query.values()):
+            parameter.add_(3 * torch.randn(parameter.shape, generator=generator).to(parameter))
+
+
+def pictures(masks: int, width: int, height: int) -> tuple[Image.Image, np.ndarray]:
+    """A picture of noise in large blocks, and ellipses of 2 to 40 % of its sides."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (height // 32 + 1, width // 32 + 1, 3), np.uint8)
+    image = np.kron(blocks, np.ones((32, 32, 1), np.uint8))[:height, :width]
+    ys, xs = np.ogrid[:height, :width]
+    found = np.zeros((masks, height, width), bool)
+    for mask in found:
+        y, x = rng.uniform(0.1, 0.9, 2) * (height, width)
+        a, b = rng.uniform(0.02, 0.4, 2) * (height, width) / 2
+        mask[:] = ((ys - y) / a) ** 2 + ((xs - x) / b) ** 2 <= 1
+    return Image.fromarray(image), found
+
+
+def wait(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@torch.inference_mode()
+def published(
+    model: OmniScientModel, processor: Processor, image: Image.Image, masks: np.ndarray
+) -> tuple[float, list[float], list[tuple[str, float]]]:
+    """Seconds for the image, seconds of each call, and each call's name and probability."""
+    device = model.device
+    begun = wait(device)
+    pixels = processor.pixel_values(processor.canvas(image)[None].to(device))
+    windows = model.windows.split(pixels.to(next(model.tower.parameters(), pixels).dtype))
+    parts = [model.tower(window[None]) for window in windows]
+    prefix = torch.cat([p for p, _ in parts]).reshape(1, model.prefix_tokens, -1)
+    tokens = model.add_positions(torch.cat([prefix, model.windows.merge(torch.cat([p for _, p in parts]))], 1))
+    encoding = wait(device) - begun
+    text, stops = processor.prompts([TEST_PROMPT]), stop_ids(model.llm)
+    instruction = Instruction(text.qformer_ids.to(device), text.qformer_mask.to(device))
+    seconds, found = [], []
+    for mask in masks:
+        for mode in MODES:
+            begun = wait(device)
+            canvas = processor.canvas_masks(mask[None]).to(device)
+            keys = model.visible_keys(canvas, context_mask(canvas, model.config.context_enlarge_ratio))
+            image_kv = model.bridge.image_keys_values(tokens)
+            out = model.generate_from_prefix(
+                model.bridge(image_kv, torch.zeros(1, dtype=torch.long, device=device), keys, instruction, [mode]),
+                text.input_ids.to(device),
+                text.attention_mask.to(device),
+                max_new_tokens=NEW_TOKENS,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+            ids = out.sequences[0].tolist()
+            probs = torch.stack(out.logits, 1)[0].float().softmax(-1)[torch.arange(len(ids)), ids].tolist()
+            length = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+            found.append((processor.name(ids[:length]), float(np.prod(probs[:length])) if length else probs[0]))
+            seconds.append(wait(device) - begun)
+    return encoding, seconds, found
+
+
+def ours(recognizer: Recognizer, image: Image.Image, masks: np.ndarray) -> tuple[float, list[tuple[str, float]]]:
+    """Seconds for all masks of an image, from nothing; each mask's and mode's name and probability."""
+    begun = wait(recognizer.model.device)
+    recognizer.set_image(image)
+    answers = recognizer.name(masks, modes=MODES)
+    seconds = wait(recognizer.model.device) - begun
+    return seconds, [(answer.text, answer.prob) for region in answers for answer in region]
+
+
+def compare(
+    model: OmniScientModel, processor: Processor, counts: list[int], size: tuple[int, int], rounds: int
+) -> list[dict[str, Any]]:
+    image, masks = pictures(max(counts), *size)
+    recognizer = Recognizer(model, processor, NEW_TOKENS)
+    ours(recognizer, image, masks[:1])  # warms up: threads, the window of padding
+    published(model, processor, image, masks[:1])
+    encoding, seconds, expected = published(model, processor, image, masks)
+    cases = []
+    for count in counts:
+        runs = [ours(recognizer, image, masks[:count]) for _ in range(rounds)]
+        best, found = min(run[0] for run in runs), runs[0][1]
+        calls = len(MODES) * count
+        wrong = sum(a[0] != b[0] for a, b in zip(expected, found, strict=False))
+        apart = max(abs(a[1] - b[1]) for a, b in zip(expected, found, strict=False))
+        theirs = encoding + sum(seconds[:calls])
+        cases.append(
+            {
+                "masks": count,
+                "names": calls,
+                "names_per_second": {"ours": round(calls / best, 3), "published": round(calls / theirs, 3)},
+                "seconds": {"ours": round(best, 3), "published": round(theirs, 3)},
+                "times_faster": round(theirs / best, 2),
+                "other_names": wrong,
+                "different_names": len({name for name, _ in found}),
+                "probabilities_apart": apart,
+            }
+        )
+        print(json.dumps(cases[-1]), file=sys.stderr)
+    return cases
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    out.add_argument("--config", default="", help="osm_small, osm, ...; without it the random CPU model")
+    out.add_argument("--random_weights", action="store_true", help="of the published size, made on the device")
+    out.add_argument("--tiny", action="store_true", help="shrinks a random model, to try the script")
+    out.add_argument("--masks", default="1,8,32", help="numbers of masks [%(default)s]")
+    out.add_argument("--size", default="640x480", help="of the picture [%(default)s]")
+    out.add_argument("--rounds", type=int, default=2, help="of our way; the best counts [%(default)s]")
+    out.add_argument("--device", default="auto")
+    out.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all cores")
+    return out
+
+
+def built(args: argparse.Namespace, device: torch.device) -> tuple[OmniScientModel, Processor]:
+    if args.random_weights:
+        config = models.published_base(args.config or "osm")
+        half = torch.bfloat16 if device.type == "cuda" else torch.float32
+        return models.random_model(config, args.tiny, device, half), models.random_processor(config)
+    if args.config:
+        base_config(args.config)
+        return models.pretrained(args.config)
+    return random_cpu_model(args.tiny)
+
+
+def main() -> int:
+    args = parser().parse_args()
+    try:
+        device = pick_device(args.device)
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        counts = [int(count) for count in args.masks.split(",")]
+        width, height = (int(side) for side in args.size.split("x"))
+        model, processor = built(args, device)
+    except (OsmError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    model = model.to(device).eval()
+    lead(model)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        cases = compare(model, processor, counts, (width, height), args.rounds)
+    document = {
+        "model": args.config or "random",
+        "tiny": args.tiny,
+        "input_size": model.config.input_size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "cases": cases,
+    }
+    print(json.dumps(document, indent=1))
+    close = 1e-4 if device.type == "cpu" else 2e-2  # bf16
+    return int(any(case["other_names"] or case["probabilities_apart"] > close for case in cases))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The command `osm name`: what is this, in that picture?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osm.errors import OsmError
+
+if TYPE_CHECKING:
+    from osm.recognition.recognizer import Recognition
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm name`."""
+    out = argparse.ArgumentParser(
+        prog="osm name", allow_abbrev=False, description="Names what masks, boxes or points of a picture show."
+    )
+    out.add_argument("image", type=Path, help="a JPEG, PNG or TIFF")
+    out.add_argument("--checkpoint", required=True, help="a trained model: a folder `final`, a hub id or a .pt file")
+    out.add_argument("--config", help="of a .pt file that does not tell its own")
+    out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, not black = inside")
+    out.add_argument("--box", action="append", metavar="X,Y,W,H", help="in pixels")
+    out.add_argument("--point", action="append", metavar="X,Y", help="in pixels; a small disc around it is named")
+    out.add_argument("--mode", action="append", help="in which it answers; any is the open one [any]")
+    out.add_argument("--vocabulary", type=Path, metavar="FILE", help="a name a line: only these may come out")
+    out.add_argument("--way", default="constrained", help="with a vocabulary: constrained or scored [%(default)s]")
+    out.add_argument("--top_k", type=int, default=1, help="so many names of each [%(default)s]")
+    out.add_argument("--json", action="store_true", help="one JSON document instead of lines")
+    out.add_argument("--device", default="auto", help="[%(default)s]")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 after a user's mistake."""
+    args = parser().parse_args(argv)
+    try:
+        print(_answer(args))
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _answer(args: argparse.Namespace) -> str:
+    boxes = [_numbers(text, 4, "--box", "X,Y,W,H") for text in args.box or ()]
+    points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
+    if not (args.mask or boxes or points):
+        raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H or --point X,Y")
+    if not args.image.is_file():
+        raise OsmError(f"{args.image}: no such picture")
+    from osm.recognition.recognizer import load_recognizer
+    from osm.recognition.vocabulary import read_names
+
+    names = read_names(args.vocabulary) if args.vocabulary else None
+    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device)
+    recognizer.set_image(args.image)
+    masks = [_mask(path, recognizer.image_size) for path in args.mask or ()]
+    found = recognizer.name(
+        masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, way=args.way
+    )
+    what = [f"mask {path}" for path in args.mask or ()]
+    what += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]
+    if args.json:
+        regions = [
+            {"region": w, "answers": [_plain(a) for a in answers]} for w, answers in zip(what, found, strict=True)
+        ]
+        document = {"image": str(args.image), "size": list(recognizer.image_size), "regions": regions}
+        return json.dumps(document, indent=1)
+    return "\n".join(_line(w, answer) for w, answers in zip(what, found, strict=True) for answer in answers)
+
+
+def _numbers(text: str, count: int, flag: str, what: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise OsmError(f"{flag} {text!r} is not {what}")
+    return numbers
+
+
+def _mask(path: Path, size: tuple[int, int]) -> Any:
+    import numpy as np
+
+    from osm.recognition.recognizer import opened
+
+    image = opened(path)
+    if image.size != size:
+        raise OsmError(f"--mask {path} is {image.width} x {image.height}, its image {size[0]} x {size[1]}")
+    pixels = np.asarray(image)
+    return pixels.reshape(*pixels.shape[:2], -1)[..., :3].any(-1)
+
+
+def _plain(answer: Recognition) -> dict[str, Any]:
+    found: dict[str, Any] = {"mode": answer.mode, "name": answer.text, "prob": answer.prob}
+    if answer.skipped:
+        return {"mode": answer.mode, "skipped": answer.skipped}
+    if answer.token_probs:
+        found["token_probs"] = list(answer.token_probs)
+    if answer.top:
+        found["top"] = [{"name": other.text, "prob": other.prob} for other in answer.top]
+    return found
+
+
+def _line(what: str, answer: Recognition) -> str:
+    if answer.skipped:
+        return f"{what} [{answer.mode}]: no name, {answer.skipped}"
+    names = [(other.text, other.prob) for other in answer.top] or [(answer.text, answer.prob)]
+    return f"{what} [{answer.mode}]: " + ", ".join(f"{text or '(nothing)'} {prob:.1%}" for text, prob in names)

@@ -1,0 +1,151 @@
+"""Files that claim what they do not hold: tar headers, pictures, and a limit on the time that reading them may take."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+END = tarfile.NUL * 1024
+HUGE = (2**63 - 1, 300 << 30)  # what no memory holds, and what a lazy system may seem to give
+
+
+@contextmanager
+def seconds(limit: int) -> Iterator[None]:
+    """Raises TimeoutError where the block goes on for longer: a hang is a failure, not a wait."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"over {limit} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own, which may die of it; it imports what this one does."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+# Tar.
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header with a right checksum, whatever its size says."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))[:512]
+    block[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def tar_member(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    return header(name, len(data), kind) + data + tarfile.NUL * (-len(data) % 512)
+
+
+def pax(*records: tuple[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """An extended header with these records."""
+    data = b""
+    for name, value in records:
+        body = f" {name}={value}\n".encode()
+        length = len(body) + len(str(len(body) + 3))
+        data += str(length).encode() + body
+    return tar_member("extended", data, kind)
+
+
+# Pictures.
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_file(width: int, height: int, before: bytes = b"", after: bytes = b"", pixels: bytes | None = None) -> bytes:
+    """A PNG that claims that size; its pixels are ten zeros unless given."""
+    data = zlib.compress(bytes(10)) if pixels is None else pixels
+    chunks = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + before
+    return b"\x89PNG\r\n\x1a\n" + chunks + png_chunk(b"IDAT", data) + after + png_chunk(b"IEND", b"")
+
+
+def jpeg_file(width: int, height: int, scans: int = 0) -> bytes:
+    """A small JPEG that claims that size; `scans` repeats the last scan of a progressive one so often."""
+    data = saved(Image.new("L", (16, 16)), "JPEG", progressive=bool(scans))
+    at = data.find(b"\xff\xc2" if scans else b"\xff\xc0") + 5
+    data = data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+    last = data.rfind(b"\xff\xda")
+    return data + data[last:-2] * scans + b"\xff\xd9" if scans else data
+
+
+def tiff_file(width: int, height: int, **changes: tuple[int, int, int] | None) -> bytes:
+    """A grey TIFF of one strip; `changes` (`tag273=(type, count, value)`) replaces or drops entries."""
+    entries: dict[int, tuple[int, int, int] | None] = {
+        256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1),
+        273: (4, 1, 122), 277: (3, 1, 1), 278: (4, 1, height), 279: (4, 1, 100),
+    }  # fmt: skip
+    entries |= {int(name.removeprefix("tag")): value for name, value in changes.items()}
+    given = sorted((tag, *value) for tag, value in entries.items() if value is not None)
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in given)
+    return b"II*\0" + struct.pack("<IH", 8, len(given)) + directory + bytes(104)
+
+
+def pictures() -> dict[str, tuple[bytes, str]]:
+    """By name: small files that would take gigabytes or hours, and the reason for which none of them is read."""
+    bomb = zlib.compress(bytes(200 << 20), 9)
+    rows = zlib.compress((b"\0" + bytes(30)) * 20)
+    tile = {"tag273": None, "tag278": None, "tag279": None, "tag324": (4, 1, 150), "tag325": (4, 1, 50)}
+    large = 2**31 - 1
+    too_large = {
+        "png 60000": png_file(60_000, 60_000),
+        "png 2^31": png_file(large, large),
+        "png line": png_file(120_000_000, 1),
+        "jpeg 65500": jpeg_file(65_500, 65_500),
+        "tiff 60000": tiff_file(60_000, 60_000),
+        "tiff 2^32": tiff_file(2**32 - 1, 2**32 - 1),
+    }
+    unreadable = {
+        "png text": png_file(10, 20, before=png_chunk(b"zTXt", b"k\0\0" + bomb), pixels=rows),
+        "png international text": png_file(10, 20, png_chunk(b"iTXt", b"k\0\1\0\0\0" + bomb), pixels=rows),
+        "png profile": png_file(10, 20, before=png_chunk(b"iCCP", b"k\0\0" + bomb), pixels=rows),
+        "png chunk": png_file(10, 20)[:33] + struct.pack(">I", large) + b"iCCPxx",
+        "png empty": png_file(0, 5),
+        "jpeg empty": jpeg_file(0, 10),
+        "tiff empty": tiff_file(0, 10),
+        "tiff strips": tiff_file(10, 10, tag273=(4, 2**32 - 1, 8)),
+        "tiff samples": tiff_file(10, 10, tag277=(3, 1, 65_535)),
+        "tiff words for numbers": tiff_file(10, 10, tag256=(2, 4, 0x41414141)),
+        "bigtiff": b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, 2**63),
+        "nothing": b"",
+    }
+    truncated = {
+        "png text after the pixels": png_file(10, 20, after=png_chunk(b"zTXt", b"k\0\0" + bomb), pixels=rows),
+        "png without pixels": png_file(10_000, 10_000),
+        "jpeg scans": jpeg_file(8_000, 8_000, scans=20_000),
+        "tiff tile": tiff_file(16, 16, **tile, tag322=(4, 1, large), tag323=(4, 1, large)),
+        "tiff no tile": tiff_file(16, 16, **tile, tag322=(4, 1, 0), tag323=(4, 1, 0)),
+    }
+    reasons = {"image_too_large": too_large, "image_unreadable": unreadable, "image_truncated": truncated}
+    return {name: (data, reason) for reason, files in reasons.items() for name, data in files.items()}

@@ -1,0 +1,162 @@
+"""Pictures that claim or expand to gigabytes, or take hours: a reason, in little memory and time; damage likewise."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile import jpeg_file, pictures, run_python, saved, seconds
+from PIL import Image, PngImagePlugin
+
+from osm.data import images
+from osm.data.images import decode, open_image, read_ids, read_panoptic, read_rgb
+from osm.errors import SampleError
+
+HERE = Path(__file__).parent
+# Reads every picture in three ways, in a process that may take 300 MB and 20 seconds beyond what it has taken so far.
+CHILD = """
+import json, pickle, resource, sys, warnings
+from osm.data.images import read_ids, read_panoptic, read_rgb
+from osm.errors import SampleError
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (300 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+warnings.simplefilter("error" if sys.argv[2] == "strict" else "ignore")
+found = {}
+for name, data in pickle.load(open(sys.argv[1], "rb")).items():
+    for read in (read_rgb, read_ids, read_panoptic):
+        try:
+            read(data)
+        except SampleError as error:
+            found[f"{name}, {read.__name__}"] = error.reason
+        else:
+            found[f"{name}, {read.__name__}"] = "read"
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to know how much memory is in use")
+@pytest.mark.parametrize("warnings", ["strict", "quiet"])
+def test_pictures_that_claim_much_take_little(tmp_path: Path, warnings: str) -> None:
+    made = pictures()
+    (tmp_path / "files").write_bytes(pickle.dumps({name: data for name, (data, _) in made.items()}))
+    assert max(len(data) for data, _ in made.values()) < 2 << 20
+    done = run_python(CHILD, str(tmp_path / "files"), warnings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = {f"{name}, {read}": reason for name, (_, reason) in made.items()
+                for read in ("read_rgb", "read_ids", "read_panoptic")}  # fmt: skip
+    found = json.loads(done.stdout)
+    if warnings == "strict":  # Pillow warns of some before it refuses them
+        assert found.keys() == expected.keys() and "read" not in found.values()
+    else:
+        assert found == expected
+
+
+def test_the_bounds_are_on_pixels_and_on_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
+    monkeypatch.setattr(images, "MAX_SIDE", 400)
+    for size, passes in (
+        ((100, 100), True),
+        ((101, 100), False),
+        ((400, 2), True),
+        ((401, 1), False),
+        ((1, 401), False),
+    ):
+        data = saved(Image.new("RGB", size), "PNG")
+        if passes:
+            assert read_rgb(data).size == size
+            continue
+        with pytest.raises(SampleError) as caught:
+            read_rgb(data)
+        assert caught.value.reason == "image_too_large"
+
+
+def test_scans_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    few, many = jpeg_file(64, 64, scans=5), jpeg_file(64, 64, scans=40)
+    monkeypatch.setattr(images, "MAX_SCANS", 20)
+    (tmp_path / "x.jpg").write_bytes(few)
+    for source in (few, tmp_path / "x.jpg"):
+        assert read_rgb(source).size == (64, 64)
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(SampleError, match="broken data .more than 20 scans"):
+        read_rgb(many)
+
+
+def test_whatever_pillow_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.new("RGB", (9, 9)), "PNG")
+    for error in (OverflowError, MemoryError, KeyError, AttributeError, RuntimeWarning, RecursionError):
+        with monkeypatch.context() as patched:
+            patched.setattr(PngImagePlugin.PngImageFile, "_open", lambda _, error=error: (_ for _ in ()).throw(error()))
+            with pytest.raises(SampleError) as caught:
+                read_rgb(data)
+            assert caught.value.reason == "image_unreadable"
+        opened = open_image(data)
+        monkeypatch.setattr(opened, "load", lambda error=error: (_ for _ in ()).throw(error()))
+        with pytest.raises(SampleError) as caught:
+            decode(opened)
+        assert caught.value.reason == "image_truncated"
+
+
+def test_a_mode_that_cannot_be_converted_is_a_reason() -> None:
+    opened = open_image(saved(Image.new("RGB", (9, 9)), "PNG"))
+    with pytest.raises(SampleError) as caught:
+        decode(opened, "no such mode")
+    assert caught.value.reason == "image_truncated"
+
+
+def kinds() -> dict[str, bytes]:
+    """Pictures of many kinds, with all that may stand beside the pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    rgb = Image.fromarray(pixels)
+    ids = Image.fromarray((np.arange(1200).reshape(30, 40) // 200).astype(np.uint16))
+    text, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    text.add_text("a", "b" * 50, zip=True)
+    text.add_itxt("c", "d")
+    exif[0x0112], exif[0x010E] = 6, "x" * 30
+    return {
+        "jpeg": saved(rgb, "JPEG", exif=exif, icc_profile=b"x" * 200, dpi=(72, 72)),
+        "progressive": saved(rgb, "JPEG", progressive=True),
+        "cmyk": saved(rgb.convert("CMYK"), "JPEG"),
+        "several": saved(rgb, "MPO", save_all=True, append_images=[rgb]),
+        "png": saved(rgb, "PNG", pnginfo=text, icc_profile=b"x" * 200, exif=exif),
+        "palette": saved(rgb.quantize(16), "PNG", transparency=b"\1\2\3"),
+        "animated": saved(rgb, "PNG", save_all=True, append_images=[rgb]),
+        "ids": saved(ids, "PNG"),
+        "tiff": saved(ids, "TIFF"),
+        "lzw": saved(ids, "TIFF", compression="tiff_lzw"),
+        "deflate": saved(ids, "TIFF", compression="tiff_adobe_deflate"),
+        "lab": saved(Image.new("LAB", (40, 30)), "TIFF"),
+        "float": saved(Image.new("F", (30, 20)), "TIFF"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's of damaged files
+def test_damage_of_any_kind_is_a_reason() -> None:
+    rng, made = random.Random(0), kinds()
+    reasons: set[str] = set()
+    with seconds(60):
+        for turn in range(1500):
+            data = bytearray(made[list(made)[turn % len(made)]])
+            if turn % 4 == 3:
+                del data[rng.randrange(len(data)) :]
+            for _ in range(rng.randrange(1, 6)):
+                at = rng.randrange(len(data) or 1)  # half of it at either end, where the structure is
+                at = rng.choice((at, at, min(at, rng.randrange(300)), max(at, len(data) - 1 - rng.randrange(300))))
+                data[at : at + 1] = bytes([rng.choice((0, 255, 127, 128, rng.randrange(256)))])
+            for read in (read_rgb, read_ids, read_panoptic):
+                try:
+                    read(bytes(data))
+                except SampleError as error:
+                    reasons.add(error.reason)
+    assert {"image_unreadable", "image_truncated", "mask_not_ids", "mask_not_rgb"} <= reasons
+
+
+def test_pixels_are_decoded_by_pillow_alone() -> None:
+    # torchvision's decoders end the process on some damaged PNGs.
+    for path in (HERE.parents[1] / "osm").rglob("*.py"):
+        assert not re.search(r"torchvision|decode_(png|jpeg|image)|import cv2", path.read_text()), path

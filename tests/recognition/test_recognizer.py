@@ -1,0 +1,294 @@
+"""The engine: images in turn and in batches, regions of all kinds, odd pictures, lists of names."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from test_namer import built, picture, some_masks  # noqa: F401  (built is a fixture)
+
+import osm
+from osm.data.processor import Processor
+from osm.errors import OsmError
+from osm.model.osm import OmniScientModel
+from osm.recognition.recognizer import Recognition, Recognizer, as_rgb
+
+Built = tuple[OmniScientModel, Processor]
+NAMES = ["cat", "traffic light", "Dog", "teddy bear", "train", "cat "]
+
+
+@pytest.fixture
+def recognizer(built: Built) -> Recognizer:  # noqa: F811
+    return Recognizer(*built, max_new_tokens=6)
+
+
+def texts(found: list[list[Recognition]]) -> list[list[tuple[str, float]]]:
+    return [[(answer.text, round(answer.prob, 4)) for answer in answers] for answers in found]
+
+
+def close(first: list[list[Recognition]], second: list[list[Recognition]]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a.mode, a.text, a.skipped) == (b.mode, b.text, b.skipped)
+            assert a.prob == pytest.approx(b.prob, rel=1e-3)
+            assert a.token_probs == pytest.approx(b.token_probs, rel=1e-3)
+
+
+# Images.
+
+
+def test_windows_of_padding_are_not_computed_again(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cached = uncached, for pictures of every shape, together and alone."""
+    model, processor = recognizer.model, recognizer.processor
+    images = [picture(n, *size) for n, size in enumerate([(70, 50), (20, 90), (56, 56), (90, 11), (3, 200)])]
+    canvas = torch.stack([processor.canvas(image) for image in images])
+    pixels = processor.pixel_values(canvas)
+    sizes = [image.size for image in images]
+    windows = []
+    forward = model.tower.forward
+    monkeypatch.setattr(model.tower, "forward", lambda x: windows.append(len(x)) or forward(x))
+    with torch.no_grad():
+        found = recognizer.encoder.tower_tokens(pixels, sizes)
+        seen = sum(windows)
+        again = recognizer.encoder.tower_tokens(pixels[1:2], sizes[1:2])
+        expected = model.tower_tokens(pixels)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again, expected[1:2], atol=1e-5, rtol=1e-5)
+    assert seen - 1 < len(images) * model.windows.count  # less the one of padding
+
+
+def test_an_image_leaves_nothing_behind(recognizer: Recognizer, built: Built) -> None:  # noqa: F811
+    pictures = [(picture(1), some_masks()), (picture(2, 40, 90), some_masks(40, 90)), (picture(1), some_masks())]
+    in_turn = []
+    for image, masks in pictures:
+        recognizer.set_image(image)
+        in_turn.append(recognizer.name(masks, modes=["coco", "any"]))
+    assert in_turn[0] == in_turn[2] != in_turn[1]
+    for (image, masks), found in zip(pictures, in_turn, strict=True):
+        fresh = Recognizer(*built, max_new_tokens=6)
+        fresh.set_image(image)
+        close(fresh.name(masks, modes=["coco", "any"]), found)
+    with pytest.raises(OsmError, match="image is a int"):
+        recognizer.set_image(3)  # type: ignore[arg-type]
+    with pytest.raises(OsmError, match="no image is set"):  # not the one before
+        recognizer.name(some_masks())
+
+
+def test_a_batch_of_images_is_each_alone(recognizer: Recognizer) -> None:
+    images = [picture(n, 70 - 7 * n, 50) for n in range(5)]
+    masks = [some_masks(image.width, image.height)[: n % 4] for n, image in enumerate(images)]
+    recognizer.images_at_once = 3
+    found = recognizer.name_batch(images, masks, modes=["any", "coco"])
+    assert [len(regions) for regions in found] == [0, 1, 2, 3, 0]
+    for image, wanted, together in zip(images, masks, found, strict=True):
+        recognizer.set_image(image)
+        close(recognizer.name(wanted, modes=["any", "coco"]), together)
+    with pytest.raises(OsmError, match="5 images, but masks for 1"):
+        recognizer.name_batch(images, masks[:1])
+
+
+def test_memory_is_bounded_whatever_the_number_of_masks(recognizer: Recognizer, monkeypatch: Any) -> None:
+    """500 masks in batches of a few rows: the same names."""
+    recognizer.set_image(picture(0))
+    masks = np.zeros((500, 50, 70), bool)
+    for number, mask in enumerate(masks):
+        mask[number % 40 : number % 40 + 6, number % 60 : number % 60 + 6] = True
+    whole = recognizer.name(masks)
+    assert len(whole) == 500 and not any(answers[0].skipped for answers in whole)
+    recognizer.max_batch_tokens, rows = 400, []
+    batch = Recognizer._batch
+    monkeypatch.setattr(Recognizer, "_batch", lambda self, *a: rows.append(len(a[1])) or batch(self, *a))
+    close(recognizer.name(masks[:60]), whole[:60])
+    assert max(rows) < 20 and sum(rows) == 60
+    recognizer.max_batch_tokens = 1  # one row at a time is always possible
+    close(recognizer.name(masks[:2]), whole[:2])
+
+
+def test_masks_that_are_not_named_say_why(recognizer: Recognizer) -> None:
+    recognizer.set_image(picture(0, 700, 500))
+    masks = np.zeros((3, 500, 700), bool)
+    masks[1, 100:300, 100:300] = True
+    masks[2, 3, 4] = True  # lost where 700 pixels become 56
+    found = recognizer.name(masks)
+    assert [answers[0].skipped for answers in found] == [
+        "the mask is empty",
+        "",
+        "the mask vanishes at the model's input size",
+    ]
+    assert recognizer.name([]) == []
+
+
+# Regions.
+
+
+def test_the_same_region_in_any_form(recognizer: Recognizer) -> None:
+    recognizer.set_image(picture(0))
+    mask = some_masks()[1]
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    forms = [mask, mask.astype(np.uint8) * 255, rle, {**rle, "counts": rle["counts"].decode()}]
+    found = recognizer.name(forms)
+    assert all(answers == found[0] for answers in found)
+    box, point = recognizer.name(boxes=[[10, 25, 40, 25]], points=[[30, 30]])
+    assert box[0].text and point[0].text is not None and len(recognizer.name(mask[None], boxes=[[0, 0, 9, 9]])) == 2
+    # A box is asked about as a box: the same pixels as a mask may have another name.
+    as_box = recognizer._name
+    prompts = []
+    recognizer._batch = lambda images, jobs, prompt, wish: (  # type: ignore[method-assign]
+        prompts.append(prompt) or Recognizer._batch(recognizer, images, jobs, prompt, wish)
+    )
+    recognizer.name(mask[None], boxes=[[10, 25, 40, 25]])
+    assert sorted(prompts) == [
+        "What is in the bounding box? Assistant:",
+        "What is in the segmentation mask? Assistant:",
+    ]
+    assert as_box
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ({"masks": np.zeros((1, 3, 4), bool)}, r"mask 0 has shape \(3, 4\) .*\(50, 70\) of 0 and 1 needed"),
+        ({"masks": [{"size": [50, 70], "counts": "zz"}]}, "mask 0: RLE"),
+        ({"masks": [{"size": [9, 9], "counts": [81]}]}, "mask 0: RLE size"),
+        ({"boxes": [[1, 2, 3]]}, r"box 0: \[1, 2, 3\] is not \[x, y, width, height\]"),
+        ({"boxes": [[1, 2, 3, float("nan")]]}, "box 0: .* is not"),
+        ({"boxes": [[0, 0, 5, 5], [80, 0, 5, 5]]}, "box 1: .* has nothing of the image, which is 70 x 50"),
+        ({"points": [[70, 1]]}, "point 0: .* is outside of the image, which is 70 x 50"),
+        ({"modes": ["no such"]}, "mode 'no such' is not one of this model's"),
+        ({"modes": "any"}, r"a list is needed: \['any'\]"),
+        ({"top_k": 0}, "top_k 0 must be 1 or more"),
+        ({"vocabulary": []}, "vocabulary: no name in it"),
+        ({"vocabulary": "cat"}, "vocabulary is the text 'cat'; a list of names is needed"),
+        ({"vocabulary": ["cat", " "]}, "vocabulary: ' ' is no name"),
+        ({"vocabulary": ["word " * 39]}, "vocabulary: the answer .* takes over"),
+        ({"vocabulary": ["cat"], "way": "guessed"}, "way 'guessed' is not one of constrained, scored"),
+    ],
+)
+def test_what_is_not_right_is_said(recognizer: Recognizer, regions: dict[str, Any], message: str) -> None:
+    recognizer.set_image(picture(0))
+    with pytest.raises(OsmError, match=message):
+        recognizer.name(**{"masks": some_masks()[:1], **regions})
+
+
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_odd_pictures_are_read_as_one_sees_them(tmp_path: Path) -> None:
+    base = picture(0, 70, 50)
+    pixels = np.asarray(base)
+    np.testing.assert_array_equal(np.asarray(as_rgb(saved(base, tmp_path / "plain.png"))), pixels)
+    np.testing.assert_array_equal(np.asarray(as_rgb(pixels)), pixels)
+    grey = as_rgb(saved(base.convert("L"), tmp_path / "grey.png"))
+    assert grey.mode == "RGB" and (np.asarray(grey) == np.asarray(base.convert("L"))[..., None]).all()
+    cmyk = as_rgb(saved(base.convert("CMYK"), tmp_path / "cmyk.jpg", quality=100, subsampling=0))
+    assert np.abs(np.asarray(cmyk).astype(int) - pixels).mean() < 12
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    turned = as_rgb(saved(base, tmp_path / "turned.jpg", exif=exif))
+    assert turned.size == (50, 70)
+    alpha = base.convert("RGBA")
+    alpha.putalpha(Image.fromarray(np.tile(np.arange(70, dtype=np.uint8) > 35, (50, 1)).astype(np.uint8) * 255))
+    flat = np.asarray(as_rgb(saved(alpha, tmp_path / "alpha.png")))
+    assert (flat[:, :36] == 255).all() and (flat[:, 36:] == pixels[:, 36:]).all()
+    deep = Image.fromarray(np.arange(3500, dtype=np.uint16).reshape(50, 70) * 18)
+    found = np.asarray(as_rgb(saved(deep, tmp_path / "deep.png")))
+    assert (found[..., 0] == (np.arange(3500).reshape(50, 70) * 18) // 256).all()
+    palette = as_rgb(saved(base.quantize(16), tmp_path / "palette.png"))
+    assert palette.mode == "RGB"
+    broken = tmp_path / "broken.jpg"
+    stream = io.BytesIO()
+    base.save(stream, "JPEG")
+    broken.write_bytes(stream.getvalue()[:400])
+    for wrong, message in (
+        (broken, "Truncated|broken data"),
+        (tmp_path / "no such.jpg", "no such.jpg"),
+        (np.zeros(3), "array"),
+    ):
+        with pytest.raises(OsmError, match=message):
+            as_rgb(wrong)
+
+
+def test_a_very_large_picture(recognizer: Recognizer, tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (10_000, 10_000), (120, 30, 60)), tmp_path / "large.png")
+    recognizer.set_image(path)
+    found = recognizer.name(boxes=[[4000, 4000, 3000, 2000]])
+    assert recognizer.image_size == (10_000, 10_000) and not found[0][0].skipped
+
+
+# Lists of names.
+
+
+def test_lists_of_names(recognizer: Recognizer) -> None:
+    recognizer.set_image(picture(0))
+    clean = ["cat", "traffic light", "dog", "teddy bear", "train"]
+    free = recognizer.name(some_masks(), top_k=3)
+    for answers in free:
+        assert len(answers[0].top) == 3 and answers[0].text == answers[0].top[0].text
+        probs = [other.prob for other in answers[0].top]
+        assert probs == sorted(probs, reverse=True) and sum(probs) <= 1 + 1e-5
+    for way in ("constrained", "scored"):
+        found = recognizer.name(some_masks(), vocabulary=NAMES, way=way, top_k=5)
+        for answers in found:
+            assert sorted(other.text for other in answers[0].top) == sorted(clean)
+            assert sum(other.prob for other in answers[0].top) == pytest.approx(1, abs=1e-4)
+            assert answers[0].prob == pytest.approx(answers[0].top[0].prob)
+        one = recognizer.name(some_masks(), vocabulary=NAMES, way=way)
+        assert all(a[0].text in clean and a[0].top == () for a in one)
+        if way == "scored":
+            assert texts(one) == texts(found)
+    # As many rows as one at a time.
+    recognizer.max_batch_tokens = 1
+    close(recognizer.name(some_masks(), vocabulary=NAMES, top_k=5, way="scored"), found)
+
+
+# The command.
+
+
+def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
+    import json
+
+    from osm.cli import main
+
+    model, _ = built
+    model.save_pretrained(tmp_path / "model")
+    image, mask = saved(picture(0), tmp_path / "picture.png"), tmp_path / "mask.png"
+    Image.fromarray(some_masks()[1].astype(np.uint8) * 255).save(mask)
+    names = tmp_path / "names.txt"
+    names.write_text("# animals\ncat\n\nteddy bear\n")
+    base = ["name", str(image), "--checkpoint", str(tmp_path / "model")]
+    regions = ["--mask", str(mask), "--box", "10,25,40,25", "--point", "30,30"]
+    assert main([*base, *regions]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"mask {mask} [any]",
+        "box 10,25,40,25 [any]",
+        "point 30,30 [any]",
+    ]
+    more = ["--vocabulary", str(names), "--top_k", "2", "--mode", "coco", "--mode", "any", "--json"]
+    assert main([*base, *regions, *more]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["size"] == [70, 50] and len(document["regions"]) == 3
+    for region in document["regions"]:
+        assert [answer["mode"] for answer in region["answers"]] == ["coco", "any"]
+        assert all({o["name"] for o in answer["top"]} == {"cat", "teddy bear"} for answer in region["answers"])
+    recognizer = osm.load_recognizer(tmp_path / "model", device="cpu")
+    recognizer.set_image(image)
+    asked = recognizer.name([some_masks()[1]], modes=["coco"], vocabulary=["cat", "teddy bear"])[0][0]
+    assert document["regions"][0]["answers"][0]["name"] == asked.text
+    for wrong, message in (
+        ([], "nothing to name: give --mask FILE"),
+        (["--box", "1,2"], "--box '1,2' is not X,Y,W,H"),
+        (["--mask", str(tmp_path / "none.png")], "none.png"),
+        (["--point", "1,2", "--vocabulary", str(tmp_path / "none.txt")], "none.txt"),
+    ):
+        assert main([*base, *wrong]) == 2
+        assert message in capsys.readouterr().err
