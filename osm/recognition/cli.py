@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--point", action="append", metavar="X,Y", help="in pixels; a small disc around it is named")
     out.add_argument("--mode", action="append", help="in which it answers; any is the open one [any]")
     out.add_argument("--vocabulary", type=Path, metavar="FILE", help="a name a line: only these may come out")
-    out.add_argument("--way", default="constrained", help="with a vocabulary: constrained or scored [%(default)s]")
+    out.add_argument(
+        "--way", default="constrained", help="with a vocabulary: constrained, scored or mapped [%(default)s]"
+    )
     out.add_argument("--top_k", type=int, default=1, help="so many names of each [%(default)s]")
     out.add_argument("--json", action="store_true", help="one JSON document instead of lines")
     out.add_argument("--device", default="auto", help="[%(default)s]")
@@ -102,6 +104,8 @@ def _plain(answer: Recognition) -> dict[str, Any]:
         return {"mode": answer.mode, "skipped": answer.skipped}
     if answer.token_probs:
         found["token_probs"] = list(answer.token_probs)
+    if answer.said:
+        found["said"] = answer.said
     if answer.top:
         found["top"] = [{"name": other.text, "prob": other.prob} for other in answer.top]
     return found

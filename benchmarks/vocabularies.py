@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""What a list of names is worth: accuracy and seconds of four ways to name the same masks.
+
+Free naming, and out of the set's own names: constrained (search in a trie), scored (likelihood of every name), mapped
+(said freely, then the nearest name). Accuracy is the published one; both modes. Prints one JSON document last.
+
+    python3 benchmarks/vocabularies.py runs/osm_small/final --datasets sets.yaml --sets camvid,clothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from osm.benchmark.items import SPLITS  # noqa: E402
+from osm.benchmark.metrics import accepted_forms, in_vocabulary, normalize  # noqa: E402
+from osm.data.datasets import ANY_MODE, Dataset, DatasetTable  # noqa: E402
+from osm.data.images import read_rgb  # noqa: E402
+from osm.errors import OsmError  # noqa: E402
+from osm.recognition.recognizer import WAYS, Recognizer, load_recognizer  # noqa: E402
+
+
+def measure(recognizer: Recognizer, row: Dataset, way: str, limit: int | None) -> dict[str, Any]:
+    """Counts of one set, named one way in both modes."""
+    split = SPLITS[row.form](row)
+    modes = [row.name, ANY_MODE]
+    names = sorted({name for label in row.label_set.classes.values() for name in label.names})
+    options = {} if way == "free" else {"vocabulary": names, "way": way}
+    right, outside, masks, seconds = dict.fromkeys(modes, 0), dict.fromkeys(modes, 0), 0, 0.0
+    for index in range(min(len(split), limit or len(split))):
+        item = split.load(index)
+        found = [(label, item.mask(k)) for k, label in enumerate(item.annotations) if item.mask(k).any()]
+        image = read_rgb(item.image_path)
+        begun = time.monotonic()
+        recognizer.set_image(image)
+        answers = recognizer.name(np.stack([mask for _, mask in found]), modes=modes, **options) if found else []
+        seconds += time.monotonic() - begun
+        for (annotation, _), regions in zip(found, answers, strict=True):
+            accepted = accepted_forms(row.label_set[annotation["category_id"]].names)
+            masks += not regions[0].skipped
+            for answer in regions:
+                if not answer.skipped:
+                    right[answer.mode] += normalize(answer.text) in accepted
+                    outside[answer.mode] += not in_vocabulary(answer.text, row.label_set)
+    return {
+        "masks": masks,
+        "accuracy": {("own" if mode == row.name else mode): round(count / masks, 4) for mode, count in right.items()},
+        "not_in_vocabulary": {
+            ("own" if mode == row.name else mode): round(count / masks, 4) for mode, count in outside.items()
+        },
+        "seconds": round(seconds, 1),
+        "names_per_second": round(len(modes) * masks / seconds, 2),
+        "list": len(names),
+    }
+
+
+def main() -> int:
+    out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    out.add_argument("checkpoint")
+    out.add_argument("--datasets", required=True, help="a YAML with the sets' val paths")
+    out.add_argument("--sets", default="camvid,clothing")
+    out.add_argument("--ways", default=",".join(["free", *WAYS]), help="[%(default)s]")
+    out.add_argument("--limit", type=int, help="images of each set")
+    out.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all cores")
+    args = out.parse_args()
+    try:
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        table = DatasetTable().with_yaml(args.datasets)
+        recognizer = load_recognizer(args.checkpoint)
+        cases = []
+        for name in args.sets.split(","):
+            for way in args.ways.split(","):
+                cases.append({"set": name, "way": way, **measure(recognizer, table[name], way, args.limit)})
+                print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    machine = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    print(json.dumps({"checkpoint": args.checkpoint, **machine, "cases": cases}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

