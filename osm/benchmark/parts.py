@@ -92,8 +92,8 @@ class Seen:
         other = path if key is None else self._files.setdefault(key, path)
         if other != path:
             raise OsmError(
-                f"set {self._name!r}: image {shown(key)} is in {other.name} and in {path.name}: the parts overlap; make "
-                "one of them anew"
+                f"set {self._name!r}: image {shown(key)} is in {other.name} and in {path.name}: the parts overlap; "
+                "make one of them anew"
             )
 
 
