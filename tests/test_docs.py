@@ -18,6 +18,7 @@ from osm.data import convert
 from osm.data.datasets import DatasetTable
 from osm.data.originals import cli as originals
 from osm.data.scenes import write as scenes
+from osm.recognition import cli as recognition_cli
 from osm.training import config as training_config
 from osm.training import export
 
@@ -28,6 +29,7 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "scenes": scenes.parser,
     "prepare": convert.parser,
     "prepare_original": originals.parser,
+    "name": recognition_cli.parser,
     "export": export.export_parser,
     "import": export.import_parser,
     "report": benchmark_cli.report_parser,
