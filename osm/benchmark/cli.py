@@ -24,6 +24,7 @@ from osm.errors import OsmError
 from osm.files import read_json, write_atomically
 
 GROUND_TRUTH = "gt"
+SET_NAMES = "set"
 PATH_FIELDS = {
     "image_dir": "folder of the images",
     "mask_dir": "folder of the panoptic PNGs or label maps",
@@ -89,7 +90,19 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed}
     options["proposals"] = None if args.masks == GROUND_TRUTH else args.masks
     for row in rows:
-        generate_predictions(namer, row, part, parts, args.out_dir, **options)
+        names = _names(args.vocabulary, row)
+        generate_predictions(namer, row, part, parts, args.out_dir, **options, vocabulary=names, way=args.way)
+
+
+def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:
+    """The list of names that may come out: none, the set's own, or a file's."""
+    if vocabulary is None:
+        return None
+    if vocabulary == SET_NAMES:
+        return sorted({name for label in row.label_set.classes.values() for name in label.names})
+    from osm.recognition.vocabulary import read_names
+
+    return read_names(vocabulary)
 
 
 def _number_or_auto(text: str) -> int | None:
@@ -159,6 +172,14 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         metavar=f"{GROUND_TRUTH}|FILE",
         help="what to name: the set's own masks, or those of a json in COCO's results form ([{image_id or file_name, "
         "segmentation: {size, counts}}]), for <set>_proposals_<i>_of_<n>.json; with one set in --sets",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar=f"{SET_NAMES}|FILE",
+        help="only these names may come out: all names of the set's own classes, or those of a file, one a line",
+    )
+    parser.add_argument(
+        "--way", default="constrained", help="with --vocabulary: constrained, scored or mapped [%(default)s]"
     )
     parser.add_argument("--config", help="model config, where the checkpoint does not say")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -9,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +51,14 @@ class NamerLike(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def modes(self) -> tuple[str, ...]: ...
-    def name_image(self, image: Image.Image, masks: np.ndarray, modes: Sequence[str]) -> Sequence[Any]: ...
+    def name_image(
+        self,
+        image: Image.Image,
+        masks: np.ndarray,
+        modes: Sequence[str],
+        vocabulary: Sequence[str] | None = None,
+        way: str = "constrained",
+    ) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class _Run:
     modes: tuple[str, ...]
     alter: str
     seed: int
+    restricted: dict[str, Any]  # to the names of a list: further arguments of `name_image`
 
 
 def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
@@ -106,6 +115,8 @@ def generate_predictions(
     alter: str = "none",
     seed: int = 0,
     proposals: str | Path | None = None,
+    vocabulary: Sequence[str] | None = None,
+    way: str = "constrained",
 ) -> Path:
     """Names one part of a set and writes `<set>_pred_<part>_of_<parts>.json` and its meta file.
 
@@ -124,12 +135,15 @@ def generate_predictions(
         alter: one of `ALTERATIONS`.
         seed: of `alter`.
         proposals: a file of masks to name instead of the ground truth.
+        vocabulary, way: only these names, as `osm.recognition.recognizer` takes them.
 
     Raises:
         OsmError: wrong arguments or data, or a file of that name made with other ones.
     """
     check_part(part, parts)
     run = _start(namer, row, modes, limit, alter, seed, proposals)
+    if vocabulary is not None:
+        run = replace(run, restricted={"vocabulary": list(vocabulary), "way": way})
     header = {
         "checkpoint": namer.fingerprint,
         "set": row.name,
@@ -140,6 +154,7 @@ def generate_predictions(
         "limit": limit,
         "alter": alter,
         "seed": seed,
+        "vocabulary": None if vocabulary is None else [way, len(vocabulary), _digest(vocabulary)],
     }
     path = prediction_path(Path(out_dir), row.name, part, parts, run.split.kind)
     try:
@@ -167,7 +182,11 @@ def _start(
         raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
     resolved = resolve_modes(row, modes, namer.modes)
     split = SPLITS[row.form](row) if proposals is None else Proposals(row, proposals)
-    return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed)
+    return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed, {})
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any]) -> None:
@@ -197,7 +216,7 @@ def _name_item(namer: NamerLike, run: _Run, index: int, item: Item) -> dict[str,
         if image is None:
             image = read_rgb(item.image_path)
             image = blank(image) if run.alter == "blank_image" else image
-        for k, names in zip(positions, namer.name_image(image, masks, run.modes), strict=True):
+        for k, names in zip(positions, namer.name_image(image, masks, run.modes, **run.restricted), strict=True):
             if names is not None:
                 item.annotations[k][FIELD] = {mode: _prediction(names[mode]) for mode in run.modes}
                 named += 1

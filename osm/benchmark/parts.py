@@ -10,7 +10,7 @@ from osm.benchmark.files import meta_path, partial_path
 from osm.errors import OsmError, shown
 from osm.files import read_json
 
-_SAME_IN_ALL_PARTS = ("annotations", "modes", "limit", "alter", "seed")
+_SAME_IN_ALL_PARTS = ("annotations", "modes", "limit", "alter", "seed", "vocabulary")
 
 
 def check_all_there(name: str, paths: Sequence[Path]) -> None:

@@ -50,11 +50,19 @@ class Namer:
         """Masks that had no cell of the grid to themselves, so far."""
         return self.recognizer.centroid_fallbacks
 
-    def name_image(self, image: Image.Image, masks: np.ndarray, modes: Sequence[str]) -> list[dict[str, Name] | None]:
+    def name_image(
+        self,
+        image: Image.Image,
+        masks: np.ndarray,
+        modes: Sequence[str],
+        vocabulary: Sequence[str] | None = None,
+        way: str = "constrained",
+    ) -> list[dict[str, Name] | None]:
         """Names each mask in each mode with the benchmark's prompt.
 
         Args:
             image: RGB. masks: bool (K, H, W) at the image's size.
+            vocabulary, way: see `Recognizer.name`.
 
         Returns:
             for each mask its name by mode; None where the mask is empty after resizing.
@@ -70,7 +78,9 @@ class Namer:
         if masks.ndim != 3 or masks.shape[1:] != (image.height, image.width):
             raise OsmError(f"masks have shape {masks.shape}, (K, {image.height}, {image.width}) needed for this image")
         modes = list(dict.fromkeys(modes))
-        found = self.recognizer.name_batch([image], [masks], modes=modes)[0] if modes else [[] for _ in masks]
+        if not modes:
+            return [{} for _ in masks]
+        found = self.recognizer.name_batch([image], [masks], modes=modes, vocabulary=vocabulary, way=way)[0]
         return [
             None if any(answer.skipped for answer in answers) else {a.mode: Name(a.text, a.prob) for a in answers}
             for answers in found
