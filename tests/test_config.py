@@ -222,6 +222,7 @@ def test_both_spellings_of_the_flags_with_dashes() -> None:
         ("--fsdp_sharding_strategy hybrid", "--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp"),
         ("--fsdp --fsdp_shard_size 2", "--fsdp_shard_size 2 needs --fsdp_sharding_strategy hybrid"),
         ("--fsdp --precision fp16", "--fsdp does not go with --precision fp16"),
+        ("--fsdp --feature_cache cache", "--fsdp does not go with --feature_cache cache"),
         ("--held_out_share 1", "--held_out_share 1.0 is a share"),
         ("--eval_every_steps 5", "--eval_every_steps 5 needs samples that are not trained on: --held_out_share"),
         ("--max_bad_samples 3", "--max_bad_samples 3.0 is a share"),

@@ -140,6 +140,10 @@ class TrainConfig:
             )
         if self.fsdp and self.precision == "fp16":
             raise OsmError("--fsdp does not go with --precision fp16, whose loss scale it does not share: amp_bf16")
+        if self.fsdp and self.feature_cache:
+            raise OsmError(
+                f"--fsdp does not go with --feature_cache {self.feature_cache}: its processes hold no whole tower"
+            )
         if not self.fsdp and (self.fsdp_shard_size or self.fsdp_sharding_strategy != "full"):
             raise OsmError("--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp")
         if self.fsdp_shard_size and self.fsdp_sharding_strategy != "hybrid":

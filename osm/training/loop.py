@@ -67,8 +67,10 @@ class Trainer:
             name: existing_shards(chosen.shards, f"--{name}_shards", report=world.is_main)
             for name, chosen in config.used_sets.items()
         }
-        # What is quickly seen to be wrong is said before a model of gigabytes is loaded.
-        equal_batches(config, config.emulate_world_size or world.size)
+        # What is quickly seen to be wrong is said before a model of gigabytes is loaded. (A run that goes on may have
+        # the streams of another number of processes.)
+        if not config.resume_from_checkpoint and not candidates(self.folder):
+            equal_batches(config, config.emulate_world_size or world.size)
         torch.manual_seed(config.seed)  # the bridge starts alike on every rank
         self.model, self.processor = build(run.model)
         check_widths(self.model, *run.widths.values())
