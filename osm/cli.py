@@ -34,6 +34,8 @@ COMMANDS = {
         "shards of a set in COCO-instances form", "osm.data.convert", arguments=("coco_instances",)
     ),
     "train": Command("trains a bridge (train/train.py)", "osm.training.cli"),
+    "export": Command("a trained model as a folder, or as a published .pt", "osm.training.export", "export_main"),
+    "import": Command("a published .pt as a folder with its config", "osm.training.export", "import_main"),
     "generate": Command("names the masks of val sets (test/generate_pred.py)", "osm.benchmark.cli", "generate_main"),
     "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.benchmark.cli", "evaluate_main"),
     "report": Command("an HTML page of predictions and scores", "osm.benchmark.cli", "report_main"),

@@ -27,6 +27,11 @@ class SampleError(OsmError):
 # data. What each means is in docs/datasets.md.
 BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
 
+
+class RunStopped(OsmError):
+    """A run that could not go on, through no flag's fault: its data or disk failed, or its losses did."""
+
+
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # To be sourced by scripts that set $venv and $python: a virtual environment and what goes into it.
 
 pip_install() {

@@ -218,10 +218,17 @@ def test_both_spellings_of_the_flags_with_dashes() -> None:
         ("--random_scale_min 2", "--random_scale_min 2.0 and --random_scale_max 1.5"),
         ("--part_in_use_whole_prob 1.2", "--part_in_use_whole_prob 1.2 is not between 0 and 1"),
         ("--part_in_prepend_object_class_prob -1", "--part_in_prepend_object_class_prob -1.0 is not between 0 and 1"),
-        ("--fsdp", "--fsdp is not available yet"),
-        ("--fsdp_use_orig_params", "--fsdp_use_orig_params is not available yet"),
-        ("--fsdp_sharding_strategy hybrid", "--fsdp_sharding_strategy is not available yet"),
-        ("--gradient_checkpointing", "--gradient_checkpointing is not available yet"),
+        ("--fsdp --fsdp_sharding_strategy half", "--fsdp_sharding_strategy 'half' is not one of full, hybrid"),
+        ("--fsdp_sharding_strategy hybrid", "--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp"),
+        ("--fsdp --fsdp_shard_size 2", "--fsdp_shard_size 2 needs --fsdp_sharding_strategy hybrid"),
+        ("--fsdp --precision fp16", "--fsdp does not go with --precision fp16"),
+        ("--held_out_share 1", "--held_out_share 1.0 is a share"),
+        ("--eval_every_steps 5", "--eval_every_steps 5 needs samples that are not trained on: --held_out_share"),
+        ("--max_bad_samples 3", "--max_bad_samples 3.0 is a share"),
+        ("--max_skipped_steps 0", "--max_skipped_steps 0 must be 1 or more"),
+        ("--keep_checkpoints 0", "--keep_checkpoints 0 must be 1 or more"),
+        ("--checkpoint_every_steps -1", "--checkpoint_every_steps -1 must be 0 or more"),
+        ("--best_metric f1", "--best_metric 'f1' is not one of accuracy, loss"),
     ],
 )
 def test_flags_that_are_not_right(flags: str, message: str) -> None:
@@ -351,8 +358,7 @@ def test_a_configs_fields_and_flags_agree() -> None:
     scalars = {**document, **document["sample"]}
     flags: list[str] = []
     for name, value in scalars.items():
-        not_yet = name.startswith("fsdp") or name == "gradient_checkpointing"
-        if isinstance(value, dict) or name == "resume_from_checkpoint" or not_yet:
+        if isinstance(value, dict) or name == "resume_from_checkpoint":
             continue
         flags += [f"--{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
     assert parse([*SETS, *flags]).training.seed == 42

@@ -19,6 +19,7 @@ from osm.data.datasets import DatasetTable
 from osm.data.originals import cli as originals
 from osm.data.scenes import write as scenes
 from osm.training import config as training_config
+from osm.training import export
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,6 +28,8 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "scenes": scenes.parser,
     "prepare": convert.parser,
     "prepare_original": originals.parser,
+    "export": export.export_parser,
+    "import": export.import_parser,
     "report": benchmark_cli.report_parser,
     "picture": benchmark_cli.picture_parser,
 }

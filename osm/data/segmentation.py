@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
 from osm.errors import OsmError, shown
 
@@ -45,6 +44,8 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) ->
     """
     if isinstance(segmentation, dict):
         return _decode_rle(segmentation, size, where)
+    from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+
     height, width = size
     if not segmentation:
         return np.zeros(size, dtype=bool)

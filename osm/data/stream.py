@@ -5,9 +5,11 @@ Shapes: N images, R rows (masks), S input size, T text tokens.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.feature_cache import FeatureCache
-from osm.data.processor import Text
+from osm.data.processor import Processor, Text
 from osm.data.sample import Sample, SampleTransform
 from osm.data.segments import read_scene
 from osm.data.shards import RawSample, read_shard
@@ -37,6 +39,7 @@ class Batch:
         canvas: uint8 (N, 3, S, S), or None where `tokens` (N, L, C), float16, came from a cache.
         image_index: (R,), the image of each row. masks: bool (R, 1, S, S).
         skipped: samples left out since the last batch, by reason.
+        worker, drawn: which worker made it, and how many samples it had drawn of its stream by then.
     """
 
     datasets: list[str]
@@ -48,14 +51,20 @@ class Batch:
     text: Text
     keys: list[str]
     skipped: Counter[str] = field(default_factory=Counter)
+    worker: int = 0
+    drawn: int = 0
 
     def __len__(self) -> int:
         return len(self.modes)
 
     def to(self, device: torch.device) -> Batch:
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
+        return self._moved(lambda x: x.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader, so that the copy to the GPU need not wait."""
+        return self._moved(lambda x: x.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         text = Text(*(move(t) for t in vars(self.text).values()))
         return replace(
             self,
@@ -105,8 +114,24 @@ def _cat_padded(parts: list[Tensor], value: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Position:
+    """How far the stream of one rank has come in an epoch.
+
+    Attributes:
+        batches: that were taken of it. drawn: worker -> samples drawn by the last batch taken of it, bad ones included.
+    """
+
+    batches: int = 0
+    drawn: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StreamConfig:
-    """Where a set's samples come from and how they are drawn."""
+    """Where a set's samples come from and how they are drawn.
+
+    Attributes:
+        held_out_share: of the samples, chosen by their keys: kept for evaluation, and never trained on.
+    """
 
     shards: tuple[str, ...]
     batch_size: int
@@ -114,6 +139,13 @@ class StreamConfig:
     seed: int = 42
     resampled: bool = False
     shuffle_buffer: int = 500
+    held_out_share: float = 0.0
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Whether a sample belongs to the share that is not trained on; the same for every run, rank and set."""
+    digest = hashlib.sha256(f"held out: {key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def batches_per_epoch(samples: int, batch_size: int, world_size: int, workers: int) -> int:
@@ -138,26 +170,43 @@ class SampleStream(IterableDataset):
         self.dataset, self.config, self.transform = dataset, config, transform
         self.rank, self.world_size, self.cache = rank, world_size, cache
         self.epoch = 0
+        self.start = Position()
+        self.salt = 0  # another one draws other samples of the same epoch
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        number, workers = (info.id, info.num_workers) if info else (0, 1)
         total = batches_per_epoch(self.config.samples_per_epoch, self.config.batch_size, self.world_size, workers)
+        # A DataLoader asks its workers in turn and begins with the first: that one takes on whose turn it is.
+        worker = (number + self.start.batches) % workers
         skipped: Counter[str] = Counter()
-        samples = self.samples(worker, workers, skipped)
-        for number in range(total // workers):
-            chosen = [next(samples) for _ in range(self.config.batch_size)]
-            yield self._batch(chosen, number * workers + worker, skipped)
+        samples = self.samples(worker, workers, skipped, self.start.drawn.get(worker, 0))
+        for place in range(self.start.batches + number, total, workers):
+            chosen, drawn = [], 0
+            for _ in range(self.config.batch_size):
+                sample, drawn = next(samples)
+                chosen.append(sample)
+            batch = self._batch(chosen, place, skipped)
+            batch.worker, batch.drawn = worker, drawn
+            yield batch
             skipped.clear()
 
-    def samples(self, worker: int, workers: int, skipped: Counter[str]) -> Iterator[Sample]:
-        """Endless samples of one worker; what is left out is counted in `skipped` by reason."""
+    def samples(self, worker: int, workers: int, skipped: Counter[str], start: int = 0) -> Iterator[tuple[Sample, int]]:
+        """Endless samples of one worker, each with how many were drawn by then.
+
+        Args:
+            skipped: what is left out is counted there by reason. start: so many are drawn and not looked at.
+        """
         # The dataset's name is part of the key, so that two sets in the same shards do not walk in step.
         name = int.from_bytes(self.dataset.name.encode(), "big")
-        rng = np.random.default_rng([self.config.seed, self.epoch, self.rank, worker, name])
+        salt = [self.salt] if self.salt else []
+        rng = np.random.default_rng([self.config.seed, self.epoch, self.rank, worker, name, *salt])
         in_a_row = 0
-        for raw in self._shuffled(rng, worker, workers):
-            sample_rng = np.random.default_rng(rng.integers(2**63, size=4))
+        for drawn, raw in enumerate(self._shuffled(rng, worker, workers), 1):
+            seeds = rng.integers(2**63, size=4)
+            if drawn <= start:
+                continue
+            sample_rng = np.random.default_rng(seeds)
             try:
                 if isinstance(raw, SampleError):
                     raise raw
@@ -167,7 +216,7 @@ class SampleStream(IterableDataset):
                     sample.cache_key = raw.cache_key
                 self._check_text(sample)
                 in_a_row = 0
-                yield sample
+                yield sample, drawn
             except SampleError as error:
                 skipped[error.reason] += 1
                 in_a_row += 1
@@ -199,58 +248,75 @@ class SampleStream(IterableDataset):
         if self.config.resampled:
             while True:
                 empty += 1
-                for raw in read_shard(shards[int(rng.integers(len(shards)))]):
+                for raw in self._trained_on(shards[int(rng.integers(len(shards)))]):
                     empty = 0
                     yield raw
                 self._check_some(empty < MAX_SKIPS_IN_A_ROW)
         lane, lanes = self.rank * workers + worker, self.world_size * workers
-        shared = np.random.default_rng([self.config.seed, self.epoch])  # the same order for all, so that deals agree
+        salt = [self.salt] if self.salt else []
+        shared = np.random.default_rng([self.config.seed, self.epoch, *salt])  # one order for all: the deals agree
         position = 0
         while True:
             for shard in shared.permutation(len(shards)):
-                for raw in read_shard(shards[shard]):
+                for raw in self._trained_on(shards[shard]):
                     position += 1
                     if (position - 1) % lanes == lane:
                         yield raw
             self._check_some(position > 0)
 
+    def _trained_on(self, shard: str) -> Iterator[RawSample | SampleError]:
+        share = self.config.held_out_share
+        for raw in read_shard(shard):
+            if share and isinstance(raw, RawSample) and is_held_out(raw.key, share):
+                continue
+            yield raw
+
     def _check_some(self, found: bool) -> None:
         if not found:
-            raise OsmError(f"--{self.dataset.name}_shards: no sample in {len(self.config.shards)} shard(s)")
+            left = f" that --held_out_share {self.config.held_out_share} leaves" if self.config.held_out_share else ""
+            raise OsmError(f"--{self.dataset.name}_shards: no sample{left} in {len(self.config.shards)} shard(s)")
 
     def _batch(self, samples: list[Sample], number: int, skipped: Counter[str]) -> Batch:
-        processor, config = self.transform.processor, self.transform.config
-        counts = [len(sample.targets) for sample in samples]
-        rows = sum(counts)
-        own = rows // 2 if rows > 1 else (number + 1) % 2
-        tokens = canvas = None
+        batch = batch_of(samples, self.dataset.name, self.transform.processor, self.transform.config.supervise, number)
         if self.cache is not None:
-            tokens = torch.stack([self.cache.load(self.dataset.name, s.cache_key, s.cached_view) for s in samples])
-        else:
-            canvas = processor.padded_batch([s.pixels for s in samples if s.pixels is not None])
-        text = processor.training_text(
-            [prompt for sample in samples for prompt in sample.prompts],
-            [target for sample in samples for target in sample.targets],
-            config.supervise,
-        )
-        return Batch(
-            [self.dataset.name] * rows,
-            [self.dataset.name] * own + [ANY_MODE] * (rows - own),
-            canvas,
-            tokens,
-            torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
-            torch.cat([sample.masks for sample in samples]),
-            text,
-            [sample.key for sample in samples],
-            Counter(skipped),
-        )
+            parts = [self.cache.load(self.dataset.name, s.cache_key, s.cached_view) for s in samples]
+            batch.tokens = torch.stack(parts)
+        batch.skipped = Counter(skipped)
+        return batch
+
+
+def batch_of(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
+    """Samples of one set as a batch: the first half of its rows in the set's own mode, the rest in `any`.
+
+    Args:
+        number: of the batch; a single row takes both modes in turn.
+    """
+    counts = [len(sample.targets) for sample in samples]
+    rows = sum(counts)
+    own = rows // 2 if rows > 1 else (number + 1) % 2
+    pictures = [sample.pixels for sample in samples if sample.pixels is not None]
+    text = processor.training_text(
+        [prompt for sample in samples for prompt in sample.prompts],
+        [target for sample in samples for target in sample.targets],
+        supervise,
+    )
+    return Batch(
+        [name] * rows,
+        [name] * own + [ANY_MODE] * (rows - own),
+        processor.padded_batch(pictures) if pictures else None,
+        None,
+        torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
+        torch.cat([sample.masks for sample in samples]),
+        text,
+        [sample.key for sample in samples],
+    )
 
 
 class EpochLoader:
-    """The batches of one set for one process, epoch by epoch.
+    """The batches of one set for one process, epoch by epoch, and how far they have been taken.
 
-    With `emulate` > 0 this process draws the streams of several ranks, as many as it takes to make `emulate` in all,
-    and merges their batches: the samples of a larger run on fewer processes.
+    With `emulate` > 0 this process draws the streams of several ranks, as many as it takes to make `emulate` in all:
+    the samples of a larger run on fewer processes.
     """
 
     def __init__(
@@ -263,6 +329,7 @@ class EpochLoader:
         workers: int,
         cache: FeatureCache | None = None,
         emulate: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         streams = emulate or world_size
         if streams % world_size:
@@ -271,17 +338,50 @@ class EpochLoader:
         self.streams = [
             SampleStream(dataset, config, transform, rank * share + i, streams, cache) for i in range(share)
         ]
-        self.workers = workers
+        self.workers, self.pin_memory = workers, pin_memory
         self.batches = batches_per_epoch(config.samples_per_epoch, config.batch_size, streams, workers)
+        self._taken = 0
+        self._drawn: dict[int, dict[int, int]] = {}  # stream -> worker -> samples
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, start: Mapping[int, Position] | None = None, salt: int = 0) -> Iterator[list[Batch]]:
+        """For each step of an epoch the batches of this process's streams.
+
+        Args:
+            start: stream -> how far it had come. salt: other than 0, other samples of the same epoch are drawn.
+        """
         loaders: list[Any] = []
+        self._drawn = {}
         for stream in self.streams:
-            stream.epoch = number
+            stream.epoch, stream.salt = number, salt
+            stream.start = (start or {}).get(stream.rank, Position())
+            self._taken = stream.start.batches
+            self._drawn[stream.rank] = dict(stream.start.drawn)
             # Workers fork before any thread pool has run in them; their own torch threads would fight over the cores.
-            loaders.append(DataLoader(stream, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread))
-        return (merge(batches) for batches in zip(*loaders, strict=True))
+            loaders.append(
+                DataLoader(
+                    stream,
+                    batch_size=None,
+                    num_workers=self.workers,
+                    worker_init_fn=_quiet_worker,
+                    pin_memory=self.pin_memory,
+                )
+            )
+        return self._counted(zip(*loaders, strict=True))
+
+    def _counted(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[list[Batch]]:
+        for parts in batches:
+            self._taken += 1
+            for stream, batch in zip(self.streams, parts, strict=True):
+                self._drawn[stream.rank][batch.worker] = batch.drawn
+            yield list(parts)
+
+    def positions(self) -> dict[int, Position]:
+        """Stream -> how far it has been taken; what is made in advance does not count."""
+        return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
 
 
-def _one_thread(_: int) -> None:
+def _quiet_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # A signal to the whole group is for the process that trains: it still needs its workers for this step.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

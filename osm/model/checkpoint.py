@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,7 @@ from osm.files import read_json
 from osm.model.weights import fingerprint, load_safetensors, load_torch
 
 if TYPE_CHECKING:
+    from osm.model.maskqformer import MaskQFormerBridge
     from osm.model.osm import OmniScientModel
 
 T = TypeVar("T")
@@ -42,21 +43,55 @@ def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def published_state_dict(model: OmniScientModel) -> dict[str, Tensor]:
     """The trained parts under the published names; `base_model.query_tokens` is `context_query` once more."""
-    state = {"window_pos_embed": model.window_pos_embed.detach()}
-    for key, value in model.bridge.state_dict().items():
-        state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value.detach()
+    return published_entries(model.window_pos_embed, model.bridge)
+
+
+def published_entries(window_pos_embed: Tensor, bridge: MaskQFormerBridge) -> dict[str, Tensor]:
+    """The same of parts that are in no model."""
+    named = {f"bridge.{key}": value.detach() for key, value in bridge.state_dict().items()}
+    return published_names({"window_pos_embed": window_pos_embed.detach(), **named})
+
+
+def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, from the model's own names of its trained parts."""
+    state = {}
+    for name, value in named.items():
+        key = name.removeprefix("bridge.")
+        state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value
     state["base_model.query_tokens"] = state["context_query"]
     return state
 
 
-def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor], where: str) -> None:
+def load_published_state_dict(
+    model: OmniScientModel,
+    state: Mapping[str, Tensor],
+    where: str,
+    laid_out: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value,
+) -> None:
     """Copies published entries into the model.
+
+    Args:
+        laid_out: makes of a value and its parameter what can be copied there (shards, where the model is in shards).
 
     Raises:
         OsmError: lists every entry that is missing, unexpected or of another shape; the model is then unchanged.
     """
-    given = without_ignored({str(key).replace("module.", ""): value for key, value in state.items()})
     wanted = published_state_dict(model)
+    given = fitting(wanted, state, where)
+    with torch.no_grad():
+        for key, value in wanted.items():
+            if key == "base_model.query_tokens":
+                continue  # the storage of context_query
+            value.copy_(laid_out(given[key].reshape(value.shape), value))
+
+
+def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The entries of a state that are wanted, without `module.`; their shapes fit but for leading axes of 1.
+
+    Raises:
+        OsmError: lists every entry that is missing, unexpected or of another shape.
+    """
+    given = without_ignored({str(key).replace("module.", ""): value for key, value in state.items()})
     twice = Counter(str(key).replace("module.", "") for key in state)
     problems = [f"given twice, with and without 'module.': {key}" for key, count in twice.items() if count > 1]
     problems += [f"missing: {key}" for key in wanted if key not in given]
@@ -73,12 +108,8 @@ def load_published_state_dict(model: OmniScientModel, state: Mapping[str, Tensor
             f"{where} does not fit this model ({len(problems)} entries):\n  " + "\n  ".join(sorted(problems))
         )
     if not torch.equal(given["base_model.query_tokens"].flatten(), given["context_query"].flatten()):
-        warnings.warn(f"{where}: base_model.query_tokens differs from context_query, which is used", stacklevel=2)
-    with torch.no_grad():
-        for key, value in wanted.items():
-            if key == "base_model.query_tokens":
-                continue  # the storage of context_query
-            value.copy_(given[key].reshape(value.shape))
+        warnings.warn(f"{where}: base_model.query_tokens differs from context_query, which is used", stacklevel=3)
+    return given
 
 
 def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
@@ -126,7 +157,7 @@ def _plain(value: Any) -> bool:
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
-        and value.device.type == "cpu"
+        and not value.is_meta
         and value.is_floating_point()
         and not (value.is_quantized or value.is_nested)
     )
@@ -208,11 +239,16 @@ def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str
 
 
 def save_folder(model: OmniScientModel, folder: Path) -> None:
+    """Writes config.json and model.safetensors."""
+    write_folder(folder, config_document(model), published_state_dict(model))
+
+
+def write_folder(folder: Path, document: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Writes both files under temporary names first, so that a crash leaves no half of one."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.cpu().contiguous().clone() for key, value in published_state_dict(model).items()}
-    save_file(state, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-    (folder / "config.json.tmp").write_text(json.dumps(config_document(model), indent=2) + "\n")
+    apart = {key: value.cpu().contiguous().clone() for key, value in state.items()}
+    save_file(apart, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+    (folder / "config.json.tmp").write_text(json.dumps(document, indent=2) + "\n")
     for name in ("model.safetensors", "config.json"):
         os.replace(folder / f"{name}.tmp", folder / name)
 

@@ -67,22 +67,32 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
-def token_losses(llm: nn.Module, embeds: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def token_losses(
+    llm: nn.Module, embeds: Tensor, mask: Tensor, labels: Tensor, scored: bool = False
+) -> tuple[Tensor, ...]:
     """Next-token cross entropy of each row.
 
     Args:
         embeds: (R, P + T, W). mask: (R, P + T). labels: (R, P + T), -100 = not supervised.
 
     Returns:
-        (R,) summed cross entropy in float32, (R,) number of supervised tokens.
+        (R,) summed cross entropy in float32, (R,) number of supervised tokens; if `scored`, (R,) whether each of them
+        was the likeliest one: whether greedy search would say just them.
     """
-    targets = labels[:, 1:]
+    logits, targets = _supervised_logits(llm, embeds, mask, labels)
+    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
     supervised = targets != -100
-    # The LM head is the costliest matrix of a small LLM: it runs only at positions that some row is supervised at.
-    columns = supervised.any(0).nonzero().flatten()
+    found = losses.sum(1), supervised.sum(1)
+    return (*found, ((logits.argmax(2) == targets) | ~supervised).all(1)) if scored else found
+
+
+def _supervised_logits(llm: nn.Module, embeds: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (R, t, V) and targets (R, t) of the t positions that some row is supervised at."""
+    targets = labels[:, 1:]
+    # The LM head is the costliest matrix of a small LLM: it runs at these positions only (or at one).
+    columns = (targets != -100).any(0).nonzero().flatten()
     if len(columns) == 0:
-        zero = embeds.sum((1, 2)) * 0
-        return zero.float(), supervised.sum(1)
+        columns = columns.new_zeros(1)
     accepted = inspect.signature(llm.forward).parameters
     kwargs: dict[str, Any] = {"position_ids": positions(mask)} if "position_ids" in accepted else {}
     if "logits_to_keep" in accepted:
@@ -90,9 +100,7 @@ def token_losses(llm: nn.Module, embeds: Tensor, mask: Tensor, labels: Tensor) -
     logits = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **kwargs).logits
     if logits.shape[1] != len(columns):
         logits = logits[:, columns]
-    targets = targets[:, columns]
-    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
-    return losses.sum(1), supervised.sum(1)
+    return logits, targets[:, columns]
 
 
 def stop_ids(llm: nn.Module) -> list[int]:

@@ -114,12 +114,13 @@ class OmniScientModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Summed cross entropy (R,) and supervised tokens (R,), from image tokens with positions added."""
+        scored: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """What `llm.token_losses` gives for each row, from image tokens with positions added."""
         prefix = self.bridge(self.bridge.image_keys_values(tokens_NLC), image_index_R, keys, instruction, modes)
         embeds, mask = self.llm_inputs(prefix, input_ids, attention_mask)
         ignored = labels.new_full(prefix.shape[:2], -100)
-        return llms.token_losses(self.llm, embeds, mask, torch.cat([ignored, labels], 1))
+        return llms.token_losses(self.llm, embeds, mask, torch.cat([ignored, labels], 1), scored)
 
     # -- the published interface -------------------------------------------------------------------------------------
 

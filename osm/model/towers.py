@@ -1,6 +1,8 @@
 """Frozen vision towers: anything that turns windows into patch tokens, and a class token where it has one.
 
 Shapes: W windows of side w, p patch (stride), P = 1 or 0 class tokens, C width.
+
+timm is imported where its models are built: an InstructBLIP needs none of it.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -135,6 +136,8 @@ def timm_hub_id(name: str) -> str:
     Raises:
         OsmError: no such model.
     """
+    import timm
+
     try:
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
@@ -179,6 +182,8 @@ def timm_tower(
 def _cnn_tower(
     name: str, strides: Sequence[int], state_dict: dict[str, Tensor] | None, options: dict[str, Any]
 ) -> Tower:
+    import timm
+
     try:
         info = timm.create_model(name, features_only=True, **options).feature_info
     except (RuntimeError, AttributeError) as error:
@@ -202,6 +207,8 @@ def _cnn_tower(
 
 
 def _vit_tower(name: str, window: int, state_dict: dict[str, Tensor] | None, options: dict[str, Any]) -> Tower:
+    import timm
+
     overlay: dict[str, Any] = (
         {} if state_dict is None else {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state_dict}}
     )

@@ -23,7 +23,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
@@ -198,6 +197,8 @@ def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
 
 def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Maps the names of `efficientnet-lite-pytorch` to timm's."""
+    import timm
+
     keys = timm.create_model(name).state_dict()
     stages = sorted({tuple(map(int, k.split(".")[1:3])) for k in keys if k.startswith("blocks.")})
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}

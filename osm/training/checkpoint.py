@@ -1,25 +1,56 @@
-"""Checkpoints of a run: `<run_name>/checkpoint_<epoch>.pt` in the published layout, and what exact resuming needs."""
+"""Files of trained parts that a run writes whole: `<run_name>/checkpoint_<epoch>.pt` in the published layout, with what
+exact resuming needs, and folders with safetensors (`final`, `best`, `initial`)."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from osm.errors import OsmError
+from osm.files import write_atomically
 from osm.model import checkpoint as files
 from osm.model.osm import OmniScientModel
+from osm.training.distributed import World
+from osm.training.parallel import like, whole
+from osm.training.progress import Progress
 
 _NAME = re.compile(r"checkpoint_(\d+)\.pt")
 
 
+def of_epochs(folder: Path) -> dict[int, Path]:
+    """The checkpoints after epochs in a run's folder, by epoch."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*.pt") if (match := _NAME.fullmatch(path.name))]
+    return dict(sorted(found))
+
+
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the latest epoch in a run's folder."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*.pt") if (match := _NAME.fullmatch(path.name))]
-    return max(found)[1] if found else None
+    return next(reversed(of_epochs(folder).values()), None)
+
+
+def share_hashes(model: OmniScientModel, world: World) -> None:
+    """Hashes the frozen parts while they are whole; one process does it for all."""
+    model._frozen_hashes = world.gathered(files.frozen_hashes(model) if world.is_main else {})[0]
+
+
+def save_model(model: OmniScientModel, folder: Path, world: World, figures: Mapping[str, Any] | None = None) -> None:
+    """Writes the trained parts as a folder; all processes call it together.
+
+    Args:
+        figures: go beside them, into `figures.json`.
+    """
+    state = {key: whole(value) for key, value in files.published_state_dict(model).items()}
+    if world.is_main:
+        files.write_folder(folder, files.config_document(model), state)
+        if figures is not None:
+            write_atomically(folder / "figures.json", [json.dumps(figures, indent=1) + "\n"])
 
 
 def save(
@@ -30,19 +61,24 @@ def save(
     schedule: Any,
     progress: dict[str, Any],
     delete_previous: bool,
-) -> Path:
-    """Writes `checkpoint_<epoch>.pt` under a temporary name and renames it: a crash leaves the older one whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"checkpoint_{epoch}.pt"
-    previous = newest(folder)
+    world: World,
+) -> None:
+    """Writes `checkpoint_<epoch>.pt` under a temporary name and renames it: a crash leaves the older one whole.
+
+    All processes call it together.
+    """
     document = {
         "epoch": epoch,
-        "model_state_dict": {key: value.cpu() for key, value in model.trainable_state_dict().items()},
-        "optimizer_state_dict": optimizer.state_dict(),
+        "model_state_dict": {key: whole(value).cpu() for key, value in model.trainable_state_dict().items()},
+        "optimizer_state_dict": _whole_optimizer(optimizer),
         "lr_scheduler_state_dict": _plain(schedule.state_dict()),
         "config": files.config_document(model),
         "progress": progress,
     }
+    if not world.is_main:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path, previous = folder / f"checkpoint_{epoch}.pt", newest(folder)
     temporary = path.with_suffix(".pt.tmp")
     try:
         with temporary.open("wb") as file:
@@ -50,12 +86,23 @@ def save(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except RuntimeError as error:  # what torch makes of a disk that is full
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path}: {str(error).splitlines()[0]}") from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     if delete_previous and previous is not None and previous != path:
         previous.unlink()
-    return path
+
+
+def _whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    document = optimizer.state_dict()
+    state = {
+        place: {key: whole(value) if isinstance(value, Tensor) else value for key, value in own.items()}
+        for place, own in document["state"].items()
+    }
+    return {**document, "state": state}
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -63,25 +110,44 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "lr_lambdas"}
 
 
-def resume(
-    path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer, schedule: Any
-) -> tuple[int, dict[str, Any]]:
-    """Loads a checkpoint of train.py into everything.
+def load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
+    """Loads a checkpoint of `save` into a model and its optimizer, whose flags stay as they are given.
 
     Returns:
-        the epoch to go on with, and the progress counters.
+        where to go on, and the training config that it was made with (empty where it does not say).
 
     Raises:
         OsmError: a file of another model, or of something else.
     """
-    document = model.load_checkpoint(path)
+    where = f"checkpoint {path}"
+    document = files.read_published(path)
     if "config" in document:
-        files.check_frozen(model, document["config"], f"checkpoint {path}")
-    if "optimizer_state_dict" not in document or "lr_scheduler_state_dict" not in document:
-        raise OsmError(f"checkpoint {path} has no optimizer state: it cannot be resumed from")
+        files.check_frozen(model, document["config"], where)
+    files.load_published_state_dict(model, document["model_state_dict"], where, like)
+    if "optimizer_state_dict" not in document or "epoch" not in document:
+        raise OsmError(
+            f"{where} has no optimizer state: it cannot be resumed from; --start_from begins a new run with it"
+        )
+    _load_optimizer(optimizer, document["optimizer_state_dict"], where)
+    progress = dict(document.get("progress", {}))
+    epoch = int(document["epoch"]) + 1
+    return Progress.read({**progress, "epoch": epoch, "batches": 0, "positions": {}}, where), progress.get("config", {})
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, document: Any, where: str) -> None:
+    parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     try:
-        optimizer.load_state_dict(document["optimizer_state_dict"])
-    except ValueError as error:
-        raise OsmError(f"checkpoint {path}: its optimizer state does not fit this model ({error})") from None
-    schedule.load_state_dict({**schedule.state_dict(), **document["lr_scheduler_state_dict"]})
-    return int(document["epoch"]) + 1, dict(document.get("progress", {}))
+        groups, state = document["param_groups"], document["state"]
+        sizes = [len(group["params"]) for group in groups]
+        if sizes != [len(group["params"]) for group in optimizer.param_groups]:
+            raise ValueError(f"groups of {sizes} parameters")
+        for place, parameter in enumerate(parameters):
+            own = state.get(place, {})
+            for value in own.values():
+                if value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
+            optimizer.state[parameter] = {
+                key: like(value, parameter) if value.ndim else value.clone() for key, value in own.items()
+            }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OsmError(f"{where}: its optimizer state does not fit this model ({error})") from None

@@ -5,16 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from osm.errors import OsmError
+from osm.errors import OsmError, RunStopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses, trains, and turns a user's mistake into one line and exit code 2."""
+    """Parses, trains, and turns what ends a run into one line and an exit code.
+
+    Returns:
+        0 done, 2 a user's mistake, 3 a run that could not go on, 75 stopped by a signal with a checkpoint written, 130
+        interrupted without one.
+    """
     from osm.training.config import parse
     from osm.training.loop import train
+    from osm.training.signals import EXIT_FAILED, EXIT_STOPPED, Stopped
 
     try:
         train(parse(argv))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    except RunStopped as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ from osm.model.factory import base_config
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
+STRATEGIES = ("full", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,17 @@ class TrainConfig:
         emulate_world_size: draw the samples of a run on that many processes (0 = as many as there are).
         num_threads: torch threads of a process on CPU; 0 = cores / processes of this machine.
         wandb: off | offline | online.
-        gradient_checkpointing, fsdp, fsdp_use_orig_params, fsdp_sharding_strategy: published flags that are not
-            available yet; asking for one is an error.
+        gradient_checkpointing: recompute the activations of the bridge and the LLM in the backward, for less memory.
+        fsdp: shard the model over the processes (FSDP2). fsdp_sharding_strategy: full | hybrid (shards within groups
+            of fsdp_shard_size processes, 0 = those of one machine; copies of that across the groups).
+        fsdp_use_orig_params: accepted as published; FSDP2 always does.
+        checkpoint_every_steps: a checkpoint that is resumed from, written beside the training (0 = only after epochs
+            and when stopped). keep_checkpoints: so many of these are kept.
+        held_out_share: of the samples, never trained on. eval_every_steps: evaluate on them (0 = never), on
+            eval_samples of each set. best_metric: accuracy | loss: what decides which model is kept as `best`.
+        max_skipped_steps: stop after so many steps in a row whose loss or gradient was not finite.
+        max_bad_samples: stop where more than this share of a set's samples is broken.
+        peak_tflops: of one device, for the MFU; 0 = known GPUs alone.
     """
 
     run_name: str = "osm"
@@ -77,28 +87,39 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     fsdp: bool = False
     fsdp_use_orig_params: bool = False
-    fsdp_sharding_strategy: str = ""
+    fsdp_sharding_strategy: str = "full"
+    fsdp_shard_size: int = 0
+    checkpoint_every_steps: int = 1000
+    keep_checkpoints: int = 2
+    held_out_share: float = 0.0
+    eval_every_steps: int = 0
+    eval_samples: int = 64
+    best_metric: str = "accuracy"
+    max_skipped_steps: int = 20
+    max_bad_samples: float = 0.05
+    peak_tflops: float = 0.0
     sample: SampleConfig = field(default_factory=SampleConfig)
     sets: dict[str, SetConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for flag in ("fsdp", "fsdp_use_orig_params", "fsdp_sharding_strategy", "gradient_checkpointing"):
-            if getattr(self, flag):
-                raise OsmError(f"--{flag} is not available yet: leave it out (every process holds the whole model)")
         for flag, value, allowed in (
+            ("fsdp_sharding_strategy", self.fsdp_sharding_strategy, STRATEGIES),
+            ("best_metric", self.best_metric, ("accuracy", "loss")),
             ("lr_scheduler", self.lr_scheduler, SCHEDULES),
             ("precision", self.precision, PRECISIONS),
             ("wandb", self.wandb, ("off", "offline", "online")),
         ):
             if value not in allowed:
                 raise OsmError(f"--{flag} {value!r} is not one of {', '.join(allowed)}")
-        for flag in ("gradient_accumulation_steps", "num_epochs", "logging_steps", "shuffle_buffer", "views"):
+        one_or_more = "gradient_accumulation_steps num_epochs logging_steps shuffle_buffer views keep_checkpoints"
+        for flag in f"{one_or_more} max_skipped_steps eval_samples".split():
             if getattr(self, flag) < 1:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 1 or more")
         zero_or_more = "workers warmup_steps learning_rate weight_decay emulate_world_size num_threads seed"
-        for flag in zero_or_more.split():
+        for flag in f"{zero_or_more} fsdp_shard_size checkpoint_every_steps eval_every_steps peak_tflops".split():
             if getattr(self, flag) < 0:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
+        self._check_shares()
         for name, chosen in self.sets.items():
             if chosen.batch_size < 0:
                 raise OsmError(f"--batch_size_{name} {chosen.batch_size} must be 0 (not used) or more")
@@ -107,6 +128,22 @@ class TrainConfig:
                 raise OsmError(f"--batch_size_{name} {chosen.batch_size}, but no --{name}_shards")
             if chosen.train_num_samples < 1:
                 raise OsmError(f"--train_num_samples_{name} {chosen.train_num_samples} must be 1 or more")
+
+    def _check_shares(self) -> None:
+        if not 0 <= self.max_bad_samples <= 1:
+            raise OsmError(f"--max_bad_samples {self.max_bad_samples} is a share: between 0 and 1")
+        if not 0 <= self.held_out_share < 1:
+            raise OsmError(f"--held_out_share {self.held_out_share} is a share: from 0 to less than 1")
+        if self.eval_every_steps and not self.held_out_share:
+            raise OsmError(
+                f"--eval_every_steps {self.eval_every_steps} needs samples that are not trained on: --held_out_share"
+            )
+        if self.fsdp and self.precision == "fp16":
+            raise OsmError("--fsdp does not go with --precision fp16, whose loss scale it does not share: amp_bf16")
+        if not self.fsdp and (self.fsdp_shard_size or self.fsdp_sharding_strategy != "full"):
+            raise OsmError("--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp")
+        if self.fsdp_shard_size and self.fsdp_sharding_strategy != "hybrid":
+            raise OsmError(f"--fsdp_shard_size {self.fsdp_shard_size} needs --fsdp_sharding_strategy hybrid")
 
     @property
     def used_sets(self) -> dict[str, SetConfig]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,14 +14,22 @@ from torch import Tensor
 from osm.errors import OsmError
 from osm.model.factory import pick_device
 
+T = TypeVar("T")
+
 
 @dataclass
 class World:
-    """This process among all: works alike with one process and under torchrun."""
+    """This process among all: works alike with one process and under torchrun.
+
+    Attributes:
+        local_size: processes of this machine. aside: a group for what runs beside the training, None with one process.
+    """
 
     rank: int
     size: int
     device: torch.device
+    local_size: int = 1
+    aside: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -34,11 +43,15 @@ class World:
 
     def total(self, counts: Counter[str]) -> Counter[str]:
         """The counts of all processes together."""
+        return sum(self.gathered(counts), Counter())
+
+    def gathered(self, value: T) -> list[T]:
+        """The values of all processes, by rank; they are pickled, and only ever come from our own processes."""
         if self.size == 1:
-            return Counter(counts)
-        everyone: list[Counter[str]] = [Counter()] * self.size
-        dist.all_gather_object(everyone, counts)
-        return sum(everyone, Counter())
+            return [value]
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, value)
+        return everyone
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -67,8 +80,8 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
             )
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if chosen.type == "cpu":
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         given = os.environ.get("OMP_NUM_THREADS")
         # torchrun sets OMP_NUM_THREADS=1 by itself, which would leave most cores of a CPU machine idle.
         if num_threads or size > 1 or given is None:
@@ -77,8 +90,24 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
         name = backend or ("nccl" if chosen.type == "cuda" else "gloo")
         if name == "nccl" and chosen.type != "cuda":
             raise OsmError(f"--dist-backend nccl needs CUDA, this process runs on {chosen.type}; gloo works there")
-        dist.init_process_group(name, init_method=url)
-    return World(rank, size, chosen)
+        # Checkpoints are written through the CPU, whatever gradients are exchanged by.
+        _join(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, url)
+        # Of its own: a collective of a checkpoint that is being written must not meet one of the training.
+        aside = dist.new_group(backend="gloo")
+        assert isinstance(aside, dist.ProcessGroup)
+        return World(rank, size, chosen, local_size, aside)
+    return World(rank, size, chosen, local_size)
+
+
+def _join(backend: str, url: str) -> None:
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if url != "env://" or restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend, init_method=url)
+        return
+    # torchrun's store outlives its processes: without a prefix, those of a restart find the addresses of the dead. With
+    # several agents the count is not the same for all; there torchrun has to make a store a round (see the scripts).
+    store, rank, size = next(dist.rendezvous(url))
+    dist.init_process_group(backend, store=dist.PrefixStore(f"restart {restarts}", store), rank=rank, world_size=size)
 
 
 _TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
+import json
 import math
 import time
 from collections import Counter
@@ -12,24 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from osm.config import as_dict
 from osm.data.sample import SampleTransform
 from osm.data.shards import existing_shards
-from osm.data.stream import Batch, EpochLoader, StreamConfig, batches_per_epoch, merge
-from osm.errors import OsmError
-from osm.model.checkpoint import save_folder, start_from
+from osm.data.stream import Batch, EpochLoader, Position, StreamConfig, batches_per_epoch, merge
+from osm.errors import OsmError, RunStopped
+from osm.files import write_atomically
+from osm.model.checkpoint import config_document, start_from
 from osm.model.factory import build, check_widths
 from osm.training import cache as feature_cache
-from osm.training import checkpoint, distributed
+from osm.training import checkpoint, dcp, distributed, parallel
 from osm.training.config import Run, TrainConfig
-from osm.training.optim import make_optimizer, make_schedule
-from osm.training.task import TrainTask, group_index, group_names, row_weights
+from osm.training.faults import SampleFaults, data_faults
+from osm.training.held_out import HeldOut, best_so_far
+from osm.training.meter import Meter, memory_gib, peak_flops
+from osm.training.optim import go_to_step, make_optimizer, make_schedule
+from osm.training.precision import hold_frozen
+from osm.training.progress import Progress
+from osm.training.resume import candidates, placed, resume, streams_of
+from osm.training.signals import Stopped, StopSignals
+from osm.training.step import Outcome, Stepper
+from osm.training.task import TrainTask, group_names
 from osm.training.tracking import Tracker, clock, draw_curve
-
-MAX_GRAD_NORM = 1.0
 
 
 def train(run: Run) -> Path:
@@ -39,14 +43,15 @@ def train(run: Run) -> Path:
         the folder with the trained model (`<run_name>/final`).
 
     Raises:
-        OsmError: a config, data or checkpoint that is not right.
+        OsmError: a config, data or checkpoint that is not right. RunStopped: a fault on the way. Stopped: a signal.
     """
     config = run.training
     world = distributed.start(
         config.device, config.dist_backend, config.dist_url, config.no_set_device_rank, config.num_threads
     )
     try:
-        return Trainer(run, world).train()
+        with data_faults():
+            return Trainer(run, world).train()
     finally:
         world.close()
 
@@ -56,53 +61,66 @@ class Trainer:
 
     def __init__(self, run: Run, world: distributed.World) -> None:
         self.run, self.config, self.world = run, run.training, world
-        self.folder = Path(self.config.run_name)
-        # What is quickly seen to be wrong is said before a model of gigabytes is loaded.
-        self.batches = equal_batches(self.config, self.config.emulate_world_size or world.size)
+        config = self.config
+        self.folder = Path(config.run_name)
         self.shards = {
             name: existing_shards(chosen.shards, f"--{name}_shards", report=world.is_main)
-            for name, chosen in self.config.used_sets.items()
+            for name, chosen in config.used_sets.items()
         }
-        torch.manual_seed(self.config.seed)  # the bridge starts alike on every rank
+        # What is quickly seen to be wrong is said before a model of gigabytes is loaded.
+        equal_batches(config, config.emulate_world_size or world.size)
+        torch.manual_seed(config.seed)  # the bridge starts alike on every rank
         self.model, self.processor = build(run.model)
         check_widths(self.model, *run.widths.values())
-        if self.config.start_from and Path(self.config.start_from).resolve().is_relative_to(self.folder.resolve()):
-            raise OsmError(
-                f"--start_from {self.config.start_from} lies in --run_name {self.folder}, which would be resumed; "
-                "choose another --run_name for the new run"
-            )
-        if self.config.start_from:
-            new = start_from(self.model, self.config.start_from)
-            if world.is_main:
-                print(f"started from {self.config.start_from}; new modes: {', '.join(new) or 'none'}", flush=True)
-        hold_frozen(self.model, self.config.precision, world.device)
+        self._start_from()
+        hold_frozen(self.model, config.precision, world.device)
         self.model.to(world.device).train()
-        self.groups = group_names(list(self.config.used_sets))
-        self.multipliers = {name: chosen.loss_multiplier for name, chosen in self.config.used_sets.items()}
+        self.groups = group_names(list(config.used_sets))
         self.task = TrainTask(self.model, self.processor)
-        self.forward: nn.Module = self.task
-        if world.size > 1:
-            ids = [world.device.index] if world.device.type == "cuda" else None
-            # The buffers are the frozen tower's: they never change. (Newer torch calls the option by another name.)
-            known = inspect.signature(DistributedDataParallel).parameters
-            option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-            self.forward = DistributedDataParallel(self.task, device_ids=ids, **{option: False})
-        self.steps_per_epoch = math.ceil(self.batches / self.config.gradient_accumulation_steps)
-        self.optimizer = make_optimizer(self.task, self.config.learning_rate, self.config.weight_decay)
-        self.schedule = make_schedule(
-            self.optimizer,
-            self.config.lr_scheduler,
-            self.config.warmup_steps,
-            self.steps_per_epoch * self.config.num_epochs,
+        checkpoint.share_hashes(self.model, world)
+        if config.gradient_checkpointing:
+            parallel.save_activations_less(self.task)
+        self.forward = parallel.lay_out(
+            self.task, world, config.fsdp, config.fsdp_sharding_strategy, config.fsdp_shard_size
         )
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.config.precision == "fp16")
-        self.step, self.names, self.skipped_steps = 0, 0, 0
-        # What was left out: by the run up to its resumption (of all ranks), and by this process since.
-        self.skipped_before: Counter[str] = Counter()
-        self.skipped_here: Counter[str] = Counter()
-        self.first_epoch = self._resume()
+        self.optimizer = make_optimizer(self.task, config.learning_rate, config.weight_decay)
+        progress, _ = resume(config, self.model, self.optimizer, world)
+        self.streams = streams_of(config, progress, world)
+        self.batches = equal_batches(config, self.streams)
+        self.steps_per_epoch = math.ceil(self.batches / config.gradient_accumulation_steps)
+        self.progress = placed(progress, config, self.streams, self.batches, world.is_main)
+        self.schedule = make_schedule(
+            self.optimizer, config.lr_scheduler, config.warmup_steps, self.steps_per_epoch * config.num_epochs
+        )
+        go_to_step(self.schedule, self.progress.step)
+        self.peak = peak_flops(world.device, config.precision, config.peak_tflops)
+        self.stepper = Stepper(
+            self.forward,
+            self.optimizer,
+            config,
+            self.groups,
+            {name: chosen.loss_multiplier for name, chosen in config.used_sets.items()},
+            world,
+            world.rank * (self.streams // world.size),
+            count_flops=self.peak > 0,
+        )
+        self.faults = SampleFaults(config.max_bad_samples)
         # Last: filling a feature cache takes long, and a checkpoint that does not fit is an error without it.
         self.loaders = self._make_loaders()
+        self.held_out = self._make_held_out()
+
+    def _start_from(self) -> None:
+        path = self.config.start_from
+        if not path:
+            return
+        if Path(path).resolve().is_relative_to(self.folder.resolve()):
+            raise OsmError(
+                f"--start_from {path} lies in --run_name {self.folder}, which would be resumed; "
+                "choose another --run_name for the new run"
+            )
+        new = start_from(self.model, path)
+        if self.world.is_main:
+            print(f"started from {path}; new modes: {', '.join(new) or 'none'}", flush=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
         config, world = self.config, self.world
@@ -113,7 +131,7 @@ class Trainer:
         for name, chosen in config.used_sets.items():
             dataset = self.run.table[name]
             shards = self.shards[name]
-            if cache is not None and self.first_epoch < config.num_epochs:
+            if cache is not None and self.progress.epoch < config.num_epochs:
                 skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world)
                 if skipped:
                     print(f"feature cache {name}: left out {dict(skipped)}", flush=True)
@@ -124,185 +142,230 @@ class Trainer:
                 config.seed,
                 config.dataset_resampled,
                 config.shuffle_buffer,
+                config.held_out_share,
             )
             loaders[name] = EpochLoader(
-                dataset, stream, transform, world.rank, world.size, config.workers, cache, config.emulate_world_size
+                dataset,
+                stream,
+                transform,
+                world.rank,
+                world.size,
+                config.workers,
+                cache,
+                self.streams,
+                pin_memory=world.device.type == "cuda",
             )
         world.barrier()
         return loaders
 
+    def _make_held_out(self) -> HeldOut | None:
+        config = self.config
+        if not config.eval_every_steps:
+            return None
+        sets = {
+            name: (self.run.table[name], self.shards[name], chosen.batch_size)
+            for name, chosen in config.used_sets.items()
+        }
+        transform = SampleTransform(config.sample, self.processor)
+        return HeldOut(sets, transform, config.held_out_share, config.eval_samples, self.world)
+
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def train(self) -> Path:
-        tracker = Tracker(
-            self.folder, self.world.is_main, self.config.wandb, self.config.wandb_project, as_dict(self.config)
-        )
+        config = self.config
+        tracker = Tracker(self.folder, self.world.is_main, config.wandb, config.wandb_project, as_dict(config))
+        saver = dcp.Saver(self.folder, config.keep_checkpoints, self.world)
         try:
             tracker.say(self._opening())
-            if self.config.save_initial and self.step == 0 and self.world.is_main:
-                save_folder(self.model, self.folder / "initial")
-            for epoch in range(self.first_epoch, self.config.num_epochs):
-                self._epoch(epoch, tracker)
-                skipped = self._skipped()
-                if self.world.is_main:
-                    self._save(epoch, skipped)
-                    draw_curve(self.folder)
-                self.world.barrier()
-            final = self.folder / "final"
             if self.world.is_main:
-                save_folder(self.model, final)
+                (self.folder / "stopped").unlink(missing_ok=True)
+            if config.save_initial and self.progress.step == 0:
+                checkpoint.save_model(self.model, self.folder / "initial", self.world)
+            with StopSignals() as signals:
+                while self.progress.epoch < config.num_epochs:
+                    self._epoch(tracker, saver, signals)
+                    self._end_epoch(tracker)
+                    if signals.agreed and self.progress.epoch < config.num_epochs:
+                        self._stop(saver, signals)
+            saver.wait()
+            final = self.folder / "final"
+            checkpoint.save_model(self.model, final, self.world)
             tracker.say(f"trained model: {final}")
             self.world.barrier()
             return final
+        except OSError as error:
+            raise self._disk_failed(error) from None
         finally:
+            saver.close()
             tracker.close()
 
-    def _resume(self) -> int:
-        given = self.config.resume_from_checkpoint
-        path = Path(given) if given else checkpoint.newest(self.folder)
-        if path is None:
-            return 0
-        try:
-            epoch, progress = checkpoint.resume(path, self.model, self.optimizer, self.schedule)
-        except OsmError as error:
-            found = (
-                "" if given else f"\nIt was found in --run_name {self.folder}; for another run choose another folder"
-            )
-            raise OsmError(f"{error}{found}") from None
-        self.step, self.names = progress.get("step", 0), progress.get("names", 0)
-        self.skipped_steps = progress.get("skipped_steps", 0)
-        self.skipped_before = Counter(progress.get("skipped", {}))
-        if self.step != epoch * self.steps_per_epoch:
-            raise OsmError(
-                f"checkpoint {path} is of step {self.step} after {epoch} epochs, but an epoch of this run has "
-                f"{self.steps_per_epoch} steps: with another number of processes, batch size or samples the schedule "
-                f"would not go on where it was. --emulate_world_size keeps the samples of another number of processes"
-            )
-        if self.world.is_main:
-            instead = f", not started from {self.config.start_from}" if self.config.start_from else ""
-            print(f"resumed from {path}: epoch {epoch}, step {self.step}{instead}", flush=True)
-        return epoch
+    def _epoch(self, tracker: Tracker, saver: dcp.Saver, signals: StopSignals) -> None:
+        config, progress = self.config, self.progress
+        meter = Meter(len(self.groups), self.world)
+        for micro_batches in self._micro_batches(meter):
+            outcome = self.stepper.step(micro_batches, progress.step, meter, lambda: bool(signals.received))
+            self.schedule.step()
+            progress.step += 1
+            progress.batches += len(micro_batches)
+            progress.skipped_steps += outcome.skipped
+            last = progress.batches >= self.batches
+            if progress.step % config.logging_steps == 0 or last:
+                self._log(tracker, meter, outcome)
+                meter = Meter(len(self.groups), self.world)
+            if self.held_out is not None and (progress.step % config.eval_every_steps == 0):
+                begun = time.monotonic()
+                self._evaluate(tracker, self.held_out)
+                meter.started += time.monotonic() - begun  # not a part of the training's time
+            signals.agreed = outcome.stop
+            if last:
+                return
+            if outcome.stop:
+                self._stop(saver, signals)
+            if config.checkpoint_every_steps and progress.step % config.checkpoint_every_steps == 0:
+                self._save(saver)
 
-    def _skipped(self) -> Counter[str]:
-        return self.skipped_before + self.world.total(self.skipped_here)
+    def _micro_batches(self, meter: Meter) -> Iterator[list[list[Batch]]]:
+        """For each optimiser step its micro-batches, each with a batch of every stream of this process.
 
-    def _save(self, epoch: int, skipped: Counter[str]) -> None:
-        progress = {
-            "step": self.step,
-            "names": self.names,
-            "skipped_steps": self.skipped_steps,
-            "skipped": dict(skipped),
-        }
+        The last step of an epoch may have fewer of them.
+        """
+        progress, gathered = self.progress, list[list[Batch]]()
+        positions: dict[str, dict[int, Position]] = progress.positions
+        sets = [
+            loader.epoch(progress.epoch, positions.get(name) or self._untouched(loader), progress.salt)
+            for name, loader in self.loaders.items()
+        ]
+        for number in range(progress.batches + 1, self.batches + 1):
+            begun = time.monotonic()
+            parts = [next(batches) for batches in sets]
+            meter.data_seconds += time.monotonic() - begun
+            for name, batches in zip(self.loaders, parts, strict=True):
+                for batch in batches:
+                    self.faults.add(name, batch)
+            gathered.append([merge(streams) for streams in zip(*parts, strict=True)])
+            if len(gathered) == self.config.gradient_accumulation_steps or number == self.batches:
+                yield gathered
+                gathered = []
+
+    def _untouched(self, loader: EpochLoader) -> dict[int, Position]:
+        """Streams that were not drawn from yet, though a part of the epoch may be over."""
+        return {stream.rank: Position(self.progress.batches) for stream in loader.streams}
+
+    # -- what comes beside the steps ---------------------------------------------------------------------------------
+
+    def _end_epoch(self, tracker: Tracker) -> None:
+        progress = self.progress
+        epoch = progress.epoch
+        progress.epoch, progress.batches, progress.salt, progress.positions = epoch + 1, 0, 0, {}
         checkpoint.save(
             self.folder,
             epoch,
             self.model,
             self.optimizer,
             self.schedule,
-            progress,
+            self._progress_document(),
             self.config.delete_previous_checkpoint,
+            self.world,
+        )
+        if self.world.is_main:
+            draw_curve(self.folder)
+        self.world.barrier()
+
+    def _progress_document(self) -> dict[str, Any]:
+        """The same on all processes, which ask for it together."""
+        here: dict[str, dict[int, Position]] = {}
+        if self.progress.batches:
+            here = {name: loader.positions() for name, loader in self.loaders.items()}
+        everywhere = self.world.gathered(here)
+        self.progress.positions = {
+            name: {stream: at for part in everywhere for stream, at in part.get(name, {}).items()} for name in here
+        }
+        total = Progress(**{**vars(self.progress), "skipped": self._skipped()})
+        return {**total.document(), "config": json.loads(json.dumps(as_dict(self.config)))}
+
+    def _save(self, saver: dcp.Saver) -> None:
+        state = dcp.state_of(self.model, self.optimizer)
+        document = {"progress": self._progress_document(), "model": config_document(self.model)}
+        saver.save(self.progress.step, state, document)
+
+    def _stop(self, saver: dcp.Saver, signals: StopSignals) -> None:
+        """Ends the run where it is, with a checkpoint."""
+        if self.progress.batches:  # else the epoch's own file is just written
+            self._save(saver)
+            saver.wait()
+        self.world.barrier()
+        step = self.progress.step
+        if self.world.is_main:
+            write_atomically(self.folder / "stopped", [json.dumps({"step": step, "signal": signals.received})])
+        raise Stopped(f"stopped by a signal after step {step}; the same command goes on from there")
+
+    def _skipped(self) -> Counter[str]:
+        return self.progress.skipped + self.world.total(self.faults.skipped)
+
+    def _evaluate(self, tracker: Tracker, held_out: HeldOut) -> None:
+        with parallel.without_gradients(self.task):
+            found = held_out.evaluate(self.task, self.groups)
+        metric = self.config.best_metric
+        better = best_so_far(metric, found, self.progress.best)
+        if better:
+            self.progress.best = found[f"eval/{metric}"]
+            checkpoint.save_model(self.model, self.folder / "best", self.world, {"step": self.progress.step, **found})
+        tracker.log({"step": self.progress.step, "epoch": self.progress.epoch, **found})
+        tracker.say(
+            f"held out, step {self.progress.step}: loss {found['eval/loss']:.4f}, "
+            f"{found['eval/accuracy']:.1%} named exactly{', the best yet' if better else ''}"
+        )
+
+    def _log(self, tracker: Tracker, meter: Meter, outcome: Outcome) -> None:
+        progress, interval = self.progress, meter.result()
+        progress.names += interval.names
+        skipped = self._skipped()
+        fallbacks = self.world.total(Counter(cells=self.task.centroid_fallbacks))["cells"]
+        left = (self.steps_per_epoch * self.config.num_epochs - progress.step) * interval.seconds / interval.steps
+        record: dict[str, Any] = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            **interval.record(self.groups),
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "grad_norm": outcome.norm,
+            "names": progress.names,
+            "memory_gib": memory_gib(self.world.device),
+            "skipped_steps": progress.skipped_steps,
+            "skipped_samples": dict(skipped),
+            "centroid_fallbacks": fallbacks,
+        }
+        mfu = ""
+        if self.peak:
+            flops = self.stepper.flops_per_row * interval.names / interval.seconds
+            record["mfu"] = flops / (self.peak * self.world.size)
+            mfu = f", MFU {record['mfu']:.1%}"
+        tracker.log(record)
+        left_out = f", {sum(skipped.values())} samples skipped {dict(skipped)}" if skipped else ""
+        left_out += f", {progress.skipped_steps} steps skipped" if progress.skipped_steps else ""
+        tracker.say(
+            f"epoch {progress.epoch} step {progress.step}: loss {interval.loss:.4f}, lr {record['learning_rate']:.2e}, "
+            f"grad {outcome.norm:.2f}, {record['names_per_second']:.2f} names/s, waiting for data "
+            f"{record['data_share']:.0%}, {record['memory_gib']:.1f} GiB{mfu}, {clock(left)} left{left_out}"
         )
 
     def _opening(self) -> str:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
+        epochs = f"epochs {self.progress.epoch}..{self.config.num_epochs - 1}"
+        if self.progress.epoch >= self.config.num_epochs:
+            epochs = f"all {self.config.num_epochs} epochs are done"
+        how = f"FSDP {self.config.fsdp_sharding_strategy}" if self.config.fsdp else "whole on each"
         return (
-            f"{self.folder}: {trained / 1e6:.1f} M parameters trained, {frozen / 1e6:.1f} M frozen; {self.world.size} "
-            f"process(es) on {self.world.device.type}; epochs {self.first_epoch}..{self.config.num_epochs - 1} of "
+            f"{self.folder}: {trained / 1e6:.1f} M parameters trained, {frozen / 1e6:.1f} M frozen, {how}; "
+            f"{self.world.size} process(es) on {self.world.device.type}; {epochs} of "
             f"{self.steps_per_epoch} steps; sets {', '.join(self.loaders)}"
         )
 
-    def _epoch(self, epoch: int, tracker: Tracker) -> None:
-        meter = Meter(len(self.groups), self.world)
-        for micro_batches in self._micro_batches(epoch):
-            norm = self._optimizer_step(micro_batches, meter)
-            self.step += 1
-            last = self.step % self.steps_per_epoch == 0
-            if self.step % self.config.logging_steps == 0 or last:
-                self._log(epoch, tracker, meter, norm)
-                meter = Meter(len(self.groups), self.world)
-
-    def _micro_batches(self, epoch: int) -> Iterator[list[Batch]]:
-        """The batches of each optimiser step; the last step of an epoch may have fewer."""
-        streams = [loader.epoch(epoch) for loader in self.loaders.values()]
-        gathered: list[Batch] = []
-        for number, parts in enumerate(zip(*streams, strict=True), 1):
-            gathered.append(merge(parts))
-            if len(gathered) == self.config.gradient_accumulation_steps or number == self.batches:
-                yield gathered
-                gathered = []
-
-    def _optimizer_step(self, micro_batches: list[Batch], meter: Meter) -> float:
-        """Forward and backward of every micro-batch, one clip, one update. Returns the gradient norm."""
-        finite = torch.ones((), dtype=torch.bool, device=self.world.device)
-        for number, batch in enumerate(micro_batches):
-            torch.manual_seed(dropout_seed(self.config.seed, self.step, number, self.world.rank))
-            wait = number < len(micro_batches) - 1 and isinstance(self.forward, DistributedDataParallel)
-            with self.forward.no_sync() if wait else contextlib.nullcontext():
-                finite &= self._backward(batch.to(self.world.device), len(micro_batches), meter)
-            self.skipped_here.update(batch.skipped)
-        self.scaler.unscale_(self.optimizer)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM))
-        # Gradients are summed over the ranks, and so are losses here: what is not finite on one, all skip together.
-        if math.isfinite(norm) and int(self.world.sum((~finite).int())) == 0:
-            self.scaler.step(self.optimizer)
-        else:
-            self.skipped_steps += 1
-        self.scaler.update()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        return norm
-
-    def _backward(self, batch: Batch, micro_batches: int, meter: Meter) -> Tensor:
-        """One micro-batch. Returns whether its loss was finite (a bool scalar)."""
-        index = group_index(batch, self.groups).to(self.world.device)
-        with autocast(self.config.precision, self.world.device):
-            losses, counts = self.forward(batch)
-        # Supervised tokens of each group over all ranks, and in the last place the rows.
-        totals = torch.zeros(len(self.groups) + 1, device=self.world.device)
-        totals[:-1].index_add_(0, index, counts.float())
-        totals[-1] = len(batch)
-        self.world.sum(totals)
-        weights = row_weights(index, totals[:-1], self.groups, self.multipliers)
-        # DDP averages over the ranks, the loss is a sum over them.
-        loss = (losses * weights).sum() * self.world.size / micro_batches
-        self.scaler.scale(loss).backward()
-        meter.add(index, losses.detach(), counts, weights, totals[-1], micro_batches)
-        return loss.detach().isfinite()
-
-    def _log(self, epoch: int, tracker: Tracker, meter: Meter, norm: float) -> None:
-        loss, group_losses, rows, steps = meter.result()
-        self.names += rows
-        skipped = self._skipped()
-        fallbacks = self.world.total(Counter(cells=self.task.centroid_fallbacks))["cells"]
-        seconds = time.monotonic() - meter.started
-        rate = rows / max(seconds, 1e-9)
-        left = (self.steps_per_epoch * self.config.num_epochs - self.step) * seconds / max(steps, 1)
-        halves = {
-            f"loss/{name}/{half}": value
-            for (name, half), value in zip(self.groups, group_losses, strict=True)
-            if not math.isnan(value)
-        }
-        record: dict[str, Any] = {
-            "step": self.step,
-            "epoch": epoch,
-            "loss": loss,
-            **halves,
-            "learning_rate": self.schedule.get_last_lr()[0],
-            "grad_norm": norm,
-            "names": self.names,
-            "names_per_second": rate,
-            "skipped_steps": self.skipped_steps,
-            "skipped_samples": dict(skipped),
-            "centroid_fallbacks": fallbacks,
-        }
-        tracker.log(record)
-        left_out = f", {sum(skipped.values())} samples skipped {dict(skipped)}" if skipped else ""
-        left_out += f", {self.skipped_steps} steps skipped" if self.skipped_steps else ""
-        tracker.say(
-            f"epoch {epoch} step {self.step}: loss {loss:.4f}, lr {record['learning_rate']:.2e}, "
-            f"{rate:.2f} names/s, {clock(left)} left{left_out}"
+    def _disk_failed(self, error: OSError) -> RunStopped:
+        whole = next(iter(candidates(self.folder)), None)
+        return RunStopped(
+            f"--run_name {self.folder} cannot be written ({error}). The newest whole checkpoint: {whole or 'none'}. "
+            "Make room, and the same command goes on from it"
         )
 
 
@@ -320,60 +383,6 @@ def equal_batches(config: TrainConfig, streams: int) -> int:
         )
         raise OsmError(f"the sets must give equally many batches an epoch, but: {figures}")
     return next(iter(counts.values()))
-
-
-class Meter:
-    """Sums of what was trained on since the last log line, over all ranks."""
-
-    def __init__(self, groups: int, world: distributed.World) -> None:
-        self.world, self.started = world, time.monotonic()
-        self.sums = torch.zeros(2, groups, dtype=torch.float64, device=_float64_device(world.device))
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.sums.device)
-        self.rows, self.steps = torch.zeros((), device=world.device), 0.0
-
-    def add(
-        self, index: Tensor, losses: Tensor, counts: Tensor, weights: Tensor, rows: Tensor, micro_batches: int
-    ) -> None:
-        place = index.to(self.sums.device)
-        self.sums[0].index_add_(0, place, losses.to(self.sums))
-        self.sums[1].index_add_(0, place, counts.to(self.sums))
-        self.loss += (losses * weights).sum().to(self.sums) / micro_batches
-        self.rows = self.rows + rows
-        self.steps += 1 / micro_batches
-
-    def result(self) -> tuple[float, list[float], int, float]:
-        """Mean loss a step, mean cross entropy of each group (nan where it had nothing), names, steps."""
-        everything = torch.cat([self.sums.flatten(), self.loss[None]]).to(self.world.device)
-        everything = self.world.sum(everything).double().cpu()
-        sums, loss = everything[:-1].view(2, -1), float(everything[-1])
-        return loss / self.steps, (sums[0] / sums[1]).tolist(), int(self.rows), self.steps
-
-
-def _float64_device(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def dropout_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
-    """Seeds every forward by itself, so that a resumed run drops the same units as one never stopped."""
-    return (seed * 1_000_003 + step * 8191 + micro_batch * 131 + rank) % 2**63
-
-
-def hold_frozen(model: nn.Module, precision: str, device: torch.device) -> None:
-    """Keeps the frozen parts in half precision where that saves memory and costs nothing trained."""
-    if precision == "fp16" and device.type != "cuda":
-        raise OsmError(f"--precision fp16 needs CUDA (this process runs on {device.type}); amp_bf16 or fp32 work there")
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-    if half is None and precision.startswith("amp_") and device.type == "cuda":
-        half = torch.bfloat16
-    if half is not None:
-        model.tower.to(half)
-        model.llm.to(half)
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
 
 
 __all__ = ["TrainConfig", "Trainer", "train"]

@@ -28,3 +28,11 @@ def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float)
 def make_schedule(optimizer: torch.optim.Optimizer, name: str, warmup_steps: int, total_steps: int) -> LRScheduler:
     """The published schedules, over the optimiser steps that are really taken."""
     return get_scheduler(_NAMES[name], optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+
+
+def go_to_step(schedule: LRScheduler, step: int) -> None:
+    """Sets a fresh schedule, and its optimizer's learning rates, to where they are after so many steps."""
+    if step:
+        state = {**schedule.state_dict(), "last_epoch": step - 1, "_step_count": step}
+        schedule.load_state_dict(state)
+        schedule.step()

@@ -23,8 +23,12 @@ class TrainTask(nn.Module):
         self.model, self.processor = model, processor
         self.centroid_fallbacks = 0
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns (R,) summed cross entropy and (R,) supervised tokens."""
+    def forward(self, batch: Batch, scored: bool = False) -> tuple[Tensor, ...]:
+        """Returns (R,) summed cross entropy and (R,) supervised tokens.
+
+        Args:
+            scored: in the third place, (R,) whether each of these tokens was the likeliest one.
+        """
         model = self.model
         tokens = batch.tokens
         if tokens is None:
@@ -42,7 +46,13 @@ class TrainTask(nn.Module):
             text.input_ids,
             text.attention_mask,
             text.labels,
+            scored,
         )
+
+
+def supervised_tokens(batch: Batch) -> Tensor:
+    """(R,): what `forward` will return of them; the first text token is supervised too, after the bridge's prefix."""
+    return (batch.text.labels != -100).sum(1)
 
 
 def group_names(sets: list[str]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def paths(folder: Path) -> tuple[str, ...]:
     return shards(folder, (4, 3, 5))
+
+
+def merged(epoch: Iterator[list[Batch]]) -> Iterator[Batch]:
+    return (merge(parts) for parts in epoch)
 
 
 def loader(
@@ -81,7 +86,7 @@ def test_seed_epoch_rank_and_worker_decide_the_batches(
 ) -> None:
     def run(epoch: int = 0, **changes: Any) -> list[Any]:
         made = loader(prepared, folder, paths, **{"world": 2, "resampled": resampled, **changes})
-        return content(list(made.epoch(epoch)))
+        return content(list(merged(made.epoch(epoch))))
 
     first = run()
     assert len(first) == 2 and run() == first
@@ -95,10 +100,10 @@ def test_workers_draw_streams_of_their_own_in_a_fixed_order(
     prepared: Processor, folder: Path, paths: tuple[str, ...]
 ) -> None:
     made = loader(prepared, folder, paths, workers=2, samples_per_epoch=7)
-    first, again = content(list(made.epoch(0))), content(list(made.epoch(0)))
+    first, again = content(list(merged(made.epoch(0)))), content(list(merged(made.epoch(0))))
     assert first == again and len(first) == made.batches == 4
     assert first[0::2] != first[1::2]
-    assert content(list(made.epoch(1))) != first
+    assert content(list(merged(made.epoch(1)))) != first
 
 
 def test_every_sample_is_dealt_once_a_pass(prepared: Processor, folder: Path, paths: tuple[str, ...]) -> None:
@@ -117,7 +122,7 @@ def test_every_sample_is_dealt_once_a_pass(prepared: Processor, folder: Path, pa
             resampled=False,
             shuffle_buffer=1,
         )
-        batches = list(made.epoch(0))
+        batches = list(merged(made.epoch(0)))
         assert len(batches) == 6
         seen.update(key for batch in batches for key in batch.keys)
     assert seen == Counter(f"s{number:03d}" for number in range(12))
@@ -133,7 +138,7 @@ def test_a_pass_on_several_lanes_is_each_sample_once(prepared: Processor, folder
             stream.epoch = epoch
             for worker in range(2):
                 samples = stream.samples(worker, 2, Counter())
-                dealt.append([next(samples).key for _ in range(6)])  # two passes
+                dealt.append([next(samples)[0].key for _ in range(6)])  # two passes
         for one_pass in (0, 3):
             keys = [key for lane in dealt for key in lane[one_pass : one_pass + 3]]
             assert sorted(keys) == [f"s{number:03d}" for number in range(12)]
@@ -146,7 +151,7 @@ def test_the_shuffle_buffer_mixes_and_loses_nothing(prepared: Processor, folder:
     config = replace(BASE, shards=paths, resampled=False, shuffle_buffer=10)
     stream = SampleStream(dataset(folder), config, SampleTransform(SampleConfig(), prepared), 0, 1)
     samples = stream.samples(0, 1, Counter())
-    order = [next(samples).key for _ in range(40)]
+    order = [next(samples)[0].key for _ in range(40)]
     assert order != sorted(order)
     # At any time at most the buffer's ten are behind.
     seen = Counter(order)
@@ -155,8 +160,8 @@ def test_the_shuffle_buffer_mixes_and_loses_nothing(prepared: Processor, folder:
 
 def test_emulated_ranks_are_the_real_ones(prepared: Processor, folder: Path, paths: tuple[str, ...]) -> None:
     sample = SampleConfig(masks_per_image=2)
-    ranks = [list(loader(prepared, folder, paths, rank, 2, sample=sample).epoch(3)) for rank in range(2)]
-    emulated = list(loader(prepared, folder, paths, emulate=2, sample=sample).epoch(3))
+    ranks = [list(merged(loader(prepared, folder, paths, rank, 2, sample=sample).epoch(3))) for rank in range(2)]
+    emulated = list(merged(loader(prepared, folder, paths, emulate=2, sample=sample).epoch(3)))
     assert content(emulated) == content([merge(parts) for parts in zip(*ranks, strict=True)])
     with pytest.raises(OsmError, match="--emulate_world_size 3 is not a multiple of the 2 processes"):
         loader(prepared, folder, paths, 0, 2, emulate=3)
@@ -174,7 +179,7 @@ def test_the_published_command_has_1564_batches_for_every_set() -> None:
 
 def test_the_first_half_answers_in_its_own_mode(prepared: Processor, folder: Path, paths: tuple[str, ...]) -> None:
     def modes(**changes: Any) -> list[list[str]]:
-        return [batch.modes for batch in loader(prepared, folder, paths, **changes).epoch(0)]
+        return [batch.modes for batch in merged(loader(prepared, folder, paths, **changes).epoch(0))]
 
     assert modes(batch_size=4) == [["blocks"] * 2 + ["any"] * 2] * 2
     assert modes(batch_size=5) == [["blocks"] * 2 + ["any"] * 3] * 2
@@ -184,7 +189,7 @@ def test_the_first_half_answers_in_its_own_mode(prepared: Processor, folder: Pat
 
 
 def test_a_batch_fits_together(prepared: Processor, folder: Path, paths: tuple[str, ...]) -> None:
-    for batch in loader(prepared, folder, paths, batch_size=3, sample=SampleConfig(masks_per_image=2)).epoch(0):
+    for batch in merged(loader(prepared, folder, paths, batch_size=3, sample=SampleConfig(masks_per_image=2)).epoch(0)):
         rows = len(batch)
         assert len(batch.keys) == 3 and batch.datasets == ["blocks"] * rows
         assert batch.image_index.tolist() == sorted(batch.image_index.tolist())
@@ -196,7 +201,7 @@ def test_a_batch_fits_together(prepared: Processor, folder: Path, paths: tuple[s
 
 def test_merging_pads_texts_and_shifts_images(prepared: Processor, folder: Path, paths: tuple[str, ...]) -> None:
     made = loader(prepared, folder, paths, samples_per_epoch=40)
-    by_length = {batch.text.input_ids.shape[1]: batch for batch in made.epoch(0)}
+    by_length = {batch.text.input_ids.shape[1]: batch for batch in merged(made.epoch(0))}
     short, long = by_length[min(by_length)], by_length[max(by_length)]
     assert min(by_length) < max(by_length)
     short.skipped, long.skipped = Counter(a=1), Counter(a=2, b=1)
@@ -230,7 +235,7 @@ def test_skipped_samples_are_counted_and_delivered(prepared: Processor, folder: 
     (folder / "faulty" / "1.tar").write_bytes(whole[: len(whole) // 2])
     paths = (str(path), str(folder / "faulty" / "1.tar"))
     made = loader(prepared, folder, paths, batch_size=1, resampled=False, shuffle_buffer=1, samples_per_epoch=12)
-    batches = list(made.epoch(0))
+    batches = list(merged(made.epoch(0)))
     assert all(batch.keys == ["good"] for batch in batches) and len(batches) == 12
     total = sum((batch.skipped for batch in batches), Counter())
     assert set(total) == {"unknown_category", "missing_member", "no_segment", "broken_tar"}
@@ -243,7 +248,9 @@ def test_an_answer_that_does_not_fit_is_left_out(prepared: Processor, folder: Pa
     document["categories"][1]["name"] = "zq7" * 40
     labels.write_text(json.dumps(document))
     transform = SampleTransform(SampleConfig(), prepared)
-    batches = list(EpochLoader(row, replace(BASE, shards=paths, samples_per_epoch=40), transform, 0, 1, 0).epoch(0))
+    batches = list(
+        merged(EpochLoader(row, replace(BASE, shards=paths, samples_per_epoch=40), transform, 0, 1, 0).epoch(0))
+    )
     assert sum(batch.skipped["answer_too_long"] for batch in batches) > 5
     assert len(batches) == 20 and all(len(batch.keys) == 2 for batch in batches)
 
@@ -256,7 +263,7 @@ def test_a_stream_with_nothing_usable_ends(prepared: Processor, folder: Path, ki
     if kind == "broken":
         path.write_bytes(b"no tar")
     with pytest.raises(OsmError, match="--blocks_shards: ") as caught:
-        list(loader(prepared, folder, (str(path),), resampled=resampled).epoch(0))
+        list(merged(loader(prepared, folder, (str(path),), resampled=resampled).epoch(0)))
     assert {"bad": "1000 samples in a row", "broken": "broken_tar", "none": "no sample"}[kind] in str(caught.value)
 
 
@@ -302,7 +309,7 @@ def test_cached_tokens_are_the_towers(cached: Cached) -> None:
             torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=1e-3)
     stream = replace(BASE, shards=cached.paths)
     made = EpochLoader(cached.set, stream, cached.transform, 0, 1, 0, cached.cache)
-    for batch in made.epoch(0):
+    for batch in merged(made.epoch(0)):
         assert batch.canvas is None and batch.tokens is not None and len(batch.tokens) == 2
         assert batch.tokens.shape[1:] == cached.model.window_pos_embed.shape[1:]
 

@@ -58,7 +58,7 @@ def test_tokens_of_all_ranks_share_one_denominator() -> None:
 def test_a_model_gives_the_loss_of_its_rows(workshop: Workshop, tmp_path: Path) -> None:
     """Two sets in one forward: each row's loss is what it has alone."""
     trainer = workshop.trainer(tmp_path / "run", sets={"pan": (2, 4), "inst": (3, 6)}, dropout=0.0)
-    parts = [next(iter(loader.epoch(0))) for loader in trainer.loaders.values()]
+    parts = [next(iter(loader.epoch(0)))[0] for loader in trainer.loaders.values()]
     batch = merge(parts)
     assert group_index(batch, trainer.groups).tolist() == [0, 1, 2, 3, 3]
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_a_gradient_that_is_not_finite_skips_its_step_alone(workshop: Workshop, 
     trainer = workshop.trainer(tmp_path / "run", sets={"pan": (2, 8)})
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * float("inf") if trainer.step == 1 else gradient
+        return gradient * float("inf") if trainer.progress.step == 1 else gradient
 
     trainer.model.window_pos_embed.register_hook(spoil)
     trainer.train()
@@ -125,7 +125,7 @@ def test_gradients_are_clipped_once_a_step(workshop: Workshop, tmp_path: Path) -
     trainer = workshop.trainer(
         tmp_path / "run", "--gradient_accumulation_steps", "2", sets={"pan": (2, 4)}, dropout=0.0
     )
-    batches = list(trainer.loaders["pan"].epoch(0))
+    batches = [parts[0] for parts in trainer.loaders["pan"].epoch(0)]
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     total = torch.zeros(())
     for batch in batches:

@@ -96,10 +96,13 @@ def test_resuming_goes_on_as_if_never_stopped(workshop: Workshop, tmp_path: Path
     assert losses(elsewhere) == losses(whole[6:])
     # A finished run has nothing left to do.
     assert workshop.train(tmp_path / "parts", *two, **options) == parts
-    # A schedule of other steps could not go on where it was.
-    arguments = workshop.arguments(tmp_path / "parts", *two, "--gradient_accumulation_steps", "2", **options)
-    assert main(arguments) == 2
-    assert "is of step 12 after 2 epochs, but an epoch of this run has 3 steps" in capsys.readouterr().err
+    # With steps of another size it goes on as far in its schedule.
+    capsys.readouterr()
+    other = ("--gradient_accumulation_steps", "2", "--warmup_steps", "8", "--num_epochs", "3")
+    assert main(workshop.arguments(tmp_path / "parts", *other, **options)) == 0
+    said = capsys.readouterr().out
+    assert "changed since: gradient_accumulation_steps was 1, and is 2" in said
+    assert "going on at step 6, epoch 2" in said and "epoch 2 step 9: loss" in said and "step 10" not in said
 
 
 def test_previous_checkpoints_are_deleted_on_demand(workshop: Workshop, tmp_path: Path) -> None:
@@ -146,6 +149,18 @@ def test_the_files_of_a_run(workshop: Workshop, tmp_path: Path) -> None:
         assert all(torch.equal(found[key], value) for key, value in model.trainable_state_dict().items())
     with pytest.raises(osm.OsmError, match="pan"):  # a model without the new modes
         build(load_model_config(str(workshop.configs[0.1])))[0].load_checkpoint(run / "checkpoint_0.pt")
+
+
+def test_what_a_line_says_of_the_work(workshop: Workshop, tmp_path: Path, capsys: Any) -> None:
+    records = workshop.train(tmp_path / "run", "--peak_tflops", "0.001", sets={"pan": (2, 8)})
+    said = capsys.readouterr().out
+    for record in records:
+        assert 0 <= record["data_share"] < 1 and record["seconds_per_step"] > 0 and 0.1 < record["memory_gib"] < 24
+        # So many FLOPs a name: of the tiny model about ten million.
+        flops = record["mfu"] * 1e9 / record["names_per_second"]
+        assert 1e6 < flops < 1e9
+    assert "waiting for data" in said and "MFU" in said and "GiB" in said
+    assert "mfu" not in workshop.train(tmp_path / "plain", sets={"pan": (2, 2)})[0]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from osm.training.loop import Trainer
 from osm.training.tracking import read_log
 
 TRAIN = Path(__file__).resolve().parents[2] / "train" / "train.py"
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])}
 ORDERS = [(1, 2, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1), (2, 1, 3), (1, 3, 2)]
 
 
@@ -84,10 +85,21 @@ class Workshop:
         return Trainer(parse(self.arguments(run, *more, **options)), World(0, 1, torch.device("cpu")))
 
 
-def start(arguments: list[str], launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    """train.py as a process of its own."""
+def launcher(processes: int, *more: str) -> tuple[str, ...]:
+    """torchrun on this machine, at a port of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fixed = f"-m torch.distributed.run --nnodes=1 --nproc_per_node={processes} --rdzv-backend=c10d"
+    return (*fixed.split(), f"--rdzv-endpoint=127.0.0.1:{port}", *more)
+
+
+def start(
+    arguments: list[str], launcher: tuple[str, ...] = (), script: Path = TRAIN, **environment: str
+) -> subprocess.Popen[str]:
+    """train.py, or a script around it, as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, *launcher, str(TRAIN), *arguments],
+        [sys.executable, *launcher, str(script), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pybase64
 from PIL import Image
 
 from osm.data.datasets import Rules
@@ -129,6 +128,8 @@ def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, 
     for name in names:
         if name in members:
             return members[name]
+    import pybase64
+
     value = document.get(key)
     if not isinstance(value, str):
         raise SampleError("missing_member", f"the sample has neither a member .{names[0]} nor a json field {key!r}")

@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+"""What a training step costs: names a second, where its time goes, and how far that is from the device's peak.
+
+By default a model with its own weights (osm_small, which pip packages bring), on this machine:
+
+    python3 benchmarks/train_step.py [--config osm_small] [--masks 1,4,8] [--threads 1]
+
+With `--random_weights` the published size (InstructBLIP-Vicuna-7B, 7.9 G parameters) with random weights, made on the
+device: nothing is downloaded, and timm, pycocotools and pybase64 need not be there. Some minutes on an H100:
+
+    python3 benchmarks/train_step.py --config osm --random_weights [--compile off,on] [--checkpointing off,on]
+
+A step is one process's: batch to the device, forward, backward, clip, AdamW, by the training's own task and optimizer;
+batches are drawn before (`loader.py` measures the loader). The headline figure is of whole steps; the shares
+come from others, in which the device is waited for between the parts. FLOPs are counted on the meta device. The
+floor is the time that those of tower, bridge, LLM and backward would take at the device's peak. A case for which the
+memory does not suffice is reported as one. Prints one JSON document last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+import train_step_models as models  # noqa: E402
+import transformers  # noqa: E402
+from train_step_parts import (  # noqa: E402
+    PARTS,
+    Meter,
+    TrainStep,
+    changed_layers,
+    checkpointed,
+    clock,
+    compiled,
+    layers,
+    step_flops,
+    watched,
+)
+
+from osm.data.stream import Batch  # noqa: E402
+from osm.errors import OsmError  # noqa: E402
+from osm.model.factory import pick_device  # noqa: E402
+from osm.training.task import TrainTask  # noqa: E402
+
+OUT_OF_MEMORY = "out of memory"
+BATCHES = 3  # texts of several lengths: what is compiled must take all of them
+# Dense bf16, without sparsity, by what is in the GPU's name.
+PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H200": 989.0, "A100": 312.0}
+PRECISIONS = ("fp32", "amp_bf16", "bf16")
+
+
+class Benchmark:
+    """One model, and the cases it is measured in."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.device = args, pick_device(args.device)
+        self.peak = peak_tflops(args, self.device)
+        if args.random_weights:
+            config = models.published_base(args.config)
+            frozen = torch.float32 if args.precision == "fp32" else torch.bfloat16
+            model = models.random_model(config, args.tiny, self.device, frozen)
+            meta = models.random_model(config, args.tiny, torch.device("meta"), torch.float32)
+            self.processor = models.random_processor(config)
+        else:
+            model, self.processor = models.pretrained(args.config)
+            meta = copy.deepcopy(model).to("meta")
+        self.step = TrainStep(TrainTask(model, self.processor), args.precision, self.device)
+        self.meta_task = TrainTask(meta.train(), self.processor)
+        self.flops: dict[int, dict[str, float]] = {}  # of the parts, by masks an image
+
+    def document(self) -> dict[str, Any]:
+        args, model = self.args, self.step.task.model
+        told = {"config": args.config, "weights": "random" if args.random_weights else "pretrained", "tiny": args.tiny}
+        cuda = self.device.type == "cuda"
+        return {
+            "benchmark": "train_step",
+            **told,
+            "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
+            "precision": args.precision,
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "parameters": {
+                "tower": count(model.tower.parameters()),
+                "llm": count(model.llm.parameters()),
+                "trained": count(self.step.trained),
+            },
+            "images_per_step": args.batch_size,
+            "rounds": args.rounds,
+            "peak_tflops": self.peak,
+            "cases": list(self.cases()),
+        }
+
+    def cases(self) -> Iterator[dict[str, Any]]:
+        for compiling, checkpointing, masks in product(self.args.compile, self.args.checkpointing, self.args.masks):
+            case = {"masks_per_image": masks, "compile": compiling, "checkpointing": checkpointing}
+            case.update(self.case(masks, compiling == "on", checkpointing == "on"))
+            say(json.dumps(case))
+            yield case
+
+    def case(self, masks: int, compiling: bool, checkpointing: bool) -> dict[str, Any]:
+        """One case; of what is to be compiled, the tower alone where the LLM cannot be."""
+        supervised = models.supervise(self.args.config)
+        batches = models.make_batches(self.processor, self.args.batch_size, masks, BATCHES, supervised)
+        if masks not in self.flops:
+            counted = [step_flops(self.meta_task, batch) for batch in batches]
+            self.flops[masks] = {name: statistics.mean(flops[name] for flops in counted) for name in PARTS}
+        failed: dict[str, str] = {}
+        for parts in (("tower", "llm"), ("tower",)) if compiling else ((),):
+            found = self.attempt(batches, parts, checkpointing)
+            if "error" not in found or found["error"].startswith(OUT_OF_MEMORY):
+                break
+            failed["+".join(parts)] = found["error"]
+        found["compiled"] = list(parts)
+        if failed:
+            found["failed_to_compile"] = failed
+        return {**found, **self.against_peak(found, self.flops[masks])}
+
+    def attempt(self, batches: list[Batch], parts: tuple[str, ...], checkpointing: bool) -> dict[str, Any]:
+        try:
+            with self.changed_model(parts, checkpointing):
+                return self.measure(batches)
+        except torch.OutOfMemoryError as error:
+            problem = f"{OUT_OF_MEMORY}: {first_line(error)}"
+        except Exception as error:  # whatever a compiler may raise
+            if not parts:
+                raise
+            problem = f"{type(error).__name__}: {first_line(error)}"
+        # Not in the handlers: the traceback holds what the step had allocated.
+        self.step.optimizer.zero_grad()
+        gc.collect()
+        torch.compiler.reset()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {"error": problem}
+
+    @contextmanager
+    def changed_model(self, parts: tuple[str, ...], checkpointing: bool) -> Iterator[None]:
+        model = self.step.task.model
+        with ExitStack() as stack:
+            for name in parts:
+                stack.enter_context(changed_layers(layers(getattr(model, name)), compiled(self.args.compile_backend)))
+            if parts:  # all layers share one count of what they were compiled for: more shapes than usual come here
+                stack.enter_context(torch._dynamo.config.patch(recompile_limit=64))
+            if checkpointing:
+                stack.enter_context(changed_layers(layers(model.llm), checkpointed))
+            yield
+
+    def measure(self, batches: list[Batch]) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        begun = clock(self.device)
+        for batch in batches:  # the first step of a shape finds kernels, allocates and compiles
+            self.step(batch)
+        warm_up = clock(self.device) - begun
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        seconds: list[dict[str, float]] = []
+        for batch in batches * self.args.rounds:
+            begun = clock(self.device)
+            loss = self.step(batch)
+            seconds.append({"step": clock(self.device) - begun})
+        memory = torch.cuda.max_memory_allocated(self.device) / 2**30 if cuda else None
+        meter, parts = Meter(lambda: clock(self.device)), []
+        with watched(self.step.task, meter):
+            for batch in batches * self.args.rounds:
+                meter.take()
+                self.step(batch, meter.part)
+                parts.append(meter.take())
+        step, part = typical(seconds)["step"], typical(parts)
+        times = [entry["step"] for entry in seconds]
+        rows = len(batches[0])
+        return {
+            "names_per_step": rows,
+            "names_per_second": rounded(rows / step),
+            "step_seconds": {
+                "typical": rounded(step),
+                "lowest": rounded(min(times)),
+                "highest": rounded(max(times)),
+            },
+            "part_seconds": {name: rounded(value) for name, value in part.items()},
+            "shares": {name: rounded(value / sum(part.values())) for name, value in part.items()},
+            "peak_memory_gib": rounded(memory),
+            "warm_up_seconds": rounded(warm_up),
+            "text_tokens": [batch.text.input_ids.shape[1] for batch in batches],
+            "loss": rounded(loss),
+        }
+
+    def against_peak(self, found: dict[str, Any], flops: dict[str, float]) -> dict[str, Any]:
+        """Counted FLOPs, their time at the device's peak, and what share of the peak was reached."""
+        tflop = {name: flops[name] / 1e12 for name in ("tower", "bridge", "llm", "backward")}
+        tflop["total"] = sum(flops.values()) / 1e12
+        out: dict[str, Any] = {"mfu": None, "floor": {"tflop": {k: rounded(v) for k, v in tflop.items()}}}
+        if self.peak:
+            out["floor"]["seconds"] = {name: rounded(value / self.peak) for name, value in tflop.items()}
+            if "step_seconds" in found:
+                out["mfu"] = rounded(tflop["total"] / self.peak / found["step_seconds"]["typical"])
+                out["floor"]["names_per_second"] = rounded(found["names_per_step"] / (tflop["total"] / self.peak))
+        return out
+
+
+def peak_tflops(args: argparse.Namespace, device: torch.device) -> float | None:
+    if args.peak_tflops is not None:
+        return args.peak_tflops
+    # The table is bf16's: other precisions have other peaks.
+    if device.type == "cuda" and args.precision != "fp32":
+        name = torch.cuda.get_device_name(device)
+        for known, peak in PEAK_TFLOPS.items():
+            if known in name:
+                return peak
+        say(f"{name} is not in the table of peaks: without --peak_tflops there is no MFU and no floor in seconds")
+    return None
+
+
+def typical(seconds: list[dict[str, float]]) -> dict[str, float]:
+    """The mean over the batches of each one's median over the rounds, which leaves out what disturbed one of them."""
+    return {
+        name: statistics.mean(
+            statistics.median(entry[name] for entry in seconds[batch::BATCHES]) for batch in range(BATCHES)
+        )
+        for name in seconds[0]
+    }
+
+
+def count(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# -- flags -------------------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    out.add_argument("--config", default="osm_small", help="a config of the project, or a YAML file [%(default)s]")
+    out.add_argument("--random_weights", action="store_true", help="the published size, with random weights")
+    out.add_argument(
+        "--tiny",
+        action="store_true",
+        help="with --random_weights: 2 layers of a sixteenth of the width, to try all of this on a CPU",
+    )
+    out.add_argument("--masks", default="1,4,8", help="masks an image, one case each [%(default)s]")
+    out.add_argument("--batch_size", type=int, help="images a step [4; with --random_weights 8]")
+    out.add_argument("--rounds", type=int, default=4, help=f"of {BATCHES} batches: as whole steps, and in parts [4]")
+    out.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [auto]")
+    out.add_argument("--precision", help=f"{', '.join(PRECISIONS)} [fp32; with --random_weights amp_bf16]")
+    out.add_argument("--compile", help="off, on or both: the tower's and LLM's layers [off; random weights: off,on]")
+    out.add_argument("--compile_backend", default="inductor", help="of torch.compile [%(default)s]")
+    out.add_argument("--checkpointing", default="off", help="off, on or both: of the LLM's layers [off]")
+    out.add_argument("--peak_tflops", type=float, help="of the device; default: by a GPU's name")
+    out.add_argument("--threads", type=int, default=1, help="torch threads of a CPU [1]")
+    return out
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Raises OsmError for a value that is not right."""
+    args = parser().parse_args(argv)
+    args.batch_size = args.batch_size if args.batch_size is not None else 8 if args.random_weights else 4
+    args.precision = args.precision or ("amp_bf16" if args.random_weights else "fp32")
+    args.compile = switches("--compile", args.compile or ("off,on" if args.random_weights else "off"))
+    args.checkpointing = switches("--checkpointing", args.checkpointing)
+    if args.precision not in PRECISIONS:
+        raise OsmError(f"--precision {args.precision!r} is not one of {', '.join(PRECISIONS)}")
+    if args.tiny and not args.random_weights:
+        raise OsmError("--tiny shrinks the published size: it needs --random_weights")
+    for flag in ("batch_size", "rounds", "threads"):
+        if getattr(args, flag) < 1:
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
+    if args.peak_tflops is not None and not args.peak_tflops > 0:
+        raise OsmError(f"--peak_tflops {args.peak_tflops} must be over 0")
+    try:
+        masks = [int(part) for part in args.masks.split(",")]
+    except ValueError:
+        masks = [0]
+    if min(masks) < 1:
+        raise OsmError(f"--masks {args.masks!r} must be numbers from 1 on with commas between them, as in 1,4,8")
+    args.masks = masks
+    return args
+
+
+def switches(flag: str, value: str) -> list[str]:
+    chosen = value.split(",")
+    if not set(chosen) <= {"off", "on"}:
+        raise OsmError(f"{flag} {value!r} must be off, on, or off,on")
+    return chosen
+
+
+def main() -> int:
+    try:
+        args = parse()
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+        document = Benchmark(args).document()
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(document, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

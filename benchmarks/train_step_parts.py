@@ -1,0 +1,187 @@
+"""A training step in parts: how many seconds, or how many FLOPs, each of them takes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+from train_step_models import SET, on_meta
+
+from osm.data.stream import Batch
+from osm.model import llm as llms
+from osm.training import task as task_module
+from osm.training.optim import make_optimizer
+from osm.training.precision import autocast, hold_frozen
+from osm.training.step import MAX_GRAD_NORM
+from osm.training.task import TrainTask, group_index, group_names, row_weights
+
+PARTS = ("copy", "pixels", "tower", "masks", "bridge", "llm", "backward", "optimizer", "other")
+Part = Callable[[str], AbstractContextManager[Any]]
+
+
+class Meter:
+    """Charges what a counter gains to the part that runs; what runs inside another part counts as its own alone."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self.read = read
+        self.gained: dict[str, float] = defaultdict(float)
+        self._running, self._since = ["other"], read()
+
+    def _switch(self) -> None:
+        now = self.read()
+        self.gained[self._running[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self._switch()
+        self._running.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._running.pop()
+
+    def take(self) -> dict[str, float]:
+        """What each part gained since it was last asked."""
+        self._switch()
+        taken = {name: self.gained[name] for name in PARTS}
+        self.gained.clear()
+        return taken
+
+
+@contextmanager
+def watched(task: TrainTask, meter: Meter) -> Iterator[None]:
+    """Within it, the parts of the task's forward are charged in `meter`."""
+    model = task.model
+    places: list[tuple[Any, str, str]] = [
+        (task.processor, "pixel_values", "pixels"),
+        (model, "tower_tokens", "tower"),
+        (task_module, "context_mask", "masks"),
+        (model, "visible_keys", "masks"),
+        (model, "add_positions", "bridge"),
+        (model.bridge, "image_keys_values", "bridge"),
+        (model.bridge, "forward", "bridge"),
+        (model, "llm_inputs", "llm"),
+        (llms, "token_losses", "llm"),
+    ]
+
+    def charged(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with meter.part(name):
+                return function(*args, **kwargs)
+
+        return call
+
+    with ExitStack() as patches:
+        for owner, attribute, name in places:
+            patches.enter_context(patch.object(owner, attribute, charged(getattr(owner, attribute), name)))
+        yield
+
+
+class TrainStep:
+    """One process's optimiser step on one batch, as `osm.training.loop` takes it."""
+
+    def __init__(self, task: TrainTask, precision: str, device: torch.device) -> None:
+        self.task, self.precision, self.device = task, precision, device
+        hold_frozen(task.model, precision, device)
+        task.model.to(device).train()
+        self.optimizer = make_optimizer(task, learning_rate=1e-5, weight_decay=0.05)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.groups = group_names([SET])
+
+    def __call__(self, batch: Batch, part: Part = contextlib.nullcontext) -> float:
+        """Takes the step and returns its loss."""
+        with part("copy"):
+            batch = batch.to(self.device)
+        index = group_index(batch, self.groups).to(self.device)
+        with autocast(self.precision, self.device):
+            losses, counts = self.task(batch)
+        totals = torch.zeros(len(self.groups), device=self.device).index_add_(0, index, counts.float())
+        loss = (losses * row_weights(index, totals, self.groups, {SET: 1.0})).sum()
+        with part("backward"):
+            loss.backward()
+        with part("optimizer"):
+            norm = float(nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM))
+            if math.isfinite(norm):
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+        return float(loss.detach())
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, with nothing left to do on the device."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+# -- FLOPs -------------------------------------------------------------------------------------------------------------
+
+
+def step_flops(meta_task: TrainTask, batch: Batch) -> dict[str, float]:
+    """FLOPs of each part of a step, counted on a model on the meta device: nothing is computed.
+
+    What is computed twice to save memory counts once, and whether attention is fused makes no difference.
+    """
+    # Fused attention looks into its mask for what it may leave out: on the meta device there is nothing to look at.
+    meta_task.model.llm.set_attn_implementation("eager")
+    visible_keys, cross_entropy = meta_task.model.visible_keys, F.cross_entropy
+
+    def keys_on_meta(*masks: Tensor) -> Any:
+        return visible_keys(*masks).to("meta")
+
+    def losses_on_meta(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        return cross_entropy(logits, targets.to("meta"), **options)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(meta_task.model, "visible_keys", keys_on_meta))
+        stack.enter_context(patch.object(F, "cross_entropy", losses_on_meta))
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        meter = Meter(counter.get_total_flops)
+        stack.enter_context(watched(meta_task, meter))
+        losses, _ = meta_task(on_meta(batch))
+        with meter.part("backward"):
+            losses.sum().backward()
+        flops = meter.take()
+    meta_task.zero_grad()
+    return flops
+
+
+# -- compiled and checkpointed layers ----------------------------------------------------------------------------------
+
+
+def layers(module: nn.Module) -> list[nn.Module]:
+    """The equal blocks that a transformer is a stack of; a module without a stack is one block."""
+    stacks = [list(found) for found in module.modules() if isinstance(found, nn.ModuleList)]
+    longest = max(stacks, key=len, default=[])
+    return longest if len(longest) > 1 else [module]
+
+
+@contextmanager
+def changed_layers(changed: list[nn.Module], change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator:
+    """Within it, the forward of each of these modules is `change(forward)`."""
+    with ExitStack() as patches:
+        for layer in changed:
+            patches.enter_context(patch.object(layer, "forward", change(layer.forward)))
+        yield
+
+
+def compiled(backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return lambda forward: torch.compile(forward, backend=backend)
+
+
+def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Not transformers' own switch: that one is off in eval mode, in which a frozen LLM is."""
+    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -1,0 +1,284 @@
+"""Files of a trained model, from one form into another: `osm export` and `osm import`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from osm.config import ModelConfig
+from osm.errors import OsmError
+from osm.files import replacing
+from osm.model import checkpoint as files
+from osm.model.factory import base_config, build, check_widths
+from osm.model.maskqformer import MaskQFormerBridge
+from osm.training import dcp
+from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
+from osm.training.resume import candidates
+
+PUBLISHED_SUFFIXES = (".pt", ".pth")
+FOLDER_FILES = ("config.json", "model.safetensors")
+OPTIMIZER = "optimizer_state_dict"
+
+
+class Source(NamedTuple):
+    """Trained parts, as a file or a folder has them.
+
+    Attributes:
+        config: the config document; None in a published file.
+        state: the entries under the published names.
+        where: how a message calls it.
+        rest: what else is there: optimizer state, progress, ...
+    """
+
+    config: Any
+    state: dict[str, Tensor]
+    where: str
+    rest: dict[str, Any]
+
+
+def read_source(path: Path) -> Source:
+    """Reads a run's folder (its newest checkpoint), a `.pt` checkpoint or one of mid-run, or a folder `final`.
+
+    Raises:
+        OsmError: it is none of them, or broken.
+    """
+    if not path.exists():
+        raise OsmError(f"{path}: no such file or folder; a run's folder, a .pt checkpoint or a folder `final` is read")
+    if not path.is_dir():
+        document = files.read_published(path)
+        state = document.pop("model_state_dict")
+        return Source(document.pop("config", None), state, f"checkpoint {path}", document)
+    if any((path / name).exists() for name in FOLDER_FILES):
+        return Source(*files.read_folder(path), f"checkpoint folder {path}", {})
+    if (path / "run.json").is_file():
+        return _in_mid_run(path)
+    newest = next(iter(candidates(path)), None)
+    if newest is None:
+        hint = f"; did you mean {path / 'final'}?" if (path / "final" / "config.json").is_file() else ""
+        raise OsmError(f"{path} holds no model: no checkpoint, and no {' and '.join(FOLDER_FILES)}{hint}")
+    return read_source(newest)
+
+
+def _in_mid_run(path: Path) -> Source:
+    """A checkpoint of `osm.training.dcp`."""
+    document = dcp.run_document(path)
+    named = {name.removeprefix("model."): value for name, value in dcp.read_whole(path).items() if name[:6] == "model."}
+    if "bridge.context_query" not in named:
+        raise OsmError(f"checkpoint {path} holds no model")
+    rest = {"progress": document["progress"]}
+    return Source(document.get("model"), files.published_names(named), f"checkpoint {path}", rest)
+
+
+def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Names and shapes (no values) of the entries of a config's model.
+
+    The frozen parts are not needed: the widths they decide are taken from the state.
+
+    Raises:
+        OsmError: entries that decide them are missing, or no model has such sizes.
+    """
+    named = {str(key).replace("module.", ""): value for key, value in state.items()}
+
+    def size(name: str, dimensions: int, axis: int) -> int:
+        value = named.get(name)
+        if not isinstance(value, Tensor) or value.ndim != dimensions:
+            raise OsmError(f"{where} has no entry {name} of {dimensions} dimensions: it is no OmniScient Model's")
+        return value.shape[axis]
+
+    embeddings = "base_model.qformer.embeddings"
+    widths = {
+        "token_width": size("window_pos_embed", 3, -1),
+        "llm_width": size("base_model.language_projection.weight", 2, 0),
+        "vocabulary": size(f"{embeddings}.word_embeddings.weight", 2, 0),
+        "positions": size(f"{embeddings}.position_embeddings.weight", 2, 0),
+    }
+    try:
+        with torch.device("meta"):
+            bridge = MaskQFormerBridge(config.qformer, config.modes, **widths)
+    except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
+        raise OsmError(f"{where}: no model can have its config's sizes and modes ({error})") from None
+    return files.published_entries(named["window_pos_embed"].to("meta"), bridge)
+
+
+def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = False) -> str:
+    """Writes a trained model in the other form: `out` is a published `.pt` file by its name, else a folder.
+
+    Returns:
+        a line that says what was written.
+
+    Raises:
+        OsmError: a source without a model or its config, or an `out` that is in the way.
+    """
+    check_out(out, force)
+    published = out.suffix in PUBLISHED_SUFFIXES
+    if with_optimizer and not published:
+        raise OsmError(f"--with_optimizer: the folder {out} has no place for it; export to a name that ends in .pt")
+    found = read_source(source)
+    if found.config is None:
+        raise OsmError(
+            f"{found.where} does not tell its model's config, as the published files do not: "
+            f"osm import {source} {out} --config <the config it was trained with>"
+        )
+    if with_optimizer and OPTIMIZER not in found.rest:
+        raise OsmError(f"--with_optimizer: {found.where} has no {OPTIMIZER}")
+    wanted = blank_entries(files.model_config(found.config, found.where), found.state, found.where)
+    given = files.fitting(wanted, found.state, found.where)
+    # A copy each: an entry may be a view of something larger, which would be written whole.
+    entries = {name: given[name].reshape(blank.shape).clone() for name, blank in wanted.items()}
+    entries["base_model.query_tokens"] = entries["context_query"]
+    try:
+        document = json.loads(json.dumps(found.config))  # the same plain values in both forms: lists, no tuples
+    except (TypeError, ValueError) as error:
+        raise OsmError(f"{found.where}: its config holds more than plain values ({error})") from None
+    write(out, document, entries, found.rest if with_optimizer else {})
+    return _told(out, entries, found.where)
+
+
+def import_published(
+    zoo: Path, out: Path, config: ModelConfig, widths: Mapping[str, int | None], base: str, force: bool = False
+) -> str:
+    """Writes a published file, which does not tell its config, as our own: the model is built to check every entry.
+
+    Args:
+        config: the model the file was trained in; modes that it has beyond these are added.
+        widths: see `check_widths`. base: how a message names the config.
+
+    Returns:
+        a line that says what was written.
+
+    Raises:
+        OsmError: a file that is none, or does not fit; a base that is not found; an `out` that is in the way.
+    """
+    check_out(out, force)
+    if zoo.is_dir():
+        raise OsmError(f"{zoo} is a folder, and a published .pt file is imported; osm export reads folders")
+    found = read_source(zoo)
+    if found.config is not None:
+        raise OsmError(f"{found.where} tells its model's config itself: osm export {zoo} {out}")
+    model, _ = build(config.with_modes(_modes(found.state)))
+    check_widths(model, *(widths.get(flag) for flag in WIDTH_FLAGS))
+    try:
+        files.load_published_state_dict(model, found.state, found.where)
+    except OsmError as error:
+        raise OsmError(f"{error}\n{base} is another model than it was trained in; name that one") from None
+    document, entries = files.config_document(model), files.published_state_dict(model)
+    write(out, document, entries, {})
+    return _told(out, entries, found.where)
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raises OsmError where something stands at `out` that must not, or not without --force, be replaced."""
+    file = out.suffix in PUBLISHED_SUFFIXES
+    if not out.exists() or (not file and out.is_dir() and not any(out.iterdir())):
+        return
+    if file and not out.is_file():
+        raise OsmError(f"{out} is a folder, and a name that ends in {out.suffix} is written as a file: name another")
+    if not file and not any((out / name).is_file() for name in FOLDER_FILES):
+        raise OsmError(f"{out} is there and holds no model that could be replaced: name another folder, or a .pt file")
+    if not force:
+        raise OsmError(f"{out} is there already: name another, or replace it with --force")
+
+
+def write(out: Path, document: dict[str, Any], entries: dict[str, Tensor], rest: dict[str, Any]) -> None:
+    """Writes a `.pt` file or a folder, which takes its name once it is whole. Raises OsmError where it cannot."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix in PUBLISHED_SUFFIXES:
+            with replacing(out) as file:
+                torch.save({"model_state_dict": entries, **rest, "config": document}, file)
+        elif out.is_dir() and any(out.iterdir()):
+            files.write_folder(out, document, entries)
+        else:
+            new = Path(os.path.abspath(out) + ".tmp")
+            files.write_folder(new, document, entries)
+            os.replace(new, out)
+    except (OSError, SafetensorError) as error:
+        raise OsmError(f"{out} cannot be written ({error})") from None
+
+
+def _modes(names: Iterable[str]) -> list[str]:
+    return [
+        mode
+        for table, _, mode in (str(name).replace("module.", "").partition(".") for name in names)
+        if table == "mode_query" and mode and "." not in mode
+    ]
+
+
+def _told(out: Path, entries: Mapping[str, Tensor], where: str) -> str:
+    return f"{out}: {len(entries)} entries of {where}; modes {', '.join(_modes(entries))}"
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """The flags of `osm export`."""
+    out = argparse.ArgumentParser(
+        prog="osm export",
+        allow_abbrev=False,
+        description="Writes a trained model as a folder (config.json, model.safetensors), or as a published .pt file.",
+    )
+    out.add_argument(
+        "source", type=Path, help="a run's folder (its newest checkpoint), a .pt file, or a folder `final`"
+    )
+    out.add_argument("out", type=Path, help="a name that ends in .pt gives a published file, any other a folder")
+    out.add_argument(
+        "--with_optimizer", action="store_true", help="all that the source's .pt holds, so that training can go on"
+    )
+    out.add_argument("--force", action="store_true", help="replace an older model at OUT")
+    return out
+
+
+def import_parser() -> argparse.ArgumentParser:
+    """The flags of `osm import`."""
+    out = argparse.ArgumentParser(
+        prog="osm import",
+        allow_abbrev=False,
+        description="Writes a .pt file of the published code, which does not tell its model, as a folder that does.",
+    )
+    out.add_argument("zoo", type=Path, metavar="ZOO.pt", help="the published file")
+    out.add_argument("out", type=Path, help="a folder, or a name that ends in .pt")
+    out.add_argument("--config", default="osm", help="a config of the project, or a YAML file [%(default)s]")
+    for name, kind in MODEL_FLAGS.items():
+        out.add_argument(f"--{name}", type=kind, help="default: the config's")
+    for name in WIDTH_FLAGS:
+        out.add_argument(f"--{name}", type=int, help="checked against the base model")
+    out.add_argument("--force", action="store_true", help="replace an older model at OUT")
+    return out
+
+
+def export_main(argv: Sequence[str] | None = None) -> int:
+    """The command `osm export`; returns the exit code."""
+    args = export_parser().parse_args(argv)
+    return _run(lambda: export(args.source, args.out, args.with_optimizer, args.force))
+
+
+def import_main(argv: Sequence[str] | None = None) -> int:
+    """The command `osm import`; returns the exit code."""
+    args = import_parser().parse_args(argv)
+    given = vars(args)
+    overrides = {name: given[name] for name in MODEL_FLAGS if name != "base_model_name"}
+    named = {flag: given[flag] for flag in ("config", *MODEL_FLAGS) if given[flag] is not None}
+    base = " ".join(f"--{flag} {value}" for flag, value in named.items())
+
+    def job() -> str:
+        config = base_config(args.base_model_name or args.config, default=args.config, **overrides)
+        widths = {flag: given[flag] for flag in WIDTH_FLAGS}
+        return import_published(args.zoo, args.out, config, widths, base, args.force)
+
+    return _run(job)
+
+
+def _run(job: Callable[[], str]) -> int:
+    try:
+        print(job())
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

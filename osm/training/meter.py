@@ -1,0 +1,94 @@
+"""What is counted between two lines of the log: losses of each set's halves, names, times, FLOPs, memory."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from osm.training.distributed import World
+
+# Dense bf16 / fp16 TFLOP/s of a device, by its makers' data sheets.
+PEAK_TFLOPS = {"H100": 989, "H200": 989, "GH200": 989, "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121}
+PEAK_TFLOPS |= {"A10G": 70, "A10": 125, "V100": 125, "RTX 4090": 165, "RTX 3090": 71, "B200": 2250}
+
+
+def peak_flops(device: torch.device, precision: str, given: float) -> float:
+    """FLOP/s of one device at this precision; 0 = not known."""
+    if given:
+        return given * 1e12
+    if device.type != "cuda" or precision == "fp32":
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    # Longest first, so that an L40S is not taken for an L4.
+    found = [peak for key, peak in sorted(PEAK_TFLOPS.items(), key=lambda item: -len(item[0])) if key in name]
+    return found[0] * 1e12 if found else 0.0
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most that this process has held: of the GPU's memory where it runs on one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@dataclass
+class Interval:
+    """What a meter counted. `halves` has nan where a half had nothing; seconds are this process's own."""
+
+    loss: float
+    halves: list[float]
+    names: int
+    steps: float
+    seconds: float
+    data_seconds: float
+
+    def record(self, groups: list[tuple[str, str]]) -> dict[str, Any]:
+        found = zip(groups, self.halves, strict=True)
+        return {
+            "loss": self.loss,
+            **{f"loss/{name}/{half}": value for (name, half), value in found if not math.isnan(value)},
+            "names_per_second": self.names / max(self.seconds, 1e-9),
+            "seconds_per_step": self.seconds / max(self.steps, 1e-9),
+            "data_share": self.data_seconds / max(self.seconds, 1e-9),
+        }
+
+
+class Meter:
+    """Sums of what was trained on since the last log line, over all ranks."""
+
+    def __init__(self, groups: int, world: World) -> None:
+        self.world, self.started, self.data_seconds = world, time.monotonic(), 0.0
+        self.sums = torch.zeros(2, groups, dtype=torch.float64, device=_float64_device(world.device))
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.sums.device)
+        self.rows, self.steps = torch.zeros((), device=world.device), 0
+
+    def add(self, index: Tensor, losses: Tensor, counts: Tensor, weights: Tensor, micro_batches: int) -> None:
+        """One forward of this process."""
+        place = index.to(self.sums.device)
+        self.sums[0].index_add_(0, place, losses.to(self.sums))
+        self.sums[1].index_add_(0, place, counts.to(self.sums))
+        self.loss += (losses * weights).sum().to(self.sums) / micro_batches
+
+    def end_step(self, rows: Tensor) -> None:
+        """One optimiser step of all processes, on so many rows."""
+        self.rows = self.rows + rows
+        self.steps += 1
+
+    def result(self) -> Interval:
+        everything = torch.cat([self.sums.flatten(), self.loss[None]]).to(self.world.device)
+        everything = self.world.sum(everything).double().cpu()
+        sums, loss = everything[:-1].view(2, -1), float(everything[-1])
+        names, seconds = int(self.rows), time.monotonic() - self.started
+        return Interval(loss / self.steps, (sums[0] / sums[1]).tolist(), names, self.steps, seconds, self.data_seconds)
+
+
+def _float64_device(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "mps" else device

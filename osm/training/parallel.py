@@ -1,0 +1,122 @@
+"""How a model is laid over the processes: whole on each (DDP), or in shards (FSDP2, full or hybrid).
+
+Also what the rest needs to know of it: when gradients are exchanged, and whole tensors out of shards and back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from osm.errors import OsmError
+from osm.training.distributed import World
+from osm.training.task import TrainTask
+
+
+def lay_out(task: TrainTask, world: World, fsdp: bool, strategy: str, shard_size: int) -> nn.Module:
+    """The module whose forward trains `task` on all processes.
+
+    With FSDP the blocks of the tower and of the LLM are a unit each, gathered when they run; the bridge, which is
+    small, is one unit with what is left, and so trained parameters, gradients and optimizer state are sharded.
+
+    Args:
+        strategy: `full` = shards over all processes; `hybrid` = over `shard_size` of them (0 = those of a machine), and
+            copies of that beside it.
+
+    Raises:
+        OsmError: a shard size that does not divide the number of processes.
+    """
+    if fsdp:
+        mesh = _mesh(world, strategy, shard_size)
+        for block in [*blocks(task.model.tower), *blocks(task.model.llm)]:
+            fully_shard(block, mesh=mesh)
+        fully_shard(task, mesh=mesh)
+        return task
+    if world.size == 1:
+        return task
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    # The buffers are the frozen tower's: they never change. (Newer torch calls the option by another name.)
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(task, device_ids=ids, **options)
+
+
+def _mesh(world: World, strategy: str, shard_size: int) -> DeviceMesh:
+    kind = world.device.type
+    if strategy == "full":
+        return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
+    shards = shard_size or world.local_size
+    if world.size % shards:
+        raise OsmError(f"--fsdp_shard_size {shards} does not divide the {world.size} processes")
+    return init_device_mesh(kind, (world.size // shards, shards), mesh_dim_names=("copy", "shard"))
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a network (a transformer's layers); empty where it has none."""
+    lists = [
+        list(found)
+        for found in module.modules()
+        if isinstance(found, (nn.ModuleList, nn.Sequential)) and len(found) > 1 and len({type(m) for m in found}) == 1
+    ]
+    return max(lists, key=lambda found: sum(p.numel() for m in found for p in m.parameters()), default=[])
+
+
+def exchanges_gradients(module: nn.Module, exchange: bool) -> contextlib.AbstractContextManager[Any]:
+    """Forward and backward within it exchange gradients, or else keep them for a later one that does."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(exchange)
+    elif isinstance(module, DistributedDataParallel) and not exchange:
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """For forwards that no backward follows."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the outermost unit stays gathered after a forward, waiting for a backward
+
+
+def save_activations_less(task: TrainTask) -> None:
+    """Gradient checkpointing where activations are kept for a backward: the bridge's and the frozen LLM's layers."""
+    for layer in [*blocks(task.model.bridge), *blocks(task.model.llm)]:
+        layer.forward = _recomputed(layer.forward)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor out of its shards; all processes have to ask for it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, laid out as the parameter that it belongs to."""
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return tensor.to(parameter.device)

@@ -1,0 +1,119 @@
+"""Going on: from the newest checkpoint of a run's folder, or a given one, on as many processes as there are now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from osm.config import as_dict
+from osm.errors import OsmError
+from osm.model import checkpoint as files
+from osm.model.osm import OmniScientModel
+from osm.training import checkpoint, dcp
+from osm.training.config import TrainConfig
+from osm.training.distributed import World
+from osm.training.progress import Progress
+
+# What may differ from run to run, and changes nothing that is trained.
+_ASIDE = "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
+
+
+def candidates(folder: Path) -> list[Path]:
+    """All checkpoints of a run's folder, the newest first."""
+    places: list[tuple[int, int, Path]] = [(epoch + 1, 0, path) for epoch, path in checkpoint.of_epochs(folder).items()]
+    for path in dcp.found(folder):
+        try:
+            progress = dcp.run_document(path)["progress"]
+            places.append((int(progress["epoch"]), int(progress["batches"]), path))
+        except (OsmError, KeyError, TypeError, ValueError) as error:
+            print(f"warning: checkpoint {path} is left out: {error}", flush=True)
+    return [path for _, _, path in sorted(places, reverse=True)]
+
+
+def resume(
+    config: TrainConfig, model: OmniScientModel, optimizer: torch.optim.Optimizer, world: World
+) -> tuple[Progress, Path | None]:
+    """Loads the checkpoint to go on from, if there is one; all processes call it together.
+
+    A checkpoint in mid-run that cannot be read is left for the one before it, with a warning.
+
+    Raises:
+        OsmError: a given file that cannot be read, or one that does not fit the model; or none can be read.
+    """
+    folder, given = Path(config.run_name), config.resume_from_checkpoint
+    paths = [Path(given)] if given else candidates(folder)
+    for path in paths:
+        try:
+            progress, before = _load(path, model, optimizer)
+        except dcp.Unreadable as error:
+            if given or path == paths[-1]:
+                raise
+            if world.is_main:
+                print(f"warning: {error}; going on from the one before", flush=True)
+            continue
+        except OsmError as error:
+            hint = "" if given else f"\nIt was found in --run_name {folder}; for another run choose another folder"
+            raise OsmError(f"{error}{hint}") from None
+        if world.is_main:
+            instead = f", not started from {config.start_from}" if config.start_from else ""
+            print(f"resumed from {path}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
+            _say_changes(before, as_dict(config))
+        return progress, path
+    return Progress(), None
+
+
+def _load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -> tuple[Progress, Mapping[str, Any]]:
+    if not path.is_dir():
+        return checkpoint.load(path, model, optimizer)
+    document = dcp.run_document(path)
+    files.check_frozen(model, document.get("model", {}), f"checkpoint {path}")
+    dcp.load(path, dcp.state_of(model, optimizer))
+    return Progress.read(document["progress"], f"checkpoint {path}"), document["progress"].get("config", {})
+
+
+def _say_changes(before: Any, now: Mapping[str, Any]) -> None:
+    if not isinstance(before, Mapping):
+        return
+    for name, value in now.items():
+        if name in before and before[name] != value and name not in _ASIDE.split():
+            print(f"changed since: {name} was {str(before[name])[:200]}, and is {str(value)[:200]}", flush=True)
+
+
+def streams_of(config: TrainConfig, progress: Progress, world: World) -> int:
+    """How many sample streams the run has: as many as before, where its processes can share them out."""
+    if config.emulate_world_size:
+        return config.emulate_world_size
+    if progress.streams and progress.streams % world.size == 0:
+        if progress.streams != world.size and world.is_main:
+            print(f"going on with the samples of {progress.streams} processes on {world.size}", flush=True)
+        return progress.streams
+    return world.size
+
+
+def placed(progress: Progress, config: TrainConfig, streams: int, batches: int, is_main: bool) -> Progress:
+    """The progress as that of this run, whose epochs may have other batches than those of the run before."""
+    accumulation = config.gradient_accumulation_steps
+    steps = math.ceil(batches / accumulation)
+    if not progress.streams:  # of a new run, or a file that did not say
+        progress.streams, progress.workers, progress.batches_per_epoch = streams, config.workers, batches
+        if progress.step != progress.epoch * steps:
+            raise OsmError(
+                f"the checkpoint is of step {progress.step} after {progress.epoch} epochs, but an epoch of this run "
+                f"has {steps} steps: go on with the processes, batch size and samples that it was made with"
+            )
+    same_steps = progress.step == progress.epoch * steps + progress.batches / accumulation
+    if same_steps and progress.goes_on_exactly(streams, config.workers, batches):
+        progress.workers = config.workers
+        return progress
+    moved = progress.moved_to(streams, config.workers, batches, accumulation)
+    if is_main:
+        print(
+            f"processes, workers, batch sizes or samples are others than before: going on at step {moved.step}, epoch "
+            f"{moved.epoch}, as far in the schedule; the order of samples is another one",
+            flush=True,
+        )
+    return moved
