@@ -11,10 +11,10 @@ device: nothing is downloaded, and timm, pycocotools and pybase64 need not be th
     python3 benchmarks/train_step.py --config osm --random_weights [--compile off,on] [--checkpointing off,on]
 
 A step is one process's: batch to the device, forward, backward, clip, AdamW, by the training's own task and optimizer;
-batches are drawn before (`loader.py` measures the loader). The headline figure is of whole steps; the shares
-come from others, in which the device is waited for between the parts. FLOPs are counted on the meta device. The
-floor is the time that those of tower, bridge, LLM and backward would take at the device's peak. A case for which the
-memory does not suffice is reported as one. Prints one JSON document last.
+batches are drawn before (`loader.py` measures the loader). The headline figure is of whole steps; the shares come from
+others, in which the device is waited for between the parts. FLOPs are counted on the meta device; the floor is the time
+that they would take at the device's peak. A case for which the memory does not suffice is reported as such, and the
+run goes on. Prints one JSON document last.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,29 @@ from train_step_parts import (  # noqa: E402
 from osm.data.stream import Batch  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.model.factory import pick_device  # noqa: E402
+from osm.training.meter import peak_flops  # noqa: E402
 from osm.training.task import TrainTask  # noqa: E402
 
 OUT_OF_MEMORY = "out of memory"
 BATCHES = 3  # texts of several lengths: what is compiled must take all of them
-# Dense bf16, without sparsity, by what is in the GPU's name.
-PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H200": 989.0, "A100": 312.0}
 PRECISIONS = ("fp32", "amp_bf16", "bf16")
+
+
+@dataclass
+class Case:
+    """What is measured of one number of masks an image. `compiled`: the parts that are; `failed`: those that cannot."""
+
+    masks: int
+    batches: list[Batch]
+    checkpointing: bool
+    compiled: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+    warm_up: float = 0.0
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+    memory: float | None = None
+    loss: float = 0.0
 
 
 class Benchmark:
@@ -109,131 +126,142 @@ class Benchmark:
         }
 
     def cases(self) -> Iterator[dict[str, Any]]:
-        for compiling, checkpointing, masks in product(self.args.compile, self.args.checkpointing, self.args.masks):
-            case = {"masks_per_image": masks, "compile": compiling, "checkpointing": checkpointing}
-            case.update(self.case(masks, compiling == "on", checkpointing == "on"))
-            say(json.dumps(case))
-            yield case
+        for compiling, checkpointing in product(self.args.compile, self.args.checkpointing):
+            cases = [self.started(masks, compiling == "on", checkpointing == "on") for masks in self.args.masks]
+            # What else runs on a machine slows a CPU for minutes: the cases take turns, so that it slows all of them.
+            turns, rounds = (self.args.rounds, 1) if self.device.type == "cpu" else (1, self.args.rounds)
+            for _, case in product(range(turns), cases):
+                self.attempt(case, rounds)
+            for case in cases:
+                told = {"masks_per_image": case.masks, "compile": compiling, "checkpointing": checkpointing}
+                told |= {**self.result(case), "compiled": list(case.compiled)}
+                if case.failed:
+                    told["failed_to_compile"] = case.failed
+                told |= self.against_peak(case, told)
+                say(json.dumps(told))
+                yield told
 
-    def case(self, masks: int, compiling: bool, checkpointing: bool) -> dict[str, Any]:
-        """One case; of what is to be compiled, the tower alone where the LLM cannot be."""
+    def started(self, masks: int, compiling: bool, checkpointing: bool) -> Case:
+        """A case after its first steps; of what is to be compiled, the tower alone where the LLM cannot be."""
         supervised = models.supervise(self.args.config)
         batches = models.make_batches(self.processor, self.args.batch_size, masks, BATCHES, supervised)
         if masks not in self.flops:
-            counted = [step_flops(self.meta_task, batch) for batch in batches]
-            self.flops[masks] = {name: statistics.mean(flops[name] for flops in counted) for name in PARTS}
-        failed: dict[str, str] = {}
-        for parts in (("tower", "llm"), ("tower",)) if compiling else ((),):
-            found = self.attempt(batches, parts, checkpointing)
-            if "error" not in found or found["error"].startswith(OUT_OF_MEMORY):
+            flops = [step_flops(self.meta_task, batch) for batch in batches]
+            self.flops[masks] = {name: statistics.mean(of_one[name] for of_one in flops) for name in PARTS}
+        case = Case(masks, batches, checkpointing)
+        for case.compiled in (("tower", "llm"), ("tower",)) if compiling else ((),):
+            case.error = ""
+            self.attempt(case, 0)
+            if not case.error or case.error.startswith(OUT_OF_MEMORY):
                 break
-            failed["+".join(parts)] = found["error"]
-        found["compiled"] = list(parts)
-        if failed:
-            found["failed_to_compile"] = failed
-        return {**found, **self.against_peak(found, self.flops[masks])}
+            case.failed["+".join(case.compiled)] = case.error
+        say(f"{masks} masks an image, first steps: {case.error or f'{case.warm_up:.1f} s'}")
+        return case
 
-    def attempt(self, batches: list[Batch], parts: tuple[str, ...], checkpointing: bool) -> dict[str, Any]:
+    def attempt(self, case: Case, rounds: int) -> None:
+        """So many rounds of a case, 0 = its first steps; what goes wrong is its error, and it is left out from then."""
+        if case.error:
+            return
         try:
-            with self.changed_model(parts, checkpointing):
-                return self.measure(batches)
+            with self.changed_model(case):
+                self.measure(case, rounds) if rounds else self.warm_up(case)
+            return
         except torch.OutOfMemoryError as error:
-            problem = f"{OUT_OF_MEMORY}: {first_line(error)}"
+            case.error = f"{OUT_OF_MEMORY}: {first_line(error)}"
         except Exception as error:  # whatever a compiler may raise
-            if not parts:
+            if not case.compiled:
                 raise
-            problem = f"{type(error).__name__}: {first_line(error)}"
+            case.error = f"{type(error).__name__}: {first_line(error)}"
         # Not in the handlers: the traceback holds what the step had allocated.
         self.step.optimizer.zero_grad()
+        self.step.optimizer.state.clear()  # some of it may be half made
         gc.collect()
-        torch.compiler.reset()
+        if not case.error.startswith(OUT_OF_MEMORY):  # it was compiled, and other cases go on with that
+            torch.compiler.reset()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return {"error": problem}
 
     @contextmanager
-    def changed_model(self, parts: tuple[str, ...], checkpointing: bool) -> Iterator[None]:
+    def changed_model(self, case: Case) -> Iterator[None]:
         model = self.step.task.model
         with ExitStack() as stack:
-            for name in parts:
+            for name in case.compiled:
                 stack.enter_context(changed_layers(layers(getattr(model, name)), compiled(self.args.compile_backend)))
-            if parts:  # all layers share one count of what they were compiled for: more shapes than usual come here
+            if case.compiled:  # all layers share one count of what they were compiled for: it is passed soon
                 stack.enter_context(torch._dynamo.config.patch(recompile_limit=64))
-            if checkpointing:
+            if case.checkpointing:
                 stack.enter_context(changed_layers(layers(model.llm), checkpointed))
             yield
 
-    def measure(self, batches: list[Batch]) -> dict[str, Any]:
-        cuda = self.device.type == "cuda"
+    def warm_up(self, case: Case) -> None:
+        """The first step of a shape finds kernels, allocates and compiles."""
         begun = clock(self.device)
-        for batch in batches:  # the first step of a shape finds kernels, allocates and compiles
+        for batch in case.batches:
             self.step(batch)
-        warm_up = clock(self.device) - begun
-        if cuda:
+        case.warm_up = clock(self.device) - begun
+
+    def measure(self, case: Case, rounds: int) -> None:
+        if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        seconds: list[dict[str, float]] = []
-        for batch in batches * self.args.rounds:
+        for batch in case.batches * rounds:
             begun = clock(self.device)
-            loss = self.step(batch)
-            seconds.append({"step": clock(self.device) - begun})
-        memory = torch.cuda.max_memory_allocated(self.device) / 2**30 if cuda else None
-        meter, parts = Meter(lambda: clock(self.device)), []
+            case.loss = self.step(batch)
+            case.seconds.append({"step": clock(self.device) - begun})
+        if self.device.type == "cuda":
+            case.memory = torch.cuda.max_memory_allocated(self.device) / 2**30
+        meter = Meter(lambda: clock(self.device))
         with watched(self.step.task, meter):
-            for batch in batches * self.args.rounds:
+            for batch in case.batches * rounds:
                 meter.take()
                 self.step(batch, meter.part)
-                parts.append(meter.take())
-        step, part = typical(seconds)["step"], typical(parts)
-        times = [entry["step"] for entry in seconds]
-        rows = len(batches[0])
+                case.parts.append(meter.take())
+
+    def result(self, case: Case) -> dict[str, Any]:
+        if case.error:
+            return {"error": case.error}
+        # On a CPU the best of the rounds, as other programs disturb the rest; on a GPU a round may be lucky.
+        choose = min if self.device.type == "cpu" else statistics.median
+        step, parts = counted(case.seconds, choose)["step"], counted(case.parts, choose)
+        times, rows = [entry["step"] for entry in case.seconds], len(case.batches[0])
         return {
             "names_per_step": rows,
             "names_per_second": rounded(rows / step),
-            "step_seconds": {
-                "typical": rounded(step),
-                "lowest": rounded(min(times)),
-                "highest": rounded(max(times)),
-            },
-            "part_seconds": {name: rounded(value) for name, value in part.items()},
-            "shares": {name: rounded(value / sum(part.values())) for name, value in part.items()},
-            "peak_memory_gib": rounded(memory),
-            "warm_up_seconds": rounded(warm_up),
-            "text_tokens": [batch.text.input_ids.shape[1] for batch in batches],
-            "loss": rounded(loss),
+            "step_seconds": rounded(step),
+            "step_seconds_seen": [rounded(min(times)), rounded(max(times))],
+            "part_seconds": {name: rounded(value) for name, value in parts.items()},
+            "shares": {name: rounded(value / sum(parts.values())) for name, value in parts.items()},
+            "peak_memory_gib": rounded(case.memory),
+            "warm_up_seconds": rounded(case.warm_up),
+            "text_tokens": [batch.text.input_ids.shape[1] for batch in case.batches],
+            "loss": rounded(case.loss),
         }
 
-    def against_peak(self, found: dict[str, Any], flops: dict[str, float]) -> dict[str, Any]:
+    def against_peak(self, case: Case, found: dict[str, Any]) -> dict[str, Any]:
         """Counted FLOPs, their time at the device's peak, and what share of the peak was reached."""
+        flops = self.flops[case.masks]
         tflop = {name: flops[name] / 1e12 for name in ("tower", "bridge", "llm", "backward")}
         tflop["total"] = sum(flops.values()) / 1e12
         out: dict[str, Any] = {"mfu": None, "floor": {"tflop": {k: rounded(v) for k, v in tflop.items()}}}
         if self.peak:
             out["floor"]["seconds"] = {name: rounded(value / self.peak) for name, value in tflop.items()}
             if "step_seconds" in found:
-                out["mfu"] = rounded(tflop["total"] / self.peak / found["step_seconds"]["typical"])
+                out["mfu"] = rounded(tflop["total"] / self.peak / found["step_seconds"])
                 out["floor"]["names_per_second"] = rounded(found["names_per_step"] / (tflop["total"] / self.peak))
         return out
 
 
 def peak_tflops(args: argparse.Namespace, device: torch.device) -> float | None:
-    if args.peak_tflops is not None:
-        return args.peak_tflops
-    # The table is bf16's: other precisions have other peaks.
-    if device.type == "cuda" and args.precision != "fp32":
+    found = peak_flops(device, args.precision, args.peak_tflops or 0.0) / 1e12
+    if not found and device.type == "cuda" and args.precision != "fp32":
         name = torch.cuda.get_device_name(device)
-        for known, peak in PEAK_TFLOPS.items():
-            if known in name:
-                return peak
         say(f"{name} is not in the table of peaks: without --peak_tflops there is no MFU and no floor in seconds")
-    return None
+    return found or None
 
 
-def typical(seconds: list[dict[str, float]]) -> dict[str, float]:
-    """The mean over the batches of each one's median over the rounds, which leaves out what disturbed one of them."""
+def counted(seconds: list[dict[str, float]], choose: Callable[[list[float]], float]) -> dict[str, float]:
+    """The mean over the batches of what is chosen of each one's rounds."""
     return {
-        name: statistics.mean(
-            statistics.median(entry[name] for entry in seconds[batch::BATCHES]) for batch in range(BATCHES)
-        )
+        name: statistics.mean(choose([entry[name] for entry in seconds[batch::BATCHES]]) for batch in range(BATCHES))
         for name in seconds[0]
     }
 
@@ -268,7 +296,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--masks", default="1,4,8", help="masks an image, one case each [%(default)s]")
     out.add_argument("--batch_size", type=int, help="images a step [4; with --random_weights 8]")
-    out.add_argument("--rounds", type=int, default=4, help=f"of {BATCHES} batches: as whole steps, and in parts [4]")
+    out.add_argument("--rounds", type=int, default=4, help=f"of {BATCHES} batches, as whole steps and in parts [4]")
     out.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [auto]")
     out.add_argument("--precision", help=f"{', '.join(PRECISIONS)} [fp32; with --random_weights amp_bf16]")
     out.add_argument("--compile", help="off, on or both: the tower's and LLM's layers [off; random weights: off,on]")

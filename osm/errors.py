@@ -22,15 +22,14 @@ class SampleError(OsmError):
         return type(self), (self.reason, str(self))
 
 
+class RunStopped(OsmError):
+    """A run that could not go on, through no flag's fault: its data or disk failed, or its losses did."""
+
+
 # Reasons for which sampling leaves a sample out though nothing is wrong with its data: no mask of it counts in any crop
 # that was tried, a part of no single object, a name longer than the model's text. Every other reason is a fault of the
 # data. What each means is in docs/datasets.md.
 BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
-
-
-class RunStopped(OsmError):
-    """A run that could not go on, through no flag's fault: its data or disk failed, or its losses did."""
-
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60

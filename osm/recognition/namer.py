@@ -9,18 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from osm.data.processor import Processor
-from osm.data.prompts import TEST_PROMPT
 from osm.errors import OsmError
 from osm.model.checkpoint import published_state_dict
 from osm.model.factory import load_model, pick_device
-from osm.model.llm import stop_ids
-from osm.model.maskqformer import Instruction
-from osm.model.masks import context_mask
 from osm.model.osm import OmniScientModel
 from osm.model.weights import fingerprint_tensors
+from osm.recognition.recognizer import Recognizer
 
 
 @dataclass(frozen=True)
@@ -43,14 +39,19 @@ class Namer:
         rows: masks x modes that are decoded together.
     """
 
-    def __init__(self, model: OmniScientModel, processor: Processor, max_new_tokens: int = 12, rows: int = 64) -> None:
-        self.model, self.processor = model.eval(), processor
-        self.max_new_tokens, self.rows = max_new_tokens, rows
-        self.modes = model.config.modes
+    def __init__(
+        self, model: OmniScientModel, processor: Processor, max_new_tokens: int = 12, max_batch_tokens: int = 4096
+    ) -> None:
+        self.recognizer = Recognizer(model, processor, max_new_tokens, max_batch_tokens)
+        self.model, self.processor, self.modes = model, processor, model.config.modes
+        self.max_new_tokens = max_new_tokens
         self.fingerprint = fingerprint_tensors(published_state_dict(model))
-        self.centroid_fallbacks = 0
 
-    @torch.inference_mode()
+    @property
+    def centroid_fallbacks(self) -> int:
+        """Masks that had no cell of the grid to themselves, so far."""
+        return self.recognizer.centroid_fallbacks
+
     def name_image(self, image: Image.Image, masks: np.ndarray, modes: Sequence[str]) -> list[dict[str, Name] | None]:
         """Names each mask in each mode with the benchmark's prompt.
 
@@ -70,58 +71,12 @@ class Namer:
         masks = np.asarray(masks).astype(bool)
         if masks.ndim != 3 or masks.shape[1:] != (image.height, image.width):
             raise OsmError(f"masks have shape {masks.shape}, (K, {image.height}, {image.width}) needed for this image")
-        unknown = sorted(set(modes) - set(self.modes))
-        if unknown:
-            raise OsmError(f"mode {unknown[0]!r} is not one of this model's: {', '.join(self.modes)}")
-        canvas_masks = self.processor.canvas_masks(masks)
-        kept = canvas_masks.flatten(1).any(1).nonzero().flatten().tolist()
-        names: list[dict[str, Name] | None] = [None] * len(masks)
-        for index in kept:
-            names[index] = {}
-        jobs = [(index, mode) for index in kept for mode in dict.fromkeys(modes)]
-        if not jobs:
-            return names
-        model = self.model
-        canvas = self.processor.canvas(image)[None].to(model.device)
-        tokens = model.encode_image(self.processor.pixel_values(canvas))
-        image_kv = model.bridge.image_keys_values(tokens)
-        for start in range(0, len(jobs), self.rows):
-            part = jobs[start : start + self.rows]
-            pixels = canvas_masks[[index for index, _ in part]].to(model.device)
-            found = self._decode(image_kv, pixels, [mode for _, mode in part])
-            for (index, mode), name in zip(part, found, strict=True):
-                entry = names[index]
-                assert entry is not None
-                entry[mode] = name
-        return names
-
-    def _decode(self, image_kv: list[tuple[Tensor, Tensor] | None], pixels: Tensor, modes: list[str]) -> list[Name]:
-        model = self.model
-        keys = model.visible_keys(pixels, context_mask(pixels, model.config.context_enlarge_ratio))
-        self.centroid_fallbacks += keys.fallbacks
-        text = self.processor.prompts([TEST_PROMPT])
-        rows, device = len(modes), model.device
-        instruction = Instruction(
-            text.qformer_ids.expand(rows, -1).to(device), text.qformer_mask.expand(rows, -1).to(device)
-        )
-        index = torch.zeros(rows, dtype=torch.long, device=device)
-        prefix = model.bridge(image_kv, index, keys, instruction, modes)
-        out = model.generate_from_prefix(
-            prefix,
-            text.input_ids.expand(rows, -1).to(device),
-            text.attention_mask.expand(rows, -1).to(device),
-            max_new_tokens=self.max_new_tokens,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        chosen = torch.stack(out.logits, 1).float().softmax(-1).gather(2, out.sequences[..., None])[..., 0].cpu()
-        return [self._name(ids, probs) for ids, probs in zip(out.sequences.tolist(), chosen.tolist(), strict=True)]
-
-    def _name(self, ids: list[int], probs: list[float]) -> Name:
-        stops = stop_ids(self.model.llm)
-        length = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-        prob = float(np.prod(probs[:length])) if length else probs[0]
-        return Name(self.processor.name(ids[:length]), prob)
+        modes = list(dict.fromkeys(modes))
+        found = self.recognizer.name_batch([image], [masks], modes=modes)[0] if modes else [[] for _ in masks]
+        return [
+            None if any(answer.skipped for answer in answers) else {a.mode: Name(a.text, a.prob) for a in answers}
+            for answers in found
+        ]
 
 
 def load_namer(

@@ -15,8 +15,8 @@ from torch import Tensor
 from osm.training.distributed import World
 
 # Dense bf16 / fp16 TFLOP/s of a device, by its makers' data sheets.
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "GH200": 989, "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121}
-PEAK_TFLOPS |= {"A10G": 70, "A10": 125, "V100": 125, "RTX 4090": 165, "RTX 3090": 71, "B200": 2250}
+PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "A100": 312.0}
+PEAK_TFLOPS |= {"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "V100": 125.0}
 
 
 def peak_flops(device: torch.device, precision: str, given: float) -> float:

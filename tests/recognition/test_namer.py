@@ -75,7 +75,7 @@ def test_many_masks_are_named_as_each_alone(namer: Namer) -> None:
 
 def test_few_rows_at_a_time_change_nothing(built: tuple[OmniScientModel, Processor], namer: Namer) -> None:
     image, masks = picture(0), some_masks()
-    small = Namer(*built, max_new_tokens=6, rows=3)
+    small = Namer(*built, max_new_tokens=6, max_batch_tokens=60 * 3)
     for first, second in zip(
         named(namer.name_image(image, masks, MODES)), named(small.name_image(image, masks, MODES)), strict=True
     ):

@@ -1,0 +1,221 @@
+"""Names out of the LLM, for many rows at once: greedy, the best few, out of a list alone, or the likelihood of a list.
+
+All rows have prefixes of one length, so nothing is padded. Rows that have ended leave the batch.
+
+Shapes: R rows, T prefix positions, W LLM width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from osm.recognition.vocabulary import Trie
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One decoded name.
+
+    Attributes:
+        ids: of the name, without its end token.
+        token_probs: of these ids, and of the end token in the last place where the name ended.
+        ended: an end token came, rather than the limit of tokens.
+    """
+
+    ids: tuple[int, ...]
+    token_probs: tuple[float, ...]
+    ended: bool
+
+    @property
+    def prob(self) -> float:
+        """As published: of the name's tokens, the end token's excluded; of an empty name, that of its end token."""
+        probs = self.token_probs[: len(self.ids)] or self.token_probs
+        return math.prod(probs)
+
+    @property
+    def sequence_prob(self) -> float:
+        """Of the name and of its end: what alternatives are ranked by."""
+        return math.prod(self.token_probs)
+
+
+class Decoder:
+    """Decodes with a frozen causal LM.
+
+    Args:
+        stops: ids that end a name. max_new_tokens: of a name.
+    """
+
+    def __init__(self, llm: nn.Module, stops: Sequence[int], max_new_tokens: int) -> None:
+        self.llm, self.stops, self.max_new_tokens = llm, frozenset(stops), max_new_tokens
+        self._keeps_few = "logits_to_keep" in inspect.signature(llm.forward).parameters
+
+    @torch.no_grad()
+    def greedy(self, embeds: Tensor, trie: Trie | None = None) -> list[Decoded]:
+        """The likeliest token of each step, until one ends the name.
+
+        Args:
+            embeds: (R, T, W). trie: only what it allows; probabilities are then those among what is allowed.
+        """
+        rows = len(embeds)
+        ids: list[list[int]] = [[] for _ in range(rows)]
+        probs: list[list[float]] = [[] for _ in range(rows)]
+        ended = [False] * rows
+        live, (logits, cache) = list(range(rows)), self._start(embeds)
+        for step in range(self.max_new_tokens):
+            found = _allowed(logits, trie, [ids[row] for row in live]).softmax(-1)
+            best = found.max(-1)
+            kept = []
+            for place, (row, token, prob) in enumerate(
+                zip(live, best.indices.tolist(), best.values.tolist(), strict=True)
+            ):
+                probs[row].append(prob)
+                if token in self.stops:
+                    ended[row] = True
+                else:
+                    ids[row].append(token)
+                    kept.append(place)
+            if not kept or step == self.max_new_tokens - 1:
+                break
+            if len(kept) < len(live):
+                _select(cache, torch.tensor(kept, device=embeds.device))
+                live = [live[place] for place in kept]
+            logits = self._next([[ids[row][-1]] for row in live], cache)
+        return [Decoded(tuple(i), tuple(p), e) for i, p, e in zip(ids, probs, ended, strict=True)]
+
+    @torch.no_grad()
+    def best(self, embeds: Tensor, count: int, trie: Trie | None = None) -> list[list[Decoded]]:
+        """The `count` likeliest names of each row, by beam search of that width, the likeliest first.
+
+        What has ended is set aside; a row's search stops once nothing that is still open can be likelier.
+        """
+        logits, cache = self._start(embeds)
+        live = [_Beam(row, 0.0, (), ()) for row in range(len(embeds))]
+        done: list[list[_Beam]] = [[] for _ in live]
+        for step in range(self.max_new_tokens):
+            log_probs = _allowed(logits, trie, [list(beam.ids) for beam in live]).log_softmax(-1)
+            top = log_probs.topk(min(count + len(self.stops), log_probs.shape[-1]), -1)
+            opened: dict[int, list[tuple[int, _Beam]]] = {}
+            for place, beam in enumerate(live):
+                for log_prob, token in zip(top.values[place].tolist(), top.indices[place].tolist(), strict=True):
+                    if log_prob == -math.inf:
+                        continue
+                    if token in self.stops:
+                        done[beam.row].append(beam.grown(log_prob, None))
+                    else:
+                        opened.setdefault(beam.row, []).append((place, beam.grown(log_prob, token)))
+            kept = []
+            for row, grown in opened.items():
+                grown = sorted(grown, key=lambda item: -item[1].score)[:count]
+                done[row] = _likeliest(done[row], count)
+                if len(done[row]) < count or done[row][-1].score < grown[0][1].score:
+                    kept += grown
+            last = step == self.max_new_tokens - 1
+            if last:
+                for _, beam in kept:  # cut by the limit of tokens: better than no name
+                    done[beam.row].append(beam)
+            if last or not kept:
+                break
+            _select(cache, torch.tensor([place for place, _ in kept], device=embeds.device))
+            live = [beam for _, beam in kept]
+            logits = self._next([[beam.ids[-1]] for beam in live], cache)
+        return [[beam.decoded() for beam in _likeliest(found, count)] for found in done]
+
+    @torch.no_grad()
+    def score(self, embeds: Tensor, candidates: Sequence[Sequence[int]], rows_at_once: int = 64) -> Tensor:
+        """Log-likelihood of every candidate, its end token included; each prefix is read once.
+
+        Args:
+            embeds: (R, T, W). candidates: token ids, each with its end token in the last place.
+
+        Returns:
+            float64 (R, candidates).
+        """
+        found = torch.empty(len(embeds), len(candidates), dtype=torch.float64)
+        order = sorted(range(len(candidates)), key=lambda i: len(candidates[i]))  # hardly any padding in a chunk
+        for row, prefix in enumerate(embeds):
+            logits, cache = self._start(prefix[None])
+            first = logits[0].log_softmax(-1)
+            for start in range(0, len(order), rows_at_once):
+                chosen = order[start : start + rows_at_once]
+                found[row, chosen] = self._score([candidates[i] for i in chosen], first, cache).cpu()
+        return found
+
+    def _score(self, candidates: list[Sequence[int]], first: Tensor, cache: Any) -> Tensor:
+        length = max(len(candidate) for candidate in candidates)
+        ids = torch.tensor([[*c, *[0] * (length - len(c))] for c in candidates], device=first.device)
+        real = torch.tensor([[i < len(c) for i in range(length)] for c in candidates], device=first.device)
+        scores = first[ids[:, 0]].double()
+        if length > 1:
+            more = _copied(cache, len(candidates))
+            logits = self._next(ids[:, :-1].tolist(), more, all_positions=True)
+            later = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            scores = scores + (later * real[:, 1:]).sum(1).double()
+        return scores
+
+    def _start(self, embeds: Tensor) -> tuple[Tensor, Any]:
+        """Logits (R, V) after the prefix, float32, and its cache."""
+        out = self.llm(inputs_embeds=embeds, use_cache=True, **self._last(1))
+        return out.logits[:, -1].float(), out.past_key_values
+
+    def _next(self, ids: list[list[int]], cache: Any, all_positions: bool = False) -> Tensor:
+        """Logits (R, V) after one more token each, or (R, n, V) after each of n; the cache grows by them."""
+        device = self.llm.get_input_embeddings().weight.device
+        tokens = torch.tensor(ids, device=device)
+        out = self.llm(input_ids=tokens, past_key_values=cache, use_cache=True, **self._last(0 if all_positions else 1))
+        return out.logits.float() if all_positions else out.logits[:, -1].float()
+
+    def _last(self, count: int) -> dict[str, Any]:
+        return {"logits_to_keep": count} if count and self._keeps_few else {}
+
+
+def _allowed(logits: Tensor, trie: Trie | None, ids: list[list[int]]) -> Tensor:
+    if trie is None:
+        return logits
+    mask = torch.full_like(logits, -math.inf)
+    for row, sofar in enumerate(ids):
+        mask[row, list(trie.after(sofar))] = 0
+    return logits + mask
+
+
+@dataclass(frozen=True)
+class _Beam:
+    row: int
+    score: float
+    ids: tuple[int, ...]
+    probs: tuple[float, ...]
+    ended: bool = False
+
+    def grown(self, log_prob: float, token: int | None) -> _Beam:
+        """By a token, or by an end (None)."""
+        ids = self.ids if token is None else (*self.ids, token)
+        return _Beam(self.row, self.score + log_prob, ids, (*self.probs, math.exp(log_prob)), token is None)
+
+    def decoded(self) -> Decoded:
+        return Decoded(self.ids, self.probs, self.ended)
+
+
+def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
+    """Whole names before cut ones; of names that differ in their end token alone, the likeliest."""
+    best: dict[tuple[int, ...], _Beam] = {}
+    for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
+        best.setdefault(beam.ids, beam)
+    return list(best.values())[:count]
+
+
+def _select(cache: Any, rows: Tensor) -> None:
+    cache.batch_select_indices(rows)
+
+
+def _copied(cache: Any, times: int) -> Any:
+    """A cache of one row, for so many rows."""
+    more = copy.deepcopy(cache)
+    more.batch_repeat_interleave(times)
+    return more

@@ -1,0 +1,317 @@
+"""The recognition engine: the image is the unit. What belongs to it is computed once, and all its masks and modes are
+named together, as many at once as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from osm.data.images import open_image
+from osm.data.processor import Processor
+from osm.data.prompts import BOX_PROMPTS, TEST_PROMPT
+from osm.errors import OsmError
+from osm.model.llm import stop_ids
+from osm.model.maskqformer import Instruction
+from osm.model.masks import context_mask
+from osm.model.osm import OmniScientModel
+from osm.recognition.decode import Decoded, Decoder
+from osm.recognition.encode import EncodedImage, ImageEncoder
+from osm.recognition.regions import Region, regions_of
+from osm.recognition.vocabulary import Trie, Vocabulary
+
+WAYS = ("constrained", "scored")
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One of several names: its probability among them is that of the whole name and its end."""
+
+    text: str
+    prob: float
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What one region is called in one mode.
+
+    Attributes:
+        text, prob: the name, and how sure the model is of it (the published product of its tokens' probabilities, the
+            end's excluded; with a vocabulary, the probability among its names, which sum to 1).
+        token_probs: of its tokens, and of its end.
+        top: the likeliest names, this one first, where several were asked for.
+        skipped: why there is no name; empty where there is one.
+    """
+
+    mode: str
+    text: str = ""
+    prob: float = 0.0
+    token_probs: tuple[float, ...] = ()
+    top: tuple[Alternative, ...] = ()
+    skipped: str = ""
+
+
+@dataclass
+class _Job:
+    """One region in one mode, and its place in the answer."""
+
+    image: int
+    place: tuple[int, int]
+    pixels: Tensor
+    mode: str
+    prompt: str
+
+
+@dataclass
+class _Wish:
+    top_k: int = 1
+    vocabulary: Sequence[str] | None = None
+    way: str = "constrained"
+    built: dict[str, Vocabulary] = field(default_factory=dict)
+
+
+class Recognizer:
+    """Names regions of images with a trained model.
+
+    >>> recognizer.set_image(image)
+    >>> recognizer.name(boxes=[[10, 20, 200, 100]], top_k=3)
+
+    Args:
+        max_new_tokens: of a name (12 in the published benchmark, 16 in its demo).
+        max_batch_tokens: LLM positions that are decoded together; it bounds memory, whatever the number of masks.
+        images_at_once: that `name_batch` encodes together.
+    """
+
+    def __init__(
+        self,
+        model: OmniScientModel,
+        processor: Processor,
+        max_new_tokens: int = 12,
+        max_batch_tokens: int = 4096,
+        images_at_once: int = 4,
+    ) -> None:
+        self.model, self.processor = model.eval(), processor
+        if min(max_new_tokens, max_batch_tokens, images_at_once) < 1:
+            raise OsmError("max_new_tokens, max_batch_tokens and images_at_once must be 1 or more")
+        self.max_batch_tokens, self.images_at_once = max_batch_tokens, images_at_once
+        self.modes = model.config.modes
+        self.encoder = ImageEncoder(model, processor)
+        self.decoder = Decoder(model.llm, stop_ids(model.llm), max_new_tokens)
+        self.centroid_fallbacks = 0
+        self._image: EncodedImage | None = None
+
+    # -- the image ---------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def set_image(self, image: Image.Image | np.ndarray | str | Path) -> None:
+        """Takes the image that `name` is about; the one before is forgotten.
+
+        Raises:
+            OsmError: no image, or one that cannot be read.
+        """
+        self._image = None  # not the one before, if this one fails
+        self._image = self.encoder.encode([as_rgb(image)])[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(width, height) of the image that is set."""
+        if self._image is None:
+            raise OsmError("no image is set: set_image comes before name")
+        return self._image.size
+
+    @torch.inference_mode()
+    def name(
+        self,
+        masks: Any = None,
+        *,
+        boxes: Sequence[Sequence[float]] | None = None,
+        points: Sequence[Sequence[float]] | None = None,
+        modes: Sequence[str] = ("any",),
+        top_k: int = 1,
+        vocabulary: Sequence[str] | None = None,
+        way: str = "constrained",
+    ) -> list[list[Recognition]]:
+        """Names regions of the image that is set.
+
+        Args:
+            masks, boxes, points: see `osm.recognition.regions`; named in that order.
+            modes: the answers' modes; `any` is the open one.
+            top_k: how many names of each region.
+            vocabulary: only these names may come out.
+            way: with a vocabulary: `constrained` = decoded token by token among what the list allows; `scored` = the
+                exact likelihood of every name of the list.
+
+        Returns:
+            for each region one recognition a mode.
+
+        Raises:
+            OsmError: no image set, a wrong region, mode, vocabulary or way.
+        """
+        size = self.image_size
+        assert self._image is not None
+        wish = self._wish(modes, top_k, vocabulary, way)
+        return self._name([self._image], [regions_of(size, masks, boxes, points)], list(modes), wish)[0]
+
+    @torch.inference_mode()
+    def name_batch(
+        self,
+        images: Sequence[Image.Image | np.ndarray | str | Path],
+        masks: Sequence[Any],
+        *,
+        modes: Sequence[str] = ("any",),
+        top_k: int = 1,
+        vocabulary: Sequence[str] | None = None,
+        way: str = "constrained",
+    ) -> list[list[list[Recognition]]]:
+        """Names the masks of several images, in batches that go across them; arguments as for `name`.
+
+        Returns:
+            for each image what `name` gives.
+        """
+        if len(images) != len(masks):
+            raise OsmError(f"{len(images)} images, but masks for {len(masks)}")
+        wish = self._wish(modes, top_k, vocabulary, way)
+        found = []
+        for start in range(0, len(images), self.images_at_once):
+            part = [as_rgb(image) for image in images[start : start + self.images_at_once]]
+            regions = [regions_of(i.size, m) for i, m in zip(part, masks[start:], strict=False)]
+            found += self._name(self.encoder.encode(part), regions, list(modes), wish)
+        return found
+
+    # -- the work ----------------------------------------------------------------------------------------------------
+
+    def _wish(self, modes: Sequence[str], top_k: int, vocabulary: Sequence[str] | None, way: str) -> _Wish:
+        if isinstance(modes, str):
+            raise OsmError(f"modes is the text {modes!r}; a list is needed: [{modes!r}]")
+        unknown = sorted(set(modes) - set(self.modes))
+        if unknown or not modes:
+            raise OsmError(f"mode {(unknown or [''])[0]!r} is not one of this model's: {', '.join(self.modes)}")
+        if top_k < 1:
+            raise OsmError(f"top_k {top_k} must be 1 or more")
+        if way not in WAYS:
+            raise OsmError(f"way {way!r} is not one of {', '.join(WAYS)}")
+        wish = _Wish(top_k, vocabulary, way)
+        if vocabulary is not None:
+            self._vocabulary(wish, TEST_PROMPT)
+        return wish
+
+    def _vocabulary(self, wish: _Wish, prompt: str) -> Vocabulary:
+        assert wish.vocabulary is not None
+        if prompt not in wish.built:
+            wish.built[prompt] = Vocabulary(wish.vocabulary, self.processor, prompt)
+        return wish.built[prompt]
+
+    def _name(
+        self, images: list[EncodedImage], regions: list[list[Region]], modes: list[str], wish: _Wish
+    ) -> list[list[list[Recognition]]]:
+        answers: list[list[list[Recognition]]] = []
+        by_prompt: dict[str, list[_Job]] = {}
+        for number, found in enumerate(regions):
+            answers.append([[Recognition(mode, skipped="the mask is empty") for mode in modes] for _ in found])
+            for k, region in enumerate(found):
+                if not region.mask.any():
+                    continue
+                pixels = self.processor.canvas_masks(region.mask[None])[0]
+                if not pixels.any():
+                    gone = "the mask vanishes at the model's input size"
+                    answers[number][k] = [Recognition(mode, skipped=gone) for mode in modes]
+                    continue
+                prompt = BOX_PROMPTS[0] if region.boxed else TEST_PROMPT
+                jobs = by_prompt.setdefault(prompt, [])
+                jobs += [_Job(number, (k, m), pixels, mode, prompt) for m, mode in enumerate(modes)]
+        for prompt, jobs in by_prompt.items():
+            rows = self._rows(prompt)
+            for start in range(0, len(jobs), rows):
+                part = jobs[start : start + rows]
+                for job, answer in zip(part, self._batch(images, part, prompt, wish), strict=True):
+                    answers[job.image][job.place[0]][job.place[1]] = answer
+        return answers
+
+    def _rows(self, prompt: str) -> int:
+        """How many rows are decoded together."""
+        length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
+        return max(1, self.max_batch_tokens // (length + self.decoder.max_new_tokens))
+
+    def _batch(self, images: list[EncodedImage], jobs: list[_Job], prompt: str, wish: _Wish) -> list[Recognition]:
+        embeds = self._embeds(images, jobs, prompt)
+        modes = [job.mode for job in jobs]
+        if wish.vocabulary is not None and wish.way == "scored":
+            return self._scored(embeds, modes, self._vocabulary(wish, prompt), wish.top_k)
+        trie = None if wish.vocabulary is None else self._vocabulary(wish, prompt).trie
+        if wish.top_k == 1:
+            said = [[name] for name in self.decoder.greedy(embeds, trie)]
+        else:
+            said = self.decoder.best(embeds, wish.top_k, trie)
+        return [self._said(mode, names, wish, trie) for mode, names in zip(modes, said, strict=True)]
+
+    def _embeds(self, images: list[EncodedImage], jobs: list[_Job], prompt: str) -> Tensor:
+        """The LLM's input (R, T, W) of so many jobs."""
+        model = self.model
+        used = sorted({job.image for job in jobs})
+        keys_values = [
+            None if parts[0] is None else (torch.cat([k for k, _ in parts]), torch.cat([v for _, v in parts]))
+            for parts in zip(*(images[number].keys_values for number in used), strict=True)
+        ]
+        pixels = torch.stack([job.pixels for job in jobs]).to(model.device)
+        keys = model.visible_keys(pixels, context_mask(pixels, model.config.context_enlarge_ratio))
+        self.centroid_fallbacks += keys.fallbacks
+        text, rows = self.processor.prompts([prompt]), len(jobs)
+        instruction = Instruction(
+            text.qformer_ids.expand(rows, -1).to(model.device), text.qformer_mask.expand(rows, -1).to(model.device)
+        )
+        index = torch.tensor([used.index(job.image) for job in jobs], device=model.device)
+        prefix = model.bridge(keys_values, index, keys, instruction, [job.mode for job in jobs])
+        ids, mask = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
+        return model.llm_inputs(prefix, ids, mask)[0]
+
+    def _scored(self, embeds: Tensor, modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
+        likelihoods = self.decoder.score(embeds, vocabulary.candidates)
+        found = []
+        for mode, probs in zip(modes, likelihoods.softmax(-1), strict=True):
+            best = probs.topk(min(top_k, len(probs)))
+            names = [
+                Alternative(vocabulary.names[i], p)
+                for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+            found.append(Recognition(mode, names[0].text, names[0].prob, (), tuple(names) if top_k > 1 else ()))
+        return found
+
+    def _said(self, mode: str, names: Sequence[Decoded], wish: _Wish, trie: Trie | None) -> Recognition:
+        name = names[0]
+        top = [Alternative(self.processor.name(n.ids), n.sequence_prob) for n in names] if wish.top_k > 1 else []
+        prob = name.prob if trie is None else name.sequence_prob  # of a list, those of all names sum to 1
+        return Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
+
+
+def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
+    """Any image as 8-bit RGB, upright by its EXIF orientation; transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        OsmError: no image, or a file that cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        image = open_image(Path(image))
+        try:
+            image.load()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise OsmError(f"image {getattr(image, 'filename', '')}: broken data ({error})") from None
+    elif isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise OsmError(f"image: array {image.shape} of {image.dtype}; uint8 (H, W), (H, W, 3) or (H, W, 4) needed")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise OsmError(f"image is a {type(image).__name__}; a PIL image, an array or a path is needed")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow cuts 16 bits off at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")
+        flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(flat, image)
+    return image.convert("RGB")
