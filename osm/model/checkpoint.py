@@ -157,7 +157,7 @@ def _plain(value: Any) -> bool:
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
-        and value.device.type == "cpu"
+        and not value.is_meta
         and value.is_floating_point()
         and not (value.is_quantized or value.is_nested)
     )

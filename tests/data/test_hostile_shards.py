@@ -51,7 +51,8 @@ CLAIMS = {
     **{f"a member of {size}": header("b.json", size) + LAST for size in (*HUGE, 2**64)},
     **{f"a foreign member of {size}": header("b.txt", size) + LAST for size in HUGE},
     **{f"a member of {size}": header("b.json", size) + LAST for size in (-1, -512, -1024, -(2**60))},
-    "back to the start": header("b.txt", -1024) + LAST,
+    "back to itself": header("b.txt", -512) + LAST,
+    "back to the start": header("b.txt", -1536) + LAST,
     **{f"{kind!r} of {size}": header("b", size, kind) + LAST
        for kind in (LONG, LINK, LOCAL, GLOBAL, tarfile.SOLARIS_XHDTYPE)
        for size in (*HUGE, MAX_EXTENDED_BYTES + 1, -600)},
@@ -121,6 +122,12 @@ def test_what_is_no_file_is_counted_and_passed_over(tmp_path: Path, kind: str) -
     rest = tar_member("b.png", b"x")  # of the same sample
     assert keys(tmp_path / "0.tar", GOOD + NO_FILES[kind] + rest + LAST + END) == ["a", "!member_not_a_file", "z"]
     assert keys(tmp_path / "0.tar", GOOD + rest + NO_FILES[kind] + LAST + END) == ["a", "!member_not_a_file", "z"]
+
+
+def test_a_header_for_all_members_is_for_all(tmp_path: Path) -> None:
+    everywhere = pax(("path", "all.json"), ("size", "2"), kind=GLOBAL)
+    own = pax(("path", "own.json")) + header("b.json", 700) + b"{}" + bytes(510)
+    assert keys(tmp_path / "0.tar", GOOD + everywhere + own + LAST + END) == ["a", "own", "all"]
 
 
 def test_a_member_that_is_there_twice_is_counted(tmp_path: Path) -> None:

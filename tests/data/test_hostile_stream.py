@@ -72,6 +72,7 @@ def test_hostile_shards_do_not_stop_a_stream(prepared: Processor, tmp_path: Path
     assert found.keys() == {"member_too_large", "broken_tar", "member_not_a_file", "member_twice", "bad_json"}
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_goes_on_after_bad_masks(prepared: Processor, tmp_path: Path, form: str) -> None:
     whole = np.full((SIZE, SIZE), 2)
