@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,7 @@ from osm.data.shards import RawSample, read_shard
 from osm.errors import OsmError, SampleError
 
 MAX_SKIPS_IN_A_ROW = 1000
+_GRACE = 60.0  # seconds that a worker goes on after a SIGTERM
 
 
 @dataclass
@@ -341,6 +344,7 @@ class EpochLoader:
         self.workers, self.pin_memory = workers, pin_memory
         self.batches = batches_per_epoch(config.samples_per_epoch, config.batch_size, streams, workers)
         self._taken = 0
+        self._iterators: list[Any] = []
         self._drawn: dict[int, dict[int, int]] = {}  # stream -> worker -> samples
 
     def epoch(self, number: int, start: Mapping[int, Position] | None = None, salt: int = 0) -> Iterator[list[Batch]]:
@@ -349,7 +353,7 @@ class EpochLoader:
         Args:
             start: stream -> how far it had come. salt: other than 0, other samples of the same epoch are drawn.
         """
-        loaders: list[Any] = []
+        self.close()
         self._drawn = {}
         for stream in self.streams:
             stream.epoch, stream.salt = number, salt
@@ -357,16 +361,25 @@ class EpochLoader:
             self._taken = stream.start.batches
             self._drawn[stream.rank] = dict(stream.start.drawn)
             # Workers fork before any thread pool has run in them; their own torch threads would fight over the cores.
-            loaders.append(
-                DataLoader(
-                    stream,
-                    batch_size=None,
-                    num_workers=self.workers,
-                    worker_init_fn=_quiet_worker,
-                    pin_memory=self.pin_memory,
-                )
+            loader: DataLoader[Batch] = DataLoader(
+                stream,
+                batch_size=None,
+                num_workers=self.workers,
+                worker_init_fn=_quiet_worker,
+                pin_memory=self.pin_memory,
             )
-        return self._counted(zip(*loaders, strict=True))
+            self._iterators.append(iter(loader))
+        return self._counted(zip(*self._iterators, strict=True))
+
+    def close(self) -> None:
+        """Ends the workers of the last epoch, whatever they are at."""
+        for iterator in self._iterators:
+            if hasattr(iterator, "_shutdown_workers"):
+                iterator._shutdown_workers()
+                for worker in iterator._workers:
+                    if worker.is_alive():
+                        worker.kill()
+        self._iterators = []
 
     def _counted(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[list[Batch]]:
         for parts in batches:
@@ -383,5 +396,5 @@ class EpochLoader:
 def _quiet_worker(_: int) -> None:
     torch.set_num_threads(1)
     # A signal to the whole group is for the process that trains: it still needs its workers for this step.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_GRACE, os._exit, (0,)).start())

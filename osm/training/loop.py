@@ -198,6 +198,8 @@ class Trainer:
         except OSError as error:
             raise self._disk_failed(error) from None
         finally:
+            for loader in self.loaders.values():
+                loader.close()
             saver.close()
             tracker.close()
 
