@@ -60,10 +60,15 @@ def random_cpu_model(tiny: bool) -> tuple[OmniScientModel, Processor]:
     llm = transformers.LlamaForCausalLM(config).eval()
     qformer = QFormerConfig(layers=2) if tiny else QFormerConfig()
     size = 224 if tiny else 1120
-    with torch.no_grad():
-        llm.lm_head.weight.mul_(15)  # random weights are sure of nothing: all probabilities would be alike
+    with torch.no_grad():  # random weights are sure of nothing, and hardly look back: all names would be alike
+        llm.lm_head.weight.mul_(15)
+        for layer in llm.model.layers:
+            layer.self_attn.v_proj.weight.mul_(6)
+            layer.self_attn.o_proj.weight.mul_(6)
     tower = RandomTower(14, 64 if tiny else 1408, True, 0)
     tokenizer = small_tokenizer(sorted(load_labels(models.SET).vocabulary), vocabulary=4000)
+    with torch.no_grad():
+        llm.lm_head.weight[len(tokenizer) :] = 0  # ids that are no word would be names without a letter
     bridge = MaskQFormerBridge(qformer, MODES, tower.width, config.hidden_size, len(tokenizer))
     model_config = ModelConfig(
         base_model_name="",
@@ -83,6 +88,10 @@ def lead(model: OmniScientModel) -> None:
     """Makes an untrained bridge matter, and an LLM of random weights sure of its words: else all names are alike."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
+        for layer in model.bridge.qformer.encoder.layer:
+            if layer.has_cross_attention:  # what is seen, and not the queries alone, decides what comes out
+                layer.crossattention.attention.value.weight.mul_(5)
+                layer.crossattention.output.dense.weight.mul_(5)
         for parameter in (model.bridge.mask_query, model.bridge.context_query, *model.bridge.mode_query.values()):
             parameter.add_(3 * torch.randn(parameter.shape, generator=generator).to(parameter))
 

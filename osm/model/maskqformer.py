@@ -56,6 +56,33 @@ class RowGroups:
         return x if self.trivial else x[self.slot_R]
 
 
+@dataclass
+class SeenKeys:
+    """Rows side by side that look at the same keys of an image: their places, and the keys of both kinds of queries."""
+
+    image: int
+    rows: slice
+    by_mask: Tensor
+    by_context: Tensor
+
+
+def seen_keys(keys: VisibleKeys, image_index: Sequence[int]) -> list[SeenKeys]:
+    """What each row sees, as indices; rows that follow each other and see the same (a mask's modes) together."""
+    found: list[SeenKeys] = []
+    for row, image in enumerate(image_index):
+        last = found[-1] if found else None
+        if last is not None and last.image == image and _same(keys, row - 1, row):
+            last.rows = slice(last.rows.start, row + 1)
+        else:
+            by_mask, by_context = (x[row].nonzero().flatten() for x in (keys.mask_RL, keys.context_RL))
+            found.append(SeenKeys(image, slice(row, row + 1), by_mask, by_context))
+    return found
+
+
+def _same(keys: VisibleKeys, one: int, other: int) -> bool:
+    return all(torch.equal(x[one], x[other]) for x in (keys.mask_RL, keys.context_RL))
+
+
 class _Projections(nn.Module):
     def __init__(self, width: int, key_width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -75,6 +102,22 @@ class _Projections(nn.Module):
     def attend(self, x: Tensor, keys_values: LayerKV, visible: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(self._split(self.query(x)), *keys_values, visible, dropout)
+        return out.transpose(1, 2).flatten(2)
+
+    def attend_to_seen(self, x: Tensor, keys_values: LayerKV, seen: Sequence[SeenKeys], mask_queries: int) -> Tensor:
+        """As `attend`, but what a row does not see is not computed: most of an image, for most masks."""
+        query = self._split(self.query(x))
+        out = torch.empty_like(query)
+        for group in seen:
+            key, value = (part[group.image] for part in keys_values)
+            halves = (slice(0, mask_queries), group.by_mask), (slice(mask_queries, None), group.by_context)
+            for places, index in halves:
+                # The rows' queries one after the other: they share their keys.
+                asked = query[group.rows, :, places].transpose(0, 1)
+                read = F.scaled_dot_product_attention(
+                    asked.flatten(1, 2)[None], key[:, index][None], value[:, index][None]
+                )
+                out[group.rows, :, places] = read[0].unflatten(1, asked.shape[1:3]).transpose(0, 1)
         return out.transpose(1, 2).flatten(2)
 
 
@@ -130,16 +173,20 @@ class MaskQFormerLayer(nn.Module):
         queries: int,
         self_visible: Tensor,
         image_kv: LayerKV | None,
-        image_visible: Tensor,
+        image_visible: Tensor | Sequence[SeenKeys],
         groups: RowGroups,
+        mask_queries: int,
     ) -> Tensor:
         block = self.attention
         x = block.output(block.attention.attend(x, block.attention.keys_values(x), self_visible), x)
         query, text = x[:, :queries], x[:, queries:]
         if image_kv is not None:
             block = self.crossattention
-            read = block.attention.attend(groups.pack(query), image_kv, image_visible)
-            query = block.output(groups.unpack(read), query)
+            if isinstance(image_visible, Tensor):
+                read = groups.unpack(block.attention.attend(groups.pack(query), image_kv, image_visible))
+            else:
+                read = block.attention.attend_to_seen(query, image_kv, image_visible, mask_queries)
+            query = block.output(read, query)
         query = self.output_query(self.intermediate_query(query), query)
         if self.reads_text and text.shape[1]:
             text = self.output(self.intermediate(text), text)
@@ -192,10 +239,15 @@ class MaskQFormer(nn.Module):
         ids_RT: Tensor,
         text_mask_RT: Tensor,
         image_kv: list[LayerKV | None],
-        visible_RQL: Tensor,
+        visible: Tensor | Sequence[SeenKeys],
         groups: RowGroups,
+        mask_queries: int,
     ) -> Tensor:
-        """Returns (R, Q, C). The masks are True where a key is seen."""
+        """Returns (R, Q, C).
+
+        Args:
+            text_mask_RT: true where a token is seen. visible: (R, Q, L), true where a key is; or the keys themselves.
+        """
         count = queries_RQC.shape[1]
         if ids_RT.shape[1] > self.embeddings.position_embeddings.num_embeddings:
             raise OsmError(
@@ -206,9 +258,9 @@ class MaskQFormer(nn.Module):
         text_seen = text_mask_RT.bool()
         self_visible = torch.cat([text_seen.new_ones(len(x), count), text_seen], 1)[:, None, None]
         # Slots of a group that hold no row see everything: an all-masked softmax would be NaN, and so its gradient.
-        image_visible = groups.pack(visible_RQL, fill=True)[:, None]
+        image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
         for layer, kv in zip(self.encoder.layer, image_kv, strict=True):
-            x = layer(x, count, self_visible, kv, image_visible, groups)
+            x = layer(x, count, self_visible, kv, image_visible, groups, mask_queries)
         return x[:, :count]
 
 
@@ -292,15 +344,21 @@ class MaskQFormerBridge(nn.Module):
             ],
             1,
         )
-        visible = torch.cat(
-            [
-                keys.mask_RL[:, None].expand(-1, config.mask_queries, -1),
-                keys.context_RL[:, None].expand(-1, config.context_queries + 1, -1),
-            ],
-            1,
-        )
         groups = RowGroups(image_index_R, images)
-        out = self.qformer(queries, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups)
+        visible: Tensor | list[SeenKeys]
+        if queries.device.type == "cpu" and not torch.is_grad_enabled():
+            visible = seen_keys(keys, image_index_R.tolist())
+        else:  # one dense attention: what a GPU does best, and what has gradients
+            visible = torch.cat(
+                [
+                    keys.mask_RL[:, None].expand(-1, config.mask_queries, -1),
+                    keys.context_RL[:, None].expand(-1, config.context_queries + 1, -1),
+                ],
+                1,
+            )
+        out = self.qformer(
+            queries, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups, config.mask_queries
+        )
         prefix = self.language_projection(out[:, : config.mask_queries])
         return torch.cat([prefix, _lookup(self.mode_query, modes)], 1)
 
