@@ -126,8 +126,9 @@ def published(
     pixels = processor.pixel_values(processor.canvas(image)[None].to(device))
     windows = model.windows.split(pixels.to(next(model.tower.parameters(), pixels).dtype))
     parts = [model.tower(window[None]) for window in windows]
-    prefix = torch.cat([p for p, _ in parts]).reshape(1, model.prefix_tokens, -1)
-    tokens = model.add_positions(torch.cat([prefix, model.windows.merge(torch.cat([p for _, p in parts]))], 1))
+    patches = torch.cat([p for _, p in parts])
+    prefix = torch.cat([p for p, _ in parts]).reshape(1, model.prefix_tokens, patches.shape[-1])
+    tokens = model.add_positions(torch.cat([prefix, model.windows.merge(patches)], 1))
     encoding = wait(device) - begun
     text, stops = processor.prompts([TEST_PROMPT]), stop_ids(model.llm)
     instruction = Instruction(text.qformer_ids.to(device), text.qformer_mask.to(device))
