@@ -1,0 +1,39 @@
+"""The benchmarks of recognition run, and agree with what they compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def ran(*arguments: str) -> tuple[int, str, str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--config", "osm", "--random_weights")])
+def test_both_ways_say_the_same(flags: tuple[str, ...]) -> None:
+    code, out, err = ran("benchmarks/recognition.py", "--tiny", "--masks", "1,4", "--rounds", "1", *flags)
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["tiny"] and [case["masks"] for case in document["cases"]] == [1, 4]
+    for case in document["cases"]:
+        assert case["names"] == 2 * case["masks"] and case["other_names"] == 0
+        assert case["probabilities_apart"] < 1e-4 and case["names_per_second"]["ours"] > 0
+    assert document["cases"][1]["different_names"] > 1
+
+
+def test_wrong_flags_are_said() -> None:
+    code, _, err = ran("benchmarks/recognition.py", "--config", "osm_small", "--random_weights", "--tiny")
+    assert code == 2 and "--config osm_small is not built around an InstructBLIP" in err
