@@ -54,11 +54,12 @@ def run_document(path: Path) -> dict[str, Any]:
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Trained parameters and their optimizer state by name; what the optimizer has not made yet is made, as zeros."""
+    """The bridge and its optimizer state by name; what the optimizer has not made yet is made, as zeros."""
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if not name.startswith(("tower.", "llm.")):  # a few of the bridge's are held by the files, but not trained
             state[f"model.{name}"] = parameter.detach()
+        if parameter.requires_grad:
             own = optimizer.state[parameter]
             if not own:
                 own["step"] = torch.zeros((), dtype=torch.float32)

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_run import Workshop, finish, launcher, losses, start
 
+import osm
+from osm.cli import main as osm_command
 from osm.training import dcp
 from osm.training.resume import candidates
 from osm.training.tracking import read_log
@@ -190,3 +193,22 @@ def test_what_is_written_is_the_state_of_its_step(workshop: Workshop, tmp_path: 
     assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
     before = dcp.read_whole(runs[1] / "checkpoints" / "step_00000003")
     assert any((first[name] != before[name]).any() for name in first)
+
+
+def test_a_checkpoint_of_mid_run_is_exported(workshop: Workshop, tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "run"
+    workshop.train(run, "--checkpoint_every_steps", "2", sets={"pan": (1, 3)})
+    step = run / "checkpoints" / "step_00000002"
+    for out in (tmp_path / "model", tmp_path / "model.pt"):
+        assert osm_command(["export", str(step), str(out)]) == 0
+    model, _, _ = osm.load_model(tmp_path / "model")
+    kept = dcp.read_whole(step)
+    named = dict(model.named_parameters())
+    trained = [name.removeprefix("model.") for name in kept if name.startswith("model.")]
+    assert trained and all(torch.equal(named[name], kept[f"model.{name}"]) for name in trained)
+    other, _, _ = osm.load_model(tmp_path / "model.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    # A run's folder stands for its newest: the end of the epoch, not the step before it.
+    capsys.readouterr()
+    assert osm_command(["export", str(run), str(tmp_path / "newest")]) == 0
+    assert "checkpoint_0.pt" in capsys.readouterr().out
