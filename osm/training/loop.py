@@ -359,6 +359,8 @@ class Trainer:
         if self.progress.epoch >= self.config.num_epochs:
             epochs = f"all {self.config.num_epochs} epochs are done"
         how = f"FSDP {self.config.fsdp_sharding_strategy}" if self.config.fsdp else "whole on each"
+        if self.config.fsdp and self.world.size == 1:
+            how = "whole: --fsdp has one process to share it out to"
         return (
             f"{self.folder}: {trained / 1e6:.1f} M parameters trained, {frozen / 1e6:.1f} M frozen, {how}; "
             f"{self.world.size} process(es) on {self.world.device.type}; {epochs} of "

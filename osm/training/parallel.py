@@ -36,7 +36,7 @@ def lay_out(task: TrainTask, world: World, fsdp: bool, strategy: str, shard_size
     Raises:
         OsmError: a shard size that does not divide the number of processes.
     """
-    if fsdp:
+    if fsdp and world.size > 1:
         mesh = _mesh(world, strategy, shard_size)
         for block in [*blocks(task.model.tower), *blocks(task.model.llm)]:
             fully_shard(block, mesh=mesh)
