@@ -129,33 +129,37 @@ class Decoder:
         return [[beam.decoded() for beam in _likeliest(found, count)] for found in done]
 
     @torch.no_grad()
-    def score(self, embeds: Tensor, candidates: Sequence[Sequence[int]], rows_at_once: int = 64) -> Tensor:
+    def score(self, embeds: Tensor, candidates: Sequence[Sequence[int]], at_once: int = 256) -> Tensor:
         """Log-likelihood of every candidate, its end token included; each prefix is read once.
 
         Args:
-            embeds: (R, T, W). candidates: token ids, each with its end token in the last place.
+            embeds: (R, T, W). candidates: token ids, each with its end token in the last place. at_once: pairs of a row
+                and a candidate in one forward.
 
         Returns:
             float64 (R, candidates).
         """
+        logits, cache = self._start(embeds)
+        first = logits.log_softmax(-1)
         found = torch.empty(len(embeds), len(candidates), dtype=torch.float64)
-        order = sorted(range(len(candidates)), key=lambda i: len(candidates[i]))  # hardly any padding in a chunk
-        for row, prefix in enumerate(embeds):
-            logits, cache = self._start(prefix[None])
-            first = logits[0].log_softmax(-1)
-            for start in range(0, len(order), rows_at_once):
-                chosen = order[start : start + rows_at_once]
-                found[row, chosen] = self._score([candidates[i] for i in chosen], first, cache).cpu()
+        # By length: hardly any padding in a forward.
+        order = sorted(range(len(candidates)), key=lambda i: len(candidates[i]))
+        pairs = [(row, i) for i in order for row in range(len(embeds))]
+        for start in range(0, len(pairs), at_once):
+            rows, chosen = (list(part) for part in zip(*pairs[start : start + at_once], strict=True))
+            scores = self._score(
+                [candidates[i] for i in chosen], torch.tensor(rows, device=embeds.device), first, cache
+            )
+            found[rows, chosen] = scores.cpu()
         return found
 
-    def _score(self, candidates: list[Sequence[int]], first: Tensor, cache: Any) -> Tensor:
+    def _score(self, candidates: list[Sequence[int]], rows: Tensor, first: Tensor, cache: Any) -> Tensor:
         length = max(len(candidate) for candidate in candidates)
         ids = torch.tensor([[*c, *[0] * (length - len(c))] for c in candidates], device=first.device)
         real = torch.tensor([[i < len(c) for i in range(length)] for c in candidates], device=first.device)
-        scores = first[ids[:, 0]].double()
+        scores = first[rows, ids[:, 0]].double()
         if length > 1:
-            more = _copied(cache, len(candidates))
-            logits = self._next(ids[:, :-1].tolist(), more, all_positions=True)
+            logits = self._next(ids[:, :-1].tolist(), _picked(cache, rows), all_positions=True)
             later = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
             scores = scores + (later * real[:, 1:]).sum(1).double()
         return scores
@@ -214,8 +218,9 @@ def _select(cache: Any, rows: Tensor) -> None:
     cache.batch_select_indices(rows)
 
 
-def _copied(cache: Any, times: int) -> Any:
-    """A cache of one row, for so many rows."""
-    more = copy.deepcopy(cache)
-    more.batch_repeat_interleave(times)
+def _picked(cache: Any, rows: Tensor) -> Any:
+    """A cache of these rows, which may repeat; the one they come from stays as it is."""
+    more = copy.copy(cache)
+    more.layers = [copy.copy(layer) for layer in cache.layers]
+    more.batch_select_indices(rows)
     return more

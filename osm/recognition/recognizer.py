@@ -281,7 +281,9 @@ class Recognizer:
         return model.llm_inputs(prefix, ids, mask)[0]
 
     def _scored(self, embeds: Tensor, modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
-        likelihoods = self.decoder.score(embeds, vocabulary.candidates)
+        longest = max(len(candidate) for candidate in vocabulary.candidates)
+        at_once = max(1, self.max_batch_tokens // (embeds.shape[1] + longest))
+        likelihoods = self.decoder.score(embeds, vocabulary.candidates, at_once)
         found = []
         for mode, probs in zip(modes, likelihoods.softmax(-1), strict=True):
             best = probs.topk(min(top_k, len(probs)))

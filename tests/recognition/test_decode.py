@@ -84,7 +84,7 @@ def test_a_list_is_scored_exactly(llm: nn.Module, embeds: Tensor) -> None:
     for row, prefix in enumerate(embeds):
         expected = [math.log(likelihood(llm, prefix, name)) for name in NAMES]
         assert found[row].tolist() == pytest.approx(expected, abs=1e-3)
-    torch.testing.assert_close(decoder.score(embeds, NAMES, rows_at_once=2), found, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoder.score(embeds, NAMES, at_once=2), found, atol=1e-5, rtol=1e-5)
 
 
 def in_trie(llm: nn.Module, prefix: Tensor, name: tuple[int, ...]) -> float:
