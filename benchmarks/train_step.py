@@ -44,7 +44,6 @@ from train_step_parts import (  # noqa: E402
     Meter,
     TrainStep,
     changed_layers,
-    checkpointed,
     clock,
     compiled,
     layers,
@@ -56,6 +55,7 @@ from osm.data.stream import Batch  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.model.factory import pick_device  # noqa: E402
 from osm.training.meter import peak_flops  # noqa: E402
+from osm.training.parallel import recomputed  # noqa: E402
 from osm.training.task import TrainTask  # noqa: E402
 
 OUT_OF_MEMORY = "out of memory"
@@ -190,7 +190,7 @@ class Benchmark:
             if case.compiled:  # all layers share one count of what they were compiled for: it is passed soon
                 stack.enter_context(torch._dynamo.config.patch(recompile_limit=64))
             if case.checkpointing:
-                stack.enter_context(changed_layers(layers(model.llm), checkpointed))
+                stack.enter_context(changed_layers(layers(model.llm), recomputed))
             yield
 
     def warm_up(self, case: Case) -> None:

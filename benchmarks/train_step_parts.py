@@ -14,7 +14,6 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from train_step_models import SET, on_meta
 
@@ -180,8 +179,3 @@ def changed_layers(changed: list[nn.Module], change: Callable[[Callable[..., Any
 
 def compiled(backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return lambda forward: torch.compile(forward, backend=backend)
-
-
-def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Not transformers' own switch: that one is off in eval mode, in which a frozen LLM is."""
-    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -397,4 +397,10 @@ def _quiet_worker(_: int) -> None:
     torch.set_num_threads(1)
     # A signal to the whole group is for the process that trains: it still needs its workers for this step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_GRACE, os._exit, (0,)).start())
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(*_: Any) -> None:
+    timer = threading.Timer(_GRACE, os._exit, (0,))
+    timer.daemon = True  # a worker that is done does not wait for it
+    timer.start()

@@ -4,7 +4,7 @@ named together, as many at once as memory allows."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
 from osm.recognition.vocabulary import Trie, Vocabulary
 
+_LISTS_KEPT = 8
 WAYS = ("constrained", "scored", "mapped")
 
 
@@ -78,7 +79,6 @@ class _Wish:
     top_k: int = 1
     vocabulary: Sequence[str] | None = None
     way: str = "constrained"
-    built: dict[str, Vocabulary] = field(default_factory=dict)
 
 
 class Recognizer:
@@ -111,6 +111,7 @@ class Recognizer:
         self.centroid_fallbacks = 0
         self._image: EncodedImage | None = None
         self._sentences: SentenceEncoder | None = None  # loaded when first asked for
+        self._vocabularies: dict[tuple[str, Any], Vocabulary] = {}
 
     # -- the image ---------------------------------------------------------------------------------------------------
 
@@ -210,9 +211,12 @@ class Recognizer:
 
     def _vocabulary(self, wish: _Wish, prompt: str) -> Vocabulary:
         assert wish.vocabulary is not None
-        if prompt not in wish.built:
-            wish.built[prompt] = Vocabulary(wish.vocabulary, self.processor, prompt)
-        return wish.built[prompt]
+        key = (prompt, wish.vocabulary if isinstance(wish.vocabulary, str) else tuple(wish.vocabulary))
+        if key not in self._vocabularies:  # tokenised once, not once an image
+            if len(self._vocabularies) >= _LISTS_KEPT:
+                self._vocabularies.clear()
+            self._vocabularies[key] = Vocabulary(wish.vocabulary, self.processor, prompt)
+        return self._vocabularies[key]
 
     def _name(
         self, images: list[EncodedImage], regions: list[list[Region]], modes: list[str], wish: _Wish

@@ -98,10 +98,15 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 def save_activations_less(task: TrainTask) -> None:
     """Gradient checkpointing where activations are kept for a backward: the bridge's and the frozen LLM's layers."""
     for layer in [*blocks(task.model.bridge), *blocks(task.model.llm)]:
-        layer.forward = _recomputed(layer.forward)  # type: ignore[method-assign]
+        layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 
 
-def _recomputed(forward: Any) -> Any:
+def recomputed(forward: Any) -> Any:
+    """A forward whose activations are computed again in the backward.
+
+    Not transformers' own switch: that one is off in eval mode, in which a frozen LLM is.
+    """
+
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
