@@ -158,7 +158,7 @@ def step_flops(meta_task: TrainTask, batch: Batch) -> dict[str, float]:
     return flops
 
 
-# -- compiled and checkpointed layers ----------------------------------------------------------------------------------
+# -- compiled and recomputed layers ------------------------------------------------------------------------------------
 
 
 def layers(module: nn.Module) -> list[nn.Module]:

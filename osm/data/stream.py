@@ -174,7 +174,7 @@ class SampleStream(IterableDataset):
         self.rank, self.world_size, self.cache = rank, world_size, cache
         self.epoch = 0
         self.start = Position()
-        self.salt = 0  # another one draws other samples of the same epoch
+        self.salt: tuple[int, ...] = ()  # another one draws other samples of the same epoch
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -202,8 +202,7 @@ class SampleStream(IterableDataset):
         """
         # The dataset's name is part of the key, so that two sets in the same shards do not walk in step.
         name = int.from_bytes(self.dataset.name.encode(), "big")
-        salt = [self.salt] if self.salt else []
-        rng = np.random.default_rng([self.config.seed, self.epoch, self.rank, worker, name, *salt])
+        rng = np.random.default_rng([self.config.seed, self.epoch, self.rank, worker, name, *self.salt])
         in_a_row = 0
         for drawn, raw in enumerate(self._shuffled(rng, worker, workers), 1):
             seeds = rng.integers(2**63, size=4)
@@ -256,8 +255,7 @@ class SampleStream(IterableDataset):
                     yield raw
                 self._check_some(empty < MAX_SKIPS_IN_A_ROW)
         lane, lanes = self.rank * workers + worker, self.world_size * workers
-        salt = [self.salt] if self.salt else []
-        shared = np.random.default_rng([self.config.seed, self.epoch, *salt])  # one order for all: the deals agree
+        shared = np.random.default_rng([self.config.seed, self.epoch, *self.salt])  # one order for all: the deals agree
         position = 0
         while True:
             for shard in shared.permutation(len(shards)):
@@ -356,19 +354,13 @@ class EpochLoader:
         self.close()
         self._drawn = {}
         for stream in self.streams:
-            stream.epoch, stream.salt = number, salt
+            stream.epoch, stream.salt = number, (salt,) if salt else ()
             stream.start = (start or {}).get(stream.rank, Position())
             self._taken = stream.start.batches
             self._drawn[stream.rank] = dict(stream.start.drawn)
             # Workers fork before any thread pool has run in them; their own torch threads would fight over the cores.
-            loader: DataLoader[Batch] = DataLoader(
-                stream,
-                batch_size=None,
-                num_workers=self.workers,
-                worker_init_fn=_quiet_worker,
-                pin_memory=self.pin_memory,
-            )
-            self._iterators.append(iter(loader))
+            options: dict[str, Any] = {"worker_init_fn": _quiet_worker, "pin_memory": self.pin_memory}
+            self._iterators.append(iter(DataLoader(stream, batch_size=None, num_workers=self.workers, **options)))
         return self._counted(zip(*self._iterators, strict=True))
 
     def close(self) -> None:
