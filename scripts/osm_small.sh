@@ -5,7 +5,9 @@
 #
 # DATA has coco_mini/, camvid/ and clothing/, each with train/ and val/ in COCO-panoptic form (images/, panoptic/,
 # panoptic.json). Interrupted, it goes on where it was when started again. Two processes of one thread each.
-# EPOCHS [7], VIEWS [2] and SAMPLES [200] of a set an epoch make it shorter, to try it.
+# EPOCHS [7], VIEWS [2] and SAMPLES [200] of a set an epoch make it shorter, to try it. IGNORED_<SET>="3, 14" are category
+# ids of a set that training never asks about; ONLY_PREDICT=1 leaves out the controls and the probe; CACHE [OUT/cache] is
+# the folder of the tower's tokens, which runs with the same views can share.
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/osm_small.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/osm_small.sh DATA OUT}"
@@ -14,11 +16,12 @@ root=$(dirname "$(dirname "$(realpath "$0")")")
 python=${PYTHON:-python3}
 sets="coco_mini camvid clothing"
 samples=${SAMPLES:-200}
+cache=${CACHE:-$out/cache}
 export OMP_NUM_THREADS=1
 # glibc would give every large tensor back to the system and fetch it anew, page by page.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-{
+rows() {  # rows SPLIT: the YAML of the sets
   echo "datasets:"
   for set in $sets; do
     # COCO's photos are answered in COCO's own mode and vocabulary (the table's row); the others are rows of their own.
@@ -27,11 +30,15 @@ export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
       echo "    form: coco_panoptic"
       echo "    title: $set"
     fi
+    local ignored=IGNORED_${set^^}
+    if [ "$1" = train ] && [ -n "${!ignored-}" ]; then echo "    ignored_ids: [${!ignored}]"; fi
     echo "    image_dir: $data/$set/val/images"
     echo "    mask_dir: $data/$set/val/panoptic"
     echo "    json_file: $data/$set/val/panoptic.json"
   done
-} > "$out/sets.yaml"
+}
+rows val > "$out/sets.yaml"
+rows train > "$out/sets_train.yaml"
 
 for set in $sets; do
   "$python" "$root/dataset_preparation/convert_coco_panoptic_to_wds.py" --output_dir "$out/shards/$set" \
@@ -40,8 +47,8 @@ for set in $sets; do
 done
 
 "$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" \
-  --config osm_small --datasets "$out/sets.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
-  --feature_cache "$out/cache" --delete_previous_checkpoint \
+  --config osm_small --datasets "$out/sets_train.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
+  --feature_cache "$cache" --delete_previous_checkpoint \
   --coco_shards "$out/shards/coco_mini/000000000.tar" --batch_size_coco 1 --train_num_samples_coco "$samples" \
   --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$samples" \
   --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 2 --train_num_samples_clothing $((2 * samples))
@@ -61,6 +68,7 @@ predict() {  # predict NAME FLAGS...: both parts at once, then the scores
 
 echo "== predictions"
 predict predictions
+if [ -n "${ONLY_PREDICT-}" ]; then exit; fi
 echo "== the same with each mask exchanged for another image's"
 predict shuffled_masks --modes own --alter shuffle_masks
 echo "== the same with a grey image"

@@ -22,6 +22,7 @@ from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.data.paths import check_local
 from osm.errors import OsmError
 from osm.files import read_json, write_atomically
+from osm.recognition import placement
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"
@@ -75,6 +76,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     part, parts = _part(args)
     modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
     rows = _rows_at_hand(args, table)
+    memory = {**placement.from_flags(args), **({"images_at_once": args.batch} if args.batch > 1 else {})}
     if args.num_threads:
         import torch  # slow to import: --help and wrong arguments need not wait for it
 
@@ -84,10 +86,10 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
 
         load_namer = load
     device = _own_device(args.device) if args.part is None else args.device
-    namer = load_namer(args.checkpoint, config=args.config, device=device)
+    namer = load_namer(args.checkpoint, config=args.config, device=device, **memory)
     for row in rows:
         resolve_modes(row, modes, namer.modes)  # not after hours of another set
-    options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed}
+    options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed, "batch": args.batch}
     options["proposals"] = None if args.masks == GROUND_TRUTH else args.masks
     for row in rows:
         names = _names(args.vocabulary, row)
@@ -183,6 +185,8 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
     )
     parser.add_argument("--config", help="model config, where the checkpoint does not say")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    placement.add_flags(parser)
+    parser.add_argument("--batch", type=int, default=1, help="images that are named together (%(default)s)")
     parser.add_argument(
         "--modes", default=f"{OWN_MODE},{ANY_MODE}", help=f"comma-separated; {OWN_MODE} = the set's (%(default)s)"
     )

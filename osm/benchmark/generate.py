@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,26 +51,27 @@ class NamerLike(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def modes(self) -> tuple[str, ...]: ...
-    def name_image(
+    def name_images(
         self,
-        image: Image.Image,
-        masks: np.ndarray,
+        images: Sequence[Image.Image],
+        masks: Sequence[np.ndarray],
         modes: Sequence[str],
         vocabulary: Sequence[str] | None = None,
         way: str = "constrained",
-    ) -> Sequence[Any]: ...
+    ) -> Sequence[Sequence[Any]]: ...
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for all images of a run; `count` items of the split are in use."""
+    """What is the same for all images of a run; `count` items of the split are in use, `batch` of them at once."""
 
     split: Split
     count: int
     modes: tuple[str, ...]
     alter: str
     seed: int
-    restricted: dict[str, Any]  # to the names of a list: further arguments of `name_image`
+    batch: int
+    restricted: dict[str, Any]  # to the names of a list: further arguments of `name_images`
 
 
 def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
@@ -117,6 +118,7 @@ def generate_predictions(
     proposals: str | Path | None = None,
     vocabulary: Sequence[str] | None = None,
     way: str = "constrained",
+    batch: int = 1,
 ) -> Path:
     """Names one part of a set and writes `<set>_pred_<part>_of_<parts>.json` and its meta file.
 
@@ -136,12 +138,13 @@ def generate_predictions(
         seed: of `alter`.
         proposals: a file of masks to name instead of the ground truth.
         vocabulary, way: only these names, as `osm.recognition.recognizer` takes them.
+        batch: images that are named together.
 
     Raises:
         OsmError: wrong arguments or data, or a file of that name made with other ones.
     """
     check_part(part, parts)
-    run = _start(namer, row, modes, limit, alter, seed, proposals)
+    run = _start(namer, row, modes, limit, alter, seed, proposals, batch)
     if vocabulary is not None:
         run = replace(run, restricted={"vocabulary": list(vocabulary), "way": way})
     header = {
@@ -175,14 +178,17 @@ def _start(
     alter: str,
     seed: int,
     proposals: str | Path | None,
+    batch: int,
 ) -> _Run:
+    if batch < 1:
+        raise OsmError(f"batch {batch}: expected 1 image or more")
     if limit is not None and limit < 1:
         raise OsmError(f"limit {limit}: expected 1 image or more")
     if alter not in ALTERATIONS:
         raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
     resolved = resolve_modes(row, modes, namer.modes)
     split = SPLITS[row.form](row) if proposals is None else Proposals(row, proposals)
-    return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed, {})
+    return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed, batch, {})
 
 
 def _digest(names: Sequence[str]) -> str:
@@ -191,41 +197,66 @@ def _digest(names: Sequence[str]) -> str:
 
 def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any]) -> None:
     """Names what is left of a part, and turns it into the prediction file."""
-    with closing(PartialFile(partial_path(path), header)) as partial:
+    # Batches count from the part's start, so that a run that goes on has those of the run that was killed: what is
+    # computed together can move a probability's last digit.
+    with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
             _say(f"{path}: going on after {partial.done} of {len(indices)} images")
         progress = _Progress(path.stem, len(indices), partial.done)
-        for index in indices[partial.done :]:
+        for first in range(partial.done // run.batch * run.batch, len(indices), run.batch):
             started = time.monotonic()
-            item = run.split.load(index)
-            counts = _name_item(namer, run, index, item)
-            seconds = round(time.monotonic() - started, 3)
-            partial.append({"counts": counts, "seconds": seconds, "entry": item.entry})
-            progress.step(counts["named"])
+            numbered = [(index, run.split.load(index)) for index in indices[first : first + run.batch]]
+            counts = _name_items(namer, run, numbered)
+            seconds = round((time.monotonic() - started) / len(numbered), 3)
+            for (_, item), count in list(zip(numbered, counts, strict=True))[max(0, partial.done - first) :]:
+                partial.append({"counts": count, "seconds": seconds, "entry": item.entry})
+                progress.step(count["named"])
         _finish(path, partial, run, header, indices)
     partial_path(path).unlink()
 
 
-def _name_item(namer: NamerLike, run: _Run, index: int, item: Item) -> dict[str, int]:
-    """Adds the predictions to the item's entry and returns what was counted."""
-    for annotation in item.annotations:
-        annotation.pop(FIELD, None)  # annotations that are themselves a prediction file
-    named = 0
-    image: Image.Image | None = None
-    for positions, masks in _masks(run, index, item):
-        if image is None:
-            image = read_rgb(item.image_path)
-            image = blank(image) if run.alter == "blank_image" else image
-        for k, names in zip(positions, namer.name_image(image, masks, run.modes, **run.restricted), strict=True):
-            if names is not None:
-                item.annotations[k][FIELD] = {mode: _prediction(names[mode]) for mode in run.modes}
-                named += 1
-    empty = len(item.annotations) - named - item.counts["missing_in_mask"]
-    return {**dict.fromkeys(COUNTS, 0), **item.counts, "named": named, "empty": empty}
+@dataclass
+class _Ask:
+    """Some masks of one item of a batch (its place there), (K, H, W), and their places among its annotations."""
+
+    place: int
+    positions: list[int]
+    masks: np.ndarray
 
 
-def _masks(run: _Run, index: int, item: Item) -> Iterator[tuple[list[int], np.ndarray]]:
-    """The masks that have a pixel, (K, H, W), with their places among the annotations; few enough at once."""
+def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]]) -> list[dict[str, int]]:
+    """Adds the predictions to the items' entries and returns what was counted of each."""
+    named = [0] * len(numbered)
+    for _, item in numbered:
+        for annotation in item.annotations:
+            annotation.pop(FIELD, None)  # annotations that are themselves a prediction file
+    for asks in _packed(ask for place, (index, item) in enumerate(numbered) for ask in _asks(run, place, index, item)):
+        images = [_image(run, numbered[ask.place][1]) for ask in asks]
+        found = namer.name_images(images, [ask.masks for ask in asks], run.modes, **run.restricted)
+        for ask, of_image in zip(asks, found, strict=True):
+            for k, names in zip(ask.positions, of_image, strict=True):
+                if names is not None:
+                    annotation = numbered[ask.place][1].annotations[k]
+                    annotation[FIELD] = {mode: _prediction(names[mode]) for mode in run.modes}
+                    named[ask.place] += 1
+    return [
+        {
+            **dict.fromkeys(COUNTS, 0),
+            **item.counts,
+            "named": count,
+            "empty": len(item.annotations) - count - item.counts["missing_in_mask"],
+        }
+        for (_, item), count in zip(numbered, named, strict=True)
+    ]
+
+
+def _image(run: _Run, item: Item) -> Image.Image:
+    image = read_rgb(item.image_path)
+    return blank(image) if run.alter == "blank_image" else image
+
+
+def _asks(run: _Run, place: int, index: int, item: Item) -> Iterator[_Ask]:
+    """The masks of an item that have a pixel; few enough at once."""
     chunk = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
     for first in range(0, len(item.annotations), chunk):
         positions, masks = [], []
@@ -238,7 +269,19 @@ def _masks(run: _Run, index: int, item: Item) -> Iterator[tuple[list[int], np.nd
             positions.append(k)
             masks.append(mask)
         if positions:
-            yield positions, np.stack(masks)
+            yield _Ask(place, positions, np.stack(masks))
+
+
+def _packed(asks: Iterable[_Ask]) -> Iterator[list[_Ask]]:
+    """What is named together: as much as may be in memory."""
+    pack: list[_Ask] = []
+    for ask in asks:
+        if pack and sum(other.masks.size for other in pack) + ask.masks.size > _MASK_PIXELS:
+            yield pack
+            pack = []
+        pack.append(ask)
+    if pack:
+        yield pack
 
 
 def _prediction(name: NameLike) -> dict[str, Any]:
@@ -274,6 +317,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         **header,
         "items": [indices.start, indices.stop],
         "images": run.count,
+        "batch": run.batch,
         "counts": dict(counts),
         "seconds": round(seconds, 3),
         # For the report's pictures. Not in the header: a moved data set is still the same one.

@@ -5,6 +5,7 @@ A new set is one row (here, or in a user's YAML) and a label file.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -87,6 +88,12 @@ class Dataset:
     def rules(self) -> Rules:
         whole = None if self.whole_labels is None else load_labels(self.whole_labels)
         return Rules(frozenset(self.ignored_ids), self.id_coding, whole)
+
+    @property
+    def cache_name(self) -> str:
+        """Its folder in a feature cache: a crop with no segment to ask about is drawn anew, so ignored ids count."""
+        ids = ",".join(map(str, sorted(set(self.ignored_ids))))
+        return f"{self.name}-{hashlib.sha256(ids.encode()).hexdigest()[:8]}" if ids else self.name
 
 
 _UNLABELLED = 65535  # in a 16-bit label map

@@ -280,7 +280,7 @@ class SampleStream(IterableDataset):
     def _batch(self, samples: list[Sample], number: int, skipped: Counter[str]) -> Batch:
         batch = batch_of(samples, self.dataset.name, self.transform.processor, self.transform.config.supervise, number)
         if self.cache is not None:
-            parts = [self.cache.load(self.dataset.name, s.cache_key, s.cached_view) for s in samples]
+            parts = [self.cache.load(self.dataset.cache_name, s.cache_key, s.cached_view) for s in samples]
             batch.tokens = torch.stack(parts)
         batch.skipped = Counter(skipped)
         return batch

@@ -102,7 +102,7 @@ class OmniScientModel(nn.Module):
         """[bridge's prefix | text] as embeddings and attention mask for the LLM."""
         text = self.llm.get_input_embeddings()(input_ids)
         seen = attention_mask.new_ones(prefix_RPW.shape[:2])
-        return torch.cat([prefix_RPW.to(text.dtype), text], 1), torch.cat([seen, attention_mask], 1)
+        return torch.cat([prefix_RPW.to(text), text], 1), torch.cat([seen, attention_mask], 1)
 
     def row_losses(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError
+from osm.recognition.placement import add_flags, from_flags
 
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognition
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--top_k", type=int, default=1, help="so many names of each [%(default)s]")
     out.add_argument("--json", action="store_true", help="one JSON document instead of lines")
     out.add_argument("--device", default="auto", help="[%(default)s]")
+    add_flags(out)
     return out
 
 
@@ -59,7 +61,7 @@ def _answer(args: argparse.Namespace) -> str:
     from osm.recognition.vocabulary import read_names
 
     names = read_names(args.vocabulary) if args.vocabulary else None
-    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device)
+    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **from_flags(args))
     recognizer.set_image(args.image)
     masks = [_mask(path, recognizer.image_size) for path in args.mask or ()]
     found = recognizer.name(

@@ -87,7 +87,7 @@ class Decoder:
             if len(kept) < len(live):
                 _select(cache, torch.tensor(kept, device=embeds.device))
                 live = [live[place] for place in kept]
-            logits = self._next([[ids[row][-1]] for row in live], cache)
+            logits = self._next([[ids[row][-1]] for row in live], cache, embeds.device)
         return [Decoded(tuple(i), tuple(p), e) for i, p, e in zip(ids, probs, ended, strict=True)]
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class Decoder:
                 break
             _select(cache, torch.tensor([place for place, _ in kept], device=embeds.device))
             live = [beam for _, beam in kept]
-            logits = self._next([[beam.ids[-1]] for beam in live], cache)
+            logits = self._next([[beam.ids[-1]] for beam in live], cache, embeds.device)
         return [[beam.decoded() for beam in _likeliest(found, count)] for found in done]
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ class Decoder:
         real = torch.tensor([[i < len(c) for i in range(length)] for c in candidates], device=first.device)
         scores = first[rows, ids[:, 0]].double()
         if length > 1:
-            logits = self._next(ids[:, :-1].tolist(), _picked(cache, rows), all_positions=True)
+            logits = self._next(ids[:, :-1].tolist(), _picked(cache, rows), first.device, all_positions=True)
             later = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
             scores = scores + (later * real[:, 1:]).sum(1).double()
         return scores
@@ -169,9 +169,8 @@ class Decoder:
         out = self.llm(inputs_embeds=embeds, use_cache=True, **self._last(1))
         return out.logits[:, -1].float(), out.past_key_values
 
-    def _next(self, ids: list[list[int]], cache: Any, all_positions: bool = False) -> Tensor:
+    def _next(self, ids: list[list[int]], cache: Any, device: torch.device, all_positions: bool = False) -> Tensor:
         """Logits (R, V) after one more token each, or (R, n, V) after each of n; the cache grows by them."""
-        device = self.llm.get_input_embeddings().weight.device
         tokens = torch.tensor(ids, device=device)
         out = self.llm(input_ids=tokens, past_key_values=cache, use_cache=True, **self._last(0 if all_positions else 1))
         return out.logits.float() if all_positions else out.logits[:, -1].float()
@@ -215,12 +214,18 @@ def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
 
 
 def _select(cache: Any, rows: Tensor) -> None:
-    cache.batch_select_indices(rows)
+    """Keeps these rows alone, wherever each layer of the LLM lies."""
+    on = {rows.device: rows}
+    for layer in cache.layers:
+        device = layer.keys.device if isinstance(getattr(layer, "keys", None), Tensor) else rows.device
+        if device not in on:
+            on[device] = rows.to(device)
+        layer.batch_select_indices(on[device])
 
 
 def _picked(cache: Any, rows: Tensor) -> Any:
     """A cache of these rows, which may repeat; the one they come from stays as it is."""
     more = copy.copy(cache)
     more.layers = [copy.copy(layer) for layer in cache.layers]
-    more.batch_select_indices(rows)
+    _select(more, rows)
     return more

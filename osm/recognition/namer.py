@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,16 +34,23 @@ class Namer:
     """Names masks with a trained model.
 
     Args:
-        max_new_tokens: of a name (12 in the published benchmark, 16 in its demo).
-        rows: masks x modes that are decoded together.
+        options: of `Recognizer`.
     """
 
-    def __init__(
-        self, model: OmniScientModel, processor: Processor, max_new_tokens: int = 12, max_batch_tokens: int = 4096
-    ) -> None:
-        self.recognizer = Recognizer(model, processor, max_new_tokens, max_batch_tokens)
-        self.model, self.processor, self.modes = model, processor, model.config.modes
-        self.max_new_tokens = max_new_tokens
+    def __init__(self, model: OmniScientModel, processor: Processor, **options: Any) -> None:
+        self._use(Recognizer(model, processor, **options))
+
+    @classmethod
+    def of(cls, recognizer: Recognizer) -> Namer:
+        """A namer that names with this recognizer."""
+        namer = cls.__new__(cls)
+        namer._use(recognizer)
+        return namer
+
+    def _use(self, recognizer: Recognizer) -> None:
+        self.recognizer, model = recognizer, recognizer.model
+        self.model, self.processor, self.modes = model, recognizer.processor, model.config.modes
+        self.max_new_tokens = recognizer.decoder.max_new_tokens
         self.fingerprint = fingerprint_tensors(published_state_dict(model))
 
     @property
@@ -58,42 +66,57 @@ class Namer:
         vocabulary: Sequence[str] | None = None,
         way: str = "constrained",
     ) -> list[dict[str, Name] | None]:
-        """Names each mask in each mode with the benchmark's prompt.
+        """Names the masks of one image; see `name_images`."""
+        return self.name_images([image], [masks], modes, vocabulary, way)[0]
+
+    def name_images(
+        self,
+        images: Sequence[Image.Image],
+        masks: Sequence[np.ndarray],
+        modes: Sequence[str],
+        vocabulary: Sequence[str] | None = None,
+        way: str = "constrained",
+    ) -> list[list[dict[str, Name] | None]]:
+        """Names each mask in each mode with the benchmark's prompt, in batches that go across the images.
 
         Args:
-            image: RGB. masks: bool (K, H, W) at the image's size.
+            images: RGB. masks: of each image bool (K, H, W) at its size.
             vocabulary, way: see `Recognizer.name`.
 
         Returns:
-            for each mask its name by mode; None where the mask is empty after resizing.
+            for each image and mask its name by mode; None where the mask is empty after resizing.
 
         Raises:
             OsmError: masks of another size, or a mode that the model does not have.
         """
-        if not isinstance(image, Image.Image):
-            raise OsmError(f"image is a {type(image).__name__}; a PIL image is needed (Image.open, Image.fromarray)")
         if isinstance(modes, str):
             raise OsmError(f"modes is the text {modes!r}; a list is needed: [{modes!r}]")
-        masks = np.asarray(masks).astype(bool)
-        if masks.ndim != 3 or masks.shape[1:] != (image.height, image.width):
-            raise OsmError(f"masks have shape {masks.shape}, (K, {image.height}, {image.width}) needed for this image")
+        checked = [_checked(image, of_image) for image, of_image in zip(images, masks, strict=True)]
         modes = list(dict.fromkeys(modes))
         if not modes:
-            return [{} for _ in masks]
-        found = self.recognizer.name_batch([image], [masks], modes=modes, vocabulary=vocabulary, way=way)[0]
+            return [[{} for _ in of_image] for of_image in checked]
+        found = self.recognizer.name_batch(images, checked, modes=modes, vocabulary=vocabulary, way=way)
         return [
-            None if any(answer.skipped for answer in answers) else {a.mode: Name(a.text, a.prob) for a in answers}
-            for answers in found
+            [
+                None if any(answer.skipped for answer in answers) else {a.mode: Name(a.text, a.prob) for a in answers}
+                for answers in of_image
+            ]
+            for of_image in found
         ]
 
 
+def _checked(image: Image.Image, masks: np.ndarray) -> np.ndarray:
+    if not isinstance(image, Image.Image):
+        raise OsmError(f"image is a {type(image).__name__}; a PIL image is needed (Image.open, Image.fromarray)")
+    masks = np.asarray(masks).astype(bool)
+    if masks.ndim != 3 or masks.shape[1:] != (image.height, image.width):
+        raise OsmError(f"masks have shape {masks.shape}, (K, {image.height}, {image.width}) needed for this image")
+    return masks
+
+
 def load_namer(
-    checkpoint: str | Path,
-    *,
-    config: str | None = None,
-    device: str = "auto",
-    max_new_tokens: int = 12,
+    checkpoint: str | Path, *, config: str | None = None, device: str = "auto", max_new_tokens: int = 12, **options: Any
 ) -> Namer:
-    """Loads a checkpoint (folder, hub id or `.pt`) for naming; see `osm.load_model`. On CUDA in half precision."""
-    recognizer = load_recognizer(checkpoint, config=config, device=device)
-    return Namer(recognizer.model, recognizer.processor, max_new_tokens)
+    """Loads a checkpoint for naming; arguments as for `load_recognizer`."""
+    options = {"config": config, "device": device, "max_new_tokens": max_new_tokens, **options}
+    return Namer.of(load_recognizer(checkpoint, **options))

@@ -3,15 +3,16 @@ named together, as many at once as memory allows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from osm.data.images import open_image
 from osm.data.processor import Processor
@@ -22,8 +23,10 @@ from osm.model.llm import stop_ids
 from osm.model.maskqformer import Instruction
 from osm.model.masks import context_mask
 from osm.model.osm import OmniScientModel
+from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
 from osm.recognition.encode import EncodedImage, ImageEncoder
+from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
 from osm.recognition.vocabulary import Trie, Vocabulary
@@ -89,7 +92,8 @@ class Recognizer:
 
     Args:
         max_new_tokens: of a name (12 in the published benchmark, 16 in its demo).
-        max_batch_tokens: LLM positions that are decoded together; it bounds memory, whatever the number of masks.
+        max_batch_tokens: LLM positions that are decoded together: it bounds memory, whatever the number of masks. None
+            = 4096 on a CPU, on a GPU as many as its memory was seen to hold (see `osm.recognition.budget`).
         images_at_once: that `name_batch` encodes together.
     """
 
@@ -98,13 +102,15 @@ class Recognizer:
         model: OmniScientModel,
         processor: Processor,
         max_new_tokens: int = 12,
-        max_batch_tokens: int = 4096,
+        max_batch_tokens: int | None = None,
         images_at_once: int = 4,
     ) -> None:
         self.model, self.processor = model.eval(), processor
-        if min(max_new_tokens, max_batch_tokens, images_at_once) < 1:
-            raise OsmError("max_new_tokens, max_batch_tokens and images_at_once must be 1 or more")
-        self.max_batch_tokens, self.images_at_once = max_batch_tokens, images_at_once
+        for name, value in (("max_new_tokens", max_new_tokens), ("images_at_once", images_at_once)):
+            if value < 1:
+                raise OsmError(f"{name} {value} must be 1 or more")
+        self.budget = RowBudget(max_batch_tokens, memory_of(model.device))
+        self.images_at_once = images_at_once
         self.modes = model.config.modes
         self.encoder = ImageEncoder(model, processor)
         self.decoder = Decoder(model.llm, stop_ids(model.llm), max_new_tokens)
@@ -237,19 +243,17 @@ class Recognizer:
                 jobs = by_prompt.setdefault(prompt, [])
                 jobs += [_Job(number, (k, m), pixels, mode, prompt) for m, mode in enumerate(modes)]
         for prompt, jobs in by_prompt.items():
-            rows = self._rows(prompt)
-            for start in range(0, len(jobs), rows):
-                part = jobs[start : start + rows]
-                for job, answer in zip(part, self._batch(images, part, prompt, wish), strict=True):
-                    answers[job.image][job.place[0]][job.place[1]] = answer
+            work = partial(self._batch, images, prompt=prompt, wish=wish)
+            for job, answer in zip(jobs, self.budget.run(jobs, self._length(prompt), work), strict=True):
+                answers[job.image][job.place[0]][job.place[1]] = answer
         return answers
 
-    def _rows(self, prompt: str) -> int:
-        """How many rows are decoded together."""
+    def _length(self, prompt: str) -> int:
+        """LLM positions of a row, its name included."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
-        return max(1, self.max_batch_tokens // (length + self.decoder.max_new_tokens))
+        return length + self.decoder.max_new_tokens
 
-    def _batch(self, images: list[EncodedImage], jobs: list[_Job], prompt: str, wish: _Wish) -> list[Recognition]:
+    def _batch(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, wish: _Wish) -> list[Recognition]:
         embeds = self._embeds(images, jobs, prompt)
         modes = [job.mode for job in jobs]
         if wish.vocabulary is not None and wish.way == "scored":
@@ -264,7 +268,7 @@ class Recognizer:
             said = self.decoder.best(embeds, wish.top_k, trie)
         return [self._said(mode, names, wish, trie) for mode, names in zip(modes, said, strict=True)]
 
-    def _embeds(self, images: list[EncodedImage], jobs: list[_Job], prompt: str) -> Tensor:
+    def _embeds(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> Tensor:
         """The LLM's input (R, T, W) of so many jobs."""
         model = self.model
         used = sorted({job.image for job in jobs})
@@ -286,7 +290,7 @@ class Recognizer:
 
     def _scored(self, embeds: Tensor, modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
         longest = max(len(candidate) for candidate in vocabulary.candidates)
-        at_once = max(1, self.max_batch_tokens // (embeds.shape[1] + longest))
+        at_once = self.budget.rows(embeds.shape[1] + longest)
         likelihoods = self.decoder.score(embeds, vocabulary.candidates, at_once)
         found = []
         for mode, probs in zip(modes, likelihoods.softmax(-1), strict=True):
@@ -353,11 +357,20 @@ def opened(path: str | Path) -> Image.Image:
 
 
 def load_recognizer(
-    checkpoint: str | Path, *, config: str | None = None, device: str = "auto", **options: Any
+    checkpoint: str | Path,
+    *,
+    config: str | None = None,
+    device: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    offload_folder: str | Path | None = None,
+    **options: Any,
 ) -> Recognizer:
     """Loads a checkpoint (folder, hub id or `.pt`) for naming; see `osm.load_model`. On CUDA in half precision.
 
     Args:
+        device: of the tower and the bridge, and of the LLM where there is no `device_map`.
+        device_map, max_memory, offload_folder: of an LLM that one device does not hold; see `placement.spread`.
         options: of `Recognizer`.
     """
     target = pick_device(device)
@@ -365,4 +378,10 @@ def load_recognizer(
     if target.type == "cuda":
         model.tower.to(torch.bfloat16)
         model.llm.to(torch.bfloat16)
-    return Recognizer(model.to(target), processor, **options)
+    if device_map is None:
+        model.to(target)
+    else:
+        llm, model.llm = model.llm, nn.Module()  # what is spread is not moved as a whole
+        model.to(target)
+        model.llm = spread(llm, device_map, max_memory, offload_folder)
+    return Recognizer(model, processor, **options)

@@ -70,7 +70,7 @@ def fill(
     mine = {
         (shard, key, view)
         for shard, key, view in everything[world.rank :: world.size]
-        if not cache.has(dataset.name, key, view)
+        if not cache.has(dataset.cache_name, key, view)
     }
     _check_room(cache, model, len(mine) * world.size)
     progress = Progress(f"feature cache {dataset.name}", len(mine), world.is_main)
@@ -91,7 +91,7 @@ def fill(
                 else:
                     canvas = transform.processor.padded(pixels)[None].to(world.device)
                     tokens = model.tower_tokens(transform.processor.pixel_values(canvas))[0]
-                    cache.save(dataset.name, cache_key, view, tokens)
+                    cache.save(dataset.cache_name, cache_key, view, tokens)
                 progress.step()
     progress.close()
     return skipped

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -41,6 +42,11 @@ class FakeNamer:
             else None
             for mask in masks
         ]
+
+    def name_images(
+        self, images: Sequence[Image.Image], masks: Sequence[np.ndarray], *arguments: Any, **options: Any
+    ) -> Any:
+        return [self.name_image(*one, *arguments, **options) for one in zip(images, masks, strict=True)]
 
 
 if __name__ == "__main__":

@@ -339,6 +339,12 @@ def test_a_broken_cache_file_is_named(cached: Cached) -> None:
         cached.cache.load("blocks", first.cache_key, 1)
 
 
+def test_other_ignored_ids_have_a_cache_of_their_own(cached: Cached) -> None:
+    other = replace(cached.set, ignored_ids=(2,))
+    assert other.cache_name not in (cached.set.cache_name, replace(cached.set, ignored_ids=(2, 3)).cache_name)
+    assert cached.set.cache_name == cached.set.name
+
+
 def test_other_views_or_sizes_have_a_cache_of_their_own(cached: Cached) -> None:
     def place(config: SampleConfig, seed: int) -> Path:
         transform = SampleTransform(config, cached.processor, views=2, seed=seed)

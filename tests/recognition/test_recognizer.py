@@ -103,12 +103,12 @@ def test_memory_is_bounded_whatever_the_number_of_masks(recognizer: Recognizer, 
         mask[number % 40 : number % 40 + 6, number % 60 : number % 60 + 6] = True
     whole = recognizer.name(masks)
     assert len(whole) == 500 and not any(answers[0].skipped for answers in whole)
-    recognizer.max_batch_tokens, rows = 400, []
+    recognizer.budget.positions, rows = 400, []
     batch = Recognizer._batch
-    monkeypatch.setattr(Recognizer, "_batch", lambda self, *a: rows.append(len(a[1])) or batch(self, *a))
+    monkeypatch.setattr(Recognizer, "_batch", lambda self, *a, **k: rows.append(len(a[1])) or batch(self, *a, **k))
     close(recognizer.name(masks[:60]), whole[:60])
     assert max(rows) < 20 and sum(rows) == 60
-    recognizer.max_batch_tokens = 1  # one row at a time is always possible
+    recognizer.budget.positions = 1  # one row at a time is always possible
     close(recognizer.name(masks[:2]), whole[:2])
 
 
@@ -247,7 +247,7 @@ def test_lists_of_names(recognizer: Recognizer) -> None:
         if way == "scored":
             assert texts(one) == texts(found)
     # As many rows as one at a time.
-    recognizer.max_batch_tokens = 1
+    recognizer.budget.positions = 1
     close(recognizer.name(some_masks(), vocabulary=NAMES, top_k=5, way="scored"), found)
 
 
