@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_namer import FakeNamer
+from fake_namer import FakeName, FakeNamer
 
 from osm.benchmark.cli import generate_main
 from osm.benchmark.generate import generate_predictions, part_range
@@ -86,6 +86,57 @@ def test_killed_run_goes_on(pets: Dataset, pets_yaml: Path, tmp_path: Path, caps
         counts = [load(folder / META)["counts"] for folder in (tmp_path / "undisturbed", out_dir)]
         assert counts[0] == counts[1]
         assert sorted(os.listdir(out_dir)) == [META, f"{NAME}.json"]
+
+
+class Together(FakeNamer):
+    """Whose names tell which images were named together; ends a run after so many of them."""
+
+    def __init__(self, calls: int = 99) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+        self._left = calls
+
+    def name_images(self, images: Any, masks: Any, modes: Any) -> Any:
+        if len(self.batches) == self._left:
+            raise Interrupted
+        self.batches.append(len(images))
+        reds = "".join(f" {np.asarray(image)[0, 0, 0]}" for image in images)
+        found = super().name_images(images, masks, modes)
+        return [
+            [names and {mode: FakeName(name.text + reds, name.prob) for mode, name in names.items()} for names in one]
+            for one in found
+        ]
+
+
+def test_batches_of_images(pets: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = load(generate_predictions(FakeNamer(), pets, 0, 1, tmp_path / "alone"))
+    batched = load(generate_predictions(FakeNamer(), pets, 0, 1, tmp_path / "batched", batch=3))
+    assert batched == alone
+    assert load(tmp_path / "batched" / META)["counts"] == load(tmp_path / "alone" / META)["counts"]
+    whole = Together()
+    undisturbed = generate_predictions(whole, pets, 0, 1, tmp_path / "whole", batch=2).read_bytes()
+    assert sum(whole.batches) == 5 and max(whole.batches) == 2
+    # Killed after a batch, and in the middle of writing one down: the same batches again.
+    with pytest.raises(Interrupted):
+        generate_predictions(Together(2), pets, 0, 1, tmp_path / "killed", batch=2)
+    partial = tmp_path / "killed" / f"{NAME}.partial.jsonl"
+    lines = partial.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 4
+    for kept in range(1, 6):
+        partial.write_bytes(b"".join(lines[:kept]))
+        with pytest.raises(Interrupted):
+            generate_predictions(Together(0), pets, 0, 1, tmp_path / "killed", batch=2)
+        again = Together()
+        assert generate_predictions(again, pets, 0, 1, tmp_path / "killed", batch=2).read_bytes() == undisturbed
+        assert len(again.batches) == 3 - (kept - 1) // 2
+        (tmp_path / "killed" / f"{NAME}.json").unlink()
+    # Masks that do not fit into memory together are named one after the other, whatever the batch.
+    monkeypatch.setattr("osm.benchmark.generate._MASK_PIXELS", 1)
+    small = Together()
+    assert load(generate_predictions(small, pets, 0, 1, tmp_path / "small", batch=5)) != alone
+    assert set(small.batches) == {1}
+    with pytest.raises(OsmError, match="batch 0: expected 1 image or more"):
+        generate_predictions(FakeNamer(), pets, 0, 1, tmp_path / "none", batch=0)
 
 
 def test_two_runs_of_one_part(pets: Dataset, tmp_path: Path) -> None:
