@@ -21,11 +21,11 @@ from osm.errors import OsmError
 from osm.model.factory import load_model, pick_device
 from osm.model.llm import stop_ids
 from osm.model.maskqformer import Instruction
-from osm.model.masks import context_mask
 from osm.model.osm import OmniScientModel
 from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
 from osm.recognition.encode import EncodedImage, ImageEncoder
+from osm.recognition.looks import RegionLooks, Seen, stacked
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
@@ -72,9 +72,8 @@ class _Job:
 
     image: int
     place: tuple[int, int]
-    pixels: Tensor
+    seen: Seen
     mode: str
-    prompt: str
 
 
 @dataclass
@@ -114,7 +113,7 @@ class Recognizer:
         self.modes = model.config.modes
         self.encoder = ImageEncoder(model, processor)
         self.decoder = Decoder(model.llm, stop_ids(model.llm), max_new_tokens)
-        self.centroid_fallbacks = 0
+        self.looks = RegionLooks(model, processor)
         self._image: EncodedImage | None = None
         self._sentences: SentenceEncoder | None = None  # loaded when first asked for
         self._vocabularies: dict[tuple[str, Any], Vocabulary] = {}
@@ -130,6 +129,11 @@ class Recognizer:
         """
         self._image = None  # not the one before, if this one fails
         self._image = self.encoder.encode([as_rgb(image)])[0]
+
+    @property
+    def centroid_fallbacks(self) -> int:
+        """Masks that had no cell of the grid to themselves, so far."""
+        return self.looks.fallbacks
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -230,18 +234,12 @@ class Recognizer:
         answers: list[list[list[Recognition]]] = []
         by_prompt: dict[str, list[_Job]] = {}
         for number, found in enumerate(regions):
-            answers.append([[Recognition(mode, skipped="the mask is empty") for mode in modes] for _ in found])
-            for k, region in enumerate(found):
-                if not region.mask.any():
-                    continue
-                pixels = self.processor.canvas_masks(region.mask[None])[0]
-                if not pixels.any():
-                    gone = "the mask vanishes at the model's input size"
-                    answers[number][k] = [Recognition(mode, skipped=gone) for mode in modes]
-                    continue
-                prompt = BOX_PROMPTS[0] if region.boxed else TEST_PROMPT
-                jobs = by_prompt.setdefault(prompt, [])
-                jobs += [_Job(number, (k, m), pixels, mode, prompt) for m, mode in enumerate(modes)]
+            answers.append([])
+            for k, (region, seen) in enumerate(zip(found, self.looks.of(found), strict=True)):
+                answers[number].append([Recognition(mode, skipped=seen.skipped) for mode in modes])
+                if not seen.skipped:
+                    jobs = by_prompt.setdefault(BOX_PROMPTS[0] if region.boxed else TEST_PROMPT, [])
+                    jobs += [_Job(number, (k, m), seen, mode) for m, mode in enumerate(modes)]
         for prompt, jobs in by_prompt.items():
             work = partial(self._batch, images, prompt=prompt, wish=wish)
             for job, answer in zip(jobs, self.budget.run(jobs, self._length(prompt), work), strict=True):
@@ -276,9 +274,7 @@ class Recognizer:
             None if parts[0] is None else (torch.cat([k for k, _ in parts]), torch.cat([v for _, v in parts]))
             for parts in zip(*(images[number].keys_values for number in used), strict=True)
         ]
-        pixels = torch.stack([job.pixels for job in jobs]).to(model.device)
-        keys = model.visible_keys(pixels, context_mask(pixels, model.config.context_enlarge_ratio))
-        self.centroid_fallbacks += keys.fallbacks
+        keys = stacked([job.seen for job in jobs])
         text, rows = self.processor.prompts([prompt]), len(jobs)
         instruction = Instruction(
             text.qformer_ids.expand(rows, -1).to(model.device), text.qformer_mask.expand(rows, -1).to(model.device)

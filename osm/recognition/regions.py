@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,16 @@ POINT_RADIUS = 0.02  # of the image's longer side: what a point alone stands for
 
 @dataclass(frozen=True)
 class Region:
-    """A mask (H, W), and whether it is asked about as a box."""
+    """A mask, made when it is needed (500 masks of a large picture are not in memory together), and whether it is asked
+    about as a box."""
 
-    mask: np.ndarray
+    draw: Callable[[], np.ndarray]
     boxed: bool = False
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool (H, W)."""
+        return self.draw()
 
 
 def regions_of(
@@ -45,16 +52,16 @@ def regions_of(
     return found
 
 
-def _mask(mask: Any, size: tuple[int, int], where: str) -> np.ndarray:
+def _mask(mask: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     width, height = size
     if isinstance(mask, Mapping):
         rle = {**mask, "counts": mask["counts"].decode("ascii", "replace")} if _is_bytes(mask) else dict(mask)
         check_segmentation(rle, where)
-        return decode_segmentation(rle, (height, width), where)
+        return partial(decode_segmentation, rle, (height, width), where)
     array = np.asarray(mask)
     if array.shape != (height, width) or array.dtype.kind not in "buif":
         raise OsmError(f"{where} has shape {array.shape} and type {array.dtype}: ({height}, {width}) of 0 and 1 needed")
-    return array.astype(bool)
+    return partial(array.astype, bool)
 
 
 def _is_bytes(rle: Mapping[str, Any]) -> bool:
@@ -71,22 +78,30 @@ def _numbers(values: Any, count: int, where: str, what: str) -> list[float]:
     return numbers
 
 
-def _box(box: Any, size: tuple[int, int], where: str) -> np.ndarray:
+def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     x, y, width, height = _numbers(box, 4, where, "[x, y, width, height]")
-    mask = np.zeros(size[::-1], bool)
     # Rounded outwards and cut at the image's border, as in training.
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
         raise OsmError(f"{where}: {shown(list(box))} has nothing of the image, which is {size[0]} x {size[1]}")
-    mask[top:bottom, left:right] = True
-    return mask
+
+    def draw() -> np.ndarray:
+        mask = np.zeros(size[::-1], bool)
+        mask[top:bottom, left:right] = True
+        return mask
+
+    return draw
 
 
-def _disc(point: Any, size: tuple[int, int], where: str) -> np.ndarray:
+def _disc(point: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     x, y = _numbers(point, 2, where, "[x, y]")
     if not (0 <= x < size[0] and 0 <= y < size[1]):
         raise OsmError(f"{where}: {shown(list(point))} is outside of the image, which is {size[0]} x {size[1]}")
     radius = max(1.0, POINT_RADIUS * max(size))
-    ys, xs = np.ogrid[: size[1], : size[0]]
-    return (xs - x) ** 2 + (ys - y) ** 2 <= radius**2
+
+    def draw() -> np.ndarray:
+        ys, xs = np.ogrid[: size[1], : size[0]]
+        return (xs - x) ** 2 + (ys - y) ** 2 <= radius**2
+
+    return draw

@@ -1,0 +1,74 @@
+"""What a region's queries may look at: kept in place of its mask, which is a hundred times as large.
+
+Shapes: K regions of an image, S input size, L image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from osm.data.processor import Processor
+from osm.model.masks import VisibleKeys, context_mask
+from osm.model.osm import OmniScientModel
+from osm.recognition.regions import Region
+
+_AT_ONCE = 32  # masks of an image's size in memory
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One region's keys, bool (L,) each, or why it has no name."""
+
+    mask_L: Tensor | None = None
+    context_L: Tensor | None = None
+    skipped: str = ""
+
+
+class RegionLooks:
+    """Turns regions into what the bridge needs of them.
+
+    Attributes:
+        fallbacks: masks that had no cell of the grid to themselves, so far.
+    """
+
+    def __init__(self, model: OmniScientModel, processor: Processor) -> None:
+        self.model, self.processor, self.fallbacks = model, processor, 0
+
+    def of(self, regions: Sequence[Region]) -> Iterator[Seen]:
+        """Of each region of one image; a few masks at a time are drawn, and let go."""
+        for start in range(0, len(regions), _AT_ONCE):
+            yield from self._some(regions[start : start + _AT_ONCE])
+
+    def _some(self, regions: Sequence[Region]) -> list[Seen]:
+        found: list[Seen | None] = []
+        canvases = []
+        for region in regions:
+            mask = region.mask
+            canvas = self.processor.canvas_masks(mask[None])
+            if not mask.any():
+                found.append(Seen(skipped="the mask is empty"))
+            elif not canvas.any():
+                found.append(Seen(skipped="the mask vanishes at the model's input size"))
+            else:
+                found.append(None)
+                canvases.append(canvas)
+        keys = iter(self._keys(torch.cat(canvases)) if canvases else ())
+        return [seen or next(keys) for seen in found]
+
+    def _keys(self, pixels: Tensor) -> list[Seen]:
+        """Of masks (K, 1, S, S) that have a pixel each."""
+        pixels = pixels.to(self.model.device)
+        context = context_mask(pixels, self.model.config.context_enlarge_ratio)
+        keys = self.model.visible_keys(pixels, context)
+        self.fallbacks += keys.fallbacks
+        return [Seen(mask, box) for mask, box in zip(keys.mask_RL, keys.context_RL, strict=True)]
+
+
+def stacked(seen: Sequence[Seen]) -> VisibleKeys:
+    """Of regions that are to be named, one row each."""
+    masks, contexts = zip(*((one.mask_L, one.context_L) for one in seen), strict=True)
+    return VisibleKeys(torch.stack(masks), torch.stack(contexts))
