@@ -9,7 +9,9 @@ tower's tokens is computed anew (the keys and values of the whole image above al
     python3 benchmarks/recognition.py --config osm_small    # real weights of tower and LLM, a bridge at its start
     python3 benchmarks/recognition.py --config osm --random_weights     # published size, on a GPU, bf16
 
-With `--profile` the parts of a recognition are timed too. Prints one JSON document last.
+`--many 500` names so many masks our way alone, and says what memory that took. `floor`, of the largest number of masks:
+the FLOPs and the bytes that our way needs (all weights read once a forward), the seconds that the device's peaks would
+take for them, and the share of these peaks that was reached. Prints one JSON document last.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ import train_step_models as models  # noqa: E402
 import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
 from small_tokenizer import small_tokenizer  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from osm.config import LlmConfig, ModelConfig, QFormerConfig, TowerConfig  # noqa: E402
 from osm.data.labels import load_labels  # noqa: E402
@@ -44,6 +48,7 @@ from osm.model.masks import context_mask  # noqa: E402
 from osm.model.osm import OmniScientModel  # noqa: E402
 from osm.model.towers import RandomTower  # noqa: E402
 from osm.recognition.recognizer import Recognizer  # noqa: E402
+from osm.training.meter import memory_gib, peak_flops  # noqa: E402
 
 MODES = (models.SET, "any")
 NEW_TOKENS = 12
@@ -164,11 +169,9 @@ def ours(recognizer: Recognizer, image: Image.Image, masks: np.ndarray) -> tuple
     return seconds, [(answer.text, answer.prob) for region in answers for answer in region]
 
 
-def compare(
-    model: OmniScientModel, processor: Processor, counts: list[int], size: tuple[int, int], rounds: int
-) -> list[dict[str, Any]]:
+def compare(recognizer: Recognizer, counts: list[int], size: tuple[int, int], rounds: int) -> list[dict[str, Any]]:
     image, masks = pictures(max(counts), *size)
-    recognizer = Recognizer(model, processor, NEW_TOKENS)
+    model, processor = recognizer.model, recognizer.processor
     ours(recognizer, image, masks[:1])  # warms up: threads, the window of padding
     published(model, processor, image, masks[:1])
     encoding, seconds, expected = published(model, processor, image, masks)
@@ -196,6 +199,72 @@ def compare(
     return cases
 
 
+GB_PER_S = {"H100 80GB HBM3": 3350.0, "H200": 4800.0, "A100-SXM4-80GB": 2039.0, "L40S": 864.0}
+"""Memory bandwidth by the makers' data sheets."""
+
+
+def floor(
+    recognizer: Recognizer, image: Image.Image, masks: np.ndarray, best: float, args: argparse.Namespace
+) -> dict[str, Any]:
+    """What no implementation with these weights gets below, and how near we are."""
+    device = recognizer.model.device
+    calls: Counter[str] = Counter()
+    parts = {"tower": recognizer.model.tower, "bridge": recognizer.model.bridge, "llm": recognizer.model.llm}
+    hooks = [part.register_forward_pre_hook(lambda *_, name=name: calls.update([name])) for name, part in parts.items()]
+    with FlopCounterMode(display=False) as counter:
+        ours(recognizer, image, masks)
+    for hook in hooks:
+        hook.remove()
+    weights = {name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()}
+    gflop = counter.get_total_flops() / 1e9
+    gigabytes = sum(count * weights[name] for name, count in calls.items()) / 1e9
+    peak = peak_flops(device, "bf16", args.peak_tflops) / 1e9 or matmul_rate(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    bandwidth = args.gb_per_s or next((rate for key, rate in GB_PER_S.items() if key in name), 0.0)
+    bounds = {"flops": gflop / peak} | ({"bytes": gigabytes / bandwidth} if bandwidth else {})
+    return {
+        "masks": len(masks),
+        "forwards": dict(calls),
+        "gflop": round(gflop, 1),
+        "gigabytes_of_weights": round(gigabytes, 2),
+        "peak_gflop_per_s": round(peak, 1),
+        "peak_is": "the device's" if device.type == "cuda" or args.peak_tflops else "a large matrix product's here",
+        "gigabytes_per_s": bandwidth or None,
+        "floor_seconds": {key: round(seconds, 4) for key, seconds in bounds.items()},
+        "share_reached": round(max(bounds.values()) / best, 3),
+    }
+
+
+def matmul_rate(device: torch.device) -> float:
+    """GFLOP/s of a large float32 matrix product."""
+    a = torch.randn(2048, 2048, device=device)
+    a @ a
+    begun = wait(device)
+    for _ in range(4):
+        a @ a
+    return 4 * 2 * 2048**3 / (wait(device) - begun) / 1e9
+
+
+def many(recognizer: Recognizer, count: int, size: tuple[int, int]) -> dict[str, Any]:
+    """The memory that so many masks take, beyond what the model and 32 of them took."""
+    device = recognizer.model.device
+    image, masks = pictures(count, *size)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    ours(recognizer, image, masks[:32])
+    before = memory_gib(device)
+    seconds, names = ours(recognizer, image, masks)
+    return {
+        "masks": count,
+        "names": len(names),
+        "seconds": round(seconds, 1),
+        "names_per_second": round(len(names) / seconds, 2),
+        "rows_at_once": recognizer.budget.largest,
+        "gib": {"with_32_masks": round(before, 2), "more_with_all": round(memory_gib(device) - before, 2)},
+        "of": "the GPU's memory" if device.type == "cuda" else "the process, the masks themselves included",
+    }
+
+
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     out.add_argument("--config", default="", help="osm_small, osm, ...; without it the random CPU model")
@@ -204,6 +273,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--masks", default="1,8,32", help="numbers of masks [%(default)s]")
     out.add_argument("--size", default="640x480", help="of the picture [%(default)s]")
     out.add_argument("--rounds", type=int, default=2, help="of our way; the best counts [%(default)s]")
+    out.add_argument("--many", type=int, default=0, help="name so many masks as well, for the memory that takes")
+    out.add_argument("--peak_tflops", type=float, default=0.0, help="of the device, for the floor, where not known")
+    out.add_argument("--gb_per_s", type=float, default=0.0, help="of the device's memory, for the floor")
     out.add_argument("--device", default="auto")
     out.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all cores")
     return out
@@ -235,7 +307,11 @@ def main() -> int:
     model = model.to(device).eval()
     lead(model)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        cases = compare(model, processor, counts, (width, height), args.rounds)
+        recognizer = Recognizer(model, processor, NEW_TOKENS)
+        cases = compare(recognizer, counts, (width, height), args.rounds)
+        image, masks = pictures(max(counts), width, height)
+        bound = floor(recognizer, image, masks, cases[counts.index(max(counts))]["seconds"]["ours"], args)
+        crowd = many(recognizer, args.many, (width, height)) if args.many else None
     document = {
         "model": args.config or "random",
         "tiny": args.tiny,
@@ -246,6 +322,8 @@ def main() -> int:
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "cases": cases,
+        "floor": bound,
+        **({"many": crowd} if crowd else {}),
     }
     print(json.dumps(document, indent=1))
     close = 1e-4 if device.type == "cpu" else 2e-2  # bf16

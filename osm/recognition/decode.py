@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from osm.model.llm import generate
 from osm.recognition.vocabulary import Trie
 
 
@@ -51,10 +52,13 @@ class Decoder:
 
     Args:
         stops: ids that end a name. max_new_tokens: of a name.
+        compiled: free greedy names come from transformers' static cache, whose decoding steps it compiles (CUDA graphs)
+            where it can, on GPUs; rows that have ended stay in the batch.
     """
 
-    def __init__(self, llm: nn.Module, stops: Sequence[int], max_new_tokens: int) -> None:
+    def __init__(self, llm: nn.Module, stops: Sequence[int], max_new_tokens: int, compiled: bool = False) -> None:
         self.llm, self.stops, self.max_new_tokens = llm, frozenset(stops), max_new_tokens
+        self.compiled = compiled
         self._keeps_few = "logits_to_keep" in inspect.signature(llm.forward).parameters
 
     @torch.no_grad()
@@ -64,6 +68,8 @@ class Decoder:
         Args:
             embeds: (R, T, W). trie: only what it allows; probabilities are then those among what is allowed.
         """
+        if self.compiled and trie is None:
+            return self._greedy_static(embeds)
         rows = len(embeds)
         ids: list[list[int]] = [[] for _ in range(rows)]
         probs: list[list[float]] = [[] for _ in range(rows)]
@@ -89,6 +95,27 @@ class Decoder:
                 live = [live[place] for place in kept]
             logits = self._next([[ids[row][-1]] for row in live], cache, embeds.device)
         return [Decoded(tuple(i), tuple(p), e) for i, p, e in zip(ids, probs, ended, strict=True)]
+
+    def _greedy_static(self, embeds: Tensor) -> list[Decoded]:
+        rows = len(embeds)
+        # Few shapes, so that little is compiled: the batch is filled up to a power of two with copies of a row.
+        embeds = torch.cat([embeds, embeds[:1].expand(2 ** math.ceil(math.log2(rows)) - rows, -1, -1)])
+        out = generate(
+            self.llm,
+            embeds,
+            torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+            max_new_tokens=self.max_new_tokens,
+            cache_implementation="static",
+            return_dict_in_generate=True,
+            output_logits=True,
+            eos_token_id=sorted(self.stops),
+        )
+        probs = torch.stack([logits[:rows].float().softmax(-1).amax(-1) for logits in out.logits], 1).tolist()
+        found = []
+        for ids, of_ids in zip(out.sequences[:rows].tolist(), probs, strict=True):
+            end = next((place for place, token in enumerate(ids) if token in self.stops), len(ids))
+            found.append(Decoded(tuple(ids[:end]), tuple(of_ids[: end + 1]), end < len(ids)))
+        return found
 
     @torch.no_grad()
     def best(self, embeds: Tensor, count: int, trie: Trie | None = None) -> list[list[Decoded]]:

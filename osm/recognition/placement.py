@@ -19,9 +19,10 @@ _SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B)?", re.IGNORECASE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `load_recognizer` that say where a large LLM lies and how much memory naming takes."""
-    group = parser.add_argument_group("memory")
+    """The flags of `load_recognizer` that say where a large LLM lies, and what naming takes."""
+    group = parser.add_argument_group("memory and speed")
     group.add_argument("--max_batch_tokens", type=int, help="LLM positions decoded together [what the memory holds]")
+    group.add_argument("--compiled", action="store_true", default=None, help="compiled decoding steps, for GPUs")
     group.add_argument("--device_map", help=f"an LLM too large for one device: {', '.join(DEVICE_MAPS)}")
     group.add_argument("--max_memory", metavar="0=20GiB,cpu=60GiB", help="that --device_map may take")
     group.add_argument("--offload_folder", metavar="DIR", help="for what --device_map puts on the disk")
@@ -33,8 +34,8 @@ def from_flags(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OsmError: one that means nothing without --device_map.
     """
-    given = {name: getattr(args, name) for name in ("max_batch_tokens", "device_map", "max_memory", "offload_folder")}
-    given = {name: value for name, value in given.items() if value is not None}
+    names = ("max_batch_tokens", "compiled", "device_map", "max_memory", "offload_folder")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     for name in ("max_memory", "offload_folder"):
         if name in given and "device_map" not in given:
             raise OsmError(f"--{name} {given[name]}: only --device_map spreads the LLM; give --device_map auto as well")

@@ -94,6 +94,7 @@ class Recognizer:
         max_batch_tokens: LLM positions that are decoded together: it bounds memory, whatever the number of masks. None
             = 4096 on a CPU, on a GPU as many as its memory was seen to hold (see `osm.recognition.budget`).
         images_at_once: that `name_batch` encodes together.
+        compiled: decoding by a static cache and compiled steps, on GPUs (see `Decoder`).
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Recognizer:
         max_new_tokens: int = 12,
         max_batch_tokens: int | None = None,
         images_at_once: int = 4,
+        compiled: bool = False,
     ) -> None:
         self.model, self.processor = model.eval(), processor
         for name, value in (("max_new_tokens", max_new_tokens), ("images_at_once", images_at_once)):
@@ -112,7 +114,7 @@ class Recognizer:
         self.images_at_once = images_at_once
         self.modes = model.config.modes
         self.encoder = ImageEncoder(model, processor)
-        self.decoder = Decoder(model.llm, stop_ids(model.llm), max_new_tokens)
+        self.decoder = Decoder(model.llm, stop_ids(model.llm), max_new_tokens, compiled)
         self.looks = RegionLooks(model, processor)
         self._image: EncodedImage | None = None
         self._sentences: SentenceEncoder | None = None  # loaded when first asked for

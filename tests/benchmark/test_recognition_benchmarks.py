@@ -24,7 +24,9 @@ def ran(*arguments: str) -> tuple[int, str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--config", "osm", "--random_weights")])
 def test_both_ways_say_the_same(flags: tuple[str, ...]) -> None:
-    code, out, err = ran("benchmarks/recognition.py", "--tiny", "--masks", "1,4", "--rounds", "1", *flags)
+    code, out, err = ran(
+        "benchmarks/recognition.py", "--tiny", "--masks", "1,4", "--rounds", "1", "--many", "40", *flags
+    )
     assert code == 0, err
     document = json.loads(out)
     assert document["tiny"] and [case["masks"] for case in document["cases"]] == [1, 4]
@@ -32,6 +34,12 @@ def test_both_ways_say_the_same(flags: tuple[str, ...]) -> None:
         assert case["names"] == 2 * case["masks"] and case["other_names"] == 0
         assert case["probabilities_apart"] < 1e-4 and case["names_per_second"]["ours"] > 0
     assert document["cases"][1]["different_names"] > 1
+    floor, many = document["floor"], document["many"]
+    assert (
+        floor["masks"] == 4 and floor["gflop"] > 0 and floor["forwards"]["llm"] > 1 and 0 < floor["share_reached"] < 1
+    )
+    assert floor["forwards"]["tower"] > 0 and list(floor["floor_seconds"]) == ["flops"]
+    assert many["names"] == 80 and many["rows_at_once"] > 1 and many["gib"]["with_32_masks"] > 0
 
 
 def test_wrong_flags_are_said() -> None:

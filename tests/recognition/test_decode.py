@@ -44,6 +44,19 @@ def likelihood(llm: nn.Module, prefix: Tensor, ids: tuple[int, ...]) -> float:
     return math.prod(float(probabilities(llm, prefix, ids[:i])[token]) for i, token in enumerate(ids))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 4, 5])
+def test_a_static_cache_says_the_same(llm: nn.Module, embeds: Tensor, rows: int) -> None:
+    dynamic = Decoder(llm, STOPS, 6).greedy(embeds[:rows])
+    static = Decoder(llm, STOPS, 6, compiled=True)
+    for _ in range(2):  # nothing of the first time is left
+        found = static.greedy(embeds[:rows])
+        assert [(name.ids, name.ended) for name in found] == [(name.ids, name.ended) for name in dynamic]
+        for one, other in zip(found, dynamic, strict=True):
+            assert one.token_probs == pytest.approx(other.token_probs, rel=1e-4)
+    trie = Trie([[5, 2], [6, 7, 2]])
+    assert static.greedy(embeds[:rows], trie) == Decoder(llm, STOPS, 6).greedy(embeds[:rows], trie)
+
+
 def test_greedy_is_the_argmax_of_every_step(llm: nn.Module, embeds: Tensor) -> None:
     found = Decoder(llm, STOPS, 6).greedy(embeds)
     lengths = set()

@@ -1,0 +1,53 @@
+"""What 500 masks take: a process of its own, in which one masks' worth of pixels is not kept for every mask."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import json, resource, sys
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+import torch
+sys.path.insert(0, "benchmarks")
+import recognition as benchmark
+from osm.recognition.recognizer import Recognizer
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+model, processor = benchmark.random_cpu_model(tiny=True)
+width, height = 1600, 1200
+rles = []
+for number in range(500):
+    mask = np.zeros((height, width), np.uint8, order="F")
+    top, left = 40 * (number % 25), 70 * (number // 25)
+    mask[top : top + 200, left : left + 200] = 1
+    rles.append(coco_mask.encode(mask))
+recognizer = Recognizer(model, processor, max_new_tokens=4)
+recognizer.set_image(Image.new("RGB", (width, height)))
+few = recognizer.name(rles[:80], modes=["coco", "any"])
+before = peak()
+many = recognizer.name(rles, modes=["coco", "any"])
+names = sum(bool(answer.token_probs) for answers in many for answer in answers)
+print(json.dumps({"before": before, "more": peak() - before, "names": names}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts in KiB on Linux alone")
+def test_500_masks_of_a_large_picture() -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["names"] == 1000
+    assert found["more"] < 250, found  # the masks alone are 960 MB of pixels
