@@ -1,0 +1,150 @@
+"""`osm reproduce`: names the six val sets with the published weights and puts the figures beside the published ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from osm.benchmark.cli import generate_main
+from osm.benchmark.evaluate import SetResult, evaluate_folder
+from osm.data.datasets import DatasetTable
+from osm.errors import OsmError
+from osm.files import write_atomically
+
+ALTERS = ("--modes", "--alter", "--masks", "--vocabulary")
+"""Flags of `generate_pred.py` with which nothing would be reproduced."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one set, in percent, and of how many masks."""
+
+    acc_any: float
+    acc_own: float
+    niv_any: float
+    niv_own: float
+    masks: int
+
+
+PUBLISHED = {
+    "coco": Figures(79.47, 86.96, 8.78, 0.11, 56295),
+    "ade20k": Figures(83.75, 85.19, 2.12, 0.31, 30250),
+    "cityscapes": Figures(88.69, 88.65, 0.01, 0.01, 14373),
+    "lvis": Figures(64.54, 72.45, 8.28, 1.18, 244645),
+    "a847": Figures(76.54, 78.11, 0.81, 0.49, 20369),
+    "pc459": Figures(80.57, 83.01, 3.74, 0.54, 31137),
+}
+"""The figures published with the model zoo's checkpoint, in float16."""
+RATES = {"acc_any": "Acc any", "acc_own": "Acc own", "niv_any": "NIV any", "niv_own": "NIV own"}
+
+
+def figures(result: SetResult) -> Figures:
+    """What evaluation found, as the published figures are."""
+    modes = {"any": result.agnostic, "own": result.specific}
+    for mode, score in modes.items():
+        if not score.total:
+            raise OsmError(f"set {result.row.name!r}: no prediction in mode {mode}; generate it in both modes")
+    rates = {f"acc_{mode}": 100 * score.correct / score.total for mode, score in modes.items()}
+    rates |= {f"niv_{mode}": 100 * score.not_in_vocabulary / score.total for mode, score in modes.items()}
+    return Figures(**{key: round(value, 2) for key, value in rates.items()}, masks=result.agnostic.total)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One set beside its published figures; `apart` by rate, in points."""
+
+    name: str
+    ours: Figures
+    published: Figures
+    apart: dict[str, float]
+    tolerance: float
+
+    @property
+    def same_masks(self) -> bool:
+        return self.ours.masks == self.published.masks
+
+    @property
+    def within(self) -> bool:
+        return all(abs(points) <= self.tolerance for points in self.apart.values())
+
+    def line(self) -> str:
+        """A row of the table."""
+        cells = [f"{getattr(self.ours, key):.2f} ({points:+.2f})" for key, points in self.apart.items()]
+        masks = f"{self.ours.masks}" + ("" if self.same_masks else f" (published: {self.published.masks})")
+        verdict = "reproduced" if self.within else "not reproduced"
+        return f"| {self.name} | {' | '.join(cells)} | {masks} | {verdict} |"
+
+
+def compare(result: SetResult, tolerance: float) -> Comparison:
+    """A set's figures beside those of the table."""
+    ours, published = figures(result), PUBLISHED[result.row.name]
+    apart = {key: round(getattr(ours, key) - getattr(published, key), 2) for key in RATES}
+    return Comparison(result.row.name, ours, published, apart, tolerance)
+
+
+def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], int] = generate_main) -> int:
+    """Returns 0 where all six sets are within the tolerance, 1 where not, 2 after a user's mistake."""
+    args, flags = parser().parse_known_args(argv)
+    try:
+        if args.processes < 1 or args.tolerance < 0:
+            raise OsmError(
+                f"--processes {args.processes}, --tolerance {args.tolerance}: 1 or more, and 0 or more, needed"
+            )
+        wrong = [flag for flag in flags if flag.split("=")[0] in ALTERS]
+        if wrong:
+            raise OsmError(f"{wrong[0]}: the published figures are those of generate_pred.py without it; leave it out")
+        if status := _generate(args, flags, generate):
+            return status
+        results, notes = evaluate_folder(args.out_dir, args.processes, DatasetTable())
+        compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
+        _show(compared, notes, args)
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(len(compared) < len(PUBLISHED) or not all(one.within and one.same_masks for one in compared))
+
+
+def _generate(args: argparse.Namespace, flags: list[str], generate: Callable[[Sequence[str]], int]) -> int:
+    common = [args.checkpoint, str(args.out_dir), *flags]
+    if args.processes == 1:
+        return generate(["0", "1", *common])
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes)]
+    return subprocess.run([sys.executable, *start, "-m", "osm", "generate", "auto", "auto", *common]).returncode
+
+
+def _show(compared: list[Comparison], notes: list[str], args: argparse.Namespace) -> None:
+    print(f"| set | {' | '.join(RATES.values())} | masks | within {args.tolerance} points |")
+    print("|" + "---|" * (len(RATES) + 3))
+    for one in compared:
+        print(one.line())
+    missing = [name for name in PUBLISHED if name not in {one.name for one in compared}]
+    for note in [note for note in notes if note.partition(":")[0] in missing]:
+        print(note)
+    if args.json:
+        document: dict[str, Any] = {
+            one.name: {**asdict(one), "within": one.within, "same_masks": one.same_masks} for one in compared
+        }
+        write_atomically(args.json, [json.dumps({"sets": document, "missing": missing}, indent=1) + "\n"])
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm reproduce`."""
+    out = argparse.ArgumentParser(
+        prog="osm reproduce",
+        allow_abbrev=False,
+        description="Names the published benchmark's six val sets and compares the figures with the published ones; in "
+        "brackets, the difference in points. Other flags (--config, --sets, --datasets, --coco_image_dir, ...) go to "
+        "generate_pred.py; a run that was killed goes on.",
+    )
+    out.add_argument("checkpoint", metavar="ckpt", help="the model zoo's file, or another model")
+    out.add_argument("out_dir", type=Path, help="folder of the predictions")
+    out.add_argument("--processes", type=int, default=1, help="one a GPU [%(default)s]")
+    out.add_argument("--tolerance", type=float, default=0.5, help="in points, of every figure [%(default)s]")
+    out.add_argument("--json", type=Path, help="also write the figures to this file")
+    return out
