@@ -118,9 +118,9 @@ def _sets(
     results, notes = evaluate_folder(folder, parts, table)
     sets = {}
     for result in results:
-        entry = SetReport(result, break_down(result.row, folder, parts))
+        entry = SetReport(result, break_down(result.records))
         if pictures:
-            entry.pictures, entry.picture_notes = draw_pictures(result, folder, parts, pictures, seed)
+            entry.pictures, entry.picture_notes = draw_pictures(result, pictures, seed)
         sets[result.row.name] = entry
     return sets, notes
 
