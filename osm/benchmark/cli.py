@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.alter import ALTERATIONS
-from osm.benchmark.evaluate import evaluate_folder
+from osm.benchmark.evaluate_cli import compare, evaluate
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.benchmark.items import SPLITS, Split, no_split
 from osm.benchmark.picture import write_picture
@@ -21,7 +20,7 @@ from osm.config import find_config
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.data.paths import check_local
 from osm.errors import OsmError
-from osm.files import read_json, write_atomically
+from osm.files import read_json
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"
@@ -39,7 +38,12 @@ def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., A
 
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """`evaluate_pred.py out_dir n`; returns the exit code."""
-    return _exit_code(_evaluate, argv)
+    return _exit_code(evaluate, argv)
+
+
+def compare_main(argv: Sequence[str] | None = None) -> int:
+    """`osm compare A B`; returns the exit code."""
+    return _exit_code(compare, argv)
 
 
 def report_main(argv: Sequence[str] | None = None) -> int:
@@ -245,40 +249,6 @@ def _missing_path(row: Dataset, split: type[Split], with_masks: bool) -> str | N
         if not Path(path).exists():
             return f"{field} {path} does not exist (--{row.name}_{field})"
     return None
-
-
-def _evaluate(argv: Sequence[str] | None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="evaluate_pred.py", allow_abbrev=False, description="Prints Acc and Not-In-Vocab of prediction files."
-    )
-    parser.add_argument("out_dir", type=Path, help="folder of the predictions")
-    parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
-    parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    args = parser.parse_args(argv)
-    table = DatasetTable().with_yaml(args.datasets) if args.datasets else DatasetTable()
-    results, notes = evaluate_folder(args.out_dir, args.parts, table)
-    for result in results:
-        print(result.lines())
-        # On stderr: stdout is the published output.
-        print(
-            f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
-            "annotations, not counted",
-            file=sys.stderr,
-        )
-        unspecific = sum(result.categories.values()) - result.specific.total
-        if unspecific:
-            print(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode", file=sys.stderr)
-        if result.ignored:
-            print(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted", file=sys.stderr)
-        if result.meta.get("alter", "none") != "none":
-            print(f"{result.row.name}: made with --alter {result.meta['alter']}", file=sys.stderr)
-    for note in notes:
-        print(note)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {result.row.name: result.as_json() for result in results}
-        write_atomically(args.json, [json.dumps(document, indent=1) + "\n"])
 
 
 def _report(argv: Sequence[str] | None) -> None:

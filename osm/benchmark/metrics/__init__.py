@@ -1,5 +1,5 @@
-"""What is measured of predictions: over strings and arrays alone, no file is read and no model is run here but the
-sentence encoder and WordNet, where they are given."""
+"""What is measured of predictions, from names, probabilities and areas alone: no image, no model but (where it is
+installed) a sentence encoder."""
 
 from __future__ import annotations
 
