@@ -39,6 +39,7 @@ COMMANDS = {
     "name": Command("names masks, boxes or points of a picture", "osm.recognition.cli"),
     "generate": Command("names the masks of val sets (test/generate_pred.py)", "osm.benchmark.cli", "generate_main"),
     "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.benchmark.cli", "evaluate_main"),
+    "compare": Command("two folders of predictions, mask by mask", "osm.benchmark.cli", "compare_main"),
     "report": Command("an HTML page of predictions and scores", "osm.benchmark.cli", "report_main"),
     "picture": Command("a picture of predictions", "osm.benchmark.cli", "picture_main"),
 }

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.alter import ALTERATIONS
-from osm.benchmark.evaluate_cli import compare, evaluate
+from osm.benchmark.evaluate_cli import add_bootstrap, compare, evaluate
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.benchmark.items import SPLITS, Split, no_split
+from osm.benchmark.measure import ALL, METRICS
 from osm.benchmark.picture import write_picture
 from osm.benchmark.report import PAGE, TITLE, write_report
 from osm.config import find_config
@@ -255,8 +256,9 @@ def _report(argv: Sequence[str] | None) -> None:
     args = report_parser().parse_args(argv)
     if args.parts < 1:
         raise OsmError(f"--parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
-    if args.pictures < 0:
-        raise OsmError(f"--pictures {args.pictures}: expected 0 or more")
+    for flag in ("pictures", "surest", "bootstrap", "seed"):
+        if getattr(args, flag) < 0:
+            raise OsmError(f"--{flag} {getattr(args, flag)}: expected 0 or more")
     folders: dict[str, Path] = {}
     for given in args.predictions:
         title, equals, folder = given.partition("=")
@@ -271,7 +273,8 @@ def _report(argv: Sequence[str] | None) -> None:
         raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
     baselines = read_json(args.baselines, "--baselines")[0] if args.baselines else None
     table = _table("benchmark", args.datasets)
-    options = {"run": args.run, "baselines": baselines, "pictures": args.pictures, "seed": args.seed}
+    names = ("run", "pictures", "seed", "surest", "metrics", "bootstrap")
+    options = {"baselines": baselines, **{name: getattr(args, name) for name in names}}
     write_report(args.out_dir, folders, args.parts, table, title=args.title, **options)
     print(args.out_dir / PAGE)
 
@@ -295,8 +298,12 @@ def report_parser() -> argparse.ArgumentParser:
     parser.add_argument("--datasets", help="YAML with sets of your own")
     parser.add_argument("--run", type=Path, help="folder of the training run, for the loss curve")
     parser.add_argument("--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown beside")
-    parser.add_argument("--pictures", type=int, default=12, help="images of each set, at most (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images")
+    parser.add_argument("--pictures", type=int, default=12, help="images of each set by chance, at most (%(default)s)")
+    parser.add_argument(
+        "--surest", type=int, default=3, help="images of each set with the surest wrong, and right, names (%(default)s)"
+    )
+    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: Acc and NIV alone [%(default)s]")
+    add_bootstrap(parser)
     parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
     return parser
 

@@ -58,11 +58,15 @@ class ModeMeasures:
 
 @dataclass(frozen=True)
 class SetMeasures:
-    """One set: its own mode (`specific`) and `any` (`agnostic`); None where it has no prediction of a mode."""
+    """One set: its own mode (`specific`) and `any` (`agnostic`); None where it has no prediction of a mode.
+
+    `wordnet`: the release that relations were read from; `notes`: what was left out, and why.
+    """
 
     specific: ModeMeasures | None
     agnostic: ModeMeasures | None
     bootstrap: Bootstrap
+    wordnet: str | None
     notes: tuple[str, ...]
 
     @property
@@ -75,7 +79,8 @@ class SetMeasures:
         return {
             "bootstrap": {"over": "images", "samples": self.bootstrap.samples, "seed": self.bootstrap.seed},
             **{name: _mode_json(mode) for name, mode in self.modes.items()},
-            "left_out": list(self.notes),
+            "wordnet": self.wordnet,
+            "notes": list(self.notes),
         }
 
     def lines(self, row: Dataset) -> list[str]:
@@ -151,12 +156,15 @@ def measure(
     for mode in (result.row.name, ANY_MODE):
         scores = score_masks(result.records, mode, tools, frequencies)
         calibration = scores.calibration()
+        if scores.by_head:
+            notes.append(f"mode {mode}: {scores.by_head} masks have a name that WordNet knows by its last words alone")
         notes += scores.notes if scores.masks else []
         if calibration.without_prob:
             notes.append(f"calibration of mode {mode}: without {calibration.without_prob} masks that have no `prob`")
         found[mode] = ModeMeasures(scores, scores.rates(bootstrap), calibration) if scores.masks else None
     left_out = tuple(f"{result.row.name}: {note}" for note in dict.fromkeys(notes))
-    return SetMeasures(found[result.row.name], found[ANY_MODE], bootstrap, left_out)
+    release = tools.lexicon.wordnet.version if tools.lexicon else None
+    return SetMeasures(found[result.row.name], found[ANY_MODE], bootstrap, release, left_out)
 
 
 def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict[str, dict[int, str]]:

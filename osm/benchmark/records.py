@@ -76,7 +76,7 @@ class SetRecords:
 
     def counted(self) -> Iterator[tuple[int, MaskRecord]]:
         """The masks that are scored, each with the number of its image; entries of equal key are one image."""
-        for number, entry in zip(self._numbers, self.images, strict=True):
+        for number, entry in zip(self.numbers, self.images, strict=True):
             for mask in entry.masks:
                 if mask.counted:
                     yield number, mask
@@ -84,10 +84,11 @@ class SetRecords:
     @cached_property
     def image_count(self) -> int:
         """How many images the numbers of `counted` are of."""
-        return max(self._numbers, default=-1) + 1
+        return max(self.numbers, default=-1) + 1
 
     @cached_property
-    def _numbers(self) -> list[int]:
+    def numbers(self) -> list[int]:
+        """The number of each entry's image."""
         numbers: dict[Hashable, int] = {}
         return [
             numbers.setdefault(place if entry.key is None else ("key", entry.key), len(numbers))

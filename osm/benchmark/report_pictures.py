@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,29 +60,54 @@ class Picture:
     masks: list[tuple[str, Guess | None, Guess | None]]
 
 
-def draw_pictures(result: SetResult, count: int, seed: int) -> tuple[list[Picture], list[str]]:
-    """Draws up to `count` images of one set, chosen by the seed among those with a named mask.
+def choose(records: SetRecords, count: int, seed: int) -> list[int]:
+    """Up to `count` images of a set, chosen by the seed among those with a named mask, in the set's order."""
+    masks = masks_by_image(records)
+    named = [index for index, of_image in enumerate(masks) if any(mask.counted for mask in of_image)]
+    return sorted(random.Random(f"{seed} {records.row.name}").sample(named, min(count, len(named))))
+
+
+def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]]:
+    """The up to `count` images with the surest wrong names, and those with the surest right ones, the surest first.
+
+    By the mean over an image's masks of the probability, negative where the name is wrong, in the set's own mode, or in
+    `any` where that is the only one; masks without a probability are left out. An image is in one of the two alone:
+    below 0 it is wrong.
+    """
+    found = []
+    for index, masks in enumerate(masks_by_image(records)):
+        guesses = [own or anyone for _, own, anyone in (_names(records.row, mask) for mask in masks if mask.counted)]
+        sure = [guess.prob if guess.right else -guess.prob for guess in guesses if guess and guess.prob is not None]
+        if sure:
+            found.append((sum(sure) / len(sure), index))
+    wrong = [index for _, index in sorted(one for one in found if one[0] < 0)]
+    right = [index for _, index in sorted((-mean, index) for mean, index in found if mean > 0)]
+    return wrong[:count], right[:count]
+
+
+def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, Picture], list[str]]:
+    """Draws images of one set.
 
     Returns:
-        The pictures in the set's order, and a line for each thing that keeps one from being drawn: images that are not
-        there (any more) are no error of the report.
+        The pictures by image, and a line for each thing that keeps one from being drawn: images that are not there (any
+        more) are no error of the report.
     """
-    masks = masks_by_image(result.records)
-    named = [index for index, of_image in enumerate(masks) if any(mask.counted for mask in of_image)]
-    chosen = sorted(random.Random(f"{seed} {result.row.name}").sample(named, min(count, len(named))))
+    chosen = sorted(set(chosen))
     if not chosen:
-        return [], []
+        return {}, []
+    masks = masks_by_image(result.records)
     row = row_with_files(result)
     try:
         split = SPLITS[row.form](row)
     except OsmError as error:
-        return [], [str(error)]
+        return {}, [str(error)]
     if result.meta.get("annotations", split.source_hash) != split.source_hash:
-        return [], [f"{split.source} has changed since the predictions were made; its masks may be others"]
-    pictures, notes = [], []
+        return {}, [f"{split.source} has changed since the predictions were made; its masks may be others"]
+    pictures: dict[int, Picture] = {}
+    notes = []
     for index in chosen:
         try:
-            pictures.append(_draw(split, index, masks[index]))
+            pictures[index] = _draw(split, index, masks[index])
         except OsmError as error:
             notes.append(str(error))
     return pictures, notes

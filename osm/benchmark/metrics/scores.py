@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from osm.benchmark.metrics.published import (
 from osm.benchmark.metrics.semantic import best_semantic_iou, semantic_iou, semantic_similarities
 from osm.benchmark.metrics.statistics import Bootstrap, ImageSums, Rate
 from osm.benchmark.records import MaskRecord, SetRecords
+from osm.data.datasets import Dataset
 from osm.data.labels import FREQUENCIES, LabelClass
 
 if TYPE_CHECKING:
@@ -79,27 +80,41 @@ class MaskScores:
 def score_masks(
     records: SetRecords, mode: str, tools: Tools | None = None, frequencies: Mapping[int, str] | None = None
 ) -> MaskScores:
-    """Scores the counted masks that have a prediction of one mode.
+    """Scores the counted masks of a set that have a prediction of one mode; see `score_rows`."""
+    rows = [(number, mask) for number, mask in records.counted() if mode in mask.predictions]
+    return score_rows(records.row, rows, records.image_count, mode, tools, frequencies)
+
+
+def score_rows(
+    row: Dataset,
+    rows: Sequence[tuple[int, MaskRecord]],
+    image_count: int,
+    mode: str,
+    tools: Tools | None = None,
+    frequencies: Mapping[int, str] | None = None,
+) -> MaskScores:
+    """Scores masks.
 
     Args:
+        row: whose masks they are.
+        rows: for each mask its image's number, and the mask, with a prediction of the mode.
         tools: None = only what strings tell.
         frequencies: LVIS's r, c or f by category id; None = as the set's labels tell.
     """
-    rows = [(number, mask) for number, mask in records.counted() if mode in mask.predictions]
     masks = [mask for _, mask in rows]
-    labels = [records.row.label_set[mask.category_id] for mask in masks]
+    labels = [row.label_set[mask.category_id] for mask in masks]
     said = [mask.predictions[mode].name for mask in masks]
     pairs = list(zip(said, labels, strict=True))
     columns = {
         "acc": _floats(is_correct(name, label.names) for name, label in pairs),
-        "niv": _floats(not in_vocabulary(name, records.row.label_set) for name, _ in pairs),
+        "niv": _floats(not in_vocabulary(name, row.label_set) for name, _ in pairs),
         "semantic_iou": _floats(semantic_iou(name, label.target) for name, label in pairs),
         "semantic_iou_best": _floats(best_semantic_iou(name, label.names) for name, label in pairs),
     }
     probs = [mask.predictions[mode].prob for mask in masks]
     scores = MaskScores(
         np.array([number for number, _ in rows], dtype=int),
-        records.image_count,
+        image_count,
         masks,
         columns,
         np.array([np.nan if prob is None else prob for prob in probs]),
@@ -113,8 +128,8 @@ def score_masks(
     return scores
 
 
-def _floats(values: object) -> np.ndarray:
-    return np.array(list(values), dtype=float)  # type: ignore[call-overload]
+def _floats(values: Iterable[float]) -> np.ndarray:
+    return np.array(list(values), dtype=float)
 
 
 def _add_parts(scores: MaskScores, pairs: list[tuple[str, LabelClass]]) -> None:
