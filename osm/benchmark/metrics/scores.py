@@ -20,7 +20,7 @@ from osm.benchmark.metrics.published import (
 from osm.benchmark.metrics.semantic import best_semantic_iou, semantic_iou, semantic_similarities
 from osm.benchmark.metrics.statistics import Bootstrap, ImageSums, Rate
 from osm.benchmark.records import MaskRecord, SetRecords
-from osm.data.datasets import Dataset
+from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.labels import FREQUENCIES, LabelClass
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def score_rows(
         np.array([np.nan if prob is None else prob for prob in probs]),
     )
     _add_parts(scores, pairs)
-    _add_other_names(scores, said)
+    if mode == ANY_MODE:
+        _add_other_names(scores, said)
     if tools:
         _add_similarity(scores, pairs, tools)
         _add_lexical(scores, pairs, tools)

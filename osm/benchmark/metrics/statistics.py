@@ -16,6 +16,7 @@ import numpy as np
 
 _DRAWN_AT_ONCE = 2**20  # images, so that memory stays small for a set of 20,000
 _COLUMNS_AT_ONCE = 256
+_DIGITS = 9  # how sums are ordered, and so their last bits, depends on the machine and on how many columns there are
 
 
 def ratio(count: int, total: int) -> float:
@@ -86,7 +87,9 @@ class ImageSums:
         sums, counts, images = self.sums.sum(0), self.counts.sum(0), (self.counts > 0).sum(0)
         intervals = self._intervals(bootstrap)
         return {
-            key: Rate(float(sums[k] / counts[k]) if counts[k] else None, int(counts[k]), int(images[k]), intervals[k])
+            key: Rate(
+                _rounded(sums[k] / counts[k]) if counts[k] else None, int(counts[k]), int(images[k]), intervals[k]
+            )
             for k, key in enumerate(self.keys)
         }
 
@@ -132,7 +135,11 @@ def middle(values: np.ndarray) -> tuple[float, float] | None:
     if not len(known):
         return None
     low, high = np.quantile(known, (0.025, 0.975))
-    return float(low), float(high)
+    return _rounded(low), _rounded(high)
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), _DIGITS)
 
 
 @dataclass(frozen=True)
@@ -165,11 +172,11 @@ def differences(a: ImageSums, b: ImageSums, bootstrap: Bootstrap) -> dict[str, D
     drawn: list[np.ndarray] = []
     if bootstrap.samples:
         for (_, one), (_, other) in zip(a.resampled(bootstrap), b.resampled(bootstrap), strict=True):
-            drawn += list((other - one).T)
+            drawn += list(np.round(other - one, _DIGITS).T)
     found = {}
     for place, key in enumerate(a.keys):
         one_value, other_value = first[key].value, second[key].value
-        value = None if one_value is None or other_value is None else other_value - one_value
+        value = None if one_value is None or other_value is None else _rounded(other_value - one_value)
         enough = bool(drawn) and min(first[key].images, second[key].images) > 1
         samples = drawn[place][~np.isnan(drawn[place])] if enough else np.zeros(0)
         found[key] = Difference(value, middle(samples), _p(samples))
