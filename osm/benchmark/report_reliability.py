@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from osm.benchmark.metrics.calibration import Calibration
 from osm.benchmark.report_html import text
 
-_SIDE, _LEFT, _TOP, _BARS, _FOOT = 300, 56, 12, 60, 44
+_SIDE, _LEFT, _TOP, _BARS, _FOOT = 300, 56, 12, 60, 28
 _STYLES = {"own mode": ("#0072b2", ""), "any": ("#d55e00", ' stroke-dasharray="6 3"')}
 
 
@@ -59,7 +59,10 @@ def _axes() -> Iterator[str]:
         f'<text x="12" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 12 {middle:.0f})">'
         "share that is right (Acc)</text>"
     )
-    yield f'<text x="{_x(0.5):.0f}" y="{bottom + 24 + _BARS + 36}" text-anchor="middle">probability</text>'
+    yield (
+        f'<text x="{_x(0.5):.0f}" y="{bottom + 24 + _BARS + 18}" text-anchor="middle">'
+        "probability; bars: masks of each bin</text>"
+    )
 
 
 def _line(mode: str, table: Calibration) -> Iterator[str]:
@@ -88,7 +91,6 @@ def _counts(modes: Mapping[str, Calibration]) -> Iterator[str]:
     yield f'<line class="frame" x1="{_LEFT}" x2="{_LEFT + _SIDE}" y1="{base}" y2="{base}"/>'
     yield f'<text x="{_LEFT - 6}" y="{base - _BARS + 8}" text-anchor="end">{largest}</text>'
     yield f'<text x="{_LEFT - 6}" y="{base}" text-anchor="end">0</text>'
-    yield f'<text x="{_x(0.5):.0f}" y="{base + 18}" text-anchor="middle">masks of each bin</text>'
 
 
 def _legend(modes: Mapping[str, Calibration]) -> Iterator[str]:
