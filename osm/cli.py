@@ -42,6 +42,7 @@ COMMANDS = {
     "reproduce": Command(
         "the published benchmark with the published weights, and its figures beside", "osm.benchmark.reproduce"
     ),
+    "compare": Command("two folders of predictions, mask by mask", "osm.benchmark.cli", "compare_main"),
     "report": Command("an HTML page of predictions and scores", "osm.benchmark.cli", "report_main"),
     "picture": Command("a picture of predictions", "osm.benchmark.cli", "picture_main"),
 }

@@ -25,11 +25,15 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 from osm.benchmark.files import prediction_path  # noqa: E402
 from osm.benchmark.items import FIELD, SPLITS, Split  # noqa: E402
-from osm.benchmark.metrics import is_correct  # noqa: E402
+from osm.benchmark.metrics import is_correct, normalize  # noqa: E402
+from osm.benchmark.metrics.lexical import Lexicon  # noqa: E402
+from osm.benchmark.metrics.semantic import best_semantic_iou, semantic_similarities  # noqa: E402
+from osm.benchmark.metrics.wordnet import find_wordnet  # noqa: E402
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable  # noqa: E402
 from osm.data.images import read_rgb  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.files import read_json, write_atomically  # noqa: E402
+from osm.recognition.similarity import SentenceEncoder  # noqa: E402
 
 VERDICTS = ("right", "acceptable", "wrong")
 SIDE, COLUMNS, ROWS = 300, 5, 2
@@ -107,6 +111,76 @@ def sheet(pairs: list[tuple[dict[str, Any], Image.Image]]) -> Image.Image:
     return page
 
 
+def agreement(args: argparse.Namespace) -> None:
+    """Prints how each metric agrees with the verdicts."""
+    entries, _ = read_json(args.list, "list")
+    for entry in entries:
+        if entry.get("verdict") not in VERDICTS:
+            raise OsmError(
+                f"{args.list}: number {entry.get('number')}: verdict {entry.get('verdict')!r} is not one of "
+                f"{', '.join(VERDICTS)}"
+            )
+    verdicts = [entry["verdict"] for entry in entries]
+    print(f"{len(entries)} predictions: " + ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS))
+    true = np.array([verdict != "wrong" for verdict in verdicts])
+    grades = np.array([VERDICTS[::-1].index(verdict) for verdict in verdicts], float)
+    flags, scores = metrics(entries)
+    print(
+        "\n| says right or wrong | agrees | right, called wrong | wrong, called right | kappa |\n|---|---|---|---|---|"
+    )
+    for name, said in flags.items():
+        agrees, kappa = (said == true).mean(), cohens_kappa(said, true)
+        print(f"| {name} | {100 * agrees:.0f} % | {(true & ~said).sum()} | {(said & ~true).sum()} | {kappa:.2f} |")
+    print("\n| graded | true above wrong (AUROC) | rank correlation (Kendall's tau-b) |\n|---|---|---|")
+    for name, values in scores.items():
+        above = values[true][:, None], values[~true][None]
+        auroc = ((above[0] > above[1]) + 0.5 * (above[0] == above[1])).mean()
+        print(f"| {name} | {auroc:.2f} | {kendall_tau(values, grades):.2f} |")
+    print("\nOf the metric Acc and the verdict they differ in:")
+    for entry, is_true, said in zip(entries, true, flags["Acc"], strict=True):
+        if is_true != said:
+            print(
+                f"- {entry['number']} ({entry['set']}): {entry['prediction']!r} for {entry['names'][0]!r}: "
+                f"{entry['verdict']}"
+            )
+
+
+def metrics(entries: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What the metrics say of each prediction: right or wrong, and in grades."""
+    said, names = [entry["prediction"] for entry in entries], [tuple(entry["names"]) for entry in entries]
+    pairs = list(zip(said, names, strict=True))
+    cosines = semantic_similarities(SentenceEncoder(), pairs)[:, 1]
+    lexicon = Lexicon(find_wordnet())
+    judged = [lexicon.judge(normalize(text), of_class) for text, of_class in pairs]
+    relations = np.array([one.relation for one in judged])
+    flags = {
+        "Acc": np.array([is_correct(*pair) for pair in pairs]),
+        "WordNet: exact or synonym": np.isin(relations, ("exact", "synonym")),
+        "WordNet: those, or a hyponym or hypernym": np.isin(relations, ("exact", "synonym", "hyponym", "hypernym")),
+        "Semantic Similarity of 0.6 or more": cosines >= 0.6,
+    }
+    scores = {
+        "Acc": flags["Acc"].astype(float),
+        "Semantic Similarity": cosines,
+        "Semantic IoU": np.array([best_semantic_iou(*pair) for pair in pairs]),
+        "WUPS at 0.0": np.array([one.similarity for one in judged]),
+        "the model's own probability": np.array([entry["prob"] for entry in entries]),
+    }
+    return flags, scores
+
+
+def cohens_kappa(one: np.ndarray, other: np.ndarray) -> float:
+    """Agreement beyond chance (Cohen 1960)."""
+    chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
+    return float(((one == other).mean() - chance) / (1 - chance))
+
+
+def kendall_tau(one: np.ndarray, other: np.ndarray) -> float:
+    """Kendall's tau-b: pairs in the same order less pairs in the other, ties taken out."""
+    a, b = (np.sign(values[:, None] - values[None]) for values in (one, other))
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     tasks = out.add_subparsers(required=True)
@@ -123,6 +197,7 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=sample)
     other = tasks.add_parser("agreement", help="compares the metrics with the verdicts")
     other.add_argument("list", type=Path)
+    other.set_defaults(run=agreement)
     return out
 
 

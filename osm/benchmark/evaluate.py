@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.files import list_predictions, prediction_path
-from osm.benchmark.items import FIELD, SPLITS, no_split
-from osm.benchmark.metrics import accepted_forms, in_vocabulary, majority_class, normalize, ratio
-from osm.benchmark.parts import Seen, check_all_there, common_meta, listing
+from osm.benchmark.items import SPLITS, no_split
+from osm.benchmark.metrics import in_vocabulary, is_correct, majority_class, ratio
+from osm.benchmark.parts import listing
+from osm.benchmark.records import MaskRecord, SetRecords, read_files
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.errors import OsmError
-from osm.files import read_json
 
 
 @dataclass
@@ -48,22 +48,30 @@ class SetResult:
     """The result of one set.
 
     Attributes:
+        records: what the files say.
         agnostic, specific: in mode `any`, and in the set's own.
         without_prediction: annotations with no prediction at all (not counted above), crowd left out.
         crowd: crowd annotations with no prediction.
         ignored: annotations with a prediction whose class the row's `ignored_ids` name (not counted above).
         categories: masks with a prediction by category id.
-        meta: the first meta file's content; empty where there is none.
     """
 
-    row: Dataset
+    records: SetRecords
     agnostic: Score = field(default_factory=Score)
     specific: Score = field(default_factory=Score)
     without_prediction: int = 0
     crowd: int = 0
     ignored: int = 0
     categories: Counter[int] = field(default_factory=Counter)
-    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def row(self) -> Dataset:
+        return self.records.row
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """The first meta file's content; empty where there is none."""
+        return self.records.meta
 
     def lines(self) -> str:
         """The published output."""
@@ -126,48 +134,29 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
 
 def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
     """Evaluates the prediction files of one set, all its parts together."""
-    check_all_there(row.name, paths)
-    result = SetResult(row, meta=common_meta(paths))
-    seen = Seen(row.name)
-    accepted: dict[int, frozenset[str]] = {}
-    for path in paths:
-        document, _ = read_json(path, "predictions")
-        try:
-            for key, annotations in SPLITS[row.form].entries_in(document):
-                seen.add(key, path)
-                for annotation in annotations:
-                    _count(result, annotation, accepted, path)
-        except OsmError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise OsmError(f"predictions {path}: not in the format of form {row.form} ({error!r})") from None
+    result = SetResult(read_files(row, paths))
+    for image in result.records.images:
+        for mask in image.masks:
+            _count(result, mask)
     return result
 
 
-def _count(result: SetResult, annotation: Any, accepted: dict[int, frozenset[str]], path: Path) -> None:
+def _count(result: SetResult, mask: MaskRecord) -> None:
     """Counts one annotation of a prediction file."""
-    predictions = annotation.get(FIELD)
-    if not predictions:
-        if annotation.get("iscrowd"):
+    if not mask.predictions:
+        if mask.crowd:
             result.crowd += 1
         else:
             result.without_prediction += 1
         return
-    row = result.row
-    split = SPLITS[row.form]
-    category_id = annotation.get(split.category_key)
-    if category_id in row.ignored_ids:
+    if mask.ignored:
         result.ignored += 1
         return
-    if type(category_id) is not int or category_id not in row.label_set:
-        where = f"predictions {path}: annotation {annotation.get(split.id_key)}"
-        raise OsmError(f"{where}: {split.category_key} {category_id!r} is not in the label set {row.label_set.source}")
-    if category_id not in accepted:
-        accepted[category_id] = accepted_forms(row.label_set[category_id].names)
-    result.categories[category_id] += 1
-    for mode, score in ((ANY_MODE, result.agnostic), (row.name, result.specific)):
-        if mode in predictions:
-            name = normalize(predictions[mode]["class"])
+    labels = result.row.label_set
+    result.categories[mask.category_id] += 1
+    for mode, score in ((ANY_MODE, result.agnostic), (result.row.name, result.specific)):
+        if mode in mask.predictions:
+            name = mask.predictions[mode].name
             score.total += 1
-            score.correct += name in accepted[category_id]
-            score.not_in_vocabulary += not in_vocabulary(name, row.label_set)
+            score.correct += is_correct(name, labels[mask.category_id].names)
+            score.not_in_vocabulary += not in_vocabulary(name, labels)

@@ -9,9 +9,10 @@ from pathlib import Path
 from PIL import Image
 
 from osm.benchmark.evaluate import evaluate_folder
-from osm.benchmark.items import FIELD, SPLITS
+from osm.benchmark.items import SPLITS
 from osm.benchmark.metrics import is_correct
-from osm.benchmark.report_pictures import annotations_by_image, enlarged, row_with_files
+from osm.benchmark.records import MaskRecord
+from osm.benchmark.report_pictures import enlarged, masks_by_image, row_with_files
 from osm.data.datasets import Dataset
 from osm.errors import OsmError
 from osm.recognition.draw import draw_names
@@ -36,18 +37,18 @@ def write_picture(
     if set_name not in results:
         raise OsmError(f"--set {set_name!r}: {folder} has predictions of {', '.join(results)}")
     row = row_with_files(results[set_name])
-    annotations = annotations_by_image(row, folder, parts)
+    records = masks_by_image(results[set_name].records)
     split = SPLITS[row.form](row)
-    if len(annotations) != len(split):
-        raise OsmError(f"{folder}: predictions of {len(annotations)} images, but {split.source} has {len(split)}")
+    if len(records) != len(split):
+        raise OsmError(f"{folder}: predictions of {len(records)} images, but {split.source} has {len(split)}")
     count = min(images, len(split))
     drawn = []
     for number in range(count):
         index = number * len(split) // count
         item = split.load(index)
         image, masks = enlarged(item)
-        named = [k for k, a in enumerate(annotations[index]) if set_name in (a.get(FIELD) or {})]
-        texts = [_text(row, annotations[index][k][FIELD][set_name]["class"], annotations[index][k]) for k in named]
+        named = [k for k, mask in enumerate(records[index]) if mask.counted and set_name in mask.predictions]
+        texts = [_text(row, records[index][k]) for k in named]
         drawn.append(draw_names(image, masks[named], texts, _TINT))
     if not drawn:
         raise OsmError(f"{folder}: no image of {set_name}")
@@ -55,8 +56,8 @@ def write_picture(
     return path
 
 
-def _text(row: Dataset, name: str, annotation: Mapping[str, object]) -> str:
-    label = row.label_set[int(str(annotation[SPLITS[row.form].category_key]))]
+def _text(row: Dataset, mask: MaskRecord) -> str:
+    name, label = mask.predictions[row.name].name, row.label_set[mask.category_id]
     return name if is_correct(name, label.names) else f"{name} [{label.target}]"
 
 

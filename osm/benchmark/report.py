@@ -12,9 +12,11 @@ from typing import Any
 
 import osm
 from osm.benchmark.evaluate import SetResult, evaluate_folder
+from osm.benchmark.measure import ALL, METRICS, SetMeasures, find_tools, measure
+from osm.benchmark.metrics.statistics import Bootstrap
 from osm.benchmark.report_counts import Breakdown, break_down, intervals
 from osm.benchmark.report_page import page
-from osm.benchmark.report_pictures import Picture, draw_pictures
+from osm.benchmark.report_pictures import Picture, choose, choose_surest, draw_pictures
 from osm.data.datasets import Dataset
 from osm.errors import OsmError, shown
 from osm.files import write_atomically
@@ -26,16 +28,26 @@ PAGE, RESULTS = "report.html", "results.json"
 
 @dataclass
 class SetReport:
-    """What the report says of one set in one folder; pictures, and why some are missing, of the main folder alone."""
+    """What the report says of one set in one folder.
+
+    Attributes:
+        measures: None where only the published metrics are asked for.
+        pictures, worst, best: of the main folder alone: chosen by chance, and the surest wrong and right images.
+        picture_notes: why some are missing.
+    """
 
     result: SetResult
     breakdown: Breakdown
+    measures: SetMeasures | None = None
     pictures: list[Picture] = field(default_factory=list)
+    worst: list[Picture] = field(default_factory=list)
+    best: list[Picture] = field(default_factory=list)
     picture_notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """All figures of `evaluate_pred.py --json`, and the report's own."""
-        return {**self.result.as_json(), "intervals": intervals(self.result), **self.breakdown.as_json()}
+        measured = {"metrics": self.measures.as_json()} if self.measures else {}
+        return {**self.result.as_json(), "intervals": intervals(self.result), **self.breakdown.as_json(), **measured}
 
 
 @dataclass
@@ -68,6 +80,9 @@ def write_report(
     pictures: int = 12,
     seed: int = 0,
     title: str = TITLE,
+    surest: int = 3,
+    metrics: str = ALL,
+    bootstrap: int = 1000,
 ) -> dict[str, Any]:
     """Writes `report.html` and `results.json` into `out_dir`, over older ones; the same input gives the same bytes.
 
@@ -80,7 +95,10 @@ def write_report(
         run: folder of a training run, for its loss curve.
         baselines: {set: {name: percent}}, shown beside the scores.
         pictures: how many images of each set, at most.
-        seed: of the choice of images.
+        seed: of the choice of images, and of the bootstrap.
+        surest: how many images of each set with the surest wrong names, and with the surest right ones.
+        metrics: `all`, or `published`: Acc and NIV alone.
+        bootstrap: samples of images for intervals; 0 = none.
 
     Returns:
         What is in `results.json`.
@@ -91,14 +109,22 @@ def write_report(
     """
     if not predictions:
         raise OsmError("predictions: none given; expected a title and a folder, one or more")
-    if pictures < 0:
-        raise OsmError(f"pictures {pictures}: expected 0 or more")
+    for name, count in (("pictures", pictures), ("surest", surest), ("bootstrap", bootstrap), ("seed", seed)):
+        if count < 0:
+            raise OsmError(f"{name} {count}: expected 0 or more")
+    if metrics not in METRICS:
+        raise OsmError(f"metrics {metrics!r}: expected one of {', '.join(METRICS)}")
     report = Report(title, {}, [], None if run is None else _log(run), _checked_baselines(baselines or {}), _versions())
     for number, (name, folder) in enumerate(predictions.items()):
         try:
-            sets, notes = _sets(folder, parts, table, pictures if number == 0 else 0, seed)
+            sets, notes = _sets(folder, parts, table)
         except OsmError as error:
             raise OsmError(f"predictions {name!r}: {error}") from None
+        for entry in sets.values():
+            if metrics == ALL:
+                entry.measures = measure(entry.result, find_tools(), Bootstrap(bootstrap, seed))
+            if number == 0:
+                _draw(entry, pictures, surest, seed)
         report.predictions[name] = sets
         report.notes += [f"{name}: {note}" for note in notes]
     document = _document(report)
@@ -111,18 +137,20 @@ def write_report(
     return document
 
 
-def _sets(
-    folder: Path, parts: int, table: Mapping[str, Dataset], pictures: int, seed: int
-) -> tuple[dict[str, SetReport], list[str]]:
+def _sets(folder: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[dict[str, SetReport], list[str]]:
     """What the report says of the sets of one folder, and what was left out."""
     results, notes = evaluate_folder(folder, parts, table)
-    sets = {}
-    for result in results:
-        entry = SetReport(result, break_down(result.row, folder, parts))
-        if pictures:
-            entry.pictures, entry.picture_notes = draw_pictures(result, folder, parts, pictures, seed)
-        sets[result.row.name] = entry
-    return sets, notes
+    return {result.row.name: SetReport(result, break_down(result.records)) for result in results}, notes
+
+
+def _draw(entry: SetReport, pictures: int, surest: int, seed: int) -> None:
+    records = entry.result.records
+    worst, best = choose_surest(records, surest)
+    chosen = choose(records, pictures, seed)
+    drawn, entry.picture_notes = draw_pictures(entry.result, [*worst, *best, *chosen])
+    entry.worst, entry.best, entry.pictures = (
+        [drawn[index] for index in indexes if index in drawn] for indexes in (worst, best, chosen)
+    )
 
 
 def _document(report: Report) -> dict[str, Any]:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from osm.benchmark.evaluate import SetResult
-from osm.benchmark.files import prediction_path
-from osm.benchmark.items import FIELD, SPLITS
 from osm.benchmark.metrics import (
-    accepted_forms,
     head_is_correct,
     is_correct,
     modifiers_are_correct,
     normalize,
     wilson_interval,
 )
+from osm.benchmark.records import MaskRecord, SetRecords
 from osm.data.datasets import ANY_MODE, Dataset
-from osm.errors import OsmError, shown
-from osm.files import read_json
-
-NAMES = "names"
-"""The field of an annotation that lists every name that is right for it, in any vocabulary."""
 
 
 @dataclass
@@ -71,30 +62,22 @@ class Breakdown:
 PARTS = ("full_right", "head_right", "modifiers_right")
 
 
-def break_down(row: Dataset, folder: Path, parts: int) -> Breakdown:
-    """Counts one set of a folder that `evaluate_folder` has taken.
-
-    Raises:
-        OsmError: a field `names` that is no list of texts.
-    """
+def break_down(records: SetRecords) -> Breakdown:
+    """Counts one set of a folder."""
     result = Breakdown()
-    split = SPLITS[row.form]
-    for part in range(parts):
-        path = prediction_path(folder, row.name, part, parts)
-        document, _ = read_json(path, "predictions")
-        for annotation in split.annotations_in(document):
-            if predictions := annotation.get(FIELD):
-                where = f"predictions {path}: annotation {annotation.get(split.id_key)}"
-                _count_own(result, row, annotation[split.category_key], predictions)
-                _count_either(result, annotation, predictions, where)
+    for _, mask in records.counted():
+        _count_own(result, records.row, mask)
+        if mask.names is not None and ANY_MODE in mask.predictions:
+            result.either["total"] += 1
+            result.either["correct"] += is_correct(mask.predictions[ANY_MODE].name, map(normalize, mask.names))
     return result
 
 
-def _count_own(result: Breakdown, row: Dataset, category_id: int, predictions: Mapping[str, Any]) -> None:
-    if row.name not in predictions:
+def _count_own(result: Breakdown, row: Dataset, mask: MaskRecord) -> None:
+    if row.name not in mask.predictions:
         return
-    name = normalize(predictions[row.name]["class"])
-    label = row.label_set[category_id]
+    name = normalize(mask.predictions[row.name].name)
+    category_id, label = mask.category_id, row.label_set[mask.category_id]
     right = is_correct(name, label.names)
     correct, total = result.classes.get(category_id, (0, 0))
     result.classes[category_id] = (correct + right, total + 1)
@@ -105,16 +88,6 @@ def _count_own(result: Breakdown, row: Dataset, category_id: int, predictions: M
         result.parts["full_right"] += right
         result.parts["head_right"] += head_is_correct(name, label.names)
         result.parts["modifiers_right"] += modifiers_are_correct(name, label.names)
-
-
-def _count_either(result: Breakdown, annotation: Mapping[str, Any], predictions: Mapping[str, Any], where: str) -> None:
-    if NAMES not in annotation or ANY_MODE not in predictions:
-        return
-    names = annotation[NAMES]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of texts, every name that is right for it")
-    result.either["total"] += 1
-    result.either["correct"] += normalize(predictions[ANY_MODE]["class"]) in accepted_forms(map(normalize, names))
 
 
 def intervals(result: SetResult) -> dict[str, Any]:

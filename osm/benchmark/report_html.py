@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from osm.benchmark.metrics import wilson_interval
+from osm.benchmark.metrics.statistics import Rate
 
 NOTHING = "–"
 
@@ -63,14 +64,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}\u00a0%"
 
 
-def share(count: int, total: int, strong: bool = False) -> Markup:
-    """A cell with a share, its counts, and its 95 % interval where the pointer rests."""
-    interval = wilson_interval(count, total)
+def share(count: int, total: int, strong: bool = False, rate: Rate | None = None) -> Markup:
+    """A cell with a share, its counts, and its 95 % interval where the pointer rests: the rate's, else Wilson's."""
+    over_images = rate.interval if rate else None
+    interval = over_images or wilson_interval(count, total)
     if interval is None:
         return tag("td", NOTHING, class_="n")
     low, high = interval
     figure = tag("strong" if strong else "span", percent(count / total))
-    title = f"{count} of {total}; 95 % interval {percent(low)} to {percent(high)}"
+    title = (
+        f"{count} of {total}; 95 % interval {percent(low)} to {percent(high)}{' over images' if over_images else ''}"
+    )
     return tag("td", figure, " ", tag("small", f"{count}/{total}"), class_="n", title=title)
 
 
@@ -97,6 +101,7 @@ button{font:inherit;font-weight:600;background:none;border:0;padding:0;color:inh
 text-decoration:underline dotted}
 th[aria-sort=ascending] button:after{content:" \\2191"}th[aria-sort=descending] button:after{content:" \\2193"}
 .curve{width:100%;max-width:760px;height:auto;font-size:12px}.curve text{fill:currentColor}
+.plot{max-width:486px}
 .grid{stroke:var(--line)}.frame{stroke:var(--dim)}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:1.5rem}
 figure{margin:0}figure img{max-width:100%;height:auto;display:block}

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from osm.benchmark.metrics import majority_class
+from osm.benchmark.metrics.scores import CLASS, PART
+from osm.benchmark.metrics.statistics import Rate
 from osm.benchmark.report_counts import PARTS
 from osm.benchmark.report_curve import loss_curve
 from osm.benchmark.report_html import (
@@ -23,6 +25,7 @@ from osm.benchmark.report_html import (
     tag,
     text,
 )
+from osm.benchmark.report_metrics import calibration, further_metrics, sizes
 from osm.benchmark.report_pictures import Guess, Picture
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ def page(report: Report) -> Iterator[str]:
     sections = [
         ("scores", "Scores", _scores(report)),
         ("training", "Training", _training(report)),
+        *_measured(report, title, main),
         ("classes", "Accuracy by class", _for_sets(title, main, _classes)),
         ("confusions", "Commonest confusions", _for_sets(title, main, _confusions)),
         ("pictures", "Pictures", _pictures(title, main)),
@@ -56,6 +60,19 @@ def page(report: Report) -> Iterator[str]:
     yield f"</main>\n{_footer(report)}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
 
 
+def _measured(report: Report, title: str, main: dict[str, SetReport]) -> Iterator[tuple[str, str, Markup]]:
+    """The sections that need more than the published metrics."""
+    if any(entry.measures for sets in report.predictions.values() for entry in sets.values()):
+        yield "metrics", "Further metrics", further_metrics(report)
+        yield "sizes", "Accuracy by mask size and class frequency", sizes(report)
+        about = (
+            f"Of the predictions \u201c{title}\u201d: on the dotted line, as many names of a probability are right "
+            "as it says; below it they are too sure of themselves. Larger dots stand for more masks."
+        )
+        plots = [calibration(name, entry) for name, entry in main.items()]
+        yield "calibration", "Calibration", joined([tag("p", about, class_="dim"), *plots])
+
+
 def _scores(report: Report) -> Markup:
     pieces: list[Any] = [
         tag(
@@ -63,7 +80,8 @@ def _scores(report: Report) -> Markup:
             "Acc: the share of masks whose name is one of their class's names, or a plural or singular form of one. "
             "NIV (not in vocabulary): the share whose name is none of the set's names. Own mode asks for the set's "
             "vocabulary, any for none. Majority class: the Acc of always giving the commonest name. Small figures "
-            "are counts; 95 % intervals show where the pointer rests, and are in results.json.",
+            "are counts; 95 % intervals show where the pointer rests, and are in results.json (over images, where it "
+            "says so; else Wilson's, which takes masks for independent of each other).",
         ),
         _score_table(report),
         _parts_table(report),
@@ -100,16 +118,21 @@ def _score_table(report: Report) -> Markup:
     return table("Scores by set and predictions", head, bodies)
 
 
+def _rate(entry: SetReport, mode: str, key: str) -> Rate | None:
+    measures = entry.measures.modes.get(mode) if entry.measures else None
+    return measures.rates.get(key) if measures else None
+
+
 def _score_cells(entry: SetReport) -> Iterator[Markup]:
     result, either = entry.result, entry.breakdown.either
     own, anyone = result.specific, result.agnostic
     majority = majority_class(result.categories)
     yield number(sum(result.categories.values()))
-    yield share(own.correct, own.total, strong=True)
-    yield share(anyone.correct, anyone.total, strong=True)
-    yield share(either["correct"], either["total"])
-    yield share(own.not_in_vocabulary, own.total)
-    yield share(anyone.not_in_vocabulary, anyone.total)
+    yield share(own.correct, own.total, strong=True, rate=_rate(entry, "specific", "acc"))
+    yield share(anyone.correct, anyone.total, strong=True, rate=_rate(entry, "agnostic", "acc"))
+    yield share(either["correct"], either["total"], rate=_rate(entry, "agnostic", "either_vocabulary"))
+    yield share(own.not_in_vocabulary, own.total, rate=_rate(entry, "specific", "niv"))
+    yield share(anyone.not_in_vocabulary, anyone.total, rate=_rate(entry, "agnostic", "niv"))
     if majority is None:
         yield number(NOTHING)
     else:
@@ -125,7 +148,11 @@ def _parts_table(report: Report) -> Markup:
         rows = []
         for title, sets in report.predictions.items():
             if name in sets and (counts := sets[name].breakdown.parts)["total"]:
-                figures = [share(counts[key], counts["total"]) for key in PARTS]
+                entry = sets[name]
+                rates = [_rate(entry, "specific", PART + key) for key in PARTS]
+                figures = [
+                    share(counts[key], counts["total"], rate=rate) for key, rate in zip(PARTS, rates, strict=True)
+                ]
                 rows.append(row_of(title, number(counts["total"]), *figures))
         if rows:
             heading = tag("tr", tag("th", name, scope="rowgroup", colspan=2 + len(PARTS)))
@@ -175,7 +202,8 @@ def _for_sets(title: str, sets: dict[str, SetReport], show: Any) -> Markup:
 
 def _classes(name: str, entry: SetReport) -> Markup:
     labels = entry.result.row.label_set
-    counted = [(labels[key].target, *counts) for key, counts in entry.breakdown.classes.items()]
+    classes = entry.breakdown.classes.items()
+    counted = [(labels[key].target, *counts, _rate(entry, "specific", f"{CLASS}{key}")) for key, counts in classes]
     counted.sort(key=lambda one: (-one[2], one[0]))
     head = [
         column(tag("button", "class", type="button")),
@@ -184,9 +212,9 @@ def _classes(name: str, entry: SetReport) -> Markup:
         column("of all its masks"),
     ]
     rows = []
-    for target, correct, total in counted:
+    for target, correct, total, rate in counted:
         bar = tag("span", tag("span", style=f"width:{100 * correct / total:.1f}%"), class_="bar", aria_hidden="true")
-        cell = share(correct, total).replace("<td", f'<td data-v="{correct / total:.6f}"', 1)
+        cell = share(correct, total, rate=rate).replace("<td", f'<td data-v="{correct / total:.6f}"', 1)
         rows.append(row_of(target, number(total), Markup(cell), tag("td", bar)))
     made = table(f"{name}: {len(counted)} classes", head, [tag("tbody", joined(rows))], class_="sort")
     if len(counted) > _MANY_CLASSES:
@@ -194,10 +222,10 @@ def _classes(name: str, entry: SetReport) -> Markup:
     return joined([made, _worst(name, counted)])
 
 
-def _worst(name: str, counted: list[tuple[str, int, int]]) -> Markup:
+def _worst(name: str, counted: list[tuple[str, int, int, Rate | None]]) -> Markup:
     often = [one for one in counted if one[2] >= _FEW and one[1] < one[2]]
     worst = sorted(often, key=lambda one: (one[1] / one[2], -one[2], one[0]))[:_FEW]
-    listed = ", ".join(f"{target} {correct}/{total}" for target, correct, total in worst)
+    listed = ", ".join(f"{target} {correct}/{total}" for target, correct, total, _ in worst)
     return tag("p", f"{name}, lowest of the classes with {_FEW} masks or more: {listed or 'none has an error'}.")
 
 
@@ -216,7 +244,9 @@ def _pictures(title: str, sets: dict[str, SetReport]) -> Markup:
     pieces: list[Any] = [
         tag(
             "p",
-            f"Of the predictions \u201c{title}\u201d, images chosen by chance. \u2713: right, with a solid outline. "
+            f"Of the predictions \u201c{title}\u201d, images of each set: those that have the surest "
+            "wrong and right names (the mean over an image's masks of the probability, negative where the name is "
+            "wrong), and some by chance. \u2713: right, with a solid outline. "
             "\u2717: wrong, hatched and with a dashed outline. Number alone: no prediction. The picture's mark is that "
             "of the set's own mode, or of mode any where that is the only one. (\u2713): wrong in the set's "
             "vocabulary, but a right name in another one.",
@@ -225,12 +255,19 @@ def _pictures(title: str, sets: dict[str, SetReport]) -> Markup:
     ]
     for name, entry in sets.items():
         pieces.append(tag("h3", name))
-        if entry.pictures:
-            pieces.append(tag("div", joined(_figure(name, one) for one in entry.pictures), class_="pictures"))
+        groups = {
+            "Surest and wrong": entry.worst,
+            "Surest and right": entry.best,
+            "Chosen by chance": entry.pictures,
+        }
+        for heading, chosen in groups.items():
+            if chosen:
+                figures = tag("div", joined(_figure(name, one) for one in chosen), class_="pictures")
+                pieces += [tag("h4", heading), figures]
         if entry.picture_notes:
             count, first = len(entry.picture_notes), entry.picture_notes[0]
             pieces.append(tag("p", f"Pictures that could not be drawn: {count}. {first}"))
-        elif not entry.pictures:
+        elif not any(groups.values()):
             pieces.append(tag("p", "No pictures asked for, or no mask with a prediction.", class_="dim"))
     return joined(pieces)
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from osm.benchmark.alter import resize_nearest
 from osm.benchmark.evaluate import SetResult
-from osm.benchmark.files import prediction_path
-from osm.benchmark.items import FIELD, SPLITS, Item, Split
+from osm.benchmark.items import SPLITS, Item, Split
 from osm.benchmark.metrics import is_correct, normalize
-from osm.benchmark.report_counts import NAMES
+from osm.benchmark.records import MaskRecord, SetRecords
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.images import read_rgb
 from osm.errors import OsmError
-from osm.files import read_json
 from osm.recognition.draw import draw_numbered
 
 # Long side of a picture: small images are enlarged so that numbers are legible, large ones would make a huge page.
@@ -63,44 +60,62 @@ class Picture:
     masks: list[tuple[str, Guess | None, Guess | None]]
 
 
-def draw_pictures(
-    result: SetResult, folder: Path, parts: int, count: int, seed: int
-) -> tuple[list[Picture], list[str]]:
-    """Draws up to `count` images of one set, chosen by the seed among those with a named mask.
+def choose(records: SetRecords, count: int, seed: int) -> list[int]:
+    """Up to `count` images of a set, chosen by the seed among those with a named mask, in the set's order."""
+    masks = masks_by_image(records)
+    named = [index for index, of_image in enumerate(masks) if any(mask.counted for mask in of_image)]
+    return sorted(random.Random(f"{seed} {records.row.name}").sample(named, min(count, len(named))))
+
+
+def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]]:
+    """The up to `count` images with the surest wrong names, and those with the surest right ones, the surest first.
+
+    By the mean over an image's masks of the probability, negative where the name is wrong, in the set's own mode, or in
+    `any` where that is the only one; masks without a probability are left out. An image is in one of the two alone:
+    below 0 it is wrong.
+    """
+    found = []
+    for index, masks in enumerate(masks_by_image(records)):
+        guesses = [own or anyone for _, own, anyone in (_names(records.row, mask) for mask in masks if mask.counted)]
+        sure = [guess.prob if guess.right else -guess.prob for guess in guesses if guess and guess.prob is not None]
+        if sure:
+            found.append((sum(sure) / len(sure), index))
+    wrong = [index for _, index in sorted(one for one in found if one[0] < 0)]
+    right = [index for _, index in sorted((-mean, index) for mean, index in found if mean > 0)]
+    return wrong[:count], right[:count]
+
+
+def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, Picture], list[str]]:
+    """Draws images of one set.
 
     Returns:
-        The pictures in the set's order, and a line for each thing that keeps one from being drawn: images that are not
-        there (any more) are no error of the report.
+        The pictures by image, and a line for each thing that keeps one from being drawn: images that are not there (any
+        more) are no error of the report.
     """
-    annotations = annotations_by_image(result.row, folder, parts)
-    named = [index for index, entries in enumerate(annotations) if any(entry.get(FIELD) for entry in entries)]
-    chosen = sorted(random.Random(f"{seed} {result.row.name}").sample(named, min(count, len(named))))
+    chosen = sorted(set(chosen))
     if not chosen:
-        return [], []
+        return {}, []
+    masks = masks_by_image(result.records)
     row = row_with_files(result)
     try:
         split = SPLITS[row.form](row)
     except OsmError as error:
-        return [], [str(error)]
+        return {}, [str(error)]
     if result.meta.get("annotations", split.source_hash) != split.source_hash:
-        return [], [f"{split.source} has changed since the predictions were made; its masks may be others"]
-    pictures, notes = [], []
+        return {}, [f"{split.source} has changed since the predictions were made; its masks may be others"]
+    pictures: dict[int, Picture] = {}
+    notes = []
     for index in chosen:
         try:
-            pictures.append(_draw(split, index, annotations[index]))
+            pictures[index] = _draw(split, index, masks[index])
         except OsmError as error:
             notes.append(str(error))
     return pictures, notes
 
 
-def annotations_by_image(row: Dataset, folder: Path, parts: int) -> list[list[dict[str, Any]]]:
+def masks_by_image(records: SetRecords) -> list[list[MaskRecord]]:
     """The annotations of a set's prediction files, image by image, crowd left out."""
-    annotations: list[list[dict[str, Any]]] = []
-    for part in range(parts):
-        document, _ = read_json(prediction_path(folder, row.name, part, parts), "predictions")
-        entries = SPLITS[row.form].entries_in(document)
-        annotations += [[a for a in of_image if not a.get("iscrowd")] for _, of_image in entries]
-    return annotations
+    return [[mask for mask in image.masks if not mask.crowd] for image in records.images]
 
 
 def row_with_files(result: SetResult) -> Dataset:
@@ -112,17 +127,13 @@ def row_with_files(result: SetResult) -> Dataset:
     return result.row
 
 
-def _draw(split: Split, index: int, annotations: list[dict[str, Any]]) -> Picture:
+def _draw(split: Split, index: int, masks: list[MaskRecord]) -> Picture:
     if index >= len(split):
         raise OsmError(f"{split.source}: has {len(split)} images, but predictions are there for image {index}")
     item = split.load(index)
-    same = len(annotations) == len(item.annotations) and all(
-        theirs.get(split.id_key) == ours.get(split.id_key)
-        for theirs, ours in zip(annotations, item.annotations, strict=True)
-    )
-    if not same:
+    if [mask.id for mask in masks] != [annotation.get(split.id_key) for annotation in item.annotations]:
         raise OsmError(f"{item.image_path}: the predictions are for other masks than {split.source} has")
-    rows = [_names(split.row, annotation) for annotation in annotations]
+    rows = [_names(split.row, mask) for mask in masks]
     canvas = draw_numbered(*enlarged(item), [_mark(own, anyone) for _, own, anyone in rows])
     buffer = io.BytesIO()
     canvas.save(buffer, "JPEG", quality=_QUALITY)
@@ -139,20 +150,19 @@ def enlarged(item: Item) -> tuple[Image.Image, np.ndarray]:
     return resized, np.stack(masks) if masks else np.zeros((0, height, width), bool)
 
 
-def _names(row: Dataset, annotation: Mapping[str, Any]) -> tuple[str, Guess | None, Guess | None]:
-    label = row.label_set[annotation[SPLITS[row.form].category_key]]
-    own, anyone = (_guess(annotation, mode, label.names) for mode in (row.name, ANY_MODE))
+def _names(row: Dataset, mask: MaskRecord) -> tuple[str, Guess | None, Guess | None]:
+    label = row.label_set[mask.category_id]
+    own, anyone = (_guess(mask, mode, label.names) for mode in (row.name, ANY_MODE))
     return label.target, own, anyone
 
 
-def _guess(annotation: Mapping[str, Any], mode: str, names: tuple[str, ...]) -> Guess | None:
-    prediction = (annotation.get(FIELD) or {}).get(mode)
+def _guess(mask: MaskRecord, mode: str, names: tuple[str, ...]) -> Guess | None:
+    prediction = mask.predictions.get(mode)
     if prediction is None:
         return None
-    prob = prediction.get("prob")
-    name, right = prediction["class"], is_correct(prediction["class"], names)
-    elsewhere = not right and mode == ANY_MODE and is_correct(name, map(normalize, annotation.get(NAMES) or ()))
-    return Guess(name, float(prob) if isinstance(prob, (int, float)) else None, right, elsewhere)
+    right = is_correct(prediction.name, names)
+    elsewhere = not right and mode == ANY_MODE and is_correct(prediction.name, map(normalize, mask.names or ()))
+    return Guess(prediction.name, prediction.prob, right, elsewhere)
 
 
 def _mark(own: Guess | None, anyone: Guess | None) -> bool | None:

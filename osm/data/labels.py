@@ -1,8 +1,9 @@
 """Label sets: which names a dataset's category ids have.
 
 One format for the project's own tables (`osm/data/labels/*.json`), a COCO or LVIS json, and a user's file: a json
-object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names), `isthing` and,
-for parts of objects, `supercategory`, the kind of object that the part's name starts with.
+object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names), `isthing`, for
+parts of objects `supercategory`, the kind of object that the part's name starts with, and `frequency` (r, c or f, as in
+LVIS).
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ from typing import Any
 
 from osm.errors import OsmError, shown
 
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+"""LVIS's groups of classes: in 1 to 10, 11 to 100, and more than 100 training images."""
+
 
 @dataclass(frozen=True)
 class LabelClass:
     """One class. `names[0]` is the training target; all of `names` are accepted answers (lower case, stripped).
 
-    `supercategory` (lower case) is the kind of object that a part belongs to, where the file tells.
+    `supercategory` (lower case) is the kind of object that a part belongs to, and `frequency` how often the class is in
+    training images, as LVIS has it (`r`are, `c`ommon, `f`requent); both empty where the file does not tell.
     """
 
     id: int
     names: tuple[str, ...]
     isthing: bool = True
     supercategory: str = ""
+    frequency: str = ""
 
     @property
     def target(self) -> str:
@@ -63,7 +69,8 @@ class LabelSet:
         """Builds a label set from a COCO json's `categories`.
 
         Raises:
-            OsmError: an entry without an integer `id` or a `name`, an id given twice, or no entry at all.
+            OsmError: an entry without an integer `id` or a `name`, an id given twice, a `frequency` that is none of
+                LVIS's, or no entry at all.
         """
         classes: dict[int, LabelClass] = {}
         for entry in categories:
@@ -81,10 +88,21 @@ class LabelSet:
             if not names:
                 raise OsmError(f"{source}: category {entry['id']} has a blank name")
             kind = str(entry.get("supercategory") or "").lower().strip()
-            classes[entry["id"]] = LabelClass(entry["id"], names, bool(entry.get("isthing", True)), kind)
+            often = _frequency(entry, source)
+            classes[entry["id"]] = LabelClass(entry["id"], names, bool(entry.get("isthing", True)), kind, often)
         if not classes:
             raise OsmError(f"{source}: 'categories' is empty, no class could be named")
         return cls(source, classes)
+
+
+def _frequency(entry: Mapping[str, Any], source: str) -> str:
+    value = entry.get("frequency") or ""
+    if value not in ("", *FREQUENCIES):
+        raise OsmError(
+            f"{source}: category {entry['id']}: frequency {shown(value)}: expected one of {', '.join(FREQUENCIES)}, as "
+            "LVIS has them"
+        )
+    return value
 
 
 def load_labels(source: str | Path) -> LabelSet:

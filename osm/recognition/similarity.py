@@ -59,6 +59,6 @@ def _load(found: Found) -> tuple[Any, Any]:
     # A pip source is found by one of its files; its folder is what transformers reads.
     place = str(Path(found.location).parent) if found.source == "pip" else found.location
     options = from_pretrained_options(found)
-    model, info = AutoModel.from_pretrained(place, output_loading_info=True, add_pooling_layer=False, **options)
+    model, info = AutoModel.from_pretrained(place, output_loading_info=True, **options)
     check_complete(info, place)
     return model, AutoTokenizer.from_pretrained(place, **options)

@@ -263,13 +263,15 @@ def test_pictures_of_a_semantic_set(root: Path) -> None:
     row = row_of("a847")
     path = generate_predictions(AreaNamer(), row, 0, 1, root / "out")
     result = evaluate_set(row, [path])
-    pictures, notes = draw_pictures(result, root / "out", 1, 2, 0)
+    drawn, notes = draw_pictures(result, [1, 0])
+    pictures = list(drawn.values())
     assert not notes
     assert [len(picture.masks) for picture in pictures] == [2, 2]
     written = json.loads(path.read_text())
     written["pred"][0]["pred"][0]["mask_unique_id"] = 5
     path.write_text(json.dumps(written))
-    assert "the predictions are for other masks than" in draw_pictures(result, root / "out", 1, 2, 0)[1][0]
+    result = evaluate_set(row, [path])
+    assert "the predictions are for other masks than" in draw_pictures(result, [0, 1])[1][0]
 
 
 def test_yaml_row_with_unknown_image_names(tmp_path: Path) -> None:

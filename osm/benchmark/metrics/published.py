@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from osm.data.labels import LabelSet
 
@@ -40,6 +40,11 @@ def singular_forms(name: str) -> set[str]:
 
 def accepted_forms(names: Iterable[str]) -> frozenset[str]:
     """Every answer that counts as right for a class with these names; the empty one never does."""
+    return _accepted(tuple(names))
+
+
+@lru_cache(maxsize=20_000)  # the classes of the largest set, asked about mask by mask
+def _accepted(names: tuple[str, ...]) -> frozenset[str]:
     accepted: set[str] = set()
     for name in names:
         accepted |= {name} | plural_forms(name) | singular_forms(name)
@@ -80,11 +85,6 @@ def in_vocabulary(prediction: str, labels: LabelSet) -> bool:
     return normalize(prediction) in labels.vocabulary
 
 
-def ratio(count: int, total: int) -> float:
-    """count / total, and nan where nothing was counted."""
-    return count / total if total else float("nan")
-
-
 def majority_class(counts: Mapping[int, int]) -> tuple[int, float] | None:
     """What looking at nothing gives: the most frequent category id (the smallest of equals) and its share.
 
@@ -96,14 +96,3 @@ def majority_class(counts: Mapping[int, int]) -> tuple[int, float] | None:
         return None
     best = min(counts, key=lambda category_id: (-counts[category_id], category_id))
     return best, counts[best] / total
-
-
-def wilson_interval(count: int, total: int) -> tuple[float, float] | None:
-    """The 95 % interval of a share (Wilson's, which holds for few masks and near 0 and 1); None of nothing."""
-    if not total:
-        return None
-    z = 1.959963984540054  # the normal distribution's 97.5 % quantile
-    share, spread = count / total, z * z / total
-    middle = share + spread / 2
-    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4)
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
