@@ -39,6 +39,9 @@ COMMANDS = {
     "name": Command("names masks, boxes or points of a picture", "osm.recognition.cli"),
     "generate": Command("names the masks of val sets (test/generate_pred.py)", "osm.benchmark.cli", "generate_main"),
     "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.benchmark.cli", "evaluate_main"),
+    "evaluate_proposals": Command(
+        "PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)", "osm.benchmark.scoring.cli"
+    ),
     "report": Command("an HTML page of predictions and scores", "osm.benchmark.cli", "report_main"),
     "picture": Command("a picture of predictions", "osm.benchmark.cli", "picture_main"),
 }

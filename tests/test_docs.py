@@ -13,6 +13,7 @@ import yaml
 
 from osm import quickstart
 from osm.benchmark import cli as benchmark_cli
+from osm.benchmark.scoring import cli as scoring_cli
 from osm.config import load_model_config, load_yaml
 from osm.data import convert
 from osm.data.datasets import DatasetTable
@@ -32,6 +33,7 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "name": recognition_cli.parser,
     "export": export.export_parser,
     "import": export.import_parser,
+    "test/evaluate_proposals.py": scoring_cli.parser,
     "report": benchmark_cli.report_parser,
     "picture": benchmark_cli.picture_parser,
 }
@@ -43,6 +45,7 @@ SAME_AS = {
     "train": "train/train.py",
     "generate": "test/generate_pred.py",
     "evaluate": "test/evaluate_pred.py",
+    "evaluate_proposals": "test/evaluate_proposals.py",
     "prepare_panoptic": "dataset_preparation/convert_coco_panoptic_to_wds.py",
     "prepare_instances": "dataset_preparation/convert_coco_instances_to_wds.py",
 }
