@@ -31,6 +31,7 @@ _PROPOSALS = {
     "below_min_score": "below --min_score, not painted",
     "hidden": "not painted (--overlap)",
 }
+_TITLES = {"miou": "mIoU"}
 _OTHERS = {
     "images_without_proposals": "images without a proposal, all they show is missed",
     "images_beyond_limit": "images left out: the proposals were named with --limit",
@@ -158,8 +159,8 @@ def _figures(scores: Scores, document: Mapping[str, Any]) -> str:
 
 
 def _shown(figures: Mapping[str, Any], *keys: str) -> str:
-    shown = (f"{key.upper().replace('MI', 'mI')} {_percent(figures[key])}" for key in keys)
-    return f"{', '.join(shown)} ({figures['classes']} classes)"
+    shown = (f"{_TITLES.get(key, key.upper())} {_percent(figures[key])}" for key in keys)
+    return f"{', '.join(shown)} (classes: {figures['classes']})"
 
 
 def _percent(value: float | None) -> str:
