@@ -181,3 +181,38 @@ def test_classes_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ap(truth, found)
     monkeypatch.setattr("osm.benchmark.scoring.precision._PAIRS_AT_ONCE", 2)
     assert ap(truth, found) == whole == {i: (float(i < 3),) * 3 for i in range(5)}
+
+
+def test_against_pycocotools() -> None:
+    from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+    from pycocotools.coco import COCO  # type: ignore[import-untyped]
+    from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
+
+    random = np.random.default_rng(3)
+    precision = MaskPrecision()
+    images, true, found = [], [], []
+    for image_id in range(1, 9):
+        precision.add_image((10, 10))
+        images.append({"id": image_id, "height": 10, "width": 10})
+        scores = sorted(random.random(12).tolist(), reverse=True)
+        for k in range(5 + 12):
+            mask = rows(*random.choice(10, random.integers(1, 4), replace=False))
+            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+            category_id, crowd = int(random.integers(1, 4)), bool(random.random() < 0.2)
+            entry = {"image_id": image_id, "category_id": category_id, "segmentation": rle}
+            if k < 5:
+                precision.add_truth(mask, category_id, crowd)
+                true.append({**entry, "id": len(true) + 1, "iscrowd": int(crowd), "area": int(mask.sum())})
+            else:
+                precision.add_found(mask, category_id, scores[k - 5])
+                found.append({**entry, "score": scores[k - 5]})
+    truth = COCO()
+    truth.dataset = {"info": {}, "images": images, "annotations": true, "categories": [{"id": i} for i in (1, 2, 3)]}
+    truth.createIndex()
+    theirs = COCOeval(truth, truth.loadRes(found), "segm")
+    theirs.evaluate()
+    theirs.accumulate()
+    theirs.summarize()
+    ours = mean_precision(precision.by_class())
+    assert 0 < ours["ap"] < 0.9
+    assert [ours["ap"], ours["ap50"], ours["ap75"]] == pytest.approx(theirs.stats[:3].tolist())
