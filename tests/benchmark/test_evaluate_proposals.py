@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,36 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
         path.unlink()
     assert "image" in (error := failing(capsys, parts=2)) and "the parts overlap" in error
     assert "no meta file" not in error
+
+
+def test_without_what_is_optional(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("coco", root, 3)
+    name_all("coco", COCO, BIRDS)
+    assert "error: --device nowhere: " in failing(capsys, "--map", "nearest", "--device", "nowhere")
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]'" in failing(capsys)
+    assert evaluate("--without_ap")["coco"]["panoptic"]["all"]["pq"] == pytest.approx(0.6)
+
+
+def test_odd_ground_truth_of_crowd_and_categories(root: Path) -> None:
+    make("lvis", root, 2)
+    path = Path("lvis/lvis_v1_val.json")
+    document = json.loads(path.read_text())
+    document["annotations"][0].update(iscrowd=1, category_id=[1])
+    path.write_text(json.dumps(document))
+    name_all("lvis", [columns(1, 0, 4)], {(0, 4): "airplane"})
+    scores = evaluate()["lvis"]
+    assert scores["counts"]["truth_crowd_without_class"] == 1 and scores["mask_ap"]["by_class"] == {"3": 1}
+    make("coco", root, 1)
+    path = Path("coco/annotations/panoptic_val2017.json")
+    document = json.loads(path.read_text())
+    document["annotations"][0]["segments_info"][2]["category_id"] = {"x": 1}
+    document["categories"] = [{"id": [16], "isthing": 0}, 5, {"id": 16, "isthing": "no"}]
+    path.write_text(json.dumps(document))
+    name_all("coco", COCO[:2], BIRDS)
+    assert evaluate("--sets", "coco")["coco"]["panoptic"]["things"]["pq"] == 1
 
 
 def test_without_a_meta_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

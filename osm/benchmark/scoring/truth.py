@@ -90,12 +90,12 @@ class PanopticTruth(CocoPanoptic, TruthSplit):
 
     def __init__(self, row: Dataset) -> None:
         super().__init__(row)
-        labels = row.label_set.classes
-        told = {i: label.isthing for i, label in labels.items()}
+        told = {i: label.isthing for i, label in row.label_set.classes.items()}
         stated = self._json.document.get("categories")
         for category in stated if isinstance(stated, list) else ():
-            if isinstance(category, dict) and category.get("isthing") in (0, 1) and category.get("id") in told:
-                told[category["id"]] = bool(category["isthing"])
+            about = category if isinstance(category, dict) else {}
+            if type(about.get("id")) is int and about["id"] in told and about.get("isthing") in (0, 1):
+                told[about["id"]] = bool(about["isthing"])
         self.things = frozenset(i for i, isthing in told.items() if isthing and i not in row.rules.ignored_ids)
 
     def path(self, index: int) -> Path:
@@ -153,10 +153,10 @@ class InstancesTruth(CocoInstances, TruthSplit):
         counts: Counter[str] = Counter()
         for annotation in annotations:
             crowd, category_id = bool(annotation.get("iscrowd")), annotation.get("category_id")
-            if category_id in self.row.rules.ignored_ids:
-                counts["ignored"] += 1
-            elif type(category_id) is not int or category_id not in self.row.label_set:
+            if type(category_id) is not int or category_id not in self.row.label_set:
                 counts["crowd_without_class"] += 1  # the others are checked
+            elif category_id in self.row.rules.ignored_ids:
+                counts["ignored"] += 1
             else:
                 instances.append(self._instance(annotation, category_id, crowd, item.size))
         return Truth(item.size, instances=tuple(instances), federated=self._about(image), counts=counts)
