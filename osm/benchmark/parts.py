@@ -23,18 +23,22 @@ def check_all_there(name: str, paths: Sequence[Path]) -> None:
         raise OsmError(f"set {name!r}: {len(missing)} of {len(paths)} parts are missing: {names}{hint}")
 
 
-def common_meta(paths: Sequence[Path]) -> dict[str, Any]:
+def common_meta(paths: Sequence[Path], kind: str = "pred") -> dict[str, Any]:
     """The first meta file's content, after a check that all that are there come from one run, and are its parts.
+
+    Args:
+        kind: of the prediction files (see `osm.benchmark.files`).
 
     Raises:
         OsmError: they are not.
     """
     metas: dict[str, dict[str, Any]] = {}
     for path in paths:
-        if meta_path(path).exists():
-            meta, _ = read_json(meta_path(path), "meta file")
+        beside = meta_path(path, kind)
+        if beside.exists():
+            meta, _ = read_json(beside, "meta file")
             if not isinstance(meta, dict):
-                raise OsmError(f"meta file {meta_path(path)}: expected an object, found {shown(meta)}")
+                raise OsmError(f"meta file {beside}: expected an object, found {shown(meta)}")
             metas[path.name] = meta
     checkpoints = {str(meta.get("checkpoint")): name for name, meta in metas.items()}
     if len(checkpoints) > 1:

@@ -95,12 +95,19 @@ class CocoPanoptic(Split):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def image_path(self, index: int) -> Path:
+        entry = self._entries[index]
+        return self._json.image_path(self._json.images[entry["image_id"]], entry["file_name"])
+
+    def read_ids(self, index: int) -> np.ndarray:
+        """The ids of an item's PNG, (H, W)."""
+        image_path = self.image_path(index)
+        mask_path = join(self.row.mask_dir, self._entries[index]["file_name"], self._json.path)
+        return read_map(mask_path, read_panoptic, image_path, image_size(image_path))
+
     def load(self, index: int) -> Item:
         entry = copy.deepcopy(self._entries[index])
-        image_path = self._json.image_path(self._json.images[entry["image_id"]], entry["file_name"])
-        size = image_size(image_path)
-        mask_path = join(self.row.mask_dir, entry["file_name"], self._json.path)
-        panoptic = read_map(mask_path, read_panoptic, image_path, size)
+        panoptic = self.read_ids(index)
         segments = entry["segments_info"]
         named = [segment for segment in segments if not segment.get("iscrowd")]
         drawn = set(np.unique(panoptic).tolist()) - {0}
@@ -109,7 +116,8 @@ class CocoPanoptic(Split):
             missing_in_mask=sum(segment["id"] not in drawn for segment in named),
             unknown_in_mask=len(drawn - {segment["id"] for segment in segments}),
         )
-        return Item(image_path, size, entry, named, lambda k: panoptic == named[k]["id"], counts)
+        size = (panoptic.shape[0], panoptic.shape[1])
+        return Item(self.image_path(index), size, entry, named, lambda k: panoptic == named[k]["id"], counts)
 
     @classmethod
     def images(cls, row: Dataset) -> tuple[list[ImageFile], str]:

@@ -36,17 +36,7 @@ class Proposals(Split):
         images, images_hash = form.images(row)
         proposals, own_hash = read_json(self._file, "--masks")
         self.source_hash = hashlib.sha256(f"{images_hash} {own_hash}".encode()).hexdigest()
-        if not isinstance(proposals, list) or not all(isinstance(proposal, dict) for proposal in proposals):
-            expected = "expected a list of {image_id or file_name, segmentation: {size, counts}}"
-            raise OsmError(f"--masks {file}: {expected}, found {shown(proposals)}")
-        finder = _Finder(row, images)
-        of_image: dict[Path, list[tuple[int, dict[str, Any]]]] = {}
-        for number, proposal in enumerate(proposals):
-            where = f"--masks {file}: proposal {number}"
-            image = finder.image_of(proposal, where)
-            _check(proposal, image, where)
-            of_image.setdefault(image.path, []).append((number, proposal))
-        self._items = list(of_image.items())
+        self._items = list(by_image(row, images, proposals, f"--masks {file}").items())
 
     def __len__(self) -> int:
         return len(self._items)
@@ -81,6 +71,27 @@ class Proposals(Split):
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
         for proposal in document:
             yield proposal.get("image_id", proposal.get("file_name")), [proposal]
+
+
+def by_image(
+    row: Dataset, images: list[ImageFile], proposals: Any, where: str
+) -> dict[Path, list[tuple[int, dict[str, Any]]]]:
+    """Proposals, checked, with their numbers in their file, by the path of their image.
+
+    Raises:
+        OsmError: they are no list of proposals of these images of the set; `where` says which file that is.
+    """
+    if not isinstance(proposals, list) or not all(isinstance(proposal, dict) for proposal in proposals):
+        expected = "expected a list of {image_id or file_name, segmentation: {size, counts}}"
+        raise OsmError(f"{where}: {expected}, found {shown(proposals)}")
+    finder = _Finder(row, images)
+    of_image: dict[Path, list[tuple[int, dict[str, Any]]]] = {}
+    for number, proposal in enumerate(proposals):
+        about = f"{where}: proposal {number}"
+        image = finder.image_of(proposal, about)
+        _check(proposal, image, about)
+        of_image.setdefault(image.path, []).append((number, proposal))
+    return of_image
 
 
 class _Finder:

@@ -1,0 +1,137 @@
+"""Average precision of masks, by the protocols of COCO and LVIS; `faster-coco-eval` counts.
+
+AP of a class: the mean over the IoUs 0.50, 0.55, ..., 0.95 of the precision at 101 recalls. COCO: the 100 masks of
+highest score of each image and class; crowd is neither found nor missed. LVIS: the 300 of each image; a class is looked
+at only in images that have it or are verified to be without it (`neg_category_ids`), and what is found beyond the
+annotations of an image that has not all of a class annotated (`not_exhaustive_category_ids`) is not wrong.
+
+Shapes: H, W = an image's sides; T = IoU thresholds, R = recalls, K = classes, A = ranges of area, M = numbers of masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from osm.errors import OsmError
+
+_COCO_MASKS, _LVIS_MASKS = 100, 300
+# The library holds an object for each image and class.
+_PAIRS_AT_ONCE = 1_000_000
+_AP50, _AP75 = 0, 5  # places among the IoU thresholds
+
+
+@dataclass(frozen=True)
+class Federated:
+    """What an image of LVIS tells of classes that it has no annotation of, or not all of."""
+
+    absent: tuple[int, ...] = ()
+    not_exhaustive: tuple[int, ...] = ()
+
+
+class MaskPrecision:
+    """Masks of all images, as RLEs, until `by_class` counts them.
+
+    Args:
+        federated: LVIS's protocol; else COCO's.
+
+    Raises:
+        OsmError: `faster-coco-eval` is not installed.
+    """
+
+    def __init__(self, federated: bool = False) -> None:
+        try:
+            import faster_coco_eval  # noqa: F401
+        except ImportError:
+            raise OsmError(
+                "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]', or leave AP "
+                "out by --without_ap"
+            ) from None
+        self.federated = federated
+        self._images: list[dict[str, Any]] = []
+        self._true: dict[int, list[dict[str, Any]]] = {}
+        self._found: dict[int, list[dict[str, Any]]] = {}
+        self._room = 0
+        self._looked_at: set[int] = set()  # classes, in this image
+
+    def add_image(self, size: tuple[int, int], about: Federated | None = None) -> None:
+        """Begins the next image, of that height and width; the masks added after it are its own."""
+        about = about or Federated()
+        image = {"id": len(self._images) + 1, "height": size[0], "width": size[1]}
+        lists = {"neg_category_ids": about.absent, "not_exhaustive_category_ids": about.not_exhaustive}
+        self._images.append({**image, **{key: list(value) for key, value in lists.items()}})
+        self._room = _LVIS_MASKS
+        self._looked_at = set(about.absent)
+
+    def add_truth(self, mask_HW: np.ndarray, category_id: int, crowd: bool = False) -> None:
+        """Adds an annotated mask (bool)."""
+        self._looked_at.add(category_id)
+        # Boxes are not looked at, but the library wants them.
+        entry = {"iscrowd": int(crowd), "area": int(mask_HW.sum()), "bbox": [0, 0, 0, 0]}
+        self._true.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), **entry})
+
+    def add_found(self, mask_HW: np.ndarray, category_id: int, score: float) -> None:
+        """Adds a predicted mask (bool); those of an image come after its true ones, the highest score first."""
+        if self.federated:
+            self._room -= 1
+            # Left to the library, these would end it in an error where an image has no others.
+            if self._room < 0 or category_id not in self._looked_at:
+                return
+        self._found.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), "score": score})
+
+    def _entry(self, mask_HW: np.ndarray, category_id: int) -> dict[str, Any]:
+        from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+
+        rle = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+        return {"image_id": len(self._images), "category_id": category_id, "segmentation": rle}
+
+    def by_class(self) -> dict[int, tuple[float, float, float]]:
+        """AP, AP at IoU 0.5 and at 0.75, 0 to 1, by category id, of classes with an annotation that is no crowd."""
+        present = sorted(i for i, masks in self._true.items() if not all(mask["iscrowd"] for mask in masks))
+        step = max(1, _PAIRS_AT_ONCE // max(1, len(self._images)))
+        result: dict[int, tuple[float, float, float]] = {}
+        for start in range(0, len(present), step):
+            result.update(self._count(present[start : start + step]))
+        return result
+
+    def _count(self, categories: Sequence[int]) -> dict[int, tuple[float, float, float]]:
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        # Ids from 1: 0 stands for "not matched". The frequency is asked for, and not used.
+        true = [{**mask, "id": k} for k, mask in enumerate(_of(self._true, categories), 1)]
+        names = [{"id": i, "name": str(i), "frequency": "f"} for i in categories]
+        truth = COCO({"images": self._images, "annotations": true, "categories": names}, print_function=_quiet)
+        found = truth.loadRes(_of(self._found, categories))
+        counting = COCOeval_faster(truth, found, "segm", print_function=_quiet, lvis_style=self.federated)
+        if self.federated:
+            counting.params.maxDets = [_LVIS_MASKS]
+        assert counting.params.maxDets[-1] == (_LVIS_MASKS if self.federated else _COCO_MASKS)
+        counting.evaluate()
+        counting.accumulate()
+        precision_TRKAM = np.asarray(counting.eval["precision"])
+        ap_TK = precision_TRKAM[:, :, :, 0, -1].mean(1)
+        return {
+            i: (float(ap_TK[:, k].mean()), float(ap_TK[_AP50, k]), float(ap_TK[_AP75, k]))
+            for k, i in enumerate(categories)
+        }
+
+
+def mean_precision(
+    by_class: dict[int, tuple[float, float, float]], among: Callable[[int], bool] = lambda category_id: True
+) -> dict[str, Any]:
+    """`ap`, `ap50` and `ap75`, 0 to 1, averaged over those of the classes (None where there are none); `classes`: how
+    many."""
+    found = [figures for i, figures in by_class.items() if among(i)]
+    means = np.mean(found, axis=0).tolist() if found else [None] * 3
+    return {**dict(zip(("ap", "ap50", "ap75"), means, strict=True)), "classes": len(found)}
+
+
+def _of(masks: dict[int, list[dict[str, Any]]], categories: Collection[int]) -> list[dict[str, Any]]:
+    return [dict(mask) for i in categories for mask in masks.get(i, ())]
+
+
+def _quiet(*_: object) -> None:
+    """The library says how far it is, line by line."""

@@ -1,0 +1,73 @@
+"""Files of named proposals, as `generate_pred.py --masks FILE` writes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osm.benchmark.items.base import FIELD, Split
+from osm.benchmark.items.proposals import Proposals, by_image
+from osm.benchmark.parts import Seen
+from osm.data.datasets import Dataset
+from osm.errors import OsmError, shown
+from osm.files import read_json
+
+KIND = Proposals.kind
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One mask.
+
+    Attributes:
+        where: its file and number, for messages.
+        segmentation: an RLE, checked as far as it can be without its pixels.
+        name: None where generation gave none (no pixel, also after resizing).
+        score: the file's `score` (1 where it has none) times the probability of the name.
+    """
+
+    where: str
+    segmentation: dict[str, Any]
+    name: str | None
+    score: float
+
+
+def read_proposals(row: Dataset, form: type[Split], paths: Sequence[Path], mode: str) -> dict[Path, list[Proposal]]:
+    """The proposals of all parts, by the path of their image.
+
+    Raises:
+        OsmError: an entry that is not right, an image in two parts, or no name at all in that mode.
+    """
+    images, _ = form.images(row)
+    found: dict[Path, list[Proposal]] = {}
+    seen = Seen(row.name)
+    for path in paths:
+        document, _ = read_json(path, "predictions")
+        where = f"predictions {path}"
+        for image, numbered in by_image(row, images, document, where).items():
+            seen.add(str(image), path)
+            found[image] = [_proposal(entry, mode, f"{where}: proposal {number}") for number, entry in numbered]
+    return found
+
+
+def _proposal(entry: dict[str, Any], mode: str, where: str) -> Proposal:
+    score = entry.get("score", 1.0)
+    if score < 0:
+        raise OsmError(f"{where}: score {shown(score)} is negative; it is multiplied by the name's probability")
+    names = entry.get(FIELD)
+    if names is None:
+        return Proposal(where, entry["segmentation"], None, 0.0)
+    if not isinstance(names, dict):
+        raise OsmError(f"{where}: {FIELD} {shown(names)} is not {{mode: {{class, prob}}}}")
+    if mode not in names:
+        raise OsmError(f"{where}: no name in mode {mode!r}, but in {', '.join(map(str, names))} (see --mode)")
+    said = names[mode]
+    name, prob = (said.get("class"), said.get("prob")) if isinstance(said, dict) else (None, None)
+    if not isinstance(name, str):
+        raise OsmError(f"{where}: {FIELD}, mode {mode!r}: class {shown(name)} is not a text")
+    if not isinstance(prob, (int, float)) or isinstance(prob, bool) or not 0 <= prob < math.inf:
+        raise OsmError(f"{where}: {FIELD}, mode {mode!r}: prob {shown(prob)} is not a probability")
+    return Proposal(where, entry["segmentation"], name, float(score) * float(prob))

@@ -1,0 +1,11 @@
+"""Scores named proposals: `python3 test/evaluate_proposals.py out_dir n` (`--help` for more)."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # So that it runs from a checkout that is not installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from osm.benchmark.scoring.cli import main
+
+    sys.exit(main())
