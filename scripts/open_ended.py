@@ -29,6 +29,8 @@ import numpy as np  # noqa: E402
 from osm.benchmark.files import prediction_path  # noqa: E402
 from osm.benchmark.items import FIELD  # noqa: E402
 from osm.benchmark.metrics import accepted_forms, normalize  # noqa: E402
+from osm.benchmark.metrics.lexical import RELATIONS, Lexicon  # noqa: E402
+from osm.benchmark.metrics.wordnet import find_wordnet  # noqa: E402
 from osm.data.datasets import ANY_MODE, DatasetTable  # noqa: E402
 from osm.data.labels import LabelSet, load_labels  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
@@ -37,6 +39,7 @@ from osm.recognition.similarity import SentenceEncoder  # noqa: E402
 
 SET = "clothing"
 AT_LEAST = 10  # val masks of a class that may be left out: a figure of fewer says nothing
+RESULT = "open_ended.json"
 PARTS = 2  # as scripts/osm_small.sh predicts
 
 
@@ -120,6 +123,7 @@ def measure(data: Path, labels: LabelSet, left_out: list[int], found: list[Answe
             "similarity_of_the_nearest_taught_name": round(
                 mean([float(cosines(encoder, t, names).max())] * len(said) for t, said in texts.items()), 3
             ),
+            "related_in_wordnet": related(texts, labels, left_out),
             "unsure_auroc": round(auroc([a.prob for a in others], [a.prob for a in ours]), 3),
             "classes": {
                 target: {
@@ -133,6 +137,18 @@ def measure(data: Path, labels: LabelSet, left_out: list[int], found: list[Answe
             },
         }
     return document
+
+
+def related(texts: dict[str, list[str]], labels: LabelSet, left_out: list[int]) -> dict[str, float] | str:
+    """Shares of the relations of what is said to what it is, in percent, or why there are none."""
+    try:
+        lexicon = Lexicon(find_wordnet())
+    except OsmError as error:
+        return str(error)
+    found = Counter(
+        lexicon.judge(text, labels[key].names).relation for key in left_out for text in texts[labels[key].target]
+    )
+    return {relation: round(100 * found[relation] / found.total(), 1) for relation in RELATIONS}
 
 
 def is_right(answer: Answer, labels: LabelSet) -> bool:
@@ -163,9 +179,10 @@ def auroc(higher: list[float], lower: list[float]) -> float:
 def table(document: dict[str, Any]) -> str:
     """Markdown: the shares, then what each class is called."""
     modes = document["modes"]
-    keys = [key for key in modes["own"] if key != "classes"]
     lines = ["| classes left out | own mode | `any` |", "|---|---|---|"]
-    lines += [f"| {key.replace('_', ' ')} | {modes['own'][key]} | {modes[ANY_MODE][key]} |" for key in keys]
+    for key in [key for key in modes["own"] if key != "classes"]:
+        cells = [written(modes[mode][key]) for mode in ("own", ANY_MODE)]
+        lines.append(f"| {key.replace('_', ' ')} | {cells[0]} | {cells[1]} |")
     lines += ["", "| left out | masks | called, own mode | called, `any` | nearest taught |", "|---|---|---|---|---|"]
     for target, own in modes["own"]["classes"].items():
         called = [
@@ -174,6 +191,12 @@ def table(document: dict[str, Any]) -> str:
         ]
         lines.append(f"| {target} | {own['masks']} | {called[0]} | {called[1]} | {own['nearest_taught']} |")
     return "\n".join(lines)
+
+
+def written(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {share}" for name, share in value.items() if share)
+    return str(value)
 
 
 def main() -> int:
@@ -188,7 +211,7 @@ def main() -> int:
         train(args.data, args.out, left_out)
         labels = DatasetTable().with_yaml(args.out / "sets.yaml")[SET].label_set
         document = {"seed": args.seed, **measure(args.data, labels, left_out, answers(args.out))}
-        write_atomically(args.out / "open_ended.json", [json.dumps(document, indent=1) + "\n"])
+        write_atomically(args.out / RESULT, [json.dumps(document, indent=1) + "\n"])
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

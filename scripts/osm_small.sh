@@ -63,7 +63,8 @@ predict() {  # predict NAME FLAGS...: both parts at once, then the scores
       --sets coco,camvid,clothing --num_threads 1 "$@" &
   done
   for part in $(jobs -p); do wait "$part"; done
-  "$python" "$root/test/evaluate_pred.py" "$out/$name" 2 --datasets "$out/sets.yaml" --json "$out/$name.json"
+  "$python" "$root/test/evaluate_pred.py" "$out/$name" 2 --datasets "$out/sets.yaml" --metrics all \
+    --json "$out/$name.json"
 }
 
 echo "== predictions"

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Prints the tables of docs/results.md from a folder that scripts/osm_small.sh filled: `results_table.py OUT`."""
+"""Prints the tables of docs/results.md from a folder that scripts/osm_small.sh filled: `results_table.py OUT`.
+
+Where scripts/open_ended.py has filled OUT/open_ended, its tables as well.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from open_ended import RESULT  # noqa: E402
+from open_ended import table as open_ended_table  # noqa: E402
+
+from osm.benchmark.measure import title_of  # noqa: E402
 from osm.training.tracking import read_log  # noqa: E402
 
 
@@ -34,12 +41,36 @@ def main() -> int:
         altered = [percent(runs[run][name]["specific"]["acc"]) for run in ("shuffled_masks", "blank_image")]
         own = percent(result["specific"]["acc"])
         print(f"| {name} | {own} | {altered[0]} | {altered[1]} | {probe[name]['majority']} |")
+    print()
+    metrics_table({name: result["metrics"] for name, result in runs["predictions"].items()})
     records = read_log(out / "run")
     names = [0, *(record["names"] for record in records)]
     seconds = sum((b - a) / r["names_per_second"] for a, b, r in zip(names, names[1:], records, strict=False))
     last = records[-1]
     print(f"\n{last['step']} steps, {last['names']} names, {seconds / 3600:.2f} h of training")
+    if (out / "open_ended" / RESULT).is_file():
+        print("\n" + open_ended_table(read(out / "open_ended" / RESULT)))
     return 0
+
+
+def metrics_table(sets: dict[str, Any]) -> None:
+    """All metrics with their intervals, own mode and any; shares of relations that no mask has are left out."""
+    modes = [(name, key) for name in sets for key in ("specific", "agnostic")]
+    head = [f"{name}, {'own' if key == 'specific' else '`any`'}" for name, key in modes]
+    print(f"| metric | {' | '.join(head)} |\n|{'---|' * (1 + len(head))}")
+    for key in dict.fromkeys(key for name, mode in modes for key in sets[name][mode]["rates"]):
+        rates = [sets[name][mode]["rates"].get(key) for name, mode in modes]
+        if any(rate and rate["value"] for rate in rates):
+            print(f"| {title_of(key)} | {' | '.join(map(rate_cell, rates))} |")
+    errors = [sets[name][mode]["calibration"]["ece"] for name, mode in modes]
+    print(f"| ECE, 15 bins | {' | '.join(map(percent, errors))} |")
+
+
+def rate_cell(rate: dict[str, Any] | None) -> str:
+    if not rate or rate["value"] is None:
+        return ""
+    low, high = rate["interval"]
+    return f"{percent(rate['value'])} ({percent(low)}–{percent(high)})"
 
 
 def read(path: Path) -> Any:

@@ -1,0 +1,60 @@
+"""The script that lets a person judge predictions, and its figures by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_namer import FakeName, FakeNamer
+from PIL import Image
+
+from osm.benchmark.generate import generate_predictions
+from osm.data.datasets import Dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import judged  # noqa: E402
+
+
+class Cats(FakeNamer):
+    """Calls everything a cat."""
+
+    def name_image(self, image: Image.Image, masks: np.ndarray, modes: object) -> list:
+        return [{mode: FakeName("Cats", 0.5) for mode in self.modes} for _ in masks]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "judged.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_sample_is_drawn_and_compared(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> None:
+    generate_predictions(Cats(), pets, 0, 1, tmp_path / "out", modes=["any"])
+    asked = ("sample", tmp_path / "out", 1, tmp_path / "list.json", tmp_path / "sheets", "--datasets", pets_yaml)
+    done = run(*asked, "--sets", "pets", "--each", 3)
+    assert done.returncode == 0, done.stderr
+    entries = json.loads((tmp_path / "list.json").read_text())
+    assert sorted(entry["names"][0] for entry in entries) == ["cat"] * 3 + ["dog"] * 3
+    assert [entry["number"] for entry in entries] == [1, 2, 3, 4, 5, 6] and not any(e["verdict"] for e in entries)
+    sheet = np.asarray(Image.open(tmp_path / "sheets" / "01.png"))
+    assert (sheet == (255, 0, 255)).all(-1).sum() > 6 * 200  # an outline each
+    # Verdicts are not overwritten.
+    again = run(*asked, "--sets", "pets")
+    assert again.returncode == 2 and "list.json is there already: verdicts would be lost" in again.stderr
+    unjudged = run("agreement", tmp_path / "list.json")
+    assert unjudged.returncode == 2 and "number 1: verdict '' is not one of right, acceptable, wrong" in unjudged.stderr
+
+
+def test_figures_by_hand() -> None:
+    # 3 of 4 agree; by chance 1/2 * 3/4 + 1/2 * 1/4 would: (3/4 - 1/2) / (1 - 1/2).
+    one, other = np.array([True, True, False, False]), np.array([True, True, True, False])
+    assert judged.cohens_kappa(one, other) == pytest.approx(0.5)
+    assert judged.kendall_tau(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 1
+    assert judged.kendall_tau(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == -1
+    # a: one pair tied of three; b: none. 2 in order of 2 * sqrt(2 * 3) / 2.
+    assert judged.kendall_tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(6))
