@@ -20,6 +20,8 @@ SYNSETS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "vehicle": (["vehicle"], ["entity"], ["wheel"]),
     "car": (["car", "automobile"], ["vehicle"], []),
     "bus": (["bus", "coach"], ["vehicle"], []),
+    "trolley": (["trolley"], ["bus", "entity"], []),  # two ways up
+    "minitrolley": (["minitrolley"], ["trolley"], []),
     "trainer": (["trainer", "coach"], ["person"], []),
     "wheel": (["wheel"], ["entity"], []),
     "light": (["light"], ["entity"], []),

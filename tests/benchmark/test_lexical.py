@@ -81,6 +81,7 @@ def test_relation(lexicon: Lexicon, prediction: str, names: tuple[str, ...], rel
         ("car", ("dog",), 2 * 1 / (3 + 3)),
         ("coach", ("man",), 2 * 2 / (3 + 3)),  # the trainer is nearer than the bus
         ("cat", ("car", "dog"), 2 * 2 / (3 + 3)),
+        ("minitrolley", ("trolley",), 2 * 4 / (5 + 4)),  # the longer way counts for depth
         ("red car", ("car",), 2 * 3 / (4 + 3)),
         ("red car", ("blue car",), 2 * 3 / (4 + 4)),
         ("zebra", ("dog",), 0.0),

@@ -55,6 +55,7 @@ class MaskScores:
         masks: the masks, in the files' order.
         columns: name -> float (masks,), nan where a mask does not count. Every name is described in docs/evaluation.md.
         probs: float (masks,), nan where the file has none.
+        classes: str (masks,), the column that Acc of the mask's class is to have.
         by_head: masks of which a name was found in WordNet by its head alone; None without WordNet.
         notes: what was left out, and why.
     """
@@ -64,11 +65,12 @@ class MaskScores:
     masks: list[MaskRecord]
     columns: dict[str, np.ndarray]
     probs: np.ndarray
+    classes: np.ndarray
     by_head: int | None = None
     notes: list[str] = field(default_factory=list)
 
     def sums(self) -> ImageSums:
-        return ImageSums(self.images, self.image_count, self.columns)
+        return ImageSums(self.images, self.image_count, self.columns, ("acc", self.classes))
 
     def rates(self, bootstrap: Bootstrap) -> dict[str, Rate]:
         return self.sums().rates(bootstrap)
@@ -118,6 +120,7 @@ def score_rows(
         masks,
         columns,
         np.array([np.nan if prob is None else prob for prob in probs]),
+        np.array([f"{CLASS}{label.id}" for label in labels]),
     )
     _add_parts(scores, pairs)
     if mode == ANY_MODE:
@@ -174,7 +177,7 @@ def _add_lexical(scores: MaskScores, pairs: list[tuple[str, LabelClass]], tools:
 
 
 def _add_groups(scores: MaskScores, labels: list[LabelClass], frequencies: Mapping[int, str] | None) -> None:
-    """Acc within the masks of a size, of classes of a frequency, and of a class."""
+    """Acc within the masks of a size, and of classes of a frequency."""
     if not labels:
         return
     sizes = [None if mask.area is None else size_of(mask.area) for mask in scores.masks]
@@ -182,8 +185,6 @@ def _add_groups(scores: MaskScores, labels: list[LabelClass], frequencies: Mappi
     often = [label.frequency if frequencies is None else frequencies.get(label.id) or "" for label in labels]
     hint = "the labels have no `frequency` (give LVIS's json: --frequencies SET=FILE)"
     _add_group(scores, FREQUENCY, [one or None for one in often], FREQUENCIES, "frequencies", hint)
-    classes = sorted({label.id for label in labels})
-    _add_group(scores, CLASS, [str(label.id) for label in labels], dict.fromkeys(map(str, classes)), "classes", "")
 
 
 def _add_group(

@@ -69,13 +69,28 @@ class ImageSums:
         images: int (masks,), the number of each mask's image.
         image_count: how many images there are; those without any mask are left out of the draws.
         columns: name -> float (masks,); nan = the mask does not count in it.
+        split: a column, and str (masks,): one more column for each of these names, over the masks that have it.
     """
 
-    def __init__(self, images: np.ndarray, image_count: int, columns: Mapping[str, np.ndarray]) -> None:
-        self.keys = list(columns)
+    def __init__(
+        self,
+        images: np.ndarray,
+        image_count: int,
+        columns: Mapping[str, np.ndarray],
+        split: tuple[str, np.ndarray] | None = None,
+    ) -> None:
+        groups, places = np.unique(split[1], return_inverse=True) if split else (np.zeros(0, str), np.zeros(0, int))
+        self.keys = [*columns, *groups.tolist()]
         used = np.bincount(images, minlength=image_count) > 0
         self.sums = np.zeros((int(used.sum()), len(self.keys)))
         self.counts = np.zeros_like(self.sums)
+        if split and len(groups):
+            # A column of all masks for each of a thousand classes would take gigabytes.
+            cells, of_groups = (int(used.sum()), len(groups)), slice(len(columns), None)
+            flat = np.ravel_multi_index(((np.cumsum(used) - 1)[images], places), cells)
+            sums = np.bincount(flat, weights=columns[split[0]], minlength=cells[0] * cells[1])
+            self.sums[:, of_groups] = sums.reshape(cells)
+            self.counts[:, of_groups] = np.bincount(flat, minlength=cells[0] * cells[1]).reshape(cells)
         for place, values in enumerate(columns.values()):
             there = ~np.isnan(values)
             sums = np.bincount(images[there], weights=values[there], minlength=image_count)
