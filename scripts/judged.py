@@ -12,173 +12,14 @@ of numbered pictures with the mask and the predicted name, but not the class; `v
 from __future__ import annotations
 
 import argparse
-import json
-import random
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-
-from osm.benchmark.files import prediction_path  # noqa: E402
-from osm.benchmark.items import FIELD, SPLITS, Split  # noqa: E402
-from osm.benchmark.metrics import is_correct, normalize  # noqa: E402
-from osm.benchmark.metrics.lexical import Lexicon  # noqa: E402
-from osm.benchmark.metrics.semantic import best_semantic_iou, semantic_similarities  # noqa: E402
-from osm.benchmark.metrics.wordnet import find_wordnet  # noqa: E402
-from osm.data.datasets import ANY_MODE, Dataset, DatasetTable  # noqa: E402
-from osm.data.images import read_rgb  # noqa: E402
+from osm.benchmark.judged import agreement, sample  # noqa: E402
+from osm.data.datasets import ANY_MODE, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
-from osm.files import read_json, write_atomically  # noqa: E402
-from osm.recognition.similarity import SentenceEncoder  # noqa: E402
-
-VERDICTS = ("right", "acceptable", "wrong")
-SIDE, COLUMNS, ROWS = 300, 5, 2
-
-
-def sample(args: argparse.Namespace) -> None:
-    """Writes the list, its verdicts empty, and the sheets."""
-    if args.out_list.exists():
-        raise OsmError(f"{args.out_list} is there already: verdicts would be lost; remove it, or give another name")
-    table = DatasetTable().with_yaml(args.datasets)
-    drawn: list[tuple[dict[str, Any], Image.Image]] = []
-    for name in args.sets.split(","):
-        row = table[name]
-        split = SPLITS[row.form](row)
-        known = candidates(row, split, args.predictions, args.parts, args.mode)
-        rng = random.Random(f"{args.seed} {name}")
-        for right in (True, False):
-            some = [entry for entry in known if is_correct(entry["prediction"], entry["names"]) == right]
-            for entry in rng.sample(some, min(args.each, len(some))):
-                drawn.append((entry, pictured(split, entry)))
-    random.Random(args.seed).shuffle(drawn)  # else the order tells which are right
-    for number, (entry, _) in enumerate(drawn, 1):
-        entry["number"] = number
-    args.sheets.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(drawn), COLUMNS * ROWS):
-        sheet(drawn[start : start + COLUMNS * ROWS]).save(args.sheets / f"{start // (COLUMNS * ROWS) + 1:02}.png")
-    write_atomically(args.out_list, [json.dumps([{**entry, "verdict": ""} for entry, _ in drawn], indent=1) + "\n"])
-
-
-def candidates(row: Dataset, split: Split, folder: Path, parts: int, mode: str) -> list[dict[str, Any]]:
-    """Every prediction of a set in one mode."""
-    found, index = [], 0
-    for part in range(parts):
-        document, _ = read_json(prediction_path(folder, row.name, part, parts), "predictions")
-        for key, entries in split.entries_in(document):
-            for place, annotation in enumerate(entries):
-                said = annotation.get(FIELD, {}).get(row.name if mode == "own" else mode)
-                if said:
-                    names = list(row.label_set[annotation[split.category_key]].names)
-                    where = {"set": row.name, "image": key, "segment": annotation[split.id_key], "at": [index, place]}
-                    found.append({**where, "names": names, "prediction": said["class"], "prob": said["prob"]})
-            index += 1
-    return found
-
-
-def pictured(split: Split, entry: dict[str, Any]) -> Image.Image:
-    """The mask's surroundings with its outline, SIDE pixels a side."""
-    index, place = entry.pop("at")
-    item = split.load(index)
-    wanted = [k for k, annotation in enumerate(item.annotations) if annotation[split.id_key] == entry["segment"]]
-    mask, image = item.mask(wanted[0] if wanted else place), read_rgb(item.image_path)
-    ys, xs = mask.nonzero()
-    half = 0.75 * max(np.ptp(ys), np.ptp(xs)) + 20
-    middle = (int(xs.min() + xs.max()) / 2, int(ys.min() + ys.max()) / 2)
-    box = tuple(int(c) for c in (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half))
-    crop = np.asarray(image.crop(box).resize((SIDE, SIDE))).copy()
-    inside = np.asarray(Image.fromarray(mask).crop(box).resize((SIDE, SIDE), Image.Resampling.NEAREST))
-    border = np.zeros_like(inside)
-    for axis in (0, 1):
-        for step in (1, -1, 2, -2):
-            border |= inside != np.roll(inside, step, axis)
-    crop[~inside & ~border] = crop[~inside & ~border] // 2 + 60
-    crop[border] = (255, 0, 255)
-    return Image.fromarray(crop)
-
-
-def sheet(pairs: list[tuple[dict[str, Any], Image.Image]]) -> Image.Image:
-    """Numbered pictures with what each mask was called."""
-    page = Image.new("RGB", (COLUMNS * (SIDE + 8), ROWS * (SIDE + 40)), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(22)
-    for place, (entry, picture) in enumerate(pairs):
-        left, top = place % COLUMNS * (SIDE + 8), place // COLUMNS * (SIDE + 40)
-        page.paste(picture, (left, top + 34))
-        draw.text((left + 4, top + 4), f"{entry['number']}: {entry['prediction'] or '(nothing)'}", "black", font)
-    return page
-
-
-def agreement(args: argparse.Namespace) -> None:
-    """Prints how each metric agrees with the verdicts."""
-    entries, _ = read_json(args.list, "list")
-    for entry in entries:
-        if entry.get("verdict") not in VERDICTS:
-            raise OsmError(
-                f"{args.list}: number {entry.get('number')}: verdict {entry.get('verdict')!r} is not one of "
-                f"{', '.join(VERDICTS)}"
-            )
-    verdicts = [entry["verdict"] for entry in entries]
-    print(f"{len(entries)} predictions: " + ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS))
-    true = np.array([verdict != "wrong" for verdict in verdicts])
-    grades = np.array([VERDICTS[::-1].index(verdict) for verdict in verdicts], float)
-    flags, scores = metrics(entries)
-    print(
-        "\n| says right or wrong | agrees | right, called wrong | wrong, called right | kappa |\n|---|---|---|---|---|"
-    )
-    for name, said in flags.items():
-        agrees, kappa = (said == true).mean(), cohens_kappa(said, true)
-        print(f"| {name} | {100 * agrees:.0f} % | {(true & ~said).sum()} | {(said & ~true).sum()} | {kappa:.2f} |")
-    print("\n| graded | true above wrong (AUROC) | rank correlation (Kendall's tau-b) |\n|---|---|---|")
-    for name, values in scores.items():
-        above = values[true][:, None], values[~true][None]
-        auroc = ((above[0] > above[1]) + 0.5 * (above[0] == above[1])).mean()
-        print(f"| {name} | {auroc:.2f} | {kendall_tau(values, grades):.2f} |")
-    print("\nOf the metric Acc and the verdict they differ in:")
-    for entry, is_true, said in zip(entries, true, flags["Acc"], strict=True):
-        if is_true != said:
-            print(
-                f"- {entry['number']} ({entry['set']}): {entry['prediction']!r} for {entry['names'][0]!r}: "
-                f"{entry['verdict']}"
-            )
-
-
-def metrics(entries: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What the metrics say of each prediction: right or wrong, and in grades."""
-    said, names = [entry["prediction"] for entry in entries], [tuple(entry["names"]) for entry in entries]
-    pairs = list(zip(said, names, strict=True))
-    cosines = semantic_similarities(SentenceEncoder(), pairs)[:, 1]
-    lexicon = Lexicon(find_wordnet())
-    judged = [lexicon.judge(normalize(text), of_class) for text, of_class in pairs]
-    relations = np.array([one.relation for one in judged])
-    flags = {
-        "Acc": np.array([is_correct(*pair) for pair in pairs]),
-        "WordNet: exact or synonym": np.isin(relations, ("exact", "synonym")),
-        "WordNet: those, or a hyponym or hypernym": np.isin(relations, ("exact", "synonym", "hyponym", "hypernym")),
-        "Semantic Similarity of 0.6 or more": cosines >= 0.6,
-    }
-    scores = {
-        "Acc": flags["Acc"].astype(float),
-        "Semantic Similarity": cosines,
-        "Semantic IoU": np.array([best_semantic_iou(*pair) for pair in pairs]),
-        "WUPS at 0.0": np.array([one.similarity for one in judged]),
-        "the model's own probability": np.array([entry["prob"] for entry in entries]),
-    }
-    return flags, scores
-
-
-def cohens_kappa(one: np.ndarray, other: np.ndarray) -> float:
-    """Agreement beyond chance (Cohen 1960)."""
-    chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
-    return float(((one == other).mean() - chance) / (1 - chance))
-
-
-def kendall_tau(one: np.ndarray, other: np.ndarray) -> float:
-    """Kendall's tau-b: pairs in the same order less pairs in the other, ties taken out."""
-    a, b = (np.sign(values[:, None] - values[None]) for values in (one, other))
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -194,17 +35,22 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--mode", default=ANY_MODE, help="own, any or another one of the predictions [%(default)s]")
     one.add_argument("--each", type=int, default=10, help="right ones, and wrong ones, of each set [%(default)s]")
     one.add_argument("--seed", type=int, default=0)
-    one.set_defaults(run=sample)
+    one.set_defaults(task="sample")
     other = tasks.add_parser("agreement", help="compares the metrics with the verdicts")
     other.add_argument("list", type=Path)
-    other.set_defaults(run=agreement)
+    other.set_defaults(task="agreement")
     return out
 
 
 def main() -> int:
     args = parser().parse_args()
     try:
-        args.run(args)
+        if args.task == "agreement":
+            agreement(args.list)
+        else:
+            table, sets = DatasetTable().with_yaml(args.datasets), args.sets.split(",")
+            files = (args.predictions, args.parts, args.out_list, args.sheets)
+            sample(*files, table, sets, args.mode, args.each, args.seed)
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

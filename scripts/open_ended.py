@@ -16,57 +16,15 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-
-from osm.benchmark.files import prediction_path  # noqa: E402
-from osm.benchmark.items import FIELD  # noqa: E402
-from osm.benchmark.metrics import accepted_forms, normalize  # noqa: E402
-from osm.benchmark.metrics.lexical import RELATIONS, Lexicon  # noqa: E402
-from osm.benchmark.metrics.wordnet import find_wordnet  # noqa: E402
-from osm.data.datasets import ANY_MODE, DatasetTable  # noqa: E402
-from osm.data.labels import LabelSet, load_labels  # noqa: E402
+from osm.benchmark.open_ended import RESULT, SET, answers, choose, measure, table  # noqa: E402
+from osm.data.datasets import DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
-from osm.files import read_json, write_atomically  # noqa: E402
-from osm.recognition.similarity import SentenceEncoder  # noqa: E402
-
-SET = "clothing"
-AT_LEAST = 10  # val masks of a class that may be left out: a figure of fewer says nothing
-RESULT = "open_ended.json"
-PARTS = 2  # as scripts/osm_small.sh predicts
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One val mask in one mode."""
-
-    category_id: int
-    mode: str
-    text: str
-    prob: float
-
-
-def segments(data: Path, split: str) -> Counter[int]:
-    """How many masks of each category a split has."""
-    document, _ = read_json(data / SET / split / "panoptic.json", "DATA")
-    return Counter(
-        s["category_id"] for a in document["annotations"] for s in a["segments_info"] if not s.get("iscrowd")
-    )
-
-
-def choose(data: Path, count: int, seed: int) -> list[int]:
-    """The category ids that are left out."""
-    often = sorted(key for key, masks in segments(data, "val").items() if masks >= AT_LEAST)
-    if not 0 < count < len(often):
-        raise OsmError(f"--classes {count}: {len(often)} classes have {AT_LEAST} val masks or more; fewer are needed")
-    return sorted(np.random.default_rng(seed).choice(often, count, replace=False).tolist())
+from osm.files import write_atomically  # noqa: E402
 
 
 def train(data: Path, out: Path, left_out: list[int]) -> None:
@@ -80,123 +38,6 @@ def train(data: Path, out: Path, left_out: list[int]) -> None:
     command = ["bash", str(ROOT / "scripts" / "osm_small.sh"), str(data), str(out)]
     if (status := subprocess.run(command, env={**os.environ, **settings}, stdout=sys.stderr).returncode) != 0:
         raise OsmError(f"{' '.join(command)} ended with {status}; the same command goes on where it was")
-
-
-def answers(out: Path) -> list[Answer]:
-    """All val masks of the set, in both modes."""
-    found = []
-    for part in range(PARTS):
-        document, _ = read_json(prediction_path(out / "predictions", SET, part, PARTS), "predictions")
-        for entry in (s for a in document for s in a["segments_info"] if FIELD in s):
-            for mode, said in entry[FIELD].items():
-                found.append(Answer(entry["category_id"], mode, normalize(said["class"]), said["prob"]))
-    return found
-
-
-def measure(data: Path, labels: LabelSet, left_out: list[int], found: list[Answer]) -> dict[str, Any]:
-    """What is said of the classes left out and of the others, by mode."""
-    encoder = SentenceEncoder()
-    shown = segments(data, "train")
-    taught = {key for key in shown if key not in left_out}
-    names = sorted({labels[key].target for key in taught})
-    # Names of the other two sets are taught as well, so that a word from there is not taken for a new one.
-    coco = {c["id"]: c for c in read_json(data / "coco_mini/train/panoptic.json", "DATA")[0]["categories"]}
-    camvid = read_json(data / "camvid/train/panoptic.json", "DATA")[0]["categories"]
-    table = load_labels("coco")
-    elsewhere = {table[key].target for key in coco if key in table} | {c["name"].lower() for c in camvid}
-    document: dict[str, Any] = {"left_out": {labels[key].target: shown[key] for key in left_out}, "modes": {}}
-    document["also_taught_by_another_set"] = sorted(elsewhere & {labels[key].target for key in left_out})
-    for mode in (SET, ANY_MODE):
-        ours = [a for a in found if a.mode == mode and a.category_id in left_out]
-        others = [a for a in found if a.mode == mode and a.category_id in taught]
-        texts = {labels[key].target: [a.text or "(nothing)" for a in ours if a.category_id == key] for key in left_out}
-        chance = [a.text or "(nothing)" for a in others]
-        document["modes"]["own" if mode == SET else mode] = {
-            "masks": len(ours),
-            "exactly_right": share(is_right(a, labels) for a in ours),
-            "right_of_the_taught_classes": share(is_right(a, labels) for a in others),
-            "a_taught_clothing_name": share(a.text in names for a in ours),
-            "a_name_of_another_set": share(a.text in elsewhere and a.text not in names for a in ours),
-            "no_taught_name": share(a.text not in names and a.text not in elsewhere for a in ours),
-            "similarity": round(mean(cosines(encoder, target, said) for target, said in texts.items()), 3),
-            "similarity_of_other_masks_names": round(mean([cosines(encoder, t, chance) for t in texts]), 3),
-            "similarity_of_the_nearest_taught_name": round(
-                mean([float(cosines(encoder, t, names).max())] * len(said) for t, said in texts.items()), 3
-            ),
-            "related_in_wordnet": related(texts, labels, left_out),
-            "unsure_auroc": round(auroc([a.prob for a in others], [a.prob for a in ours]), 3),
-            "classes": {
-                target: {
-                    "masks": len(said),
-                    "called": dict(Counter(said).most_common(5)),
-                    "similarity": round(float(np.mean(cosines(encoder, target, said))), 3),
-                    "nearest_taught": names[int(cosines(encoder, target, names).argmax())],
-                    "called_the_nearest": said.count(names[int(cosines(encoder, target, names).argmax())]),
-                }
-                for target, said in texts.items()
-            },
-        }
-    return document
-
-
-def related(texts: dict[str, list[str]], labels: LabelSet, left_out: list[int]) -> dict[str, float] | str:
-    """Shares of the relations of what is said to what it is, in percent, or why there are none."""
-    try:
-        lexicon = Lexicon(find_wordnet())
-    except OsmError as error:
-        return str(error)
-    found = Counter(
-        lexicon.judge(text, labels[key].names).relation for key in left_out for text in texts[labels[key].target]
-    )
-    return {relation: round(100 * found[relation] / found.total(), 1) for relation in RELATIONS}
-
-
-def is_right(answer: Answer, labels: LabelSet) -> bool:
-    return answer.text in accepted_forms(labels[answer.category_id].names)
-
-
-def share(flags: Any) -> float:
-    """Of a sequence of truths, in percent."""
-    return round(100 * float(np.mean(list(flags))), 1)
-
-
-def mean(parts: Any) -> float:
-    """Over all that the parts hold."""
-    return float(np.concatenate([np.asarray(part, dtype=float) for part in parts]).mean())
-
-
-def cosines(encoder: SentenceEncoder, target: str, texts: list[str]) -> np.ndarray:
-    """How near each text is to a name."""
-    return (encoder.encode(texts) @ encoder.encode([target])[0]).numpy()
-
-
-def auroc(higher: list[float], lower: list[float]) -> float:
-    """How often one of the first is above one of the second; ties count half."""
-    a, b = np.asarray(higher)[:, None], np.asarray(lower)[None]
-    return float(((a > b) + 0.5 * (a == b)).mean())
-
-
-def table(document: dict[str, Any]) -> str:
-    """Markdown: the shares, then what each class is called."""
-    modes = document["modes"]
-    lines = ["| classes left out | own mode | `any` |", "|---|---|---|"]
-    for key in [key for key in modes["own"] if key != "classes"]:
-        cells = [written(modes[mode][key]) for mode in ("own", ANY_MODE)]
-        lines.append(f"| {key.replace('_', ' ')} | {cells[0]} | {cells[1]} |")
-    lines += ["", "| left out | masks | called, own mode | called, `any` | nearest taught |", "|---|---|---|---|---|"]
-    for target, own in modes["own"]["classes"].items():
-        called = [
-            ", ".join(f"{name} {count}" for name, count in modes[mode]["classes"][target]["called"].items())
-            for mode in ("own", ANY_MODE)
-        ]
-        lines.append(f"| {target} | {own['masks']} | {called[0]} | {called[1]} | {own['nearest_taught']} |")
-    return "\n".join(lines)
-
-
-def written(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {share}" for name, share in value.items() if share)
-    return str(value)
 
 
 def main() -> int:

@@ -13,10 +13,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from open_ended import RESULT  # noqa: E402
-from open_ended import table as open_ended_table  # noqa: E402
-
 from osm.benchmark.measure import title_of  # noqa: E402
+from osm.benchmark.open_ended import RESULT  # noqa: E402
+from osm.benchmark.open_ended import table as open_ended_table  # noqa: E402
 from osm.training.tracking import read_log  # noqa: E402
 
 

