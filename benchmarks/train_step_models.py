@@ -67,6 +67,7 @@ def random_model(config: ModelConfig, tiny: bool, device: torch.device, frozen: 
     from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 
     sections = {name: shrunk(section) if tiny else section for name, section in PUBLISHED.items()}
+    torch.manual_seed(0)
     with torch.device(device):
         with default_dtype(frozen):
             base = InstructBlipForConditionalGeneration(InstructBlipConfig(**sections))

@@ -17,8 +17,18 @@ from osm.data.datasets import DatasetTable
 from osm.errors import OsmError
 from osm.files import write_atomically
 
-ALTERS = ("--modes", "--alter", "--masks", "--vocabulary")
-"""Flags of `generate_pred.py` with which nothing would be reproduced."""
+PASSED_ON = {
+    "config": "of a checkpoint that does not tell its own, as the published ones: osm",
+    "benchmark": "YAML with the sets' paths, or its name in configs/",
+    "datasets": "YAML with other paths of the sets",
+    "sets": "comma-separated; default: all whose files are there",
+    "limit": "the first so many images of each set alone, to try it",
+    "batch": "images that are named together",
+    "device": "auto, cpu, cuda, cuda:1, ...",
+    "num_threads": "CPU threads of torch",
+    "max_batch_tokens": "LLM positions decoded together",
+}
+"""Flags of `generate_pred.py` that do not change what is asked."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +100,13 @@ def compare(result: SetResult, tolerance: float) -> Comparison:
 
 def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], int] = generate_main) -> int:
     """Returns 0 where all six sets are within the tolerance, 1 where not, 2 after a user's mistake."""
-    args, flags = parser().parse_known_args(argv)
+    args = parser().parse_args(argv)
     try:
         if args.processes < 1 or args.tolerance < 0:
             raise OsmError(
                 f"--processes {args.processes}, --tolerance {args.tolerance}: 1 or more, and 0 or more, needed"
             )
-        wrong = [flag for flag in flags if flag.split("=")[0] in ALTERS]
-        if wrong:
-            raise OsmError(f"{wrong[0]}: the published figures are those of generate_pred.py without it; leave it out")
-        if status := _generate(args, flags, generate):
+        if status := _generate(args, generate):
             return status
         results, notes = evaluate_folder(args.out_dir, args.processes, DatasetTable())
         compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
@@ -110,8 +117,9 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
     return int(len(compared) < len(PUBLISHED) or not all(one.within and one.same_masks for one in compared))
 
 
-def _generate(args: argparse.Namespace, flags: list[str], generate: Callable[[Sequence[str]], int]) -> int:
-    common = [args.checkpoint, str(args.out_dir), *flags]
+def _generate(args: argparse.Namespace, generate: Callable[[Sequence[str]], int]) -> int:
+    given = [(name, getattr(args, name)) for name in PASSED_ON if getattr(args, name) is not None]
+    common = [args.checkpoint, str(args.out_dir), *(word for name, value in given for word in (f"--{name}", value))]
     if args.processes == 1:
         return generate(["0", "1", *common])
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes)]
@@ -139,12 +147,14 @@ def parser() -> argparse.ArgumentParser:
         prog="osm reproduce",
         allow_abbrev=False,
         description="Names the published benchmark's six val sets and compares the figures with the published ones; in "
-        "brackets, the difference in points. Other flags (--config, --sets, --datasets, --coco_image_dir, ...) go to "
-        "generate_pred.py; a run that was killed goes on.",
+        "brackets, the difference in points. A run that was killed goes on.",
     )
     out.add_argument("checkpoint", metavar="ckpt", help="the model zoo's file, or another model")
     out.add_argument("out_dir", type=Path, help="folder of the predictions")
     out.add_argument("--processes", type=int, default=1, help="one a GPU [%(default)s]")
     out.add_argument("--tolerance", type=float, default=0.5, help="in points, of every figure [%(default)s]")
     out.add_argument("--json", type=Path, help="also write the figures to this file")
+    group = out.add_argument_group("as of generate_pred.py")
+    for name, what in PASSED_ON.items():
+        group.add_argument(f"--{name}", help=what)
     return out
