@@ -31,11 +31,13 @@ MAX_LINES = 400
 TOP = ("osm.quickstart", "osm.cli")
 LAYERS = {
     "osm.data": ("osm.model", "osm.pretraining", "osm.training", "osm.recognition", "osm.benchmark", *TOP),
-    "osm.model": ("osm.pretraining", "osm.training", "osm.recognition", "osm.benchmark", *TOP),
+    "osm.model": ("osm.pretraining", "osm.training", "osm.recognition", "osm.segmenters", "osm.benchmark", *TOP),
     "osm.pretraining": ("osm.training", "osm.recognition", "osm.benchmark", *TOP),
     "osm.training": ("osm.pretraining", "osm.recognition", "osm.benchmark", *TOP),
-    "osm.recognition": ("osm.pretraining", "osm.training", "osm.benchmark", *TOP),
-    "osm.benchmark": ("osm.pretraining", *TOP),
+    "osm.recognition": ("osm.pretraining", "osm.training", "osm.segmenters", "osm.benchmark", "osm.demo", *TOP),
+    "osm.segmenters": ("osm.pretraining", "osm.training", "osm.benchmark", "osm.demo", *TOP),
+    "osm.benchmark": ("osm.pretraining", "osm.segmenters", "osm.demo", *TOP),
+    "osm.demo": ("osm.pretraining", "osm.training", "osm.benchmark", *TOP),
 }
 ENTRY_FOLDERS = ("train", "test", "dataset_preparation", "scripts")
 

@@ -183,7 +183,7 @@ def _add_groups(scores: MaskScores, labels: list[LabelClass], frequencies: Mappi
     sizes = [None if mask.area is None else size_of(mask.area) for mask in scores.masks]
     _add_group(scores, SIZE, sizes, SIZES, "sizes", "the prediction files have no `area`")
     often = [label.frequency if frequencies is None else frequencies.get(label.id) or "" for label in labels]
-    hint = "the labels have no `frequency` (give LVIS's json: --frequencies SET=FILE)"
+    hint = "the labels have no `frequency` (evaluate_pred.py reads LVIS's: --frequencies SET=FILE)"
     _add_group(scores, FREQUENCY, [one or None for one in often], FREQUENCIES, "frequencies", hint)
 
 
