@@ -110,7 +110,8 @@ def test_mode_any(folder: Path, tools: Tools) -> None:
     assert document["notes"] == [
         "coco: mode coco: 1 masks have a name that WordNet knows by its last words alone",
         "coco: Acc by sizes: without 1 of 6 masks, of which the prediction files have no `area`",
-        "coco: Acc by frequencies: left out, the labels have no `frequency` (evaluate_pred.py reads LVIS's: --frequencies SET=FILE)",
+        "coco: Acc by frequencies: left out, the labels have no `frequency` (evaluate_pred.py reads LVIS's: "
+        "--frequencies SET=FILE)",
     ]
 
 
