@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,48 +66,62 @@ def answers(out: Path) -> list[Answer]:
 
 def measure(data: Path, labels: LabelSet, left_out: list[int], found: list[Answer]) -> dict[str, Any]:
     """What is said of the classes left out and of the others, by mode."""
-    encoder = SentenceEncoder()
-    shown = segments(data, "train")
-    taught = {key for key in shown if key not in left_out}
-    names = sorted({labels[key].target for key in taught})
-    # Names of the other two sets are taught as well, so that a word from there is not taken for a new one.
-    coco = {c["id"]: c for c in read_json(data / "coco_mini/train/panoptic.json", "DATA")[0]["categories"]}
-    camvid = read_json(data / "camvid/train/panoptic.json", "DATA")[0]["categories"]
-    table = load_labels("coco")
-    elsewhere = {table[key].target for key in coco if key in table} | {c["name"].lower() for c in camvid}
-    document: dict[str, Any] = {"left_out": {labels[key].target: shown[key] for key in left_out}, "modes": {}}
-    document["also_taught_by_another_set"] = sorted(elsewhere & {labels[key].target for key in left_out})
+    encoder, shown = SentenceEncoder(), segments(data, "train")
+    taught = {labels[key].target for key in shown if key not in left_out}
+    elsewhere = names_of_the_other_sets(data)
+    missing = {labels[key].target: shown[key] for key in left_out}
+    modes = {}
     for mode in (SET, ANY_MODE):
         ours = [a for a in found if a.mode == mode and a.category_id in left_out]
-        others = [a for a in found if a.mode == mode and a.category_id in taught]
+        others = [a for a in found if a.mode == mode and a.category_id in shown and a.category_id not in left_out]
         texts = {labels[key].target: [a.text or "(nothing)" for a in ours if a.category_id == key] for key in left_out}
-        chance = [a.text or "(nothing)" for a in others]
-        document["modes"]["own" if mode == SET else mode] = {
+        modes["own" if mode == SET else mode] = {
             "masks": len(ours),
             "exactly_right": share(is_right(a, labels) for a in ours),
             "right_of_the_taught_classes": share(is_right(a, labels) for a in others),
-            "a_taught_clothing_name": share(a.text in names for a in ours),
-            "a_name_of_another_set": share(a.text in elsewhere and a.text not in names for a in ours),
-            "no_taught_name": share(a.text not in names and a.text not in elsewhere for a in ours),
-            "similarity": round(mean(cosines(encoder, target, said) for target, said in texts.items()), 3),
-            "similarity_of_other_masks_names": round(mean([cosines(encoder, t, chance) for t in texts]), 3),
-            "similarity_of_the_nearest_taught_name": round(
-                mean([float(cosines(encoder, t, names).max())] * len(said) for t, said in texts.items()), 3
-            ),
+            "a_taught_clothing_name": share(a.text in taught for a in ours),
+            "a_name_of_another_set": share(a.text in elsewhere - taught for a in ours),
+            "no_taught_name": share(a.text not in elsewhere | taught for a in ours),
+            **nearness(encoder, texts, [a.text or "(nothing)" for a in others], sorted(taught)),
             "related_in_wordnet": related(texts, labels, left_out),
-            "unsure_auroc": round(auroc([a.prob for a in others], [a.prob for a in ours]), 3),
-            "classes": {
-                target: {
-                    "masks": len(said),
-                    "called": dict(Counter(said).most_common(5)),
-                    "similarity": round(float(np.mean(cosines(encoder, target, said))), 3),
-                    "nearest_taught": names[int(cosines(encoder, target, names).argmax())],
-                    "called_the_nearest": said.count(names[int(cosines(encoder, target, names).argmax())]),
-                }
-                for target, said in texts.items()
-            },
+            "taught_surer_than_left_out_auroc": round(auroc([a.prob for a in others], [a.prob for a in ours]), 3),
+            "classes": {target: of_class(encoder, target, said, sorted(taught)) for target, said in texts.items()},
         }
-    return document
+    return {"left_out": missing, "also_taught_by_another_set": sorted(elsewhere & missing.keys()), "modes": modes}
+
+
+def names_of_the_other_sets(data: Path) -> set[str]:
+    """They are taught as well, so a word from there is not taken for a new one."""
+    coco, camvid = (
+        read_json(data / name / "train" / "panoptic.json", "DATA")[0]["categories"] for name in ("coco_mini", "camvid")
+    )
+    table = load_labels("coco")
+    return {table[c["id"]].target for c in coco if c["id"] in table} | {c["name"].lower() for c in camvid}
+
+
+def nearness(
+    encoder: SentenceEncoder, texts: dict[str, list[str]], chance: list[str], taught: list[str]
+) -> dict[str, float]:
+    """Mean cosines to the true names (the keys of `texts`): of what was said, and what they are to be held against."""
+    said = mean(cosines(encoder, target, of_target) for target, of_target in texts.items())
+    nearest = mean([cosines(encoder, target, taught).max()] * len(of_target) for target, of_target in texts.items())
+    return {
+        "similarity_to_the_true_name": round(said, 3),
+        "similarity_of_names_said_of_other_masks": round(mean(cosines(encoder, t, chance) for t in texts), 3),
+        "similarity_of_the_nearest_taught_name": round(nearest, 3),
+    }
+
+
+def of_class(encoder: SentenceEncoder, target: str, said: list[str], taught: list[str]) -> dict[str, Any]:
+    """What the masks of one class left out are called."""
+    nearest = taught[int(cosines(encoder, target, taught).argmax())]
+    return {
+        "masks": len(said),
+        "called": dict(Counter(said).most_common(5)),
+        "similarity": round(float(np.mean(cosines(encoder, target, said))), 3),
+        "nearest_taught": nearest,
+        "called_the_nearest": said.count(nearest),
+    }
 
 
 def related(texts: dict[str, list[str]], labels: LabelSet, left_out: list[int]) -> dict[str, float] | str:
@@ -125,12 +140,12 @@ def is_right(answer: Answer, labels: LabelSet) -> bool:
     return answer.text in accepted_forms(labels[answer.category_id].names)
 
 
-def share(flags: Any) -> float:
+def share(flags: Iterable[bool]) -> float:
     """Of a sequence of truths, in percent."""
     return round(100 * float(np.mean(list(flags))), 1)
 
 
-def mean(parts: Any) -> float:
+def mean(parts: Iterable[Any]) -> float:
     """Over all that the parts hold."""
     return float(np.concatenate([np.asarray(part, dtype=float) for part in parts]).mean())
 

@@ -71,11 +71,12 @@ def test_figures_by_hand(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own["a_taught_clothing_name"] == 40.0 and own["a_name_of_another_set"] == 20.0
     assert own["no_taught_name"] == 40.0
     # Of 20 pairs (taught, left out), by probability: 0.95 above 5, 0.3 above 2, 0.05 above none, 0.6 above 4.
-    assert own["unsure_auroc"] == 0.55
+    assert own["taught_surer_than_left_out_auroc"] == 0.55
     boots_row = own["classes"]["boots"]
     assert boots_row["called"] == {"shoes": 2, "boot": 1, "car": 1, "sock thing": 1}
     assert boots_row["nearest_taught"] == "shoes" and boots_row["called_the_nearest"] == 2
-    assert own["similarity_of_the_nearest_taught_name"] > own["similarity"] > own["similarity_of_other_masks_names"]
+    chance = own["similarity_of_names_said_of_other_masks"]
+    assert own["similarity_of_the_nearest_taught_name"] > own["similarity_to_the_true_name"] > chance
     lines = open_ended.table(document).splitlines()
     assert (
         "| boots | 5 | shoes 2, boot 1, car 1, sock thing 1 | shoes 2, boot 1, car 1, sock thing 1 | shoes |" in lines
