@@ -19,7 +19,14 @@ from osm.model.llm import check_complete, load_llm, stop_also_at
 from osm.model.maskqformer import MaskQFormerBridge
 from osm.model.osm import OmniScientModel
 from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
-from osm.model.weights import Found, from_pretrained_options, hub_options, load_first, timm_state_dict
+from osm.model.weights import (
+    Found,
+    from_pretrained_options,
+    hub_options,
+    load_first,
+    shipped_folder,
+    timm_state_dict,
+)
 
 PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"
 
@@ -169,12 +176,19 @@ def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientM
     return model, loaded, {}
 
 
+def shipped(name: str | Path) -> Path | None:
+    """The folder of a trained model that comes with this package, by its name; a folder of that name goes first."""
+    folder = shipped_folder() / str(name)
+    plain = str(name).isidentifier() and not Path(name).exists()
+    return folder if plain and (folder / "model.safetensors").is_file() else None
+
+
 def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
     """Loads a folder of `save_pretrained`, or a hub id that holds one (where there is a network or a cache).
 
     With a `base_model` that is handed in there is no processor: its tokenizers are not known.
     """
-    folder = Path(name)
+    folder = shipped(name) or Path(name)
     if not folder.is_dir():
         if folder.exists() or folder.is_absolute() or str(name).count("/") != 1:
             raise OsmError(f"checkpoint {str(name)!r}: no such folder, and not a hub id (owner/name)")

@@ -109,7 +109,7 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
     return files.published_entries(named["window_pos_embed"].to("meta"), bridge)
 
 
-def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = False) -> str:
+def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = False, half: bool = False) -> str:
     """Writes a trained model in the other form: `out` is a published `.pt` file by its name, else a folder.
 
     Returns:
@@ -120,6 +120,8 @@ def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = 
     """
     check_out(out, force)
     published = out.suffix in PUBLISHED_SUFFIXES
+    if half and with_optimizer:
+        raise OsmError("--half: training does not go on from rounded values; leave out --half, or --with_optimizer")
     if with_optimizer and not published:
         raise OsmError(f"--with_optimizer: the folder {out} has no place for it; export to a name that ends in .pt")
     found = read_source(source)
@@ -134,6 +136,8 @@ def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = 
     given = files.fitting(wanted, found.state, found.where)
     # A copy each: an entry may be a view of something larger, which would be written whole.
     entries = {name: given[name].reshape(blank.shape).clone() for name, blank in wanted.items()}
+    if half:
+        entries = {name: _halved(value, name, found.where) for name, value in entries.items()}
     entries["base_model.query_tokens"] = entries["context_query"]
     try:
         document = json.loads(json.dumps(found.config))  # the same plain values in both forms: lists, no tuples
@@ -141,6 +145,13 @@ def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = 
         raise OsmError(f"{found.where}: its config holds more than plain values ({error})") from None
     write(out, document, entries, found.rest if with_optimizer else {})
     return _told(out, entries, found.where)
+
+
+def _halved(value: Tensor, name: str, where: str) -> Tensor:
+    small = value.half()
+    if not small.isfinite().all():
+        raise OsmError(f"--half: {where}: {name} has values that float16 does not hold (beyond 65504, or not finite)")
+    return small
 
 
 def import_published(
@@ -231,6 +242,7 @@ def export_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--with_optimizer", action="store_true", help="all that the source's .pt holds, so that training can go on"
     )
+    out.add_argument("--half", action="store_true", help="in float16: half the size, values rounded to 11 bits")
     out.add_argument("--force", action="store_true", help="replace an older model at OUT")
     return out
 
@@ -256,7 +268,7 @@ def import_parser() -> argparse.ArgumentParser:
 def export_main(argv: Sequence[str] | None = None) -> int:
     """The command `osm export`; returns the exit code."""
     args = export_parser().parse_args(argv)
-    return _run(lambda: export(args.source, args.out, args.with_optimizer, args.force))
+    return _run(lambda: export(args.source, args.out, args.with_optimizer, args.force, args.half))
 
 
 def import_main(argv: Sequence[str] | None = None) -> int:

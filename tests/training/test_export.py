@@ -19,6 +19,7 @@ from torch import Tensor
 from osm.cli import main
 from osm.config import ModelConfig, from_dict
 from osm.data.datasets import PUBLISHED_MODES
+from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.factory import base_config, build
 from osm.model.osm import OmniScientModel
@@ -156,6 +157,33 @@ def test_the_optimizer_comes_along_where_it_is_asked_for(source: Path, tmp_path:
         "export", tmp_path / "folder", tmp_path / "x.pt", "--with_optimizer"
     )
     assert not (tmp_path / "x.pt").exists()
+
+
+def test_half_the_size(source: Path, tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran("export", source, tmp_path / "whole")
+    ran("export", source, tmp_path / "shipped" / "little", "--half")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "shipped/little")]
+    assert sizes[1] < 0.6 * sizes[0]
+    rounded = OmniScientModel.from_pretrained(tmp_path / "shipped" / "little").trainable_state_dict()
+    given = torch.load(source, weights_only=True)["model_state_dict"]
+    for name, value in given.items():
+        assert rounded[name].dtype == value.dtype == torch.float32
+        torch.testing.assert_close(rounded[name], value, rtol=2**-11, atol=2**-24)
+    assert "leave out --half, or --with_optimizer" in refused(
+        "export", source, tmp_path / "x.pt", "--half", "--with_optimizer"
+    )
+    document = torch.load(source, weights_only=True)
+    document["model_state_dict"]["context_query"][0, 0, 0] = 1e6
+    torch.save(document, source)
+    assert "context_query has values that float16 does not hold" in refused("export", source, tmp_path / "x", "--half")
+    # What lies in the package's folder of weights is found by its name, unless there is a folder of that name.
+    monkeypatch.setattr("osm.model.factory.shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    assert_equal(OmniScientModel.from_pretrained("little").trainable_state_dict(), rounded)
+    ran("export", tmp_path / "whole", tmp_path / "little")
+    assert_equal(OmniScientModel.from_pretrained("little").trainable_state_dict(), given)
+    with pytest.raises(OsmError, match="no such folder, and not a hub id"):
+        OmniScientModel.from_pretrained("larger")
 
 
 def test_training_goes_on_from_an_export(workshop: Workshop, tmp_path: Path) -> None:
