@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -249,6 +250,8 @@ def write_folder(folder: Path, document: Mapping[str, Any], state: Mapping[str, 
     apart = {key: value.cpu().contiguous().clone() for key, value in state.items()}
     save_file(apart, folder / "model.safetensors.tmp", metadata={"format": "pt"})
     (folder / "config.json.tmp").write_text(json.dumps(document, indent=2) + "\n")
+    # safetensors makes files that nobody else may read; a model is shared as any other file is.
+    shutil.copymode(folder / "config.json.tmp", folder / "model.safetensors.tmp")
     for name in ("model.safetensors", "config.json"):
         os.replace(folder / f"{name}.tmp", folder / name)
 

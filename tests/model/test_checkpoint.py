@@ -227,6 +227,8 @@ def built(tmp_path: Path) -> tuple[OmniScientModel, Path]:
     model, _ = build(from_dict(ModelConfig, tiny_model_section(tmp_path), "model"))
     torch.nn.init.normal_(model.window_pos_embed)
     model.save_pretrained(tmp_path / "saved")
+    modes = {path.stat().st_mode for path in (tmp_path / "saved").iterdir()}
+    assert len(modes) == 1  # weights can be read by whoever can read their config
     return model.eval(), tmp_path / "saved"
 
 
