@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,24 @@ class Engine:
         width, height = picture.image.size
         if not (0 <= x < width and 0 <= y < height):  # false for nan, too
             raise OsmError(f"point {x:g}, {y:g} is outside of the picture, which is {width} x {height} pixels")
+
+
+def load_engine(
+    checkpoint: str,
+    segmenter: str = "auto",
+    sam_checkpoint: str | None = None,
+    *,
+    device: str = "auto",
+    config: str | None = None,
+) -> Engine:
+    """A trained model (folder, hub id or `.pt`) with a segmenter; see `osm.segmenters.load_segmenter`."""
+    from osm.recognition.recognizer import load_recognizer
+
+    segmenters: Any = importlib.import_module("osm.segmenters")
+    recognizer = load_recognizer(checkpoint, config=config, device=device)
+    return Engine(
+        recognizer, segmenters.load_segmenter(segmenter, sam_checkpoint, recognizer=recognizer, device=device)
+    )
 
 
 def rle_of(mask: np.ndarray) -> dict[str, Any]:

@@ -12,7 +12,8 @@ INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
 unless you give one.</p></header>"""
 
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container main { width: 100%; }
 .osm-head h1 { font-size: 1.6rem; font-weight: 700; margin: 0 0 .2rem; }
 .osm-head p, .osm-hint { margin: 0; line-height: 1.45; max-width: 70ch; }
 .osm-error, .osm-note { margin: 0; padding: .6rem .8rem; border-radius: 6px; border: 1px solid;
@@ -25,16 +26,19 @@ CSS = """
 .osm-name small { font-size: 1rem; font-weight: 400; white-space: nowrap; }
 .osm-table { width: 100%; border-collapse: collapse; margin-top: .6rem; }
 .osm-table caption { text-align: left; font-weight: 600; padding: .2rem 0; }
-.osm-table th, .osm-table td, .osm-table tr { border: 0 !important; background: none !important; }
-.osm-table th, .osm-table td { text-align: left; padding: .35rem .5rem .35rem 0 !important; overflow-wrap: anywhere;
+table.osm-table, .osm-table th, .osm-table td, .osm-table tr { border: 0 !important; background: none !important; }
+.osm-table th, .osm-table td { text-align: left; padding: .35rem .5rem .35rem 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important; vertical-align: top; }
+.osm-table td { overflow-wrap: anywhere; }
 .osm-table .osm-number { text-align: right !important; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .osm-bar { display: block; height: 5px; margin-top: 3px; border-radius: 3px; background: var(--color-accent); }
 .osm-scroll { max-height: 24rem; overflow-y: auto; }
 #osm-view img { cursor: crosshair; }
-#osm-view button:focus-visible, .osm-scroll:focus-visible {
-  outline: 3px solid var(--color-accent); outline-offset: 2px; }
-#osm-message:not(:has(p)), #osm-answer:not(:has(p, table)) { display: none; }
+.gradio-container button:focus-visible, .gradio-container input:focus-visible, .osm-scroll:focus-visible,
+.gradio-container textarea:focus-visible {
+  outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
+#osm-message:not(:has(p)) { display: none; }
+#osm-answer:not(:has(.osm-full)) { display: none; }
 """
 
 
@@ -51,8 +55,8 @@ def answer(one: Named, way: str = "") -> str:
     """The name in large letters, and the likeliest names below with a bar each."""
     found = one.answer
     if found.skipped:
-        return f'<p class="osm-name">No name</p><p class="osm-hint">{escape(_as_sentence(found.skipped))}</p>'
-    head = f'<p class="osm-name" role="status">{_name(found.text)} <small>{found.prob:.1%}</small></p>'
+        return f'<p class="osm-name osm-full">No name</p><p class="osm-hint">{escape(_as_sentence(found.skipped))}</p>'
+    head = f'<p class="osm-name osm-full" role="status">{_name(found.text)} <small>{found.prob:.1%}</small></p>'
     if found.said:
         head += f'<p class="osm-hint">Said freely: {_name(found.said)}.</p>'
     cosines = way == "mapped"
@@ -100,7 +104,9 @@ def _table(caption: str, columns: Sequence[str], rows: str, scrolls: bool = Fals
     table += f"<tbody>{rows}</tbody></table>"
     # What scrolls must be reachable by keyboard.
     return (
-        f'<div class="osm-scroll" tabindex="0" role="region" aria-label="{caption}">{table}</div>' if scrolls else table
+        f'<div class="osm-scroll osm-full" tabindex="0" role="region" aria-label="{caption}">{table}</div>'
+        if scrolls
+        else table
     )
 
 
@@ -114,4 +120,6 @@ def _share(prob: float) -> float:
 
 def _as_sentence(text: str) -> str:
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    if text.split(" ")[0].isalpha():  # not the name of a file
+        text = text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?")) else ".")

@@ -188,13 +188,14 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
             with gr.Column(scale=3, min_width=320):
                 with gr.Row(equal_height=True):
                     file = gr.UploadButton(
-                        "Upload a picture", file_types=["image"], min_width=140, elem_id="osm-upload"
+                        "Upload a picture", file_types=["image"], min_width=200, elem_id="osm-upload"
                     )
                     sample = gr.Dropdown(
                         list(page.pictures),
                         value=None,
                         label="Or a sample picture",
-                        min_width=160,
+                        min_width=200,
+                        filterable=False,
                         elem_id="osm-sample",
                     )
                 by = gr.Radio(list(HINTS), value=POINT, label="Choose by", elem_id="osm-by")
@@ -210,7 +211,7 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
                     transforms=(),
                     layers=False,
                     format="png",
-                    brush=gr.Brush(default_size=24, colors=["#e69f00"], color_mode="fixed"),
+                    brush=gr.Brush(default_size=24, colors=[("#e69f00", 0.6)], color_mode="fixed"),
                     buttons=[],
                     elem_id="osm-painting",
                 )
@@ -244,7 +245,11 @@ def _wish_parts(modes: tuple[str, ...]) -> list[gr.components.Component]:
     """Mode, list of names, and how it is used."""
     with gr.Accordion("How it answers", open=False, elem_id="osm-wish"):
         mode = gr.Dropdown(
-            list(modes), value="any", label="Mode", info="Names in the manner of one data set, or of any"
+            list(modes),
+            value="any",
+            filterable=False,
+            label="Mode",
+            info="Names in the manner of one data set, or of any",
         )
         names = gr.Textbox(
             label="Only these names, one a line", info="Empty: any name", lines=3, max_lines=8, elem_id="osm-names"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -79,20 +78,13 @@ def use_gradio() -> None:
 
 def page_of(args: argparse.Namespace) -> Page:
     """Loads model, segmenter and samples."""
-    from osm.demo.engine import Engine
+    from osm.demo.engine import load_engine
     from osm.demo.page import Limits, Page
     from osm.demo.samples import samples
-    from osm.recognition.recognizer import load_recognizer
 
     pictures = samples(args.samples)
-    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device)
-    engine = Engine(recognizer, segmenter_of(args.segmenter, args.sam_checkpoint, recognizer, args.device))
+    engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint, device=args.device, config=args.config)
     return Page(engine, pictures, Limits(args.max_file_mb, args.max_megapixels))
-
-
-def segmenter_of(name: str, checkpoint: str | None, recognizer: Any, device: str) -> Any:
-    segmenters: Any = importlib.import_module("osm.segmenters")
-    return segmenters.load_segmenter(name, checkpoint, recognizer=recognizer, device=device)
 
 
 def serve(page: Page, host: str, port: int) -> Any:
@@ -108,6 +100,17 @@ def serve(page: Page, host: str, port: int) -> Any:
 
     fonts = (gr.themes.Font("system-ui"), gr.themes.Font("sans-serif"))
     mono = (gr.themes.Font("ui-monospace"), gr.themes.Font("monospace"))
+    # Darker than its own: white on them, and text on the page, must be read by weak eyes (4.5 : 1).
+    theme = gr.themes.Base(primary_hue="blue", font=fonts, font_mono=mono).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
     blocks = build(page).queue(max_size=64)
     try:
         blocks.launch(
@@ -120,9 +123,9 @@ def serve(page: Page, host: str, port: int) -> Any:
             ssr_mode=False,
             enable_monitoring=False,
             footer_links=[],
-            max_file_size=int(page.limits.file_mb * 1e6),
+            max_file_size=int(page.limits.file_mb * 2**20),
             state_session_capacity=_VISITS,
-            theme=gr.themes.Base(primary_hue="blue", font=fonts, font_mono=mono),
+            theme=theme,
             css=CSS,
         )
     except OSError as error:
