@@ -11,6 +11,7 @@ INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
 <p>Choose a picture, then point at something in it: the model writes what it sees there. No list of names is given,
 unless you give one.</p></header>"""
 
+# `:not(#osm)` outweighs the rules by which gradio hides where the keyboard is.
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container main { width: 100%; }
@@ -34,8 +35,8 @@ table.osm-table, .osm-table th, .osm-table td, .osm-table tr { border: 0 !import
 .osm-bar { display: block; height: 5px; margin-top: 3px; border-radius: 3px; background: var(--color-accent); }
 .osm-scroll { max-height: 24rem; overflow-y: auto; }
 #osm-view img { cursor: crosshair; }
-.gradio-container button:focus-visible, .gradio-container input:focus-visible, .osm-scroll:focus-visible,
-.gradio-container textarea:focus-visible {
+.gradio-container button:not(#osm):focus-visible, .gradio-container input:not(#osm):focus-visible,
+.gradio-container textarea:not(#osm):focus-visible, .osm-scroll:focus-visible {
   outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 #osm-message:not(:has(p)) { display: none; }
 #osm-answer:not(:has(.osm-full)) { display: none; }
