@@ -3,8 +3,7 @@
 
     python3 scripts/draw_demo_picture.py CHECKPOINT [--picture FILE] [--point X,Y] [--output docs/images/demo.jpg]
 
-Without --picture it is scikit-image's coffee (by Rachel Michetti, CC0). `pip install '.[test]'` has all that it needs but
-Chromium.
+Without --picture it is scikit-image's coffee (by Rachel Michetti, CC0). It needs Chromium, and `pip install '.[test]'`.
 """
 
 from __future__ import annotations

@@ -121,6 +121,8 @@ class Tab:
     def click(self, x: float, y: float) -> None:
         """At shares of the picture's width and height."""
         image = self.page.locator("#osm-view img")
+        self.page.wait_for_function("(e => e && e.complete && e.naturalWidth)(document.querySelector('#osm-view img'))")
+        image.scroll_into_view_if_needed()
         box = image.bounding_box()
         image.click(position={"x": box["width"] * x, "y": box["height"] * y})
 
