@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draws docs/images/demo.jpg: a click on the page of `osm demo`, in a headless Chromium.
+"""Draws docs/images/demo.jpg: a box on the page of `osm demo`, in a headless Chromium.
 
-    python3 scripts/draw_demo_picture.py CHECKPOINT [--picture FILE] [--point X,Y] [--output docs/images/demo.jpg]
+    python3 scripts/draw_demo_picture.py CHECKPOINT [--picture FILE] [--place X,Y,W,H] [--output docs/images/demo.jpg]
 
 Without --picture it is scikit-image's coffee (by Rachel Michetti, CC0). It needs Chromium, and `pip install '.[test]'`.
 """
@@ -26,8 +26,7 @@ def main() -> int:
     parser.add_argument("--segmenter", default="auto")
     parser.add_argument("--sam_checkpoint")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--point", default="300,120", help="in pixels [%(default)s]")
-    parser.add_argument("--box", help="x,y,width,height: instead of a point")
+    parser.add_argument("--place", default="150,10,270,290", help="x,y or x,y,width,height in pixels [%(default)s]")
     parser.add_argument("--width", type=int, default=1200, help="of the window [%(default)s]")
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--output", default="docs/images/demo.jpg")
@@ -49,7 +48,7 @@ def main() -> int:
         from osm.demo.samples import samples
 
         blocks = web.serve(Page(engine, samples(Path(folder)), Limits()), "127.0.0.1", PORT)
-        shot = photograph(args.picture.name, args.box or args.point, args.width, args.dark)
+        shot = photograph(args.picture.name, args.place, args.width, args.dark)
     blocks.close()
 
     from PIL import Image
