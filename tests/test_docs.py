@@ -20,6 +20,7 @@ from osm.data import convert
 from osm.data.datasets import DatasetTable
 from osm.data.originals import cli as originals
 from osm.data.scenes import write as scenes
+from osm.demo import web
 from osm.recognition import cli as recognition_cli
 from osm.training import config as training_config
 from osm.training import export
@@ -32,6 +33,7 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "prepare": convert.parser,
     "prepare_original": originals.parser,
     "name": recognition_cli.parser,
+    "demo": web.parser,
     "export": export.export_parser,
     "import": export.import_parser,
     "compare": evaluate_cli.compare_parser,

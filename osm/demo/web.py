@@ -1,0 +1,133 @@
+"""The command `osm demo`: a page in the browser that names what one points at. Nothing leaves this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osm.errors import OsmError
+
+if TYPE_CHECKING:  # gradio and torch take seconds to import
+    from osm.demo.page import Page
+
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+_VISITS = 32  # tabs whose pictures are kept; the one that was used the longest ago is forgotten first
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm demo`."""
+    out = argparse.ArgumentParser(
+        prog="osm demo",
+        allow_abbrev=False,
+        description="Serves a page in the browser that names what one points at in a picture.",
+    )
+    out.add_argument("--checkpoint", required=True, help="a trained model: a folder `final`, a hub id or a .pt file")
+    out.add_argument("--config", help="of a .pt file that does not tell its own")
+    out.add_argument("--device", default="auto", help="[%(default)s]")
+    out.add_argument("--segmenter", default="auto", help="what makes masks of points and boxes [%(default)s]")
+    out.add_argument("--sam_checkpoint", metavar="FILE", help="the weights of SAM")
+    out.add_argument("--samples", type=Path, metavar="DIR", help="pictures offered beside the drawn ones")
+    out.add_argument("--host", default="127.0.0.1", help="who may connect: 0.0.0.0 lets anyone [%(default)s]")
+    out.add_argument("--port", type=int, default=7860, help="[%(default)s]")
+    out.add_argument("--max_file_mb", type=float, default=20, help="of an upload [%(default)s]")
+    out.add_argument("--max_megapixels", type=float, default=25, help="of an upload [%(default)s]")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 after a user's mistake. Ctrl+C ends it."""
+    args = parser().parse_args(argv)
+    try:
+        check(args)
+        blocks = serve(page_of(args), args.host, args.port)
+    except OsmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"http://{args.host}:{args.port} (Ctrl+C ends it)", flush=True)
+    blocks.block_thread()
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises OsmError for a flag that cannot be, before anything is loaded; warns of an open door."""
+    if not 1 <= args.port <= 65535:
+        raise OsmError(f"--port {args.port} is not a number from 1 to 65535")
+    for flag in ("max_file_mb", "max_megapixels"):
+        if not getattr(args, flag) > 0:
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be over 0")
+    if args.host not in LOCAL_HOSTS:
+        print(
+            f"warning: --host {args.host}: the page has no password, and anyone who reaches this machine can use it.",
+            file=sys.stderr,
+        )
+    use_gradio()
+
+
+def use_gradio() -> None:
+    """Loads gradio such that it calls nobody. Raises OsmError where it is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise OsmError(f"osm demo needs gradio ({error}): pip install 'osm-recognition[demo]'") from None
+
+
+def page_of(args: argparse.Namespace) -> Page:
+    """Loads model, segmenter and samples."""
+    from osm.demo.engine import load_engine
+    from osm.demo.page import Limits, Page
+    from osm.demo.samples import samples
+
+    pictures = samples(args.samples)
+    engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint, device=args.device, config=args.config)
+    return Page(engine, pictures, Limits(args.max_file_mb, args.max_megapixels))
+
+
+def serve(page: Page, host: str, port: int) -> Any:
+    """Starts the server in a thread of its own; `close()` of what is returned ends it.
+
+    Raises:
+        OsmError: the port is taken, or the host is none of this machine's.
+    """
+    import gradio as gr
+
+    from osm.demo.markup import CSS
+    from osm.demo.page import build
+
+    fonts = (gr.themes.Font("system-ui"), gr.themes.Font("sans-serif"))
+    mono = (gr.themes.Font("ui-monospace"), gr.themes.Font("monospace"))
+    # Darker than its own: white on them, and text on the page, must be read by weak eyes (4.5 : 1).
+    theme = gr.themes.Base(primary_hue="blue", font=fonts, font_mono=mono).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
+    blocks = build(page).queue(max_size=64)
+    try:
+        blocks.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            inbrowser=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            footer_links=[],
+            max_file_size=int(page.limits.file_mb * 2**20),
+            state_session_capacity=_VISITS,
+            theme=theme,
+            css=CSS,
+        )
+    except OSError as error:
+        raise OsmError(f"--host {host} --port {port}: cannot be served there ({error})") from None
+    return blocks
