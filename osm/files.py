@@ -38,11 +38,29 @@ def read_json(path: Path, what: str) -> tuple[Any, str]:
 def write_atomically(path: Path, chunks: Iterable[str]) -> None:
     """Writes a text file so that its name never stands for half of it."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(chunks)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        if temporary.is_file():
+            temporary.unlink()
+        raise
+
+
+def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
+    """Writes what a flag asks for, into a folder that is made where it is missing.
+
+    Raises:
+        OsmError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, chunks)
+    except OSError as error:
+        raise OsmError(f"{flag} {path}: {error.strerror}; expected a file that can be written") from None
 
 
 @contextmanager

@@ -48,7 +48,10 @@ def main() -> int:
         if args.task == "agreement":
             agreement(args.list)
         else:
-            table, sets = DatasetTable().with_yaml(args.datasets), args.sets.split(",")
+            table, sets = (
+                DatasetTable().with_yaml(args.datasets),
+                [name.strip() for name in args.sets.split(",") if name.strip()],
+            )
             files = (args.predictions, args.parts, args.out_list, args.sheets)
             sample(*files, table, sets, args.mode, args.each, args.seed)
     except OsmError as error:

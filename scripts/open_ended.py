@@ -24,16 +24,18 @@ sys.path.insert(0, str(ROOT))
 from osm.benchmark.open_ended import RESULT, SET, answers, choose, measure, table  # noqa: E402
 from osm.data.datasets import DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
-from osm.files import write_atomically  # noqa: E402
+from osm.files import read_json, write_output  # noqa: E402
 
 
 def train(data: Path, out: Path, left_out: list[int]) -> None:
     """Trains and predicts, or goes on with it; refuses a folder that another choice was trained in."""
-    out.mkdir(parents=True, exist_ok=True)
     chosen = out / "left_out.json"
-    if chosen.exists() and json.loads(chosen.read_text()) != left_out:
+    if chosen.exists() and read_json(chosen, "classes left out")[0] != left_out:
         raise OsmError(f"{out} was begun with other classes left out ({chosen}); give another OUT, or remove it")
-    write_atomically(chosen, [json.dumps(left_out) + "\n"])
+    # Going on with what osm_small.sh trained would measure a model that was taught the classes.
+    if not chosen.exists() and (out / "run").exists():
+        raise OsmError(f"{out / 'run'}: trained without {chosen.name}, so with all classes; give another OUT")
+    write_output(chosen, "OUT", [json.dumps(left_out) + "\n"])
     settings = {f"IGNORED_{SET.upper()}": ", ".join(map(str, left_out)), "ONLY_PREDICT": "1", "PYTHON": sys.executable}
     command = ["bash", str(ROOT / "scripts" / "osm_small.sh"), str(data), str(out)]
     if (status := subprocess.run(command, env={**os.environ, **settings}, stdout=sys.stderr).returncode) != 0:
@@ -52,7 +54,7 @@ def main() -> int:
         train(args.data, args.out, left_out)
         labels = DatasetTable().with_yaml(args.out / "sets.yaml")[SET].label_set
         document = {"seed": args.seed, **measure(args.data, labels, left_out, answers(args.out))}
-        write_atomically(args.out / RESULT, [json.dumps(document, indent=1) + "\n"])
+        write_output(args.out / RESULT, "OUT", [json.dumps(document, indent=1) + "\n"])
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -24,6 +24,14 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     out = Path(sys.argv[1])
+    try:
+        return _print(out)
+    except (OSError, KeyError, ValueError) as error:
+        print(f"error: {out}: {error!r}; expected a folder that scripts/osm_small.sh filled", file=sys.stderr)
+        return 2
+
+
+def _print(out: Path) -> int:
     runs = {name: read(out / f"{name}.json") for name in ("predictions", "shuffled_masks", "blank_image")}
     probe = read(out / "linear_probe.json")["sets"]
     print("| set | masks | own mode Acc | `any` Acc | own NIV | `any` NIV | linear probe | majority class |")
@@ -68,16 +76,16 @@ def metrics_table(sets: dict[str, Any]) -> None:
 def rate_cell(rate: dict[str, Any] | None) -> str:
     if not rate or rate["value"] is None:
         return ""
-    low, high = rate["interval"]
-    return f"{percent(rate['value'])} ({percent(low)}–{percent(high)})"
+    span = "" if rate["interval"] is None else f" ({'–'.join(map(percent, rate['interval']))})"
+    return f"{percent(rate['value'])}{span}"
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":

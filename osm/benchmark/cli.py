@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.alter import ALTERATIONS
-from osm.benchmark.evaluate_cli import add_bootstrap, compare, evaluate
+from osm.benchmark.evaluate_cli import add_bootstrap, bootstrap_of, compare, evaluate, refuse_unused
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.benchmark.items import SPLITS, Split, no_split
-from osm.benchmark.measure import ALL, METRICS
+from osm.benchmark.measure import ALL, METRICS, PUBLISHED
 from osm.benchmark.picture import write_picture
 from osm.benchmark.report import PAGE, TITLE, write_report
 from osm.config import find_config
@@ -23,6 +23,7 @@ from osm.data.paths import check_local
 from osm.errors import OsmError
 from osm.files import read_json
 from osm.recognition import placement
+from osm.recognition.cli import WAY_HELP, way_of
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"
@@ -80,6 +81,9 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     args = _generate_parser(files, table).parse_args(argv)
     part, parts = _part(args)
     modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
+    way = way_of(args)
+    if args.num_threads is not None and args.num_threads < 1:
+        raise OsmError(f"--num_threads {args.num_threads}: expected 1 or more")
     rows = _rows_at_hand(args, table)
     memory = {**placement.from_flags(args), **({"images_at_once": args.batch} if args.batch > 1 else {})}
     if args.num_threads:
@@ -98,7 +102,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     options["proposals"] = None if args.masks == GROUND_TRUTH else args.masks
     for row in rows:
         names = _names(args.vocabulary, row)
-        generate_predictions(namer, row, part, parts, args.out_dir, **options, vocabulary=names, way=args.way)
+        generate_predictions(namer, row, part, parts, args.out_dir, **options, vocabulary=names, way=way)
 
 
 def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:
@@ -185,9 +189,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         metavar=f"{SET_NAMES}|FILE",
         help="only these names may come out: all names of the set's own classes, or those of a file, one a line",
     )
-    parser.add_argument(
-        "--way", default="constrained", help="with --vocabulary: constrained, scored or mapped [%(default)s]"
-    )
+    parser.add_argument("--way", help=WAY_HELP)
     parser.add_argument("--config", help="model config, where the checkpoint does not say")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     placement.add_flags(parser)
@@ -260,7 +262,10 @@ def _report(argv: Sequence[str] | None) -> None:
     args = report_parser().parse_args(argv)
     if args.parts < 1:
         raise OsmError(f"--parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
-    for flag in ("pictures", "surest", "bootstrap", "seed"):
+    bootstrap = bootstrap_of(args)
+    if args.metrics == PUBLISHED:
+        refuse_unused(args, "bootstrap")
+    for flag in ("pictures", "surest"):
         if getattr(args, flag) < 0:
             raise OsmError(f"--{flag} {getattr(args, flag)}: expected 0 or more")
     folders: dict[str, Path] = {}
@@ -277,9 +282,9 @@ def _report(argv: Sequence[str] | None) -> None:
         raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
     baselines = read_json(args.baselines, "--baselines")[0] if args.baselines else None
     table = _table("benchmark", args.datasets)
-    names = ("run", "pictures", "seed", "surest", "metrics", "bootstrap")
-    options = {"baselines": baselines, **{name: getattr(args, name) for name in names}}
-    write_report(args.out_dir, folders, args.parts, table, title=args.title, **options)
+    drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
+    options = {**{name: getattr(args, name) for name in ("run", "pictures", "surest", "metrics")}, **drawn}
+    write_report(args.out_dir, folders, args.parts, table, title=args.title, baselines=baselines, **options)
     print(args.out_dir / PAGE)
 
 

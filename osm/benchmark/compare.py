@@ -11,6 +11,7 @@ from typing import Any
 from osm.benchmark.evaluate import evaluate_folder
 from osm.benchmark.metrics.scores import CLASS, MaskScores, Tools, score_rows
 from osm.benchmark.metrics.statistics import Bootstrap, Difference, Rate, differences
+from osm.benchmark.parts import made_with
 from osm.benchmark.records import MaskRecord, SetRecords
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.errors import OsmError, shown
@@ -135,6 +136,7 @@ def compare_sets(a: SetRecords, b: SetRecords, tools: Tools, bootstrap: Bootstra
     """Compares one set; see `compare_folders`."""
     pairs = _paired(a, b)
     notes = [*tools.notes]
+    notes += [f"{side} was {note}" for side, one in (("A", a), ("B", b)) for note in made_with(one.meta)]
     if a.meta.get("annotations") != b.meta.get("annotations") and a.meta and b.meta:
         notes.append("made from annotation files that are not the same: ids and classes agree, masks may not")
     modes = {}

@@ -90,6 +90,8 @@ class SetResult:
             and {"category_id": majority[0], "name": self.row.label_set[majority[0]].target, "acc": majority[1]},
             "checkpoint": self.meta.get("checkpoint"),
             "alter": self.meta.get("alter"),
+            "limit": self.meta.get("limit"),
+            "vocabulary": self.meta.get("vocabulary"),
         }
 
 
@@ -126,7 +128,7 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
     ]
     if not results:
         raise OsmError("; ".join([f"{out_dir}: no prediction file for {parts} parts", *notes]))
-    checkpoints = {result.meta["checkpoint"]: result.row.name for result in results if "checkpoint" in result.meta}
+    checkpoints = {str(result.meta["checkpoint"]): result.row.name for result in results if "checkpoint" in result.meta}
     if len(checkpoints) > 1:
         raise OsmError(f"{out_dir}: predictions of different checkpoints: {listing(checkpoints)}")
     return results, notes

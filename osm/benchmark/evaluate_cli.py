@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,19 @@ from osm.benchmark.evaluate import SetResult, evaluate_folder
 from osm.benchmark.measure import ALL, METRICS, PUBLISHED, SetMeasures, find_tools, measure, read_frequencies
 from osm.benchmark.metrics.scores import Tools
 from osm.benchmark.metrics.statistics import Bootstrap
+from osm.benchmark.parts import made_with
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError
-from osm.files import write_atomically
+from osm.files import write_output
 
 
 def evaluate(argv: Sequence[str] | None) -> None:
     args = evaluate_parser().parse_args(argv)
-    bootstrap = _bootstrap(args)
+    bootstrap = bootstrap_of(args)
     table = _table(args.datasets)
     frequencies = read_frequencies(args.frequencies, table)
+    if args.metrics == PUBLISHED:
+        refuse_unused(args, "bootstrap", "seed", "frequencies")
     results, notes = evaluate_folder(args.out_dir, args.parts, table)
     for result in results:
         print(result.lines())
@@ -37,7 +40,7 @@ def evaluate(argv: Sequence[str] | None) -> None:
             print("\n".join(["", *measures.lines(table[name])]))
             document[name]["metrics"] = measures.as_json()
     if args.json:
-        _write(args.json, "--json", [_json(document)])
+        write_output(args.json, "--json", [_json(document)])
 
 
 def _measured(
@@ -59,8 +62,8 @@ def _tell(result: SetResult) -> None:
         print(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode", file=sys.stderr)
     if result.ignored:
         print(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted", file=sys.stderr)
-    if result.meta.get("alter", "none") != "none":
-        print(f"{result.row.name}: made with --alter {result.meta['alter']}", file=sys.stderr)
+    for note in made_with(result.meta):
+        print(f"{result.row.name}: {note}", file=sys.stderr)
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -90,23 +93,33 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 
 def add_bootstrap(parser: argparse.ArgumentParser) -> None:
-    """The flags of the intervals."""
+    """The flags of the intervals; `bootstrap_of` reads them."""
+    known = Bootstrap()
     parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="samples of images for intervals; 0: none [%(default)s]",
+        "--bootstrap", type=int, metavar="N", help=f"samples of images for intervals; 0: none [{known.samples}]"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn by chance (%(default)s)")
+    parser.add_argument("--seed", type=int, help=f"of what is drawn by chance [{known.seed}]")
 
 
-def _bootstrap(args: argparse.Namespace) -> Bootstrap:
-    if args.bootstrap < 0:
-        raise OsmError(f"--bootstrap {args.bootstrap}: expected 0 or more samples")
-    if args.seed < 0:
-        raise OsmError(f"--seed {args.seed}: expected 0 or more")
-    return Bootstrap(args.bootstrap, args.seed)
+def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
+    """Raises OsmError where a flag is below 0."""
+    known = Bootstrap()
+    samples = known.samples if args.bootstrap is None else args.bootstrap
+    seed = known.seed if args.seed is None else args.seed
+    if samples < 0:
+        raise OsmError(f"--bootstrap {samples}: expected 0 or more samples")
+    if seed < 0:
+        raise OsmError(f"--seed {seed}: expected 0 or more")
+    return Bootstrap(samples, seed)
+
+
+def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
+    """Raises OsmError where one of these is given, which mean something with all metrics alone."""
+    for flag in flags:
+        if getattr(args, flag) not in (None, []):
+            value = getattr(args, flag)
+            told = " ".join(value) if isinstance(value, list) else value
+            raise OsmError(f"--{flag} {told}: means nothing with --metrics {PUBLISHED}; give --metrics {ALL} as well")
 
 
 def _table(datasets: str | None) -> Mapping[str, Dataset]:
@@ -117,17 +130,9 @@ def _json(document: Any) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _write(path: Path, flag: str, chunks: Iterable[str]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, chunks)
-    except OSError as error:
-        raise OsmError(f"{flag} {path}: {error.strerror}; expected a file that can be written") from None
-
-
 def compare(argv: Sequence[str] | None) -> None:
     args = compare_parser().parse_args(argv)
-    bootstrap = _bootstrap(args)
+    bootstrap = bootstrap_of(args)
     if args.examples < 0:
         raise OsmError(f"--examples {args.examples}: expected 0 or more")
     titles = _titles(args.titles)
@@ -139,10 +144,11 @@ def compare(argv: Sequence[str] | None) -> None:
     for note in notes:
         print(note)
     if args.json:
-        about = {"titles": titles, "bootstrap": {"over": "images", "samples": args.bootstrap, "seed": args.seed}}
-        _write(args.json, "--json", [_json({**about, "sets": {one.row.name: one.as_json() for one in found}})])
+        drawn = {"over": "images", "samples": bootstrap.samples, "seed": bootstrap.seed}
+        about = {"titles": titles, "bootstrap": drawn}
+        write_output(args.json, "--json", [_json({**about, "sets": {one.row.name: one.as_json() for one in found}})])
     if args.report:
-        _write(args.report, "--report", comparison_page(found, titles, notes, bootstrap))
+        write_output(args.report, "--report", comparison_page(found, titles, notes, bootstrap))
 
 
 def _parts(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +12,19 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from osm.benchmark.files import prediction_path
-from osm.benchmark.items import FIELD, SPLITS, Split
+from osm.benchmark.generate import OWN_MODE
+from osm.benchmark.items import SPLITS, Split, no_split
 from osm.benchmark.metrics import is_correct, normalize
 from osm.benchmark.metrics.lexical import Lexicon
 from osm.benchmark.metrics.semantic import best_semantic_iou, semantic_similarities
+from osm.benchmark.metrics.statistics import auroc
 from osm.benchmark.metrics.wordnet import find_wordnet
-from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
+from osm.benchmark.records import SetRecords, prediction_in, read_set
+from osm.benchmark.report_pictures import masks_by_image
+from osm.data.datasets import ANY_MODE, DatasetTable
 from osm.data.images import read_rgb
-from osm.errors import OsmError
-from osm.files import read_json, write_atomically
+from osm.errors import OsmError, shown
+from osm.files import read_json, write_output
 from osm.recognition.similarity import SentenceEncoder
 
 VERDICTS = ("right", "acceptable", "wrong")
@@ -47,6 +51,9 @@ def sample(
     Raises:
         OsmError: there is a list already, an unknown set, or wrong predictions.
     """
+    for flag, count in (("parts", parts), ("--each", each)):
+        if count < 1:
+            raise OsmError(f"{flag} {count}: expected 1 or more")
     if out_list.exists():
         raise OsmError(f"{out_list} is there already: verdicts would be lost; remove it, or give another name")
     drawn: list[tuple[dict[str, Any], Image.Image]] = []
@@ -54,44 +61,56 @@ def sample(
         if name not in table:
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)}")
         row = table[name]
-        split = SPLITS[row.form](row)
-        known = candidates(row, split, folder, parts, mode)
+        if row.form not in SPLITS:
+            raise OsmError(f"--sets: {name}: {no_split(row)}")
+        split, records = SPLITS[row.form](row), read_set(row, folder, parts)
+        if records.meta.get("annotations", split.source_hash) != split.source_hash:
+            raise OsmError(f"{split.source} has changed since the predictions were made; its masks may be others")
+        known = candidates(records, row.name if mode == OWN_MODE else mode)
         rng = random.Random(f"{seed} {name}")
         for right in (True, False):
             some = [entry for entry in known if is_correct(entry["prediction"], entry["names"]) == right]
             for entry in rng.sample(some, min(each, len(some))):
                 drawn.append((entry, pictured(split, entry)))
+    if not drawn:
+        raise OsmError(
+            f"{folder}: no prediction in mode {mode!r} of {', '.join(sets) or 'no set'} (see --mode, --sets)"
+        )
     random.Random(seed).shuffle(drawn)  # else the order tells which are right
     for number, (entry, _) in enumerate(drawn, 1):
         entry["number"] = number
-    sheets.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(drawn), COLUMNS * ROWS):
-        sheet(drawn[start : start + COLUMNS * ROWS]).save(sheets / f"{start // (COLUMNS * ROWS) + 1:02}.png")
-    write_atomically(out_list, [json.dumps([{**entry, "verdict": ""} for entry, _ in drawn], indent=1) + "\n"])
+    try:
+        sheets.mkdir(parents=True, exist_ok=True)
+        for start in range(0, len(drawn), COLUMNS * ROWS):
+            sheet(drawn[start : start + COLUMNS * ROWS]).save(sheets / f"{start // (COLUMNS * ROWS) + 1:02}.png")
+    except OSError as error:
+        raise OsmError(f"sheets {sheets}: {error.strerror}; expected a folder that can be written") from None
+    write_output(out_list, "out_list", [json.dumps([{**entry, "verdict": ""} for entry, _ in drawn], indent=1) + "\n"])
 
 
-def candidates(row: Dataset, split: Split, folder: Path, parts: int, mode: str) -> list[dict[str, Any]]:
+def candidates(records: SetRecords, mode: str) -> list[dict[str, Any]]:
     """Every prediction of a set in one mode."""
-    found, index = [], 0
-    for part in range(parts):
-        document, _ = read_json(prediction_path(folder, row.name, part, parts), "predictions")
-        for key, entries in split.entries_in(document):
-            for place, annotation in enumerate(entries):
-                said = annotation.get(FIELD, {}).get(row.name if mode == "own" else mode)
-                if said:
-                    names = list(row.label_set[annotation[split.category_key]].names)
-                    where = {"set": row.name, "image": key, "segment": annotation[split.id_key], "at": [index, place]}
-                    found.append({**where, "names": names, "prediction": said["class"], "prob": said["prob"]})
-            index += 1
+    found, row = [], records.row
+    for index, (image, masks) in enumerate(zip(records.images, masks_by_image(records), strict=True)):
+        for place, mask in enumerate(masks):
+            if mask.counted and mode in mask.predictions:
+                names, said = list(row.label_set[mask.category_id].names), mask.predictions[mode]
+                where = {"set": row.name, "image": image.key, "segment": mask.id, "at": [index, place]}
+                found.append({**where, "names": names, "prediction": said.name, "prob": said.prob})
     return found
 
 
 def pictured(split: Split, entry: dict[str, Any]) -> Image.Image:
     """The mask's surroundings with its outline, SIDE pixels a side."""
     index, place = entry.pop("at")
-    item = split.load(index)
-    wanted = [k for k, annotation in enumerate(item.annotations) if annotation[split.id_key] == entry["segment"]]
-    mask, image = item.mask(wanted[0] if wanted else place), read_rgb(item.image_path)
+    item = split.load(index) if index < len(split) else None
+    ids = [annotation.get(split.id_key) for annotation in item.annotations] if item else []
+    if item is None or place >= len(ids) or ids[place] != entry["segment"] or not (mask := item.mask(place)).any():
+        raise OsmError(
+            f"{split.source}: has no mask {shown(entry['segment'])} in image {shown(entry['image'])}; the predictions "
+            "are for other masks"
+        )
+    image = read_rgb(item.image_path)
     ys, xs = mask.nonzero()
     half = 0.75 * max(np.ptp(ys), np.ptp(xs)) + 20
     middle = (int(xs.min() + xs.max()) / 2, int(ys.min() + ys.max()) / 2)
@@ -121,29 +140,21 @@ def sheet(pairs: list[tuple[dict[str, Any], Image.Image]]) -> Image.Image:
 
 def agreement(path: Path) -> None:
     """Prints how each metric agrees with the verdicts of a list."""
-    entries, _ = read_json(path, "list")
-    for entry in entries:
-        if entry.get("verdict") not in VERDICTS:
-            raise OsmError(
-                f"{path}: number {entry.get('number')}: verdict {entry.get('verdict')!r} is not one of "
-                f"{', '.join(VERDICTS)}"
-            )
+    entries = judged_in(path)
     verdicts = [entry["verdict"] for entry in entries]
     print(f"{len(entries)} predictions: " + ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS))
     true = np.array([verdict != "wrong" for verdict in verdicts])
     grades = np.array([VERDICTS[::-1].index(verdict) for verdict in verdicts], float)
     flags, scores = metrics(entries)
     print(
-        "\n| says right or wrong | agrees | right, called wrong | wrong, called right | kappa |\n|---|---|---|---|---|"
+        "\n| says right or wrong | agrees | true, called wrong | wrong, called right | kappa |\n|---|---|---|---|---|"
     )
     for name, said in flags.items():
         agrees, kappa = (said == true).mean(), cohens_kappa(said, true)
         print(f"| {name} | {100 * agrees:.0f} % | {(true & ~said).sum()} | {(said & ~true).sum()} | {kappa:.2f} |")
     print("\n| graded | true above wrong (AUROC) | rank correlation (Kendall's tau-b) |\n|---|---|---|")
     for name, values in scores.items():
-        above = values[true][:, None], values[~true][None]
-        auroc = ((above[0] > above[1]) + 0.5 * (above[0] == above[1])).mean()
-        print(f"| {name} | {auroc:.2f} | {kendall_tau(values, grades):.2f} |")
+        print(f"| {name} | {auroc(values[true], values[~true]):.2f} | {kendall_tau(values, grades):.2f} |")
     print("\nOf the metric Acc and the verdict they differ in:")
     for entry, is_true, said in zip(entries, true, flags["Acc"], strict=True):
         if is_true != said:
@@ -151,6 +162,28 @@ def agreement(path: Path) -> None:
                 f"- {entry['number']} ({entry['set']}): {entry['prediction']!r} for {entry['names'][0]!r}: "
                 f"{entry['verdict']}"
             )
+
+
+def judged_in(path: Path) -> list[dict[str, Any]]:
+    """The entries of a list whose verdicts are filled in.
+
+    Raises:
+        OsmError: it is none, or its verdicts are all alike, which no metric can agree with more or less.
+    """
+    entries, _ = read_json(path, "list")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise OsmError(f"{path}: expected the list that `sample` wrote, found {shown(entries)}")
+    for place, entry in enumerate(entries, 1):
+        where = f"{path}: number {shown(entry.get('number', place))}"
+        if entry.get("verdict") not in VERDICTS:
+            raise OsmError(f"{where}: verdict {shown(entry.get('verdict'))} is not one of {', '.join(VERDICTS)}")
+        names = entry.get("names")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise OsmError(f"{where}: names {shown(names)} is not a list of texts")
+        prediction_in({"class": entry.get("prediction"), "prob": entry.get("prob")}, where)
+    if len({entry["verdict"] == "wrong" for entry in entries}) == 1:
+        raise OsmError(f"{path}: {len(entries)} verdicts of one kind; some wrong and some others are needed")
+    return entries
 
 
 def metrics(entries: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -172,8 +205,9 @@ def metrics(entries: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[
         "Semantic Similarity": cosines,
         "Semantic IoU": np.array([best_semantic_iou(*pair) for pair in pairs]),
         "WUPS at 0.0": np.array([one.similarity for one in judged]),
-        "the model's own probability": np.array([entry["prob"] for entry in entries]),
     }
+    if all(entry.get("prob") is not None for entry in entries):
+        scores["the model's own probability"] = np.array([entry["prob"] for entry in entries], float)
     return flags, scores
 
 
@@ -184,6 +218,7 @@ def cohens_kappa(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def kendall_tau(one: np.ndarray, other: np.ndarray) -> float:
-    """Kendall's tau-b: pairs in the same order less pairs in the other, ties taken out."""
+    """Kendall's tau-b: pairs in the same order less pairs in the other, ties taken out; nan where one is all ties."""
     a, b = (np.sign(values[:, None] - values[None]) for values in (one, other))
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+    untied = math.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum()) / untied if untied else math.nan

@@ -14,6 +14,7 @@ from osm.benchmark.files import prediction_path
 from osm.benchmark.items import FIELD
 from osm.benchmark.metrics import accepted_forms, normalize
 from osm.benchmark.metrics.lexical import RELATIONS, Lexicon
+from osm.benchmark.metrics.statistics import auroc
 from osm.benchmark.metrics.wordnet import find_wordnet
 from osm.data.datasets import ANY_MODE
 from osm.data.labels import LabelSet, load_labels
@@ -153,12 +154,6 @@ def mean(parts: Iterable[Any]) -> float:
 def cosines(encoder: SentenceEncoder, target: str, texts: list[str]) -> np.ndarray:
     """How near each text is to a name."""
     return (encoder.encode(texts) @ encoder.encode([target])[0]).numpy()
-
-
-def auroc(higher: list[float], lower: list[float]) -> float:
-    """How often one of the first is above one of the second; ties count half."""
-    a, b = np.asarray(higher)[:, None], np.asarray(lower)[None]
-    return float(((a > b) + 0.5 * (a == b)).mean())
 
 
 def table(document: dict[str, Any]) -> str:

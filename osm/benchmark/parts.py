@@ -84,6 +84,20 @@ def _range(meta: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
     return None, None
 
 
+def made_with(meta: Mapping[str, Any]) -> list[str]:
+    """What a meta file tells that makes scores incomparable with those of the whole set, named freely."""
+    notes = []
+    if meta.get("alter", "none") != "none":
+        notes.append(f"made with --alter {shown(meta['alter'])}")
+    if meta.get("limit") is not None:
+        notes.append(f"made with --limit {shown(meta['limit'])}: not the whole set")
+    if vocabulary := meta.get("vocabulary"):
+        known = isinstance(vocabulary, list) and len(vocabulary) == 3
+        about = f"{shown(vocabulary[1])} names, {shown(vocabulary[0])}" if known else shown(vocabulary)
+        notes.append(f"named with --vocabulary ({about})")
+    return notes
+
+
 class Seen:
     """The images of a set's prediction files, so that one that is in two of them is found."""
 

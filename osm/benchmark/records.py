@@ -20,6 +20,7 @@ NAMES = "names"
 
 # A product of probabilities in float32 may end a rounding error above 1.
 _ROUNDING = 1e-4
+_MOST_PIXELS = 1e300  # what a float holds, and json's integers need not
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def _mask(row: Dataset, split: type[Split], annotation: Mapping[str, Any], path:
     where = f"predictions {path}: annotation {shown(own_id)}"
     if not isinstance(given, Mapping):
         raise OsmError(f"{where}: {FIELD} {shown(given)}: expected {{mode: {{class, prob}}}}")
-    predictions = {mode: _prediction(value, f"{where}: {FIELD} {shown(mode)}") for mode, value in given.items()}
+    predictions = {mode: prediction_in(value, f"{where}: {FIELD} {shown(mode)}") for mode, value in given.items()}
     if category_id in row.ignored_ids:
         return MaskRecord(own_id, category_id, crowd, None, None, predictions, True)
     if type(category_id) is not int or category_id not in row.label_set:
@@ -146,7 +147,8 @@ def _mask(row: Dataset, split: type[Split], annotation: Mapping[str, Any], path:
     return MaskRecord(own_id, category_id, crowd, area, names, predictions, False)
 
 
-def _prediction(value: Any, where: str) -> Prediction:
+def prediction_in(value: Any, where: str) -> Prediction:
+    """What a file has of one mode. Raises OsmError where it is not in the format."""
     if not isinstance(value, Mapping) or "class" not in value:
         raise OsmError(f"{where}: {shown(value)}: not in the format, expected {{class: a name, prob: 0 to 1}}")
     name, prob = value["class"], value.get("prob")
@@ -162,7 +164,7 @@ def _prediction(value: Any, where: str) -> Prediction:
 def _area(value: Any, where: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MOST_PIXELS:
         raise OsmError(f"{where}: area {shown(value)}: expected a number of pixels, 0 or more")
     return float(value)
 

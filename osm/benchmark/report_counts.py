@@ -14,6 +14,7 @@ from osm.benchmark.metrics import (
     normalize,
     wilson_interval,
 )
+from osm.benchmark.metrics.scores import PARTS
 from osm.benchmark.records import MaskRecord, SetRecords
 from osm.data.datasets import ANY_MODE, Dataset
 
@@ -57,9 +58,6 @@ class Breakdown:
                 "interval": wilson_interval(self.either["correct"], either),
             },
         }
-
-
-PARTS = ("full_right", "head_right", "modifiers_right")
 
 
 def break_down(records: SetRecords) -> Breakdown:

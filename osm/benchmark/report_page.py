@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from osm.benchmark.metrics import majority_class
-from osm.benchmark.metrics.scores import CLASS, PART
+from osm.benchmark.metrics.scores import CLASS, PART, PARTS
 from osm.benchmark.metrics.statistics import Rate
-from osm.benchmark.report_counts import PARTS
+from osm.benchmark.parts import made_with
 from osm.benchmark.report_curve import loss_curve
 from osm.benchmark.report_html import (
     NOTHING,
@@ -87,10 +87,10 @@ def _scores(report: Report) -> Markup:
         _parts_table(report),
     ]
     altered = {
-        f"{title}: made with --alter {entry.result.meta['alter']}"
+        f"{title}: {note}"
         for title, sets in report.predictions.items()
         for entry in sets.values()
-        if entry.result.meta.get("alter", "none") != "none"
+        for note in made_with(entry.result.meta)
     }
     pieces += [tag("p", line, class_="dim") for line in sorted(altered)]
     if report.notes:

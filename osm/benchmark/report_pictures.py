@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -122,7 +122,8 @@ def row_with_files(result: SetResult) -> Dataset:
     """The set with the paths that generation noted where all of them are still there, else as the table has it."""
     files = result.meta.get("files")
     needs = SPLITS[result.row.form].needs
-    if isinstance(files, Mapping) and all(isinstance(files.get(f), str) and Path(files[f]).exists() for f in needs):
+    # Not Path.exists, which fails for texts that can be no path.
+    if isinstance(files, Mapping) and all(isinstance(files.get(f), str) and os.path.exists(files[f]) for f in needs):
         return replace(result.row, **{f: files[f] for f in needs})
     return result.row
 

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognition
 
 
+WAY_HELP = "with --vocabulary: constrained, scored or mapped [constrained]"
+
+
+def way_of(args: argparse.Namespace) -> str:
+    """How the names of a list come out. Raises OsmError where it is said without a list."""
+    if args.way is not None and args.vocabulary is None:
+        raise OsmError(f"--way {args.way}: says how names of a list come out; give --vocabulary as well")
+    return args.way or "constrained"
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags of `osm name`."""
     out = argparse.ArgumentParser(
@@ -29,9 +39,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--point", action="append", metavar="X,Y", help="in pixels; a small disc around it is named")
     out.add_argument("--mode", action="append", help="in which it answers; any is the open one [any]")
     out.add_argument("--vocabulary", type=Path, metavar="FILE", help="a name a line: only these may come out")
-    out.add_argument(
-        "--way", default="constrained", help="with a vocabulary: constrained, scored or mapped [%(default)s]"
-    )
+    out.add_argument("--way", help=WAY_HELP)
     out.add_argument("--top_k", type=int, default=1, help="so many names of each [%(default)s]")
     out.add_argument("--json", action="store_true", help="one JSON document instead of lines")
     out.add_argument("--device", default="auto", help="[%(default)s]")
@@ -55,6 +63,7 @@ def _answer(args: argparse.Namespace) -> str:
     points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
     if not (args.mask or boxes or points):
         raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H or --point X,Y")
+    way = way_of(args)
     if not args.image.is_file():
         raise OsmError(f"{args.image}: no such picture")
     from osm.recognition.recognizer import load_recognizer
@@ -65,7 +74,7 @@ def _answer(args: argparse.Namespace) -> str:
     recognizer.set_image(args.image)
     masks = [_mask(path, recognizer.image_size) for path in args.mask or ()]
     found = recognizer.name(
-        masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, way=args.way
+        masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, way=way
     )
     what = [f"mask {path}" for path in args.mask or ()]
     what += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]

@@ -51,7 +51,7 @@ class Decoder:
     """Decodes with a frozen causal LM.
 
     Args:
-        stops: ids that end a name. max_new_tokens: of a name.
+        stops: ids that end a name. max_new_tokens: of a name that is said freely; one of a trie is never cut.
         compiled: free greedy names come from transformers' static cache, whose decoding steps it compiles (CUDA graphs)
             where it can, on GPUs; rows that have ended stay in the batch.
     """
@@ -60,6 +60,10 @@ class Decoder:
         self.llm, self.stops, self.max_new_tokens = llm, frozenset(stops), max_new_tokens
         self.compiled = compiled
         self._keeps_few = "logits_to_keep" in inspect.signature(llm.forward).parameters
+
+    def steps(self, trie: Trie | None) -> int:
+        """Tokens of the longest name that may come out, its end included."""
+        return self.max_new_tokens if trie is None else trie.depth  # half a name would be none of the list
 
     @torch.no_grad()
     def greedy(self, embeds: Tensor, trie: Trie | None = None) -> list[Decoded]:
@@ -75,7 +79,8 @@ class Decoder:
         probs: list[list[float]] = [[] for _ in range(rows)]
         ended = [False] * rows
         live, (logits, cache) = list(range(rows)), self._start(embeds)
-        for step in range(self.max_new_tokens):
+        steps = self.steps(trie)
+        for step in range(steps):
             found = _allowed(logits, trie, [ids[row] for row in live]).softmax(-1)
             best = found.max(-1)
             kept = []
@@ -88,7 +93,7 @@ class Decoder:
                 else:
                     ids[row].append(token)
                     kept.append(place)
-            if not kept or step == self.max_new_tokens - 1:
+            if not kept or step == steps - 1:
                 break
             if len(kept) < len(live):
                 _select(cache, torch.tensor(kept, device=embeds.device))
@@ -126,7 +131,8 @@ class Decoder:
         logits, cache = self._start(embeds)
         live = [_Beam(row, 0.0, (), ()) for row in range(len(embeds))]
         done: list[list[_Beam]] = [[] for _ in live]
-        for step in range(self.max_new_tokens):
+        steps = self.steps(trie)
+        for step in range(steps):
             log_probs = _allowed(logits, trie, [list(beam.ids) for beam in live]).log_softmax(-1)
             top = log_probs.topk(min(count + len(self.stops), log_probs.shape[-1]), -1)
             opened: dict[int, list[tuple[int, _Beam]]] = {}
@@ -144,7 +150,7 @@ class Decoder:
                 done[row] = _likeliest(done[row], count)
                 if len(done[row]) < count or done[row][-1].score < grown[0][1].score:
                     kept += grown
-            last = step == self.max_new_tokens - 1
+            last = step == steps - 1
             if last:
                 for _, beam in kept:  # cut by the limit of tokens: better than no name
                     done[beam.row].append(beam)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # slow to import, and the command lines need no more than the
     from torch import nn
 
 DEVICE_MAPS = ("auto", "balanced", "sequential")
-_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B|B)?", re.IGNORECASE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -44,19 +44,37 @@ def from_flags(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def parse_max_memory(text: str) -> dict[int | str, str]:
-    """`0=20GiB,cpu=60GiB` as accelerate takes it.
+def parse_max_memory(text: str) -> dict[int | str, int]:
+    """`0=20GiB,cpu=60GiB` in bytes.
 
     Raises:
-        OsmError: a place that is neither a GPU's number nor `cpu`, or no size.
+        OsmError: a place that is neither a GPU's number nor `cpu`, one that is given twice, or no size.
     """
-    found: dict[int | str, str] = {}
+    found: dict[int | str, int] = {}
     for entry in text.split(","):
         place, equals, size = (part.strip() for part in entry.partition("="))
-        if not equals or not (place == "cpu" or place.isdecimal()) or not _SIZE.fullmatch(size):
-            raise OsmError(f"--max_memory {entry.strip()!r}: expected PLACE=SIZE, as in 0=20GiB,cpu=60GiB")
-        found[place if place == "cpu" else int(place)] = size
+        if not equals or not (place == "cpu" or place.isdecimal()):
+            raise _no_size(entry.strip())
+        key = place if place == "cpu" else int(place)
+        if key in found:
+            raise OsmError(f"--max_memory {text!r}: {place} is given twice")
+        found[key] = _bytes(key, size)
     return found
+
+
+def _bytes(place: int | str, size: int | str) -> int:
+    """A size as accelerate takes it: of texts it knows fewer, and takes those in small letters for bits."""
+    if isinstance(size, int):
+        return size
+    match = _SIZE.fullmatch(size.strip())
+    if not match:
+        raise _no_size(f"{place}={size}")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" KMGT".index(unit.upper()) if unit else 0))
+
+
+def _no_size(found: str) -> OsmError:
+    return OsmError(f"--max_memory {found!r}: expected PLACE=SIZE, as in 0=20GiB,cpu=60GiB")
 
 
 def spread(
@@ -84,7 +102,7 @@ def spread(
     if isinstance(device_map, str):
         if device_map not in DEVICE_MAPS:
             raise OsmError(f"--device_map {device_map!r} is not one of {', '.join(DEVICE_MAPS)}")
-        limits = dict(max_memory) if max_memory else None
+        limits = {place: _bytes(place, size) for place, size in max_memory.items()} if max_memory else None
         if device_map != "sequential":
             limits = get_balanced_memory(llm, max_memory=limits, no_split_module_classes=list(whole))
         placed = infer_auto_device_map(llm, max_memory=limits, no_split_module_classes=list(whole))

@@ -244,24 +244,29 @@ class Recognizer:
                     jobs += [_Job(number, (k, m), seen, mode) for m, mode in enumerate(modes)]
         for prompt, jobs in by_prompt.items():
             work = partial(self._batch, images, prompt=prompt, wish=wish)
-            for job, answer in zip(jobs, self.budget.run(jobs, self._length(prompt), work), strict=True):
+            for job, answer in zip(jobs, self.budget.run(jobs, self._positions(prompt, wish), work), strict=True):
                 answers[job.image][job.place[0]][job.place[1]] = answer
         return answers
 
-    def _length(self, prompt: str) -> int:
-        """LLM positions of a row, its name included."""
+    def _positions(self, prompt: str, wish: _Wish) -> int:
+        """LLM positions that a job takes, its name's included; with beam search, those of all its beams."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
-        return length + self.decoder.max_new_tokens
+        beams = wish.top_k if wish.vocabulary is None or wish.way == "constrained" else 1
+        return beams * (length + self.decoder.steps(self._trie(wish, prompt)))
+
+    def _trie(self, wish: _Wish, prompt: str) -> Trie | None:
+        """What alone may be said."""
+        constrained = wish.vocabulary is not None and wish.way == "constrained"
+        return self._vocabulary(wish, prompt).trie if constrained else None
 
     def _batch(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, wish: _Wish) -> list[Recognition]:
         embeds = self._embeds(images, jobs, prompt)
         modes = [job.mode for job in jobs]
         if wish.vocabulary is not None and wish.way == "scored":
             return self._scored(embeds, modes, self._vocabulary(wish, prompt), wish.top_k)
-        mapped = wish.vocabulary is not None and wish.way == "mapped"
-        trie = None if wish.vocabulary is None or mapped else self._vocabulary(wish, prompt).trie
-        if mapped:
+        if wish.vocabulary is not None and wish.way == "mapped":
             return self._mapped(self.decoder.greedy(embeds), modes, self._vocabulary(wish, prompt), wish.top_k)
+        trie = self._trie(wish, prompt)
         if wish.top_k == 1:
             said = [[name] for name in self.decoder.greedy(embeds, trie)]
         else:

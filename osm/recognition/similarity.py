@@ -40,7 +40,9 @@ class SentenceEncoder:
             self._known, new = {}, list(dict.fromkeys(texts))
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]
-            tokens = self.tokenizer(part, padding=True, truncation=True, max_length=128, return_tensors="pt")
+            # A lone half of a surrogate pair is legal in json, but no tokenizer takes it.
+            legal = [text.encode("utf-8", "replace").decode("utf-8") for text in part]
+            tokens = self.tokenizer(legal, padding=True, truncation=True, max_length=128, return_tensors="pt")
             tokens = tokens.to(self.device)
             hidden = self.model(**tokens).last_hidden_state
             seen = tokens["attention_mask"][..., None].to(hidden)

@@ -14,11 +14,17 @@ MAX_NAME_LENGTH = 200
 
 
 class Trie:
-    """Token ids of names, each with the token that ends it."""
+    """Token ids of names, each with the token that ends it.
+
+    Attributes:
+        depth: how many ids the longest has.
+    """
 
     def __init__(self, names: Iterable[Sequence[int]]) -> None:
         self._root: dict[int, Any] = {}
+        self.depth = 0
         for ids in names:
+            self.depth = max(self.depth, len(ids))
             node = self._root
             for token in ids:
                 node = node.setdefault(token, {})

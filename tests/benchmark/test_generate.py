@@ -281,6 +281,8 @@ def test_command_line(
         (["--sets", "v3det"], "v3det: left out, sets of form boxes cannot be predicted on yet"),
         (["--benchmark", "absent.yaml"], "absent.yaml"),
         (["--datasets", "absent.yaml"], "absent.yaml"),
+        (["--num_threads", "-1"], "--num_threads -1: expected 1 or more"),
+        (["--way", "scored"], "--way scored: says how names of a list come out; give --vocabulary as well"),
     ],
 )
 def test_command_line_errors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from pathlib import Path
 
@@ -96,6 +97,14 @@ def test_wups_counts_little_below_its_threshold() -> None:
     assert wups(0.95) == 0.95
     assert wups(0.9) == 0.9
     assert wups(0.8) == pytest.approx(0.08)
+
+
+def test_names_without_end_take_no_time(lexicon: Lexicon) -> None:
+    begun = time.monotonic()
+    assert lexicon.judge("(" * 500_000, ("dog",)).relation == "unknown"
+    assert lexicon.judge("very " * 500_000 + "domestic dog", ("dog",)).relation == "hyponym"
+    assert lexicon.judge("very " * 500_000, ("dog",)).relation == "unknown"
+    assert time.monotonic() - begun < 20
 
 
 def test_names_found_by_their_head_are_told(lexicon: Lexicon) -> None:

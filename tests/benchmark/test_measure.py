@@ -151,6 +151,8 @@ def test_command_line(folder: Path, tools: Tools, tmp_path: Path, capsys: pytest
         (["--frequencies", "mine=x.json"], "--frequencies 'mine=x.json': expected SET=FILE"),
         (["--frequencies", "lvis=absent.json"], "--frequencies lvis absent.json: No such file"),
         (["--json", "/dev/null/x.json"], "--json /dev/null/x.json: "),
+        (["--bootstrap", "50"], "--bootstrap 50: means nothing with --metrics published; give --metrics all as well"),
+        (["--seed", "0"], "--seed 0: means nothing with --metrics published"),
     ],
 )
 def test_wrong_flags(folder: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,6 +293,7 @@ def predicted(**fields: Any) -> dict[str, Any]:
         ({**predicted(), "area": "large"}, "area 'large': expected a number of pixels, 0 or more"),
         ({**predicted(), "area": float("inf")}, "area inf: expected a number"),
         ({**predicted(), "area": -1}, "area -1: expected a number"),
+        ({**predicted(), "area": 10**400}, "area 1000"),
         ({**predicted(), "names": "man"}, "names 'man' is not a list of texts"),
         ({**predicted(), "category_id": 12}, "category_id 12 is not in the label set coco"),
     ],
@@ -301,6 +304,19 @@ def test_untrusted_files(tmp_path: Path, mask: Any, message: str, capsys: pytest
     error = capsys.readouterr().err
     assert f"coco_pred_0_of_1.json: annotation 7: {message}" in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("checkpoint", [["x"], {}, None, 5])
+def test_a_checkpoint_of_any_kind(tmp_path: Path, checkpoint: object, capsys: pytest.CaptureFixture[str]) -> None:
+    write_parts(tmp_path, [[predicted()]])
+    meta = {"checkpoint": checkpoint, "alter": ["\x1b"], "limit": 3, "vocabulary": ["scored", 80, "0f"]}
+    (tmp_path / "coco_meta_0_of_1.json").write_text(json.dumps(meta))
+    assert evaluate_main([str(tmp_path), "1", "--json", str(tmp_path / "a.json")]) == 0
+    err = capsys.readouterr().err
+    for note in ("made with --alter ['\\x1b']", "made with --limit 3: not the whole set", "(80 names, 'scored')"):
+        assert note in err
+    found = json.loads((tmp_path / "a.json").read_text())["coco"]
+    assert found["checkpoint"] == checkpoint and found["limit"] == 3 and found["vocabulary"] == ["scored", 80, "0f"]
 
 
 def test_probabilities_that_are_missing_or_a_rounding_error_above_1(tmp_path: Path) -> None:

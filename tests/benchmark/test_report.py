@@ -67,7 +67,7 @@ def test_without_names_and_several_folders(mugs: Dataset, folder: Path, tmp_path
     page = Page(tmp_path / "out" / "report.html")
     assert document["predictions"]["grey image"]["pets"]["either_vocabulary"]["acc"] is None
     assert page.row("grey image")[:5] == ["10", "50.0 % 5/10", "–", "–", "0.0 % 0/10"]
-    assert "grey image: made with --alter blank_image" in page.text
+    assert "grey image: made with --alter 'blank_image'" in page.text
     assert len(page.all("img")) == 5  # of the first folder alone
 
 

@@ -84,6 +84,10 @@ def test_recorded_files_come_first(mugs: Dataset, folder: Path, tmp_path: Path) 
     assert meta["files"] == {f: getattr(mugs, f) for f in ("image_dir", "mask_dir", "json_file")}
     _, page = report(tmp_path, folder, replace(mugs, image_dir=None, mask_dir="/elsewhere"))
     assert len(page.all("img")) == 5
+    for no_path in ("a" * 5000, "a\0b"):
+        meta["files"]["image_dir"] = no_path
+        (folder / "pets_meta_0_of_1.json").write_text(json.dumps(meta))
+        assert len(report(tmp_path, folder, mugs)[1].all("img")) == 5
     moved = shutil.move(str(mugs.image_dir), tmp_path / "moved")
     _, page = report(tmp_path, folder, replace(mugs, image_dir=str(moved)))
     assert len(page.all("img")) == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,9 +84,29 @@ def test_a_set_that_is_not_there_is_said(
     assert re.search("ade20k: left out, no ade20k_pred_<i>_of_1.json", out) and out.count("| reproduced |") == 2
 
 
+def test_processes_that_fail_are_no_other_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def failed(command: list[str]) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", failed)
+    assert run(tmp_path / "out", Generate(), "--processes", "3") == 2
+    words = asked[0][asked[0].index("osm") :]
+    assert words == ["osm", "generate", "auto", "auto", "osm_final.pt", str(tmp_path / "out")]
+
+
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(tmp_path / "out", Generate("coco"), "--processes", "0") == 2
     assert "--processes 0, --tolerance 0.5: 1 or more" in capsys.readouterr().err
+    assert run(tmp_path / "out", Generate("coco"), "--tolerance", "nan") == 2
+    assert "--tolerance nan: 1 or more, and 0 or more, needed" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run(tmp_path / "out", Generate("coco"), "--json", str(tmp_path / "file" / "x.json")) == 2
+    assert "x.json: File exists; expected a file that can be written" in capsys.readouterr().err
+    assert run(tmp_path / "out", Generate("coco"), "--json", str(tmp_path / "new" / "x.json")) == 1
+    assert (tmp_path / "new" / "x.json").is_file()
     with pytest.raises(SystemExit):  # nothing would be reproduced with other masks or modes
         run(tmp_path / "out", Generate("coco"), "--alter", "blank_image")
     assert "unrecognized arguments: --alter" in capsys.readouterr().err

@@ -125,6 +125,16 @@ def test_only_names_of_the_list_come_out_and_their_probabilities_sum_to_1(llm: n
         assert first.sequence_prob == pytest.approx(in_trie(llm, prefix, (*first.ids, 2)), rel=1e-3)
 
 
+def test_a_name_of_a_list_is_never_cut(llm: nn.Module, embeds: Tensor) -> None:
+    long = [(5, 6, 7, 8, 2), (5, 6, 7, 9, 2)]
+    decoder, trie = Decoder(llm, STOPS, 2), Trie(long)
+    for first, names in zip(decoder.greedy(embeds, trie), decoder.best(embeds, 2, trie), strict=True):
+        assert (*first.ids, 2) in long and first.ended
+        assert sorted((*name.ids, 2) for name in names) == long and all(name.ended for name in names)
+        assert sum(name.sequence_prob for name in names) == pytest.approx(1, abs=1e-4)
+    assert all(len(name.ids) <= 2 for name in decoder.greedy(embeds))  # said freely, it is
+
+
 def test_the_best_names_are_the_likeliest_of_all(llm: nn.Module, embeds: Tensor) -> None:
     """A search as wide as the vocabulary forgets nothing: it is the enumeration of all names of up to two tokens."""
     small = SmallVocabulary(llm, 12)

@@ -67,7 +67,10 @@ def test_wrong_maps(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: 
         osm.load_recognizer(folder, device="cpu", device_map="everywhere")
     with pytest.raises(OsmError, match="--device_map "):
         osm.load_recognizer(folder, device="cpu", device_map={"model.layers.0": "cpu"})  # and the rest?
-    assert parse_max_memory("0=20GiB, cpu=1.5TB") == {0: "20GiB", "cpu": "1.5TB"}
+    assert parse_max_memory("0=20GiB, cpu=1.5TB") == {0: 20 * 2**30, "cpu": 1_500_000_000_000}
+    assert parse_max_memory("0=7,1=20gb,cpu=1 TiB") == {0: 7, 1: 20_000_000_000, "cpu": 2**40}
+    with pytest.raises(OsmError, match="--max_memory '0=1GB,0=2GB': 0 is given twice"):
+        parse_max_memory("0=1GB,0=2GB")
     for wrong in ("20GiB", "gpu=1GB", "0=lots", "0=", ""):
         with pytest.raises(OsmError, match=r"--max_memory .*expected PLACE=SIZE, as in 0=20GiB,cpu=60GiB"):
             parse_max_memory(wrong)

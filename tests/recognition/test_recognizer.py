@@ -108,6 +108,12 @@ def test_memory_is_bounded_whatever_the_number_of_masks(recognizer: Recognizer, 
     monkeypatch.setattr(Recognizer, "_batch", lambda self, *a, **k: rows.append(len(a[1])) or batch(self, *a, **k))
     close(recognizer.name(masks[:60]), whole[:60])
     assert max(rows) < 20 and sum(rows) == 60
+    # Every name's beams are rows of their own.
+    most = max(rows)
+    rows.clear()
+    for search in ({"top_k": 4}, {"top_k": 4, "vocabulary": NAMES}):
+        recognizer.name(masks[:20], **search)
+    assert max(rows) <= most // 4 and sum(rows) == 40
     recognizer.budget.positions = 1  # one row at a time is always possible
     close(recognizer.name(masks[:2]), whole[:2])
 
@@ -293,6 +299,8 @@ def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F
         "box 10,25,40,25 [any]",
         "point 30,30 [any]",
     ]
+    assert main([*base, *regions, "--way", "scored"]) == 2
+    assert "--way scored: says how names of a list come out; give --vocabulary as well" in capsys.readouterr().err
     more = ["--vocabulary", str(names), "--top_k", "2", "--mode", "coco", "--mode", "any", "--json"]
     assert main([*base, *regions, *more]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -28,6 +28,7 @@ RELATIONS = {
 }
 """From the nearest to the farthest; the first that holds is counted."""
 WUPS_THRESHOLD = 0.9
+_NOTE = re.compile(r"\([^()]*\)")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Lexicon:
         self.judge = cache(self._judge)
 
     def _entry(self, name: str) -> Entry:
-        words = re.sub(r"\([^)]*\)", " ", normalize(name)).split()
-        for start in range(len(words)):
+        words = _NOTE.sub(" ", normalize(name)).split()
+        # No longer ends than there are entries: a name from a file may have a million words.
+        for start in range(max(0, len(words) - self.wordnet.longest), len(words)):
             if senses := self.wordnet.senses(" ".join(words[start:])):
                 return Entry(senses, below=start > 0)
         return Entry(frozenset())

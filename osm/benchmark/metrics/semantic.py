@@ -35,11 +35,6 @@ def best_semantic_iou(prediction: str, names: Iterable[str]) -> float:
     return max(semantic_iou(prediction, name) for name in names)
 
 
-def _legal(text: str) -> str:
-    # A lone half of a surrogate pair is legal in json, but no tokenizer takes it.
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def semantic_similarities(encoder: SentenceEncoder, pairs: Sequence[tuple[str, tuple[str, ...]]]) -> np.ndarray:
     """Cosines of sentence embeddings, -1 to 1, of predictions (lower case) and names.
 
@@ -50,8 +45,8 @@ def semantic_similarities(encoder: SentenceEncoder, pairs: Sequence[tuple[str, t
         float (pairs, 2): with the target name, and the largest over the names; 0 for an empty prediction.
     """
     found = np.zeros((len(pairs), 2))
-    meant = [[_legal(name) for name in names] for _, names in pairs]
-    said = [_legal(normalize(prediction)) for prediction, _ in pairs]
+    meant = [names for _, names in pairs]
+    said = [normalize(prediction) for prediction, _ in pairs]
     texts = list(dict.fromkeys(text for one, names in zip(said, meant, strict=True) for text in (one, *names)))
     places = {text: place for place, text in enumerate(texts)}
     vectors = encoder.encode(texts).numpy() if texts else np.zeros((0, 0))

@@ -8,7 +8,7 @@ Application, 1997, section 3.8). An interval is the middle 95 % of the resampled
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,12 @@ _DIGITS = 9  # how sums are ordered, and so their last bits, depends on the mach
 def ratio(count: int, total: int) -> float:
     """count / total, and nan where nothing was counted."""
     return count / total if total else float("nan")
+
+
+def auroc(higher: Sequence[float] | np.ndarray, lower: Sequence[float] | np.ndarray) -> float:
+    """How often one of the first is above one of the second; ties count half. Neither is empty."""
+    a, b = np.asarray(higher)[:, None], np.asarray(lower)[None]
+    return float(((a > b) + 0.5 * (a == b)).mean())
 
 
 def wilson_interval(count: int, total: int) -> tuple[float, float] | None:

@@ -39,6 +39,9 @@ _MERONYMS = (b"%m", b"%s", b"%p")  # members, substances, parts
 class WordNet:
     """One database.
 
+    Attributes:
+        longest: words of the entry that has most.
+
     Args:
         read: gives a file's bytes by name.
         source: where they come from, for messages and results.
@@ -57,6 +60,7 @@ class WordNet:
             raise OsmError(f"WordNet {source}: {error}; expected {_INDEX}, {_DATA} and {_EXCEPTIONS}") from None
         except (ValueError, IndexError):
             raise OsmError(f"WordNet {source}: {_INDEX} or {_EXCEPTIONS} is not in WordNet's format") from None
+        self.longest = max((1 + entry.count("_") for entry in self._index), default=0)
         version = re.search(rb"WordNet (\d[\d.]*) Copyright", self._data[:4096])
         self.version = version[1].decode().rstrip(".") if version else "of unknown version"
         self._pointers: dict[int, tuple[tuple[int, ...], frozenset[int]]] = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from osm.benchmark.files import prediction_path
 from osm.benchmark.generate import OWN_MODE
+from osm.benchmark.parts import made_with
 from osm.benchmark.scoring.evaluate import Options, Scores, score_set
 from osm.benchmark.scoring.names import EXACT, NEAREST, ClassNames, Encoder
 from osm.benchmark.scoring.proposals import KIND
@@ -18,7 +19,7 @@ from osm.benchmark.scoring.truth import TRUTHS
 from osm.config import find_config
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError
-from osm.files import write_atomically
+from osm.files import write_output
 
 # What the counts are called. Of the first two it is said even where they are 0.
 _PROPOSALS = {
@@ -103,8 +104,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         for note in _notes(scores):
             print(f"{row.name}: {note}", file=sys.stderr)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.json, [json.dumps(document, indent=1) + "\n"])
+        write_output(args.json, "--json", [json.dumps(document, indent=1, allow_nan=False) + "\n"])
 
 
 def _paths(args: argparse.Namespace, row: Dataset) -> list[Path]:
@@ -180,8 +180,4 @@ def _notes(scores: Scores) -> list[str]:
         notes.append(f"only {', '.join(scores.split.scores)} is defined: {scores.split.why_not}")
     if not meta:
         notes.append("no meta file says what made the proposals; they are taken as those of the whole set")
-    if meta.get("alter", "none") != "none":
-        notes.append(f"made with --alter {meta['alter']}")
-    if meta.get("vocabulary"):
-        notes.append(f"named with --vocabulary ({meta['vocabulary'][1]} names, {meta['vocabulary'][0]})")
-    return notes
+    return notes + made_with(meta)

@@ -5,6 +5,7 @@ Shapes: H, W = an image's sides.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
@@ -48,6 +49,8 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= 1:
             raise OsmError(f"--overlap {self.overlap}: expected a share of a mask's pixels, 0 to 1")
+        if not math.isfinite(self.min_score):
+            raise OsmError(f"--min_score {self.min_score}: expected a number, such as 0.3")
 
 
 @dataclass
@@ -117,6 +120,8 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
     check_all_there(row.name, paths)
     meta = common_meta(paths, KIND)
     split = TRUTHS[row.form](row)
+    if not options.with_ap and split.scores == (AP,):
+        raise OsmError(f"--without_ap: set {row.name!r} then has no score; {AP} alone is defined: {split.why_not}")
     proposals = read_proposals(row, SPLITS[row.form], paths, mode)
     matches = names.match(p.name for of_image in proposals.values() for p in of_image if p.name is not None)
     scores = Scores(row, mode, split, shared=names.shared, meta=meta)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from osm.benchmark.items.base import FIELD, Split
 from osm.benchmark.items.proposals import Proposals, by_image
 from osm.benchmark.parts import Seen
+from osm.benchmark.records import prediction_in
 from osm.data.datasets import Dataset
 from osm.errors import OsmError, shown
 from osm.files import read_json
@@ -63,11 +63,8 @@ def _proposal(entry: dict[str, Any], mode: str, where: str) -> Proposal:
     if not isinstance(names, dict):
         raise OsmError(f"{where}: {FIELD} {shown(names)} is not {{mode: {{class, prob}}}}")
     if mode not in names:
-        raise OsmError(f"{where}: no name in mode {mode!r}, but in {', '.join(map(str, names))} (see --mode)")
-    said = names[mode]
-    name, prob = (said.get("class"), said.get("prob")) if isinstance(said, dict) else (None, None)
-    if not isinstance(name, str):
-        raise OsmError(f"{where}: {FIELD}, mode {mode!r}: class {shown(name)} is not a text")
-    if not isinstance(prob, (int, float)) or isinstance(prob, bool) or not 0 <= prob < math.inf:
-        raise OsmError(f"{where}: {FIELD}, mode {mode!r}: prob {shown(prob)} is not a probability")
-    return Proposal(where, entry["segmentation"], name, float(score) * float(prob))
+        raise OsmError(f"{where}: no name in mode {mode!r}, but in {shown(list(names))} (see --mode)")
+    said = prediction_in(names[mode], f"{where}: {FIELD} {mode!r}")
+    if said.prob is None:
+        raise OsmError(f"{where}: {FIELD} {mode!r}: has no prob, which is part of a proposal's score")
+    return Proposal(where, entry["segmentation"], said.name, float(score) * said.prob)
