@@ -81,6 +81,6 @@ def as_png(ids: np.ndarray) -> Image.Image:
     Raises:
         OsmError: an id below 0, or that three bytes do not hold.
     """
-    if ids.size and not (0 <= ids.min() and ids.max() < 1 << 24):
+    if ids.size and not (ids.min() >= 0 and ids.max() < 1 << 24):
         raise OsmError(f"ids from {ids.min()} to {ids.max()}: 0 to {(1 << 24) - 1} fit an RGB pixel")
     return Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8))

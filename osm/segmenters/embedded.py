@@ -1,8 +1,8 @@
 """Masks with no download: what the recognizer's own tower and the colours tell apart.
 
-The picture falls into superpixels (Felzenszwalb and Huttenlocher's); those that look alike, by the tower's tokens and by
-colour, are merged pair by pair into a tree, of which the segments that stay themselves for longest are the answer. How
-good that is: docs/demos.md. On 2 CPU cores it takes about a second a picture, of which the tower is most.
+The picture falls into superpixels (Felzenszwalb and Huttenlocher's); those that look alike, by the tower's tokens and
+by colour, are merged pair by pair into a tree, of which the segments that stay themselves for longest are the answer.
+How good that is: docs/demos.md.
 
 Shapes: H, W of the picture at its working size; n superpixels; g x g tokens of width C.
 """

@@ -94,9 +94,7 @@ def load_mask_generator(
         kind = AutoConfig.from_pretrained(checkpoint).model_type
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise OsmError(
-            f"--sam_checkpoint {checkpoint}: neither a .pth file, a folder nor a hub id ({reason})"
-        ) from None
+        raise OsmError(f"--sam_checkpoint {checkpoint}: no .pth file, folder or hub id ({reason})") from None
     if kind not in FAMILIES:
         raise OsmError(
             f"--sam_checkpoint {checkpoint} is a {kind}; one of {', '.join(FAMILIES)} is needed, or a .pth file of SAM"

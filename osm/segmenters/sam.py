@@ -124,9 +124,7 @@ def type_of(path: Path) -> str:
     """The type that a checkpoint's file name tells. Raises OsmError where it tells none."""
     found = re.search(r"vit_[hlb](?![a-z0-9])", path.name.lower())
     if found is None:
-        raise OsmError(
-            f"--sam_checkpoint {path.name}: its name does not tell its type; give --sam_type {'|'.join(TYPES)}"
-        )
+        raise OsmError(f"--sam_checkpoint {path.name} does not tell its type; give --sam_type {'|'.join(TYPES)}")
     return found[0]
 
 
