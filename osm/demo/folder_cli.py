@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
 def _run(args: argparse.Namespace) -> int:
     from osm.demo.folder import FolderDemo, images_of, works_of
     from osm.demo.naming import Wish
+    from osm.model.checkpoint import published_state_dict
+    from osm.model.weights import fingerprint_tensors
     from osm.recognition.recognizer import load_recognizer
     from osm.recognition.vocabulary import read_names
 
@@ -93,6 +95,9 @@ def _run(args: argparse.Namespace) -> int:
     segmenter = segmenter_from(args, recognizer)
     wish = Wish(args.mode, names, args.way, args.min_area, args.min_prob)
     settings = {key: getattr(args, key) for key in _SETTINGS} | {"vocabulary": names, "segmenter": segmenter.name}
+    settings["fingerprint"] = fingerprint_tensors(
+        published_state_dict(recognizer.model)
+    )  # a path may hold another soon
     demo = FolderDemo(recognizer, segmenter, wish, settings, args.overwrite, args.panoptic, args.alpha)
     outcome = demo.run(works_of(images, args.output_dir))
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""

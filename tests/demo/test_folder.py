@@ -224,7 +224,8 @@ def test_places_that_are_wrong(tmp_path: Path, checkpoint: Path, capsys: pytest.
         (["--output_dir", str(tmp_path / "a.PNG")], "is no folder"),
     ]:
         assert main([*base, *flags]) == 2
-        assert f"error: {message}" in capsys.readouterr().err or message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "error: " in error and message in error
 
 
 @pytest.mark.slow

@@ -57,8 +57,8 @@ def test_a_share_that_rounds_up_is_met() -> None:
         assert found.segments == [0, 1], area
 
 
-def test_more_segments_than_a_byte_holds(tmp_path) -> None:
-    masks = [stripe(100 * k, 100 * k + 100, 70_000) for k in range(700)]
+def test_more_segments_than_a_byte_holds() -> None:
+    masks = [stripe(100 * k, 100 * k + 100, 70_000).reshape(250, 280) for k in range(700)]
     found = merge(masks, np.linspace(1, 0.5, 700).tolist())
     assert found.segments == list(range(700)) and found.ids.max() == 700
     file = io.BytesIO()

