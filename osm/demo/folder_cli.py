@@ -95,9 +95,8 @@ def _run(args: argparse.Namespace) -> int:
     segmenter = segmenter_from(args, recognizer)
     wish = Wish(args.mode, names, args.way, args.min_area, args.min_prob)
     settings = {key: getattr(args, key) for key in _SETTINGS} | {"vocabulary": names, "segmenter": segmenter.name}
-    settings["fingerprint"] = fingerprint_tensors(
-        published_state_dict(recognizer.model)
-    )  # a path may hold another soon
+    # A path may hold another checkpoint by the next run.
+    settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))
     demo = FolderDemo(recognizer, segmenter, wish, settings, args.overwrite, args.panoptic, args.alpha)
     outcome = demo.run(works_of(images, args.output_dir))
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""

@@ -68,7 +68,8 @@ def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: f
     taken: list[tuple[float, float, float, float]] = []
     for k in order:
         ys, xs = np.divmod(places[k], ids.shape[1])
-        _write(draw, font, names[k], (xs, ys), image.size, taken)
+        frame = tuple(colours[k + 1].astype(int).tolist())  # a label may come to lie beside its segment
+        _write(draw, font, names[k], (xs, ys), image.size, taken, frame)
     return canvas
 
 
@@ -156,6 +157,7 @@ def _write(
     places: tuple[np.ndarray, ...],
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
+    frame: tuple[int, ...] | None = None,
 ) -> None:
     """The text at the median of a mask's pixels (xs, ys), moved away from earlier labels."""
     xs, ys = places
@@ -163,7 +165,7 @@ def _write(
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 8, bottom - top + 6
     x, y = _place(float(np.median(xs)), float(np.median(ys)), width, height, size, taken)
-    draw.rounded_rectangle((x, y, x + width, y + height), 3, fill=_DARK)
+    draw.rounded_rectangle((x, y, x + width, y + height), 3, fill=_DARK, outline=frame)
     draw.text((x + 4 - left, y + 3 - top), text, font=font, fill=(255, 255, 255))
 
 
@@ -223,8 +225,9 @@ def _place(
     else where it covers least."""
     best = (np.inf, 0.0, 0.0)
     for across, down in _OFFSETS:
-        x = min(max(middle_x - width / 2 + across * (width + 1), 0), max(size[0] - width - 1, 0))
-        y = min(max(middle_y - height / 2 + down * (height + 1), 0), max(size[1] - height - 1, 0))
+        # Whole pixels: Pillow cuts letters off that begin at a fraction beside the border.
+        x = min(max(round(middle_x - width / 2 + across * (width + 1)), 0), max(int(size[0] - width - 1), 0))
+        y = min(max(round(middle_y - height / 2 + down * (height + 1)), 0), max(int(size[1] - height - 1), 0))
         covered = sum(_common((x, y, x + width, y + height), other) for other in taken)
         if covered < best[0]:
             best = (covered, x, y)
