@@ -233,9 +233,9 @@ def _place(
             best = (covered, x, y)
         if not covered:
             break
-    x, y = best[1:]
-    taken.append((x, y, x + width, y + height))
-    return x, y
+    _, left, top = best
+    taken.append((left, top, left + width, top + height))
+    return left, top
 
 
 def _common(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:

@@ -46,8 +46,8 @@ def neighbours(labels: np.ndarray) -> list[set[int]]:
 def merged(features: np.ndarray, areas: np.ndarray, touching: Sequence[set[int]]) -> Tree:
     """Merges touching regions until none are left that touch.
 
-    The cost of a pair is its squared distance times the root of its smallness (Ward's takes that itself, and prefers
-    large over lasting: measured).
+    The cost of a pair is its squared distance times the root of its smallness (Ward's takes that itself, which puts
+    size before likeness).
 
     Args:
         features: (n, F). areas: (n,) in pixels. touching: of each region its neighbours.
