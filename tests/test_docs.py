@@ -20,8 +20,8 @@ from osm.data import convert
 from osm.data.datasets import DatasetTable
 from osm.data.originals import cli as originals
 from osm.data.scenes import write as scenes
-from osm.demo import web
-from osm.recognition import cli as recognition_cli
+from osm.demo import folder_cli, web
+from osm.demo import name as name_cli
 from osm.training import config as training_config
 from osm.training import export
 
@@ -32,8 +32,10 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "scenes": scenes.parser,
     "prepare": convert.parser,
     "prepare_original": originals.parser,
-    "name": recognition_cli.parser,
     "demo": web.parser,
+    "name": name_cli.parser,
+    "folder": folder_cli.parser,
+    "demo_with_sam.py": folder_cli.parser,
     "export": export.export_parser,
     "import": export.import_parser,
     "compare": evaluate_cli.compare_parser,

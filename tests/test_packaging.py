@@ -39,6 +39,7 @@ LAYERS = {
     "osm.benchmark": ("osm.pretraining", "osm.segmenters", "osm.demo", *TOP),
     "osm.demo": ("osm.pretraining", "osm.training", "osm.benchmark", *TOP),
 }
+OPTIONAL = ("prepare", "proposals", "wandb", "demo", "notebook", "sam", "segmenter")  # extras whose packages osm imports
 ENTRY_FOLDERS = ("train", "test", "dataset_preparation", "scripts")
 
 
@@ -100,11 +101,7 @@ def test_what_osm_imports_is_declared(declared: dict[str, Any]) -> None:
     def canonical(name: str) -> str:
         return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~; \[]", name)[0]).lower()
 
-    optional = [
-        name
-        for extra in ("prepare", "proposals", "wandb", "demo", "notebook")
-        for name in declared["extras_require"][extra]
-    ]
+    optional = [name for extra in OPTIONAL for name in declared["extras_require"][extra]]
     required = {canonical(name) for name in declared["install_requires"] + optional}
     homes = importlib.metadata.packages_distributions()
     for path in python_files("osm"):

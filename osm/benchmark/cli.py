@@ -23,7 +23,7 @@ from osm.data.paths import check_local
 from osm.errors import OsmError
 from osm.files import read_json
 from osm.recognition import placement
-from osm.recognition.cli import WAY_HELP, way_of
+from osm.recognition.flags import WAY_HELP, way_of
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError
+from osm.recognition.flags import add_checkpoint
 
 if TYPE_CHECKING:  # gradio and torch take seconds to import
     from osm.demo.page import Page
@@ -25,8 +26,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Serves a page in the browser that names what one points at in a picture.",
     )
-    out.add_argument("--checkpoint", required=True, help="a trained model: a folder `final`, a hub id or a .pt file")
-    out.add_argument("--config", help="of a .pt file that does not tell its own")
+    add_checkpoint(out)
     out.add_argument("--device", default="auto", help="[%(default)s]")
     out.add_argument("--segmenter", default="auto", help="what makes masks of points and boxes [%(default)s]")
     out.add_argument("--sam_checkpoint", metavar="FILE", help="the weights of SAM")

@@ -34,8 +34,73 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
     taken: list[tuple[float, float, float, float]] = []
     for k in order:
         if masks[k].any():
-            _write(draw, font, names[k], masks[k], image.size, taken)
+            _write(draw, font, names[k], np.nonzero(masks[k])[::-1], image.size, taken)
     return canvas
+
+
+def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: float = 0.7) -> Image.Image:
+    """Colours the segments of a map and writes their names at their medians.
+
+    Segments that touch have different colours, and a line between them that is seen on light and on dark.
+
+    Args:
+        image: RGB. ids: int (H, W) at its size, 0 = none, k = the segment of names[k - 1]. alpha: how much of the
+            picture a colour covers.
+
+    Returns:
+        a new RGB image of the same size.
+    """
+    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
+    places = _places_of(ids, len(names))
+    order = sorted((k for k, place in enumerate(places) if len(place)), key=lambda k: -len(places[k]))
+    colours = np.zeros((len(names) + 1, 3), np.float32)
+    colours[1:] = np.array(PALETTE, np.float32)[_unlike_their_neighbours(ids, len(names), order)]
+    inside = ids > 0
+    pixels[inside] = (1 - alpha) * pixels[inside] + alpha * colours[ids[inside]]
+    border = np.zeros(ids.shape, bool)
+    border[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    border[1:] |= ids[1:] != ids[:-1]
+    pixels[np.roll(border, (1, 1), (0, 1)) & inside] = _LIGHT
+    pixels[border] = _DARK
+    canvas = Image.fromarray(pixels.round().astype(np.uint8))
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(_font_size(image.size, len(order)))
+    taken: list[tuple[float, float, float, float]] = []
+    for k in order:
+        ys, xs = np.divmod(places[k], ids.shape[1])
+        frame = tuple(colours[k + 1].astype(int).tolist())  # a label may come to lie beside its segment
+        _write(draw, font, names[k], (xs, ys), image.size, taken, frame)
+    return canvas
+
+
+def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
+    """The flat places of every id from 1 to `count`."""
+    flat = ids.ravel()
+    order = np.argsort(flat, kind="stable")
+    ends = np.searchsorted(flat[order], np.arange(1, count + 2))
+    return [order[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _unlike_their_neighbours(ids: np.ndarray, count: int, order: Sequence[int]) -> np.ndarray:
+    """(count,) a place of the palette for each id: one that no neighbour has, or else the one that fewest have."""
+    near: list[set[int]] = [set() for _ in range(count + 1)]
+    for one, other in ((ids[:, :-3], ids[:, 3:]), (ids[:-3], ids[3:])):  # also across a line or a gap
+        pairs = np.stack([one.ravel(), other.ravel()], 1)
+        for a, b in np.unique(pairs[one.ravel() != other.ravel()], axis=0).tolist():
+            near[a].add(b)
+            near[b].add(a)
+    chosen = np.full(count + 1, -1)
+    used = np.zeros(len(PALETTE), int)
+    for k in order:
+        around = np.bincount([c for c in chosen[list(near[k + 1] - {0})] if c >= 0], minlength=len(PALETTE))
+        chosen[k + 1] = min(range(len(PALETTE)), key=lambda c: (around[c], used[c], c))
+        used[chosen[k + 1]] += 1
+    return np.maximum(chosen[1:], 0)
+
+
+def _font_size(size: tuple[int, int], labels: int) -> int:
+    """Smaller where there are many labels, but never too small to be read."""
+    return max(12, round(min(size) / (28 if labels <= 20 else 40 if labels <= 60 else 56)))
 
 
 def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | None]) -> Image.Image:
@@ -89,16 +154,18 @@ def _write(
     draw: ImageDraw.ImageDraw,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     text: str,
-    mask: np.ndarray,
+    places: tuple[np.ndarray, ...],
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
+    frame: tuple[int, ...] | None = None,
 ) -> None:
-    """The text at the mask's median pixel, moved down past earlier labels, and never out of the picture."""
-    ys, xs = np.nonzero(mask)
+    """The text at the median of a mask's pixels (xs, ys), moved away from earlier labels."""
+    xs, ys = places
+    text = _shortened(draw, font, text, size[0] - 8)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 8, bottom - top + 6
     x, y = _place(float(np.median(xs)), float(np.median(ys)), width, height, size, taken)
-    draw.rounded_rectangle((x, y, x + width, y + height), 3, fill=_DARK)
+    draw.rounded_rectangle((x, y, x + width, y + height), 3, fill=_DARK, outline=frame)
     draw.text((x + 4 - left, y + 3 - top), text, font=font, fill=(255, 255, 255))
 
 
@@ -130,6 +197,22 @@ def _write_number(
         draw.line([(a, b + side), (a + side, b)], (255, 170, 150), 2)
 
 
+def _shortened(
+    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, width: float
+) -> str:
+    """The text, or as much of it as a width holds."""
+    whole = text = " ".join(text.split())
+    while text and draw.textlength(text if text == whole else text + "...", font=font) > width:
+        text = text[:-1]
+    return text if text == whole else text + "..."
+
+
+# Where a label may go, in its own widths and heights from where it should be: the nearest first.
+_OFFSETS = sorted(
+    ((x / 2, y) for y in range(-6, 7) for x in range(-6, 7)), key=lambda xy: (4 * xy[0] ** 2 + xy[1] ** 2, -xy[1])
+)
+
+
 def _place(
     middle_x: float,
     middle_y: float,
@@ -138,11 +221,24 @@ def _place(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float]:
-    """Left and top of a box about a point, moved down past the boxes taken, and never out of the picture."""
-    x = min(max(middle_x - width / 2, 0), max(size[0] - width, 0))
-    y = min(max(middle_y - height / 2, 0), max(size[1] - height, 0))
-    for other in sorted(taken, key=lambda box: box[1]):
-        if x < other[2] and other[0] < x + width and y < other[3] and other[1] < y + height:
-            y = min(other[3] + 1, max(size[1] - height, 0))
-    taken.append((x, y, x + width, y + height))
-    return x, y
+    """Left and top of a box about a point: in the picture, and at the nearest place where it covers no box taken, or
+    else where it covers least."""
+    best = (np.inf, 0.0, 0.0)
+    for across, down in _OFFSETS:
+        # Whole pixels: Pillow cuts letters off that begin at a fraction beside the border.
+        x = min(max(round(middle_x - width / 2 + across * (width + 1)), 0), max(int(size[0] - width - 1), 0))
+        y = min(max(round(middle_y - height / 2 + down * (height + 1)), 0), max(int(size[1] - height - 1), 0))
+        covered = sum(_common((x, y, x + width, y + height), other) for other in taken)
+        if covered < best[0]:
+            best = (covered, x, y)
+        if not covered:
+            break
+    _, left, top = best
+    taken.append((left, top, left + width, top + height))
+    return left, top
+
+
+def _common(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+    """The area that two boxes (left, top, right, bottom) share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    return max(0.0, width) * max(0.0, min(one[3], other[3]) - max(one[1], other[1]))

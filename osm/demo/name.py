@@ -9,34 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osm.demo.folder_cli import add_segmenter_flags, segmenter_from
 from osm.errors import OsmError
+from osm.recognition.flags import WAY_HELP, add_checkpoint, way_of
 from osm.recognition.placement import add_flags, from_flags
 
 if TYPE_CHECKING:
-    from osm.recognition.recognizer import Recognition
-
-
-WAY_HELP = "with --vocabulary: constrained, scored or mapped [constrained]"
-
-
-def way_of(args: argparse.Namespace) -> str:
-    """How the names of a list come out. Raises OsmError where it is said without a list."""
-    if args.way is not None and args.vocabulary is None:
-        raise OsmError(f"--way {args.way}: says how names of a list come out; give --vocabulary as well")
-    return args.way or "constrained"
+    from osm.recognition.recognizer import Recognition, Recognizer
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `osm name`."""
     out = argparse.ArgumentParser(
-        prog="osm name", allow_abbrev=False, description="Names what masks, boxes or points of a picture show."
+        prog="osm name",
+        allow_abbrev=False,
+        description="Names what masks, boxes or points show, or all in a picture.",
     )
     out.add_argument("image", type=Path, help="a JPEG, PNG or TIFF")
-    out.add_argument("--checkpoint", required=True, help="a trained model: a folder `final`, a hub id or a .pt file")
-    out.add_argument("--config", help="of a .pt file that does not tell its own")
+    add_checkpoint(out)
     out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, not black = inside")
     out.add_argument("--box", action="append", metavar="X,Y,W,H", help="in pixels")
     out.add_argument("--point", action="append", metavar="X,Y", help="in pixels; a small disc around it is named")
+    out.add_argument("--auto", action="store_true", help="all segments that a segmenter finds, the largest first")
+    add_segmenter_flags(out)
     out.add_argument("--mode", action="append", help="in which it answers; any is the open one [any]")
     out.add_argument("--vocabulary", type=Path, metavar="FILE", help="a name a line: only these may come out")
     out.add_argument("--way", help=WAY_HELP)
@@ -61,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(args: argparse.Namespace) -> str:
     boxes = [_numbers(text, 4, "--box", "X,Y,W,H") for text in args.box or ()]
     points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
-    if not (args.mask or boxes or points):
-        raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H or --point X,Y")
+    if not (args.mask or boxes or points or args.auto):
+        raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H or --point X,Y, or --auto")
+    if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
+        raise OsmError("--segmenter, --sam_checkpoint and --sam_type are for --auto: give it as well")
     way = way_of(args)
     if not args.image.is_file():
         raise OsmError(f"{args.image}: no such picture")
@@ -73,18 +70,39 @@ def _answer(args: argparse.Namespace) -> str:
     recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **from_flags(args))
     recognizer.set_image(args.image)
     masks = [_mask(path, recognizer.image_size) for path in args.mask or ()]
+    segments = _segments(args, recognizer) if args.auto else []
+    masks += [segment["segmentation"] for segment in segments]
     found = recognizer.name(
         masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, way=way
     )
     what = [f"mask {path}" for path in args.mask or ()]
+    what += [f"segment {k} ({s['area']} pixels)" for k, s in enumerate(segments, 1)]
     what += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]
     if args.json:
         regions = [
             {"region": w, "answers": [_plain(a) for a in answers]} for w, answers in zip(what, found, strict=True)
         ]
+        for region, segment in zip(regions[len(args.mask or ()) :], segments, strict=False):
+            region.update(segment)
         document = {"image": str(args.image), "size": list(recognizer.image_size), "regions": regions}
         return json.dumps(document, indent=1)
     return "\n".join(_line(w, answer) for w, answers in zip(what, found, strict=True) for answer in answers)
+
+
+def _segments(args: argparse.Namespace, recognizer: Recognizer) -> list[dict[str, Any]]:
+    """All segments of the picture, as RLEs: they are as many as a hundred or more."""
+    from osm.demo.naming import box_of, encoded
+    from osm.recognition.recognizer import as_rgb
+
+    segmenter = segmenter_from(args, recognizer)
+    segmenter.set_image(as_rgb(args.image))
+    found = []
+    for segment in segmenter.everything():
+        rle = encoded(segment.mask)
+        found.append({"score": segment.score, "area": segment.area, "bbox": box_of(rle), "segmentation": rle})
+    if not found:
+        print(f"{args.image}: the segmenter {segmenter.name} finds no segment", file=sys.stderr)
+    return found
 
 
 def _numbers(text: str, count: int, flag: str, what: str) -> list[float]:
