@@ -300,6 +300,10 @@ def main() -> int:
             torch.set_num_threads(args.threads)
         counts = [int(count) for count in args.masks.split(",")]
         width, height = (int(side) for side in args.size.split("x"))
+        if min(*counts, width, height, args.rounds) < 1:
+            raise OsmError(
+                f"--masks {args.masks}, --size {args.size}, --rounds {args.rounds}: expected numbers from 1 on"
+            )
         model, processor = built(args, device)
     except (OsmError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -135,10 +135,10 @@ def compare(argv: Sequence[str] | None) -> None:
     bootstrap = bootstrap_of(args)
     if args.examples < 0:
         raise OsmError(f"--examples {args.examples}: expected 0 or more")
-    titles = _titles(args.titles)
+    titles, parts = _titles(args.titles), _parts(args.parts)
     tools = find_tools() if args.metrics == ALL else Tools()
     table = _table(args.datasets)
-    found, notes = compare_folders((args.a, args.b), _parts(args.parts), table, tools, bootstrap, args.examples)
+    found, notes = compare_folders((args.a, args.b), parts, table, tools, bootstrap, args.examples)
     for comparison in found:
         print("\n".join(comparison_lines(comparison, titles)))
     for note in notes:

@@ -125,7 +125,8 @@ def generate_predictions(
     With `proposals` it names those, and writes `<set>_proposals_<part>_of_<parts>.json`.
 
     A killed run leaves its finished images behind and the next one with the same arguments goes on from there; the
-    file is then the same, byte for byte. A finished part is left as it is.
+    file is then the same, byte for byte (on a GPU, where the namer's `max_batch_tokens` is given). A finished part is
+    left as it is.
 
     Args:
         namer: names masks (see `osm.recognition.namer`).

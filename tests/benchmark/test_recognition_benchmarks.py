@@ -45,3 +45,6 @@ def test_both_ways_say_the_same(flags: tuple[str, ...]) -> None:
 def test_wrong_flags_are_said() -> None:
     code, _, err = ran("benchmarks/recognition.py", "--config", "osm_small", "--random_weights", "--tiny")
     assert code == 2 and "--config osm_small is not built around an InstructBLIP" in err
+    for flags in (("--masks", "0"), ("--rounds", "0"), ("--size", "0x5")):
+        code, _, err = ran("benchmarks/recognition.py", "--tiny", *flags)
+        assert code == 2 and " ".join(flags) in err and "expected numbers from 1 on" in err
