@@ -39,7 +39,15 @@ LAYERS = {
     "osm.benchmark": ("osm.pretraining", "osm.segmenters", "osm.demo", *TOP),
     "osm.demo": ("osm.pretraining", "osm.training", "osm.benchmark", *TOP),
 }
-OPTIONAL = ("prepare", "proposals", "wandb", "demo", "notebook", "sam", "segmenter")  # extras whose packages osm imports
+OPTIONAL = (
+    "prepare",
+    "proposals",
+    "wandb",
+    "demo",
+    "notebook",
+    "sam",
+    "segmenter",
+)  # extras whose packages osm imports
 ENTRY_FOLDERS = ("train", "test", "dataset_preparation", "scripts")
 
 

@@ -320,7 +320,10 @@ class Recognizer:
 
     def _said(self, mode: str, names: Sequence[Decoded], wish: _Wish, trie: Trie | None) -> Recognition:
         name = names[0]
-        top = [Alternative(self.processor.name(n.ids), n.sequence_prob) for n in names] if wish.top_k > 1 else []
+        likeliest: dict[str, float] = {}
+        for found in names if wish.top_k > 1 else ():  # tokens that differ may spell one name: the likelier counts
+            likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
+        top = [Alternative(text, prob) for text, prob in likeliest.items()]
         prob = name.prob if trie is None else name.sequence_prob  # of a list, those of all names sum to 1
         return Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
 

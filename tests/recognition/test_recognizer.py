@@ -320,3 +320,12 @@ def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F
     ):
         assert main([*base, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_tokens_that_spell_one_name_are_one(recognizer: Recognizer, monkeypatch: Any) -> None:
+    recognizer.set_image(picture(0))
+    monkeypatch.setattr(recognizer.processor, "name", lambda ids: "cat" if len(ids) % 2 else "dog")
+    for answers in recognizer.name(some_masks(), top_k=5):
+        words = [other.text for other in answers[0].top]
+        assert len(set(words)) == len(words) <= 2 and answers[0].text == words[0]
+        assert [other.prob for other in answers[0].top] == sorted((o.prob for o in answers[0].top), reverse=True)
