@@ -7,6 +7,7 @@ Shapes: H, W of the image that is set.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from osm.errors import OsmError
+from osm.model.weights import load_torch
 from osm.segmenters.base import Segment, by_area
 from osm.segmenters.checks import Size, check_set, checked_box, checked_points
 
@@ -45,10 +47,8 @@ class SamSegmenter:
 
     def __init__(self, sam: Any, **options: Any) -> None:
         package = _package()
-        try:
-            import cv2  # noqa: F401  (the generator's clean-up of small regions needs it)
-        except ImportError:
-            raise OsmError("SAM's masks are cleaned with OpenCV: pip install opencv-python-headless") from None
+        if importlib.util.find_spec("cv2") is None:  # the generator's clean-up of small regions needs it
+            raise OsmError("SAM's masks are cleaned with OpenCV: pip install opencv-python-headless")
         try:
             self._generator = package.SamAutomaticMaskGenerator(sam, **{**EVERYTHING, **options})
         except (TypeError, AssertionError) as error:
@@ -108,9 +108,9 @@ def load_sam(
         raise OsmError(f"--sam_type {kind!r} is not one of {', '.join(TYPES)}")
     registry = _package().sam_model_registry
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what the broken byte happens to cause
-        raise OsmError(f"--sam_checkpoint {path}: not a file of weights ({str(error).splitlines()[0]})") from None
+        weights = load_torch(path)
+    except ValueError as error:
+        raise OsmError(f"--sam_checkpoint {path}: {error}") from None
     sam = registry[kind]()
     try:
         sam.load_state_dict(weights)

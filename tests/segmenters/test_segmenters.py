@@ -144,7 +144,7 @@ def test_sams_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OsmError, match="does not fit a SAM of --sam_type vit_b"):
         load_sam(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(OsmError, match="not a file of weights"):
+    with pytest.raises(OsmError, match="sam_checkpoint .* not loaded|cannot be read"):
         load_sam(path)
     with pytest.raises(OsmError, match="no such file"):
         load_sam(tmp_path / "none_vit_h.pth")
