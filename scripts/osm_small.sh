@@ -7,19 +7,23 @@
 # panoptic.json). Interrupted, it goes on where it was when started again. Two processes of one thread each.
 # EPOCHS [7], VIEWS [2] and SAMPLES [200] of a set an epoch make it shorter, to try it. IGNORED_<SET>="3, 14" are category
 # ids of a set that training never asks about; ONLY_PREDICT=1 leaves out the controls and the probe; CACHE [OUT/cache] is
-# the folder of the tower's tokens, which runs with the same views can share.
+# the folder of the tower's tokens, which runs with the same views can share. THINGS is the folder of a fourth set of the
+# same form, trained on and scored beside the others (scripts/shipped.sh).
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/osm_small.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/osm_small.sh DATA OUT}"
 out=$(realpath "$2")
 root=$(dirname "$(dirname "$(realpath "$0")")")
 python=${PYTHON:-python3}
-sets="coco_mini camvid clothing"
+things=${THINGS:+$(realpath "$THINGS")}
+sets="coco_mini camvid clothing${things:+ things}"
 samples=${SAMPLES:-200}
 cache=${CACHE:-$out/cache}
 export OMP_NUM_THREADS=1
 # glibc would give every large tensor back to the system and fetch it anew, page by page.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
+
+folder() { if [ "$1" = things ]; then echo "$things"; else echo "$data/$1"; fi; }  # folder SET
 
 rows() {  # rows SPLIT: the YAML of the sets
   echo "datasets:"
@@ -32,9 +36,9 @@ rows() {  # rows SPLIT: the YAML of the sets
     fi
     local ignored=IGNORED_${set^^}
     if [ "$1" = train ] && [ -n "${!ignored-}" ]; then echo "    ignored_ids: [${!ignored}]"; fi
-    echo "    image_dir: $data/$set/val/images"
-    echo "    mask_dir: $data/$set/val/panoptic"
-    echo "    json_file: $data/$set/val/panoptic.json"
+    echo "    image_dir: $(folder "$set")/val/images"
+    echo "    mask_dir: $(folder "$set")/val/panoptic"
+    echo "    json_file: $(folder "$set")/val/panoptic.json"
   done
 }
 rows val > "$out/sets.yaml"
@@ -42,16 +46,21 @@ rows train > "$out/sets_train.yaml"
 
 for set in $sets; do
   "$python" "$root/dataset_preparation/convert_coco_panoptic_to_wds.py" --output_dir "$out/shards/$set" \
-    --image_dir "$data/$set/train/images" --ann_dir "$data/$set/train/panoptic" \
-    --json_file "$data/$set/train/panoptic.json"
+    --image_dir "$(folder "$set")/train/images" --ann_dir "$(folder "$set")/train/panoptic" \
+    --json_file "$(folder "$set")/train/panoptic.json"
 done
 
+more=()
+if [ -n "$things" ]; then
+  more=(--things_shards "$out/shards/things/000000000.tar" --batch_size_things 2 --train_num_samples_things $((2 * samples)))
+fi
 "$python" -m torch.distributed.run --standalone --nproc_per_node 2 "$root/train/train.py" \
   --config osm_small --datasets "$out/sets_train.yaml" --run_name "$out/run" --num_epochs "${EPOCHS:-7}" --views "${VIEWS:-2}" \
   --feature_cache "$cache" --delete_previous_checkpoint \
   --coco_shards "$out/shards/coco_mini/000000000.tar" --batch_size_coco 1 --train_num_samples_coco "$samples" \
   --camvid_shards "$out/shards/camvid/000000000.tar" --batch_size_camvid 1 --train_num_samples_camvid "$samples" \
-  --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 2 --train_num_samples_clothing $((2 * samples))
+  --clothing_shards "$out/shards/clothing/000000000.tar" --batch_size_clothing 2 --train_num_samples_clothing $((2 * samples)) \
+  "${more[@]}"
 
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT  # a part does not outlive the script
 
@@ -60,7 +69,7 @@ predict() {  # predict NAME FLAGS...: both parts at once, then the scores
   shift
   for part in 0 1; do
     "$python" "$root/test/generate_pred.py" $part 2 "$out/run/final" "$out/$name" --datasets "$out/sets.yaml" \
-      --sets coco,camvid,clothing --num_threads 1 "$@" &
+      --sets "coco,camvid,clothing${things:+,things}" --num_threads 1 "$@" &
   done
   for part in $(jobs -p); do wait "$part"; done
   "$python" "$root/test/evaluate_pred.py" "$out/$name" 2 --datasets "$out/sets.yaml" --metrics all \
