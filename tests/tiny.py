@@ -104,6 +104,18 @@ def tiny_model_section(folder: Path, **overrides: Any) -> dict[str, Any]:
             "context_queries": 4,
             "instruction_dim": 8,
         },
+        "flamingo": {
+            "width": 24,
+            "heads": 2,
+            "layers": 2,
+            "mlp_width": 48,
+            "queries": 4,
+            "roi": 2,
+            "every": 1,
+            "gated_width": 24,
+            "gated_heads": 2,
+            "gated_mlp_width": 32,
+        },
     }
     return {**section, **overrides}
 

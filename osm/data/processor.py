@@ -66,6 +66,7 @@ class Processor:
     Args:
         tokenizer: the LLM's. qformer_tokenizer: the instruction's; None = the LLM's.
         input_size: S. mean, std: of the tower's RGB input in 0..1.
+        has_prefix: something stands before the text in the LLM, so that its first token can be supervised, too.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Processor:
         input_size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        has_prefix: bool = True,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise OsmError("the LLM's tokenizer has no end token: a name could never end")
         self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
+        self.has_prefix = has_prefix
         self._rows: dict[tuple[str, str], tuple[list[int], int]] = {}  # of the last training texts
 
     # -- pictures ----------------------------------------------------------------------------------------------------
@@ -137,7 +140,7 @@ class Processor:
             SampleError: `answer_too_long`, an answer that alone does not fit.
         """
         encoded = [self.training_row(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
-        skip = len(self._bos())
+        skip = max(len(self._bos()), int(not self.has_prefix))
         rows, labels = [], []
         for row, start in encoded:
             first = skip if supervise == "all" else start

@@ -23,14 +23,14 @@ from osm.files import read_json
 from osm.model.weights import fingerprint, load_safetensors, load_torch
 
 if TYPE_CHECKING:
-    from osm.model.maskqformer import MaskQFormerBridge
+    from osm.model.bridge import Bridge
     from osm.model.osm import OmniScientModel
 
 T = TypeVar("T")
 FORMAT = 1
 # Buffers that old transformers versions wrote into checkpoints; they carry nothing.
 IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
-_BASE_PARTS = ("qformer.", "language_projection.")
+_TWICE = ("base_model.query_tokens", "context_query")  # one tensor under two names, in published files
 
 
 def replace_fields(config: T, **changes: Any) -> T:
@@ -43,24 +43,14 @@ def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_state_dict(model: OmniScientModel) -> dict[str, Tensor]:
-    """The trained parts under the published names; `base_model.query_tokens` is `context_query` once more."""
+    """The trained parts under the names of a checkpoint, for `maskqformer` the published ones."""
     return published_entries(model.window_pos_embed, model.bridge)
 
 
-def published_entries(window_pos_embed: Tensor, bridge: MaskQFormerBridge) -> dict[str, Tensor]:
+def published_entries(window_pos_embed: Tensor, bridge: Bridge) -> dict[str, Tensor]:
     """The same of parts that are in no model."""
     named = {f"bridge.{key}": value.detach() for key, value in bridge.state_dict().items()}
-    return published_names({"window_pos_embed": window_pos_embed.detach(), **named})
-
-
-def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same, from the model's own names of its trained parts."""
-    state = {}
-    for name, value in named.items():
-        key = name.removeprefix("bridge.")
-        state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value
-    state["base_model.query_tokens"] = state["context_query"]
-    return state
+    return bridge.published_names({"window_pos_embed": window_pos_embed.detach(), **named})
 
 
 def load_published_state_dict(
@@ -81,8 +71,8 @@ def load_published_state_dict(
     given = fitting(wanted, state, where)
     with torch.no_grad():
         for key, value in wanted.items():
-            if key == "base_model.query_tokens":
-                continue  # the storage of context_query
+            if key == _TWICE[0]:
+                continue  # the storage of the other
             value.copy_(laid_out(given[key].reshape(value.shape), value))
 
 
@@ -108,8 +98,8 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
         raise OsmError(
             f"{where} does not fit this model ({len(problems)} entries):\n  " + "\n  ".join(sorted(problems))
         )
-    if not torch.equal(given["base_model.query_tokens"].flatten(), given["context_query"].flatten()):
-        warnings.warn(f"{where}: base_model.query_tokens differs from context_query, which is used", stacklevel=3)
+    if _TWICE[0] in wanted and not torch.equal(*(given[key].flatten() for key in _TWICE)):
+        warnings.warn(f"{where}: {_TWICE[0]} differs from {_TWICE[1]}, which is used", stacklevel=3)
     return given
 
 

@@ -15,8 +15,9 @@ from osm.config import ModelConfig, find_config, load_model_config
 from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.model import checkpoint
+from osm.model.bridges import BRIDGES
 from osm.model.llm import check_complete, load_llm, stop_also_at
-from osm.model.maskqformer import MaskQFormerBridge
+from osm.model.open_clip_tower import open_clip_hub_id, open_clip_state_dict, open_clip_tower
 from osm.model.osm import OmniScientModel
 from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
 from osm.model.weights import (
@@ -98,17 +99,16 @@ def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     tower, tower_config = build_tower(config)
     llm, tokenizer, llm_config = load_llm(config.llm)
     config = replace(config, tower=tower_config, llm=llm_config)
-    bridge = MaskQFormerBridge(
-        config.qformer,
-        config.modes,
-        token_width=tower.width,
-        llm_width=llm.get_input_embeddings().embedding_dim,
-        vocabulary=max(llm.get_input_embeddings().num_embeddings, len(tokenizer)),
-    )
-    bridge.match_embeddings(llm.get_input_embeddings())
+    vocabulary = max(llm.get_input_embeddings().num_embeddings, len(tokenizer))
+    bridge = BRIDGES[config.variant].of(config, tower, llm, vocabulary)
     stop_also_at(llm, tokenizer.eos_token_id)
     model = OmniScientModel(tower, bridge, llm, config).eval()
-    return model, Processor(tokenizer, None, config.input_size, tower.mean, tower.std)
+    return model, _processor(model, tokenizer, None)
+
+
+def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -> Processor:
+    tower, has_prefix = model.tower, model.bridge.prefix_length > 0
+    return Processor(tokenizer, qformer_tokenizer, model.config.input_size, tower.mean, tower.std, has_prefix)
 
 
 def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
@@ -117,6 +117,11 @@ def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
     if tower.kind == "random":
         return RandomTower(tower.patch, tower.width, tower.class_token, tower.seed), tower
     window = config.sliding_window_size
+    if tower.kind == "open_clip":
+        found, state = load_first(
+            tower.weights or tower.name, tower.source, open_clip_state_dict, open_clip_hub_id(tower)
+        )
+        return open_clip_tower(tower, window, state), replace(tower, source=found.source)
     hub_id = tower.weights or timm_hub_id(tower.name)
     found, state = load_first(
         tower.weights or tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=hub_id
@@ -145,7 +150,7 @@ def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor
     model = OmniScientModel.from_instructblip(
         base, config.input_size, config.sliding_window_size, config.sliding_window_stride, config=config
     )
-    return model, Processor(tokenizer, qformer_tokenizer, config.input_size, model.tower.mean, model.tower.std)
+    return model, _processor(model, tokenizer, qformer_tokenizer)
 
 
 def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientModel, Processor, dict[str, Any]]:

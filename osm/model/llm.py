@@ -1,12 +1,13 @@
 """Frozen decoder-only LLMs, conditioned through `inputs_embeds`.
 
-Shapes: R rows, P prefix embeddings, T text tokens, V vocabulary.
+Shapes: R rows, T positions, W width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from osm.config import LlmConfig
 from osm.errors import OsmError
+from osm.model.gated import Visual
 from osm.model.weights import Found, converted, from_pretrained_options, load_first
 
 
@@ -67,26 +69,50 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
-def token_losses(
-    llm: nn.Module, embeds: Tensor, mask: Tensor, labels: Tensor, scored: bool = False
-) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class LlmInputs:
+    """What an LLM is given.
+
+    Attributes:
+        embeds_RTW: embeddings of prefix and text. mask_RT: 1 where a row has one.
+        visual: what its gated layers see, where there are any.
+    """
+
+    embeds_RTW: Tensor
+    mask_RT: Tensor
+    visual: Visual | None = None
+
+    def shown(self) -> contextlib.AbstractContextManager[Any]:
+        """The LLM runs within it."""
+        return self.visual or contextlib.nullcontext()
+
+    def select(self, rows: Tensor) -> LlmInputs:
+        """Some rows, in this order; they may repeat."""
+        visual = None if self.visual is None else self.visual.select(rows)
+        return LlmInputs(self.embeds_RTW[rows], self.mask_RT[rows], visual)
+
+    def __len__(self) -> int:
+        return len(self.embeds_RTW)
+
+
+def token_losses(llm: nn.Module, inputs: LlmInputs, labels: Tensor, scored: bool = False) -> tuple[Tensor, ...]:
     """Next-token cross entropy of each row.
 
     Args:
-        embeds: (R, P + T, W). mask: (R, P + T). labels: (R, P + T), -100 = not supervised.
+        labels: (R, T), -100 = not supervised.
 
     Returns:
         (R,) summed cross entropy in float32, (R,) number of supervised tokens; if `scored`, (R,) whether each of them
         was the likeliest one: whether greedy search would say just them.
     """
-    logits, targets = _supervised_logits(llm, embeds, mask, labels)
+    logits, targets = _supervised_logits(llm, inputs, labels)
     losses = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
     supervised = targets != -100
     found = losses.sum(1), supervised.sum(1)
     return (*found, ((logits.argmax(2) == targets) | ~supervised).all(1)) if scored else found
 
 
-def _supervised_logits(llm: nn.Module, embeds: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (R, t, V) and targets (R, t) of the t positions that some row is supervised at."""
     targets = labels[:, 1:]
     # The LM head is the costliest matrix of a small LLM: it runs at these positions only (or at one).
@@ -94,10 +120,12 @@ def _supervised_logits(llm: nn.Module, embeds: Tensor, mask: Tensor, labels: Ten
     if len(columns) == 0:
         columns = columns.new_zeros(1)
     accepted = inspect.signature(llm.forward).parameters
+    mask = inputs.mask_RT
     kwargs: dict[str, Any] = {"position_ids": positions(mask)} if "position_ids" in accepted else {}
     if "logits_to_keep" in accepted:
         kwargs["logits_to_keep"] = columns
-    logits = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **kwargs).logits
+    with inputs.shown():
+        logits = llm(inputs_embeds=inputs.embeds_RTW, attention_mask=mask, use_cache=False, **kwargs).logits
     if logits.shape[1] != len(columns):
         logits = logits[:, columns]
     return logits, targets[:, columns]
@@ -119,7 +147,7 @@ def stop_also_at(llm: nn.Module, token: int) -> None:
     llm.generation_config.eos_token_id = list(dict.fromkeys([token, *(i for i in stop_ids(llm) if i != 0)]))
 
 
-def generate(llm: nn.Module, embeds: Tensor, mask: Tensor, **options: Any) -> Any:
+def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
     """Generation from embeddings, greedy unless told otherwise.
 
     Padding may stand anywhere in a row: it is moved to the left, where generation needs it.
@@ -127,6 +155,7 @@ def generate(llm: nn.Module, embeds: Tensor, mask: Tensor, **options: Any) -> An
     Returns:
         what `llm.generate` returns: the new ids (R, new), or a ModelOutput with `return_dict_in_generate=True`.
     """
+    embeds, mask = inputs.embeds_RTW, inputs.mask_RT
     if not mask.all():
         order = mask.long().argsort(dim=1, stable=True)
         embeds, mask = embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
@@ -140,4 +169,5 @@ def generate(llm: nn.Module, embeds: Tensor, mask: Tensor, **options: Any) -> An
         "bos_token_id": llm.config.bos_token_id,
         **options,
     }
-    return llm.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=GenerationConfig(**settings))
+    with inputs.shown():
+        return llm.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=GenerationConfig(**settings))

@@ -10,20 +10,23 @@ C Q-Former width, H heads, D = C / H.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osm.config import QFormerConfig
-from osm.errors import OsmError, shown
-from osm.model.masks import VisibleKeys
+from osm.config import ModelConfig, QFormerConfig
+from osm.errors import OsmError
+from osm.model.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
+from osm.model.gated import LayerKV
+from osm.model.masks import VisibleKeys, visible_keys
+from osm.model.towers import Tower
 
-LayerKV = tuple[Tensor, Tensor]
+_BASE_PARTS = ("qformer.", "language_projection.")  # those that a published checkpoint has from its base model
 
 
 class RowGroups:
@@ -264,16 +267,10 @@ class MaskQFormer(nn.Module):
         return x[:, :count]
 
 
-@dataclass
-class Instruction:
-    """The question as the Q-Former reads it: ids and attention mask (R, T)."""
-
-    ids_RT: Tensor
-    mask_RT: Tensor
-
-
-class MaskQFormerBridge(nn.Module):
+class MaskQFormerBridge(Bridge):
     """Bridge `maskqformer`: image tokens, masks, instruction and mode in; embeddings for the LLM's input out."""
+
+    config: QFormerConfig
 
     def __init__(
         self,
@@ -288,12 +285,32 @@ class MaskQFormerBridge(nn.Module):
         self.config = config
         self.mask_query = nn.Parameter(torch.empty(1, config.mask_queries, config.width))
         self.context_query = nn.Parameter(torch.empty(1, config.context_queries, config.width))
-        _check_names(modes)
+        check_names(modes)
         self.qformer_mode_query = nn.ParameterDict({m: nn.Parameter(torch.empty(1, 1, config.width)) for m in modes})
         self.mode_query = nn.ParameterDict({m: nn.Parameter(torch.empty(1, 1, llm_width)) for m in modes})
         self.qformer = MaskQFormer(config, token_width, vocabulary, positions)
         self.language_projection = nn.Linear(config.width, llm_width)
+        self.prefix_length = config.mask_queries + 1  # the mode's embedding comes last
         self.reset_parameters()
+
+    @classmethod
+    def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
+        words = llm.get_input_embeddings()
+        bridge = cls(config.qformer, config.modes, tower.width, words.embedding_dim, vocabulary)
+        bridge.match_embeddings(words)
+        return bridge
+
+    @classmethod
+    def blank(cls, config: ModelConfig, size: Callable[[str, int, int], int]) -> Self:
+        embeddings = "base_model.qformer.embeddings"
+        return cls(
+            config.qformer,
+            config.modes,
+            token_width=size("window_pos_embed", 3, -1),
+            llm_width=size("base_model.language_projection.weight", 2, 0),
+            vocabulary=size(f"{embeddings}.word_embeddings.weight", 2, 0),
+            positions=size(f"{embeddings}.position_embeddings.weight", 2, 0),
+        )
 
     def reset_parameters(self) -> None:
         """Queries and mode embeddings start truncated normal 0.02; matrices keep the variance of what passes them."""
@@ -317,30 +334,33 @@ class MaskQFormerBridge(nn.Module):
         spread = embeddings.weight.float().std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
 
-    @property
-    def prefix_length(self) -> int:
-        """How many embeddings stand before BOS: the mask queries' and the mode's."""
-        return self.config.mask_queries + 1
+    def look(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
+        return visible_keys(mask, context, patch, prefix, how)
 
-    def image_keys_values(self, tokens_NLC: Tensor) -> list[LayerKV | None]:
-        return self.qformer.image_keys_values(tokens_NLC.to(self.mask_query.dtype))
+    def image_state(self, tokens_NLC: Tensor) -> ImageState:
+        return list(self.qformer.image_keys_values(tokens_NLC.to(self.mask_query.dtype)))
 
     def forward(
         self,
-        image_kv: list[LayerKV | None],
+        state: ImageState,
         image_index_R: Tensor,
-        keys: VisibleKeys,
+        looks: VisibleKeys,
         instruction: Instruction,
         modes: Sequence[str],
-    ) -> Tensor:
-        """Returns (R, mask_queries + 1, llm_width): the projected mask queries, then the mode's embedding."""
-        rows, config = len(keys), self.config
+    ) -> Condition:
+        """A prefix (R, mask_queries + 1, llm_width): the projected mask queries, then the mode's embedding.
+
+        Args:
+            state: every layer's keys and values of the images.
+        """
+        keys, rows, config = looks, len(looks), self.config
+        image_kv = cast(list[LayerKV | None], state)
         images = next(kv[0].shape[0] for kv in image_kv if kv is not None)
         queries = torch.cat(
             [
                 self.mask_query.expand(rows, -1, -1),
                 self.context_query.expand(rows, -1, -1),
-                _lookup(self.qformer_mode_query, modes),
+                lookup(self.qformer_mode_query, modes),
             ],
             1,
         )
@@ -360,21 +380,16 @@ class MaskQFormerBridge(nn.Module):
             queries, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups, config.mask_queries
         )
         prefix = self.language_projection(out[:, : config.mask_queries])
-        return torch.cat([prefix, _lookup(self.mode_query, modes)], 1)
+        return Condition(torch.cat([prefix, lookup(self.mode_query, modes)], 1))
 
+    def layers(self) -> list[nn.Module]:
+        return list(self.qformer.encoder.layer)
 
-def _check_names(modes: Sequence[str]) -> None:
-    """A mode names an entry of a checkpoint, and of a table of parameters whose own attributes it must not be."""
-    for mode in modes:
-        if not re.fullmatch(r"\w[\w-]*", mode) or hasattr(nn.ParameterDict, mode):
-            raise OsmError(f"mode {shown(mode)}: expected letters, digits, _ and -, and no word of Python's mappings")
-
-
-def _lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:
-    """(R, 1, C). Goes through the whole table, so that under DDP every mode has a gradient in every step."""
-    names = list(table)
-    unknown = sorted(set(modes) - set(names))
-    if unknown:
-        raise OsmError(f"dataset_type {unknown[0]!r} is not a mode of this model; its modes are {', '.join(names)}")
-    index = torch.tensor([names.index(mode) for mode in modes], device=next(iter(table.values())).device)
-    return torch.cat(list(table.values()), 0)[index]
+    @staticmethod
+    def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The published code's names; `base_model.query_tokens` is `context_query` once more."""
+        state = {}
+        for key, value in Bridge.published_names(named).items():
+            state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value
+        state["base_model.query_tokens"] = state["context_query"]
+        return state

@@ -5,12 +5,16 @@ Shapes: R masks (rows), S input size, g = S / p grid cells a side, L = prefix + 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from osm.errors import SampleError
+
+L = TypeVar("L", bound="Looks")
 
 
 def context_mask(mask: Tensor, ratio: float) -> Tensor:
@@ -78,7 +82,47 @@ def mask_to_grid(mask: Tensor, patch: int, how: str) -> Tensor:
 
 
 @dataclass
-class VisibleKeys:
+class Looks:
+    """What a bridge needs of R masks, in place of their pixels: a dataclass whose tensors are (R, ...) each.
+
+    Attributes:
+        fallbacks: rows whose mask had no place of its own on the grid, so that another was used.
+    """
+
+    fallbacks: int = field(default=0, kw_only=True)
+
+    def _values(self) -> dict[str, Tensor]:
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._values().values())).device
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, **{name: value.to(device) for name, value in self._values().items()})  # type: ignore[arg-type]
+
+    def rows(self) -> list[Self]:
+        """Each row by itself."""
+        return [self._row(row) for row in range(len(self))]
+
+    def _row(self, row: int) -> Self:
+        cut = {name: value[row : row + 1] for name, value in self._values().items()}
+        return replace(self, fallbacks=0, **cut)  # type: ignore[arg-type]
+
+    @staticmethod
+    def stacked(parts: Sequence[L]) -> L:
+        """Several ones' rows together."""
+        columns = [part._values() for part in parts]
+        joined = {name: torch.cat([values[name] for values in columns]) for name in columns[0]}
+        return replace(parts[0], fallbacks=sum(part.fallbacks for part in parts), **joined)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(next(iter(self._values().values())))
+
+
+@dataclass
+class VisibleKeys(Looks):
     """What the queries of each row may attend to.
 
     Attributes:
@@ -88,13 +132,14 @@ class VisibleKeys:
 
     mask_RL: Tensor
     context_RL: Tensor
-    fallbacks: int = 0
 
-    def to(self, device: torch.device | str) -> VisibleKeys:
-        return VisibleKeys(self.mask_RL.to(device), self.context_RL.to(device), self.fallbacks)
 
-    def __len__(self) -> int:
-        return len(self.mask_RL)
+def check_not_empty(mask: Tensor, context: Tensor) -> None:
+    """Raises SampleError `empty_mask` for a mask or context mask (R, 1, S, S) without a pixel."""
+    for what, pixels in (("mask", mask), ("context mask", context)):
+        empty = (~_any_of_row(_inside(pixels).flatten(1))).nonzero().flatten()
+        if len(empty):
+            raise SampleError("empty_mask", f"{what} {int(empty[0])} is empty: there is nothing in it to name")
 
 
 def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
@@ -106,10 +151,7 @@ def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: st
     Raises:
         SampleError: `empty_mask`, a mask or context mask without a pixel.
     """
-    for what, pixels in (("mask", mask), ("context mask", context)):
-        empty = (~_any_of_row(_inside(pixels).flatten(1))).nonzero().flatten()
-        if len(empty):
-            raise SampleError("empty_mask", f"{what} {int(empty[0])} is empty: there is nothing in it to name")
+    check_not_empty(mask, context)
     visible, fallbacks = [], torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     for pixels in (mask, context):
         grid = mask_to_grid(pixels, patch, how)
@@ -119,7 +161,7 @@ def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: st
                 grid[row, _centroid_cell(pixels[row, 0], patch)] = True
             fallbacks |= lost
         visible.append(torch.cat([grid.new_ones(len(grid), prefix), grid], 1))
-    return VisibleKeys(visible[0], visible[1], int(fallbacks.sum()))
+    return VisibleKeys(visible[0], visible[1], fallbacks=int(fallbacks.sum()))
 
 
 def _centroid_cell(pixels: Tensor, patch: int) -> int:

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osm.config import ModelConfig, QFormerConfig
+from osm.config import ModelConfig
 from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model import llm as llms
-from osm.model.maskqformer import Instruction, MaskQFormerBridge
-from osm.model.masks import VisibleKeys, visible_keys
-from osm.model.towers import InstructBlipTower, Tower
+from osm.model.bridge import Bridge, Condition, Instruction
+from osm.model.instructblip import take_apart
+from osm.model.llm import LlmInputs
+from osm.model.masks import Looks
+from osm.model.towers import Tower
 from osm.model.windows import SlidingWindows
 
 
@@ -36,7 +38,7 @@ class OmniScientModel(nn.Module):
         OsmError: sizes that do not fit each other.
     """
 
-    def __init__(self, tower: Tower, bridge: MaskQFormerBridge, llm: nn.Module, config: ModelConfig) -> None:
+    def __init__(self, tower: Tower, bridge: Bridge, llm: nn.Module, config: ModelConfig) -> None:
         super().__init__()
         tower.check_window(config.sliding_window_size)
         self.config = config
@@ -47,6 +49,7 @@ class OmniScientModel(nn.Module):
         self.window_pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + self.windows.grid**2, tower.width))
         self.tower.requires_grad_(False).eval()
         self.llm.requires_grad_(False).eval()
+        self.bridge.attach(llm)
 
     @property
     def prefix_tokens(self) -> int:
@@ -86,29 +89,32 @@ class OmniScientModel(nn.Module):
 
     # -- masks -------------------------------------------------------------------------------------------------------
 
-    def visible_keys(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> VisibleKeys:
-        """Masks (R, 1, S, S) of 0 and 1 -> what each row's queries may attend to."""
+    def look(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> Looks:
+        """Masks (R, 1, S, S) of 0 and 1 -> what the bridge needs of each row's."""
         size = self.config.input_size
         for name, mask in (("segmentation_mask", segmentation_mask), ("input_context_mask", input_context_mask)):
             if mask.ndim != 4 or tuple(mask.shape[1:]) != (1, size, size):
                 raise OsmError(f"{name} has shape {tuple(mask.shape)}, (R, 1, {size}, {size}) needed")
-        return visible_keys(
+        return self.bridge.look(
             segmentation_mask, input_context_mask, self.tower.patch, self.prefix_tokens, self.config.mask_to_grid
         )
 
     # -- text --------------------------------------------------------------------------------------------------------
 
-    def llm_inputs(self, prefix_RPW: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """[bridge's prefix | text] as embeddings and attention mask for the LLM."""
-        text = self.llm.get_input_embeddings()(input_ids)
-        seen = attention_mask.new_ones(prefix_RPW.shape[:2])
-        return torch.cat([prefix_RPW.to(text), text], 1), torch.cat([seen, attention_mask], 1)
+    def llm_inputs(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor) -> LlmInputs:
+        """[bridge's prefix | text] as embeddings, for the LLM, and what its gated layers see."""
+        embeds = self.llm.get_input_embeddings()(input_ids)
+        prefix = condition.prefix_RPW
+        if prefix.shape[1]:
+            embeds = torch.cat([prefix.to(embeds), embeds], 1)
+            attention_mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], 1)
+        return LlmInputs(embeds, attention_mask, condition.visual)
 
     def row_losses(
         self,
         tokens_NLC: Tensor,
         image_index_R: Tensor,
-        keys: VisibleKeys,
+        looks: Looks,
         instruction: Instruction,
         modes: Sequence[str],
         input_ids: Tensor,
@@ -117,10 +123,10 @@ class OmniScientModel(nn.Module):
         scored: bool = False,
     ) -> tuple[Tensor, ...]:
         """What `llm.token_losses` gives for each row, from image tokens with positions added."""
-        prefix = self.bridge(self.bridge.image_keys_values(tokens_NLC), image_index_R, keys, instruction, modes)
-        embeds, mask = self.llm_inputs(prefix, input_ids, attention_mask)
-        ignored = labels.new_full(prefix.shape[:2], -100)
-        return llms.token_losses(self.llm, embeds, mask, torch.cat([ignored, labels], 1), scored)
+        condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, looks, instruction, modes)
+        inputs = self.llm_inputs(condition, input_ids, attention_mask)
+        ignored = labels.new_full(condition.prefix_RPW.shape[:2], -100)
+        return llms.token_losses(self.llm, inputs, torch.cat([ignored, labels], 1), scored)
 
     # -- the published interface -------------------------------------------------------------------------------------
 
@@ -152,7 +158,7 @@ class OmniScientModel(nn.Module):
             the mean cross entropy over all supervised tokens, a scalar.
         """
         tokens = self.encode_image(pixel_values)
-        keys = self.visible_keys(segmentation_mask, input_context_mask)
+        keys = self.look(segmentation_mask, input_context_mask)
         losses, counts = self.row_losses(
             tokens,
             _image_index(image_index, len(tokens), keys),
@@ -185,24 +191,22 @@ class OmniScientModel(nn.Module):
             the new ids (R, new): no prompt, no BOS; rows that ended early are padded. With
             `return_dict_in_generate=True` a ModelOutput (`sequences`; `scores`, `logits` on request).
         """
-        keys = self.visible_keys(segmentation_mask, input_context_mask)
+        keys = self.look(segmentation_mask, input_context_mask)
         tokens = self.encode_image(pixel_values)
-        prefix = self.bridge(
-            self.bridge.image_keys_values(tokens),
+        condition = self.bridge(
+            self.bridge.image_state(tokens),
             _image_index(image_index, len(tokens), keys),
             keys,
             Instruction(qformer_input_ids, qformer_attention_mask),
             _modes(dataset_type, len(keys)),
         )
-        return self.generate_from_prefix(prefix, input_ids, attention_mask, **options)
+        return self.generate_from(condition, input_ids, attention_mask, **options)
 
     @torch.no_grad()
-    def generate_from_prefix(
-        self, prefix_RPW: Tensor, input_ids: Tensor, attention_mask: Tensor, **options: Any
-    ) -> Any:
+    def generate_from(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
         """Generation from the bridge's output, for callers that compute an image's part once."""
-        embeds, mask = self.llm_inputs(prefix_RPW, input_ids, attention_mask)
-        return llms.generate(self.llm, embeds, mask, **{"max_new_tokens": 16, **options})
+        inputs = self.llm_inputs(condition, input_ids, attention_mask)
+        return llms.generate(self.llm, inputs, **{"max_new_tokens": 16, **options})
 
     # -- construction and files --------------------------------------------------------------------------------------
 
@@ -218,19 +222,13 @@ class OmniScientModel(nn.Module):
     ) -> OmniScientModel:
         """Builds the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
 
-        The Q-Former, `language_projection` and the query tokens are copied from it; `window_pos_embed` starts N(0, 1)
-        as published; the model is in eval mode. `config` may set what the base does not (modes, mask_to_grid, dropout).
+        The Q-Former, `language_projection` and the query tokens are copied from it (variant `flamingo` takes its ViT
+        and LLM alone); `window_pos_embed` starts N(0, 1) as published; the model is in eval mode. `config` may set what
+        the base does not (modes, mask_to_grid, dropout).
 
         Raises:
             OsmError: a base model of another kind, or sizes that do not fit it.
         """
-        for part in ("vision_model", "qformer", "language_projection", "language_model", "query_tokens"):
-            if not hasattr(base_model, part):
-                raise OsmError(f"base_model is a {type(base_model).__name__} without {part}: no InstructBLIP model")
-        if not base_model.config.use_decoder_only_language_model:
-            raise OsmError("base_model has an encoder-decoder LLM (Flan-T5); a decoder-only one (Vicuna) is needed")
-        if base_model.config.qformer_config.hidden_act != "gelu":
-            raise OsmError(f"base_model's Q-Former uses {base_model.config.qformer_config.hidden_act!r}, not 'gelu'")
         sizes = {
             "input_size": input_size,
             "sliding_window_size": sliding_window_size,
@@ -238,36 +236,8 @@ class OmniScientModel(nn.Module):
         }
         name = getattr(base_model, "name_or_path", "") or "an InstructBLIP that was handed in"
         config = checkpoint.replace_fields(config or ModelConfig(base_model_name=name), **sizes)
-        base = base_model.config.qformer_config
-        qformer = QFormerConfig(
-            layers=base.num_hidden_layers,
-            width=base.hidden_size,
-            heads=base.num_attention_heads,
-            mlp_width=base.intermediate_size,
-            cross_attention_frequency=base.cross_attention_frequency,
-            mask_queries=base_model.query_tokens.shape[1],
-            context_queries=base_model.query_tokens.shape[1],
-            dropout=config.qformer.dropout,
-        )
-        tower = InstructBlipTower(base_model.vision_model)
-        llm = base_model.language_model
-        bridge = MaskQFormerBridge(
-            qformer,
-            config.modes,
-            token_width=tower.width,
-            llm_width=llm.get_input_embeddings().embedding_dim,
-            vocabulary=base.vocab_size,
-            positions=base.max_position_embeddings,
-        )
-        bridge.qformer.load_state_dict(checkpoint.without_ignored(base_model.qformer.state_dict()))
-        for module in bridge.qformer.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = base.layer_norm_eps
-        bridge.language_projection.load_state_dict(base_model.language_projection.state_dict())
-        with torch.no_grad():
-            bridge.mask_query.copy_(base_model.query_tokens)
-            bridge.context_query.copy_(base_model.query_tokens)
-        model = cls(tower, bridge, llm, checkpoint.replace_fields(config, qformer=qformer))
+        tower, bridge, config = take_apart(base_model, config)
+        model = cls(tower, bridge, base_model.language_model, config)
         nn.init.normal_(model.window_pos_embed)
         return model.to(base_model.query_tokens.device).eval()
 
@@ -314,9 +284,9 @@ def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:
     return modes
 
 
-def _image_index(image_index: Tensor | None, images: int, keys: VisibleKeys) -> Tensor:
+def _image_index(image_index: Tensor | None, images: int, keys: Looks) -> Tensor:
     if image_index is None:
         if images != len(keys):
             raise OsmError(f"{len(keys)} masks for {images} images: image_index must say which is of which")
-        return torch.arange(images, device=keys.mask_RL.device)
-    return image_index.to(keys.mask_RL.device)
+        return torch.arange(images, device=keys.device)
+    return image_index.to(keys.device)

@@ -199,7 +199,7 @@ def _cnn_tower(
         names = {key.replace("_", "."): key for key in model.state_dict()}
         renamed = {names.get(key.replace("_", "."), key): value for key, value in state_dict.items()}
         try:
-            _check_complete(name, model.load_state_dict(renamed, strict=False).missing_keys)
+            check_complete(name, model.load_state_dict(renamed, strict=False).missing_keys)
         except RuntimeError as error:
             raise OsmError(f"weights for {name} do not fit it: {error}") from None
     config = timm.get_pretrained_cfg(name)
@@ -225,10 +225,11 @@ def _vit_tower(name: str, window: int, state_dict: dict[str, Tensor] | None, opt
     if not hasattr(model, "num_prefix_tokens"):
         raise OsmError(f"model.tower.name {name!r} is no plain ViT; give tower.strides to use its feature maps")
     if state_dict is not None:  # timm leaves what a file lacks at its random start, and says nothing
-        _check_complete(name, [key for key in model.state_dict() if key not in state_dict])
+        check_complete(name, [key for key in model.state_dict() if key not in state_dict])
     return TimmVitTower(model, window)
 
 
-def _check_complete(name: str, lacking: Sequence[str]) -> None:
+def check_complete(name: str, lacking: Sequence[str]) -> None:
+    """Raises OsmError where a file lacks entries of a tower."""
     if lacking:
         raise OsmError(f"weights for {name} lack {len(lacking)} entries, the first is {lacking[0]!r}")

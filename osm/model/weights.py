@@ -184,7 +184,16 @@ def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
     """A timm model's weights from one place, under timm's names."""
     if found.source == "hub":
         return load_safetensors(hf_hub_download(found.location, "model.safetensors", **hub_options()))
-    path = Path(found.location)
+    state = state_dict_in(Path(found.location))
+    return efficientnet_lite_names(name, state) if "_conv_stem.weight" in state else state
+
+
+def state_dict_in(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file, or of the one that a folder has.
+
+    Raises:
+        OsmError: a folder with none or several. ValueError: no mapping of names to tensors.
+    """
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
         if len(files) != 1:
@@ -195,7 +204,7 @@ def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
     state = load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError("holds no mapping of names to tensors")
-    return efficientnet_lite_names(name, state) if "_conv_stem.weight" in state else state
+    return state
 
 
 def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

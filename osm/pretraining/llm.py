@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from osm.model.llm import generate
+from osm.model.llm import LlmInputs, generate
 from osm.pretraining.corpus import Corpus, Named, seen_documents, tokenizer_text
 from osm.pretraining.schedule import warm_cosine
 from osm.pretraining.work import read_state
@@ -187,6 +187,7 @@ def says(llm: Any, tokenizer: Any, documents: Sequence[Named], seed: int, slots:
     context = context_vectors(words, embeddings, slots, blur, rng)
     prompt = torch.tensor([BOS, *tokenizer(documents[0].prompt, add_special_tokens=False)["input_ids"]])
     embeds = torch.cat([context, embeddings[prompt].expand(len(documents), -1, -1)], 1)
-    out = generate(llm, embeds, torch.ones(embeds.shape[:2], dtype=torch.long), max_new_tokens=12)
+    inputs = LlmInputs(embeds, torch.ones(embeds.shape[:2], dtype=torch.long))
+    out = generate(llm, inputs, max_new_tokens=12)
     said = [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
     return sum(a == d.answer for a, d in zip(said, documents, strict=True)) / len(documents)

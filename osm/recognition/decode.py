@@ -2,11 +2,12 @@
 
 All rows have prefixes of one length, so nothing is padded. Rows that have ended leave the batch.
 
-Shapes: R rows, T prefix positions, W LLM width, V vocabulary.
+Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osm.model.llm import generate
+from osm.model.gated import Visual
+from osm.model.llm import LlmInputs, generate
 from osm.recognition.vocabulary import Trie
 
 
@@ -66,19 +68,20 @@ class Decoder:
         return self.max_new_tokens if trie is None else trie.depth  # half a name would be none of the list
 
     @torch.no_grad()
-    def greedy(self, embeds: Tensor, trie: Trie | None = None) -> list[Decoded]:
+    def greedy(self, inputs: LlmInputs, trie: Trie | None = None) -> list[Decoded]:
         """The likeliest token of each step, until one ends the name.
 
         Args:
-            embeds: (R, T, W). trie: only what it allows; probabilities are then those among what is allowed.
+            inputs: rows of one length, without padding. trie: only what it allows; probabilities are then those among
+                what is allowed.
         """
         if self.compiled and trie is None:
-            return self._greedy_static(embeds)
-        rows = len(embeds)
+            return self._greedy_static(inputs)
+        rows = len(inputs)
         ids: list[list[int]] = [[] for _ in range(rows)]
         probs: list[list[float]] = [[] for _ in range(rows)]
         ended = [False] * rows
-        live, (logits, cache) = list(range(rows)), self._start(embeds)
+        live, (logits, state) = list(range(rows)), self._start(inputs)
         steps = self.steps(trie)
         for step in range(steps):
             found = _allowed(logits, trie, [ids[row] for row in live]).softmax(-1)
@@ -96,19 +99,18 @@ class Decoder:
             if not kept or step == steps - 1:
                 break
             if len(kept) < len(live):
-                _select(cache, torch.tensor(kept, device=embeds.device))
+                state = state.keep(kept)
                 live = [live[place] for place in kept]
-            logits = self._next([[ids[row][-1]] for row in live], cache, embeds.device)
+            logits = self._next([[ids[row][-1]] for row in live], state)
         return [Decoded(tuple(i), tuple(p), e) for i, p, e in zip(ids, probs, ended, strict=True)]
 
-    def _greedy_static(self, embeds: Tensor) -> list[Decoded]:
-        rows = len(embeds)
+    def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
+        rows = len(inputs)
         # Few shapes, so that little is compiled: the batch is filled up to a power of two with copies of a row.
-        embeds = torch.cat([embeds, embeds[:1].expand(2 ** math.ceil(math.log2(rows)) - rows, -1, -1)])
+        places = [*range(rows), *[0] * (2 ** math.ceil(math.log2(rows)) - rows)]
         out = generate(
             self.llm,
-            embeds,
-            torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+            inputs.select(torch.tensor(places, device=inputs.embeds_RTW.device)),
             max_new_tokens=self.max_new_tokens,
             cache_implementation="static",
             return_dict_in_generate=True,
@@ -123,13 +125,13 @@ class Decoder:
         return found
 
     @torch.no_grad()
-    def best(self, embeds: Tensor, count: int, trie: Trie | None = None) -> list[list[Decoded]]:
+    def best(self, inputs: LlmInputs, count: int, trie: Trie | None = None) -> list[list[Decoded]]:
         """The `count` likeliest names of each row, by beam search of that width, the likeliest first.
 
         What has ended is set aside; a row's search stops once nothing that is still open can be likelier.
         """
-        logits, cache = self._start(embeds)
-        live = [_Beam(row, 0.0, (), ()) for row in range(len(embeds))]
+        logits, state = self._start(inputs)
+        live = [_Beam(row, 0.0, (), ()) for row in range(len(inputs))]
         done: list[list[_Beam]] = [[] for _ in live]
         steps = self.steps(trie)
         for step in range(steps):
@@ -156,56 +158,57 @@ class Decoder:
                     done[beam.row].append(beam)
             if last or not kept:
                 break
-            _select(cache, torch.tensor([place for place, _ in kept], device=embeds.device))
+            state = state.keep([place for place, _ in kept])
             live = [beam for _, beam in kept]
-            logits = self._next([[beam.ids[-1]] for beam in live], cache, embeds.device)
+            logits = self._next([[beam.ids[-1]] for beam in live], state)
         return [[beam.decoded() for beam in _likeliest(found, count)] for found in done]
 
     @torch.no_grad()
-    def score(self, embeds: Tensor, candidates: Sequence[Sequence[int]], at_once: int = 256) -> Tensor:
+    def score(self, inputs: LlmInputs, candidates: Sequence[Sequence[int]], at_once: int = 256) -> Tensor:
         """Log-likelihood of every candidate, its end token included; each prefix is read once.
 
         Args:
-            embeds: (R, T, W). candidates: token ids, each with its end token in the last place. at_once: pairs of a row
-                and a candidate in one forward.
+            inputs: as for `greedy`. candidates: token ids, each with its end token in the last place. at_once: pairs of
+                a row and a candidate in one forward.
 
         Returns:
             float64 (R, candidates).
         """
-        logits, cache = self._start(embeds)
+        logits, state = self._start(inputs)
         first = logits.log_softmax(-1)
-        found = torch.empty(len(embeds), len(candidates), dtype=torch.float64)
+        found = torch.empty(len(inputs), len(candidates), dtype=torch.float64)
         # By length: hardly any padding in a forward.
         order = sorted(range(len(candidates)), key=lambda i: len(candidates[i]))
-        pairs = [(row, i) for i in order for row in range(len(embeds))]
+        pairs = [(row, i) for i in order for row in range(len(inputs))]
         for start in range(0, len(pairs), at_once):
             rows, chosen = (list(part) for part in zip(*pairs[start : start + at_once], strict=True))
-            scores = self._score(
-                [candidates[i] for i in chosen], torch.tensor(rows, device=embeds.device), first, cache
-            )
+            scores = self._score([candidates[i] for i in chosen], rows, first, state)
             found[rows, chosen] = scores.cpu()
         return found
 
-    def _score(self, candidates: list[Sequence[int]], rows: Tensor, first: Tensor, cache: Any) -> Tensor:
+    def _score(self, candidates: list[Sequence[int]], rows: list[int], first: Tensor, state: _State) -> Tensor:
         length = max(len(candidate) for candidate in candidates)
         ids = torch.tensor([[*c, *[0] * (length - len(c))] for c in candidates], device=first.device)
         real = torch.tensor([[i < len(c) for i in range(length)] for c in candidates], device=first.device)
         scores = first[rows, ids[:, 0]].double()
         if length > 1:
-            logits = self._next(ids[:, :-1].tolist(), _picked(cache, rows), first.device, all_positions=True)
+            logits = self._next(ids[:, :-1].tolist(), state.copied(rows), all_positions=True)
             later = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
             scores = scores + (later * real[:, 1:]).sum(1).double()
         return scores
 
-    def _start(self, embeds: Tensor) -> tuple[Tensor, Any]:
-        """Logits (R, V) after the prefix, float32, and its cache."""
-        out = self.llm(inputs_embeds=embeds, use_cache=True, **self._last(1))
-        return out.logits[:, -1].float(), out.past_key_values
+    def _start(self, inputs: LlmInputs) -> tuple[Tensor, _State]:
+        """Logits (R, V) after the prefix, float32, and what decoding goes on from."""
+        with inputs.shown():
+            out = self.llm(inputs_embeds=inputs.embeds_RTW, use_cache=True, **self._last(1))
+        return out.logits[:, -1].float(), _State(out.past_key_values, inputs.visual, inputs.embeds_RTW.device)
 
-    def _next(self, ids: list[list[int]], cache: Any, device: torch.device, all_positions: bool = False) -> Tensor:
+    def _next(self, ids: list[list[int]], state: _State, all_positions: bool = False) -> Tensor:
         """Logits (R, V) after one more token each, or (R, n, V) after each of n; the cache grows by them."""
-        tokens = torch.tensor(ids, device=device)
-        out = self.llm(input_ids=tokens, past_key_values=cache, use_cache=True, **self._last(0 if all_positions else 1))
+        tokens = torch.tensor(ids, device=state.device)
+        with state.visual or contextlib.nullcontext():
+            last = self._last(0 if all_positions else 1)
+            out = self.llm(input_ids=tokens, past_key_values=state.cache, use_cache=True, **last)
         return out.logits.float() if all_positions else out.logits[:, -1].float()
 
     def _last(self, count: int) -> dict[str, Any]:
@@ -246,6 +249,27 @@ def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
     return list(best.values())[:count]
 
 
+@dataclass(frozen=True)
+class _State:
+    """What decoding goes on from: the LLM's cache, and what its gated layers see."""
+
+    cache: Any
+    visual: Visual | None
+    device: torch.device
+
+    def keep(self, places: list[int]) -> _State:
+        """These rows alone; the state before is spent."""
+        rows = torch.tensor(places, device=self.device)
+        _select(self.cache, rows)
+        return _State(self.cache, self.visual and self.visual.select(rows), self.device)
+
+    def copied(self, places: list[int]) -> _State:
+        """These rows, which may repeat; the state before stays as it is."""
+        more = copy.copy(self.cache)
+        more.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return _State(more, self.visual, self.device).keep(places)
+
+
 def _select(cache: Any, rows: Tensor) -> None:
     """Keeps these rows alone, wherever each layer of the LLM lies."""
     on = {rows.device: rows}
@@ -254,11 +278,3 @@ def _select(cache: Any, rows: Tensor) -> None:
         if device not in on:
             on[device] = rows.to(device)
         layer.batch_select_indices(on[device])
-
-
-def _picked(cache: Any, rows: Tensor) -> Any:
-    """A cache of these rows, which may repeat; the one they come from stays as it is."""
-    more = copy.copy(cache)
-    more.layers = [copy.copy(layer) for layer in cache.layers]
-    _select(more, rows)
-    return more

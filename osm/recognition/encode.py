@@ -1,4 +1,4 @@
-"""An image's part of naming, computed once: tower tokens, and the keys and values of the bridge's cross-attention.
+"""An image's part of naming, computed once: tower tokens, and what the bridge makes of them whatever the mask.
 
 Shapes: N images, G windows, S input size, L image tokens, C tower width.
 """
@@ -14,16 +14,24 @@ from PIL import Image
 from torch import Tensor
 
 from osm.data.processor import Processor, fitted_size
-from osm.model.maskqformer import LayerKV
+from osm.model.bridge import ImageState
 from osm.model.osm import OmniScientModel
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """What is kept of an image: its size (width, height), and every layer's keys and values (1, heads, L, D)."""
+    """What is kept of an image: its size (width, height), and what the bridge needs of it (tensors (1, ...))."""
 
     size: tuple[int, int]
-    keys_values: list[LayerKV | None]
+    state: ImageState
+
+
+def together(images: Sequence[EncodedImage]) -> ImageState:
+    """What the bridge needs of several images."""
+    return [
+        parts[0] and tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        for parts in zip(*(image.state for image in images), strict=True)
+    ]
 
 
 class ImageEncoder:
@@ -43,9 +51,9 @@ class ImageEncoder:
         canvas = torch.stack([self.processor.canvas(image) for image in images]).to(model.device)
         sizes = [image.size for image in images]
         tokens = model.add_positions(self.tower_tokens(self.processor.pixel_values(canvas), sizes))
-        keys_values = model.bridge.image_keys_values(tokens)
+        state = model.bridge.image_state(tokens)
         return [
-            EncodedImage(size, [None if kv is None else (kv[0][i : i + 1], kv[1][i : i + 1]) for kv in keys_values])
+            EncodedImage(size, [part and tuple(x[i : i + 1] for x in part) for part in state])
             for i, size in enumerate(sizes)
         ]
 

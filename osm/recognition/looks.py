@@ -1,6 +1,6 @@
-"""What a region's queries may look at: kept in place of its mask, which is a hundred times as large.
+"""What the bridge needs of a region: kept in place of its mask, which is a hundred times as large.
 
-Shapes: K regions of an image, S input size, L image tokens.
+Shapes: K regions of an image, S input size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from osm.data.processor import Processor
-from osm.model.masks import VisibleKeys, context_mask
+from osm.model.masks import Looks, context_mask
 from osm.model.osm import OmniScientModel
 from osm.recognition.regions import Region
 
@@ -21,10 +21,9 @@ _AT_ONCE = 32  # masks of an image's size in memory
 
 @dataclass(frozen=True)
 class Seen:
-    """One region's keys, bool (L,) each, or why it has no name."""
+    """What the bridge needs of one region, a row, or why it has no name."""
 
-    mask_L: Tensor | None = None
-    context_L: Tensor | None = None
+    row: Looks | None = None
     skipped: str = ""
 
 
@@ -56,19 +55,18 @@ class RegionLooks:
             else:
                 found.append(None)
                 canvases.append(canvas)
-        keys = iter(self._keys(torch.cat(canvases)) if canvases else ())
-        return [seen or next(keys) for seen in found]
+        looks = iter(self._looks(torch.cat(canvases)) if canvases else ())
+        return [seen or next(looks) for seen in found]
 
-    def _keys(self, pixels: Tensor) -> list[Seen]:
+    def _looks(self, pixels: Tensor) -> list[Seen]:
         """Of masks (K, 1, S, S) that have a pixel each."""
         pixels = pixels.to(self.model.device)
         context = context_mask(pixels, self.model.config.context_enlarge_ratio)
-        keys = self.model.visible_keys(pixels, context)
-        self.fallbacks += keys.fallbacks
-        return [Seen(mask, box) for mask, box in zip(keys.mask_RL, keys.context_RL, strict=True)]
+        looks = self.model.look(pixels, context)
+        self.fallbacks += looks.fallbacks
+        return [Seen(row) for row in looks.rows()]
 
 
-def stacked(seen: Sequence[Seen]) -> VisibleKeys:
+def stacked(seen: Sequence[Seen]) -> Looks:
     """Of regions that are to be named, one row each."""
-    masks, contexts = zip(*((one.mask_L, one.context_L) for one in seen), strict=True)
-    return VisibleKeys(torch.stack(masks), torch.stack(contexts))
+    return Looks.stacked([one.row for one in seen if one.row is not None])

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import nn
 
 from osm.data.images import open_image
 from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS, TEST_PROMPT
 from osm.errors import OsmError
+from osm.model.bridge import Instruction
 from osm.model.factory import load_model, pick_device
-from osm.model.llm import stop_ids
-from osm.model.maskqformer import Instruction
+from osm.model.llm import LlmInputs, stop_ids
 from osm.model.osm import OmniScientModel
 from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
-from osm.recognition.encode import EncodedImage, ImageEncoder
+from osm.recognition.encode import EncodedImage, ImageEncoder, together
 from osm.recognition.looks import RegionLooks, Seen, stacked
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
@@ -260,41 +260,37 @@ class Recognizer:
         return self._vocabulary(wish, prompt).trie if constrained else None
 
     def _batch(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, wish: _Wish) -> list[Recognition]:
-        embeds = self._embeds(images, jobs, prompt)
+        inputs = self._inputs(images, jobs, prompt)
         modes = [job.mode for job in jobs]
         if wish.vocabulary is not None and wish.way == "scored":
-            return self._scored(embeds, modes, self._vocabulary(wish, prompt), wish.top_k)
+            return self._scored(inputs, modes, self._vocabulary(wish, prompt), wish.top_k)
         if wish.vocabulary is not None and wish.way == "mapped":
-            return self._mapped(self.decoder.greedy(embeds), modes, self._vocabulary(wish, prompt), wish.top_k)
+            return self._mapped(self.decoder.greedy(inputs), modes, self._vocabulary(wish, prompt), wish.top_k)
         trie = self._trie(wish, prompt)
         if wish.top_k == 1:
-            said = [[name] for name in self.decoder.greedy(embeds, trie)]
+            said = [[name] for name in self.decoder.greedy(inputs, trie)]
         else:
-            said = self.decoder.best(embeds, wish.top_k, trie)
+            said = self.decoder.best(inputs, wish.top_k, trie)
         return [self._said(mode, names, wish, trie) for mode, names in zip(modes, said, strict=True)]
 
-    def _embeds(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> Tensor:
-        """The LLM's input (R, T, W) of so many jobs."""
+    def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
+        """What the LLM is given of so many jobs."""
         model = self.model
         used = sorted({job.image for job in jobs})
-        keys_values = [
-            None if parts[0] is None else (torch.cat([k for k, _ in parts]), torch.cat([v for _, v in parts]))
-            for parts in zip(*(images[number].keys_values for number in used), strict=True)
-        ]
-        keys = stacked([job.seen for job in jobs])
         text, rows = self.processor.prompts([prompt]), len(jobs)
         instruction = Instruction(
             text.qformer_ids.expand(rows, -1).to(model.device), text.qformer_mask.expand(rows, -1).to(model.device)
         )
         index = torch.tensor([used.index(job.image) for job in jobs], device=model.device)
-        prefix = model.bridge(keys_values, index, keys, instruction, [job.mode for job in jobs])
+        looks, modes = stacked([job.seen for job in jobs]), [job.mode for job in jobs]
+        condition = model.bridge(together([images[number] for number in used]), index, looks, instruction, modes)
         ids, mask = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
-        return model.llm_inputs(prefix, ids, mask)[0]
+        return model.llm_inputs(condition, ids, mask)
 
-    def _scored(self, embeds: Tensor, modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
+    def _scored(self, inputs: LlmInputs, modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
         longest = max(len(candidate) for candidate in vocabulary.candidates)
-        at_once = self.budget.rows(embeds.shape[1] + longest)
-        likelihoods = self.decoder.score(embeds, vocabulary.candidates, at_once)
+        at_once = self.budget.rows(inputs.embeds_RTW.shape[1] + longest)
+        likelihoods = self.decoder.score(inputs, vocabulary.candidates, at_once)
         found = []
         for mode, probs in zip(modes, likelihoods.softmax(-1), strict=True):
             best = probs.topk(min(top_k, len(probs)))

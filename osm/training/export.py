@@ -18,8 +18,8 @@ from osm.config import ModelConfig
 from osm.errors import OsmError
 from osm.files import replacing
 from osm.model import checkpoint as files
+from osm.model.bridges import BRIDGES
 from osm.model.factory import base_config, build, check_widths
-from osm.model.maskqformer import MaskQFormerBridge
 from osm.training import dcp
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
 from osm.training.resume import candidates
@@ -72,10 +72,15 @@ def _in_mid_run(path: Path) -> Source:
     """A checkpoint of `osm.training.dcp`."""
     document = dcp.run_document(path)
     named = {name.removeprefix("model."): value for name, value in dcp.read_whole(path).items() if name[:6] == "model."}
-    if "bridge.context_query" not in named:
+    if not any(name.startswith("bridge.") for name in named) or "model" not in document:
         raise OsmError(f"checkpoint {path} holds no model")
+    variant = files.model_config(document["model"], f"checkpoint {path}").variant
     rest = {"progress": document["progress"]}
-    return Source(document.get("model"), files.published_names(named), f"checkpoint {path}", rest)
+    return Source(document["model"], BRIDGES[variant].published_names(named), f"checkpoint {path}", rest)
+
+
+class _LackingError(OsmError):
+    """An entry is missing that decides a size."""
 
 
 def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -91,19 +96,14 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
     def size(name: str, dimensions: int, axis: int) -> int:
         value = named.get(name)
         if not isinstance(value, Tensor) or value.ndim != dimensions:
-            raise OsmError(f"{where} has no entry {name} of {dimensions} dimensions: it is no OmniScient Model's")
+            raise _LackingError(f"{where} has no entry {name} of {dimensions} dimensions: it is no OmniScient Model's")
         return value.shape[axis]
 
-    embeddings = "base_model.qformer.embeddings"
-    widths = {
-        "token_width": size("window_pos_embed", 3, -1),
-        "llm_width": size("base_model.language_projection.weight", 2, 0),
-        "vocabulary": size(f"{embeddings}.word_embeddings.weight", 2, 0),
-        "positions": size(f"{embeddings}.position_embeddings.weight", 2, 0),
-    }
     try:
         with torch.device("meta"):
-            bridge = MaskQFormerBridge(config.qformer, config.modes, **widths)
+            bridge = BRIDGES[config.variant].blank(config, size)
+    except _LackingError:
+        raise
     except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
         raise OsmError(f"{where}: no model can have its config's sizes and modes ({error})") from None
     return files.published_entries(named["window_pos_embed"].to("meta"), bridge)
@@ -138,7 +138,8 @@ def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = 
     entries = {name: given[name].reshape(blank.shape).clone() for name, blank in wanted.items()}
     if half:
         entries = {name: _halved(value, name, found.where) for name, value in entries.items()}
-    entries["base_model.query_tokens"] = entries["context_query"]
+    if (twice := "base_model.query_tokens") in entries:
+        entries[twice] = entries["context_query"]
     try:
         document = json.loads(json.dumps(found.config))  # the same plain values in both forms: lists, no tuples
     except (TypeError, ValueError) as error:

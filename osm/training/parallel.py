@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from osm.errors import OsmError
+from osm.model.gated import repeated_blocks
 from osm.training.distributed import World
 from osm.training.task import TrainTask
 
@@ -26,8 +27,9 @@ from osm.training.task import TrainTask
 def lay_out(task: TrainTask, world: World, fsdp: bool, strategy: str, shard_size: int) -> nn.Module:
     """The module whose forward trains `task` on all processes.
 
-    With FSDP the blocks of the tower and of the LLM are a unit each, gathered when they run; the bridge, which is
-    small, is one unit with what is left, and so trained parameters, gradients and optimizer state are sharded.
+    With FSDP the blocks of the tower, of the LLM and of what is within it are a unit each, gathered when they run; the
+    rest of the bridge, which is small, is one unit with what is left. So trained parameters, gradients and optimizer
+    state are sharded.
 
     Args:
         strategy: `full` = shards over all processes; `hybrid` = over `shard_size` of them (0 = those of a machine), and
@@ -38,7 +40,9 @@ def lay_out(task: TrainTask, world: World, fsdp: bool, strategy: str, shard_size
     """
     if fsdp and world.size > 1:
         mesh = _mesh(world, strategy, shard_size)
-        for block in [*blocks(task.model.tower), *blocks(task.model.llm)]:
+        model = task.model
+        # Innermost first: gated layers are called from within the LLM's.
+        for block in [*model.bridge.layers_to_shard(), *repeated_blocks(model.tower), *repeated_blocks(model.llm)]:
             fully_shard(block, mesh=mesh)
         fully_shard(task, mesh=mesh)
         return task
@@ -60,16 +64,6 @@ def _mesh(world: World, strategy: str, shard_size: int) -> DeviceMesh:
     if world.size % shards:
         raise OsmError(f"--fsdp_shard_size {shards} does not divide the {world.size} processes")
     return init_device_mesh(kind, (world.size // shards, shards), mesh_dim_names=("copy", "shard"))
-
-
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a network (a transformer's layers); empty where it has none."""
-    lists = [
-        list(found)
-        for found in module.modules()
-        if isinstance(found, (nn.ModuleList, nn.Sequential)) and len(found) > 1 and len({type(m) for m in found}) == 1
-    ]
-    return max(lists, key=lambda found: sum(p.numel() for m in found for p in m.parameters()), default=[])
 
 
 def exchanges_gradients(module: nn.Module, exchange: bool) -> contextlib.AbstractContextManager[Any]:
@@ -97,7 +91,7 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 
 def save_activations_less(task: TrainTask) -> None:
     """Gradient checkpointing where activations are kept for a backward: the bridge's and the frozen LLM's layers."""
-    for layer in [*blocks(task.model.bridge), *blocks(task.model.llm)]:
+    for layer in [*task.model.bridge.layers(), *repeated_blocks(task.model.llm)]:
         layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from osm.data.datasets import ANY_MODE
 from osm.data.processor import Processor
 from osm.data.stream import Batch
-from osm.model.maskqformer import Instruction
+from osm.model.bridge import Instruction
 from osm.model.masks import context_mask
 from osm.model.osm import OmniScientModel
 
@@ -34,13 +34,13 @@ class TrainTask(nn.Module):
         if tokens is None:
             assert batch.canvas is not None
             tokens = model.tower_tokens(self.processor.pixel_values(batch.canvas))
-        keys = model.visible_keys(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
-        self.centroid_fallbacks += keys.fallbacks
+        looks = model.look(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
+        self.centroid_fallbacks += looks.fallbacks
         text = batch.text
         return model.row_losses(
             model.add_positions(tokens),
             batch.image_index,
-            keys,
+            looks,
             Instruction(text.qformer_ids, text.qformer_mask),
             batch.modes,
             text.input_ids,
@@ -51,7 +51,7 @@ class TrainTask(nn.Module):
 
 
 def supervised_tokens(batch: Batch) -> Tensor:
-    """(R,): what `forward` will return of them; the first text token is supervised too, after the bridge's prefix."""
+    """(R,): what `forward` will return of them; the processor leaves out what no token stands before."""
     return (batch.text.labels != -100).sum(1)
 
 

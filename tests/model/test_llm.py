@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 from osm.config import LlmConfig
 from osm.errors import OsmError
 from osm.model import llm as llms
+from osm.model.llm import LlmInputs
 from osm.model.weights import PIP_SOURCES
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -57,7 +58,7 @@ def test_token_losses_equal_the_full_cross_entropy(kind: str) -> None:
     """Values and gradients, although the LM head runs at few positions only."""
     llm, (embeds, mask, labels) = make(kind), inputs()
     embeds.requires_grad_()
-    losses, counts = llms.token_losses(llm, embeds, mask, labels)
+    losses, counts = llms.token_losses(llm, LlmInputs(embeds, mask), labels)
     (found,) = torch.autograd.grad(losses.sum(), embeds)
 
     logits = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
@@ -73,7 +74,7 @@ def test_token_losses_equal_the_full_cross_entropy(kind: str) -> None:
 def test_a_batch_with_nothing_supervised_has_no_loss_and_a_gradient() -> None:
     embeds, mask, labels = inputs()
     embeds.requires_grad_()
-    losses, counts = llms.token_losses(make("llama"), embeds, mask, torch.full_like(labels, -100))
+    losses, counts = llms.token_losses(make("llama"), LlmInputs(embeds, mask), torch.full_like(labels, -100))
     losses.sum().backward()
     assert not losses.any() and not counts.any() and embeds.grad is not None and not embeds.grad.any()
 
@@ -89,13 +90,18 @@ def test_padding_on_the_left_equals_padding_on_the_right(kind: str) -> None:
     llm, (embeds, mask, labels) = make(kind), inputs()
     left = [torch.stack([row.roll(shift, 0) for shift, row in enumerate(x)]) for x in (embeds, mask, labels)]
     torch.testing.assert_close(
-        llms.token_losses(llm, *left)[0], llms.token_losses(llm, embeds, mask, labels)[0], atol=1e-4, rtol=1e-4
+        llms.token_losses(llm, LlmInputs(*left[:2]), left[2])[0],
+        llms.token_losses(llm, LlmInputs(embeds, mask), labels)[0],
+        atol=1e-4,
+        rtol=1e-4,
     )
     assert left[1][3].tolist() == [0] * 3 + [1] * 6
-    expected = llms.generate(llm, embeds, mask, max_new_tokens=4)
-    assert torch.equal(llms.generate(llm, left[0], left[1], max_new_tokens=4), expected)
+    expected = llms.generate(llm, LlmInputs(embeds, mask), max_new_tokens=4)
+    assert torch.equal(llms.generate(llm, LlmInputs(left[0], left[1]), max_new_tokens=4), expected)
     for row in range(4):
-        alone = llms.generate(llm, embeds[row, mask[row] == 1][None], torch.ones(1, 9 - row).long(), max_new_tokens=4)
+        alone = llms.generate(
+            llm, LlmInputs(embeds[row, mask[row] == 1][None], torch.ones(1, 9 - row).long()), max_new_tokens=4
+        )
         assert alone[0].tolist() == expected[row, : alone.shape[1]].tolist()
 
 
@@ -117,24 +123,27 @@ def test_stop_ids(general: int | list[int] | None, own: int | list[int] | None, 
 
 def test_an_llm_without_pad_token_pads_with_its_end_token() -> None:
     llm, (embeds, mask, _) = make("llama"), inputs()
-    free = llms.generate(llm, embeds, mask, max_new_tokens=4)
+    free = llms.generate(llm, LlmInputs(embeds, mask), max_new_tokens=4)
     llm.generation_config.eos_token_id = int(free[0, 0])
     for llm.config.pad_token_id, expected in ((PAD, PAD), (None, int(free[0, 0])), (-1, int(free[0, 0]))):
         llm.generation_config.pad_token_id = llm.config.pad_token_id
-        assert llms.generate(llm, embeds, mask, max_new_tokens=4)[0].tolist() == [int(free[0, 0]), *[expected] * 3]
+        assert llms.generate(llm, LlmInputs(embeds, mask), max_new_tokens=4)[0].tolist() == [
+            int(free[0, 0]),
+            *[expected] * 3,
+        ]
 
 
 def test_greedy_takes_nothing_from_the_llms_own_generation_config() -> None:
     """Instruction-tuned LLMs bring sampling and repetition penalties; the published protocol is plain greedy."""
     llm, (embeds, mask, _) = make("llama"), inputs()
     options = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_scores": True}
-    expected = llms.generate(llm, embeds, mask, **options)
+    expected = llms.generate(llm, LlmInputs(embeds, mask), **options)
     for name, value in {
         "do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 9.0, "num_beams": 3,
         "no_repeat_ngram_size": 1, "max_length": 2,
     }.items():  # fmt: skip
         setattr(llm.generation_config, name, value)
-    found = llms.generate(llm, embeds, mask, **options)
+    found = llms.generate(llm, LlmInputs(embeds, mask), **options)
     assert torch.equal(found.sequences, expected.sequences)
     for step, wanted in zip(found.scores, expected.scores, strict=True):
         torch.testing.assert_close(step, wanted)
@@ -143,9 +152,12 @@ def test_greedy_takes_nothing_from_the_llms_own_generation_config() -> None:
 def test_options_are_transformers_own() -> None:
     llm, (embeds, mask, _) = make("llama"), inputs()
     torch.manual_seed(0)
-    drawn = {tuple(llms.generate(llm, embeds, mask, max_new_tokens=3, do_sample=True)[0].tolist()) for _ in range(5)}
+    drawn = {
+        tuple(llms.generate(llm, LlmInputs(embeds, mask), max_new_tokens=3, do_sample=True)[0].tolist())
+        for _ in range(5)
+    }
     assert len(drawn) > 1
-    assert llms.generate(llm, embeds, mask, max_new_tokens=2, num_beams=2).shape == (4, 2)
+    assert llms.generate(llm, LlmInputs(embeds, mask), max_new_tokens=2, num_beams=2).shape == (4, 2)
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -224,7 +236,7 @@ def test_smollm2_of_the_pip_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert all(torch.equal(a, b) for a, b in zip(llm.parameters(), first.parameters(), strict=True))
         ids = torch.tensor([tokenizer("The capital of France is", add_special_tokens=False)["input_ids"]])
         embeds = llm.get_input_embeddings()(ids)
-        answer = tokenizer.decode(llms.generate(llm, embeds, torch.ones_like(ids), max_new_tokens=3)[0])
+        answer = tokenizer.decode(llms.generate(llm, LlmInputs(embeds, torch.ones_like(ids)), max_new_tokens=3)[0])
         assert "Paris" in answer, answer
     finally:
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)

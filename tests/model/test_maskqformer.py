@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from osm.config import QFormerConfig
-from osm.model.maskqformer import Instruction, MaskQFormerBridge, seen_keys
+from osm.model.bridge import Instruction
+from osm.model.maskqformer import MaskQFormerBridge, seen_keys
 from osm.model.masks import VisibleKeys
 
 MODES = ("coco", "any")
@@ -38,9 +39,9 @@ def test_what_is_seen_alone_is_what_dense_attention_gives(images: int) -> None:
     instruction = Instruction(ids, seen)
     modes = [MODES[row % 2] for row in range(rows)]
     tokens = torch.randn(images, length, 24, generator=generator)
-    dense = bridge(bridge.image_keys_values(tokens), index, keys, instruction, modes)
+    dense = bridge(bridge.image_state(tokens), index, keys, instruction, modes).prefix_RPW
     with torch.no_grad():
-        found = bridge(bridge.image_keys_values(tokens), index, keys, instruction, modes)
+        found = bridge(bridge.image_state(tokens), index, keys, instruction, modes).prefix_RPW
     torch.testing.assert_close(found, dense.detach(), atol=1e-5, rtol=1e-5)
     groups = seen_keys(keys, index.tolist())
     assert [group.rows.stop - group.rows.start for group in groups].count(3) == 1
@@ -49,6 +50,6 @@ def test_what_is_seen_alone_is_what_dense_attention_gives(images: int) -> None:
     with torch.no_grad():
         keys.mask_RL[0] = ~keys.mask_RL[0]
         keys.mask_RL[0, 0] = True
-        other = bridge(bridge.image_keys_values(tokens), index, keys, instruction, modes)
+        other = bridge(bridge.image_state(tokens), index, keys, instruction, modes).prefix_RPW
     assert (other[0] - found[0]).abs().max() > 1e-3
     torch.testing.assert_close(other[1:], found[1:], atol=1e-6, rtol=1e-6)

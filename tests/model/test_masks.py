@@ -96,9 +96,9 @@ def test_masks_of_another_size_are_refused_by_name() -> None:
     model = OmniScientModel.from_instructblip(tiny_instructblip(), 56, 28, 28)
     good, bad = torch.ones(2, 1, 56, 56), torch.ones(2, 1, 28, 28)
     with pytest.raises(OsmError, match=r"segmentation_mask has shape \(2, 1, 28, 28\), \(R, 1, 56, 56\) needed"):
-        model.visible_keys(bad, good)
+        model.look(bad, good)
     with pytest.raises(OsmError, match="input_context_mask has shape"):
-        model.visible_keys(good, bad)
+        model.look(good, bad)
     with pytest.raises(OsmError, match=r"pixel_values has shape .*\(N, 3, 56, 56\) needed"):
         model.encode_image(torch.ones(2, 3, 28, 28))
 

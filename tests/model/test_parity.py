@@ -14,7 +14,7 @@ from torch import Tensor
 
 from osm.config import ModelConfig
 from osm.errors import OsmError
-from osm.model.maskqformer import Instruction
+from osm.model.bridge import Condition, Instruction
 from osm.model.masks import VisibleKeys, context_mask
 from osm.model.osm import OmniScientModel
 
@@ -109,10 +109,10 @@ def pictures(size: int, count: int = 3) -> Tensor:
 
 
 def bridge_prefix(model: OmniScientModel, inputs: dict[str, Any]) -> tuple[VisibleKeys, Tensor]:
-    keys = model.visible_keys(inputs["segmentation_mask"], inputs["input_context_mask"])
+    keys = model.look(inputs["segmentation_mask"], inputs["input_context_mask"])
     instruction = Instruction(inputs["qformer_input_ids"], inputs["qformer_attention_mask"])
-    kv = model.bridge.image_keys_values(model.encode_image(inputs["pixel_values"]))
-    return keys, model.bridge(kv, inputs["image_index"], keys, instruction, inputs["dataset_type"])
+    kv = model.bridge.image_state(model.encode_image(inputs["pixel_values"]))
+    return keys, model.bridge(kv, inputs["image_index"], keys, instruction, inputs["dataset_type"]).prefix_RPW
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_every_step_equals_the_reference(text: str, sizes: tuple[int, int, int])
     torch.testing.assert_close(model.encode_image(images), torch.stack(expected), **TOLERANCE)
 
     keys, prefix = bridge_prefix(model, inputs)
-    embeds, seen = model.llm_inputs(prefix, inputs["input_ids"], inputs["attention_mask"])
-    logits = model.llm(inputs_embeds=embeds, attention_mask=seen).logits
+    given = model.llm_inputs(Condition(prefix), inputs["input_ids"], inputs["attention_mask"])
+    logits = model.llm(inputs_embeds=given.embeds_RTW, attention_mask=given.mask_RT).logits
     for number, row in enumerate(rows):
         windows = len(reference.window_starts(sizes[0])) ** 2
         assert torch.equal(keys.mask_RL[number].float(), reference.visible(row.mask, windows))
@@ -230,7 +230,7 @@ def test_padding_changes_no_rows_loss(text: str) -> None:
     found, counts = model.row_losses(
         model.encode_image(images),
         inputs["image_index"],
-        model.visible_keys(inputs["segmentation_mask"], inputs["input_context_mask"]),
+        model.look(inputs["segmentation_mask"], inputs["input_context_mask"]),
         Instruction(inputs["qformer_input_ids"], inputs["qformer_attention_mask"]),
         inputs["dataset_type"],
         inputs["input_ids"],

@@ -10,6 +10,7 @@ import torch
 from tiny import tiny_llm
 from torch import Tensor, nn
 
+from osm.model.llm import LlmInputs
 from osm.recognition.decode import Decoder
 from osm.recognition.vocabulary import Trie
 
@@ -34,6 +35,10 @@ def embeds(llm: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
+def given(embeds: Tensor) -> LlmInputs:
+    return LlmInputs(embeds, torch.ones(embeds.shape[:2], dtype=torch.long))
+
+
 def probabilities(llm: nn.Module, prefix: Tensor, ids: tuple[int, ...]) -> Tensor:
     """(V,) of the token after a prefix and some ids, without any cache."""
     words = llm.get_input_embeddings()(torch.tensor(ids, dtype=torch.long)) if ids else prefix[:0]
@@ -46,19 +51,19 @@ def likelihood(llm: nn.Module, prefix: Tensor, ids: tuple[int, ...]) -> float:
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5])
 def test_a_static_cache_says_the_same(llm: nn.Module, embeds: Tensor, rows: int) -> None:
-    dynamic = Decoder(llm, STOPS, 6).greedy(embeds[:rows])
+    dynamic = Decoder(llm, STOPS, 6).greedy(given(embeds[:rows]))
     static = Decoder(llm, STOPS, 6, compiled=True)
     for _ in range(2):  # nothing of the first time is left
-        found = static.greedy(embeds[:rows])
+        found = static.greedy(given(embeds[:rows]))
         assert [(name.ids, name.ended) for name in found] == [(name.ids, name.ended) for name in dynamic]
         for one, other in zip(found, dynamic, strict=True):
             assert one.token_probs == pytest.approx(other.token_probs, rel=1e-4)
     trie = Trie([[5, 2], [6, 7, 2]])
-    assert static.greedy(embeds[:rows], trie) == Decoder(llm, STOPS, 6).greedy(embeds[:rows], trie)
+    assert static.greedy(given(embeds[:rows]), trie) == Decoder(llm, STOPS, 6).greedy(given(embeds[:rows]), trie)
 
 
 def test_greedy_is_the_argmax_of_every_step(llm: nn.Module, embeds: Tensor) -> None:
-    found = Decoder(llm, STOPS, 6).greedy(embeds)
+    found = Decoder(llm, STOPS, 6).greedy(given(embeds))
     lengths = set()
     for prefix, name in zip(embeds, found, strict=True):
         ids: list[int] = []
@@ -79,12 +84,12 @@ def test_greedy_is_the_argmax_of_every_step(llm: nn.Module, embeds: Tensor) -> N
 
 def test_rows_that_end_early_leave_the_others_as_they_are(llm: nn.Module, embeds: Tensor) -> None:
     """Stops are chosen so that the rows end at different steps."""
-    free = Decoder(llm, (), 6).greedy(embeds)
+    free = Decoder(llm, (), 6).greedy(given(embeds))
     stops = tuple({name.ids[place] for place, name in enumerate(free[:3], 1)})
-    together = Decoder(llm, stops, 6).greedy(embeds)
+    together = Decoder(llm, stops, 6).greedy(given(embeds))
     assert len({len(name.ids) for name in together}) > 1
     for row, name in enumerate(together):
-        alone = Decoder(llm, stops, 6).greedy(embeds[row : row + 1])[0]
+        alone = Decoder(llm, stops, 6).greedy(given(embeds[row : row + 1]))[0]
         assert alone.ids == name.ids and alone.token_probs == pytest.approx(name.token_probs, rel=1e-4)
 
 
@@ -93,11 +98,11 @@ NAMES = [(10, 11, 2), (10, 12, 2), (10, 2), (13, 2), (14, 15, 2), (14, 15, 16, 2
 
 def test_a_list_is_scored_exactly(llm: nn.Module, embeds: Tensor) -> None:
     decoder = Decoder(llm, STOPS, 6)
-    found = decoder.score(embeds, NAMES)
+    found = decoder.score(given(embeds), NAMES)
     for row, prefix in enumerate(embeds):
         expected = [math.log(likelihood(llm, prefix, name)) for name in NAMES]
         assert found[row].tolist() == pytest.approx(expected, abs=1e-3)
-    torch.testing.assert_close(decoder.score(embeds, NAMES, at_once=2), found, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoder.score(given(embeds), NAMES, at_once=2), found, atol=1e-5, rtol=1e-5)
 
 
 def in_trie(llm: nn.Module, prefix: Tensor, name: tuple[int, ...]) -> float:
@@ -112,8 +117,8 @@ def in_trie(llm: nn.Module, prefix: Tensor, name: tuple[int, ...]) -> float:
 
 def test_only_names_of_the_list_come_out_and_their_probabilities_sum_to_1(llm: nn.Module, embeds: Tensor) -> None:
     decoder, trie = Decoder(llm, STOPS, 6), Trie(NAMES)
-    everything = decoder.best(embeds, len(NAMES), trie)
-    greedy = decoder.greedy(embeds, trie)
+    everything = decoder.best(given(embeds), len(NAMES), trie)
+    greedy = decoder.greedy(given(embeds), trie)
     for prefix, names, first in zip(embeds, everything, greedy, strict=True):
         assert sorted((*name.ids, 2) for name in names) == sorted(NAMES)
         assert sum(name.sequence_prob for name in names) == pytest.approx(1, abs=1e-4)
@@ -128,17 +133,17 @@ def test_only_names_of_the_list_come_out_and_their_probabilities_sum_to_1(llm: n
 def test_a_name_of_a_list_is_never_cut(llm: nn.Module, embeds: Tensor) -> None:
     long = [(5, 6, 7, 8, 2), (5, 6, 7, 9, 2)]
     decoder, trie = Decoder(llm, STOPS, 2), Trie(long)
-    for first, names in zip(decoder.greedy(embeds, trie), decoder.best(embeds, 2, trie), strict=True):
+    for first, names in zip(decoder.greedy(given(embeds), trie), decoder.best(given(embeds), 2, trie), strict=True):
         assert (*first.ids, 2) in long and first.ended
         assert sorted((*name.ids, 2) for name in names) == long and all(name.ended for name in names)
         assert sum(name.sequence_prob for name in names) == pytest.approx(1, abs=1e-4)
-    assert all(len(name.ids) <= 2 for name in decoder.greedy(embeds))  # said freely, it is
+    assert all(len(name.ids) <= 2 for name in decoder.greedy(given(embeds)))  # said freely, it is
 
 
 def test_the_best_names_are_the_likeliest_of_all(llm: nn.Module, embeds: Tensor) -> None:
     """A search as wide as the vocabulary forgets nothing: it is the enumeration of all names of up to two tokens."""
     small = SmallVocabulary(llm, 12)
-    wide = Decoder(small, (2, 0), NEW).best(embeds[:2], 150)
+    wide = Decoder(small, (2, 0), NEW).best(given(embeds[:2]), 150)
     for prefix, names in zip(embeds[:2], wide, strict=True):
         words = [token for token in range(12) if token not in (2, 0)]
         sequences = [(*ids, stop) for n in range(NEW) for ids in itertools.product(words, repeat=n) for stop in (2, 0)]

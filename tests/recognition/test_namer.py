@@ -14,8 +14,8 @@ import osm
 from osm.data.processor import Processor
 from osm.data.prompts import TEST_PROMPT
 from osm.errors import OsmError
+from osm.model.bridge import Instruction
 from osm.model.factory import build, load_model_config
-from osm.model.maskqformer import Instruction
 from osm.model.masks import context_mask
 from osm.model.osm import OmniScientModel
 from osm.recognition.namer import Name, Namer
@@ -23,12 +23,18 @@ from osm.recognition.namer import Name, Namer
 MODES = ["coco", "any"]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[OmniScientModel, Processor]:
-    """A model whose every part matters; its queries are large enough to lead the LLM."""
+@pytest.fixture(scope="module", params=["maskqformer", "flamingo"])
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[OmniScientModel, Processor]:
+    """A model whose every part matters; its queries are large enough to lead the LLM, and its gates are open."""
     torch.manual_seed(0)
-    model, processor = build(load_model_config(str(tiny_model_yaml(tmp_path_factory.mktemp("model")))))
+    path = tiny_model_yaml(tmp_path_factory.mktemp("model"), variant=request.param)
+    model, processor = build(load_model_config(str(path)))
     with torch.no_grad():
+        for name, parameter in model.bridge.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(1.0)
         for parameter in model.bridge.parameters():
             if parameter.requires_grad and parameter.ndim > 1:
                 parameter.mul_(3).add_(torch.randn_like(parameter) * 0.3)
@@ -97,15 +103,17 @@ def by_hand(namer: Namer, image: Image.Image, mask: np.ndarray, mode: str) -> tu
     """Greedy ids and their probabilities, the whole text run again for every token."""
     model, processor = namer.model, namer.processor
     pixels = processor.canvas_masks(mask[None])
-    keys = model.visible_keys(pixels, context_mask(pixels, model.config.context_enlarge_ratio))
+    keys = model.look(pixels, context_mask(pixels, model.config.context_enlarge_ratio))
     text = processor.prompts([TEST_PROMPT])
     tokens = model.encode_image(processor.pixel_values(processor.canvas(image)[None]))
     instruction = Instruction(text.qformer_ids, text.qformer_mask)
-    prefix = model.bridge(model.bridge.image_keys_values(tokens), torch.zeros(1).long(), keys, instruction, [mode])
+    condition = model.bridge(model.bridge.image_state(tokens), torch.zeros(1).long(), keys, instruction, [mode])
     ids, probs = text.input_ids, []
     for _ in range(namer.max_new_tokens):
-        embeds, seen = model.llm_inputs(prefix, ids, torch.ones_like(ids))
-        scores = model.llm(inputs_embeds=embeds, attention_mask=seen).logits[0, -1].softmax(-1)
+        given = model.llm_inputs(condition, ids, torch.ones_like(ids))
+        with given.shown():
+            out = model.llm(inputs_embeds=given.embeds_RTW, attention_mask=given.mask_RT)
+        scores = out.logits[0, -1].softmax(-1)
         best = int(scores.argmax())
         ids = torch.cat([ids, torch.tensor([[best]])], 1)
         probs.append(float(scores[best]))

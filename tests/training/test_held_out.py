@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import osm
 from osm.data.stream import is_held_out
-from osm.model.maskqformer import Instruction
+from osm.model.bridge import Condition, Instruction
 from osm.model.masks import context_mask
 from osm.training.cli import main
 from osm.training.held_out import HeldOut, best_so_far
@@ -82,13 +82,13 @@ def test_a_name_is_right_where_greedy_search_says_it(workshop: Workshop, tmp_pat
     task, model, processor = trainer.task.eval(), trainer.model, trainer.processor
     answers = []
     with torch.no_grad():
-        keys = model.visible_keys(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
-        image_kv = model.bridge.image_keys_values(model.encode_image(processor.pixel_values(batch.canvas)))
+        keys = model.look(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
+        image_kv = model.bridge.image_state(model.encode_image(processor.pixel_values(batch.canvas)))
         instruction = Instruction(batch.text.qformer_ids, batch.text.qformer_mask)
-        prefix = model.bridge(image_kv, batch.image_index, keys, instruction, batch.modes)
+        prefix, _ = model.bridge(image_kv, batch.image_index, keys, instruction, batch.modes)
         for row in range(len(batch)):
             asked = batch.text.input_ids[row, : int((batch.text.labels[row] != -100).nonzero()[0])]
-            said = model.generate_from_prefix(prefix[row : row + 1], asked[None], torch.ones_like(asked[None]))[0]
+            said = model.generate_from(Condition(prefix[row : row + 1]), asked[None], torch.ones_like(asked[None]))[0]
             answers.append((asked, said))
     assert len({tuple(said.tolist()) for _, said in answers}) > 1
 

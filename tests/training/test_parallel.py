@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_run import Workshop, finish, launcher, start
 
+from osm.model.gated import repeated_blocks
 from osm.model.weights import fingerprint
-from osm.training import parallel
 from osm.training.task import TrainTask
 from osm.training.tracking import read_log
 
@@ -155,7 +155,7 @@ def test_one_process_has_nothing_to_share_out(
 
 def test_blocks_are_found(workshop: Workshop, tmp_path: Path) -> None:
     trainer = workshop.trainer(tmp_path / "run")
-    llm = parallel.blocks(trainer.model.llm)
+    llm = repeated_blocks(trainer.model.llm)
     assert [type(block).__name__ for block in llm] == ["LlamaDecoderLayer"] * len(llm) and len(llm) > 1
-    assert parallel.blocks(torch.nn.Linear(2, 2)) == []
+    assert repeated_blocks(torch.nn.Linear(2, 2)) == []
     assert isinstance(trainer.task, TrainTask) and fingerprint(trainer.model.llm)
