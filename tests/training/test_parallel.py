@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_run import Workshop, finish, launcher, start
 
+from osm.config import VARIANTS
 from osm.model.gated import repeated_blocks
 from osm.model.weights import fingerprint
 from osm.training.task import TrainTask
@@ -29,17 +30,18 @@ def agree(first: list[dict[str, Any]], second: list[dict[str, Any]], steps: int 
 
 
 @pytest.mark.slow
-def test_every_layout_trains_alike(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_layout_trains_alike(workshop: Workshop, tmp_path: Path, variant: str) -> None:
     """With dropout, too: what is dropped depends on the sample stream, not on the process."""
     layouts = {
         "ddp": (),
         "full": ("--fsdp", "--gradient_checkpointing"),
         "hybrid": ("--fsdp", "--fsdp_sharding_strategy", "hybrid", "--fsdp_shard_size", "2"),
     }
-    one = workshop.train(tmp_path / "one", *MORE, sets=SETS)
+    one = workshop.train(tmp_path / "one", *MORE, sets=SETS, variant=variant)
     for name, flags in layouts.items():
         run = tmp_path / name
-        said = finish(start(workshop.arguments(run, *MORE, *flags, sets=SETS), launcher(4)))
+        said = finish(start(workshop.arguments(run, *MORE, *flags, sets=SETS, variant=variant), launcher(4)))
         assert "4 process(es) on cpu" in said and said.count("epoch 0 step 1:") == 1
         agree(one, read_log(run))
         ends = [torch.load(tmp_path / r / "checkpoint_0.pt", weights_only=True) for r in ("one", name)]

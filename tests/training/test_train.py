@@ -138,7 +138,7 @@ def test_the_files_of_a_run(workshop: Workshop, tmp_path: Path) -> None:
     prefixes = ("base_model.qformer.", "base_model.language_projection.", "qformer_mode_query.", "mode_query.")
     assert single <= set(state) and all(key in single or key.startswith(prefixes) for key in state)
 
-    model, processor = osm.create_model_and_transforms(str(workshop.configs[0.1]), modes=modes)
+    model, processor = osm.create_model_and_transforms(str(workshop.configs["maskqformer", 0.1]), modes=modes)
     assert model.load_checkpoint(run / "checkpoint_0.pt")["epoch"] == 0
     loaded, _, _ = osm.load_model(run / "final")
     from_file, _, rest = osm.load_model(run / "checkpoint_0.pt")
@@ -148,7 +148,7 @@ def test_the_files_of_a_run(workshop: Workshop, tmp_path: Path) -> None:
         assert set(found) == set(state) and not other.training
         assert all(torch.equal(found[key], value) for key, value in model.trainable_state_dict().items())
     with pytest.raises(osm.OsmError, match="pan"):  # a model without the new modes
-        build(load_model_config(str(workshop.configs[0.1])))[0].load_checkpoint(run / "checkpoint_0.pt")
+        build(load_model_config(str(workshop.configs["maskqformer", 0.1])))[0].load_checkpoint(run / "checkpoint_0.pt")
 
 
 def test_what_a_line_says_of_the_work(workshop: Workshop, tmp_path: Path, capsys: Any) -> None:

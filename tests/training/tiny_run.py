@@ -15,6 +15,7 @@ import yaml
 from stream_sets import CATEGORIES, bands, instances, panoptic, rectangle, write_shard
 from tiny import tiny_llm, tiny_model_section
 
+from osm.config import VARIANTS
 from osm.training.cli import main
 from osm.training.config import parse
 from osm.training.distributed import World
@@ -35,7 +36,9 @@ class Workshop:
         with torch.no_grad():
             decided.lm_head.weight.mul_(6)
         decided.save_pretrained(root / "llm")
-        self.configs = {dropout: self._config(dropout) for dropout in (0.0, 0.1)}
+        self.configs = {
+            (variant, dropout): self._config(variant, dropout) for variant in VARIANTS for dropout in (0.0, 0.1)
+        }
         labels = root / "categories.json"
         labels.write_text(json.dumps({"categories": CATEGORIES}))
         rows = {"pan": {"form": "coco_panoptic"}, "inst": {"form": "coco_instances"}}
@@ -50,10 +53,11 @@ class Workshop:
             )
             write_shard(root / f"inst/{shard:03d}.tar", {f"i{number}": self._instances(number) for number in numbers})
 
-    def _config(self, dropout: float) -> Path:
-        section = tiny_model_section(self.root)
-        section["qformer"] = {**section["qformer"], "dropout": dropout}
-        path = self.root / f"dropout_{dropout}.yaml"
+    def _config(self, variant: str, dropout: float) -> Path:
+        section = tiny_model_section(self.root, variant=variant)
+        for sizes in ("qformer", "flamingo"):
+            section[sizes] = {**section[sizes], "dropout": dropout}
+        path = self.root / f"{variant}_{dropout}.yaml"
         path.write_text(yaml.safe_dump({"model": section}))
         return path
 
@@ -66,10 +70,15 @@ class Workshop:
         return instances(64, 48, annotations)
 
     def arguments(
-        self, run: str | Path, *more: str, sets: dict[str, tuple[int, int]] | None = None, dropout: float = 0.1
+        self,
+        run: str | Path,
+        *more: str,
+        sets: dict[str, tuple[int, int]] | None = None,
+        dropout: float = 0.1,
+        variant: str = "maskqformer",
     ) -> list[str]:
         """Flags of a run: `sets` are name -> (batch size, samples an epoch)."""
-        flags = ["--config", str(self.configs[dropout]), "--datasets", str(self.table), "--run_name", str(run)]
+        flags = ["--config", str(self.configs[variant, dropout]), "--datasets", str(self.table), "--run_name", str(run)]
         for name, (batch, samples) in (sets or {"pan": (2, 6)}).items():
             flags += [f"--{name}_shards", f"{self.root}/{name}/{{000..001}}.tar"]
             flags += [f"--batch_size_{name}", str(batch), f"--train_num_samples_{name}", str(samples)]
