@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from osm.config import find_config
 from osm.data.scenes.words import FINE, PLAIN, SETS
 from osm.errors import OsmError
 from osm.files import read_json, write_atomically
@@ -37,13 +38,14 @@ class Options:
     """How much is done.
 
     Attributes:
-        out: the folder of everything. seed: of the training. test_seed: of the test scenes.
+        out: the folder of everything. config: of the model. seed: of the training. test_seed: of the test scenes.
         train_images: of each set. samples: images of each set an epoch.
         test_images, held_out_images: named after training. control_images: named before training, with wrong masks
             and on grey images.
     """
 
     out: Path
+    config: str = "osm_nano"
     seed: int = 42
     test_seed: int = 9000
     processes: int = 2
@@ -133,7 +135,8 @@ def _convert(out: Path, set_name: str) -> list[str]:
 
 def _train(options: Options) -> list[str]:
     out = options.out
-    flags = ["--config", "osm_nano", "--datasets", out / "sets.yaml", "--run_name", out / "run", "--seed", options.seed]
+    flags = ["--config", options.config, "--datasets", out / "sets.yaml", "--run_name", out / "run"]
+    flags += ["--seed", options.seed]
     flags += ["--num_epochs", options.epochs, "--save_initial", "--delete_previous_checkpoint"]
     flags += ["--masks_per_image", 6, "--device", _training_device(options)]
     for name in SETS:
@@ -188,7 +191,9 @@ def _report(options: Options) -> list[str]:
     }
     given = [flag for title, kind in titles.items() for flag in ("--predictions", f"{title}={out / kind}")]
     flags = ["--parts", PARTS, "--datasets", out / "sets.yaml", "--run", out / "run"]
-    return osm_command("report", out / "report", *given, *flags, "--title", "osm-nano on drawn scenes")
+    return osm_command(
+        "report", out / "report", *given, *flags, "--title", f"{Path(options.config).stem} on drawn scenes"
+    )
 
 
 def _picture(options: Options) -> list[str]:
@@ -254,7 +259,8 @@ def _record(path: Path, options: Options) -> dict[str, Any]:
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
         raise OsmError(f"{path} is not what osm quickstart writes; remove it to run every stage again")
-    changed = [key for key, value in chosen.items() if record["options"].get(key) != value]
+    found = {"config": Options.config, **record["options"]}  # older folders have no other
+    changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
         raise OsmError(f"{path.parent} was made with another {', '.join(changed)}; choose another folder, or remove it")
     return record
@@ -336,6 +342,7 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
     out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
     out.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
+    out.add_argument("--config", default=defaults.config, help="of the model: a name or a .yaml file [%(default)s]")
     out.add_argument("--seed", type=int, default=defaults.seed, help="of the training [%(default)s]")
     out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="of the test scenes [%(default)s]")
     out.add_argument("--processes", type=int, default=defaults.processes, help="of the training [%(default)s]")
@@ -354,8 +361,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OsmError(f"--seed {args.seed} must be 0 or more")
         if args.test_seed < 10:
             raise OsmError(f"--test_seed {args.test_seed} must be 10 or more: the smaller seeds are for training")
+        short = SHORT if args.short else {}
+        find_config(args.config)  # not after the first minutes
         options = Options(
-            args.out.resolve(), args.seed, args.test_seed, args.processes, args.device, **(SHORT if args.short else {})
+            args.out.resolve(), args.config, args.seed, args.test_seed, args.processes, args.device, **short
         )
         print(summary(options, run(options)))
     except OsmError as error:

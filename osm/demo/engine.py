@@ -11,21 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from osm.demo.naming import Wish
 from osm.errors import OsmError
 from osm.recognition.recognizer import Recognition, Recognizer
 from osm.segmenters.base import Segmenter
 
+ALTERNATIVES = 5  # names that are shown of what was pointed at
 MOST_SEGMENTS = 40  # of a picture that are named at once: more names cannot be read on it
-
-
-@dataclass(frozen=True)
-class Wish:
-    """How something is to be named; see `Recognizer.name`. An empty vocabulary is none."""
-
-    mode: str = "any"
-    vocabulary: tuple[str, ...] = ()
-    way: str = "constrained"
-    top_k: int = 5
 
 
 @dataclass(frozen=True)
@@ -132,16 +124,10 @@ class Engine:
             self._encoded = None
             self.recognizer.set_image(picture.image)
             self._encoded = picture
-        answers = self.recognizer.name(
-            [mask for _, mask in regions],
-            modes=[wish.mode],
-            top_k=wish.top_k,
-            vocabulary=list(wish.vocabulary) or None,
-            way=wish.way,
-        )
+        answers = wish.ask(self.recognizer, [mask for _, mask in regions])
         return [
             Named(how, rle_of(mask), int(mask.sum()), answer)
-            for (how, mask), (answer,) in zip(regions, answers, strict=True)
+            for (how, mask), answer in zip(regions, answers, strict=True)
         ]
 
     @staticmethod

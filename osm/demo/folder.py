@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from osm.demo.naming import NamedPicture, Wish, box_of, name_picture
+from osm.demo.naming import MapWish, NamedPicture, box_of, name_picture
 from osm.errors import OsmError
 from osm.files import replacing, write_atomically
 from osm.recognition.draw import draw_ids
@@ -96,7 +96,7 @@ class FolderDemo:
         self,
         recognizer: Recognizer,
         segmenter: Segmenter,
-        wish: Wish,
+        wish: MapWish,
         settings: Mapping[str, Any],
         overwrite: bool = False,
         panoptic: bool = False,

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from osm.demo.folder import FolderDemo, images_of, works_of
-    from osm.demo.naming import Wish
+    from osm.demo.naming import MapWish
     from osm.model.checkpoint import published_state_dict
     from osm.model.weights import fingerprint_tensors
     from osm.recognition.recognizer import load_recognizer
@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.mode not in recognizer.modes:
         raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}")
     segmenter = segmenter_from(args, recognizer)
-    wish = Wish(args.mode, names, args.way, args.min_area, args.min_prob)
+    wish = MapWish(args.mode, tuple(names or ()), args.way, min_area=args.min_area, min_prob=args.min_prob)
     settings = {key: getattr(args, key) for key in _SETTINGS} | {"vocabulary": names, "segmenter": segmenter.name}
     # A path may hold another checkpoint by the next run.
     settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))

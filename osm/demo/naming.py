@@ -20,17 +20,29 @@ from osm.segmenters.base import Segment, Segmenter
 
 @dataclass(frozen=True)
 class Wish:
-    """How a picture is to be named.
+    """How something is to be named; see `Recognizer.name`. An empty vocabulary is none."""
+
+    mode: str = "any"
+    vocabulary: tuple[str, ...] = ()
+    way: str = "constrained"
+    top_k: int = 1
+
+    def ask(self, recognizer: Recognizer, masks: Sequence[Any]) -> list[Recognition]:
+        """Names masks of the image that is set."""
+        names = list(self.vocabulary) or None
+        answers = recognizer.name(masks, modes=[self.mode], top_k=self.top_k, vocabulary=names, way=self.way)
+        return [of_mode[0] for of_mode in answers]
+
+
+@dataclass(frozen=True)
+class MapWish(Wish):
+    """How a whole picture is to be named, and what of it stays in the map.
 
     Attributes:
-        mode, vocabulary, way: see `Recognizer.name`.
         min_area: smaller segments are not named. min_prob, min_free, min_pixels: see `osm.recognition.panoptic`. All in
             pixels of the picture resized to the model's input size.
     """
 
-    mode: str = "any"
-    vocabulary: Sequence[str] | None = None
-    way: str = "constrained"
     min_area: int = 100
     min_prob: float = MIN_PROB
     min_free: float = MIN_FREE
@@ -59,7 +71,7 @@ class NamedPicture:
         return encoded(full_size(mask, self.size))
 
 
-def name_picture(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter, wish: Wish) -> NamedPicture:
+def name_picture(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter, wish: MapWish) -> NamedPicture:
     """Finds, names and merges the segments of an RGB image."""
     scene = image.resize(fitted_size(*image.size, recognizer.processor.input_size), Image.Resampling.BICUBIC)
     segmenter.set_image(scene)
@@ -70,13 +82,12 @@ def name_picture(image: Image.Image, recognizer: Recognizer, segmenter: Segmente
         recognizer.set_image(image)
         # At the picture's own size, as the file has them; RLEs, as hundreds of masks would fill the memory.
         rles = [encoded(full_size(segment.mask, image.size)) for segment in segments]
-        named = recognizer.name(rles, modes=[wish.mode], vocabulary=wish.vocabulary, way=wish.way)
-        answers = [of_mode[0] for of_mode in named]
+        answers = wish.ask(recognizer, rles)
     merged = _merged(segments, answers, wish, scene)
     return NamedPicture(scene, image.size, segments, answers, len(found) - len(segments), merged)
 
 
-def _merged(segments: list[Segment], answers: list[Recognition], wish: Wish, scene: Image.Image) -> Merged:
+def _merged(segments: list[Segment], answers: list[Recognition], wish: MapWish, scene: Image.Image) -> Merged:
     named = [k for k, answer in enumerate(answers) if not answer.skipped]
     if not named:
         return Merged(np.zeros(scene.size[::-1], np.int32), [], {})

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from osm.demo import markup
-from osm.demo.engine import Engine, Named, Picture, Wish, names_of
+from osm.demo.engine import ALTERNATIVES, Engine, Named, Picture, names_of
+from osm.demo.naming import Wish
 from osm.demo.samples import uploaded
 from osm.errors import OsmError
 from osm.recognition.draw import draw_names
@@ -279,7 +280,7 @@ def switch(visit: Visit, by: str) -> list[Any]:
 
 
 def wish_of(mode: str, names: str | None, way: str) -> Wish:
-    return Wish(mode=mode, vocabulary=names_of(names or ""), way=way)
+    return Wish(mode, names_of(names or ""), way, ALTERNATIVES)
 
 
 def painted_mask(painting: dict[str, Any] | None, image: Image.Image) -> np.ndarray:

@@ -12,11 +12,12 @@ from PIL import Image
 from standin import Areas
 
 from osm.demo import samples as samples_module
-from osm.demo.engine import Engine, Picture, Wish, names_of
+from osm.demo.engine import Engine, Picture, names_of
+from osm.demo.naming import Wish
 from osm.demo.samples import drawn_scene, samples, uploaded
 from osm.errors import OsmError
 
-WISH = Wish()
+WISH = Wish(top_k=5)
 
 
 def picture(number: int = 0) -> Picture:

@@ -22,7 +22,7 @@ from test_namer import built  # noqa: F401  (a fixture)
 from osm.data.images import read_panoptic
 from osm.demo.folder import FolderDemo, Work, images_of, record, works_of
 from osm.demo.folder_cli import main
-from osm.demo.naming import Wish, name_picture
+from osm.demo.naming import MapWish, name_picture
 from osm.errors import OsmError
 from osm.model.checkpoint import save_folder
 from osm.recognition.recognizer import Recognizer
@@ -167,7 +167,7 @@ class Cells:
 
 def test_more_than_255_segments(recognizer: Recognizer, tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 56, 3), np.uint8)).save(tmp_path / "a.png")
-    wish = Wish(min_area=1, min_prob=0.0, min_pixels=1)
+    wish = MapWish(min_area=1, min_prob=0.0, min_pixels=1)
     demo = FolderDemo(recognizer, Cells(), wish, {}, panoptic=True)  # type: ignore[arg-type]
     assert demo.run(works_of([tmp_path / "a.png"], tmp_path)).named == 1
     ids = read_panoptic(tmp_path / "a_panoptic.png")
@@ -181,7 +181,7 @@ def test_more_than_255_segments(recognizer: Recognizer, tmp_path: Path) -> None:
 
 
 def test_what_is_small_is_counted_and_not_named(recognizer: Recognizer) -> None:
-    picture = name_picture(Image.new("RGB", (56, 56)), recognizer, Cells(), Wish())  # type: ignore[arg-type]
+    picture = name_picture(Image.new("RGB", (56, 56)), recognizer, Cells(), MapWish())  # type: ignore[arg-type]
     assert (picture.small, picture.segments, picture.answers) == (400, [], [])
     assert record(picture)["too_small"] == 400 and not picture.merged.ids.any()
 
@@ -192,7 +192,7 @@ def test_a_failing_segmenter_is_a_failed_picture(recognizer: Recognizer, tmp_pat
             raise RuntimeError("out of something")
 
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    outcome = FolderDemo(recognizer, Failing(), Wish(), {}).run(works_of([tmp_path / "a.png"], tmp_path))  # type: ignore[arg-type]
+    outcome = FolderDemo(recognizer, Failing(), MapWish(), {}).run(works_of([tmp_path / "a.png"], tmp_path))  # type: ignore[arg-type]
     assert outcome.failed == {tmp_path / "a.png": "RuntimeError: out of something"}
 
 

@@ -10,7 +10,8 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.backend_bases import MouseEvent
 
-from osm.demo.engine import Engine, Wish
+from osm.demo.engine import Engine
+from osm.demo.naming import Wish
 from osm.demo.notebook import Explorer
 from osm.demo.samples import drawn_scene
 from osm.errors import OsmError
