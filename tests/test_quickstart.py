@@ -205,7 +205,11 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"seed": 1}, "seed"), (SHORT, "train_images, epochs, samples, test_images, held_out_images, control_images")],
+    [
+        ({"seed": 1}, "seed"),
+        ({"config": "osm_flamingo_nano"}, "config"),
+        (SHORT, "train_images, epochs, samples, test_images, held_out_images, control_images"),
+    ],
 )
 def test_other_options_are_refused(changes: dict[str, Any], named: str, out: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(quickstart, "stages", lambda options: [step("one", "pass")])
