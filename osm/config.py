@@ -25,6 +25,7 @@ _TIMM_FLAGS = (
 )
 _TIMM_KEEPS = frozenset(_TIMM_FLAGS.split())
 _LARGEST = 1 << 16
+QUANTIZATIONS = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_int4")
 
 
 def _check_sizes(where: str, sizes: Mapping[Any, int]) -> None:
@@ -78,10 +79,47 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """The frozen decoder-only LLM: a folder, a hub id or a GGUF file. `source` as for the tower."""
+    """The frozen decoder-only LLM: a folder, a hub id or a GGUF file. `source` as for the tower.
+
+    `quantization`: its weights in 8 or 4 bits, by bitsandbytes or torchao; empty = as they are (`osm.model.quantize`).
+    """
 
     name: str = ""
     source: str = ""
+    quantization: str = ""
+
+    def __post_init__(self) -> None:
+        if self.quantization and self.quantization not in QUANTIZATIONS:
+            raise OsmError(
+                f"model.llm.quantization {shown(self.quantization)} is not one of {', '.join(QUANTIZATIONS)}, or empty"
+            )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank changes of the LLM's matrices, trained beside the bridge (Hu et al., https://arxiv.org/abs/2106.09685).
+
+    Attributes:
+        rank: of the changes; 0 = none, the LLM stays as it is. alpha: they count alpha / rank. dropout: before them.
+        targets: the last part of the names of the LLM's matrices; empty = all linear layers but its head.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank <= 4096:
+            raise OsmError(f"model.lora.rank {shown(self.rank)} is not 0 to 4096")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise OsmError(f"model.lora.alpha {self.alpha} must be over 0")
+        if not 0 <= self.dropout < 1:
+            raise OsmError(f"model.lora.dropout {self.dropout} is not between 0 and 1")
+        if not self.rank and (self.alpha, self.dropout, self.targets) != (16.0, 0.0, ()):
+            raise OsmError(
+                "model.lora.rank is 0, so that the other settings of model.lora mean nothing; set it to 8, say"
+            )
 
 
 @dataclass(frozen=True)
@@ -162,6 +200,7 @@ class ModelConfig:
 
     Attributes:
         variant: the bridge between tower and LLM, `maskqformer` or `flamingo`; `qformer` and `flamingo` are its sizes.
+            `lora`: what is trained within the LLM, beside it.
         base_model_name: an InstructBLIP id or folder that brings tower, LLM and Q-Former; empty = `tower` and `llm`.
         input_size: S, the side of the square canvas in pixels.
         sliding_window_size, sliding_window_stride: w and s, in pixels.
@@ -181,6 +220,7 @@ class ModelConfig:
     llm: LlmConfig = field(default_factory=LlmConfig)
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     flamingo: FlamingoConfig = field(default_factory=FlamingoConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     modes: tuple[str, ...] = PUBLISHED_MODES
 
     def __post_init__(self) -> None:

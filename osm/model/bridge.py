@@ -108,10 +108,14 @@ class Bridge(nn.Module):
     def detach(self) -> None:
         """Takes it out again, and leaves the LLM as it was."""
 
+    def follow(self, dtype: torch.dtype) -> None:
+        """Brings what runs at every step of the LLM to the LLM's precision, for naming; the rest stays as it is."""
+
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's entries from this bridge's own, which start with `bridge.`, and the model's."""
-        return {name.removeprefix("bridge."): value for name, value in named.items()}
+        """A checkpoint's entries from the model's own: those of the bridge start with `bridge.`, LoRA's with `llm.`."""
+        plain = {name.removeprefix("bridge."): value for name, value in named.items()}
+        return {f"lora.{k.removeprefix('llm.')}" if k.startswith("llm.") else k: v for k, v in plain.items()}
 
 
 def check_names(modes: Sequence[str]) -> None:

@@ -20,7 +20,8 @@ from osm.config import ModelConfig, as_dict, from_dict
 from osm.data.datasets import ANY_MODE
 from osm.errors import OsmError, shown
 from osm.files import read_json
-from osm.model.weights import fingerprint, load_safetensors, load_torch
+from osm.model.lora import lora_parameters, without_lora
+from osm.model.weights import fingerprint, fingerprint_tensors, load_safetensors, load_torch
 
 if TYPE_CHECKING:
     from osm.model.bridge import Bridge
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMAT = 1
+_FROZEN = ("tower", "llm")
 # Buffers that old transformers versions wrote into checkpoints; they carry nothing.
 IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
 _TWICE = ("base_model.query_tokens", "context_query")  # one tensor under two names, in published files
@@ -44,7 +46,8 @@ def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def published_state_dict(model: OmniScientModel) -> dict[str, Tensor]:
     """The trained parts under the names of a checkpoint, for `maskqformer` the published ones."""
-    return published_entries(model.window_pos_embed, model.bridge)
+    state = published_entries(model.window_pos_embed, model.bridge)
+    return state | {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
 
 
 def published_entries(window_pos_embed: Tensor, bridge: Bridge) -> dict[str, Tensor]:
@@ -139,6 +142,8 @@ def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
     new = [m for m in model.config.modes if not any(f"{table}.{m}" in there for table in tables)]
     for mode in new:
         state |= {f"{table}.{mode}": there[f"{table}.{ANY_MODE}"] for table in tables if f"{table}.{ANY_MODE}" in there}
+    if not any(name.startswith("lora.") for name in there):  # trained without: it starts as no change
+        state |= {name: value for name, value in published_state_dict(model).items() if name.startswith("lora.")}
     load_published_state_dict(model, state, f"--start_from {path}")
     return new
 
@@ -193,9 +198,11 @@ def load_published(model: OmniScientModel, path: str | Path) -> dict[str, Any]:
 
 
 def frozen_hashes(model: OmniScientModel) -> dict[str, str]:
-    """Fingerprints of the frozen parts, computed once a model."""
+    """Fingerprints of the frozen parts, computed once a model; an LLM in 8 or 4 bits has none."""
     if not hasattr(model, "_frozen_hashes"):
-        model._frozen_hashes = {"tower": fingerprint(model.tower), "llm": fingerprint(model.llm)}
+        model._frozen_hashes = {"tower": fingerprint(model.tower)}
+        if not model.config.llm.quantization:  # its values are then those of a package and a machine
+            model._frozen_hashes["llm"] = fingerprint_tensors(without_lora(model.llm.state_dict()))
     return dict(model._frozen_hashes)
 
 
@@ -215,11 +222,19 @@ def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str
     """Raises OsmError where the frozen parts are not those the bridge was trained with."""
     found = frozen_hashes(model)
     hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
-    if not isinstance(hashes, Mapping) or not set(hashes) <= set(found):
-        raise OsmError(f"{where}: 'frozen' has to hold the hashes of {', '.join(found)}, found {shown(hashes)}")
+    if not isinstance(hashes, Mapping) or not set(hashes) <= set(_FROZEN):
+        raise OsmError(f"{where}: 'frozen' has to hold the hashes of {', '.join(_FROZEN)}, found {shown(hashes)}")
     for part, expected in hashes.items():
         if not isinstance(expected, str):
             raise OsmError(f"{where}: the hash of {part!r} is a text, found {shown(expected)}")
+        if part not in found:
+            quantization = model.config.llm.quantization
+            warnings.warn(
+                f"{where}: with model.llm.quantization {quantization!r} it is not checked that the LLM is the one that "
+                "the bridge was trained with",
+                stacklevel=2,
+            )
+            continue
         if found.get(part) != expected:
             name = getattr(model.config, part).name or model.config.base_model_name
             raise OsmError(

@@ -143,6 +143,9 @@ class FlamingoBridge(Bridge):
     def detach(self) -> None:
         self.gated.detach()
 
+    def follow(self, dtype: torch.dtype) -> None:
+        self.gated.blocks.to(dtype)
+
 
 def fourier(numbers: Tensor) -> Tensor:
     """(..., n) -> (..., n * 13): each number, and its sine and cosine at octaves."""

@@ -20,6 +20,7 @@ from osm.model import llm as llms
 from osm.model.bridge import Bridge, Condition, Instruction
 from osm.model.instructblip import take_apart
 from osm.model.llm import LlmInputs
+from osm.model.lora import add_lora, keep_precise, train_dropout
 from osm.model.masks import Looks
 from osm.model.towers import Tower
 from osm.model.windows import SlidingWindows
@@ -49,6 +50,8 @@ class OmniScientModel(nn.Module):
         self.window_pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + self.windows.grid**2, tower.width))
         self.tower.requires_grad_(False).eval()
         self.llm.requires_grad_(False).eval()
+        if config.lora.rank:
+            add_lora(llm, config.lora)
         self.bridge.attach(llm)
 
     @property
@@ -65,7 +68,15 @@ class OmniScientModel(nn.Module):
         super().train(mode)
         self.tower.eval()
         self.llm.eval()
+        train_dropout(self.llm, mode)
         return self
+
+    def hold_frozen(self, dtype: torch.dtype) -> None:
+        """Keeps the frozen parts in another precision; not an LLM in 8 or 4 bits, nor what LoRA trains in it."""
+        self.tower.to(dtype)
+        if not self.config.llm.quantization:
+            self.llm.to(dtype)
+            keep_precise(self.llm)
 
     # -- image -------------------------------------------------------------------------------------------------------
 

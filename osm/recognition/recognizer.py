@@ -378,8 +378,8 @@ def load_recognizer(
     target = pick_device(device)
     model, processor, _ = load_model(checkpoint, config)
     if target.type == "cuda":
-        model.tower.to(torch.bfloat16)
-        model.llm.to(torch.bfloat16)
+        model.hold_frozen(torch.bfloat16)
+        model.bridge.follow(torch.bfloat16)
     if device_map is None:
         model.to(target)
     else:

@@ -57,7 +57,8 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     """The bridge and its optimizer state by name; what the optimizer has not made yet is made, as zeros."""
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        if not name.startswith(("tower.", "llm.")):  # a few of the bridge's are held by the files, but not trained
+        # A few of the bridge's are held by the files, but not trained; LoRA's are within the LLM.
+        if parameter.requires_grad or not name.startswith(("tower.", "llm.")):
             state[f"model.{name}"] = parameter.detach()
         if parameter.requires_grad:
             own = optimizer.state[parameter]

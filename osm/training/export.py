@@ -20,6 +20,7 @@ from osm.files import replacing
 from osm.model import checkpoint as files
 from osm.model.bridges import BRIDGES
 from osm.model.factory import base_config, build, check_widths
+from osm.model.lora import blank as blank_lora
 from osm.training import dcp
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
 from osm.training.resume import candidates
@@ -106,7 +107,8 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
         raise
     except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
         raise OsmError(f"{where}: no model can have its config's sizes and modes ({error})") from None
-    return files.published_entries(named["window_pos_embed"].to("meta"), bridge)
+    entries = files.published_entries(named["window_pos_embed"].to("meta"), bridge)
+    return entries | blank_lora(named, config.lora.rank, where)
 
 
 def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = False, half: bool = False) -> str:

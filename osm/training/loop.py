@@ -71,6 +71,11 @@ class Trainer:
         # the streams of another number of processes.)
         if not config.resume_from_checkpoint and not candidates(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
+        if config.fsdp and run.model.llm.quantization:
+            raise OsmError(
+                f"model.llm.quantization {run.model.llm.quantization!r} with --fsdp: packed weights cannot be cut into "
+                "shards; leave out one of them"
+            )
         torch.manual_seed(config.seed)  # the bridge starts alike on every rank
         self.model, self.processor = build(run.model)
         check_widths(self.model, *run.widths.values())

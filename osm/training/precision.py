@@ -19,8 +19,7 @@ def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) ->
     if half is None and precision.startswith("amp_") and device.type == "cuda":
         half = torch.bfloat16
     if half is not None:
-        model.tower.to(half)
-        model.llm.to(half)
+        model.hold_frozen(half)
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ import torch
 from tiny_run import Workshop, finish, losses, start
 
 import osm
+from osm.config import VARIANTS
 from osm.data.datasets import PUBLISHED_MODES
 from osm.model.factory import build, load_model_config
 from osm.training.cli import main
@@ -79,8 +80,12 @@ def test_two_processes_are_one_that_emulates_them(workshop: Workshop, tmp_path: 
 # Resuming.
 
 
-def test_resuming_goes_on_as_if_never_stopped(workshop: Workshop, tmp_path: Path, capsys: Any) -> None:
-    options: dict[str, Any] = {"sets": BOTH}  # with dropout: its draws, too, are those of the whole run
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resuming_goes_on_as_if_never_stopped(workshop: Workshop, tmp_path: Path, capsys: Any, variant: str) -> None:
+    options: dict[str, Any] = {
+        "sets": BOTH,
+        "variant": variant,
+    }  # with dropout: its draws, too, are those of the whole run
     # The warm-up goes on across the epochs.
     one, two = (("--warmup_steps", "8", "--num_epochs", epochs) for epochs in "12")
     whole = workshop.train(tmp_path / "whole", *two, **options)

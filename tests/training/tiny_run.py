@@ -54,7 +54,9 @@ class Workshop:
             write_shard(root / f"inst/{shard:03d}.tar", {f"i{number}": self._instances(number) for number in numbers})
 
     def _config(self, variant: str, dropout: float) -> Path:
-        section = tiny_model_section(self.root, variant=variant)
+        # The one with LoRA, too: what is trained then lies in two places, of which one is among the frozen.
+        lora = {"rank": 2, "dropout": dropout} if variant == "flamingo" else {}
+        section = tiny_model_section(self.root, variant=variant, lora=lora)
         for sizes in ("qformer", "flamingo"):
             section[sizes] = {**section[sizes], "dropout": dropout}
         path = self.root / f"{variant}_{dropout}.yaml"

@@ -1,0 +1,91 @@
+"""LoRA on the frozen LLM, through peft (`pip install 'osm-recognition[lora]'`), put into its own modules in place.
+
+What it trains is kept apart from the LLM's weights: by name in checkpoints (`lora.*`), and in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from osm.config import LoraConfig
+from osm.errors import OsmError
+
+_MARK = ".lora_"
+
+
+def add_lora(llm: nn.Module, config: LoraConfig) -> None:
+    """Adds trainable low-rank changes that start as none.
+
+    Raises:
+        OsmError: peft is not installed, or the LLM has no such matrices.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise OsmError(
+            "model.lora.rank: LoRA needs the package peft: pip install 'osm-recognition[lora]', or set it to 0"
+        ) from None
+    given = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets) or "all-linear",
+    )
+    try:
+        peft.inject_adapter_in_model(given, llm)
+    except (ValueError, ImportError) as error:
+        raise OsmError(f"model.lora.targets {list(config.targets)}: {error}") from None
+    for name, parameter in llm.named_parameters():
+        parameter.requires_grad_(_MARK in name)
+    keep_precise(llm)
+
+
+def lora_parameters(llm: nn.Module) -> dict[str, nn.Parameter]:
+    """What LoRA trains, by name; empty without it."""
+    return {name: parameter for name, parameter in llm.named_parameters() if _MARK in name}
+
+
+def keep_precise(llm: nn.Module) -> None:
+    """LoRA's values in float32, whatever the LLM's own are: they are trained."""
+    for parameter in lora_parameters(llm).values():
+        parameter.data = parameter.data.float()
+
+
+def train_dropout(llm: nn.Module, mode: bool) -> None:
+    """LoRA's dropout is on in training, although the LLM around it stays in eval mode."""
+    for name, module in llm.named_modules():
+        if name.endswith("lora_dropout"):
+            module.train(mode)
+
+
+def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The LLM's own entries under its own names."""
+    return {name.replace(".base_layer.", "."): value for name, value in state.items() if _MARK not in name}
+
+
+def check_names(names: list[str], where: str) -> None:
+    """Raises OsmError for an entry that LoRA does not have."""
+    for name in names:
+        if _MARK not in name:
+            raise OsmError(f"{where}: entry lora.{name} is none of LoRA's")
+
+
+def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tensor]:
+    """Names and shapes of a checkpoint's LoRA entries (`lora.*`), as far as they tell without the LLM.
+
+    Raises:
+        OsmError: entries of another rank, of half a pair, or none although there should be some.
+    """
+    found = {name: value for name, value in state.items() if name.startswith("lora.")}
+    check_names([name.removeprefix("lora") for name in found], where)
+    if bool(found) != bool(rank):
+        raise OsmError(f"{where} has {len(found)} entries of LoRA, its config has model.lora.rank {rank}")
+    for name, value in found.items():
+        axis = 0 if "lora_A" in name else 1
+        other = name.replace("lora_A", "lora_B") if axis == 0 else name.replace("lora_B", "lora_A")
+        if value.ndim != 2 or value.shape[axis] != rank or other not in found:
+            raise OsmError(f"{where}: {name} of shape {tuple(value.shape)} is no half of a change of rank {rank}")
+    return {name: torch.empty(value.shape, device="meta") for name, value in found.items()}
