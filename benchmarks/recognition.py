@@ -41,8 +41,9 @@ from osm.data.labels import load_labels  # noqa: E402
 from osm.data.processor import Processor  # noqa: E402
 from osm.data.prompts import TEST_PROMPT  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
-from osm.model.bridge import Instruction
+from osm.model.bridge import Instruction  # noqa: E402
 from osm.model.factory import base_config, pick_device  # noqa: E402
+from osm.model.flamingo import FlamingoBridge  # noqa: E402
 from osm.model.llm import stop_ids  # noqa: E402
 from osm.model.maskqformer import MaskQFormerBridge  # noqa: E402
 from osm.model.masks import context_mask  # noqa: E402
@@ -93,6 +94,16 @@ def random_cpu_model(tiny: bool) -> tuple[OmniScientModel, Processor]:
 def lead(model: OmniScientModel) -> None:
     """Makes an untrained bridge matter, and an LLM of random weights sure of its words: else all names are alike."""
     generator = torch.Generator().manual_seed(1)
+    if isinstance(model.bridge, FlamingoBridge):
+        with torch.no_grad():
+            for block in model.bridge.gated.blocks:
+                block.gate.fill_(2 / block.gain)
+                block.output.weight.mul_(20)
+            for layer in model.bridge.resampler:  # as below
+                layer.output.weight.mul_(5)
+            for query in model.bridge.mode_query.values():
+                query.add_(torch.randn(query.shape, generator=generator).to(query))
+        return
     with torch.no_grad():
         for layer in model.bridge.qformer.encoder.layer:
             if layer.has_cross_attention:  # what is seen, and not the queries alone, decides what comes out

@@ -19,6 +19,7 @@ from osm.data.prompts import MASK_PROMPTS
 from osm.data.sample import SampleConfig
 from osm.data.stream import Batch
 from osm.errors import OsmError
+from osm.model.bridges import BRIDGES
 from osm.model.factory import base_config, build
 from osm.model.osm import OmniScientModel
 
@@ -66,6 +67,8 @@ def random_model(config: ModelConfig, tiny: bool, device: torch.device, frozen: 
     """The published model with random weights, made on its device: frozen parts in `frozen`, the bridge in float32."""
     from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 
+    if tiny:
+        config = replace(config, flamingo=replace(config.flamingo, width=64, layers=1, every=1, gated_width=64))
     sections = {name: shrunk(section) if tiny else section for name, section in PUBLISHED.items()}
     torch.manual_seed(0)
     with torch.device(device):
@@ -78,7 +81,8 @@ def random_model(config: ModelConfig, tiny: bool, device: torch.device, frozen: 
 def random_processor(config: ModelConfig) -> Processor:
     """For a `random_model`. Its vocabulary is so small that a text has about as many tokens as under Vicuna's."""
     tokenizer = small_tokenizer(sorted(load_labels(SET).vocabulary), vocabulary=600)
-    return Processor(tokenizer, tokenizer, config.input_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    has_prefix = BRIDGES[config.variant].has_prefix
+    return Processor(tokenizer, tokenizer, config.input_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), has_prefix)
 
 
 def shrunk(section: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +97,8 @@ def published_base(name: str) -> ModelConfig:
     """The config of `--random_weights`. Raises OsmError for one that is not built around an InstructBLIP."""
     config = base_config(name)
     if not config.base_model_name:
-        raise OsmError(f"--config {name} is not built around an InstructBLIP, as --random_weights needs; osm is")
+        others = "osm and osm_flamingo_instructblip are"
+        raise OsmError(f"--config {name} is not built around an InstructBLIP, as --random_weights needs; {others}")
     return config
 
 

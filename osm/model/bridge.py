@@ -47,10 +47,11 @@ class Bridge(nn.Module):
     """Interface. A bridge is trained; tower and LLM are not.
 
     Attributes:
-        prefix_length: P.
+        prefix_length: P. has_prefix: whether there is any.
         config: its sizes. mode_query: the modes' learned embeddings, by name.
     """
 
+    has_prefix = True
     prefix_length: int
     config: QFormerConfig | FlamingoConfig
     mode_query: nn.ParameterDict

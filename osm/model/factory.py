@@ -107,7 +107,7 @@ def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
 
 
 def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -> Processor:
-    tower, has_prefix = model.tower, model.bridge.prefix_length > 0
+    tower, has_prefix = model.tower, model.bridge.has_prefix
     return Processor(tokenizer, qformer_tokenizer, model.config.input_size, tower.mean, tower.std, has_prefix)
 
 

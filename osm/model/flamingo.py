@@ -58,6 +58,7 @@ class FlamingoBridge(Bridge):
     """
 
     config: FlamingoConfig
+    has_prefix = False
     prefix_length = 0
 
     def __init__(

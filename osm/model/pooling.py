@@ -125,7 +125,7 @@ def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Ten
         return mean_RTG @ grid_NGC[0]
     out = mean_RTG.new_zeros(*mean_RTG.shape[:2], grid_NGC.shape[2])
     for image in image_index_R.unique().tolist():
-        rows = (image_index_R == image).nonzero().flatten()
+        rows = (image_index_R == image).nonzero().flatten().to(out.device)
         out = out.index_copy(0, rows, mean_RTG[rows] @ grid_NGC[image])
     return out
 

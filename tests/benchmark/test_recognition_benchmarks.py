@@ -22,7 +22,9 @@ def ran(*arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--config", "osm", "--random_weights")])
+@pytest.mark.parametrize(
+    "flags", [(), *(("--config", name, "--random_weights") for name in ("osm", "osm_flamingo_instructblip"))]
+)
 def test_both_ways_say_the_same(flags: tuple[str, ...]) -> None:
     code, out, err = ran(
         "benchmarks/recognition.py", "--tiny", "--masks", "1,4", "--rounds", "1", "--many", "40", *flags

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from osm.config import VARIANTS
 from osm.errors import OsmError
 from osm.training.task import TrainTask
 
@@ -125,8 +127,10 @@ def test_flops_of_the_published_size(train_step: ModuleType) -> None:
     assert one["bridge"] < four["bridge"] < 4 * one["bridge"]  # an image's keys and values are made once
 
 
-def test_the_count_on_the_meta_device_is_that_of_a_real_step(train_step: ModuleType, config: str) -> None:
-    models, sizes = train_step.models, train_step.models.published_base(config)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_count_on_the_meta_device_is_that_of_a_real_step(train_step: ModuleType, config: str, variant: str) -> None:
+    models = train_step.models
+    sizes = replace(models.published_base(config), variant=variant, mask_to_grid="area")
     real, meta = (
         models.random_model(sizes, True, torch.device(name), torch.float32).train() for name in ("cpu", "meta")
     )
