@@ -27,7 +27,7 @@ fi
 collages() {  # collages SPLIT IMAGES BACKGROUNDS...
   local split=$1 images=$2
   shift 2
-  PYTHONPATH=$root "$python" -m osm collages "$out/things" --table "$root/configs/cutouts.yaml" --cutouts "$stamps" \
+  PYTHONPATH=$root "$python" -m osm collages "$out/things" --table "$root/scripts/cutouts.yaml" --cutouts "$stamps" \
     --segments "$data/coco_mini/train" --split "$split" --images "$images" --backgrounds "$@"
 }
 collages train "${COLLAGES:-600}" "$data"/{coco_mini,camvid,clothing}/train/images

@@ -40,6 +40,9 @@ LAYERS = {
     "osm.demo": ("osm.pretraining", "osm.training", "osm.benchmark", *TOP),
 }
 OPTIONAL = (
+    "open_clip",
+    "lora",
+    "quantization",
     "prepare",
     "proposals",
     "wandb",

@@ -1,6 +1,6 @@
 """`osm collages`: a set in COCO-panoptic form made of cut-outs of known name, pasted on photos.
 
-    osm collages data/things --table configs/cutouts.yaml --cutouts stamps/ --backgrounds photos/ --images 400
+    osm collages data/things --table cutouts.yaml --cutouts stamps/ --backgrounds photos/ --images 400
 
 A few pictures of a thing, each with its outline, become a set to train on ("copy-paste", Ghiasi et al., CVPR 2021,
 https://arxiv.org/abs/2012.07177). Cut-outs are pictures with an alpha channel, named by a table, and segments of sets
