@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from osm.data.processor import Processor, fitted_size
+from osm.errors import OsmError
 from osm.model.bridge import ImageState
 from osm.model.osm import OmniScientModel
+from osm.recognition.budget import memory_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ImageEncoder:
     """Encodes images; windows that lie in the padding alone are computed once a model.
 
     Args:
-        windows_at_once: of all images of a batch.
+        windows_at_once: of all images of a batch; halved where memory does not hold them.
     """
 
     def __init__(self, model: OmniScientModel, processor: Processor, windows_at_once: int = 64) -> None:
@@ -62,7 +64,7 @@ class ImageEncoder:
         model, windows = self.model, self.model.windows
         split = windows.split(pixel_values.to(next(model.tower.parameters()).dtype))
         seen = torch.from_numpy(np.concatenate([self._seen(size) for size in sizes])).to(split.device)
-        parts = [model.tower(part) for part in split[seen].split(self.windows_at_once)]
+        parts = self._tower(split[seen])
         padding = self._padding_window(split[0].shape)
         prefix, patches = (
             empty[None].expand(len(split), *empty.shape).index_copy(0, seen.nonzero().flatten(), torch.cat(found))
@@ -70,6 +72,27 @@ class ImageEncoder:
         )
         prefix = prefix.reshape(len(pixel_values), model.prefix_tokens, patches.shape[-1])
         return torch.cat([prefix, windows.merge(patches)], 1)
+
+    def _tower(self, windows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Class tokens and patches of windows, in batches that memory holds.
+
+        Raises:
+            OsmError: not even one window fits.
+        """
+        while True:
+            try:
+                return [self.model.tower(part) for part in windows.split(self.windows_at_once)]
+            except torch.OutOfMemoryError:
+                if self.windows_at_once == 1:
+                    raise OsmError(
+                        "memory does not hold one window of the image in the tower: name on the CPU (--device cpu), or "
+                        "free what else is on the device"
+                    ) from None
+            # Outside of the handler: an exception keeps its tensors alive.
+            self.windows_at_once = min(self.windows_at_once, len(windows)) // 2 or 1
+            memory = memory_of(self.model.device)
+            if memory is not None:
+                memory.release()
 
     def _seen(self, size: tuple[int, int]) -> np.ndarray:
         """(G,) which windows show something of an image of that size."""

@@ -65,6 +65,28 @@ def test_windows_of_padding_are_not_computed_again(recognizer: Recognizer, monke
     assert seen - 1 < len(images) * model.windows.count  # less the one of padding
 
 
+def test_windows_that_memory_does_not_hold_are_fewer_at_once(
+    recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recognizer.set_image(picture(0))
+    expected = recognizer.name(some_masks())
+    forward, sizes, most = recognizer.model.tower.forward, [], 3
+
+    def small(windows: torch.Tensor) -> Any:
+        if len(windows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(windows))
+        return forward(windows)
+
+    monkeypatch.setattr(recognizer.model.tower, "forward", small)
+    recognizer.set_image(picture(0))
+    assert 1 < max(sizes) <= most and recognizer.encoder.windows_at_once <= most
+    close(recognizer.name(some_masks()), expected)
+    most = 0
+    with pytest.raises(OsmError, match="memory does not hold one window of the image in the tower"):
+        recognizer.set_image(picture(0))
+
+
 def test_an_image_leaves_nothing_behind(recognizer: Recognizer, built: Built) -> None:  # noqa: F811
     pictures = [(picture(1), some_masks()), (picture(2, 40, 90), some_masks(40, 90)), (picture(1), some_masks())]
     in_turn = []
