@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from osm.config import LlmConfig
 from osm.errors import OsmError
 from osm.model.gated import Visual
-from osm.model.quantize import check_works, quantization_config
+from osm.model.quantize import check_works, loading_options, quantization_config, told_plainly
 from osm.model.weights import Found, converted, from_pretrained_options, load_first
 
 
@@ -34,24 +34,25 @@ def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
     if not config.name:
         raise OsmError("model.llm.name is empty: name a folder, a hub id or a .gguf file")
     bits = quantization_config(config.quantization)
-    found, (llm, tokenizer) = load_first(config.name, config.source, partial(_load, bits=bits))
+    found, (llm, tokenizer) = load_first(config.name, config.source, partial(_load, config=config, bits=bits))
     if bits is not None:
         check_works(llm, config.quantization)
     return llm.eval(), tokenizer, replace(config, source=found.source)
 
 
-def _load(found: Found, bits: Any = None) -> tuple[nn.Module, Any]:
+def _load(found: Found, config: LlmConfig, bits: Any) -> tuple[nn.Module, Any]:
     location = found.location
     if location.endswith(".gguf"):
         location = str(converted(Path(location), lambda folder: _convert_gguf(Path(location), folder)))
     elif found.source == "folder" and Path(location).is_file():
         raise OsmError(f"model.llm.name {location!r}: expected a folder or a .gguf file")
     options = from_pretrained_options(found)
-    if bits is not None:
-        options["quantization_config"] = bits
-    llm, info = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, output_loading_info=True, **options)
+    with told_plainly(config.quantization) if bits is not None else contextlib.nullcontext():
+        llm, info = AutoModelForCausalLM.from_pretrained(
+            location, output_loading_info=True, **options, **loading_options(bits)
+        )
     check_complete(info, location)
-    return llm, AutoTokenizer.from_pretrained(location, **from_pretrained_options(found))
+    return llm, AutoTokenizer.from_pretrained(location, **options)
 
 
 def check_complete(info: dict[str, Any], location: str) -> None:

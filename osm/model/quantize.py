@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,7 +40,43 @@ def quantization_config(name: str) -> Any:
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
-    return TorchAoConfig(Int8WeightOnlyConfig() if name == "torchao_int8" else Int4WeightOnlyConfig())
+    if name == "torchao_int8":
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    if not torch.cuda.is_available():
+        raise _cannot(name, "cpu", "torchao's kernels of 4 bits are for CUDA; bnb_nf4 works here")
+    # The layout whose kernels come with torch itself. Groups of 64 fit more widths than those of 128.
+    return TorchAoConfig(Int4WeightOnlyConfig(group_size=64, int4_packing_format="tile_packed_to_4d"))
+
+
+def loading_options(bits: Any) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`: a GPU quantises what it will hold, in the precision of its kernels."""
+    if bits is None:
+        return {"dtype": torch.float32}
+    if not torch.cuda.is_available():
+        return {"dtype": torch.float32, "quantization_config": bits}
+    place = {"": torch.cuda.current_device()}
+    return {"dtype": torch.bfloat16, "quantization_config": bits, "device_map": place}
+
+
+@contextlib.contextmanager
+def told_plainly(name: str) -> Iterator[None]:
+    """Loading within it says in one sentence why it cannot quantise; transformers says it at every matrix.
+
+    Raises:
+        OsmError: it cannot. OSError: the weights are not there.
+    """
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity(logging.CRITICAL)
+        yield
+    except (OSError, OsmError):
+        raise
+    except Exception as error:  # what its library happens to raise
+        raise _cannot(name, "cuda" if torch.cuda.is_available() else "cpu", str(error.__cause__ or error)) from None
+    finally:
+        logging.set_verbosity(before)
 
 
 def check_works(llm: nn.Module, name: str) -> None:
@@ -50,16 +88,17 @@ def check_works(llm: nn.Module, name: str) -> None:
     where = next(llm.parameters()).device
     plain = [m for m in llm.modules() if type(m) is nn.Linear and type(m.weight) is nn.Parameter]
     if sum(m.weight.numel() for m in plain) > sum(p.numel() for p in llm.parameters()) / 2:
-        raise _cannot(name, where, "most of its matrices are of sizes that it does not take, and stay as they are")
+        raise _cannot(name, where.type, "most of its matrices are of sizes that it does not take, and stay as they are")
     try:
         with torch.no_grad():
             llm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=where))
     except Exception as error:  # a kernel that is missing raises what its library happens to
-        raise _cannot(name, where, str(error).split("\n")[0] or repr(error)) from None
+        raise _cannot(name, where.type, str(error) or repr(error)) from None
 
 
-def _cannot(name: str, where: torch.device, said: str) -> OsmError:
+def _cannot(name: str, where: str, said: str) -> OsmError:
+    said = " ".join(said.split())[:300]
     return OsmError(
-        f"model.llm.quantization {name!r} does not work with this LLM on this machine ({where.type}): {said}. Leave it "
+        f"model.llm.quantization {name!r} does not work with this LLM on this machine ({where}): {said}. Leave it "
         "empty, or try another one"
     )

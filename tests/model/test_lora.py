@@ -21,6 +21,7 @@ from osm.model import checkpoint
 from osm.model.factory import build
 from osm.model.lora import add_lora, lora_parameters
 from osm.model.osm import OmniScientModel
+from osm.model.quantize import check_works
 
 LORA = {"rank": 3, "alpha": 6.0, "dropout": 0.5}
 
@@ -166,7 +167,17 @@ def test_an_llm_in_8_bits_is_near_the_one_in_32(how: str, variant: str, tmp_path
         checkpoint.check_frozen(model, checkpoint.config_document(model), "own")
 
 
-def test_what_no_kernel_takes_is_a_sentence(tmp_path: Path) -> None:
-    """A width of 40 is no multiple of torchao's groups: it would leave the LLM as it is, and say nothing."""
-    with pytest.raises(OsmError, match="'torchao_int4' does not work with this LLM on this machine"):
-        make(tmp_path, llm={"quantization": "torchao_int4"})
+def test_what_no_kernel_takes_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels for another device, and one that shows only when it is run."""
+    if not torch.cuda.is_available():
+        with pytest.raises(OsmError, match=r"'torchao_int4' does not work .* \(cpu\): .*; bnb_nf4 works here"):
+            make(tmp_path, llm={"quantization": "torchao_int4"})
+    # A width of 40 is no multiple of bitsandbytes' blocks.
+    with pytest.raises(OsmError, match="'bnb_nf4' does not work with this LLM on this machine"):
+        make(tmp_path, llm={"quantization": "bnb_nf4"})
+
+
+def test_an_llm_that_would_stay_as_it_is_is_refused(tmp_path: Path) -> None:
+    """Packages pass over the matrices that they do not take, and say nothing."""
+    with pytest.raises(OsmError, match="most of its matrices are of sizes that it does not take"):
+        check_works(tiny_llm(tmp_path / "plain"), "torchao_int8")
