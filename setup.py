@@ -65,6 +65,7 @@ setup(
         "segmenter": ["scikit-image>=0.24", "scipy>=1.14"],
         "test": [
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "scipy>=1.14",
             "faster-coco-eval>=1.8",
             # What these two find fault with changes from release to release.

@@ -91,8 +91,13 @@ fi
 check "ruff check" "$python" -m ruff check --output-format concise .
 check "ruff format" "$python" -m ruff format --check --output-format concise .
 check "mypy" "$python" -m mypy osm
+# Two files at once, where all are run: most tests keep one core busy.
+both=()
+if [ $# -eq 0 ]; then
+    both=(-n 2 --dist loadfile)
+fi
 # Status 5, no test found, counts as a failure like any other.
-check "pytest" "$python" -m pytest ${QUICK:+-m "not slow"} "$@"
+check "pytest" "$python" -m pytest ${QUICK:+-m "not slow"} "${both[@]}" "$@"
 
 echo "== all: $SECONDS s"
 if [ ${#failed[@]} -gt 0 ]; then
