@@ -5,10 +5,11 @@
 #
 # DATA has coco_mini/, camvid/ and clothing/, each with train/ and val/ in COCO-panoptic form (images/, panoptic/,
 # panoptic.json). Interrupted, it goes on where it was when started again. Two processes of one thread each.
-# CONFIG [osm_small] is the model's. EPOCHS [7], VIEWS [2] and SAMPLES [200] of a set an epoch make it shorter, to try it. IGNORED_<SET>="3, 14" are category
-# ids of a set that training never asks about; ONLY_PREDICT=1 leaves out the controls and the probe; CACHE [OUT/cache] is
-# the folder of the tower's tokens, which runs with the same views can share. THINGS is the folder of a fourth set of the
-# same form, trained on and scored beside the others (scripts/shipped.sh).
+# CONFIG [osm_small] is the model's. EPOCHS [7], VIEWS [2] and SAMPLES [200] of a set an epoch make it shorter, to try
+# it. IGNORED_<SET>="3, 14" are category ids of a set that training never asks about; ONLY_PREDICT=1 leaves out the
+# controls and the probe; CACHE [OUT/cache] is the folder of the tower's tokens, which runs with the same tower and views
+# can share. THINGS is the folder of a fourth set of the same form, trained on and scored beside the others
+# (scripts/shipped.sh).
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/osm_small.sh DATA OUT}")
 mkdir -p "${2:?usage: scripts/osm_small.sh DATA OUT}"
