@@ -67,7 +67,7 @@ def random_model(config: ModelConfig, tiny: bool, device: torch.device, frozen: 
     """The published model with random weights, made on its device: frozen parts in `frozen`, the bridge in float32."""
     from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 
-    if tiny:
+    if tiny and config.variant == "flamingo":
         config = replace(config, flamingo=replace(config.flamingo, width=64, layers=1, every=1, gated_width=64))
     sections = {name: shrunk(section) if tiny else section for name, section in PUBLISHED.items()}
     torch.manual_seed(0)

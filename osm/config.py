@@ -179,6 +179,8 @@ class FlamingoConfig:
     def __post_init__(self) -> None:
         names = "width heads layers mlp_width queries roi every gated_width gated_heads gated_mlp_width"
         _check_sizes("model.flamingo", {name: getattr(self, name) for name in names.split()})
+        if self.roi > 32:
+            raise OsmError(f"model.flamingo.roi {self.roi} is over 32: twice its square are the tokens of each mask")
         for width, heads in (("width", "heads"), ("gated_width", "gated_heads")):
             if getattr(self, width) % getattr(self, heads):
                 raise OsmError(
@@ -228,6 +230,14 @@ class ModelConfig:
             raise OsmError(f"model.variant {self.variant!r} is not known; the variants are {', '.join(VARIANTS)}")
         if self.mask_to_grid not in ("nearest", "area"):
             raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} is not nearest or area")
+        other, sizes = ("flamingo", FlamingoConfig()) if self.variant == "maskqformer" else ("qformer", QFormerConfig())
+        if getattr(self, other) != sizes:
+            raise OsmError(f"model.{other} has no effect with model.variant {self.variant!r}: leave one of them out")
+        if self.llm.quantization and self.base_model_name:
+            raise OsmError(
+                f"model.llm.quantization {self.llm.quantization!r}: an LLM that an InstructBLIP brings "
+                f"(model.base_model_name {self.base_model_name!r}) is not quantised; name tower and llm by themselves"
+            )
         if self.variant == "flamingo" and self.mask_to_grid != "area":
             raise OsmError(
                 f"model.mask_to_grid {self.mask_to_grid!r}: variant flamingo weighs cells by their area; set it to area"

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from osm.config import find_config
+from osm.config import load_model_config
 from osm.data.scenes.words import FINE, PLAIN, SETS
 from osm.errors import OsmError
 from osm.files import read_json, write_atomically
@@ -362,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.test_seed < 10:
             raise OsmError(f"--test_seed {args.test_seed} must be 10 or more: the smaller seeds are for training")
         short = SHORT if args.short else {}
-        find_config(args.config)  # not after the first minutes
+        load_model_config(args.config)  # what is wrong with it is said now, not after the first minutes
         options = Options(
             args.out.resolve(), args.config, args.seed, args.test_seed, args.processes, args.device, **short
         )

@@ -10,6 +10,7 @@ in COCO-panoptic form.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import random
@@ -54,7 +55,10 @@ class Cutout:
             SampleError: a file cannot be read, or nothing of the thing is in it.
         """
         if self.mask is None:
-            image = decode(open_image(self.path), "RGBA")
+            opened = open_image(self.path)
+            if "A" not in opened.getbands() and "transparency" not in opened.info:
+                raise SampleError("no_alpha", f"{self.path}: no alpha channel, so that no outline is known")
+            image = decode(opened, "RGBA")
         else:
             image, ids = read_rgb(self.path).convert("RGBA"), read_panoptic(self.mask)
             if ids.shape != (image.height, image.width):
@@ -139,7 +143,7 @@ def _files(names: object, folder: Path, where: str) -> list[Cutout]:
     out = []
     for name in names:
         path = folder / str(name)
-        if not isinstance(name, str) or not path.resolve().is_relative_to(folder.resolve()):
+        if not isinstance(name, str) or "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
             raise OsmError(f"{where}: {name!r} is no file below {folder}")
         if not path.is_file():
             raise OsmError(f"{where}: {name} is not in --cutouts {folder}")
@@ -162,7 +166,7 @@ def read_segments(folder: Path) -> dict[str, list[Cutout]]:
         for entry in document["annotations"]:
             image, mask = folder / "images" / images[entry["image_id"]], folder / "panoptic" / entry["file_name"]
             for file in (image, mask):
-                if not file.resolve().is_relative_to(folder.resolve()):
+                if "\0" in str(file) or not file.resolve().is_relative_to(folder.resolve()):
                     raise OsmError(f"--segments {path}: {file} is outside of the folder")
             for one in entry["segments_info"]:
                 if not one.get("iscrowd") and one["area"] >= MIN_SEGMENT**2:
@@ -188,7 +192,7 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
     if not drawn:
         raise OsmError(f"--table {options.table}: no file of it is under {options.split}")
     made: dict[str, Any] = {key: str(value) for key, value in vars(options).items() if key != "photos"}
-    made |= {"names": sorted(pool), "cutouts_drawn": sum(map(len, drawn.values())), "photos": len(options.photos)}
+    made |= {"names": sorted(pool), "files": _fingerprint([*(c for n in drawn for c in drawn[n]), *options.photos])}
     summary = folder / "collages.json"
     if summary.is_file():
         if read_json(summary, "collages")[0] != made:
@@ -211,6 +215,18 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
     except SampleError as error:
         raise OsmError(str(error)) from None
     return folder
+
+
+def _fingerprint(files: Sequence[Cutout | Path]) -> str:
+    """Of names and sizes: a set that was made of other files is another one."""
+    digest = hashlib.sha256()
+    for file in files:
+        path, segment = (file.path, file.segment) if isinstance(file, Cutout) else (file, 0)
+        try:
+            digest.update(f"{path}\0{path.stat().st_size}\0{segment}\n".encode())
+        except OSError as error:
+            raise OsmError(f"{path}: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def _write_one(

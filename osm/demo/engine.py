@@ -16,7 +16,6 @@ from osm.errors import OsmError
 from osm.recognition.recognizer import Recognition, Recognizer
 from osm.segmenters.base import Segmenter
 
-ALTERNATIVES = 5  # names that are shown of what was pointed at
 MOST_SEGMENTS = 40  # of a picture that are named at once: more names cannot be read on it
 
 

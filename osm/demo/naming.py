@@ -17,6 +17,8 @@ from osm.recognition.panoptic import MIN_FREE, MIN_PIXELS, MIN_PROB, Merged, mer
 from osm.recognition.recognizer import Recognition, Recognizer
 from osm.segmenters.base import Segment, Segmenter
 
+ALTERNATIVES = 5  # names that are shown of what was pointed at
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -25,7 +27,7 @@ class Wish:
     mode: str = "any"
     vocabulary: tuple[str, ...] = ()
     way: str = "constrained"
-    top_k: int = 1
+    top_k: int = ALTERNATIVES
 
     def ask(self, recognizer: Recognizer, masks: Sequence[Any]) -> list[Recognition]:
         """Names masks of the image that is set."""
@@ -43,6 +45,7 @@ class MapWish(Wish):
             pixels of the picture resized to the model's input size.
     """
 
+    top_k: int = 1
     min_area: int = 100
     min_prob: float = MIN_PROB
     min_free: float = MIN_FREE

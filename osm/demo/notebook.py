@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from osm.demo import markup
-from osm.demo.engine import ALTERNATIVES, Engine, Named, Picture
+from osm.demo.engine import Engine, Named, Picture
 from osm.demo.naming import Wish
 from osm.errors import OsmError
 from osm.recognition.draw import draw_names
@@ -42,7 +42,7 @@ class Explorer:
     def __init__(self, engine: Engine, image: Image.Image | np.ndarray | str | Path, wish: Wish | None = None) -> None:
         title = Path(image).name if isinstance(image, (str, Path)) else "picture"
         self.engine, self.picture = engine, Picture(as_rgb(image), title)
-        self.wish = wish or Wish(top_k=ALTERNATIVES)
+        self.wish = wish or Wish()
         self.figure: Figure | None = None
         self._pressed: Any = None  # where the mouse went down
         self._rubber: Any = None  # the box that is being drawn

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from osm.demo import markup
-from osm.demo.engine import ALTERNATIVES, Engine, Named, Picture, names_of
+from osm.demo.engine import Engine, Named, Picture, names_of
 from osm.demo.naming import Wish
 from osm.demo.samples import uploaded
 from osm.errors import OsmError
@@ -280,7 +280,7 @@ def switch(visit: Visit, by: str) -> list[Any]:
 
 
 def wish_of(mode: str, names: str | None, way: str) -> Wish:
-    return Wish(mode, names_of(names or ""), way, ALTERNATIVES)
+    return Wish(mode, names_of(names or ""), way)
 
 
 def painted_mask(painting: dict[str, Any] | None, image: Image.Image) -> np.ndarray:

@@ -145,6 +145,7 @@ def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
     if not any(name.startswith("lora.") for name in there):  # trained without: it starts as no change
         state |= {name: value for name, value in published_state_dict(model).items() if name.startswith("lora.")}
     load_published_state_dict(model, state, f"--start_from {path}")
+    check_meaning(model, document, f"--start_from {path}")
     return new
 
 
@@ -242,6 +243,27 @@ def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str
                 f"{str(found.get(part))[:12]}...: the bridge would be fed by another model. Provide the {part} it was "
                 f"trained with (source {getattr(model.config, part).source!r})"
             )
+
+
+def check_meaning(model: OmniScientModel, document: Any, where: str) -> None:
+    """Raises OsmError where settings that no shape tells (heads, gains, ...) are not those of the trained weights."""
+    if not isinstance(document, Mapping) or "model" not in document:
+        return
+    then, now = model_config(document, where), model.config
+    different = []
+    for section in ("qformer", "flamingo", "lora"):
+        one, other = getattr(then, section), getattr(now, section)
+        if section == "lora" and not one.rank:  # it starts anew
+            continue
+        for each in dataclasses.fields(one):
+            values = getattr(one, each.name), getattr(other, each.name)
+            if each.name != "dropout" and values[0] != values[1]:
+                different.append(f"model.{section}.{each.name} was {values[0]}, and is {values[1]}")
+    if different:
+        raise OsmError(
+            f"{where} was trained with other settings, under which its weights mean something else: "
+            f"{'; '.join(different)}"
+        )
 
 
 def save_folder(model: OmniScientModel, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.bridges import BRIDGES
 from osm.model.llm import check_complete, load_llm, stop_also_at
-from osm.model.open_clip_tower import open_clip_hub_id, open_clip_state_dict, open_clip_tower
+from osm.model.open_clip_tower import load_clip, open_clip_hub_id, open_clip_tower
 from osm.model.osm import OmniScientModel
 from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
 from osm.model.weights import (
@@ -118,10 +119,9 @@ def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
         return RandomTower(tower.patch, tower.width, tower.class_token, tower.seed), tower
     window = config.sliding_window_size
     if tower.kind == "open_clip":
-        found, state = load_first(
-            tower.weights or tower.name, tower.source, open_clip_state_dict, open_clip_hub_id(tower)
-        )
-        return open_clip_tower(tower, window, state), replace(tower, source=found.source)
+        name, hub_id = tower.weights or tower.name, open_clip_hub_id(tower)
+        found, clip = load_first(name, tower.source, partial(load_clip, tower), hub_id)
+        return open_clip_tower(tower, window, clip), replace(tower, source=found.source)
     hub_id = tower.weights or timm_hub_id(tower.name)
     found, state = load_first(
         tower.weights or tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=hub_id

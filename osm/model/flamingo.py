@@ -81,10 +81,15 @@ class FlamingoBridge(Bridge):
     @classmethod
     def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
         sizes, layers = config.flamingo, len(repeated_blocks(llm))
+        if not layers:
+            raise OsmError(
+                f"model.llm.name {config.llm.name!r}: its layers are not one list of one class, and gated blocks stand "
+                "between such layers; choose another LLM, or variant maskqformer"
+            )
         if layers < sizes.every:
             raise OsmError(
-                f"model.flamingo.every {sizes.every}: the LLM has {layers} repeated layers, and no gated block would "
-                "stand before any; choose a smaller number, or a decoder-only LLM"
+                f"model.flamingo.every {sizes.every}: the LLM has {layers} layers: no gated block would stand "
+                "before any; choose a smaller number"
             )
         return cls(sizes, config.modes, tower.width, hidden_width(llm), layers // sizes.every)
 

@@ -101,9 +101,9 @@ class GatedLayers(nn.Module):
                 f"model.flamingo.every {self.every}: an LLM of {len(layers)} layers takes {len(layers) // self.every} "
                 f"gated blocks, these are {len(self.blocks)}"
             )
-        for number, block in enumerate(self.blocks):
+        for number in range(len(self.blocks)):
             layer = layers[(number + 1) * self.every - 1]
-            self._handles.append(layer.register_forward_pre_hook(self._hook(number, block), with_kwargs=True))
+            self._handles.append(layer.register_forward_pre_hook(_Hook(self, number), with_kwargs=True))
 
     def detach(self) -> None:
         """Takes the hooks away."""
@@ -111,17 +111,23 @@ class GatedLayers(nn.Module):
             handle.remove()
         self._handles = []
 
-    def _hook(self, number: int, block: nn.Module) -> Any:
-        def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self._shown is None:
-                return None
-            hidden = args[0] if args else kwargs["hidden_states"]
-            kv = self._shown.of_rows(number, len(hidden))
-            mine = hidden.to(kv[0].device, next(block.parameters()).dtype)  # a large LLM's layers may lie elsewhere
-            hidden = hidden + block(mine, *kv).to(hidden)
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
-        return before
+class _Hook:
+    """Runs a block before a decoder layer. An object, and no closure: a copy of a model has copies of these."""
+
+    def __init__(self, layers: GatedLayers, number: int) -> None:
+        self.layers, self.number = layers, number
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        shown = self.layers._shown
+        if shown is None:
+            return None
+        block = self.layers.blocks[self.number]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        kv = shown.of_rows(self.number, len(hidden))
+        mine = hidden.to(kv[0].device, next(block.parameters()).dtype)  # a large LLM's layers may lie elsewhere
+        hidden = hidden + block(mine, *kv).to(hidden)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
 class Visual:
@@ -146,6 +152,7 @@ class Visual:
 
     def select(self, rows: Tensor) -> Visual:
         """Of some rows, in this order; they may repeat."""
+        rows = rows.to(self.keys_values[0][0].device)
         return Visual(self.layers, [(key[rows], value[rows]) for key, value in self.keys_values])
 
     def __enter__(self) -> Visual:

@@ -98,7 +98,9 @@ class LlmInputs:
     def select(self, rows: Tensor) -> LlmInputs:
         """Some rows, in this order; they may repeat."""
         visual = None if self.visual is None else self.visual.select(rows)
-        return LlmInputs(self.embeds_RTW[rows], self.mask_RT[rows], visual)
+        return LlmInputs(
+            self.embeds_RTW[rows.to(self.embeds_RTW.device)], self.mask_RT[rows.to(self.mask_RT.device)], visual
+        )
 
     def __len__(self) -> int:
         return len(self.embeds_RTW)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from osm.config import LoraConfig
 from osm.errors import OsmError
@@ -28,6 +29,14 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
         raise OsmError(
             "model.lora.rank: LoRA needs the package peft: pip install 'osm-recognition[lora]', or set it to 0"
         ) from None
+    linear = {
+        name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, (nn.Linear, Conv1D))
+    }
+    unknown = [target for target in config.targets if target not in linear]
+    if unknown:
+        raise OsmError(
+            f"model.lora.targets: {unknown[0]!r} is no linear layer of this LLM; it has {', '.join(sorted(linear))}"
+        )
     given = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
@@ -66,13 +75,6 @@ def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace(".base_layer.", "."): value for name, value in state.items() if _MARK not in name}
 
 
-def check_names(names: list[str], where: str) -> None:
-    """Raises OsmError for an entry that LoRA does not have."""
-    for name in names:
-        if _MARK not in name:
-            raise OsmError(f"{where}: entry lora.{name} is none of LoRA's")
-
-
 def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tensor]:
     """Names and shapes of a checkpoint's LoRA entries (`lora.*`), as far as they tell without the LLM.
 
@@ -80,12 +82,12 @@ def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tenso
         OsmError: entries of another rank, of half a pair, or none although there should be some.
     """
     found = {name: value for name, value in state.items() if name.startswith("lora.")}
-    check_names([name.removeprefix("lora") for name in found], where)
     if bool(found) != bool(rank):
         raise OsmError(f"{where} has {len(found)} entries of LoRA, its config has model.lora.rank {rank}")
     for name, value in found.items():
         axis = 0 if "lora_A" in name else 1
         other = name.replace("lora_A", "lora_B") if axis == 0 else name.replace("lora_B", "lora_A")
-        if value.ndim != 2 or value.shape[axis] != rank or other not in found:
-            raise OsmError(f"{where}: {name} of shape {tuple(value.shape)} is no half of a change of rank {rank}")
+        fits = isinstance(value, Tensor) and value.ndim == 2 and value.shape[axis] == rank
+        if not fits or _MARK not in name or other not in found:
+            raise OsmError(f"{where}: {name} is no half of a change of rank {rank}")
     return {name: torch.empty(value.shape, device="meta") for name, value in found.items()}

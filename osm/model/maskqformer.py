@@ -391,5 +391,6 @@ class MaskQFormerBridge(Bridge):
         state = {}
         for key, value in Bridge.published_names(named).items():
             state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value
-        state["base_model.query_tokens"] = state["context_query"]
+        if "context_query" in state:  # else it is no model of this variant, and said to be none
+            state["base_model.query_tokens"] = state["context_query"]
         return state

@@ -20,7 +20,7 @@ from osm.model import llm as llms
 from osm.model.bridge import Bridge, Condition, Instruction
 from osm.model.instructblip import take_apart
 from osm.model.llm import LlmInputs
-from osm.model.lora import add_lora, keep_precise, train_dropout
+from osm.model.lora import add_lora, keep_precise, lora_parameters, train_dropout
 from osm.model.masks import Looks
 from osm.model.towers import Tower
 from osm.model.windows import SlidingWindows
@@ -50,6 +50,8 @@ class OmniScientModel(nn.Module):
         self.window_pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + self.windows.grid**2, tower.width))
         self.tower.requires_grad_(False).eval()
         self.llm.requires_grad_(False).eval()
+        if lora_parameters(llm):
+            raise OsmError("this LLM has LoRA's changes of another model within it; load it anew")
         if config.lora.rank:
             add_lora(llm, config.lora)
         self.bridge.attach(llm)

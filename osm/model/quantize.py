@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from osm.errors import OsmError
+from osm.model.gated import repeated_blocks
 
 _PACKAGES = {"bnb": "bitsandbytes", "torchao": "torchao"}
 
@@ -71,7 +73,7 @@ def told_plainly(name: str) -> Iterator[None]:
     try:
         logging.set_verbosity(logging.CRITICAL)
         yield
-    except (OSError, OsmError):
+    except (OSError, OsmError, SafetensorError):  # not there, or broken
         raise
     except Exception as error:  # what its library happens to raise
         raise _cannot(name, "cuda" if torch.cuda.is_available() else "cpu", str(error.__cause__ or error)) from None
@@ -86,14 +88,26 @@ def check_works(llm: nn.Module, name: str) -> None:
         OsmError: it does not run on this hardware, or nothing of it could be quantised.
     """
     where = next(llm.parameters()).device
-    plain = [m for m in llm.modules() if type(m) is nn.Linear and type(m.weight) is nn.Parameter]
-    if sum(m.weight.numel() for m in plain) > sum(p.numel() for p in llm.parameters()) / 2:
+    # The head and the word embeddings may stay as they are; the layers are what it is for.
+    linear = [m for layer in repeated_blocks(llm) for m in layer.modules() if hasattr(m, "in_features")]
+    plain = [m for m in linear if type(m) is nn.Linear and type(m.weight) is nn.Parameter]
+    if 2 * sum(m.in_features * m.out_features for m in plain) > sum(m.in_features * m.out_features for m in linear):
         raise _cannot(name, where.type, "most of its matrices are of sizes that it does not take, and stay as they are")
     try:
         with torch.no_grad():
             llm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=where))
     except Exception as error:  # a kernel that is missing raises what its library happens to
         raise _cannot(name, where.type, str(error) or repr(error)) from None
+
+
+def check_device(llm: nn.Module, name: str, device: torch.device) -> None:
+    """Raises OsmError where a quantised LLM is wanted on another kind of device than it was quantised on."""
+    there = next(llm.parameters()).device
+    if name and there.type != device.type:
+        raise OsmError(
+            f"--device {device}: with model.llm.quantization {name!r} the LLM was quantised on {there.type}, where it "
+            f"stays; use --device {there.type}, or hide the GPUs (CUDA_VISIBLE_DEVICES='')"
+        )
 
 
 def _cannot(name: str, where: str, said: str) -> OsmError:

@@ -16,7 +16,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -188,12 +188,16 @@ def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
     return efficientnet_lite_names(name, state) if "_conv_stem.weight" in state else state
 
 
-def state_dict_in(path: Path) -> dict[str, Tensor]:
+def state_dict_in(path: Path, preferred: Sequence[str] = ()) -> dict[str, Tensor]:
     """The tensors of a weight file, or of the one that a folder has.
+
+    Args:
+        preferred: names of files in a folder that may have others beside them.
 
     Raises:
         OsmError: a folder with none or several. ValueError: no mapping of names to tensors.
     """
+    path = next((path / name for name in preferred if (path / name).is_file()), path)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
         if len(files) != 1:

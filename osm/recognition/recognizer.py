@@ -22,6 +22,7 @@ from osm.model.bridge import Instruction
 from osm.model.factory import load_model, pick_device
 from osm.model.llm import LlmInputs, stop_ids
 from osm.model.osm import OmniScientModel
+from osm.model.quantize import check_device
 from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
 from osm.recognition.encode import EncodedImage, ImageEncoder, together
@@ -377,6 +378,10 @@ def load_recognizer(
     """
     target = pick_device(device)
     model, processor, _ = load_model(checkpoint, config)
+    bits = model.config.llm.quantization
+    check_device(model.llm, bits, target)
+    if bits and device_map is not None:
+        raise OsmError(f"--device_map {device_map}: an LLM in 8 or 4 bits ({bits}) stays on one device; leave it out")
     if target.type == "cuda":
         model.hold_frozen(torch.bfloat16)
         model.bridge.follow(torch.bfloat16)

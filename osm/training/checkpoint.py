@@ -124,6 +124,7 @@ def load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -
     if "config" in document:
         files.check_frozen(model, document["config"], where)
     files.load_published_state_dict(model, document["model_state_dict"], where, like)
+    files.check_meaning(model, document.get("config"), where)
     if "optimizer_state_dict" not in document or "epoch" not in document:
         raise OsmError(
             f"{where} has no optimizer state: it cannot be resumed from; --start_from begins a new run with it"

@@ -27,7 +27,7 @@ from osm.training.faults import SampleFaults, data_faults
 from osm.training.held_out import HeldOut, best_so_far
 from osm.training.meter import Meter, memory_gib, peak_flops
 from osm.training.optim import go_to_step, make_optimizer, make_schedule
-from osm.training.precision import hold_frozen
+from osm.training.precision import check_quantized, hold_frozen
 from osm.training.progress import Progress
 from osm.training.resume import candidates, placed, resume, streams_of
 from osm.training.signals import Stopped, StopSignals
@@ -71,15 +71,11 @@ class Trainer:
         # the streams of another number of processes.)
         if not config.resume_from_checkpoint and not candidates(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
-        if config.fsdp and run.model.llm.quantization:
-            raise OsmError(
-                f"model.llm.quantization {run.model.llm.quantization!r} with --fsdp: packed weights cannot be cut into "
-                "shards; leave out one of them"
-            )
         torch.manual_seed(config.seed)  # the bridge starts alike on every rank
         self.model, self.processor = build(run.model)
         check_widths(self.model, *run.widths.values())
         self._start_from()
+        check_quantized(self.model, config.fsdp, world.device)
         hold_frozen(self.model, config.precision, world.device)
         self.model.to(world.device).train()
         self.groups = group_names(list(config.used_sets))

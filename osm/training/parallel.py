@@ -48,6 +48,10 @@ def lay_out(task: TrainTask, world: World, fsdp: bool, strategy: str, shard_size
         return task
     if world.size == 1:
         return task
+    # The frozen parts are the same files everywhere; gigabytes of them need not be sent round at the start.
+    frozen = [name for name, parameter in task.named_parameters() if not parameter.requires_grad]
+    buffers = [name for name, _ in task.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, [*frozen, *buffers])
     ids = [world.device.index] if world.device.type == "cuda" else None
     # The buffers are the frozen tower's: they never change. (Newer torch calls the option by another name.)
     known = inspect.signature(DistributedDataParallel).parameters

@@ -9,6 +9,7 @@ import torch
 
 from osm.errors import OsmError
 from osm.model.osm import OmniScientModel
+from osm.model.quantize import check_device
 
 
 def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) -> None:
@@ -20,6 +21,16 @@ def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) ->
         half = torch.bfloat16
     if half is not None:
         model.hold_frozen(half)
+
+
+def check_quantized(model: OmniScientModel, fsdp: bool, device: torch.device) -> None:
+    """Raises OsmError where an LLM in 8 or 4 bits cannot be trained around as asked."""
+    name = model.config.llm.quantization
+    check_device(model.llm, name, device)
+    if name and fsdp:
+        raise OsmError(
+            f"model.llm.quantization {name!r} with --fsdp: packed weights cannot be cut into shards; leave one out"
+        )
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

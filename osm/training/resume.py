@@ -72,6 +72,7 @@ def _load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) 
     document = dcp.run_document(path)
     files.check_frozen(model, document.get("model", {}), f"checkpoint {path}")
     dcp.load(path, dcp.state_of(model, optimizer))
+    files.check_meaning(model, document.get("model"), f"checkpoint {path}")
     return Progress.read(document["progress"], f"checkpoint {path}"), document["progress"].get("config", {})
 
 

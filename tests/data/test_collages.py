@@ -128,6 +128,10 @@ def test_a_split_is_the_same_whenever_it_is_made(folders: Path, segments: Path) 
     assert (made[0] / "panoptic.json").stat().st_mtime_ns == before
     with pytest.raises(OsmError, match="holds collages made with other flags or files; choose another folder"):
         write_collages(folders / "one", options(folders))
+    cutout(folders / "stamps/plum/a.png", (1, 2, 3), "LA")  # another picture under the same name
+    with pytest.raises(OsmError, match="holds collages made with other flags or files"):
+        write_collages(folders / "one", options(folders, segments=(segments,)))
+    cutout(folders / "stamps/plum/a.png", COLOURS["plum"])
     # Interrupted before its end, it is made again, to the same bytes.
     (made[1] / "collages.json").unlink()
     (made[1] / "images/000003.jpg").write_bytes(b"half")
@@ -171,6 +175,7 @@ def test_it_is_a_set_in_coco_panoptic_form(folders: Path, segments: Path) -> Non
         ("plum: {test: [a.png]}", "'plum': expected lists of files under train or val, found"),
         ("plum: {train: plum/a.png}", "'plum', train: expected a list of files, found 'plum/a.png'"),
         ("plum: {train: [../table.yaml]}", "'../table.yaml' is no file below"),
+        ('plum: {train: ["plum/\\0a.png"]}', "is no file below"),
         ("plum: {train: [plum/c.png]}", "'plum', train: plum/c.png is not in --cutouts"),
         ("7: {train: [plum/a.png]}", "7 is no name"),
         ("{", "not valid YAML"),
@@ -202,7 +207,9 @@ def test_other_mistakes_are_sentences(folders: Path, segments: Path, capsys: pyt
     (segments / "panoptic.json").write_text(json.dumps({"images": []}))
     with pytest.raises(OsmError, match="not of COCO-panoptic form"):
         write_collages(folders / "out", options(folders, segments=(segments,)))
-    Image.new("RGB", (20, 20)).convert("RGBA").save(folders / "stamps/plum/a.png")
+    Image.new("RGB", (20, 20)).save(folders / "stamps/plum/a.png")
+    with pytest.raises(SampleError, match="a.png: no alpha channel, so that no outline is known"):
+        Cutout(folders / "stamps/plum/a.png").load()
     Image.fromarray(np.zeros((20, 20, 4), np.uint8)).save(folders / "stamps/lime/a.png")
     with pytest.raises(SampleError, match="nothing in it is opaque"):
         Cutout(folders / "stamps/lime/a.png").load()

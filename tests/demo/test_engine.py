@@ -17,7 +17,7 @@ from osm.demo.naming import Wish
 from osm.demo.samples import drawn_scene, samples, uploaded
 from osm.errors import OsmError
 
-WISH = Wish(top_k=5)
+WISH = Wish()
 
 
 def picture(number: int = 0) -> Picture:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,22 @@ def test_it_starts_as_the_llm_bitwise_and_one_step_moves_the_new_parts_alone(
     assert all((asked[row] - found[row]).abs().max() > 1e-6 for row in range(3))
 
 
+def test_a_copy_is_a_model_of_its_own(built: tuple[OmniScientModel, Processor]) -> None:
+    """Its LLM asks its own bridge, and not that of the model that it was copied from."""
+    model, processor = built
+    inputs = batch(processor)
+    alone = logits(model, inputs)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in twin.bridge.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(0.9)
+    assert torch.equal(logits(model, inputs), alone)
+    assert (logits(twin, inputs) - alone).abs().max() > 1e-3
+    again = pickle.loads(pickle.dumps(twin))
+    assert torch.equal(logits(again, inputs), logits(twin, inputs))
+
+
 def test_a_batch_equals_one_by_one(built: tuple[OmniScientModel, Processor]) -> None:
     model, processor = built
     with torch.no_grad():
@@ -190,6 +208,9 @@ def test_the_first_token_is_left_out_where_nothing_stands_before_it(
         ({"flamingo": {"roi": 0}}, "model.flamingo.roi 0 is not 1 to"),
         ({"flamingo": {"dropout": 1.0}}, "model.flamingo.dropout 1.0 is not between 0 and 1"),
         ({"flamingo": {"gate_gain": 0.0}}, "model.flamingo.gate_gain 0.0 is not over 0"),
+        ({"flamingo": {"roi": 33}}, "model.flamingo.roi 33 is over 32"),
+        ({"qformer": {"layers": 3}}, "model.qformer has no effect with model.variant 'flamingo'"),
+        ({"variant": "maskqformer", "flamingo": {"roi": 3}}, "model.flamingo has no effect with model.variant 'maskqf"),
         ({"variant": "kosmos"}, "model.variant 'kosmos' is not known; the variants are maskqformer, flamingo"),
     ],
 )
@@ -203,5 +224,5 @@ def test_an_llm_of_few_layers_is_refused_by_its_setting(tmp_path: Path) -> None:
     section = tiny_model_section(tmp_path, variant="flamingo")
     section["flamingo"]["every"] = 3
     (tmp_path / "few.yaml").write_text(yaml.safe_dump({"model": section}))
-    with pytest.raises(OsmError, match=r"model.flamingo.every 3: the LLM has 2 repeated layers"):
+    with pytest.raises(OsmError, match=r"model.flamingo.every 3: the LLM has 2 layers"):
         osm.create_model_and_transforms(str(tmp_path / "few.yaml"))

@@ -11,17 +11,19 @@ import pytest
 import torch
 import yaml
 from test_flamingo import batch, logits
-from tiny import tiny_llm, tiny_model_section
+from tiny import tiny_instructblip, tiny_llm, tiny_model_section
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import osm
-from osm.config import VARIANTS, LoraConfig, ModelConfig, from_dict, load_model_config
+from osm.config import VARIANTS, LlmConfig, LoraConfig, ModelConfig, from_dict, load_model_config
 from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.factory import build
+from osm.model.llm import load_llm
 from osm.model.lora import add_lora, lora_parameters
 from osm.model.osm import OmniScientModel
-from osm.model.quantize import check_works
+from osm.model.quantize import check_device, check_works
 
 LORA = {"rank": 3, "alpha": 6.0, "dropout": 0.5}
 
@@ -92,8 +94,38 @@ def test_its_files_hold_lora_and_the_bridge_alone(variant: str, tmp_path: Path) 
 def test_only_the_named_matrices_are_changed(tmp_path: Path) -> None:
     model, _ = make(tmp_path, lora={"rank": 2, "targets": ["q_proj", "v_proj"]})
     assert {name.split(".")[4] for name in lora_parameters(model.llm)} == {"q_proj", "v_proj"}
-    with pytest.raises(OsmError, match=r"model.lora.targets \['nothing'\]"):
-        make(tmp_path, lora={"rank": 2, "targets": ["nothing"]})
+    for wrong in ("nothing", "embed_tokens", "q_pro"):
+        with pytest.raises(
+            OsmError, match=rf"model.lora.targets: '{wrong}' is no linear layer of this LLM; it has down_proj"
+        ):
+            make(tmp_path, lora={"rank": 2, "targets": ["q_proj", wrong]})
+
+
+def test_an_llm_with_lora_within_is_not_taken_for_a_plain_one() -> None:
+    base = tiny_instructblip()
+    config = ModelConfig(base_model_name="b", lora=LoraConfig(rank=2))
+    OmniScientModel.from_instructblip(base, 56, 28, 28, config=config)
+    for again in (config, ModelConfig(base_model_name="b")):
+        with pytest.raises(OsmError, match="this LLM has LoRA's changes of another model within it; load it anew"):
+            OmniScientModel.from_instructblip(base, 56, 28, 28, config=again)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"flamingo": {"gate_gain": 3.0}}, "model.flamingo.gate_gain was 1.0, and is 3.0"),
+        ({"flamingo": {"gated_heads": 4}}, "model.flamingo.gated_heads was 2, and is 4"),
+        ({"lora": {"alpha": 2.0}}, "model.lora.alpha was 6.0, and is 2.0"),
+    ],
+)
+def test_settings_that_no_shape_tells_are_compared(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    """Weights under another gain, or with other heads, are another model, and fit all the same."""
+    make(tmp_path, lora=LORA)[0].save_pretrained(tmp_path / "saved")
+    sizes = tiny_model_section(tmp_path, variant="flamingo")["flamingo"]
+    lora = {**LORA, "dropout": 0.0, **change.get("lora", {})}  # dropout is no part of what they mean
+    model, _ = make(tmp_path, lora=lora, flamingo={**sizes, **change.get("flamingo", {})})
+    with pytest.raises(OsmError, match=f"its weights mean something else: {named}$"):
+        checkpoint.start_from(model, tmp_path / "saved")
 
 
 @pytest.mark.parametrize(
@@ -181,3 +213,15 @@ def test_an_llm_that_would_stay_as_it_is_is_refused(tmp_path: Path) -> None:
     """Packages pass over the matrices that they do not take, and say nothing."""
     with pytest.raises(OsmError, match="most of its matrices are of sizes that it does not take"):
         check_works(tiny_llm(tmp_path / "plain"), "torchao_int8")
+
+
+def test_a_large_head_may_stay_as_it_is(tmp_path: Path) -> None:
+    """Of small LLMs the word embeddings, which are the head as well, are most of the weights."""
+    tiny_llm(tmp_path / "llm")
+    config = LlamaConfig(**{**LlamaConfig.from_pretrained(tmp_path / "llm").to_dict(), "tie_word_embeddings": True})
+    config.vocab_size, config.hidden_size, config.intermediate_size = 6000, 64, 64
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llm")
+    llm, _, _ = load_llm(LlmConfig(str(tmp_path / "llm"), quantization="bnb_int8"))
+    with pytest.raises(OsmError, match="--device cuda: .* 'bnb_int8' the LLM was quantised on cpu"):
+        check_device(llm, "bnb_int8", torch.device("cuda"))
+    check_device(llm, "", torch.device("cuda"))
