@@ -10,6 +10,7 @@ with pictures), and 30 val masks of a set, drawn by a seed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import sys
@@ -39,7 +40,9 @@ def photos(out: Path, checkpoint: str) -> None:
         photo = getattr(skimage.data, name)()
         left = photo[0] if isinstance(photo, tuple) else photo  # of a pair for two eyes
         Image.fromarray(left).save(out / "photos" / f"{name}.png")
-    if status := name_folder([str(out / "photos"), "--checkpoint", checkpoint, "--output_dir", str(out / "named")]):
+    with contextlib.redirect_stdout(sys.stderr):  # what it says is no part of the tables
+        status = name_folder([str(out / "photos"), "--checkpoint", checkpoint, "--output_dir", str(out / "named")])
+    if status:
         raise OsmError(f"naming {out / 'photos'} ended with {status}")
     print("| photo | segments named | names in the map, the largest first (probability in percent) |\n|---|---|---|")
     for name in PHOTOS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import warnings
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +34,7 @@ def quantization_config(name: str) -> Any:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
     # bitsandbytes says at every layer of a float32 model that it computes in half precision.
-    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if name == "bnb_int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if name == "bnb_nf4":
@@ -67,18 +67,18 @@ def told_plainly(name: str) -> Iterator[None]:
     Raises:
         OsmError: it cannot. OSError: the weights are not there.
     """
-    from transformers.utils import logging
+    from transformers.utils import logging as told
 
-    before = logging.get_verbosity()
+    before = told.get_verbosity()
     try:
-        logging.set_verbosity(logging.CRITICAL)
+        told.set_verbosity(logging.CRITICAL)
         yield
     except (OSError, OsmError, SafetensorError):  # not there, or broken
         raise
     except Exception as error:  # what its library happens to raise
         raise _cannot(name, "cuda" if torch.cuda.is_available() else "cpu", str(error.__cause__ or error)) from None
     finally:
-        logging.set_verbosity(before)
+        told.set_verbosity(before)
 
 
 def check_works(llm: nn.Module, name: str) -> None:
