@@ -16,7 +16,7 @@ from osm.benchmark import cli as benchmark_cli
 from osm.benchmark import evaluate_cli, reproduce
 from osm.benchmark.scoring import cli as scoring_cli
 from osm.config import load_model_config, load_yaml
-from osm.data import convert
+from osm.data import collages, convert
 from osm.data.datasets import DatasetTable
 from osm.data.originals import cli as originals
 from osm.data.scenes import write as scenes
@@ -30,6 +30,7 @@ PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted
 COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "quickstart": quickstart.parser,
     "scenes": scenes.parser,
+    "collages": collages.parser,
     "prepare": convert.parser,
     "prepare_original": originals.parser,
     "demo": web.parser,
