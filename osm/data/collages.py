@@ -52,12 +52,12 @@ class Cutout:
         """RGBA, cropped to what is seen of it.
 
         Raises:
-            SampleError: a file cannot be read, or nothing of the thing is in it.
+            OsmError: a file cannot be read (a SampleError), or nothing tells what in it is the thing.
         """
         if self.mask is None:
             opened = open_image(self.path)
             if "A" not in opened.getbands() and "transparency" not in opened.info:
-                raise SampleError("no_alpha", f"{self.path}: no alpha channel, so that no outline is known")
+                raise OsmError(f"{self.path}: no alpha channel, so that no outline is known")
             image = decode(opened, "RGBA")
         else:
             image, ids = read_rgb(self.path).convert("RGBA"), read_panoptic(self.mask)
@@ -66,7 +66,7 @@ class Cutout:
             image.putalpha(Image.fromarray(np.where(ids == self.segment, 255, 0).astype(np.uint8)))
         box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
         if box is None:
-            raise SampleError("mask_empty", f"{self.path}: nothing in it is opaque; a cut-out needs an alpha channel")
+            raise OsmError(f"{self.path}: nothing in it is opaque; a cut-out needs an alpha channel")
         return image.crop(box)
 
 

@@ -24,6 +24,7 @@ from osm.training.task import TrainTask
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # What a machine with nothing but torch and transformers lacks. None in sys.modules makes an import of it fail.
 LACKING = ("timm", "pycocotools", "pybase64", "wandb", "matplotlib", "gguf", "accelerate")
+LACKING += ("peft", "bitsandbytes", "torchao", "open_clip")
 WITHOUT = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys({LACKING}))

@@ -16,7 +16,7 @@ from osm.cli import main
 from osm.data.collages import MIN_VISIBLE, CollageOptions, Cutout, compose, read_table, write_collages
 from osm.data.datasets import DatasetTable
 from osm.data.images import read_panoptic, read_rgb
-from osm.errors import OsmError, SampleError
+from osm.errors import OsmError
 
 COLOURS = {"plum": (150, 30, 140), "lime": (90, 200, 30), "brick": (190, 60, 40)}
 
@@ -208,10 +208,10 @@ def test_other_mistakes_are_sentences(folders: Path, segments: Path, capsys: pyt
     with pytest.raises(OsmError, match="not of COCO-panoptic form"):
         write_collages(folders / "out", options(folders, segments=(segments,)))
     Image.new("RGB", (20, 20)).save(folders / "stamps/plum/a.png")
-    with pytest.raises(SampleError, match="a.png: no alpha channel, so that no outline is known"):
+    with pytest.raises(OsmError, match="a.png: no alpha channel, so that no outline is known"):
         Cutout(folders / "stamps/plum/a.png").load()
     Image.fromarray(np.zeros((20, 20, 4), np.uint8)).save(folders / "stamps/lime/a.png")
-    with pytest.raises(SampleError, match="nothing in it is opaque"):
+    with pytest.raises(OsmError, match="nothing in it is opaque"):
         Cutout(folders / "stamps/lime/a.png").load()
     command = ["collages", str(folders / "bad"), "--table", str(folders / "missing.yaml")]
     assert main([*command, "--cutouts", str(folders), "--backgrounds", str(folders / "photos")]) == 2
