@@ -191,9 +191,8 @@ def _report(options: Options) -> list[str]:
     }
     given = [flag for title, kind in titles.items() for flag in ("--predictions", f"{title}={out / kind}")]
     flags = ["--parts", PARTS, "--datasets", out / "sets.yaml", "--run", out / "run"]
-    return osm_command(
-        "report", out / "report", *given, *flags, "--title", f"{Path(options.config).stem} on drawn scenes"
-    )
+    title = f"{Path(options.config).stem.replace('_', '-')} on drawn scenes"
+    return osm_command("report", out / "report", *given, *flags, "--title", title)
 
 
 def _picture(options: Options) -> list[str]:
