@@ -50,6 +50,20 @@ def write_atomically(path: Path, chunks: Iterable[str]) -> None:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Makes new and renamed entries of a folder survive a power failure, where the system can do that."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network disks
+        pass
+    finally:
+        os.close(handle)
+
+
 def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
     """Writes what a flag asks for, into a folder that is made where it is missing.
 

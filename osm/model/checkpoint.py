@@ -176,14 +176,14 @@ def _fits(given: torch.Size, wanted: torch.Size) -> bool:
     return strip(given) == strip(wanted)
 
 
-def read_published(path: str | Path) -> dict[str, Any]:
-    """Reads a `.pt` checkpoint without running any code in it.
+def read_published(path: str | Path, device: str = "cpu") -> dict[str, Any]:
+    """Reads a `.pt` checkpoint without running any code in it; on the device `meta` without its tensors' values.
 
     Raises:
         OsmError: missing, broken, an unsafe pickle, or without `model_state_dict`.
     """
     try:
-        document = load_torch(path)
+        document = load_torch(path, device)
     except ValueError as error:
         raise OsmError(f"checkpoint {path} {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("model_state_dict"), dict):

@@ -242,8 +242,11 @@ def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Te
     return renamed
 
 
-def load_torch(path: str | Path) -> Any:
+def load_torch(path: str | Path, device: str = "cpu") -> Any:
     """What a file of `torch.save` holds; nothing in it is run, and it takes no more memory than it is long.
+
+    Args:
+        device: where its tensors go; on `meta` their values are not read.
 
     Raises:
         ValueError: why not, in a sentence that lacks its subject, the file.
@@ -257,7 +260,7 @@ def load_torch(path: str | Path) -> Any:
                 expanded = sum(record.file_size for record in archive.infolist())
             if expanded > os.path.getsize(path):
                 raise ValueError(f"it would expand to {expanded} bytes")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         called = re.search(r"GLOBAL (\S+)", str(error))
         what = f"holds more than tensors and plain values ({called[1]})" if called else "is broken, or no checkpoint"

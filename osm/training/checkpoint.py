@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 from osm.files import write_atomically
 from osm.model import checkpoint as files
 from osm.model.osm import OmniScientModel
 from osm.training.distributed import World
 from osm.training.parallel import like, whole
 from osm.training.progress import Progress
-
-_NAME = re.compile(r"checkpoint_(\d+)\.pt")
-
-
-def of_epochs(folder: Path) -> dict[int, Path]:
-    """The checkpoints after epochs in a run's folder, by epoch."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*.pt") if (match := _NAME.fullmatch(path.name))]
-    return dict(sorted(found))
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint of the latest epoch in a run's folder."""
-    return next(reversed(of_epochs(folder).values()), None)
+from osm.training.saved import scan
 
 
 def share_hashes(model: OmniScientModel, world: World) -> None:
@@ -78,7 +65,8 @@ def save(
     if not world.is_main:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path, previous = folder / f"checkpoint_{epoch}.pt", newest(folder)
+    path = folder / f"checkpoint_{epoch}.pt"
+    previous = next((saved.path for saved in scan(folder)[0] if saved.path.is_file()), None)
     temporary = path.with_suffix(".pt.tmp")
     try:
         with temporary.open("wb") as file:
@@ -110,7 +98,7 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "lr_lambdas"}
 
 
-def load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
+def load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -> tuple[Progress, Mapping[str, Any]]:
     """Loads a checkpoint of `save` into a model and its optimizer, whose flags stay as they are given.
 
     Returns:
@@ -130,9 +118,13 @@ def load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -
             f"{where} has no optimizer state: it cannot be resumed from; --start_from begins a new run with it"
         )
     _load_optimizer(optimizer, document["optimizer_state_dict"], where)
-    progress = dict(document.get("progress", {}))
-    epoch = int(document["epoch"]) + 1
-    return Progress.read({**progress, "epoch": epoch, "batches": 0, "positions": {}}, where), progress.get("config", {})
+    progress = document.get("progress", {})
+    progress = dict(progress) if isinstance(progress, Mapping) else {}
+    epoch, config = document["epoch"], progress.get("config")
+    if type(epoch) is not int:
+        raise OsmError(f"{where}: its epoch is {shown(epoch)}, a whole number is needed")
+    read = Progress.read({**progress, "epoch": epoch + 1, "batches": 0, "positions": {}}, where)
+    return read, config if isinstance(config, Mapping) else {}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, document: Any, where: str) -> None:

@@ -6,7 +6,7 @@ in the streams) in `run.json`. There is no random state to keep: every draw deri
 
 from __future__ import annotations
 
-import json
+import copy
 import pickle
 import re
 import shutil
@@ -24,33 +24,20 @@ from torch.distributed.checkpoint import filesystem as dcp_files
 from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from osm.errors import OsmError, RunStopped
-from osm.files import read_json, write_atomically
+from osm.files import sync_folder
 from osm.training.distributed import World
+from osm.training.saved import (
+    Unreadable,
+    candidates,
+    prune,
+    remove_unfinished,
+    replace_step,
+    step_folder,
+    write_run_document,
+)
 
-FOLDER = "checkpoints"
-_NAME = re.compile(r"step_(\d{8,})")
 _MAX_METADATA_BYTES = 64 << 20
 _FAULTS = (Exception, dcp.CheckpointException)  # torch's own is none of Python's Exceptions
-
-
-class Unreadable(OsmError):
-    """A checkpoint that is broken, rather than one that does not fit."""
-
-
-def found(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run's folder, the newest first."""
-    steps = [
-        (int(match[1]), path) for path in (folder / FOLDER).glob("step_*") if (match := _NAME.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(steps, reverse=True) if (path / "run.json").is_file()]
-
-
-def run_document(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run. Raises OsmError where it cannot be read."""
-    document, _ = read_json(path / "run.json", "checkpoint")
-    if not isinstance(document, dict) or not isinstance(document.get("progress"), dict):
-        raise OsmError(f"checkpoint {path / 'run.json'}: no progress of a run in it")
-    return document
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -83,8 +70,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
         if world.is_main:
-            for left in (folder / FOLDER).glob("step_*.tmp"):  # of a run that was killed while it wrote
-                shutil.rmtree(left, ignore_errors=True)
+            remove_unfinished(folder)
         world.barrier()
 
     def save(self, step: int, state: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
@@ -94,9 +80,7 @@ class Saver:
             RunStopped: this one, or the one before, could not be written.
         """
         self.wait()
-        path = self.folder / FOLDER / f"step_{step:08d}"
-        if path.is_dir():
-            return
+        path = step_folder(self.folder, step)
         temporary = path.with_name(path.name + ".tmp")
         try:
             temporary.mkdir(parents=True, exist_ok=True)
@@ -109,22 +93,22 @@ class Saver:
         except _FAULTS as error:
             raise self._failed(path, error) from None
         assert isinstance(written, Future)
-        self._pending = self._thread.submit(self._complete, written, temporary, path, json.dumps(document))
+        self._pending = self._thread.submit(self._complete, written, temporary, path, copy.deepcopy(dict(document)))
 
-    def _complete(self, written: Future[Any], temporary: Path, path: Path, document: str) -> None:
+    def _complete(self, written: Future[Any], temporary: Path, path: Path, document: Mapping[str, Any]) -> None:
         try:
             written.result()  # of all processes
             if self.world.is_main:
-                write_atomically(temporary / "run.json", [document])
-                temporary.replace(path)
-                for old in found(self.folder)[self.keep :]:
-                    shutil.rmtree(old)
+                write_run_document(temporary, document)
+                replace_step(temporary, path)
+                sync_folder(path.parent)
+                prune(self.folder, self.keep, path)
         except _FAULTS as error:
             raise self._failed(path, error) from None
 
     def _failed(self, path: Path, error: BaseException) -> RunStopped:
         shutil.rmtree(path.with_name(path.name + ".tmp"), ignore_errors=True)
-        whole = next(iter(found(self.folder)), None) or "none in that folder"
+        whole = next(iter(candidates(self.folder)), None) or "none in that folder"
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         return RunStopped(
             f"checkpoint {path} could not be written ({reason.strip()}). The newest whole one: {whole}. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -52,6 +53,19 @@ class World:
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, value)
         return everyone
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Returns what `make` returns on the main process; where it raises there, all processes raise. Collective."""
+        outcome: tuple[T | None, Exception | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = make(), None
+            except (OsmError, OSError) as error:
+                outcome = None, error
+        value, fault = self.gathered(outcome)[0]
+        if fault is not None:
+            raise fault
+        return value  # type: ignore[return-value]
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -23,7 +23,7 @@ from osm.model.factory import base_config, build, check_widths
 from osm.model.lora import blank as blank_lora
 from osm.training import dcp
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
-from osm.training.resume import candidates
+from osm.training.saved import candidates, run_document
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 FOLDER_FILES = ("config.json", "model.safetensors")
@@ -71,7 +71,7 @@ def read_source(path: Path) -> Source:
 
 def _in_mid_run(path: Path) -> Source:
     """A checkpoint of `osm.training.dcp`."""
-    document = dcp.run_document(path)
+    document = run_document(path)
     named = {name.removeprefix("model."): value for name, value in dcp.read_whole(path).items() if name[:6] == "model."}
     if not any(name.startswith("bridge.") for name in named) or "model" not in document:
         raise OsmError(f"checkpoint {path} holds no model")

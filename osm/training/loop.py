@@ -29,7 +29,8 @@ from osm.training.meter import Meter, memory_gib, peak_flops
 from osm.training.optim import go_to_step, make_optimizer, make_schedule
 from osm.training.precision import check_quantized, hold_frozen
 from osm.training.progress import Progress
-from osm.training.resume import candidates, placed, resume, streams_of
+from osm.training.resume import placed, resume, streams_of
+from osm.training.saved import candidates
 from osm.training.signals import Stopped, StopSignals
 from osm.training.step import Outcome, Stepper
 from osm.training.task import TrainTask, group_names
@@ -91,7 +92,9 @@ class Trainer:
         self.streams = streams_of(config, progress, world)
         self.batches = equal_batches(config, self.streams)
         self.steps_per_epoch = math.ceil(self.batches / config.gradient_accumulation_steps)
+        step = progress.step
         self.progress = placed(progress, config, self.streams, self.batches, world.is_main)
+        self.renumbered_from = step if self.progress.step != step else None
         self.schedule = make_schedule(
             self.optimizer, config.lr_scheduler, config.warmup_steps, self.steps_per_epoch * config.num_epochs
         )
@@ -107,6 +110,7 @@ class Trainer:
             world.rank * (self.streams // world.size),
             count_flops=self.peak > 0,
         )
+        self.stepper.load_scaler(self.progress.scaler)
         self.faults = SampleFaults(config.max_bad_samples)
         # Last: filling a feature cache takes long, and a checkpoint that does not fit is an error without it.
         self.loaders = self._make_loaders()
@@ -180,6 +184,8 @@ class Trainer:
         saver = dcp.Saver(self.folder, config.keep_checkpoints, self.world)
         try:
             tracker.say(self._opening())
+            if self.renumbered_from is not None:
+                tracker.log({"step": self.progress.step, "renumbered_from": self.renumbered_from})
             if self.world.is_main:
                 (self.folder / "stopped").unlink(missing_ok=True)
             if config.save_initial and self.progress.step == 0:
@@ -277,7 +283,9 @@ class Trainer:
         self.world.barrier()
 
     def _progress_document(self) -> dict[str, Any]:
-        """The same on all processes, which ask for it together."""
+        """Returns the counters for a checkpoint that is about to be written; a collective call, equal on all ranks."""
+        self.progress.saves += 1
+        self.progress.scaler = self.stepper.scaler.state_dict()
         here: dict[str, dict[int, Position]] = {}
         if self.progress.batches:
             here = {name: loader.positions() for name, loader in self.loaders.items()}

@@ -8,8 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from osm.data.stream import Position
-from osm.errors import OsmError
+from osm.data.stream import MAX_SKIPS_IN_A_ROW, Position
+from osm.errors import OsmError, shown
+
+# The largest counts that any run can have; a file that names more is broken.
+_LARGE = 1 << 48
+_MOST = {
+    **dict.fromkeys(("step", "epoch", "batches", "batches_per_epoch", "salt", "names", "skipped_steps"), _LARGE),
+    "saves": _LARGE,
+    "streams": 1 << 16,
+    "workers": 1 << 12,
+}
 
 
 @dataclass
@@ -22,6 +31,8 @@ class Progress:
         positions: set -> stream -> how far it has come; empty at the start of an epoch.
         salt: of the epoch's draws (see `osm.data.stream`). skipped: samples by reason, over all processes.
         best: the best held-out figure yet.
+        saves: checkpoints written so far; it only grows, whatever the batch size and the number of processes are now.
+        scaler: state of the loss scaler with fp16, else empty.
     """
 
     step: int = 0
@@ -36,6 +47,8 @@ class Progress:
     skipped: Counter[str] = field(default_factory=Counter)
     positions: dict[str, dict[int, Position]] = field(default_factory=dict)
     best: float | None = None
+    saves: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """As plain json."""
@@ -49,7 +62,11 @@ class Progress:
 
     @classmethod
     def read(cls, document: Mapping[str, Any], where: str) -> Progress:
-        """Raises OsmError for a document that is none; fields that it lacks keep their defaults."""
+        """Reads a document of `document`; fields that it lacks keep their defaults.
+
+        Raises:
+            OsmError: it is none, or a count is negative or larger than any run's.
+        """
         known = {item.name for item in fields(cls)}
         try:
             values = {key: value for key, value in document.items() if key in known}
@@ -61,11 +78,43 @@ class Progress:
                 }
                 for name, streams in values.get("positions", {}).items()
             }
-            for name in ("step", "epoch", "batches", "batches_per_epoch", "streams", "workers", "salt", "names"):
-                values[name] = int(values.get(name, 0))
+            for name, most in _MOST.items():
+                values[name] = _bounded(name, values.get(name, 0), most)
+            if values.get("best") is not None:
+                values["best"] = _number("best", values["best"])
+            values["scaler"] = {str(key): _number("scaler", value) for key, value in values.get("scaler", {}).items()}
             return cls(**values)
         except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
             raise OsmError(f"{where}: its progress cannot be read ({error})") from None
+
+    def check_bounds(self, epochs: int, batch_sizes: Mapping[str, int], where: str) -> None:
+        """Compares the counters with the size of the run that wrote them.
+
+        Args:
+            epochs: of that run, or of this one where it has more. batch_sizes: of the sets.
+
+        Raises:
+            OsmError: a counter that no such run can have.
+        """
+        if self.epoch > epochs:
+            raise OsmError(f"{where}: epoch {self.epoch}, but the run has {epochs}")
+        if self.batches > self.batches_per_epoch and self.streams:
+            raise OsmError(f"{where}: batch {self.batches} of an epoch of {self.batches_per_epoch}")
+        for name, streams in self.positions.items():
+            for stream, position in streams.items():
+                if not 0 <= position.batches <= self.batches_per_epoch:
+                    raise OsmError(
+                        f"{where}: stream {stream} of {name} is at batch {position.batches} of an epoch of "
+                        f"{self.batches_per_epoch}"
+                    )
+                # Every batch's samples, and no more bad ones before each than end a run.
+                most = position.batches * batch_sizes.get(name, 1) * (MAX_SKIPS_IN_A_ROW + 1)
+                for worker, drawn in position.drawn.items():
+                    if not 0 <= drawn <= most:
+                        raise OsmError(
+                            f"{where}: worker {worker} of stream {stream} of {name} has drawn {drawn} samples for "
+                            f"{position.batches} batches; at most {most} can be"
+                        )
 
     def goes_on_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
         """Whether a run with these streams takes the very samples that the run before would have taken."""
@@ -95,3 +144,15 @@ class Progress:
                 "positions": {},
             }
         )
+
+
+def _bounded(name: str, value: Any, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{name} is {shown(value)}, a whole number from 0 to {most} is needed")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} holds {shown(value)}, a number is needed")
+    return value

@@ -17,47 +17,40 @@ from osm.training import checkpoint, dcp
 from osm.training.config import TrainConfig
 from osm.training.distributed import World
 from osm.training.progress import Progress
+from osm.training.saved import Unreadable, check_whole, newest_whole, run_document, scan
 
 # What may differ from run to run, and changes nothing that is trained.
 _ASIDE = "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
 
 
-def candidates(folder: Path) -> list[Path]:
-    """All checkpoints of a run's folder, the newest first."""
-    places: list[tuple[int, int, Path]] = [(epoch + 1, 0, path) for epoch, path in checkpoint.of_epochs(folder).items()]
-    for path in dcp.found(folder):
-        try:
-            progress = dcp.run_document(path)["progress"]
-            places.append((int(progress["epoch"]), int(progress["batches"]), path))
-        except (OsmError, KeyError, TypeError, ValueError) as error:
-            print(f"warning: checkpoint {path} is left out: {error}", flush=True)
-    return [path for _, _, path in sorted(places, reverse=True)]
-
-
 def resume(
     config: TrainConfig, model: OmniScientModel, optimizer: torch.optim.Optimizer, world: World
 ) -> tuple[Progress, Path | None]:
-    """Loads the checkpoint to go on from, if there is one; all processes call it together.
+    """Loads the checkpoint to go on from, if there is one; a collective call.
 
-    A checkpoint in mid-run that cannot be read is left for the one before it, with a warning.
+    A broken checkpoint in the run's folder is set aside, and the newest whole one is taken.
 
     Raises:
-        OsmError: a given file that cannot be read, or one that does not fit the model; or none can be read.
+        OsmError: a given file that cannot be read, or one that does not fit the model; or none is whole.
     """
     folder, given = Path(config.run_name), config.resume_from_checkpoint
-    paths = [Path(given)] if given else candidates(folder)
-    for path in paths:
+    broken: dict[Path, str] = {}
+    if given:
+        world.from_main(lambda: check_whole(Path(given)))
+    while path := Path(given) if given else newest_whole(folder, world, broken):
         try:
             progress, before = _load(path, model, optimizer)
-        except dcp.Unreadable as error:
-            if given or path == paths[-1]:
+        except Unreadable as error:  # of older code, without checksums
+            if given:
                 raise
-            if world.is_main:
-                print(f"warning: {error}; going on from the one before", flush=True)
+            broken[path] = str(error)
             continue
         except OsmError as error:
             hint = "" if given else f"\nIt was found in --run_name {folder}; for another run choose another folder"
             raise OsmError(f"{error}{hint}") from None
+        progress.check_bounds(_epochs(before, config), _batch_sizes(before, config), f"checkpoint {path}")
+        # Not lower than any in the folder: what is saved next is the newest.
+        progress.saves = max([progress.saves, *(saved.counter for saved in world.from_main(lambda: scan(folder)[0]))])
         if world.is_main:
             instead = f", not started from {config.start_from}" if config.start_from else ""
             print(f"resumed from {path}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
@@ -66,14 +59,31 @@ def resume(
     return Progress(), None
 
 
+def _epochs(before: Mapping[str, Any], config: TrainConfig) -> int:
+    epochs = before.get("num_epochs")
+    return max(config.num_epochs, epochs if type(epochs) is int and epochs < 1 << 32 else 0)
+
+
+def _batch_sizes(before: Mapping[str, Any], config: TrainConfig) -> dict[str, int]:
+    """Returns each set's batch size, the larger one of the run that was saved and of this one."""
+    sizes = {name: chosen.batch_size for name, chosen in config.sets.items()}
+    saved = before.get("sets")
+    for name, chosen in saved.items() if isinstance(saved, Mapping) else ():
+        size = chosen.get("batch_size") if isinstance(chosen, Mapping) else None
+        if type(size) is int and size < 1 << 20:
+            sizes[name] = max(size, sizes.get(name, 0))
+    return sizes
+
+
 def _load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -> tuple[Progress, Mapping[str, Any]]:
     if not path.is_dir():
         return checkpoint.load(path, model, optimizer)
-    document = dcp.run_document(path)
+    document = run_document(path)
     files.check_frozen(model, document.get("model", {}), f"checkpoint {path}")
     dcp.load(path, dcp.state_of(model, optimizer))
     files.check_meaning(model, document.get("model"), f"checkpoint {path}")
-    return Progress.read(document["progress"], f"checkpoint {path}"), document["progress"].get("config", {})
+    config = document["progress"].get("config", {})
+    return Progress.read(document["progress"], f"checkpoint {path}"), config if isinstance(config, Mapping) else {}
 
 
 def _say_changes(before: Any, now: Mapping[str, Any]) -> None:

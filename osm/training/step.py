@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from osm.data.stream import Batch
-from osm.errors import RunStopped
+from osm.errors import OsmError, RunStopped
 from osm.training.config import TrainConfig
 from osm.training.distributed import World
 from osm.training.meter import Meter
@@ -53,7 +53,7 @@ class Stepper:
         self.forward, self.optimizer, self.config, self.world = forward, optimizer, config, world
         self.groups, self.multipliers, self.first_stream = groups, multipliers, first_stream
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
-        self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.flops_per_row, self._count_flops = 0.0, count_flops
         self.skipped_in_a_row = 0
 
@@ -94,6 +94,14 @@ class Stepper:
                 "(--max_skipped_steps); a lower --learning_rate or --precision fp32 may help"
             )
         return Outcome(norm, skipped, stops > 0)
+
+    def load_scaler(self, state: Mapping[str, float]) -> None:
+        """Takes the loss scaler's state from a checkpoint; one that was trained without fp16 has none."""
+        if state and self.scaler.is_enabled():
+            try:
+                self.scaler.load_state_dict(dict(state))
+            except KeyError as error:
+                raise OsmError(f"the checkpoint's loss scaler lacks {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
         """Of all processes, for each micro-batch: supervised tokens of each group and, in the last place, rows."""

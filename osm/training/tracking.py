@@ -96,13 +96,19 @@ class Tracker:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The step records of a run's log; after a resumed run, the latest record of each step. A half line is left out."""
+    """Returns the step records of a run's log, after a resumed run the latest record of each step.
+
+    A half line is left out. Where a run went on with another batch size or number of processes, its steps were numbered
+    anew; older records with a higher number count steps of another length, and are left out.
+    """
     records: dict[int, dict[str, Any]] = {}
     for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if "renumbered_from" in record:
+            records = {step: kept for step, kept in records.items() if step <= record["step"]}
         if "loss" in record:
             records[record["step"]] = record
     return [records[step] for step in sorted(records)]

@@ -21,7 +21,7 @@ from osm.training import dcp
 from osm.training.cli import main
 from osm.training.config import parse
 from osm.training.loop import train
-from osm.training.resume import candidates
+from osm.training.saved import candidates
 from osm.training.tracking import read_log
 
 # train.py, but the loss of one rank is nan at the steps named.
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_it(
 def mid_run(workshop: Workshop, run: Path) -> tuple[Path, list[Path]]:
     workshop.train(run, "--checkpoint_every_steps", "2", "--keep_checkpoints", "9", sets={"pan": (1, 8)})
     (run / "checkpoint_0.pt").unlink()
-    return run, dcp.found(run)
+    return run, candidates(run)
 
 
 def test_half_of_a_checkpoint_is_not_taken_for_one(workshop: Workshop, tmp_path: Path, capsys: Any) -> None:
@@ -205,8 +205,10 @@ def test_half_of_a_checkpoint_is_not_taken_for_one(workshop: Workshop, tmp_path:
     capsys.readouterr()
     assert losses(workshop.train(run, sets={"pan": (1, 8)})) == losses(whole)
     said = capsys.readouterr().out
-    assert f"warning: checkpoint {newest} cannot be read" in said and "going on from the one before" in said
+    assert f"warning: checkpoint {newest} is broken" in said and "set aside as step_00000006.broken" in said
+    assert f"warning: checkpoint {before / 'run.json'}: No such file" in said and f"going on from {first}" in said
     assert f"resumed from {first}: epoch 0, step 2" in said and not left.exists()
+    assert {path.name for path in first.parent.glob("*.broken")} == {"step_00000004.broken", "step_00000006.broken"}
 
 
 def test_a_checkpoint_of_another_model_or_none_is_refused(workshop: Workshop, tmp_path: Path) -> None:
@@ -216,7 +218,9 @@ def test_a_checkpoint_of_another_model_or_none_is_refused(workshop: Workshop, tm
     for path in found:
         for data in path.glob("*.distcp"):
             data.write_bytes(b"nothing")
-    with pytest.raises(OsmError, match="cannot be read"):  # not begun anew in silence
+    with pytest.raises(
+        OsmError, match="none of the 3 checkpoints in --run_name .* is whole"
+    ):  # not begun anew in silence
         train(parse(workshop.arguments(run, sets={"pan": (1, 8)})))
 
 
@@ -234,9 +238,11 @@ def test_an_evil_checkpoint_is_refused(workshop: Workshop, tmp_path: Path) -> No
     victim = tmp_path / "made by the file"
     good = (newest / ".metadata").read_bytes()
     (newest / ".metadata").write_bytes(pickle.dumps(Evil(victim)))
-    for read in (lambda: dcp.read_whole(newest), lambda: train(parse(workshop.arguments(run, sets={"pan": (1, 8)})))):
-        with pytest.raises(OsmError, match="asks for posix.mkdir, which none needs; it is not loaded"):
-            read()
+    with pytest.raises(OsmError, match="asks for posix.mkdir, which none needs; it is not loaded"):
+        dcp.read_whole(newest)
+    given = workshop.arguments(run, "--resume_from_checkpoint", str(newest), sets={"pan": (1, 8)})
+    with pytest.raises(OsmError, match=r"\.metadata does not have the checksum|\.metadata has \d+ bytes"):
+        train(parse(given))
     assert not victim.exists()
     # Files outside of the folder are not read either, and nothing but tensors is.
     (newest / ".metadata").write_bytes(good)

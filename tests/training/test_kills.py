@@ -16,7 +16,7 @@ import osm
 from osm.cli import main as osm_command
 from osm.config import VARIANTS
 from osm.training import dcp
-from osm.training.resume import candidates
+from osm.training.saved import candidates
 from osm.training.tracking import read_log
 
 # Two epochs of 8 steps, with dropout; two sets, accumulation 2, and in the last step of an epoch a single micro-batch.
@@ -180,7 +180,7 @@ def test_saved_on_two_processes_and_gone_on_with_one_and_three(
 def test_checkpoints_are_kept_and_pruned(workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     workshop.train(run, "--checkpoint_every_steps", "1", "--keep_checkpoints", "3", sets={"pan": (1, 8)})
-    assert [path.name for path in dcp.found(run)] == ["step_00000007", "step_00000006", "step_00000005"]
+    assert [path.name for path in candidates(run)] == ["checkpoint_0.pt", *(f"step_0000000{n}" for n in (7, 6, 5))]
     assert {path.name for path in (run / "checkpoints").iterdir()} == {f"step_0000000{n}" for n in (5, 6, 7)}
 
 
