@@ -1,7 +1,7 @@
 """The checkpoints in a run's folder: their order, whether each is whole, and what happens to a broken one.
 
 Every checkpoint, after an epoch (`checkpoint_<epoch>.pt`) or within one (`checkpoints/step_<n>/`), carries a counter
-that only grows. The newest checkpoint is the one with the highest counter: step and epoch numbers may go down when a run
+that only grows. The newest checkpoint has the highest counter: step and epoch numbers may go down when a run
 goes on with another batch size or number of processes. Checkpoints of older code have the counter 0 and are ordered by
 epoch.
 """
