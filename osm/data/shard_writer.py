@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -15,6 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs that write into one folder are then not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 from osm.errors import OsmError
 
@@ -114,7 +118,7 @@ class ShardWriter:
         try:
             self._resume()
         except BaseException:
-            os.close(self._lock)
+            self._release()
             raise
 
     def __enter__(self) -> Self:
@@ -125,8 +129,12 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
-        fcntl.flock(self._lock, fcntl.LOCK_UN)  # not by closing alone: forked workers hold a copy of the descriptor
-        os.close(self._lock)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # not by closing alone: forked workers hold a copy of the descriptor
+            os.close(self._lock)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -210,8 +218,10 @@ class ShardWriter:
         final = {"next_item": self.next_item, "tally": self.tally.as_json()} if self.finished else None
         write_json(self.output_dir / PROGRESS, {"arguments": self.arguments, "shards": self._shards, "finished": final})
 
-    def _take_lock(self) -> int:
+    def _take_lock(self) -> int | None:
         """Two runs in one folder would write into each other's temporary file."""
+        if fcntl is None:
+            return None
         folder = os.open(self.output_dir, os.O_RDONLY)
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:

@@ -80,9 +80,10 @@ class Batch:
 
 
 def merge(batches: Sequence[Batch]) -> Batch:
-    """One batch of all images and rows, texts padded to the longest."""
+    """Returns one batch of all images and rows, texts padded to the longest; of pinned batches a pinned one."""
     if len(batches) == 1:
         return batches[0]
+    pinned = batches[0].masks.is_pinned()
     index, images = [], 0
     for batch in batches:
         index.append(batch.image_index + images)
@@ -90,11 +91,11 @@ def merge(batches: Sequence[Batch]) -> Batch:
 
     def together(parts: list[Tensor | None]) -> Tensor | None:
         present = [part for part in parts if part is not None]
-        return torch.cat(present) if present else None
+        return _joined(present, pinned) if present else None
 
     text = Text(
         *(
-            _cat_padded([getattr(b.text, name) for b in batches], -100 if name == "labels" else 0)
+            _joined(_padded([getattr(b.text, name) for b in batches], -100 if name == "labels" else 0), pinned)
             for name in vars(batches[0].text)
         )
     )
@@ -103,17 +104,32 @@ def merge(batches: Sequence[Batch]) -> Batch:
         sum((b.modes for b in batches), []),
         together([b.canvas for b in batches]),
         together([b.tokens for b in batches]),
-        torch.cat(index),
-        torch.cat([b.masks for b in batches]),
+        _joined(index, pinned),
+        _joined([b.masks for b in batches], pinned),
         text,
         sum((b.keys for b in batches), []),
         sum((b.skipped for b in batches), Counter()),
     )
 
 
-def _cat_padded(parts: list[Tensor], value: int) -> Tensor:
+def _joined(parts: list[Tensor], pinned: bool) -> Tensor:
+    """Concatenates along the first axis, into pinned memory where a GPU is to copy the result without waiting."""
+    if not pinned:
+        return torch.cat(parts)
+    first = parts[0]
+    channels_last = first.ndim == 4 and not first.is_contiguous()
+    out = torch.empty(
+        (sum(len(part) for part in parts), *first.shape[1:]),
+        dtype=first.dtype,
+        pin_memory=True,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+    return torch.cat(parts, out=out)
+
+
+def _padded(parts: list[Tensor], value: int) -> list[Tensor]:
     length = max(part.shape[1] for part in parts)
-    return torch.cat([F.pad(part, (0, length - part.shape[1]), value=value) for part in parts])
+    return [F.pad(part, (0, length - part.shape[1]), value=value) for part in parts]
 
 
 @dataclass(frozen=True)

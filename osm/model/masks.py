@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from osm.errors import SampleError
@@ -30,35 +31,55 @@ def context_mask(mask: Tensor, ratio: float) -> Tensor:
     Raises:
         SampleError: `empty_mask`.
     """
-    boxes = bounding_boxes(mask)
+    top, left, bottom, right = bounding_boxes(mask).unbind(1)
     if ratio < 0:
         return torch.ones_like(mask)
-    context = torch.zeros_like(mask)
-    for row, (y0, x0, y1, x1) in enumerate(boxes):
-        (top, bottom), (left, right) = (
-            _enlarge(y0, y1, ratio, mask.shape[-2]),
-            _enlarge(x0, x1, ratio, mask.shape[-1]),
-        )
-        context[row, :, top : bottom + 1, left : right + 1] = 1
-    return context
+    rows = _within(_enlarge(top, bottom, ratio), mask.shape[-2])
+    columns = _within(_enlarge(left, right, ratio), mask.shape[-1])
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(mask.dtype)
 
 
-def bounding_boxes(mask: Tensor) -> list[tuple[int, int, int, int]]:
-    """(top, left, bottom, right), inclusive, of every mask (R, 1, S, S). Raises SampleError `empty_mask`."""
+def bounding_boxes(mask: Tensor) -> Tensor:
+    """Returns (top, left, bottom, right), inclusive, of every mask (R, 1, S, S), as int64 (R, 4) on its device.
+
+    The host waits for the device once, whatever the number of masks.
+
+    Raises:
+        SampleError: `empty_mask`.
+    """
     inside = _inside(mask)[:, 0]
-    rows, columns = _any_of_row(inside), inside.any(1)
-    boxes = []
-    for row in range(len(mask)):
-        ys, xs = rows[row].nonzero(), columns[row].nonzero()
-        if len(ys) == 0:
-            raise SampleError("empty_mask", f"mask {row} is empty: there is nothing in it to name")
-        boxes.append((int(ys[0]), int(xs[0]), int(ys[-1]), int(xs[-1])))
-    return boxes
+    sides = [_first_and_last(visible) for visible in (_any_of_row(inside), inside.any(1))]
+    (top, bottom, present), (left, right, _) = sides
+    _check_present(present, "mask")
+    return torch.stack([top, left, bottom, right], 1)
 
 
-def _enlarge(low: int, high: int, ratio: float, size: int) -> tuple[int, int]:
-    reach = ratio * (high - low + 1)
-    return max(0, int(low - reach)), min(size - 1, int(high + reach))
+def _first_and_last(visible_RS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the first and last true place of each row (R,), and whether it has one."""
+    size = visible_RS.shape[1]
+    places = torch.arange(size, device=visible_RS.device)
+    first = torch.where(visible_RS, places, size).amin(1)
+    last = torch.where(visible_RS, places, -1).amax(1)
+    return first, last, last >= 0
+
+
+def _check_present(present_R: Tensor, what: str) -> None:
+    if not bool(present_R.all()):
+        row = int((~present_R).nonzero()[0])
+        raise SampleError("empty_mask", f"{what} {row} is empty: there is nothing in it to name")
+
+
+def _enlarge(low_R: Tensor, high_R: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """Moves the ends of a side apart by `ratio` of its length, rounded towards 0."""
+    exact = torch.float32 if low_R.device.type == "mps" else torch.float64
+    reach = ratio * (high_R - low_R + 1).to(exact)
+    return (low_R - reach).long(), (high_R + reach).long()
+
+
+def _within(ends: tuple[Tensor, Tensor], size: int) -> Tensor:
+    """Returns (R, size): whether each place lies between the ends, both included."""
+    places = torch.arange(size, device=ends[0].device)
+    return (places >= ends[0][:, None]) & (places <= ends[1][:, None])
 
 
 def _inside(mask: Tensor) -> Tensor:
@@ -137,9 +158,7 @@ class VisibleKeys(Looks):
 def check_not_empty(mask: Tensor, context: Tensor) -> None:
     """Raises SampleError `empty_mask` for a mask or context mask (R, 1, S, S) without a pixel."""
     for what, pixels in (("mask", mask), ("context mask", context)):
-        empty = (~_any_of_row(_inside(pixels).flatten(1))).nonzero().flatten()
-        if len(empty):
-            raise SampleError("empty_mask", f"{what} {int(empty[0])} is empty: there is nothing in it to name")
+        _check_present(_any_of_row(_inside(pixels).flatten(1)), what)
 
 
 def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
@@ -155,16 +174,19 @@ def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: st
     visible, fallbacks = [], torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     for pixels in (mask, context):
         grid = mask_to_grid(pixels, patch, how)
-        if prefix == 0:
+        if prefix == 0 and how == "nearest":  # with `area` no mask is lost
             lost = ~grid.any(1)
-            for row in lost.nonzero().flatten().tolist():
-                grid[row, _centroid_cell(pixels[row, 0], patch)] = True
+            # For all rows, so that the host need not know which are lost.
+            grid = grid | (lost[:, None] & F.one_hot(_centroid_cells(pixels, patch), grid.shape[1]).bool())
             fallbacks |= lost
         visible.append(torch.cat([grid.new_ones(len(grid), prefix), grid], 1))
     return VisibleKeys(visible[0], visible[1], fallbacks=int(fallbacks.sum()))
 
 
-def _centroid_cell(pixels: Tensor, patch: int) -> int:
-    inside = pixels.nonzero()
-    y, x = (inside.float().mean(0) / patch).long().tolist()
-    return y * (pixels.shape[-1] // patch) + x
+def _centroid_cells(pixels: Tensor, patch: int) -> Tensor:
+    """Returns the number of the cell (row-major) in which the centroid of each mask (R, 1, S, S) lies, int64 (R,)."""
+    inside = _inside(pixels)[:, 0]
+    count = inside.sum((1, 2))
+    places = torch.arange(inside.shape[-1], device=inside.device)
+    y, x = ((inside.sum(axis) * places).sum(1) // (count * patch) for axis in (2, 1))
+    return y * (inside.shape[-1] // patch) + x

@@ -6,7 +6,8 @@ C tower width, P prefix embeddings before BOS, T text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from osm.model import llm as llms
 from osm.model.bridge import Bridge, Condition, Instruction
 from osm.model.instructblip import take_apart
 from osm.model.llm import LlmInputs
-from osm.model.lora import add_lora, keep_precise, lora_parameters, train_dropout
+from osm.model.lora import add_lora, lora_parameters, train_dropout
 from osm.model.masks import Looks
 from osm.model.towers import Tower
 from osm.model.windows import SlidingWindows
@@ -74,11 +75,14 @@ class OmniScientModel(nn.Module):
         return self
 
     def hold_frozen(self, dtype: torch.dtype) -> None:
-        """Keeps the frozen parts in another precision; not an LLM in 8 or 4 bits, nor what LoRA trains in it."""
+        """Keeps the frozen parts in another precision; not an LLM in 8 or 4 bits, nor what LoRA trains in it.
+
+        The frequencies of rotary embeddings stay in float32: in bfloat16 positions beyond some dozens would blur.
+        """
         self.tower.to(dtype)
         if not self.config.llm.quantization:
-            self.llm.to(dtype)
-            keep_precise(self.llm)
+            with _kept_precise(self.llm):
+                self.llm.to(dtype)
 
     # -- image -------------------------------------------------------------------------------------------------------
 
@@ -288,6 +292,23 @@ class OmniScientModel(nn.Module):
         from osm.model.factory import load_folder
 
         return load_folder(name, base_model)[0].to(device)
+
+
+@contextlib.contextmanager
+def _kept_precise(llm: nn.Module) -> Iterator[None]:
+    """Keeps LoRA's values and the frequencies of rotary embeddings as they are while the rest is cast."""
+    trained = {name: parameter.data for name, parameter in lora_parameters(llm).items()}
+    rotary = [
+        (module, name, buffer)
+        for module in llm.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.endswith("inv_freq")
+    ]
+    yield
+    for name, parameter in lora_parameters(llm).items():
+        parameter.data = trained[name]
+    for module, name, buffer in rotary:
+        setattr(module, name, buffer)
 
 
 def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:

@@ -45,12 +45,12 @@ def look_at_regions(mask: Tensor, context: Tensor, patch: int) -> RegionLooks:
     check_not_empty(mask, context)
     inside = mask if mask.dtype == torch.bool else mask != 0
     coverage = reduce(inside.float(), "r 1 (y p) (x q) -> r (y x)", "mean", p=patch, q=patch)
-    boxes, contexts = (_cells(bounding_boxes(pixels), patch, pixels.device) for pixels in (mask, context))
+    boxes, contexts = (_cells(bounding_boxes(pixels), patch) for pixels in (mask, context))
     return RegionLooks(coverage, boxes, contexts)
 
 
-def _cells(boxes: list[tuple[int, int, int, int]], patch: int, device: torch.device) -> Tensor:
-    ends = torch.tensor(boxes, dtype=torch.float32, device=device).reshape(-1, 4)
+def _cells(box_R4: Tensor, patch: int) -> Tensor:
+    ends = box_R4.float()
     ends[:, 2:] += 1  # inclusive pixels
     return ends / patch
 

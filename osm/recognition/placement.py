@@ -23,6 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory and speed")
     group.add_argument("--max_batch_tokens", type=int, help="LLM positions decoded together [what the memory holds]")
     group.add_argument("--compiled", action="store_true", default=None, help="compiled decoding steps, for GPUs")
+    group.add_argument("--tf32", action="store_true", default=None, help="float32 products in TF32, on GPUs")
     group.add_argument("--device_map", help=f"an LLM too large for one device: {', '.join(DEVICE_MAPS)}")
     group.add_argument("--max_memory", metavar="0=20GiB,cpu=60GiB", help="that --device_map may take")
     group.add_argument("--offload_folder", metavar="DIR", help="for what --device_map puts on the disk")
@@ -34,7 +35,7 @@ def from_flags(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OsmError: one that means nothing without --device_map.
     """
-    names = ("max_batch_tokens", "compiled", "device_map", "max_memory", "offload_folder")
+    names = ("max_batch_tokens", "compiled", "tf32", "device_map", "max_memory", "offload_folder")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     for name in ("max_memory", "offload_folder"):
         if name in given and "device_map" not in given:

@@ -367,6 +367,7 @@ def load_recognizer(
     device_map: str | Mapping[str, Any] | None = None,
     max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | Path | None = None,
+    tf32: bool = False,
     **options: Any,
 ) -> Recognizer:
     """Loads a checkpoint (folder, hub id or `.pt`) for naming; see `osm.load_model`. On CUDA in half precision.
@@ -374,9 +375,12 @@ def load_recognizer(
     Args:
         device: of the tower and the bridge, and of the LLM where there is no `device_map`.
         device_map, max_memory, offload_folder: of an LLM that one device does not hold; see `placement.spread`.
+        tf32: multiply float32 matrices in TF32, for the whole process, on GPUs that have it: faster, less exact.
         options: of `Recognizer`.
     """
     target = pick_device(device)
+    if tf32:
+        torch.set_float32_matmul_precision("high")
     model, processor, _ = load_model(checkpoint, config)
     bits = model.config.llm.quantization
     check_device(model.llm, bits, target)

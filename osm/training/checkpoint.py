@@ -22,9 +22,17 @@ from osm.training.progress import Progress
 from osm.training.saved import scan
 
 
+def frozen_hashes(model: OmniScientModel) -> dict[str, str]:
+    """Hashes the frozen parts; to be called while they are whole, and before they are cast to half precision.
+
+    The hash rounds to bfloat16, and values that went through float16 round to other ones than those of the files.
+    """
+    return files.frozen_hashes(model)
+
+
 def share_hashes(model: OmniScientModel, world: World) -> None:
-    """Hashes the frozen parts while they are whole; one process does it for all."""
-    model._frozen_hashes = world.gathered(files.frozen_hashes(model) if world.is_main else {})[0]
+    """Hashes the frozen parts on the main process for all; see `frozen_hashes`. Collective."""
+    model._frozen_hashes = world.from_main(lambda: frozen_hashes(model))
 
 
 def save_model(model: OmniScientModel, folder: Path, world: World, figures: Mapping[str, Any] | None = None) -> None:

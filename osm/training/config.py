@@ -43,6 +43,7 @@ class TrainConfig:
         feature_cache, views: train on the tower's tokens of that many fixed views an image, kept in this folder.
         emulate_world_size: draw the samples of a run on that many processes (0 = as many as there are).
         num_threads: torch threads of a process on CPU; 0 = cores / processes of this machine.
+        tf32: multiply float32 matrices in TF32 on GPUs that have it (10 bits of mantissa): faster, less exact.
         wandb: off | offline | online.
         gradient_checkpointing: recompute the activations of the bridge and the LLM in the backward, for less memory.
         fsdp: shard the model over the processes (FSDP2). fsdp_sharding_strategy: full | hybrid (shards within groups
@@ -82,6 +83,7 @@ class TrainConfig:
     no_set_device_rank: bool = False
     device: str = "auto"
     num_threads: int = 0
+    tf32: bool = False
     wandb: str = "off"
     wandb_project: str = "osm"
     gradient_checkpointing: bool = False

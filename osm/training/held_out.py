@@ -20,6 +20,7 @@ from osm.data.shards import RawSample, read_shard
 from osm.data.stream import Batch, batch_of, is_held_out
 from osm.errors import OsmError, SampleError
 from osm.training.distributed import World
+from osm.training.precision import autocast
 from osm.training.task import TrainTask, group_index
 
 
@@ -28,7 +29,8 @@ class HeldOut:
 
     Args:
         sets: name -> its row of the table, its shards, and its batch size. transform: how samples are made; each is
-            made from its own key, the same every time. count: samples of each set.
+            made from its own key, the same every time. count: samples of each set. precision: of the run; the forwards
+            compute in it, as those of the training do.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class HeldOut:
         share: float,
         count: int,
         world: World,
+        precision: str = "fp32",
     ) -> None:
         self.sets, self.transform, self.world = sets, transform, world
-        self.share, self.count = share, count
+        self.share, self.count, self.precision = share, count, precision
         self._raws: dict[str, list[RawSample]] = {}
 
     def evaluate(self, task: TrainTask, groups: list[tuple[str, str]]) -> dict[str, float]:
@@ -50,7 +53,9 @@ class HeldOut:
         """
         sums = torch.zeros(4, len(groups), dtype=torch.float64)  # cross entropy, tokens, names, right ones
         for batch, weight in self._batches():
-            losses, counts, right = (x.cpu() for x in task(batch.to(self.world.device), scored=True))
+            with autocast(self.precision, self.world.device):
+                found = task(batch.to(self.world.device), scored=True)
+            losses, counts, right = (x.cpu() for x in found)
             index = group_index(batch, groups)
             for place, values in enumerate((losses, counts, torch.ones_like(losses), right)):
                 sums[place].index_add_(0, index, values.double() * weight)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from osm.config import as_dict
 from osm.data.sample import SampleTransform
@@ -20,13 +21,14 @@ from osm.errors import OsmError, RunStopped
 from osm.files import write_atomically
 from osm.model.checkpoint import config_document, start_from
 from osm.model.factory import build, check_widths
+from osm.model.osm import OmniScientModel
 from osm.training import cache as feature_cache
 from osm.training import checkpoint, dcp, distributed, parallel
 from osm.training.config import Run, TrainConfig
 from osm.training.faults import SampleFaults, data_faults
 from osm.training.held_out import HeldOut, best_so_far
 from osm.training.meter import Meter, memory_gib, peak_flops
-from osm.training.optim import go_to_step, make_optimizer, make_schedule
+from osm.training.optim import advance, go_to_step, make_optimizer, make_schedule
 from osm.training.precision import check_quantized, hold_frozen
 from osm.training.progress import Progress
 from osm.training.resume import placed, resume, streams_of
@@ -50,6 +52,8 @@ def train(run: Run) -> Path:
     world = distributed.start(
         config.device, config.dist_backend, config.dist_url, config.no_set_device_rank, config.num_threads
     )
+    if config.tf32:
+        torch.set_float32_matmul_precision("high")
     try:
         with data_faults():
             return Trainer(run, world).train()
@@ -68,25 +72,20 @@ class Trainer:
             name: existing_shards(chosen.shards, f"--{name}_shards", report=world.is_main)
             for name, chosen in config.used_sets.items()
         }
-        # What is quickly seen to be wrong is said before a model of gigabytes is loaded. (A run that goes on may have
-        # the streams of another number of processes.)
+        # Fail fast, before gigabytes of weights are loaded. (A resumed run may have the streams of another number of
+        # processes.)
         if not config.resume_from_checkpoint and not candidates(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
-        torch.manual_seed(config.seed)  # the bridge starts alike on every rank
-        self.model, self.processor = build(run.model)
-        check_widths(self.model, *run.widths.values())
-        self._start_from()
-        check_quantized(self.model, config.fsdp, world.device)
-        hold_frozen(self.model, config.precision, world.device)
-        self.model.to(world.device).train()
         self.groups = group_names(list(config.used_sets))
-        self.task = TrainTask(self.model, self.processor)
-        checkpoint.share_hashes(self.model, world)
+        self.task, values = self._make_task()
+        self.model, self.processor = self.task.model, self.task.processor
+        self.model.train()
         if config.gradient_checkpointing:
             parallel.save_activations_less(self.task)
         self.forward = parallel.lay_out(
-            self.task, world, config.fsdp, config.fsdp_sharding_strategy, config.fsdp_shard_size
+            self.task, world, config.fsdp, config.fsdp_sharding_strategy, config.fsdp_shard_size, values
         )
+        del values
         self.optimizer = make_optimizer(self.task, config.learning_rate, config.weight_decay)
         progress, _ = resume(config, self.model, self.optimizer, world)
         self.streams = streams_of(config, progress, world)
@@ -116,7 +115,39 @@ class Trainer:
         self.loaders = self._make_loaders()
         self.held_out = self._make_held_out()
 
-    def _start_from(self) -> None:
+    def _make_task(self) -> tuple[TrainTask, dict[str, Tensor]]:
+        """Builds the model. With FSDP the main process alone reads it, and the others get its structure.
+
+        Returns:
+            the task, and on the main process of an FSDP run the values that its parameters are to have.
+        """
+        config, world = self.config, self.world
+        if not config.fsdp or world.size == 1:
+            task = self._read_task()
+            checkpoint.share_hashes(task.model, world)
+            hold_frozen(task.model, config.precision, world.device)
+            task.model.to(world.device)
+            return task, {}
+        values: dict[str, Tensor] = {}
+
+        def structure() -> TrainTask:
+            task = self._read_task()
+            checkpoint.frozen_hashes(task.model)
+            hold_frozen(task.model, config.precision, world.device)
+            values.update({name: parameter.detach() for name, parameter in task.named_parameters()})
+            return parallel.without_values(task)
+
+        return world.from_main(structure), values
+
+    def _read_task(self) -> TrainTask:
+        torch.manual_seed(self.config.seed)  # the bridge starts alike on every rank
+        model, processor = build(self.run.model)
+        check_widths(model, *self.run.widths.values())
+        self._start_from(model)
+        check_quantized(model, self.config.fsdp, self.world.device)
+        return TrainTask(model, processor)
+
+    def _start_from(self, model: OmniScientModel) -> None:
         path = self.config.start_from
         if not path:
             return
@@ -125,7 +156,7 @@ class Trainer:
                 f"--start_from {path} lies in --run_name {self.folder}, which would be resumed; "
                 "choose another --run_name for the new run"
             )
-        new = start_from(self.model, path)
+        new = start_from(model, path)
         if self.world.is_main:
             print(f"started from {path}; new modes: {', '.join(new) or 'none'}", flush=True)
 
@@ -174,7 +205,7 @@ class Trainer:
             for name, chosen in config.used_sets.items()
         }
         transform = SampleTransform(config.sample, self.processor)
-        return HeldOut(sets, transform, config.held_out_share, config.eval_samples, self.world)
+        return HeldOut(sets, transform, config.held_out_share, config.eval_samples, self.world, config.precision)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -215,7 +246,7 @@ class Trainer:
         meter = Meter(len(self.groups), self.world)
         for micro_batches in self._micro_batches(meter):
             outcome = self.stepper.step(micro_batches, progress.step, meter, lambda: bool(signals.received))
-            self.schedule.step()
+            advance(self.schedule)
             progress.step += 1
             progress.batches += len(micro_batches)
             progress.skipped_steps += outcome.skipped

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -13,6 +12,11 @@ import torch
 from torch import Tensor
 
 from osm.training.distributed import World
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 # Dense bf16 / fp16 TFLOP/s of a device, by its makers' data sheets.
 PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "A100": 312.0}
@@ -32,9 +36,11 @@ def peak_flops(device: torch.device, precision: str, given: float) -> float:
 
 
 def memory_gib(device: torch.device) -> float:
-    """The most that this process has held: of the GPU's memory where it runs on one."""
+    """Returns the most that this process has held: of the GPU's memory where it runs on one; 0 where nothing tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        return 0.0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -28,6 +30,13 @@ def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float)
 def make_schedule(optimizer: torch.optim.Optimizer, name: str, warmup_steps: int, total_steps: int) -> LRScheduler:
     """The published schedules, over the optimiser steps that are really taken."""
     return get_scheduler(_NAMES[name], optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+
+
+def advance(schedule: LRScheduler) -> None:
+    """Takes a schedule one step further, without torch's warning where the first optimizer step was skipped."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        schedule.step()
 
 
 def go_to_step(schedule: LRScheduler, step: int) -> None:

@@ -6,11 +6,13 @@ Also what the rest needs to know of it: when gradients are exchanged, and whole 
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -24,7 +26,14 @@ from osm.training.distributed import World
 from osm.training.task import TrainTask
 
 
-def lay_out(task: TrainTask, world: World, fsdp: bool, strategy: str, shard_size: int) -> nn.Module:
+def lay_out(
+    task: TrainTask,
+    world: World,
+    fsdp: bool,
+    strategy: str,
+    shard_size: int,
+    values: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
     """The module whose forward trains `task` on all processes.
 
     With FSDP the blocks of the tower, of the LLM and of what is within it are a unit each, gathered when they run; the
@@ -34,6 +43,8 @@ def lay_out(task: TrainTask, world: World, fsdp: bool, strategy: str, shard_size
     Args:
         strategy: `full` = shards over all processes; `hybrid` = over `shard_size` of them (0 = those of a machine), and
             copies of that beside it.
+        values: on the main process, with FSDP, the values of the parameters of a task of `without_values`. They are
+            sent unit by unit, so that no process but the main one ever holds more than its shards and one unit.
 
     Raises:
         OsmError: a shard size that does not divide the number of processes.
@@ -41,10 +52,16 @@ def lay_out(task: TrainTask, world: World, fsdp: bool, strategy: str, shard_size
     if fsdp and world.size > 1:
         mesh = _mesh(world, strategy, shard_size)
         model = task.model
+        fill = _Filler(task, world, values or {})
         # Innermost first: gated layers are called from within the LLM's.
-        for block in [*model.bridge.layers_to_shard(), *repeated_blocks(model.tower), *repeated_blocks(model.llm)]:
+        for block in [
+            *model.bridge.layers_to_shard(),
+            *repeated_blocks(model.tower),
+            *repeated_blocks(model.llm),
+            task,
+        ]:
+            fill(block)
             fully_shard(block, mesh=mesh)
-        fully_shard(task, mesh=mesh)
         return task
     if world.size == 1:
         return task
@@ -58,6 +75,46 @@ def lay_out(task: TrainTask, world: World, fsdp: bool, strategy: str, shard_size
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
     return DistributedDataParallel(task, device_ids=ids, **options)
+
+
+def without_values(task: TrainTask) -> TrainTask:
+    """Copies a task with parameters on the meta device: all of its structure, none of its gigabytes.
+
+    Buffers are copied with their values: they are small, and some are in no state dict.
+    """
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        for parameter in task.parameters()
+    }
+    return copy.deepcopy(task, memo)
+
+
+class _Filler:
+    """Gives the parameters of one unit after the other their place on this process's device, and their values.
+
+    Args:
+        values: by name, on the main process alone; it sends them.
+    """
+
+    def __init__(self, task: TrainTask, world: World, values: Mapping[str, Tensor]) -> None:
+        self.world, self.values = world, values
+        self.names = {id(parameter): name for name, parameter in task.named_parameters()}
+
+    def __call__(self, unit: nn.Module) -> None:
+        filled: dict[int, nn.Parameter] = {}  # a tied weight stays one parameter
+        for module in unit.modules():
+            for name, blank in list(module.named_parameters(recurse=False)):
+                if blank.is_meta:
+                    if id(blank) not in filled:
+                        filled[id(blank)] = self._filled(blank)
+                    setattr(module, name, filled[id(blank)])
+
+    def _filled(self, blank: nn.Parameter) -> nn.Parameter:
+        value = torch.empty_like(blank, device=self.world.device)
+        if self.world.is_main:
+            value.copy_(self.values[self.names[id(blank)]])
+        dist.broadcast(value, 0)
+        return nn.Parameter(value, blank.requires_grad)
 
 
 def _mesh(world: World, strategy: str, shard_size: int) -> DeviceMesh:

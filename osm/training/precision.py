@@ -14,8 +14,8 @@ from osm.model.quantize import check_device
 
 def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) -> None:
     """Keeps the frozen parts in half precision where that saves memory and costs nothing trained."""
-    if precision == "fp16" and device.type != "cuda":
-        raise OsmError(f"--precision fp16 needs CUDA (this process runs on {device.type}); amp_bf16 or fp32 work there")
+    if precision == "fp16" and device.type not in ("cuda", "cpu"):
+        raise OsmError(f"--precision fp16 needs CUDA or a CPU, this process runs on {device.type}; fp32 works there")
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     if half is None and precision.startswith("amp_") and device.type == "cuda":
         half = torch.bfloat16

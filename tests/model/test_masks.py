@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_instructblip
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from osm.errors import OsmError, SampleError
 from osm.model.maskqformer import RowGroups
 from osm.model.masks import bounding_boxes, context_mask, mask_to_grid, visible_keys
 from osm.model.osm import OmniScientModel
+from osm.model.pooling import look_at_regions
 
 
 def box(size: int, top: int, left: int, bottom: int, right: int) -> Tensor:
@@ -41,7 +45,7 @@ def test_context_mask_spans_all_parts_of_a_mask_and_keeps_its_dtype() -> None:
     mask = (box(20, 2, 3, 2, 3) + box(20, 9, 12, 9, 12)).bool()
     found = context_mask(mask, 0.0)
     assert found.dtype == torch.bool and torch.equal(found, box(20, 2, 3, 9, 12).bool())
-    assert bounding_boxes(mask) == [(2, 3, 9, 12)]
+    assert bounding_boxes(mask).tolist() == [[2, 3, 9, 12]]
 
 
 def test_a_negative_ratio_is_the_whole_canvas() -> None:
@@ -85,6 +89,68 @@ def test_without_class_tokens_a_lost_mask_sees_its_centroid() -> None:
     assert torch.equal(keys.mask_RL, keys.context_RL)
     assert keys.fallbacks == 1
     assert visible_keys(masks, masks, patch=4, prefix=0, how="area").fallbacks == 0
+
+
+def slow_context(mask: Tensor, ratio: float) -> Tensor:
+    """Mask by mask, as the published code does it."""
+    context, size = torch.zeros_like(mask), mask.shape[-1]
+    for row in range(len(mask)):
+        ys, xs = mask[row, 0].nonzero().unbind(1)
+        ends = []
+        for low, high in ((int(ys.min()), int(ys.max())), (int(xs.min()), int(xs.max()))):
+            reach = ratio * (high - low + 1)
+            ends.append((max(0, int(low - reach)), min(size - 1, int(high + reach))))
+        (top, bottom), (left, right) = ends
+        context[row, :, top : bottom + 1, left : right + 1] = 1
+    return context
+
+
+def some_masks(count: int, size: int = 48) -> Tensor:
+    """Rectangles and specks of many sizes, some smaller than a cell."""
+    generator = torch.Generator().manual_seed(count)
+    masks = torch.zeros(count, 1, size, size)
+    for mask in masks:
+        top, left, height, width = (int(torch.randint(0, high, (), generator=generator)) for high in (40, 40, 20, 20))
+        mask[0, top : top + height + 1, left : left + width + 1] = 1
+        mask[0, int(torch.randint(0, size, (), generator=generator)), -1] = float(height > 15)
+    return masks
+
+
+def test_all_masks_at_once_are_each_mask_by_itself() -> None:
+    masks = some_masks(60)
+    for ratio in (0.0, 0.5, 0.37):
+        assert torch.equal(context_mask(masks, ratio), slow_context(masks, ratio))
+    together = visible_keys(masks, masks, patch=8, prefix=0, how="nearest")
+    one_by_one = [visible_keys(mask[None], mask[None], patch=8, prefix=0, how="nearest") for mask in masks]
+    assert torch.equal(together.mask_RL, torch.cat([keys.mask_RL for keys in one_by_one]))
+    assert together.fallbacks == sum(keys.fallbacks for keys in one_by_one) > 3
+    for mask, row in zip(masks, together.mask_RL, strict=True):
+        if not mask_to_grid(mask[None], 8, "nearest").any():
+            y, x = (mask[0].nonzero().float().mean(0) / 8).long().tolist()
+            assert row.nonzero().flatten().tolist() == [y * 6 + x]
+
+
+class CountsWaits(TorchDispatchMode):
+    """Counts the operations for which the host waits for a GPU."""
+
+    waits = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        self.waits += name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("how", ["nearest", "area"])
+def test_the_host_does_not_wait_for_each_mask(how: str) -> None:
+    waits = []
+    for count in (2, 40):
+        masks = some_masks(count)
+        with CountsWaits() as counted:
+            visible_keys(masks, context_mask(masks, 0.5), patch=8, prefix=0, how=how)
+            look_at_regions(masks, masks, patch=8)
+        waits.append(counted.waits)
+    assert waits[0] == waits[1] <= 12
 
 
 def test_an_empty_mask_has_no_centroid() -> None:
