@@ -103,6 +103,7 @@ class Saver:
                 replace_step(temporary, path)
                 sync_folder(path.parent)
                 prune(self.folder, self.keep, path)
+                print(f"checkpoint written: {path}", flush=True)
         except _FAULTS as error:
             raise self._failed(path, error) from None
 

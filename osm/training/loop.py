@@ -310,6 +310,7 @@ class Trainer:
             self.world,
         )
         if self.world.is_main:
+            print(f"checkpoint written: {self.folder / f'checkpoint_{epoch}.pt'}", flush=True)
             draw_curve(self.folder)
         self.world.barrier()
 
