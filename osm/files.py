@@ -19,6 +19,7 @@ except ImportError:  # Windows: two runs that write one file are then not kept a
     fcntl = None  # type: ignore[assignment]
 
 from osm.errors import OsmError
+from osm.terminal import echo
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -159,7 +160,7 @@ class PartialFile:
                     self.done += 1
                     end += len(line)
             else:
-                print(f"{self.path}: made with another {', '.join(changed)}; starting again", file=sys.stderr)
+                echo(f"{self.path}: made with another {', '.join(changed)}; starting again", file=sys.stderr)
         self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
         if not end:

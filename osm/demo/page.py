@@ -21,6 +21,7 @@ from osm.demo.samples import uploaded
 from osm.errors import OsmError
 from osm.recognition.draw import draw_names
 from osm.recognition.recognizer import WAYS
+from osm.terminal import printable
 
 POINT, BOX, PAINT, EVERYTHING = "Point", "Box", "Paint", "Everything"
 HINTS = {
@@ -140,7 +141,7 @@ class Page:
         size = f"{picture.image.width} x {picture.image.height} pixels"
         return [
             markup.note(f"{picture.title}, {size}"),
-            gr.Image(_shown(picture.image), alt_text=f"{picture.title}, {size}"),
+            gr.Image(_shown(picture.image), alt_text=printable(f"{picture.title}, {size}")),
             "",
             markup.history([]),
             gr.DownloadButton(interactive=False),

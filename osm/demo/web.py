@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError
 from osm.recognition.flags import add_checkpoint
+from osm.terminal import echo
 
 if TYPE_CHECKING:  # gradio and torch take seconds to import
     from osm.demo.page import Page
@@ -45,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(args)
         blocks = serve(page_of(args), args.host, args.port)
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"http://{args.host}:{args.port} (Ctrl+C ends it)", flush=True)
+    echo(f"http://{args.host}:{args.port} (Ctrl+C ends it)", flush=True)
     blocks.block_thread()
     return 0
 
@@ -60,7 +61,7 @@ def check(args: argparse.Namespace) -> None:
         if not getattr(args, flag) > 0:
             raise OsmError(f"--{flag} {getattr(args, flag)} must be over 0")
     if args.host not in LOCAL_HOSTS:
-        print(
+        echo(
             f"warning: --host {args.host}: the page has no password, and anyone who reaches this machine can use it.",
             file=sys.stderr,
         )

@@ -20,6 +20,7 @@ from osm.errors import OsmError, RunStopped
 from osm.files import write_atomically
 from osm.model.checkpoint import config_document, start_from
 from osm.model.factory import build, check_widths
+from osm.terminal import echo
 from osm.training import cache as feature_cache
 from osm.training import checkpoint, dcp, distributed, parallel
 from osm.training.config import Run, TrainConfig
@@ -123,7 +124,7 @@ class Trainer:
             )
         new = start_from(self.model, path)
         if self.world.is_main:
-            print(f"started from {path}; new modes: {', '.join(new) or 'none'}", flush=True)
+            echo(f"started from {path}; new modes: {', '.join(new) or 'none'}", flush=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
         config, world = self.config, self.world
@@ -137,7 +138,7 @@ class Trainer:
             if cache is not None and self.progress.epoch < config.num_epochs:
                 skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world)
                 if skipped:
-                    print(f"feature cache {name}: left out {dict(skipped)}", flush=True)
+                    echo(f"feature cache {name}: left out {dict(skipped)}", flush=True)
             stream = StreamConfig(
                 tuple(shards),
                 chosen.batch_size,
