@@ -97,8 +97,8 @@ def test_bad_sample(panoptic: Set, reason: str) -> None:
 
 def test_names_with_control_characters_are_told_written_out(panoptic: Set, capsys: pytest.CaptureFixture[str]) -> None:
     panoptic.add(9, "\x1b[2J\u202e\nerror: none\r")
-    cut(panoptic.images / "\x1b[2J\u202e\nerror: none\r.jpg", 0.5)
-    assert panoptic.convert()["left_out"] == {"image_truncated": 1}
+    (panoptic.images / "\x1b[2J\u202e\nerror: none\r.jpg").write_bytes(b"nothing")
+    assert panoptic.convert()["left_out"] == {"image_unreadable": 1}
     told = capsys.readouterr().err
     assert r"\x1b[2J\u202e\nerror: none\r.jpg" in told
     assert not {"\x1b", "\u202e", "\r"} & set(told) and "\nerror" not in told
