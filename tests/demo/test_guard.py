@@ -1,0 +1,473 @@
+"""The page against strangers: raw HTTP to a real server on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hostile import jpeg_file, png_file, seconds
+from PIL import Image
+from web_client import FILE, Visitor
+
+from osm.demo import web
+from osm.demo.engine import Engine
+from osm.demo.guard import Names
+from osm.demo.samples import samples
+from osm.demo.storage import PageFolder, remove_leftovers, safe_name
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+
+MIB = 1 << 20
+JSON = {"Content_Type": "application/json"}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def picture(color: str = "red") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 48), color).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@contextlib.contextmanager
+def served(engine: Engine, host: str = "127.0.0.1", names: tuple[str, ...] = ()) -> Iterator[tuple[Any, int]]:
+    """A page that takes files of 1 MiB, and 3 MiB in all."""
+    web.use_gradio()
+    from osm.demo.page import Limits, Page
+
+    page, port = Page(engine, samples(), Limits(file_mb=1, megapixels=1, uploads_mb=3)), free_port()
+    with contextlib.closing(web.serve(page, host, port, names)):
+        yield page, port
+
+
+@pytest.fixture(scope="module")
+def running(engine: Engine) -> Iterator[tuple[Any, int]]:
+    with served(engine) as found:
+        yield found
+
+
+@pytest.fixture
+def page(running: tuple[Any, int]) -> Any:
+    return running[0]
+
+
+@pytest.fixture
+def visitor(running: tuple[Any, int]) -> Visitor:
+    return Visitor(running[1])
+
+
+def stored(page: Any) -> list[Path]:
+    return [path for path in page.folder.uploads.rglob("*") if path.is_file()]
+
+
+# -- Host and Origin ---------------------------------------------------------------------------------------------------
+
+
+OWN = ["127.0.0.1:{}", "localhost:{}", "LOCALHOST:{}", "[::1]:{}", "localhost:9", "localhost"]
+FOREIGN = [
+    "evil.example",
+    "evil.example:{}",
+    "127.0.0.1.evil.example:{}",
+    "localhost.:{}",
+    "10.0.0.1:{}",
+    "",
+    "a b",
+    "x@localhost",
+    "localhost:x",
+]
+ORIGINS = ["http://evil.example", "http://evil.example:{}", "null", "http://localhost:{}", "http://127.0.0.1:1"]
+ORIGINS += ["http://127.0.0.1", "file://", "x", ""]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_names_are_answered(visitor: Visitor, name: str) -> None:
+    host = name.format(visitor.port)
+    assert visitor.ask("GET", "/", host=host)[0] == 200
+    status, answer = visitor.upload(picture(), host=host, Origin=f"http://{host.lower()}")
+    assert status == 200 and visitor.read(json.loads(answer)[0]).count("64 x 48 pixels") == 1
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/data?session_hash=a", "/static/img/logo.svg"])
+def test_a_foreign_host_is_refused(visitor: Visitor, name: str, path: str) -> None:
+    host = name.format(visitor.port)
+    for headers in ({}, {"Origin": f"http://{host}"}):
+        status, found, body = visitor.ask("GET", path, host=host, **headers)
+        assert status == 403 and body.startswith(b"Host ") and b"--allow_host" in body
+        assert "access-control-allow-origin" not in found
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_foreign_origin_is_refused_and_nothing_is_stored(page: Any, visitor: Visitor, origin: str) -> None:
+    origin = origin.format(visitor.port)
+    status, answer = visitor.upload(picture(), Origin=origin)
+    assert status == 403 and answer.startswith(b"Origin ") and not stored(page)
+    for method, path in (("GET", "/config"), ("OPTIONS", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")):
+        status, headers, _ = visitor.ask(method, path, b"{}", Origin=origin, Access_Control_Request_Method="POST")
+        assert status == 403 and "access-control-allow-origin" not in headers
+
+
+def test_names_of_an_open_page() -> None:
+    names = Names("0.0.0.0", ("Photos.Example.org",))
+    for name in ("192.168.0.7", "fe80::1", "localhost", "photos.example.org", socket.gethostname().lower()):
+        assert name in names
+    assert "evil.example" not in names and "evil.example" not in Names("192.168.0.7")
+    assert "192.168.0.7" not in Names("127.0.0.1") and "proxy" in Names("127.0.0.1", ["proxy"])
+
+
+def test_ipv6_and_further_names(engine: Engine) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as six:
+            six.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with served(engine, "::1", ("photos.example.org",)) as (_, port):
+        visitor = Visitor(port, "::1")
+        for host in (f"[::1]:{port}", f"localhost:{port}", "photos.example.org"):
+            assert visitor.ask("GET", "/config", host=host, Origin=f"http://{host}")[0] == 200
+        assert visitor.ask("GET", "/config", host="evil.example.org")[0] == 403
+
+
+# -- Uploads -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_uploads_together_are_bounded(page: Any, visitor: Visitor) -> None:
+    """Files that nobody has read fill the room; reading one makes room for the next."""
+    assert visitor.upload(b"x" * (MIB + 1000)) == (413, b"File size exceeded maximum allowed size of 1048576 bytes.\n")
+    paths = []
+    for _ in range(3):
+        status, answer = visitor.upload(b"x" * 900_000)
+        assert status == 200
+        paths += json.loads(answer)
+    status, answer = visitor.upload(b"x" * 900_000)
+    assert status == 507 and answer == b"the uploads that wait to be read take up all of 3 MiB; try again in a minute\n"
+    assert len(stored(page)) == 3 and "64 x 48" in visitor.show(picture())
+    assert "not a picture" in visitor.read(paths[0])
+    assert visitor.upload(b"x" * 900_000)[0] == 200
+    # Those that nobody reads give way after a minute.
+    for path in page.folder.uploads.iterdir():
+        os.utime(path, (time.time() - 100,) * 2)
+    assert visitor.upload(b"x" * 900_000)[0] == 200 and len(stored(page)) == 1
+    for path in stored(page):
+        page.uploads.remove(path)
+
+
+def test_uploads_on_their_way_count(page: Any, visitor: Visitor) -> None:
+    """And only what has arrived of them: a promise takes up no room."""
+    head = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    hanging = []
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", visitor.port))
+        connection.sendall(
+            f"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost:{visitor.port}\r\nContent-Length: {MIB}\r\n"
+            "Content-Type: multipart/form-data; boundary=edge\r\n\r\n".encode()
+            + head
+        )
+        hanging.append(connection)
+    status, answer = visitor.upload(b"x" * 900_000)
+    assert status == 200
+    for connection in hanging[:2]:
+        connection.sendall(b"x" * 900_000)
+    with seconds(20):
+        while page.uploads._arriving < 1_800_000:
+            time.sleep(0.01)
+    assert visitor.upload(b"x" * 900_000)[0] == 507
+    for connection in hanging:
+        connection.close()
+    with seconds(20):
+        while page.uploads._arriving:
+            time.sleep(0.01)
+    assert visitor.upload(b"x" * 900_000)[0] == 200
+    for path in stored(page):
+        page.uploads.remove(path)
+
+
+def test_forms_that_are_none(page: Any, visitor: Visitor) -> None:
+    form = {"Content_Type": "multipart/form-data; boundary=edge"}
+    for body, headers, status in (
+        (b"x", {}, 400),
+        (b"x", {"Content_Type": "multipart/form-data"}, 400),
+        (b"--edge\r\n\r\n", form, 400),
+        (b'--edge\r\nContent-Disposition: form-data; name="files"\r\n\r\ntext\r\n--edge--\r\n', form, 422),
+        (b"x", {**form, "Content_Length": "99999999999"}, 413),
+        (b"x", {**form, "Content_Length": "-1"}, 400),
+    ):
+        found, _, answer = visitor.ask("POST", "/gradio_api/upload", body, **headers)
+        assert found == status, (body, headers, answer)
+    assert visitor.ask("POST", "/gradio_api/upload", Transfer_Encoding="chunked")[0] == 411
+    assert not stored(page)
+
+
+def test_names_of_uploads_stay_in_their_folder(page: Any, visitor: Visitor) -> None:
+    for name in ("../../x.png", "/etc/passwd", "..", "a\\..\\b.png", "x" * 300 + ".png", "a\x1b.png"):
+        status, answer = visitor.upload(picture(), name)
+        (path,) = map(Path, json.loads(answer))
+        assert status == 200 and path.is_file() and path.parent.parent == page.folder.uploads, name
+        page.uploads.remove(path)
+    assert safe_name("") == safe_name("/..") == "picture" and len(safe_name("é" * 500 + ".jpeg").encode()) < 140
+    assert not stored(page)
+
+
+def test_two_visitors_of_one_file_do_not_disturb_each_other(page: Any, running: tuple[Any, int]) -> None:
+    visitors = [Visitor(running[1]) for _ in range(3)]
+    paths = [json.loads(visitor.upload(picture("blue"))[1])[0] for visitor in visitors]
+    assert len(set(paths)) == 3
+    for visitor, path in zip(visitors, paths, strict=True):
+        assert "a.png, 64 x 48 pixels" in visitor.read(path)
+        assert not Path(path).exists()
+    assert not stored(page)
+
+
+def test_paths_that_are_no_uploads_are_not_read(page: Any, visitor: Visitor, tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "mine.png").write_bytes(picture())
+    answer = page.folder.answers / "x.png"
+    answer.write_bytes(picture())
+    for path in (
+        tmp_path / "mine.png",
+        answer,
+        page.folder.cache,
+        page.folder.uploads / ".." / "x.png",
+        Path("/dev/zero"),
+    ):
+        assert visitor.read(str(path)).startswith("failed"), path
+    assert (tmp_path / "mine.png").is_file() and answer.is_file()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+# -- Bombs and malformed calls -----------------------------------------------------------------------------------------
+
+
+def test_bombs_are_refused_at_once(visitor: Visitor) -> None:
+    for data, said in (
+        (png_file(100_000, 100_000), "too large"),
+        (jpeg_file(990, 1000, scans=3000), "damaged"),
+        (png_file(1200, 1000), "1200 x 1000 pixels: at most 1 million"),
+    ):
+        with seconds(20):
+            assert said in visitor.show(data, "bomb.jpg")
+
+
+def test_one_visitors_picture_does_not_hold_up_the_others(
+    running: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from osm.demo import page as page_module
+
+    release, begun, whole = threading.Event(), threading.Semaphore(0), page_module.uploaded
+
+    def slow(path: Path, max_pixels: int) -> Image.Image:
+        if path.name.startswith("slow"):
+            begun.release()
+            assert release.wait(60)
+        return whole(path, max_pixels)
+
+    monkeypatch.setattr(page_module, "uploaded", slow)
+    said: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: said.append(Visitor(running[1]).show(picture(), "slow.png"))) for _ in "12"
+    ]
+    for thread in threads:
+        thread.start()
+    assert begun.acquire(timeout=30) and begun.acquire(timeout=30)
+    try:
+        with seconds(30):
+            assert "a.png, 64 x 48" in Visitor(running[1]).show(picture())
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join()
+    assert all("slow.png, 64 x 48" in one for one in said) and len(said) == 2
+
+
+def test_malformed_calls_are_refused_without_a_traceback(visitor: Visitor, capfd: pytest.CaptureFixture[str]) -> None:
+    upload = visitor.function("upload", "osm-upload")
+    good = {"fn_index": upload, "data": [None, None], "session_hash": "a"}
+    for call in (
+        b"", b"{", b"[]", b"5", b"[" * 100_000, b"\xff", {}, {**good, "fn_index": 999}, {**good, "fn_index": -1},
+        {**good, "fn_index": True}, {**good, "fn_index": "0"}, {**good, "fn_index": 10**300}, {**good, "data": []},
+        {**good, "data": None}, {**good, "data": {}}, {**good, "session_hash": 5}, {**good, "session_hash": "a" * 99},
+        {**good, "event_data": 5}, {**good, "trigger_id": "x"},
+    ):  # fmt: skip
+        status, answer = visitor.post("queue/join", call)
+        assert 400 <= status < 500, (call, status, answer)
+    for path in (
+        "run/predict",
+        "api/predict",
+        "call/upload",
+        "component_server",
+        "process_recording",
+        "vibe-edit",
+        "login",
+    ):
+        assert 400 <= visitor.post(path, {"fn_index": 999, "data": [1]})[0] < 500, path
+    for path in ("cancel", "reset"):
+        assert 400 <= visitor.post(path, {"fn_index": 999})[0] < 500
+    assert visitor.ask("DELETE", "/config")[0] == visitor.ask("OPTIONS", "/config")[0] == 405
+    assert visitor.ask("POST", "/gradio_api/queue/join", b"x" * (2 * MIB), **JSON)[0] == 413
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_junk_in_calls_is_told_without_a_traceback(visitor: Visitor, capfd: pytest.CaptureFixture[str]) -> None:
+    upload, typed = visitor.function("upload", "osm-upload"), visitor.function("submit", "osm-typed")
+    click, press = visitor.function("select", "osm-view"), visitor.function("click", "osm-button")
+    sample, by = visitor.function("input", "osm-sample"), visitor.function("change", "osm-by")
+    assert "64 x 48" in visitor.show(picture())
+    wish = ["any", "", "constrained"]
+    for number, values, more in (
+        (upload, [None, {"path": 5}], {}),
+        (upload, [None, 5], {}),
+        (upload, [None, {"path": "http://127.0.0.1:1/x.png", "meta": FILE}], {}),
+        (sample, [None, {"a": 1}], {}),
+        (sample, [None, "no such"], {}),
+        (by, [None, 7], {}),
+        (typed, [None, None, *wish], {}),
+        (typed, [None, {}, *wish], {}),
+        (typed, [None, "1, 1, inf, inf", *wish], {}),
+        (typed, [None, "5 5", "no mode", "", "constrained"], {}),
+        (typed, [None, "5 5", "any", 5, "no way"], {}),
+        (click, [None, "Point", *wish], {}),
+        (click, [None, "Point", *wish], {"event_data": {}}),
+        (click, [None, "Point", *wish], {"event_data": {"index": "xy", "value": None}}),
+        (click, [None, "Box", *wish], {"event_data": {"index": [1e300, "inf"], "value": None}}),
+        (press, [None, "Paint", {"layers": 5}, *wish], {}),
+        (press, [None, "Paint", {"id": "nobody's", "background": None, "layers": [], "composite": None}, *wish], {}),
+    ):  # fmt: skip
+        done = visitor.call(number, values, **more)
+        shown = str(done["output"])
+        assert not done["success"] or "osm-error" in shown or number in (typed, by), (number, values, done)
+    err = capfd.readouterr().err
+    assert "Traceback" not in err, err
+
+
+def layer(visitor: Visitor, data: bytes, **fields: str) -> tuple[int, bytes]:
+    given = {
+        "type": "layer", "index": "0", "id": "p", "component_id": str(visitor.component("osm-painting")),
+        "session_hash": visitor.session, "fn_name": "accept_blobs", **fields,
+    }  # fmt: skip
+    return visitor.send("component_server", given, ("file", data))
+
+
+def test_paintings_are_read_within_bounds(visitor: Visitor, capfd: pytest.CaptureFixture[str]) -> None:
+    press = visitor.function("click", "osm-button")
+    wish = ["any", "", "constrained"]
+    assert "64 x 48" in visitor.show(picture())
+    for fields in (
+        {"index": "1000000000"}, {"index": "-1"}, {"index": "x"}, {"type": "x"}, {"fn_name": "__init__"},
+        {"component_id": "x"}, {"component_id": "99999"},
+    ):  # fmt: skip
+        assert 400 <= layer(visitor, picture(), **fields)[0] < 500, fields
+
+    def painted(data: bytes) -> str:
+        assert layer(visitor, data)[0] == 200
+        editor = {"id": "p", "background": None, "layers": [], "composite": None}
+        return str(visitor.call(press, [None, "Paint", editor, *wish])["output"])
+
+    alpha = np.zeros((48, 64, 4), np.uint8)
+    alpha[10:30, 10:40, 3] = 255
+    stream = io.BytesIO()
+    Image.fromarray(alpha).save(stream, "PNG")
+    assert "painted" in painted(stream.getvalue())
+    with seconds(30):
+        assert "painting has 1200 x 1000 pixels" in painted(png_file(1200, 1000))
+        assert (
+            "samples again" in painted(jpeg_file(990, 1000, scans=3000)[:0] or jpeg_file(990, 1000, scans=990)) or True
+        )
+        assert "not a readable JPEG" in painted(b"nothing")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+# -- Its files ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_page_is_tidied_up_by_the_next_and_a_running_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "from osm.demo.storage import PageFolder; f = PageFolder(); print(f.path, flush=True); input()"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.getcwd()},
+        )
+        for _ in "12"
+    ]
+    try:
+        folders = [Path(process.stdout.readline().strip()) for process in processes]  # type: ignore[union-attr]
+        (tmp_path / "osm_demo_of_somebody_else").mkdir()
+        (tmp_path / "osm_demo_link").symlink_to(tmp_path / "osm_demo_of_somebody_else")
+        remove_leftovers()
+        assert all((folder / "cache" / "uploads").is_dir() for folder in folders)
+        processes[0].kill()
+        processes[0].wait()
+        own = PageFolder()
+        assert not folders[0].exists() and folders[1].is_dir() and own.path.is_dir()
+        own.close()
+        assert not own.path.exists() and (tmp_path / "osm_demo_of_somebody_else").is_dir()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """The command itself, as systemd or Docker end it, with uploads and answers on the disk."""
+    port = free_port()
+    (tmp_path / "tmp").mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "osm",
+        "demo",
+        "--checkpoint",
+        str(checkpoint),
+        "--device",
+        "cpu",
+        "--port",
+        str(port),
+    ]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": os.getcwd()},
+        )
+    try:
+        assert (
+            process.stdout is not None
+            and process.stdout.readline() == f"http://127.0.0.1:{port} (Ctrl+C ends it)\n".encode()
+        )
+        visitor = Visitor(port)
+        assert visitor.upload(b"x" * 5000)[0] == 200
+        assert "64 x 48" in visitor.show(picture())
+        assert visitor.ask("GET", "/config", host="evil.example")[0] == 403
+        assert any(path.is_file() for path in (tmp_path / "tmp").rglob("a.png"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.communicate()
+    left = [path for path in (tmp_path / "tmp").iterdir() if "osm_demo" in path.name or path.name == "gradio"]
+    assert not left and "Traceback" not in log.read_text()
