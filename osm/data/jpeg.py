@@ -10,6 +10,7 @@ import numpy as np
 # Of a whole file: metadata (at most 64 KiB each), tables and scans. Pillow copies all Exif data for each Exif segment.
 MAX_SEGMENTS = 1000
 _MAX_EXIF_SEGMENTS = 64
+_READ_FIRST = 1 << 18  # bytes: hardly any header is longer
 _MAX_JUNK = 1 << 16  # bytes between segments; Pillow goes over them one by one
 
 _END, _SCAN = 0xD9, 0xDA
@@ -27,34 +28,34 @@ def check_header(stream: IO[bytes]) -> None:
     Raises:
         ValueError: too many segments, or too much that is no segment.
     """
-    if stream.read(2) != b"\xff\xd8":
-        return
+    data = stream.read(_READ_FIRST)
+    if data.startswith(b"\xff\xd8") and not _header_ends(data):
+        _header_ends(data + stream.read())
+
+
+def _header_ends(data: bytes) -> bool:
+    """Whether the first scan begins within the data. Raises ValueError as `check_header`."""
     segments = exif = junk = 0
-    while segments <= MAX_SEGMENTS and exif <= _MAX_EXIF_SEGMENTS and junk <= _MAX_JUNK:
-        byte = stream.read(1)
-        while byte == b"\xff":
-            byte = stream.read(1)
-            if byte not in (b"", b"\x00", b"\xff"):
-                break
+    place, end = 2, len(data) - 3
+    while place < end:
+        if data[place] != 0xFF or data[place + 1] in (0, 0xFF):
+            place += 1
             junk += 1
-        else:
-            junk += 1
-            if not byte:
-                return
-            continue
-        marker = byte[0]
-        if marker == _SCAN:
-            return
-        if marker in _ALONE:
+        elif (marker := data[place + 1]) == _SCAN:
+            return True
+        elif marker in _ALONE:
+            place += 2
             junk += 2
-            continue
-        segments += 1
-        length = int.from_bytes(stream.read(2), "big") - 2
-        if length > 0:
-            exif += marker == 0xE1 and stream.read(length).startswith(b"Exif")
-    raise ValueError(
-        f"over {MAX_SEGMENTS} segments, {_MAX_EXIF_SEGMENTS} of them Exif's, or {_MAX_JUNK} bytes that belong to none"
-    )
+        else:
+            length = max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+            segments += 1
+            exif += marker == 0xE1 and data[place + 4 : place + 8] == b"Exif"
+            place += 2 + length
+        if segments > MAX_SEGMENTS or exif > _MAX_EXIF_SEGMENTS or junk > _MAX_JUNK:
+            raise ValueError(
+                f"over {MAX_SEGMENTS} segments, {_MAX_EXIF_SEGMENTS} of them Exif's, or {_MAX_JUNK} bytes of none"
+            )
+    return False
 
 
 def repeated_samples(data: bytes, most: int) -> int:
@@ -66,9 +67,9 @@ def repeated_samples(data: bytes, most: int) -> int:
         ValueError: over MAX_SEGMENTS segments.
     """
     octets = np.frombuffer(data, np.uint8)
-    after = octets[1:]
-    marks = (octets[:-1] == 0xFF) & (after >= 0xC0) & (after != 0xFF) & ((after < 0xD0) | (after > 0xD8))
-    places = np.flatnonzero(marks)
+    places = np.flatnonzero(octets[:-1] == 0xFF)
+    after = octets[1:][places]
+    places = places[(after >= 0xC0) & (after != 0xFF) & ((after < 0xD0) | (after > 0xD8))]  # no stuffing, no restarts
     frame: dict[int, int] = {}  # samples by component
     cost, total, work, segments, at = 1, 0, 0, 0, 0
     while at < len(places):

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after a user's mistake. Ctrl+C or SIGTERM ends it; nothing that it wrote stays."""
     args = parser().parse_args(argv)
     try:
-        with _ended_by_sigterm():
+        with _ended_by_signals():
             check(args)
             with contextlib.closing(serve(page_of(args), args.host, args.port, args.allow_host or ())):
                 echo(f"http://{_in_url(args.host)}:{args.port} (Ctrl+C ends it)", flush=True)
@@ -70,21 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within it, SIGTERM is a KeyboardInterrupt, so that files are removed; a second one changes nothing."""
+def _ended_by_signals() -> Iterator[None]:
+    """Within it, SIGTERM and SIGHUP are a KeyboardInterrupt, so that files are removed; a second one is ignored."""
 
-    def stop(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def check(args: argparse.Namespace) -> None:
