@@ -23,13 +23,15 @@ from osm.terminal import echo
 _MOST_PAINTINGS = 8  # that were sent and not read yet; a page sends one right before it is read
 
 
-def bound_paintings(max_pixels: int) -> None:
-    """Makes gradio's image editors keep no more than a few paintings, and decode their layers alone, within bounds."""
+def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
+    """Makes gradio's image editors decode the layers of paintings alone, within bounds, and keep few of them.
+
+    A painting that was uploaded is read where it lies: gradio would copy it, out of reach of the bound on uploads.
+    """
     editor: Any = gr.ImageEditor
-    if hasattr(editor, "osm_accept_blobs"):
-        accept = editor.osm_accept_blobs
-    else:
-        accept = editor.osm_accept_blobs = editor.accept_blobs
+    if "osm_own" not in vars(editor):
+        editor.osm_own = editor.accept_blobs, editor.async_move_resource_to_block_cache
+    accept, move = editor.osm_own
 
     def accept_blobs(self: Any, data: Any) -> None:
         if data.data["type"] != "layer":  # nobody looks at the others
@@ -37,6 +39,9 @@ def bound_paintings(max_pixels: int) -> None:
         accept(self, data)
         while len(self.blob_storage) > _MOST_PAINTINGS:
             del self.blob_storage[next(iter(self.blob_storage))]
+
+    async def move_to_cache(self: Any, path: Any) -> Any:
+        return path if isinstance(path, str) and uploads.holds(Path(path)) else await move(self, path)
 
     def convert(self: Any, file: Any, flatten_on_white: bool = False) -> np.ndarray | None:
         if file is None or flatten_on_white:  # background and composite
@@ -51,6 +56,7 @@ def bound_paintings(max_pixels: int) -> None:
 
     accept_blobs._is_server_fn = True  # type: ignore[attr-defined]
     editor.accept_blobs, editor.convert_and_format_image = accept_blobs, convert
+    editor.async_move_resource_to_block_cache = move_to_cache
 
 
 def read_in_place(button: Any, uploads: Uploads) -> None:

@@ -202,7 +202,7 @@ class Page:
 
 def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
     """The page's parts, and what each of them calls."""
-    bound_paintings(page.limits.pixels)
+    bound_paintings(page.limits.pixels, page.uploads)
     # What the page shows is removed from the disk an hour after.
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         visit = gr.State(Visit())

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from osm.files import lock
@@ -25,7 +26,8 @@ PREFIX = "osm_demo_"
 _NEW = PREFIX + "new_"
 _LOCK = "lock"
 _BLOCK = 4096  # the least that a file takes
-_UNREAD_SECONDS = 60  # an upload is read right after it arrived; an older one gives way when room is short
+# An upload is read right after it arrived. An older one gives way when room is short, and a much older one always.
+_UNREAD_SECONDS, _MOST_SECONDS = 60, 3600
 _NAME_BYTES = 120
 
 
@@ -47,10 +49,12 @@ class PageFolder:
     def __init__(self) -> None:
         remove_leftovers()
         new = Path(tempfile.mkdtemp(prefix=_NEW)).resolve()
-        self._lock = (new / _LOCK).open("w")
-        lock(self._lock)
-        # The folder takes its name once it is locked: nobody else may take it for a leftover.
-        self.path = new.rename(new.with_name(PREFIX + uuid4().hex))
+        self._lock = (new / _LOCK).open("w") if fcntl is not None else None
+        if self._lock is not None:
+            lock(self._lock)
+            # The folder takes its name once it is locked: nobody else may take it for a leftover.
+            new = new.rename(new.with_name(PREFIX + uuid4().hex))
+        self.path = new
         self.cache = self.path / "cache"
         self.uploads = self.cache / "uploads"  # gradio takes files of its cache alone
         self.answers = self.path / "answers"
@@ -78,6 +82,7 @@ class Uploads:
     def arriving(self) -> Iterator[list[int]]:
         """For the time of one request: what it gives counts bytes in its only element, and `take` adds to it."""
         count = [0]
+        self._remove_older(_MOST_SECONDS)
         try:
             yield count
         finally:
@@ -86,7 +91,7 @@ class Uploads:
     def take(self, count: list[int], size: int) -> None:
         """Counts bytes that arrive. Raises UploadsFull where there is no room for them."""
         if self._stored() + self._arriving + size > self.most:
-            self._remove_unread()
+            self._remove_older(_UNREAD_SECONDS)
             if self._stored() + self._arriving + size > self.most:
                 raise UploadsFull(f"the uploads that wait to be read take up all of {self.most / 2**20:g} MiB")
         count[0] += size
@@ -114,8 +119,8 @@ class Uploads:
                 total += sum(max(_BLOCK, path.stat().st_size) for path in folder.iterdir())
         return total
 
-    def _remove_unread(self) -> None:
-        before = time.time() - _UNREAD_SECONDS
+    def _remove_older(self, seconds: float) -> None:
+        before = time.time() - seconds
         for folder in self.folder.iterdir():
             with contextlib.suppress(OSError):
                 if folder.stat().st_mtime < before:
@@ -147,6 +152,7 @@ def remove_leftovers() -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_locked(path: Path, file: object) -> None:
+def _remove_locked(path: Path, file: IO[str] | None) -> None:
     shutil.rmtree(path, ignore_errors=True)
-    file.close()  # type: ignore[attr-defined]
+    if file is not None:
+        file.close()

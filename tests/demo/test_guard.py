@@ -364,7 +364,7 @@ def layer(visitor: Visitor, data: bytes, **fields: str) -> tuple[int, bytes]:
     return visitor.send("component_server", given, ("file", data))
 
 
-def test_paintings_are_read_within_bounds(visitor: Visitor, capfd: pytest.CaptureFixture[str]) -> None:
+def test_paintings_are_read_within_bounds(page: Any, visitor: Visitor, capfd: pytest.CaptureFixture[str]) -> None:
     press = visitor.function("click", "osm-button")
     wish = ["any", "", "constrained"]
     assert "64 x 48" in visitor.show(picture())
@@ -384,6 +384,15 @@ def test_paintings_are_read_within_bounds(visitor: Visitor, capfd: pytest.Captur
     stream = io.BytesIO()
     Image.fromarray(alpha).save(stream, "PNG")
     assert "painted" in painted(stream.getvalue())
+    # As the page itself sends them: files, which are read where they lie.
+    before = {path for path in page.folder.cache.rglob("*") if page.uploads.folder not in path.parents}
+    path = json.loads(visitor.upload(stream.getvalue(), "layer_0.png")[1])[0]
+    file = {"path": path, "orig_name": "layer_0.png", "mime_type": "", "meta": FILE}
+    editor = {"background": file, "layers": [file, None], "composite": file}
+    done = visitor.call(press, [None, "Paint", editor, *wish])
+    assert "painted" in str(done["output"]), done
+    after = {path for path in page.folder.cache.rglob("*") if page.uploads.folder not in path.parents}
+    assert not [path for path in after - before if path.name == "layer_0.png"]
     with seconds(30):
         assert "painting has 1200 x 1000 pixels" in painted(png_file(1200, 1000))
         assert (
