@@ -388,7 +388,7 @@ def test_paintings_are_read_within_bounds(page: Any, visitor: Visitor, capfd: py
     before = {path for path in page.folder.cache.rglob("*") if page.uploads.folder not in path.parents}
     path = json.loads(visitor.upload(stream.getvalue(), "layer_0.png")[1])[0]
     file = {"path": path, "orig_name": "layer_0.png", "mime_type": "", "meta": FILE}
-    editor = {"background": file, "layers": [file, None], "composite": file}
+    editor = {"background": file, "layers": [file], "composite": file}
     done = visitor.call(press, [None, "Paint", editor, *wish])
     assert "painted" in str(done["output"]), done
     after = {path for path in page.folder.cache.rglob("*") if page.uploads.folder not in path.parents}
