@@ -1,12 +1,24 @@
-"""A visitor of the page without a browser: raw HTTP, with whatever headers."""
+"""A page on loopback, and a visitor of it without a browser: raw HTTP, with whatever headers."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import io
 import json
+import socket
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from osm.demo import web
+from osm.demo.engine import Engine
+from osm.demo.samples import samples
+
+MIB = 1 << 20
 FILE = {"_type": "gradio.FileData"}
 
 
@@ -107,3 +119,30 @@ class Visitor:
         """Uploads a file and has it read, as a browser does."""
         status, answer = self.upload(data, name)
         return self.read(json.loads(answer)[0]) if status == 200 else answer.decode()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def picture(color: str = "red") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 48), color).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@contextlib.contextmanager
+def served(engine: Engine, host: str = "127.0.0.1", names: tuple[str, ...] = ()) -> Iterator[tuple[Any, int]]:
+    """A page that takes files of 1 MiB, and 3 MiB in all."""
+    web.use_gradio()
+    from osm.demo.page import Limits, Page
+
+    page, port = Page(engine, samples(), Limits(file_mb=1, megapixels=1, uploads_mb=3)), free_port()
+    with contextlib.closing(web.serve(page, host, port, names)):
+        yield page, port
+
+
+def stored(page: Any) -> list[Path]:
+    return [path for path in page.folder.uploads.rglob("*") if path.is_file()]
