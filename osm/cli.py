@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import osm
+from osm.terminal import echo
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. A command's modules are loaded when it is called."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["-V"]):
-        print(f"osm {osm.__version__}")
+        echo(f"osm {osm.__version__}")
         return 0
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        echo(*usage().split("\n"))
         return 0 if arguments else 2
     command = COMMANDS.get(arguments[0])
     if command is None:
-        print(f"error: osm {arguments[0]}: no such command; they are {', '.join(COMMANDS)}", file=sys.stderr)
+        echo(f"error: osm {arguments[0]}: no such command; they are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     function = getattr(importlib.import_module(command.module), command.function)
     return function(*command.arguments, arguments[1:])

@@ -5,9 +5,17 @@ from __future__ import annotations
 import reprlib
 from typing import Any
 
+from osm.terminal import printable
+
 
 class OsmError(ValueError):
-    """A user's mistake: the message names the file, flag or field, its value, and what would be right."""
+    """A user's mistake: the message names the file, flag or field, its value, and what would be right.
+
+    Names in it may come from anywhere: the message is made `printable`.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class SampleError(OsmError):

@@ -25,6 +25,7 @@ from osm.config import load_model_config
 from osm.data.scenes.words import FINE, PLAIN, SETS
 from osm.errors import OsmError
 from osm.files import read_json, write_atomically
+from osm.terminal import echo
 
 STAGES = "stages.json"
 PARTS = 2
@@ -242,13 +243,13 @@ def run(options: Options) -> dict[str, float]:
     for number, stage in enumerate(everything, 1):
         title = f"[{number}/{len(everything)}] {stage.name}"
         if stage.name in record["seconds"]:
-            print(f"{title}: done before ({record['seconds'][stage.name]:.0f} s)", flush=True)
+            echo(f"{title}: done before ({record['seconds'][stage.name]:.0f} s)", flush=True)
             continue
-        print(f"{title}: {stage.what}", flush=True)
+        echo(f"{title}: {stage.what}", flush=True)
         seconds = _run_stage(stage)
         record["seconds"][stage.name] = round(seconds, 1)
         write_atomically(path, [json.dumps(record, indent=1) + "\n"])
-        print(f"{title}: {seconds:.0f} s", flush=True)
+        echo(f"{title}: {seconds:.0f} s", flush=True)
     return record["seconds"]
 
 
@@ -272,7 +273,7 @@ def _run_stage(stage: Stage) -> float:
     together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
     for batch in [together] if together else [[command] for command in stage.commands]:
         for command in batch:
-            print(f"$ {shlex.join(command)}", flush=True)
+            echo(f"$ {shlex.join(command)}", flush=True)
         processes = [subprocess.Popen(command, env=environment) for command in batch]
         try:
             codes = [process.wait() for process in processes]
@@ -365,11 +366,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = Options(
             args.out.resolve(), args.config, args.seed, args.test_seed, args.processes, args.device, **short
         )
-        print(summary(options, run(options)))
+        echo(*summary(options, run(options)).split("\n"))
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        echo("interrupted: the same command goes on where it was", file=sys.stderr)
         return 130
     return 0

@@ -2,8 +2,8 @@
 
     python scripts/kill_series.py --kills 30 --out docs/benchmarks/reliability/kills.json
 
-The run is tiny (a random tower and LLM). After every kill the next start has to take the last checkpoint that was announced
-("checkpoint written: ..."), or a later one. In each of the three phases every loss, also of steps that were taken twice, has
+The run is tiny (a random tower and LLM). After every kill the next start has to take the last announced checkpoint
+("checkpoint written: ..."), or a later one. In each of the three phases every loss, also of steps taken twice, has
 to equal to the last bit that of a run that goes on from the same files and is never killed.
 """
 

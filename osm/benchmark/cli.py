@@ -24,6 +24,7 @@ from osm.errors import OsmError
 from osm.files import read_json
 from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of
+from osm.terminal import echo
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"
@@ -63,10 +64,10 @@ def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
     try:
         command(*arguments)
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        echo("interrupted: the same command goes on where it was", file=sys.stderr)
         return 130
     return 0
 
@@ -234,7 +235,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
     if not rows:
         raise OsmError("; ".join(["no set with its files there", *notes]))
     for note in notes:
-        print(note, file=sys.stderr)
+        echo(note, file=sys.stderr)
     return rows
 
 
@@ -285,7 +286,7 @@ def _report(argv: Sequence[str] | None) -> None:
     drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
     options = {**{name: getattr(args, name) for name in ("run", "pictures", "surest", "metrics")}, **drawn}
     write_report(args.out_dir, folders, args.parts, table, title=args.title, baselines=baselines, **options)
-    print(args.out_dir / PAGE)
+    echo(args.out_dir / PAGE)
 
 
 def report_parser() -> argparse.ArgumentParser:
@@ -323,7 +324,7 @@ def _picture(argv: Sequence[str] | None) -> None:
         if getattr(args, flag) < 1:
             raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
     table = _table("benchmark", args.datasets)
-    print(write_picture(args.output, args.out_dir, args.parts, table, args.set, args.images, args.columns))
+    echo(write_picture(args.output, args.out_dir, args.parts, table, args.set, args.images, args.columns))
 
 
 def picture_parser() -> argparse.ArgumentParser:

@@ -62,9 +62,7 @@ def _left_out(mode: ModeComparison, titles: tuple[str, str]) -> list[str]:
 
 def _example(change: Change) -> str:
     names = f"{change.given}: {change.a or '(nothing)'} -> {change.b or '(nothing)'}"
-    line = f"image {change.image}, mask {change.mask}, {names}"
-    # Names come from files: no control characters for the terminal.
-    return "".join(letter if letter.isprintable() else "?" for letter in line)
+    return f"image {change.image}, mask {change.mask}, {names}"
 
 
 def comparison_page(

@@ -19,6 +19,7 @@ from osm.benchmark.parts import made_with
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.files import write_output
+from osm.terminal import echo
 
 
 def evaluate(argv: Sequence[str] | None) -> None:
@@ -30,14 +31,14 @@ def evaluate(argv: Sequence[str] | None) -> None:
         refuse_unused(args, "bootstrap", "seed", "frequencies")
     results, notes = evaluate_folder(args.out_dir, args.parts, table)
     for result in results:
-        print(result.lines())
+        echo(*result.lines().split("\n"))
         _tell(result)
     for note in notes:
-        print(note)
+        echo(note)
     document = {result.row.name: result.as_json() for result in results}
     if args.metrics == ALL:
         for name, measures in _measured(results, bootstrap, frequencies).items():
-            print("\n".join(["", *measures.lines(table[name])]))
+            echo("", *measures.lines(table[name]))
             document[name]["metrics"] = measures.as_json()
     if args.json:
         write_output(args.json, "--json", [_json(document)])
@@ -52,18 +53,18 @@ def _measured(
 
 def _tell(result: SetResult) -> None:
     """What is not counted; on stderr, as stdout is the published output."""
-    print(
+    echo(
         f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
         "annotations, not counted",
         file=sys.stderr,
     )
     unspecific = sum(result.categories.values()) - result.specific.total
     if unspecific:
-        print(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode", file=sys.stderr)
+        echo(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode", file=sys.stderr)
     if result.ignored:
-        print(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted", file=sys.stderr)
+        echo(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted", file=sys.stderr)
     for note in made_with(result.meta):
-        print(f"{result.row.name}: {note}", file=sys.stderr)
+        echo(f"{result.row.name}: {note}", file=sys.stderr)
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -140,9 +141,9 @@ def compare(argv: Sequence[str] | None) -> None:
     table = _table(args.datasets)
     found, notes = compare_folders((args.a, args.b), parts, table, tools, bootstrap, args.examples)
     for comparison in found:
-        print("\n".join(comparison_lines(comparison, titles)))
+        echo(*comparison_lines(comparison, titles))
     for note in notes:
-        print(note)
+        echo(note)
     if args.json:
         drawn = {"over": "images", "samples": bootstrap.samples, "seed": bootstrap.seed}
         about = {"titles": titles, "bootstrap": drawn}

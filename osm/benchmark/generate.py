@@ -25,6 +25,7 @@ from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.images import read_rgb
 from osm.errors import OsmError
 from osm.files import PartialFile, read_json, write_atomically
+from osm.terminal import echo
 
 OWN_MODE = "own"
 # Masks of one image that are in memory together (1 byte a pixel): the 300 of a large LVIS image, at once.
@@ -362,4 +363,4 @@ class _Progress:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    echo(line, file=sys.stderr, flush=True)

@@ -26,6 +26,7 @@ from osm.data.images import read_rgb
 from osm.errors import OsmError, shown
 from osm.files import read_json, write_output
 from osm.recognition.similarity import SentenceEncoder
+from osm.terminal import echo
 
 VERDICTS = ("right", "acceptable", "wrong")
 SIDE, COLUMNS, ROWS = 300, 5, 2
@@ -142,23 +143,25 @@ def agreement(path: Path) -> None:
     """Prints how each metric agrees with the verdicts of a list."""
     entries = judged_in(path)
     verdicts = [entry["verdict"] for entry in entries]
-    print(f"{len(entries)} predictions: " + ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS))
+    echo(f"{len(entries)} predictions: " + ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS))
     true = np.array([verdict != "wrong" for verdict in verdicts])
     grades = np.array([VERDICTS[::-1].index(verdict) for verdict in verdicts], float)
     flags, scores = metrics(entries)
-    print(
-        "\n| says right or wrong | agrees | true, called wrong | wrong, called right | kappa |\n|---|---|---|---|---|"
+    echo(
+        "",
+        "| says right or wrong | agrees | true, called wrong | wrong, called right | kappa |",
+        "|---|---|---|---|---|",
     )
     for name, said in flags.items():
         agrees, kappa = (said == true).mean(), cohens_kappa(said, true)
-        print(f"| {name} | {100 * agrees:.0f} % | {(true & ~said).sum()} | {(said & ~true).sum()} | {kappa:.2f} |")
-    print("\n| graded | true above wrong (AUROC) | rank correlation (Kendall's tau-b) |\n|---|---|---|")
+        echo(f"| {name} | {100 * agrees:.0f} % | {(true & ~said).sum()} | {(said & ~true).sum()} | {kappa:.2f} |")
+    echo("", "| graded | true above wrong (AUROC) | rank correlation (Kendall's tau-b) |", "|---|---|---|")
     for name, values in scores.items():
-        print(f"| {name} | {auroc(values[true], values[~true]):.2f} | {kendall_tau(values, grades):.2f} |")
-    print("\nOf the metric Acc and the verdict they differ in:")
+        echo(f"| {name} | {auroc(values[true], values[~true]):.2f} | {kendall_tau(values, grades):.2f} |")
+    echo("", "Of the metric Acc and the verdict they differ in:")
     for entry, is_true, said in zip(entries, true, flags["Acc"], strict=True):
         if is_true != said:
-            print(
+            echo(
                 f"- {entry['number']} ({entry['set']}): {entry['prediction']!r} for {entry['names'][0]!r}: "
                 f"{entry['verdict']}"
             )

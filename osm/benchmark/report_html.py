@@ -8,6 +8,7 @@ from typing import Any
 
 from osm.benchmark.metrics import wilson_interval
 from osm.benchmark.metrics.statistics import Rate
+from osm.terminal import printable
 
 NOTHING = "–"
 
@@ -17,11 +18,10 @@ class Markup(str):
 
 
 def text(value: Any) -> Markup:
-    """The value as HTML: escaped, unless it is markup. Names come from files and may hold anything."""
+    """The value as HTML: printable and escaped, unless it is markup. Names come from files and may hold anything."""
     if isinstance(value, Markup):
         return value
-    # A lone half of a surrogate pair is legal in json, but not in a UTF-8 file.
-    return Markup(html.escape(str(value).encode("utf-8", "replace").decode("utf-8")))
+    return Markup(html.escape(printable(value)))
 
 
 def tag(name: str, *content: Any, **attributes: Any) -> Markup:

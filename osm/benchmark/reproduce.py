@@ -17,6 +17,7 @@ from osm.benchmark.evaluate import SetResult, evaluate_folder
 from osm.data.datasets import DatasetTable
 from osm.errors import OsmError
 from osm.files import write_output
+from osm.terminal import echo
 
 PASSED_ON = {
     "config": "of a checkpoint that does not tell its own, as the published ones: osm",
@@ -113,10 +114,10 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
         compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
         _show(compared, notes, args)
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        echo("interrupted: the same command goes on where it was", file=sys.stderr)
         return 130
     return int(len(compared) < len(PUBLISHED) or not all(one.within and one.same_masks for one in compared))
 
@@ -133,13 +134,13 @@ def _generate(args: argparse.Namespace, generate: Callable[[Sequence[str]], int]
 
 
 def _show(compared: list[Comparison], notes: list[str], args: argparse.Namespace) -> None:
-    print(f"| set | {' | '.join(RATES.values())} | masks | within {args.tolerance} points |")
-    print("|" + "---|" * (len(RATES) + 3))
+    echo(f"| set | {' | '.join(RATES.values())} | masks | within {args.tolerance} points |")
+    echo("|" + "---|" * (len(RATES) + 3))
     for one in compared:
-        print(one.line())
+        echo(one.line())
     missing = [name for name in PUBLISHED if name not in {one.name for one in compared}]
     for note in [note for note in notes if note.partition(":")[0] in missing]:
-        print(note)
+        echo(note)
     if args.json:
         document: dict[str, Any] = {
             one.name: {**asdict(one), "within": one.within, "same_masks": one.same_masks} for one in compared

@@ -29,6 +29,7 @@ from osm.data.images import decode, open_image, read_panoptic, read_rgb
 from osm.data.originals.work import Panoptic, write_whole
 from osm.errors import OsmError, SampleError
 from osm.files import read_json, write_atomically
+from osm.terminal import echo
 
 SPLITS = ("train", "val")
 SIZES = ((640, 480), (480, 640), (560, 560))  # of collages, (width, height)
@@ -197,7 +198,7 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
     if summary.is_file():
         if read_json(summary, "collages")[0] != made:
             raise OsmError(f"{folder} holds collages made with other flags or files; choose another folder")
-        print(f"{folder}: finished already, {options.images} collages", file=sys.stderr)
+        echo(f"{folder}: finished already, {options.images} collages", file=sys.stderr)
         return folder
     try:
         for name in ("images", "panoptic"):
@@ -337,11 +338,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.images,
             args.seed,
         )
-        print(write_collages(args.out / args.split, options))
+        echo(write_collages(args.out / args.split, options))
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command makes the same collages", file=sys.stderr)
+        echo("interrupted: the same command makes the same collages", file=sys.stderr)
         return 130
     return 0

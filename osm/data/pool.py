@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from osm.errors import OsmError
+from osm.terminal import echo
 
 _AHEAD = 4  # results a worker may be ahead of the reader: bounds the memory
 T = TypeVar("T")
@@ -84,9 +85,11 @@ class Progress:
             f"{self.done}/{self.total} samples, {rate:.1f}/s, ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         )
         live = sys.stderr.isatty()
-        print(f"\r{text:<60}" if live else text, end=end if live else "\n", file=sys.stderr, flush=True)
+        echo(
+            f"{text:<60}" if live else text, before="\r" * live, end=end if live else "\n", file=sys.stderr, flush=True
+        )
 
 
 def say(kind: str, message: str) -> None:
     clear = "\r\033[K" if sys.stderr.isatty() else ""  # of the progress line
-    print(f"{clear}{kind}: {message}", file=sys.stderr)
+    echo(f"{kind}: {message}", before=clear, file=sys.stderr)

@@ -18,6 +18,7 @@ from pathlib import Path
 from osm.data.paths import check_local
 from osm.data.tar import Member, TarReader
 from osm.errors import OsmError, SampleError
+from osm.terminal import echo
 
 MAX_MEMBER_BYTES = 256 << 20  # of a member, and of all that are read of a sample
 MAX_SHARDS = 1_000_000
@@ -95,7 +96,7 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
         if len(missing) > max(MAX_MISSING, len(named) // 2):
             raise OsmError(f"{message}: more than half; correct the range")
         if report:
-            print(f"warning: {message}; going on without them", file=sys.stderr)
+            echo(f"warning: {message}; going on without them", file=sys.stderr)
     return there
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,8 @@ class Engine:
     def box(self, picture: Picture, box: Sequence[float], wish: Wish) -> Named:
         """Names what a box (x, y, width, height) in pixels is around. Raises OsmError as `point`, or for no area."""
         x, y, width, height = box
+        if not all(map(math.isfinite, box)):
+            raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} is not made of finite numbers")
         if width <= 0 or height <= 0:
             raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} has no area: its corners must differ in x and y")
         self._check_inside(picture, x, y)

@@ -20,6 +20,7 @@ from osm.recognition.draw import draw_ids
 from osm.recognition.panoptic import as_png
 from osm.recognition.recognizer import Recognizer, as_rgb
 from osm.segmenters.base import Segmenter
+from osm.terminal import echo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -117,18 +118,18 @@ class FolderDemo:
             where = f"[{number}/{len(works)}] {work.image}"
             if not self.overwrite and self._is_done(work):
                 outcome.there += 1
-                print(f"{where}: is there", file=sys.stderr)
+                echo(f"{where}: is there", file=sys.stderr)
                 continue
             try:
                 picture = name_picture(as_rgb(work.image), self.recognizer, self.segmenter, self.wish)
             except Exception as error:  # whatever is the matter with it, the others are to be named
                 reason = str(error) if isinstance(error, OsmError) else f"{type(error).__name__}: {error}"
                 outcome.failed[work.image] = reason
-                print(f"{where}: failed ({reason})", file=sys.stderr)
+                echo(f"{where}: failed ({reason})", file=sys.stderr)
                 continue
             self._write(work, picture)
             outcome.named += 1
-            print(f"{where}: {summary(picture)}", file=sys.stderr)
+            echo(f"{where}: {summary(picture)}", file=sys.stderr)
         return outcome
 
     def _is_done(self, work: Work) -> bool:

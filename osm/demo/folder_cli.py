@@ -11,6 +11,7 @@ from typing import Any
 from osm.errors import OsmError
 from osm.recognition.flags import add_checkpoint
 from osm.recognition.placement import add_flags, from_flags
+from osm.terminal import echo
 
 
 def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
@@ -68,9 +69,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
     try:
         return _run(args)
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
     except OSError as error:  # of the results' files: what a picture's own raises is its failure alone
-        print(f"error: --output_dir {args.output_dir}: {error}", file=sys.stderr)
+        echo(f"error: --output_dir {args.output_dir}: {error}", file=sys.stderr)
     return 2
 
 
@@ -85,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
     _check(args)
     images, others = images_of(args.images, args.output_dir)
     if others:
-        print(f"{len(others)} files that are no pictures: {', '.join(p.name for p in others[:5])}", file=sys.stderr)
+        echo(f"{len(others)} files that are no pictures: {', '.join(p.name for p in others[:5])}", file=sys.stderr)
     names = read_names(args.vocabulary) if args.vocabulary else None
     args.output_dir.mkdir(parents=True, exist_ok=True)
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
@@ -100,9 +101,9 @@ def _run(args: argparse.Namespace) -> int:
     demo = FolderDemo(recognizer, segmenter, wish, settings, args.overwrite, args.panoptic, args.alpha)
     outcome = demo.run(works_of(images, args.output_dir))
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    print(f"{outcome.named} pictures named, {outcome.there} were there{failed}: {args.output_dir}")
+    echo(f"{outcome.named} pictures named, {outcome.there} were there{failed}: {args.output_dir}")
     for image, reason in outcome.failed.items():
-        print(f"  {image}: {reason}")
+        echo(f"  {image}: {reason}")
     return 1 if outcome.failed else 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
-from html import escape
 
 from osm.demo.engine import Named
+from osm.terminal import printable
 
 INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
 <p>Choose a picture, then point at something in it: the model writes what it sees there. No list of names is given,
@@ -45,18 +46,20 @@ table.osm-table, .osm-table th, .osm-table td, .osm-table tr { border: 0 !import
 
 def error(sentence: str) -> str:
     """A message that screen readers speak at once."""
-    return f'<p class="osm-error" role="alert">{escape(_as_sentence(sentence))}</p>'
+    return f'<p class="osm-error" role="alert">{_escaped(_as_sentence(sentence))}</p>'
 
 
 def note(sentence: str) -> str:
-    return f'<p class="osm-note" role="status">{escape(_as_sentence(sentence))}</p>'
+    return f'<p class="osm-note" role="status">{_escaped(_as_sentence(sentence))}</p>'
 
 
 def answer(one: Named, way: str = "") -> str:
     """The name in large letters, and the likeliest names below with a bar each."""
     found = one.answer
     if found.skipped:
-        return f'<p class="osm-name osm-full">No name</p><p class="osm-hint">{escape(_as_sentence(found.skipped))}</p>'
+        return (
+            f'<p class="osm-name osm-full">No name</p><p class="osm-hint">{_escaped(_as_sentence(found.skipped))}</p>'
+        )
     head = f'<p class="osm-name osm-full" role="status">{_name(found.text)} <small>{found.prob:.1%}</small></p>'
     if found.said:
         head += f'<p class="osm-hint">Said freely: {_name(found.said)}.</p>'
@@ -88,7 +91,7 @@ def history(found: Sequence[Named]) -> str:
 
 def _rows(found: Sequence[Named], numbered: bool = False) -> str:
     return "".join(
-        f"<tr><td>{number if numbered else escape(one.how)}</td><td>{_name(one.answer.text, one.answer.skipped)}</td>"
+        f"<tr><td>{number if numbered else _escaped(one.how)}</td><td>{_name(one.answer.text, one.answer.skipped)}</td>"
         f'<td class="osm-number">{"" if one.answer.skipped else f"{one.answer.prob:.1%}"}</td>'
         f'<td class="osm-number">{one.area}</td></tr>'
         for number, one in enumerate(found, 1)
@@ -112,7 +115,11 @@ def _table(caption: str, columns: Sequence[str], rows: str, scrolls: bool = Fals
 
 
 def _name(text: str, skipped: str = "") -> str:
-    return f"<em>no name: {escape(skipped)}</em>" if skipped else escape(text) or "<em>nothing</em>"
+    return f"<em>no name: {_escaped(skipped)}</em>" if skipped else _escaped(text) or "<em>nothing</em>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _share(prob: float) -> float:

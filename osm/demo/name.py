@@ -13,6 +13,7 @@ from osm.demo.folder_cli import add_segmenter_flags, segmenter_from
 from osm.errors import OsmError
 from osm.recognition.flags import WAY_HELP, add_checkpoint, way_of
 from osm.recognition.placement import add_flags, from_flags
+from osm.terminal import echo
 
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognition, Recognizer
@@ -46,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after a user's mistake."""
     args = parser().parse_args(argv)
     try:
-        print(_answer(args))
+        echo(*_answer(args))
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _answer(args: argparse.Namespace) -> str:
+def _answer(args: argparse.Namespace) -> list[str]:
     boxes = [_numbers(text, 4, "--box", "X,Y,W,H") for text in args.box or ()]
     points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
     if not (args.mask or boxes or points or args.auto):
@@ -85,8 +86,8 @@ def _answer(args: argparse.Namespace) -> str:
         for region, segment in zip(regions[len(args.mask or ()) :], segments, strict=False):
             region.update(segment)
         document = {"image": str(args.image), "size": list(recognizer.image_size), "regions": regions}
-        return json.dumps(document, indent=1)
-    return "\n".join(_line(w, answer) for w, answers in zip(what, found, strict=True) for answer in answers)
+        return json.dumps(document, indent=1).split("\n")
+    return [_line(w, answer) for w, answers in zip(what, found, strict=True) for answer in answers]
 
 
 def _segments(args: argparse.Namespace, recognizer: Recognizer) -> list[dict[str, Any]]:
@@ -101,7 +102,7 @@ def _segments(args: argparse.Namespace, recognizer: Recognizer) -> list[dict[str
         rle = encoded(segment.mask)
         found.append({"score": segment.score, "area": segment.area, "bbox": box_of(rle), "segmentation": rle})
     if not found:
-        print(f"{args.image}: the segmenter {segmenter.name} finds no segment", file=sys.stderr)
+        echo(f"{args.image}: the segmenter {segmenter.name} finds no segment", file=sys.stderr)
     return found
 
 

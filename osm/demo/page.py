@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from osm.demo import markup
+from osm.demo.calls import bound_paintings, read_in_place, without_tracebacks
 from osm.demo.engine import Engine, Named, Picture, names_of
 from osm.demo.naming import Wish
 from osm.demo.samples import uploaded
+from osm.demo.storage import PageFolder, Uploads
 from osm.errors import OsmError
 from osm.recognition.draw import draw_names
 from osm.recognition.recognizer import WAYS
+from osm.terminal import printable
 
 POINT, BOX, PAINT, EVERYTHING = "Point", "Box", "Paint", "Everything"
 HINTS = {
@@ -36,6 +38,7 @@ _WAYS = {
     "mapped": "Written freely, then the nearest",
 }
 assert tuple(_WAYS) == WAYS
+_UPLOADS_AT_ONCE = 4  # are read: one that takes seconds does not hold up the others
 _SHOWN_SIDE = 1400  # of the picture on the page: a photo of a phone would be megabytes with every answer
 
 
@@ -50,14 +53,23 @@ class Visit:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of uploads: their bytes are counted where they arrive, their pixels once they are there."""
+    """Of uploads: their bytes are counted where they arrive, their pixels once they are there.
+
+    Attributes:
+        uploads_mb: of all files that arrived or are arriving, and were not read yet.
+    """
 
     file_mb: float = 20.0
     megapixels: float = 25.0
+    uploads_mb: float = 200.0
 
     @property
     def pixels(self) -> int:
         return int(self.megapixels * 1e6)
+
+    @property
+    def file_bytes(self) -> int:
+        return int(self.file_mb * 2**20)
 
 
 class Page:
@@ -68,7 +80,8 @@ class Page:
 
     def __init__(self, engine: Engine, pictures: dict[str, Callable[[], Image.Image]], limits: Limits) -> None:
         self.engine, self.pictures, self.limits = engine, pictures, limits
-        self._files = tempfile.TemporaryDirectory(prefix="osm_demo_")
+        self.folder = PageFolder()
+        self.uploads = Uploads(self.folder.uploads, int(limits.uploads_mb * 2**20))
 
     def upload(self, visit: Visit, path: str) -> list[Any]:
         """Takes an uploaded file, which is removed once it is read."""
@@ -79,6 +92,7 @@ class Page:
             return _told(markup.error(str(error)))
         finally:
             file.unlink(missing_ok=True)
+            self.uploads.remove(file)
 
     def sample(self, visit: Visit, title: str | None) -> list[Any]:
         if title not in self.pictures:
@@ -93,10 +107,15 @@ class Page:
         if visit.picture is None:
             return _none()
         scale = visit.picture.image.width / shown_size(visit.picture.image)[0]
-        x, y = (float(value) * scale for value in event.index)
+        try:
+            x, y = (float(value) * scale for value in event.index)
+        except (TypeError, ValueError):
+            return _told(markup.error("The click is at no place: two numbers are needed"))
         if by != BOX:
             return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], wish)
         if visit.corner is None:
+            if not (0 <= x < visit.picture.image.width and 0 <= y < visit.picture.image.height):
+                return _told(markup.error(f"{x:g}, {y:g} is outside of the picture"))
             visit.corner = (x, y)
             marked = _with_cross(_shown(visit.picture.image), x / scale, y / scale)
             return [markup.note(f"First corner: {x:.0f}, {y:.0f}. Click the opposite one"), marked, *_same(3)]
@@ -107,7 +126,7 @@ class Page:
     def typed(self, visit: Visit, text: str, *wish: Any) -> list[Any]:
         """`x, y` or `x, y, width, height` in pixels: what a click does, without a mouse."""
         try:
-            numbers = [float(part) for part in text.replace(",", " ").split()]
+            numbers = [float(part) for part in (text or "").replace(",", " ").split()]
         except ValueError:
             numbers = []
         if len(numbers) == 2:
@@ -115,7 +134,9 @@ class Page:
             return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], wish)
         if len(numbers) == 4:
             return self._answer(visit, lambda picture, w: [self.engine.box(picture, numbers, w)], wish)
-        return _told(markup.error(f"{text[:60]!r} is no place: x, y or x, y, width, height are needed, in pixels"))
+        return _told(
+            markup.error(f"{(text or '')[:60]!r} is no place: x, y or x, y, width, height are needed, in pixels")
+        )
 
     def press(self, visit: Visit, by: str, painting: dict[str, Any] | None, *wish: Any) -> list[Any]:
         """The button of Paint and of Everything."""
@@ -140,7 +161,7 @@ class Page:
         size = f"{picture.image.width} x {picture.image.height} pixels"
         return [
             markup.note(f"{picture.title}, {size}"),
-            gr.Image(_shown(picture.image), alt_text=f"{picture.title}, {size}"),
+            gr.Image(_shown(picture.image), alt_text=printable(f"{picture.title}, {size}")),
             "",
             markup.history([]),
             gr.DownloadButton(interactive=False),
@@ -173,7 +194,7 @@ class Page:
     def _file(self, visit: Visit, picture: Picture) -> str:
         """One file a visit, written anew with every answer."""
         visit.key = visit.key or uuid4().hex
-        path = Path(self._files.name) / visit.key / "names.json"
+        path = self.folder.answers / visit.key / "names.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(picture.document(), indent=1), encoding="utf-8")
         return str(path)
@@ -181,7 +202,8 @@ class Page:
 
 def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
     """The page's parts, and what each of them calls."""
-    # Uploads and answers are removed from the disk an hour after.
+    bound_paintings(page.limits.pixels, page.uploads)
+    # What the page shows is removed from the disk an hour after.
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         visit = gr.State(Visit())
         gr.HTML(markup.INTRODUCTION)
@@ -233,12 +255,14 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [view]}
         parts = [by, hint, view, painting, button]
         reset: dict[str, Any] = {"fn": switch, "inputs": [visit, by], "outputs": parts[1:], "api_visibility": "private"}
-        file.upload(page.upload, [visit, file], shown, **private).then(**reset)
+        read_in_place(file, page.uploads)
+        file.upload(page.upload, [visit, file], shown, concurrency_limit=_UPLOADS_AT_ONCE, **private).then(**reset)
         sample.input(page.sample, [visit, sample], shown, **private).then(**reset)
         by.change(**reset)
         view.select(_click(page), [visit, by, *wish], shown, **private)
         typed.submit(page.typed, [visit, typed, *wish], shown, **private)
         button.click(page.press, [visit, by, painting, *wish], shown, **private)
+    without_tracebacks(blocks)
     return blocks
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from osm.data.images import open_image
 from osm.errors import OsmError, SampleError
 from osm.recognition.recognizer import as_rgb
+from osm.terminal import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _SCENES, _SIZE, _SEED = 4, 512, 2024
@@ -37,7 +38,7 @@ def samples(folder: Path | None = None) -> dict[str, Callable[[], Image.Image]]:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
         if not files:
             raise OsmError(f"--samples {folder}: no picture in it ({', '.join(SUFFIXES)})")
-        found |= {path.name: partial(as_rgb, path) for path in files}
+        found |= {printable(path.name): partial(as_rgb, path) for path in files}
     return found | {f"Drawn scene {k + 1}": partial(drawn_scene, k) for k in range(_SCENES)}
 
 

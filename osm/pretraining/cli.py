@@ -26,6 +26,7 @@ from osm.model.weights import shipped_folder
 from osm.pretraining.card import model_card
 from osm.pretraining.llm import LlmTraining, pretrain_llm
 from osm.pretraining.tower import TowerTraining, pretrain_tower
+from osm.terminal import echo
 
 PARTS = ("llm", "tower")
 FACTS = "pretraining.json"
@@ -62,12 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = read_json(args.output / FACTS, "facts")[0]
         write_atomically(args.output / "MODEL_CARD.md", [model_card(facts)])
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        echo("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    print(args.output)
+    echo(args.output)
     return 0
 
 

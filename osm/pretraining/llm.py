@@ -24,6 +24,7 @@ from osm.model.llm import LlmInputs, generate
 from osm.pretraining.corpus import Corpus, Named, seen_documents, tokenizer_text
 from osm.pretraining.schedule import warm_cosine
 from osm.pretraining.work import read_state
+from osm.terminal import echo
 
 PAD, BOS, EOS = 0, 1, 2
 PROMPT_WEIGHT = 0.1
@@ -160,7 +161,7 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            print(f"llm step {step}/{config.steps}: {loss:.3f} {time.monotonic() - started:.0f} s", file=sys.stderr)
+            echo(f"llm step {step}/{config.steps}: {loss:.3f} {time.monotonic() - started:.0f} s", file=sys.stderr)
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
             saved = {"llm": llm.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(

@@ -30,6 +30,7 @@ from osm.model.towers import Tower, timm_tower
 from osm.model.windows import SlidingWindows
 from osm.pretraining.schedule import warm_cosine
 from osm.pretraining.work import read_state
+from osm.terminal import echo
 
 KINDS = (*THINGS, *STUFF)
 NOTHING = -100  # what no loss looks at
@@ -74,7 +75,7 @@ def draw_all(config: TowerTraining, size: int, folder: Path) -> Drawn:
             for index, (image, ids, labels) in enumerate(pool.imap(_draw, jobs, chunksize=16)):
                 drawn.images[index], drawn.ids[index], drawn.labels[index] = image, ids, labels
                 if index % 500 == 0:
-                    print(f"scenes: {index}/{config.scenes}", file=sys.stderr, flush=True)
+                    echo(f"scenes: {index}/{config.scenes}", file=sys.stderr, flush=True)
         mark.unlink(missing_ok=True)
         for field, name in names.items():
             np.save(folder / name, getattr(drawn, field))
@@ -220,7 +221,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
             if step % 40 == 0:
                 rate = {name: round(value, 3) for name, value in right.items()}
                 seconds = time.monotonic() - started
-                print(f"tower epoch {epoch} step {step}/{steps}: {loss:.3f} {rate} {seconds:.0f} s", file=sys.stderr)
+                echo(f"tower epoch {epoch} step {step}/{steps}: {loss:.3f} {rate} {seconds:.0f} s", file=sys.stderr)
         document = {
             "task": task.state_dict(),
             "optimizer": optimizer.state_dict(),

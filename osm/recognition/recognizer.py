@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
-from osm.data.images import open_image
+from osm.data.images import decode, open_image
 from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS, TEST_PROMPT
 from osm.errors import OsmError
@@ -351,12 +351,7 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
 
 def opened(path: str | Path) -> Image.Image:
     """A picture's file, decoded as it is. Raises OsmError where it cannot be read, or is too large."""
-    image = open_image(Path(path))
-    try:
-        image.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise OsmError(f"image {path}: broken data ({error})") from None
-    return image
+    return decode(open_image(Path(path)))
 
 
 def load_recognizer(

@@ -21,6 +21,7 @@ from osm.data.shards import read_shard
 from osm.errors import OsmError, SampleError
 from osm.model.checkpoint import frozen_hashes
 from osm.model.osm import OmniScientModel
+from osm.terminal import echo
 from osm.training.distributed import World
 from osm.training.tracking import Progress
 
@@ -107,4 +108,4 @@ def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None
             "free; use fewer --views, or another folder"
         )
     if need > 1e9:
-        print(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}", file=sys.stderr)
+        echo(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}", file=sys.stderr)

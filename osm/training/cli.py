@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from osm.errors import OsmError, RunStopped
+from osm.terminal import echo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         train(parse(argv))
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        echo(stopped, file=sys.stderr)
         return EXIT_STOPPED
     except RunStopped as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
+        echo("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130
     return 0

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from osm.errors import OsmError, RunStopped
 from osm.files import sync_folder
+from osm.terminal import echo
 from osm.training.distributed import World
 from osm.training.saved import (
     Unreadable,
@@ -103,7 +104,7 @@ class Saver:
                 replace_step(temporary, path)
                 sync_folder(path.parent)
                 prune(self.folder, self.keep, path)
-                print(f"checkpoint written: {path}", flush=True)
+                echo(f"checkpoint written: {path}", flush=True)
         except _FAULTS as error:
             raise self._failed(path, error) from None
 

@@ -21,6 +21,7 @@ from osm.model import checkpoint as files
 from osm.model.bridges import BRIDGES
 from osm.model.factory import base_config, build, check_widths
 from osm.model.lora import blank as blank_lora
+from osm.terminal import echo
 from osm.training import dcp
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
 from osm.training.saved import candidates, run_document
@@ -183,7 +184,7 @@ def import_published(
     try:
         files.load_published_state_dict(model, found.state, found.where)
     except OsmError as error:
-        raise OsmError(f"{error}\n{base} is another model than it was trained in; name that one") from None
+        raise OsmError(f"{error}; {base} is another model than it was trained in; name that one") from None
     document, entries = files.config_document(model), files.published_state_dict(model)
     write(out, document, entries, {})
     return _told(out, entries, found.where)
@@ -292,8 +293,8 @@ def import_main(argv: Sequence[str] | None = None) -> int:
 
 def _run(job: Callable[[], str]) -> int:
     try:
-        print(job())
+        echo(job())
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -22,6 +22,7 @@ from osm.files import write_atomically
 from osm.model.checkpoint import config_document, start_from
 from osm.model.factory import build, check_widths
 from osm.model.osm import OmniScientModel
+from osm.terminal import echo
 from osm.training import cache as feature_cache
 from osm.training import checkpoint, dcp, distributed, parallel
 from osm.training.config import Run, TrainConfig
@@ -158,7 +159,7 @@ class Trainer:
             )
         new = start_from(model, path)
         if self.world.is_main:
-            print(f"started from {path}; new modes: {', '.join(new) or 'none'}", flush=True)
+            echo(f"started from {path}; new modes: {', '.join(new) or 'none'}", flush=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
         config, world = self.config, self.world
@@ -172,7 +173,7 @@ class Trainer:
             if cache is not None and self.progress.epoch < config.num_epochs:
                 skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world)
                 if skipped:
-                    print(f"feature cache {name}: left out {dict(skipped)}", flush=True)
+                    echo(f"feature cache {name}: left out {dict(skipped)}", flush=True)
             stream = StreamConfig(
                 tuple(shards),
                 chosen.batch_size,
@@ -310,7 +311,7 @@ class Trainer:
             self.world,
         )
         if self.world.is_main:
-            print(f"checkpoint written: {self.folder / f'checkpoint_{epoch}.pt'}", flush=True)
+            echo(f"checkpoint written: {self.folder / f'checkpoint_{epoch}.pt'}", flush=True)
             draw_curve(self.folder)
         self.world.barrier()
 

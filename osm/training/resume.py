@@ -13,6 +13,7 @@ from osm.config import as_dict
 from osm.errors import OsmError
 from osm.model import checkpoint as files
 from osm.model.osm import OmniScientModel
+from osm.terminal import echo
 from osm.training import checkpoint, dcp
 from osm.training.config import TrainConfig
 from osm.training.distributed import World
@@ -53,7 +54,7 @@ def resume(
         progress.saves = max([progress.saves, *(saved.counter for saved in world.from_main(lambda: scan(folder)[0]))])
         if world.is_main:
             instead = f", not started from {config.start_from}" if config.start_from else ""
-            print(f"resumed from {path}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
+            echo(f"resumed from {path}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
             _say_changes(before, as_dict(config))
         return progress, path
     return Progress(), None
@@ -91,7 +92,7 @@ def _say_changes(before: Any, now: Mapping[str, Any]) -> None:
         return
     for name, value in now.items():
         if name in before and before[name] != value and name not in _ASIDE.split():
-            print(f"changed since: {name} was {str(before[name])[:200]}, and is {str(value)[:200]}", flush=True)
+            echo(f"changed since: {name} was {str(before[name])[:200]}, and is {str(value)[:200]}", flush=True)
 
 
 def streams_of(config: TrainConfig, progress: Progress, world: World) -> int:
@@ -100,7 +101,7 @@ def streams_of(config: TrainConfig, progress: Progress, world: World) -> int:
         return config.emulate_world_size
     if progress.streams and progress.streams % world.size == 0:
         if progress.streams != world.size and world.is_main:
-            print(f"going on with the samples of {progress.streams} processes on {world.size}", flush=True)
+            echo(f"going on with the samples of {progress.streams} processes on {world.size}", flush=True)
         return progress.streams
     return world.size
 
@@ -122,7 +123,7 @@ def placed(progress: Progress, config: TrainConfig, streams: int, batches: int, 
         return progress
     moved = progress.moved_to(streams, config.workers, batches, accumulation)
     if is_main:
-        print(
+        echo(
             f"processes, workers, batch sizes or samples are others than before: going on at step {moved.step}, epoch "
             f"{moved.epoch}, as far in the schedule; the order of samples is another one",
             flush=True,

@@ -22,6 +22,7 @@ from typing import Any
 from osm.errors import OsmError, shown
 from osm.files import read_json, write_atomically
 from osm.model.checkpoint import read_published
+from osm.terminal import echo
 from osm.training.distributed import World
 
 FOLDER = "checkpoints"
@@ -216,7 +217,7 @@ def _newest_whole(folder: Path, passed_over: Mapping[Path, str]) -> Path | None:
             broken[entry.path] = str(error)
             continue
         for path, reason in broken.items():
-            print(f"warning: {reason}; {_set_aside(path)}; going on from {entry.path}", flush=True)
+            echo(f"warning: {reason}; {_set_aside(path)}; going on from {entry.path}", flush=True)
         return entry.path
     if broken:
         raise OsmError(

@@ -9,6 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from osm.errors import OsmError
+from osm.terminal import echo
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command goes on
 EXIT_FAILED = 3  # a run that stopped itself
@@ -44,4 +45,4 @@ class StopSignals:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = number
-        print(f"{signal.Signals(number).name}: stopping at the end of this step", file=sys.stderr, flush=True)
+        echo(f"{signal.Signals(number).name}: stopping at the end of this step", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from osm.errors import OsmError
 from osm.files import lock
+from osm.terminal import echo
 
 
 def clock(seconds: float) -> str:
@@ -39,7 +40,7 @@ class Progress:
         self.last = time.monotonic()
         rate = self.done / max(self.last - self.started, 1e-9)
         left = clock((self.total - self.done) / max(rate, 1e-9))
-        print(f"{self.what}: {self.done}/{self.total}, {rate:.2f}/s, {left} left", end=end, file=sys.stderr, flush=True)
+        echo(f"{self.what}: {self.done}/{self.total}, {rate:.2f}/s, {left} left", end=end, file=sys.stderr, flush=True)
 
 
 class Tracker:
@@ -86,7 +87,7 @@ class Tracker:
 
     def say(self, text: str) -> None:
         if self.enabled:
-            print(text, flush=True)
+            echo(text, flush=True)
 
     def close(self) -> None:
         if self.enabled:

@@ -97,7 +97,16 @@ def jpeg_file(width: int, height: int, scans: int = 0) -> bytes:
     at = data.find(b"\xff\xc2" if scans else b"\xff\xc0") + 5
     data = data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
     last = data.rfind(b"\xff\xda")
-    return data + data[last:-2] * scans + b"\xff\xd9" if scans else data
+    return data[:-2] + data[last:-2] * scans + b"\xff\xd9" if scans else data
+
+
+def jpeg_segment(marker: int, body: bytes = b"") -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def with_segments(jpeg: bytes, segments: bytes) -> bytes:
+    """A JPEG with more segments before its first table."""
+    return jpeg[:2] + segments + jpeg[2:]
 
 
 def tiff_file(width: int, height: int, **changes: tuple[int, int, int] | None) -> bytes:
@@ -118,6 +127,9 @@ def pictures() -> dict[str, tuple[bytes, str]]:
     rows = zlib.compress((b"\0" + bytes(30)) * 20)
     tile = {"tag273": None, "tag278": None, "tag279": None, "tag324": (4, 1, 150), "tag325": (4, 1, 50)}
     large = 2**31 - 1
+    exif = jpeg_segment(0xE1, b"Exif\0\0" + bytes(60_000))
+    zeros = zlib.compress(bytes(30_000) * 1000, 9)
+    in_tiff = {"tag259": (3, 1, 7), "tag279": (4, 1, 1 << 20), "tag278": (4, 1, 5_000)}
     too_large = {
         "png 60000": png_file(60_000, 60_000),
         "png 2^31": png_file(large, large),
@@ -138,12 +150,27 @@ def pictures() -> dict[str, tuple[bytes, str]]:
         "tiff samples": tiff_file(10, 10, tag277=(3, 1, 65_535)),
         "tiff words for numbers": tiff_file(10, 10, tag256=(2, 4, 0x41414141)),
         "bigtiff": b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, 2**63),
+        "jpeg exif": with_segments(jpeg_file(16, 16), 20 * exif + 60_000 * jpeg_segment(0xE1, b"Exif\0\0x")),
+        "jpeg profiles": with_segments(jpeg_file(16, 16), 100_000 * jpeg_segment(0xE2, b"ICC_PROFILE\0\1\1")),
+        "jpeg junk": with_segments(jpeg_file(16, 16), bytes(1 << 20)),
         "nothing": b"",
     }
     truncated = {
         "png text after the pixels": png_file(10, 20, after=png_chunk(b"zTXt", b"k\0\0" + bomb), pixels=rows),
         "png without pixels": png_file(10_000, 10_000),
         "jpeg scans": jpeg_file(8_000, 8_000, scans=20_000),
+        "jpeg scans of a small file": jpeg_file(4_900, 5_000, scans=900),
+        "jpeg scans of a few pixels": jpeg_file(16, 16, scans=100_000),
+        "tiff of a jpeg of many scans": tiff_file(5_600, 5_000, **in_tiff)[:122] + jpeg_file(5_600, 5_000, scans=98),
+        "tiff tile of much": tiff_file(
+            16,
+            16,
+            **(tile | {"tag325": (4, 1, len(zeros))}),
+            tag259=(3, 1, 8),
+            tag322=(4, 1, 30_000),
+            tag323=(4, 1, 30_000),
+        )[:150].ljust(150, b"\0")
+        + zeros,
         "tiff tile": tiff_file(16, 16, **tile, tag322=(4, 1, large), tag323=(4, 1, large)),
         "tiff no tile": tiff_file(16, 16, **tile, tag322=(4, 1, 0), tag323=(4, 1, 0)),
     }

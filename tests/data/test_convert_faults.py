@@ -95,6 +95,15 @@ def test_bad_sample(panoptic: Set, reason: str) -> None:
     assert summary(panoptic.root / "strict")["left_out"] == {reason: 1}
 
 
+def test_names_with_control_characters_are_told_written_out(panoptic: Set, capsys: pytest.CaptureFixture[str]) -> None:
+    panoptic.add(9, "\x1b[2J\u202e\nerror: none\r")
+    (panoptic.images / "\x1b[2J\u202e\nerror: none\r.jpg").write_bytes(b"nothing")
+    assert panoptic.convert()["left_out"] == {"image_unreadable": 1}
+    told = capsys.readouterr().err
+    assert r"\x1b[2J\u202e\nerror: none\r.jpg" in told
+    assert not {"\x1b", "\u202e", "\r"} & set(told) and "\nerror" not in told
+
+
 def test_mask_that_is_a_jpeg(panoptic: Set) -> None:
     Image.new("RGB", SIZE).save(panoptic.masks / "im0.png", format="JPEG")
     assert panoptic.convert()["left_out"] == {"mask_not_png": 1}

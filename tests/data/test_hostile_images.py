@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import jpeg_file, pictures, run_python, saved, seconds
-from PIL import Image, PngImagePlugin
+from hostile import jpeg_file, jpeg_segment, pictures, run_python, saved, seconds, with_segments
+from PIL import Image, ImageFile, PngImagePlugin
 
 from osm.data import images
+from osm.data.collages import Cutout
 from osm.data.images import decode, open_image, read_ids, read_panoptic, read_rgb
-from osm.errors import SampleError
+from osm.data.jpeg import repeated_samples
+from osm.data.sources.base import read as read_bytes
+from osm.demo.samples import uploaded
+from osm.errors import OsmError, SampleError
+from osm.recognition.recognizer import as_rgb, opened
 
 HERE = Path(__file__).parent
 # Reads every picture in three ways, in a process that may take 300 MB and 20 seconds beyond what it has taken so far.
@@ -78,13 +85,79 @@ def test_the_bounds_are_on_pixels_and_on_sides(monkeypatch: pytest.MonkeyPatch) 
 
 def test_scans_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     few, many = jpeg_file(64, 64, scans=5), jpeg_file(64, 64, scans=40)
-    monkeypatch.setattr(images, "MAX_SCANS", 20)
+    monkeypatch.setattr(images, "MAX_REPEATED_SAMPLES", 20 * 64 * 64)
     (tmp_path / "x.jpg").write_bytes(few)
     for source in (few, tmp_path / "x.jpg"):
         assert read_rgb(source).size == (64, 64)
-    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
-    with pytest.raises(SampleError, match="broken data .more than 20 scans"):
-        read_rgb(many)
+        assert read_rgb(source, (16, 16)).size == (16, 16)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    for at_least in (None, (8, 8)):  # an eighth of the size has as many scans
+        with pytest.raises(SampleError, match="broken data .its scans go over more than 81920 samples again"):
+            read_rgb(many, at_least)
+
+
+def test_ordinary_progressive_jpegs_of_any_size_pass() -> None:
+    twenty = jpeg_file(11_000, 10_900, scans=14)
+    assert (
+        twenty.count(b"\xff\xda") == 20
+        and 19 * 11_000 * 10_900 <= repeated_samples(twenty, 1 << 60) <= images.MAX_REPEATED_SAMPLES
+    )
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for options in ({"subsampling": 0}, {"subsampling": 2}, {"quality": 100, "subsampling": 1}):
+        data = saved(noise, "JPEG", progressive=True, **options)
+        at = data.index(b"\xff\xc2") + 5
+        large = data[:at] + (10_900).to_bytes(2, "big") + (11_000).to_bytes(2, "big") + data[at + 4 :]
+        assert data.count(b"\xff\xda") >= 10
+        assert 0 < repeated_samples(large, 1 << 60) <= images.MAX_REPEATED_SAMPLES
+    assert repeated_samples(saved(noise, "JPEG"), 0) == 0
+    assert read_rgb(jpeg_file(64, 64, scans=400)).size == (64, 64)  # small: whatever it has is done at once
+
+
+def test_only_the_scans_of_the_picture_count() -> None:
+    """Metadata may hold a thumbnail's marks, and a film may follow the picture."""
+    marks = b"\xff\xda" * 30_000
+    data = with_segments(saved(Image.new("RGB", (512, 512)), "JPEG"), 30 * jpeg_segment(0xE5, marks))
+    assert repeated_samples(data + marks * 20, 0) == 0
+    assert read_rgb(data + marks * 20).size == (512, 512)
+
+
+def test_scans_cannot_be_hidden() -> None:
+    plain = jpeg_file(512, 512, scans=9)
+    scans = plain[plain.rfind(b"\xff\xda") : -2]
+    exactly = repeated_samples(plain, 1 << 60)
+    for hidden in (b"\xff\x02\xff\xff", b"\xff\xd3\xff\xff", b"\xff\xff\xff", b"\0" * 9, b"\xff\xe9\0\0", b"\xff\x01"):
+        for where in (plain.find(scans), plain.find(scans) + len(scans)):
+            assert repeated_samples(plain[:where] + hidden + plain[where:], 1 << 60) >= exactly, hidden
+    arithmetic = plain.replace(b"\xff\xc2", b"\xff\xca")
+    assert repeated_samples(arithmetic, 1 << 60) > 7 * exactly
+
+
+def test_whatever_reads_a_picture_bounds_its_scans(tmp_path: Path) -> None:
+    """A minute of work in 100 KB, by every way in that takes a file."""
+    path = tmp_path / "x.jpg"
+    path.write_bytes(jpeg_file(9_900, 10_000, scans=900))
+    readers: tuple[Callable[[Path], object], ...] = (
+        read_rgb,
+        read_ids,
+        read_panoptic,
+        opened,
+        as_rgb,
+        lambda file: uploaded(file, images.MAX_PIXELS),
+        lambda file: Cutout(file, file).load(),
+    )
+    for read in readers:
+        with seconds(5), pytest.raises(OsmError, match=r"x.jpg|samples again"):
+            read(path)
+
+
+def test_a_path_that_is_no_file_is_refused_unopened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    for path, kind in ((tmp_path / "x.jpg", "a FIFO"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        for read in (read_rgb, as_rgb):
+            with seconds(5), pytest.raises(SampleError, match=f"image {path} is not a regular file, but {kind}"):
+                read(path)
+        with seconds(5), pytest.raises(SampleError, match="is not a regular file"):
+            read_bytes(path)
 
 
 def test_whatever_pillow_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +227,16 @@ def test_damage_of_any_kind_is_a_reason() -> None:
                 except SampleError as error:
                     reasons.add(error.reason)
     assert {"image_unreadable", "image_truncated", "mask_not_ids", "mask_not_rgb"} <= reasons
+
+
+def test_pictures_are_opened_and_decoded_in_one_place() -> None:
+    """`osm.data.images`, which bounds what that costs."""
+    others = {"data/images.py", "training/dcp.py", "data/collages.py"}  # a pickle's `load()`, and a cut-out's own
+    for path in (HERE.parents[1] / "osm").rglob("*.py"):
+        name, text = path.relative_to(HERE.parents[1] / "osm").as_posix(), path.read_text()
+        if name != "data/images.py":
+            assert not re.search(r"Image\.open\(|PIL.* ImageFile\b|imageio|imread", text), path
+            assert name in others or not re.search(r"\.load\(\)", text), path
 
 
 def test_pixels_are_decoded_by_pillow_alone() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from standin import Areas
 from tiny import tiny_model_yaml
+from web_client import Visitor, served
 
 from osm.demo.engine import Engine
 from osm.model.factory import build, load_model_config
@@ -31,3 +34,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(checkpoint: Path) -> Engine:
     return Engine(load_recognizer(checkpoint, device="cpu", max_new_tokens=6), Areas())
+
+
+@pytest.fixture(scope="module")
+def running(engine: Engine) -> Iterator[tuple[Any, int]]:
+    with served(engine) as found:
+        yield found
+
+
+@pytest.fixture
+def page(running: tuple[Any, int]) -> Any:
+    return running[0]
+
+
+@pytest.fixture
+def visitor(running: tuple[Any, int]) -> Visitor:
+    return Visitor(running[1])

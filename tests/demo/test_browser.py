@@ -192,15 +192,21 @@ def test_paint(browser: Any, address: str) -> None:
     tab.page.get_by_label("Paint").check()
     canvas = tab.page.locator("#osm-painting canvas").first
     canvas.wait_for()
-    tab.page.wait_for_timeout(1500)  # until the editor has drawn the picture
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    tab.page.mouse.move(x, y)
-    tab.page.mouse.down()
-    tab.page.mouse.move(x + 60, y, steps=8)
-    tab.page.mouse.up()
-    tab.page.wait_for_timeout(500)
-    tab.page.get_by_role("button", name="Name what is painted").click()
+    answered = """() => document.querySelector('#osm-history tbody tr')
+        || document.querySelector('#osm-message')?.textContent.includes('Nothing is painted')"""
+    for _ in range(5):  # a stroke before the editor has drawn the picture is lost, and nothing tells when it has
+        tab.page.wait_for_timeout(1500)
+        box = canvas.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        tab.page.mouse.move(x, y)
+        tab.page.mouse.down()
+        tab.page.mouse.move(x + 60, y, steps=8)
+        tab.page.mouse.up()
+        tab.page.wait_for_timeout(500)
+        tab.page.get_by_role("button", name="Name what is painted").click()
+        tab.page.wait_for_function(answered)
+        if tab.page.locator("#osm-history tbody tr").count():
+            break
     tab.history("painted")
     assert int(tab.page.locator("#osm-history tbody td").nth(3).inner_text()) in range(500, 50_000)
     tab.close()

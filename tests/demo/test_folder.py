@@ -147,6 +147,25 @@ def test_a_bad_picture_does_not_end_the_run(
     assert "3 pictures named, 0 were there" in capsys.readouterr().out
 
 
+def test_names_with_control_characters(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J\x9b31m\u202e\rfine\nerror: none\udcff"
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / f"{evil}.png").write_bytes(b"nothing")
+    (folder / f"{evil}.txt").write_bytes(b"nothing")
+    Image.new("RGB", (32, 32), "red").save(folder / f"{evil}good.png")
+    arguments = [str(folder), "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "vis"), "--device", "cpu"]
+    assert main([*arguments, "--max_new_tokens", "3"]) == 1
+    out, err = capsys.readouterr()
+    shown = r"\x1b[2J\x9b31m\u202e\rfine\nerror: none\udcff"
+    assert f"files that are no pictures: {shown}.txt" in err
+    assert f"{shown}.png: failed (image" in err and f"{shown}good.png: " in err
+    assert f"{shown}.png: image {folder}/{shown}.png: not a readable" in out
+    assert not {"\x1b", "\x9b", "\u202e", "\udcff"} & set(out + err)
+    assert "\rfine" not in out + err and "\nerror" not in out + err
+    assert (tmp_path / "vis" / f"{evil}good_vis.png").is_file()  # files are called as they are
+
+
 class Cells:
     """Segments of 2 x 2 pixels, each score another."""
 

@@ -20,6 +20,7 @@ from osm.config import find_config
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.files import write_output
+from osm.terminal import echo
 
 # What the counts are called. Of the first two it is said even where they are 0.
 _PROPOSALS = {
@@ -49,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _evaluate(parser().parse_args(argv))
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        echo("interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -100,9 +101,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         names = ClassNames(row.label_set, row.rules.ignored_ids, encoder)
         scores = score_set(row, _paths(args, row), mode, names, options)
         document[row.name] = {**scores.as_json(), "map": args.map, "overlap": args.overlap, "min_score": args.min_score}
-        print(_figures(scores, document[row.name]))
+        echo(*_figures(scores, document[row.name]))
         for note in _notes(scores):
-            print(f"{row.name}: {note}", file=sys.stderr)
+            echo(f"{row.name}: {note}", file=sys.stderr)
     if args.json:
         write_output(args.json, "--json", [json.dumps(document, indent=1, allow_nan=False) + "\n"])
 
@@ -144,7 +145,7 @@ def _encoder(device: str) -> Encoder:
         raise OsmError(f"--device {device}: {str(error).splitlines()[0]}") from None
 
 
-def _figures(scores: Scores, document: Mapping[str, Any]) -> str:
+def _figures(scores: Scores, document: Mapping[str, Any]) -> list[str]:
     """The figures that are defined, in percent."""
     lines = [f"{scores.row.title} proposals, mode {scores.mode}, percent:"]
     for group, figures in document.get("panoptic", {}).items():
@@ -155,7 +156,7 @@ def _figures(scores: Scores, document: Mapping[str, Any]) -> str:
         lines.append(f"Masks ({protocol}'s protocol): {_shown(document['mask_ap'], 'ap', 'ap50', 'ap75')}")
     if "semantic" in document:
         lines.append(f"Semantic: {_shown(document['semantic'], 'miou')}")
-    return "\n".join(lines)
+    return lines
 
 
 def _shown(figures: Mapping[str, Any], *keys: str) -> str:

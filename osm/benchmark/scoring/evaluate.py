@@ -28,6 +28,7 @@ from osm.benchmark.scoring.truth import AP, MIOU, PQ, TRUTHS, Truth, TruthSplit,
 from osm.data.datasets import Dataset
 from osm.data.segmentation import decode_segmentation
 from osm.errors import OsmError
+from osm.terminal import echo
 
 _PROGRESS_SECONDS = 10.0
 
@@ -136,7 +137,7 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
         _Image(scores, split.truth(index), options).score(of_image, matches)
         if time.monotonic() - shown > _PROGRESS_SECONDS:
             shown = time.monotonic()
-            print(f"{row.name}: {done}/{len(indices)} images", file=sys.stderr, flush=True)
+            echo(f"{row.name}: {done}/{len(indices)} images", file=sys.stderr, flush=True)
     return scores
 
 

@@ -36,6 +36,7 @@ from osm.data.scenes.words import (
 )
 from osm.errors import OsmError
 from osm.files import PartialFile, read_json, write_atomically
+from osm.terminal import echo
 
 SUMMARY = "scenes.json"
 MAX_SIZE, MIN_SIZE = 1120, 64
@@ -92,7 +93,7 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
         changed = [key for key, value in arguments.items() if not isinstance(found, dict) or found.get(key) != value]
         if changed:
             raise OsmError(f"{folder} holds scenes made with another {', '.join(changed)}; choose another folder")
-        print(f"{folder}: finished already, {options.images} scenes", file=sys.stderr)
+        echo(f"{folder}: finished already, {options.images} scenes", file=sys.stderr)
         return folder
     try:
         for name in ("images", "panoptic"):
@@ -126,7 +127,7 @@ def _draw_missing(folder: Path, options: SceneOptions, partial: PartialFile, wor
         if now - shown > 2 or done == options.images:
             shown, rate = now, (done - first) / max(now - started, 1e-9)
             left = (options.images - done) / rate
-            print(f"{folder}: {done}/{options.images} scenes, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr)
+            echo(f"{folder}: {done}/{options.images} scenes, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr)
 
 
 def _in_order(jobs: Sequence[tuple[str, SceneOptions, int]], workers: int) -> Iterator[dict[str, Any]]:
@@ -217,11 +218,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OsmError(f"--num_workers {args.num_workers} must be 1 or more")
         sets = tuple(dict.fromkeys(name.strip() for name in args.sets.split(",") if name.strip()))
         options = SceneOptions(args.images, args.size, args.seed, args.pairs, args.held_out_seed, sets)
-        print(write_scenes(args.out / args.split, options, args.num_workers))
+        echo(write_scenes(args.out / args.split, options, args.num_workers))
     except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        echo("interrupted: the same command goes on where it was", file=sys.stderr)
         return 130
     return 0

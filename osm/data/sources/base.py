@@ -27,6 +27,7 @@ import numpy as np
 from osm.data.images import decode, open_image, read_ids
 from osm.data.shard_writer import MAX_NAME_BYTES
 from osm.errors import OsmError, SampleError, shown
+from osm.files import check_regular_file
 
 SEED = 20230731
 _LONGEST_EXTENSION = ".image.png"
@@ -206,6 +207,11 @@ def about(path: Path, kind: str) -> Iterator[None]:
 
 
 def read(path: Path) -> bytes:
+    """A file's bytes. Raises SampleError where it is missing, not a regular file, or cannot be read."""
+    try:
+        check_regular_file(path, "image")
+    except OsmError:
+        raise SampleError("image_unreadable", "is not a regular file") from None
     try:
         return path.read_bytes()
     except FileNotFoundError:
