@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,35 @@ except ImportError:  # Windows: two runs that write one file are then not kept a
     fcntl = None  # type: ignore[assignment]
 
 from osm.errors import OsmError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
+    """Refuses a path that is something other than a regular file (or a link to one), without opening it.
+
+    Opening a FIFO waits for its writer for ever, and a device has no end. A path that cannot be looked up, a missing
+    one for instance, passes: opening it gives the reason.
+
+    Args:
+        what: begins the message, such as "checkpoint" or "--masks".
+
+    Raises:
+        OsmError: the path is a folder, FIFO, device or socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return
+    if not stat.S_ISREG(mode):
+        found = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "something else")
+        raise OsmError(f"{what} {os.fspath(path)} is not a regular file, but {found}")
 
 
 def read_json(path: Path, what: str) -> tuple[Any, str]:
