@@ -11,12 +11,15 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from osm.documents import parse_json
 from osm.errors import OsmError
+from osm.files import check_regular_file
 
 LAYOUTS = ("webdataset", "published")
 SIZES, SUMMARY, PROGRESS = "sizes.json", "summary.json", "progress.json"
@@ -66,8 +69,12 @@ def shard_name(number: int) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Writes a json file that is at no time half there."""
     temporary = path.with_name(path.name + _TEMPORARY)
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class ShardWriter:
@@ -123,7 +130,8 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Drops an unfinished shard: only `finish` closes one that is not full."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # on a full disk, what is left to write fails once more
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
         fcntl.flock(self._lock, fcntl.LOCK_UN)  # not by closing alone: forked workers hold a copy of the descriptor
         os.close(self._lock)
@@ -262,8 +270,9 @@ class ShardWriter:
 
     def _read_progress(self) -> dict[str, Any] | None:
         path = self.output_dir / PROGRESS
+        check_regular_file(path, "progress")
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(path.read_text(encoding="utf-8"))
             made_with = dict(record["arguments"])
             for shard in record["shards"]:
                 Tally.from_json(shard["tally"])

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from osm.documents import parse_json
 from osm.errors import OsmError
-from osm.files import lock
+from osm.files import check_regular_file, lock
 
 
 def clock(seconds: float) -> str:
@@ -98,10 +99,11 @@ class Tracker:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The step records of a run's log; after a resumed run, the latest record of each step. A half line is left out."""
     records: dict[int, dict[str, Any]] = {}
+    check_regular_file(folder / "log.jsonl", "training log")
     for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line)
+        except ValueError:
             continue
         if "loss" in record:
             records[record["step"]] = record

@@ -27,6 +27,7 @@ import numpy as np
 from osm.data.images import decode, open_image, read_ids
 from osm.data.shard_writer import MAX_NAME_BYTES
 from osm.errors import OsmError, SampleError, shown
+from osm.files import check_regular_file
 
 SEED = 20230731
 _LONGEST_EXTENSION = ".image.png"
@@ -207,6 +208,7 @@ def about(path: Path, kind: str) -> Iterator[None]:
 
 def read(path: Path) -> bytes:
     try:
+        check_regular_file(path, "file")
         return path.read_bytes()
     except FileNotFoundError:
         raise SampleError("image_missing", "there is no such file") from None
