@@ -94,6 +94,10 @@ class Split(ABC):
         """Reads one item's masks."""
 
     @abstractmethod
+    def paths(self, index: int) -> list[Path]:
+        """The files that `load` and the image of an item read."""
+
+    @abstractmethod
     def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
         """What an item's entry is about, without reading a picture.
 

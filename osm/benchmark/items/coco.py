@@ -99,11 +99,13 @@ class CocoPanoptic(Split):
         entry = self._entries[index]
         return self._json.image_path(self._json.images[entry["image_id"]], entry["file_name"])
 
+    def mask_path(self, index: int) -> Path:
+        return join(self.row.mask_dir, self._entries[index]["file_name"], self._json.path)
+
     def read_ids(self, index: int) -> np.ndarray:
         """The ids of an item's PNG, (H, W)."""
         image_path = self.image_path(index)
-        mask_path = join(self.row.mask_dir, self._entries[index]["file_name"], self._json.path)
-        return read_map(mask_path, read_panoptic, image_path, image_size(image_path))
+        return read_map(self.mask_path(index), read_panoptic, image_path, image_size(image_path))
 
     def load(self, index: int) -> Item:
         entry = copy.deepcopy(self._entries[index])
@@ -118,6 +120,9 @@ class CocoPanoptic(Split):
         )
         size = (panoptic.shape[0], panoptic.shape[1])
         return Item(self.image_path(index), size, entry, named, lambda k: panoptic == named[k]["id"], counts)
+
+    def paths(self, index: int) -> list[Path]:
+        return [self.image_path(index), self.mask_path(index)]
 
     def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
         entry = self._entries[index]
@@ -186,6 +191,9 @@ class CocoInstances(Split):
 
         counts = Counter(crowd=len(annotations) - len(named))
         return Item(image_path, size, [image, annotations], named, mask, counts)
+
+    def paths(self, index: int) -> list[Path]:
+        return [self._json.image_path(self._images[index])]
 
     def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
         image = self._images[index]

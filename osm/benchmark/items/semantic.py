@@ -59,6 +59,9 @@ class Semantic(Split):
         entry = {"file_name": image_path.name, "pred": annotations}
         return Item(image_path, size, entry, annotations, lambda k: ids == asked[k], Counter())
 
+    def paths(self, index: int) -> list[Path]:
+        return list(self._pairs[index])
+
     def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
         return self._pairs[index][0].name, None  # gigabytes of label maps, for no more than their ids
 
