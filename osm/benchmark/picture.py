@@ -15,7 +15,7 @@ from osm.benchmark.metrics import is_correct
 from osm.benchmark.records import MaskRecord
 from osm.benchmark.report_pictures import enlarged, masks_by_image
 from osm.data.datasets import Dataset
-from osm.errors import OsmError
+from osm.errors import OsmError, write_failed
 from osm.recognition.draw import draw_names
 
 _GAP = 8
@@ -79,4 +79,4 @@ def _save(path: Path, image: Image.Image) -> None:
         image.save(temporary, "JPEG", quality=88, optimize=True)
         os.replace(temporary, path)
     except OSError as error:
-        raise OsmError(f"output {path}: {error.strerror}; expected a file that can be written") from None
+        raise write_failed(error, f"output {path}", "a file that can be written") from None

@@ -14,9 +14,11 @@ import pytest
 from fake_namer import FakeNamer
 from predictions import whole_meta
 
-from osm.benchmark.cli import evaluate_main
+from osm.benchmark import judged, open_ended, reproduce
+from osm.benchmark.cli import compare_main, evaluate_main, picture_main, report_main
 from osm.benchmark.generate import generate_predictions
-from osm.data.datasets import Dataset
+from osm.data.datasets import Dataset, DatasetTable
+from osm.errors import OsmError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -242,6 +244,10 @@ def another_image(document: Any) -> Any:
         (field("set", "coco"), "it belongs to set 'coco', and is named as one of 'pets'"),
         (field("modes", "any"), "modes 'any': expected a list of modes"),
         (field("seconds", float("nan")), "seconds nan: expected a number of seconds"),
+        (
+            field("vocabulary", {"a": "\x1b"}),
+            "vocabulary {'a': '\\x1b'}: expected [way, number of names, hash], or null",
+        ),
         (field("limit", 2), "images 5 is over its limit 2"),
     ],
 )
@@ -306,3 +312,36 @@ def test_swapped_parts_are_noticed(pets: Dataset, pets_yaml: Path, tmp_path: Pat
     other.write_bytes(first)
     message = failure([str(tmp_path / "out"), "5", "--datasets", str(pets_yaml)], capsys)
     assert "image 101 is number 3 of" in message and "says that it holds 1 to 1" in message
+
+
+@pytest.mark.parametrize("command", ["evaluate", "all", "compare", "report", "picture", "judged", "reproduce", "open"])
+def test_every_reader_refuses_a_file_that_is_cut_short(
+    pets: Dataset, pets_yaml: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "predictions"
+    generate_predictions(FakeNamer(), pets, 0, 1, out)
+    edit(out / FILE, lambda entries: entries[:3])
+    own = ["--datasets", str(pets_yaml)]
+    readers: dict[str, Callable[[], int]] = {
+        "evaluate": lambda: evaluate_main([str(out), "1", *own]),
+        "all": lambda: evaluate_main([str(out), "1", "--metrics", "all", *own]),
+        "compare": lambda: compare_main([str(out), str(out), "--parts", "1", "--metrics", "published", *own]),
+        "report": lambda: report_main([str(tmp_path / "r"), "--predictions", f"a={out}", "--parts", "1", *own]),
+        "picture": lambda: picture_main([str(out), "1", str(tmp_path / "a.jpg"), "--set", "pets", *own]),
+        "reproduce": lambda: reproduce.main(["my.pt", str(out)], lambda _: 0),
+    }
+    monkeypatch.setattr(reproduce, "DatasetTable", lambda: {"pets": pets})
+    capsys.readouterr()
+    if command in readers:
+        assert readers[command]() == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+    else:
+        monkeypatch.setattr(open_ended, "PARTS", 1)
+        with pytest.raises(OsmError) as caught:
+            if command == "judged":
+                judged.sample(out, 1, tmp_path / "list.json", tmp_path / "sheets", DatasetTable((pets,)), ["pets"])
+            else:
+                open_ended.answers(pets, tmp_path)
+        error = str(caught.value)
+    assert f"predictions {out / FILE}: 3 images, but its meta file says 5: the file is cut short" in error
+    assert not (tmp_path / "r").exists() and not (tmp_path / "a.jpg").exists() and not (tmp_path / "list.json").exists()

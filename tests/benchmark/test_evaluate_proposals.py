@@ -331,37 +331,23 @@ def test_what_the_meta_file_tells(root: Path, capsys: pytest.CaptureFixture[str]
     make("coco", root, 2)
     name_all("coco", COCO[:2], BIRDS, "--limit", "1")
     path = Path("out/coco_meta_proposals_0_of_1.json")
-    meta = json.loads(path.read_text())
-    path.write_text(json.dumps({**meta, "vocabulary": ["scored", 3, "0f"]}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vocabulary": ["scored", 3, "0f"]}))
     evaluate()
     err = capsys.readouterr().err
-    assert "coco: named with --vocabulary (3 names, 'scored')" in err
-    assert "coco: made with --limit 1: not the whole set" in err
-    for odd in (5, ["x"], {"a": "\x1b"}):
-        path.write_text(json.dumps({**meta, "vocabulary": odd}))
-        assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
-        assert f"{path}: vocabulary {odd!r}: expected [way, number of names, hash]" in capsys.readouterr().err
+    assert "named with --vocabulary (3 names, 'scored')" in err and "made with --limit 1: not the whole set" in err
 
 
-@pytest.mark.parametrize(
-    ("keep", "message"),
-    [
-        (1, "1 images, but its meta file says 2"),
-        (0, "0 images, but its meta file says 2"),
-        (None, "masks with a prediction, but its meta file says"),
-    ],
-)
-def test_files_cut_short(root: Path, keep: int | None, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_cut_short(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("coco", root, 2)
     name_all("coco", COCO, BIRDS)
     path = Path("out/coco_proposals_0_of_1.json")
-    found = json.loads(path.read_text())
-    if keep is None:
-        found[0].pop("open_end_pred")
-    path.write_text(json.dumps(found if keep is None else found[:2] if keep else []))
-    assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: predictions {path}: ") and message in error
+    whole = json.loads(path.read_text())
+    unnamed = [{key: value for key, value in one.items() if key != "open_end_pred"} for one in whole]
+    short = {"1 images, but its meta file says 2": whole[:2], "0 images, but": [], "0 masks with a prediction": unnamed}
+    for message, found in short.items():
+        path.write_text(json.dumps(found))
+        assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
+        assert f"error: predictions {path}: {message}" in capsys.readouterr().err
     Path("out/coco_meta_proposals_0_of_1.json").unlink()
     path.write_text("[]")
     assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
