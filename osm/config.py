@@ -12,10 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from osm.data.datasets import ANY_MODE, PUBLISHED_MODES
 from osm.errors import OsmError, shown
+from osm.files import check_regular_file, read_yaml
 
 T = TypeVar("T")
 # Arguments of timm.create_model that no config sets: files, and what the tower decides itself.
@@ -25,6 +24,8 @@ _TIMM_FLAGS = (
 )
 _TIMM_KEEPS = frozenset(_TIMM_FLAGS.split())
 _LARGEST = 1 << 16
+_LARGEST_WINDOW = 1 << 13  # a ViT attends between all patches of a window
+_MOST_LAYERS = 1024
 QUANTIZATIONS = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_int4")
 
 
@@ -33,6 +34,12 @@ def _check_sizes(where: str, sizes: Mapping[Any, int]) -> None:
     for name, size in sizes.items():
         if not 1 <= size <= _LARGEST:
             raise OsmError(f"{where}.{name} {shown(size)} is not 1 to {_LARGEST}")
+
+
+def _check_layers(where: str, layers: int) -> None:
+    """Layers take time to build, however small they are."""
+    if layers > _MOST_LAYERS:
+        raise OsmError(f"{where} {layers} is over {_MOST_LAYERS}")
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,7 @@ class QFormerConfig:
     def __post_init__(self) -> None:
         names = "layers width heads mlp_width cross_attention_frequency mask_queries context_queries"
         _check_sizes("model.qformer", {name: getattr(self, name) for name in names.split()})
+        _check_layers("model.qformer.layers", self.layers)
         if not 0 <= self.dropout < 1:
             raise OsmError(f"model.qformer.dropout {self.dropout} is not between 0 and 1")
         if not 0 <= self.instruction_dim <= _LARGEST:
@@ -179,6 +187,7 @@ class FlamingoConfig:
     def __post_init__(self) -> None:
         names = "width heads layers mlp_width queries roi every gated_width gated_heads gated_mlp_width"
         _check_sizes("model.flamingo", {name: getattr(self, name) for name in names.split()})
+        _check_layers("model.flamingo.layers", self.layers)
         if self.roi > 32:
             raise OsmError(f"model.flamingo.roi {self.roi} is over 32: twice its square are the tokens of each mask")
         for width, heads in (("width", "heads"), ("gated_width", "gated_heads")):
@@ -251,6 +260,8 @@ class ModelConfig:
                 f"--sliding_window_size {self.sliding_window_size} must lie between 1 and --input_size "
                 f"{self.input_size}"
             )
+        if self.sliding_window_size > _LARGEST_WINDOW:
+            raise OsmError(f"--sliding_window_size {self.sliding_window_size} is over {_LARGEST_WINDOW}")
         if not 1 <= self.sliding_window_stride <= self.sliding_window_size:
             raise OsmError(
                 f"--sliding_window_stride {self.sliding_window_stride} must lie between 1 and --sliding_window_size "
@@ -290,7 +301,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise OsmError(f"{where}: expected a mapping of {', '.join(names)}, found {shown(values)}")
     for key in values:
         if key not in names:
-            raise OsmError(f"{where}: unknown field {key!r}; the fields are {', '.join(names)}")
+            raise OsmError(f"{where}: unknown field {shown(key)}; the fields are {', '.join(names)}")
     return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
@@ -329,6 +340,7 @@ def find_config(name: str) -> Path:
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
+        check_regular_file(path, "config")
         if path.is_file():
             return path
         raise OsmError(f"config {name!r}: no such file")
@@ -354,19 +366,16 @@ def load_yaml(name: str) -> dict[str, Any]:
         OsmError: not found, not YAML, or a section that is not known.
     """
     path = find_config(name)
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OsmError(f"config {path}: {error}") from None
+    document = read_yaml(path, "config")
     if not isinstance(document, dict):
-        raise OsmError(f"config {path}: expected the sections 'model' and 'training', found {document!r}")
+        raise OsmError(f"config {path}: expected the sections 'model' and 'training', found {shown(document)}")
     for section in document:
         if section not in ("model", "training"):
-            raise OsmError(f"config {path}: unknown section {section!r}; the sections are model and training")
+            raise OsmError(f"config {path}: unknown section {shown(section)}; the sections are model and training")
     sections = {section: {} if values is None else values for section, values in document.items()}
     for section, values in sections.items():
         if not isinstance(values, dict):
-            raise OsmError(f"config {path}: {section} has to be a mapping, found {values!r}")
+            raise OsmError(f"config {path}: {section} has to be a mapping, found {shown(values)}")
     return sections
 
 

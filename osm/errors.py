@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import reprlib
 from typing import Any
 
@@ -32,6 +33,26 @@ class SampleError(OsmError):
 
 class RunStopped(OsmError):
     """A run that could not go on, through no flag's fault: its data or disk failed, or its losses did."""
+
+
+def exit_code(error: OsmError) -> int:
+    """The exit code of a command that ends with this error: 3 for a run that could not go on, 2 for a mistake."""
+    return 3 if isinstance(error, RunStopped) else 2
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
+
+def write_failed(error: OSError, where: str, expected: str) -> OsmError:
+    """The error for a file that could not be written: a disk that is full or broken is no mistake in the call.
+
+    Args:
+        where: begins the message. expected: what would be right in a user's place.
+    """
+    reason = error.strerror or str(error)
+    if error.errno in _DISK:
+        return RunStopped(f"{where}: {reason}; the same command goes on once there is room again")
+    return OsmError(f"{where}: {reason}; expected {expected}")
 
 
 # Reasons for which sampling leaves a sample out though nothing is wrong with its data: no mask of it counts in any crop

@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,8 @@ try:
 except ImportError:  # Windows: two runs that write one file are then not kept apart
     fcntl = None  # type: ignore[assignment]
 
-from osm.errors import OsmError
+from osm.documents import MAX_NESTING, MAX_YAML_BYTES, parse_json, parse_yaml
+from osm.errors import OsmError, write_failed
 from osm.terminal import echo
 
 _KINDS = (
@@ -51,19 +52,38 @@ def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
         raise OsmError(f"{what} {os.fspath(path)} is not a regular file, but {found}")
 
 
-def read_json(path: Path, what: str) -> tuple[Any, str]:
+def read_json(path: Path, what: str, nesting: int | None = MAX_NESTING) -> tuple[Any, str]:
     """A json file's document and the SHA-256 of its bytes.
 
     Raises:
         OsmError: the file cannot be read or is no json; `what` says what it should have been.
     """
+    check_regular_file(path, what)
     try:
         data = path.read_bytes()
-        return json.loads(data), hashlib.sha256(data).hexdigest()
+        return parse_json(data, nesting), hashlib.sha256(data).hexdigest()
     except OSError as error:
         raise OsmError(f"{what} {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise OsmError(f"{what} {path}: not valid json ({error})") from None
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The document of a YAML file.
+
+    Raises:
+        OsmError: the file cannot be read, is too large or is no YAML of plain values; `what` begins the message.
+    """
+    check_regular_file(path, what)
+    try:
+        size = path.stat().st_size
+        if size > MAX_YAML_BYTES:
+            raise ValueError(f"{size} bytes, over {MAX_YAML_BYTES}")
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OsmError(f"{what} {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise OsmError(f"{what} {path}: not valid YAML ({error})") from None
 
 
 def write_atomically(path: Path, chunks: Iterable[str]) -> None:
@@ -105,7 +125,7 @@ def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, chunks)
     except OSError as error:
-        raise OsmError(f"{flag} {path}: {error.strerror}; expected a file that can be written") from None
+        raise write_failed(error, f"{flag} {path}", "a file that can be written") from None
 
 
 @contextmanager
@@ -181,8 +201,11 @@ class PartialFile:
             self._write(self._header)
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise write_failed(error, str(self.path), "a file that can be written") from None
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one finished record."""
@@ -194,17 +217,18 @@ class PartialFile:
         with self.path.open("rb") as file:
             file.readline()
             for line in file:
-                yield json.loads(line)
+                yield parse_json(line)
 
     def close(self) -> None:
         """Closes the file and lets other runs have it."""
-        self._file.close()
+        with suppress(OSError):  # after a write that failed, what is left of it fails once more
+            self._file.close()
 
 
 def _whole_line(line: bytes) -> dict[str, Any] | None:
     """The line's object, or None where a kill or a full disk cut it off."""
     try:
-        record = json.loads(line) if line.endswith(b"\n") else None
+        record = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     return record if isinstance(record, dict) else None

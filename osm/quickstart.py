@@ -23,7 +23,7 @@ import yaml
 
 from osm.config import load_model_config
 from osm.data.scenes.words import FINE, PLAIN, SETS
-from osm.errors import OsmError
+from osm.errors import OsmError, RunStopped, exit_code, write_failed
 from osm.files import read_json, write_atomically
 from osm.terminal import echo
 
@@ -235,7 +235,7 @@ def run(options: Options) -> dict[str, float]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OsmError(f"out {out}: {error.strerror}; expected a folder that can be written") from None
+        raise write_failed(error, f"out {out}", "a folder that can be written") from None
     path = out / STAGES
     record = _record(path, options)
     write_tables(out)
@@ -285,7 +285,8 @@ def _run_stage(stage: Stage) -> float:
             raise
         if any(codes):
             failed = next(k for k, code in enumerate(codes) if code)
-            raise OsmError(f"stage {stage.name!r} failed with code {codes[failed]}: {shlex.join(batch[failed])}")
+            kind = RunStopped if codes[failed] == 3 else OsmError
+            raise kind(f"stage {stage.name!r} failed with code {codes[failed]}: {shlex.join(batch[failed])}")
     return time.monotonic() - started
 
 
@@ -369,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         echo(*summary(options, run(options)).split("\n"))
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         echo("interrupted: the same command goes on where it was", file=sys.stderr)
         return 130

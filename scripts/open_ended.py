@@ -52,8 +52,8 @@ def main() -> int:
     try:
         left_out = choose(args.data, args.classes, args.seed)
         train(args.data, args.out, left_out)
-        labels = DatasetTable().with_yaml(args.out / "sets.yaml")[SET].label_set
-        document = {"seed": args.seed, **measure(args.data, labels, left_out, answers(args.out))}
+        row = DatasetTable().with_yaml(args.out / "sets.yaml")[SET]
+        document = {"seed": args.seed, **measure(args.data, row.label_set, left_out, answers(row, args.out))}
         write_output(args.out / RESULT, "OUT", [json.dumps(document, indent=1) + "\n"])
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ from osm.benchmark.report import PAGE, TITLE, write_report
 from osm.config import find_config
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.data.paths import check_local
-from osm.errors import OsmError
+from osm.errors import OsmError, exit_code
 from osm.files import read_json
 from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of
@@ -65,7 +65,7 @@ def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
         command(*arguments)
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         echo("interrupted: the same command goes on where it was", file=sys.stderr)
         return 130

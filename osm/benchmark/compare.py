@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.evaluate import evaluate_folder
+from osm.benchmark.items.base import countable
 from osm.benchmark.metrics.scores import CLASS, MaskScores, Tools, score_rows
 from osm.benchmark.metrics.statistics import Bootstrap, Difference, Rate, differences
 from osm.benchmark.parts import made_with
@@ -187,7 +188,7 @@ def _by_key(records: SetRecords) -> dict[tuple[tuple[bool, Hashable], Any, int],
         for mask in entry.masks:
             if mask.crowd:
                 continue
-            mask_id = mask.id if isinstance(mask.id, (int, str)) else repr(mask.id)
+            mask_id = countable(mask.id)
             found[image, mask_id, times[image, mask_id]] = number, mask
             times[image, mask_id] += 1
     return found

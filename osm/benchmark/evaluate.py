@@ -26,7 +26,9 @@ class Score:
     not_in_vocabulary: int = 0
 
     def line(self) -> str:
-        """The published line's content."""
+        """The published line's content; nothing is divided where no mask has a prediction in the mode."""
+        if not self.total:
+            return "no prediction in this mode"
         return (
             f"Acc: {self.correct}/{self.total} = {ratio(self.correct, self.total)}, "
             f"Not-In-Vocab: {self.not_in_vocabulary}/{self.total} = {ratio(self.not_in_vocabulary, self.total)}"

@@ -20,10 +20,11 @@ from PIL import Image
 from osm.benchmark.alter import ALTERATIONS, blank, other_mask
 from osm.benchmark.files import meta_path, partial_path, prediction_path
 from osm.benchmark.items import FIELD, SPLITS, Item, Split
+from osm.benchmark.items.presence import check_files, files_stay
 from osm.benchmark.items.proposals import Proposals
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.images import read_rgb
-from osm.errors import OsmError
+from osm.errors import OsmError, write_failed
 from osm.files import PartialFile, read_json, write_atomically
 from osm.terminal import echo
 
@@ -165,7 +166,7 @@ def generate_predictions(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OsmError(f"out_dir {out_dir}: {error.strerror}; expected a folder that can be written") from None
+        raise write_failed(error, f"out_dir {out_dir}", "a folder that can be written") from None
     if _is_finished(path, meta_path(path, run.split.kind), header):
         return path
     _name_part(namer, run, part_range(run.count, part, parts), path, header)
@@ -204,11 +205,13 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
             _say(f"{path}: going on after {partial.done} of {len(indices)} images")
+        check_files(run.split, indices[partial.done :])
         progress = _Progress(path.stem, len(indices), partial.done)
         for first in range(partial.done // run.batch * run.batch, len(indices), run.batch):
             started = time.monotonic()
-            numbered = [(index, run.split.load(index)) for index in indices[first : first + run.batch]]
-            counts = _name_items(namer, run, numbered)
+            with files_stay(run.split, indices[first : first + run.batch]):
+                numbered = [(index, run.split.load(index)) for index in indices[first : first + run.batch]]
+                counts = _name_items(namer, run, numbered)
             seconds = round((time.monotonic() - started) / len(numbered), 3)
             for (_, item), count in list(zip(numbered, counts, strict=True))[max(0, partial.done - first) :]:
                 partial.append({"counts": count, "seconds": seconds, "entry": item.entry})
@@ -325,8 +328,11 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         # For the report's pictures. Not in the header: a moved data set is still the same one.
         "files": run.split.files,
     }
-    write_atomically(meta_path(path, run.split.kind), [json.dumps(meta, indent=1) + "\n"])
-    write_atomically(path, _document(partial, run.split))
+    try:
+        write_atomically(meta_path(path, run.split.kind), [json.dumps(meta, indent=1) + "\n"])
+        write_atomically(path, _document(partial, run.split))
+    except OSError as error:
+        raise write_failed(error, str(path), "a file that can be written") from None
     left_out = ", ".join(f"{key} {value}" for key, value in counts.items() if key != "named")
     _say(f"{path}: {counts['named']} masks of {len(indices)} images named ({left_out})")
 

@@ -23,7 +23,7 @@ from osm.benchmark.records import SetRecords, prediction_in, read_set
 from osm.benchmark.report_pictures import masks_by_image
 from osm.data.datasets import ANY_MODE, DatasetTable
 from osm.data.images import read_rgb
-from osm.errors import OsmError, shown
+from osm.errors import OsmError, shown, write_failed
 from osm.files import read_json, write_output
 from osm.recognition.similarity import SentenceEncoder
 from osm.terminal import echo
@@ -85,7 +85,7 @@ def sample(
         for start in range(0, len(drawn), COLUMNS * ROWS):
             sheet(drawn[start : start + COLUMNS * ROWS]).save(sheets / f"{start // (COLUMNS * ROWS) + 1:02}.png")
     except OSError as error:
-        raise OsmError(f"sheets {sheets}: {error.strerror}; expected a folder that can be written") from None
+        raise write_failed(error, f"sheets {sheets}", "a folder that can be written") from None
     write_output(out_list, "out_list", [json.dumps([{**entry, "verdict": ""} for entry, _ in drawn], indent=1) + "\n"])
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from osm.benchmark.files import prediction_path
-from osm.benchmark.items import FIELD
 from osm.benchmark.metrics import accepted_forms, normalize
 from osm.benchmark.metrics.lexical import RELATIONS, Lexicon
 from osm.benchmark.metrics.statistics import auroc
 from osm.benchmark.metrics.wordnet import find_wordnet
-from osm.data.datasets import ANY_MODE
+from osm.benchmark.records import read_set
+from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.labels import LabelSet, load_labels
 from osm.errors import OsmError
+from osm.errors import shown as describe
 from osm.files import read_json
 from osm.recognition.similarity import SentenceEncoder
 
@@ -54,14 +54,18 @@ def choose(data: Path, count: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(often, count, replace=False).tolist())
 
 
-def answers(out: Path) -> list[Answer]:
-    """All val masks of the set, in both modes."""
+def answers(row: Dataset, out: Path) -> list[Answer]:
+    """All val masks of the set, in both modes.
+
+    Args:
+        row: of the set, as the run's own table has it.
+    """
     found = []
-    for part in range(PARTS):
-        document, _ = read_json(prediction_path(out / "predictions", SET, part, PARTS), "predictions")
-        for entry in (s for a in document for s in a["segments_info"] if FIELD in s):
-            for mode, said in entry[FIELD].items():
-                found.append(Answer(entry["category_id"], mode, normalize(said["class"]), said["prob"]))
+    for _, mask in read_set(row, out / "predictions", PARTS).counted():
+        for mode, prediction in mask.predictions.items():
+            if prediction.prob is None:
+                raise OsmError(f"{out}: mask {describe(mask.id)} of {SET} has no prob in mode {mode!r}")
+            found.append(Answer(mask.category_id, mode, normalize(prediction.name), prediction.prob))
     return found
 
 
@@ -97,7 +101,10 @@ def names_of_the_other_sets(data: Path) -> set[str]:
         read_json(data / name / "train" / "panoptic.json", "DATA")[0]["categories"] for name in ("coco_mini", "camvid")
     )
     table = load_labels("coco")
-    return {table[c["id"]].target for c in coco if c["id"] in table} | {c["name"].lower() for c in camvid}
+    camvid_labels = LabelSet.from_categories(camvid, str(data / "camvid"))
+    return {table[c["id"]].target for c in coco if c["id"] in table} | {
+        c.target for c in camvid_labels.classes.values()
+    }
 
 
 def nearness(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from osm.benchmark.files import meta_path, partial_path
+from osm.benchmark.meta import read_meta
 from osm.errors import OsmError, shown
-from osm.files import read_json
 
 _SAME_IN_ALL_PARTS = ("annotations", "modes", "limit", "alter", "seed", "vocabulary")
 
@@ -23,23 +24,23 @@ def check_all_there(name: str, paths: Sequence[Path]) -> None:
         raise OsmError(f"set {name!r}: {len(missing)} of {len(paths)} parts are missing: {names}{hint}")
 
 
-def common_meta(paths: Sequence[Path], kind: str = "pred") -> dict[str, Any]:
-    """The first meta file's content, after a check that all that are there come from one run, and are its parts.
+def read_metas(name: str, paths: Sequence[Path], kind: str = "pred") -> dict[Path, dict[str, Any]]:
+    """The meta files of a set's prediction files, as far as they are there, after a check that they come from one run.
 
     Args:
-        kind: of the prediction files (see `osm.benchmark.files`).
+        name: of the set. kind: of the prediction files (see `osm.benchmark.files`).
 
     Raises:
-        OsmError: they are not.
+        OsmError: a meta file is not right, or they are of different runs, or their ranges of images do not follow one
+            another.
     """
-    metas: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        beside = meta_path(path, kind)
-        if beside.exists():
-            meta, _ = read_json(beside, "meta file")
-            if not isinstance(meta, dict):
-                raise OsmError(f"meta file {beside}: expected an object, found {shown(meta)}")
-            metas[path.name] = meta
+    there = {path: meta_path(path, kind) for path in paths}
+    found = {path: read_meta(beside, name) for path, beside in there.items() if os.path.lexists(beside)}
+    _check_one_run(paths, {path.name: meta for path, meta in found.items()})
+    return found
+
+
+def _check_one_run(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]]) -> None:
     checkpoints = {str(meta.get("checkpoint")): name for name, meta in metas.items()}
     if len(checkpoints) > 1:
         raise OsmError(f"parts of different checkpoints: {listing(checkpoints)}")
@@ -51,7 +52,6 @@ def common_meta(paths: Sequence[Path], kind: str = "pred") -> dict[str, Any]:
                 f"{name} and {first_name} were made with another {', '.join(changed)}; make one of them anew"
             )
     _check_ranges(paths, metas)
-    return first
 
 
 def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]]) -> None:
@@ -66,22 +66,15 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
                 f"{path.name} is part {stated[0]} of {stated[1]}, as its meta file says; make part {part} of "
                 f"{len(paths)} anew"
             )
-        start, end = _range(meta)
+        start, end = meta.get("items", (None, None))
         if start is not None and stop is not None and start != stop:
             after = f" and {before} ends at {stop}" if before else ""
             wrong = "the parts overlap" if start < stop else f"images {stop} to {start - 1} are missing"
             raise OsmError(f"{path.name} starts at image {start}{after}: {wrong}; make one of them anew")
         stop, before = end, path.name
-    count = next((meta["images"] for meta in metas.values() if type(meta.get("images")) is int), None)
+    count = next((meta["images"] for meta in metas.values() if "images" in meta), None)
     if count is not None and stop is not None and stop != count:
         raise OsmError(f"{before} ends at image {stop}, but {count} were to be named; make it anew")
-
-
-def _range(meta: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
-    items = meta.get("items")
-    if isinstance(items, list) and len(items) == 2 and all(type(one) is int for one in items):
-        return items[0], items[1]
-    return None, None
 
 
 def made_with(meta: Mapping[str, Any]) -> list[str]:
@@ -92,9 +85,7 @@ def made_with(meta: Mapping[str, Any]) -> list[str]:
     if meta.get("limit") is not None:
         notes.append(f"made with --limit {shown(meta['limit'])}: not the whole set")
     if vocabulary := meta.get("vocabulary"):
-        known = isinstance(vocabulary, list) and len(vocabulary) == 3
-        about = f"{shown(vocabulary[1])} names, {shown(vocabulary[0])}" if known else shown(vocabulary)
-        notes.append(f"named with --vocabulary ({about})")
+        notes.append(f"named with --vocabulary ({shown(vocabulary[1])} names, {shown(vocabulary[0])})")
     return notes
 
 

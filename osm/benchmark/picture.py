@@ -8,13 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from osm.benchmark.agreement import row_with_files
 from osm.benchmark.evaluate import evaluate_folder
 from osm.benchmark.items import SPLITS
 from osm.benchmark.metrics import is_correct
 from osm.benchmark.records import MaskRecord
-from osm.benchmark.report_pictures import enlarged, masks_by_image, row_with_files
+from osm.benchmark.report_pictures import enlarged, masks_by_image
 from osm.data.datasets import Dataset
-from osm.errors import OsmError
+from osm.errors import OsmError, write_failed
 from osm.recognition.draw import draw_names
 
 _GAP = 8
@@ -36,7 +37,7 @@ def write_picture(
     results = {result.row.name: result for result in evaluate_folder(folder, parts, table)[0]}
     if set_name not in results:
         raise OsmError(f"--set {set_name!r}: {folder} has predictions of {', '.join(results)}")
-    row = row_with_files(results[set_name])
+    row = row_with_files(results[set_name].row, results[set_name].meta)
     records = masks_by_image(results[set_name].records)
     split = SPLITS[row.form](row)
     if len(records) != len(split):
@@ -78,4 +79,4 @@ def _save(path: Path, image: Image.Image) -> None:
         image.save(temporary, "JPEG", quality=88, optimize=True)
         os.replace(temporary, path)
     except OSError as error:
-        raise OsmError(f"output {path}: {error.strerror}; expected a file that can be written") from None
+        raise write_failed(error, f"output {path}", "a file that can be written") from None

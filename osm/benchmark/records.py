@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from osm.benchmark.agreement import Entry, check_masks, split_at_hand
 from osm.benchmark.files import prediction_path
 from osm.benchmark.items import FIELD, SPLITS, Split
-from osm.benchmark.parts import Seen, check_all_there, common_meta
+from osm.benchmark.items.base import countable
+from osm.benchmark.meta import Content, check_content
+from osm.benchmark.parts import Seen, check_all_there, read_metas
 from osm.data.datasets import Dataset
 from osm.errors import OsmError, shown
 from osm.files import read_json
@@ -105,27 +109,75 @@ def read_set(row: Dataset, folder: Path, parts: int) -> SetRecords:
 def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
     """Reads the prediction files of one set, all its parts.
 
+    Each file is compared with its meta file, where there is one, and with the set's own annotations, where they are at
+    hand: a file that is cut short, empty or another set's is refused.
+
     Raises:
-        OsmError: a part is missing, parts overlap or are of different runs, or a value is not what the format has; it
-            names the file, the annotation, the field and the value.
+        OsmError: a part is missing, parts overlap or are of different runs, a file does not hold what its meta file or
+            the set says, or a value is not what the format has; it names the file, and the annotation, field and value.
     """
     check_all_there(row.name, paths)
-    meta = common_meta(paths)
+    metas = read_metas(row.name, paths)
     seen = Seen(row.name)
-    split = SPLITS[row.form]
-    images = []
+    images: list[ImageRecord] = []
     for path in paths:
-        document, _ = read_json(path, "predictions")
-        try:
-            for key, annotations in split.entries_in(document):
-                seen.add(key, path)
-                masks = tuple(_mask(row, split, annotation, path) for annotation in annotations)
-                images.append(ImageRecord(key, path, masks))
-        except OsmError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise OsmError(f"predictions {path}: not in the format of form {row.form} ({error!r})") from None
+        of_file = _read_file(row, path)
+        for image in of_file:
+            seen.add(image.key, path)
+        if path in metas:
+            check_content(path, metas[path], content_of(of_file))
+        images += of_file
+    meta = next(iter(metas.values()), {})
+    _check_not_empty(row, paths, images, metas)
+    if split := split_at_hand(row, meta):
+        of_path: dict[Path, list[Entry]] = {path: [] for path in paths}
+        for image in images:
+            of_path[image.path].append(_entry(image))
+        check_masks(split, [(path, metas.get(path, {}), of_path[path]) for path in paths], meta.get("images"))
     return SetRecords(row, tuple(images), meta)
+
+
+def _read_file(row: Dataset, path: Path) -> list[ImageRecord]:
+    split = SPLITS[row.form]
+    document, _ = read_json(path, "predictions")
+    try:
+        return [
+            ImageRecord(key, path, tuple(_mask(row, split, annotation, path) for annotation in annotations))
+            for key, annotations in split.entries_in(document)
+        ]
+    except OsmError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OsmError(f"predictions {path}: not in the format of form {row.form} ({error!r})") from None
+
+
+def content_of(images: Sequence[ImageRecord]) -> Content:
+    """What there is in the entries of a prediction file."""
+    masks = [mask for image in images for mask in image.masks]
+    named = [mask for mask in masks if mask.predictions and not mask.crowd]
+    crowd = sum(mask.crowd for mask in masks)
+    return Content(len(images), len(masks) - crowd, len(named), crowd, [frozenset(mask.predictions) for mask in named])
+
+
+def _entry(image: ImageRecord) -> Entry:
+    masks = ((countable(mask.id), countable(mask.category_id)) for mask in image.masks if not mask.crowd)
+    return Entry(image.key, Counter(masks))
+
+
+def _check_not_empty(
+    row: Dataset, paths: Sequence[Path], images: Sequence[ImageRecord], metas: Mapping[Path, Mapping[str, Any]]
+) -> None:
+    """Raises OsmError where the files hold nothing to score, unless meta files say that there was nothing."""
+    if any(mask.predictions for image in images for mask in image.masks):
+        return
+    names = ", ".join(path.name for path in paths)
+    if not images:
+        raise OsmError(f"set {row.name!r}: no image in {names} (in {paths[0].parent}); make the predictions anew")
+    if len(metas) < len(paths):
+        raise OsmError(
+            f"set {row.name!r}: no mask of the {len(images)} images of {names} (in {paths[0].parent}) is named; "
+            "expected files that generate_pred.py wrote"
+        )
 
 
 def _mask(row: Dataset, split: type[Split], annotation: Mapping[str, Any], path: Path) -> MaskRecord:

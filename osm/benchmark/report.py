@@ -18,7 +18,7 @@ from osm.benchmark.report_counts import Breakdown, break_down, intervals
 from osm.benchmark.report_page import page
 from osm.benchmark.report_pictures import Picture, choose, choose_surest, draw_pictures
 from osm.data.datasets import Dataset
-from osm.errors import OsmError, shown
+from osm.errors import OsmError, shown, write_failed
 from osm.files import write_atomically
 from osm.training.tracking import read_log
 
@@ -133,7 +133,7 @@ def write_report(
         write_atomically(out_dir / RESULTS, [json.dumps(document, indent=1, allow_nan=False) + "\n"])
         write_atomically(out_dir / PAGE, page(report))
     except OSError as error:
-        raise OsmError(f"out_dir {out_dir}: {error.strerror}; expected a folder that can be written") from None
+        raise write_failed(error, f"out_dir {out_dir}", "a folder that can be written") from None
     return document
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from osm.benchmark.agreement import row_with_files
 from osm.benchmark.alter import resize_nearest
 from osm.benchmark.evaluate import SetResult
 from osm.benchmark.items import SPLITS, Item, Split
@@ -96,7 +96,7 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, P
     if not chosen:
         return {}, []
     masks = masks_by_image(result.records)
-    row = row_with_files(result)
+    row = row_with_files(result.row, result.meta)
     try:
         split = SPLITS[row.form](row)
     except OsmError as error:
@@ -116,16 +116,6 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, P
 def masks_by_image(records: SetRecords) -> list[list[MaskRecord]]:
     """The annotations of a set's prediction files, image by image, crowd left out."""
     return [[mask for mask in image.masks if not mask.crowd] for image in records.images]
-
-
-def row_with_files(result: SetResult) -> Dataset:
-    """The set with the paths that generation noted where all of them are still there, else as the table has it."""
-    files = result.meta.get("files")
-    needs = SPLITS[result.row.form].needs
-    # Not Path.exists, which fails for texts that can be no path.
-    if isinstance(files, Mapping) and all(isinstance(files.get(f), str) and os.path.exists(files[f]) for f in needs):
-        return replace(result.row, **{f: files[f] for f in needs})
-    return result.row
 
 
 def _draw(split: Split, index: int, masks: list[MaskRecord]) -> Picture:

@@ -15,7 +15,7 @@ from typing import Any
 from osm.benchmark.cli import generate_main
 from osm.benchmark.evaluate import SetResult, evaluate_folder
 from osm.data.datasets import DatasetTable
-from osm.errors import OsmError
+from osm.errors import OsmError, exit_code
 from osm.files import write_output
 from osm.terminal import echo
 
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
         _show(compared, notes, args)
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         echo("interrupted: the same command goes on where it was", file=sys.stderr)
         return 130

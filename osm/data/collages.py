@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image, ImageEnhance, ImageFilter
 
 from osm.data.images import decode, open_image, read_panoptic, read_rgb
+from osm.data.labels import LabelSet
 from osm.data.originals.work import Panoptic, write_whole
-from osm.errors import OsmError, SampleError
-from osm.files import read_json, write_atomically
+from osm.errors import OsmError, SampleError, exit_code, shown, write_failed
+from osm.files import read_json, read_yaml, write_atomically
 from osm.terminal import echo
 
 SPLITS = ("train", "val")
@@ -119,33 +119,28 @@ def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
     Raises:
         OsmError: the table is not as described, or a file of it is not in the folder.
     """
-    try:
-        found = yaml.safe_load(table.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OsmError(f"--table {table}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OsmError(f"--table {table}: not valid YAML ({error})") from None
+    found = read_yaml(table, "--table")
     if not isinstance(found, dict) or not found:
         raise OsmError(f"--table {table}: expected names, each with its files under {' or '.join(SPLITS)}")
     out: dict[str, dict[str, list[Cutout]]] = {}
     for name, splits in found.items():
-        where = f"--table {table}: {name!r}"
+        where = f"--table {table}: {shown(name)}"
         if not isinstance(name, str) or not name.strip():
             raise OsmError(f"{where} is no name")
         if not isinstance(splits, dict) or set(splits) - set(SPLITS):
-            raise OsmError(f"{where}: expected lists of files under {' or '.join(SPLITS)}, found {splits!r}")
+            raise OsmError(f"{where}: expected lists of files under {' or '.join(SPLITS)}, found {shown(splits)}")
         out[name] = {split: _files(splits.get(split, []), folder, f"{where}, {split}") for split in SPLITS}
     return out
 
 
 def _files(names: object, folder: Path, where: str) -> list[Cutout]:
     if not isinstance(names, list):
-        raise OsmError(f"{where}: expected a list of files, found {names!r}")
+        raise OsmError(f"{where}: expected a list of files, found {shown(names)}")
     out = []
     for name in names:
         path = folder / str(name)
         if not isinstance(name, str) or "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
-            raise OsmError(f"{where}: {name!r} is no file below {folder}")
+            raise OsmError(f"{where}: {shown(name)} is no file below {folder}")
         if not path.is_file():
             raise OsmError(f"{where}: {name} is not in --cutouts {folder}")
         out.append(Cutout(path))
@@ -161,7 +156,8 @@ def read_segments(folder: Path) -> dict[str, list[Cutout]]:
     path = folder / "panoptic.json"
     document = read_json(path, "--segments")[0]
     try:
-        names = {one["id"]: str(one["name"]) for one in document["categories"]}
+        LabelSet.from_categories(document["categories"], f"--segments {path}")  # refuses names that are no text
+        names = {one["id"]: one["name"] for one in document["categories"]}
         images = {one["id"]: one["file_name"] for one in document["images"]}
         out: dict[str, list[Cutout]] = {name: [] for name in names.values()}
         for entry in document["annotations"]:
@@ -212,7 +208,7 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
         write_atomically(folder / "panoptic.json", [json.dumps(document)])
         write_atomically(summary, [json.dumps(made, indent=1) + "\n"])
     except OSError as error:
-        raise OsmError(f"{folder}: {error.strerror}; expected a folder that can be written, with room in it") from None
+        raise write_failed(error, str(folder), "a folder that can be written, with room in it") from None
     except SampleError as error:
         raise OsmError(str(error)) from None
     return folder
@@ -341,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         echo(write_collages(args.out / args.split, options))
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         echo("interrupted: the same command makes the same collages", file=sys.stderr)
         return 130

@@ -15,9 +15,9 @@ from typing import Any
 from osm.data.pool import Progress, default_workers, in_order, say
 from osm.data.shard_writer import LAYOUTS, SUMMARY, ShardWriter, write_json
 from osm.data.sources import SETS
-from osm.data.sources.base import Item, Source
+from osm.data.sources.base import Item, Plan, Source
 from osm.data.sources.coco import CocoInstances, CocoPanoptic
-from osm.errors import OsmError
+from osm.errors import OsmError, exit_code, write_failed
 
 CATEGORIES = "categories.json"
 
@@ -88,10 +88,27 @@ def convert_set(source: Source, options: Options) -> dict[str, Any]:
 
     Raises:
         OsmError: an argument or what describes the set is wrong, or the folder holds other shards.
+        RunStopped: the disk is full.
         BadSamplesError: more bad samples than `options.max_bad_samples` allows, or none that is good.
     """
     options.check()
     plan = source.plan()
+    try:
+        summary, failed = _convert(source, plan, options)
+    except OSError as error:
+        raise write_failed(error, f"output_dir {options.output_dir}", "a folder that can be written") from None
+    say("written", f"{summary['written']} samples in {summary['shards']} shards to {options.output_dir}")
+    for kind in ("left_out", "warnings"):
+        if summary[kind]:
+            counts = ", ".join(f"{reason} {count}" for reason, count in summary[kind].items())
+            say(kind.replace("_", " "), counts)
+    if failed:
+        raise BadSamplesError(f"{failed} (all counts: {Path(options.output_dir) / SUMMARY})")
+    return summary
+
+
+def _convert(source: Source, plan: Plan, options: Options) -> tuple[dict[str, Any], str]:
+    """Writes the shards; returns the summary, and why the run has failed (empty where it has not)."""
     with ShardWriter(options.output_dir, options.layout, options.num_files_per_shard, plan.arguments) as writer:
 
         def verdict() -> str:
@@ -106,15 +123,7 @@ def convert_set(source: Source, options: Options) -> dict[str, Any]:
             write_json(writer.output_dir / CATEGORIES, {"categories": plan.categories})
         _fill(writer, source, plan.items, options.num_workers or default_workers())
         summary = writer.finish(plan.left_out)
-        failed = verdict()
-    say("written", f"{summary['written']} samples in {summary['shards']} shards to {options.output_dir}")
-    for kind in ("left_out", "warnings"):
-        if summary[kind]:
-            counts = ", ".join(f"{reason} {count}" for reason, count in summary[kind].items())
-            say(kind.replace("_", " "), counts)
-    if failed:
-        raise BadSamplesError(f"{failed} (all counts: {Path(options.output_dir) / SUMMARY})")
-    return summary
+        return summary, verdict()
 
 
 def convert_coco_panoptic(
@@ -162,7 +171,11 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int:
-    """The command line of a set; returns the exit code: 1 for too many bad samples, 2 for a mistake in the call."""
+    """The command line of a set.
+
+    Returns:
+        the exit code: 1 for too many bad samples, 2 for a mistake in the call, 3 for a full disk.
+    """
     args = parser(name).parse_args(arguments)
     options = Options(
         output_dir=args.output_dir,
@@ -175,7 +188,9 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
         convert_set(SETS[args.set].source.from_arguments(args), options)
     except (OsmError, OSError) as error:
         say("error", " ".join(str(error).split()))
-        return 1 if isinstance(error, BadSamplesError) else 2
+        if isinstance(error, BadSamplesError):
+            return 1
+        return exit_code(error) if isinstance(error, OsmError) else 2
     except KeyboardInterrupt:
         say("stopped", "the same command goes on after the last whole shard")
         return 130

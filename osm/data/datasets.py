@@ -13,12 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from osm.data.image_names import IMAGE_NAMES
 from osm.data.labels import LabelSet, load_labels
 from osm.data.paths import check_local
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
+from osm.files import read_yaml
 
 ANY_MODE = "any"
 # The modes of the published checkpoints: nine sets, and the open one.
@@ -141,30 +140,30 @@ class DatasetTable(Mapping[str, Dataset]):
             OsmError: the file cannot be read, or a row is not right.
         """
         path = Path(path)
-        try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise OsmError(f"dataset table {path}: {error}") from None
+        document = read_yaml(path, "dataset table")
         rows = document.get("datasets") if isinstance(document, dict) else None
         if not isinstance(rows, dict) or not rows:
             raise OsmError(f"dataset table {path}: expected a mapping 'datasets: {{<name>: {{form: ...}}}}'")
         relative_to = document.get("relative_to", "this_file")
         if relative_to not in ("this_file", "working_folder"):
-            raise OsmError(f"dataset table {path}: relative_to {relative_to!r} is not this_file or working_folder")
+            raise OsmError(f"dataset table {path}: relative_to {shown(relative_to)} is not this_file or working_folder")
         root = path.parent if relative_to == "this_file" else Path()
         changed = dict(self._rows)
         for name, entry in rows.items():
-            changed[name] = self._row(f"dataset table {path}, set {name!r}", root, name, entry)
+            changed[name] = self._row(f"dataset table {path}, set {shown(name)}", root, name, entry)
         return DatasetTable(tuple(changed.values()))
 
     def _row(self, where: str, root: Path, name: object, entry: object) -> Dataset:
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == ANY_MODE:
             raise OsmError(f"{where}: a set's name is lower-case letters, digits and _, and not '{ANY_MODE}'")
         if not isinstance(entry, dict):
-            raise OsmError(f"{where}: expected a mapping, found {entry!r}")
-        unknown = sorted(set(entry) - set(_USER_FIELDS))
+            raise OsmError(f"{where}: expected a mapping, found {shown(entry)}")
+        unknown = [key for key in entry if key not in _USER_FIELDS]
         if unknown:
-            raise OsmError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(_USER_FIELDS)}")
+            raise OsmError(f"{where}: unknown field {shown(unknown[0])}; the fields are {', '.join(_USER_FIELDS)}")
+        for key, value in entry.items():
+            if key != "ignored_ids" and isinstance(value, (dict, list, tuple, set, bytes)):
+                raise OsmError(f"{where}: {key} {shown(value)} is not a text")
         values: dict[str, Any] = {key: str(value) for key, value in entry.items() if value is not None}
         for key in (*_PATHS, "labels", "whole_labels"):
             check_local(values.get(key, ""), f"{where}: {key}")
@@ -177,7 +176,7 @@ class DatasetTable(Mapping[str, Dataset]):
         if "ignored_ids" in values:
             ids = entry["ignored_ids"]
             if not isinstance(ids, list) or not all(type(value) is int for value in ids):
-                raise OsmError(f"{where}: ignored_ids {ids!r} is not a list of integers")
+                raise OsmError(f"{where}: ignored_ids {shown(ids)} is not a list of integers")
             values["ignored_ids"] = tuple(ids)
         if name in self._rows:
             row = replace(self._rows[name], **values)

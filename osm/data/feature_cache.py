@@ -18,6 +18,7 @@ from torch import Tensor
 
 from osm.data.paths import check_local
 from osm.errors import OsmError
+from osm.files import check_regular_file
 
 _MAGIC = b"\x93NUMPY\1\0"  # of the version that we write: another one's header may claim 4 GB
 
@@ -46,6 +47,7 @@ class FeatureCache:
         assert view is not None
         path = self.path(dataset, key, view)
         try:
+            check_regular_file(path, "file")
             with path.open("rb") as file:
                 if file.read(len(_MAGIC)) != _MAGIC:
                     raise ValueError(f"it does not begin with {_MAGIC!r}")

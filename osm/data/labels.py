@@ -8,7 +8,6 @@ LVIS).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from osm.documents import parse_json
 from osm.errors import OsmError, shown
+from osm.files import check_regular_file
 
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 """LVIS's groups of classes: in 1 to 10, 11 to 100, and more than 100 training images."""
@@ -69,25 +70,32 @@ class LabelSet:
         """Builds a label set from a COCO json's `categories`.
 
         Raises:
-            OsmError: an entry without an integer `id` or a `name`, an id given twice, a `frequency` that is none of
-                LVIS's, or no entry at all.
+            OsmError: an entry without an integer `id` or a `name`; a name, synonym or supercategory that is no text; an
+                id given twice; a `frequency` that is none of LVIS's; or no entry at all.
         """
         classes: dict[int, LabelClass] = {}
         for entry in categories:
             if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), int) or not entry.get("name"):
                 raise OsmError(f"{source}: every category needs an integer 'id' and a 'name', found {shown(entry)}")
+            where = f"{source}: category {entry['id']}"
+            if not isinstance(entry["name"], str):
+                raise OsmError(f"{where}: name {shown(entry['name'])} is not a text")
             if entry["id"] in classes:
                 raise OsmError(f"{source}: category id {entry['id']} is given twice")
             synonyms = entry.get("synonyms") or []
             if not isinstance(synonyms, list):
-                raise OsmError(
-                    f"{source}: category {entry['id']}: 'synonyms' has to be a list, found {shown(synonyms)}"
-                )
-            spoken = [str(name).lower().strip() for name in [entry["name"], *synonyms]]
+                raise OsmError(f"{where}: 'synonyms' has to be a list, found {shown(synonyms)}")
+            odd = next((name for name in synonyms if not isinstance(name, str)), None)
+            if odd is not None or None in synonyms:
+                raise OsmError(f"{where}: synonym {shown(odd)} is not a text")
+            spoken = [name.lower().strip() for name in [entry["name"], *synonyms]]
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
-                raise OsmError(f"{source}: category {entry['id']} has a blank name")
-            kind = str(entry.get("supercategory") or "").lower().strip()
+                raise OsmError(f"{where} has a blank name")
+            kind = entry.get("supercategory") or ""
+            if not isinstance(kind, str):
+                raise OsmError(f"{where}: supercategory {shown(kind)} is not a text")
+            kind = kind.lower().strip()
             often = _frequency(entry, source)
             classes[entry["id"]] = LabelClass(entry["id"], names, bool(entry.get("isthing", True)), kind, often)
         if not classes:
@@ -118,6 +126,7 @@ def load_labels(source: str | Path) -> LabelSet:
     if Path(source).suffix == "" and table.is_file():
         text = table.read_text(encoding="utf-8")
     else:
+        check_regular_file(source, "labels:")
         try:
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -125,8 +134,8 @@ def load_labels(source: str | Path) -> LabelSet:
                 f"labels: {str(source)!r} is neither a table of the project nor a readable json ({error})"
             ) from None
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
+        document = parse_json(text)
+    except ValueError as error:
         raise OsmError(f"labels: {source} is not valid json: {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
         raise OsmError(f"labels: {source} has no list 'categories'")

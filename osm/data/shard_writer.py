@@ -10,6 +10,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,9 @@ try:
 except ImportError:  # Windows: two runs that write into one folder are then not kept apart
     fcntl = None  # type: ignore[assignment]
 
+from osm.documents import parse_json
 from osm.errors import OsmError
+from osm.files import check_regular_file
 
 LAYOUTS = ("webdataset", "published")
 SIZES, SUMMARY, PROGRESS = "sizes.json", "summary.json", "progress.json"
@@ -70,8 +73,12 @@ def shard_name(number: int) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Writes a json file that is at no time half there."""
     temporary = path.with_name(path.name + _TEMPORARY)
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class ShardWriter:
@@ -127,7 +134,8 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Drops an unfinished shard: only `finish` closes one that is not full."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # on a full disk, what is left to write fails once more
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
         self._release()
 
@@ -272,8 +280,9 @@ class ShardWriter:
 
     def _read_progress(self) -> dict[str, Any] | None:
         path = self.output_dir / PROGRESS
+        check_regular_file(path, "progress")
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(path.read_text(encoding="utf-8"))
             made_with = dict(record["arguments"])
             for shard in record["shards"]:
                 Tally.from_json(shard["tally"])

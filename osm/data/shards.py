@@ -17,7 +17,8 @@ from pathlib import Path
 
 from osm.data.paths import check_local
 from osm.data.tar import Member, TarReader
-from osm.errors import OsmError, SampleError
+from osm.errors import OsmError, RunStopped, SampleError
+from osm.files import check_regular_file
 from osm.terminal import echo
 
 MAX_MEMBER_BYTES = 256 << 20  # of a member, and of all that are read of a sample
@@ -105,11 +106,22 @@ def read_shard(path: str) -> Iterator[RawSample | SampleError]:
 
     The errors' reasons: `broken_tar` (where the shard ends for us), and for a sample that is left out
     `member_too_large`, `member_not_a_file` and `member_twice`.
+
+    Raises:
+        RunStopped: the shard is gone, or the disk does not give its bytes.
     """
+    gone = "it was there when the run began: put it back, and the same command goes on"
+    try:
+        check_regular_file(path, "shard")
+    except OsmError as error:
+        raise RunStopped(f"{error}; {gone}") from None
     try:
         with open(path, "rb") as stream:
             yield from _samples(path, TarReader(stream))
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except OSError as error:
+        # No fault of its content: others would read other samples after it, and a run could not be repeated.
+        raise RunStopped(f"shard {path}: {error.strerror or error}; {gone}") from None
+    except (tarfile.TarError, ValueError) as error:
         # The sample in progress may lack members: it is dropped with the rest of the shard.
         yield SampleError("broken_tar", f"{path}: {error}")
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,10 +24,10 @@ from osm.data.processor import Processor, Text
 from osm.data.sample import Sample, SampleTransform
 from osm.data.segments import read_scene
 from osm.data.shards import RawSample, read_shard
+from osm.data.workers import WorkerFailed, quiet_worker
 from osm.errors import OsmError, SampleError
 
 MAX_SKIPS_IN_A_ROW = 1000
-_GRACE = 60.0  # seconds that a worker goes on after a SIGTERM
 
 
 @dataclass
@@ -193,6 +190,15 @@ class SampleStream(IterableDataset):
         self.salt: tuple[int, ...] = ()  # another one draws other samples of the same epoch
 
     def __iter__(self) -> Iterator[Batch]:
+        if get_worker_info() is None:
+            yield from self._batches()
+            return
+        try:
+            yield from self._batches()
+        except OsmError as error:  # raised here, it would reach the process that trains as the text of a traceback
+            yield WorkerFailed(error)  # type: ignore[misc]
+
+    def _batches(self) -> Iterator[Batch]:
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
         total = batches_per_epoch(self.config.samples_per_epoch, self.config.batch_size, self.world_size, workers)
@@ -375,7 +381,7 @@ class EpochLoader:
             self._taken = stream.start.batches
             self._drawn[stream.rank] = dict(stream.start.drawn)
             # Workers fork before any thread pool has run in them; their own torch threads would fight over the cores.
-            options: dict[str, Any] = {"worker_init_fn": _quiet_worker, "pin_memory": self.pin_memory}
+            options: dict[str, Any] = {"worker_init_fn": quiet_worker, "pin_memory": self.pin_memory}
             self._iterators.append(iter(DataLoader(stream, batch_size=None, num_workers=self.workers, **options)))
         return self._counted(zip(*self._iterators, strict=True))
 
@@ -391,6 +397,9 @@ class EpochLoader:
 
     def _counted(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[list[Batch]]:
         for parts in batches:
+            for part in parts:
+                if isinstance(part, WorkerFailed):
+                    raise part.error
             self._taken += 1
             for stream, batch in zip(self.streams, parts, strict=True):
                 self._drawn[stream.rank][batch.worker] = batch.drawn
@@ -399,16 +408,3 @@ class EpochLoader:
     def positions(self) -> dict[int, Position]:
         """Stream -> how far it has been taken; what is made in advance does not count."""
         return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
-
-
-def _quiet_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # A signal to the whole group is for the process that trains: it still needs its workers for this step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
-
-
-def _end_later(*_: Any) -> None:
-    timer = threading.Timer(_GRACE, os._exit, (0,))
-    timer.daemon = True  # a worker that is done does not wait for it
-    timer.start()

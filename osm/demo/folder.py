@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from osm.demo.naming import MapWish, NamedPicture, box_of, name_picture
+from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.files import replacing, write_atomically
 from osm.recognition.draw import draw_ids
@@ -134,7 +135,7 @@ class FolderDemo:
 
     def _is_done(self, work: Work) -> bool:
         try:
-            document = json.loads(work.file(".json").read_bytes())
+            document = parse_json(work.file(".json").read_bytes())
             made = document["made_by"], document["file"]
         except (OSError, ValueError, KeyError, TypeError):
             return False

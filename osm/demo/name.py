@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osm.demo.folder_cli import add_segmenter_flags, segmenter_from
-from osm.errors import OsmError
+from osm.errors import OsmError, exit_code
 from osm.recognition.flags import WAY_HELP, add_checkpoint, way_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.terminal import echo
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         echo(*_answer(args))
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     return 0
 
 

@@ -21,7 +21,7 @@ from osm.data.datasets import ANY_MODE
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.model.lora import lora_parameters, without_lora
-from osm.model.weights import fingerprint, fingerprint_tensors, load_safetensors, load_torch
+from osm.model.weights import check_finite, fingerprint, fingerprint_tensors, load_safetensors, load_torch
 
 if TYPE_CHECKING:
     from osm.model.bridge import Bridge
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMAT = 1
+_LISTED = 100  # entries that a message lists: a config may claim thousands of layers
 _FROZEN = ("tower", "llm")
 # Buffers that old transformers versions wrote into checkpoints; they carry nothing.
 IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
@@ -68,7 +69,7 @@ def load_published_state_dict(
         laid_out: makes of a value and its parameter what can be copied there (shards, where the model is in shards).
 
     Raises:
-        OsmError: lists every entry that is missing, unexpected or of another shape; the model is then unchanged.
+        OsmError: lists the entries that are missing, unexpected or of another shape; the model is then unchanged.
     """
     wanted = published_state_dict(model)
     given = fitting(wanted, state, where)
@@ -83,7 +84,8 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
     """The entries of a state that are wanted, without `module.`; their shapes fit but for leading axes of 1.
 
     Raises:
-        OsmError: lists every entry that is missing, unexpected or of another shape.
+        OsmError: lists the entries that are missing, unexpected or of another shape, or names the first whose values
+            are nan or infinite.
     """
     given = without_ignored({str(key).replace("module.", ""): value for key, value in state.items()})
     twice = Counter(str(key).replace("module.", "") for key in state)
@@ -98,9 +100,10 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
             shape = tuple(value.shape)
             problems.append(f"shape of {key}: {shape} in the file, {tuple(wanted[key].shape)} in the model")
     if problems:
-        raise OsmError(
-            f"{where} does not fit this model ({len(problems)} entries):\n  " + "\n  ".join(sorted(problems))
-        )
+        more = [f"... and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+        listed = "\n  ".join(sorted(problems)[:_LISTED] + more)
+        raise OsmError(f"{where} does not fit this model ({len(problems)} entries):\n  {listed}")
+    check_finite(((key, given[key]) for key in sorted(wanted)), where)
     if _TWICE[0] in wanted and not torch.equal(*(given[key].flatten() for key in _TWICE)):
         warnings.warn(f"{where}: {_TWICE[0]} differs from {_TWICE[1]}, which is used", stacklevel=3)
     return given
@@ -216,7 +219,10 @@ def model_config(document: Any, where: str) -> ModelConfig:
     """The model config of a config document. Raises OsmError where it is not one."""
     if not isinstance(document, dict) or document.get("format") != FORMAT or "model" not in document:
         raise OsmError(f"{where}: not a config of an OmniScientModel (format {FORMAT})")
-    return from_dict(ModelConfig, document["model"], f"{where}: model")
+    try:
+        return from_dict(ModelConfig, document["model"], f"{where}: model")
+    except OsmError as error:  # of the sections' own checks, which do not know the file
+        raise error if where in str(error) else OsmError(f"{where}: {error}") from None
 
 
 def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str) -> None:

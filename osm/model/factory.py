@@ -20,9 +20,11 @@ from osm.model.bridges import BRIDGES
 from osm.model.llm import check_complete, load_llm, stop_also_at
 from osm.model.open_clip_tower import load_clip, open_clip_hub_id, open_clip_tower
 from osm.model.osm import OmniScientModel
+from osm.model.sizes import check_checkpoint, check_options, check_room
 from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
 from osm.model.weights import (
     Found,
+    check_finite,
     from_pretrained_options,
     hub_options,
     load_first,
@@ -94,7 +96,12 @@ def check_widths(
 
 
 def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
-    """Builds a model, untrained, and its processor from a config; the bridge's start follows torch's seed."""
+    """Builds a model, untrained, and its processor from a config; the bridge's start follows torch's seed.
+
+    Raises:
+        OsmError: weights that cannot be found, or sizes that do not fit each other, the weights or the memory.
+    """
+    check_room(config)
     if config.base_model_name:
         return _build_instructblip(config)
     tower, tower_config = build_tower(config)
@@ -121,11 +128,14 @@ def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
     if tower.kind == "open_clip":
         name, hub_id = tower.weights or tower.name, open_clip_hub_id(tower)
         found, clip = load_first(name, tower.source, partial(load_clip, tower), hub_id)
+        check_finite(clip.state.items(), f"weights of {name!r} ({found.location})")
+        check_options(tower.options, clip.state, name)
         return open_clip_tower(tower, window, clip), replace(tower, source=found.source)
     hub_id = tower.weights or timm_hub_id(tower.name)
     found, state = load_first(
         tower.weights or tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=hub_id
     )
+    check_options(tower.options, state, tower.weights or tower.name)
     built = timm_tower(tower.name, tower.strides, window, state, tower.options)
     if found.pip is not None and found.pip.mean is not None and found.pip.std is not None:
         built.mean, built.std = found.pip.mean, found.pip.std
@@ -170,7 +180,9 @@ def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientM
     if path.suffix in (".pt", ".pth"):
         document = checkpoint.read_published(path)
         if "config" in document and config is None:
-            model, processor = build(checkpoint.model_config(document["config"], f"checkpoint {path}"))
+            own = checkpoint.model_config(document["config"], f"checkpoint {path}")
+            check_checkpoint(own, document["model_state_dict"], f"checkpoint {path}")
+            model, processor = build(own)
             checkpoint.check_frozen(model, document["config"], f"checkpoint {path}")
         else:
             model, processor = build(base_config(config or "osm"))
@@ -206,6 +218,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
             ) from None
     document, state = checkpoint.read_folder(folder)
     config = checkpoint.model_config(document, f"{folder}/config.json")
+    check_checkpoint(config, state, f"{folder}/model.safetensors")
     processor = None
     if base_model is None:
         model, processor = build(config)

@@ -16,7 +16,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -29,6 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from osm.errors import OsmError
+from osm.files import check_regular_file
+from osm.model.hub_config import check_hub_folder
 
 SOURCES = ("folder", "package", "hub", "pip")
 
@@ -133,7 +135,11 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
     said = []
     for found in candidates(name, source, hub_id):
         try:
-            return found, load(found)
+            if Path(found.location).is_dir():
+                check_hub_folder(Path(found.location))
+            loaded = load(found)
+            check_finite(_tensors(loaded), f"weights of {name!r} ({found.location})")
+            return found, loaded
         except OsmError:
             raise
         except pickle.UnpicklingError:  # torch's own text advises to load it unsafely
@@ -149,6 +155,47 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
         f"a local folder (a path as the name, or $OSM_WEIGHTS/{name}), the Hugging Face cache or hub (`hf download "
         f"{hub_id or name}` where there is a network), or {package}." + "".join(f"\n  {line}" for line in said)
     )
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Refuses weights that are nan or infinite: a model would answer with them, and say nothing.
+
+    One pass over the values, without a copy of them.
+
+    Raises:
+        OsmError: names the first such entry, and says how many there are.
+    """
+    count, broken = 0, []
+    for name, value in tensors:
+        count += 1
+        if not _is_finite(value):
+            broken.append(name)
+    if broken:
+        raise OsmError(
+            f"{where}: {broken[0]} has values that are nan or infinite ({len(broken)} of {count} entries have some); "
+            "the file is broken, or its training was"
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    value = value.detach()
+    plain = type(value) is Tensor and value.layout == torch.strided  # torchao's and others' quantised ones are not
+    if not plain or value.is_meta or value.is_quantized or value.is_nested:
+        return True
+    if not value.is_floating_point() or not value.numel():
+        return True
+    # The smallest and the largest value: nan wherever one is nan. Types of one byte have no order in torch.
+    lowest, highest = torch.aminmax(value.float() if value.element_size() == 1 else value)
+    return bool(lowest.isfinite() and highest.isfinite())
+
+
+def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
+    """What was loaded may be modules, states, and tokenizers and plain values beside them."""
+    for part in loaded if isinstance(loaded, tuple) else (loaded,):
+        if isinstance(part, nn.Module):
+            yield from part.named_parameters()
+        elif isinstance(part, Mapping):
+            yield from ((str(name), value) for name, value in part.items() if isinstance(value, Tensor))
 
 
 def cache_folder() -> Path:
@@ -242,6 +289,14 @@ def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Te
     return renamed
 
 
+def _refuse_odd_file(path: str | Path) -> None:
+    """Raises ValueError, as `load_torch` does, for what would be waited for without end: a FIFO or a device."""
+    try:
+        check_regular_file(path, "")
+    except OsmError as error:
+        raise ValueError(str(error).partition(f"{os.fspath(path)} ")[2]) from None
+
+
 def load_torch(path: str | Path, device: str = "cpu") -> Any:
     """What a file of `torch.save` holds; nothing in it is run, and it takes no more memory than it is long.
 
@@ -251,6 +306,7 @@ def load_torch(path: str | Path, device: str = "cpu") -> Any:
     Raises:
         ValueError: why not, in a sentence that lacks its subject, the file.
     """
+    _refuse_odd_file(path)
     try:
         with open(path, "rb") as file:
             zipped = file.read(4) == b"PK\3\4"
@@ -273,6 +329,7 @@ def load_torch(path: str | Path, device: str = "cpu") -> Any:
 
 def load_safetensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ValueError as `load_torch` does."""
+    _refuse_odd_file(path)
     try:
         return load_file(path)
     except Exception as error:  # as above

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from osm.config import load_model_config
 from osm.data.scenes.words import ATTRIBUTES, STUFF, THINGS, held_out_pairs
-from osm.errors import OsmError
+from osm.errors import OsmError, exit_code
 from osm.files import read_json, write_atomically
 from osm.model.weights import shipped_folder
 from osm.pretraining.card import model_card
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomically(args.output / "MODEL_CARD.md", [model_card(facts)])
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         echo("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

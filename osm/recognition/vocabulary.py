@@ -8,6 +8,7 @@ from typing import Any
 
 from osm.data.processor import Processor
 from osm.errors import OsmError, SampleError, shown
+from osm.files import check_regular_file
 
 MAX_NAMES = 100_000
 MAX_NAME_LENGTH = 200
@@ -82,6 +83,7 @@ def read_names(path: str | Path) -> list[str]:
     Raises:
         OsmError: it cannot be read, or holds no names.
     """
+    check_regular_file(path, "--vocabulary")
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from osm.config import ModelConfig
-from osm.errors import OsmError
+from osm.errors import OsmError, exit_code
 from osm.files import replacing
 from osm.model import checkpoint as files
 from osm.model.bridges import BRIDGES
 from osm.model.factory import base_config, build, check_widths
-from osm.model.lora import blank as blank_lora
+from osm.model.sizes import blank_entries
 from osm.terminal import echo
 from osm.training import dcp
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
@@ -79,37 +79,6 @@ def _in_mid_run(path: Path) -> Source:
     variant = files.model_config(document["model"], f"checkpoint {path}").variant
     rest = {"progress": document["progress"]}
     return Source(document["model"], BRIDGES[variant].published_names(named), f"checkpoint {path}", rest)
-
-
-class _LackingError(OsmError):
-    """An entry is missing that decides a size."""
-
-
-def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Names and shapes (no values) of the entries of a config's model.
-
-    The frozen parts are not needed: the widths they decide are taken from the state.
-
-    Raises:
-        OsmError: entries that decide them are missing, or no model has such sizes.
-    """
-    named = {str(key).replace("module.", ""): value for key, value in state.items()}
-
-    def size(name: str, dimensions: int, axis: int) -> int:
-        value = named.get(name)
-        if not isinstance(value, Tensor) or value.ndim != dimensions:
-            raise _LackingError(f"{where} has no entry {name} of {dimensions} dimensions: it is no OmniScient Model's")
-        return value.shape[axis]
-
-    try:
-        with torch.device("meta"):
-            bridge = BRIDGES[config.variant].blank(config, size)
-    except _LackingError:
-        raise
-    except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
-        raise OsmError(f"{where}: no model can have its config's sizes and modes ({error})") from None
-    entries = files.published_entries(named["window_pos_embed"].to("meta"), bridge)
-    return entries | blank_lora(named, config.lora.rank, where)
 
 
 def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = False, half: bool = False) -> str:
@@ -296,5 +265,5 @@ def _run(job: Callable[[], str]) -> int:
         echo(job())
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     return 0

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.errors import OsmError, shown
-from osm.files import read_json, write_atomically
+from osm.files import check_regular_file, read_json, write_atomically
 from osm.model.checkpoint import read_published
 from osm.terminal import echo
 from osm.training.distributed import World
@@ -155,6 +155,7 @@ def check_whole(path: Path) -> None:
     if path.is_dir():
         _check_parts(path, run_document(path).get("files"))
         return
+    check_regular_file(path, "checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
             spoilt = archive.testzip()

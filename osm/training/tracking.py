@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from osm.documents import parse_json
 from osm.errors import OsmError
-from osm.files import lock
+from osm.files import check_regular_file, lock
 from osm.terminal import echo
 
 
@@ -103,10 +104,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     anew; older records with a higher number count steps of another length, and are left out.
     """
     records: dict[int, dict[str, Any]] = {}
+    check_regular_file(folder / "log.jsonl", "training log")
     for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line)
+        except ValueError:
             continue
         if "renumbered_from" in record:
             records = {step: kept for step, kept in records.items() if step <= record["step"]}

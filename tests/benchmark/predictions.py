@@ -56,3 +56,18 @@ SECOND = [
         segment(3, 22),  # not counted
     ],
 ]
+
+
+def whole_meta(name: str, part: int = 0, parts: int = 1, **changes: Any) -> dict[str, Any]:
+    """A meta file's content with every field that one has to have; `changes` replace fields."""
+    return {
+        "checkpoint": "a",
+        "set": name,
+        "part": part,
+        "parts": parts,
+        "modes": [name, "any"],
+        "annotations": "0" * 64,
+        "items": [0, 0],
+        "counts": {"named": 0},
+        **changes,
+    }

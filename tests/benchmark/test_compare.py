@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from mugs import Page
-from predictions import FIRST, SECOND, segment, write_parts
+from predictions import FIRST, SECOND, segment, whole_meta, write_parts
 
 from osm.benchmark import evaluate_cli
 from osm.benchmark.cli import compare_main
@@ -166,7 +166,21 @@ def test_other_annotations_are_told(a: Path, tmp_path: Path) -> None:
     b = write_parts(tmp_path / "b", changed())
     for folder, parts in ((a, 2), (b, 1)):
         for part in range(parts):
-            meta = {"annotations": folder.name, "checkpoint": folder.name, "limit": 4 if folder == a else None}
+            images = json.loads((folder / f"coco_pred_{part}_of_{parts}.json").read_text())
+            masks = [mask for image in images for mask in image["segments_info"]]
+            named = [mask for mask in masks if "open_end_pred" in mask]
+            crowd = sum("iscrowd" in mask for mask in masks)
+            start = 2 * part
+            meta = whole_meta(
+                "coco",
+                part,
+                parts,
+                annotations=folder.name,
+                checkpoint=folder.name,
+                limit=4 if folder == a else None,
+                items=[start, start + len(images)],
+                counts={"named": len(named), "crowd": crowd, "empty": len(masks) - len(named) - crowd},
+            )
             (folder / f"coco_meta_{part}_of_{parts}.json").write_text(json.dumps(meta))
     notes = compared(a, b, tmp_path, "--parts", "2,1")["sets"]["coco"]["notes"]
     assert "coco: made from annotation files that are not the same: ids and classes agree, masks may not" in notes

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from predictions import FIRST, SECOND, segment, write_parts
+from predictions import FIRST, SECOND, segment, whole_meta, write_parts
 from small_wordnet import write_wordnet
 
 import osm.recognition.similarity
@@ -306,17 +306,27 @@ def test_untrusted_files(tmp_path: Path, mask: Any, message: str, capsys: pytest
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("checkpoint", [["x"], {}, None, 5])
-def test_a_checkpoint_of_any_kind(tmp_path: Path, checkpoint: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_meta_file_says_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_parts(tmp_path, [[predicted()]])
-    meta = {"checkpoint": checkpoint, "alter": ["\x1b"], "limit": 3, "vocabulary": ["scored", 80, "0f"]}
-    (tmp_path / "coco_meta_0_of_1.json").write_text(json.dumps(meta))
+    modes = list(predicted()["open_end_pred"])
+    of_run = {"alter": "blank\x1bimage", "limit": 3, "vocabulary": ["scored", 80, "0f"]}
+    meta = whole_meta("coco", items=[0, 1], counts={"named": 1}, modes=modes, **of_run)
+    path = tmp_path / "coco_meta_0_of_1.json"
+    path.write_text(json.dumps(meta))
     assert evaluate_main([str(tmp_path), "1", "--json", str(tmp_path / "a.json")]) == 0
     err = capsys.readouterr().err
-    for note in ("made with --alter ['\\x1b']", "made with --limit 3: not the whole set", "(80 names, 'scored')"):
+    for note in (
+        "made with --alter 'blank\\x1bimage'",
+        "made with --limit 3: not the whole set",
+        "(80 names, 'scored')",
+    ):
         assert note in err
     found = json.loads((tmp_path / "a.json").read_text())["coco"]
-    assert found["checkpoint"] == checkpoint and found["limit"] == 3 and found["vocabulary"] == ["scored", 80, "0f"]
+    assert found["checkpoint"] == "a" and found["limit"] == 3 and found["vocabulary"] == ["scored", 80, "0f"]
+    for checkpoint in (["x"], {}, None, 5):
+        path.write_text(json.dumps({**meta, "checkpoint": checkpoint}))
+        assert evaluate_main([str(tmp_path), "1"]) == 2
+        assert f"{path}: checkpoint {checkpoint!r}: expected the checkpoint's fingerprint" in capsys.readouterr().err
 
 
 def test_probabilities_that_are_missing_or_a_rounding_error_above_1(tmp_path: Path) -> None:

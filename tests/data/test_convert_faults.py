@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from convert_sets import SIZE, Set, members, summary, write_mask
 from PIL import Image
+from small_disk import fill, mounted
 
-from osm.data.convert import BadSamplesError
+from osm.data.convert import BadSamplesError, prepare
 from osm.data.labels import load_labels
 from osm.errors import OsmError
 
@@ -206,3 +207,43 @@ def test_wrong_instances_json(instances: Set) -> None:
 def test_wrong_options(panoptic: Set, options: dict[str, Any], message: str) -> None:
     with pytest.raises(OsmError, match=message):
         panoptic.convert(**options)
+
+
+# Disks.
+
+
+@pytest.mark.parametrize("pages", [0, 1, 3, 5])
+def test_a_full_disk_ends_with_a_sentence_and_goes_on(
+    panoptic: Set, tmp_path: Path, pages: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_file = panoptic.write()
+    flags = ["--image_dir", str(panoptic.images), "--ann_dir", str(panoptic.masks), "--json_file", str(json_file)]
+    flags += ["--num_workers", "1", "--num_files_per_shard", "2"]
+    assert prepare(["coco_panoptic", "--output_dir", str(tmp_path / "whole"), *flags]) == 0
+    with mounted(tmp_path / "disk", "256k") as disk:
+        (disk / "out").mkdir()
+        filler = fill(disk, pages)
+        call = ["coco_panoptic", "--output_dir", str(disk / "out"), *flags]
+        capsys.readouterr()
+        assert prepare(call) == 3
+        said = capsys.readouterr().err
+        assert f"error: output_dir {disk / 'out'}: No space left on device; the same command goes on" in said
+        assert "Traceback" not in said and not list((disk / "out").glob("*.tmp"))
+        filler.unlink()
+        assert prepare(call) == 0
+        found, whole = (
+            {p.name: p.read_bytes() for p in folder.iterdir()} for folder in (disk / "out", tmp_path / "whole")
+        )
+        assert found == whole
+
+
+@pytest.mark.parametrize("name", [{"a": 1}, ["sky"], 5, None, True])
+def test_a_category_name_that_is_no_text_is_refused(panoptic: Set, name: Any) -> None:
+    panoptic.json["categories"] = [{"id": 1, "name": name}, {"id": 2, "name": "car"}]
+    with pytest.raises(
+        OsmError, match="set.json: (category 1: name .* is not a text|every category needs .* a 'name')"
+    ):
+        panoptic.convert()
+    panoptic.json["categories"][0] = {"id": 1, "name": "sky", "synonyms": [name]}
+    with pytest.raises(OsmError, match="set.json: category 1: synonym .* is not a text"):
+        panoptic.convert()

@@ -16,7 +16,7 @@ from osm.data import shards
 from osm.data.labels import load_labels
 from osm.data.segments import View, read_scene
 from osm.data.shards import RawSample, existing_shards, expand_shards, read_shard
-from osm.errors import OsmError, SampleError
+from osm.errors import OsmError, RunStopped, SampleError
 
 
 def keys(path: Path) -> list[str]:
@@ -184,7 +184,14 @@ def test_damage_in_the_middle_is_no_silent_end(tmp_path: Path) -> None:
 def test_what_is_no_tar_is_counted(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "0.tar").write_bytes(content)
     assert keys(tmp_path / "0.tar") == ["!broken_tar"]
-    assert keys(tmp_path / "missing.tar") == ["!broken_tar"]
+
+
+def test_a_shard_that_is_gone_stops_what_reads_it(tmp_path: Path) -> None:
+    """Without it other samples would follow, and no run could be repeated."""
+    for name in ("missing.tar", "."):
+        with pytest.raises(OsmError, match=str(tmp_path / name)) as failure:
+            list(read_shard(str(tmp_path / name)))
+        assert isinstance(failure.value, RunStopped)
 
 
 def test_an_empty_archive_is_whole(tmp_path: Path) -> None:

@@ -6,16 +6,17 @@ import math
 import os
 import pickle
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_disk import mounted
 from stream_sets import bands, panoptic, write_shard
 from tiny_run import Workshop, finish, launcher, losses, start
 
+from osm.data.stream import SampleStream
 from osm.errors import OsmError, RunStopped
 from osm.training import dcp
 from osm.training.cli import main
@@ -119,6 +120,42 @@ def test_a_dead_loader_ends_the_run_with_its_reason(workshop: Workshop, tmp_path
     assert "error: a process that loads data died (DataLoader worker" in said
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("how", ["gone", "a folder"])
+def test_a_shard_that_vanishes_ends_the_run_and_is_named(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, workers: str, how: str
+) -> None:
+    flags = mixed(workshop, tmp_path / "set", 0)
+    lost = tmp_path / "set" / "001.tar"
+    made = SampleStream._batch
+
+    def batch(self: SampleStream, samples: Any, number: int, skipped: Any) -> Any:
+        if number == 3:
+            lost.unlink(missing_ok=True)
+            if how == "a folder":
+                lost.mkdir(exist_ok=True)
+        return made(self, samples, number, skipped)
+
+    monkeypatch.setattr(SampleStream, "_batch", batch)
+    sets = {"pan": (1, 200)}
+    arguments = workshop.arguments(tmp_path / "run", *flags, "--workers", workers, "--shuffle_buffer", "1", sets=sets)
+    assert main(arguments) == 3
+    said = capsys.readouterr().err.splitlines()
+    error = next(line for line in said if line.startswith("error: "))
+    assert error == said[-1] and str(lost) in error and "the same command goes on" in error
+    assert not any("Traceback" in line or "Is form" in line for line in said)
+
+
+def test_a_set_without_a_usable_sample_is_told_without_a_traceback(
+    workshop: Workshop, tmp_path: Path, capsys: Any
+) -> None:
+    """Of a worker, too."""
+    flags = mixed(workshop, tmp_path / "set", 40)
+    assert main(workshop.arguments(tmp_path / "run", *flags, "--workers", "1", sets={"pan": (1, 4)})) == 2
+    said = capsys.readouterr().err
+    assert "samples in a row were unusable" in said and "Traceback" not in said and "Caught" not in said
+
+
 def mixed(workshop: Workshop, folder: Path, broken: int) -> list[str]:
     """Flags of a set of 40 samples in two shards, of which so many have a broken picture."""
     for shard in range(2):
@@ -158,13 +195,8 @@ def test_a_truncated_tar_in_the_mix(workshop: Workshop, tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 2 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no right to mount a small disk")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    with mounted(tmp_path / "disk") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])

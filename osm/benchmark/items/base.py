@@ -93,6 +93,19 @@ class Split(ABC):
     def load(self, index: int) -> Item:
         """Reads one item's masks."""
 
+    @abstractmethod
+    def paths(self, index: int) -> list[Path]:
+        """The files that `load` and the image of an item read."""
+
+    @abstractmethod
+    def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
+        """What an item's entry is about, without reading a picture.
+
+        Returns:
+            what identifies the image in a prediction file, and (id, category id) of every mask that is to be named;
+            None where only pixels tell.
+        """
+
     @classmethod
     @abstractmethod
     def images(cls, row: Dataset) -> tuple[list[ImageFile], str]:
@@ -127,6 +140,11 @@ class Split(ABC):
     def text(self, entry: Any) -> str:
         """An item's entry as the prediction file has it."""
         return json.dumps(entry)
+
+
+def countable(value: Any) -> Hashable:
+    """An id from a file as something that can be a key; no check asks what kind of value an annotation's own id is."""
+    return value if isinstance(value, (int, str)) else repr(value)
 
 
 def image_size(path: Path) -> tuple[int, int]:

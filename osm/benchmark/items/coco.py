@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from osm.benchmark.items.base import ImageFile, Item, Split, image_size, join, read_map
+from osm.benchmark.items.base import ImageFile, Item, Split, countable, image_size, join, read_map
 from osm.data.datasets import Dataset
 from osm.data.image_names import image_name
 from osm.data.images import read_panoptic
@@ -99,11 +99,13 @@ class CocoPanoptic(Split):
         entry = self._entries[index]
         return self._json.image_path(self._json.images[entry["image_id"]], entry["file_name"])
 
+    def mask_path(self, index: int) -> Path:
+        return join(self.row.mask_dir, self._entries[index]["file_name"], self._json.path)
+
     def read_ids(self, index: int) -> np.ndarray:
         """The ids of an item's PNG, (H, W)."""
         image_path = self.image_path(index)
-        mask_path = join(self.row.mask_dir, self._entries[index]["file_name"], self._json.path)
-        return read_map(mask_path, read_panoptic, image_path, image_size(image_path))
+        return read_map(self.mask_path(index), read_panoptic, image_path, image_size(image_path))
 
     def load(self, index: int) -> Item:
         entry = copy.deepcopy(self._entries[index])
@@ -118,6 +120,13 @@ class CocoPanoptic(Split):
         )
         size = (panoptic.shape[0], panoptic.shape[1])
         return Item(self.image_path(index), size, entry, named, lambda k: panoptic == named[k]["id"], counts)
+
+    def paths(self, index: int) -> list[Path]:
+        return [self.image_path(index), self.mask_path(index)]
+
+    def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
+        entry = self._entries[index]
+        return entry["image_id"], _outline(entry["segments_info"])
 
     @classmethod
     def images(cls, row: Dataset) -> tuple[list[ImageFile], str]:
@@ -183,6 +192,13 @@ class CocoInstances(Split):
         counts = Counter(crowd=len(annotations) - len(named))
         return Item(image_path, size, [image, annotations], named, mask, counts)
 
+    def paths(self, index: int) -> list[Path]:
+        return [self._json.image_path(self._images[index])]
+
+    def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
+        image = self._images[index]
+        return image["id"], _outline(self._annotations[image["id"]])
+
     @classmethod
     def images(cls, row: Dataset) -> tuple[list[ImageFile], str]:
         source = _Json(row)
@@ -192,6 +208,12 @@ class CocoInstances(Split):
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
         for image, of_image in document["pred"]:
             yield image.get("id"), of_image
+
+
+def _outline(annotations: list[dict[str, Any]]) -> list[tuple[Hashable, Hashable]]:
+    """(id, category id) of the annotations that are to be named."""
+    named = [annotation for annotation in annotations if not annotation.get("iscrowd")]
+    return [(countable(annotation.get("id")), annotation["category_id"]) for annotation in named]
 
 
 def objects(holder: Any, key: str, where: str | Path) -> list[dict[str, Any]]:

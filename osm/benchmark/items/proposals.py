@@ -52,6 +52,12 @@ class Proposals(Split):
 
         return Item(path, size, proposals, proposals, mask, Counter())
 
+    def paths(self, index: int) -> list[Path]:
+        return [self._items[index][0]]
+
+    def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
+        return str(self._items[index][0]), None  # a proposal has neither id nor category
+
     @property
     def source(self) -> str:
         return str(self._file)

@@ -59,6 +59,12 @@ class Semantic(Split):
         entry = {"file_name": image_path.name, "pred": annotations}
         return Item(image_path, size, entry, annotations, lambda k: ids == asked[k], Counter())
 
+    def paths(self, index: int) -> list[Path]:
+        return list(self._pairs[index])
+
+    def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
+        return self._pairs[index][0].name, None  # gigabytes of label maps, for no more than their ids
+
     @classmethod
     def images(cls, row: Dataset) -> tuple[list[ImageFile], str]:
         found = files_by_stem(f"{row.name}_image_dir", Path(str(row.image_dir)), _IMAGES)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from osm.errors import OsmError
+from osm.files import check_regular_file
 
 HOW_TO_INSTALL = (
     "install WordNet's files (Debian, Ubuntu: apt-get install wordnet-base; or nltk's corpus `wordnet` in its data "
@@ -155,7 +156,11 @@ def find_wordnet() -> WordNet:
 
 
 def _in_folder(folder: Path) -> WordNet:
-    return WordNet(lambda name: (folder / name).read_bytes(), str(folder))
+    def read(name: str) -> bytes:
+        check_regular_file(folder / name, "WordNet file")
+        return (folder / name).read_bytes()
+
+    return WordNet(read, str(folder))
 
 
 def _in_zip(path: Path) -> WordNet:

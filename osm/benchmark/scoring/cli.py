@@ -18,7 +18,7 @@ from osm.benchmark.scoring.proposals import KIND
 from osm.benchmark.scoring.truth import TRUTHS
 from osm.config import find_config
 from osm.data.datasets import Dataset, DatasetTable
-from osm.errors import OsmError
+from osm.errors import OsmError, exit_code
 from osm.files import write_output
 from osm.terminal import echo
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _evaluate(parser().parse_args(argv))
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         echo("interrupted", file=sys.stderr)
         return 130

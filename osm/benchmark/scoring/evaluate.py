@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from osm.benchmark.items import SPLITS
-from osm.benchmark.parts import check_all_there, common_meta
+from osm.benchmark.parts import check_all_there, read_metas
 from osm.benchmark.scoring.names import ClassNames, Match
 from osm.benchmark.scoring.overlap import MeanOverlap
 from osm.benchmark.scoring.painter import Painter
@@ -119,11 +119,12 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
         OsmError: a part is missing, parts of different runs, an entry that is not right, or ground truth that is not.
     """
     check_all_there(row.name, paths)
-    meta = common_meta(paths, KIND)
+    metas = read_metas(row.name, paths, KIND)
+    meta = next(iter(metas.values()), {})
     split = TRUTHS[row.form](row)
     if not options.with_ap and split.scores == (AP,):
         raise OsmError(f"--without_ap: set {row.name!r} then has no score; {AP} alone is defined: {split.why_not}")
-    proposals = read_proposals(row, SPLITS[row.form], paths, mode)
+    proposals = read_proposals(row, SPLITS[row.form], paths, mode, metas)
     matches = names.match(p.name for of_image in proposals.values() for p in of_image if p.name is not None)
     scores = Scores(row, mode, split, shared=names.shared, meta=meta)
     scores.quality = PanopticQuality() if PQ in split.scores else None

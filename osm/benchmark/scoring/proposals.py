@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from osm.benchmark.items.base import FIELD, Split
 from osm.benchmark.items.proposals import Proposals, by_image
+from osm.benchmark.meta import Content, check_content
 from osm.benchmark.parts import Seen
 from osm.benchmark.records import prediction_in
 from osm.data.datasets import Dataset
@@ -35,11 +36,21 @@ class Proposal:
     score: float
 
 
-def read_proposals(row: Dataset, form: type[Split], paths: Sequence[Path], mode: str) -> dict[Path, list[Proposal]]:
+def read_proposals(
+    row: Dataset,
+    form: type[Split],
+    paths: Sequence[Path],
+    mode: str,
+    metas: Mapping[Path, Mapping[str, Any]] | None = None,
+) -> dict[Path, list[Proposal]]:
     """The proposals of all parts, by the path of their image.
 
+    Args:
+        metas: the meta files that are there, by the path of the prediction file that each belongs to.
+
     Raises:
-        OsmError: an entry that is not right, an image in two parts, or no name at all in that mode.
+        OsmError: an entry that is not right, an image in two parts, no proposal in any file, a file that does not hold
+            what its meta file says, or no name at all in that mode.
     """
     images, _ = form.images(row)
     found: dict[Path, list[Proposal]] = {}
@@ -47,10 +58,27 @@ def read_proposals(row: Dataset, form: type[Split], paths: Sequence[Path], mode:
     for path in paths:
         document, _ = read_json(path, "predictions")
         where = f"predictions {path}"
-        for image, numbered in by_image(row, images, document, where).items():
+        of_file = by_image(row, images, document, where)
+        entries = [entry for numbered in of_file.values() for _, entry in numbered]
+        if path in (metas or {}):
+            check_content(path, (metas or {})[path], _content(len(of_file), entries))
+        for image, numbered in of_file.items():
             seen.add(str(image), path)
             found[image] = [_proposal(entry, mode, f"{where}: proposal {number}") for number, entry in numbered]
+    if not found:
+        raise OsmError(
+            f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); make "
+            "them anew"
+        )
     return found
+
+
+def _content(images: int, entries: Sequence[Mapping[str, Any]]) -> Content:
+    """What there is in one file; every proposal is named, `iscrowd` or not."""
+    named = [entry[FIELD] for entry in entries if entry.get(FIELD)]
+    return Content(
+        images, len(entries), len(named), 0, [frozenset(modes) for modes in named if isinstance(modes, dict)]
+    )
 
 
 def _proposal(entry: dict[str, Any], mode: str, where: str) -> Proposal:

@@ -16,6 +16,7 @@ from osm.data.originals.work import Panoptic, found, ids_of, run, write_panoptic
 from osm.data.pool import say
 from osm.data.sources.base import about, read
 from osm.errors import OsmError, SampleError
+from osm.files import check_regular_file
 
 WHAT = "ADE20K panoptic, from ADEChallengeData2016 and its instance annotations"
 _SPLITS = {"training": "train", "validation": "val"}
@@ -71,6 +72,7 @@ def _thing_ids(mapping: str | None) -> dict[int, int]:
     if mapping is None:
         things = sorted(one.id for one in load_labels("ade20k").classes.values() if one.isthing)
         return dict(enumerate(things, 1))
+    check_regular_file(mapping, "--category_mapping")
     try:
         rows = [line.split()[:2] for line in Path(mapping).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from osm.data.originals import a847, ade20k, cityscapes, pc459
 from osm.data.pool import default_workers, say
-from osm.errors import OsmError
+from osm.errors import OsmError, exit_code, write_failed
 
 SETS: dict[str, ModuleType] = {"ade20k": ade20k, "cityscapes": cityscapes, "a847": a847, "pc459": pc459}
 
@@ -43,9 +43,13 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
         if args.num_workers < 1:
             raise OsmError(f"--num_workers {args.num_workers} has to be 1 or more")
         made = SETS[args.set].make(args, args.num_workers, faults)
-    except (OsmError, OSError) as error:
+    except OSError as error:
+        failed = write_failed(error, str(error.filename or "a file"), "a file that can be read or written")
+        say("error", " ".join(str(failed).split()))
+        return exit_code(failed)
+    except OsmError as error:
         say("error", " ".join(str(error).split()))
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         say("stopped", "start the same command again")
         return 130

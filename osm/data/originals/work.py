@@ -64,8 +64,12 @@ def found(flag: str, folder: Path, pattern: str) -> list[Path]:
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file that is at no time half there."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def give(image: Path, to: Path) -> None:

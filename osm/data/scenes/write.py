@@ -34,7 +34,7 @@ from osm.data.scenes.words import (
     name_in,
     stuff_name_in,
 )
-from osm.errors import OsmError
+from osm.errors import OsmError, exit_code, write_failed
 from osm.files import PartialFile, read_json, write_atomically
 from osm.terminal import echo
 
@@ -106,7 +106,7 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
             write_atomically(folder / f"{name}.json", [json.dumps(_document(name, options, records))])
         write_atomically(summary, [json.dumps(arguments, indent=1) + "\n"])
     except OSError as error:
-        raise OsmError(f"{folder}: {error.strerror}; expected a folder that can be written, with room in it") from None
+        raise write_failed(error, str(folder), "a folder that can be written, with room in it") from None
     (folder / "scenes.partial.jsonl").unlink()
     return folder
 
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         echo(write_scenes(args.out / args.split, options, args.num_workers))
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         echo("interrupted: the same command goes on where it was", file=sys.stderr)
         return 130

@@ -5,7 +5,6 @@ One class a form of the dataset table, for the plain layout and the published on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from osm.data.datasets import Rules
@@ -14,6 +13,7 @@ from osm.data.segments.annotations import BoxScene, InstanceScene
 from osm.data.segments.maps import PanopticScene, PartScene, SemanticScene
 from osm.data.segments.scene import MIN_PIXELS, Scene, Segment
 from osm.data.views import View
+from osm.documents import parse_json
 from osm.errors import SampleError
 
 # Values of a json member, each of which takes up to a hundred bytes: images in it are one string each.
@@ -42,8 +42,8 @@ def read_scene(form: str, members: Mapping[str, bytes], labels: LabelSet, rules:
     if values > MAX_VALUES:
         raise SampleError("bad_json", f"the .json member: about {values} values, over {MAX_VALUES}")
     try:
-        document = json.loads(members["json"])
-    except (ValueError, RecursionError) as error:
+        document = parse_json(members["json"], nesting=None)
+    except ValueError as error:
         raise SampleError("bad_json", f"the .json member: {error}") from None
     if not isinstance(document, dict):
         raise SampleError("bad_json", "the .json member is no object")

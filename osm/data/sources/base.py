@@ -213,6 +213,7 @@ def read(path: Path) -> bytes:
     except OsmError:
         raise SampleError("image_unreadable", "is not a regular file") from None
     try:
+        check_regular_file(path, "file")
         return path.read_bytes()
     except FileNotFoundError:
         raise SampleError("image_missing", "there is no such file") from None

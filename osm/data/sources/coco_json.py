@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import re
 from abc import abstractmethod
 from collections import Counter
@@ -18,6 +16,7 @@ from osm.data.paths import safe_join
 from osm.data.pool import say
 from osm.data.sources.base import SEED, Items, Plan, Source, check_folder
 from osm.errors import OsmError, shown
+from osm.files import read_json
 
 _TOLERATED = 0.05  # the share of names that may be spelt in another way
 Segments = list[dict[str, Any]]
@@ -29,14 +28,7 @@ class CocoJson:
 
     def __init__(self, json_file: str | Path) -> None:
         self.path = Path(json_file)
-        try:
-            data = self.path.read_bytes()
-            self.document = json.loads(data)
-        except OSError as error:
-            raise OsmError(f"--json_file {self.path}: cannot be read ({error.strerror})") from None
-        except (ValueError, RecursionError) as error:
-            raise OsmError(f"--json_file {self.path}: not valid json ({error})") from None
-        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.document, self.sha256 = read_json(self.path, "--json_file", nesting=None)
         for name in ("images", "annotations", "categories"):
             if not isinstance(self.document, dict) or not isinstance(self.document.get(name), list):
                 raise OsmError(f"--json_file {self.path}: has no list {name!r}")
