@@ -20,7 +20,7 @@ from osm.model.bridges import BRIDGES
 from osm.model.llm import check_complete, load_llm, stop_also_at
 from osm.model.open_clip_tower import load_clip, open_clip_hub_id, open_clip_tower
 from osm.model.osm import OmniScientModel
-from osm.model.timm_tower import timm_hub_id, timm_tower
+from osm.model.timm_tower import timm_hub_id, timm_normalisation, timm_tower
 from osm.model.towers import RandomTower, Tower
 from osm.model.weights import (
     Found,
@@ -128,8 +128,7 @@ def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
         tower.weights or tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=hub_id
     )
     built = timm_tower(tower.name, tower.strides, window, state, tower.options)
-    if found.pip is not None and found.pip.mean is not None and found.pip.std is not None:
-        built.mean, built.std = found.pip.mean, found.pip.std
+    built.mean, built.std = timm_normalisation(tower.name, tower.weights, found) or (built.mean, built.std)
     return built, replace(tower, source=found.source)
 
 

@@ -6,14 +6,20 @@ Shapes as in `osm.model.towers`. timm is imported where its models are built: an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
+from osm.files import read_json
 from osm.model.towers import Tower, check_complete, check_tokens, said
+from osm.model.weights import Found, hub_options
+
+_CONFIG = "config.json"
 
 
 class TimmVitTower(Tower):
@@ -24,8 +30,7 @@ class TimmVitTower(Tower):
         self.model = model
         self.patch, self.width = patch, model.num_features
         self.skip = model.num_prefix_tokens
-        class_token = getattr(model, "cls_token", getattr(getattr(model, "embeds", None), "cls_token", None))
-        self.class_tokens = int(class_token is not None and self.skip > 0)
+        self.class_tokens = class_tokens_of(model)
         self.window = window
         self.mean, self.std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
         # Models that pool by averaging norm after the pooling, and leave forward_features' tokens as they are.
@@ -107,6 +112,69 @@ def timm_hub_id(name: str) -> str:
     return config.hf_hub_id or f"timm/{name}"
 
 
+def timm_normalisation(
+    name: str, weights: str, found: Found
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and std of the RGB input (0..1) that a timm model's weights were trained with.
+
+    They are those of the pip package, else of the `config.json` beside the weights, else of the tag in the weights'
+    name (`timm/vit_base_patch16_224.dino`).
+
+    Args:
+        name, weights: as in the config of the tower; found: where the weights were found.
+
+    Returns:
+        (mean, std), or None where nothing says other than the model's own default.
+
+    Raises:
+        OsmError: a `config.json` whose mean or std cannot be.
+    """
+    import timm
+
+    if found.pip is not None and found.pip.mean is not None and found.pip.std is not None:
+        return found.pip.mean, found.pip.std
+    given = _config_beside(name, found)
+    if given is not None:
+        return given
+    tagged = weights.rpartition("/")[2] if found.source == "hub" else ""
+    if tagged.partition(".")[0] == name.partition(".")[0] and "." in tagged:
+        config = timm.get_pretrained_cfg(tagged)
+        return (tuple(config.mean), tuple(config.std)) if config is not None else None
+    return None
+
+
+def _config_beside(name: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std of timm's `config.json`; None where there is no such file, or it is not about this input."""
+    place = Path(found.location)
+    if found.source == "hub":
+        try:
+            path = Path(hf_hub_download(found.location, _CONFIG, **hub_options()))
+        except (OSError, ValueError):
+            return None
+    else:
+        path = (place if place.is_dir() else place.parent) / _CONFIG
+        if not path.is_file():
+            return None
+    document = read_json(path, "timm's config")[0]
+    if not isinstance(document, dict):
+        raise OsmError(f"{path}: expected timm's config, a mapping, found {shown(document)}")
+    # A single file may lie beside another model's config.
+    if not place.is_dir() and found.source != "hub" and document.get("architecture") != name.partition(".")[0]:
+        return None
+    config = document.get("pretrained_cfg", document)  # old files have it all on one level
+    if not isinstance(config, dict) or config.get("mean") is None or config.get("std") is None:
+        return None
+    values = []
+    for key in ("mean", "std"):
+        value = config[key]
+        numbers = isinstance(value, list) and all(type(v) in (int, float) and abs(v) < 1e6 for v in value)
+        if not numbers or len(value) != 3 or (key == "std" and min(value) <= 0):
+            over = ", each over 0" if key == "std" else ""
+            raise OsmError(f"{path}: pretrained_cfg.{key} {shown(value)}: expected three numbers{over}")
+        values.append(tuple(map(float, value)))
+    return values[0], values[1]
+
+
 def timm_tower(
     name: str,
     strides: Sequence[int],
@@ -177,26 +245,43 @@ def _maps_tower(
         )
     indices = [places[stride] for stride in strides]
     about = _about(name, strides, window)
-    first: OsmError | None = None
-    # At its own size if it can take windows of any; else built for these windows (swin, coatnet, levit, ...).
-    for more in ({}, {"img_size": window}):
-        try:
-            tower = _filled_maps(name, strides, indices, state_dict, {**options, **more})
-            tower.check_window(window)
-            check_tokens(tower, window, about)
-        except OsmError as error:
-            first = first or error
-        except Exception as error:
-            if first is None:
-                raise
-            raise OsmError(f"{first}; it cannot be built for such windows either ({said(error)})") from None
-        else:
-            tower.window = window if more else None
-            return tower
+    try:
+        tower: Tower = _filled_maps(name, strides, indices, state_dict, options)
+        tower.check_window(window)
+        check_tokens(tower, window, about)
+    except OsmError as error:
         if window % max(strides):
-            break
-    assert first is not None
-    raise first
+            raise
+        tower = _resized_maps(name, strides, window, indices, state_dict, options, error)
+    return tower
+
+
+def _resized_maps(
+    name: str,
+    strides: Sequence[int],
+    window: int,
+    indices: Sequence[int],
+    state_dict: dict[str, Tensor] | None,
+    options: dict[str, Any],
+    error: OsmError,
+) -> Tower:
+    """The tower built for these windows alone, where the model cannot take them at its own size (swin, coatnet, ...).
+
+    Raises:
+        OsmError: nor can it so; the message is that of `error`, with the model's own size.
+    """
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            tower = _filled_maps(name, strides, indices, state_dict, {**options, "img_size": window})
+            check_tokens(tower, window, _about(name, strides, window))
+        except Exception:  # no such argument, or position embeddings that timm does not resample
+            own = timm.get_pretrained_cfg(name).input_size[-1]
+            hint = "" if own == window else f"; the model's own windows are of {own} pixels"
+            raise OsmError(f"{error}{hint}") from None
+    tower.window = window
+    return tower
 
 
 def _filled_maps(
@@ -246,7 +331,7 @@ def _vit_tower(
         ) from None
     except RuntimeError as error:
         raise OsmError(f"weights for {name} do not fit it: {error}") from None
-    patch = _patch_of(model)
+    patch = patch_of(model)
     if patch is None or not hasattr(model, "num_prefix_tokens"):
         raise OsmError(f"model.tower.name {name!r} is no plain ViT; give tower.strides to use its feature maps")
     if state_dict is not None:  # as above
@@ -256,7 +341,7 @@ def _vit_tower(
     return tower
 
 
-def _patch_of(model: nn.Module) -> int | None:
+def patch_of(model: nn.Module) -> int | None:
     """Pixels a side of one token's cell, what a convolutional stem takes in included; None where it is not known."""
     for embed in (getattr(model, "patch_embed", None), getattr(model, "embeds", None)):
         if hasattr(embed, "feat_ratio"):
@@ -265,3 +350,11 @@ def _patch_of(model: nn.Module) -> int | None:
             return int(embed.patch_size[0])
     info = getattr(model, "feature_info", None)
     return int(info[-1]["reduction"]) if info else None
+
+
+def class_tokens_of(model: nn.Module) -> int:
+    """1 for a timm model whose tokens begin with a class token, 0 for one without it (registers are none)."""
+    token = getattr(model, "cls_token", None)
+    if token is None:
+        token = getattr(getattr(model, "embeds", None), "cls_token", None)
+    return int(token is not None and getattr(model, "num_prefix_tokens", 0) > 0)

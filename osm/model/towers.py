@@ -97,8 +97,8 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             prefix, patches = _try(tower.eval(), window)
-    except OsmError:
-        raise
+    except OsmError as error:
+        raise OsmError(f"{about}: {error}") from None
     except Exception as error:  # a model that such windows do not suit raises what its sums happen to cause
         raise OsmError(f"{about}: the model does not run ({said(error)})") from None
     finally:
@@ -122,7 +122,7 @@ def said(error: Exception) -> str:
 
 def _try(tower: Tower, window: int) -> tuple[Tensor, Tensor]:
     tensors = [*tower.parameters(), *tower.buffers()]
-    like = next(iter(tower.parameters()))
+    like = next(tower.parameters(), torch.zeros(0))
     shape = (1, 3, window, window)
     if sum(parameter.numel() for parameter in tower.parameters()) > _LARGE:
         # A copy, so that what a model caches in its forward is not left on the meta device.
