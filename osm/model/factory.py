@@ -27,6 +27,7 @@ from osm.model.weights import (
     from_pretrained_options,
     hub_options,
     load_first,
+    model_options,
     shipped_folder,
     timm_state_dict,
 )
@@ -136,7 +137,7 @@ def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor
     def load(place: Found) -> tuple[nn.Module, Any, Any]:
         options = from_pretrained_options(place)
         base, info = InstructBlipForConditionalGeneration.from_pretrained(
-            place.location, dtype=torch.float32, output_loading_info=True, **options
+            place.location, dtype=torch.float32, output_loading_info=True, **model_options(place)
         )
         check_complete(info, place.location)
         return (

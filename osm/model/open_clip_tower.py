@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
@@ -93,8 +92,8 @@ def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTow
     if config.options and "timm_model_name" in sizes["vision_cfg"]:
         raise OsmError(
             f"model.tower.options {shown(config.options)}: {config.name} is timm's "
-            f"{sizes['vision_cfg']['timm_model_name']} within open_clip, which takes no other sizes; leave it empty, or "
-            "take that model by model.tower.kind timm"
+            f"{sizes['vision_cfg']['timm_model_name']} within open_clip, which takes no other sizes; leave it "
+            "empty, or take that model by model.tower.kind timm"
         )
     vision = {**sizes["vision_cfg"], **config.options, "image_size": window}
     about = f"model.tower {config.name!r} with windows of {window} pixels"
@@ -120,7 +119,7 @@ def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTow
 
 
 def _resize(visual: Any, window: int) -> None:
-    """Brings one of timm's models to another window; open_clip builds them at their own and resamples its own ViTs alone."""
+    """Brings one of timm's models to another window; open_clip itself resamples its own ViTs alone."""
     trunk = getattr(visual, "trunk", None)
     size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if size is not None and tuple(size) != (window, window) and hasattr(trunk, "set_input_size"):

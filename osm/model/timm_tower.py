@@ -112,9 +112,7 @@ def timm_hub_id(name: str) -> str:
     return config.hf_hub_id or f"timm/{name}"
 
 
-def timm_normalisation(
-    name: str, weights: str, found: Found
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """The mean and std of the RGB input (0..1) that a timm model's weights were trained with.
 
     They are those of the pip package, else of the `config.json` beside the weights, else of the tag in the weights'
@@ -213,7 +211,7 @@ def _about(name: str, strides: Sequence[int], window: int) -> str:
 
 
 def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> nn.Module:
-    """A timm model with these weights, which timm brings to the model's sizes (position embeddings of other windows)."""
+    """A timm model with these weights, resampled by timm where they are of another window size."""
     import timm
 
     if state_dict is not None:
