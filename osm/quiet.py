@@ -1,7 +1,7 @@
-"""What libraries print while weights are loaded, and nobody can act on: progress bars, advice to other programmers.
+"""What libraries print and nobody who runs this program can act on: bars of seconds, advice to their own maintainers.
 
-Only within `quiet_libraries`, and only those lines: what a user set (logging levels, bars that were off, `HF_HUB_*` and
-`TQDM_*` variables) holds, and is as it was afterwards.
+Only within the functions below, and only those lines: what a user set (logging levels, bars that were off,
+`HF_HUB_DISABLE_PROGRESS_BARS=0`) holds, and is as it was afterwards.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
 
 # By logger: how the messages begin, or what they hold, that say nothing about this program's input.
 _LINES = {
@@ -38,13 +40,32 @@ class _Without(logging.Filter):
 
 
 @contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Loading within it prints no bars and none of the lines above; errors and other warnings pass."""
+def quiet_lines() -> Iterator[None]:
+    """Importing and running within it prints none of the lines above; errors and other warnings pass."""
     with contextlib.ExitStack() as stack:
         for name, texts in _LINES.items():
             logger, without = logging.getLogger(name), _Without(texts)
             logger.addFilter(without)
             stack.callback(logger.removeFilter, without)
+        yield
+
+
+def quiet_command(main: Callable[P, int]) -> Callable[P, int]:
+    """Runs a command's function within `quiet_lines`: libraries are imported in it."""
+
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        with quiet_lines():
+            return main(*args, **kwargs)
+
+    return run
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Loading weights within it prints no bars either."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_lines())
         if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() not in ("0", "OFF", "NO", "FALSE"):
             stack.enter_context(_no_bars())
         yield

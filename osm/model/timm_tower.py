@@ -18,6 +18,7 @@ from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.model.towers import Tower, check_complete, check_tokens, said
 from osm.model.weights import Found, hub_options
+from osm.quiet import quiet_lines
 
 _CONFIG = "config.json"
 
@@ -216,7 +217,8 @@ def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -
 
     if state_dict is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state_dict)}}
-    model = timm.create_model(name, **arguments)
+    with quiet_lines():  # timm names what a file has and a tower leaves out
+        model = timm.create_model(name, **arguments)
     for config in (model.pretrained_cfg, getattr(getattr(model, "model", None), "pretrained_cfg", {})):
         config.pop("state_dict", None)  # or the weights would be held twice
     return model

@@ -226,7 +226,8 @@ def check_attention_scale(config: Any, path: Path) -> None:
     if scale is not None and width is not None and scale != width:
         raise OsmError(
             f"{path}: a {config.model_type} with heads of {width} values: a GGUF file does not say by what its "
-            f"attention is scaled, and query_pre_attn_scalar {scale} would be taken; use this model's Hugging Face folder instead"
+            f"attention is scaled, and query_pre_attn_scalar {scale} would be taken; use this model's "
+            "Hugging Face folder instead"
         )
 
 

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from osm.errors import OsmError, RunStopped
+from osm.quiet import quiet_command
 
 
+@quiet_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses, trains, and turns what ends a run into one line and an exit code.
 
