@@ -16,8 +16,10 @@ sys.path.insert(0, str(ROOT))
 
 from osm.benchmark.tower_cases import CASES  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
+from osm.quiet import quiet_command  # noqa: E402
 
 
+@quiet_command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/benchmarks/families/towers.json")
