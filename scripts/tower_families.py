@@ -7,7 +7,6 @@ Goes on where it was stopped: what the file of results has is not tried again.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -26,21 +25,16 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=ROOT / "docs/towers.md", help="[%(default)s]")
     parser.add_argument("--only", default="", help="names of towers, with commas between them")
     parser.add_argument("--timeout", type=float, default=300, help="seconds a tower [%(default)s]")
-    parser.add_argument("--run_one", metavar="KEY", help="tries one in this process and prints its result")
     args = parser.parse_args()
-    from osm.benchmark.tower_families import run_one, towers_page, try_all
+    from osm.benchmark.tower_families import towers_page, try_all
     from osm.files import write_output
 
     try:
-        if args.run_one:
-            print(json.dumps(run_one(args.run_one, CASES)))
-            return 0
         only = set(filter(None, args.only.split(",")))
         if unknown := only - {case.name for case in CASES}:
             raise OsmError(f"--only {','.join(sorted(unknown))}: no such tower among the cases")
         cases = [case for case in CASES if not only or case.name in only]
-        command = [sys.executable, str(Path(__file__).resolve()), "--run_one"]
-        document = try_all(cases, args.output, command, args.timeout)
+        document = try_all(cases, args.output, args.timeout)
         write_output(args.page, "--page", [towers_page(document, CASES)])
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
+import multiprocessing
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from osm.files import read_json, write_output
 from osm.model.bridges import BRIDGES
 from osm.model.factory import build_tower
 from osm.model.osm import OmniScientModel
-from osm.model.towers import Tower
+from osm.model.towers import Tower, said
 from osm.model.windows import SlidingWindows
 
 # Of no published model, so that they can only come from the folder's config.
@@ -157,12 +156,16 @@ def _clip_model(name: str) -> tuple[nn.Module, str, dict[str, Any]]:
 # -- many of them ----------------------------------------------------------------------------------------------------
 
 
-def try_all(cases: Sequence[TowerCase], output: Path, command: Sequence[str], timeout: float) -> dict[str, Any]:
-    """Tries the cases that `output` lacks, each by `command KEY` in a process of its own, and keeps the results there.
+def try_all(
+    cases: Sequence[TowerCase],
+    output: Path,
+    timeout: float,
+    attempt: Callable[[TowerCase, Path], dict[str, Any]] = try_tower,
+) -> dict[str, Any]:
+    """Tries the cases that `output` lacks, each in a process of its own, and keeps the results there.
 
     Args:
-        command: prints the JSON of `try_tower` for a key as its last line.
-        timeout: seconds a case.
+        timeout: seconds a case. attempt: what is done with a case and an empty folder.
 
     Raises:
         OsmError: `output` is there and holds no such results.
@@ -177,31 +180,41 @@ def try_all(cases: Sequence[TowerCase], output: Path, command: Sequence[str], ti
     for case in cases:
         if case.key in results:
             continue
-        results[case.key] = _in_a_process([*command, case.key], timeout)
+        results[case.key] = _in_a_process(case, timeout, attempt)
         print(f"{case.key}: {results[case.key]['outcome']}", file=sys.stderr, flush=True)
         write_output(output, "--output", [json.dumps(document, indent=1, sort_keys=True) + "\n"])
     return document
 
 
-def _in_a_process(command: Sequence[str], timeout: float) -> dict[str, Any]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+def _in_a_process(
+    case: TowerCase, timeout: float, attempt: Callable[[TowerCase, Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """A fork: what takes longest, importing the libraries, is done."""
+    processes = multiprocessing.get_context("fork")
+    receiver, sender = processes.Pipe(duplex=False)
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        try:
+            sender.send(attempt(case, Path(folder.name)))
+        except Exception as error:
+            sender.send({"outcome": "wrong", "sentence": f"{type(error).__name__}: {said(error)}"})
+
+    folder = tempfile.TemporaryDirectory()
+    process = processes.Process(target=run)
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
-    except subprocess.TimeoutExpired:
-        return {"outcome": "wrong", "sentence": f"not done after {timeout:g} seconds"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return {"outcome": "wrong", "sentence": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
-    return json.loads(lines[-1])
-
-
-def run_one(key: str, cases: Iterable[TowerCase]) -> dict[str, Any]:
-    """`try_tower` of the case of this key, in a folder that is removed."""
-    found = {case.key: case for case in cases}
-    if key not in found:
-        raise OsmError(f"--run_one {key}: no such case; they are {', '.join(found)}")
-    with tempfile.TemporaryDirectory() as folder:
-        return try_tower(found[key], Path(folder))
+        if not receiver.poll(timeout):
+            return {"outcome": "wrong", "sentence": f"not done after {timeout:g} seconds"}
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return {"outcome": "wrong", "sentence": f"its process ended with {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+        folder.cleanup()
 
 
 def towers_page(document: Mapping[str, Any], cases: Sequence[TowerCase]) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
+import threading
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from osm.benchmark.tower_cases import CASES, TowerCase
-from osm.benchmark.tower_families import run_one, towers_page, try_all, try_tower
+from osm.benchmark.tower_families import towers_page, try_all, try_tower
 from osm.errors import OsmError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,25 +37,29 @@ def test_what_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "are not those of the weights" in sentence and "hold other values than the file" in sentence
 
 
-def test_it_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = CASES[:2]
+def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    first, second, third = CASES[:3]
     output = tmp_path / "towers.json"
-    command = [sys.executable, "-c", "import sys; print('noise'); print('{\"outcome\": \"right\"}')"]
-    try_all([first], output, command, 60)
-    failing = [sys.executable, "-c", "raise SystemExit('it broke')"]
-    document = try_all([first, second], output, failing, 60)
+
+    def right(_: TowerCase, folder: Path) -> dict[str, str]:
+        assert not list(folder.iterdir())
+        return {"outcome": "right"}
+
+    def broken(*_: Any) -> NoReturn:
+        raise ValueError("it broke")
+
+    try_all([first], output, 60, right)
+    document = try_all([first, second], output, 60, broken)
     assert document["towers"][first.key] == {"outcome": "right"}
-    assert document["towers"][second.key] == {"outcome": "wrong", "sentence": "it broke"}
+    assert document["towers"][second.key] == {"outcome": "wrong", "sentence": "ValueError: it broke"}
     assert json.loads(output.read_text()) == document
-    slow = [sys.executable, "-c", "import time; time.sleep(60)"]
-    assert (
-        "not done after" in try_all([CASES[2]], tmp_path / "slow.json", slow, 0.2)["towers"][CASES[2].key]["sentence"]
-    )
+    document = try_all([third], output, 0.2, lambda *_: threading.Event().wait())
+    assert document["towers"][third.key]["sentence"] == "not done after 0.2 seconds"
+    gone = try_all([first], tmp_path / "gone.json", 60, lambda *_: os._exit(7))
+    assert gone["towers"][first.key]["sentence"] == "its process ended with 7"
     output.write_text("[]")
     with pytest.raises(OsmError, match="expected results of this script"):
-        try_all([first], output, command, 60)
-    with pytest.raises(OsmError, match="--run_one nobody: no such case"):
-        run_one("nobody", CASES)
+        try_all([first], output, 60, right)
 
 
 def test_the_page_is_made_of_the_results() -> None:
