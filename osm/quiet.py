@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
 
@@ -24,6 +25,8 @@ _LINES = {
     # timm, of a classifier that a file has and a tower leaves out. What is lacking, `check_complete` finds.
     "timm.models._builder": ("Unexpected keys (",),
 }
+# Modules that warn of how they call torch themselves (timm, on resampling relative positions).
+_WARNING = r"timm\.layers\.interpolate"
 _GGUF = "transformers.modeling_gguf_pytorch_utils"
 
 
@@ -66,6 +69,8 @@ def quiet_libraries() -> Iterator[None]:
     """Loading weights within it prints no bars either."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_lines())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", category=UserWarning, module=_WARNING)
         if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() not in ("0", "OFF", "NO", "FALSE"):
             stack.enter_context(_no_bars())
         yield

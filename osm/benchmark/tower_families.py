@@ -45,7 +45,7 @@ def try_tower(case: TowerCase, folder: Path) -> dict[str, Any]:
     """
     torch.manual_seed(0)
     weights = _write_weights(case, folder)
-    tower = TowerConfig(kind=case.kind, name=case.name, weights=str(folder), strides=case.strides)
+    tower = TowerConfig(kind=case.kind, name=case.name, weights=str(folder), strides=case.strides, options=case.options)
     side = 2 * case.window
     sizes = QFormerConfig(1, 16, 2, 16, 1, 2, 2, 0.0, 0)
     config = ModelConfig("maskqformer", "", side, case.window, case.window, tower=tower, qformer=sizes)
@@ -57,7 +57,7 @@ def try_tower(case: TowerCase, folder: Path) -> dict[str, Any]:
         return {"outcome": "wrong" if case.patch else "refused", "sentence": sentence}
     faults = _faults(case, model, weights)
     known = {_digest(value) for value in weights.values()}
-    result = {"patch": built.patch, "width": built.width, "class_tokens": built.class_tokens}
+    result: dict[str, Any] = {"patch": built.patch, "width": built.width, "class_tokens": built.class_tokens}
     result |= {
         "resampled": sum(_digest(p) not in known for p in built.parameters()),
         "place": _place(built, case.window),
@@ -127,7 +127,7 @@ def _around(tower: Tower, config: ModelConfig) -> OmniScientModel:
 
 def _write_weights(case: TowerCase, folder: Path) -> dict[str, Tensor]:
     """A random model's weights and config, as timm and open_clip write them; every parameter is unlike any other."""
-    whole, name, document = (_timm_model if case.kind == "timm" else _clip_model)(case.name)
+    whole, name, document = (_timm_model if case.kind == "timm" else _clip_model)(case)
     with torch.no_grad():
         for parameter in whole.parameters():
             parameter.add_(torch.randn_like(parameter) * 1e-3)
@@ -137,18 +137,18 @@ def _write_weights(case: TowerCase, folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def _timm_model(name: str) -> tuple[nn.Module, str, dict[str, Any]]:
+def _timm_model(case: TowerCase) -> tuple[nn.Module, str, dict[str, Any]]:
     import timm
 
-    config = {"architecture": name, "pretrained_cfg": {"mean": MEAN, "std": STD}}
-    return timm.create_model(name), "model.safetensors", config
+    config = {"architecture": case.name, "pretrained_cfg": {"mean": MEAN, "std": STD}}
+    return timm.create_model(case.name, **case.options), "model.safetensors", config
 
 
-def _clip_model(name: str) -> tuple[nn.Module, str, dict[str, Any]]:
+def _clip_model(case: TowerCase) -> tuple[nn.Module, str, dict[str, Any]]:
     import open_clip
 
-    sizes = open_clip.get_model_config(name)
-    model = open_clip.CLIP(sizes["embed_dim"], sizes["vision_cfg"], _NO_TEXT)
+    sizes = open_clip.get_model_config(case.name)
+    model = open_clip.CLIP(sizes["embed_dim"], {**sizes["vision_cfg"], **case.options}, _NO_TEXT)
     config = {"model_cfg": {"quick_gelu": False}, "preprocess_cfg": {"mean": MEAN, "std": STD}}
     return model, "open_clip_model.safetensors", config
 

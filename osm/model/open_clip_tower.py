@@ -18,6 +18,7 @@ from osm.files import read_json
 from osm.model.timm_tower import class_tokens_of, patch_of
 from osm.model.towers import CLIP_MEAN, CLIP_STD, Tower, check_complete, check_tokens, said
 from osm.model.weights import Found, hub_options, state_dict_in
+from osm.quiet import quiet_libraries
 
 # As a repository of open_clip has them; of several files of weights the first.
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -120,10 +121,11 @@ def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTow
 
 def _resize(visual: Any, window: int) -> None:
     """Brings one of timm's models to another window; open_clip itself resamples its own ViTs alone."""
-    trunk = getattr(visual, "trunk", None)
+    trunk: Any = getattr(visual, "trunk", None)
     size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if size is not None and tuple(size) != (window, window) and hasattr(trunk, "set_input_size"):
-        trunk.set_input_size(img_size=(window, window))
+        with quiet_libraries():
+            trunk.set_input_size(img_size=(window, window))
 
 
 def open_clip_hub_id(config: TowerConfig) -> str:

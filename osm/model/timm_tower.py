@@ -18,7 +18,7 @@ from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.model.towers import Tower, check_complete, check_tokens, said
 from osm.model.weights import Found, hub_options
-from osm.quiet import quiet_lines
+from osm.quiet import quiet_libraries
 
 _CONFIG = "config.json"
 
@@ -217,7 +217,7 @@ def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -
 
     if state_dict is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state_dict)}}
-    with quiet_lines():  # timm names what a file has and a tower leaves out
+    with quiet_libraries():  # timm names what a file has and a tower leaves out
         model = timm.create_model(name, **arguments)
     for config in (model.pretrained_cfg, getattr(getattr(model, "model", None), "pretrained_cfg", {})):
         config.pop("state_dict", None)  # or the weights would be held twice
@@ -343,6 +343,7 @@ def _vit_tower(
 
 def patch_of(model: nn.Module) -> int | None:
     """Pixels a side of one token's cell, what a convolutional stem takes in included; None where it is not known."""
+    embed: Any
     for embed in (getattr(model, "patch_embed", None), getattr(model, "embeds", None)):
         if hasattr(embed, "feat_ratio"):
             return int(embed.feat_ratio(as_scalar=True))
