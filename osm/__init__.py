@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError, SampleError
+from osm.quiet import quiet_lines
 
 if TYPE_CHECKING:
     from osm.model.factory import create_model_and_transforms, load_model
@@ -50,5 +51,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        with quiet_lines():
+            return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'osm' has no attribute {name!r}")

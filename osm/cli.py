@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import osm
+from osm.quiet import quiet_command
 from osm.terminal import echo
 
 
@@ -55,6 +56,7 @@ COMMANDS = {
 }
 
 
+@quiet_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. A command's modules are loaded when it is called."""
     arguments = list(sys.argv[1:] if argv is None else argv)

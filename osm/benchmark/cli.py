@@ -22,6 +22,7 @@ from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.data.paths import check_local
 from osm.errors import OsmError, exit_code
 from osm.files import read_json
+from osm.quiet import quiet_command
 from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of
 from osm.terminal import echo
@@ -60,6 +61,7 @@ def picture_main(argv: Sequence[str] | None = None) -> int:
     return _exit_code(_picture, argv)
 
 
+@quiet_command
 def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
     try:
         command(*arguments)

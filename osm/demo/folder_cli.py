@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.errors import OsmError
+from osm.quiet import quiet_command
 from osm.recognition.flags import add_checkpoint
 from osm.recognition.placement import add_flags, from_flags
 from osm.terminal import echo
@@ -63,6 +64,7 @@ def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
         raise OsmError(f"--sam_type {args.sam_type} is for a SAM file (.pth) alone") from None
 
 
+@quiet_command
 def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
     """Returns 0, 1 where a picture failed, or 2 after a user's mistake."""
     args = parser(prog).parse_args(argv)

@@ -21,13 +21,15 @@ from osm.model.llm import check_complete, load_llm, stop_also_at
 from osm.model.open_clip_tower import load_clip, open_clip_hub_id, open_clip_tower
 from osm.model.osm import OmniScientModel
 from osm.model.sizes import check_checkpoint, check_options, check_room
-from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
+from osm.model.timm_tower import timm_hub_id, timm_normalisation, timm_tower
+from osm.model.towers import RandomTower, Tower
 from osm.model.weights import (
     Found,
     check_finite,
     from_pretrained_options,
     hub_options,
     load_first,
+    model_options,
     shipped_folder,
     timm_state_dict,
 )
@@ -137,8 +139,7 @@ def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
     )
     check_options(tower.options, state, tower.weights or tower.name)
     built = timm_tower(tower.name, tower.strides, window, state, tower.options)
-    if found.pip is not None and found.pip.mean is not None and found.pip.std is not None:
-        built.mean, built.std = found.pip.mean, found.pip.std
+    built.mean, built.std = timm_normalisation(tower.name, tower.weights, found) or (built.mean, built.std)
     return built, replace(tower, source=found.source)
 
 
@@ -146,7 +147,7 @@ def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor
     def load(place: Found) -> tuple[nn.Module, Any, Any]:
         options = from_pretrained_options(place)
         base, info = InstructBlipForConditionalGeneration.from_pretrained(
-            place.location, dtype=torch.float32, output_loading_info=True, **options
+            place.location, dtype=torch.float32, output_loading_info=True, **model_options(place)
         )
         check_complete(info, place.location)
         return (

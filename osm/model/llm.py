@@ -21,7 +21,14 @@ from osm.config import LlmConfig
 from osm.errors import OsmError
 from osm.model.gated import Visual
 from osm.model.quantize import check_works, loading_options, quantization_config, told_plainly
-from osm.model.weights import Found, converted, from_pretrained_options, load_first
+from osm.model.weights import (
+    Found,
+    check_attention_scale,
+    converted,
+    from_pretrained_options,
+    load_first,
+    model_options,
+)
 
 
 def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
@@ -49,7 +56,7 @@ def _load(found: Found, config: LlmConfig, bits: Any) -> tuple[nn.Module, Any]:
     options = from_pretrained_options(found)
     with told_plainly(config.quantization) if bits is not None else contextlib.nullcontext():
         llm, info = AutoModelForCausalLM.from_pretrained(
-            location, output_loading_info=True, **options, **loading_options(bits)
+            location, output_loading_info=True, **model_options(found), **loading_options(bits)
         )
     check_complete(info, location)
     return llm, AutoTokenizer.from_pretrained(location, **options)
@@ -65,6 +72,7 @@ def check_complete(info: dict[str, Any], location: str) -> None:
 
 def _convert_gguf(path: Path, folder: Path) -> None:
     llm = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    check_attention_scale(llm.config, path)
     # The values are dequantised by now; with these two left in place it could not be saved.
     llm.hf_quantizer = None
     if hasattr(llm.config, "quantization_config"):

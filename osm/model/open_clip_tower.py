@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from osm.config import TowerConfig
 from osm.errors import OsmError, shown
 from osm.files import read_json
-from osm.model.towers import CLIP_MEAN, CLIP_STD, Tower, check_complete
+from osm.model.timm_tower import class_tokens_of, patch_of
+from osm.model.towers import CLIP_MEAN, CLIP_STD, Tower, check_complete, check_tokens, said
 from osm.model.weights import Found, hub_options, state_dict_in
+from osm.quiet import quiet_libraries
 
 # As a repository of open_clip has them; of several files of weights the first.
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -41,12 +42,15 @@ class OpenClipTower(Tower):
     def __init__(self, visual: Any, window: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.visual, self.window, self.mean, self.std = visual, window, mean, std
-        patch = getattr(visual, "patch_size", None) or visual.trunk.patch_embed.patch_size
-        self.patch = int(patch[0])
+        trunk = getattr(visual, "trunk", None)
+        if trunk is None:
+            self.patch, self.width, self.class_tokens = int(visual.patch_size[0]), visual.conv1.out_channels, 1
+        else:
+            patch = patch_of(trunk)
+            if patch is None or not hasattr(trunk, "num_prefix_tokens"):
+                raise ValueError(f"{type(trunk).__name__} is no plain ViT; take timm's model by model.tower.kind timm")
+            self.patch, self.width, self.class_tokens = patch, trunk.num_features, class_tokens_of(trunk)
         self.check_window(window)
-        with torch.no_grad():
-            prefix, patches = self.eval()(torch.zeros(1, 3, window, window))
-        self.class_tokens, self.width = prefix.shape[1], patches.shape[2]
 
     def check_window(self, window: int) -> None:
         super().check_window(window)
@@ -64,7 +68,8 @@ class OpenClipTower(Tower):
         )
         patches = found["image_intermediates"][-1]
         prefix = found.get("image_intermediates_prefix")
-        return (patches[:, :0] if prefix is None else prefix[-1][:, :1]), patches  # registers come after the class
+        # Registers come after the class token, or alone.
+        return (patches[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches
 
 
 def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTower:
@@ -85,6 +90,12 @@ def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTow
                 f"model.tower.options: {name}: {shown(value)}: of open_clip's towers {known} can be set, over 0"
             )
     sizes = _model_config(config.name)
+    if config.options and "timm_model_name" in sizes["vision_cfg"]:
+        raise OsmError(
+            f"model.tower.options {shown(config.options)}: {config.name} is timm's "
+            f"{sizes['vision_cfg']['timm_model_name']} within open_clip, which takes no other sizes; leave it "
+            "empty, or take that model by model.tower.kind timm"
+        )
     vision = {**sizes["vision_cfg"], **config.options, "image_size": window}
     about = f"model.tower {config.name!r} with windows of {window} pixels"
     if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
@@ -98,12 +109,23 @@ def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTow
         library.model.resize_pos_embed(state, model)
         own = {key.removeprefix("visual."): value for key, value in state.items()}
         check_complete(config.name, visual.load_state_dict(own, strict=False).missing_keys)
-        return OpenClipTower(visual, window, clip.mean, clip.std)
+        _resize(visual, window)
+        tower = OpenClipTower(visual, window, clip.mean, clip.std)
     except OsmError:
         raise
     except Exception as error:  # odd sizes, and models that are no ViT, raise what their sums happen to cause
-        said = " ".join(str(error).split())[:300] or repr(error)
-        raise OsmError(f"{about} and options {shown(config.options)}: {said}") from None
+        raise OsmError(f"{about} and options {shown(config.options)}: {said(error)}") from None
+    check_tokens(tower, window, about)
+    return tower
+
+
+def _resize(visual: Any, window: int) -> None:
+    """Brings one of timm's models to another window; open_clip itself resamples its own ViTs alone."""
+    trunk: Any = getattr(visual, "trunk", None)
+    size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    if size is not None and tuple(size) != (window, window) and hasattr(trunk, "set_input_size"):
+        with quiet_libraries():
+            trunk.set_input_size(img_size=(window, window))
 
 
 def open_clip_hub_id(config: TowerConfig) -> str:

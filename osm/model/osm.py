@@ -23,7 +23,7 @@ from osm.model.instructblip import take_apart
 from osm.model.llm import LlmInputs
 from osm.model.lora import add_lora, lora_parameters, train_dropout
 from osm.model.masks import Looks
-from osm.model.towers import Tower
+from osm.model.towers import Tower, check_tokens
 from osm.model.windows import SlidingWindows
 
 
@@ -47,6 +47,8 @@ class OmniScientModel(nn.Module):
         self.windows = SlidingWindows(
             config.input_size, config.sliding_window_size, config.sliding_window_stride, tower.patch
         )
+        named = config.tower.name or config.base_model_name or type(tower).__name__
+        check_tokens(tower, config.sliding_window_size, f"tower {named!r} with windows of {config.sliding_window_size}")
         self.tower, self.bridge, self.llm = tower, bridge, llm
         self.window_pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + self.windows.grid**2, tower.width))
         self.tower.requires_grad_(False).eval()

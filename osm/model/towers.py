@@ -2,13 +2,13 @@
 
 Shapes: W windows of side w, p patch (stride), P = 1 or 0 class tokens, C width.
 
-timm is imported where its models are built: an InstructBLIP needs none of it.
+Towers of timm and open_clip are built in `osm.model.timm_tower` and `osm.model.open_clip_tower`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ class Tower(nn.Module):
         patch, width: p and C. class_tokens: P.
         mean, std: of the RGB input in 0..1, (x - mean) / std.
         window: the only window size the tower takes, or None for any multiple of p.
+        tried: the window sizes at which `check_tokens` has run the tower.
     """
 
     patch: int
@@ -34,6 +35,7 @@ class Tower(nn.Module):
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     window: int | None = None
+    tried: frozenset[int] = frozenset()
 
     def check_window(self, window: int) -> None:
         """Raises OsmError where windows of this side do not fit the tower."""
@@ -56,62 +58,6 @@ class InstructBlipTower(Tower):
         return tokens[:, :1], tokens[:, 1:]
 
 
-class TimmVitTower(Tower):
-    """A timm ViT: its class token (if it has one; registers are dropped) and its final, normed patch tokens."""
-
-    def __init__(self, model: nn.Module, window: int) -> None:
-        super().__init__()
-        self.model = model
-        self.patch, self.width = model.patch_embed.patch_size[0], model.num_features
-        self.skip = model.num_prefix_tokens
-        self.class_tokens = int(getattr(model, "cls_token", None) is not None)
-        self.window = window
-        self.mean, self.std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        # Models that pool by averaging norm after the pooling, and leave forward_features' tokens as they are.
-        self.norm_after = isinstance(model.norm, nn.Identity) and hasattr(model, "fc_norm")
-
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.model.forward_features(windows)
-        if self.norm_after:
-            tokens = self.model.fc_norm(tokens)
-        return tokens[:, : self.class_tokens], tokens[:, self.skip :]
-
-
-class TimmCnnTower(Tower):
-    """A timm CNN's feature maps at some strides, the coarser ones upsampled onto the finest one's grid.
-
-    Each map is normalised over its channels at every place, so that none outweighs the others; then they are
-    concatenated, finest first.
-    """
-
-    def __init__(
-        self, model: nn.Module, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
-        super().__init__()
-        self.model = model.to(memory_format=torch.channels_last)
-        self.strides = tuple(strides)
-        self.patch, self.width = min(strides), sum(model.feature_info.channels())
-        self.coarsest = max(strides)
-        self.class_tokens = 0
-        self.mean, self.std = mean, std
-
-    def check_window(self, window: int) -> None:
-        if window % self.coarsest:
-            raise OsmError(f"--sliding_window_size {window} is not a multiple of the coarsest stride, {self.coarsest}")
-
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.model(windows.contiguous(memory_format=torch.channels_last))
-        finest = maps[0].shape[-2:]
-        tokens = []
-        for features in maps:
-            features = F.layer_norm(features.permute(0, 2, 3, 1), features.shape[1:2]).permute(0, 3, 1, 2)
-            if features.shape[-2:] != finest:
-                features = F.interpolate(features, size=finest, mode="bilinear", align_corners=False)
-            tokens.append(features)
-        patches = torch.cat(tokens, 1).flatten(2).transpose(1, 2)
-        return patches[:, :0], patches
-
-
 class RandomTower(Tower):
     """A tiny tower of random values, drawn from a seed: for tests, and for trying a data pipeline."""
 
@@ -130,103 +76,64 @@ class RandomTower(Tower):
         return patches.mean(1, keepdim=True)[:, : self.class_tokens], patches
 
 
-def timm_hub_id(name: str) -> str:
-    """The hub repository of a timm model's weights (it has the weights' tag in its name).
-
-    Raises:
-        OsmError: no such model.
-    """
-    import timm
-
-    try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:
-        raise OsmError(
-            f"model.tower.name {name!r} is not a timm model; timm.list_models() lists them ({error})"
-        ) from None
-    return config.hf_hub_id or f"timm/{name}"
+# Above this many parameters a tower is tried on the meta device, which computes shapes alone.
+_LARGE = 100_000_000
 
 
-def timm_tower(
-    name: str,
-    strides: Sequence[int],
-    window: int,
-    state_dict: dict[str, Tensor] | None,
-    options: Mapping[str, Any] | None = None,
-) -> Tower:
-    """Builds a timm tower and fills it with `state_dict` (timm's names; None keeps timm's random start).
+def check_tokens(tower: Tower, window: int, about: str) -> None:
+    """Runs one window of zeros through a tower, and compares what comes out with what the tower promises.
+
+    Torch's random state, the tower's mode and its weights stay as they are.
 
     Args:
-        options: further arguments of `timm.create_model`.
+        about: the sentence's subject in errors: which model, with which windows.
 
     Raises:
-        OsmError: no such model, strides or options it does not have, or weights that do not fit it.
+        OsmError: the tower does not run on such windows, or its tokens are not (1, P, C) and (1, (w/p)^2, C).
     """
-    timm_hub_id(name)
-    options = dict(options or {})
+    if window in tower.tried:
+        return
+    training = tower.training
     try:
-        if strides:
-            tower = _cnn_tower(name, strides, state_dict, options)
-        else:
-            tower = _vit_tower(name, window, state_dict, options)
-    except OsmError:
-        raise
-    except Exception as error:  # odd sizes raise what timm's and torch's sums with them happen to cause
-        if not options and not isinstance(error, TypeError):
-            raise
-        raise OsmError(f"model.tower.options {options} do not suit {name} ({error})") from None
-    tower.check_window(window)
-    return tower
-
-
-def _cnn_tower(
-    name: str, strides: Sequence[int], state_dict: dict[str, Tensor] | None, options: dict[str, Any]
-) -> Tower:
-    import timm
-
-    try:
-        info = timm.create_model(name, features_only=True, **options).feature_info
-    except (RuntimeError, AttributeError) as error:
-        raise OsmError(f"model.tower.name {name!r} has no feature maps ({error}); leave tower.strides empty") from None
-    reductions = info.reduction()
-    if list(strides) != sorted(set(strides) & set(reductions)):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            prefix, patches = _try(tower.eval(), window)
+    except OsmError as error:
+        raise OsmError(f"{about}: {error}") from None
+    except Exception as error:  # a model that such windows do not suit raises what its sums happen to cause
+        raise OsmError(f"{about}: the model does not run ({said(error)})") from None
+    finally:
+        tower.train(training)
+    expected = (1, (window // tower.patch) ** 2, tower.width)
+    if tuple(patches.shape) != expected:
         raise OsmError(
-            f"model.tower.strides {list(strides)}: expected ascending strides of {name}'s maps, {reductions}"
+            f"{about}: it gives patches of shape {tuple(patches.shape)}, where {expected} are promised "
+            f"(one for each cell of {tower.patch} pixels)"
         )
-    model = timm.create_model(name, features_only=True, out_indices=[reductions.index(s) for s in strides], **options)
-    if state_dict is not None:
-        # timm calls `stem.0` of the whole model `stem_0` here. What stands above the last map is of no use.
-        names = {key.replace("_", "."): key for key in model.state_dict()}
-        renamed = {names.get(key.replace("_", "."), key): value for key, value in state_dict.items()}
+    expected = (1, tower.class_tokens, tower.width)
+    if tuple(prefix.shape) != expected:
+        raise OsmError(f"{about}: it gives class tokens of shape {tuple(prefix.shape)}, where {expected} are promised")
+    tower.tried |= {window}
+
+
+def said(error: Exception) -> str:
+    """What a library's error says, on one line of bounded length."""
+    return " ".join(str(error).split())[:300] or repr(error)[:300]
+
+
+def _try(tower: Tower, window: int) -> tuple[Tensor, Tensor]:
+    tensors = [*tower.parameters(), *tower.buffers()]
+    like = next(tower.parameters(), torch.zeros(0))
+    shape = (1, 3, window, window)
+    if sum(parameter.numel() for parameter in tower.parameters()) > _LARGE:
+        # A copy, so that what a model caches in its forward is not left on the meta device.
+        meta: dict[int, object] = {
+            id(t): nn.Parameter(t.to("meta"), False) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors
+        }
         try:
-            check_complete(name, model.load_state_dict(renamed, strict=False).missing_keys)
-        except RuntimeError as error:
-            raise OsmError(f"weights for {name} do not fit it: {error}") from None
-    config = timm.get_pretrained_cfg(name)
-    return TimmCnnTower(model, strides, config.mean, config.std)
-
-
-def _vit_tower(name: str, window: int, state_dict: dict[str, Tensor] | None, options: dict[str, Any]) -> Tower:
-    import timm
-
-    overlay: dict[str, Any] = (
-        {} if state_dict is None else {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state_dict}}
-    )
-    try:
-        model = timm.create_model(name, num_classes=0, img_size=window, **overlay, **options)
-    except (TypeError, AssertionError, ValueError) as error:
-        if any(name in str(error) for name in options):
-            raise TypeError(error) from None
-        raise OsmError(
-            f"model.tower.name {name!r} takes no image size ({error}); give tower.strides for a CNN"
-        ) from None
-    except RuntimeError as error:
-        raise OsmError(f"weights for {name} do not fit it: {error}") from None
-    if not hasattr(model, "num_prefix_tokens"):
-        raise OsmError(f"model.tower.name {name!r} is no plain ViT; give tower.strides to use its feature maps")
-    if state_dict is not None:  # timm leaves what a file lacks at its random start, and says nothing
-        check_complete(name, [key for key in model.state_dict() if key not in state_dict])
-    return TimmVitTower(model, window)
+            return copy.deepcopy(tower, meta)(torch.zeros(shape, dtype=like.dtype, device="meta"))
+        except Exception:  # not every model can: some hold plain tensors, some read values
+            pass
+    return tower(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
 
 def check_complete(name: str, lacking: Sequence[str]) -> None:

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import pickle
 import re
@@ -29,8 +31,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from osm.errors import OsmError
-from osm.files import check_regular_file
+from osm.files import check_regular_file, write_atomically
 from osm.model.hub_config import check_hub_folder
+from osm.quiet import quiet_libraries
 
 SOURCES = ("folder", "package", "hub", "pip")
 
@@ -126,6 +129,15 @@ def from_pretrained_options(found: Found) -> dict[str, Any]:
     return {"trust_remote_code": False, **(hub_options() if found.source == "hub" else {})}
 
 
+def model_options(found: Found) -> dict[str, Any]:
+    """`from_pretrained_options` for a model, where transformers also looks for an adapter of peft.
+
+    It looks for one without `local_files_only`, and retries for half a minute where there is no network.
+    """
+    options = from_pretrained_options(found)
+    return {**options, "adapter_kwargs": {"local_files_only": options.get("local_files_only", False)}}
+
+
 def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str | None = None) -> tuple[Found, Any]:
     """Loads from the first place that has the weights.
 
@@ -137,7 +149,8 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
         try:
             if Path(found.location).is_dir():
                 check_hub_folder(Path(found.location))
-            loaded = load(found)
+            with quiet_libraries():
+                loaded = load(found)
             check_finite(_tensors(loaded), f"weights of {name!r} ({found.location})")
             return found, loaded
         except OsmError:
@@ -204,10 +217,11 @@ def cache_folder() -> Path:
 
 
 def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
-    """The cached conversion of a weight file; `write(folder)` makes it the first time. Safe to interrupt."""
-    stat = source_file.stat()
-    key = hashlib.sha256(f"{source_file.name}:{stat.st_size}".encode() + _head(source_file)).hexdigest()[:16]
-    folder = cache_folder() / f"{source_file.stem}-{key}"
+    """The cached conversion of a weight file; `write(folder)` makes it the first time. Safe to interrupt.
+
+    A conversion belongs to the whole content of its file: another fine-tune under the same name gets its own.
+    """
+    folder = cache_folder() / f"{source_file.stem}-{_content(source_file)[:32]}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
@@ -222,16 +236,52 @@ def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _head(path: Path, size: int = 1 << 20) -> bytes:
+def _content(path: Path) -> str:
+    """The SHA-256 of a file. Gigabytes take seconds, so it is remembered while the file stays as it is."""
+    state = _file_state(path)
+    note = cache_folder() / ".content" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if known.get("file") == state and re.fullmatch("[0-9a-f]{64}", str(known.get("sha256"))):
+            return known["sha256"]
     with path.open("rb") as file:
-        return file.read(size)
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if _file_state(path) == state:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, and nothing else
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(note, [json.dumps({"file": state, "sha256": found})])
+    return found
+
+
+def _file_state(path: Path) -> list[int]:
+    """What changes when a file does: its length, its times of change, its place on the disk."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def check_attention_scale(config: Any, path: Path) -> None:
+    """Refuses the GGUF files of Gemma 2 and 3 whose attention transformers would scale wrongly.
+
+    A GGUF file does not say by what it is scaled (`query_pre_attn_scalar`), and transformers takes 256. That is so in
+    all sizes whose heads are 256 wide; in those of 27B, whose heads are 128 wide, it is not.
+
+    Raises:
+        OsmError: such a file.
+    """
+    scale, width = getattr(config, "query_pre_attn_scalar", None), getattr(config, "head_dim", None)
+    if scale is not None and width is not None and scale != width:
+        raise OsmError(
+            f"{path}: a {config.model_type} with heads of {width} values: a GGUF file does not say by what its "
+            f"attention is scaled, and query_pre_attn_scalar {scale} would be taken; use this model's "
+            "Hugging Face folder instead"
+        )
 
 
 def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
     """A timm model's weights from one place, under timm's names."""
     if found.source == "hub":
         return load_safetensors(hf_hub_download(found.location, "model.safetensors", **hub_options()))
-    state = state_dict_in(Path(found.location))
+    state = state_dict_in(Path(found.location), ("model.safetensors",))
     return efficientnet_lite_names(name, state) if "_conv_stem.weight" in state else state
 
 

@@ -26,7 +26,8 @@ from osm.config import ModelConfig
 from osm.data.scenes.compose import draw_scene
 from osm.data.scenes.words import ATTRIBUTES, STUFF, THINGS, Pair, choose_pairs
 from osm.errors import OsmError
-from osm.model.towers import Tower, timm_tower
+from osm.model.timm_tower import timm_tower
+from osm.model.towers import Tower
 from osm.model.windows import SlidingWindows
 from osm.pretraining.schedule import warm_cosine
 from osm.pretraining.work import read_state

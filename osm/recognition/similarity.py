@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from osm.model.llm import check_complete
-from osm.model.weights import Found, from_pretrained_options, load_first
+from osm.model.weights import Found, from_pretrained_options, load_first, model_options
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _AT_ONCE = 256
@@ -61,6 +61,6 @@ def _load(found: Found) -> tuple[Any, Any]:
     # A pip source is found by one of its files; its folder is what transformers reads.
     place = str(Path(found.location).parent) if found.source == "pip" else found.location
     options = from_pretrained_options(found)
-    model, info = AutoModel.from_pretrained(place, output_loading_info=True, **options)
+    model, info = AutoModel.from_pretrained(place, output_loading_info=True, **model_options(found))
     check_complete(info, place)
     return model, AutoTokenizer.from_pretrained(place, **options)

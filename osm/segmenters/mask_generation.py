@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from osm.errors import OsmError
+from osm.model.weights import Found, from_pretrained_options, model_options
+from osm.quiet import quiet_libraries
 from osm.segmenters.base import Segment, by_area
 from osm.segmenters.checks import Size, check_set, checked_box, checked_points
 
@@ -90,8 +92,10 @@ def load_mask_generator(
     """
     from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
 
+    found = Found("folder" if Path(checkpoint).is_dir() else "hub", str(checkpoint))
+    loading = from_pretrained_options(found)
     try:
-        kind = AutoConfig.from_pretrained(checkpoint).model_type
+        kind = AutoConfig.from_pretrained(checkpoint, **loading).model_type
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise OsmError(f"--sam_checkpoint {checkpoint}: no .pth file, folder or hub id ({reason})") from None
@@ -100,8 +104,9 @@ def load_mask_generator(
             f"--sam_checkpoint {checkpoint} is a {kind}; one of {', '.join(FAMILIES)} is needed, or a .pth file of SAM"
         )
     try:
-        model = AutoModelForMaskGeneration.from_pretrained(checkpoint)
-        processor = AutoProcessor.from_pretrained(checkpoint)
+        with quiet_libraries():
+            model = AutoModelForMaskGeneration.from_pretrained(checkpoint, **model_options(found))
+            processor = AutoProcessor.from_pretrained(checkpoint, **loading)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise OsmError(f"--sam_checkpoint {checkpoint} cannot be loaded by transformers ({reason})") from None

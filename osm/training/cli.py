@@ -6,9 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from osm.errors import OsmError, RunStopped
+from osm.quiet import quiet_command
 from osm.terminal import echo
 
 
+@quiet_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses, trains, and turns what ends a run into one line and an exit code.
 

@@ -26,6 +26,8 @@ TEXT = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 20, "context_length"
 VISIONS: dict[str, dict[str, Any]] = {
     "tiny-vit": {"patch_size": 16, "layers": 2, "width": 64, "head_width": 16},
     "tiny-timm": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
+    "tiny-register": {"timm_model_name": "test_vit2", "timm_pool": "avg", "timm_proj": "linear"},
+    "tiny-hybrid": {"timm_model_name": "vit_tiny_r_s16_p8_224", "timm_pool": "token", "timm_proj": "linear"},
     "tiny-cnn": {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear"},
     "tiny-coca": {"patch_size": 16, "layers": 2, "width": 64, "head_width": 16, "attentional_pool": True},
 }
@@ -86,6 +88,38 @@ def test_a_vit_of_timm_within_it() -> None:
         prefix, patches = tower(windows(160))
         expected = model.visual.trunk.forward_features(windows(160))
     torch.testing.assert_close(torch.cat([prefix, patches], 1), expected)
+
+
+def test_a_vit_of_timm_takes_other_windows() -> None:
+    """Its position embedding is resampled, as that of open_clip's own ViTs is."""
+    model = whole_model("tiny-timm", 160)
+    state = model.state_dict()
+    tower = open_clip_tower(config("tiny-timm"), SIDE, Clip(state, False))
+    assert tower.visual.trunk.pos_embed.shape[1] == 1 + 16 != state["visual.trunk.pos_embed"].shape[1]
+    model.visual.trunk.set_input_size(img_size=(SIDE, SIDE))
+    with torch.no_grad():
+        prefix, patches = tower(windows())
+        torch.testing.assert_close(torch.cat([prefix, patches], 1), model.visual.trunk.forward_features(windows()))
+
+
+def test_a_register_is_no_class_token() -> None:
+    tower = open_clip_tower(config("tiny-register"), 160, Clip(whole_model("tiny-register", 160).state_dict(), False))
+    assert tower.visual.trunk.num_prefix_tokens == 1
+    with torch.no_grad():
+        prefix, patches = tower(windows(160))
+    assert tower.class_tokens == 0 and prefix.shape == (2, 0, 64) and patches.shape == (2, 100, 64)
+
+
+def test_a_convolutional_stem_counts_into_the_patch() -> None:
+    """As ViTamin's and MobileCLIP-B's do: what the ViT calls its patch is of the stem's map."""
+    tower = open_clip_tower(config("tiny-hybrid"), 224, Clip(whole_model("tiny-hybrid", 224).state_dict(), False))
+    assert (tower.patch, tower.class_tokens) == (32, 1)
+
+
+def test_options_that_timms_models_would_ignore_are_refused() -> None:
+    state = whole_model("tiny-timm", 160).state_dict()
+    with pytest.raises(OsmError, match=r"model.tower.options \{'layers': 1\}: tiny-timm is timm's test_vit"):
+        open_clip_tower(config("tiny-timm", options={"layers": 1}), 160, Clip(state, False))
 
 
 def test_a_whole_model_is_built_around_one(tmp_path: Path) -> None:

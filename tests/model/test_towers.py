@@ -14,7 +14,8 @@ from torch import Tensor
 from osm.config import ModelConfig, TowerConfig, from_dict
 from osm.errors import OsmError
 from osm.model.factory import build, build_tower
-from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
+from osm.model.timm_tower import timm_hub_id, timm_tower
+from osm.model.towers import RandomTower, Tower
 from osm.model.weights import PIP_SOURCES, candidates, timm_state_dict
 
 CNN = "tf_efficientnet_lite0"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_llm
 from torch import nn
+from transformers import PretrainedConfig
 
 from osm.config import LlmConfig
 from osm.errors import OsmError
@@ -150,6 +153,11 @@ def write(folder: Path) -> None:
     (folder / "model").write_text("converted")
 
 
+def conversions(cache: Path) -> list[Path]:
+    """What lies there beside the notes on files' contents."""
+    return [path for path in cache.iterdir() if path.name != ".content"]
+
+
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OSM_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
@@ -170,6 +178,52 @@ def test_a_file_is_converted_once(source: Path, tmp_path: Path) -> None:
     assert converted(source, write) != folder
 
 
+def test_a_file_that_differs_at_its_end_is_another_one(source: Path) -> None:
+    """Two fine-tunes of one model: the same name, size and metadata in front."""
+    front = bytes(2 << 20)
+    source.write_bytes(front + b"first")
+    first = converted(source, write)
+    source.write_bytes(front + b"other")
+    second = converted(source, lambda folder: (folder / "model").write_text("the other one"))
+    assert first != second and (second / "model").read_text() == "the other one"
+
+
+def test_a_files_content_is_read_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again where anything about the file changed, or what was remembered cannot be read."""
+    read: list[str] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
+    folder = converted(source, write)
+    for _ in range(2):
+        assert converted(source, write) == folder and len(read) == 1
+    stat = source.stat()
+    source.write_bytes(b"other")  # as long, and as old: by a copy that keeps times
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert converted(source, write) != folder and len(read) == 2
+    (note,) = (tmp_path / "cache" / ".content").iterdir()
+    for broken in ("", "[]", json.dumps({**json.loads(note.read_text()), "sha256": "../../x"})):
+        note.write_text(broken)
+        assert converted(source, write).parent == tmp_path / "cache"
+    assert len(read) == 5
+
+
+def test_a_conversion_of_an_older_version_is_not_taken(source: Path, tmp_path: Path) -> None:
+    """Its folder was named by the file's name, length and first MiB."""
+    old = hashlib.sha256(f"{source.name}:{source.stat().st_size}".encode() + source.read_bytes()).hexdigest()[:16]
+    (tmp_path / "cache" / f"{source.stem}-{old}").mkdir(parents=True)
+    assert (converted(source, write) / "model").is_file()
+
+
+@pytest.mark.parametrize(("scale", "width"), [(256, 256), (None, 64), (144, 128), (256, 128)])
+def test_a_gemma_whose_scale_gguf_does_not_carry_is_refused(scale: int | None, width: int) -> None:
+    config = PretrainedConfig(query_pre_attn_scalar=scale, head_dim=width)
+    if scale in (None, width):
+        weights.check_attention_scale(config, Path("gemma.gguf"))
+        return
+    with pytest.raises(OsmError, match=f"gemma.gguf: .* heads of {width} values.*query_pre_attn_scalar {scale}"):
+        weights.check_attention_scale(config, Path("gemma.gguf"))
+
+
 def test_a_conversion_that_fails_leaves_nothing(source: Path, tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").touch()
@@ -177,7 +231,7 @@ def test_a_conversion_that_fails_leaves_nothing(source: Path, tmp_path: Path) ->
 
     with pytest.raises(ValueError, match="not a model"):
         converted(source, fail)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not conversions(tmp_path / "cache")
     assert (converted(source, write) / "model").is_file()
 
 
@@ -189,7 +243,7 @@ def test_two_processes_may_convert_at_once(source: Path, tmp_path: Path) -> None
         (folder / "model").write_text("too late")
 
     assert (converted(source, slow) / "model").read_text() == "converted"
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(conversions(tmp_path / "cache")) == 1
 
 
 # -- fingerprints ----------------------------------------------------------------------------------------------------

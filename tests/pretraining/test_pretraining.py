@@ -24,7 +24,7 @@ from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
 from osm.data.scenes.words import ATTRIBUTES, STUFF, THINGS, held_out_pairs
 from osm.errors import OsmError
 from osm.model.llm import load_llm
-from osm.model.towers import timm_tower
+from osm.model.timm_tower import timm_tower
 from osm.model.weights import candidates, timm_state_dict
 from osm.pretraining import llm as llm_module
 from osm.pretraining import tower as tower_module
