@@ -5,6 +5,7 @@ What it trains is kept apart from the LLM's weights: by name in checkpoints (`lo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -72,7 +73,8 @@ def train_dropout(llm: nn.Module, mode: bool) -> None:
 
 def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The LLM's own entries under its own names."""
-    return {name.replace(".base_layer.", "."): value for name, value in state.items() if _MARK not in name}
+    # Fused experts are wrapped once for each of their tensors, so that the mark may stand there several times.
+    return {re.sub(r"(\.base_layer)+\.", ".", name): value for name, value in state.items() if _MARK not in name}
 
 
 def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tensor]:
