@@ -83,7 +83,7 @@ class FlamingoBridge(Bridge):
         sizes, layers = config.flamingo, len(decoder_layers(llm))
         if not layers:
             raise OsmError(
-                f"model.llm.name {config.llm.name!r}: no list of its modules is as long as its config's num_hidden_layers, "
+                f"model.llm.name {config.llm.name!r}: no list of its modules has num_hidden_layers entries, "
                 "and gated blocks stand between such layers; choose another LLM, or variant maskqformer"
             )
         if layers < sizes.every:

@@ -139,8 +139,8 @@ def select_rows(cache: Any, rows: Tensor) -> None:
     """
     if not hasattr(cache, "reorder_cache"):
         raise OsmError(
-            f"the LLM's cache ({type(cache).__name__}) cannot select rows; set model.llm.self_check to true, which finds "
-            "that out and decodes without it"
+            f"the LLM's cache ({type(cache).__name__}) cannot select rows; with model.llm.self_check: true "
+            "names are decoded without it"
         )
     cache.reorder_cache(rows)
 

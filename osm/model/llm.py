@@ -22,7 +22,7 @@ from osm.config import LlmConfig
 from osm.errors import OsmError
 from osm.model.kv_cache import read_prefix, read_tokens
 from osm.model.llm_inputs import LlmInputs, llm_support, positions
-from osm.model.quantize import check_works, loading_options, quantization_config, told_plainly
+from osm.model.quantize import check_works, keep_gradients, loading_options, quantization_config, told_plainly
 from osm.model.weights import Found, converted, from_pretrained_options, load_first
 
 
@@ -38,6 +38,7 @@ def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
     bits = quantization_config(config.quantization)
     found, (llm, tokenizer) = load_first(config.name, config.source, partial(_load, config=config, bits=bits))
     if bits is not None:
+        keep_gradients(llm)
         check_works(llm, config.quantization)
     return llm.eval(), tokenizer, replace(config, source=found.source)
 
@@ -137,8 +138,8 @@ def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
         if which != "pad":
             raise OsmError(
                 f"model.llm.name {name!r}: its tokenizer's {which} token {token!r} has the id {number}, but the LLM "
-                f"has {known} embeddings (ids 0 to {known - 1}); resize its embeddings, or use the tokenizer that it was "
-                "trained with"
+                f"has {known} embeddings (ids 0 to {known - 1}); resize its embeddings, or use the tokenizer that it "
+                "was trained with"
             )
         # Nothing attends to padding, so any token does.
         tokenizer.pad_token = tokenizer.eos_token
