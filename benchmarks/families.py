@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Which families of LLMs work with both bridges: tiny random ones of each are built, trained, decoded and saved.
 
-    python3 benchmarks/families.py                              # all, in about an hour on a core; goes on where it stopped
+    python3 benchmarks/families.py                              # all; goes on where it stopped
     python3 benchmarks/families.py --only llama,mamba --again
 
 Each family runs in a process of its own, for at most `--timeout` seconds, and its outcome is written to `--output` at
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -36,48 +36,45 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--timeout", type=int, default=300, help="seconds for one family [300]")
     out.add_argument("--output", type=Path, default=OUTPUT, help="the outcomes, JSON")
     out.add_argument("--table", type=Path, default=PAGE, help="the page whose section is written anew")
-    out.add_argument("--run_one", help=argparse.SUPPRESS)
     return out
 
 
-def run_one(name: str) -> dict[str, Any]:
-    """Checks one family in this process."""
-    logging.disable(logging.WARNING)
+def run_one(name: str, path: Path) -> None:
+    """Checks one family in this process, and writes its outcome as JSON."""
     from families_checks import check_family
     from families_llms import FAMILIES
 
+    logging.disable(logging.WARNING)
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["OSM_CACHE"] = str(Path(folder) / "cache")  # the self-check runs, whatever was found before
-        return {
-            variant: {
-                key: value.replace(f"{folder}/", "") for key, value in
-                check_family(FAMILIES[name], variant, Path(folder)).items()
-            }
-            for variant in VARIANTS
-        }  # fmt: skip
+        for variant in VARIANTS:
+            outcome = check_family(FAMILIES[name], variant, Path(folder))
+            found[variant] = {key: value.replace(f"{folder}/", "") for key, value in outcome.items()}
+    path.write_text(json.dumps(found), encoding="utf-8")
 
 
 def run_apart(name: str, timeout: int) -> dict[str, Any]:
     """Checks one family in another process: a crash or a hang is its outcome."""
-    command = [sys.executable, __file__, "--run_one", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return {variant: {"build": f"error: not done after {timeout} seconds"} for variant in VARIANTS}
-    lines = done.stdout.strip().splitlines()
-    try:
-        return json.loads(lines[-1])
-    except (IndexError, ValueError):
-        said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1][:200]
-        return {variant: {"build": f"error: exit status {done.returncode}: {said}"} for variant in VARIANTS}
+    # Forked where that is possible: the libraries take longer to import than a family to be checked.
+    fork = "fork" in multiprocessing.get_all_start_methods()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "outcome.json"
+        process = multiprocessing.get_context("fork" if fork else "spawn").Process(target=run_one, args=(name, path))
+        process.start()
+        process.join(timeout)
+        said = f"not done after {timeout} seconds" if process.is_alive() else f"exit status {process.exitcode}"
+        process.kill()
+        process.join()
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+    return {variant: {"build": f"error: {said}"} for variant in VARIANTS}
 
 
 def main() -> int:
     """Runs families; the exit status is 1 where one is wrong or ends in a traceback."""
     arguments = parser().parse_args()
-    if arguments.run_one:
-        print(json.dumps(run_one(arguments.run_one)))
-        return 0
+    import families_checks  # noqa: F401  (before the processes are forked)
     from families_llms import FAMILIES
 
     names = list(FAMILIES) if arguments.only is None else [name for name in arguments.only.split(",") if name]
