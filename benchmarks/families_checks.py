@@ -159,6 +159,10 @@ class _Checks:
     def _next(self, one: LlmInputs, ids: tuple[int, ...]) -> Tensor:
         return self._logits(one, ids)[-1].softmax(-1)
 
+    def _steps(self, one: LlmInputs, ids: tuple[int, ...]) -> Tensor:
+        """(len(ids) + 1, V) probabilities of each id's successor, and before it of the first."""
+        return self._logits(one, ids)[-len(ids) - 1 :].softmax(-1)
+
     def _likelihood(self, one: LlmInputs, ids: tuple[int, ...]) -> float:
         logits = self._logits(one, ids)[-len(ids) - 1 : -1].log_softmax(-1)
         return float(logits.gather(1, torch.tensor(ids)[:, None]).sum())
@@ -276,18 +280,17 @@ class _Checks:
                 _close(f"list, row {row}", name.sequence_prob, self._in_list(ones[row], (*name.ids, end), listed))
 
     def _search(self, what: str, one: LlmInputs, name: Any, stops: set[int]) -> None:
-        probs = [float(self._next(one, name.ids[:place])[token]) for place, token in enumerate(name.ids)]
+        steps = self._steps(one, name.ids)
+        probs = [float(steps[place, token]) for place, token in enumerate(name.ids)]
         if name.ended:
-            ends = self._next(one, name.ids)
-            probs.append(max(float(ends[stop]) for stop in stops))
+            probs.append(max(float(steps[-1, stop]) for stop in stops))
         _close(what, name.token_probs, probs)
 
     def _in_list(self, one: LlmInputs, name: tuple[int, ...], listed: list[tuple[int, ...]]) -> float:
-        prob = 1.0
+        prob, steps = 1.0, self._steps(one, name[:-1])
         for place, token in enumerate(name):
             allowed = {other[place] for other in listed if len(other) > place and other[:place] == name[:place]}
-            chances = self._next(one, name[:place])
-            prob *= float(chances[token] / sum(chances[i] for i in allowed))
+            prob *= float(steps[place, token] / sum(steps[place, i] for i in allowed))
         return prob
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -390,7 +391,7 @@ class _Examination:
                 raise self._error(f"it {what}: {error}") from None
             raise
         except Exception as error:  # an LLM's own code raises what it happens to
-            said = " ".join((str(error) or repr(error)).split())[:200]
+            said = textwrap.shorten(str(error) or repr(error), 200, placeholder=" ...")
             raise self._error(f"it {what}: {said}") from error
 
     def _error(self, what: str) -> OsmError:
