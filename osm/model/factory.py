@@ -20,8 +20,8 @@ from osm.model.bridges import BRIDGES
 from osm.model.llm import check_complete, load_llm, use_tokenizer
 from osm.model.open_clip_tower import load_clip, open_clip_hub_id, open_clip_tower
 from osm.model.osm import OmniScientModel
-from osm.model.self_check import check_model
 from osm.model.towers import RandomTower, Tower, timm_hub_id, timm_tower
+from osm.model.verdicts import check_model
 from osm.model.weights import (
     Found,
     from_pretrained_options,
