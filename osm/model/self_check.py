@@ -304,10 +304,8 @@ class _Examination:
             raise self._error(f"it {what}: {said}") from error
 
     def _error(self, what: str) -> OsmError:
-        model = self.model
-        return OsmError(
-            f"{name_of_llm(model)} does not work as the LLM of variant {model.config.variant!r}: {what}. Choose another LLM"
-        )
+        named, variant = name_of_llm(self.model), self.model.config.variant
+        return OsmError(f"{named} does not work as the LLM of variant {variant!r}: {what}. Choose another LLM")
 
 
 @contextmanager

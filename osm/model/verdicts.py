@@ -66,9 +66,9 @@ def check_key(model: OmniScientModel) -> str:
     digest.update(str(model.llm.config.to_json_string()).encode())
     for name in _LIBRARIES:
         digest.update(f"{name} {_version(name)}".encode())
-    for module in (gated, kv_cache, llm, llm_inputs):
+    for module in (gated, kv_cache, llm, llm_inputs, self_check):
         digest.update(Path(str(module.__file__)).read_bytes())
-        for name, value in sorted(without_lora(model.llm.state_dict()).items()):
+    for name, value in sorted(without_lora(model.llm.state_dict()).items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(_sampled(value))
     return digest.hexdigest()[:32]
