@@ -89,11 +89,14 @@ class LlmConfig:
     """The frozen decoder-only LLM: a folder, a hub id or a GGUF file. `source` as for the tower.
 
     `quantization`: its weights in 8 or 4 bits, by bitsandbytes or torchao; empty = as they are (`osm.model.quantize`).
+    `self_check`: compares cached, padded and embedded text with the plain computation when the model is built, once for
+    each LLM (`osm.model.self_check`); false = the LLM is trusted.
     """
 
     name: str = ""
     source: str = ""
     quantization: str = ""
+    self_check: bool = True
 
     def __post_init__(self) -> None:
         if self.quantization and self.quantization not in QUANTIZATIONS:

@@ -5,6 +5,7 @@ Shapes: N images, R rows (masks), S input size, L image tokens, C tower width, P
 
 from __future__ import annotations
 
+import contextlib
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,10 @@ class Bridge(nn.Module):
 
     def detach(self) -> None:
         """Takes it out again, and leaves the LLM as it was."""
+
+    def opened(self) -> contextlib.AbstractContextManager[None]:
+        """Within it all of the bridge takes part in what the LLM computes, also what training starts switched off."""
+        return contextlib.nullcontext()
 
     def follow(self, dtype: torch.dtype) -> None:
         """Brings what runs at every step of the LLM to the LLM's precision, for naming; the rest stays as it is."""

@@ -17,12 +17,13 @@ from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.bridges import BRIDGES
-from osm.model.llm import check_complete, load_llm, stop_also_at
+from osm.model.llm import check_complete, load_llm, use_tokenizer
 from osm.model.open_clip_tower import load_clip, open_clip_hub_id, open_clip_tower
 from osm.model.osm import OmniScientModel
 from osm.model.sizes import check_checkpoint, check_options, check_room
 from osm.model.timm_tower import timm_hub_id, timm_normalisation, timm_tower
 from osm.model.towers import RandomTower, Tower
+from osm.model.verdicts import check_model
 from osm.model.weights import (
     Found,
     check_finite,
@@ -101,17 +102,23 @@ def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     """Builds a model, untrained, and its processor from a config; the bridge's start follows torch's seed.
 
     Raises:
-        OsmError: weights that cannot be found, or sizes that do not fit each other, the weights or the memory.
+        OsmError: weights that cannot be found, sizes that do not fit each other, the weights or the memory, or an LLM
+            that `osm.model.self_check` finds wrong.
     """
     check_room(config)
-    if config.base_model_name:
-        return _build_instructblip(config)
+    model, processor = _build_instructblip(config) if config.base_model_name else _build_parts(config)
+    if config.llm.self_check:
+        check_model(model)
+    return model, processor
+
+
+def _build_parts(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     tower, tower_config = build_tower(config)
     llm, tokenizer, llm_config = load_llm(config.llm)
     config = replace(config, tower=tower_config, llm=llm_config)
     vocabulary = max(llm.get_input_embeddings().num_embeddings, len(tokenizer))
     bridge = BRIDGES[config.variant].of(config, tower, llm, vocabulary)
-    stop_also_at(llm, tokenizer.eos_token_id)
+    use_tokenizer(llm, tokenizer, config.llm.name)
     model = OmniScientModel(tower, bridge, llm, config).eval()
     return model, _processor(model, tokenizer, None)
 
@@ -157,7 +164,7 @@ def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor
         )
 
     _, (base, tokenizer, qformer_tokenizer) = load_first(config.base_model_name, "", load)
-    stop_also_at(base.language_model, tokenizer.eos_token_id)
+    use_tokenizer(base.language_model, tokenizer, config.base_model_name)
     model = OmniScientModel.from_instructblip(
         base, config.input_size, config.sliding_window_size, config.sliding_window_stride, config=config
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from osm.config import FlamingoConfig, ModelConfig
 from osm.errors import OsmError
 from osm.model.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
-from osm.model.gated import GatedLayers, hidden_width, repeated_blocks
+from osm.model.gated import GatedLayers, decoder_layers, hidden_width
 from osm.model.pooling import GEOMETRY, SINGLES, RegionLooks, look_at_regions, pool
 from osm.model.towers import Tower
 
@@ -80,11 +80,11 @@ class FlamingoBridge(Bridge):
 
     @classmethod
     def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
-        sizes, layers = config.flamingo, len(repeated_blocks(llm))
+        sizes, layers = config.flamingo, len(decoder_layers(llm))
         if not layers:
             raise OsmError(
-                f"model.llm.name {config.llm.name!r}: its layers are not one list of one class, and gated blocks stand "
-                "between such layers; choose another LLM, or variant maskqformer"
+                f"model.llm.name {config.llm.name!r}: no list of its modules has num_hidden_layers entries, "
+                "and gated blocks stand between such layers; choose another LLM, or variant maskqformer"
             )
         if layers < sizes.every:
             raise OsmError(
@@ -148,6 +148,20 @@ class FlamingoBridge(Bridge):
 
     def detach(self) -> None:
         self.gated.detach()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        gates = [gate for block in self.gated.blocks for gate in (block.gate, block.mlp_gate)]
+        before = [gate.detach().clone() for gate in gates]
+        try:
+            with torch.no_grad():
+                for gate in gates:
+                    gate.fill_(0.5 / self.config.gate_gain)
+            yield
+        finally:
+            with torch.no_grad():
+                for gate, value in zip(gates, before, strict=True):
+                    gate.copy_(value)
 
     def follow(self, dtype: torch.dtype) -> None:
         self.gated.blocks.to(dtype)

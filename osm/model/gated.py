@@ -33,6 +33,23 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     return max(lists, key=lambda found: sum(p.numel() for m in found for p in m.parameters()), default=[])
 
 
+def decoder_layers(llm: nn.Module) -> list[nn.Module]:
+    """The decoder layers of an LLM, first to last; a hybrid's are of several classes.
+
+    Empty where no list of its modules is as long as its config says that it has layers.
+    """
+    config = getattr(llm, "config", None)
+    count = None if config is None else getattr(config.get_text_config(), "num_hidden_layers", None)
+    if count is None:
+        return repeated_blocks(llm)
+    lists = [
+        list(found)
+        for found in llm.modules()
+        if isinstance(found, (nn.ModuleList, nn.Sequential)) and len(found) == count
+    ]
+    return max(lists, key=lambda found: sum(p.numel() for m in found for p in m.parameters()), default=[])
+
+
 def hidden_width(llm: nn.Module) -> int:
     """W between an LLM's layers; its word embeddings may be narrower (OPT-350m)."""
     return llm.config.get_text_config().hidden_size
@@ -95,7 +112,7 @@ class GatedLayers(nn.Module):
         """
         if self._handles:
             raise OsmError("these gated layers are within an LLM already; detach() comes before another attach()")
-        layers = repeated_blocks(llm)
+        layers = decoder_layers(llm)
         if len(layers) // self.every != len(self.blocks):
             raise OsmError(
                 f"model.flamingo.every {self.every}: an LLM of {len(layers)} layers takes {len(layers) // self.every} "

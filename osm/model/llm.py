@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from osm.config import LlmConfig
 from osm.errors import OsmError
-from osm.model.gated import Visual
-from osm.model.quantize import check_works, loading_options, quantization_config, told_plainly
+from osm.model.kv_cache import read_prefix, read_tokens
+from osm.model.llm_inputs import LlmInputs, llm_support, positions
+from osm.model.quantize import check_works, keep_gradients, loading_options, quantization_config, told_plainly
 from osm.model.weights import (
     Found,
     check_attention_scale,
@@ -43,6 +45,7 @@ def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
     bits = quantization_config(config.quantization)
     found, (llm, tokenizer) = load_first(config.name, config.source, partial(_load, config=config, bits=bits))
     if bits is not None:
+        keep_gradients(llm)
         check_works(llm, config.quantization)
     return llm.eval(), tokenizer, replace(config, source=found.source)
 
@@ -79,39 +82,6 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         del llm.config.quantization_config
     llm.save_pretrained(folder)
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position ids (R, T) that count seen tokens alone, so that padding on either side changes nothing."""
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
-
-
-@dataclass(frozen=True)
-class LlmInputs:
-    """What an LLM is given.
-
-    Attributes:
-        embeds_RTW: embeddings of prefix and text. mask_RT: 1 where a row has one.
-        visual: what its gated layers see, where there are any.
-    """
-
-    embeds_RTW: Tensor
-    mask_RT: Tensor
-    visual: Visual | None = None
-
-    def shown(self) -> contextlib.AbstractContextManager[Any]:
-        """The LLM runs within it."""
-        return self.visual or contextlib.nullcontext()
-
-    def select(self, rows: Tensor) -> LlmInputs:
-        """Some rows, in this order; they may repeat."""
-        visual = None if self.visual is None else self.visual.select(rows)
-        return LlmInputs(
-            self.embeds_RTW[rows.to(self.embeds_RTW.device)], self.mask_RT[rows.to(self.mask_RT.device)], visual
-        )
-
-    def __len__(self) -> int:
-        return len(self.embeds_RTW)
 
 
 def token_losses(llm: nn.Module, inputs: LlmInputs, labels: Tensor, scored: bool = False) -> tuple[Tensor, ...]:
@@ -151,19 +121,49 @@ def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels: Tensor) -> tup
 
 
 def stop_ids(llm: nn.Module) -> list[int]:
-    """Ids that end a name: the LLM's end tokens, and id 0 (behaviour of the published code)."""
+    """Ids that end a name: the LLM's end tokens, and id 0 as published, unless it is a plain token of the tokenizer."""
     eos = llm.generation_config.eos_token_id if llm.generation_config is not None else None
     if eos is None:
         eos = llm.config.eos_token_id
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return list(dict.fromkeys([*ids, 0]))
+    return list(dict.fromkeys([*ids, 0] if getattr(llm, "osm_zero_ends_names", True) else ids))
 
 
-def stop_also_at(llm: nn.Module, token: int) -> None:
-    """Makes a token end names: the one that ends the training texts, whatever else the LLM's config names."""
+def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
+    """Fits an LLM and its tokenizer to each other.
+
+    The tokenizer's end token ends names: it ends the training texts, whatever else the LLM's config names. So does id 0
+    where it is a special token of the tokenizer: in the published model it is `<unk>`, in others the letter `!`.
+
+    Raises:
+        OsmError: a start or end token that the LLM has no embedding for.
+    """
+    known = llm.get_input_embeddings().num_embeddings
+    for which in ("bos", "eos", "pad"):
+        token, number = getattr(tokenizer, f"{which}_token"), getattr(tokenizer, f"{which}_token_id")
+        if number is None or number < known:
+            continue
+        if which != "pad":
+            raise OsmError(
+                f"model.llm.name {name!r}: its tokenizer's {which} token {token!r} has the id {number}, but the LLM "
+                f"has {known} embeddings (ids 0 to {known - 1}); resize its embeddings, or use the tokenizer that it "
+                "was trained with"
+            )
+        # Nothing attends to padding, so any token does.
+        tokenizer.pad_token = tokenizer.eos_token
+    plain = 0 not in special_ids(tokenizer)
     if llm.generation_config is None:
         llm.generation_config = GenerationConfig()
-    llm.generation_config.eos_token_id = list(dict.fromkeys([token, *(i for i in stop_ids(llm) if i != 0)]))
+    llm.osm_zero_ends_names = not plain
+    if tokenizer.eos_token_id is not None:
+        ends = [tokenizer.eos_token_id, *(i for i in stop_ids(llm) if i != 0)]
+        llm.generation_config.eos_token_id = list(dict.fromkeys(ends))
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of a tokenizer's special tokens, among them those of its start, end, padding and unknown words."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return set(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
 
 
 def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
@@ -173,20 +173,72 @@ def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
 
     Returns:
         what `llm.generate` returns: the new ids (R, new), or a ModelOutput with `return_dict_in_generate=True`.
+
+    Raises:
+        OsmError: an option beyond greedy search, with an LLM whose own `generate` is not right (`LlmSupport.generate`).
     """
+    stop, pad = stop_ids(llm), llm.config.pad_token_id
+    ends = {"eos_token_id": stop, "pad_token_id": (stop or [0])[0] if pad is None or pad < 0 else pad}
+    if not llm_support(llm).generate:
+        return _greedy(llm, inputs, {**ends, **options})
     embeds, mask = inputs.embeds_RTW, inputs.mask_RT
     if not mask.all():
         order = mask.long().argsort(dim=1, stable=True)
         embeds, mask = embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
-    stop = stop_ids(llm)
-    pad = llm.config.pad_token_id
     settings: dict[str, Any] = {
         # What an LLM's own generation config may set, and greedy search must not take from there.
         **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0},
-        "eos_token_id": stop,
-        "pad_token_id": stop[0] if pad is None or pad < 0 else pad,
         "bos_token_id": llm.config.bos_token_id,
+        **ends,
         **options,
     }
     with inputs.shown():
         return llm.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=GenerationConfig(**settings))
+
+
+_GREEDY = {"do_sample": False, "num_beams": 1, "cache_implementation": None}
+_OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits")
+
+
+def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
+    """Greedy search without transformers' `generate`: rows of one length go through the LLM together, unpadded."""
+    stop, pad = options.pop("eos_token_id"), options.pop("pad_token_id")
+    stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+    wanted = {name: bool(options.pop(name, False)) for name in _OUTPUTS}
+    steps = options.pop("max_new_tokens", 20)
+    for name, value in options.items():
+        if name not in _GREEDY or value != _GREEDY[name]:
+            raise OsmError(
+                f"generate: {name}={value!r} needs transformers' own generate, which is not right for "
+                f"{type(llm).__name__} fed with embeddings; only greedy search is left (max_new_tokens, eos_token_id)"
+            )
+    lengths = inputs.mask_RT.sum(1)
+    groups, states, rows = [], [], len(inputs)
+    logits: Tensor | None = None
+    for length in lengths.unique().tolist():
+        group = (lengths == length).nonzero().flatten()
+        part = inputs.select(group)
+        embeds = part.embeds_RTW[part.mask_RT.bool().to(part.embeds_RTW.device)].view(len(group), length, -1)
+        found, state = read_prefix(llm, LlmInputs(embeds, embeds.new_ones(embeds.shape[:2]).long(), part.visual))
+        logits = found.new_empty(rows, found.shape[-1]) if logits is None else logits
+        logits[group] = found
+        groups.append(group)
+        states.append(state)
+    assert logits is not None
+    ids: list[Tensor] = []
+    all_logits: list[Tensor] = []
+    ended = torch.zeros(rows, dtype=torch.bool, device=logits.device)
+    for step in range(steps):
+        if step:
+            for place, group in enumerate(groups):
+                logits[group], states[place] = read_tokens(llm, ids[-1][group, None].tolist(), states[place])
+        all_logits.append(logits.clone())
+        ids.append(logits.argmax(-1).masked_fill(ended, pad))
+        ended |= torch.isin(ids[-1], torch.tensor(stop, device=logits.device, dtype=torch.long))
+        if ended.all():
+            break
+    sequences = torch.stack(ids, 1)
+    if not wanted["return_dict_in_generate"]:
+        return sequences
+    scores, raw = (tuple(all_logits) if wanted[name] else None for name in ("output_scores", "output_logits"))
+    return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores, logits=raw)

@@ -5,6 +5,8 @@ What it trains is kept apart from the LLM's weights: by name in checkpoints (`lo
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from osm.config import LoraConfig
 from osm.errors import OsmError
+from osm.model.gated import decoder_layers
 
 _MARK = ".lora_"
 
@@ -50,6 +53,23 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
     for name, parameter in llm.named_parameters():
         parameter.requires_grad_(_MARK in name)
     keep_precise(llm)
+    if not config.targets:
+        _report_left_out(llm)
+
+
+def _report_left_out(llm: nn.Module) -> None:
+    """Warns where "all linear layers" leaves out much of the LLM, such as experts that are no linear layers."""
+    layers = nn.ModuleList(decoder_layers(llm))
+    own = {name: p.numel() for name, p in layers.named_parameters() if p.ndim > 1 and _MARK not in name}
+    left = {name: size for name, size in own.items() if ".base_layer." not in name}
+    share = sum(left.values()) / max(1, sum(own.values()))
+    if share > 0.1:
+        largest = max(left, key=lambda name: left[name])
+        warnings.warn(
+            f"model.lora: {share:.0%} of the values in the LLM's layers are in no linear layer that LoRA changes, most "
+            f"in {largest}; they stay as they are",
+            stacklevel=4,
+        )
 
 
 def lora_parameters(llm: nn.Module) -> dict[str, nn.Parameter]:
@@ -72,7 +92,13 @@ def train_dropout(llm: nn.Module, mode: bool) -> None:
 
 def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The LLM's own entries under its own names."""
-    return {name.replace(".base_layer.", "."): value for name, value in state.items() if _MARK not in name}
+    # Fused experts are wrapped once for each of their tensors, so that the mark may stand there several times.
+    return {re.sub(r"(\.base_layer)+\.", ".", name): value for name, value in state.items() if _MARK not in name}
+
+
+def _fits_rank(size: int, rank: int, name: str) -> bool:
+    """Fused experts have a change of that rank each, side by side."""
+    return size == rank or (".experts." in name and size > 0 and size % rank == 0)
 
 
 def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tensor]:
@@ -87,7 +113,7 @@ def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tenso
     for name, value in found.items():
         axis = 0 if "lora_A" in name else 1
         other = name.replace("lora_A", "lora_B") if axis == 0 else name.replace("lora_B", "lora_A")
-        fits = isinstance(value, Tensor) and value.ndim == 2 and value.shape[axis] == rank
+        fits = isinstance(value, Tensor) and value.ndim == 2 and _fits_rank(value.shape[axis], rank, name)
         if not fits or _MARK not in name or other not in found:
             raise OsmError(f"{where}: {name} is no half of a change of rank {rank}")
     return {name: torch.empty(value.shape, device="meta") for name, value in found.items()}

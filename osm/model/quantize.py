@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from osm.errors import OsmError
-from osm.model.gated import repeated_blocks
+from osm.model.gated import decoder_layers
 
 _PACKAGES = {"bnb": "bitsandbytes", "torchao": "torchao"}
 
@@ -81,23 +82,55 @@ def told_plainly(name: str) -> Iterator[None]:
         told.set_verbosity(before)
 
 
+def keep_gradients(llm: nn.Module) -> None:
+    """Keeps bitsandbytes from packing 4-bit layers for inference on CPUs with AVX512-BF16.
+
+    It does so for every layer that is in eval mode, as a frozen LLM's are; its kernel for packed weights has no
+    gradient.
+    """
+    for module in llm.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def check_works(llm: nn.Module, name: str) -> None:
     """Runs one token through a quantised LLM: kernels that are missing show here, not in mid-run.
 
     Raises:
-        OsmError: it does not run on this hardware, or nothing of it could be quantised.
+        OsmError: it does not run on this hardware, or most of it could not be quantised.
     """
     where = next(llm.parameters()).device
-    # The head and the word embeddings may stay as they are; the layers are what it is for.
-    linear = [m for layer in repeated_blocks(llm) for m in layer.modules() if hasattr(m, "in_features")]
-    plain = [m for m in linear if type(m) is nn.Linear and type(m.weight) is nn.Parameter]
-    if 2 * sum(m.in_features * m.out_features for m in plain) > sum(m.in_features * m.out_features for m in linear):
-        raise _cannot(name, where.type, "most of its matrices are of sizes that it does not take, and stay as they are")
+    _check_share(llm, name, where.type)
     try:
         with torch.no_grad():
             llm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=where))
     except Exception as error:  # a kernel that is missing raises what its library happens to
         raise _cannot(name, where.type, str(error) or repr(error)) from None
+
+
+def _check_share(llm: nn.Module, name: str, where: str) -> None:
+    """Refuses where most values of the LLM's layers stay as they are, and reports where many do.
+
+    The head and the word embeddings may stay; the layers are what quantisation is for. Of those the libraries take
+    linear layers of some sizes, and not the experts of a mixture that are fused into one tensor.
+    """
+    layers = nn.ModuleList(decoder_layers(llm))
+    plain = {key: p.numel() for key, p in layers.named_parameters() if p.ndim > 1 and _is_plain(p)}
+    linear = [m for m in layers.modules() if hasattr(m, "in_features") and not _is_plain(m.weight)]
+    kept, packed = sum(plain.values()), sum(m.in_features * m.out_features for m in linear)
+    if not kept or kept < 0.1 * (kept + packed):
+        return
+    largest = max(plain, key=lambda key: plain[key])
+    said = f"{kept / (kept + packed):.0%} of the values in its layers stay in {layers.get_parameter(largest).dtype}"
+    said = f"{said.replace('torch.', '')} (of fused experts, or of sizes that it does not take), most in {largest}"
+    if 2 * kept > kept + packed:
+        raise _cannot(name, where, said)
+    warnings.warn(f"model.llm.quantization {name!r}: {said}", stacklevel=4)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a weight is an ordinary tensor of floating point."""
+    return type(value) is nn.Parameter and type(value.data) is Tensor and value.is_floating_point()
 
 
 def check_device(llm: nn.Module, name: str, device: torch.device) -> None:

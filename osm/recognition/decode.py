@@ -7,19 +7,16 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from osm.model.gated import Visual
+from osm.model.kv_cache import DecodingState, read_prefix, read_tokens
 from osm.model.llm import LlmInputs, generate
+from osm.model.llm_inputs import llm_support
 from osm.recognition.vocabulary import Trie
 
 
@@ -60,8 +57,8 @@ class Decoder:
 
     def __init__(self, llm: nn.Module, stops: Sequence[int], max_new_tokens: int, compiled: bool = False) -> None:
         self.llm, self.stops, self.max_new_tokens = llm, frozenset(stops), max_new_tokens
-        self.compiled = compiled
-        self._keeps_few = "logits_to_keep" in inspect.signature(llm.forward).parameters
+        support = llm_support(llm)
+        self.compiled = compiled and support.cache and support.generate
 
     def steps(self, trie: Trie | None) -> int:
         """Tokens of the longest name that may come out, its end included."""
@@ -81,7 +78,7 @@ class Decoder:
         ids: list[list[int]] = [[] for _ in range(rows)]
         probs: list[list[float]] = [[] for _ in range(rows)]
         ended = [False] * rows
-        live, (logits, state) = list(range(rows)), self._start(inputs)
+        live, (logits, state) = list(range(rows)), read_prefix(self.llm, inputs)
         steps = self.steps(trie)
         for step in range(steps):
             found = _allowed(logits, trie, [ids[row] for row in live]).softmax(-1)
@@ -101,7 +98,7 @@ class Decoder:
             if len(kept) < len(live):
                 state = state.keep(kept)
                 live = [live[place] for place in kept]
-            logits = self._next([[ids[row][-1]] for row in live], state)
+            logits, state = read_tokens(self.llm, [[ids[row][-1]] for row in live], state)
         return [Decoded(tuple(i), tuple(p), e) for i, p, e in zip(ids, probs, ended, strict=True)]
 
     def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
@@ -130,7 +127,7 @@ class Decoder:
 
         What has ended is set aside; a row's search stops once nothing that is still open can be likelier.
         """
-        logits, state = self._start(inputs)
+        logits, state = read_prefix(self.llm, inputs)
         live = [_Beam(row, 0.0, (), ()) for row in range(len(inputs))]
         done: list[list[_Beam]] = [[] for _ in live]
         steps = self.steps(trie)
@@ -160,7 +157,7 @@ class Decoder:
                 break
             state = state.keep([place for place, _ in kept])
             live = [beam for _, beam in kept]
-            logits = self._next([[beam.ids[-1]] for beam in live], state)
+            logits, state = read_tokens(self.llm, [[beam.ids[-1]] for beam in live], state)
         return [[beam.decoded() for beam in _likeliest(found, count)] for found in done]
 
     @torch.no_grad()
@@ -174,7 +171,7 @@ class Decoder:
         Returns:
             float64 (R, candidates).
         """
-        logits, state = self._start(inputs)
+        logits, state = read_prefix(self.llm, inputs)
         first = logits.log_softmax(-1)
         found = torch.empty(len(inputs), len(candidates), dtype=torch.float64)
         # By length: hardly any padding in a forward.
@@ -186,33 +183,16 @@ class Decoder:
             found[rows, chosen] = scores.cpu()
         return found
 
-    def _score(self, candidates: list[Sequence[int]], rows: list[int], first: Tensor, state: _State) -> Tensor:
+    def _score(self, candidates: list[Sequence[int]], rows: list[int], first: Tensor, state: DecodingState) -> Tensor:
         length = max(len(candidate) for candidate in candidates)
         ids = torch.tensor([[*c, *[0] * (length - len(c))] for c in candidates], device=first.device)
         real = torch.tensor([[i < len(c) for i in range(length)] for c in candidates], device=first.device)
         scores = first[rows, ids[:, 0]].double()
         if length > 1:
-            logits = self._next(ids[:, :-1].tolist(), state.copied(rows), all_positions=True)
+            logits, _ = read_tokens(self.llm, ids[:, :-1].tolist(), state.copied(rows), every_position=True)
             later = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
             scores = scores + (later * real[:, 1:]).sum(1).double()
         return scores
-
-    def _start(self, inputs: LlmInputs) -> tuple[Tensor, _State]:
-        """Logits (R, V) after the prefix, float32, and what decoding goes on from."""
-        with inputs.shown():
-            out = self.llm(inputs_embeds=inputs.embeds_RTW, use_cache=True, **self._last(1))
-        return out.logits[:, -1].float(), _State(out.past_key_values, inputs.visual, inputs.embeds_RTW.device)
-
-    def _next(self, ids: list[list[int]], state: _State, all_positions: bool = False) -> Tensor:
-        """Logits (R, V) after one more token each, or (R, n, V) after each of n; the cache grows by them."""
-        tokens = torch.tensor(ids, device=state.device)
-        with state.visual or contextlib.nullcontext():
-            last = self._last(0 if all_positions else 1)
-            out = self.llm(input_ids=tokens, past_key_values=state.cache, use_cache=True, **last)
-        return out.logits.float() if all_positions else out.logits[:, -1].float()
-
-    def _last(self, count: int) -> dict[str, Any]:
-        return {"logits_to_keep": count} if count and self._keeps_few else {}
 
 
 def _allowed(logits: Tensor, trie: Trie | None, ids: list[list[int]]) -> Tensor:
@@ -247,34 +227,3 @@ def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)
     return list(best.values())[:count]
-
-
-@dataclass(frozen=True)
-class _State:
-    """What decoding goes on from: the LLM's cache, and what its gated layers see."""
-
-    cache: Any
-    visual: Visual | None
-    device: torch.device
-
-    def keep(self, places: list[int]) -> _State:
-        """These rows alone; the state before is spent."""
-        rows = torch.tensor(places, device=self.device)
-        _select(self.cache, rows)
-        return _State(self.cache, self.visual and self.visual.select(rows), self.device)
-
-    def copied(self, places: list[int]) -> _State:
-        """These rows, which may repeat; the state before stays as it is."""
-        more = copy.copy(self.cache)
-        more.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return _State(more, self.visual, self.device).keep(places)
-
-
-def _select(cache: Any, rows: Tensor) -> None:
-    """Keeps these rows alone, wherever each layer of the LLM lies."""
-    on = {rows.device: rows}
-    for layer in cache.layers:
-        device = layer.keys.device if isinstance(getattr(layer, "keys", None), Tensor) else rows.device
-        if device not in on:
-            on[device] = rows.to(device)
-        layer.batch_select_indices(on[device])

@@ -5,20 +5,27 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tiny import EOS, PAD, tiny_instructblip, tiny_llm
+from tiny import EOS, PAD, randomise, tiny_instructblip, tiny_llama_config, tiny_llm, tiny_model_section
+from tokenizers import Tokenizer as Tokenizer_
+from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from osm.config import LlmConfig
+from osm.config import VARIANTS, LlmConfig, ModelConfig, from_dict
 from osm.errors import OsmError
 from osm.model import llm as llms
+from osm.model.factory import build
 from osm.model.llm import LlmInputs
+from osm.model.llm_inputs import LlmSupport, set_llm_support
 from osm.model.weights import PIP_SOURCES
+from osm.recognition.recognizer import Recognizer
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -121,6 +128,72 @@ def test_stop_ids(general: int | list[int] | None, own: int | list[int] | None, 
     assert llms.stop_ids(SimpleNamespace(config=config, generation_config=generation)) == expected  # type: ignore[arg-type]
 
 
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # its first letter is "!", as in GPT-2's
+
+
+def lettered(folder: Path, first: str = "", extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer like GPT-2's, Qwen's and Llama 3's, whose special tokens come last; `first` has id 0 instead."""
+    words = [*([first] if first else []), *ALPHABET, "</s>"]
+    tokenizer = Tokenizer_(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", unk_token=first or None, model_max_length=512
+    )
+    if extra:
+        fast.add_special_tokens(dict(zip(("pad_token", "eos_token"), extra, strict=False)))
+    fast.save_pretrained(folder)
+    return fast
+
+
+def small_model(folder: Path, tokenizer: PreTrainedTokenizerFast, embeddings: int, variant: str) -> tuple[Any, Any]:
+    config = tiny_llama_config(embeddings)
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = tokenizer.convert_tokens_to_ids("</s>")
+    llm = LlamaForCausalLM(config)
+    randomise(llm, 0)
+    llm.save_pretrained(folder / "llm")
+    torch.manual_seed(0)
+    return build(from_dict(ModelConfig, tiny_model_section(folder, variant=variant), "test"))
+
+
+@pytest.mark.parametrize(("first", "ends"), [("", False), ("<unk>", True)])
+def test_id_0_ends_a_name_where_it_is_a_special_token(first: str, ends: bool, tmp_path: Path) -> None:
+    """`<unk>` as in the published model; in GPT-2's, Qwen's and Llama 3's tokenizers it is the letter "!"."""
+    tokenizer = lettered(tmp_path / "llm", first)
+    model, processor = small_model(tmp_path, tokenizer, len(tokenizer), "maskqformer")
+    assert (0 in llms.stop_ids(model.llm)) == ends and tokenizer.eos_token_id in llms.stop_ids(model.llm)
+    recognizer = Recognizer(model, processor)
+    recognizer.set_image(np.zeros((40, 50, 3), np.uint8))
+    for way in ("constrained", "scored"):
+        found = recognizer.name(boxes=[[5, 5, 20, 20]], vocabulary=["wow!x"], way=way)
+        assert found[0][0].text == "wow!x"
+    both = recognizer.name(boxes=[[5, 5, 20, 20]], vocabulary=["wow!x", "wow"], top_k=2)[0][0]
+    assert {other.text for other in both.top} == {"wow!x", "wow"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_special_tokens_that_the_llm_has_no_embedding_for(variant: str, tmp_path: Path) -> None:
+    """`[PAD]` was added to the tokenizer, and the LLM was not resized: padding is never read, an end token is."""
+    tokenizer = lettered(tmp_path / "llm", extra=("[PAD]",))
+    assert tokenizer.pad_token_id == len(tokenizer) - 1
+    model, processor = small_model(tmp_path, tokenizer, len(tokenizer) - 1, variant)
+    text = processor.training_text(["What is this?", "What?"], ["cat", "a traffic light"])
+    assert text.input_ids.max() < len(tokenizer) - 1
+    masks = torch.ones(2, 1, 56, 56)
+    loss = model(
+        torch.randn(1, 3, 56, 56), text.qformer_ids, text.qformer_mask, text.input_ids, text.attention_mask,
+        text.labels, masks, masks, "any", torch.tensor([0, 0]),
+    )  # fmt: skip
+    assert loss.isfinite()
+    shutil.rmtree(tmp_path / "llm")
+    tokenizer = lettered(tmp_path / "llm", extra=("[PAD]", "[END]"))
+    known = len(tokenizer) - 2
+    with pytest.raises(
+        OsmError, match=rf"its tokenizer's eos token '\[END\]' has the id {known + 1}, but the LLM has "
+    ):
+        small_model(tmp_path, tokenizer, known, variant)
+
+
 def test_an_llm_without_pad_token_pads_with_its_end_token() -> None:
     llm, (embeds, mask, _) = make("llama"), inputs()
     free = llms.generate(llm, LlmInputs(embeds, mask), max_new_tokens=4)
@@ -131,6 +204,28 @@ def test_an_llm_without_pad_token_pads_with_its_end_token() -> None:
             int(free[0, 0]),
             *[expected] * 3,
         ]
+
+
+def test_generation_without_transformers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of several lengths, the end of some, and what is returned: as transformers' `generate` does it."""
+    llm, (embeds, mask, _) = make("llama"), inputs()
+    free = llms.generate(llm, LlmInputs(embeds, mask), max_new_tokens=5)
+    options = {"max_new_tokens": 5, "eos_token_id": [int(free[0, 1]), int(free[2, 3])]}
+    more = {**options, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    expected = llms.generate(llm, LlmInputs(embeds, mask), **more)
+    for support in (LlmSupport(generate=False), LlmSupport(cache=False, generate=False)):
+        set_llm_support(llm, support)
+        found = llms.generate(llm, LlmInputs(embeds, mask), **more)
+        assert torch.equal(found.sequences, expected.sequences)
+        assert torch.equal(llms.generate(llm, LlmInputs(embeds, mask), **options), expected.sequences)
+        live = torch.ones(4, dtype=torch.bool)
+        for step, (one, raw, other) in enumerate(zip(found.scores, found.logits, expected.logits, strict=True)):
+            torch.testing.assert_close(raw[live], other[live], atol=1e-4, rtol=1e-4)
+            assert torch.equal(one, raw)
+            live &= ~torch.isin(expected.sequences[:, step], torch.tensor(options["eos_token_id"]))
+        for option in ({"num_beams": 2}, {"do_sample": True}):
+            with pytest.raises(OsmError, match="only greedy search is left"):
+                llms.generate(llm, LlmInputs(embeds, mask), **option)
 
 
 def test_greedy_takes_nothing_from_the_llms_own_generation_config() -> None:

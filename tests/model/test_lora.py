@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import builtins
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from families_llms import FAMILIES, tiny_llm_of
 from test_flamingo import batch, logits
 from tiny import tiny_instructblip, tiny_llm, tiny_model_section
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,9 +23,10 @@ from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.factory import build
 from osm.model.llm import load_llm
-from osm.model.lora import add_lora, lora_parameters
+from osm.model.lora import add_lora, blank, lora_parameters, without_lora
 from osm.model.osm import OmniScientModel
 from osm.model.quantize import check_device, check_works
+from osm.model.weights import fingerprint, fingerprint_tensors
 
 LORA = {"rank": 3, "alpha": 6.0, "dropout": 0.5}
 
@@ -199,19 +202,82 @@ def test_an_llm_in_8_bits_is_near_the_one_in_32(how: str, variant: str, tmp_path
         checkpoint.check_frozen(model, checkpoint.config_document(model), "own")
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_llm_in_4_bits_has_gradients_on_every_cpu(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes packs layers in eval mode for a kernel that has no gradient."""
+    import bitsandbytes.nn.modules as modules
+
+    family = replace(FAMILIES["qwen2"], changes={"hidden_size": 64, "intermediate_size": 128})  # its k_proj has a bias
+    tiny_llm_of(family, tmp_path / "llm")
+    found = []
+    for packs in (False, True):
+        monkeypatch.setattr(modules, "has_avx512bf16", lambda packs=packs: packs)
+        model, processor = make(tmp_path, variant, llm={"quantization": "bnb_nf4"}, lora={"rank": 2})
+        inputs = batch(processor)
+        with model.bridge.opened():
+            model(**inputs).backward()
+        layers = [m for m in model.llm.modules() if isinstance(m, modules.Linear4bit)]
+        assert layers and not any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in layers)
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert (
+        all(torch.equal(found[1][name], value) for name, value in found[0].items())
+        and found[0].keys() == found[1].keys()
+    )
+    assert all(value.any() for name, value in found[0].items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_fused_experts_are_not_passed_over_in_silence(family: str, tmp_path: Path) -> None:
+    """Neither library packs them, and LoRA does not know them all."""
+    wide = {"hidden_size": 64, "intermediate_size": 128}
+    chosen = FAMILIES[family]
+    tiny_llm_of(replace(chosen, changes={**chosen.changes, **wide}), tmp_path / "llm")
+    for how in ("bnb_int8", "bnb_nf4", "torchao_int8"):
+        with pytest.raises(
+            OsmError, match=r"(89|94)% of the values in its layers stay in float32 .*, most in 0.mlp.expe"
+        ):
+            load_llm(LlmConfig(str(tmp_path / "llm"), quantization=how))
+    llm, _, _ = load_llm(LlmConfig(str(tmp_path / "llm")))
+    before = fingerprint(llm)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        add_lora(llm, LoraConfig(rank=2))
+    told = [str(w.message) for w in caught if str(w.message).startswith("model.lora: ")]
+    experts = [name for name in lora_parameters(llm) if ".experts." in name]
+    assert bool(experts) == (family == "mixtral") == (not told)
+    if told:
+        assert (
+            "of the values in the LLM's layers are in no linear layer that LoRA changes, most in 0.mlp.expert"
+            in told[0]
+        )
+    assert fingerprint_tensors(without_lora(llm.state_dict())) == before  # it is the same LLM still
+    shapes = {f"lora.{name}": value for name, value in lora_parameters(llm).items()}
+    assert blank(shapes, 2, "a file").keys() == shapes.keys()
+
+
 def test_what_no_kernel_takes_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels for another device, and one that shows only when it is run."""
     if not torch.cuda.is_available():
         with pytest.raises(OsmError, match=r"'torchao_int4' does not work .* \(cpu\): .*; bnb_nf4 works here"):
             make(tmp_path, llm={"quantization": "torchao_int4"})
-    # A width of 40 is no multiple of bitsandbytes' blocks.
+    import bitsandbytes
+
+    def no_kernel(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", no_kernel)
     with pytest.raises(OsmError, match="'bnb_nf4' does not work with this LLM on this machine"):
         make(tmp_path, llm={"quantization": "bnb_nf4"})
 
 
 def test_an_llm_that_would_stay_as_it_is_is_refused(tmp_path: Path) -> None:
     """Packages pass over the matrices that they do not take, and say nothing."""
-    with pytest.raises(OsmError, match="most of its matrices are of sizes that it does not take"):
+    with pytest.raises(
+        OsmError,
+        match=r"100% of the values in its layers stay in float32 \(of fused experts, or of sizes that it does not",
+    ):
         check_works(tiny_llm(tmp_path / "plain"), "torchao_int8")
 
 

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Which families of LLMs work with both bridges: tiny random ones of each are built, trained, decoded and saved.
+
+    python3 benchmarks/families.py                              # all; goes on where it stopped
+    python3 benchmarks/families.py --only llama,mamba --again
+
+Each family runs in a process of its own, for at most `--timeout` seconds, and its outcome is written to `--output` at
+once. `--table` writes the section of docs/families.md anew from that file, without running anything if `--only ''`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from families_table import OUTPUT, PAGE, read_outcomes, write_outcomes, write_section  # noqa: E402
+
+from osm.config import VARIANTS  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    out = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out.add_argument("--only", help="families, with commas between them [all]")
+    out.add_argument("--again", action="store_true", help="also those whose outcome is in the file")
+    out.add_argument("--timeout", type=int, default=300, help="seconds for one family [300]")
+    out.add_argument("--output", type=Path, default=OUTPUT, help="the outcomes, JSON")
+    out.add_argument("--table", type=Path, default=PAGE, help="the page whose section is written anew")
+    return out
+
+
+def run_one(name: str, path: Path) -> None:
+    """Checks one family in this process, and writes its outcome as JSON."""
+    from families_checks import check_family
+    from families_llms import FAMILIES
+
+    logging.disable(logging.WARNING)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["OSM_CACHE"] = str(Path(folder) / "cache")  # the self-check runs, whatever was found before
+        for variant in VARIANTS:
+            outcome = check_family(FAMILIES[name], variant, Path(folder))
+            found[variant] = {key: value.replace(f"{folder}/", "") for key, value in outcome.items()}
+    path.write_text(json.dumps(found), encoding="utf-8")
+
+
+def run_apart(name: str, timeout: int) -> dict[str, Any]:
+    """Checks one family in another process: a crash or a hang is its outcome."""
+    # Forked where that is possible: the libraries take longer to import than a family to be checked.
+    fork = "fork" in multiprocessing.get_all_start_methods()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "outcome.json"
+        process = multiprocessing.get_context("fork" if fork else "spawn").Process(target=run_one, args=(name, path))
+        process.start()
+        process.join(timeout)
+        said = f"not done after {timeout} seconds" if process.is_alive() else f"exit status {process.exitcode}"
+        process.kill()
+        process.join()
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+    return {variant: {"build": f"error: {said}"} for variant in VARIANTS}
+
+
+def main() -> int:
+    """Runs families; the exit status is 1 where one is wrong or ends in a traceback."""
+    arguments = parser().parse_args()
+    import families_checks  # noqa: F401  (before the processes are forked)
+    from families_llms import FAMILIES
+
+    names = list(FAMILIES) if arguments.only is None else [name for name in arguments.only.split(",") if name]
+    unknown = sorted(set(names) - set(FAMILIES))
+    if unknown:
+        parser().error(f"--only {unknown[0]!r} is not one of {', '.join(FAMILIES)}")
+    outcomes = read_outcomes(arguments.output)
+    for name in names:
+        if arguments.again or name not in outcomes["families"]:
+            outcomes["families"][name] = run_apart(name, arguments.timeout)
+            write_outcomes(arguments.output, outcomes, list(FAMILIES))
+        for variant, found in outcomes["families"][name].items():
+            bad = [f"{key}: {value}" for key, value in found.items() if value.startswith(("wrong", "error"))]
+            print(f"{name}, {variant}: {'; '.join(bad) or 'as it should be'}", flush=True)
+    write_section(arguments.table, outcomes)
+    values = [v for name in names for found in outcomes["families"][name].values() for v in found.values()]
+    return int(any(value.startswith(("wrong", "error")) for value in values))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
