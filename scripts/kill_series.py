@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ class Run:
         self.resumed: tuple[str, int] | None = None
         self.steps = 0
         self.lines: list[str] = []
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def read_until(self, steps: int) -> None:
         """Reads lines until so many steps were taken."""
@@ -112,31 +121,33 @@ def check_start(run: Run, announced: str | None, counters: dict[str, int], folde
         raise Failed(f"announced {announced}, but the next start took {taken}")
 
 
-def series(folder: Path, kills: int, seed: int, most_steps: int) -> dict[str, Any]:
+def series(
+    folder: Path, kills: int, seed: int, most_steps: int, phases: Sequence[tuple[int, int]] = PHASES
+) -> dict[str, Any]:
     """Runs the series; returns its figures. Raises Failed at the first loss of work or difference."""
     rng, begun = random.Random(seed), time.monotonic()
     workshop, run = Workshop(folder / "workshop"), folder / "run"
     counters: dict[str, int] = {}
     announced, result = None, list[dict[str, Any]]()
-    for phase, (batch, processes) in enumerate(PHASES):
+    for phase, (batch, processes) in enumerate(phases):
         arguments = workshop.arguments(run, *FLAGS, sets={"pan": (batch, 40)})
         before = folder / f"before_{phase}"
         if run.exists():
             shutil.copytree(run, before)
         first_line, lost = lines_of(run), []
-        for _ in range(kills // len(PHASES) + (phase < kills % len(PHASES))):
-            started = Run(arguments, processes)
-            started.read_until(rng.randint(1, most_steps))
-            time.sleep(rng.random() * 0.3)  # anywhere within a step, or a checkpoint that is being written
-            started.end(signal.SIGKILL)
+        for _ in range(kills // len(phases) + (phase < kills % len(phases))):
+            with Run(arguments, processes) as started:
+                started.read_until(rng.randint(1, most_steps))
+                time.sleep(rng.random() * 0.3)  # anywhere within a step, or a checkpoint that is being written
+                started.end(signal.SIGKILL)
             check_start(started, announced, counters, run)
             for path in started.announced:
                 counters[path] = len(counters) + 1 if path not in counters else max(counters.values()) + 1
                 announced = path
             lost.append(started.steps)
-        last = Run(arguments, processes)  # one that is stopped as a scheduler does it, to end the phase
-        last.read_until(2)
-        code = last.end(signal.SIGTERM)
+        with Run(arguments, processes) as last:  # one that is stopped as a scheduler does it, to end the phase
+            last.read_until(2)
+            code = last.end(signal.SIGTERM)
         check_start(last, announced, counters, run)
         if code not in (75, 1):  # torchrun makes 1 of its processes' codes
             raise Failed(f"SIGTERM: exit code {code}\n" + "".join(last.lines[-20:]))
@@ -164,9 +175,9 @@ def check_equal(
     if before.exists():
         shutil.copytree(before, reference)
     wanted = len({step for step, _, _ in found})
-    started = Run(workshop.arguments(reference, *FLAGS, sets={"pan": (batch, 40)}), processes)
-    started.read_until(wanted)
-    started.end(signal.SIGKILL)
+    with Run(workshop.arguments(reference, *FLAGS, sets={"pan": (batch, 40)}), processes) as started:
+        started.read_until(wanted)
+        started.end(signal.SIGKILL)
     expected = {step: values for step, *values in records(reference, first_line)}
     for step, *values in found:
         if values != expected[step]:

@@ -110,7 +110,8 @@ class _Filler:
                     setattr(module, name, filled[id(blank)])
 
     def _filled(self, blank: nn.Parameter) -> nn.Parameter:
-        value = torch.empty_like(blank, device=self.world.device)
+        # Contiguous, as FSDP needs it: a CNN's weights may lie with their channels last.
+        value = torch.empty(blank.shape, dtype=blank.dtype, device=self.world.device)
         if self.world.is_main:
             value.copy_(self.values[self.names[id(blank)]])
         dist.broadcast(value, 0)

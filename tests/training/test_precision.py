@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import Workshop, finish, launcher, start
+from tiny_run import Workshop
 
 import osm
 from osm.data import stream
@@ -125,78 +124,12 @@ def test_merged_batches_stay_pinned(workshop: Workshop, tmp_path: Path, monkeypa
         assert one.stride() == other.stride()
 
 
-MEMORY = """
-import json, re, sys
-import torch
-from osm.training.cli import main
-from osm.training.config import parse
-from osm.training.distributed import start
-from osm.training.loop import Trainer
-from osm.model.osm import OmniScientModel
-
-def held():
-    # Not ru_maxrss: a process that is started inherits that of the one that starts it.
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
-
-import osm.model.factory, transformers  # what every process imports is not counted
-import transformers.models.llama.modeling_llama
-moved = OmniScientModel.to
-run = parse(sys.argv[2:])
-if run.training.fsdp:
-    def refuse(self, *args, **kwargs):
-        raise AssertionError("the whole model is moved to one device")
-    OmniScientModel.to = refuse
-world = start("cpu", "", "env://", False, 1)
-before = held()
-trainer = Trainer(run, world)
-after = held()
-with open(f"{sys.argv[1]}.{world.rank}", "w") as file:
-    json.dump({"before": before, "after": after}, file)
-world.barrier()
-world.close()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process's memory is read from /proc")
 def test_fsdp_keeps_a_share_of_the_model_on_every_process(workshop: Workshop, tmp_path: Path) -> None:
-    """Two processes: the one that does not read the files holds at most 0.65 of what a single process holds."""
-    script = tmp_path / "memory.py"
-    script.write_text(MEMORY)
-    config = large_config(workshop, tmp_path)
-    arguments = ["--config", str(config), *workshop.arguments(tmp_path / "run", sets={"pan": (1, 4)})[2:]]
-    finish(start([str(tmp_path / "one"), *arguments], (), script))
-    finish(start([str(tmp_path / "two"), *arguments, "--fsdp"], launcher(2), script))
-    grown = {}
-    for name in ("one.0", "two.0", "two.1"):
-        found = json.loads((tmp_path / name).read_text())
-        grown[name] = found["after"] - found["before"]
-    assert grown["one.0"] > 250  # MiB: the model, not the noise
-    assert grown["two.1"] <= 0.65 * grown["one.0"], grown
+    """Of two processes the one that does not read the files holds at most 0.65 of what a single process holds."""
+    import fsdp_memory
 
-
-def large_config(workshop: Workshop, folder: Path) -> Path:
-    """Writes the tiny model's config around an LLM of 68 M parameters."""
-    import yaml
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(workshop.root / "llm")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=16,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "llm")
-    tokenizer.save_pretrained(folder / "llm")
-    document = yaml.safe_load(workshop.configs["maskqformer", 0.0].read_text())
-    document["model"]["llm"]["name"] = str(folder / "llm")
-    path = folder / "large.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return path
+    found = fsdp_memory.measure(workshop, tmp_path, layers=16, width=512)
+    assert found["model_mib"] > 250  # the model, not the noise
+    assert found["share_of_model"] <= fsdp_memory.MOST, found
