@@ -2,9 +2,9 @@
 
     python scripts/fsdp_memory.py --layers 20 --width 2048 --out docs/benchmarks/reliability/fsdp_memory.json
 
-A random Llama of the given size is written to a temporary folder. A single process, and then two processes with `--fsdp`,
-build the training around it, up to the first step, and report the peak of their resident memory. The process that reads the
-files holds the whole model for a while; the other one has to stay at its share.
+A random Llama of the given size is written to a temporary folder. A single process, and then two processes with
+`--fsdp`, build the training around it, up to the first step, and report the peak of their resident memory. The
+process that reads the files holds the whole model for a while; the other one has to stay at its share.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from osm.errors import OsmError
-from osm.model.gated import repeated_blocks
+from osm.model.gated import decoder_layers, repeated_blocks
 from osm.training.distributed import World
 from osm.training.task import TrainTask
 
@@ -57,7 +57,7 @@ def lay_out(
         for block in [
             *model.bridge.layers_to_shard(),
             *repeated_blocks(model.tower),
-            *repeated_blocks(model.llm),
+            *decoder_layers(model.llm),
             task,
         ]:
             fill(block)
@@ -153,7 +153,7 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 
 def save_activations_less(task: TrainTask) -> None:
     """Gradient checkpointing where activations are kept for a backward: the bridge's and the frozen LLM's layers."""
-    for layer in [*task.model.bridge.layers(), *repeated_blocks(task.model.llm)]:
+    for layer in [*task.model.bridge.layers(), *decoder_layers(task.model.llm)]:
         layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 
 
