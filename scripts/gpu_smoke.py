@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +28,10 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO), str(REPO / "scripts")]
+
+from processes import kill_tree  # noqa: E402
+
 LIMIT = 200.0  # seconds that one start of a run may take
 NAME = """
 import sys, numpy as np, osm
@@ -119,7 +122,7 @@ def device_flags(case: Case, device: str) -> tuple[str, ...]:
 
 
 class Run:
-    """A start of the training, as a process group of its own."""
+    """A start of the training."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.lines: list[str] = []
@@ -129,7 +132,6 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
             env=environment(),
-            start_new_session=True,
         )
 
     def read(self, until: str = "") -> bool:
@@ -143,7 +145,7 @@ class Run:
 
     def kill(self) -> None:
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            kill_tree(self.process.pid)
         self.process.wait()
 
     @property

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO), *(str(REPO / "tests" / name) for name in (".", "data", "training"))]
+sys.path[:0] = [str(REPO), str(REPO / "scripts"), *(str(REPO / "tests" / name) for name in (".", "data", "training"))]
 
+from processes import kill_tree  # noqa: E402
 from tiny_run import TRAIN, Workshop, launcher  # noqa: E402
 
 # Batch size and processes of each phase: other steps an epoch each time, fewer and then more.
@@ -43,7 +44,7 @@ class Failed(AssertionError):
 
 
 class Run:
-    """One start of the training, as a process group of its own; its lines are read as they come."""
+    """One start of the training; its lines are read as they come."""
 
     def __init__(self, arguments: list[str], processes: int) -> None:
         start = launcher(processes) if processes > 1 else ()
@@ -52,7 +53,6 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
         )
         self.announced: list[str] = []
@@ -65,7 +65,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            kill_tree(self.process.pid)
         self.process.wait()
 
     def read_until(self, steps: int) -> None:
@@ -85,8 +85,11 @@ class Run:
             self.resumed = found[1], int(found[2])
 
     def end(self, number: signal.Signals) -> int:
-        """Sends a signal to all of its processes and reads what is left of its output."""
-        os.killpg(self.process.pid, number)
+        """Kills all of its processes, or asks it to stop (SIGTERM); reads what is left of its output."""
+        if number == signal.SIGKILL:
+            kill_tree(self.process.pid)
+        else:
+            self.process.send_signal(number)
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._take(line)
