@@ -14,9 +14,9 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 series() {
     case $1 in
     # Random SIGKILLs over runs that change batch size and process count twice.
-    kills) "$python" scripts/kill_series.py --kills 30 --out "$figures/reliability/kills.json" ;;
+    kills) "$python" tests/training/kill_series.py --kills 30 --out "$figures/reliability/kills.json" ;;
     # What each process of an FSDP run holds, beside a single process.
-    memory) "$python" scripts/fsdp_memory.py --out "$figures/reliability/fsdp_memory.json" ;;
+    memory) "$python" tests/training/fsdp_memory.py --out "$figures/reliability/fsdp_memory.json" ;;
     # All families of LLMs, with both bridges.
     llms) "$python" benchmarks/families.py --again --output "$figures/families/llms.json" --table docs/families.md ;;
     # All towers.

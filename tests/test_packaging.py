@@ -26,7 +26,7 @@ from osm.data.datasets import DatasetTable
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
-MAX_LINES = 400
+MAX_LINES = 600
 # A part of the package and the parts it must know nothing of.
 TOP = ("osm.quickstart", "osm.cli")
 LAYERS = {

@@ -29,6 +29,7 @@ from osm.model.factory import build_tower
 from osm.model.osm import OmniScientModel
 from osm.model.towers import Tower, said
 from osm.model.windows import SlidingWindows
+from osm.terminal import echo
 
 # Of no published model, so that they can only come from the folder's config.
 MEAN, STD = (0.11, 0.22, 0.33), (0.44, 0.55, 0.66)
@@ -181,7 +182,7 @@ def try_all(
         if case.key in results:
             continue
         results[case.key] = _in_a_process(case, timeout, attempt)
-        print(f"{case.key}: {results[case.key]['outcome']}", file=sys.stderr, flush=True)
+        echo(f"{case.key}: {results[case.key]['outcome']}", file=sys.stderr, flush=True)
         write_output(output, "--output", [json.dumps(document, indent=1, sort_keys=True) + "\n"])
     return document
 

@@ -1,6 +1,6 @@
 """Measures what the processes of an FSDP run hold in memory, beside a single process.
 
-    python scripts/fsdp_memory.py --layers 20 --width 2048 --out docs/benchmarks/reliability/fsdp_memory.json
+    python tests/training/fsdp_memory.py --layers 20 --width 2048 --out docs/benchmarks/reliability/fsdp_memory.json
 
 A random Llama of the given size is written to a temporary folder. A single process, and then two processes with
 `--fsdp`, build the training around it, up to the first step, and report the peak of their resident memory. The
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), *(str(REPO / "tests" / name) for name in (".", "data", "training"))]
 
 import torch  # noqa: E402

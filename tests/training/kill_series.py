@@ -1,6 +1,6 @@
 """Kills a training run at random moments, while its batch size and number of processes change twice.
 
-    python scripts/kill_series.py --kills 30 --out docs/benchmarks/reliability/kills.json
+    python tests/training/kill_series.py --kills 30 --out docs/benchmarks/reliability/kills.json
 
 The run is tiny (a random tower and LLM). After every kill the next start has to take the last announced checkpoint
 ("checkpoint written: ..."), or a later one. In each of the three phases every loss, also of steps taken twice, has
@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO), str(REPO / "scripts"), *(str(REPO / "tests" / name) for name in (".", "data", "training"))]
+REPO = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPO), *(str(REPO / "tests" / name) for name in (".", "data", "training"))]
 
 from processes import kill_tree  # noqa: E402
 from tiny_run import TRAIN, Workshop, launcher  # noqa: E402
