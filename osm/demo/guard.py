@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from osm.demo.storage import Uploads, UploadsFull
+from osm.documents import parse_json
 from osm.terminal import echo
 
 Scope = MutableMapping[str, Any]
@@ -130,8 +131,8 @@ class Guard:
     def _check_json(self, path: str, body: bytes) -> None:
         """A call must be one that the page makes: of a known function, with as many values as it takes."""
         try:
-            call = json.loads(body)
-        except (ValueError, RecursionError):
+            call = parse_json(body)
+        except ValueError:
             raise Refusal(400, "the call is not JSON") from None
         if not isinstance(call, dict):
             raise Refusal(422, "the call is not a JSON object")

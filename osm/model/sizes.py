@@ -125,12 +125,14 @@ def machine_memory() -> int:
     return min(memory, int(limit)) if limit.isdecimal() else memory
 
 
-def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> None:
+def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor] | None, name: str) -> None:
     """Compares the sizes that a tower's `options` ask for with the weights that are to fill it.
 
     Raises:
         OsmError: the weights are far fewer.
     """
+    if state is None:  # a tower that keeps its random start
+        return
     widths, depths = [0], [0]
     for option, value in options.items():
         numbers = [one for one in (value if isinstance(value, (list, tuple)) else [value]) if type(one) is int]

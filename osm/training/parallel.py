@@ -60,8 +60,10 @@ def lay_out(
             *decoder_layers(model.llm),
             task,
         ]:
-            fill(block)
+            whole_ones = fill(block)
             fully_shard(block, mesh=mesh)
+            for parameter in whole_ones:  # its shard is a copy; whoever still refers to the whole would keep it
+                parameter.untyped_storage().resize_(0)
         return task
     if world.size == 1:
         return task
@@ -100,7 +102,8 @@ class _Filler:
         self.world, self.values = world, values
         self.names = {id(parameter): name for name, parameter in task.named_parameters()}
 
-    def __call__(self, unit: nn.Module) -> None:
+    def __call__(self, unit: nn.Module) -> list[nn.Parameter]:
+        """Returns the parameters that it filled, whole."""
         filled: dict[int, nn.Parameter] = {}  # a tied weight stays one parameter
         for module in unit.modules():
             for name, blank in list(module.named_parameters(recurse=False)):
@@ -108,6 +111,7 @@ class _Filler:
                     if id(blank) not in filled:
                         filled[id(blank)] = self._filled(blank)
                     setattr(module, name, filled[id(blank)])
+        return list(filled.values())
 
     def _filled(self, blank: nn.Parameter) -> nn.Parameter:
         # Contiguous, as FSDP needs it: a CNN's weights may lie with their channels last.

@@ -48,7 +48,8 @@ class Visitor:
                 connection.putheader(name.replace("_", "-"), value)
             connection.endheaders()
             if body:
-                connection.send(body)
+                with contextlib.suppress(BrokenPipeError):  # refused before all of it was sent
+                    connection.send(body)
             answer = connection.getresponse()
             return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
         finally:

@@ -163,7 +163,6 @@ def series(
         "kills": kills,
         "seed": seed,
         "phases": result,
-        "lost_more_than_announced": 0,
         "seconds": round(time.monotonic() - begun),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
