@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from osm.config import as_dict
+from osm.documents import parse_json
 from osm.model import gated, kv_cache, llm, llm_inputs, self_check
 from osm.model.llm_inputs import LlmSupport, set_llm_support
 from osm.model.lora import without_lora
@@ -92,7 +93,7 @@ def _sampled(value: Any) -> bytes:
 
 def _read(path: Path) -> LlmSupport | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
         if set(found) == set(asdict(LlmSupport())) and all(isinstance(value, bool) for value in found.values()):
             return LlmSupport(**found)
     except (OSError, ValueError, TypeError):
