@@ -30,6 +30,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.files import check_regular_file, write_atomically
 from osm.model.hub_config import check_hub_folder
@@ -241,7 +242,7 @@ def _content(path: Path) -> str:
     state = _file_state(path)
     note = cache_folder() / ".content" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        known = json.loads(note.read_text(encoding="utf-8"))
+        known = parse_json(note.read_bytes())
         if known.get("file") == state and re.fullmatch("[0-9a-f]{64}", str(known.get("sha256"))):
             return known["sha256"]
     with path.open("rb") as file:
