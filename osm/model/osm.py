@@ -79,7 +79,7 @@ class OmniScientModel(nn.Module):
     def hold_frozen(self, dtype: torch.dtype) -> None:
         """Keeps the frozen parts in another precision; not an LLM in 8 or 4 bits, nor what LoRA trains in it.
 
-        The frequencies of rotary embeddings stay in float32: in bfloat16 positions beyond some dozens would blur.
+        The frequencies of rotary embeddings stay in float32. In bfloat16 the angles of later positions would be wrong.
         """
         self.tower.to(dtype)
         if not self.config.llm.quantization:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from osm.errors import OsmError, shown
-from osm.files import write_atomically
+from osm.files import sync_folder, write_atomically
 from osm.model import checkpoint as files
 from osm.model.osm import OmniScientModel
 from osm.training.distributed import World
@@ -25,7 +25,7 @@ from osm.training.saved import scan
 def frozen_hashes(model: OmniScientModel) -> dict[str, str]:
     """Hashes the frozen parts; to be called while they are whole, and before they are cast to half precision.
 
-    The hash rounds to bfloat16, and values that went through float16 round to other ones than those of the files.
+    The hash rounds values to bfloat16. A value that was cast to float16 first may round to another bfloat16 value.
     """
     return files.frozen_hashes(model)
 
@@ -74,7 +74,9 @@ def save(
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint_{epoch}.pt"
-    previous = next((saved.path for saved in scan(folder)[0] if saved.path.is_file()), None)
+    previous = None
+    if delete_previous:  # else no other checkpoint need be opened
+        previous = next((saved.path for saved in scan(folder)[0] if saved.path.is_file()), None)
     temporary = path.with_suffix(".pt.tmp")
     try:
         with temporary.open("wb") as file:
@@ -82,13 +84,14 @@ def save(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(folder)
     except RuntimeError as error:  # what torch makes of a disk that is full
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path}: {str(error).splitlines()[0]}") from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if delete_previous and previous is not None and previous != path:
+    if previous is not None and previous != path:
         previous.unlink()
 
 
