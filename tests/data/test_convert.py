@@ -119,26 +119,36 @@ def test_nothing_depends_on_the_number_of_workers(tmp_path: Path) -> None:
 # Resuming.
 
 
+# Kills the converter inside its third shard: the worker that opens the shard's first image waits until the second shard
+# is there, then kills its parent, which cannot go on without that image.
+KILLED_AT_AN_IMAGE = """
+import os, runpy, signal, sys, time
+main = os.getpid()
+def hook(event, arguments):
+    if event == "open" and os.getpid() != main and str(arguments[0]) == {image!r}:
+        while not os.path.exists({shard!r}):
+            time.sleep(0.01)
+        os.kill(main, signal.SIGKILL)
+        signal.pause()
+sys.addaudithook(hook)
+sys.argv[0] = {script!r}
+sys.path.insert(0, os.path.dirname({script!r}))
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
 def test_killed_run_goes_on_byte_for_byte(tmp_path: Path) -> None:
     made = Set(tmp_path / "set", "coco_panoptic", 20)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     made.convert(undisturbed, num_files_per_shard=4)
     with tarfile.open(undisturbed / "000000002.tar") as tar:
         stuck = made.images / tar.getnames()[0]
-    data = stuck.read_bytes()
-    stuck.unlink()
-    os.mkfifo(stuck)  # holds the run inside its third shard
-    command = made.command(killed, "--num_files_per_shard", "4", "--num_workers", "2")
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (killed / "000000001.tar").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    _, script, *arguments = made.command(killed, "--num_files_per_shard", "4", "--num_workers", "2")
+    program = KILLED_AT_AN_IMAGE.format(image=str(stuck), shard=str(killed / "000000001.tar"), script=script)
+    process = subprocess.run([sys.executable, "-c", program, *arguments], stderr=subprocess.DEVNULL, timeout=120)
+    assert process.returncode == -signal.SIGKILL
     assert sorted(path.name for path in killed.glob("*.tar")) == ["000000000.tar", "000000001.tar"]
     assert not (killed / "sizes.json").exists()
-    stuck.unlink()
-    stuck.write_bytes(data)
     first = (killed / "000000000.tar").stat().st_mtime_ns
     made.convert(killed, num_files_per_shard=4, num_workers=2)
     assert files(killed) == files(undisturbed)

@@ -54,7 +54,7 @@ def test_the_mask_and_the_context_equal_the_mean_over_their_pixels() -> None:
     looks = look_at_regions(masks, contexts, P)
     found = pool(tokens, torch.zeros(len(masks), dtype=torch.long), looks, K)
     image = tokens[0, 2:].reshape(G, G, C).repeat_interleave(P, 0).repeat_interleave(P, 1)
-    boxes, around = bounding_boxes(masks), bounding_boxes(contexts)
+    boxes, around = bounding_boxes(masks).tolist(), bounding_boxes(contexts).tolist()
     everywhere = torch.ones(S, S)
     for row, mask in enumerate(masks[:, 0]):
         expected = pooled_pixels(image, mask, (0, 0, S, S))[0]
