@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from osm.data.images import decode, open_image, read_panoptic, read_rgb
+from osm.data.images import SUFFIXES, decode, open_image, read_panoptic, read_rgb
 from osm.data.labels import LabelSet
 from osm.data.originals.work import Panoptic, write_whole
 from osm.errors import OsmError, SampleError, exit_code, shown, write_failed
@@ -106,9 +106,9 @@ class CollageOptions:
         """The backgrounds, in a fixed order."""
         found = []
         for folder in self.backgrounds:
-            here = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+            here = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
             if not here:
-                raise OsmError(f"--backgrounds {folder}: there is no .jpg or .png in it")
+                raise OsmError(f"--backgrounds {folder}: there is no picture in it ({', '.join(SUFFIXES)})")
             found += here
         return found
 

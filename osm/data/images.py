@@ -1,15 +1,21 @@
-"""The one decoder of pictures: jpg, png and tif alone, with size and work bounded before any pixel is decoded."""
+"""The one reader of pictures: of a few formats alone, with size and work bounded before any pixel is decoded.
+
+`read_rgb` is the way from a file to 8-bit RGB, for training, prediction and naming alike; `as_rgb` takes arrays and PIL
+images, too. Both convert by `to_rgb`.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 
+from osm.data.headers import claimed_size
 from osm.data.jpeg import check_header, repeated_samples
 from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
@@ -20,7 +26,23 @@ MAX_SIDE = 65_535
 # A scan of a JPEG goes over the whole picture, but may be only a few bytes. This bounds the samples that are gone over
 # after each was read once: 1 to 2 seconds, and 20 scans of a colour picture of MAX_PIXELS pass.
 MAX_REPEATED_SAMPLES = 2_500_000_000
-_FORMATS = ("JPEG", "PNG", "TIFF")
+# A BMP of runs is decoded in Python: up to a second for so many pixels, and for four bytes a pixel.
+MAX_RUN_PIXELS = 10_000_000
+_AVIF = "avif" in features.modules and bool(features.check("avif"))  # not in every Pillow
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", *(["AVIF"] if _AVIF else []))
+FORMATS = "JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF" if _AVIF else "JPEG, PNG, TIFF, WebP, BMP or GIF"
+"""As a message lists them."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", *([".avif"] if _AVIF else []))
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits of a sample that cameras and programs write
 _COMPRESSION, _TIFF_JPEG = 259, 7
 _TILE_SIDES = (322, 323)
 _PIECES = ((273, 279), (324, 325))  # offsets and lengths: of strips, or of tiles
@@ -30,7 +52,7 @@ def open_image(source: bytes | str | Path) -> Image.Image:
     """Opens an image without decoding it, so that its size and mode are known. `decode` gives its pixels.
 
     Raises:
-        SampleError: `image_unreadable` (missing, not a regular file, not jpg/png/tif) or `image_too_large`.
+        SampleError: `image_unreadable` (missing, not a regular file, none of FORMATS) or `image_too_large`.
     """
     name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes):
@@ -43,17 +65,34 @@ def open_image(source: bytes | str | Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with _stream(source) as stream:
                 check_header(stream)
+                stream.seek(0)
+                claimed = claimed_size(stream)
+            if claimed is not None:
+                _check_size(claimed, name)
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+    except SampleError:
+        raise
     except Image.DecompressionBombError as error:
         raise SampleError("image_too_large", f"image {name}: {error}") from None
+    except FileNotFoundError:
+        raise SampleError("image_unreadable", f"image {name}: there is no such file") from None
+    except UnidentifiedImageError:  # its text has the address of our stream in it
+        raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS}") from None
     except Exception as error:  # Pillow raises what the broken byte happens to cause
-        raise SampleError("image_unreadable", f"image {name}: not a readable JPEG, PNG or TIFF ({error})") from None
-    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
-        raise SampleError(
-            "image_too_large",
-            f"image {name}: {image.width} x {image.height} is over {MAX_PIXELS} pixels, or longer than {MAX_SIDE}",
-        )
+        raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS} ({_told(error)})") from None
+    _check_size(image.size, name)
     return image
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE:
+        message = f"image {name}: {size[0]} x {size[1]} is over {MAX_PIXELS} pixels, or longer than {MAX_SIDE}"
+        raise SampleError("image_too_large", message)
+
+
+def _told(error: Exception) -> str:
+    """The error's text without addresses of objects: two runs say the same."""
+    return re.sub(r"<[^<>]* at 0x[0-9A-Fa-f]+>", "the file", str(error))
 
 
 def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
@@ -68,8 +107,13 @@ def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
         image.load()
         return image if mode in (None, image.mode) else image.convert(mode)
     except Exception as error:  # as above
-        name = getattr(image, "filename", "")
-        raise SampleError("image_truncated", f"{f'image {name}: ' if name else ''}broken data ({error})") from None
+        raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
+
+
+def _named(image: Image.Image) -> str:
+    """How a message about it begins: with its file, where it has one."""
+    name = getattr(image, "filename", "")
+    return f"image {name}: " if name else ""
 
 
 def _stream(source: bytes | str | Path) -> IO[bytes]:
@@ -82,10 +126,23 @@ def _check_work(image: Image.Image) -> None:
         repeated = repeated_samples(_bytes_of(image), MAX_REPEATED_SAMPLES)
     elif image.format == "TIFF":
         repeated = _check_tiff(image)
+    elif image.format == "BMP":
+        return _check_runs(image)
     else:
         return
     if repeated > MAX_REPEATED_SAMPLES:
         raise ValueError(f"its scans go over more than {MAX_REPEATED_SAMPLES} samples again")
+
+
+def _check_runs(image: Image.Image) -> None:
+    """Raises ValueError for a BMP of runs that Python would go over for seconds."""
+    tiles: Any = image.tile  # type: ignore[attr-defined]
+    pixels = image.width * image.height
+    if tiles and tiles[0][0] == "bmp_rle":
+        if pixels > MAX_RUN_PIXELS:
+            raise ValueError(f"a BMP of runs, {image.width} x {image.height} is over {MAX_RUN_PIXELS} pixels")
+        if len(_bytes_of(image)) > 4 * pixels + (1 << 16):
+            raise ValueError("a BMP whose runs are far longer than the picture")
 
 
 def _bytes_of(image: Image.Image) -> bytes:
@@ -128,17 +185,119 @@ def _numbers(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else () if value is None else (int(value),)
 
 
-def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
+def orientation(image: Image.Image) -> int:
+    """How a decoded picture must be turned to be upright: EXIF's 1 to 8, 1 where there is none or it is broken.
+
+    Of an opened picture of 5 to 8, width and height change places. A TIFF is always 1: it is turned as it is decoded.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        with warnings.catch_warnings():  # Pillow's of damaged EXIF
+            warnings.simplefilter("ignore")
+            found = image.getexif().get(0x0112, 1)
+        return int(found) if found in range(1, 9) else 1
+    except Exception:  # as in `open_image`
+        return 1
+
+
+def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None, upright: bool = False) -> Image.Image:
     """Decodes an image to 8-bit RGB; a truncated file is an error, never a half-grey picture.
 
     Args:
         at_least: (width, height) that are enough. A JPEG is then decoded at a half, a quarter or an eighth of its size
             where that leaves as much: the means of blocks of pixels, for a fraction of the work.
+        upright: turned by its EXIF orientation, as viewers show it (`at_least` is of the turned picture); False = as it
+            is stored, which is what masks of most sets lie on.
+
+    Raises:
+        SampleError: what `open_image`, `decode` and `to_rgb` raise.
     """
     image = open_image(source)
+    turn = orientation(image) if upright else 1
     if at_least is not None:
-        image.draft(None, at_least)
-    return decode(image, "RGB")
+        image.draft(None, at_least[::-1] if turn > 4 else at_least)
+    return _turned(to_rgb(decode(image)), turn)
+
+
+def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
+    """A path, PIL image or array, uint8 (H, W), (H, W, 3) or (H, W, 4), as 8-bit RGB, upright by its EXIF orientation.
+
+    Raises:
+        OsmError: no image, or a file that cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        return read_rgb(Path(image), upright=True)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise OsmError(f"image: array {image.shape} of {image.dtype}; uint8 (H, W), (H, W, 3) or (H, W, 4) needed")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise OsmError(f"image is a {type(image).__name__}; a PIL image, an array or a path is needed")
+    turn = orientation(image)
+    found = _turned(to_rgb(image), turn)
+    return found.copy() if found is image else found  # the caller's own may change
+
+
+def _turned(image: Image.Image, turn: int) -> Image.Image:
+    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as 8-bit RGB, not turned; an RGB one without transparency is given back itself.
+
+    Transparency lies on white. Integers of more than 8 bits are cut to the upper 8 of the smallest depth (8, 10, 12,
+    14, 16, 24, 32) that holds the picture's maximum: cameras write 12 bits into files of 16. Floats of 0 to 1 are
+    scaled by 255, those up to 255 stay as they are, larger ones are taken as integers.
+
+    Raises:
+        SampleError: `image_values` for negative values, NaN and infinity; `image_truncated` where the data are broken.
+    """
+    try:
+        image.load()
+        if image.mode == "F" or image.mode.startswith("I"):
+            return _of_depth(image)
+        if image.mode in ("La", "RGBa"):  # Pillow converts them to their own kind alone
+            image = image.convert(image.mode.upper())
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info or _has_alpha(image):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except SampleError:
+        raise
+    except Exception as error:  # as in `open_image`
+        raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+
+
+def _of_depth(image: Image.Image) -> Image.Image:
+    """A picture of one channel of integers or floats as RGB; see `to_rgb`."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()  # either is NaN where one value is
+    told = f"{_named(image)}values {low:g} to {high:g}"
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
+        raise SampleError("image_values", f"{told}: finite ones from 0 on are needed (0 to 1, or 0 to 255)")
+    if image.mode == "F":
+        if 1 < high < 2:
+            raise SampleError("image_values", f"{told}: 0 to 1 or 0 to 255 is needed, and this is neither")
+        if 1 < high <= 255:
+            return image.convert("RGB")
+    depth = next((bits for bits in _DEPTHS if high < 2**bits), None)
+    if depth is None:
+        raise SampleError("image_values", f"{told}: at most 32 bits are needed")
+    if image.mode != "F":
+        grey = (values >> (depth - 8)).astype(np.uint8)
+    elif high <= 1:
+        grey = (values * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    else:
+        grey = (values / np.float32(2 ** (depth - 8))).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey).convert("RGB")
 
 
 def read_ids(source: bytes | str | Path) -> np.ndarray:

@@ -13,17 +13,16 @@ from typing import Any
 
 from PIL import Image
 
+from osm.data.images import SUFFIXES, as_rgb
 from osm.demo.naming import MapWish, NamedPicture, box_of, name_picture
 from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.files import replacing, write_atomically
 from osm.recognition.draw import draw_ids
 from osm.recognition.panoptic import as_png
-from osm.recognition.recognizer import Recognizer, as_rgb
+from osm.recognition.recognizer import Recognizer
 from osm.segmenters.base import Segmenter
 from osm.terminal import echo
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
 @dataclass
@@ -58,7 +57,8 @@ def images_of(places: Sequence[Path], output: Path) -> tuple[list[Path], list[Pa
         if place.is_dir():
             if place.resolve() == output.resolve():
                 raise OsmError(f"--output_dir {output} is a folder of pictures itself: the next run would name its own")
-            files = sorted(path for path in place.iterdir() if path.is_file())
+            # `._A.JPG` is what macOS keeps beside A.JPG on disks of others: no picture, and nobody's file.
+            files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("._"))
             images += [path for path in files if path.suffix.lower() in SUFFIXES]
             others += [path for path in files if path.suffix.lower() not in SUFFIXES]
         elif place.is_file():

@@ -20,7 +20,9 @@ def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog=prog, allow_abbrev=False, description="Finds and names the segments of every picture of a folder."
     )
-    out.add_argument("images", type=Path, nargs="+", help="folders, or JPEG, PNG or TIFF files")
+    out.add_argument(
+        "images", type=Path, nargs="+", help="folders, or pictures (JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF)"
+    )
     add_checkpoint(out)
     out.add_argument("--output_dir", type=Path, default=Path("demo_vis"), help="[%(default)s]")
     add_segmenter_flags(out)

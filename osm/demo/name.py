@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Names what masks, boxes or points show, or all in a picture.",
     )
-    out.add_argument("image", type=Path, help="a JPEG, PNG or TIFF")
+    out.add_argument("image", type=Path, help="a JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF")
     add_checkpoint(out)
     out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, not black = inside")
     out.add_argument("--box", action="append", metavar="X,Y,W,H", help="in pixels")
@@ -92,8 +92,8 @@ def _answer(args: argparse.Namespace) -> list[str]:
 
 def _segments(args: argparse.Namespace, recognizer: Recognizer) -> list[dict[str, Any]]:
     """All segments of the picture, as RLEs: they are as many as a hundred or more."""
+    from osm.data.images import as_rgb
     from osm.demo.naming import box_of, encoded
-    from osm.recognition.recognizer import as_rgb
 
     segmenter = segmenter_from(args, recognizer)
     segmenter.set_image(as_rgb(args.image))

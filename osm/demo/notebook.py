@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from osm.data.images import as_rgb
 from osm.demo import markup
 from osm.demo.engine import Engine, Named, Picture
 from osm.demo.naming import Wish
 from osm.errors import OsmError
 from osm.recognition.draw import draw_names
-from osm.recognition.recognizer import as_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from osm.data.images import open_image
+from osm.data.images import FORMATS, SUFFIXES, as_rgb, open_image
 from osm.errors import OsmError, SampleError
-from osm.recognition.recognizer import as_rgb
 from osm.terminal import printable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _SCENES, _SIZE, _SEED = 4, 512, 2024
 
 
@@ -29,13 +27,14 @@ def samples(folder: Path | None = None) -> dict[str, Callable[[], Image.Image]]:
     """Titles and what makes each picture: those of the folder by their file names, then the drawn scenes.
 
     Raises:
-        OsmError: the folder is none, or holds no JPEG, PNG or TIFF.
+        OsmError: the folder is none, or holds no picture.
     """
     found: dict[str, Callable[[], Image.Image]] = {}
     if folder is not None:
         if not folder.is_dir():
             raise OsmError(f"--samples {folder}: no such folder")
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        there = (path for path in folder.iterdir() if not path.name.startswith("._"))  # macOS's, beside pictures
+        files = sorted(path for path in there if path.suffix.lower() in SUFFIXES)
         if not files:
             raise OsmError(f"--samples {folder}: no picture in it ({', '.join(SUFFIXES)})")
         found |= {printable(path.name): partial(as_rgb, path) for path in files}
@@ -53,7 +52,7 @@ def uploaded(path: Path, max_pixels: int) -> Image.Image:
     except SampleError as error:
         if error.reason == "image_too_large":
             raise OsmError(f"{path.name} is too large: at most {max_pixels / 1e6:g} million pixels are taken") from None
-        raise OsmError(f"{path.name} is not a picture that can be read: a JPEG, PNG or TIFF is needed") from None
+        raise OsmError(f"{path.name} is not a picture that can be read: a {FORMATS} is needed") from None
     if image.width * image.height > max_pixels:
         raise OsmError(
             f"{path.name} has {image.width} x {image.height} pixels: at most {max_pixels / 1e6:g} million are taken"

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
-from osm.data.images import decode, open_image
+from osm.data.images import as_rgb
 from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS, TEST_PROMPT
 from osm.errors import OsmError
@@ -323,35 +323,6 @@ class Recognizer:
         top = [Alternative(text, prob) for text, prob in likeliest.items()]
         prob = name.prob if trie is None else name.sequence_prob  # of a list, those of all names sum to 1
         return Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
-
-
-def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
-    """Any image as 8-bit RGB, upright by its EXIF orientation; transparency on white, 16 bits scaled to 8.
-
-    Raises:
-        OsmError: no image, or a file that cannot be read.
-    """
-    if isinstance(image, (str, Path)):
-        image = opened(image)
-    elif isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-            raise OsmError(f"image: array {image.shape} of {image.dtype}; uint8 (H, W), (H, W, 3) or (H, W, 4) needed")
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise OsmError(f"image is a {type(image).__name__}; a PIL image, an array or a path is needed")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # Pillow cuts 16 bits off at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")
-        flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(flat, image)
-    return image.convert("RGB")
-
-
-def opened(path: str | Path) -> Image.Image:
-    """A picture's file, decoded as it is. Raises OsmError where it cannot be read, or is too large."""
-    return decode(open_image(Path(path)))
 
 
 def load_recognizer(

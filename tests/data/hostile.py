@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from PIL import Image
+from PIL import Image, features
 
 END = tarfile.NUL * 1024
 HUGE = (2**63 - 1, 300 << 30)  # what no memory holds, and what a lazy system may seem to give
@@ -121,6 +121,41 @@ def tiff_file(width: int, height: int, **changes: tuple[int, int, int] | None) -
     return b"II*\0" + struct.pack("<IH", 8, len(given)) + directory + bytes(104)
 
 
+def webp_file(width: int, height: int, kind: str) -> bytes:
+    """A small WebP that claims that size: `VP8 `, `VP8L` or `VP8X`."""
+    image = Image.new("RGBA" if kind == "VP8X" else "RGB", (16, 16))
+    data = saved(image, "WEBP", lossless=kind == "VP8L", exif=b"Exif\0\0" if kind == "VP8X" else b"")
+    assert data[12:16] == kind.encode()
+    if kind == "VP8X":
+        size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+        return data[:24] + size + data[30:]
+    if kind == "VP8L":
+        return data[:21] + struct.pack("<I", width - 1 | height - 1 << 14) + data[25:]
+    return data[:26] + struct.pack("<HH", width, height) + data[30:]
+
+
+def bmp_file(width: int, height: int, runs: bytes | None = None) -> bytes:
+    """A BMP that claims that size: of 24 bits, or of 8 bits and these runs."""
+    bits, colors = (24, b"") if runs is None else (8, bytes(1024))
+    body = bytes(64) if runs is None else runs
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0 if runs is None else 1, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + len(colors) + len(body), 0, 0, 54 + len(colors)) + info + colors + body
+
+
+def gif_file(screen: tuple[int, int], first: tuple[int, int], before: bytes = b"") -> bytes:
+    """A GIF whose screen and first picture claim these sizes, the picture disposed of by its background."""
+    control = b"!\xf9\x04\x08\0\0\0\0"
+    picture = b"," + struct.pack("<HHHH", 0, 0, *first) + b"\0\x02\x02\x44\x01\0;"
+    return b"GIF89a" + struct.pack("<HH", *screen) + b"\x80\0\0" + bytes(6) + before + control + picture
+
+
+def avif_file(width: int, height: int) -> bytes:
+    """A small AVIF that claims that size."""
+    data = saved(Image.new("RGB", (16, 16)), "AVIF")
+    at = data.index(b"ispe") + 8
+    return data[:at] + struct.pack(">II", width, height) + data[at + 8 :]
+
+
 def pictures() -> dict[str, tuple[bytes, str]]:
     """By name: small files that would take gigabytes or hours, and the reason for which none of them is read."""
     bomb = zlib.compress(bytes(200 << 20), 9)
@@ -137,6 +172,15 @@ def pictures() -> dict[str, tuple[bytes, str]]:
         "jpeg 65500": jpeg_file(65_500, 65_500),
         "tiff 60000": tiff_file(60_000, 60_000),
         "tiff 2^32": tiff_file(2**32 - 1, 2**32 - 1),
+        "webp": webp_file(16_383, 16_383, "VP8 "),
+        "webp lossless": webp_file(16_384, 16_384, "VP8L"),
+        "webp canvas": webp_file(1 << 24, 200, "VP8X"),
+        "webp line": webp_file(100_000, 1, "VP8X"),
+        "bmp": bmp_file(60_000, 60_000),
+        "bmp 2^31": bmp_file(large, -large),
+        "gif screen": gif_file((60_000, 60_000), (1, 1)),
+        "gif picture": gif_file((1, 1), (60_000, 60_000)),
+        "gif picture of much": gif_file((1, 1), (12_000, 11_000)),
     }
     unreadable = {
         "png text": png_file(10, 20, before=png_chunk(b"zTXt", b"k\0\0" + bomb), pixels=rows),
@@ -154,6 +198,15 @@ def pictures() -> dict[str, tuple[bytes, str]]:
         "jpeg profiles": with_segments(jpeg_file(16, 16), 100_000 * jpeg_segment(0xE2, b"ICC_PROFILE\0\1\1")),
         "jpeg junk": with_segments(jpeg_file(16, 16), bytes(1 << 20)),
         "nothing": b"",
+        "webp of nothing": webp_file(16, 16, "VP8 ")[:20],
+        "webp of another chunk": webp_file(16, 16, "VP8 ").replace(b"VP8 ", b"XMP "),
+        "webp canvas of a smaller frame": webp_file(2_000, 2_000, "VP8X"),
+        "bmp empty": bmp_file(0, 10),
+        "bmp colors": bmp_file(10, 10, b"")[:46] + struct.pack("<I", large) + bytes(64),
+        "bmp header": b"BM" + struct.pack("<IHHI", 100, 0, 0, 54) + struct.pack("<I", large) + bytes(64),
+        "gif empty": gif_file((0, 0), (0, 0)),
+        "gif comments": gif_file((9, 9), (9, 9), (b"!\xfe" + (b"\xff" + bytes(255)) * 4_000 + b"\0") * 2),
+        "gif junk": gif_file((9, 9), (9, 9), bytes(1 << 20)),
     }
     truncated = {
         "png text after the pixels": png_file(10, 20, after=png_chunk(b"zTXt", b"k\0\0" + bomb), pixels=rows),
@@ -171,8 +224,19 @@ def pictures() -> dict[str, tuple[bytes, str]]:
             tag323=(4, 1, 30_000),
         )[:150].ljust(150, b"\0")
         + zeros,
+        "webp cut": webp_file(16, 16, "VP8L")[:-4] + bytes(4),
+        "bmp without pixels": bmp_file(10_000, 10_000),
+        "bmp runs": bmp_file(10_900, 11_000, b"\0\0" * 1000),
+        "bmp runs of lines": bmp_file(3_000, 3_000, b"\1\0\0\0" * 100),
+        "bmp runs of nothing": bmp_file(10, 10, b"\0\2\0\0" * 100_000),
+        "gif without pixels": gif_file((9_000, 9_000), (9_000, 9_000)),
         "tiff tile": tiff_file(16, 16, **tile, tag322=(4, 1, large), tag323=(4, 1, large)),
         "tiff no tile": tiff_file(16, 16, **tile, tag322=(4, 1, 0), tag323=(4, 1, 0)),
     }
+    if features.check("avif"):
+        too_large["avif 200 million"] = avif_file(16_000, 12_500)
+        unreadable["avif 60000"] = avif_file(60_000, 60_000)
+        unreadable["avif empty"] = avif_file(0, 16)
+        unreadable["avif cut"] = avif_file(16, 16)[:200]
     reasons = {"image_too_large": too_large, "image_unreadable": unreadable, "image_truncated": truncated}
     return {name: (data, reason) for reason, files in reasons.items() for name, data in files.items()}

@@ -12,17 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import jpeg_file, jpeg_segment, pictures, run_python, saved, seconds, with_segments
-from PIL import Image, ImageFile, PngImagePlugin
+from hostile import bmp_file, jpeg_file, jpeg_segment, pictures, run_python, saved, seconds, with_segments
+from PIL import Image, ImageFile, PngImagePlugin, features
 
 from osm.data import images
 from osm.data.collages import Cutout
-from osm.data.images import decode, open_image, read_ids, read_panoptic, read_rgb
+from osm.data.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb
 from osm.data.jpeg import repeated_samples
 from osm.data.sources.base import read as read_bytes
 from osm.demo.samples import uploaded
 from osm.errors import OsmError, SampleError
-from osm.recognition.recognizer import as_rgb, opened
 
 HERE = Path(__file__).parent
 # Reads every picture in three ways, in a process that may take 300 MB and 20 seconds beyond what it has taken so far.
@@ -140,7 +139,6 @@ def test_whatever_reads_a_picture_bounds_its_scans(tmp_path: Path) -> None:
         read_rgb,
         read_ids,
         read_panoptic,
-        opened,
         as_rgb,
         lambda file: uploaded(file, images.MAX_PIXELS),
         lambda file: Cutout(file, file).load(),
@@ -205,6 +203,14 @@ def kinds() -> dict[str, bytes]:
         "deflate": saved(ids, "TIFF", compression="tiff_adobe_deflate"),
         "lab": saved(Image.new("LAB", (40, 30)), "TIFF"),
         "float": saved(Image.new("F", (30, 20)), "TIFF"),
+        "webp": saved(rgb, "WEBP", exif=exif),
+        "webp lossless": saved(rgb.convert("RGBA"), "WEBP", lossless=True),
+        "webp film": saved(rgb, "WEBP", save_all=True, append_images=[rgb]),
+        "bmp": saved(rgb, "BMP"),
+        "bmp runs": bmp_file(40, 30, bytes([40, 7, 0, 0]) * 30 + b"\0\1"),
+        "gif": saved(rgb.quantize(16), "GIF", transparency=3, comment=b"x" * 300),
+        "gif film": saved(rgb, "GIF", save_all=True, append_images=[rgb, rgb.rotate(90)], disposal=2),
+        **({"avif": saved(rgb, "AVIF", exif=exif)} if features.check("avif") else {}),
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from osm.data.images import FORMATS
 from osm.demo import web
 from osm.demo.engine import Engine
 from osm.demo.samples import drawn_scene, samples
@@ -219,7 +220,7 @@ def test_mistakes_are_told_in_a_sentence(browser: Any, address: str, tmp_path: P
     tab.page.get_by_text("Choose a picture first").wait_for()
     (tmp_path / "text.jpg").write_text("no picture")
     tab.upload(tmp_path / "text.jpg")
-    tab.page.get_by_text("text.jpg is not a picture that can be read: a JPEG, PNG or TIFF is needed.").wait_for()
+    tab.page.get_by_text(f"text.jpg is not a picture that can be read: a {FORMATS} is needed.").wait_for()
     Image.new("RGB", (1100, 1000)).save(tmp_path / "wide.png")
     tab.upload(tmp_path / "wide.png")
     tab.page.get_by_text("wide.png has 1100 x 1000 pixels: at most 1 million are taken.").wait_for()

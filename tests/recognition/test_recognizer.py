@@ -15,10 +15,11 @@ from pycocotools import mask as coco_mask
 from test_namer import built, picture, some_masks  # noqa: F401  (built is a fixture)
 
 import osm
+from osm.data.images import as_rgb
 from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.model.osm import OmniScientModel
-from osm.recognition.recognizer import Recognition, Recognizer, as_rgb
+from osm.recognition.recognizer import Recognition, Recognizer
 
 Built = tuple[OmniScientModel, Processor]
 NAMES = ["cat", "traffic light", "Dog", "teddy bear", "train", "cat "]
