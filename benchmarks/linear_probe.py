@@ -72,15 +72,16 @@ def main() -> int:
 
 def training_scenes(row, shards: list[str]) -> Iterator[tuple]:
     """(image, masks, category ids) of every sample; masks over 100 pixels, no crowd."""
-    from osm.data.segments import View, read_scene
     from osm.data.shards import read_shard
+    from osm.data.views import View
     from osm.errors import SampleError
+    from osm.forms import read_sample
 
     for shard in shards:
         for raw in read_shard(shard):
             if isinstance(raw, SampleError):
                 raise raw
-            scene = read_scene(row.form, raw.members, row.label_set, row.rules)
+            scene = read_sample(row.form, raw.members, row.label_set, row.rules)
             whole = View(scene.width, scene.height, 0, 0, scene.width, scene.height, False)
             picked = scene.pick(whole, 10**6, np.random.default_rng(0), fixed_view=True)
             yield scene.image(), np.stack([s.mask for s in picked]), [s.category_id for s in picked]
@@ -88,16 +89,15 @@ def training_scenes(row, shards: list[str]) -> Iterator[tuple]:
 
 def val_scenes(row) -> Iterator[tuple]:
     """(image, masks, category ids) of every image of the val split: the masks that the benchmark names."""
-    from osm.benchmark.items import SPLITS
-    from osm.data.images import read_rgb
+    from osm.forms import split_of
 
-    split = SPLITS[row.form](row)
+    split = split_of(row)
     for index in range(len(split)):
         item = split.load(index)
         masks = np.stack([item.mask(k) for k in range(len(item.annotations))])
         kept = masks.any((1, 2))
         categories = [a[split.category_key] for a, keep in zip(item.annotations, kept, strict=True) if keep]
-        yield read_rgb(item.image_path), masks[kept], categories
+        yield item.image(), masks[kept], categories
 
 
 def features(describe: Describe, scenes: Iterator[tuple], name: str) -> tuple[np.ndarray, np.ndarray]:

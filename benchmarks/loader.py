@@ -47,10 +47,13 @@ from osm.data.labels import load_labels  # noqa: E402
 from osm.data.processor import Processor, fitted_size  # noqa: E402
 from osm.data.prompts import MASK_PROMPTS  # noqa: E402
 from osm.data.sample import SampleConfig, SampleTransform  # noqa: E402
-from osm.data.segments import annotations, maps, scene  # noqa: E402
 from osm.data.shards import RawSample, existing_shards, read_shard  # noqa: E402
 from osm.data.stream import SampleStream, StreamConfig  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
+from osm.forms import base  # noqa: E402
+from osm.forms.instances import Instances  # noqa: E402
+from osm.forms.maps import Semantic  # noqa: E402
+from osm.forms.panoptic import Panoptic  # noqa: E402
 
 ROUNDS = 3
 STAGES = ("read", "decode", "resize", "mask", "text", "other")
@@ -116,11 +119,11 @@ def ours(row: Dataset, shards: list[str], processor: Processor, samples: int, cl
 
 # What is timed as which stage; everything else is `other` (collating a batch, drawing views).
 WATCHED: list[tuple[Any, str, str]] = [
-    (stream_module, "read_scene", "decode"),
-    (scene, "read_rgb", "decode"),
+    (stream_module, "read_sample", "decode"),
+    (base, "read_rgb", "decode"),
     (views.View, "image", "resize"),
     (sample_module.SampleTransform, "_sample", "mask"),
-    *((form, "pick", "mask") for form in (maps.PanopticScene, maps.SemanticScene, annotations.InstanceScene)),
+    *((form, "pick", "mask") for form in (Panoptic, Semantic, Instances)),
     (processor_module.Processor, "training_row", "text"),
     (processor_module.Processor, "training_text", "text"),
 ]
@@ -173,7 +176,7 @@ def published_sample(
         document = json.loads(raw.members["json"])
         data = [
             next((raw.members[name] for name in names if name in raw.members), None) or base64.b64decode(document[key])
-            for key, names in (("image_base64", scene.IMAGE_MEMBERS), *LABEL_MAPS[row.form])
+            for key, names in (("image_base64", base.IMAGE_MEMBERS), *LABEL_MAPS[row.form])
         ]
         image = Image.open(io.BytesIO(data[0])).convert("RGB")
         ids = np.asarray(Image.open(io.BytesIO(data[1]))) if data[1:] else None

@@ -56,20 +56,19 @@ def main() -> int:
 
 def measured(row: Any, recognizer: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of one set."""
-    from osm.benchmark.items import SPLITS
-    from osm.data.images import read_rgb
+    from osm.forms import split_of
     from osm.segmenters import load_segmenter
 
     limits = sorted(args.segments or [60, 100])
     options = {} if args.sam_checkpoint else {"segments": max(limits)}
     segmenter = load_segmenter(args.segmenter, args.sam_checkpoint, recognizer, **options)
-    split = SPLITS[row.form](row)
+    split = split_of(row)
     ious: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
     count = min(len(split), args.images or len(split))
     for index in range(count):
         item = split.load(index)
-        image = read_rgb(item.image_path)
+        image = item.image()
         found, took = timed(lambda image=image: (segmenter.set_image(image), segmenter.everything())[1])
         seconds["everything"].append(took)
         for k in range(len(item.annotations)):

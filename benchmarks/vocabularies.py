@@ -22,17 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from osm.benchmark.items import SPLITS  # noqa: E402
 from osm.benchmark.metrics import accepted_forms, in_vocabulary, normalize  # noqa: E402
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable  # noqa: E402
-from osm.data.images import read_rgb  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
+from osm.forms import split_of  # noqa: E402
 from osm.recognition.recognizer import WAYS, Recognizer, load_recognizer  # noqa: E402
 
 
 def measure(recognizer: Recognizer, row: Dataset, way: str, limit: int | None) -> dict[str, Any]:
     """Counts of one set, named one way in both modes."""
-    split = SPLITS[row.form](row)
+    split = split_of(row)
     modes = [row.name, ANY_MODE]
     names = sorted({name for label in row.label_set.classes.values() for name in label.names})
     options = {} if way == "free" else {"vocabulary": names, "way": way}
@@ -40,7 +39,7 @@ def measure(recognizer: Recognizer, row: Dataset, way: str, limit: int | None) -
     for index in range(min(len(split), limit or len(split))):
         item = split.load(index)
         found = [(label, item.mask(k)) for k, label in enumerate(item.annotations) if item.mask(k).any()]
-        image = read_rgb(item.image_path)
+        image = item.image()
         begun = time.monotonic()
         recognizer.set_image(image)
         answers = recognizer.name(np.stack([mask for _, mask in found]), modes=modes, **options) if found else []

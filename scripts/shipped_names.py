@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import skimage.data  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from osm.benchmark.items import SPLITS  # noqa: E402
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable  # noqa: E402
-from osm.data.images import read_rgb  # noqa: E402
 from osm.demo.folder_cli import main as name_folder  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
+from osm.forms import split_of  # noqa: E402
 from osm.recognition.flags import SHIPPED  # noqa: E402
 from osm.recognition.recognizer import load_recognizer  # noqa: E402
 
@@ -53,13 +52,13 @@ def photos(out: Path, checkpoint: str) -> None:
 
 def masks(row: Dataset, checkpoint: str) -> None:
     """Names some val masks of a set, and prints them beside their classes."""
-    split, rng = SPLITS[row.form](row), random.Random(SEED)
+    split, rng = split_of(row), random.Random(SEED)
     recognizer = load_recognizer(checkpoint)
     print("\n| image | class | own mode | `any` |\n|---|---|---|---|")
     for index in sorted(rng.sample(range(len(split)), min(MASKS, len(split)))):
         item = split.load(index)
         k = rng.choice([k for k in range(len(item.annotations)) if item.mask(k).any()])
-        recognizer.set_image(read_rgb(item.image_path))
+        recognizer.set_image(item.image())
         own, anyone = recognizer.name([item.mask(k)], modes=[row.name, ANY_MODE])[0]
         target = row.label_set[item.annotations[k][split.category_key]].target
         said = [f"{a.skipped or a.text or '(nothing)'} {100 * a.prob:.0f}" for a in (own, anyone)]

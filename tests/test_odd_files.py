@@ -17,9 +17,9 @@ from osm.data.datasets import DatasetTable
 from osm.data.labels import load_labels
 from osm.data.originals.ade20k import _thing_ids
 from osm.data.shards import read_shard
-from osm.data.sources.base import read
 from osm.data.sources.coco_json import CocoJson
 from osm.errors import OsmError
+from osm.forms.files import read
 from osm.model.checkpoint import read_folder, read_published
 from osm.model.weights import load_safetensors, load_torch
 from osm.recognition.vocabulary import read_names

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from osm.benchmark.items import SPLITS, Split
 from osm.data.datasets import Dataset
 from osm.errors import OsmError, shown
+from osm.forms import FORM_CLASSES, Split, split_of
 
 Masks = Counter[tuple[Hashable, Hashable]]
 """How often each (id, category id) occurs; crowd is left out."""
@@ -28,7 +28,7 @@ class Entry:
 def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
     """The set with the paths that generation noted where all of them are still there, else as the table has it."""
     files = meta.get("files")
-    needs = SPLITS[row.form].needs
+    needs = FORM_CLASSES[row.form].needs
     # Not Path.exists, which fails for texts that can be no path.
     if isinstance(files, Mapping) and all(isinstance(files.get(f), str) and os.path.exists(files[f]) for f in needs):
         return replace(row, **{f: files[f] for f in needs})
@@ -38,10 +38,10 @@ def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
 def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
     """The split that the predictions were made of; None where its files are missing, unreadable or have changed."""
     row = row_with_files(row, meta)
-    if not all(getattr(row, field) and os.path.exists(getattr(row, field)) for field in SPLITS[row.form].needs):
+    if not all(getattr(row, field) and os.path.exists(getattr(row, field)) for field in FORM_CLASSES[row.form].needs):
         return None
     try:
-        split = SPLITS[row.form](row)
+        split = split_of(row, max_bad_annotations=1.0)
     except OsmError:
         return None
     return split if meta.get("annotations", split.source_hash) == split.source_hash else None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from osm.benchmark.items import Split
 from osm.errors import OsmError
+from osm.forms import Split
 
 ALTERATIONS = ("none", "shuffle_masks", "blank_image")
 _MID_GREY = (128, 128, 128)

@@ -13,7 +13,6 @@ from typing import Any
 from osm.benchmark.alter import ALTERATIONS
 from osm.benchmark.evaluate_cli import add_bootstrap, bootstrap_of, compare, evaluate, refuse_unused
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
-from osm.benchmark.items import SPLITS, Split, no_split
 from osm.benchmark.measure import ALL, METRICS, PUBLISHED
 from osm.benchmark.picture import write_picture
 from osm.benchmark.report import PAGE, TITLE, write_report
@@ -22,6 +21,7 @@ from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.data.paths import check_local
 from osm.errors import OsmError, exit_code
 from osm.files import read_json
+from osm.forms import FORM_CLASSES, Form
 from osm.quiet import quiet_command
 from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of
@@ -102,6 +102,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     for row in rows:
         resolve_modes(row, modes, namer.modes)  # not after hours of another set
     options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed, "batch": args.batch}
+    options["max_bad_annotations"] = args.max_bad_annotations
     options["proposals"] = None if args.masks == GROUND_TRUTH else args.masks
     for row in rows:
         names = _names(args.vocabulary, row)
@@ -205,12 +206,16 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         "--alter", choices=ALTERATIONS, default="none", help="wrong inputs, to see that the model uses mask and image"
     )
     parser.add_argument("--seed", type=int, default=0, help="of --alter shuffle_masks")
+    parser.add_argument(
+        "--max_bad_annotations",
+        type=float,
+        default=MAX_BAD_ANNOTATIONS,
+        help="share of unusable annotations from which a set fails (%(default)s; above 0, one is always allowed)",
+    )
     parser.add_argument("--num_threads", type=int, help="CPU threads of torch")
     for row in table.values():
-        if row.form not in SPLITS:
-            continue
         group = parser.add_argument_group(f"paths of {row.name}")
-        for field in SPLITS[row.form].needs:
+        for field in FORM_CLASSES[row.form].needs:
             group.add_argument(f"--{row.name}_{field}", help=f"{PATH_FIELDS[field]} ({getattr(row, field)})")
     return parser
 
@@ -225,11 +230,8 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
         raise OsmError(f"--masks {args.masks}: proposals are of one set's images; name that one by --sets")
     rows, notes = [], []
     for name in table if asked is None else dict.fromkeys(asked):
-        if table[name].form not in SPLITS:
-            notes.append(f"{name}: left out, {no_split(table[name])}")
-            continue
         row = _with_flags(args, table[name])
-        missing = _missing_path(row, SPLITS[row.form], args.masks == GROUND_TRUTH)
+        missing = _missing_path(row, FORM_CLASSES[row.form], args.masks == GROUND_TRUTH)
         if missing is None:
             rows.append(row)
         else:
@@ -242,7 +244,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
 
 
 def _with_flags(args: argparse.Namespace, row: Dataset) -> Dataset:
-    given = {field: getattr(args, f"{row.name}_{field}") for field in SPLITS[row.form].needs}
+    given = {field: getattr(args, f"{row.name}_{field}") for field in FORM_CLASSES[row.form].needs}
     changes = {field: value for field, value in given.items() if value is not None}
     for field, value in changes.items():
         check_local(value, f"--{row.name}_{field}")
@@ -251,8 +253,8 @@ def _with_flags(args: argparse.Namespace, row: Dataset) -> Dataset:
     return replace(row, **changes)
 
 
-def _missing_path(row: Dataset, split: type[Split], with_masks: bool) -> str | None:
-    for field in split.needs if with_masks else split.image_needs:
+def _missing_path(row: Dataset, form: type[Form], with_masks: bool) -> str | None:
+    for field in form.needs if with_masks else form.image_needs:
         path = getattr(row, field)
         if path is None:
             return f"no {field} given (--{row.name}_{field})"

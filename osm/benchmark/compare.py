@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.evaluate import evaluate_folder
-from osm.benchmark.items.base import countable
 from osm.benchmark.metrics.scores import CLASS, MaskScores, Tools, score_rows
 from osm.benchmark.metrics.statistics import Bootstrap, Difference, Rate, differences
 from osm.benchmark.parts import made_with
 from osm.benchmark.records import MaskRecord, SetRecords
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.errors import OsmError, shown
+from osm.forms.base import countable
 
 OUTCOMES = ("both_right", "a_alone", "b_alone", "both_wrong")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from osm.benchmark.files import list_predictions, prediction_path
-from osm.benchmark.items import SPLITS, no_split
 from osm.benchmark.metrics import in_vocabulary, is_correct, majority_class, ratio
 from osm.benchmark.parts import listing
 from osm.benchmark.records import MaskRecord, SetRecords, read_files
@@ -114,9 +113,6 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
     present = list(list_predictions(out_dir))
     results, notes = [], []
     for row in table.values():
-        if row.form not in SPLITS:
-            notes.append(f"{row.name}: left out, {no_split(row)}")
-            continue
         paths = [prediction_path(out_dir, row.name, part, parts) for part in range(parts)]
         if any(path.exists() for path in paths):
             results.append(evaluate_set(row, paths))

@@ -19,22 +19,23 @@ from PIL import Image
 
 from osm.benchmark.alter import ALTERATIONS, blank, other_mask
 from osm.benchmark.files import meta_path, partial_path, prediction_path
-from osm.benchmark.items import FIELD, SPLITS, Item, Split
-from osm.benchmark.items.presence import check_files, files_stay
-from osm.benchmark.items.proposals import Proposals
 from osm.data.datasets import ANY_MODE, Dataset
-from osm.data.images import read_rgb
 from osm.errors import OsmError, write_failed
 from osm.files import PartialFile, read_json, write_atomically
+from osm.forms import FORM_CLASSES, Split, split_of
+from osm.forms.base import too_many_lost
+from osm.forms.presence import check_files, files_stay
+from osm.forms.proposals import Proposals
+from osm.forms.split import FIELD, MAX_BAD_ANNOTATIONS, Item
 from osm.terminal import echo
 
 OWN_MODE = "own"
 # Masks of one image that are in memory together (1 byte a pixel): the 300 of a large LVIS image, at once.
 _MASK_PIXELS = 1 << 29
 _PROGRESS_SECONDS = 10.0
-COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask")
+COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """What a meta file counts: annotations named, crowd, without a pixel (also after resizing), in the json but not in the
-PNG; and segments in the PNG but not in the json."""
+PNG; segments in the PNG but not in the json; and annotations with a fault, which have no prediction."""
 
 
 class NameLike(Protocol):
@@ -74,6 +75,7 @@ class _Run:
     seed: int
     batch: int
     restricted: dict[str, Any]  # to the names of a list: further arguments of `name_images`
+    max_bad_annotations: float
 
 
 def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
@@ -121,6 +123,7 @@ def generate_predictions(
     vocabulary: Sequence[str] | None = None,
     way: str = "constrained",
     batch: int = 1,
+    max_bad_annotations: float = MAX_BAD_ANNOTATIONS,
 ) -> Path:
     """Names one part of a set and writes `<set>_pred_<part>_of_<parts>.json` and its meta file.
 
@@ -142,12 +145,13 @@ def generate_predictions(
         proposals: a file of masks to name instead of the ground truth.
         vocabulary, way: only these names, as `osm.recognition.recognizer` takes them.
         batch: images that are named together.
+        max_bad_annotations: the share of annotations that may be unusable; above 0, one always may.
 
     Raises:
         OsmError: wrong arguments or data, or a file of that name made with other ones.
     """
     check_part(part, parts)
-    run = _start(namer, row, modes, limit, alter, seed, proposals, batch)
+    run = _start(namer, row, modes, limit, alter, seed, proposals, batch, max_bad_annotations)
     if vocabulary is not None:
         run = replace(run, restricted={"vocabulary": list(vocabulary), "way": way})
     header = {
@@ -182,6 +186,7 @@ def _start(
     seed: int,
     proposals: str | Path | None,
     batch: int,
+    max_bad_annotations: float,
 ) -> _Run:
     if batch < 1:
         raise OsmError(f"batch {batch}: expected 1 image or more")
@@ -190,8 +195,14 @@ def _start(
     if alter not in ALTERATIONS:
         raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
     resolved = resolve_modes(row, modes, namer.modes)
-    split = SPLITS[row.form](row) if proposals is None else Proposals(row, proposals)
-    return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed, batch, {})
+    if not 0 <= max_bad_annotations <= 1:
+        raise OsmError(f"max_bad_annotations {max_bad_annotations} is a share: 0 to 1")
+    split = (
+        split_of(row, max_bad_annotations)
+        if proposals is None
+        else Proposals(row, FORM_CLASSES[row.form], proposals, max_bad_annotations)
+    )
+    return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed, batch, {}, max_bad_annotations)
 
 
 def _digest(names: Sequence[str]) -> str:
@@ -256,7 +267,7 @@ def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]
 
 
 def _image(run: _Run, item: Item) -> Image.Image:
-    image = read_rgb(item.image_path)
+    image = item.image()
     return blank(image) if run.alter == "blank_image" else image
 
 
@@ -318,6 +329,10 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
     for record in partial.records():
         counts.update(record["counts"])
         seconds += record["seconds"]
+    kept = sum(counts[key] for key in ("named", "empty", "missing_in_mask"))
+    failed = too_many_lost(counts["unusable"], kept, run.max_bad_annotations, run.split.first_fault)
+    if failed:  # the finished images stay: with a larger share, the same command ends at once
+        raise OsmError(f"set {run.split.row.name!r}: {failed}")
     meta = {
         **header,
         "items": [indices.start, indices.stop],
@@ -326,7 +341,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         "counts": dict(counts),
         "seconds": round(seconds, 3),
         # For the report's pictures. Not in the header: a moved data set is still the same one.
-        "files": run.split.files,
+        "files": run.split.source_files,
     }
     try:
         write_atomically(meta_path(path, run.split.kind), [json.dumps(meta, indent=1) + "\n"])

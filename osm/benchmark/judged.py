@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from osm.benchmark.generate import OWN_MODE
-from osm.benchmark.items import SPLITS, Split, no_split
 from osm.benchmark.metrics import is_correct, normalize
 from osm.benchmark.metrics.lexical import Lexicon
 from osm.benchmark.metrics.semantic import best_semantic_iou, semantic_similarities
@@ -22,9 +21,9 @@ from osm.benchmark.metrics.wordnet import find_wordnet
 from osm.benchmark.records import SetRecords, prediction_in, read_set
 from osm.benchmark.report_pictures import masks_by_image
 from osm.data.datasets import ANY_MODE, DatasetTable
-from osm.data.images import read_rgb
 from osm.errors import OsmError, shown, write_failed
 from osm.files import read_json, write_output
+from osm.forms import Split, split_of
 from osm.recognition.similarity import SentenceEncoder
 from osm.terminal import echo
 
@@ -62,9 +61,7 @@ def sample(
         if name not in table:
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)}")
         row = table[name]
-        if row.form not in SPLITS:
-            raise OsmError(f"--sets: {name}: {no_split(row)}")
-        split, records = SPLITS[row.form](row), read_set(row, folder, parts)
+        split, records = split_of(row), read_set(row, folder, parts)
         if records.meta.get("annotations", split.source_hash) != split.source_hash:
             raise OsmError(f"{split.source} has changed since the predictions were made; its masks may be others")
         known = candidates(records, row.name if mode == OWN_MODE else mode)
@@ -105,13 +102,18 @@ def pictured(split: Split, entry: dict[str, Any]) -> Image.Image:
     """The mask's surroundings with its outline, SIDE pixels a side."""
     index, place = entry.pop("at")
     item = split.load(index) if index < len(split) else None
-    ids = [annotation.get(split.id_key) for annotation in item.annotations] if item else []
-    if item is None or place >= len(ids) or ids[place] != entry["segment"] or not (mask := item.mask(place)).any():
+    k = item.places.index(place) if item and place in item.places else None
+    if (
+        item is None
+        or k is None
+        or item.annotations[k].get(split.id_key) != entry["segment"]
+        or not (mask := item.mask(k)).any()
+    ):
         raise OsmError(
             f"{split.source}: has no mask {shown(entry['segment'])} in image {shown(entry['image'])}; the predictions "
             "are for other masks"
         )
-    image = read_rgb(item.image_path)
+    image = item.image()
     ys, xs = mask.nonzero()
     half = 0.75 * max(np.ptp(ys), np.ptp(xs)) + 20
     middle = (int(xs.min() + xs.max()) / 2, int(ys.min() + ys.max()) / 2)

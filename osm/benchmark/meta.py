@@ -111,7 +111,7 @@ def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
     expected = {
         "images": (found.entries, stop - start),
         "masks with a prediction": (found.named, counts["named"]),
-        "masks": (found.masks, sum(counts.get(key, 0) for key in ("named", "empty", "missing_in_mask"))),
+        "masks": (found.masks, sum(counts.get(key, 0) for key in ("named", "empty", "missing_in_mask", "unusable"))),
         "crowd annotations": (found.crowd, counts.get("crowd", 0)),
     }
     for what, (here, stated) in expected.items():

@@ -10,12 +10,12 @@ from PIL import Image
 
 from osm.benchmark.agreement import row_with_files
 from osm.benchmark.evaluate import evaluate_folder
-from osm.benchmark.items import SPLITS
 from osm.benchmark.metrics import is_correct
 from osm.benchmark.records import MaskRecord
 from osm.benchmark.report_pictures import enlarged, masks_by_image
 from osm.data.datasets import Dataset
 from osm.errors import OsmError, write_failed
+from osm.forms import split_of
 from osm.recognition.draw import draw_names
 
 _GAP = 8
@@ -39,7 +39,7 @@ def write_picture(
         raise OsmError(f"--set {set_name!r}: {folder} has predictions of {', '.join(results)}")
     row = row_with_files(results[set_name].row, results[set_name].meta)
     records = masks_by_image(results[set_name].records)
-    split = SPLITS[row.form](row)
+    split = split_of(row)
     if len(records) != len(split):
         raise OsmError(f"{folder}: predictions of {len(records)} images, but {split.source} has {len(split)}")
     count = min(images, len(split))
@@ -48,8 +48,9 @@ def write_picture(
         index = number * len(split) // count
         item = split.load(index)
         image, masks = enlarged(item)
-        named = [k for k, mask in enumerate(records[index]) if mask.counted and set_name in mask.predictions]
-        texts = [_text(row, records[index][k]) for k in named]
+        of_image = [records[index][place] for place in item.places]
+        named = [k for k, mask in enumerate(of_image) if mask.counted and set_name in mask.predictions]
+        texts = [_text(row, of_image[k]) for k in named]
         drawn.append(draw_names(image, masks[named], texts, _TINT))
     if not drawn:
         raise OsmError(f"{folder}: no image of {set_name}")

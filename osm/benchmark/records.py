@@ -11,13 +11,14 @@ from typing import Any
 
 from osm.benchmark.agreement import Entry, check_masks, split_at_hand
 from osm.benchmark.files import prediction_path
-from osm.benchmark.items import FIELD, SPLITS, Split
-from osm.benchmark.items.base import countable
 from osm.benchmark.meta import Content, check_content
 from osm.benchmark.parts import Seen, check_all_there, read_metas
 from osm.data.datasets import Dataset
 from osm.errors import OsmError, shown
 from osm.files import read_json
+from osm.forms import FORM_CLASSES, Form
+from osm.forms.base import countable, is_crowd
+from osm.forms.split import FIELD
 
 NAMES = "names"
 """The field of an annotation that lists every name that is right for it, in any vocabulary."""
@@ -138,12 +139,12 @@ def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
 
 
 def _read_file(row: Dataset, path: Path) -> list[ImageRecord]:
-    split = SPLITS[row.form]
+    form = FORM_CLASSES[row.form]
     document, _ = read_json(path, "predictions")
     try:
         return [
-            ImageRecord(key, path, tuple(_mask(row, split, annotation, path) for annotation in annotations))
-            for key, annotations in split.entries_in(document)
+            ImageRecord(key, path, tuple(_mask(row, form, annotation, path) for annotation in annotations))
+            for key, annotations in form.entries_in(document)
         ]
     except OsmError:
         raise
@@ -180,9 +181,9 @@ def _check_not_empty(
         )
 
 
-def _mask(row: Dataset, split: type[Split], annotation: Mapping[str, Any], path: Path) -> MaskRecord:
-    own_id, category_id = annotation.get(split.id_key), annotation.get(split.category_key)
-    crowd, given = bool(annotation.get("iscrowd")), annotation.get(FIELD)
+def _mask(row: Dataset, form: type[Form], annotation: Mapping[str, Any], path: Path) -> MaskRecord:
+    own_id, category_id = annotation.get(form.id_key), annotation.get(form.category_key)
+    crowd, given = is_crowd(annotation), annotation.get(FIELD)
     if not given:
         return MaskRecord(own_id, category_id, crowd, None, None, {}, False)
     where = f"predictions {path}: annotation {shown(own_id)}"
@@ -193,7 +194,7 @@ def _mask(row: Dataset, split: type[Split], annotation: Mapping[str, Any], path:
         return MaskRecord(own_id, category_id, crowd, None, None, predictions, True)
     if type(category_id) is not int or category_id not in row.label_set:
         raise OsmError(
-            f"{where}: {split.category_key} {shown(category_id)} is not in the label set {row.label_set.source}"
+            f"{where}: {form.category_key} {shown(category_id)} is not in the label set {row.label_set.source}"
         )
     area, names = _area(annotation.get("area"), where), _names(annotation, where)
     return MaskRecord(own_id, category_id, crowd, area, names, predictions, False)

@@ -14,12 +14,12 @@ from PIL import Image
 from osm.benchmark.agreement import row_with_files
 from osm.benchmark.alter import resize_nearest
 from osm.benchmark.evaluate import SetResult
-from osm.benchmark.items import SPLITS, Item, Split
 from osm.benchmark.metrics import is_correct, normalize
 from osm.benchmark.records import MaskRecord, SetRecords
 from osm.data.datasets import ANY_MODE, Dataset
-from osm.data.images import read_rgb
 from osm.errors import OsmError
+from osm.forms import Split, split_of
+from osm.forms.split import Item
 from osm.recognition.draw import draw_numbered
 
 # Long side of a picture: small images are enlarged so that numbers are legible, large ones would make a huge page.
@@ -98,7 +98,7 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, P
     masks = masks_by_image(result.records)
     row = row_with_files(result.row, result.meta)
     try:
-        split = SPLITS[row.form](row)
+        split = split_of(row)
     except OsmError as error:
         return {}, [str(error)]
     if result.meta.get("annotations", split.source_hash) != split.source_hash:
@@ -122,6 +122,7 @@ def _draw(split: Split, index: int, masks: list[MaskRecord]) -> Picture:
     if index >= len(split):
         raise OsmError(f"{split.source}: has {len(split)} images, but predictions are there for image {index}")
     item = split.load(index)
+    masks = [masks[place] for place in item.places if place < len(masks)]
     if [mask.id for mask in masks] != [annotation.get(split.id_key) for annotation in item.annotations]:
         raise OsmError(f"{item.image_path}: the predictions are for other masks than {split.source} has")
     rows = [_names(split.row, mask) for mask in masks]
@@ -133,7 +134,7 @@ def _draw(split: Split, index: int, masks: list[MaskRecord]) -> Picture:
 
 def enlarged(item: Item) -> tuple[Image.Image, np.ndarray]:
     """Image and masks (K, H, W) at the picture's size."""
-    image = read_rgb(item.image_path)
+    image = item.image()
     scale = min(max(max(image.size), _SMALLEST), _LARGEST) / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     masks = [resize_nearest(item.mask(k), (height, width)) for k in range(len(item.annotations))]

@@ -6,20 +6,25 @@ Every sample is checked before it is written: a fault is cheaper to see here tha
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from osm.data.build import SEED, build, keyed
 from osm.data.pool import Progress, default_workers, in_order, say
+from osm.data.sets import SETS, Convertible
 from osm.data.shard_writer import LAYOUTS, SUMMARY, ShardWriter, write_json
-from osm.data.sources import SETS
-from osm.data.sources.base import Item, Plan, Source
-from osm.data.sources.coco import CocoInstances, CocoPanoptic
 from osm.errors import OsmError, exit_code, write_failed
+from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
+from osm.forms.split import MAX_BAD_ANNOTATIONS
 
 CATEGORIES = "categories.json"
+_FILE_FIELDS = ("ann_dir", "json_file", "labels", "filter_lvis_val")
+_EXAMPLES = 5  # messages shown of what the json itself lacks
+_ONCE = ("exif_undecided",)
 
 
 class BadSamplesError(OsmError):
@@ -34,6 +39,7 @@ class Options:
         num_workers: processes; None for min(8, CPUs). The shards do not depend on it.
         max_bad_samples: the share of bad samples the run may leave out and still succeed. Above 0 one bad sample is
             always allowed, so that a set of ten images does not fail for one; 0 allows none.
+        max_bad_annotations: the same of annotations. Crowds, ignored classes and empty masks are not bad.
     """
 
     output_dir: str | Path
@@ -41,6 +47,7 @@ class Options:
     num_files_per_shard: int = 1000
     num_workers: int | None = None
     max_bad_samples: float = 0.01
+    max_bad_annotations: float = MAX_BAD_ANNOTATIONS
 
     def check(self) -> None:
         if self.layout not in LAYOUTS:
@@ -49,8 +56,9 @@ class Options:
             raise OsmError(f"--num_files_per_shard {self.num_files_per_shard} has to be 1 or more")
         if self.num_workers is not None and self.num_workers < 1:
             raise OsmError(f"--num_workers {self.num_workers} has to be 1 or more")
-        if not 0 <= self.max_bad_samples <= 1:
-            raise OsmError(f"--max_bad_samples {self.max_bad_samples} is a share: 0 to 1")
+        for flag in ("max_bad_samples", "max_bad_annotations"):
+            if not 0 <= getattr(self, flag) <= 1:
+                raise OsmError(f"--{flag} {getattr(self, flag)} is a share: 0 to 1")
 
 
 def _too_bad(bad: int, written: int, share: float, first: str) -> str:
@@ -61,26 +69,28 @@ def _too_bad(bad: int, written: int, share: float, first: str) -> str:
     return "" if written else "no sample was written"
 
 
-def _fill(writer: ShardWriter, source: Source, items: Sequence[Item], workers: int) -> None:
+def _fill(
+    writer: ShardWriter, chosen: Convertible, files: SetFiles, items: Sequence[tuple[str, Entry]], workers: int
+) -> None:
     """Writes what is not written yet."""
     start = writer.next_item
     if start:
         say("resuming", f"{len(writer.sizes)} whole shards in {writer.output_dir} ({start} of {len(items)} samples)")
     progress = Progress(len(items), start)
-    build = partial(source.build, layout=writer.arguments["layout"])
-    for index, built in enumerate(in_order(build, items[start:], workers), start):
+    make = partial(build, form=chosen.form, files=files, layout=writer.arguments["layout"])
+    for index, built in enumerate(in_order(make, items[start:], workers), start):
         if built.reason and writer.leave_out(index, built.reason, built.message):
             say(f"left out ({built.reason})", built.message)
-        for reason, message, count in built.warnings:
-            if writer.warn(reason, message, count):
+        for reason, message, count in built.losses.found:
+            if writer.warn(reason, message, count) and not (reason in _ONCE and writer.tally.warnings[reason] > count):
                 say(f"warning ({reason})", message)
         if not built.reason:
-            writer.write(index, items[index].key, built.members)
+            writer.write(index, items[index][0], built.members, built.annotations)
         progress.step()
     progress.show(end="\n")
 
 
-def convert_set(source: Source, options: Options) -> dict[str, Any]:
+def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[str, Any]:
     """Converts a set.
 
     Returns:
@@ -89,12 +99,13 @@ def convert_set(source: Source, options: Options) -> dict[str, Any]:
     Raises:
         OsmError: an argument or what describes the set is wrong, or the folder holds other shards.
         RunStopped: the disk is full.
-        BadSamplesError: more bad samples than `options.max_bad_samples` allows, or none that is good.
+        BadSamplesError: more bad samples than `options.max_bad_samples` allows, more bad annotations than
+            `options.max_bad_annotations` does, or no sample that is good.
     """
     options.check()
-    plan = source.plan()
+    listing = chosen.form.listing(files, None)
     try:
-        summary, failed = _convert(source, plan, options)
+        summary, failed = _convert(chosen, files, listing, options)
     except OSError as error:
         raise write_failed(error, f"output_dir {options.output_dir}", "a folder that can be written") from None
     say("written", f"{summary['written']} samples in {summary['shards']} shards to {options.output_dir}")
@@ -107,44 +118,84 @@ def convert_set(source: Source, options: Options) -> dict[str, Any]:
     return summary
 
 
-def _convert(source: Source, plan: Plan, options: Options) -> tuple[dict[str, Any], str]:
+def _convert(chosen: Convertible, files: SetFiles, listing: Listing, options: Options) -> tuple[dict[str, Any], str]:
     """Writes the shards; returns the summary, and why the run has failed (empty where it has not)."""
-    with ShardWriter(options.output_dir, options.layout, options.num_files_per_shard, plan.arguments) as writer:
+    fine = chosen.fine | chosen.form.fine
+    annotated = [entry for entry in listing.entries if entry.record.get("segments_info") != []]
+    left_out = Counter(listing.left_out)
+    left_out += Counter({chosen.form.unannotated: len(listing.entries) - len(annotated)})
+    items = [(key, replace(entry, raw=None)) for key, entry in keyed(annotated, Path(files.image_dir))]
+    for reason, message, _ in listing.losses.found[:_EXAMPLES]:
+        say(f"left out ({reason})", message)
+    arguments = {**listing.arguments, "seed": SEED}
+    with ShardWriter(options.output_dir, options.layout, options.num_files_per_shard, arguments) as writer:
 
         def verdict() -> str:
-            counts = {reason: n for reason, n in writer.tally.left_out.items() if reason not in source.fine}
+            counts = {reason: n for reason, n in writer.tally.left_out.items() if reason not in fine}
             first = next((m for reason in counts or writer.tally.left_out for m in writer.tally.examples[reason]), "")
             bad = sum(counts.values())
-            return _too_bad(bad, writer.tally.written, options.max_bad_samples, f"the first: {first}")
+            return _too_bad(bad, writer.tally.written, options.max_bad_samples, f"the first: {first}") or _too_many(
+                writer, listing, options.max_bad_annotations
+            )
 
         if writer.finished and verdict():
             writer.start_over()  # the bad files may have been mended since
-        if plan.categories is not None:
-            write_json(writer.output_dir / CATEGORIES, {"categories": plan.categories})
-        _fill(writer, source, plan.items, options.num_workers or default_workers())
-        summary = writer.finish(plan.left_out)
+        if listing.no_image and not writer.next_item:
+            raise OsmError(listing.no_image)
+        if listing.categories is not None:
+            write_json(writer.output_dir / CATEGORIES, {"categories": listing.categories})
+        _fill(writer, chosen, files, items, options.num_workers or default_workers())
+        summary = writer.finish(left_out, listing.losses.counts)
+        if not writer.tally.written and set(writer.tally.left_out) == {"no_id_in_png"}:
+            raise OsmError(writer.tally.examples["no_id_in_png"][0] + " (and so in every other PNG)")
         return summary, verdict()
+
+
+def _too_many(writer: ShardWriter, listing: Listing, share: float) -> str:
+    """Why the run has lost too many annotations, or an empty string."""
+    tally = writer.tally
+    lost = listing.losses.lost + sum(count for reason, count in tally.warnings.items() if reason in LOSSES)
+    messages = (m for reason, texts in tally.examples.items() if reason in LOSSES for m in texts)
+    return too_many_lost(lost, tally.annotations, share, listing.losses.first or next(messages, ""))
 
 
 def convert_coco_panoptic(
     json_file: str | Path, image_dir: str | Path, ann_dir: str | Path, options: Options, filter_lvis_val: bool = True
 ) -> dict[str, Any]:
     """Converts a set in COCO-panoptic form, as `convert_set` does; `ann_dir` is the folder of the panoptic PNGs."""
-    return convert_set(CocoPanoptic(json_file, image_dir, filter_lvis_val, ann_dir), options)
+    chosen = SETS["coco_panoptic"]
+    files = SetFiles(chosen.row.name, image_dir, chosen.row, ann_dir, json_file, filter_lvis_val=filter_lvis_val)
+    return convert_set(chosen, files, options)
 
 
 def convert_coco_instances(
     json_file: str | Path, image_dir: str | Path, options: Options, filter_lvis_val: bool = True
 ) -> dict[str, Any]:
     """Converts a set in COCO-instances form, as `convert_set` does."""
-    return convert_set(CocoInstances(json_file, image_dir, filter_lvis_val), options)
+    chosen = SETS["coco_instances"]
+    files = SetFiles(chosen.row.name, image_dir, chosen.row, None, json_file, filter_lvis_val=filter_lvis_val)
+    return convert_set(chosen, files, options)
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, found {text!r}")
+    return text.lower() == "true"
 
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Those of the set `name`: its form's, and what all take."""
-    row, defaults = SETS[name], Options("")
+    chosen, defaults = SETS[name], Options("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards")
-    row.source.add_arguments(parser)
+    chosen.form.add_arguments(parser)
+    if chosen.of_coco:
+        parser.add_argument(
+            "--filter_lvis_val",
+            type=_true_or_false,
+            default=True,
+            metavar="True|False",
+            help="leave out the COCO train images that are in LVIS val; other sets are not touched (default True)",
+        )
     parser.add_argument("--num_files_per_shard", type=int, default=defaults.num_files_per_shard, help="default 1000")
     parser.add_argument("--format", choices=LAYOUTS, default=defaults.layout, help="default webdataset")
     parser.add_argument("--num_workers", type=int, help="processes (default: min(8, CPUs)); no effect on the shards")
@@ -154,7 +205,22 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         default=defaults.max_bad_samples,
         help="share of bad samples from which the run fails (default 0.01; above 0, one is always allowed)",
     )
-    parser.set_defaults(set=name, **row.defaults)
+    parser.add_argument(
+        "--max_bad_annotations",
+        type=float,
+        default=defaults.max_bad_annotations,
+        help="share of unusable annotations from which the run fails (default 0.05; above 0, one is always allowed)",
+    )
+    parser.set_defaults(set=name, **chosen.defaults)
+
+
+def _files(args: argparse.Namespace) -> SetFiles:
+    """What the arguments of a set say about its files."""
+    chosen = SETS[args.set]
+    given = {name: value for name, value in vars(args).items() if name in _FILE_FIELDS}
+    more = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}
+    name = args.set if chosen.row.exact_names else chosen.row.form
+    return SetFiles(name, args.image_dir, chosen.row, **given, more=more)
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
@@ -183,9 +249,10 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
         num_files_per_shard=args.num_files_per_shard,
         num_workers=args.num_workers,
         max_bad_samples=args.max_bad_samples,
+        max_bad_annotations=args.max_bad_annotations,
     )
     try:
-        convert_set(SETS[args.set].source.from_arguments(args), options)
+        convert_set(SETS[args.set], _files(args), options)
     except (OsmError, OSError) as error:
         say("error", " ".join(str(error).split()))
         if isinstance(error, BadSamplesError):

@@ -35,6 +35,9 @@ PUBLISHED_MODES = (
 )
 FORMS = ("coco_panoptic", "coco_instances", "boxes", "semantic", "parts")
 ID_CODINGS = ("grey", "rgb")
+EXIF = ("auto", "raw", "upright")
+KEYS = ("name", "id", "cityscapes")
+"""`name`: the picture's file name; `id`: the image's id; `cityscapes`: city, sequence and frame."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,13 @@ class Rules:
         ignored_ids: ids of a label map that are never asked about, in the label file or not.
         id_coding: how the PNGs of the form `parts` hold ids: `grey` (a pixel = id) or `rgb` (R + 256 G + 65536 B).
         whole_labels: the classes of the whole objects; None = their maps are not used.
+        exif: see `Dataset`.
     """
 
     ignored_ids: frozenset[int] = frozenset()
     id_coding: str = "grey"
     whole_labels: LabelSet | None = None
+    exif: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,12 @@ class Dataset:
             (semantic form); annotations (the forms with a json).
         image_names: where the json says what an image is called, one of `IMAGE_NAMES`.
         ignored_ids, id_coding, whole_labels: see `Rules`; `whole_labels` is a label file as `labels` is.
+        exif: whether annotations were drawn on the picture as it is stored (`raw`, as in the published sets) or turned
+            by its EXIF orientation (`upright`); `auto` = whichever has the size that the annotations state, upright
+            where the size does not tell.
+        keys: what a shard's sample is called after, one of `KEYS`.
+        exact_names: files have the very names of the json; else other spellings of tools are understood (see
+            `osm.forms.locate`).
     """
 
     name: str
@@ -78,6 +89,9 @@ class Dataset:
     ignored_ids: tuple[int, ...] = ()
     id_coding: str = "grey"
     whole_labels: str | None = None
+    exif: str = "auto"
+    keys: str = "name"
+    exact_names: bool = False
 
     @cached_property
     def label_set(self) -> LabelSet:
@@ -86,7 +100,7 @@ class Dataset:
     @cached_property
     def rules(self) -> Rules:
         whole = None if self.whole_labels is None else load_labels(self.whole_labels)
-        return Rules(frozenset(self.ignored_ids), self.id_coding, whole)
+        return Rules(frozenset(self.ignored_ids), self.id_coding, whole, self.exif)
 
     @property
     def cache_name(self) -> str:
@@ -96,17 +110,24 @@ class Dataset:
 
 
 _UNLABELLED = 65535  # in a 16-bit label map
+
+
+def _published(name: str, form: str, title: str, **fields: Any) -> Dataset:
+    """A row of a set as its authors publish it; its label file has its name."""
+    return Dataset(name, form, title, name, exif="raw", exact_names=True, **fields)
+
+
 BUILTIN = (
-    Dataset("coco", "coco_panoptic", "COCO Panoptic", "coco"),
-    Dataset("lvis", "coco_instances", "LVIS Instance", "lvis", image_names="coco_url"),
-    Dataset("v3det", "boxes", "V3Det Detection", "v3det"),
-    Dataset("a847", "semantic", "A-847 Semantic", "a847", ignored_ids=(_UNLABELLED,)),
+    _published("coco", "coco_panoptic", "COCO Panoptic"),
+    _published("lvis", "coco_instances", "LVIS Instance", image_names="coco_url"),
+    _published("v3det", "boxes", "V3Det Detection", keys="id"),
+    _published("a847", "semantic", "A-847 Semantic", ignored_ids=(_UNLABELLED,)),
     # 430 is the class "unknown": part of the vocabulary, but nothing to be learnt.
-    Dataset("pc459", "semantic", "PC-459 Semantic", "pc459", ignored_ids=(_UNLABELLED, 430)),
-    Dataset("partimagenet", "parts", "PartImageNet Semantic", "partimagenet", whole_labels="partimagenet_whole"),
-    Dataset("pascal_part", "parts", "Pascal-Part Semantic", "pascal_part", id_coding="rgb"),
-    Dataset("ade20k", "coco_panoptic", "ADE20K Panoptic", "ade20k"),
-    Dataset("cityscapes", "coco_panoptic", "Cityscapes Panoptic", "cityscapes", image_names="cityscapes"),
+    _published("pc459", "semantic", "PC-459 Semantic", ignored_ids=(_UNLABELLED, 430)),
+    _published("partimagenet", "parts", "PartImageNet Semantic", whole_labels="partimagenet_whole"),
+    _published("pascal_part", "parts", "Pascal-Part Semantic", id_coding="rgb"),
+    _published("ade20k", "coco_panoptic", "ADE20K Panoptic"),
+    _published("cityscapes", "coco_panoptic", "Cityscapes Panoptic", image_names="cityscapes", keys="cityscapes"),
 )
 
 _USER_FIELDS = tuple(f.name for f in fields(Dataset) if f.name != "name")
@@ -162,7 +183,10 @@ class DatasetTable(Mapping[str, Dataset]):
         if unknown:
             raise OsmError(f"{where}: unknown field {shown(unknown[0])}; the fields are {', '.join(_USER_FIELDS)}")
         for key, value in entry.items():
-            if key != "ignored_ids" and isinstance(value, (dict, list, tuple, set, bytes)):
+            if key == "exact_names":
+                if not isinstance(value, bool):
+                    raise OsmError(f"{where}: exact_names {shown(value)} is not true or false")
+            elif key != "ignored_ids" and isinstance(value, (dict, list, tuple, set, bytes)):
                 raise OsmError(f"{where}: {key} {shown(value)} is not a text")
         values: dict[str, Any] = {key: str(value) for key, value in entry.items() if value is not None}
         for key in (*_PATHS, "labels", "whole_labels"):
@@ -173,6 +197,8 @@ class DatasetTable(Mapping[str, Dataset]):
         for key in ("labels", "whole_labels"):
             if Path(values.get(key, "")).suffix:
                 values[key] = str(root / values[key])
+        if "exact_names" in values:
+            values["exact_names"] = entry["exact_names"]
         if "ignored_ids" in values:
             ids = entry["ignored_ids"]
             if not isinstance(ids, list) or not all(type(value) is int for value in ids):
@@ -189,6 +215,8 @@ class DatasetTable(Mapping[str, Dataset]):
             raise OsmError(f"{where}: form {row.form!r} is not one of {', '.join(FORMS)}")
         if row.id_coding not in ID_CODINGS:
             raise OsmError(f"{where}: id_coding {row.id_coding!r} is not one of {', '.join(ID_CODINGS)}")
-        if row.image_names not in IMAGE_NAMES:
-            raise OsmError(f"{where}: image_names {row.image_names!r} is not one of {', '.join(IMAGE_NAMES)}")
+        for field_name, known in (("image_names", IMAGE_NAMES), ("exif", EXIF), ("keys", KEYS)):
+            value = getattr(row, field_name)
+            if value not in known:
+                raise OsmError(f"{where}: {field_name} {value!r} is not one of {', '.join(known)}")
         return row

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from osm.data.processor import Processor, fitted_size
 from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
-from osm.data.segments import Scene, Segment, View
+from osm.data.views import View
 from osm.errors import OsmError, SampleError
+from osm.forms import Form, Segment
 
 MAX_TRIES = 500
 
@@ -81,7 +82,7 @@ class SampleTransform:
     def __init__(self, config: SampleConfig, processor: Processor, views: int = 0, seed: int = 0) -> None:
         self.config, self.processor, self.views, self.seed = config, processor, views, seed
 
-    def __call__(self, scene: Scene, key: str, rng: np.random.Generator) -> Sample:
+    def __call__(self, scene: Form, key: str, rng: np.random.Generator) -> Sample:
         """Raises SampleError `no_segment` where no counting segment is found in 500 tries."""
         count, whole_prob = self.config.masks_per_image, self.config.part_in_use_whole_prob
         if self.views:
@@ -96,7 +97,7 @@ class SampleTransform:
         sample.pixels = scene.pixels(view)  # last: what is left out above need not be decoded
         return sample
 
-    def fixed_view(self, scene: Scene, key: str, number: int) -> View:
+    def fixed_view(self, scene: Form, key: str, number: int) -> View:
         """View `number` of an image: the same in every epoch, on every rank."""
         digest = hashlib.sha256(f"{self.seed}:{key}:{number}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
@@ -104,7 +105,7 @@ class SampleTransform:
         return self._first_with(scene, key, rng, lambda view: scene.pick(view, 1, aside, fixed_view=True))[0]
 
     def _first_with(
-        self, scene: Scene, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
+        self, scene: Form, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
     ) -> tuple[View, list[Segment]]:
         """The first drawn view in which `pick` finds something, and what it finds."""
         for number in range(MAX_TRIES):
@@ -116,7 +117,7 @@ class SampleTransform:
                 raise SampleError("no_segment", f"sample {key}: nothing in it may be named")
         raise SampleError("no_segment", f"sample {key}: no segment over 100 pixels in {MAX_TRIES} crops")
 
-    def draw_view(self, scene: Scene, rng: np.random.Generator) -> View:
+    def draw_view(self, scene: Form, rng: np.random.Generator) -> View:
         """Random scale, flip and S x S crop."""
         size, config = self.processor.input_size, self.config
         width, height = scene.width, scene.height
@@ -130,7 +131,7 @@ class SampleTransform:
 
     def _sample(
         self,
-        scene: Scene,
+        scene: Form,
         key: str,
         view: View,
         segments: list[Segment],

@@ -36,9 +36,14 @@ _LOCK_SECONDS = 3.0  # the worker processes of a killed run hold its lock until 
 
 @dataclass
 class Tally:
-    """What became of the items so far: counts by reason, and the first messages of each."""
+    """What became of the items so far: counts by reason, and the first messages of each.
+
+    Attributes:
+        written: samples. annotations: that they have.
+    """
 
     written: int = 0
+    annotations: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -55,6 +60,7 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         return {
             "written": self.written,
+            "annotations": self.annotations,
             "left_out": dict(sorted(self.left_out.items())),
             "warnings": dict(sorted(self.warnings.items())),
             "examples": {reason: list(messages) for reason, messages in sorted(self.examples.items())},
@@ -63,7 +69,8 @@ class Tally:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Tally:
         examples = {reason: list(messages) for reason, messages in value["examples"].items()}
-        return cls(value["written"], Counter(value["left_out"]), Counter(value["warnings"]), examples)
+        left_out, warnings = Counter(value["left_out"]), Counter(value["warnings"])
+        return cls(value["written"], value["annotations"], left_out, warnings, examples)
 
 
 def shard_name(number: int) -> str:
@@ -149,8 +156,8 @@ class ShardWriter:
         """The whole shards and their numbers of samples."""
         return {shard["name"]: shard["samples"] for shard in self._shards}
 
-    def write(self, item: int, key: str, members: Iterable[tuple[str, bytes]]) -> None:
-        """Adds a sample: each (extension, bytes) becomes the member `<key>.<extension>`."""
+    def write(self, item: int, key: str, members: Iterable[tuple[str, bytes]], annotations: int = 0) -> None:
+        """Adds a sample: each (extension, bytes) becomes the member `<key>.<extension>`; it has so many annotations."""
         if self._tar is None:
             self._file = self._temporary.open("wb")
             self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, encoding="utf-8")
@@ -160,6 +167,7 @@ class ShardWriter:
             self._tar.addfile(info, io.BytesIO(data))
         self._in_shard += 1
         self.tally.written += 1
+        self.tally.annotations += annotations
         self.next_item = item + 1
         if self._in_shard == self.num_files_per_shard:
             self._close_shard()
@@ -173,16 +181,19 @@ class ShardWriter:
         """Counts a fault of a sample that is kept (before its `write`); true where the message should be shown."""
         return self.tally.note(self.tally.warnings, reason, message, count)
 
-    def finish(self, left_out: Mapping[str, int] | None = None) -> dict[str, Any]:
+    def finish(
+        self, left_out: Mapping[str, int] | None = None, warnings: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
         """Closes the last shard, writes `sizes.json` and `summary.json`, and returns the summary.
 
         Args:
-            left_out: by reason, what was left out before it became an item.
+            left_out: by reason, what was left out before it became an item. warnings: what was found by then.
         """
         if self._tar is not None:
             self._close_shard()
         summary = self.tally.as_json()
         summary["left_out"] = dict(sorted((Counter(left_out or {}) + self.tally.left_out).items()))
+        summary["warnings"] = dict(sorted((Counter(warnings or {}) + self.tally.warnings).items()))
         summary |= {"shards": len(self._shards), "arguments": self.arguments}
         write_json(self.output_dir / SIZES, self.sizes)
         write_json(self.output_dir / SUMMARY, summary)

@@ -1,6 +1,6 @@
 """Reading WebDataset shards: tar files whose members of one key are one sample.
 
-Members are read as bytes and decoded by `osm.data.segments`; nothing is unpickled, no command is run.
+Members are read as bytes and decoded by `osm.forms`; nothing is unpickled, no command is run.
 """
 
 from __future__ import annotations

@@ -22,10 +22,10 @@ from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.feature_cache import FeatureCache
 from osm.data.processor import Processor, Text
 from osm.data.sample import Sample, SampleTransform
-from osm.data.segments import read_scene
 from osm.data.shards import RawSample, read_shard
 from osm.data.workers import WorkerFailed, quiet_worker
 from osm.errors import OsmError, SampleError
+from osm.forms import read_sample
 
 MAX_SKIPS_IN_A_ROW = 1000
 
@@ -234,7 +234,7 @@ class SampleStream(IterableDataset):
             try:
                 if isinstance(raw, SampleError):
                     raise raw
-                scene = read_scene(self.dataset.form, raw.members, self.dataset.label_set, self.dataset.rules)
+                scene = read_sample(self.dataset.form, raw.members, self.dataset.label_set, self.dataset.rules)
                 sample = self.transform(scene, raw.key, sample_rng)
                 if self.cache is not None:
                     sample.cache_key = raw.cache_key

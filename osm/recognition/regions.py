@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from osm.data.segmentation import check_segmentation, decode_segmentation
+from osm.data.segmentation import draw_segmentation, read_segmentation
 from osm.errors import OsmError, shown
 
 POINT_RADIUS = 0.02  # of the image's longer side: what a point alone stands for
@@ -55,17 +55,11 @@ def regions_of(
 def _mask(mask: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     width, height = size
     if isinstance(mask, Mapping):
-        rle = {**mask, "counts": mask["counts"].decode("ascii", "replace")} if _is_bytes(mask) else dict(mask)
-        check_segmentation(rle, where)
-        return partial(decode_segmentation, rle, (height, width), where)
+        return partial(draw_segmentation, read_segmentation(mask, (height, width), where).value, (height, width))
     array = np.asarray(mask)
     if array.shape != (height, width) or array.dtype.kind not in "buif":
         raise OsmError(f"{where} has shape {array.shape} and type {array.dtype}: ({height}, {width}) of 0 and 1 needed")
     return partial(array.astype, bool)
-
-
-def _is_bytes(rle: Mapping[str, Any]) -> bool:
-    return isinstance(rle.get("counts"), bytes)  # as pycocotools gives it
 
 
 def _numbers(values: Any, count: int, where: str, what: str) -> list[float]:

@@ -16,9 +16,9 @@ from osm.config import as_dict
 from osm.data.datasets import Dataset
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import SampleTransform
-from osm.data.segments import read_scene
 from osm.data.shards import read_shard
 from osm.errors import OsmError, SampleError
+from osm.forms import read_sample
 from osm.model.checkpoint import frozen_hashes
 from osm.model.osm import OmniScientModel
 from osm.terminal import echo
@@ -85,7 +85,7 @@ def fill(
                 if (shard, cache_key, view) not in mine:
                     continue
                 try:
-                    scene = read_scene(dataset.form, raw.members, dataset.label_set, dataset.rules)
+                    scene = read_sample(dataset.form, raw.members, dataset.label_set, dataset.rules)
                     pixels = scene.pixels(transform.fixed_view(scene, raw.key, view))
                 except SampleError as error:
                     skipped[error.reason] += 1

@@ -15,10 +15,10 @@ from torch import Tensor
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.processor import Text
 from osm.data.sample import Sample, SampleTransform
-from osm.data.segments import read_scene
 from osm.data.shards import RawSample, read_shard
 from osm.data.stream import Batch, batch_of, is_held_out
 from osm.errors import OsmError, SampleError
+from osm.forms import read_sample
 from osm.training.distributed import World
 from osm.training.precision import autocast
 from osm.training.task import TrainTask, group_index
@@ -94,7 +94,7 @@ class HeldOut:
         for raw in raws:
             seed = int.from_bytes(hashlib.sha256(f"evaluation: {raw.key}".encode()).digest()[:8], "big")
             try:
-                scene = read_scene(dataset.form, raw.members, dataset.label_set, dataset.rules)
+                scene = read_sample(dataset.form, raw.members, dataset.label_set, dataset.rules)
                 yield self.transform(scene, raw.key, np.random.default_rng(seed))
             except SampleError as error:
                 faults[error.reason] += 1

@@ -14,11 +14,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
 from osm.benchmark.generate import generate_predictions
-from osm.benchmark.items import SPLITS
 from osm.data.datasets import FORMS, Dataset
 from osm.data.paths import safe_join
 from osm.data.segmentation import decode_segmentation
 from osm.errors import OsmError
+from osm.forms import FORM_CLASSES, split_of
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -52,8 +52,8 @@ SQUARE = [1, 1, 4, 1, 4, 3, 1, 3]  # 3 x 2 pixels
 SQUARE_COUNTS = [5, 2, 2, 2, 2, 2, 9]  # the same, column by column: 4 pixels each
 
 
-def test_every_split_is_a_form_of_the_table() -> None:
-    assert set(SPLITS) < set(FORMS)  # the others can be trained on alone
+def test_every_form_of_the_table_has_its_class() -> None:
+    assert set(FORM_CLASSES) == set(FORMS)
 
 
 def test_instances(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_instances(tmp_path: Path) -> None:
         {"segmentation": {"size": [1, 1], "counts": "?"}, "iscrowd": 1, "category_id": 99},
     ]
     row = write_instances(tmp_path, annotations)
-    item = SPLITS[row.form](row).load(1)
+    item = split_of(row).load(1)
     square = np.zeros((4, 6), dtype=bool)
     square[1:3, 1:4] = True
     assert all(np.array_equal(item.mask(k), square) for k in range(3))
@@ -124,7 +124,7 @@ def test_instances_of_another_image_size(tmp_path: Path) -> None:
     row = write_instances(tmp_path, [{"segmentation": [SQUARE]}])
     change_json(row, lambda document: document["images"][0].update(width=7))
     with pytest.raises(OsmError, match=r"image 8 has width 7 and height 4 there, but .*b\.png is 6 x 4"):
-        SPLITS[row.form](row).load(1)
+        split_of(row).load(1)
 
 
 def _segment(document: dict[str, Any]) -> dict[str, Any]:
@@ -163,23 +163,23 @@ def test_bad_panoptic_json(pets: Dataset, change: Change, message: str) -> None:
     assert pets.label_set  # read before the file is damaged
     change_json(pets, change)
     with pytest.raises(OsmError, match=message):
-        SPLITS[pets.form](pets)
+        split_of(pets)
 
 
 def test_json_that_is_none(pets: Dataset) -> None:
     assert pets.label_set
     Path(str(pets.json_file)).write_text("{")
     with pytest.raises(OsmError, match=r"panoptic\.json: not valid json"):
-        SPLITS[pets.form](pets)
+        split_of(pets)
     Path(str(pets.json_file)).unlink()
     with pytest.raises(OsmError, match=r"panoptic\.json: No such file"):
-        SPLITS[pets.form](pets)
+        split_of(pets)
 
 
 def test_bad_panoptic_images(pets: Dataset) -> None:
     mask = Path(str(pets.mask_dir)) / "4.png"
     image = Path(str(pets.image_dir)) / "4.png"
-    split = SPLITS[pets.form](pets)
+    split = split_of(pets)
     Image.new("RGB", (8, 7)).save(mask)
     with pytest.raises(OsmError, match=r"masks/4\.png: 8 x 7, but its image .*images/4\.png is 8 x 6"):
         split.load(0)

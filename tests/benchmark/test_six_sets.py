@@ -15,11 +15,11 @@ from six_sets import SETS, AreaNamer, make
 from osm.benchmark.cli import evaluate_main, generate_main
 from osm.benchmark.evaluate import evaluate_set
 from osm.benchmark.generate import generate_predictions
-from osm.benchmark.items import SPLITS
 from osm.benchmark.report_pictures import draw_pictures
 from osm.config import find_config
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.forms import split_of
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_ignored_class_is_not_scored(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_semantic_item(root: Path) -> None:
     make("a847", root, 2)
     row = row_of("a847")
-    split = SPLITS[row.form](row)
+    split = split_of(row)
     item = split.load(1)
     assert (len(split), item.image_path.name) == (2, "ADE_val_00000002.jpg")
     assert item.annotations == [{"mask_unique_id": 0}, {"mask_unique_id": 846}]
@@ -188,7 +188,7 @@ def test_png_label_maps(root: Path) -> None:
     next(maps.iterdir()).unlink()
     Image.fromarray(np.full((6, 8), 3, np.uint8)).save(maps / "ADE_val_00000001.png")
     row = row_of("a847")
-    assert SPLITS[row.form](row).load(0).annotations == [{"mask_unique_id": 3}]
+    assert split_of(row).load(0).annotations == [{"mask_unique_id": 3}]
 
 
 def test_bad_semantic_sets(root: Path) -> None:
@@ -196,7 +196,7 @@ def test_bad_semantic_sets(root: Path) -> None:
     row = row_of("a847")
     maps = root / "ADE20K_2021_17_01/annotations_detectron2/validation"
     first = maps / "ADE_val_00000001.tif"
-    split = SPLITS[row.form](row)
+    split = split_of(row)
     good = split.source_hash
     for ids, message in (
         (
@@ -209,14 +209,14 @@ def test_bad_semantic_sets(root: Path) -> None:
         Image.fromarray(ids).save(first)
         with pytest.raises(OsmError, match=message):
             split.load(0)
-    assert SPLITS[row.form](row).source_hash != good
+    assert split_of(row).source_hash != good
     first.unlink()
     with pytest.raises(OsmError, match=r"set 'a847': .*00001\.jpg has no label map in "):
-        SPLITS[row.form](row)
+        split_of(row)
     (maps / "a.txt").write_text("no map")
     first.with_name("ADE_val_00000002.tif").rename(maps / "b.tif")
     with pytest.raises(OsmError, match="has no label map in|has no image in"):
-        SPLITS[row.form](row)
+        split_of(row)
 
 
 def test_image_names(root: Path) -> None:
@@ -238,7 +238,7 @@ def test_image_names(root: Path) -> None:
         assert old in before
         path.write_text(before.replace(old, new))
         with pytest.raises(OsmError, match=message):
-            SPLITS[row.form](row)
+            split_of(row)
         path.write_text(before)
 
 
@@ -251,7 +251,7 @@ def test_lvis_file_name_is_not_what_the_image_is_called(root: Path) -> None:
     for image in json_of_set["images"]:
         image["file_name"] = f"COCO_val2014_{image['id']:012d}.jpg"
     path.write_text(json.dumps(json_of_set))
-    split = SPLITS[row.form](row)
+    split = split_of(row)
     assert [split.load(k).image_path.as_posix() for k in range(2)] == [
         "lvis/val2017/000000000001.jpg",
         "lvis/train2017/000000000002.jpg",

@@ -17,7 +17,7 @@ from tiny import tiny_tokenizer
 from osm.data.datasets import Dataset
 from osm.data.labels import LabelSet
 from osm.data.processor import Processor
-from osm.data.segments import Scene, read_scene
+from osm.forms import Form, read_sample
 
 SIZE = 56  # S of these tests
 CATEGORIES = [
@@ -80,8 +80,8 @@ def published(members: Mapping[str, bytes]) -> dict[str, bytes]:
     return {"json": json.dumps(document).encode()}
 
 
-def scene(members: Mapping[str, bytes], form: str = "coco_panoptic") -> Scene:
-    return read_scene(form, members, LABELS)
+def scene(members: Mapping[str, bytes], form: str = "coco_panoptic") -> Form:
+    return read_sample(form, members, LABELS)
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:

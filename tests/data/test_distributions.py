@@ -16,8 +16,8 @@ from osm.data.datasets import Dataset, DatasetTable
 from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
 from osm.data.sample import Sample, SampleConfig, SampleTransform
-from osm.data.segments import Scene, read_scene
 from osm.data.views import View
+from osm.forms import Form, read_sample
 
 DRAWS = 2000
 TABLE = DatasetTable()
@@ -31,12 +31,12 @@ class Drawn:
         transform, rng = SampleTransform(config, prepared), np.random.default_rng(11)
         draw_view = transform.draw_view
 
-        def noted(scene: Scene, rng: np.random.Generator) -> View:
+        def noted(scene: Form, rng: np.random.Generator) -> View:
             self.views.append(draw_view(scene, rng))
             return self.views[-1]
 
         transform.draw_view = noted  # type: ignore[method-assign]
-        scene = read_scene(row.form, members, row.label_set, row.rules)
+        scene = read_sample(row.form, members, row.label_set, row.rules)
         self.samples: list[Sample] = [transform(scene, "key", rng) for _ in range(DRAWS)]
         self.names = [name for sample in self.samples for name in sample.targets]
         self.boxed = [prompt in BOX_PROMPTS for sample in self.samples for prompt in sample.prompts]
@@ -178,7 +178,7 @@ def test_pascal_part(prepared: Processor) -> None:
 def test_scale_and_flip_of_every_set(prepared: Processor, row: Dataset) -> None:
     """The longest side goes to int(u * S), u uniform in 0.5..1.5; half of the views are flipped."""
     side = SIZE - 6  # under S, and square: the side says what u was
-    scene = read_scene(row.form, nine_sets.sample(row, 0, side, side), row.label_set, row.rules)
+    scene = read_sample(row.form, nine_sets.sample(row, 0, side, side), row.label_set, row.rules)
     transform, rng = SampleTransform(SampleConfig(), prepared), np.random.default_rng(5)
     views = [transform.draw_view(scene, rng) for _ in range(DRAWS)]
     u = np.sort((np.array([view.width for view in views]) + 0.5) / SIZE)

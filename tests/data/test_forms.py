@@ -20,9 +20,10 @@ from osm.data.labels import LabelSet
 from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS
 from osm.data.sample import SampleConfig, SampleTransform
-from osm.data.segments import Scene, View, read_scene
 from osm.data.shards import RawSample, read_shard
+from osm.data.views import View
 from osm.errors import SampleError
+from osm.forms import Form, read_sample
 
 TABLE = DatasetTable()
 NINE = list(TABLE.values())
@@ -46,8 +47,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Processor:
     return processor(tmp_path_factory.mktemp("tokenizer"))
 
 
-def read(row: Dataset, members: dict[str, bytes]) -> Scene:
-    return read_scene(row.form, members, row.label_set, row.rules)
+def read(row: Dataset, members: dict[str, bytes]) -> Form:
+    return read_sample(row.form, members, row.label_set, row.rules)
 
 
 def full(value: int, side: int = SIZE) -> np.ndarray:
@@ -121,7 +122,7 @@ def test_both_layouts_of_every_set_give_equal_samples(row: Dataset, prepared: Pr
 
 def test_semantic_ids_are_categories_of_16_bits() -> None:
     ids = np.where(bands(SIZE, SIZE, (0, 300, 65535)) == 0, 0, bands(SIZE, SIZE, (0, 300, 65535)))
-    target = read_scene("semantic", semantic(ids), LABELS, Rules(frozenset({65535})))
+    target = read_sample("semantic", semantic(ids), LABELS, Rules(frozenset({65535})))
     found = target.pick(FULL, 9, np.random.default_rng(0))
     assert sorted(s.category_id for s in found) == [0, 300]  # 0 is a class like any other
     for segment in found:
@@ -164,7 +165,7 @@ def test_nothing_to_name_is_said_at_once(prepared: Processor) -> None:
 def test_boxes_are_rounded_outwards_and_clamped(
     bbox: list[float], expected: tuple[int, ...], prepared: Processor
 ) -> None:
-    target = read_scene("boxes", boxes(SIZE, SIZE, [(bbox, 1)]), LABELS)
+    target = read_sample("boxes", boxes(SIZE, SIZE, [(bbox, 1)]), LABELS)
     (segment,) = target.pick(FULL, 1, np.random.default_rng(0))
     left, top, right, bottom = expected
     shown = np.zeros((SIZE, SIZE), bool)
@@ -182,7 +183,7 @@ def test_boxes_follow_the_view_as_masks_do(prepared: Processor) -> None:
     transform = SampleTransform(SampleConfig(resize="always"), prepared)
     mask = np.zeros((50, 90), bool)
     mask[11:37, 20:61] = True
-    target = read_scene("boxes", boxes(90, 50, [([20, 11, 41, 26], 1)]), LABELS)
+    target = read_sample("boxes", boxes(90, 50, [([20, 11, 41, 26], 1)]), LABELS)
     for _ in range(50):
         view = transform.draw_view(target, rng)
         found = target.pick(view, 1, rng)
@@ -197,20 +198,20 @@ def test_boxes_follow_the_view_as_masks_do(prepared: Processor) -> None:
 )
 def test_bad_boxes_have_a_reason(bbox: object) -> None:
     with pytest.raises(SampleError) as caught:
-        read_scene("boxes", boxes(SIZE, SIZE, [(bbox, 1)]), LABELS).pick(FULL, 1, np.random.default_rng(0))
+        read_sample("boxes", boxes(SIZE, SIZE, [(bbox, 1)]), LABELS).pick(FULL, 1, np.random.default_rng(0))
     assert caught.value.reason == "bad_box"
 
 
 @pytest.mark.parametrize("bbox", [[10, 10, 10, 10], [10, 10, 0, 40], [10, 10, -20, 40], [200, 200, 50, 50]])
 def test_small_boxes_do_not_count(bbox: list[int]) -> None:
-    assert not read_scene("boxes", boxes(SIZE, SIZE, [(bbox, 1)]), LABELS).pick(FULL, 1, np.random.default_rng(0))
+    assert not read_sample("boxes", boxes(SIZE, SIZE, [(bbox, 1)]), LABELS).pick(FULL, 1, np.random.default_rng(0))
 
 
 # Parts.
 
 
-def part_scene(part: np.ndarray, whole: np.ndarray) -> Scene:
-    return read_scene("parts", parts(part, whole), LABELS, PARTS)
+def part_scene(part: np.ndarray, whole: np.ndarray) -> Form:
+    return read_sample("parts", parts(part, whole), LABELS, PARTS)
 
 
 def test_parts_and_whole_objects() -> None:

@@ -19,9 +19,9 @@ from osm.data import images
 from osm.data.collages import Cutout
 from osm.data.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb
 from osm.data.jpeg import repeated_samples
-from osm.data.sources.base import read as read_bytes
 from osm.demo.samples import uploaded
 from osm.errors import OsmError, SampleError
+from osm.forms.files import read as read_bytes
 
 HERE = Path(__file__).parent
 # Reads every picture in three ways, in a process that may take 300 MB and 20 seconds beyond what it has taken so far.

@@ -16,8 +16,9 @@ from osm.data.datasets import Dataset, DatasetTable
 from osm.data.images import read_rgb
 from osm.data.processor import Processor
 from osm.data.sample import SampleConfig, SampleTransform
-from osm.data.segments import InstanceScene, Scene, View, read_scene
-from osm.data.views import Cut
+from osm.data.views import Cut, View
+from osm.forms import Form, read_sample
+from osm.forms.instances import Instances
 
 TABLE = DatasetTable()
 FULL = View(SIZE, SIZE, 0, 0, SIZE, SIZE, flip=False)
@@ -28,19 +29,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Processor:
     return processor(tmp_path_factory.mktemp("tokenizer"))
 
 
-def read(row: Dataset, members: dict[str, bytes]) -> Scene:
-    return read_scene(row.form, members, row.label_set, row.rules)
+def read(row: Dataset, members: dict[str, bytes]) -> Form:
+    return read_sample(row.form, members, row.label_set, row.rules)
 
 
 def test_a_polygon_is_rasterised_once(monkeypatch: pytest.MonkeyPatch, prepared: Processor) -> None:
     made: Counter[int] = Counter()
-    decode = InstanceScene._decode
+    decode = Instances._decode
 
-    def counted(self: InstanceScene, segmentation: list[list[float]]) -> np.ndarray:
+    def counted(self: Instances, segmentation: list[list[float]]) -> np.ndarray:
         made[int(segmentation[0][0])] += 1
         return decode(self, segmentation)
 
-    monkeypatch.setattr(InstanceScene, "_decode", counted)
+    monkeypatch.setattr(Instances, "_decode", counted)
     row = TABLE["lvis"]
     entries = [
         {"bbox": [0, 0, 1, 1], "category_id": 3, "segmentation": [[x, 0, x + 11, 0, x + 11, 11, x, 11]]}

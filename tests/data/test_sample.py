@@ -14,8 +14,9 @@ from stream_sets import COLOURS, SIZE, bands, instances, panoptic, processor, re
 from osm.data.processor import Processor, fitted_size
 from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
 from osm.data.sample import Sample, SampleConfig, SampleTransform
-from osm.data.segments import Scene, View
+from osm.data.views import View
 from osm.errors import OsmError, SampleError
+from osm.forms import Form
 
 DRAWS = 2000
 
@@ -26,13 +27,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Processor:
 
 
 def draw(
-    prepared: Processor, target: Scene, config: SampleConfig, count: int, seed: int = 0
+    prepared: Processor, target: Form, config: SampleConfig, count: int, seed: int = 0
 ) -> tuple[SampleTransform, list[Sample]]:
     transform, rng = SampleTransform(config, prepared), np.random.default_rng(seed)
     return transform, [transform(target, "key", rng) for _ in range(count)]
 
 
-def blocks(width: int, height: int) -> Scene:
+def blocks(width: int, height: int) -> Form:
     return scene(panoptic(bands(width, height)))
 
 

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osm.benchmark.items import SPLITS
 from osm.data.convert import Options, convert_coco_panoptic
 from osm.data.datasets import Dataset
 from osm.data.labels import load_labels
 from osm.data.scenes import write
 from osm.data.scenes.words import ATTRIBUTES, FINE, PLAIN, SETS, STUFF, THINGS, held_out_pairs
 from osm.data.scenes.write import SceneOptions, main, write_scenes
-from osm.data.segments import read_scene
 from osm.data.shards import RawSample, read_shard
 from osm.errors import OsmError
+from osm.forms import read_sample, split_of
 
 OPTIONS = SceneOptions(images=4, size=64, seed=3)
 
@@ -60,7 +59,7 @@ def test_the_files_of_a_split(split: Path) -> None:
 
 @pytest.mark.parametrize("set_name", SETS)
 def test_the_benchmark_reads_it(split: Path, set_name: str) -> None:
-    items = SPLITS["coco_panoptic"](row(split, set_name))
+    items = split_of(row(split, set_name))
     assert len(items) == 4
     for index in range(4):
         item = items.load(index)
@@ -86,7 +85,7 @@ def test_it_converts_to_shards(split: Path, set_name: str, tmp_path: Path) -> No
     by_image = {entry["file_name"][:6]: entry["segments_info"] for entry in annotations(split, set_name)}
     for raw in read_shard(str(tmp_path / "000000000.tar")):
         assert isinstance(raw, RawSample)
-        scene = read_scene("coco_panoptic", raw.members, labels)
+        scene = read_sample("coco_panoptic", raw.members, labels)
         assert scene.image().size == (64, 64)
         expected = [labels[segment["category_id"]].target for segment in by_image.pop(raw.key)]
         assert [scene.labels[entry["category_id"]].target for entry in scene.entries] == expected

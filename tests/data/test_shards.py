@@ -14,9 +14,10 @@ from stream_sets import SIZE, bands, instances, panoptic, published, rectangle, 
 
 from osm.data import shards
 from osm.data.labels import load_labels
-from osm.data.segments import View, read_scene
 from osm.data.shards import RawSample, existing_shards, expand_shards, read_shard
+from osm.data.views import View
 from osm.errors import OsmError, RunStopped, SampleError
+from osm.forms import read_sample
 
 
 def keys(path: Path) -> list[str]:
@@ -136,7 +137,7 @@ def test_converted_shards_are_read_in_both_layouts(tmp_path: Path, form: str) ->
         for shard in sorted((tmp_path / layout).glob("*.tar")):
             for raw in read_shard(str(shard)):
                 assert isinstance(raw, RawSample) and raw.shard == str(shard)
-                scenes[layout, raw.key] = read_scene(form, raw.members, labels)
+                scenes[layout, raw.key] = read_sample(form, raw.members, labels)
     assert len(scenes) == 8
     for number in range(4):
         plain, packed = scenes["webdataset", f"im{number}"], scenes["published", f"im{number}"]

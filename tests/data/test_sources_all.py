@@ -17,8 +17,8 @@ from source_sets import MAKERS, Made
 from osm.data import convert
 from osm.data.convert import parser
 from osm.data.labels import load_labels
+from osm.data.sets import SETS
 from osm.data.shard_writer import ShardWriter
-from osm.data.sources import SETS
 
 
 @pytest.fixture(params=MAKERS)

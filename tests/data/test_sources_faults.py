@@ -15,7 +15,7 @@ from PIL import Image
 from source_sets import MAKERS, Made, area, spoil, write_ids, write_mat
 
 from osm.data.images import read_panoptic
-from osm.data.sources.pascal_part import ids
+from osm.forms.pascal_part import ids
 
 OTHER = (SIZE[0] + 2, SIZE[1])
 

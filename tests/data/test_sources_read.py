@@ -9,8 +9,9 @@ import pytest
 from source_sets import MAKERS
 
 from osm.data.datasets import DatasetTable
-from osm.data.segments import View, read_scene
 from osm.data.shards import RawSample, read_shard
+from osm.data.views import View
+from osm.forms import read_sample
 
 TABLE = DatasetTable()
 FULL = View(24, 16, 0, 0, 24, 16, flip=False)
@@ -25,7 +26,7 @@ def test_converted_sets_are_read(name: str, layout: str, tmp_path: Path) -> None
     for shard in sorted((tmp_path / "out").glob("*.tar")):
         for sample in read_shard(str(shard)):
             assert isinstance(sample, RawSample)
-            scenes.append(read_scene(row.form, sample.members, row.label_set, row.rules))
+            scenes.append(read_sample(row.form, sample.members, row.label_set, row.rules))
     assert len(scenes) == 4
     for scene in scenes:
         assert (scene.width, scene.height) == (24, 16)

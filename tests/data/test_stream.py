@@ -17,10 +17,10 @@ from tiny import tiny_model_yaml
 
 from osm.data.processor import Processor
 from osm.data.sample import SampleConfig, SampleTransform
-from osm.data.segments import read_scene
 from osm.data.shards import RawSample, read_shard
 from osm.data.stream import Batch, EpochLoader, SampleStream, StreamConfig, batches_per_epoch, merge
 from osm.errors import OsmError
+from osm.forms import read_sample
 from osm.model.factory import build, load_model_config
 from osm.training import cache as feature_cache
 from osm.training.distributed import World
@@ -299,7 +299,7 @@ def test_cached_tokens_are_the_towers(cached: Cached) -> None:
     assert cached.runs == len(cached.files()) == 24
     for raw in read_shard(cached.paths[0]):
         assert isinstance(raw, RawSample)
-        scene = read_scene("coco_panoptic", raw.members, cached.set.label_set)
+        scene = read_sample("coco_panoptic", raw.members, cached.set.label_set)
         for number in range(2):
             pixels = cached.transform.fixed_view(scene, raw.key, number).image(np.array(scene.image()))
             canvas = cached.processor.padded(pixels)[None]

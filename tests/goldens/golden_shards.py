@@ -18,10 +18,10 @@ from PIL import Image
 
 from osm.data.convert import main as convert
 from osm.data.datasets import BUILTIN, Dataset
-from osm.data.segments import read_scene
 from osm.data.shards import RawSample, read_shard
 from osm.data.views import View
 from osm.errors import SampleError
+from osm.forms import read_sample
 
 HERE = Path(__file__).resolve().parent
 LAYOUTS = ("webdataset", "published")
@@ -88,7 +88,7 @@ def record_reading() -> dict[str, list[dict[str, Any]]]:
 
 def _sample(row: Dataset, raw: RawSample | SampleError) -> dict[str, Any]:
     assert isinstance(raw, RawSample), raw
-    scene = read_scene(row.form, raw.members, row.label_set, row.rules)
+    scene = read_sample(row.form, raw.members, row.label_set, row.rules)
     whole = View(scene.width, scene.height, 0, 0, scene.width, scene.height, False)
     rng = np.random.default_rng(0)
     segments = [

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from osm.benchmark.items import SPLITS
 from osm.benchmark.parts import check_all_there, read_metas
 from osm.benchmark.scoring.names import ClassNames, Match
 from osm.benchmark.scoring.overlap import MeanOverlap
@@ -28,6 +27,7 @@ from osm.benchmark.scoring.truth import AP, MIOU, PQ, TRUTHS, Truth, TruthSplit,
 from osm.data.datasets import Dataset
 from osm.data.segmentation import decode_segmentation
 from osm.errors import OsmError
+from osm.forms import FORM_CLASSES
 from osm.terminal import echo
 
 _PROGRESS_SECONDS = 10.0
@@ -121,10 +121,10 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
     check_all_there(row.name, paths)
     metas = read_metas(row.name, paths, KIND)
     meta = next(iter(metas.values()), {})
-    split = TRUTHS[row.form](row)
+    split = TRUTHS[row.form](row, FORM_CLASSES[row.form])
     if not options.with_ap and split.scores == (AP,):
         raise OsmError(f"--without_ap: set {row.name!r} then has no score; {AP} alone is defined: {split.why_not}")
-    proposals = read_proposals(row, SPLITS[row.form], paths, mode, metas)
+    proposals = read_proposals(row, FORM_CLASSES[row.form], paths, mode, metas)
     matches = names.match(p.name for of_image in proposals.values() for p in of_image if p.name is not None)
     scores = Scores(row, mode, split, shared=names.shared, meta=meta)
     scores.quality = PanopticQuality() if PQ in split.scores else None
@@ -134,7 +134,7 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
     indices = _indices(split, proposals, meta, scores.counts)
     shown = time.monotonic()
     for done, index in enumerate(indices, 1):
-        of_image = proposals.get(split.path(index), [])
+        of_image = proposals.get(split.image_path(index), [])
         _Image(scores, split.truth(index), options).score(of_image, matches)
         if time.monotonic() - shown > _PROGRESS_SECONDS:
             shown = time.monotonic()
@@ -148,7 +148,7 @@ def _indices(
     """The images to score."""
     index_of: dict[Path, int] = {}
     for index in range(len(split)):
-        path = split.path(index)
+        path = split.image_path(index)
         if path in index_of:
             raise OsmError(
                 f"{split.source}: two entries, {index_of[path]} and {index}, are of the image {path}; expected one"

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osm.benchmark.items.base import FIELD, Split
-from osm.benchmark.items.proposals import Proposals, by_image
 from osm.benchmark.meta import Content, check_content
 from osm.benchmark.parts import Seen
 from osm.benchmark.records import prediction_in
 from osm.data.datasets import Dataset
+from osm.data.values import finite
 from osm.errors import OsmError, shown
 from osm.files import read_json
+from osm.forms import Form
+from osm.forms.base import Losses
+from osm.forms.proposals import Proposals, by_image
+from osm.forms.split import FIELD, images_of
 
 KIND = Proposals.kind
 
@@ -38,7 +41,7 @@ class Proposal:
 
 def read_proposals(
     row: Dataset,
-    form: type[Split],
+    form: type[Form],
     paths: Sequence[Path],
     mode: str,
     metas: Mapping[Path, Mapping[str, Any]] | None = None,
@@ -52,13 +55,13 @@ def read_proposals(
         OsmError: an entry that is not right, an image in two parts, no proposal in any file, a file that does not hold
             what its meta file says, or no name at all in that mode.
     """
-    images, _ = form.images(row)
+    images, _ = images_of(row, form)
     found: dict[Path, list[Proposal]] = {}
     seen = Seen(row.name)
     for path in paths:
         document, _ = read_json(path, "predictions")
         where = f"predictions {path}"
-        of_file = by_image(row, images, document, where)
+        of_file = {image: numbered for image, (_, numbered) in by_image(row, images, document, where, Losses()).items()}
         entries = [entry for numbered in of_file.values() for _, entry in numbered]
         if path in (metas or {}):
             check_content(path, (metas or {})[path], _content(len(of_file), entries))
@@ -82,7 +85,8 @@ def _content(images: int, entries: Sequence[Mapping[str, Any]]) -> Content:
 
 
 def _proposal(entry: dict[str, Any], mode: str, where: str) -> Proposal:
-    score = entry.get("score", 1.0)
+    given = finite(entry.get("score"))
+    score = 1.0 if given is None else given
     if score < 0:
         raise OsmError(f"{where}: score {shown(score)} is negative; it is multiplied by the name's probability")
     names = entry.get(FIELD)

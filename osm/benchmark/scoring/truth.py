@@ -1,7 +1,7 @@
 """What a set's images really show, as scoring wants it: one class a form of annotation (`TRUTHS`).
 
-Classes that the set's row ignores (`ignored_ids`) are void. Counted, and said: segments that a json has and its PNG
-lacks (they cannot be found, and are left out), and those of a PNG that its json lacks (void).
+Classes that the set's row ignores (`ignored_ids`) are void. Counted and reported: segments that a json has and its PNG
+lacks (they cannot be found, and are left out), those of a PNG that its json lacks (void), and annotations with a fault.
 
 Shapes: H, W = the image's sides.
 """
@@ -13,19 +13,21 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from osm.benchmark.items.base import Split
-from osm.benchmark.items.coco import CocoInstances, CocoPanoptic
-from osm.benchmark.items.semantic import Semantic
 from osm.benchmark.scoring.precision import Federated
 from osm.benchmark.scoring.quality import VOID, Segment
 from osm.data.datasets import Dataset
-from osm.data.segmentation import check_segmentation, decode_segmentation
-from osm.errors import OsmError, shown
+from osm.data.segmentation import decode_segmentation
+from osm.data.values import truth as flag
+from osm.data.values import whole
+from osm.errors import OsmError, SampleError, shown
+from osm.forms import Form, Split
+from osm.forms.base import is_crowd
+from osm.forms.instances import Boxes, corners, draw_box
+from osm.forms.panoptic import Panoptic
 
 PQ, AP, MIOU = "PQ", "mask AP", "mIoU"
 
@@ -63,7 +65,7 @@ class TruthSplit(Split):
     """The images of a set, with what they show.
 
     Attributes:
-        scores: which of PQ, mask AP and mIoU are defined.
+        scores: which of PQ, AP and mIoU are defined.
         why_not: why the others are not.
         things: the ids of the classes whose masks are instances; the masks of the others are merged.
         federated: whether LVIS's protocol applies to AP.
@@ -75,55 +77,51 @@ class TruthSplit(Split):
     federated: bool = False
 
     @abstractmethod
-    def path(self, index: int) -> Path:
-        """The image."""
-
-    @abstractmethod
     def truth(self, index: int) -> Truth:
-        """What it shows."""
+        """What an image shows."""
 
 
-class PanopticTruth(CocoPanoptic, TruthSplit):
+class PanopticTruth(TruthSplit):
     """COCO-panoptic form: everything is defined; the instances are the segments of things."""
 
     scores = (PQ, AP, MIOU)
 
-    def __init__(self, row: Dataset) -> None:
-        super().__init__(row)
+    def __init__(self, row: Dataset, form: type[Form]) -> None:
+        super().__init__(row, form)
         told = {i: label.isthing for i, label in row.label_set.classes.items()}
-        stated = self._json.document.get("categories")
-        for category in stated if isinstance(stated, list) else ():
-            about = category if isinstance(category, dict) else {}
-            if type(about.get("id")) is int and about["id"] in told and about.get("isthing") in (0, 1):
-                told[about["id"]] = bool(about["isthing"])
+        for category in self.listing.stated_categories:
+            number, isthing = whole(category.get("id")), flag(category.get("isthing"))
+            if number in told and "isthing" in category and isthing is not None:
+                told[number] = isthing
         self.things = frozenset(i for i, isthing in told.items() if isthing and i not in row.rules.ignored_ids)
 
-    def path(self, index: int) -> Path:
-        return self.image_path(index)
-
     def truth(self, index: int) -> Truth:
-        ids_HW = self.read_ids(index)
-        drawn, places_HW = np.unique(ids_HW, return_inverse=True)
+        sample, picture, losses, _ = self.read(index)
+        counts = Counter(
+            missing_in_mask=losses.counts["id_not_in_png"], unknown_in_mask=losses.counts["id_not_in_json"]
+        )
+        entry = self.entries[index]
+        counts["unusable"] = len(entry.raw["segments_info"]) - len(entry.places)
+        size = (picture.size[1], picture.size[0])
+        if sample is None:
+            return Truth(size, np.full(size, VOID, np.int32), counts=counts)
+        assert isinstance(sample, Panoptic)
+        drawn, places_HW = np.unique(sample.ids, return_inverse=True)
         value_of = np.full(len(drawn), VOID, np.int32)
         place = {int(i): k for k, i in enumerate(drawn)}
         segments: list[Segment] = []
-        counts: Counter[str] = Counter()
-        for described in self._entries[index]["segments_info"]:
-            crowd, category_id = bool(described.get("iscrowd")), described.get("category_id")
-            known = type(category_id) is int and category_id in self.row.label_set
-            if described["id"] not in place or described["id"] == VOID:
-                counts["missing_in_mask"] += 1
+        for described in sample.described:
+            category_id = whole(described.get("category_id"))
+            known = category_id is not None and category_id in self.row.label_set
+            if described["id"] not in place:
                 continue
             if known and category_id in self.row.rules.ignored_ids:
                 counts["ignored"] += 1
             else:
-                segments.append(Segment(category_id if known else None, crowd))
+                segments.append(Segment(category_id if known else None, is_crowd(described)))
                 value_of[place[described["id"]]] = len(segments)
-            del place[described["id"]]
-        counts["unknown_in_mask"] = len(place.keys() - {VOID})
-        segments_HW = value_of[places_HW].reshape(ids_HW.shape)
+        segments_HW = value_of[places_HW].reshape(sample.ids.shape)
         instances = tuple(self._instances(segments_HW, segments))
-        size = (ids_HW.shape[0], ids_HW.shape[1])
         return Truth(size, segments_HW, tuple(segments), instances, counts=counts)
 
     def _instances(self, segments_HW: np.ndarray, segments: list[Segment]) -> Iterator[Instance]:
@@ -132,75 +130,87 @@ class PanopticTruth(CocoPanoptic, TruthSplit):
                 yield Instance(segment.category_id, segment.crowd, partial(np.equal, segments_HW, value))
 
 
-class InstancesTruth(CocoInstances, TruthSplit):
-    """COCO- and LVIS-instances form: masks may overlap, and most of an image has none."""
+class InstancesTruth(TruthSplit):
+    """COCO- and LVIS-instances form: masks may overlap, and most of an image has none. Of boxes, the filled ones."""
 
     scores = (AP,)
     why_not = "annotations of instances may overlap and leave most pixels without any"
 
-    def __init__(self, row: Dataset) -> None:
-        super().__init__(row)
+    def __init__(self, row: Dataset, form: type[Form]) -> None:
+        super().__init__(row, form)
         self.things = frozenset(row.label_set.classes) - row.rules.ignored_ids
-        self.federated = any("neg_category_ids" in image for image in self._images)
-
-    def path(self, index: int) -> Path:
-        return self._json.image_path(self._images[index])
+        self.federated = any("neg_category_ids" in entry.raw[0] for entry in self.entries)
 
     def truth(self, index: int) -> Truth:
-        item = self.load(index)  # checks that the sizes agree
-        image, annotations = item.entry
-        instances = []
-        counts: Counter[str] = Counter()
-        for annotation in annotations:
-            crowd, category_id = bool(annotation.get("iscrowd")), annotation.get("category_id")
-            if type(category_id) is not int or category_id not in self.row.label_set:
+        sample, picture, _, _ = self.read(index)
+        assert sample is not None
+        size = (picture.size[1], picture.size[0])
+        image, raw = self.entries[index].raw
+        targets, instances = sample.targets(), []
+        counts = Counter(unusable=sum(not is_crowd(annotation) for annotation in raw) - len(targets))
+        for target in targets:
+            if target.category_id in self.row.rules.ignored_ids:
+                counts["ignored"] += 1
+            else:
+                instances.append(Instance(target.category_id, False, target.draw))
+        for annotation in (annotation for annotation in raw if is_crowd(annotation)):
+            category_id = whole(annotation.get("category_id"))
+            if category_id is None or category_id not in self.row.label_set:
                 counts["crowd_without_class"] += 1  # the others are checked
             elif category_id in self.row.rules.ignored_ids:
                 counts["ignored"] += 1
             else:
-                instances.append(self._instance(annotation, category_id, crowd, item.size))
-        return Truth(item.size, instances=tuple(instances), federated=self._about(image), counts=counts)
+                instances.append(Instance(category_id, True, self._crowd(annotation, size)))
+        return Truth(size, instances=tuple(instances), federated=self._about(image), counts=counts)
 
-    def _instance(self, annotation: dict[str, Any], category_id: int, crowd: bool, size: tuple[int, int]) -> Instance:
-        where = f"{self._json.path}: annotation {shown(annotation.get('id'))} of image {annotation['image_id']}"
-        segmentation = annotation.get("segmentation")
-        if crowd:
-            check_segmentation(segmentation, where)
-        return Instance(category_id, crowd, lambda: decode_segmentation(segmentation, size, where))
+    def _crowd(self, annotation: dict[str, Any], size: tuple[int, int]) -> Callable[[], np.ndarray]:
+        where = f"{self.source}: annotation {shown(annotation.get('id'))} of image {annotation['image_id']}"
+        if issubclass(self.form, Boxes):
+            return partial(draw_box, corners(annotation.get("bbox"), (size[1], size[0]), where), size)
+        return partial(_drawn, annotation.get("segmentation"), size, where)
 
     def _about(self, image: dict[str, Any]) -> Federated:
         lists = []
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             ids = image.get(key, [])
             if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-                raise OsmError(f"{self._json.path}: image {image['id']}: {key} {shown(ids)} is not a list of ids")
+                raise OsmError(f"{self.source}: image {image['id']}: {key} {shown(ids)} is not a list of ids")
             lists.append(tuple(ids))
         return Federated(*lists)
 
 
-class SemanticTruth(Semantic, TruthSplit):
+def _drawn(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
+    """A crowd's mask; all False where it has none."""
+    try:
+        return decode_segmentation(segmentation, size, where)
+    except SampleError:
+        return np.zeros(size, bool)
+
+
+class MapsTruth(TruthSplit):
     """Label maps: a class is one segment, whatever number of things it is."""
 
     scores = (MIOU,)
     why_not = "label maps do not tell one thing from another"
     things: frozenset[int] = frozenset()
 
-    def path(self, index: int) -> Path:
-        return self._pairs[index][0]
-
     def truth(self, index: int) -> Truth:
-        item = self.load(index)
-        segments_HW = np.full(item.size, VOID, np.int32)
-        for k in range(len(item.annotations)):
-            segments_HW[item.mask(k)] = k + 1
-        segments = tuple(Segment(annotation[self.id_key]) for annotation in item.annotations)
-        return Truth(item.size, segments_HW, segments)
+        sample, picture, losses, _ = self.read(index)
+        size = (picture.size[1], picture.size[0])
+        segments_HW = np.full(size, VOID, np.int32)
+        targets = [] if sample is None else sample.targets()
+        for k, target in enumerate(targets):
+            segments_HW[target.draw()] = k + 1
+        segments = tuple(Segment(target.category_id) for target in targets)
+        return Truth(size, segments_HW, segments, counts=Counter(unknown_ids=losses.counts["id_not_in_labels"]))
 
 
-TRUTHS: dict[str, Callable[[Dataset], TruthSplit]] = {
+TRUTHS: dict[str, Callable[[Dataset, type[Form]], TruthSplit]] = {
     "coco_panoptic": PanopticTruth,
     "coco_instances": InstancesTruth,
-    "semantic": SemanticTruth,
+    "boxes": InstancesTruth,
+    "semantic": MapsTruth,
+    "parts": MapsTruth,
 }
 
 

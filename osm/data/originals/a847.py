@@ -13,8 +13,8 @@ import numpy as np
 
 from osm.data.images import read_rgb
 from osm.data.originals.work import found, give, lookup, run, write_train_ids
-from osm.data.sources.base import about, read
 from osm.errors import OsmError
+from osm.forms.files import about, read
 
 WHAT = "A-847, from ADE20K_2021_17_01"
 _SPLITS = ("training", "validation")

@@ -14,9 +14,9 @@ from osm.data.images import open_image, read_panoptic
 from osm.data.labels import load_labels
 from osm.data.originals.work import Panoptic, found, ids_of, run, write_panoptic_json
 from osm.data.pool import say
-from osm.data.sources.base import about, read
 from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
+from osm.forms.files import about, read
 
 WHAT = "ADE20K panoptic, from ADEChallengeData2016 and its instance annotations"
 _SPLITS = {"training": "train", "validation": "val"}

@@ -14,10 +14,10 @@ from osm.data.mat import read_mat
 from osm.data.originals.work import give, run, write_train_ids
 from osm.data.paths import safe_join
 from osm.data.pool import say
-from osm.data.sources.base import about, check_folder, read
-from osm.data.sources.semantic import IGNORED
 from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
+from osm.forms.files import about, check_folder, read
+from osm.forms.maps import IGNORED
 
 WHAT = "PC-459, from Pascal Context's .mat files"
 _SPLITS = {"training": "train", "validation": "val"}

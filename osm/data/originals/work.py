@@ -18,9 +18,9 @@ from PIL import Image
 from osm.data.images import read_ids
 from osm.data.labels import load_labels
 from osm.data.pool import Progress, in_order, say
-from osm.data.sources.base import about, read
-from osm.data.sources.semantic import IGNORED, categories
 from osm.errors import OsmError, SampleError
+from osm.forms.files import about, read
+from osm.forms.maps import IGNORED, categories
 
 _SHOWN = 5  # messages of each reason
 T = TypeVar("T")

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from osm.benchmark.items.base import Split
 from osm.errors import OsmError, RunStopped
 from osm.files import check_regular_file
+from osm.forms.split import Split
 
 
 def check_files(split: Split, indices: range) -> None:

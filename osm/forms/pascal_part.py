@@ -1,38 +1,23 @@
-"""Pascal-Part: VOC2010 images, and a .mat file an image with the masks of its objects and of their parts."""
+"""Pascal-Part's .mat files: the masks of an image's objects and of their parts, drawn into two label maps."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from osm.data.labels import load_labels
+from osm.data.labels import LabelSet
 from osm.data.mat import read_mat
-from osm.data.sources.base import (
-    SEED,
-    Item,
-    Items,
-    Plan,
-    Size,
-    Source,
-    Warnings,
-    about,
-    digest,
-    files_by_stem,
-    read,
-)
-from osm.data.sources.semantic import categories, known_ids
 from osm.errors import SampleError
+from osm.forms.base import Entry, Losses, Size
+from osm.forms.files import about, read
 
 _TABLE = "pascal_part"
 Drawing = list[tuple[str, np.ndarray]]  # raw names and masks, in the order in which they are drawn
@@ -46,48 +31,19 @@ def ids() -> dict[str, int]:
     return {row["raw_name"]: row["id"] for row in [*document["categories"], *document["ignored"]]}
 
 
-@dataclass(frozen=True)
-class PascalPart(Source):
-    """Both label maps are PNGs with id = R + 256 G + 65536 B, 0 for nothing; later masks cover earlier ones."""
+def draw_maps(entry: Entry, size: Size, losses: Losses, labels: LabelSet) -> dict[str, bytes]:
+    """The maps of parts and of whole objects in an image's .mat file, as members of its sample.
 
-    image_dir: str | Path
-    ann_dir: str | Path
-
-    form: ClassVar[str] = "pascal_part"
-    what: ClassVar[str] = "Pascal-Part"
-    fine: ClassVar[frozenset[str]] = frozenset({"no_part_masks"})
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--image_dir", required=True, help="VOC2010's folder JPEGImages")
-        parser.add_argument("--ann_dir", required=True, help="folder of the .mat files (Annotations_Part)")
-
-    def plan(self) -> Plan:
-        images = files_by_stem("image_dir", Path(self.image_dir), (".jpg", ".jpeg"))
-        mats = files_by_stem("ann_dir", Path(self.ann_dir), (".mat",))
-        items = Items()
-        for stem, mat in mats.items():
-            image = images.get(stem, Path(self.image_dir) / f"{stem}.jpg")
-            items.add(f"--ann_dir {self.ann_dir}", stem, image, {"mat": mat}, {"file_name": image.name})
-        unannotated = len(images.keys() - mats.keys())  # half of VOC2010
-        arguments = {
-            "form": self.form,
-            "image_dir": str(Path(self.image_dir).resolve()),
-            "ann_dir": str(Path(self.ann_dir).resolve()),
-            "files_sha256": digest(path.name for path in [*images.values(), *mats.values()]),
-            "seed": SEED,
-        }
-        left_out = Counter({"no_mat_file": unannotated} if unannotated else {})
-        return Plan(items.shuffled(), left_out, arguments, categories(load_labels(_TABLE)))
-
-    def check(self, item: Item, size: Size, warnings: Warnings) -> tuple[dict[str, bytes], dict[str, Any]]:
-        path = item.masks["mat"]
-        with about(path, "mask"):
-            whole, parts = drawings(read_mat(read(path), "anno"))
-            maps = [_draw(drawing, size, warnings, path) for drawing in (parts, whole)]
-        if not known_ids(_TABLE) & set(np.unique(maps[0]).tolist()):
-            raise SampleError("no_part_masks", f"mask {path}: none of its objects has parts with a name")
-        return {"part.png": _png(maps[0]), "whole.png": _png(maps[1])}, {}
+    Raises:
+        SampleError: the file cannot be read, or none of its parts has a name to learn.
+    """
+    path = entry.masks["mat"]
+    with about(path, "mask"):
+        whole, parts = drawings(read_mat(read(path), "anno"))
+        maps = [_draw(drawing, size, losses, path) for drawing in (parts, whole)]
+    if not any(i in labels for i in np.unique(maps[0]).tolist()):
+        raise SampleError("no_part_masks", f"mask {path}: none of its objects has parts with a name")
+    return {"part.png": _png(maps[0]), "whole.png": _png(maps[1])}
 
 
 def drawings(anno: Any) -> tuple[Drawing, Drawing]:
@@ -132,7 +88,7 @@ def _mask(cell: Any) -> np.ndarray:
     return cell != 0
 
 
-def _draw(drawing: Drawing, size: Size, warnings: Warnings, path: Path) -> np.ndarray:
+def _draw(drawing: Drawing, size: Size, losses: Losses, path: Path) -> np.ndarray:
     canvas = np.zeros((size[1], size[0]), np.int32)
     for name, mask in drawing:
         if mask.shape != canvas.shape:
@@ -141,7 +97,7 @@ def _draw(drawing: Drawing, size: Size, warnings: Warnings, path: Path) -> np.nd
         if name in ids():
             canvas[mask] = ids()[name]
         else:
-            warnings.append(("name_not_in_table", f"mask {path}: {name!r} is not in the table {_TABLE}, ignored", 1))
+            losses.add("name_not_in_table", f"mask {path}: {name!r} is not in the table {_TABLE}, ignored")
     return canvas
 
 

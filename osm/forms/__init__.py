@@ -1,0 +1,35 @@
+"""The forms of annotation: one class each, by the name that a row of the dataset table has for it.
+
+A new form is a class here (see `osm.forms.base`) and its name in `osm.data.datasets.FORMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from osm.data.datasets import Dataset, Rules
+from osm.data.labels import LabelSet
+from osm.forms.base import MIN_PIXELS, Form, Segment, Target, sample_of
+from osm.forms.instances import Boxes, Instances
+from osm.forms.maps import Parts, Semantic
+from osm.forms.panoptic import Panoptic
+from osm.forms.split import MAX_BAD_ANNOTATIONS, Split
+
+FORM_CLASSES: dict[str, type[Form]] = {form.name: form for form in (Panoptic, Instances, Boxes, Semantic, Parts)}
+
+
+def read_sample(form: str, members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
+    """Reads a shard's sample in one of the forms of the dataset table; see `sample_of`."""
+    return sample_of(FORM_CLASSES[form], members, labels, rules)
+
+
+def split_of(row: Dataset, max_bad_annotations: float = MAX_BAD_ANNOTATIONS) -> Split:
+    """The val split of a row.
+
+    Raises:
+        OsmError: a file is missing, or does not hold what the row's form has.
+    """
+    return Split(row, FORM_CLASSES[row.form], max_bad_annotations)
+
+
+__all__ = ["FORM_CLASSES", "MIN_PIXELS", "Form", "Segment", "Split", "Target", "read_sample", "split_of"]

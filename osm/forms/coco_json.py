@@ -1,0 +1,305 @@
+"""A json in COCO's form (COCO's own, LVIS's, V3Det's, Cityscapes', or what a tool wrote), read alike for all purposes.
+
+What a purpose does not need cannot spoil it; one bad annotation costs that annotation. Ids match by value: 1, 1.0 and
+"1" are one id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from osm.data.image_names import image_name
+from osm.data.labels import LabelSet, load_labels
+from osm.data.pool import say
+from osm.data.values import truth, whole
+from osm.errors import OsmError, SampleError, shown
+from osm.files import read_json
+from osm.forms.base import Entry, Listing, Losses, SetFiles, Size, stated_size
+from osm.forms.locate import FileFinder
+
+_TOLERATED = 0.05  # the share of names that may be spelt in another way
+Annotation = dict[str, Any]
+
+
+@dataclass
+class OfImage:
+    """What the json has of one image.
+
+    Attributes:
+        segments: its usable annotations. places: where each is among `raw`.
+        raw: all its annotations, in the file's own words.
+        masks: the names of its masks' files, by member.
+        words: the one row that the json has of it, in panoptic form. order: the number of its last row.
+    """
+
+    segments: list[Annotation]
+    places: list[int]
+    raw: list[Annotation]
+    masks: dict[str, Any]
+    words: Any = None
+    order: int = 0
+
+
+class CocoJson:
+    """A COCO json, read and checked as far as that goes without the images.
+
+    Args:
+        labels: the classes that annotations may have; None = the json's `categories`.
+
+    Attributes:
+        losses: what was left out of it.
+    """
+
+    def __init__(self, files: SetFiles, labels: LabelSet | None) -> None:
+        self.files, self.path, self.losses = files, Path(str(files.json_file)), Losses()
+        self.document, self.sha256 = read_json(self.path, files.flag.format("json_file"), nesting=None)
+        rows = self._list("images")
+        self._list("annotations")
+        self.categories: list[dict[str, Any]] | None = None
+        if labels is None:
+            self.categories = clean_categories(self._list("categories"), str(self.path))
+            labels = LabelSet.from_categories(self.categories, str(self.path))
+        self.labels = labels
+        self.images: dict[int | str, dict[str, Any]] = {}
+        for number, image in enumerate(rows):
+            self._add_image(number, image)
+        self._by_value = _unique({_value(image_id): image_id for image_id in self.images}, self.images)
+
+    def _list(self, name: str) -> list[Any]:
+        found = self.document.get(name) if isinstance(self.document, dict) else None
+        if not isinstance(found, list):
+            raise OsmError(f"{self.files.where('json_file')}: has no list {name!r}")
+        return found
+
+    def _add_image(self, number: int, image: Any) -> None:
+        where = f"{self.path}: images[{number}]"
+        image_id = image.get("id") if isinstance(image, dict) else None
+        if isinstance(image_id, bool) or not isinstance(image_id, (int, float, str)):
+            raise OsmError(f"{where} needs an 'id', a number or a string")
+        if isinstance(image_id, float):
+            image_id = whole(image_id)
+            if image_id is None:
+                raise OsmError(f"{where}: the id {shown(image['id'])} is not an integer")
+            image = {**image, "id": image_id}
+        if image_id in self.images:
+            # Jsons that were merged have entries twice.
+            if any(self.images[image_id].get(key) != image.get(key) for key in ("file_name", "width", "height")):
+                raise OsmError(f"{where}: the id {image_id!r} is given twice, for two images")
+            return
+        self.images[image_id] = image
+
+    def image_of(self, annotation: Mapping[str, Any], where: str) -> int | str:
+        """The id of the image that an annotation belongs to. Raises SampleError where there is none."""
+        value = annotation.get("image_id")
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            found = value if value in self.images else self._by_value.get(_value(value))
+            if found is not None:
+                return whole(found) if isinstance(found, float) else found  # type: ignore[return-value]
+        raise SampleError(
+            "annotation_without_image", f"{where}: there is no image with the id {shown(value)} in 'images'"
+        )
+
+    def category_of(self, annotation: Mapping[str, Any], where: str) -> int:
+        """The category id of an annotation. Raises SampleError where the labels have no such id."""
+        value = annotation.get("category_id")
+        category = value if type(value) is int else whole(value)
+        if category is None or category not in self.labels:
+            known = f"the {len(self.labels.classes)} categories of {self.labels.source}"
+            raise SampleError("category_unknown", f"{where}: category_id {shown(value)} is not among {known}")
+        return category
+
+    def by_image(self, read: Callable[[str, Annotation, OfImage], None]) -> dict[int | str, OfImage]:
+        """Every image's annotations. `read` takes (how to name it in a message, annotation, its image's so far)."""
+        found = {image_id: OfImage([], [], [], {}) for image_id in self.images}
+        for number, row in enumerate(self.document["annotations"]):
+            where = f"{self.path}: annotations[{number}]"
+            try:
+                if not isinstance(row, dict):
+                    raise SampleError("annotation_malformed", f"{where}: {shown(row)} is not an object")
+                if "id" in row:
+                    where += f" (id {shown(row['id'])})"
+                image_id = self.image_of(row, where)
+                found[image_id].order = number
+                read(f"{where}, image {shown(image_id)}", row, found[image_id])
+            except SampleError as error:
+                self.losses.add(error.reason, str(error))
+        return found
+
+    def listing(self, found: Mapping[int | str, OfImage]) -> Listing:
+        """The entries of all images."""
+        files, row = self.files, self.files.row
+        left_out: Counter[str] = Counter()
+        unwanted = self._unwanted()
+        image_dir = files.folder("image_dir")
+        named = [(image, self._name_of(number, image, of)) for number, (image, of) in enumerate(_paired(self, found))]
+        images = FileFinder(image_dir, row.exact_names, (name for _, name in named))
+        masks = FileFinder(files.folder("ann_dir"), row.exact_names) if files.ann_dir and _has_masks(found) else None
+        entries = []
+        places = [
+            (name, images.find(name, f"{self.path}: images[{number}] (id {image['id']!r}), {files.where('image_dir')}"))
+            for number, (image, name) in enumerate(named)
+        ]
+        for (image, name), path in zip(named, images.settle(places), strict=True):
+            image_id, of = image["id"], found[image["id"]]
+            if image_id in unwanted and path.stem == f"{image_id:012d}":
+                left_out[unwanted[image_id]] += 1
+                continue
+            sizes = {key: image[key] for key in ("width", "height") if image.get(key) is not None}
+            record = {"file_name": name, **sizes, "image_id": image_id, "segments_info": of.segments}
+            at = {}
+            for member, mask in of.masks.items():
+                if masks is None:  # only the pictures are asked for
+                    continue
+                at[member] = masks.find(mask, f"{self.path}: image {image_id!r}, {files.where('ann_dir')}")
+            raw = (image, of.raw) if of.words is None else of.words
+            hint = _key(row.keys, image, path)
+            entries.append(Entry(path, at, record, stated_size(image), raw, tuple(of.places), hint, of.order))
+        for finder in (images, *([] if masks is None else [masks])):
+            self._report_guesses(finder, len(entries))
+        stated = self.document.get("categories")
+        own = tuple(row for row in stated if isinstance(row, dict)) if isinstance(stated, list) else ()
+        arguments, missing = self._arguments(), self._no_image(images, entries)
+        return Listing(entries, self.sha256, self.categories, arguments, self.losses, left_out, own, missing)
+
+    def _name_of(self, number: int, image: dict[str, Any], of: OfImage) -> Any:
+        mask = next(iter(of.masks.values()), None)
+        try:
+            return image_name(self.files.row.image_names, image, mask, f"{self.path}: images[{number}]")
+        except OsmError:
+            if self.files.row.exact_names or "file_name" in image:
+                raise
+            return image.get("coco_url")
+
+    def _no_image(self, images: FileFinder, entries: list[Entry]) -> str:
+        """What is said where none of the images is there: what the json says, and what the folder holds."""
+        if images.exact or not entries or any(entry.image.exists() for entry in entries):
+            return ""
+        return (
+            f"{self.files.where('image_dir')}: none of the {len(entries)} images of {self.path} is there: the json says "
+            f"{shown(entries[0].record['file_name'])}, {images.what_is_there()}"
+        )
+
+    def _report_guesses(self, finder: FileFinder, count: int) -> None:
+        if finder.guessed:
+            name, path = finder.guessed[0]
+            say(
+                "warning",
+                f"{self.path}: {len(finder.guessed)} of {count} names are spelt in another way than their files in "
+                f"{finder.folder}: {shown(name)} was taken for {finder.relative(path)!r}",
+            )
+
+    def _arguments(self) -> dict[str, Any]:
+        files = self.files
+        folders = {name: getattr(files, name) for name in ("image_dir", "ann_dir")}
+        return {
+            "form": files.name,
+            "json_file": str(self.path.resolve()),
+            "json_sha256": self.sha256,
+            **{flag: str(Path(folder).resolve()) for flag, folder in folders.items() if folder},
+            "filter_lvis_val": files.filter_lvis_val,
+        }
+
+    def _unwanted(self) -> dict[int | str, str]:
+        """Images to leave out, by id: the reason. (A file that merely has such an id is not meant.)"""
+        if not self.files.filter_lvis_val or not _of_coco(self.labels):
+            return {}
+        table = resources.files("osm.data") / "labels" / "coco_train2017_in_lvis_val.txt"
+        return {int(line): "in_lvis_val" for line in table.read_text(encoding="utf-8").split()}
+
+    def compare(self, table: str) -> None:
+        """Warns where the json's ids mean something else than those of a table (another release of the set)."""
+
+        def plain(names: Iterable[str]) -> set[str]:
+            return {re.sub(r"\(.*?\)|[\W_]", "", name.lower()) for name in names}
+
+        known, own = load_labels(table).classes, self.labels.classes
+        other = [n for n, one in own.items() if n not in known or not plain(one.names) & plain(known[n].names)]
+        if len(other) > _TOLERATED * len(own):
+            first = own[other[0]]
+            there = repr(known[first.id].target) if first.id in known else "nothing"
+            say(
+                "warning",
+                f"{self.path}: {len(other)} of {len(own)} category ids mean something else in the project's table "
+                f"{table!r} (id {first.id}: {first.target!r}, there {there}): is this another release? To train on it, "
+                "give the set a row whose labels are the categories.json written here",
+            )
+
+
+def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
+    """A json's `categories` with integer ids, each once; a class without a name is left out.
+
+    Raises:
+        OsmError: two classes have one id.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        if not isinstance(row, dict) or whole(row.get("id")) is None or row.get("name") in ("", None):
+            if isinstance(row, dict) and whole(row.get("id")) is not None:
+                continue
+            found[len(found), "malformed"] = row  # the label set names the fault
+            continue
+        number = whole(row["id"])
+        if number in found and found[number]["name"] == row["name"]:  # jsons that were merged have entries twice
+            continue
+        key = number if number not in found else (len(found), "twice")
+        found[key] = row if type(row["id"]) is int else {**row, "id": number}
+    return list(found.values())
+
+
+def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: int) -> Annotation:
+    """An annotation with these of its fields alone: what is not used cannot spoil the sample."""
+    kept: Annotation = {name: row[name] for name in names if name in row}
+    kept["category_id"] = category
+    crowd = row.get("iscrowd", 0)
+    kept |= {"id": row.get("id", number), "iscrowd": crowd if type(crowd) is int else int(bool(truth(crowd)))}
+    if truth(row.get("ignore")):
+        kept["iscrowd"] = 1
+    return kept
+
+
+def _paired(source: CocoJson, found: Mapping[int | str, OfImage]) -> list[tuple[dict[str, Any], OfImage]]:
+    return [(image, found[image_id]) for image_id, image in source.images.items()]
+
+
+def _has_masks(found: Mapping[int | str, OfImage]) -> bool:
+    return any(of.masks for of in found.values())
+
+
+def _key(keys: str, image: dict[str, Any], path: Path) -> str:
+    if keys == "id":  # file names are unique within the folder of a class alone
+        return f"{image['id']:08d}" if isinstance(image["id"], int) else re.sub(r"[^\w-]", "_", image["id"])
+    return path.stem.removesuffix("_leftImg8bit") if keys == "cityscapes" else ""
+
+
+def _value(image_id: Any) -> Any:
+    number = whole(image_id)
+    return image_id if number is None else number
+
+
+def _unique(by_value: dict[Any, int | str], images: Mapping[Any, Any]) -> dict[Any, int | str]:
+    """Ids by value, without the values that several ids have ("7" and "07")."""
+    counts = Counter(map(_value, images))
+    return {value: image_id for value, image_id in by_value.items() if counts[value] == 1}
+
+
+def _of_coco(labels: LabelSet) -> bool:
+    """Whether the categories are COCO's, or some of them, by id; the things by name too (stuff has several)."""
+    coco = load_labels("coco").classes
+    return all(
+        own.id in coco and (not coco[own.id].isthing or own.target in coco[own.id].names)
+        for own in labels.classes.values()
+    )
+
+
+def size_key(image_id: int | str) -> tuple[bool, int | str]:
+    """Sorts ids: integers first."""
+    return isinstance(image_id, str), image_id
+
+
+__all__ = ["Annotation", "CocoJson", "OfImage", "Size", "clean_categories", "kept_fields", "size_key"]

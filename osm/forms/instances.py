@@ -1,0 +1,303 @@
+"""COCO- and LVIS-instances form: polygons or RLE. And boxes alone, as detection sets have them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from osm.data.datasets import Rules
+from osm.data.labels import LabelSet
+from osm.data.segmentation import draw_segmentation, read_segmentation
+from osm.data.values import finite
+from osm.data.views import View
+from osm.errors import OsmError, SampleError, shown
+from osm.forms.base import MIN_PIXELS, Entry, Form, Listing, Losses, Picture, Segment, SetFiles, Size, Target
+from osm.forms.coco_json import Annotation, CocoJson, OfImage, kept_fields, size_key
+from osm.forms.panoptic import checked_segments
+
+_KEPT_PIXELS = 1 << 28  # of masks, a byte each: all of them, but for many large ones of a huge image
+
+
+class Annotated(Form):
+    """Forms whose masks are annotations of the json: one of them is drawn first, uniformly, then the crop; drawn again
+    if too little of it remains.
+
+    Attributes of the class:
+        shape_field: of an annotation, where its mask is. kept: the fields that a sample has.
+        nothing_usable: the reason for which a picture with no usable annotation is left out.
+    """
+
+    published: ClassVar[tuple[str, ...]] = ("segments_info", "width", "height")
+    shape_field: ClassVar[str]
+    kept: ClassVar[tuple[str, ...]]
+    nothing_usable: ClassVar[str]
+
+    def __init__(
+        self,
+        picture: Picture,
+        members: Mapping[str, bytes],
+        document: Mapping[str, Any],
+        labels: LabelSet,
+        rules: Rules,
+    ) -> None:
+        super().__init__(picture, members, document, labels, rules)
+        self._check_size(document)
+        fields = ("category_id", self.shape_field)
+        self.segments = checked_segments(document.get("segments_info"), fields, labels)
+        self.entries = [entry for _, entry in self.segments if entry["category_id"] not in rules.ignored_ids]
+        self.unusable: dict[int, SampleError] = {}  # of `entries`, found when they were drawn
+
+    def pick(
+        self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
+    ) -> list[Segment]:
+        picked: list[Segment] = []
+        for i in rng.permutation(len(self.entries)).tolist():
+            try:
+                mask = self._mask(i, view)
+            except SampleError as error:  # costs this annotation alone
+                self.unusable[i] = error
+                if len(self.unusable) == len(self.entries):
+                    raise
+                continue
+            if mask is not None:
+                picked.append(Segment(mask, self.labels[self.entries[i]["category_id"]], self.boxed))
+            elif not picked and not fixed_view:
+                return []
+            if len(picked) == count:
+                break
+        return picked
+
+    def has_segments(self) -> bool:
+        return bool(self.entries)
+
+    def _mask(self, number: int, view: View) -> np.ndarray | None:
+        """An annotation's mask in a view; None where it has too few pixels there.
+
+        Raises:
+            SampleError: it has no mask.
+        """
+        raise NotImplementedError
+
+    # -- from the set's files ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--ann_dir", help="accepted, not used")
+        parser.add_argument("--image_dir", required=True, help="folder of the images")
+        parser.add_argument("--json_file", required=True, help="the json of the annotations")
+
+    @classmethod
+    def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
+        source = CocoJson(files, labels)
+        seen = 0
+
+        def read_row(where: str, row: Annotation, of: OfImage) -> None:
+            nonlocal seen
+            if "segments_info" in row:
+                raise OsmError(f"{where}: has 'segments_info': this is a panoptic json, not an instances one")
+            of.raw.append(row)
+            category = cls._category(source, row, where)
+            of.segments.append(kept_fields(row, cls.kept, seen, category))
+            of.places.append(len(of.raw) - 1)
+            seen += 1
+
+        found = source.by_image(read_row)
+        cls._check_shapes(files, source)
+        if labels is None and files.row.exact_names:
+            source.compare(files.row.labels)
+        return source.listing(found)
+
+    @classmethod
+    def _category(cls, source: CocoJson, row: Annotation, where: str) -> int:
+        return source.category_of(row, where)
+
+    @classmethod
+    def _check_shapes(cls, files: SetFiles, source: CocoJson) -> None:
+        """Raises OsmError where the json is of another form."""
+
+    @classmethod
+    def check(
+        cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
+    ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
+        kept, places = [], []
+        for place, annotation in enumerate(entry.record["segments_info"]):
+            where = f"image {entry.image}, annotation {shown(annotation['id'])}"
+            if annotation["iscrowd"]:
+                kept.append(annotation)
+                places.append(place)
+                continue
+            try:
+                kept.append(cls._usable(annotation, size, where, losses))
+                places.append(place)
+            except SampleError as error:
+                losses.add(error.reason, f"{error}, left out")
+        return {}, kept, tuple(places)
+
+    @classmethod
+    def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
+        """The annotation as a sample has it. Raises SampleError where nothing of it can be named."""
+        raise NotImplementedError
+
+    @classmethod
+    def in_order(cls, entries: list[Entry]) -> list[Entry]:
+        """All images by id, with annotations or without."""
+        return sorted(entries, key=lambda entry: size_key(entry.raw[0]["id"]))
+
+
+class Instances(Annotated):
+    """Each mask is rasterised once, and cropped before it is resized."""
+
+    name: ClassVar[str] = "coco_instances"
+    what: ClassVar[str] = "a set in COCO-instances form"
+    shape_field: ClassVar[str] = "segmentation"
+    kept: ClassVar[tuple[str, ...]] = ("bbox", "category_id", "segmentation", "area")
+    nothing_usable: ClassVar[str] = "no_masks"
+
+    def __init__(
+        self,
+        picture: Picture,
+        members: Mapping[str, bytes],
+        document: Mapping[str, Any],
+        labels: LabelSet,
+        rules: Rules,
+    ) -> None:
+        super().__init__(picture, members, document, labels, rules)
+        self._patches: dict[int, tuple[np.ndarray, int, int]] = {}
+
+    def _mask(self, number: int, view: View) -> np.ndarray | None:
+        if number not in self._patches:
+            if sum(patch[0].size for patch in self._patches.values()) > _KEPT_PIXELS:
+                self._patches.clear()
+            self._patches[number] = _patch(self._draw(self.entries[number]))
+        mask = view.patch(*self._patches[number], (self.height, self.width))
+        return mask if np.count_nonzero(mask) > MIN_PIXELS else None
+
+    def _draw(self, entry: Annotation) -> np.ndarray:
+        size = (self.height, self.width)
+        read = read_segmentation(entry["segmentation"], size, f"segments_info: annotation {shown(entry.get('id'))}")
+        return draw_segmentation(read.value, size)
+
+    def targets(self) -> list[Target]:
+        return [Target(place, entry["category_id"], partial(self._draw, entry)) for place, entry in self.segments]
+
+    @classmethod
+    def _check_shapes(cls, files: SetFiles, source: CocoJson) -> None:
+        rows = [row for row in source.document["annotations"] if isinstance(row, dict)]
+        if not any(row.get("segmentation") for row in rows) and any(row.get("bbox") for row in rows):
+            raise OsmError(
+                f"{files.where('json_file')}: holds boxes and no masks: none of its {len(rows)} annotations has a "
+                "segmentation; as boxes it is the form `boxes` (`osm prepare boxes`)"
+            )
+
+    @classmethod
+    def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
+        read = read_segmentation(annotation.get("segmentation"), (size[1], size[0]), where)
+        for _, message in read.unusable:
+            losses.add("polygon_unusable", f"{message}, left out")
+        kept = {**annotation, "segmentation": read.value}
+        if "bbox" in kept and read_box(kept["bbox"]) is None:  # neither training nor naming looks at them
+            del kept["bbox"]
+        if "area" in kept and finite(kept["area"]) is None and not isinstance(kept["area"], list):
+            del kept["area"]
+        return kept
+
+
+class Boxes(Annotated):
+    """Boxes (x, y, width, height) alone: rounded outwards to pixels and cut at the image's border."""
+
+    name: ClassVar[str] = "boxes"
+    what: ClassVar[str] = "boxes and classes in a COCO json"
+    boxed: ClassVar[bool] = True
+    shape_field: ClassVar[str] = "bbox"
+    kept: ClassVar[tuple[str, ...]] = ("bbox", "category_id")
+    nothing_usable: ClassVar[str] = "no_boxes"
+
+    def _mask(self, number: int, view: View) -> np.ndarray | None:
+        box = self._corners(self.entries[number])
+        where = view.box(box, (self.height, self.width))
+        if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
+            return None
+        mask = np.zeros((view.crop_height, view.crop_width), bool)
+        mask[where] = True
+        return mask
+
+    def _corners(self, entry: Annotation) -> tuple[int, int, int, int]:
+        return corners(entry["bbox"], (self.width, self.height), "segments_info")
+
+    def targets(self) -> list[Target]:
+        return [
+            Target(place, entry["category_id"], partial(draw_box, self._corners(entry), (self.height, self.width)))
+            for place, entry in self.segments
+        ]
+
+    @classmethod
+    def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
+        return {**annotation, "bbox": usable_box(annotation.get("bbox"), size, where)}
+
+
+def read_box(value: Any) -> list[int | float] | None:
+    """A box [x, y, width, height] of finite numbers: the very list where it is one, None where it is none."""
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        return None
+    numbers = [finite(number) for number in value]
+    if None in numbers:
+        return None
+    same = type(value) is list and all(one is other for one, other in zip(numbers, value, strict=True))
+    return value if same else numbers  # type: ignore[return-value]
+
+
+def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
+    """A box that has something of the picture.
+
+    Raises:
+        SampleError: `box_malformed`, `box_empty` or `box_outside`.
+    """
+    box = read_box(value)
+    if box is None:
+        raise SampleError("box_malformed", f"{where}: bbox {shown(value)} is not [x, y, width, height]")
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        raise SampleError("box_empty", f"{where}: bbox {shown(box)} has no area")
+    if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
+        raise SampleError("box_outside", f"{where}: bbox {shown(box)} is outside of the image of {size[0]} x {size[1]}")
+    return box
+
+
+def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a box in pixels; right and bottom excluded.
+
+    Raises:
+        SampleError: `bad_box`.
+    """
+    box = read_box(value)
+    if box is None:
+        raise SampleError("bad_box", f"{where}: bbox {shown(value)} is not [x, y, width, height]")
+    x, y, width, height = (float(number) for number in box)
+    try:
+        found = math.floor(x), math.floor(y), math.ceil(x + width), math.ceil(y + height)
+    except OverflowError:
+        raise SampleError("bad_box", f"{where}: bbox {shown(value)} is not finite") from None
+    limits = (*size, *size)
+    left, top, right, bottom = (min(max(number, 0), limit) for number, limit in zip(found, limits, strict=True))
+    return left, top, right, bottom
+
+
+def draw_box(box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
+    """The bool mask (H, W) of corners."""
+    mask = np.zeros(shape, bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    return mask
+
+
+def _patch(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """A mask's bounding box, and where its left upper corner is."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return np.zeros((0, 0), bool), 0, 0
+    top, left = int(rows[0]), int(columns[0])
+    return np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]), left, top

@@ -1,0 +1,163 @@
+"""Finds the files that a json names, as its tool spelt them, below one folder.
+
+An exact name always wins. Else tools differ in backslashes, percent-escapes, Unicode forms, capitals, the extension,
+and the folders, host or drive that stand before the name. A file is taken where exactly one of the folder fits, and no
+other entry of the json claims it by its exact name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from osm.data.paths import safe_join
+from osm.errors import OsmError, shown
+
+_DRIVE = re.compile(r"[A-Za-z]:[/\\]")
+_EXTENSION = re.compile(r"\.(jpe?g|jpe|jfif|png|tiff?|webp|bmp|gif|avif)$", re.IGNORECASE)
+_SHOWN = 3  # files of a folder that a message lists
+
+
+class FileFinder:
+    """The files of one folder by the names that a json has for them.
+
+    Args:
+        folder: everything found lies in it.
+        exact: look for the exact names alone, as published sets have them.
+        claimed: every name that the json has: what one entry names exactly is not another's.
+    """
+
+    def __init__(self, folder: str | Path, exact: bool = False, claimed: Iterable[Any] = ()) -> None:
+        self.folder, self.exact = Path(folder), exact
+        self._claimed = [name for name in claimed if isinstance(name, str)]
+        self.guessed: list[tuple[str, Path]] = []  # names that were not exact, and what was taken for them
+
+    def find(self, name: Any, where: str) -> Path:
+        """The path of a file; where none fits, the path that the name stands for as it is.
+
+        Raises:
+            OsmError: the name is no file name, or leads out of the folder, and no file of the folder fits.
+        """
+        try:
+            direct = safe_join(self.folder, name)
+        except OsmError as error:
+            climbs = not isinstance(name, str) or ".." in _plain(name).split("/")
+            found = None if self.exact or climbs else self._guess(name)
+            if found is None:
+                raise OsmError(f"{where}: {error}") from None
+            return found
+        if self.exact or os.path.lexists(direct):
+            return direct
+        return self._guess(name) or direct
+
+    def relative(self, path: Path) -> str:
+        """A found path below the folder, with slashes."""
+        return path.relative_to(self.folder).as_posix()
+
+    def what_is_there(self) -> str:
+        """What the folder holds, for a message."""
+        files = sorted(self._files)
+        if not files:
+            return "the folder holds no picture"
+        first = ", ".join(shown(name) for name in files[:_SHOWN])
+        return f"the folder holds {len(files)} pictures ({first}{', ...' if len(files) > _SHOWN else ''})"
+
+    def settle(self, found: Sequence[tuple[Any, Path]]) -> list[Path]:
+        """Takes back the guesses by which two different names have one file.
+
+        Args:
+            found: every name, and the path that `find` gave it.
+
+        Returns:
+            their paths, in that order.
+        """
+        of_path: dict[Path, set[str]] = {}
+        for name, path in self.guessed:
+            of_path.setdefault(path, set()).add(name)
+        doubtful = {path for path, names in of_path.items() if len(names) > 1}
+        self.guessed = [(name, path) for name, path in self.guessed if path not in doubtful]
+        return [self.folder / _harmless(name) if path in doubtful else path for name, path in found]
+
+    def _guess(self, name: str) -> Path | None:
+        ending = _EXTENSION.search(_plain(name))
+        for key in _spellings(name, self._top_folders):
+            fitting = [path for path in self._by_spelling.get(key, ()) if path not in self._taken]
+            if len(fitting) > 1 and ending:  # of one name with several extensions, the one that was written
+                fitting = [path for path in fitting if path.lower().endswith(ending[0])]
+            if len(fitting) == 1:
+                path = self.folder / fitting[0]
+                self.guessed.append((name, path))
+                return path
+            if fitting:
+                return None
+        return None
+
+    @cached_property
+    def _files(self) -> list[str]:
+        """Every picture below the folder, as a relative path."""
+        found = []
+        for root, folders, names in os.walk(self.folder):
+            folders[:] = [folder for folder in folders if not folder.startswith(".")]
+            relative = Path(root).relative_to(self.folder)
+            found += [
+                (relative / name).as_posix() for name in names if not name.startswith(".") and _EXTENSION.search(name)
+            ]
+        return found
+
+    @cached_property
+    def _top_folders(self) -> frozenset[str]:
+        return frozenset(_plain(path).split("/")[0] for path in self._files if "/" in path)
+
+    @cached_property
+    def _by_spelling(self) -> dict[tuple[str, bool], list[str]]:
+        """Files by their plain path without extension (True), and by their plain name alone (False)."""
+        found: dict[tuple[str, bool], list[str]] = {}
+        for path in self._files:
+            plain = _EXTENSION.sub("", _plain(path))
+            found.setdefault((plain, True), []).append(path)
+            found.setdefault((plain.rsplit("/", 1)[-1], False), []).append(path)
+        return found
+
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        """The files that the json names exactly."""
+        files = set(self._files)
+        return frozenset(name for name in self._claimed if name in files)
+
+
+def _plain(name: str) -> str:
+    """A name in one spelling: slashes, composed letters, lower case, no escapes."""
+    text = unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+    return unicodedata.normalize("NFC", unquote(text))
+
+
+def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
+    """The keys under which a file may be found, the closest first."""
+    text = name[2:] if _DRIVE.match(name) else name
+    try:
+        url = urlsplit(text) if "://" in text else None
+    except ValueError:
+        url = None
+    parts = [part for part in _plain(url.path if url else text).split("/") if part not in ("", ".")]
+    if not parts or ".." in parts:
+        return []
+    parts[-1] = _EXTENSION.sub("", parts[-1])
+    known = set(folders)
+    keys = []
+    for start in range(len(parts)):
+        keys.append(("/".join(parts[start:]), True))
+        if parts[start] in known and start < len(parts) - 1:
+            return keys  # this folder is there: a file that it lacks is not another folder's of the same name
+    keys.append((parts[-1], False))
+    return keys
+
+
+def _harmless(name: str) -> str:
+    """A name as a path that stays below its folder."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")) or "_"

@@ -1,0 +1,402 @@
+"""Forms whose masks lie in label maps without a json: semantic sets, and sets of parts of objects."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from osm.data.datasets import Rules
+from osm.data.images import read_ids, read_panoptic
+from osm.data.labels import LabelSet, load_labels
+from osm.data.views import Cut, View
+from osm.errors import OsmError, SampleError
+from osm.forms.base import (
+    MIN_PIXELS,
+    Entry,
+    Form,
+    Listing,
+    Losses,
+    Picture,
+    Segment,
+    SetFiles,
+    Size,
+    Target,
+    member,
+)
+from osm.forms.files import IMAGES, MAPS, digest, distinct, files_by_stem, read_label_map
+from osm.forms.pascal_part import draw_maps
+
+IGNORED = 65535
+
+
+class LabelMaps(Form):
+    """A picture and a label map of its name; a mask is all that has one id."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image_dir", "mask_dir")
+    image_needs: ClassVar[tuple[str, ...]] = ("image_dir",)
+    masks_field: ClassVar[str] = "mask_dir"
+    fine: ClassVar[frozenset[str]] = frozenset({"nothing_labelled"})
+    category_key: ClassVar[str] = "mask_unique_id"
+    id_key: ClassVar[str] = "mask_unique_id"
+
+    def targets(self) -> list[Target]:
+        ids = self.map_to_name
+        return [Target(place, i, partial(np.equal, ids, i)) for place, i in enumerate(self.ids_to_name)]
+
+    @property
+    @abstractmethod
+    def map_to_name(self) -> np.ndarray:
+        """The label map whose ids are named in a val split, (H, W)."""
+
+    @cached_property
+    def ids_to_name(self) -> list[int]:
+        """Those of its ids that are classes, ascending."""
+        return [i for i in distinct(self.map_to_name) if self._is_class(i)]
+
+    def _is_class(self, i: int) -> bool:
+        return i in self.labels and i not in self.rules.ignored_ids
+
+    # -- prediction files --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def images(cls, files: SetFiles) -> tuple[list[Entry], str]:
+        found = files_by_stem(files.where("image_dir"), Path(files.image_dir), IMAGES)
+        entries = [Entry(path, {}, {"file_name": path.name, "image_id": stem}) for stem, path in found.items()]
+        return entries, digest(path.name for path in found.values())
+
+    @classmethod
+    def in_order(cls, entries: list[Entry]) -> list[Entry]:
+        return sorted(entries, key=lambda entry: entry.image.name)
+
+    @classmethod
+    def words(cls, entry: Entry) -> tuple[Any, list[dict[str, Any]]]:
+        annotations: list[dict[str, Any]] = []  # only the pixels tell: the split adds them
+        return {"file_name": entry.record["file_name"], "pred": annotations}, annotations
+
+    @classmethod
+    def key_of(cls, entry: Entry) -> Hashable:
+        return str(entry.record["file_name"])
+
+    @classmethod
+    def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
+        return None  # gigabytes of label maps, for no more than their ids
+
+    @classmethod
+    def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
+        for entry in document["pred"]:
+            yield entry.get("file_name"), entry["pred"]
+
+
+class Semantic(LabelMaps):
+    """A label map whose pixels are category ids."""
+
+    name: ClassVar[str] = "semantic"
+    what: ClassVar[str] = "a semantic set: images, and TIFFs or PNGs of class ids (8 or 16 bits)"
+    mask_members: ClassVar[Mapping[str, str]] = {"tif": "seg_base64", "png": "seg_base64"}
+
+    def __init__(
+        self,
+        picture: Picture,
+        members: Mapping[str, bytes],
+        document: Mapping[str, Any],
+        labels: LabelSet,
+        rules: Rules,
+    ) -> None:
+        super().__init__(picture, members, document, labels, rules)
+        self._check_size(document)
+        self._ids = self._map(read_ids(member(members, document, "seg_base64", ("tif", "png"))))
+
+    def pick(
+        self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
+    ) -> list[Segment]:
+        cut = view.cut(self._ids)
+        areas = cut.areas()
+        unknown = [i for i in areas if i not in self.rules.ignored_ids and i not in self.labels]
+        if unknown and not self.has_segments():
+            raise SampleError(
+                "unknown_category",
+                f"id {unknown[0]} of the label map is neither in the label set {self.labels.source} nor ignored",
+            )
+        return _draw(cut, _counting(areas, self.labels, self.rules), self.labels, count, rng)
+
+    def has_segments(self) -> bool:
+        return bool(self.ids_to_name)
+
+    @property
+    def map_to_name(self) -> np.ndarray:
+        return self._ids
+
+    # -- from the set's files ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--image_dir", required=True, help="folder of the images")
+        parser.add_argument("--ann_dir", required=True, help=f"folder of the label maps; {IGNORED} is no class")
+        parser.add_argument("--json_file", help="accepted, not used")
+        parser.add_argument("--labels", help="table or json of the ids' names: ids that it lacks are then warned of")
+
+    @classmethod
+    def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
+        images = files_by_stem(files.where("image_dir"), Path(files.image_dir), IMAGES)
+        maps = files_by_stem(files.where("ann_dir"), Path(str(files.ann_dir)), MAPS)
+        entries = []
+        for stem in sorted(images.keys() | maps.keys()):
+            image = images.get(stem, Path(files.image_dir) / f"{stem}.jpg")
+            masks = {"tif": maps.get(stem, Path(str(files.ann_dir)) / f"{stem}.tif")}
+            entries.append(Entry(image, masks, {"file_name": image.name}))
+        given = None if files.labels is None else load_labels(files.labels)
+        return Listing(
+            entries,
+            _digest_of(entries, files),
+            None if given is None else categories(given),
+            {
+                "form": files.name,
+                "image_dir": str(Path(files.image_dir).resolve()),
+                "ann_dir": str(Path(str(files.ann_dir)).resolve()),
+                "labels": files.labels,
+                "files_sha256": digest(path.name for path in [*images.values(), *maps.values()]),
+            },
+        )
+
+    @classmethod
+    def check(
+        cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
+    ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
+        path = entry.masks["tif"]
+        data, form, ids = read_label_map(path, entry.image, size)
+        ids -= {IGNORED}
+        if files.labels is not None:
+            strange = sorted(ids - known_ids(files.labels) - set(files.row.ignored_ids))
+            ids -= set(strange)
+            if strange:
+                message = f"mask {path}: ids {strange[:5]} are not in the labels {files.labels}; they are no class"
+                losses.add("id_not_in_labels", message, len(strange))
+        if not ids:
+            raise SampleError("nothing_labelled", f"mask {path}: no pixel has a class")
+        return {"tif" if form == "TIFF" else "png": data}, None, ()
+
+
+class Parts(LabelMaps):
+    """Parts of objects in one label map, and whole objects in another; what is not in the tables is ignored.
+
+    Whether a part or a whole object is asked about in training is drawn anew with each view. Parts alone are named in a
+    val split.
+    """
+
+    name: ClassVar[str] = "parts"
+    what: ClassVar[str] = "label maps of parts and of whole objects, as PartImageNet has them"
+    more_arguments: ClassVar[tuple[str, ...]] = ("split",)
+    mask_members: ClassVar[Mapping[str, str]] = {"part.png": "part_seg_base64", "whole.png": "whole_seg_base64"}
+
+    def __init__(
+        self,
+        picture: Picture,
+        members: Mapping[str, bytes],
+        document: Mapping[str, Any],
+        labels: LabelSet,
+        rules: Rules,
+    ) -> None:
+        super().__init__(picture, members, document, labels, rules)
+        self._check_size(document)
+        read = read_panoptic if rules.id_coding == "rgb" else read_ids
+        self._parts = self._map(read(member(members, document, "part_seg_base64", ("part.png",))))
+        self._whole: np.ndarray | None = None
+        if rules.whole_labels is not None:
+            self._whole = self._map(read(member(members, document, "whole_seg_base64", ("whole.png",))))
+
+    def pick(
+        self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
+    ) -> list[Segment]:
+        if self._whole is None or whole_prob == 0:
+            return self._pick_parts(view, count, rng)
+        wanted = int(rng.binomial(count, whole_prob))  # so many of them are to be whole objects
+        picked = self._pick_whole(view, wanted, rng) if wanted else []
+        if picked or wanted < count:  # where there are fewer objects than that, parts fill up
+            picked += self._pick_parts(view, count - len(picked), rng)
+        if not picked and fixed_view:
+            picked = self._pick_parts(view, count, rng) or self._pick_whole(view, count, rng)
+        return picked
+
+    def _pick_parts(self, view: View, count: int, rng: np.random.Generator) -> list[Segment]:
+        if not count:
+            return []
+        cut = view.cut(self._parts)
+        return _draw(cut, _counting(cut.areas(), self.labels, self.rules), self.labels, count, rng)
+
+    def _pick_whole(self, view: View, count: int, rng: np.random.Generator) -> list[Segment]:
+        labels = self.rules.whole_labels
+        assert labels is not None and self._whole is not None
+        cut = view.cut(self._whole)
+        return _draw(cut, _counting(cut.areas(), labels, self.rules), labels, count, rng, whole=True)
+
+    def has_segments(self) -> bool:
+        return bool(self.ids_to_name) or bool(self._objects)
+
+    @property
+    def map_to_name(self) -> np.ndarray:
+        return self._parts
+
+    def target(self, segment: Segment, rng: np.random.Generator, prepend_prob: float = 0.0) -> str:
+        """A part's name, at times with its object's class for the kind of object: "quadruped head" -> "impala head".
+
+        Raises:
+            SampleError: `not_one_object`, where the map of the whole image has no object class or several.
+        """
+        label, labels = segment.label, self.rules.whole_labels
+        named_so = label.supercategory and label.target.startswith(label.supercategory)
+        if labels is None or segment.whole or not named_so or rng.random() >= prepend_prob:
+            return label.target
+        if len(self._objects) != 1:
+            raise SampleError("not_one_object", f"a part is to be named after its object: {len(self._objects)} of them")
+        return labels[self._objects[0]].target + label.target.removeprefix(label.supercategory)
+
+    @cached_property
+    def _objects(self) -> list[int]:
+        """The classes of whole objects in the image, in any view or none."""
+        labels = self.rules.whole_labels
+        if self._whole is None or labels is None:
+            return []
+        return [i for i in distinct(self._whole) if i in labels and i not in self.rules.ignored_ids]
+
+    # -- from the set's files ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--image_dir", required=True, help="the folder images, with annotations beside it")
+        parser.add_argument("--split", default="train", help="subfolder of both (default train)")
+
+    @classmethod
+    def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
+        """PartImageNet's folders: `images/<split>`, and beside `images` the folders `annotations/<split>` and
+        `annotations/<split>_whole`. Without a split: `image_dir` and `ann_dir` are the folders themselves."""
+        split = files.more.get("split")
+        if split is not None and (Path(split).name != split or split in ("", ".", "..")):
+            raise OsmError(f"{files.where('split')!r} is not the name of a subfolder, like train")
+        folder = files.folder("image_dir")
+        arguments: dict[str, Any] = {"form": files.name, "image_dir": str(folder.resolve())}
+        if split is None:
+            parts = Path(str(files.ann_dir))
+        else:
+            # Beside the name, wherever a link leads.
+            parts = Path(os.path.abspath(folder)).parent / "annotations" / split
+            folder, arguments = folder / split, arguments | {"split": split}
+        if any(path.suffix.lower() == ".mat" for path in parts.glob("*")) and split is None:
+            return _with_mats(files, folder, parts, arguments)
+        images = files_by_stem(files.where("image_dir"), folder, IMAGES)
+        beside = {"part.png": parts, "whole.png": parts.with_name(f"{parts.name}_whole")}
+        if split is None and not beside["whole.png"].is_dir():
+            del beside["whole.png"]  # a val split names parts alone
+        maps = {member: files_by_stem(files.where("image_dir"), at, (".png",)) for member, at in beside.items()}
+        entries = []
+        for stem in sorted(images.keys() | maps["part.png"].keys()):
+            image = images.get(stem, folder / f"{stem}.JPEG")
+            masks = {member: maps[member].get(stem, at / f"{stem}.png") for member, at in beside.items()}
+            entries.append(Entry(image, masks, {"file_name": image.name}))
+        names = [path.name for path in images.values()]
+        names += [f"{member}/{path.name}" for member, found in maps.items() for path in found.values()]
+        arguments["files_sha256"] = digest(names)
+        return Listing(entries, _digest_of(entries, files), categories(files.row.label_set), arguments)
+
+    @classmethod
+    def check(
+        cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
+    ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
+        if "mat" in entry.masks:
+            return draw_maps(entry, size, losses, files.row.label_set), None, ()
+        tables = {"part.png": files.row.labels, "whole.png": files.row.whole_labels or files.row.labels}
+        members: dict[str, bytes] = {}
+        known: set[int] = set()
+        for name, path in entry.masks.items():
+            members[name], form, ids = read_label_map(path, entry.image, size)
+            if form != "PNG":
+                raise SampleError("mask_not_png", f"mask {path}: is a {form}; a PNG is needed")
+            known |= ids & known_ids(tables[name])
+        if not known:
+            raise SampleError("nothing_labelled", f"mask {entry.masks['part.png']}: no part and no object in it")
+        return members, None, ()
+
+
+class PascalParts(Parts):
+    """Pascal-Part: VOC2010 images, and a .mat file an image with the masks of its objects and of their parts.
+
+    Both label maps are PNGs with id = R + 256 G + 65536 B, 0 for nothing; later masks cover earlier ones.
+    """
+
+    what: ClassVar[str] = "Pascal-Part"
+    fine: ClassVar[frozenset[str]] = frozenset({"no_part_masks"})
+    more_arguments: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--image_dir", required=True, help="VOC2010's folder JPEGImages")
+        parser.add_argument("--ann_dir", required=True, help="folder of the .mat files (Annotations_Part)")
+
+    @classmethod
+    def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
+        folder = Path(files.image_dir)
+        return _with_mats(files, folder, Path(str(files.ann_dir)), {"form": files.name})
+
+
+def _with_mats(files: SetFiles, folder: Path, mat_folder: Path, arguments: dict[str, Any]) -> Listing:
+    images = files_by_stem(files.where("image_dir"), folder, (".jpg", ".jpeg"))
+    mats = files_by_stem(files.where("ann_dir"), mat_folder, (".mat",))
+    entries = []
+    for stem, mat in mats.items():
+        image = images.get(stem, folder / f"{stem}.jpg")
+        entries.append(Entry(image, {"mat": mat}, {"file_name": image.name}))
+    unannotated = len(images.keys() - mats.keys())  # half of VOC2010
+    arguments = {
+        **arguments,
+        "image_dir": str(folder.resolve()),
+        "ann_dir": str(mat_folder.resolve()),
+        "files_sha256": digest(path.name for path in [*images.values(), *mats.values()]),
+    }
+    left_out = Counter({"no_mat_file": unannotated} if unannotated else {})
+    listed = categories(files.row.label_set)
+    return Listing(entries, _digest_of(entries, files), listed, arguments, left_out=left_out)
+
+
+def categories(labels: LabelSet) -> list[dict[str, Any]]:
+    """As `categories.json` has them."""
+    return [
+        {"id": one.id, "name": one.target, "synonyms": list(one.names[1:]), "isthing": int(one.isthing)}
+        for one in labels.classes.values()
+    ]
+
+
+@lru_cache(maxsize=8)
+def known_ids(labels: str) -> frozenset[int]:
+    return frozenset(load_labels(labels).classes)
+
+
+def _digest_of(entries: list[Entry], files: SetFiles) -> str:
+    """Names and sizes: reading gigabytes of maps only to know that they are the same would be too much."""
+    listing = [
+        f"{entry.image.name} {mask.name} {mask.stat().st_size if mask.exists() else 0}"
+        for entry in entries
+        for mask in list(entry.masks.values())[:1]
+    ]
+    return digest([*listing, f"ignored {sorted(files.row.ignored_ids)}"])
+
+
+def _counting(areas: Mapping[int, int], labels: LabelSet, rules: Rules) -> list[int]:
+    return [i for i, area in areas.items() if area > MIN_PIXELS and i in labels and i not in rules.ignored_ids]
+
+
+def _draw(
+    cut: Cut, ids: list[int], labels: LabelSet, count: int, rng: np.random.Generator, whole: bool = False
+) -> list[Segment]:
+    """Up to `count` of these ids, each as a segment."""
+    order = rng.permutation(len(ids))[:count]
+    return [Segment(cut.enlarge(cut.labels == ids[i]), labels[ids[i]], whole=whole) for i in order]
+
+
+__all__ = ["IGNORED", "LabelMaps", "Parts", "PascalParts", "Semantic", "categories", "known_ids"]

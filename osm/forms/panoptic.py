@@ -1,0 +1,287 @@
+"""COCO-panoptic form: a PNG an image, in which a segment's pixels have its id, and a json with their classes."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from osm.data.datasets import Rules
+from osm.data.images import decode, open_image, read_panoptic
+from osm.data.labels import LabelSet
+from osm.data.values import truth, whole
+from osm.data.views import View
+from osm.errors import OsmError, SampleError, shown
+from osm.forms.base import (
+    MIN_PIXELS,
+    Entry,
+    Form,
+    Listing,
+    Losses,
+    Picture,
+    Segment,
+    SetFiles,
+    Size,
+    Target,
+    countable,
+    is_crowd,
+    member,
+)
+from osm.forms.coco_json import Annotation, CocoJson, OfImage
+from osm.forms.files import about, check_size, distinct, read
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MOST = 256**3
+
+
+class Panoptic(Form):
+    """A segment is an entry of the json; id = R + 256 G + 65536 B in the PNG."""
+
+    name: ClassVar[str] = "coco_panoptic"
+    what: ClassVar[str] = "a set in COCO-panoptic form"
+    needs: ClassVar[tuple[str, ...]] = ("image_dir", "mask_dir", "json_file")
+    mask_members: ClassVar[Mapping[str, str]] = {"png": "pan_base64"}
+    published: ClassVar[tuple[str, ...]] = ("segments_info",)
+    unannotated: ClassVar[str] = "no_segments"
+    prefix: ClassVar[str] = "["
+    suffix: ClassVar[str] = "]"
+
+    def __init__(
+        self,
+        picture: Picture,
+        members: Mapping[str, bytes],
+        document: Mapping[str, Any],
+        labels: LabelSet,
+        rules: Rules,
+    ) -> None:
+        super().__init__(picture, members, document, labels, rules)
+        self.described: list[Annotation] = document.get("segments_info") or []  # crowds, too
+        self.segments = checked_segments(document.get("segments_info"), ("id", "category_id"), labels)
+        self.entries = [entry for _, entry in self.segments if entry["category_id"] not in rules.ignored_ids]
+        self._ids = self._map(read_panoptic(member(members, document, "pan_base64", ("png",))))
+
+    def pick(
+        self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
+    ) -> list[Segment]:
+        cut = view.cut(self._ids)
+        areas = cut.areas()
+        counting = [segment for segment in self.entries if areas.get(segment["id"], 0) > MIN_PIXELS]
+        order = rng.permutation(len(counting))[:count]
+        return [
+            Segment(cut.enlarge(cut.labels == counting[i]["id"]), self.labels[counting[i]["category_id"]])
+            for i in order
+        ]
+
+    def has_segments(self) -> bool:
+        return bool(self.entries)
+
+    def targets(self) -> list[Target]:
+        return [
+            Target(place, entry["category_id"], partial(np.equal, self._ids, entry["id"]))
+            for place, entry in self.segments
+        ]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The segments' ids, int32 (H, W)."""
+        return self._ids
+
+    # -- from the set's files ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--ann_dir", required=True, help="folder of the panoptic PNGs")
+        parser.add_argument("--image_dir", required=True, help="folder of the images")
+        parser.add_argument("--json_file", required=True, help="the panoptic json")
+
+    @classmethod
+    def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
+        source = CocoJson(files, labels)
+
+        def read_row(where: str, row: Annotation, of: OfImage) -> None:
+            segments = row.get("segments_info")
+            if not isinstance(segments, list):
+                raise OsmError(f"{where}: has no list 'segments_info'; is this a panoptic json?")
+            if of.words is not None:
+                if of.words == row:  # jsons that were merged have entries twice
+                    return
+                raise SampleError("image_annotated_twice", f"{where}: the image has a second row, left out")
+            of.words, of.raw, of.masks = row, segments, {"png": row.get("file_name", "")}
+            segments[:] = [segment for segment in segments if _is_object(source, where, segment)]
+            for place, segment in enumerate(segments):
+                try:
+                    of.segments.append(_segment(source, where, segment))
+                    of.places.append(place)
+                except SampleError as error:
+                    source.losses.add(error.reason, str(error))
+
+        found = source.by_image(read_row)
+        if labels is None and files.row.exact_names:
+            source.compare(files.row.labels)
+        return source.listing(found)
+
+    @classmethod
+    def check(
+        cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
+    ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
+        segments, mask = entry.record["segments_info"], entry.masks["png"]
+        with about(mask, "mask"):
+            data = read(mask)
+            if not data.startswith(_PNG):
+                raise SampleError("mask_not_png", "is not a PNG file")
+            check_size(entry.image, open_image(data).size, size)
+            data = _as_rgb(data)
+            ids = read_panoptic(data)
+        drawn = set(distinct(ids)) - {0}
+        counts = Counter(segment["id"] for segment in segments)
+        twice = next((number for number, count in counts.items() if count > 1), None)
+        if twice is not None:
+            raise SampleError("segment_id_twice", f"image {entry.image}: the json has segment id {twice} twice")
+        listed = set(counts)
+        if listed and not listed & drawn:
+            raise SampleError("no_id_in_png", _other_coding(mask, ids, listed, drawn))
+        missing, strange = sorted(listed - drawn), sorted(drawn - listed)
+        if missing:
+            message = f"mask {mask}: segment ids {missing[:5]} in the json but not in the PNG"
+            losses.add("id_not_in_png", message, len(missing))
+        if strange:
+            message = f"mask {mask}: segment ids {strange[:5]} in the PNG but not in the json"
+            losses.add("id_not_in_json", message, len(strange))
+        return {"png": data}, segments, tuple(range(len(segments)))
+
+    # -- prediction files --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def in_order(cls, entries: list[Entry]) -> list[Entry]:
+        """One entry a row of `annotations`."""
+        return sorted((entry for entry in entries if entry.masks), key=lambda entry: entry.order)
+
+    @classmethod
+    def words(cls, entry: Entry) -> tuple[Any, list[dict[str, Any]]]:
+        row = copy.deepcopy(entry.raw)
+        return row, row["segments_info"]
+
+    @classmethod
+    def key_of(cls, entry: Entry) -> Hashable:
+        return countable(entry.raw["image_id"])
+
+    @classmethod
+    def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
+        return [
+            (countable(segment.get("id")), countable(segment.get("category_id")))
+            for segment in entry.raw["segments_info"]
+            if not is_crowd(segment)
+        ]
+
+    @classmethod
+    def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
+        if not isinstance(document, list):
+            raise TypeError("expected a list of annotations")
+        for row in document:
+            yield row.get("image_id"), row["segments_info"]
+
+
+def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) -> list[tuple[int, dict[str, Any]]]:
+    """The annotations of a sample's json without crowds, each with its place; ids are integers in them.
+
+    Raises:
+        SampleError: they are no annotations, or of other labels.
+    """
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and all(name in entry for name in fields) for entry in entries
+    ):
+        raise SampleError("bad_json", f"segments_info: every entry needs {', '.join(fields)}")
+    found = []
+    for place, entry in enumerate(entries):
+        if is_crowd(entry):
+            continue
+        for name in ("id", "category_id"):
+            if name not in fields or type(entry[name]) is int:
+                continue
+            number = whole(entry[name])
+            if number is None:
+                raise SampleError("bad_json", f"segments_info: id and category_id are integers, found {shown(entry)}")
+            entry = {**entry, name: number}
+        if "category_id" in fields and entry["category_id"] not in labels:
+            raise SampleError(
+                "unknown_category",
+                f"category_id {shown(entry['category_id'])} is not in the label set {labels.source}",
+            )
+        found.append((place, entry))
+    return found
+
+
+def _is_object(source: CocoJson, where: str, segment: Any) -> bool:
+    if not isinstance(segment, dict):
+        source.losses.add("annotation_malformed", f"{where}: segment {shown(segment)} is not an object")
+    return isinstance(segment, dict)
+
+
+def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
+    """A segment of the json with integer ids."""
+    number = whole(segment.get("id"))
+    if number is None or not 0 < number < _MOST:
+        found = shown(segment.get("id"))
+        raise SampleError("annotation_malformed", f"{where}: a segment needs an id of 1 to 256^3 - 1, found {found}")
+    crowd = truth(segment.get("iscrowd"))
+    changes: Annotation = {}
+    if not is_crowd(segment) or whole(segment.get("category_id")) is not None:
+        category = source.category_of(segment, f"{where}, segment {number}")
+        changes["category_id"] = category
+    changes["id"] = number
+    if "iscrowd" in segment and type(segment["iscrowd"]) is not int:
+        changes["iscrowd"] = int(bool(crowd))
+    if truth(segment.get("ignore")):
+        changes["iscrowd"] = 1
+    kept = {name: value for name, value in segment.items() if _is_json(value)}
+    same = len(kept) == len(segment) and all(
+        type(segment.get(name)) is int and segment[name] == value for name, value in changes.items()
+    )
+    return segment if same else {**kept, **changes}
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a field can stand in a sample: NaN and infinity cannot."""
+    if isinstance(value, (int, str)) or value is None:
+        return True
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _as_rgb(data: bytes) -> bytes:
+    """A panoptic PNG with its ids in red, green and blue: the very bytes where it has them there already."""
+    image = open_image(data)
+    if image.mode in ("RGB", "RGBA"):
+        return data
+    if image.mode == "P":
+        rgb = decode(image, "RGB")
+    elif image.mode in ("L", "I", "I;16", "I;16B"):  # a grey value is the id
+        ids = np.asarray(decode(image)).astype(np.int64)
+        rgb = Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8))
+    else:
+        return data  # `read_panoptic` names the fault
+    written = io.BytesIO()
+    rgb.save(written, "PNG")
+    return written.getvalue()
+
+
+def _other_coding(mask: Path, ids: np.ndarray, listed: set[int], drawn: set[int]) -> str:
+    """What is said of a PNG with none of the json's ids."""
+    turned = {number // 65536 + number // 256 % 256 * 256 + number % 256 * 65536 for number in drawn}
+    hint = "with red and blue swapped (BGR, as OpenCV writes) they are" if listed & turned else "is it coded otherwise?"
+    return (
+        f"mask {mask}: none of the json's {len(listed)} segment ids ({sorted(listed)[:3]}, ...) is in the PNG, which "
+        f"has {sorted(drawn)[:3]}, ... as R + 256 G + 65536 B; {hint}"
+    )

@@ -1,0 +1,217 @@
+"""Masks of a set's images from a file of proposals instead of the set's ground truth.
+
+The file is a list in COCO's results form ({image_id or file_name, segmentation}), a COCO json {images, annotations}, or
+one image's masks as SA-1B has them ({image, annotations}).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osm.data.datasets import Dataset
+from osm.data.segmentation import decode_segmentation, read_segmentation
+from osm.data.values import finite, whole
+from osm.errors import OsmError, SampleError, shown
+from osm.files import read_json
+from osm.forms.base import Form, Losses, too_many_lost
+from osm.forms.split import MAX_BAD_ANNOTATIONS, ImageFile, Item, Split, check_row, images_of
+
+_EXPECTED = (
+    "expected a list of {image_id or file_name, segmentation}, a COCO json {images, annotations}, or one image's "
+    "{image, annotations} as SA-1B has it"
+)
+Numbered = tuple[int, dict[str, Any]]
+
+
+class Proposals(Split):
+    """One item an image that has proposals, in the order in which they first name it.
+
+    The prediction file is a list of the proposals, image by image.
+    """
+
+    kind = "proposals"
+
+    def __init__(
+        self, row: Dataset, form: type[Form], file: str | Path, max_bad_annotations: float = MAX_BAD_ANNOTATIONS
+    ) -> None:
+        self.row, self.form, self._file = row, form, Path(file)
+        check_row(row, form, form.image_needs)
+        images, images_hash = images_of(row, form)
+        proposals, own_hash = read_json(self._file, "--masks")
+        self.source_hash = hashlib.sha256(f"{images_hash} {own_hash}".encode()).hexdigest()
+        losses = Losses()
+        found = by_image(row, images, proposals, f"--masks {file}", losses)
+        self.first_fault = losses.first
+        self._items = [(image, numbered) for image, numbered in found.values() if numbered]
+        kept = sum(len(numbered) for _, numbered in self._items)
+        if failed := too_many_lost(losses.lost, kept, max_bad_annotations, losses.first):
+            raise OsmError(failed)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def load(self, index: int) -> Item:
+        image, numbered = self._items[index]
+        picture = image.picture()
+        size = (picture.size[1], picture.size[0])
+        proposals = [copy.deepcopy(proposal) for _, proposal in numbered]
+
+        def mask(k: int) -> np.ndarray:
+            where = f"--masks {self._file}: proposal {numbered[k][0]} (image {image.path})"
+            return decode_segmentation(proposals[k]["segmentation"], size, where)
+
+        return Item(picture, size, proposals, proposals, mask, Counter(), list(range(len(proposals))))
+
+    def paths(self, index: int) -> list[Path]:
+        return [self._items[index][0].path]
+
+    def image_path(self, index: int) -> Path:
+        return self._items[index][0].path
+
+    def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
+        return str(self._items[index][0].path), None  # a proposal has neither id nor category
+
+    @property
+    def source(self) -> str:
+        return str(self._file)
+
+    @property
+    def source_files(self) -> dict[str, str]:
+        files = {name: str(Path(getattr(self.row, name)).absolute()) for name in self.form.image_needs}
+        return {**files, "masks": str(self._file.absolute())}
+
+    @property
+    def prefix(self) -> str:
+        return "["
+
+    @property
+    def suffix(self) -> str:
+        return "]"
+
+    def text(self, entry: Any) -> str:
+        return ", ".join(json.dumps(proposal) for proposal in entry)
+
+
+def entries_of_proposals(document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
+    """As `Form.entries_in`, of a prediction file of proposals."""
+    for proposal in document:
+        yield proposal.get("image_id", proposal.get("file_name")), [proposal]
+
+
+def by_image(
+    row: Dataset, images: list[ImageFile], document: Any, where: str, losses: Losses
+) -> dict[Path, tuple[ImageFile, list[Numbered]]]:
+    """Proposals, checked, with their numbers in their file, by the path of their image.
+
+    Args:
+        losses: takes what cannot be used.
+
+    Raises:
+        OsmError: they are no proposals of these images of the set; `where` says which file that is.
+    """
+    proposals = _listed(document, where)
+    finder = _Finder(row, images)
+    of_image: dict[Path, tuple[ImageFile, list[Numbered]]] = {}
+    for number, proposal in enumerate(proposals):
+        about = f"{where}: proposal {number}"
+        image = finder.image_of(proposal, about)
+        try:
+            _check(proposal, image, about)
+        except SampleError as error:
+            losses.add(error.reason, str(error))
+            continue
+        of_image.setdefault(image.path, (image, []))[1].append((number, proposal))
+    return of_image
+
+
+def _listed(document: Any, where: str) -> list[dict[str, Any]]:
+    """The proposals of a file, each with what says whose mask it is."""
+    proposals = document
+    image: dict[str, Any] = {}
+    if isinstance(document, dict) and isinstance(document.get("annotations"), list):
+        proposals = document["annotations"]
+        if isinstance(document.get("image"), dict):
+            image = {key: document["image"][key] for key in ("file_name", "image_id") if key in document["image"]}
+            if "file_name" in image:  # SA-1B's image ids are its own
+                image.pop("image_id", None)
+    if not isinstance(proposals, list) or not all(isinstance(proposal, dict) for proposal in proposals):
+        raise OsmError(f"{where}: {_EXPECTED}, found {shown(document)}")
+    if image:
+        return [{**image, **proposal} for proposal in proposals]
+    nameless = [proposal for proposal in proposals if "image_id" not in proposal and "file_name" not in proposal]
+    if nameless and len(nameless) == len(proposals) and "predicted_iou" in nameless[0]:
+        raise OsmError(
+            f"{where}: masks as SAM's automatic generator writes them do not say of which image they are: each has "
+            "neither image_id nor file_name; add one of them"
+        )
+    return proposals
+
+
+class _Finder:
+    """Images by what a proposal calls them."""
+
+    def __init__(self, row: Dataset, images: list[ImageFile]) -> None:
+        self._row, self._count = row, len(images)
+        self._by_id: dict[Any, list[ImageFile]] = {}
+        for image in images:
+            self._by_id.setdefault(_id(image.id), []).append(image)
+        self._by_name: dict[str, list[ImageFile]] = {}
+        for image in images:
+            for name in image.names:
+                self._by_name.setdefault(name, []).append(image)
+
+    def image_of(self, proposal: dict[str, Any], where: str) -> ImageFile:
+        found = []
+        for key in ("image_id", "file_name"):
+            if key in proposal:
+                found.append(self._find(key, proposal[key], where))
+        if not found:
+            raise OsmError(f"{where}: has neither image_id nor file_name; one of them says whose mask it is")
+        if found[0] != found[-1]:
+            raise OsmError(
+                f"{where}: image_id {proposal['image_id']!r} and file_name {proposal['file_name']!r} are two images of "
+                f"set {self._row.name!r}; expected one"
+            )
+        return found[0]
+
+    def _find(self, key: str, value: Any, where: str) -> ImageFile:
+        found: list[ImageFile] = []
+        if key == "image_id":
+            found = self._by_id.get(_id(value), [])
+        elif key == "file_name" and isinstance(value, str):
+            found = self._by_name.get(value, [])
+        if len(found) != 1:
+            called = "is not" if not found else f"is {len(found)} images"
+            raise OsmError(
+                f"{where}: {key} {shown(value)} {called} among the {self._count} images of set "
+                f"{self._row.name!r}; expected one of them"
+            )
+        return found[0]
+
+
+def _id(value: Any) -> Hashable:
+    """An id by its value: 1 and "1" are one."""
+    number = whole(value)
+    return str(value) if number is None else number
+
+
+def _check(proposal: dict[str, Any], image: ImageFile, where: str) -> None:
+    """Raises OsmError or SampleError where a proposal is not in the form, as far as that shows without its pixels.
+
+    Its box is not looked at: the mask says all.
+    """
+    segmentation = proposal.get("segmentation")
+    if not isinstance(segmentation, (dict, list)):
+        raise OsmError(f"{where}: segmentation {shown(segmentation)} is neither an RLE {{size, counts}} nor polygons")
+    if image.size is not None:
+        read_segmentation(segmentation, image.size, where)
+    if proposal.get("score") is not None and finite(proposal["score"]) is None:
+        raise OsmError(f"{where}: score {shown(proposal['score'])} is not a number")
