@@ -1,6 +1,6 @@
 """THE table of datasets: training flags, readers, converters and the evaluation all read it.
 
-A new set is one row (here, or in a user's YAML) and a label file.
+A new set is one row (here, or in a user's YAML) and a label file. A set whose annotations have phrases needs no labels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from osm.data.category_names import CATEGORY_NAMES, spoken_labels
 from osm.data.image_names import IMAGE_NAMES
 from osm.data.labels import LabelSet, load_labels
 from osm.data.paths import check_local
@@ -33,7 +34,9 @@ PUBLISHED_MODES = (
     "cityscapes",
     ANY_MODE,
 )
-FORMS = ("coco_panoptic", "coco_instances", "boxes", "semantic", "parts")
+FORMS = ("coco_panoptic", "coco_instances", "boxes", "semantic", "parts", "regions")
+PHRASE_FORMS = ("regions",)
+"""Forms whose annotations have phrases of their own: their sets have no labels."""
 ID_CODINGS = ("grey", "rgb")
 EXIF = ("auto", "raw", "upright")
 KEYS = ("name", "id", "cityscapes")
@@ -65,9 +68,12 @@ class Dataset:
         name: the set's name in flags and files, and its mode.
         form: how its annotations are stored, one of `FORMS`.
         title: how evaluation prints it (`<title> evaluation:`).
-        labels: a table of the project, or the path of a json with `categories`.
-        image_dir, mask_dir, json_file: what to predict on: the images; panoptic PNGs (panoptic form) or label maps
-            (semantic form); annotations (the forms with a json).
+        labels: a table of the project, or the path of a json with `categories`, or of a csv (see `load_labels`). Empty:
+            the names are those of `json_file`, or (training) of the `categories.json` beside the shards.
+        image_dir, mask_dir, json_file: what to predict on: the images; panoptic PNGs (panoptic form), label maps
+            (semantic form) or mask PNGs (instances form, of a csv); annotations (the forms with a json).
+        refs_file, split: of the form `regions`, what is said of the masks of `json_file`, and which part of it counts.
+            `split` is also the subfolder of the form `parts`.
         image_names: where the json says what an image is called, one of `IMAGE_NAMES`.
         ignored_ids, id_coding, whole_labels: see `Rules`; `whole_labels` is a label file as `labels` is.
         exif: whether annotations were drawn on the picture as it is stored (`raw`, as in the published sets) or turned
@@ -76,12 +82,13 @@ class Dataset:
         keys: what a shard's sample is called after, one of `KEYS`.
         exact_names: files have the very names of the json; else other spellings of tools are understood (see
             `osm.forms.locate`).
+        category_names: how the names of the classes are spelt, one of `CATEGORY_NAMES`.
     """
 
     name: str
     form: str
     title: str
-    labels: str
+    labels: str = ""
     image_dir: str | None = None
     mask_dir: str | None = None
     json_file: str | None = None
@@ -92,10 +99,20 @@ class Dataset:
     exif: str = "auto"
     keys: str = "name"
     exact_names: bool = False
+    category_names: str = "plain"
+    refs_file: str | None = None
+    split: str | None = None
 
     @cached_property
     def label_set(self) -> LabelSet:
-        return load_labels(self.labels)
+        """The classes. Raises OsmError where they cannot be read, or nothing tells which they are."""
+        if self.labels:
+            labels = load_labels(self.labels)
+        else:
+            from osm.forms import labels_of  # it needs this module
+
+            labels = labels_of(self)
+        return labels if self.category_names == "plain" else spoken_labels(labels, self.category_names)
 
     @cached_property
     def rules(self) -> Rules:
@@ -128,10 +145,16 @@ BUILTIN = (
     _published("pascal_part", "parts", "Pascal-Part Semantic", id_coding="rgb"),
     _published("ade20k", "coco_panoptic", "ADE20K Panoptic"),
     _published("cityscapes", "coco_panoptic", "Cityscapes Panoptic", image_names="cityscapes", keys="cityscapes"),
+    # What follows has no mode in the published checkpoints. Browsers did not turn pictures when Visual Genome was made.
+    Dataset("visual_genome", "regions", "Visual Genome", exif="raw"),
+    Dataset("objects365", "boxes", "Objects365 Detection", category_names="alternatives"),
+    Dataset("openimages", "coco_instances", "Open Images Instance", exif="raw"),
+    Dataset("paco", "coco_instances", "PACO Parts", exif="raw", category_names="object:part"),
 )
 
+_NAMED = (("image_names", IMAGE_NAMES), ("exif", EXIF), ("keys", KEYS), ("category_names", CATEGORY_NAMES))
 _USER_FIELDS = tuple(f.name for f in fields(Dataset) if f.name != "name")
-_PATHS = ("image_dir", "mask_dir", "json_file")
+_PATHS = ("image_dir", "mask_dir", "json_file", "refs_file")
 
 
 class DatasetTable(Mapping[str, Dataset]):
@@ -148,6 +171,10 @@ class DatasetTable(Mapping[str, Dataset]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def with_row(self, row: Dataset) -> DatasetTable:
+        """The table with a row in the place of that of its name."""
+        return DatasetTable(tuple({**self._rows, row.name: row}.values()))
 
     def with_yaml(self, path: str | Path) -> DatasetTable:
         """The table with the rows of a YAML file added, or with the fields it names changed.
@@ -207,15 +234,20 @@ class DatasetTable(Mapping[str, Dataset]):
         if name in self._rows:
             row = replace(self._rows[name], **values)
         else:
-            labels = values.get("labels") or values.get("json_file")
+            phrased = values.get("form") in PHRASE_FORMS
+            labels = values.get("labels", "" if phrased else values.get("json_file"))
             if "form" not in values or labels is None:
                 raise OsmError(f"{where}: a new set needs 'form', and 'labels' or 'json_file'")
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
         if row.form not in FORMS:
             raise OsmError(f"{where}: form {row.form!r} is not one of {', '.join(FORMS)}")
+        if row.form in PHRASE_FORMS and row.labels:
+            raise OsmError(
+                f"{where}: labels {row.labels!r}: form {row.form} has none, its names are the phrases of the json_file"
+            )
         if row.id_coding not in ID_CODINGS:
             raise OsmError(f"{where}: id_coding {row.id_coding!r} is not one of {', '.join(ID_CODINGS)}")
-        for field_name, known in (("image_names", IMAGE_NAMES), ("exif", EXIF), ("keys", KEYS)):
+        for field_name, known in _NAMED:
             value = getattr(row, field_name)
             if value not in known:
                 raise OsmError(f"{where}: {field_name} {value!r} is not one of {', '.join(known)}")

@@ -313,6 +313,23 @@ def read_ids(source: bytes | str | Path) -> np.ndarray:
     return ids if ids.dtype.kind == "u" else ids.astype(np.int32)
 
 
+def read_mask(source: bytes | str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes a mask of one object, of 1 or 8 bits: what is not 0 belongs to it. Bool (H, W).
+
+    Args:
+        size: (width, height) to bring it to, nearest; None = its own.
+
+    Raises:
+        SampleError: `mask_not_ids` where it has several channels or more bits, or what `open_image` raises.
+    """
+    image = decode(open_image(source))
+    if image.mode not in ("1", "L", "P"):
+        raise SampleError("mask_not_ids", f"mask has mode {image.mode}, one channel of 1 or 8 bits needed")
+    if size is not None and size != image.size:
+        image = image.resize(size, Image.Resampling.NEAREST)
+    return np.asarray(image) != 0
+
+
 def read_panoptic(source: bytes | str | Path) -> np.ndarray:
     """Decodes a panoptic PNG to int32 ids (H, W), id = R + 256 G + 65536 B.
 

@@ -3,7 +3,7 @@
 One format for the project's own tables (`osm/data/labels/*.json`), a COCO or LVIS json, and a user's file: a json
 object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names), `isthing`, for
 parts of objects `supercategory`, the kind of object that the part's name starts with, and `frequency` (r, c or f, as in
-LVIS).
+LVIS). Or a csv without a header, a class a line: the set's own sign for it, and its name (Open Images has such a list).
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from osm.data.csv_rows import csv_rows
 from osm.documents import parse_json
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file
 
+LABEL_NAME = "label_name"
+"""The field of a category that has the set's own sign for it, where its annotations have no ids."""
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 """LVIS's groups of classes: in 1 to 10, 11 to 100, and more than 100 training images."""
 
@@ -117,11 +120,19 @@ def load_labels(source: str | Path) -> LabelSet:
     """Loads a label set.
 
     Args:
-        source: the name of one of the project's tables (`coco`, `ade20k`, ...) or the path of a json with `categories`.
+        source: the name of one of the project's tables (`coco`, `ade20k`, ...), the path of a json with `categories`,
+            or that of a csv.
 
     Raises:
         OsmError: no such table or file, or one that is not in the format.
     """
+    return LabelSet.from_categories(read_categories(source), str(source))
+
+
+def read_categories(source: str | Path) -> list[Any]:
+    """The `categories` of a label file, not checked any further; see `load_labels`."""
+    if Path(source).suffix.lower() == ".csv":
+        return _categories_of_csv(Path(source))
     table = resources.files("osm.data") / "labels" / f"{source}.json"
     if Path(source).suffix == "" and table.is_file():
         text = table.read_text(encoding="utf-8")
@@ -139,4 +150,16 @@ def load_labels(source: str | Path) -> LabelSet:
         raise OsmError(f"labels: {source} is not valid json: {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
         raise OsmError(f"labels: {source} has no list 'categories'")
-    return LabelSet.from_categories(document["categories"], str(source))
+    return document["categories"]
+
+
+def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
+    """An id is the number of the line, wherever the file is read; a line that is no class costs that class."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, row in csv_rows(path, "labels:"):
+        sign, name = [field.strip() for field in row[:2]] if row and len(row) > 1 else ("", "")
+        if sign and name and (sign, name) != ("LabelName", "DisplayName"):
+            found.setdefault(sign, {"id": number, "name": name, LABEL_NAME: sign})
+    if not found:
+        raise OsmError(f"labels: {path}: has no line with a sign and a name (/m/01g317,Person)")
+    return list(found.values())

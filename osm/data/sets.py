@@ -8,6 +8,7 @@ from typing import Any
 
 from osm.data.datasets import BUILTIN, Dataset
 from osm.forms import FORM_CLASSES, Form
+from osm.forms.instances import OpenImages
 from osm.forms.maps import PascalParts
 
 _ROWS = {row.name: row for row in BUILTIN}
@@ -53,8 +54,14 @@ SETS = {
     "pc459": Convertible(_ROWS["pc459"], "PC-459 (Pascal Context full)", defaults={"labels": "pc459"}),
     "partimagenet": Convertible(_ROWS["partimagenet"], "PartImageNet"),
     "pascal_part": Convertible(_ROWS["pascal_part"], "Pascal-Part", PascalParts),
+    "visual_genome": Convertible(_ROWS["visual_genome"], "Visual Genome: its region descriptions, or its objects"),
+    # Not all images of either release can still be had.
+    "objects365": Convertible(_ROWS["objects365"], "Objects365", fine=frozenset({"image_missing"})),
+    "openimages": Convertible(_ROWS["openimages"], "Open Images", OpenImages, fine=frozenset({"image_missing"})),
+    "paco": Convertible(_ROWS["paco"], "PACO: objects and their parts"),
     "coco_panoptic": _own("coco_panoptic", of_coco=True),
     "coco_instances": _own("coco_instances", of_coco=True),
     "boxes": _own("boxes"),
     "semantic": _own("semantic"),
+    "regions": _own("regions"),
 }

@@ -13,9 +13,12 @@ from osm.forms.base import MIN_PIXELS, Form, Segment, Target, sample_of
 from osm.forms.instances import Boxes, Instances
 from osm.forms.maps import Parts, Semantic
 from osm.forms.panoptic import Panoptic
+from osm.forms.regions import Regions
 from osm.forms.split import MAX_BAD_ANNOTATIONS, Split
 
-FORM_CLASSES: dict[str, type[Form]] = {form.name: form for form in (Panoptic, Instances, Boxes, Semantic, Parts)}
+FORM_CLASSES: dict[str, type[Form]] = {
+    form.name: form for form in (Panoptic, Instances, Boxes, Semantic, Parts, Regions)
+}
 
 
 def read_sample(form: str, members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
@@ -32,4 +35,9 @@ def split_of(row: Dataset, max_bad_annotations: float = MAX_BAD_ANNOTATIONS) -> 
     return Split(row, FORM_CLASSES[row.form], max_bad_annotations)
 
 
-__all__ = ["FORM_CLASSES", "MIN_PIXELS", "Form", "Segment", "Split", "Target", "read_sample", "split_of"]
+def labels_of(row: Dataset) -> LabelSet:
+    """The classes of a row without `labels`. Raises OsmError where nothing tells which they are."""
+    return FORM_CLASSES[row.form].labels_of(row)
+
+
+__all__ = ["FORM_CLASSES", "MIN_PIXELS", "Form", "Segment", "Split", "Target", "labels_of", "read_sample", "split_of"]

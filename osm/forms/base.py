@@ -23,7 +23,7 @@ from PIL import Image
 
 from osm.data.datasets import Dataset, Rules
 from osm.data.images import open_image, orientation, read_rgb
-from osm.data.labels import LabelClass, LabelSet
+from osm.data.labels import LabelClass, LabelSet, load_labels
 from osm.data.values import side, truth, whole
 from osm.data.views import View
 from osm.documents import parse_json
@@ -339,6 +339,20 @@ class Form(ABC):
         Raises:
             OsmError: a field is wrong, or the source is, beyond single annotations.
         """
+
+    @classmethod
+    def labels_of(cls, row: Dataset) -> LabelSet:
+        """The classes of a row without `labels`: those of its json.
+
+        Raises:
+            OsmError: it has none, or not in the form.
+        """
+        if row.json_file is None:
+            raise OsmError(
+                f"set {row.name!r}: nothing tells the names of its classes: give it a row (--datasets) whose labels "
+                "are the categories.json that `osm prepare` wrote beside its shards"
+            )
+        return load_labels(row.json_file)
 
     @classmethod
     @abstractmethod

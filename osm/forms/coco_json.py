@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from osm.data.category_names import spoken_categories
 from osm.data.image_names import image_name
 from osm.data.labels import LabelSet, load_labels
 from osm.data.pool import say
@@ -51,20 +52,24 @@ class CocoJson:
 
     Args:
         labels: the classes that annotations may have; None = the json's `categories`.
+        read: the document and the SHA-256 of its file, where another form was brought into this one.
 
     Attributes:
         losses: what was left out of it.
     """
 
-    def __init__(self, files: SetFiles, labels: LabelSet | None) -> None:
+    def __init__(self, files: SetFiles, labels: LabelSet | None, read: tuple[Any, str] | None = None) -> None:
         self.files, self.path, self.losses = files, Path(str(files.json_file)), Losses()
-        self.document, self.sha256 = read_json(self.path, files.flag.format("json_file"), nesting=None)
+        if read is None:
+            read = read_json(self.path, files.flag.format("json_file"), nesting=None)
+        self.document, self.sha256 = read
         rows = self._list("images")
         self._list("annotations")
         self.categories: list[dict[str, Any]] | None = None
         if labels is None:
             self.categories = clean_categories(self._list("categories"), str(self.path))
             labels = LabelSet.from_categories(self.categories, str(self.path))
+            self.categories = spoken_categories(self.categories, files.row.category_names)
         self.labels = labels
         self.images: dict[int | str, dict[str, Any]] = {}
         for number, image in enumerate(rows):
@@ -118,7 +123,7 @@ class CocoJson:
         """Every image's annotations. `read` takes (how to name it in a message, annotation, its image's so far)."""
         found = {image_id: OfImage([], [], [], {}) for image_id in self.images}
         for number, row in enumerate(self.document["annotations"]):
-            where = f"{self.path}: annotations[{number}]"
+            where = self.place(number)
             try:
                 if not isinstance(row, dict):
                     raise SampleError("annotation_malformed", f"{where}: {shown(row)} is not an object")
@@ -130,6 +135,17 @@ class CocoJson:
             except SampleError as error:
                 self.losses.add(error.reason, str(error))
         return found
+
+    def place(self, number: int) -> str:
+        """How a message calls an annotation."""
+        return f"{self.path}: annotations[{number}]"
+
+    def add_mask(self, where: str, row: Annotation, segment: Annotation, of: OfImage) -> None:
+        """Adds to an image, and to an annotation of it, the file that has its mask; a json has none.
+
+        Raises:
+            SampleError: there is no such file.
+        """
 
     def listing(self, found: Mapping[int | str, OfImage]) -> Listing:
         """The entries of all images."""

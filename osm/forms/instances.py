@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from osm.data.datasets import Rules
+from osm.data.datasets import Dataset, Rules
 from osm.data.labels import LabelSet
 from osm.data.segmentation import draw_segmentation, read_segmentation
 from osm.data.values import finite
@@ -18,6 +18,7 @@ from osm.data.views import View
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import MIN_PIXELS, Entry, Form, Listing, Losses, Picture, Segment, SetFiles, Size, Target
 from osm.forms.coco_json import Annotation, CocoJson, OfImage, kept_fields, size_key
+from osm.forms.mask_files import MaskTable, is_mask_table, with_mask_of_file
 from osm.forms.panoptic import checked_segments
 
 _KEPT_PIXELS = 1 << 28  # of masks, a byte each: all of them, but for many large ones of a huge image
@@ -47,9 +48,8 @@ class Annotated(Form):
     ) -> None:
         super().__init__(picture, members, document, labels, rules)
         self._check_size(document)
-        fields = ("category_id", self.shape_field)
-        self.segments = checked_segments(document.get("segments_info"), fields, labels)
-        self.entries = [entry for _, entry in self.segments if entry["category_id"] not in rules.ignored_ids]
+        self.segments = self._read(document.get("segments_info"))
+        self.entries = [entry for _, entry in self.segments if entry.get("category_id") not in rules.ignored_ids]
         self.unusable: dict[int, SampleError] = {}  # of `entries`, found when they were drawn
 
     def pick(
@@ -65,7 +65,7 @@ class Annotated(Form):
                     raise
                 continue
             if mask is not None:
-                picked.append(Segment(mask, self.labels[self.entries[i]["category_id"]], self.boxed))
+                picked.append(self._segment(mask, self.entries[i]))
             elif not picked and not fixed_view:
                 return []
             if len(picked) == count:
@@ -74,6 +74,14 @@ class Annotated(Form):
 
     def has_segments(self) -> bool:
         return bool(self.entries)
+
+    def _read(self, entries: Any) -> list[tuple[int, Annotation]]:
+        """The annotations of a sample's json without crowds, each with its place. Raises SampleError `bad_json`,
+        `unknown_category`."""
+        return checked_segments(entries, ("category_id", self.shape_field), self.labels)
+
+    def _segment(self, mask: np.ndarray, entry: Annotation) -> Segment:
+        return Segment(mask, self.labels[entry["category_id"]], self.boxed)
 
     def _mask(self, number: int, view: View) -> np.ndarray | None:
         """An annotation's mask in a view; None where it has too few pixels there.
@@ -93,7 +101,7 @@ class Annotated(Form):
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        source = CocoJson(files, labels)
+        source = cls._source(files, labels)
         seen = 0
 
         def read_row(where: str, row: Annotation, of: OfImage) -> None:
@@ -102,7 +110,9 @@ class Annotated(Form):
                 raise OsmError(f"{where}: has 'segments_info': this is a panoptic json, not an instances one")
             of.raw.append(row)
             category = cls._category(source, row, where)
-            of.segments.append(kept_fields(row, cls.kept, seen, category))
+            segment = kept_fields(row, cls.kept, seen, category)
+            source.add_mask(where, row, segment, of)
+            of.segments.append(segment)
             of.places.append(len(of.raw) - 1)
             seen += 1
 
@@ -111,6 +121,10 @@ class Annotated(Form):
         if labels is None and files.row.exact_names:
             source.compare(files.row.labels)
         return source.listing(found)
+
+    @classmethod
+    def _source(cls, files: SetFiles, labels: LabelSet | None) -> CocoJson:
+        return CocoJson(files, labels)
 
     @classmethod
     def _category(cls, source: CocoJson, row: Annotation, where: str) -> int:
@@ -132,11 +146,16 @@ class Annotated(Form):
                 places.append(place)
                 continue
             try:
-                kept.append(cls._usable(annotation, size, where, losses))
+                kept.append(cls._usable(cls._with_mask(entry, annotation, size), size, where, losses))
                 places.append(place)
             except SampleError as error:
                 losses.add(error.reason, f"{error}, left out")
         return {}, kept, tuple(places)
+
+    @classmethod
+    def _with_mask(cls, entry: Entry, annotation: Annotation, size: Size) -> Annotation:
+        """The annotation with what a file of the entry's masks has of it. Raises SampleError where that is nothing."""
+        return annotation
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
@@ -186,7 +205,26 @@ class Instances(Annotated):
         return [Target(place, entry["category_id"], partial(self._draw, entry)) for place, entry in self.segments]
 
     @classmethod
+    def labels_of(cls, row: Dataset) -> LabelSet:
+        if is_mask_table(row.json_file):
+            raise OsmError(
+                f"set {row.name!r}: {row.json_file} has no names: labels has to be the csv of its classes "
+                "(class-descriptions-boxable.csv), or the categories.json that `osm prepare` wrote"
+            )
+        return super().labels_of(row)
+
+    @classmethod
+    def _source(cls, files: SetFiles, labels: LabelSet | None) -> CocoJson:
+        return MaskTable(files, labels) if is_mask_table(files.json_file) else super()._source(files, labels)
+
+    @classmethod
+    def _with_mask(cls, entry: Entry, annotation: Annotation, size: Size) -> Annotation:
+        return with_mask_of_file(entry, annotation, size) if entry.masks else annotation
+
+    @classmethod
     def _check_shapes(cls, files: SetFiles, source: CocoJson) -> None:
+        if isinstance(source, MaskTable):
+            return
         rows = [row for row in source.document["annotations"] if isinstance(row, dict)]
         if not any(row.get("segmentation") for row in rows) and any(row.get("bbox") for row in rows):
             raise OsmError(
@@ -207,6 +245,21 @@ class Instances(Annotated):
         return kept
 
 
+class OpenImages(Instances):
+    """Instances whose masks are PNGs, listed in a csv (see `osm.forms.mask_files`)."""
+
+    what: ClassVar[str] = "Open Images"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--image_dir", required=True, help="folder of the images, <ImageID>.jpg, or of their folders"
+        )
+        parser.add_argument("--ann_dir", required=True, help="folder of the mask PNGs, or of their folders")
+        parser.add_argument("--json_file", required=True, help="the csv <split>-annotations-object-segmentation.csv")
+        parser.add_argument("--labels", required=True, help="names of its classes: class-descriptions-boxable.csv")
+
+
 class Boxes(Annotated):
     """Boxes (x, y, width, height) alone: rounded outwards to pixels and cut at the image's border."""
 
@@ -218,13 +271,7 @@ class Boxes(Annotated):
     nothing_usable: ClassVar[str] = "no_boxes"
 
     def _mask(self, number: int, view: View) -> np.ndarray | None:
-        box = self._corners(self.entries[number])
-        where = view.box(box, (self.height, self.width))
-        if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
-            return None
-        mask = np.zeros((view.crop_height, view.crop_width), bool)
-        mask[where] = True
-        return mask
+        return box_in_view(self._corners(self.entries[number]), view, (self.height, self.width))
 
     def _corners(self, entry: Annotation) -> tuple[int, int, int, int]:
         return corners(entry["bbox"], (self.width, self.height), "segments_info")
@@ -285,6 +332,16 @@ def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
     limits = (*size, *size)
     left, top, right, bottom = (min(max(number, 0), limit) for number, limit in zip(found, limits, strict=True))
     return left, top, right, bottom
+
+
+def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, int]) -> np.ndarray | None:
+    """Corners of an image (H, W) as a mask of the crop; None where it has too few pixels there."""
+    where = view.box(box, shape)
+    if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
+        return None
+    mask = np.zeros((view.crop_height, view.crop_width), bool)
+    mask[where] = True
+    return mask
 
 
 def draw_box(box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:

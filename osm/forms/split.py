@@ -252,6 +252,7 @@ def set_files(row: Dataset) -> SetFiles:
         row.json_file,
         labels=row.labels,
         flag=f"{row.name}_{{}}",
+        more={name: getattr(row, name) for name in ("refs_file", "split") if getattr(row, name) is not None},
     )
 
 
@@ -259,7 +260,7 @@ def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
     """The (width, height) of the picture that the annotations were drawn on; see `Form.stated_size`."""
     if entry.stated is not None:
         return entry.stated
-    for path in entry.masks.values():
+    for path in entry.masks.values() if form.mask_members else ():  # the others' masks may have a size of their own
         if path.suffix.lower() != ".mat" and path.exists():
             return Picture(path).size
     return None

@@ -1,0 +1,88 @@
+"""Rows of a csv that nobody has checked: one line is one row, and what is wrong with a line costs that line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from osm.errors import OsmError, shown
+from osm.files import check_regular_file
+
+_MAX_LINE = 1 << 20  # bytes: Open Images' longest hold thousands of clicks
+_MAX_LINES = 20_000_000
+
+
+def csv_rows(path: Path, what: str, digest: Any = None) -> Iterator[tuple[int, list[str] | None]]:
+    """The lines of a csv, but for blank ones: (number from 1, fields); None = the line is no row of a csv in UTF-8.
+
+    Args:
+        what: begins a message. digest: of hashlib, takes the file's bytes.
+
+    Raises:
+        OsmError: the file cannot be read, or has too many lines.
+    """
+    check_regular_file(path, what)
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(_lines(file, digest), 1):
+                if number > _MAX_LINES:
+                    raise OsmError(f"{what} {path}: has over {_MAX_LINES} lines")
+                fields = _fields(line, "utf-8-sig" if number == 1 else "utf-8")
+                if fields != []:
+                    yield number, fields
+    except OSError as error:
+        raise OsmError(f"{what} {path}: {error.strerror}") from None
+
+
+def csv_records(
+    path: Path, what: str, columns: Sequence[str], digest: Any = None
+) -> Iterator[tuple[int, dict[str, str] | None]]:
+    """The rows of a csv whose first line names its columns, as `csv_rows` has them.
+
+    Args:
+        columns: those that have to be among them.
+
+    Raises:
+        OsmError: as `csv_rows`, or a column is missing or there twice.
+    """
+    names: list[str] | None = None
+    for number, fields in csv_rows(path, what, digest):
+        if names is None:
+            names = [name.strip() for name in fields or ()]
+            if any(names.count(name) != 1 for name in columns):
+                raise OsmError(
+                    f"{what} {path}: its first line has to name the columns {', '.join(columns)}, each once; found "
+                    f"{shown(names)}"
+                )
+        elif fields is not None and len(fields) == len(names):
+            yield number, dict(zip(names, fields, strict=True))
+        else:
+            yield number, None
+    if names is None:
+        raise OsmError(f"{what} {path}: is empty; expected the columns {', '.join(columns)}")
+
+
+def _lines(file: IO[bytes], digest: Any) -> Iterator[bytes]:
+    """Every line; of one that is too long, its beginning with a byte that no text has."""
+    while line := file.readline(_MAX_LINE):
+        if digest is not None:
+            digest.update(line)
+        part = line
+        while len(part) == _MAX_LINE and not part.endswith(b"\n"):
+            part = file.readline(_MAX_LINE)
+            if digest is not None:
+                digest.update(part)
+            line = line[:100] + b"\xff"
+        yield line
+
+
+def _fields(line: bytes, encoding: str) -> list[str] | None:
+    try:
+        return next(csv.reader([line.decode(encoding).rstrip("\r\n")], strict=True), [])
+    except (csv.Error, ValueError):
+        return None
+
+
+__all__ = ["csv_records", "csv_rows"]

@@ -1,0 +1,124 @@
+"""Instances whose masks are files of their own, listed in a csv, as Open Images publishes them.
+
+A line of `<split>-annotations-object-segmentation.csv` has MaskPath (a PNG of 1 bit, often of another size than the
+image), ImageID (of ImageID.jpg) and LabelName (such as /m/01g317), whose name is in the csv of the classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osm.data.csv_rows import csv_records
+from osm.data.images import read_mask
+from osm.data.labels import LABEL_NAME, LabelSet, read_categories
+from osm.errors import OsmError, SampleError, shown
+from osm.forms.base import Entry, SetFiles, Size
+from osm.forms.coco_json import Annotation, CocoJson, OfImage
+from osm.forms.files import about
+
+_COLUMNS = ("MaskPath", "ImageID", "LabelName")
+_MASK_FILE = "mask_file"
+_NAME = re.compile(r"[\w-]{1,100}")
+
+
+def is_mask_table(path: str | Path | None) -> bool:
+    """Whether annotations are listed in a csv of masks, not in a json."""
+    return path is not None and Path(path).suffix.lower() == ".csv"
+
+
+class MaskTable(CocoJson):
+    """The csv as a json in COCO's form would have it. An annotation's id is its mask's name."""
+
+    def __init__(self, files: SetFiles, labels: LabelSet | None) -> None:
+        path = Path(str(files.json_file))
+        if not files.labels:
+            flag = files.flag.format("labels")
+            raise OsmError(f"{flag}: the names of {path} are in another csv: give class-descriptions-boxable.csv")
+        categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
+        self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
+        if not self._ids:
+            raise OsmError(f"{files.where('labels')}: none of its categories has a {LABEL_NAME}, as {path} calls them")
+        self._found = _pngs(files.folder("ann_dir"))
+        self._lines = array("L")
+        super().__init__(files, labels, self._read(path, files, categories))
+
+    def _read(self, path: Path, files: SetFiles, categories: list[Any]) -> tuple[dict[str, Any], str]:
+        digest = hashlib.sha256(repr(sorted(self._ids.items())).encode())
+        images: dict[str, dict[str, Any]] = {}
+        annotations: list[Any] = []
+        for line, row in csv_records(path, files.flag.format("json_file"), _COLUMNS, digest):
+            self._lines.append(line)
+            if row is None:
+                annotations.append(None)
+                continue
+            mask, image_id, label = (row[name].strip() for name in _COLUMNS)
+            if _NAME.fullmatch(image_id):
+                images.setdefault(image_id, {"id": image_id, "file_name": f"{image_id}.jpg"})
+            own_id = mask.removesuffix(".png")
+            annotation = {"id": own_id, "image_id": image_id, "category_id": self._ids.get(label), LABEL_NAME: label}
+            annotations.append(annotation)
+        document = {"images": list(images.values()), "annotations": annotations, "categories": categories}
+        return document, digest.hexdigest()
+
+    def place(self, number: int) -> str:
+        return f"{self.path}, line {self._lines[number]}"
+
+    def category_of(self, annotation: Mapping[str, Any], where: str) -> int:
+        if annotation["category_id"] is None:
+            message = f"{where}: LabelName {shown(annotation[LABEL_NAME])} is not in {self.files.labels}"
+            raise SampleError("category_unknown", message)
+        return super().category_of(annotation, where)
+
+    def add_mask(self, where: str, row: Annotation, segment: Annotation, of: OfImage) -> None:
+        name = f"{row['id']}.png"
+        if name not in self._found:
+            message = f"{where}: {shown(name)} is neither in {self.files.ann_dir} nor in a folder of it"
+            raise SampleError("annotation_without_mask", message)
+        of.masks[name] = self._found[name]
+        segment[_MASK_FILE] = name
+
+
+def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annotation:
+    """An annotation with the mask of its file as RLE, brought to the image's size.
+
+    Raises:
+        SampleError: the file is no mask, or no pixel of it is set.
+    """
+    path = entry.masks[annotation[_MASK_FILE]]
+    try:
+        with about(path, "mask"):
+            mask = read_mask(path, size)
+    except SampleError as error:
+        raise SampleError("annotation_without_mask", str(error)) from None
+    if not mask.any():
+        raise SampleError("annotation_without_mask", f"mask {path}: no pixel of it is set")
+    from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+
+    counts = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))["counts"].decode("ascii")
+    kept = {name: value for name, value in annotation.items() if name != _MASK_FILE}
+    return {**kept, "segmentation": {"size": [size[1], size[0]], "counts": counts}}
+
+
+def _pngs(folder: Path) -> dict[str, str]:
+    """The PNGs of a folder, and of the folders in it, by name: their paths below it."""
+    found: dict[str, str] = {}
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        relative = Path(root).relative_to(folder)
+        if len(relative.parts) >= 2:
+            folders.clear()
+        for name in names:
+            if name.endswith(".png"):
+                found.setdefault(name, (relative / name).as_posix())
+    return found
+
+
+__all__ = ["MaskTable", "is_mask_table", "with_mask_of_file"]
