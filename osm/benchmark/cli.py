@@ -21,7 +21,7 @@ from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.data.paths import check_local
 from osm.errors import OsmError, exit_code
 from osm.files import read_json
-from osm.forms import FORM_CLASSES, Form
+from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
 from osm.quiet import quiet_command
 from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of

@@ -40,4 +40,15 @@ def labels_of(row: Dataset) -> LabelSet:
     return FORM_CLASSES[row.form].labels_of(row)
 
 
-__all__ = ["FORM_CLASSES", "MIN_PIXELS", "Form", "Segment", "Split", "Target", "labels_of", "read_sample", "split_of"]
+__all__ = [
+    "FORM_CLASSES",
+    "MAX_BAD_ANNOTATIONS",
+    "MIN_PIXELS",
+    "Form",
+    "Segment",
+    "Split",
+    "Target",
+    "labels_of",
+    "read_sample",
+    "split_of",
+]

@@ -197,8 +197,8 @@ class CocoJson:
         if images.exact or not entries or any(entry.image.exists() for entry in entries):
             return ""
         return (
-            f"{self.files.where('image_dir')}: none of the {len(entries)} images of {self.path} is there: the json says "
-            f"{shown(entries[0].record['file_name'])}, {images.what_is_there()}"
+            f"{self.files.where('image_dir')}: none of the {len(entries)} images of {self.path} is there: the json "
+            f"says {shown(entries[0].record['file_name'])}, {images.what_is_there()}"
         )
 
     def _report_guesses(self, finder: FileFinder, count: int) -> None:

@@ -279,7 +279,7 @@ class Parts(LabelMaps):
         `annotations/<split>_whole`. Without a split: `image_dir` and `ann_dir` are the folders themselves."""
         split = files.more.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
-            raise OsmError(f"{files.where('split')!r} is not the name of a subfolder, like train")
+            raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, like train")
         folder = files.folder("image_dir")
         arguments: dict[str, Any] = {"form": files.name, "image_dir": str(folder.resolve())}
         if split is None:

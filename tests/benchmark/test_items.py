@@ -78,7 +78,8 @@ def test_instances(tmp_path: Path) -> None:
     assert [a["id"] for a in named] == [0, 1, 2, 3, 4, 5]
     assert [a.get("open_end_pred", {}).get("any", {}).get("class") for a in named] == ["any 6 of 7"] * 3 + [None] * 3
     meta = json.loads((tmp_path / "out" / "pets_meta_0_of_1.json").read_text())
-    assert meta["counts"] == {"named": 3, "empty": 2, "crowd": 1, "missing_in_mask": 0, "unknown_in_mask": 0}
+    counts = {"named": 3, "empty": 1, "crowd": 1, "missing_in_mask": 0, "unknown_in_mask": 0, "unusable": 1}
+    assert meta["counts"] == counts
 
 
 def test_compressed_rle_is_pycocotools_own() -> None:
@@ -96,7 +97,7 @@ def test_compressed_rle_is_pycocotools_own() -> None:
     [
         (
             {"segmentation": {"size": [4, 5], "counts": [20]}},
-            r"annotation 0 of .*RLE size \[4, 5\].*image's is \[4, 6\]",
+            r"annotation 0: RLE size \[4, 5\].*image's is \[4, 6\]",
         ),
         ({"segmentation": {"size": [4, 6], "counts": [20]}}, "do not add up to 4 x 6"),
         ({"segmentation": {"size": [4, 6], "counts": [30, -6]}}, "do not add up to 4 x 6"),
@@ -105,13 +106,16 @@ def test_compressed_rle_is_pycocotools_own() -> None:
         ({"segmentation": {"size": [4, 6], "counts": "o" * 99}}, "not in COCO's compressed form"),
         ({"segmentation": {"size": "4", "counts": [24]}}, r"annotation 0: RLE size '4' is not \[height, width\]"),
         ({"segmentation": {"size": [4, 6]}}, "RLE counts are neither"),
-        ({"segmentation": None}, "segmentation None is neither polygons nor an RLE"),
+        ({"segmentation": None}, "has no mask: its segmentation is None"),
         ({"segmentation": [[1, 1, 2, 2]]}, "three points or more"),
         ({"segmentation": [[1, 1, 2, 2, 3, 3, 4]]}, "three points or more"),
         ({"segmentation": [[0, 0, 1e9, 0, 0, 1e9]]}, "far outside of its image, 6 x 4"),
-        ({"segmentation": [[0, 0, float("nan"), 0, 0, 1]]}, "far outside of its image"),
-        ({"segmentation": [SQUARE], "category_id": 5}, "annotation 0: category_id 5 is not in the label set"),
-        ({"segmentation": [SQUARE], "image_id": 5}, "annotation 0: image_id 5 is not among"),
+        ({"segmentation": [[0, 0, float("nan"), 0, 0, 1]]}, "not a finite number"),
+        (
+            {"segmentation": [SQUARE], "category_id": 5},
+            r"annotations\[0\] \(id 0\).* category_id 5 is not among the 1",
+        ),
+        ({"segmentation": [SQUARE], "image_id": 5}, r"annotations\[0\] \(id 0\): there is no image with the id 5"),
     ],
 )
 def test_bad_instances(tmp_path: Path, annotation: dict[str, Any], message: str) -> None:
@@ -134,29 +138,16 @@ def _segment(document: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("images"), r"panoptic\.json: expected a list of objects 'images', found None"),
-        (lambda d: d.update(annotations=[3]), "expected a list of objects 'annotations'"),
+        (lambda d: d.pop("images"), r"panoptic\.json: has no list 'images'"),
         (
             lambda d: d["annotations"][0].pop("segments_info"),
-            "annotation 0: expected a list of objects 'segments_info'",
+            r"image 104: has no list 'segments_info'",
         ),
-        (lambda d: d["annotations"][0].update(image_id=7), "annotation 0: image_id 7 is not among the json's images"),
-        (lambda d: d["annotations"][0].update(image_id=[7]), r"image_id \[7\] is not among"),
-        (
-            lambda d: d["annotations"][0].update(file_name="../x.png"),
-            r"annotation 0: file name '\.\./x\.png' leads out",
-        ),
-        (lambda d: d["images"][0].update(file_name="/etc/x.png"), "image 100: file name '/etc/x.png' leads out"),
-        (lambda d: d["images"][0].pop("file_name"), "image 100: file name None is not a file name"),
-        (lambda d: d["images"][0].update(id=101), "image id 101 is given twice"),
-        (lambda d: d["images"][0].update(id="a"), "integers and strings mixed"),
-        (lambda d: d["images"][0].update(id=None), "image id None is neither"),
-        (lambda d: _segment(d).update(id="1"), "annotation 0: segment id '1' is not an integer"),
-        (
-            lambda d: _segment(d).update(category_id=3),
-            r"\(image_id 104\), segment 1: category_id 3 is not in the label",
-        ),
-        (lambda d: _segment(d).update(category_id="1"), "category_id '1' is not in the label set"),
+        (lambda d: d["annotations"][0].update(file_name="../x.png"), r"image 104.* file name '\.\./x\.png' leads out"),
+        (lambda d: d["images"][0].update(file_name="/etc/x.png"), "id 100.* file name '/etc/x.png' leads out"),
+        (lambda d: d["images"][0].pop("file_name"), "id 100.* file name None is not a file name"),
+        (lambda d: d["images"][0].update(id=101), "the id 101 is given twice"),
+        (lambda d: d["images"][0].update(id=None), r"images\[0\] needs an 'id'"),
     ],
 )
 def test_bad_panoptic_json(pets: Dataset, change: Change, message: str) -> None:
@@ -164,6 +155,34 @@ def test_bad_panoptic_json(pets: Dataset, change: Change, message: str) -> None:
     change_json(pets, change)
     with pytest.raises(OsmError, match=message):
         split_of(pets)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "count"),
+    [
+        (lambda d: d.update(annotations=[3, *d["annotations"]]), "annotation_malformed", 1),
+        (lambda d: d["annotations"][0].update(image_id=7), "annotation_without_image", 1),
+        (lambda d: d["annotations"][0].update(image_id=[7]), "annotation_without_image", 1),
+        (lambda d: d["images"][0].update(id="a"), "annotation_without_image", 1),
+        (lambda d: _segment(d).update(id="one"), "annotation_malformed", 1),
+        (lambda d: _segment(d).update(category_id=3), "category_unknown", 1),
+        (lambda d: _segment(d).update(category_id=None), "category_unknown", 1),
+        (lambda d: _segment(d).update(id="1", category_id="1"), "", 0),  # the same by value
+    ],
+)
+def test_one_bad_annotation_of_a_split_costs_itself(pets: Dataset, change: Change, reason: str, count: int) -> None:
+    before = split_of(pets)
+    change_json(pets, change)
+    split = split_of(pets)
+    assert split.listing.losses.counts == ({reason: count} if count else {})
+    lost = len(before) - len(split)
+    assert lost == int(reason == "annotation_without_image")
+    for index in range(len(split)):
+        item = split.load(index)
+        assert all(item.mask(k).shape == item.size for k in range(len(item.annotations)))
+    if count:
+        with pytest.raises(OsmError, match="annotations are unusable, --max_bad_annotations 0 allows 0"):
+            split_of(pets, max_bad_annotations=0)
 
 
 def test_json_that_is_none(pets: Dataset) -> None:
@@ -181,10 +200,10 @@ def test_bad_panoptic_images(pets: Dataset) -> None:
     image = Path(str(pets.image_dir)) / "4.png"
     split = split_of(pets)
     Image.new("RGB", (8, 7)).save(mask)
-    with pytest.raises(OsmError, match=r"masks/4\.png: 8 x 7, but its image .*images/4\.png is 8 x 6"):
+    with pytest.raises(OsmError, match=r"masks/4\.png: is 8 x 7, its image .*images/4\.png is 8 x 6"):
         split.load(0)
-    Image.new("L", (8, 6)).save(mask)
-    with pytest.raises(OsmError, match=r"masks/4\.png: panoptic PNG has mode L"):
+    Image.new("LA", (8, 6)).save(mask)
+    with pytest.raises(OsmError, match=r"masks/4\.png: panoptic PNG has mode LA"):
         split.load(0)
     mask.unlink()
     with pytest.raises(OsmError, match=r"masks/4\.png"):

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from convert_sets import SIZE, Set, members, summary, write_mask
 from PIL import Image
@@ -77,10 +76,9 @@ BAD = {
         r"im0.png: .*not a readable",
     ),
     "mask_truncated": (lambda s: cut(s.masks / "im0.png", 0.7), r"im0.png: .*broken data"),
-    "mask_not_rgb": (lambda s: Image.new("L", SIZE).save(s.masks / "im0.png"), r"im0.png: .*mode L, RGB"),
-    "image_format": (lambda s: Image.new("RGB", SIZE).save(s.images / "im0.jpg", format="TIFF"), r"is a TIFF"),
+    "mask_not_rgb": (lambda s: Image.new("LA", SIZE).save(s.masks / "im0.png"), r"im0.png: .*mode LA, RGB"),
+    "no_id_in_png": (lambda s: write_mask(s.masks / "im0.png", (5, 6)), r"im0.png: none of the json's 2 segment ids"),
     "segment_id_twice": (lambda s: s.json["annotations"][0]["segments_info"][0].update(id=70000), r"id 70000 twice"),
-    "annotation_malformed": (lambda s: s.json["annotations"][0]["segments_info"][0].update(area=np.nan), r"NaN"),
 }
 
 
@@ -135,9 +133,16 @@ def test_masks_of_instances(instances: Set) -> None:
     rows.append({**rows[1], "id": 98, "segmentation": []})
     rows[2]["segmentation"] = {"size": [24, 16], "counts": [384]}
     rows[3]["segmentation"] = {"size": [16, 24], "counts": [383]}
-    result = instances.convert(max_bad_samples=0.5)
-    assert result["left_out"] == {"annotation_malformed": 1, "size_mismatch": 1}
-    assert result["warnings"] == {"annotation_without_mask": 1, "polygon_unusable": 1}
+    with pytest.raises(BadSamplesError, match="3 of 5 annotations are unusable, --max_bad_annotations 0.05 allows 1;"):
+        instances.convert(max_bad_samples=0.5)
+    result = instances.convert(max_bad_samples=0.5, max_bad_annotations=0.6)
+    assert result["left_out"] == {"no_masks": 2}
+    assert result["warnings"] == {
+        "annotation_without_mask": 1,
+        "polygon_unusable": 1,
+        "rle_malformed": 1,
+        "rle_size": 1,
+    }
     found = members(instances.root / "out")
     assert len(json.loads(found["im0.json"])["segments_info"][0]["segmentation"]) == 1
     assert [s["id"] for s in json.loads(found["im1.json"])["segments_info"]] == [51]
@@ -162,18 +167,13 @@ def test_no_sample_at_all(panoptic: Set) -> None:
 
 
 WRONG = [
-    (lambda s: s.json["annotations"][1]["segments_info"][0].update(category_id=7), "segment 300: category_id 7 is not"),
-    (lambda s: s.json["annotations"][1]["segments_info"][0].update(id=0), "needs an id of 1 to"),
-    (lambda s: s.json["annotations"][1].update(image_id=77), r"annotations\[1\]: there is no image with the id 77"),
-    (lambda s: s.json["annotations"][1].update(image_id=0), "image 0 has a second row"),
     (lambda s: s.json["annotations"][1].pop("segments_info"), "no list 'segments_info'"),
-    (lambda s: s.json["annotations"][1].update(file_name="../im1.png"), r"annotations\[1\], --ann_dir: .*'../im1.png'"),
-    (lambda s: s.json["images"][1].update(file_name="/etc/passwd"), r"images\[1\].*--image_dir: .*'/etc/passwd'"),
+    (lambda s: s.json["annotations"][1].update(file_name="../im1.png"), r"image 1, --ann_dir .*'../im1.png'"),
+    (lambda s: s.json["images"][1].update(file_name="/etc/passwd"), r"images\[1\].*--image_dir .*'/etc/passwd'"),
     (lambda s: s.json["images"][1].update(file_name="a/../../im1.jpg"), "leads out of its folder"),
     (lambda s: s.json["images"][1].pop("file_name"), r"images\[1\] \(id 1\), --image_dir"),
-    (lambda s: s.json["images"][1].update(file_name="sub/im0.png"), "'im0.jpg' and 'sub/im0.png' both give .* 'im0'"),
-    (lambda s: s.json["images"][1].update(file_name="x" * 95 + ".jpg"), "too long for a tar member"),
-    (lambda s: s.json["images"][1].update(id=0), "the id 0 is given twice"),
+    (lambda s: s.json["images"][1].update(id=0), "the id 0 is given twice, for two images"),
+    (lambda s: s.json["images"][1].pop("id"), r"images\[1\] needs an 'id'"),
     (lambda s: s.json.pop("categories"), "no list 'categories'"),
 ]
 
@@ -186,13 +186,31 @@ def test_wrong_json_ends_the_run_before_it_writes(panoptic: Set, spoil: Any, mes
     assert not (panoptic.root / "out").exists()
 
 
+LOST: dict[str, Any] = {
+    "category_unknown": lambda s: s.json["annotations"][1]["segments_info"][0].update(category_id=7),
+    "annotation_malformed": lambda s: s.json["annotations"][1]["segments_info"][0].update(id=0),
+    "annotation_without_image": lambda s: s.json["annotations"].append({**s.json["annotations"][1], "image_id": 77}),
+    "image_annotated_twice": lambda s: s.json["annotations"].append({**s.json["annotations"][1], "file_name": "x.png"}),
+}
+
+
+@pytest.mark.parametrize("reason", LOST)
+def test_one_bad_annotation_costs_itself_alone(panoptic: Set, reason: str) -> None:
+    LOST[reason](panoptic)
+    result = panoptic.convert()
+    assert (result["written"], result["warnings"].get(reason)) == (4, 1)
+    with pytest.raises(BadSamplesError, match=r"1 of [89] annotations are unusable, --max_bad_annotations 0 allows 0"):
+        panoptic.convert(panoptic.root / "strict", max_bad_annotations=0)
+
+
 def test_wrong_instances_json(instances: Set) -> None:
     instances.json["annotations"][3]["category_id"] = 9
-    with pytest.raises(OsmError, match=r"annotations\[3\] \(id 53\), image 3: category_id 9 is not among the 2"):
-        instances.convert()
+    result = instances.convert()
+    assert (result["written"], result["left_out"]) == (3, {"no_annotations": 1})
+    assert result["warnings"] == {"category_unknown": 1}
     instances.json["annotations"][3] = {"image_id": 3, "segments_info": []}
     with pytest.raises(OsmError, match="this is a panoptic json"):
-        instances.convert()
+        instances.convert(instances.root / "panoptic")
 
 
 @pytest.mark.parametrize(
@@ -202,6 +220,7 @@ def test_wrong_instances_json(instances: Set) -> None:
         ({"num_files_per_shard": 0}, "--num_files_per_shard 0 has to be 1 or more"),
         ({"num_workers": 0}, "--num_workers 0 has to be 1 or more"),
         ({"max_bad_samples": 2.0}, "--max_bad_samples 2.0 is a share"),
+        ({"max_bad_annotations": -0.1}, "--max_bad_annotations -0.1 is a share"),
     ],
 )
 def test_wrong_options(panoptic: Set, options: dict[str, Any], message: str) -> None:
@@ -237,7 +256,7 @@ def test_a_full_disk_ends_with_a_sentence_and_goes_on(
         assert found == whole
 
 
-@pytest.mark.parametrize("name", [{"a": 1}, ["sky"], 5, None, True])
+@pytest.mark.parametrize("name", [{"a": 1}, ["sky"], 5, True])
 def test_a_category_name_that_is_no_text_is_refused(panoptic: Set, name: Any) -> None:
     panoptic.json["categories"] = [{"id": 1, "name": name}, {"id": 2, "name": "car"}]
     with pytest.raises(

@@ -194,7 +194,7 @@ def test_boxes_follow_the_view_as_masks_do(prepared: Processor) -> None:
 
 
 @pytest.mark.parametrize(
-    "bbox", [None, [1, 2, 3], [1, 2, 3, "4"], [1, 2, float("nan"), 4], [1, 2, float("inf"), 4], [True, 2, 3, 4]]
+    "bbox", [None, [1, 2, 3], [1, 2, 3, "four"], [1, 2, float("nan"), 4], [1, 2, float("inf"), 4], [True, 2, 3, 4]]
 )
 def test_bad_boxes_have_a_reason(bbox: object) -> None:
     with pytest.raises(SampleError) as caught:

@@ -27,7 +27,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
 
 
 def test_every_set_is_tested() -> None:
-    assert set(SETS) == {*MAKERS, "coco_panoptic", "coco_instances", "semantic"}
+    assert set(SETS) == {*MAKERS, "coco_panoptic", "coco_instances", "boxes", "semantic"}
 
 
 def test_plain_layout(made: Made, tmp_path: Path) -> None:
@@ -78,11 +78,11 @@ def test_stopped_run_goes_on_byte_for_byte(made: Made, tmp_path: Path, monkeypat
     assert made.convert(tmp_path / "undisturbed") == 0
     write, written = ShardWriter.write, []
 
-    def stop(self: ShardWriter, item: int, key: str, data: list[tuple[str, bytes]]) -> None:
+    def stop(self: ShardWriter, item: int, key: str, data: list[tuple[str, bytes]], annotations: int) -> None:
         if len(written) == 5:
             raise KeyboardInterrupt
         written.append(key)
-        write(self, item, key, data)
+        write(self, item, key, data, annotations)
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "write", stop)
