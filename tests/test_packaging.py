@@ -191,7 +191,7 @@ for name in sys.argv[1].split(","):
 load_model_config("osm_small")
 model, _ = osm.create_model_and_transforms("osm_nano")  # its frozen parts come with the package
 assert model.config.tower.source == model.config.llm.source == "package"
-assert all(row.label_set.vocabulary for row in DatasetTable().values())
+assert all(row.label_set.vocabulary for row in DatasetTable().values() if row.labels)
 assert all(load_labels(name).classes for name in sys.argv[2].split(","))
 """
 

@@ -35,6 +35,15 @@ def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
     return row
 
 
+def row_with_names(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
+    """A set whose names nothing in the table tells, with the json that generation noted, if that is still there."""
+    files = meta.get("files")
+    path = files.get("json_file") if isinstance(files, Mapping) else None
+    if row.labels or row.json_file is not None or not isinstance(path, str) or not os.path.exists(path):
+        return row
+    return replace(row, json_file=path)
+
+
 def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
     """The split that the predictions were made of; None where its files are missing, unreadable or have changed."""
     row = row_with_files(row, meta)

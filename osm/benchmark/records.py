@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from osm.benchmark.agreement import Entry, check_masks, split_at_hand
+from osm.benchmark.agreement import Entry, check_masks, row_with_names, split_at_hand
 from osm.benchmark.files import prediction_path
 from osm.benchmark.meta import Content, check_content
 from osm.benchmark.parts import Seen, check_all_there, read_metas
@@ -119,6 +119,8 @@ def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
     """
     check_all_there(row.name, paths)
     metas = read_metas(row.name, paths)
+    meta = next(iter(metas.values()), {})
+    row = row_with_names(row, meta)
     seen = Seen(row.name)
     images: list[ImageRecord] = []
     for path in paths:
@@ -128,7 +130,6 @@ def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
         if path in metas:
             check_content(path, metas[path], content_of(of_file))
         images += of_file
-    meta = next(iter(metas.values()), {})
     _check_not_empty(row, paths, images, metas)
     if split := split_at_hand(row, meta):
         of_path: dict[Path, list[Entry]] = {path: [] for path in paths}
@@ -196,6 +197,8 @@ def _mask(row: Dataset, form: type[Form], annotation: Mapping[str, Any], path: P
         raise OsmError(
             f"{where}: {form.category_key} {shown(category_id)} is not in the label set {row.label_set.source}"
         )
+    if wrong := form.wrong_class(annotation, row.label_set[category_id]):
+        raise OsmError(f"{where}: {wrong}")
     area, names = _area(annotation.get("area"), where), _names(annotation, where)
     return MaskRecord(own_id, category_id, crowd, area, names, predictions, False)
 

@@ -16,12 +16,11 @@ from typing import Any
 from osm.data.build import SEED, build, keyed
 from osm.data.pool import Progress, default_workers, in_order, say
 from osm.data.sets import SETS, Convertible
-from osm.data.shard_writer import LAYOUTS, SUMMARY, ShardWriter, write_json
+from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter, write_json
 from osm.errors import OsmError, exit_code, write_failed
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
 from osm.forms.split import MAX_BAD_ANNOTATIONS
 
-CATEGORIES = "categories.json"
 _FILE_FIELDS = ("ann_dir", "json_file", "labels", "filter_lvis_val")
 _EXAMPLES = 5  # messages shown of what the json itself lacks
 _ONCE = ("exif_undecided",)

@@ -27,6 +27,7 @@ from osm.files import check_regular_file
 
 LAYOUTS = ("webdataset", "published")
 SIZES, SUMMARY, PROGRESS = "sizes.json", "summary.json", "progress.json"
+CATEGORIES = "categories.json"
 MAX_NAME_BYTES = 100  # of a member, in USTAR
 _TEMPORARY = ".tmp"
 _SHARD = re.compile(r"\d{9}\.tar")

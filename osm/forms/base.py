@@ -450,6 +450,11 @@ class Form(ABC):
         for image, of_image in document["pred"]:
             yield image.get("id"), of_image
 
+    @classmethod
+    def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
+        """What shows that the class of a prediction file's annotation was another one; empty where nothing does."""
+        return ""
+
     # -- of a sample -------------------------------------------------------------------------------------------------
 
     @classmethod

@@ -8,6 +8,7 @@ distinct list of phrases is one.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -124,6 +125,14 @@ class Regions(Instances):
             more["refs_file"] = str(Path(more["refs_file"]).resolve())
         listing.arguments.update(more)
         return listing
+
+    @classmethod
+    def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
+        """Its id is counted among the phrases of a json: in another json it means another phrase."""
+        if plain_phrases(annotation.get("phrases")) == label.names:
+            return ""
+        said = f"phrases {shown(annotation.get('phrases'))}, but category_id {label.id} is {shown(label.names)}"
+        return f"{said}: the json_file is not the one that was predicted on"
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:

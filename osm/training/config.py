@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from osm.config import ModelConfig, from_dict, load_yaml
-from osm.data.datasets import DatasetTable
+from osm.data.datasets import PHRASE_FORMS, Dataset, DatasetTable
 from osm.data.sample import SampleConfig
+from osm.data.shard_writer import CATEGORIES
+from osm.data.shards import expand_shards
 from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.factory import base_config
@@ -215,7 +218,8 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         raise OsmError(
             "no set is used: give --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table)
         )
-    for name in training.used_sets:
+    for name, used in training.used_sets.items():
+        table = table.with_row(_trained_row(table[name], used.shards))
         _ = table[name].label_set  # a missing or wrong label file is said now, not after the model is loaded
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
     base = given.get("base_model_name", yaml_name)
@@ -228,6 +232,17 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         model = own
     model = model.with_modes([*modes, *training.used_sets])
     return Run(training, model, {name: given.get(name) for name in WIDTH_FLAGS}, table)
+
+
+def _trained_row(row: Dataset, shards: str) -> Dataset:
+    """A row as its shards are read: where it has no labels, those of the `categories.json` that the converter wrote
+    beside them; where the samples have phrases of their own, none at all."""
+    if row.labels:
+        return row
+    if row.form in PHRASE_FORMS:
+        return replace(row, json_file=None)
+    beside = Path(expand_shards(shards)[0]).parent / CATEGORIES
+    return replace(row, labels=str(beside)) if beside.exists() else row
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:

@@ -26,7 +26,7 @@ from osm.errors import SampleError
 from osm.forms import Form, read_sample
 
 TABLE = DatasetTable()
-NINE = list(TABLE.values())
+NINE = [TABLE[name] for name in PUBLISHED_MODES[:-1]]
 FULL = View(SIZE, SIZE, 0, 0, SIZE, SIZE, flip=False)
 LABELS = LabelSet.from_categories(
     [
@@ -59,8 +59,8 @@ def full(value: int, side: int = SIZE) -> np.ndarray:
 
 
 def test_the_nine_rows() -> None:
-    assert tuple(TABLE) == PUBLISHED_MODES[:-1]
-    sizes = {name: len(row.label_set.classes) for name, row in TABLE.items()}
+    assert tuple(TABLE)[:9] == PUBLISHED_MODES[:-1]
+    sizes = {row.name: len(row.label_set.classes) for row in NINE}
     assert sizes == dict(
         coco=133,
         lvis=1203,
