@@ -18,7 +18,7 @@ FULL = View(24, 16, 0, 0, 24, 16, flip=False)
 
 
 @pytest.mark.parametrize("layout", ["webdataset", "published"])
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", MAKERS)
 def test_converted_sets_are_read(name: str, layout: str, tmp_path: Path) -> None:
     made, row = MAKERS[name](tmp_path, 4), TABLE[name]
     assert made.convert(tmp_path / "out", "--format", layout) == 0
