@@ -26,7 +26,7 @@ COMMANDS = {
     "quickstart": Command("the whole system in minutes, on drawn scenes", "osm.quickstart"),
     "scenes": Command("draws scenes with masks and names", "osm.data.scenes.write"),
     "collages": Command("a set made of cut-outs pasted on photos", "osm.data.collages"),
-    "prepare": Command("shards of any of the nine sets, or of your own", "osm.data.convert", "prepare"),
+    "prepare": Command("shards of any set of the table, or of your own", "osm.data.convert", "prepare"),
     "prepare_original": Command(
         "what `prepare` reads, from four sets' original releases", "osm.data.originals.cli", "prepare"
     ),
