@@ -333,7 +333,7 @@ class Parts(LabelMaps):
         cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
         if "mat" in entry.masks:
-            return draw_maps(entry, size, losses, files.row.label_set), None, (0,)
+            return draw_maps(entry, size, losses, known_ids(files.row.labels)), None, (0,)
         tables = {"part.png": files.row.labels, "whole.png": files.row.whole_labels or files.row.labels}
         members: dict[str, bytes] = {}
         known: set[int] = set()
