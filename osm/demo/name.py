@@ -28,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("image", type=Path, help="a JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF")
     add_checkpoint(out)
-    out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, not black = inside")
+    out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, white = inside, or a .npy")
+    out.add_argument("--mask_id", type=int, metavar="N", help="every --mask is a label map: inside is the id N")
     out.add_argument("--box", action="append", metavar="X,Y,W,H", help="in pixels")
     out.add_argument("--point", action="append", metavar="X,Y", help="in pixels; a small disc around it is named")
     out.add_argument("--auto", action="store_true", help="all segments that a segmenter finds, the largest first")
@@ -59,18 +60,22 @@ def _answer(args: argparse.Namespace) -> list[str]:
     points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
     if not (args.mask or boxes or points or args.auto):
         raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H or --point X,Y, or --auto")
+    if args.mask_id is not None and not args.mask:
+        raise OsmError(f"--mask_id {args.mask_id} says which id of a label map is meant: give --mask FILE as well")
     if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
         raise OsmError("--segmenter, --sam_checkpoint and --sam_type are for --auto: give it as well")
     way = way_of(args)
     if not args.image.is_file():
         raise OsmError(f"{args.image}: no such picture")
+    from osm.data.any_mask import mask_of_picture
     from osm.recognition.recognizer import load_recognizer
     from osm.recognition.vocabulary import read_names
 
     names = read_names(args.vocabulary) if args.vocabulary else None
     recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **from_flags(args))
     recognizer.set_image(args.image)
-    masks = [_mask(path, recognizer.image_size) for path in args.mask or ()]
+    size_hw = recognizer.image_size[::-1]
+    masks: list[Any] = [mask_of_picture(path, size_hw, f"--mask {path}", args.mask_id) for path in args.mask or ()]
     segments = _segments(args, recognizer) if args.auto else []
     masks += [segment["segmentation"] for segment in segments]
     found = recognizer.name(
@@ -114,18 +119,6 @@ def _numbers(text: str, count: int, flag: str, what: str) -> list[float]:
     if len(numbers) != count:
         raise OsmError(f"{flag} {text!r} is not {what}")
     return numbers
-
-
-def _mask(path: Path, size: tuple[int, int]) -> Any:
-    import numpy as np
-
-    from osm.recognition.recognizer import opened
-
-    image = opened(path)
-    if image.size != size:
-        raise OsmError(f"--mask {path} is {image.width} x {image.height}, its image {size[0]} x {size[1]}")
-    pixels = np.asarray(image)
-    return pixels.reshape(*pixels.shape[:2], -1)[..., :3].any(-1)
 
 
 def _plain(answer: Recognition) -> dict[str, Any]:

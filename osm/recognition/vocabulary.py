@@ -65,6 +65,8 @@ def check_names(names: Iterable[str]) -> list[str]:
     """The names, each once, in lower case. Raises OsmError where one is none."""
     if isinstance(names, str):
         raise OsmError(f"vocabulary is the text {shown(names)}; a list of names is needed")
+    if not isinstance(names, Iterable):
+        raise OsmError(f"vocabulary is a {type(names).__name__}; a list of names is needed")
     found: dict[str, None] = {}
     for name in names:
         if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME_LENGTH:
