@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,12 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--auto", action="store_true", help="all segments that a segmenter finds, the largest first")
     add_segmenter_flags(out)
     out.add_argument("--mode", action="append", help="in which it answers; any is the open one [any]")
-    out.add_argument("--vocabulary", type=Path, metavar="FILE", help="a name a line: only these may come out")
+    out.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="names, a line each, with commas or in a json: only these may come out",
+    )
     out.add_argument("--way", help=WAY_HELP)
     out.add_argument("--top_k", type=int, default=1, help="so many names of each [%(default)s]")
     out.add_argument("--json", action="store_true", help="one JSON document instead of lines")
@@ -46,13 +52,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after a user's mistake."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         echo(*_answer(args))
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
         return exit_code(error)
     return 0
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--box -5,6,7,8` as `--box=-5,6,7,8`: argparse would take what begins with a minus for a flag."""
+    found: list[str] = []
+    for word in argv:
+        if found and found[-1] in ("--box", "--point") and re.match(r"-[\d.]", word):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def _answer(args: argparse.Namespace) -> list[str]:
