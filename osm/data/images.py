@@ -217,7 +217,7 @@ def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None
     turn = orientation(image) if upright else 1
     if at_least is not None:
         image.draft(None, at_least[::-1] if turn > 4 else at_least)
-    return turned(to_rgb(decode(image)), turn)
+    return _settled(turned(to_rgb(decode(image)), turn))
 
 
 def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
@@ -236,12 +236,21 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
         raise OsmError(f"image is a {type(image).__name__}; a PIL image, an array or a path is needed")
     turn = orientation(image)
     found = turned(to_rgb(image), turn)
-    return found.copy() if found is image else found  # the caller's own may change
+    return _settled(found.copy() if found is image else found)  # the caller's own may change
 
 
 def turned(image: Image.Image, turn: int) -> Image.Image:
     """A decoded picture, upright; `turn` is its `orientation`."""
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+
+
+def _settled(image: Image.Image) -> Image.Image:
+    """Without an EXIF that would have it turned (again): its masks lie on these pixels."""
+    if orientation(image) == 1:
+        return image
+    image = image if type(image) is Image.Image else image.copy()  # a file's own class remembers it
+    image.info = {}
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
