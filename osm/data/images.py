@@ -248,7 +248,7 @@ def _settled(image: Image.Image) -> Image.Image:
     """Without an EXIF that would have it turned (again): its masks lie on these pixels."""
     if orientation(image) == 1:
         return image
-    image = image if type(image) is Image.Image else image.copy()  # a file's own class remembers it
+    image = image.copy()  # Pillow keeps what it has parsed beside `info`
     image.info = {}
     return image
 
