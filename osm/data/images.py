@@ -26,8 +26,9 @@ MAX_SIDE = 65_535
 # A scan of a JPEG goes over the whole picture, but may be only a few bytes. This bounds the samples that are gone over
 # after each was read once: 1 to 2 seconds, and 20 scans of a colour picture of MAX_PIXELS pass.
 MAX_REPEATED_SAMPLES = 2_500_000_000
-# A BMP of runs is decoded in Python: up to a second for so many pixels, and for four bytes a pixel.
-MAX_RUN_PIXELS = 10_000_000
+# A BMP of runs is decoded in Python: one to two seconds for so many pixels, each of them a run.
+MAX_RUN_PIXELS = 2_000_000
+# An AVIF's data may decode to more than its header claims, up to libavif's own bound of 268 million pixels.
 _AVIF = "avif" in features.modules and bool(features.check("avif"))  # not in every Pillow
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", *(["AVIF"] if _AVIF else []))
 FORMATS = "JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF" if _AVIF else "JPEG, PNG, TIFF, WebP, BMP or GIF"
