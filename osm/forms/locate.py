@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from osm.data.images import SUFFIXES
 from osm.data.paths import safe_join
 from osm.errors import OsmError, shown
 
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
-_EXTENSION = re.compile(r"\.(jpe?g|jpe|jfif|png|tiff?|webp|bmp|gif|avif)$", re.IGNORECASE)
+_EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
 _SHOWN = 3  # files of a folder that a message lists
 
 
