@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from osm.data.datasets import Rules
-from osm.data.images import read_ids, read_panoptic
+from osm.data.images import SUFFIXES, read_ids, read_panoptic
 from osm.data.labels import LabelSet, load_labels
 from osm.data.values import whole
 from osm.data.views import Cut, View
@@ -32,7 +32,7 @@ from osm.forms.base import (
     Target,
     member,
 )
-from osm.forms.files import IMAGES, MAPS, digest, distinct, files_by_stem, read_label_map
+from osm.forms.files import MAPS, digest, distinct, files_by_stem, read_label_map
 from osm.forms.pascal_part import draw_maps
 
 IGNORED = 65535
@@ -71,7 +71,7 @@ class LabelMaps(Form):
 
     @classmethod
     def images(cls, files: SetFiles) -> tuple[list[Entry], str]:
-        found = files_by_stem(files.where("image_dir"), Path(files.image_dir), IMAGES)
+        found = files_by_stem(files.where("image_dir"), Path(files.image_dir), SUFFIXES)
         entries = [Entry(path, {}, {"file_name": path.name, "image_id": stem}) for stem, path in found.items()]
         return entries, digest(path.name for path in found.values())
 
@@ -155,7 +155,7 @@ class Semantic(LabelMaps):
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        images = files_by_stem(files.where("image_dir"), Path(files.image_dir), IMAGES)
+        images = files_by_stem(files.where("image_dir"), Path(files.image_dir), SUFFIXES)
         maps = files_by_stem(files.where("ann_dir"), Path(str(files.ann_dir)), MAPS)
         entries = []
         for stem in sorted(images.keys() | maps.keys()):
@@ -313,7 +313,7 @@ class Parts(LabelMaps):
             folder, arguments = folder / split, arguments | {"split": split}
         if any(path.suffix.lower() == ".mat" for path in parts.glob("*")) and split is None:
             return _with_mats(files, folder, parts, arguments)
-        images = files_by_stem(files.where("image_dir"), folder, IMAGES)
+        images = files_by_stem(files.where("image_dir"), folder, SUFFIXES)
         beside = {"part.png": parts, "whole.png": parts.with_name(f"{parts.name}_whole")}
         if split is None and not beside["whole.png"].is_dir():
             del beside["whole.png"]  # a val split names parts alone
