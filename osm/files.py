@@ -22,6 +22,15 @@ from osm.documents import MAX_NESTING, MAX_YAML_BYTES, parse_json, parse_yaml
 from osm.errors import OsmError, write_failed
 from osm.terminal import echo
 
+MAX_TEXT_BYTES = 64 << 20
+"""Of a text file that a person wrote; lists of names and files have a few hundred KB."""
+_MARKS = (  # UTF-32's begins as UTF-16's does
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -52,6 +61,38 @@ def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
         raise OsmError(f"{what} {os.fspath(path)} is not a regular file, but {found}")
 
 
+def read_text(path: str | os.PathLike[str], what: str, most: int = MAX_TEXT_BYTES) -> str:
+    """A text file of somebody's, with lines that end in a line feed: UTF-8 with or without a byte order mark, or UTF-16
+    or UTF-32 with one, as Windows' editors write them.
+
+    Args:
+        what: begins the message, such as "--vocabulary". most: bytes that it may have.
+
+    Raises:
+        OsmError: the file cannot be read, is larger, or is in none of these; a faulty byte is named with its line.
+    """
+    check_regular_file(path, what)
+    where = f"{what} {os.fspath(path)}"
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise OsmError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > most:
+        raise OsmError(f"{where}: over {most} bytes")
+    coding = next((coding for mark, coding in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(coding)
+    except UnicodeDecodeError as error:
+        line = 1 + error.object[: error.start].decode(coding, "replace").count("\n")
+        byte, kind = error.object[error.start], coding.removesuffix("-sig").upper()
+        raise OsmError(f"{where}: line {line}: the byte 0x{byte:02x} is not {kind}: save it as UTF-8") from None
+    if "\0" in text:
+        line = 1 + text[: text.index("\0")].count("\n")
+        raise OsmError(f"{where}: line {line}: a NUL, which no text has (UTF-16 without its mark?): save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_json(path: Path, what: str, nesting: int | None = MAX_NESTING) -> tuple[Any, str]:
     """A json file's document and the SHA-256 of its bytes.
 
@@ -74,14 +115,9 @@ def read_yaml(path: Path, what: str) -> Any:
     Raises:
         OsmError: the file cannot be read, is too large or is no YAML of plain values; `what` begins the message.
     """
-    check_regular_file(path, what)
+    text = read_text(path, what, MAX_YAML_BYTES)
     try:
-        size = path.stat().st_size
-        if size > MAX_YAML_BYTES:
-            raise ValueError(f"{size} bytes, over {MAX_YAML_BYTES}")
-        return parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OsmError(f"{what} {path}: {error.strerror}") from None
+        return parse_yaml(text)
     except ValueError as error:
         raise OsmError(f"{what} {path}: not valid YAML ({error})") from None
 

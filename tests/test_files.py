@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import socket
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from osm.errors import OsmError
-from osm.files import check_regular_file
+from osm.files import check_regular_file, read_text
 
 
 def test_what_is_not_a_regular_file_is_refused_unopened(tmp_path: Path) -> None:
@@ -36,3 +37,35 @@ def test_regular_links_and_missing_files_pass(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     for path in (tmp_path / "file", tmp_path / "link", tmp_path / "loop", tmp_path / "missing", "nul\0byte"):
         check_regular_file(path, "checkpoint")
+
+
+TEXT = "cup\nplâte\n日本\n"
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_is_read_as_editors_write_it(tmp_path: Path, coding: str, end: str) -> None:
+    path = tmp_path / "names.txt"
+    mark = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}.get(coding, b"")
+    path.write_bytes(mark + TEXT.replace("\n", end).encode(coding))
+    assert read_text(path, "--names") == TEXT
+
+
+def test_what_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    for data, told in (
+        (b"cup\nplate\nd\xe9j\xe0", "line 3: the byte 0xe9 is not UTF-8: save it as UTF-8"),
+        ("cup\nplate".encode("utf-16-le"), "line 1: a NUL, which no text has"),
+        (codecs.BOM_UTF16_LE + b"abc", "line 1: the byte 0x63 is not UTF-16"),
+        (bytes(10), "line 1: a NUL"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(OsmError) as caught:
+            read_text(path, "--names")
+        assert told in str(caught.value) and str(caught.value).startswith(f"--names {path}: ")
+    with pytest.raises(OsmError, match=f"--names {path}: over 9 bytes"):
+        read_text(path, "--names", 9)
+    with pytest.raises(OsmError, match="--names .*none.txt: No such file"):
+        read_text(tmp_path / "none.txt", "--names")
+    with pytest.raises(OsmError, match="--names"):
+        read_text("nul\0byte", "--names")

@@ -191,7 +191,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
     parser.add_argument(
         "--vocabulary",
         metavar=f"{SET_NAMES}|FILE",
-        help="only these names may come out: all names of the set's own classes, or those of a file, one a line",
+        help="only these names may come out: all names of the set's own classes, or those of a file",
     )
     parser.add_argument("--way", help=WAY_HELP)
     parser.add_argument("--config", help="model config, where the checkpoint does not say")

@@ -46,7 +46,7 @@ def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: st
     built, entry = Built(), item[1]
     try:
         image, extension, picture = _image(form, files, entry, built.losses)
-        members, segments, _ = form.check(files, entry, picture.size, built.losses)
+        members, segments, kept = form.check(files, entry, picture.size, built.losses)
         record = {**entry.record, "width": picture.size[0], "height": picture.size[1]}
         if segments is not None:
             if not segments:
@@ -54,7 +54,7 @@ def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: st
             record["segments_info"] = segments
         if picture.upright:
             record["upright"] = True  # training turns it, too
-        built.annotations = 1 if segments is None else len(segments)
+        built.annotations = len(kept)
         if layout == "published":
             names = (*form.published, *(["upright"] if picture.upright else []))
             parts = {"image_base64": image, **{form.mask_members[name]: data for name, data in members.items()}}

@@ -106,7 +106,8 @@ class CollageOptions:
         """The backgrounds, in a fixed order."""
         found = []
         for folder in self.backgrounds:
-            here = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+            there = (path for path in folder.glob("*") if not path.name.startswith("._"))  # macOS's, beside pictures
+            here = sorted(path for path in there if path.suffix.lower() in SUFFIXES)
             if not here:
                 raise OsmError(f"--backgrounds {folder}: there is no picture in it ({', '.join(SUFFIXES)})")
             found += here

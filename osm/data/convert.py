@@ -76,7 +76,8 @@ def _fill(
     if start:
         say("resuming", f"{len(writer.sizes)} whole shards in {writer.output_dir} ({start} of {len(items)} samples)")
     progress = Progress(len(items), start)
-    make = partial(build, form=chosen.form, files=files, layout=writer.arguments["layout"])
+    light = replace(files, row=replace(files.row))  # without the labels that it has loaded: it goes to every worker
+    make = partial(build, form=chosen.form, files=light, layout=writer.arguments["layout"])
     for index, built in enumerate(in_order(make, items[start:], workers), start):
         if built.reason and writer.leave_out(index, built.reason, built.message):
             say(f"left out ({built.reason})", built.message)

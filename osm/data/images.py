@@ -26,8 +26,9 @@ MAX_SIDE = 65_535
 # A scan of a JPEG goes over the whole picture, but may be only a few bytes. This bounds the samples that are gone over
 # after each was read once: 1 to 2 seconds, and 20 scans of a colour picture of MAX_PIXELS pass.
 MAX_REPEATED_SAMPLES = 2_500_000_000
-# A BMP of runs is decoded in Python: up to a second for so many pixels, and for four bytes a pixel.
-MAX_RUN_PIXELS = 10_000_000
+# A BMP of runs is decoded in Python: one to two seconds for so many pixels, each of them a run.
+MAX_RUN_PIXELS = 2_000_000
+# An AVIF's data may decode to more than its header claims, up to libavif's own bound of 268 million pixels.
 _AVIF = "avif" in features.modules and bool(features.check("avif"))  # not in every Pillow
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", *(["AVIF"] if _AVIF else []))
 FORMATS = "JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF" if _AVIF else "JPEG, PNG, TIFF, WebP, BMP or GIF"
@@ -217,7 +218,7 @@ def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None
     turn = orientation(image) if upright else 1
     if at_least is not None:
         image.draft(None, at_least[::-1] if turn > 4 else at_least)
-    return _turned(to_rgb(decode(image)), turn)
+    return _settled(turned(to_rgb(decode(image)), turn))
 
 
 def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
@@ -235,12 +236,22 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise OsmError(f"image is a {type(image).__name__}; a PIL image, an array or a path is needed")
     turn = orientation(image)
-    found = _turned(to_rgb(image), turn)
-    return found.copy() if found is image else found  # the caller's own may change
+    found = turned(to_rgb(image), turn)
+    return _settled(found.copy() if found is image else found)  # the caller's own may change
 
 
-def _turned(image: Image.Image, turn: int) -> Image.Image:
+def turned(image: Image.Image, turn: int) -> Image.Image:
+    """A decoded picture, upright; `turn` is its `orientation`."""
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+
+
+def _settled(image: Image.Image) -> Image.Image:
+    """Without an EXIF that would have it turned (again): its masks lie on these pixels."""
+    if orientation(image) == 1:
+        return image
+    image = image.copy()  # Pillow keeps what it has parsed beside `info`
+    image.info = {}
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -135,17 +135,17 @@ def read_categories(source: str | Path) -> list[Any]:
         return _categories_of_csv(Path(source))
     table = resources.files("osm.data") / "labels" / f"{source}.json"
     if Path(source).suffix == "" and table.is_file():
-        text = table.read_text(encoding="utf-8")
+        data = table.read_bytes()
     else:
         check_regular_file(source, "labels:")
         try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            data = Path(source).read_bytes()
+        except OSError as error:
             raise OsmError(
                 f"labels: {str(source)!r} is neither a table of the project nor a readable json ({error})"
             ) from None
     try:
-        document = parse_json(text)
+        document = parse_json(data)  # of bytes it takes UTF-8 and UTF-16, with their marks
     except ValueError as error:
         raise OsmError(f"labels: {source} is not valid json: {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from osm.data.images import to_rgb
 from osm.errors import OsmError, SampleError
 
 MAX_TEXT_TOKENS = 32
@@ -90,7 +91,7 @@ class Processor:
     def canvas(self, image: Image.Image) -> Tensor:
         """A picture as at test time: longest side to S (bicubic), padded at the bottom and right. uint8 (3, S, S)."""
         size = fitted_size(image.width, image.height, self.input_size)
-        return self.padded(np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)))
+        return self.padded(np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC)))
 
     def padded(self, pixels: np.ndarray) -> Tensor:
         """(h, w, 3) -> uint8 (3, S, S), zeros below and right of the picture."""

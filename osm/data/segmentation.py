@@ -218,7 +218,7 @@ def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapp
         raise SampleError("rle_malformed", f"{where}: RLE counts do not add up to {height} x {width} pixels")
     if tail:
         return {"size": [height, width], "counts": [*numbers, tail]}
-    if type(rle) is dict and rle["size"] == [height, width] and type(rle["size"]) is list and counts is rle["counts"]:
+    if type(rle) is dict and type(rle["size"]) is list and rle["size"] == [height, width] and counts is rle["counts"]:
         return rle
     return {"size": [height, width], "counts": counts}
 

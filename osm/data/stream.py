@@ -240,6 +240,7 @@ class SampleStream(IterableDataset):
                     sample.cache_key = raw.cache_key
                 self._check_text(sample)
                 in_a_row = 0
+                skipped.update(scene.faults())
                 yield sample, drawn
             except SampleError as error:
                 skipped[error.reason] += 1

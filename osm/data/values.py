@@ -11,7 +11,7 @@ _DIGITS = 18  # an id of more is no id: Python reads integers of thousands of di
 
 
 def whole(value: Any) -> int | None:
-    """The integer that a value stands for: an integer, a float without a fraction, or a text of digits; else None.
+    """The integer that a value stands for: an integer, a float without a fraction, or a text of one; else None.
 
     A truth value is no number.
     """
@@ -22,7 +22,9 @@ def whole(value: Any) -> int | None:
     if isinstance(value, str):
         text = value.strip()
         digits = text.removeprefix("-")
-        return int(text) if digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS else None
+        if digits.isascii() and digits.isdigit():
+            return int(text) if len(digits) <= _DIGITS else None
+        value = finite(text)  # "1.0"
     if isinstance(value, numbers.Real) and math.isfinite(value) and float(value).is_integer():
         return int(float(value))
     return None
@@ -36,7 +38,7 @@ def finite(value: Any) -> int | float | None:
         return None
     if isinstance(value, str):
         try:
-            number = float(value) if len(value) < 100 and "_" not in value else math.nan
+            number = float(value) if len(value) < 100 and value.isascii() and "_" not in value else math.nan
         except ValueError:
             return None
         return number if math.isfinite(number) else None

@@ -27,7 +27,12 @@ def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
     out.add_argument("--output_dir", type=Path, default=Path("demo_vis"), help="[%(default)s]")
     add_segmenter_flags(out)
     out.add_argument("--mode", default="any", help="in which it answers [%(default)s, the open one]")
-    out.add_argument("--vocabulary", type=Path, metavar="FILE", help="a name a line: only these may come out")
+    out.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="names, a line each, with commas or in a json: only these may come out",
+    )
     out.add_argument(
         "--way", default="constrained", help="with a vocabulary: constrained, scored or mapped [%(default)s]"
     )

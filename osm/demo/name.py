@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,13 +29,19 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("image", type=Path, help="a JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF")
     add_checkpoint(out)
-    out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, not black = inside")
+    out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, white = inside, or a .npy")
+    out.add_argument("--mask_id", type=int, metavar="N", help="every --mask is a label map: inside is the id N")
     out.add_argument("--box", action="append", metavar="X,Y,W,H", help="in pixels")
     out.add_argument("--point", action="append", metavar="X,Y", help="in pixels; a small disc around it is named")
     out.add_argument("--auto", action="store_true", help="all segments that a segmenter finds, the largest first")
     add_segmenter_flags(out)
     out.add_argument("--mode", action="append", help="in which it answers; any is the open one [any]")
-    out.add_argument("--vocabulary", type=Path, metavar="FILE", help="a name a line: only these may come out")
+    out.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="names, a line each, with commas or in a json: only these may come out",
+    )
     out.add_argument("--way", help=WAY_HELP)
     out.add_argument("--top_k", type=int, default=1, help="so many names of each [%(default)s]")
     out.add_argument("--json", action="store_true", help="one JSON document instead of lines")
@@ -45,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after a user's mistake."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         echo(*_answer(args))
     except OsmError as error:
@@ -54,23 +61,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--box -5,6,7,8` as `--box=-5,6,7,8`: argparse would take what begins with a minus for a flag."""
+    found: list[str] = []
+    for word in argv:
+        if found and found[-1] in ("--box", "--point") and re.match(r"-[\d.]", word):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
+
+
 def _answer(args: argparse.Namespace) -> list[str]:
     boxes = [_numbers(text, 4, "--box", "X,Y,W,H") for text in args.box or ()]
     points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
     if not (args.mask or boxes or points or args.auto):
         raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H or --point X,Y, or --auto")
+    if args.mask_id is not None and not args.mask:
+        raise OsmError(f"--mask_id {args.mask_id} says which id of a label map is meant: give --mask FILE as well")
     if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
         raise OsmError("--segmenter, --sam_checkpoint and --sam_type are for --auto: give it as well")
     way = way_of(args)
     if not args.image.is_file():
         raise OsmError(f"{args.image}: no such picture")
+    from osm.data.any_mask import mask_of_picture
     from osm.recognition.recognizer import load_recognizer
     from osm.recognition.vocabulary import read_names
 
     names = read_names(args.vocabulary) if args.vocabulary else None
     recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **from_flags(args))
     recognizer.set_image(args.image)
-    masks = [_mask(path, recognizer.image_size) for path in args.mask or ()]
+    size_hw = recognizer.image_size[::-1]
+    masks: list[Any] = [mask_of_picture(path, size_hw, f"--mask {path}", args.mask_id) for path in args.mask or ()]
     segments = _segments(args, recognizer) if args.auto else []
     masks += [segment["segmentation"] for segment in segments]
     found = recognizer.name(
@@ -114,18 +136,6 @@ def _numbers(text: str, count: int, flag: str, what: str) -> list[float]:
     if len(numbers) != count:
         raise OsmError(f"{flag} {text!r} is not {what}")
     return numbers
-
-
-def _mask(path: Path, size: tuple[int, int]) -> Any:
-    import numpy as np
-
-    from osm.recognition.recognizer import opened
-
-    image = opened(path)
-    if image.size != size:
-        raise OsmError(f"--mask {path} is {image.width} x {image.height}, its image {size[0]} x {size[1]}")
-    pixels = np.asarray(image)
-    return pixels.reshape(*pixels.shape[:2], -1)[..., :3].any(-1)
 
 
 def _plain(answer: Recognition) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from osm.data.views import View
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
 
+ANNOTATION = "annotation: "
 MIN_PIXELS = 100  # a segment counts in training if it covers more than this in the crop
 IMAGE_MEMBERS = ("jpg", "jpeg", "image.png")
 # Values of a json member, each of which takes up to a hundred bytes: images in it are one string each.
@@ -363,7 +364,7 @@ class Form(ABC):
 
         Returns:
             the masks' members; the annotations that can be used (None: the form has none in its json); and for each of
-            them its place among the entry's `segments_info`.
+            them its place among the entry's `segments_info` (of a label map: its number).
 
         Raises:
             SampleError: nothing of the picture can be used.
@@ -382,6 +383,10 @@ class Form(ABC):
         Args:
             whole_prob: in a set of parts with maps of whole objects, how often one of these is drawn instead.
         """
+
+    def faults(self) -> Counter[str]:
+        """Annotations that were to be drawn and could not be used, by reason, each with `ANNOTATION` before it."""
+        return Counter()
 
     @abstractmethod
     def has_segments(self) -> bool:

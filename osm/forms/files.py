@@ -16,7 +16,6 @@ from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
 from osm.forms.base import Size
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 MAPS = (".tif", ".tiff", ".png")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -16,7 +17,19 @@ from osm.data.segmentation import draw_segmentation, read_segmentation
 from osm.data.values import finite
 from osm.data.views import View
 from osm.errors import OsmError, SampleError, shown
-from osm.forms.base import MIN_PIXELS, Entry, Form, Listing, Losses, Picture, Segment, SetFiles, Size, Target
+from osm.forms.base import (
+    ANNOTATION,
+    MIN_PIXELS,
+    Entry,
+    Form,
+    Listing,
+    Losses,
+    Picture,
+    Segment,
+    SetFiles,
+    Size,
+    Target,
+)
 from osm.forms.coco_json import Annotation, CocoJson, OfImage, kept_fields, size_key
 from osm.forms.mask_files import MaskTable, is_mask_table, with_mask_of_file
 from osm.forms.panoptic import checked_segments
@@ -71,6 +84,9 @@ class Annotated(Form):
             if len(picked) == count:
                 break
         return picked
+
+    def faults(self) -> Counter[str]:
+        return Counter(ANNOTATION + error.reason for error in self.unusable.values())
 
     def has_segments(self) -> bool:
         return bool(self.entries)

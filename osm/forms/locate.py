@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from osm.data.images import SUFFIXES
 from osm.data.paths import safe_join
 from osm.errors import OsmError, shown
 
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
-_EXTENSION = re.compile(r"\.(jpe?g|jpe|jfif|png|tiff?|webp|bmp|gif|avif)$", re.IGNORECASE)
+_EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
 _SHOWN = 3  # files of a folder that a message lists
 
 
@@ -105,14 +106,14 @@ class FileFinder:
         for root, folders, names in os.walk(self.folder):
             folders[:] = [folder for folder in folders if not folder.startswith(".")]
             relative = Path(root).relative_to(self.folder)
-            found += [
-                (relative / name).as_posix() for name in names if not name.startswith(".") and _EXTENSION.search(name)
-            ]
+            pictures = [name for name in names if not name.startswith(".") and _EXTENSION.search(name)]
+            found += [(relative / name).as_posix() for name in pictures]
         return found
 
     @cached_property
     def _top_folders(self) -> frozenset[str]:
-        return frozenset(_plain(path).split("/")[0] for path in self._files if "/" in path)
+        """The folders in the folder, in the spelling of `_plain`."""
+        return frozenset(_plain(path.name) for path in self.folder.iterdir() if path.is_dir())
 
     @cached_property
     def _by_spelling(self) -> dict[tuple[str, bool], list[str]]:

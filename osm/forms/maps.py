@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from osm.data.datasets import Rules
-from osm.data.images import read_ids, read_panoptic
+from osm.data.images import SUFFIXES, read_ids, read_panoptic
 from osm.data.labels import LabelSet, load_labels
+from osm.data.values import whole
 from osm.data.views import Cut, View
 from osm.errors import OsmError, SampleError
 from osm.forms.base import (
@@ -31,10 +32,12 @@ from osm.forms.base import (
     Target,
     member,
 )
-from osm.forms.files import IMAGES, MAPS, digest, distinct, files_by_stem, read_label_map
+from osm.forms.files import MAPS, digest, distinct, files_by_stem, read_label_map
 from osm.forms.pascal_part import draw_maps
 
 IGNORED = 65535
+_VOID = 255  # what maps of 8 bits have in that place
+_BLANK = frozenset({0, _VOID})  # no class where the labels have none of that id
 
 
 class LabelMaps(Form):
@@ -68,7 +71,7 @@ class LabelMaps(Form):
 
     @classmethod
     def images(cls, files: SetFiles) -> tuple[list[Entry], str]:
-        found = files_by_stem(files.where("image_dir"), Path(files.image_dir), IMAGES)
+        found = files_by_stem(files.where("image_dir"), Path(files.image_dir), SUFFIXES)
         entries = [Entry(path, {}, {"file_name": path.name, "image_id": stem}) for stem, path in found.items()]
         return entries, digest(path.name for path in found.values())
 
@@ -100,6 +103,7 @@ class Semantic(LabelMaps):
 
     name: ClassVar[str] = "semantic"
     what: ClassVar[str] = "a semantic set: images, and TIFFs or PNGs of class ids (8 or 16 bits)"
+    more_arguments: ClassVar[tuple[str, ...]] = ("ignored_ids",)
     mask_members: ClassVar[Mapping[str, str]] = {"tif": "seg_base64", "png": "seg_base64"}
 
     def __init__(
@@ -141,17 +145,24 @@ class Semantic(LabelMaps):
         parser.add_argument("--image_dir", required=True, help="folder of the images")
         parser.add_argument("--ann_dir", required=True, help=f"folder of the label maps; {IGNORED} is no class")
         parser.add_argument("--json_file", help="accepted, not used")
-        parser.add_argument("--labels", help="table or json of the ids' names: ids that it lacks are then warned of")
+        parser.add_argument("--labels", help="table or json of the ids' names: ids that it lacks are then counted")
+        parser.add_argument(
+            "--ignored_ids",
+            default="",
+            metavar="ID,ID",
+            help="ids that are no class; 65535 is none, and neither are 0 and 255 (of 8 bits) that the labels lack",
+        )
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        images = files_by_stem(files.where("image_dir"), Path(files.image_dir), IMAGES)
+        images = files_by_stem(files.where("image_dir"), Path(files.image_dir), SUFFIXES)
         maps = files_by_stem(files.where("ann_dir"), Path(str(files.ann_dir)), MAPS)
         entries = []
         for stem in sorted(images.keys() | maps.keys()):
             image = images.get(stem, Path(files.image_dir) / f"{stem}.jpg")
             masks = {"tif": maps.get(stem, Path(str(files.ann_dir)) / f"{stem}.tif")}
             entries.append(Entry(image, masks, {"file_name": image.name}))
+        _numbers(files)
         given = None if files.labels is None else load_labels(files.labels)
         return Listing(
             entries,
@@ -162,6 +173,7 @@ class Semantic(LabelMaps):
                 "image_dir": str(Path(files.image_dir).resolve()),
                 "ann_dir": str(Path(str(files.ann_dir)).resolve()),
                 "labels": files.labels,
+                **({"ignored_ids": files.more["ignored_ids"]} if files.more.get("ignored_ids") else {}),
                 "files_sha256": digest(path.name for path in [*images.values(), *maps.values()]),
             },
         )
@@ -172,16 +184,27 @@ class Semantic(LabelMaps):
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
         path = entry.masks["tif"]
         data, form, ids = read_label_map(path, entry.image, size)
-        ids -= {IGNORED}
+        given = _numbers(files)
+        ids -= {IGNORED, *given}
         if files.labels is not None:
-            strange = sorted(ids - known_ids(files.labels) - set(files.row.ignored_ids))
+            known = known_ids(files.labels)
+            ids -= (_BLANK if max(ids, default=0) <= _VOID else {0}) - known
+            strange = sorted(ids - known - set(files.row.ignored_ids))
             ids -= set(strange)
             if strange:
                 message = f"mask {path}: ids {strange[:5]} are not in the labels {files.labels}; they are no class"
                 losses.add("id_not_in_labels", message, len(strange))
         if not ids:
             raise SampleError("nothing_labelled", f"mask {path}: no pixel has a class")
-        return {"tif" if form == "TIFF" else "png": data}, None, ()
+        return {"tif" if form == "TIFF" else "png": data}, None, tuple(range(len(ids)))
+
+
+def _numbers(files: SetFiles) -> list[int]:
+    """The ids of --ignored_ids."""
+    given = [whole(text) for text in str(files.more.get("ignored_ids") or "").split(",") if text.strip()]
+    if None in given:
+        raise OsmError(f"{files.where('ignored_ids')} is not a list of ids, like 0,255")
+    return [number for number in given if number is not None]
 
 
 class Parts(LabelMaps):
@@ -290,7 +313,7 @@ class Parts(LabelMaps):
             folder, arguments = folder / split, arguments | {"split": split}
         if any(path.suffix.lower() == ".mat" for path in parts.glob("*")) and split is None:
             return _with_mats(files, folder, parts, arguments)
-        images = files_by_stem(files.where("image_dir"), folder, IMAGES)
+        images = files_by_stem(files.where("image_dir"), folder, SUFFIXES)
         beside = {"part.png": parts, "whole.png": parts.with_name(f"{parts.name}_whole")}
         if split is None and not beside["whole.png"].is_dir():
             del beside["whole.png"]  # a val split names parts alone
@@ -310,7 +333,7 @@ class Parts(LabelMaps):
         cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
         if "mat" in entry.masks:
-            return draw_maps(entry, size, losses, files.row.label_set), None, ()
+            return draw_maps(entry, size, losses, known_ids(files.row.labels)), None, (0,)
         tables = {"part.png": files.row.labels, "whole.png": files.row.whole_labels or files.row.labels}
         members: dict[str, bytes] = {}
         known: set[int] = set()
@@ -321,7 +344,7 @@ class Parts(LabelMaps):
             known |= ids & known_ids(tables[name])
         if not known:
             raise SampleError("nothing_labelled", f"mask {entry.masks['part.png']}: no part and no object in it")
-        return members, None, ()
+        return members, None, tuple(range(len(known)))
 
 
 class PascalParts(Parts):

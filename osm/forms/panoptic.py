@@ -280,8 +280,9 @@ def _as_rgb(data: bytes) -> bytes:
 def _other_coding(mask: Path, ids: np.ndarray, listed: set[int], drawn: set[int]) -> str:
     """What is said of a PNG with none of the json's ids."""
     turned = {number // 65536 + number // 256 % 256 * 256 + number % 256 * 65536 for number in drawn}
-    hint = "with red and blue swapped (BGR, as OpenCV writes) they are" if listed & turned else "is it coded otherwise?"
+    swapped = "red and blue swapped (BGR, as OpenCV writes)"
+    hint = f"with {swapped} they are there" if listed & turned else f"are {swapped}, or is it coded otherwise?"
     return (
-        f"mask {mask}: none of the json's {len(listed)} segment ids ({sorted(listed)[:3]}, ...) is in the PNG, which "
-        f"has {sorted(drawn)[:3]}, ... as R + 256 G + 65536 B; {hint}"
+        f"mask {mask}: none of the json's {len(listed)} segment ids, like {min(listed)}, is in the PNG, which has "
+        f"{len(drawn)}, like {min(drawn, default=0)}, as R + 256 G + 65536 B; {hint}"
     )

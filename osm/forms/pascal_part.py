@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from osm.data.labels import LabelSet
 from osm.data.mat import read_mat
 from osm.errors import SampleError
 from osm.forms.base import Entry, Losses, Size
@@ -31,8 +30,11 @@ def ids() -> dict[str, int]:
     return {row["raw_name"]: row["id"] for row in [*document["categories"], *document["ignored"]]}
 
 
-def draw_maps(entry: Entry, size: Size, losses: Losses, labels: LabelSet) -> dict[str, bytes]:
+def draw_maps(entry: Entry, size: Size, losses: Losses, labels: Container[int]) -> dict[str, bytes]:
     """The maps of parts and of whole objects in an image's .mat file, as members of its sample.
+
+    Args:
+        labels: the ids of parts that have a name to learn.
 
     Raises:
         SampleError: the file cannot be read, or none of its parts has a name to learn.

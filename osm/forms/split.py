@@ -126,7 +126,8 @@ class Split:
         if segments is not None:
             document["segments_info"] = segments
         sample = self.form(picture, members, document, self.row.label_set, self.row.rules)
-        return sample, picture, losses, tuple(entry.places[place] for place in kept)
+        places = () if segments is None else tuple(entry.places[place] for place in kept)
+        return sample, picture, losses, places
 
     def picture(self, entry: Entry) -> Picture:
         """An entry's picture. Raises OsmError where it cannot be read, or has another size than the json says."""

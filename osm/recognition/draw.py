@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from osm.data.images import to_rgb
+
 # Okabe and Ito's palette: told apart by colour-blind eyes too.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _DARK, _LIGHT = (20, 20, 20), (235, 235, 235)
@@ -21,7 +23,7 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
     Returns:
         a new RGB image of the same size.
     """
-    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
+    pixels = np.asarray(to_rgb(image)).astype(np.float32)
     order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))
     for place, k in enumerate(order):
         color = np.array(PALETTE[place % len(PALETTE)], np.float32)
@@ -50,7 +52,7 @@ def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: f
     Returns:
         a new RGB image of the same size.
     """
-    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
+    pixels = np.asarray(to_rgb(image)).astype(np.float32)
     places = _places_of(ids, len(names))
     order = sorted((k for k, place in enumerate(places) if len(place)), key=lambda k: -len(places[k]))
     colours = np.zeros((len(names) + 1, 3), np.float32)
@@ -115,7 +117,7 @@ def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | 
     Returns:
         a new RGB image of the same size.
     """
-    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
+    pixels = np.asarray(to_rgb(image)).astype(np.float32)
     order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))
     for place, k in enumerate(order):
         color = np.array(PALETTE[place % len(PALETTE)], np.float32)

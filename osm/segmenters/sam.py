@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from osm.data.images import to_rgb
 from osm.errors import OsmError
 from osm.model.weights import load_torch
 from osm.segmenters.base import Segment, by_area
@@ -60,7 +61,7 @@ class SamSegmenter:
 
     def set_image(self, image: Image.Image) -> None:
         """Takes an RGB image. It is embedded when a point or box asks for it: `everything` embeds it by itself."""
-        self._pixels = np.array(image.convert("RGB"))
+        self._pixels = np.array(to_rgb(image))
         self._size, self._embedded = image.size, False
 
     def everything(self) -> list[Segment]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from osm.data.stream import Batch
 from osm.errors import BY_RULE, RunStopped
+from osm.forms.base import ANNOTATION
 
 _ENOUGH = 100  # samples of a set, before a share of them means something
 
@@ -28,9 +29,10 @@ class SampleFaults:
     def add(self, name: str, batch: Batch) -> None:
         """Counts a batch of one set. Raises RunStopped where too much of the set is broken."""
         self.skipped.update(batch.skipped)
+        samples = {reason: count for reason, count in batch.skipped.items() if not reason.startswith(ANNOTATION)}
         broken = self._broken.setdefault(name, Counter())
-        broken.update({reason: count for reason, count in batch.skipped.items() if reason not in BY_RULE})
-        self._seen[name] += len(batch.keys) + sum(batch.skipped.values())
+        broken.update({reason: count for reason, count in samples.items() if reason not in BY_RULE})
+        self._seen[name] += len(batch.keys) + sum(samples.values())
         share = broken.total() / max(1, self._seen[name])
         if broken and self._seen[name] >= _ENOUGH and share > self.limit:
             raise RunStopped(

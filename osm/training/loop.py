@@ -19,6 +19,7 @@ from osm.data.shards import existing_shards
 from osm.data.stream import Batch, EpochLoader, Position, StreamConfig, batches_per_epoch, merge
 from osm.errors import OsmError, RunStopped
 from osm.files import write_atomically
+from osm.forms.base import ANNOTATION
 from osm.model.checkpoint import config_document, start_from
 from osm.model.factory import build, check_widths
 from osm.model.osm import OmniScientModel
@@ -386,7 +387,7 @@ class Trainer:
             record["mfu"] = flops / (self.peak * self.world.size)
             mfu = f", MFU {record['mfu']:.1%}"
         tracker.log(record)
-        left_out = f", {sum(skipped.values())} samples skipped {dict(skipped)}" if skipped else ""
+        left_out = _left_out(skipped)
         left_out += f", {progress.skipped_steps} steps skipped" if progress.skipped_steps else ""
         tracker.say(
             f"epoch {progress.epoch} step {progress.step}: loss {interval.loss:.4f}, lr {record['learning_rate']:.2e}, "
@@ -434,3 +435,11 @@ def equal_batches(config: TrainConfig, streams: int) -> int:
 
 
 __all__ = ["TrainConfig", "Trainer", "train"]
+
+
+def _left_out(skipped: Counter[str]) -> str:
+    """How the log's line says what was left out: samples, and annotations of samples that were used."""
+    samples = {reason: count for reason, count in skipped.items() if not reason.startswith(ANNOTATION)}
+    parts = {reason.removeprefix(ANNOTATION): count for reason, count in skipped.items() if reason not in samples}
+    said = f", {sum(samples.values())} samples skipped {samples}" if samples else ""
+    return said + (f", {sum(parts.values())} annotations unusable {parts}" if parts else "")

@@ -197,7 +197,7 @@ def test_other_mistakes_are_sentences(folders: Path, segments: Path, capsys: pyt
     ):
         with pytest.raises(OsmError, match=message):
             options(folders, **changes)
-    with pytest.raises(OsmError, match=r"--backgrounds .*stamps: there is no .jpg or .png in it"):
+    with pytest.raises(OsmError, match=r"--backgrounds .*stamps: there is no picture in it"):
         write_collages(folders / "out", options(folders, backgrounds=(folders / "stamps",)))
     document = json.loads((segments / "panoptic.json").read_text())
     document["images"][0]["file_name"] = "../../photos/0.jpg"

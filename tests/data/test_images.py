@@ -79,6 +79,9 @@ def test_upright_is_what_a_viewer_shows(kind: str) -> None:
         upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         np.testing.assert_array_equal(pixels_of(data, upright=True), np.asarray(upright))
         np.testing.assert_array_equal(np.asarray(as_rgb(Image.open(io.BytesIO(data)))), np.asarray(upright))
+        assert orientation(read_rgb(data)) == orientation(read_rgb(data, upright=True)) == 1  # nobody turns them again
+        for once in (read_rgb(data), read_rgb(data, upright=True), as_rgb(upright)):
+            np.testing.assert_array_equal(np.asarray(as_rgb(once)), np.asarray(once))
         if kind != "TIFF":  # Pillow turns those whenever it decodes them
             np.testing.assert_array_equal(pixels_of(data), np.asarray(Image.open(io.BytesIO(data))))
             assert orientation(open_image(data)) == turn

@@ -108,7 +108,12 @@ def test_samples(tmp_path: Path) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "photo.JPG", format="JPEG")
     (tmp_path / "notes.txt").write_text("no picture")
     assert list(samples(tmp_path)) == ["photo.JPG", *drawn]
+    (tmp_path / "._photo.JPG").write_bytes(bytes(99))  # macOS's
+    Image.new("RGB", (8, 6)).save(tmp_path / "web.webp")
+    assert list(samples(tmp_path)) == ["photo.JPG", "web.webp", *drawn]
+    assert samples(tmp_path)["web.webp"]().size == (8, 6)
     (tmp_path / "photo.JPG").unlink()
+    (tmp_path / "web.webp").unlink()
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(OsmError, match="--samples"):
             samples(folder)

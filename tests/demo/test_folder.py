@@ -297,3 +297,13 @@ def test_osm_name_auto(photos: Path, checkpoint: Path, recognizer: Recognizer, c
     assert osm_main([*base, "--point", "3,3", "--sam_checkpoint", "x"]) == 2
     assert "are for --auto" in capsys.readouterr().err
     assert osm_main(base) == 2
+
+
+def test_all_kinds_of_pictures_are_found(tmp_path: Path) -> None:
+    for name in ("a.webp", "b.bmp", "c.GIF", "d.jpg", "e.TIF"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+        (tmp_path / f"._{name}").write_bytes(bytes(9))  # macOS's, of no picture and nobody's file
+    (tmp_path / "notes.txt").write_text("no picture")
+    images, others = images_of([tmp_path], tmp_path / "out")
+    assert [path.name for path in images] == ["a.webp", "b.bmp", "c.GIF", "d.jpg", "e.TIF"]
+    assert others == [tmp_path / "notes.txt"]

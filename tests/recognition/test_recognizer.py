@@ -181,9 +181,45 @@ def test_the_same_region_in_any_form(recognizer: Recognizer) -> None:
     assert as_box
 
 
+def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
+    recognizer.set_image(picture(0))
+    mask = some_masks()[1]
+    stack = np.stack([mask, ~mask])
+    plain = recognizer.name([mask, ~mask])
+    tensor = torch.from_numpy(stack)
+    soft = np.where(stack, 0.9, 0.2)
+    for several in (stack, stack[:, None], tensor, tensor.bfloat16()[:, None], soft, list(stack), iter(stack)):
+        assert recognizer.name(several) == plain
+    for one in (mask, mask[None], mask[..., None], tensor[0], {"segmentation": mask, "area": 1}, Image.fromarray(mask)):
+        assert recognizer.name(one) == recognizer.name([one]) == recognizer.name([mask])
+    assert recognizer.name(np.where(stack, 8.0, -8.0), logits=True) == plain
+    assert recognizer.name([np.where(mask, 3, 1)], label_id=3) == recognizer.name([mask])
+    batch = recognizer.name_batch([picture(0), picture(1)], [[np.where(mask, 3, 1)]] * 2, label_id=3)
+    assert batch == recognizer.name_batch([picture(0), picture(1)], [[mask]] * 2)
+    boxes, points = [[10.0, 25, 40, 25], [0, 0, 9, 9]], [[30.0, 30]]
+    listed = recognizer.name(boxes=boxes, points=points)
+    for kind in (np.array, torch.tensor, lambda rows: torch.tensor(rows).half()):
+        assert recognizer.name(boxes=kind(boxes), points=kind(points)) == listed
+    assert recognizer.name(boxes=np.zeros((0, 4))) == []
+    assert recognizer.name([mask], vocabulary=(n for n in NAMES)) == recognizer.name([mask], vocabulary=NAMES)
+    assert recognizer.name([mask], vocabulary=np.array(NAMES)) == recognizer.name([mask], vocabulary=NAMES)
+
+
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
+        ({"masks": np.where(some_masks(), 9.0, -9.0)[1:2]}, "mask 0 has values -9 to 9: are these logits"),
+        ({"masks": [some_masks()[1], some_masks()[1] * 2 + 1]}, "mask 1 holds the ids 1, 3"),
+        ({"masks": some_masks()[None]}, "mask 0 has shape .* it holds .* masks, and one is meant"),
+        ({"masks": torch.zeros(1, 50, 70, device="meta")}, "mask 0 is a tensor on the device meta"),
+        ({"masks": 3}, "masks is a int: a list of masks is needed"),
+        ({"boxes": 3}, "boxes is a int: a list of boxes is needed"),
+        ({"boxes": np.zeros((1, 3))}, r"box 0: \[0.0, 0.0, 0.0\] is not \[x, y, width, height\]"),
+        ({"boxes": torch.zeros(1, 4, device="meta")}, "box 0: a tensor on the device meta is not"),
+        ({"points": np.array([[70, 1]])}, r"point 0: \[70, 1\] is outside of the image"),
+        ({"points": [3]}, r"point 0: 3 is not \[x, y\]"),
+        ({"vocabulary": 3}, "vocabulary is a int"),
+        ({"vocabulary": iter(())}, "vocabulary: no name in it"),
         ({"masks": np.zeros((1, 3, 4), bool)}, r"mask 0 has shape \(3, 4\) .*\(50, 70\) of 0 and 1 needed"),
         ({"masks": [{"size": [50, 70], "counts": "zz"}]}, "mask 0: RLE"),
         ({"masks": [{"size": [9, 9], "counts": [81]}]}, "mask 0: RLE size"),
@@ -336,9 +372,22 @@ def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F
     recognizer.set_image(image)
     asked = recognizer.name([some_masks()[1]], modes=["coco"], vocabulary=["cat", "teddy bear"])[0][0]
     assert document["regions"][0]["answers"][0]["name"] == asked.text
+    labels = tmp_path / "labels.npy"
+    np.save(labels, np.where(some_masks()[1], 3, 1))
+    assert main([*base, "--mask", str(labels), "--mask_id", "3"]) == 0
+    by_id = capsys.readouterr().out
+    assert main([*base, "--mask", str(mask)]) == 0
+    assert by_id.split(":")[-1] == capsys.readouterr().out.split(":")[-1]
+    assert main([*base, "--box", "-5,25,40,25", "--box=-5,25,40,25"]) == 0
+    spellings = capsys.readouterr().out.splitlines()
+    assert spellings[0] == spellings[1] and spellings[0].startswith("box -5,25,40,25 [any]")
     for wrong, message in (
         ([], "nothing to name: give --mask FILE"),
         (["--box", "1,2"], "--box '1,2' is not X,Y,W,H"),
+        (["--box", "-1,2"], "--box '-1,2' is not X,Y,W,H"),
+        (["--point", "-1,2"], "point 0: [-1.0, 2.0] is outside of the image"),
+        (["--box", "1,2,3,4", "--mask_id", "3"], "--mask_id 3 says which id of a label map is meant"),
+        (["--mask", str(image)], f"--mask {image} has several colours"),
         (["--mask", str(tmp_path / "none.png")], "none.png"),
         (["--point", "1,2", "--vocabulary", str(tmp_path / "none.txt")], "none.txt"),
     ):

@@ -15,7 +15,7 @@ from osm.data.labels import load_labels
 from osm.data.originals.work import Panoptic, found, ids_of, run, write_panoptic_json
 from osm.data.pool import say
 from osm.errors import OsmError, SampleError
-from osm.files import check_regular_file
+from osm.files import read_text
 from osm.forms.files import about, read
 
 WHAT = "ADE20K panoptic, from ADEChallengeData2016 and its instance annotations"
@@ -72,11 +72,7 @@ def _thing_ids(mapping: str | None) -> dict[int, int]:
     if mapping is None:
         things = sorted(one.id for one in load_labels("ade20k").classes.values() if one.isthing)
         return dict(enumerate(things, 1))
-    check_regular_file(mapping, "--category_mapping")
-    try:
-        rows = [line.split()[:2] for line in Path(mapping).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise OsmError(f"--category_mapping {mapping}: {error}") from None
+    rows = [line.split()[:2] for line in read_text(mapping, "--category_mapping").splitlines()]
     pairs = [(int(row[0]), int(row[1]) - 1) for row in rows if len(row) == 2 and all(cell.isdigit() for cell in row)]
     known = load_labels("ade20k").classes
     if not pairs or any(of_class not in known for _, of_class in pairs):

@@ -15,7 +15,7 @@ from osm.data.originals.work import give, run, write_train_ids
 from osm.data.paths import safe_join
 from osm.data.pool import say
 from osm.errors import OsmError, SampleError
-from osm.files import check_regular_file
+from osm.files import read_text
 from osm.forms.files import about, check_folder, read
 from osm.forms.maps import IGNORED
 
@@ -39,11 +39,8 @@ def make(args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
     total = 0
     for split in args.splits:
         listing = voc / "ImageSets" / "Main" / f"{_SPLITS[split]}.txt"
-        check_regular_file(listing, f"--voc_dir {voc}:")
-        try:
-            names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise OsmError(f"--voc_dir {voc}: {listing} cannot be read ({error})") from None
+        text = read_text(listing, f"--voc_dir {voc}:")
+        names = [line.split()[0] for line in text.splitlines() if line.strip()]
         pictures, maps = out / "images" / split, out / "annotations_ctx459" / split
         for folder in (pictures, maps):
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,11 +72,7 @@ def _make_one(job: tuple[Path, Path, Path, Path]) -> bool:
 
 def _compare(path: Path, labels: LabelSet) -> None:
     """Raises OsmError where a labels.txt ("1: accordion") is not the list that the table was made from."""
-    check_regular_file(path, "--labels_txt")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OsmError(f"--labels_txt {path}: {error}") from None
+    text = read_text(path, "--labels_txt")
     listed = {int(number) - 1: name for number, name in re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", text, re.MULTILINE)}
     if listed.keys() != labels.classes.keys():
         raise OsmError(

@@ -1,0 +1,104 @@
+"""Lists of names from files: lines, lists with commas and json give the same names, and faults have their line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from osm.errors import OsmError
+from osm.recognition.vocabulary import check_names, read_names
+
+NAMES = ["cup", "traffic light", "plate"]
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "names"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cup\ntraffic light\nplate",
+        "# of a kitchen\n\n cup \nTraffic  Light\nplate\ncup\n",
+        "\ufeffcup\ntraffic light\nplate\n",
+        "cup\r\ntraffic light\r\nplate\r\n",
+        "cup\ntraffic light\nplate\n".encode("utf-16"),
+    ],
+)
+def test_plain_lines_are_read_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | bytes
+) -> None:
+    assert read_names(written(tmp_path, text)) == NAMES
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("cup, traffic light, plate", "a list with commas"),
+        ("cup,\ntraffic light,\nplate,\n", "a list with commas"),
+        ("# two rows\ncup, traffic light\nplate, cup\n", "a list with commas"),
+        ('"cup"\n"traffic light"\n"plate"\n', "a list with commas"),
+        (json.dumps(NAMES), "a json list"),
+        ("\ufeff" + json.dumps(NAMES, indent=1), "a json list"),
+        (json.dumps([{"id": 4, "name": name} for name in NAMES]), "a json list"),
+        (json.dumps({"categories": [{"id": 4, "name": name} for name in NAMES]}), "the categories of a json"),
+        (json.dumps({k: name for k, name in enumerate(NAMES)}), "a json of ids and names"),
+    ],
+)
+def test_other_lists_are_read_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, kind: str
+) -> None:
+    path = written(tmp_path, text)
+    assert read_names(path) == NAMES
+    assert capsys.readouterr().err == f"--vocabulary {path}: read as {kind} of 3 names\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cup\nbread, sliced\n", ["cup", "bread, sliced"]),
+        ('"bread, sliced", cup', ["bread, sliced", "cup"]),
+        ('"bread, sliced"\n"cup"\n', ["bread, sliced", "cup"]),
+        ('"a ""fine"" cup", plate', ['a "fine" cup', "plate"]),
+    ],
+)
+def test_names_with_commas(tmp_path: Path, text: str, names: list[str]) -> None:
+    assert read_names(written(tmp_path, text)) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cup\n" + "x" * 300, ": line 2: 'xxx.* is no name .a text of 1 to 200 characters"),
+        ("cup, " + "x" * 300, ": line 1: 'xxx"),
+        (b"cup\nd\xe9j\xe0", ": line 2: the byte 0xe9 is not UTF-8"),
+        ("1,cup\n2,plate\n", ": line 1: '1' is a number"),
+        ('"cup, plate', "^$|line 1"),
+        ("[cup, plate]", "begins as json does, but is none"),
+        ('{"categories": 3}', "an object of ids and names, or 'categories' is needed"),
+        ('{"cup": 0}', "an object of ids and names"),
+        ('["cup", 3]', ": entry 2: 3 is no name"),
+        ('[{"id": 1}]', ": entry 1: None is no name"),
+        ('{"0": " "}', ": id '0': ' ' is no name"),
+        ("[" * 5000, "begins as json does"),
+        ("# nothing\n", ": vocabulary: no name in it"),
+        ("[]", ": vocabulary: no name in it"),
+        (",\n", ": vocabulary: no name in it"),
+    ],
+)
+def test_faults_are_named_by_file_and_line(tmp_path: Path, text: str | bytes, told: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(OsmError, match=told) as caught:
+        read_names(path)
+    assert str(caught.value).startswith(f"--vocabulary {path}") and len(str(caught.value).splitlines()) == 1
+
+
+def test_names_may_come_from_anything_that_lists_them() -> None:
+    assert check_names(name for name in ("Cup", "plate", "cup")) == ["cup", "plate"]
+    with pytest.raises(OsmError, match="vocabulary is a int; a list of names is needed"):
+        check_names(3)  # type: ignore[arg-type]
