@@ -128,6 +128,31 @@ def test_predicted_and_evaluated(name: str, tmp_path: Path) -> None:
         assert (again.agnostic.correct, again.agnostic.total) == (result.agnostic.correct, total)
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_shards_and_val_split_have_the_same_masks(name: str, tmp_path: Path) -> None:
+    made, out = MAKERS[name](tmp_path), tmp_path / "out"
+    assert prepare(name, out, **made) == 0
+    row = val_row(name, made)
+    split = split_of(row)
+    of_split = {}
+    for index in range(len(split)):
+        item = split.load(index)
+        of_split[item.image_path.name] = [
+            (annotation["category_id"], item.mask(k).tobytes()) for k, annotation in enumerate(item.annotations)
+        ]
+    of_shards = {}
+    for sample in samples(out).values():
+        scene = read_sample(row.form, sample.members, row.label_set, row.rules)
+        document = json.loads(sample.members["json"])
+        ids = [region.get("category_id") for region in document["segments_info"]]
+        if name == "visual_genome":  # whose shards have phrases alone
+            by_names = {one.names: i for i, one in row.label_set.classes.items()}
+            ids = [by_names[tuple(region["phrases"])] for region in document["segments_info"]]
+        masks = [target.draw().tobytes() for target in scene.targets()]
+        of_shards[Path(document["file_name"]).name] = list(zip(ids, masks, strict=True))
+    assert of_shards == of_split and of_split
+
+
 # Objects365.
 
 
