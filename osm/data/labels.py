@@ -15,9 +15,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from osm.data.values import whole
 from osm.documents import parse_json
 from osm.errors import OsmError, shown
-from osm.files import check_regular_file
+from osm.files import check_regular_file, read_text
 
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 """LVIS's groups of classes: in 1 to 10, 11 to 100, and more than 100 training images."""
@@ -113,11 +114,34 @@ def _frequency(entry: Mapping[str, Any], source: str) -> str:
     return value
 
 
+def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
+    """A json's `categories` with integer ids, each once; a class without a name is left out.
+
+    Raises:
+        OsmError: two classes have one id.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        if not isinstance(row, dict) or whole(row.get("id")) is None or row.get("name") in ("", None):
+            if isinstance(row, dict) and whole(row.get("id")) is not None:
+                continue
+            found[len(found), "malformed"] = row  # the label set names the fault
+            continue
+        number = whole(row["id"])
+        if number in found and found[number]["name"] == row["name"]:  # jsons that were merged have entries twice
+            continue
+        key = number if number not in found else (len(found), "twice")
+        found[key] = row if type(row["id"]) is int else {**row, "id": number}
+    return list(found.values())
+
+
 def load_labels(source: str | Path) -> LabelSet:
     """Loads a label set.
 
     Args:
-        source: the name of one of the project's tables (`coco`, `ade20k`, ...) or the path of a json with `categories`.
+        source: the name of one of the project's tables (`coco`, `ade20k`, ...), or the path of a json with `categories`,
+            of one that is a list of names or an object of ids and names, or of a text file (`.txt`) with a name a line.
+            Names without ids count from 0.
 
     Raises:
         OsmError: no such table or file, or one that is not in the format.
@@ -127,6 +151,8 @@ def load_labels(source: str | Path) -> LabelSet:
         data = table.read_bytes()
     else:
         check_regular_file(source, "labels:")
+        if Path(source).suffix.lower() == ".txt":
+            return LabelSet.from_categories(_numbered(_names_of_lines(Path(source))), str(source))
         try:
             data = Path(source).read_bytes()
         except OSError as error:
@@ -137,6 +163,24 @@ def load_labels(source: str | Path) -> LabelSet:
         document = parse_json(data)  # of bytes it takes UTF-8 and UTF-16, with their marks
     except ValueError as error:
         raise OsmError(f"labels: {source} is not valid json: {error}") from None
+    if isinstance(document, list) and document and all(isinstance(name, str) for name in document):
+        return LabelSet.from_categories(_numbered(document), str(source))
+    if isinstance(document, dict) and document and all(whole(key) is not None for key in document):
+        rows = [{"id": whole(key), "name": name} for key, name in document.items()]
+        return LabelSet.from_categories(rows, str(source))
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
         raise OsmError(f"labels: {source} has no list 'categories'")
-    return LabelSet.from_categories(document["categories"], str(source))
+    return LabelSet.from_categories(clean_categories(document["categories"], str(source)), str(source))
+
+
+def _names_of_lines(path: Path) -> list[str]:
+    """The names of a text file, one a line, or in one line with commas."""
+    lines = [line.strip() for line in read_text(path, "labels:").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if len(lines) == 1 and "," in lines[0]:
+        return [name.strip() for name in lines[0].split(",") if name.strip()]
+    return lines
+
+
+def _numbered(names: list[str]) -> list[dict[str, Any]]:
+    return [{"id": number, "name": name} for number, name in enumerate(names)]
