@@ -139,8 +139,8 @@ def load_labels(source: str | Path) -> LabelSet:
     """Loads a label set.
 
     Args:
-        source: the name of one of the project's tables (`coco`, `ade20k`, ...), or the path of a json with `categories`,
-            of one that is a list of names or an object of ids and names, or of a text file (`.txt`) with a name a line.
+        source: the name of one of the project's tables (`coco`, `ade20k`, ...), or the path of a file: a json with
+            `categories`, a json list of names, a json object of ids and names, or a text (`.txt`) with a name a line.
             Names without ids count from 0.
 
     Raises:
