@@ -3,7 +3,7 @@
 One format for the project's own tables (`osm/data/labels/*.json`), a COCO or LVIS json, and a user's file: a json
 object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names), `isthing`, for
 parts of objects `supercategory`, the kind of object that the part's name starts with, and `frequency` (r, c or f, as in
-LVIS). Or a csv without a header, a class a line: the set's own sign for it, and its name (Open Images has such a list).
+LVIS).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from osm.data.csv_rows import csv_rows
+from osm.data.values import whole
 from osm.documents import parse_json
 from osm.errors import OsmError, shown
-from osm.files import check_regular_file
+from osm.files import check_regular_file, read_text
 
 LABEL_NAME = "label_name"
 """The field of a category that has the set's own sign for it, where its annotations have no ids."""
@@ -116,12 +117,35 @@ def _frequency(entry: Mapping[str, Any], source: str) -> str:
     return value
 
 
+def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
+    """A json's `categories` with integer ids, each once; a class without a name is left out.
+
+    Raises:
+        OsmError: two classes have one id.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        if not isinstance(row, dict) or whole(row.get("id")) is None or row.get("name") in ("", None):
+            if isinstance(row, dict) and whole(row.get("id")) is not None:
+                continue
+            found[len(found), "malformed"] = row  # the label set names the fault
+            continue
+        number = whole(row["id"])
+        if number in found and found[number]["name"] == row["name"]:  # jsons that were merged have entries twice
+            continue
+        key = number if number not in found else (len(found), "twice")
+        found[key] = row if type(row["id"]) is int else {**row, "id": number}
+    return list(found.values())
+
+
 def load_labels(source: str | Path) -> LabelSet:
     """Loads a label set.
 
     Args:
-        source: the name of one of the project's tables (`coco`, `ade20k`, ...), the path of a json with `categories`,
-            or that of a csv.
+        source: the name of one of the project's tables (`coco`, `ade20k`, ...), or the path of a file: a json with
+            `categories`, a json list of names, a json object of ids and names, a text (`.txt`) with a name a line, or a
+            csv without a header, with a set's own sign and the name of a class a line (as Open Images has it). Names
+            without ids count from 0; of a csv, an id is the number of the line.
 
     Raises:
         OsmError: no such table or file, or one that is not in the format.
@@ -130,14 +154,16 @@ def load_labels(source: str | Path) -> LabelSet:
 
 
 def read_categories(source: str | Path) -> list[Any]:
-    """The `categories` of a label file, not checked any further; see `load_labels`."""
-    if Path(source).suffix.lower() == ".csv":
-        return _categories_of_csv(Path(source))
+    """The categories of a label file, not checked any further; see `load_labels`."""
     table = resources.files("osm.data") / "labels" / f"{source}.json"
     if Path(source).suffix == "" and table.is_file():
         data = table.read_bytes()
     else:
         check_regular_file(source, "labels:")
+        if Path(source).suffix.lower() == ".txt":
+            return _numbered(_names_of_lines(Path(source)))
+        if Path(source).suffix.lower() == ".csv":
+            return _categories_of_csv(Path(source))
         try:
             data = Path(source).read_bytes()
         except OSError as error:
@@ -148,13 +174,17 @@ def read_categories(source: str | Path) -> list[Any]:
         document = parse_json(data)  # of bytes it takes UTF-8 and UTF-16, with their marks
     except ValueError as error:
         raise OsmError(f"labels: {source} is not valid json: {error}") from None
+    if isinstance(document, list) and document and all(isinstance(name, str) for name in document):
+        return _numbered(document)
+    if isinstance(document, dict) and document and all(whole(key) is not None for key in document):
+        return [{"id": whole(key), "name": name} for key, name in document.items()]
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
         raise OsmError(f"labels: {source} has no list 'categories'")
-    return document["categories"]
+    return clean_categories(document["categories"], str(source))
 
 
 def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
-    """An id is the number of the line, wherever the file is read; a line that is no class costs that class."""
+    """A line that is no class costs that class."""
     found: dict[str, dict[str, Any]] = {}
     for number, row in csv_rows(path, "labels:"):
         sign, name = [field.strip() for field in row[:2]] if row and len(row) > 1 else ("", "")
@@ -163,3 +193,16 @@ def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
     if not found:
         raise OsmError(f"labels: {path}: has no line with a sign and a name (/m/01g317,Person)")
     return list(found.values())
+
+
+def _names_of_lines(path: Path) -> list[str]:
+    """The names of a text file, one a line, or in one line with commas."""
+    lines = [line.strip() for line in read_text(path, "labels:").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if len(lines) == 1 and "," in lines[0]:
+        return [name.strip() for name in lines[0].split(",") if name.strip()]
+    return lines
+
+
+def _numbered(names: list[str]) -> list[dict[str, Any]]:
+    return [{"id": number, "name": name} for number, name in enumerate(names)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from osm.data.category_names import spoken_categories
 from osm.data.image_names import image_name
-from osm.data.labels import LabelSet, load_labels
+from osm.data.labels import LabelSet, clean_categories, load_labels
 from osm.data.pool import say
 from osm.data.values import truth, whole
 from osm.errors import OsmError, SampleError, shown
@@ -247,27 +247,6 @@ class CocoJson:
             )
 
 
-def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
-    """A json's `categories` with integer ids, each once; a class without a name is left out.
-
-    Raises:
-        OsmError: two classes have one id.
-    """
-    found: dict[Any, dict[str, Any]] = {}
-    for row in rows:
-        if not isinstance(row, dict) or whole(row.get("id")) is None or row.get("name") in ("", None):
-            if isinstance(row, dict) and whole(row.get("id")) is not None:
-                continue
-            found[len(found), "malformed"] = row  # the label set names the fault
-            continue
-        number = whole(row["id"])
-        if number in found and found[number]["name"] == row["name"]:  # jsons that were merged have entries twice
-            continue
-        key = number if number not in found else (len(found), "twice")
-        found[key] = row if type(row["id"]) is int else {**row, "id": number}
-    return list(found.values())
-
-
 def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: int) -> Annotation:
     """An annotation with these of its fields alone: what is not used cannot spoil the sample."""
     kept: Annotation = {name: row[name] for name in names if name in row}
@@ -318,4 +297,4 @@ def size_key(image_id: int | str) -> tuple[bool, int | str]:
     return isinstance(image_id, str), image_id
 
 
-__all__ = ["Annotation", "CocoJson", "OfImage", "Size", "clean_categories", "kept_fields", "size_key"]
+__all__ = ["Annotation", "CocoJson", "OfImage", "Size", "kept_fields", "size_key"]

@@ -205,6 +205,10 @@ class Split:
         return self.form.id_key
 
     @property
+    def category_key(self) -> str:
+        return self.form.category_key
+
+    @property
     def prefix(self) -> str:
         return self.form.prefix
 

@@ -19,6 +19,7 @@ from osm.data.processor import Processor
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.stream import EpochLoader, StreamConfig
 from osm.errors import BY_RULE
+from osm.forms.base import LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMS = ("coco_panoptic", "coco_instances", "boxes", "semantic", "parts")
@@ -109,11 +110,14 @@ def test_every_form_goes_on_after_bad_masks(prepared: Processor, tmp_path: Path,
 
 
 def raised() -> tuple[set[str], set[str]]:
-    """Of every `SampleError(...)` in the project: its reasons, and patterns of those that are put together."""
+    """Of every `SampleError(...)` and `losses.add(...)`: their reasons, and patterns of those that are put together."""
     reasons, patterns = set(), set()
     for path in (ROOT / "osm").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "SampleError":
+            called = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
+            if not isinstance(node, ast.Call) or not (
+                called == "SampleError" or (called == "add" and "losses" in ast.dump(node.func))
+            ):
                 continue
             for part in ast.walk(node.args[0]):
                 if isinstance(part, ast.JoinedStr):
@@ -135,11 +139,11 @@ def documented() -> dict[str, str]:
 def test_every_reason_is_documented_and_every_documented_one_is_raised() -> None:
     reasons, patterns = raised()
     table = documented()
-    assert len(reasons) > 25 and patterns == {r"\w+_unreadable", r"mask_not_\w+", r"\w+_"}
+    assert len(reasons) > 25 and patterns == {r"\w+_unreadable", r"\w+_"}
+    reasons |= LOSSES
     assert reasons <= set(table)
     # A converter says `mask_...` where what is named after the image is wrong with a mask.
     made = {reason.replace("image_", "mask_") for reason in reasons if reason.startswith("image_")}
-    made |= {"mask_not_png", "mask_not_tif"}
     assert set(table) <= reasons | made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from typing import Any
 
 import nine_sets
 import numpy as np
@@ -35,13 +36,13 @@ def read(row: Dataset, members: dict[str, bytes]) -> Form:
 
 def test_a_polygon_is_rasterised_once(monkeypatch: pytest.MonkeyPatch, prepared: Processor) -> None:
     made: Counter[int] = Counter()
-    decode = Instances._decode
+    drawn = Instances._draw
 
-    def counted(self: Instances, segmentation: list[list[float]]) -> np.ndarray:
-        made[int(segmentation[0][0])] += 1
-        return decode(self, segmentation)
+    def counted(self: Instances, entry: dict[str, Any]) -> np.ndarray:
+        made[int(entry["segmentation"][0][0])] += 1
+        return drawn(self, entry)
 
-    monkeypatch.setattr(Instances, "_decode", counted)
+    monkeypatch.setattr(Instances, "_draw", counted)
     row = TABLE["lvis"]
     entries = [
         {"bbox": [0, 0, 1, 1], "category_id": 3, "segmentation": [[x, 0, x + 11, 0, x + 11, 11, x, 11]]}

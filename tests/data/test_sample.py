@@ -310,25 +310,25 @@ def test_a_truncated_image_is_found_when_it_is_needed(prepared: Processor) -> No
 
 
 @pytest.mark.parametrize(
-    "segmentation",
+    ("segmentation", "reason"),
     [
-        5,
-        [[1, 2, 3]],
-        [[1, 2, 3, 4, 5, float("nan")]],
-        [[0, 0, 9, 0, 9, 10**400]],
-        {"size": [30, 20], "counts": [600]},
-        {"size": [20, 30], "counts": [599]},
-        {"size": [20, 30], "counts": [700, -100]},
-        {"size": [20, 30], "counts": "not an rle"},
-        {"size": [20, 30]},
-        {"counts": [600]},
+        (5, "segmentation_malformed"),
+        ([[1, 2, 3]], "polygon_too_short"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "polygon_not_numbers"),
+        ([[0, 0, 9, 0, 9, 10**400]], "polygon_not_numbers"),
+        ({"size": [30, 20], "counts": [600]}, "rle_size"),
+        ({"size": [20, 30], "counts": [599]}, "rle_malformed"),
+        ({"size": [20, 30], "counts": [700, -100]}, "rle_malformed"),
+        ({"size": [20, 30], "counts": "not an rle"}, "rle_malformed"),
+        ({"size": [20, 30]}, "rle_malformed"),
+        ({"counts": [600]}, "rle_malformed"),
     ],
 )
-def test_bad_segmentations_have_a_reason(prepared: Processor, segmentation: object) -> None:
+def test_bad_segmentations_have_a_reason(prepared: Processor, segmentation: object, reason: str) -> None:
     members = instances(30, 20, [{"category_id": 2, "segmentation": segmentation}])
     with pytest.raises(SampleError) as caught:
         draw(prepared, scene(members, "coco_instances"), SampleConfig(), 1)
-    assert caught.value.reason == "bad_segmentation"
+    assert caught.value.reason == reason
 
 
 def test_bad_instances_have_a_reason() -> None:

@@ -55,7 +55,7 @@ class Quirky:
     def row(self) -> Dataset:
         json_file = str(self.root / "set.json") if self.json else None
         maps = str(self.maps) if self.maps.exists() else None
-        labels = str(self.root / "labels.json")
+        labels = json_file or str(self.root / "labels.json")
         return Dataset("mine", self.form, "Mine", labels, str(self.images), maps, json_file)
 
     def command(self, out: Path) -> list[str]:
