@@ -55,7 +55,7 @@ SETS = {
     "partimagenet": Convertible(_ROWS["partimagenet"], "PartImageNet"),
     "pascal_part": Convertible(_ROWS["pascal_part"], "Pascal-Part", PascalParts),
     "visual_genome": Convertible(_ROWS["visual_genome"], "Visual Genome: its region descriptions, or its objects"),
-    # Not all images of either release can still be had.
+    # Both are often fetched in part.
     "objects365": Convertible(_ROWS["objects365"], "Objects365", fine=frozenset({"image_missing"})),
     "openimages": Convertible(_ROWS["openimages"], "Open Images", OpenImages, fine=frozenset({"image_missing"})),
     "paco": Convertible(_ROWS["paco"], "PACO: objects and their parts"),

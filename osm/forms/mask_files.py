@@ -23,6 +23,7 @@ from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import Entry, SetFiles, Size
 from osm.forms.coco_json import Annotation, CocoJson, OfImage
 from osm.forms.files import about
+from osm.forms.files import digest as names_digest
 
 _COLUMNS = ("MaskPath", "ImageID", "LabelName")
 _MASK_FILE = "mask_file"
@@ -52,6 +53,7 @@ class MaskTable(CocoJson):
 
     def _read(self, path: Path, files: SetFiles, categories: list[Any]) -> tuple[dict[str, Any], str]:
         digest = hashlib.sha256(repr(sorted(self._ids.items())).encode())
+        digest.update(names_digest(self._found).encode())  # masks that are there since make other shards
         images: dict[str, dict[str, Any]] = {}
         annotations: list[Any] = []
         for line, row in csv_records(path, files.flag.format("json_file"), _COLUMNS, digest):
@@ -60,10 +62,13 @@ class MaskTable(CocoJson):
                 annotations.append(None)
                 continue
             mask, image_id, label = (row[name].strip() for name in _COLUMNS)
-            if _NAME.fullmatch(image_id):
-                images.setdefault(image_id, {"id": image_id, "file_name": f"{image_id}.jpg"})
+            if image_id not in images and _NAME.fullmatch(image_id):
+                images[image_id] = {"id": image_id, "file_name": f"{image_id}.jpg"}
+            image_id = images[image_id]["id"] if image_id in images else image_id  # one text, not one a line
             own_id = mask.removesuffix(".png")
             annotation = {"id": own_id, "image_id": image_id, "category_id": self._ids.get(label), LABEL_NAME: label}
+            if annotation["category_id"] is not None:
+                del annotation[LABEL_NAME]
             annotations.append(annotation)
         document = {"images": list(images.values()), "annotations": annotations, "categories": categories}
         return document, digest.hexdigest()
@@ -79,11 +84,11 @@ class MaskTable(CocoJson):
 
     def add_mask(self, where: str, row: Annotation, segment: Annotation, of: OfImage) -> None:
         name = f"{row['id']}.png"
-        if name not in self._found:
+        path = self._found.get(name)
+        if path is None:
             message = f"{where}: {shown(name)} is neither in {self.files.ann_dir} nor in a folder of it"
             raise SampleError("annotation_without_mask", message)
-        of.masks[name] = self._found[name]
-        segment[_MASK_FILE] = name
+        of.masks[path] = segment[_MASK_FILE] = path
 
 
 def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annotation:

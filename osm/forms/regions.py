@@ -110,7 +110,8 @@ class Regions(Instances):
             phrases, shape = phrases_of(row), {name: row[name] for name in _SHAPES if row.get(name)}
             own |= {"phrases": list(phrases)} | ({"category_id": ids[phrases]} if phrases in ids else {})
             seen += 1
-            of.raw.append({**own, "image_id": row.get("image_id"), **shape})
+            # A converter does not look at them, and there are millions.
+            of.raw.append(own if labels is None else {**own, "image_id": row.get("image_id"), **shape})
             if not phrases and not own["iscrowd"]:
                 raise SampleError("phrase_missing", f"{where}: {_why_none(row)}")
             if "segmentation" in shape:
