@@ -32,4 +32,14 @@ def split_of(row: Dataset, max_bad_annotations: float = MAX_BAD_ANNOTATIONS) -> 
     return Split(row, FORM_CLASSES[row.form], max_bad_annotations)
 
 
-__all__ = ["FORM_CLASSES", "MIN_PIXELS", "Form", "Segment", "Split", "Target", "read_sample", "split_of"]
+__all__ = [
+    "FORM_CLASSES",
+    "MAX_BAD_ANNOTATIONS",
+    "MIN_PIXELS",
+    "Form",
+    "Segment",
+    "Split",
+    "Target",
+    "read_sample",
+    "split_of",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ FIELD = "open_end_pred"
 MAX_BAD_ANNOTATIONS = 0.05
 # Nothing of these images can be named, and that is no fault of the files.
 _NOTHING = ("nothing_labelled", "no_part_masks", "no_id_in_png")
+_UNKNOWN = ("id_not_in_json", "id_not_in_labels", "name_not_in_table")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Item:
         annotations: the parts of `entry` that are to be named; each takes the field `open_end_pred`.
         mask: the bool mask (H, W) of the k-th of `annotations`; all False where it has no pixel.
         counts: what was left out here: `crowd`, `unusable` (annotations with a fault), `missing_in_mask` (in the json
-            alone), `unknown_in_mask` (in the PNG alone).
+            alone), `unknown_in_mask` (in the PNG alone; of label maps and .mat files, what the labels lack).
         places: of `annotations`, among all of the entry's but for crowds: the others have a fault.
     """
 
@@ -91,6 +92,7 @@ class Split:
 
     def __init__(self, row: Dataset, form: type[Form], max_bad_annotations: float = MAX_BAD_ANNOTATIONS) -> None:
         self.row, self.form = row, form
+        self.rules = replace(row.rules, whole_labels=None)  # parts are named, whole objects are not
         check_row(row, form, form.needs)
         self.files = set_files(row)
         self.listing: Listing = form.listing(self.files, row.label_set)
@@ -125,7 +127,7 @@ class Split:
         document = {key: value for key, value in entry.record.items() if key not in ("width", "height")}
         if segments is not None:
             document["segments_info"] = segments
-        sample = self.form(picture, members, document, self.row.label_set, self.row.rules)
+        sample = self.form(picture, members, document, self.row.label_set, self.rules)
         return sample, picture, losses, tuple(entry.places[place] for place in kept)
 
     def picture(self, entry: Entry) -> Picture:
@@ -163,7 +165,7 @@ class Split:
         counts = Counter(
             crowd=len(annotations) - len(all_places),
             missing_in_mask=losses.counts["id_not_in_png"],
-            unknown_in_mask=losses.counts["id_not_in_json"],
+            unknown_in_mask=sum(losses.counts[reason] for reason in _UNKNOWN),
             unusable=len(all_places) - len(asked),
         )
         named = [annotations[place] for place in asked]
@@ -252,6 +254,7 @@ def set_files(row: Dataset) -> SetFiles:
         row.json_file,
         labels=row.labels,
         flag=f"{row.name}_{{}}",
+        called={"ann_dir": "mask_dir"},
     )
 
 

@@ -4,7 +4,7 @@ named together, as many at once as memory allows."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,12 @@ class Recognizer:
         top_k: int = 1,
         vocabulary: Sequence[str] | None = None,
         way: str = "constrained",
+        boxed: bool = False,
     ) -> list[list[list[Recognition]]]:
         """Names the masks of several images, in batches that go across them; arguments as for `name`.
+
+        Args:
+            boxed: the masks are boxes, and asked about as `name` asks about its `boxes`.
 
         Returns:
             for each image what `name` gives.
@@ -202,6 +206,7 @@ class Recognizer:
         for start in range(0, len(images), self.images_at_once):
             part = [as_rgb(image) for image in images[start : start + self.images_at_once]]
             regions = [regions_of(i.size, m) for i, m in zip(part, masks[start:], strict=False)]
+            regions = [[replace(region, boxed=boxed) for region in of_image] for of_image in regions]
             found += self._name(self.encoder.encode(part), regions, list(modes), wish)
         return found
 
