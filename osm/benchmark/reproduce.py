@@ -1,4 +1,4 @@
-"""`osm reproduce`: names the six published val sets with the published weights, and compares with the published figures."""
+"""`osm reproduce`: names the six published val sets with the published weights, and compares the figures."""
 
 from __future__ import annotations
 

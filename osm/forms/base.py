@@ -158,6 +158,7 @@ class Entry:
         places: for each of `segments_info`, its place among the raw annotations.
         key_hint: what its key begins with; empty = the file's name.
         order: of its annotations in the source.
+        called: what the source calls the image, where it is not the name of its file.
     """
 
     image: Path
@@ -168,6 +169,7 @@ class Entry:
     places: tuple[int, ...] = ()
     key_hint: str = ""
     order: int = 0
+    called: Any = None
 
 
 @dataclass(frozen=True)

@@ -227,10 +227,10 @@ def annotations_in(form: type[Form], document: Any) -> Iterator[dict[str, Any]]:
 def images_of(row: Dataset, form: type[Form]) -> tuple[list[ImageFile], str]:
     """Every image of a set, and a hash that changes when they do; reads only `image_needs`."""
     check_row(row, form, form.image_needs)
-    entries, digest = form.images(set_files(row))
+    entries, digest = form.images(replace(set_files(row), ann_dir=None))  # masks need not be there
     root, found = Path(str(row.image_dir)), []
     for entry in entries:
-        called = (entry.image.relative_to(root).as_posix(), entry.record["file_name"])
+        called = (entry.image.relative_to(root).as_posix(), entry.record["file_name"], entry.called)
         names = tuple(dict.fromkeys(name for name in called if isinstance(name, str)))
         stated = None if entry.stated is None else (entry.stated[1], entry.stated[0])
         found.append(ImageFile(entry.record["image_id"], names, entry.image, stated, row.exif))

@@ -64,7 +64,10 @@ def read_proposals(
     for path in paths:
         document, _ = read_json(path, "predictions")
         where = f"predictions {path}"
-        listed = by_image(row, form, images, document, where, Losses())
+        losses = Losses()
+        listed = by_image(row, form, images, document, where, losses)
+        if losses.found:  # generation leaves out what cannot be used: the file is another one now
+            raise OsmError(losses.first)
         of_file = {image: numbered for image, (_, numbered) in listed.items()}
         entries = [entry for numbered in of_file.values() for _, entry in numbered]
         if path in (metas or {}):
