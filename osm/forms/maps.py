@@ -194,7 +194,7 @@ class Parts(LabelMaps):
 
     name: ClassVar[str] = "parts"
     what: ClassVar[str] = "label maps of parts and of whole objects, as PartImageNet has them"
-    masks: ClassVar[str] = "PNGs of the parts, or of Pascal-Part's .mat files"
+    masks: ClassVar[str] = "PNGs of parts, or of Pascal-Part's .mat files"
     more_arguments: ClassVar[tuple[str, ...]] = ("split",)
     mask_members: ClassVar[Mapping[str, str]] = {"part.png": "part_seg_base64", "whole.png": "whole_seg_base64"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
-from six_sets import HEIGHT, LEFT, WIDTH, AreaNamer, make, said
+from six_sets import HEIGHT, WIDTH, AreaNamer, make, said
 
 from osm.benchmark.cli import generate_main
 from osm.benchmark.generate import generate_predictions
