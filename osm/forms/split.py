@@ -135,7 +135,7 @@ class Split:
         try:
             picture = Picture.by_rule(entry.image, self.row.exif, lambda: entry_size(self.form, entry), lambda: None)
         except SampleError as error:
-            raise OsmError(f"{entry.image}: {error}") from None
+            raise OsmError(str(error)) from None  # it names the file
         if entry.stated is not None and entry.stated != picture.size:
             width, height = picture.size
             raise OsmError(

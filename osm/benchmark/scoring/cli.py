@@ -15,7 +15,6 @@ from osm.benchmark.parts import made_with
 from osm.benchmark.scoring.evaluate import Options, Scores, score_set
 from osm.benchmark.scoring.names import EXACT, NEAREST, ClassNames, Encoder
 from osm.benchmark.scoring.proposals import KIND
-from osm.benchmark.scoring.truth import TRUTHS
 from osm.config import find_config
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError, exit_code
@@ -125,9 +124,6 @@ def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Datase
     for name in asked:
         if name not in table:
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
-        if table[name].form not in TRUTHS:
-            expected = f"proposals can be scored on sets of form {', '.join(TRUTHS)}"
-            raise OsmError(f"set {name!r} is of form {table[name].form}; {expected}")
     if not asked:
         raise OsmError(
             f"{args.out_dir}: no <set>_{KIND}_<i>_of_{args.parts}.json of a set of the table ({', '.join(table)}; see "
