@@ -35,7 +35,8 @@ _MASK_PIXELS = 1 << 29
 _PROGRESS_SECONDS = 10.0
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """What a meta file counts: annotations named, crowd, without a pixel (also after resizing), in the json but not in the
-PNG; segments in the PNG but not in the json; and annotations with a fault, which have no prediction."""
+PNG; segments in the PNG but not in the json, and ids of a label map that the labels lack; and annotations with a fault,
+which have no prediction."""
 
 
 class NameLike(Protocol):
@@ -61,6 +62,7 @@ class NamerLike(Protocol):
         modes: Sequence[str],
         vocabulary: Sequence[str] | None = None,
         way: str = "constrained",
+        boxed: bool = False,
     ) -> Sequence[Sequence[Any]]: ...
 
 
@@ -74,7 +76,7 @@ class _Run:
     alter: str
     seed: int
     batch: int
-    restricted: dict[str, Any]  # to the names of a list: further arguments of `name_images`
+    further: dict[str, Any]  # arguments of `name_images`: whether it is boxes, and a list of names
     max_bad_annotations: float
 
 
@@ -153,7 +155,7 @@ def generate_predictions(
     check_part(part, parts)
     run = _start(namer, row, modes, limit, alter, seed, proposals, batch, max_bad_annotations)
     if vocabulary is not None:
-        run = replace(run, restricted={"vocabulary": list(vocabulary), "way": way})
+        run = replace(run, further={**run.further, "vocabulary": list(vocabulary), "way": way})
     header = {
         "checkpoint": namer.fingerprint,
         "set": row.name,
@@ -202,7 +204,9 @@ def _start(
         if proposals is None
         else Proposals(row, FORM_CLASSES[row.form], proposals, max_bad_annotations)
     )
-    return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed, batch, {}, max_bad_annotations)
+    count = min(len(split), limit or len(split))
+    further = {"boxed": True} if split.form.boxed else {}
+    return _Run(split, count, resolved, alter, seed, batch, further, max_bad_annotations)
 
 
 def _digest(names: Sequence[str]) -> str:
@@ -248,7 +252,7 @@ def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]
             annotation.pop(FIELD, None)  # annotations that are themselves a prediction file
     for asks in _packed(ask for place, (index, item) in enumerate(numbered) for ask in _asks(run, place, index, item)):
         images = [_image(run, numbered[ask.place][1]) for ask in asks]
-        found = namer.name_images(images, [ask.masks for ask in asks], run.modes, **run.restricted)
+        found = namer.name_images(images, [ask.masks for ask in asks], run.modes, **run.further)
         for ask, of_image in zip(asks, found, strict=True):
             for k, names in zip(ask.positions, of_image, strict=True):
                 if names is not None:

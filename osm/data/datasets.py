@@ -66,8 +66,8 @@ class Dataset:
         form: how its annotations are stored, one of `FORMS`.
         title: how evaluation prints it (`<title> evaluation:`).
         labels: a table of the project, or the path of a json with `categories`.
-        image_dir, mask_dir, json_file: what to predict on: the images; panoptic PNGs (panoptic form) or label maps
-            (semantic form); annotations (the forms with a json).
+        image_dir, mask_dir, json_file: what to predict on: the images; panoptic PNGs (panoptic form), label maps
+            (semantic form), or label maps or .mat files of parts; annotations (the forms with a json).
         image_names: where the json says what an image is called, one of `IMAGE_NAMES`.
         ignored_ids, id_coding, whole_labels: see `Rules`; `whole_labels` is a label file as `labels` is.
         exif: whether annotations were drawn on the picture as it is stored (`raw`, as in the published sets) or turned
