@@ -23,7 +23,7 @@ from osm.benchmark.scoring.painter import Painter
 from osm.benchmark.scoring.precision import MaskPrecision, mean_precision
 from osm.benchmark.scoring.proposals import KIND, Proposal, read_proposals
 from osm.benchmark.scoring.quality import PanopticQuality
-from osm.benchmark.scoring.truth import MIOU, PQ, TRUTHS, Truth, TruthSplit, class_map
+from osm.benchmark.scoring.truth import MIOU, PQ, Truth, TruthSplit, class_map, truth_split
 from osm.data.datasets import Dataset
 from osm.errors import OsmError
 from osm.forms import FORM_CLASSES
@@ -124,7 +124,7 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
     check_all_there(row.name, paths)
     metas = read_metas(row.name, paths, KIND)
     meta = next(iter(metas.values()), {})
-    split = TRUTHS[row.form](row, FORM_CLASSES[row.form])
+    split = truth_split(row, FORM_CLASSES[row.form])
     if not options.with_ap and split.scores == (split.precision,):
         only = f"{split.precision} alone is defined: {split.why_not}"
         raise OsmError(f"--without_ap: set {row.name!r} then has no score; {only}")

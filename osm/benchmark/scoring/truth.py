@@ -1,4 +1,4 @@
-"""What a set's images really show, as scoring wants it: one class a form of annotation (`TRUTHS`).
+"""What a set's images really show, as scoring wants it: one class a kind of form.
 
 Classes that the set's row ignores (`ignored_ids`) are void. Counted and reported: segments that a json has and its PNG
 lacks (they cannot be found, and are left out), those of a PNG that its json lacks (void), and annotations with a fault.
@@ -27,6 +27,7 @@ from osm.errors import OsmError, SampleError, shown
 from osm.forms import Form, Split
 from osm.forms.base import is_crowd
 from osm.forms.instances import corners, draw_box
+from osm.forms.maps import LabelMaps
 from osm.forms.panoptic import Panoptic
 
 PQ, AP, BOX_AP, MIOU = "PQ", "mask AP", "box AP", "mIoU"
@@ -224,13 +225,17 @@ class MapsTruth(TruthSplit):
         )
 
 
-TRUTHS: dict[str, Callable[[Dataset, type[Form]], TruthSplit]] = {
-    "coco_panoptic": PanopticTruth,
-    "coco_instances": InstancesTruth,
-    "boxes": BoxesTruth,
-    "semantic": MapsTruth,
-    "parts": MapsTruth,
-}
+_TRUTHS: tuple[tuple[type[Form], type[TruthSplit]], ...] = (
+    (Panoptic, PanopticTruth),
+    (LabelMaps, MapsTruth),
+    (Boxes, BoxesTruth),
+    (Form, InstancesTruth),
+)
+
+
+def truth_split(row: Dataset, form: type[Form]) -> TruthSplit:
+    """The images of a set with what they show: as the first class above says that its form derives from."""
+    return next(truths for base, truths in _TRUTHS if issubclass(form, base))(row, form)
 
 
 def class_map(segments_HW: np.ndarray, categories: Collection[int | None], place: dict[int, int]) -> np.ndarray:
