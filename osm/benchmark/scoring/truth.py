@@ -26,7 +26,7 @@ from osm.data.values import whole
 from osm.errors import OsmError, SampleError, shown
 from osm.forms import Form, Split
 from osm.forms.base import is_crowd
-from osm.forms.instances import corners, draw_box
+from osm.forms.instances import Boxes, corners, draw_box
 from osm.forms.maps import LabelMaps
 from osm.forms.panoptic import Panoptic
 
