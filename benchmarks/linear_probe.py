@@ -94,9 +94,11 @@ def val_scenes(row) -> Iterator[tuple]:
     split = split_of(row)
     for index in range(len(split)):
         item = split.load(index)
+        if not item.annotations:
+            continue
         masks = np.stack([item.mask(k) for k in range(len(item.annotations))])
         kept = masks.any((1, 2))
-        categories = [a[split.category_key] for a, keep in zip(item.annotations, kept, strict=True) if keep]
+        categories = [a[split.form.category_key] for a, keep in zip(item.annotations, kept, strict=True) if keep]
         yield item.image(), masks[kept], categories
 
 

@@ -41,11 +41,12 @@ def measure(recognizer: Recognizer, row: Dataset, way: str, limit: int | None) -
         found = [(label, item.mask(k)) for k, label in enumerate(item.annotations) if item.mask(k).any()]
         image = item.image()
         begun = time.monotonic()
-        recognizer.set_image(image)
-        answers = recognizer.name(np.stack([mask for _, mask in found]), modes=modes, **options) if found else []
+        masks_of = [np.stack([mask for _, mask in found])] if found else []
+        boxed = split.form.boxed
+        answers = recognizer.name_batch([image], masks_of, modes=modes, boxed=boxed, **options)[0] if found else []
         seconds += time.monotonic() - begun
         for (annotation, _), regions in zip(found, answers, strict=True):
-            accepted = accepted_forms(row.label_set[annotation["category_id"]].names)
+            accepted = accepted_forms(row.label_set[annotation[split.form.category_key]].names)
             masks += not regions[0].skipped
             for answer in regions:
                 if not answer.skipped:

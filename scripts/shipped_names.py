@@ -57,10 +57,13 @@ def masks(row: Dataset, checkpoint: str) -> None:
     print("\n| image | class | own mode | `any` |\n|---|---|---|---|")
     for index in sorted(rng.sample(range(len(split)), min(MASKS, len(split)))):
         item = split.load(index)
-        k = rng.choice([k for k in range(len(item.annotations)) if item.mask(k).any()])
-        recognizer.set_image(item.image())
-        own, anyone = recognizer.name([item.mask(k)], modes=[row.name, ANY_MODE])[0]
-        target = row.label_set[item.annotations[k][split.category_key]].target
+        there = [k for k in range(len(item.annotations)) if item.mask(k).any()]
+        if not there:
+            continue
+        k = rng.choice(there)
+        asked = {"modes": [row.name, ANY_MODE], "boxed": split.form.boxed}
+        own, anyone = recognizer.name_batch([item.image()], [[item.mask(k)]], **asked)[0][0]
+        target = row.label_set[item.annotations[k][split.form.category_key]].target
         said = [f"{a.skipped or a.text or '(nothing)'} {100 * a.prob:.0f}" for a in (own, anyone)]
         print(f"| {item.image_path.name} | {target} | {said[0]} | {said[1]} |")
 

@@ -29,11 +29,7 @@ from osm.terminal import echo
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"
-PATH_FIELDS = {
-    "image_dir": "folder of the images",
-    "mask_dir": "folder of the panoptic PNGs or label maps",
-    "json_file": "annotations",
-}
+PATH_FIELDS = {"image_dir": "folder of the images", "json_file": "json of the annotations"}
 
 
 def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., Any] | None = None) -> int:
@@ -214,9 +210,11 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
     )
     parser.add_argument("--num_threads", type=int, help="CPU threads of torch")
     for row in table.values():
+        form = FORM_CLASSES[row.form]
         group = parser.add_argument_group(f"paths of {row.name}")
-        for field in FORM_CLASSES[row.form].needs:
-            group.add_argument(f"--{row.name}_{field}", help=f"{PATH_FIELDS[field]} ({getattr(row, field)})")
+        for field in form.needs:
+            what = PATH_FIELDS.get(field) or f"folder of the {form.masks}"
+            group.add_argument(f"--{row.name}_{field}", help=f"{what} ({getattr(row, field)})")
     return parser
 
 

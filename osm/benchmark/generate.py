@@ -35,7 +35,8 @@ _MASK_PIXELS = 1 << 29
 _PROGRESS_SECONDS = 10.0
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """What a meta file counts: annotations named, crowd, without a pixel (also after resizing), in the json but not in the
-PNG; segments in the PNG but not in the json; and annotations with a fault, which have no prediction."""
+PNG; segments in the PNG but not in the json, and ids of a label map that the labels lack; and annotations with a fault,
+which have no prediction."""
 
 
 class NameLike(Protocol):
@@ -61,6 +62,7 @@ class NamerLike(Protocol):
         modes: Sequence[str],
         vocabulary: Sequence[str] | None = None,
         way: str = "constrained",
+        boxed: bool = False,
     ) -> Sequence[Sequence[Any]]: ...
 
 
@@ -202,7 +204,8 @@ def _start(
         if proposals is None
         else Proposals(row, FORM_CLASSES[row.form], proposals, max_bad_annotations)
     )
-    return _Run(split, min(len(split), limit or len(split)), resolved, alter, seed, batch, {}, max_bad_annotations)
+    count = min(len(split), limit or len(split))
+    return _Run(split, count, resolved, alter, seed, batch, {}, max_bad_annotations)
 
 
 def _digest(names: Sequence[str]) -> str:
@@ -233,11 +236,15 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
 
 @dataclass
 class _Ask:
-    """Some masks of one item of a batch (its place there), (K, H, W), and their places among its annotations."""
+    """Some masks of one item of a batch (its place there), (K, H, W), and their places among its annotations.
+
+    `boxed`: all of them are boxes; else none is.
+    """
 
     place: int
     positions: list[int]
     masks: np.ndarray
+    boxed: bool
 
 
 def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]]) -> list[dict[str, int]]:
@@ -246,9 +253,16 @@ def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]
     for _, item in numbered:
         for annotation in item.annotations:
             annotation.pop(FIELD, None)  # annotations that are themselves a prediction file
-    for asks in _packed(ask for place, (index, item) in enumerate(numbered) for ask in _asks(run, place, index, item)):
+    every = (
+        ask
+        for boxed in (False, True)
+        for place, (index, item) in enumerate(numbered)
+        for ask in _asks(run, place, index, item, boxed)
+    )
+    for asks in _packed(every):
         images = [_image(run, numbered[ask.place][1]) for ask in asks]
-        found = namer.name_images(images, [ask.masks for ask in asks], run.modes, **run.restricted)
+        further = {**run.restricted, **({"boxed": True} if asks[0].boxed else {})}
+        found = namer.name_images(images, [ask.masks for ask in asks], run.modes, **further)
         for ask, of_image in zip(asks, found, strict=True):
             for k, names in zip(ask.positions, of_image, strict=True):
                 if names is not None:
@@ -271,12 +285,13 @@ def _image(run: _Run, item: Item) -> Image.Image:
     return blank(image) if run.alter == "blank_image" else image
 
 
-def _asks(run: _Run, place: int, index: int, item: Item) -> Iterator[_Ask]:
-    """The masks of an item that have a pixel; few enough at once."""
+def _asks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterator[_Ask]:
+    """The masks of an item that have a pixel, its boxes or the others; few enough at once."""
     chunk = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
-    for first in range(0, len(item.annotations), chunk):
+    of_kind = [k for k, is_box in enumerate(item.boxed) if is_box is boxed]
+    for first in range(0, len(of_kind), chunk):
         positions, masks = [], []
-        for k in range(first, min(first + chunk, len(item.annotations))):
+        for k in of_kind[first : first + chunk]:
             mask = item.mask(k)
             if not mask.any():
                 continue
@@ -285,14 +300,15 @@ def _asks(run: _Run, place: int, index: int, item: Item) -> Iterator[_Ask]:
             positions.append(k)
             masks.append(mask)
         if positions:
-            yield _Ask(place, positions, np.stack(masks))
+            yield _Ask(place, positions, np.stack(masks), boxed)
 
 
 def _packed(asks: Iterable[_Ask]) -> Iterator[list[_Ask]]:
-    """What is named together: as much as may be in memory."""
+    """What is named together: as much as may be in memory, and boxes apart from other masks."""
     pack: list[_Ask] = []
     for ask in asks:
-        if pack and sum(other.masks.size for other in pack) + ask.masks.size > _MASK_PIXELS:
+        full = sum(other.masks.size for other in pack) + ask.masks.size > _MASK_PIXELS
+        if pack and (full or pack[0].boxed is not ask.boxed):
             yield pack
             pack = []
         pack.append(ask)

@@ -18,6 +18,7 @@ from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.forms import FORM_CLASSES, Form
 from osm.forms.base import countable, is_crowd
+from osm.forms.instances import read_box
 from osm.forms.split import FIELD
 
 NAMES = "names"
@@ -43,7 +44,7 @@ class MaskRecord:
     Attributes:
         id: its own id (of a semantic map: the class's).
         category_id: a key of the set's labels, where it has a prediction and its class is not ignored.
-        area: in pixels, where it has a prediction and the file tells.
+        area: in pixels, where it has a prediction and the file tells; of a box without an `area`, width by height.
         names: every name that is right in any vocabulary, where it has a prediction and the file tells.
         predictions: by mode; empty = it was not named.
         ignored: it has a prediction, but its class is one of the row's `ignored_ids`.
@@ -200,6 +201,8 @@ def _mask(row: Dataset, form: type[Form], annotation: Mapping[str, Any], path: P
     if wrong := form.wrong_class(annotation, row.label_set[category_id]):
         raise OsmError(f"{where}: {wrong}")
     area, names = _area(annotation.get("area"), where), _names(annotation, where)
+    if area is None and form.boxed and (box := read_box(annotation.get("bbox"))) is not None:
+        area = min(float(box[2]) * float(box[3]), _MOST_PIXELS)
     return MaskRecord(own_id, category_id, crowd, area, names, predictions, False)
 
 

@@ -89,7 +89,7 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, P
     """Draws images of one set.
 
     Returns:
-        The pictures by image, and a line for each thing that keeps one from being drawn: images that are not there (any
+        The pictures by image, and a line for each that could not be drawn, why: images that are not there (any
         more) are no error of the report.
     """
     chosen = sorted(set(chosen))
@@ -100,9 +100,10 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, P
     try:
         split = split_of(row)
     except OsmError as error:
-        return {}, [str(error)]
+        return {}, [str(error)] * len(chosen)
     if result.meta.get("annotations", split.source_hash) != split.source_hash:
-        return {}, [f"{split.source} has changed since the predictions were made; its masks may be others"]
+        note = f"{split.source} has changed since the predictions were made; its masks may be others"
+        return {}, [note] * len(chosen)
     pictures: dict[int, Picture] = {}
     notes = []
     for index in chosen:

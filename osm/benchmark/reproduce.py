@@ -1,4 +1,4 @@
-"""`osm reproduce`: names the six val sets with the published weights and puts the figures beside the published ones."""
+"""`osm reproduce`: names the six published val sets with the published weights, and compares the figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PASSED_ON = {
     "config": "of a checkpoint that does not tell its own, as the published ones: osm",
     "benchmark": "YAML with the sets' paths, or its name in configs/",
     "datasets": "YAML with other paths of the sets",
-    "sets": "comma-separated; default: all whose files are there",
+    "sets": "comma-separated; default: those six whose files are there",
     "limit": "the first so many images of each set alone, to try it",
     "batch": "images that are named together",
     "device": "auto, cpu, cuda, cuda:1, ...",
@@ -123,7 +123,8 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
 
 
 def _generate(args: argparse.Namespace, generate: Callable[[Sequence[str]], int]) -> int:
-    given = [(name, getattr(args, name)) for name in PASSED_ON if getattr(args, name) is not None]
+    asked = {**{name: getattr(args, name) for name in PASSED_ON}, "sets": args.sets or ",".join(PUBLISHED)}
+    given = [(name, value) for name, value in asked.items() if value is not None]
     common = [args.checkpoint, str(args.out_dir), *(word for name, value in given for word in (f"--{name}", value))]
     if args.processes == 1:
         return generate(["0", "1", *common])

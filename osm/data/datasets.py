@@ -71,7 +71,8 @@ class Dataset:
         labels: a table of the project, or the path of a json with `categories`, or of a csv (see `load_labels`). Empty:
             the names are those of `json_file`, or (training) of the `categories.json` beside the shards.
         image_dir, mask_dir, json_file: what to predict on: the images; panoptic PNGs (panoptic form), label maps
-            (semantic form) or mask PNGs (instances form, of a csv); annotations (the forms with a json).
+            (semantic form), label maps or .mat files of parts, or mask PNGs (instances form, of a csv); annotations
+            (the forms with a json, or a csv).
         refs_file, split: of the form `regions`, what is said of the masks of `json_file`, and which part of it counts.
             `split` is also the subfolder of the form `parts`.
         image_names: where the json says what an image is called, one of `IMAGE_NAMES`.

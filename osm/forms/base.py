@@ -119,6 +119,7 @@ class SetFiles:
         row: the set's row: how its files are named, whether EXIF counts, which ids are ignored.
         filter_lvis_val: leave out the COCO train images that are in LVIS val; other sets are not touched.
         more: further files that a form takes, by field.
+        called: fields that the user knows by another name.
     """
 
     name: str
@@ -130,11 +131,12 @@ class SetFiles:
     flag: str = "--{}"
     filter_lvis_val: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)
+    called: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, field_name: str) -> str:
         """A field and its value, as a message begins."""
         value = self.more[field_name] if field_name in self.more else getattr(self, field_name)
-        return f"{self.flag.format(field_name)} {value}"
+        return f"{self.flag.format(self.called.get(field_name, field_name))} {value}"
 
     def folder(self, field_name: str) -> Path:
         """A field's folder. Raises OsmError where there is none."""
@@ -157,6 +159,7 @@ class Entry:
         places: for each of `segments_info`, its place among the raw annotations.
         key_hint: what its key begins with; empty = the file's name.
         order: of its annotations in the source.
+        called: what the source calls the image, where it is not the name of its file.
     """
 
     image: Path
@@ -167,6 +170,7 @@ class Entry:
     places: tuple[int, ...] = ()
     key_hint: str = ""
     order: int = 0
+    called: Any = None
 
 
 @dataclass(frozen=True)
@@ -267,11 +271,13 @@ class Target:
         place: among the picture's `segments_info`; of a label map, its number.
         category_id: of its class.
         draw: makes the bool mask (H, W).
+        boxed: it is a box, and asked about as one.
     """
 
     place: int
     category_id: int
     draw: Callable[[], np.ndarray]
+    boxed: bool = False
 
 
 class Form(ABC):
@@ -285,7 +291,7 @@ class Form(ABC):
         name: of the form. what: what a set of it is, for the help.
         needs: the path fields of a row that a val split reads; `image_needs`: those that finding its images takes;
             `masks_field`: the one that says which masks there are.
-        boxed: its masks are boxes.
+        boxed: its masks are boxes. masks: what its `mask_dir` holds, for the help.
         mask_members: members that hold masks, and their fields in the published layout.
         published: the fields of the json member that the published layout keeps.
         unannotated: the reason for which a picture without annotations is left out.
@@ -301,6 +307,7 @@ class Form(ABC):
     image_needs: ClassVar[tuple[str, ...]] = ("image_dir", "json_file")
     masks_field: ClassVar[str] = "json_file"
     boxed: ClassVar[bool] = False
+    masks: ClassVar[str] = ""
     mask_members: ClassVar[Mapping[str, str]] = {}
     published: ClassVar[tuple[str, ...]] = ()
     unannotated: ClassVar[str] = "no_annotations"

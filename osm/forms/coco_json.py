@@ -175,7 +175,8 @@ class CocoJson:
                 at[member] = masks.find(mask, f"{self.path}: image {image_id!r}, {files.where('ann_dir')}")
             raw = (image, of.raw) if of.words is None else of.words
             hint = _key(row.keys, image, path)
-            entries.append(Entry(path, at, record, stated_size(image), raw, tuple(of.places), hint, of.order))
+            called, places_of = image.get("file_name"), tuple(of.places)
+            entries.append(Entry(path, at, record, stated_size(image), raw, places_of, hint, of.order, called))
         for finder in (images, *([] if masks is None else [masks])):
             self._report_guesses(finder, len(entries))
         stated = self.document.get("categories")

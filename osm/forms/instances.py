@@ -294,7 +294,9 @@ class Boxes(Annotated):
 
     def targets(self) -> list[Target]:
         return [
-            Target(place, entry["category_id"], partial(draw_box, self._corners(entry), (self.height, self.width)))
+            Target(
+                place, entry["category_id"], partial(draw_box, self._corners(entry), (self.height, self.width)), True
+            )
             for place, entry in self.segments
         ]
 

@@ -104,6 +104,7 @@ class Semantic(LabelMaps):
     name: ClassVar[str] = "semantic"
     what: ClassVar[str] = "a semantic set: images, and TIFFs or PNGs of class ids (8 or 16 bits)"
     more_arguments: ClassVar[tuple[str, ...]] = ("ignored_ids",)
+    masks: ClassVar[str] = "label maps"
     mask_members: ClassVar[Mapping[str, str]] = {"tif": "seg_base64", "png": "seg_base64"}
 
     def __init__(
@@ -216,6 +217,7 @@ class Parts(LabelMaps):
 
     name: ClassVar[str] = "parts"
     what: ClassVar[str] = "label maps of parts and of whole objects, as PartImageNet has them"
+    masks: ClassVar[str] = "PNGs of parts, or of Pascal-Part's .mat files"
     more_arguments: ClassVar[tuple[str, ...]] = ("split",)
     mask_members: ClassVar[Mapping[str, str]] = {"part.png": "part_seg_base64", "whole.png": "whole_seg_base64"}
 
@@ -299,7 +301,8 @@ class Parts(LabelMaps):
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
         """PartImageNet's folders: `images/<split>`, and beside `images` the folders `annotations/<split>` and
-        `annotations/<split>_whole`. Without a split: `image_dir` and `ann_dir` are the folders themselves."""
+        `annotations/<split>_whole`. Without a split: `image_dir` and `ann_dir` are the folders themselves, of pictures
+        and of the parts' PNGs or .mat files; that is a val split, which names no whole object."""
         split = files.more.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
             raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, like train")
@@ -314,10 +317,11 @@ class Parts(LabelMaps):
         if any(path.suffix.lower() == ".mat" for path in parts.glob("*")) and split is None:
             return _with_mats(files, folder, parts, arguments)
         images = files_by_stem(files.where("image_dir"), folder, SUFFIXES)
-        beside = {"part.png": parts, "whole.png": parts.with_name(f"{parts.name}_whole")}
-        if split is None and not beside["whole.png"].is_dir():
-            del beside["whole.png"]  # a val split names parts alone
-        maps = {member: files_by_stem(files.where("image_dir"), at, (".png",)) for member, at in beside.items()}
+        beside = {"part.png": parts}
+        if split is not None:
+            beside["whole.png"] = parts.with_name(f"{parts.name}_whole")
+        where = files.where("ann_dir" if split is None else "image_dir")
+        maps = {member: files_by_stem(where, at, (".png",)) for member, at in beside.items()}
         entries = []
         for stem in sorted(images.keys() | maps["part.png"].keys()):
             image = images.get(stem, folder / f"{stem}.JPEG")
@@ -333,7 +337,7 @@ class Parts(LabelMaps):
         cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
         if "mat" in entry.masks:
-            return draw_maps(entry, size, losses, known_ids(files.row.labels)), None, (0,)
+            return draw_maps(entry, size, losses, known_ids(files.row.labels), files.row.id_coding), None, (0,)
         tables = {"part.png": files.row.labels, "whole.png": files.row.whole_labels or files.row.labels}
         members: dict[str, bytes] = {}
         known: set[int] = set()

@@ -30,11 +30,13 @@ def ids() -> dict[str, int]:
     return {row["raw_name"]: row["id"] for row in [*document["categories"], *document["ignored"]]}
 
 
-def draw_maps(entry: Entry, size: Size, losses: Losses, labels: Container[int]) -> dict[str, bytes]:
+def draw_maps(
+    entry: Entry, size: Size, losses: Losses, labels: Container[int], id_coding: str = "rgb"
+) -> dict[str, bytes]:
     """The maps of parts and of whole objects in an image's .mat file, as members of its sample.
 
     Args:
-        labels: the ids of parts that have a name to learn.
+        labels: the ids of parts that have a name to learn. id_coding: of the row that reads them; see `Rules`.
 
     Raises:
         SampleError: the file cannot be read, or none of its parts has a name to learn.
@@ -45,7 +47,7 @@ def draw_maps(entry: Entry, size: Size, losses: Losses, labels: Container[int]) 
         maps = [_draw(drawing, size, losses, path) for drawing in (parts, whole)]
     if not any(i in labels for i in np.unique(maps[0]).tolist()):
         raise SampleError("no_part_masks", f"mask {path}: none of its objects has parts with a name")
-    return {"part.png": _png(maps[0]), "whole.png": _png(maps[1])}
+    return {"part.png": _png(maps[0], id_coding), "whole.png": _png(maps[1], id_coding)}
 
 
 def drawings(anno: Any) -> tuple[Drawing, Drawing]:
@@ -103,8 +105,11 @@ def _draw(drawing: Drawing, size: Size, losses: Losses, path: Path) -> np.ndarra
     return canvas
 
 
-def _png(canvas: np.ndarray) -> bytes:
-    rgb = np.stack([canvas % 256, canvas // 256 % 256, canvas // 65536], axis=-1).astype(np.uint8)
+def _png(canvas: np.ndarray, id_coding: str) -> bytes:
+    if id_coding == "rgb":
+        pixels = np.stack([canvas % 256, canvas // 256 % 256, canvas // 65536], axis=-1).astype(np.uint8)
+    else:
+        pixels = canvas.astype(np.uint16)  # the table's ids are below 65536
     data = io.BytesIO()
-    Image.fromarray(rgb).save(data, "PNG")
+    Image.fromarray(pixels).save(data, "PNG")
     return data.getvalue()

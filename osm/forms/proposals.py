@@ -1,7 +1,8 @@
 """Masks of a set's images from a file of proposals instead of the set's ground truth.
 
 The file is a list in COCO's results form ({image_id or file_name, segmentation}), a COCO json {images, annotations}, or
-one image's masks as SA-1B has them ({image, annotations}).
+one image's masks as SA-1B has them ({image, annotations}). In a set of boxes a proposal is its `bbox`, filled; one that
+lacks it is the box around its mask.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from osm.data.values import finite, whole
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
 from osm.forms.base import Form, Losses, too_many_lost
+from osm.forms.instances import corners, draw_box, usable_box
 from osm.forms.split import MAX_BAD_ANNOTATIONS, ImageFile, Item, Split, check_row, images_of
 
 _EXPECTED = (
@@ -48,7 +51,7 @@ class Proposals(Split):
         proposals, own_hash = read_json(self._file, "--masks")
         self.source_hash = hashlib.sha256(f"{images_hash} {own_hash}".encode()).hexdigest()
         losses = Losses()
-        found = by_image(row, images, proposals, f"--masks {file}", losses)
+        found = by_image(row, form, images, proposals, f"--masks {file}", losses)
         self.first_fault = losses.first
         self._items = [(image, numbered) for image, numbered in found.values() if numbered]
         kept = sum(len(numbered) for _, numbered in self._items)
@@ -66,9 +69,10 @@ class Proposals(Split):
 
         def mask(k: int) -> np.ndarray:
             where = f"--masks {self._file}: proposal {numbered[k][0]} (image {image.path})"
-            return decode_segmentation(proposals[k]["segmentation"], size, where)
+            return mask_of(proposals[k], self.form.boxed, size, where)
 
-        return Item(picture, size, proposals, proposals, mask, Counter(), list(range(len(proposals))))
+        boxed = [self.form.boxed] * len(proposals)
+        return Item(picture, size, proposals, proposals, mask, Counter(), list(range(len(proposals))), boxed)
 
     def paths(self, index: int) -> list[Path]:
         return [self._items[index][0].path]
@@ -107,7 +111,7 @@ def entries_of_proposals(document: Any) -> Iterator[tuple[Hashable, list[dict[st
 
 
 def by_image(
-    row: Dataset, images: list[ImageFile], document: Any, where: str, losses: Losses
+    row: Dataset, form: type[Form], images: list[ImageFile], document: Any, where: str, losses: Losses
 ) -> dict[Path, tuple[ImageFile, list[Numbered]]]:
     """Proposals, checked, with their numbers in their file, by the path of their image.
 
@@ -124,7 +128,7 @@ def by_image(
         about = f"{where}: proposal {number}"
         image = finder.image_of(proposal, about)
         try:
-            _check(proposal, image, about)
+            _check(proposal, form.boxed, image, about)
         except SampleError as error:
             losses.add(error.reason, str(error))
             continue
@@ -203,15 +207,39 @@ def _id(value: Any) -> Hashable:
     return str(value) if number is None else number
 
 
-def _check(proposal: dict[str, Any], image: ImageFile, where: str) -> None:
+def mask_of(proposal: dict[str, Any], boxed: bool, size: tuple[int, int], where: str) -> np.ndarray:
+    """A proposal's mask, bool (H, W); all False where it has no pixel.
+
+    Args:
+        boxed: the set's masks are boxes. size: height and width of the image.
+
+    Raises:
+        SampleError: it has none.
+    """
+    if boxed and proposal.get("bbox") is not None:
+        return draw_box(corners(proposal["bbox"], (size[1], size[0]), where), size)
+    mask = decode_segmentation(proposal["segmentation"], size, where)
+    if boxed and mask.any():
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return mask
+
+
+def _check(proposal: dict[str, Any], boxed: bool, image: ImageFile, where: str) -> None:
     """Raises OsmError or SampleError where a proposal is not in the form, as far as that shows without its pixels.
 
-    Its box is not looked at: the mask says all.
+    Its box is looked at in a set of boxes alone: else the mask says all.
     """
-    segmentation = proposal.get("segmentation")
-    if not isinstance(segmentation, (dict, list)):
-        raise OsmError(f"{where}: segmentation {shown(segmentation)} is neither an RLE {{size, counts}} nor polygons")
-    if image.size is not None:
+    box, segmentation = proposal.get("bbox") if boxed else None, proposal.get("segmentation")
+    if box is not None:
+        height, width = image.size or (sys.maxsize, sys.maxsize)
+        usable_box(box, (width, height), where)
+    elif not isinstance(segmentation, (dict, list)):
+        either = "no bbox, and " if boxed else ""
+        raise OsmError(
+            f"{where}: {either}segmentation {shown(segmentation)} is neither an RLE {{size, counts}} nor polygons"
+        )
+    elif image.size is not None:
         read_segmentation(segmentation, image.size, where)
     if proposal.get("score") is not None and finite(proposal["score"]) is None:
         raise OsmError(f"{where}: score {shown(proposal['score'])} is not a number")

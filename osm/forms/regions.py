@@ -73,7 +73,10 @@ class Regions(Instances):
         return super()._draw(entry)
 
     def targets(self) -> list[Target]:
-        return [Target(place, _category(entry), partial(self._draw, entry)) for place, entry in self.segments]
+        return [
+            Target(place, _category(entry), partial(self._draw, entry), _is_box(entry))
+            for place, entry in self.segments
+        ]
 
     # -- from the set's files ----------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ FIELD = "open_end_pred"
 MAX_BAD_ANNOTATIONS = 0.05
 # Nothing of these images can be named, and that is no fault of the files.
 _NOTHING = ("nothing_labelled", "no_part_masks", "no_id_in_png")
+_UNKNOWN = ("id_not_in_json", "id_not_in_labels", "name_not_in_table")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Item:
         annotations: the parts of `entry` that are to be named; each takes the field `open_end_pred`.
         mask: the bool mask (H, W) of the k-th of `annotations`; all False where it has no pixel.
         counts: what was left out here: `crowd`, `unusable` (annotations with a fault), `missing_in_mask` (in the json
-            alone), `unknown_in_mask` (in the PNG alone).
+            alone), `unknown_in_mask` (in the PNG alone; of label maps and .mat files, what the labels lack).
         places: of `annotations`, among all of the entry's but for crowds: the others have a fault.
+        boxed: of `annotations`, whether the mask is a box, and is asked about as one.
     """
 
     picture: Picture
@@ -43,6 +45,7 @@ class Item:
     mask: Callable[[int], np.ndarray]
     counts: Counter[str]
     places: list[int]
+    boxed: list[bool]
 
     @property
     def image_path(self) -> Path:
@@ -91,6 +94,7 @@ class Split:
 
     def __init__(self, row: Dataset, form: type[Form], max_bad_annotations: float = MAX_BAD_ANNOTATIONS) -> None:
         self.row, self.form = row, form
+        self.rules = replace(row.rules, whole_labels=None)  # parts are named, whole objects are not
         check_row(row, form, form.needs)
         self.files = set_files(row)
         self.listing: Listing = form.listing(self.files, row.label_set)
@@ -125,7 +129,7 @@ class Split:
         document = {key: value for key, value in entry.record.items() if key not in ("width", "height")}
         if segments is not None:
             document["segments_info"] = segments
-        sample = self.form(picture, members, document, self.row.label_set, self.row.rules)
+        sample = self.form(picture, members, document, self.row.label_set, self.rules)
         places = () if segments is None else tuple(entry.places[place] for place in kept)
         return sample, picture, losses, places
 
@@ -134,7 +138,7 @@ class Split:
         try:
             picture = Picture.by_rule(entry.image, self.row.exif, lambda: entry_size(self.form, entry), lambda: None)
         except SampleError as error:
-            raise OsmError(f"{entry.image}: {error}") from None
+            raise OsmError(str(error)) from None  # it names the file
         if entry.stated is not None and entry.stated != picture.size:
             width, height = picture.size
             raise OsmError(
@@ -152,10 +156,10 @@ class Split:
         drawn: list[Callable[[], np.ndarray]]
         if sample is None:
             asked = [place for place in places if not is_crowd(annotations[place])]
-            drawn = [lambda: np.zeros(size, bool)] * len(asked)
+            drawn, boxed = [lambda: np.zeros(size, bool)] * len(asked), [False] * len(asked)
         else:
             targets = sample.targets()
-            drawn = [target.draw for target in targets]
+            drawn, boxed = [target.draw for target in targets], [target.boxed for target in targets]
             if self.form.outline(entry) is None:  # label maps: their ids are the annotations
                 annotations += [{self.form.id_key: target.category_id} for target in targets]
                 places = tuple(range(len(targets)))
@@ -164,13 +168,14 @@ class Split:
         counts = Counter(
             crowd=len(annotations) - len(all_places),
             missing_in_mask=losses.counts["id_not_in_png"],
-            unknown_in_mask=losses.counts["id_not_in_json"],
+            unknown_in_mask=sum(losses.counts[reason] for reason in _UNKNOWN),
             unusable=len(all_places) - len(asked),
         )
         named = [annotations[place] for place in asked]
         self.first_fault = self.first_fault or self.listing.losses.first or losses.first
         places_of = {place: number for number, place in enumerate(all_places)}
-        return Item(picture, size, words, named, lambda k: drawn[k](), counts, [places_of[place] for place in asked])
+        numbers = [places_of[place] for place in asked]
+        return Item(picture, size, words, named, lambda k: drawn[k](), counts, numbers, boxed)
 
     def paths(self, index: int) -> list[Path]:
         """The files that `load` and the image of an item read."""
@@ -230,10 +235,10 @@ def annotations_in(form: type[Form], document: Any) -> Iterator[dict[str, Any]]:
 def images_of(row: Dataset, form: type[Form]) -> tuple[list[ImageFile], str]:
     """Every image of a set, and a hash that changes when they do; reads only `image_needs`."""
     check_row(row, form, form.image_needs)
-    entries, digest = form.images(set_files(row))
+    entries, digest = form.images(replace(set_files(row), ann_dir=None))  # masks need not be there
     root, found = Path(str(row.image_dir)), []
     for entry in entries:
-        called = (entry.image.relative_to(root).as_posix(), entry.record["file_name"])
+        called = (entry.image.relative_to(root).as_posix(), entry.record["file_name"], entry.called)
         names = tuple(dict.fromkeys(name for name in called if isinstance(name, str)))
         stated = None if entry.stated is None else (entry.stated[1], entry.stated[0])
         found.append(ImageFile(entry.record["image_id"], names, entry.image, stated, row.exif))
@@ -257,6 +262,7 @@ def set_files(row: Dataset) -> SetFiles:
         row.json_file,
         labels=row.labels,
         flag=f"{row.name}_{{}}",
+        called={"ann_dir": "mask_dir"},
         more={name: getattr(row, name) for name in ("refs_file", "split") if getattr(row, name) is not None},
     )
 

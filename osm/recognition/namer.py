@@ -65,9 +65,10 @@ class Namer:
         modes: Sequence[str],
         vocabulary: Sequence[str] | None = None,
         way: str = "constrained",
+        boxed: bool = False,
     ) -> list[dict[str, Name] | None]:
         """Names the masks of one image; see `name_images`."""
-        return self.name_images([image], [masks], modes, vocabulary, way)[0]
+        return self.name_images([image], [masks], modes, vocabulary, way, boxed)[0]
 
     def name_images(
         self,
@@ -76,12 +77,13 @@ class Namer:
         modes: Sequence[str],
         vocabulary: Sequence[str] | None = None,
         way: str = "constrained",
+        boxed: bool = False,
     ) -> list[list[dict[str, Name] | None]]:
         """Names each mask in each mode with the benchmark's prompt, in batches that go across the images.
 
         Args:
             images: RGB. masks: of each image bool (K, H, W) at its size.
-            vocabulary, way: see `Recognizer.name`.
+            vocabulary, way: see `Recognizer.name`. boxed: see `Recognizer.name_batch`.
 
         Returns:
             for each image and mask its name by mode; None where the mask is empty after resizing.
@@ -95,7 +97,7 @@ class Namer:
         modes = list(dict.fromkeys(modes))
         if not modes:
             return [[{} for _ in of_image] for of_image in checked]
-        found = self.recognizer.name_batch(images, checked, modes=modes, vocabulary=vocabulary, way=way)
+        found = self.recognizer.name_batch(images, checked, modes=modes, vocabulary=vocabulary, way=way, boxed=boxed)
         return [
             [
                 None if any(answer.skipped for answer in answers) else {a.mode: Name(a.text, a.prob) for a in answers}

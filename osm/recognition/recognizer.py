@@ -4,7 +4,7 @@ named together, as many at once as memory allows."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,8 +195,12 @@ class Recognizer:
         way: str = "constrained",
         logits: bool = False,
         label_id: int | None = None,
+        boxed: bool = False,
     ) -> list[list[list[Recognition]]]:
         """Names the masks of several images, in batches that go across them; arguments as for `name`.
+
+        Args:
+            boxed: the masks are boxes, and asked about as `name` asks about its `boxes`.
 
         Returns:
             for each image what `name` gives.
@@ -211,6 +215,7 @@ class Recognizer:
                 regions_of(i.size, m, logits=logits, label_id=label_id)
                 for i, m in zip(part, masks[start:], strict=False)
             ]
+            regions = [[replace(region, boxed=boxed) for region in of_image] for of_image in regions]
             found += self._name(self.encoder.encode(part), regions, list(modes), wish)
         return found
 

@@ -26,6 +26,7 @@ class FakeNamer:
         self.fingerprint = fingerprint
         self.modes = ("pets", "coco", "any")
         self.calls: list[tuple[np.ndarray, np.ndarray]] = []
+        self.boxed: list[bool] = []  # of each call of `name_images`
         self._die_at = die_at
 
     def name_image(
@@ -44,8 +45,14 @@ class FakeNamer:
         ]
 
     def name_images(
-        self, images: Sequence[Image.Image], masks: Sequence[np.ndarray], *arguments: Any, **options: Any
+        self,
+        images: Sequence[Image.Image],
+        masks: Sequence[np.ndarray],
+        *arguments: Any,
+        boxed: bool = False,
+        **options: Any,
     ) -> Any:
+        self.boxed.append(boxed)
         return [self.name_image(*one, *arguments, **options) for one in zip(images, masks, strict=True)]
 
 

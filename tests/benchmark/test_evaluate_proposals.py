@@ -230,14 +230,14 @@ def said(**wrong: Any) -> dict[str, Any]:
         ({"pred": []}, "out/coco_proposals_0_of_1.json: expected a list of"),
         ([NAMED, 3], "expected a list of"),
         ([NAMED, {**NAMED, "image_id": 7}], "proposal 1: image_id 7 is not among the 2 images of set 'coco'"),
-        ([{**NAMED, "segmentation": "x"}], "proposal 0: segmentation 'x' is not an RLE"),
+        ([{**NAMED, "segmentation": "x"}], "proposal 0: segmentation 'x' is neither an RLE"),
         (
             [{**NAMED, "segmentation": {"size": [60000, 60000], "counts": [3600000000]}}],
-            "proposal 0: RLE size [60000, 60000] (height, width), but its image",
+            "proposal 0: RLE size [60000, 60000] (height, width), but the image's",
         ),
         ([{**NAMED, "segmentation": {"size": [6, 8], "counts": [47]}}], "proposal 0: RLE counts do not add up"),
         ([{**NAMED, "score": -1}], "proposal 0: score -1 is negative"),
-        ([{**NAMED, "score": "1"}], "proposal 0: score '1' is not a number"),
+        ([{**NAMED, "score": "high"}], "proposal 0: score 'high' is not a number"),
         ([{**NAMED, "open_end_pred": "bird"}], "proposal 0: open_end_pred 'bird' is not {mode: {class, prob}}"),
         ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', but in ['any'] (see --mode)"),
         ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "open_end_pred 'coco': 'bird': not in the format"),
@@ -263,7 +263,6 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     Path("out").mkdir()
     assert "out: no <set>_proposals_<i>_of_1.json of a set of the table" in failing(capsys)
     assert "--sets: unknown set 'cocoa'" in failing(capsys, "--sets", "cocoa")
-    assert "set 'v3det' is of form boxes; proposals can be scored on sets of" in failing(capsys, "--sets", "v3det")
     assert "set 'coco': 1 of 1 parts are missing: coco_proposals_0_of_1.json" in failing(capsys, "--sets", "coco")
     assert "number of parts 0: expected" in failing(capsys, parts=0)
     assert "--overlap 1.5: expected a share" in failing(capsys, "--overlap", "1.5")
@@ -364,13 +363,13 @@ def test_a_name_that_is_no_legal_text(root: Path) -> None:
 
 
 def test_two_entries_of_an_image(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make("coco", root, 2)
-    name_all("coco", COCO[:2], BIRDS)
-    path = Path("coco/annotations/panoptic_val2017.json")
+    make("lvis", root, 2)
+    path = Path("lvis/lvis_v1_val.json")
     document = json.loads(path.read_text())
-    document["annotations"].append(document["annotations"][0])
+    document["images"].append({**document["images"][0], "id": 77})
     path.write_text(json.dumps(document))
-    assert "two entries, 0 and 2, are of the image" in failing(capsys)
+    name_all("lvis", [columns(1, 0, 4)], {(0, 4): "airplane"})
+    assert "two entries, 1 and 2, are of the image" in failing(capsys)
 
 
 def test_images_without_ground_truth(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

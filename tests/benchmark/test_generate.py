@@ -44,7 +44,8 @@ def test_format(pets: Dataset, tmp_path: Path) -> None:
     assert dog.pop("open_end_pred")["any"]["class"] == "any 18 of 0"
     assert [cat, dog, crowd, absent] == source[4]["segments_info"]
     meta = load(tmp_path / "out" / META)
-    assert meta["counts"] == {"named": 10, "crowd": 5, "missing_in_mask": 5, "unknown_in_mask": 5, "empty": 0}
+    none = {"empty": 0, "unusable": 0}
+    assert meta["counts"] == {"named": 10, "crowd": 5, "missing_in_mask": 5, "unknown_in_mask": 5, **none}
     assert (meta["checkpoint"], meta["items"], meta["modes"]) == ("fake-1", [0, 5], ["pets", "any"])
     assert sorted(os.listdir(tmp_path / "out")) == [META, f"{NAME}.json"]
 
@@ -270,7 +271,8 @@ def test_command_line(
     assert "coco: left out, image_dir coco/val2017 does not exist (--coco_image_dir)" in error
     assert "ade20k: left out, image_dir ADEChallengeData2016/images/validation does not exist" in error
     assert "lvis: left out, image_dir lvis does not exist (--lvis_image_dir)" in error
-    assert "pascal_part: left out, sets of form parts cannot be predicted on yet" in error
+    assert "v3det: left out, image_dir V3Det does not exist (--v3det_image_dir)" in error
+    assert "pascal_part: left out, image_dir pascal_part/VOCdevkit/VOC2010/JPEGImages does not exist" in error
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def test_command_line(
     [
         ([], "no set with its files there; coco: left out, image_dir coco/val2017 does not exist"),
         (["--sets", "coco,cats"], "--sets: unknown set 'cats'; the sets are coco, lvis"),
-        (["--sets", "v3det"], "v3det: left out, sets of form boxes cannot be predicted on yet"),
+        (["--sets", "v3det"], "v3det: left out, image_dir V3Det does not exist (--v3det_image_dir)"),
         (["--benchmark", "absent.yaml"], "absent.yaml"),
         (["--datasets", "absent.yaml"], "absent.yaml"),
         (["--num_threads", "-1"], "--num_threads -1: expected 1 or more"),

@@ -110,7 +110,7 @@ def change_annotations(row: Dataset, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "images", "message"),
     [
-        (lose_images, 0, "Pictures that could not be drawn: 5. image "),
+        (lose_images, 0, "Pictures that could not be drawn: 5. pets_image_dir "),
         (lose_one_image, 4, "Pictures that could not be drawn: 1. image "),
         (change_annotations, 0, "has changed since the predictions were made"),
     ],

@@ -54,7 +54,8 @@ def test_the_published_table_is_whole() -> None:
 def test_equal_figures_are_reproduced(tmp_path: Path, table: dict[str, Figures], capsys: pytest.CaptureFixture) -> None:
     generate = Generate(*PUBLISHED)
     assert run(tmp_path / "out", generate, "--limit=5", "--config", "osm") == 0
-    assert generate.asked == ["0", "1", "osm_final.pt", str(tmp_path / "out"), "--config", "osm", "--limit", "5"]
+    asked = ["--config", "osm", "--sets", ",".join(PUBLISHED), "--limit", "5"]  # other sets have no published figures
+    assert generate.asked == ["0", "1", "osm_final.pt", str(tmp_path / "out"), *asked]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| set | Acc any | Acc own | NIV any | NIV own | masks | within 0.5 points |"
     assert "| coco | 66.67 (+0.00) | 100.00 (+0.00) | 33.33 (+0.00) | 0.00 (+0.00) | 3 | reproduced |" in lines
@@ -94,7 +95,8 @@ def test_processes_that_fail_are_no_other_figures(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(subprocess, "run", failed)
     assert run(tmp_path / "out", Generate(), "--processes", "3") == 2
     words = asked[0][asked[0].index("osm") :]
-    assert words == ["osm", "generate", "auto", "auto", "osm_final.pt", str(tmp_path / "out")]
+    asked = ["--sets", ",".join(PUBLISHED)]
+    assert words == ["osm", "generate", "auto", "auto", "osm_final.pt", str(tmp_path / "out"), *asked]
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

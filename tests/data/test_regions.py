@@ -251,7 +251,8 @@ def test_predicted_and_evaluated(tmp_path: Path) -> None:
     assert [split.load(0).mask(k).sum() for k in (1,)] == [500]
     mug = int(split.load(0).mask(0).sum())
     namer = RightNamer({mug: "a red mug", 500: "chairs", 225: "a cup"})
-    path = generate_predictions(namer, row, 0, 1, tmp_path / "pred", modes=("any",))
+    path = generate_predictions(namer, row, 0, 1, tmp_path / "pred", modes=("any",), batch=2)
+    assert namer.boxed == [False, True], "the mask of the first image, then the boxes of both"
     (image, named), (_, others) = json.loads(path.read_text())["pred"]
     assert image["file_name"] == "1.png" and [a["category_id"] for a in named] == [1, 2]
     assert [a["phrases"] for a in named] == [["a red mug"], ["old chair", "chair"]]

@@ -15,7 +15,6 @@ from osm.benchmark.parts import made_with
 from osm.benchmark.scoring.evaluate import Options, Scores, score_set
 from osm.benchmark.scoring.names import EXACT, NEAREST, ClassNames, Encoder
 from osm.benchmark.scoring.proposals import KIND
-from osm.benchmark.scoring.truth import TRUTHS
 from osm.config import find_config
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError, exit_code
@@ -41,6 +40,8 @@ _OTHERS = {
     "truth_ignored": "true masks of ignored classes, void",
     "truth_missing_in_mask": "segments of the json without a pixel, left out",
     "truth_unknown_in_mask": "segments of the PNGs that are not in the json, void",
+    "truth_unknown_ids": "ids of label maps, and parts of .mat files, that the labels lack, void",
+    "truth_unusable": "annotations with a fault, left out",
     "truth_crowd_without_class": "crowd annotations of no class of the set, left out",
 }
 
@@ -63,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="evaluate_proposals.py",
         allow_abbrev=False,
-        description="Prints panoptic quality, mask AP and mean IoU of named proposals.",
+        description="Prints panoptic quality, mask or box AP and mean IoU of named proposals.",
     )
     flags.add_argument("out_dir", type=Path, help="folder of <set>_proposals_<i>_of_<n>.json")
     flags.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
@@ -81,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         "--overlap", type=float, default=0.8, help="masks with less than this share left are not painted [%(default)s]"
     )
     flags.add_argument("--min_score", type=float, default=0.0, help="masks below it are not painted [%(default)s]")
-    flags.add_argument("--without_ap", action="store_true", help="no mask AP")
+    flags.add_argument("--without_ap", action="store_true", help="no mask or box AP")
     flags.add_argument("--device", default="cpu", help="of --map nearest: cpu, cuda, ... [%(default)s]")
     flags.add_argument("--json", type=Path, help="also write the figures to this file")
     return flags
@@ -123,9 +124,6 @@ def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Datase
     for name in asked:
         if name not in table:
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
-        if table[name].form not in TRUTHS:
-            expected = f"proposals can be scored on sets of form {', '.join(TRUTHS)}"
-            raise OsmError(f"set {name!r} is of form {table[name].form}; {expected}")
     if not asked:
         raise OsmError(
             f"{args.out_dir}: no <set>_{KIND}_<i>_of_{args.parts}.json of a set of the table ({', '.join(table)}; see "
@@ -151,9 +149,10 @@ def _figures(scores: Scores, document: Mapping[str, Any]) -> list[str]:
     for group, figures in document.get("panoptic", {}).items():
         if group != "by_class":
             lines.append(f"Panoptic, {group}: {_shown(figures, 'pq', 'sq', 'rq')}")
-    if "mask_ap" in document:
-        protocol = document["mask_ap"]["protocol"].upper()
-        lines.append(f"Masks ({protocol}'s protocol): {_shown(document['mask_ap'], 'ap', 'ap50', 'ap75')}")
+    for key, what in (("mask_ap", "Masks"), ("box_ap", "Boxes")):
+        if key in document:
+            protocol = document[key]["protocol"].upper()
+            lines.append(f"{what} ({protocol}'s protocol): {_shown(document[key], 'ap', 'ap50', 'ap75')}")
     if "semantic" in document:
         lines.append(f"Semantic: {_shown(document['semantic'], 'miou')}")
     return lines

@@ -1,4 +1,4 @@
-"""Scores of named proposals: PQ, mask AP and mean IoU of a set, in one pass over its images.
+"""Scores of named proposals: PQ, mask or box AP and mean IoU of a set, in one pass over its images.
 
 Shapes: H, W = an image's sides.
 """
@@ -23,9 +23,8 @@ from osm.benchmark.scoring.painter import Painter
 from osm.benchmark.scoring.precision import MaskPrecision, mean_precision
 from osm.benchmark.scoring.proposals import KIND, Proposal, read_proposals
 from osm.benchmark.scoring.quality import PanopticQuality
-from osm.benchmark.scoring.truth import AP, MIOU, PQ, TRUTHS, Truth, TruthSplit, class_map
+from osm.benchmark.scoring.truth import MIOU, PQ, Truth, TruthSplit, class_map, truth_split
 from osm.data.datasets import Dataset
-from osm.data.segmentation import decode_segmentation
 from osm.errors import OsmError
 from osm.forms import FORM_CLASSES
 from osm.terminal import echo
@@ -91,7 +90,11 @@ class Scores:
             of_class = self.precision.by_class()
             protocol = "lvis" if self.precision.federated else "coco"
             figures = {str(i): ap for i, (ap, _, _) in of_class.items()}
-            document["mask_ap"] = {**mean_precision(of_class), "protocol": protocol, "by_class": figures}
+            document[self.split.precision.replace(" ", "_").lower()] = {
+                **mean_precision(of_class),
+                "protocol": protocol,
+                "by_class": figures,
+            }
         if self.overlap is not None:
             figures = {str(i): iou for i, iou in self.overlap.by_class().items()}
             document["semantic"] = {**self.overlap.mean(), "by_class": figures}
@@ -121,14 +124,15 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
     check_all_there(row.name, paths)
     metas = read_metas(row.name, paths, KIND)
     meta = next(iter(metas.values()), {})
-    split = TRUTHS[row.form](row, FORM_CLASSES[row.form])
-    if not options.with_ap and split.scores == (AP,):
-        raise OsmError(f"--without_ap: set {row.name!r} then has no score; {AP} alone is defined: {split.why_not}")
+    split = truth_split(row, FORM_CLASSES[row.form])
+    if not options.with_ap and split.scores == (split.precision,):
+        only = f"{split.precision} alone is defined: {split.why_not}"
+        raise OsmError(f"--without_ap: set {row.name!r} then has no score; {only}")
     proposals = read_proposals(row, FORM_CLASSES[row.form], paths, mode, metas)
     matches = names.match(p.name for of_image in proposals.values() for p in of_image if p.name is not None)
     scores = Scores(row, mode, split, shared=names.shared, meta=meta)
     scores.quality = PanopticQuality() if PQ in split.scores else None
-    scores.precision = MaskPrecision(split.federated) if AP in split.scores and options.with_ap else None
+    scores.precision = MaskPrecision(split.federated) if split.precision and options.with_ap else None
     asked = [i for i in sorted(row.label_set.classes) if i not in row.rules.ignored_ids]
     scores.overlap = MeanOverlap(asked) if MIOU in split.scores else None
     indices = _indices(split, proposals, meta, scores.counts)
@@ -204,7 +208,7 @@ class _Image:
         if match.category_id in scores.row.rules.ignored_ids:
             scores.counts["of_ignored_class"] += 1
             return
-        mask_HW = decode_segmentation(proposal.segmentation, self._truth.size, proposal.where)
+        mask_HW = proposal.draw(self._truth.size)
         if not mask_HW.any():
             scores.counts["empty"] += 1
             return

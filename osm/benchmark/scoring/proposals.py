@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from osm.benchmark.meta import Content, check_content
 from osm.benchmark.parts import Seen
@@ -16,7 +19,7 @@ from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.forms import Form
 from osm.forms.base import Losses
-from osm.forms.proposals import Proposals, by_image
+from osm.forms.proposals import Proposals, by_image, mask_of
 from osm.forms.split import FIELD, images_of
 
 KIND = Proposals.kind
@@ -28,13 +31,13 @@ class Proposal:
 
     Attributes:
         where: its file and number, for messages.
-        segmentation: an RLE, checked as far as it can be without its pixels.
+        draw: makes its bool mask (H, W) at an image's (height, width); checked as far as it can be without its pixels.
         name: None where generation gave none (no pixel, also after resizing).
         score: the file's `score` (1 where it has none) times the probability of the name.
     """
 
     where: str
-    segmentation: dict[str, Any]
+    draw: Callable[[tuple[int, int]], np.ndarray]
     name: str | None
     score: float
 
@@ -61,13 +64,17 @@ def read_proposals(
     for path in paths:
         document, _ = read_json(path, "predictions")
         where = f"predictions {path}"
-        of_file = {image: numbered for image, (_, numbered) in by_image(row, images, document, where, Losses()).items()}
+        losses = Losses()
+        listed = by_image(row, form, images, document, where, losses)
+        if losses.found:  # generation leaves out what cannot be used: the file is another one now
+            raise OsmError(losses.first)
+        of_file = {image: numbered for image, (_, numbered) in listed.items()}
         entries = [entry for numbered in of_file.values() for _, entry in numbered]
         if path in (metas or {}):
             check_content(path, (metas or {})[path], _content(len(of_file), entries))
         for image, numbered in of_file.items():
             seen.add(str(image), path)
-            found[image] = [_proposal(entry, mode, f"{where}: proposal {number}") for number, entry in numbered]
+            found[image] = [_proposal(form, entry, mode, f"{where}: proposal {number}") for number, entry in numbered]
     if not found:
         raise OsmError(
             f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); make "
@@ -84,14 +91,14 @@ def _content(images: int, entries: Sequence[Mapping[str, Any]]) -> Content:
     )
 
 
-def _proposal(entry: dict[str, Any], mode: str, where: str) -> Proposal:
+def _proposal(form: type[Form], entry: dict[str, Any], mode: str, where: str) -> Proposal:
     given = finite(entry.get("score"))
     score = 1.0 if given is None else given
     if score < 0:
         raise OsmError(f"{where}: score {shown(score)} is negative; it is multiplied by the name's probability")
-    names = entry.get(FIELD)
+    names, draw = entry.get(FIELD), partial(_draw, entry, form.boxed, where)
     if names is None:
-        return Proposal(where, entry["segmentation"], None, 0.0)
+        return Proposal(where, draw, None, 0.0)
     if not isinstance(names, dict):
         raise OsmError(f"{where}: {FIELD} {shown(names)} is not {{mode: {{class, prob}}}}")
     if mode not in names:
@@ -99,4 +106,8 @@ def _proposal(entry: dict[str, Any], mode: str, where: str) -> Proposal:
     said = prediction_in(names[mode], f"{where}: {FIELD} {mode!r}")
     if said.prob is None:
         raise OsmError(f"{where}: {FIELD} {mode!r}: has no prob, which is part of a proposal's score")
-    return Proposal(where, entry["segmentation"], said.name, float(score) * said.prob)
+    return Proposal(where, draw, said.name, float(score) * said.prob)
+
+
+def _draw(entry: dict[str, Any], boxed: bool, where: str, size: tuple[int, int]) -> np.ndarray:
+    return mask_of(entry, boxed, size, where)

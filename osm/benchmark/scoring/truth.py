@@ -1,4 +1,4 @@
-"""What a set's images really show, as scoring wants it: one class a form of annotation (`TRUTHS`).
+"""What a set's images really show, as scoring wants it: one class a kind of form.
 
 Classes that the set's row ignores (`ignored_ids`) are void. Counted and reported: segments that a json has and its PNG
 lacks (they cannot be found, and are left out), those of a PNG that its json lacks (void), and annotations with a fault.
@@ -27,9 +27,10 @@ from osm.errors import OsmError, SampleError, shown
 from osm.forms import Form, Split
 from osm.forms.base import is_crowd
 from osm.forms.instances import Boxes, corners, draw_box
+from osm.forms.maps import LabelMaps
 from osm.forms.panoptic import Panoptic
 
-PQ, AP, MIOU = "PQ", "mask AP", "mIoU"
+PQ, AP, BOX_AP, MIOU = "PQ", "mask AP", "box AP", "mIoU"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class TruthSplit(Split):
     """The images of a set, with what they show.
 
     Attributes:
-        scores: which of PQ, AP and mIoU are defined.
+        scores: which of PQ, mask AP, box AP and mIoU are defined.
         why_not: why the others are not.
         things: the ids of the classes whose masks are instances; the masks of the others are merged.
         federated: whether LVIS's protocol applies to AP.
@@ -75,6 +76,11 @@ class TruthSplit(Split):
     why_not: ClassVar[str] = ""
     things: frozenset[int]
     federated: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Which AP is defined; empty where none is."""
+        return next((score for score in self.scores if score in (AP, BOX_AP)), "")
 
     @abstractmethod
     def truth(self, index: int) -> Truth:
@@ -131,7 +137,7 @@ class PanopticTruth(TruthSplit):
 
 
 class InstancesTruth(TruthSplit):
-    """COCO- and LVIS-instances form: masks may overlap, and most of an image has none. Of boxes, the filled ones."""
+    """COCO- and LVIS-instances form: masks may overlap, and most of an image has none."""
 
     scores = (AP,)
     why_not = "annotations of instances may overlap and leave most pixels without any"
@@ -160,14 +166,20 @@ class InstancesTruth(TruthSplit):
             elif category_id in self.row.rules.ignored_ids:
                 counts["ignored"] += 1
             else:
-                instances.append(Instance(category_id, True, self._crowd(annotation, size)))
+                instances.append(Instance(category_id, True, partial(self._crowd, annotation, size)))
         return Truth(size, instances=tuple(instances), federated=self._about(image), counts=counts)
 
-    def _crowd(self, annotation: dict[str, Any], size: tuple[int, int]) -> Callable[[], np.ndarray]:
-        where = f"{self.source}: annotation {shown(annotation.get('id'))} of image {annotation['image_id']}"
-        if issubclass(self.form, Boxes):
-            return partial(draw_box, corners(annotation.get("bbox"), (size[1], size[0]), where), size)
-        return partial(_drawn, annotation.get("segmentation"), size, where)
+    def _crowd(self, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        """A crowd's mask (H, W); all False where it has none."""
+        where = f"{self.source}: annotation {shown(annotation.get('id'))} of image {shown(annotation['image_id'])}"
+        try:
+            return self._shape(annotation, size, where)
+        except SampleError:
+            return np.zeros(size, bool)
+
+    def _shape(self, annotation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+        """An annotation's mask (H, W). Raises SampleError where it has none."""
+        return decode_segmentation(annotation.get("segmentation"), size, where)
 
     def _about(self, image: dict[str, Any]) -> Federated:
         lists = []
@@ -179,16 +191,19 @@ class InstancesTruth(TruthSplit):
         return Federated(*lists)
 
 
-def _drawn(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """A crowd's mask; all False where it has none."""
-    try:
-        return decode_segmentation(segmentation, size, where)
-    except SampleError:
-        return np.zeros(size, bool)
+class BoxesTruth(InstancesTruth):
+    """Boxes: AP of the filled ones, rounded outwards to pixels as proposals are. That is box AP by pixels."""
+
+    scores = (BOX_AP,)
+    why_not = "boxes overlap, and hold pixels of other things"
+
+    def _shape(self, annotation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+        return draw_box(corners(annotation.get("bbox"), (size[1], size[0]), where), size)
 
 
 class MapsTruth(TruthSplit):
-    """Label maps: a class is one segment, whatever number of things it is."""
+    """Label maps: a class is one segment, whatever number of things it is. What is of no class is void; in a set of
+    parts that is all but the parts, so what proposals cover beside them is not counted."""
 
     scores = (MIOU,)
     why_not = "label maps do not tell one thing from another"
@@ -202,16 +217,25 @@ class MapsTruth(TruthSplit):
         for k, target in enumerate(targets):
             segments_HW[target.draw()] = k + 1
         segments = tuple(Segment(target.category_id) for target in targets)
-        return Truth(size, segments_HW, segments, counts=Counter(unknown_ids=losses.counts["id_not_in_labels"]))
+        return Truth(
+            size,
+            segments_HW,
+            segments,
+            counts=Counter(unknown_ids=losses.counts["id_not_in_labels"] + losses.counts["name_not_in_table"]),
+        )
 
 
-TRUTHS: dict[str, Callable[[Dataset, type[Form]], TruthSplit]] = {
-    "coco_panoptic": PanopticTruth,
-    "coco_instances": InstancesTruth,
-    "boxes": InstancesTruth,
-    "semantic": MapsTruth,
-    "parts": MapsTruth,
-}
+_TRUTHS: tuple[tuple[type[Form], type[TruthSplit]], ...] = (
+    (Panoptic, PanopticTruth),
+    (LabelMaps, MapsTruth),
+    (Boxes, BoxesTruth),
+    (Form, InstancesTruth),
+)
+
+
+def truth_split(row: Dataset, form: type[Form]) -> TruthSplit:
+    """The images of a set with what they show: as the first class above says that its form derives from."""
+    return next(truths for base, truths in _TRUTHS if issubclass(form, base))(row, form)
 
 
 def class_map(segments_HW: np.ndarray, categories: Collection[int | None], place: dict[int, int]) -> np.ndarray:
