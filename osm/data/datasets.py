@@ -183,7 +183,7 @@ class DatasetTable(Mapping[str, Dataset]):
         The file is `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}` with the fields of a row. Relative
         paths are relative to the YAML file (with `relative_to: working_folder` beside `datasets`: to the working
         folder), but a table's own name may stand in `labels` and `whole_labels`. A new set needs a `form`, and `labels`
-        or a `json_file` (whose `categories` are then its labels).
+        or a `json_file` (whose `categories` are then its labels); one of the form `regions` has no labels.
 
         Raises:
             OsmError: the file cannot be read, or a row is not right.

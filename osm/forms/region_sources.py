@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,11 @@ def _check_coco(files: SetFiles, document: Any) -> None:
 
 
 def _visual_genome(files: SetFiles, document: list[Any]) -> dict[str, Any]:
-    kinds = Counts(document)
-    if kinds.regions == kinds.objects == 0:
+    lists = Counter(name for item in document if isinstance(item, dict) for name in _VG_ROWS if name in item)
+    if not lists:
         raise OsmError(f"{files.where('json_file')}: {_EXPECTED}; found {shown(document)}")
-    rows, shape = ("regions", _region) if kinds.regions else ("objects", _object)
+    rows = max(_VG_ROWS, key=lists.__getitem__)
+    shape = _VG_ROWS[rows]
     folder = Path(files.image_dir)
     where = {name: f"{part}/{name}" for part in _VG_FOLDERS for name in _names_in(folder / part)}
     images: dict[Any, dict[str, Any]] = {}
@@ -109,15 +111,6 @@ def _visual_genome(files: SetFiles, document: list[Any]) -> dict[str, Any]:
     return {"images": list(images.values()), "annotations": annotations}
 
 
-class Counts:
-    """How many of a list's first entries have regions, and objects."""
-
-    def __init__(self, document: list[Any]) -> None:
-        first = [item for item in document[:1000] if isinstance(item, dict)]
-        self.regions = sum(isinstance(item.get("regions"), list) for item in first)
-        self.objects = sum(isinstance(item.get("objects"), list) for item in first)
-
-
 def _region(row: Annotation, image_id: Any) -> Annotation:
     box = [row.get(side) for side in ("x", "y", "width", "height")]
     return _vg_row(row, "region_id", image_id, box) | {"phrases": row.get("phrase")}
@@ -126,6 +119,9 @@ def _region(row: Annotation, image_id: Any) -> Annotation:
 def _object(row: Annotation, image_id: Any) -> Annotation:
     box = [row.get(side) for side in ("x", "y", "w", "h")]
     return _vg_row(row, "object_id", image_id, box) | {"phrases": row.get("names")}
+
+
+_VG_ROWS = {"regions": _region, "objects": _object}
 
 
 def _vg_row(row: Annotation, id_key: str, image_id: Any, box: list[Any]) -> Annotation:
