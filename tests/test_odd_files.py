@@ -17,8 +17,8 @@ from osm.data.datasets import DatasetTable
 from osm.data.labels import load_labels
 from osm.data.originals.ade20k import _thing_ids
 from osm.data.shards import read_shard
-from osm.data.sources.coco_json import CocoJson
 from osm.errors import OsmError
+from osm.forms.coco_json import CocoJson
 from osm.forms.files import read
 from osm.model.checkpoint import read_folder, read_published
 from osm.model.weights import load_safetensors, load_torch
@@ -36,7 +36,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "sets.yaml": lambda path: DatasetTable().with_yaml(path),
     "table.yaml": lambda path: read_table(path, path.parent),
     "labels.json": load_labels,
-    "coco.json": CocoJson,
+    "coco.json": lambda path: CocoJson(
+        SetFiles("mine", ".", Dataset("mine", "coco_instances", "Mine", ""), json_file=path), None
+    ),
     "names.txt": read_names,
     "mapping.txt": lambda path: _thing_ids(str(path)),
     "0.tar": lambda path: list(read_shard(str(path))),

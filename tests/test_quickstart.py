@@ -63,7 +63,7 @@ class DryRun:
             (folder / f"{name}.json").write_text(json.dumps({"categories": categories(name)}))
         return folder
 
-    def convert(self, source: Any, options: Any) -> None:
+    def convert(self, chosen: Any, source: Any, options: Any) -> None:
         assert Path(source.json_file).is_file() and Path(source.image_dir).is_dir() and Path(source.ann_dir).is_dir()
         assert Path(source.json_file).stem == Path(options.output_dir).name
         Path(options.output_dir).mkdir(parents=True)

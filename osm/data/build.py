@@ -69,7 +69,7 @@ def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: st
 
 def _nothing_usable(form: type[Form], entry: Entry, losses: Losses) -> None:
     raise SampleError(
-        getattr(form, "nothing_usable", "no_masks"),
+        form.nothing_usable,
         f"image {entry.image}: none of its annotations can be used; the first: {losses.first}",
     )
 

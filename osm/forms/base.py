@@ -294,7 +294,8 @@ class Form(ABC):
         boxed: its masks are boxes. masks: what its `mask_dir` holds, for the help.
         mask_members: members that hold masks, and their fields in the published layout.
         published: the fields of the json member that the published layout keeps.
-        unannotated: the reason for which a picture without annotations is left out.
+        unannotated: the reason for which a picture without annotations is left out; `nothing_usable`: the one for a
+            picture whose annotations are all unusable.
         fine: reasons for which a file may give no sample without anything being wrong.
         prefix, suffix: what stands around the entries of a prediction file.
         category_key, id_key: where an annotation of a prediction file has its category id, and its own.
@@ -311,6 +312,7 @@ class Form(ABC):
     mask_members: ClassVar[Mapping[str, str]] = {}
     published: ClassVar[tuple[str, ...]] = ()
     unannotated: ClassVar[str] = "no_annotations"
+    nothing_usable: ClassVar[str] = "no_masks"
     fine: ClassVar[frozenset[str]] = frozenset()
     prefix: ClassVar[str] = '{"pred": ['
     suffix: ClassVar[str] = "]}"

@@ -43,13 +43,11 @@ class Annotated(Form):
 
     Attributes of the class:
         shape_field: of an annotation, where its mask is. kept: the fields that a sample has.
-        nothing_usable: the reason for which a picture with no usable annotation is left out.
     """
 
     published: ClassVar[tuple[str, ...]] = ("segments_info", "width", "height")
     shape_field: ClassVar[str]
     kept: ClassVar[tuple[str, ...]]
-    nothing_usable: ClassVar[str]
 
     def __init__(
         self,
@@ -191,7 +189,6 @@ class Instances(Annotated):
     what: ClassVar[str] = "a set in COCO-instances form"
     shape_field: ClassVar[str] = "segmentation"
     kept: ClassVar[tuple[str, ...]] = ("bbox", "category_id", "segmentation", "area")
-    nothing_usable: ClassVar[str] = "no_masks"
 
     def __init__(
         self,
