@@ -13,11 +13,12 @@ from hostile import seconds
 from osm.benchmark.cli import evaluate_main, report_main
 from osm.config import load_yaml
 from osm.data.collages import read_table
-from osm.data.datasets import DatasetTable
+from osm.data.datasets import Dataset, DatasetTable
 from osm.data.labels import load_labels
 from osm.data.originals.ade20k import _thing_ids
 from osm.data.shards import read_shard
 from osm.errors import OsmError
+from osm.forms.base import SetFiles
 from osm.forms.coco_json import CocoJson
 from osm.forms.files import read
 from osm.model.checkpoint import read_folder, read_published

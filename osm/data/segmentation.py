@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from osm.data.values import finite, whole
+from osm.documents import parse_json
 from osm.errors import SampleError, shown
 
 # A polygon may stick out of its image, but pycocotools allocates in proportion to its outline.
@@ -54,12 +55,20 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
         raise SampleError("annotation_without_mask", f"{where}: has no mask: its segmentation is {shown(value)}")
     if isinstance(value, Mapping):
         return Segmentation(_read_rle(value, size, where))
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # json within json, as data frames write it
+        try:
+            inner = parse_json(value)
+        except ValueError:
+            raise SampleError("segmentation_malformed", f"{where}: segmentation {shown(value)} is no json") from None
+        return read_segmentation(inner, size, where)
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
         raise SampleError(
             "segmentation_malformed", f"{where}: segmentation {shown(value)} is neither polygons nor an RLE"
         )
+    if all(isinstance(part, Mapping) and {"x", "y"} <= part.keys() for part in value):
+        value = [[part["x"], part["y"]] for part in value]
     if any(isinstance(part, Mapping) for part in value):
         return _read_parts(value, size, where)
     return _read_polygons(value, size, where)
@@ -103,10 +112,18 @@ def _read_parts(parts: Any, size: tuple[int, int], where: str) -> Segmentation:
         return Segmentation(_read_rle(parts[0], size, where))
     mask = np.zeros(size, bool)
     unusable: tuple[tuple[str, str], ...] = ()
+    faults: list[SampleError] = []
     for part in parts:
-        read = read_segmentation(part if isinstance(part, Mapping) else [part], size, where)
+        try:
+            read = read_segmentation(part if isinstance(part, Mapping) else [part], size, where)
+        except SampleError as error:
+            faults.append(error)
+            continue
         mask |= draw_segmentation(read.value, size)
         unusable += read.unusable
+    if len(faults) == len(parts):
+        raise faults[0]
+    unusable += tuple((fault.reason, str(fault)) for fault in faults)
     edges = np.flatnonzero(np.diff(mask.T.ravel().astype(np.int8), prepend=0)).tolist()
     counts = np.diff([0, *edges, mask.size]).tolist()
     return Segmentation({"size": list(size), "counts": counts}, unusable)
@@ -176,6 +193,8 @@ def _coordinates(polygon: Any) -> list[int | float | None]:
     """x, y, x, y, ...; None for what is no finite number."""
     if not isinstance(polygon, (list, tuple)):
         return [None]
+    if len(polygon) == 1 and isinstance(polygon[0], (list, tuple)):  # one list too many
+        polygon = polygon[0]
     if polygon and all(_is_point(part) for part in polygon):
         polygon = [value for point in polygon for value in point]
     return [finite(value) for value in polygon]
@@ -206,6 +225,8 @@ def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapp
     height, width = size
     _check_rle_size(rle.get("size"), size, where)
     counts = _counts(rle.get("counts"), where)
+    if not counts:
+        raise SampleError("annotation_without_mask", f"{where}: has no mask: its RLE has no counts")
     most = min(_MAX_RUNS, height * width + 1)
     if len(counts) > (_CHARACTERS * most if isinstance(counts, str) else most):
         message = f"{where}: RLE counts of length {len(counts)} are too many for {height} x {width} pixels"
@@ -246,7 +267,7 @@ def _counts(given: Any, where: str) -> Any:
                 literal = None
             if isinstance(literal, bytes):  # a bytes object that was written with str()
                 return literal.decode("ascii", "replace")
-        return given
+        return given.strip() if given[-1:].isspace() else given
     if isinstance(given, np.ndarray):
         given = given.tolist()
     if isinstance(given, (list, tuple)):

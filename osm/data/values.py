@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import sys
 from typing import Any
 
-_DIGITS = 18  # an id of more is no id: Python reads integers of thousands of digits
+_DIGITS = 38  # an id of more is no id: Python reads integers of thousands of digits
 
 
 def whole(value: Any) -> int | None:
@@ -55,6 +56,17 @@ def truth(value: Any) -> bool | None:
         return {"": False, "0": False, "false": False, "1": True, "true": True}.get(value.strip().lower())
     number = finite(value)
     return None if number not in (0, 1) else bool(number)
+
+
+def storable(value: Any) -> bool:
+    """Whether a value can stand in a sample's json: NaN and infinity cannot, nor can what is nested without end."""
+    if isinstance(value, (int, str)) or value is None:
+        return True
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def side(value: Any) -> int | None:

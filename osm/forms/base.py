@@ -553,9 +553,20 @@ def stated_size(document: Mapping[str, Any]) -> Size | None:
     return None if width is None or height is None else (width, height)
 
 
+_MARKS = ("iscrowd", "ignore")
+
+
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
     """Whether an annotation is a crowd, or marked to be ignored."""
-    return any(truth(annotation.get(mark)) for mark in ("iscrowd", "ignore"))
+    return any(truth(annotation.get(mark)) for mark in _MARKS)
+
+
+def check_marks(annotation: Mapping[str, Any], where: str) -> None:
+    """Raises SampleError `annotation_malformed` where nobody can tell whether an annotation is a crowd."""
+    for mark in _MARKS:
+        if truth(annotation.get(mark)) is None:
+            value = shown(annotation[mark])
+            raise SampleError("annotation_malformed", f"{where}: {mark} {value} is not 0 or 1, true or false")
 
 
 def countable(value: Any) -> Hashable:

@@ -18,10 +18,10 @@ from osm.data.category_names import spoken_categories
 from osm.data.image_names import image_name
 from osm.data.labels import LabelSet, clean_categories, load_labels
 from osm.data.pool import say
-from osm.data.values import truth, whole
+from osm.data.values import side, storable, whole
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
-from osm.forms.base import Entry, Listing, Losses, SetFiles, Size, stated_size
+from osm.forms.base import Entry, Listing, Losses, SetFiles, Size, check_marks, is_crowd, stated_size
 from osm.forms.locate import FileFinder
 
 _TOLERATED = 0.05  # the share of names that may be spelt in another way
@@ -92,12 +92,12 @@ class CocoJson:
             if image_id is None:
                 raise OsmError(f"{where}: the id {shown(image['id'])} is not an integer")
             image = {**image, "id": image_id}
-        if image_id in self.images:
-            # Jsons that were merged have entries twice.
-            if any(self.images[image_id].get(key) != image.get(key) for key in ("file_name", "width", "height")):
-                raise OsmError(f"{where}: the id {image_id!r} is given twice, for two images")
-            return
-        self.images[image_id] = image
+        # Jsons that were merged have entries twice, at times with the id as a text.
+        first = next((known for known in (image_id, _other_kind(image_id)) if known in self.images), None)
+        if first is None:
+            self.images[image_id] = image
+        elif _identity(self.images[first]) != _identity(image):
+            raise OsmError(f"{where}: the id {image_id!r} is given twice, for two images")
 
     def image_of(self, annotation: Mapping[str, Any], where: str) -> int | str:
         """The id of the image that an annotation belongs to. Raises SampleError where there is none."""
@@ -130,6 +130,8 @@ class CocoJson:
                 if "id" in row:
                     where += f" (id {shown(row['id'])})"
                 image_id = self.image_of(row, where)
+                if "segments_info" not in row:
+                    check_marks(row, where)
                 found[image_id].order = number
                 read(f"{where}, image {shown(image_id)}", row, found[image_id])
             except SampleError as error:
@@ -155,7 +157,7 @@ class CocoJson:
         image_dir = files.folder("image_dir")
         named = [(image, self._name_of(number, image, of)) for number, (image, of) in enumerate(_paired(self, found))]
         images = FileFinder(image_dir, row.exact_names, (name for _, name in named))
-        masks = FileFinder(files.folder("ann_dir"), row.exact_names) if files.ann_dir and _has_masks(found) else None
+        masks, mask_paths = self._find_masks(found)
         entries = []
         places = [
             (name, images.find(name, f"{self.path}: images[{number}] (id {image['id']!r}), {files.where('image_dir')}"))
@@ -168,11 +170,8 @@ class CocoJson:
                 continue
             sizes = {key: image[key] for key in ("width", "height") if image.get(key) is not None}
             record = {"file_name": name, **sizes, "image_id": image_id, "segments_info": of.segments}
-            at = {}
-            for member, mask in of.masks.items():
-                if masks is None:  # only the pictures are asked for
-                    continue
-                at[member] = masks.find(mask, f"{self.path}: image {image_id!r}, {files.where('ann_dir')}")
+            # Without a folder of masks, only the pictures are asked for.
+            at = {member: mask_paths[image_id, member] for member in of.masks} if masks is not None else {}
             raw = (image, of.raw) if of.words is None else of.words
             hint = _key(row.keys, image, path)
             called, places_of = image.get("file_name"), tuple(of.places)
@@ -183,6 +182,19 @@ class CocoJson:
         own = tuple(row for row in stated if isinstance(row, dict)) if isinstance(stated, list) else ()
         arguments, missing = self._arguments(), self._no_image(images, entries)
         return Listing(entries, self.sha256, self.categories, arguments, self.losses, left_out, own, missing)
+
+    def _find_masks(
+        self, found: Mapping[int | str, OfImage]
+    ) -> tuple[FileFinder | None, dict[tuple[int | str, str], Path]]:
+        """The masks' files by image and member."""
+        files = self.files
+        if not files.ann_dir or not _has_masks(found):
+            return None, {}
+        names = {(image_id, member): name for image_id, of in found.items() for member, name in of.masks.items()}
+        finder = FileFinder(files.folder("ann_dir"), files.row.exact_names, names.values())
+        where = files.where("ann_dir")
+        paths = [(name, finder.find(name, f"{self.path}: image {key[0]!r}, {where}")) for key, name in names.items()]
+        return finder, dict(zip(names, finder.settle(paths), strict=True))
 
     def _name_of(self, number: int, image: dict[str, Any], of: OfImage) -> Any:
         mask = next(iter(of.masks.values()), None)
@@ -248,15 +260,32 @@ class CocoJson:
             )
 
 
-def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: int) -> Annotation:
-    """An annotation with these of its fields alone: what is not used cannot spoil the sample."""
-    kept: Annotation = {name: row[name] for name in names if name in row}
-    kept["category_id"] = category
-    crowd = row.get("iscrowd", 0)
-    kept |= {"id": row.get("id", number), "iscrowd": crowd if type(crowd) is int else int(bool(truth(crowd)))}
-    if truth(row.get("ignore")):
-        kept["iscrowd"] = 1
-    return kept
+def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: int | None) -> Annotation:
+    """An annotation with these of its fields alone: what is not used cannot spoil the sample.
+
+    Args:
+        category: None for a crowd without one.
+    """
+    crowd = is_crowd(row)
+    kept: Annotation = {name: row[name] for name in names if name in row and not (crowd and not storable(row[name]))}
+    kept.pop("category_id", None)
+    if category is not None:
+        kept["category_id"] = category
+    own = row.get("id")
+    return kept | {"id": own if isinstance(own, (int, str)) else number, "iscrowd": int(crowd)}
+
+
+def _identity(image: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two entries of one image have in common."""
+    return image.get("file_name"), image.get("coco_url"), side(image.get("width")), side(image.get("height"))
+
+
+def _other_kind(image_id: int | str) -> int | str | None:
+    """1 for "1", and "1" for 1."""
+    if isinstance(image_id, int):
+        return str(image_id)
+    number = whole(image_id)
+    return number if str(number) == image_id else None
 
 
 def _paired(source: CocoJson, found: Mapping[int | str, OfImage]) -> list[tuple[dict[str, Any], OfImage]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,9 +39,10 @@ def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str,
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in endings or path.name.startswith("."):
             continue
-        if path.stem in found:
-            raise OsmError(f"{where}: {found[path.stem].name} and {path.name} are one image; remove one")
-        found[path.stem] = path
+        stem = unicodedata.normalize("NFC", path.stem)  # macOS writes letters and their marks apart
+        if stem in found:
+            raise OsmError(f"{where}: {found[stem].name} and {path.name} are one image; remove one")
+        found[stem] = path
     if not found:
         raise OsmError(f"{where}: holds no {', '.join(endings)} file")
     return found

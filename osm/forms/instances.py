@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import numpy as np
 from osm.data.datasets import Dataset, Rules
 from osm.data.labels import LabelSet
 from osm.data.segmentation import draw_segmentation, read_segmentation
-from osm.data.values import finite
+from osm.data.values import finite, storable, whole
 from osm.data.views import View
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import (
@@ -29,11 +29,13 @@ from osm.forms.base import (
     SetFiles,
     Size,
     Target,
+    is_crowd,
 )
 from osm.forms.coco_json import Annotation, CocoJson, OfImage, kept_fields, size_key
 from osm.forms.mask_files import MaskTable, is_mask_table, with_mask_of_file
 from osm.forms.panoptic import checked_segments
 
+_XYWH = 1  # detectron2's sign for boxes of x, y, width, height
 _KEPT_PIXELS = 1 << 28  # of masks, a byte each: all of them, but for many large ones of a huge image
 
 
@@ -123,7 +125,8 @@ class Annotated(Form):
             if "segments_info" in row:
                 raise OsmError(f"{where}: has 'segments_info': this is a panoptic json, not an instances one")
             of.raw.append(row)
-            category = cls._category(source, row, where)
+            crowd = is_crowd(row) and whole(row.get("category_id")) not in source.labels
+            category = None if crowd else cls._category(source, row, where)
             segment = kept_fields(row, cls.kept, seen, category)
             source.add_mask(where, row, segment, of)
             of.segments.append(segment)
@@ -146,7 +149,8 @@ class Annotated(Form):
 
     @classmethod
     def _check_shapes(cls, files: SetFiles, source: CocoJson) -> None:
-        """Raises OsmError where the json is of another form."""
+        """Raises OsmError where the json is of another form, or its shapes are no pixels."""
+        _check_pixels(files, source, cls.shape_field)
 
     @classmethod
     def check(
@@ -238,6 +242,7 @@ class Instances(Annotated):
     def _check_shapes(cls, files: SetFiles, source: CocoJson) -> None:
         if isinstance(source, MaskTable):
             return
+        super()._check_shapes(files, source)
         rows = [row for row in source.document["annotations"] if isinstance(row, dict)]
         if not any(row.get("segmentation") for row in rows) and any(row.get("bbox") for row in rows):
             raise OsmError(
@@ -253,7 +258,7 @@ class Instances(Annotated):
         kept = {**annotation, "segmentation": read.value}
         if "bbox" in kept and read_box(kept["bbox"]) is None:  # neither training nor naming looks at them
             del kept["bbox"]
-        if "area" in kept and finite(kept["area"]) is None and not isinstance(kept["area"], list):
+        if "area" in kept and not (storable(kept["area"]) and kept["area"] is not None):
             del kept["area"]
         return kept
 
@@ -298,8 +303,46 @@ class Boxes(Annotated):
         ]
 
     @classmethod
+    def _category(cls, source: CocoJson, row: Annotation, where: str) -> int:
+        if row.get("bbox_mode") not in (None, _XYWH):
+            mode = shown(row["bbox_mode"])
+            raise SampleError(
+                "box_malformed", f"{where}: bbox_mode {mode}: only [x, y, width, height] ({_XYWH}) is read"
+            )
+        return super()._category(source, row, where)
+
+    @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
         return {**annotation, "bbox": usable_box(annotation.get("bbox"), size, where)}
+
+
+def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
+    """Raises OsmError where every coordinate is within 0 and 1: as shares of the picture's sides, nothing would be left
+    of any mask."""
+    seen = 0
+    for row in source.document["annotations"]:
+        shape = row.get(field) if isinstance(row, dict) else None
+        if isinstance(shape, dict):
+            return
+        for number in _numbers_in(shape):
+            if not 0 <= number <= 1:
+                return
+            seen += 0 < number < 1
+    if seen:
+        raise OsmError(
+            f"{files.where('json_file')}: every {field} lies within 0 and 1: these are shares of the picture's sides, "
+            "and pixels are needed; multiply x by the width and y by the height"
+        )
+
+
+def _numbers_in(shape: Any) -> Iterator[int | float]:
+    """The coordinates of polygons, or of a box."""
+    if isinstance(shape, list):
+        for part in shape:
+            if isinstance(part, list):
+                yield from (number for number in map(finite, part) if number is not None)
+            elif (number := finite(part)) is not None:
+                yield number
 
 
 def read_box(value: Any) -> list[int | float] | None:

@@ -20,7 +20,8 @@ from osm.data.images import SUFFIXES
 from osm.data.paths import safe_join
 from osm.errors import OsmError, shown
 
-_DRIVE = re.compile(r"[A-Za-z]:[/\\]")
+_DRIVE = re.compile(r"[A-Za-z]:")
+_QUERY = re.compile(r"\?d=")  # Label Studio: /data/local-files/?d=folder/picture.jpg
 _EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
 _SHOWN = 3  # files of a folder that a message lists
 
@@ -78,12 +79,15 @@ class FileFinder:
         Returns:
             their paths, in that order.
         """
-        of_path: dict[Path, set[str]] = {}
-        for name, path in self.guessed:
-            of_path.setdefault(path, set()).add(name)
-        doubtful = {path for path, names in of_path.items() if len(names) > 1}
-        self.guessed = [(name, path) for name, path in self.guessed if path not in doubtful]
-        return [self.folder / _harmless(name) if path in doubtful else path for name, path in found]
+        if not self.guessed:
+            return [path for _, path in found]
+        guessed = dict(self.guessed)
+        of_file: dict[str, set[Any]] = {}
+        for name, path in found:  # a link may be another name of a file
+            of_file.setdefault(os.path.realpath(path), set()).add(name)
+        doubtful = {name for name, path in guessed.items() if len(of_file[os.path.realpath(path)]) > 1}
+        self.guessed = [(name, path) for name, path in self.guessed if name not in doubtful]
+        return [self.folder / _harmless(name) if name in doubtful else path for name, path in found]
 
     def _guess(self, name: str) -> Path | None:
         ending = _EXTENSION.search(_plain(name))
@@ -134,8 +138,8 @@ class FileFinder:
 
 def _plain(name: str) -> str:
     """A name in one spelling: slashes, composed letters, lower case, no escapes."""
-    text = unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
-    return unicodedata.normalize("NFC", unquote(text))
+    text = unicodedata.normalize("NFC", unquote(name.strip()).replace("\\", "/"))
+    return unicodedata.normalize("NFC", text.casefold())
 
 
 def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
@@ -145,7 +149,12 @@ def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
         url = urlsplit(text) if "://" in text else None
     except ValueError:
         url = None
-    parts = [part for part in _plain(url.path if url else text).split("/") if part not in ("", ".")]
+    path = url.path if url else text
+    if _QUERY.search(text):
+        path = _QUERY.split(text, maxsplit=1)[1]
+    elif "?" in path and _EXTENSION.search(path.split("?")[0]):
+        path = path.split("?")[0]
+    parts = [part for part in _plain(path).split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
         return []
     parts[-1] = _EXTENSION.sub("", parts[-1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-import json
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
@@ -18,7 +17,7 @@ from PIL import Image
 from osm.data.datasets import Rules
 from osm.data.images import decode, open_image, read_panoptic
 from osm.data.labels import LabelSet
-from osm.data.values import truth, whole
+from osm.data.values import storable, whole
 from osm.data.views import View
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import (
@@ -32,6 +31,7 @@ from osm.forms.base import (
     SetFiles,
     Size,
     Target,
+    check_marks,
     countable,
     is_crowd,
     member,
@@ -107,16 +107,20 @@ class Panoptic(Form):
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
         source = CocoJson(files, labels)
+        listed = 0
 
         def read_row(where: str, row: Annotation, of: OfImage) -> None:
+            nonlocal listed
             segments = row.get("segments_info")
-            if not isinstance(segments, list):
-                raise OsmError(f"{where}: has no list 'segments_info'; is this a panoptic json?")
+            if not isinstance(segments, list) or not isinstance(row.get("file_name"), str):
+                lacks = "list 'segments_info'" if not isinstance(segments, list) else "'file_name' of its PNG"
+                raise SampleError("annotation_malformed", f"{where}: has no {lacks}")
+            listed += 1
             if of.words is not None:
                 if of.words == row:  # jsons that were merged have entries twice
                     return
                 raise SampleError("image_annotated_twice", f"{where}: the image has a second row, left out")
-            of.words, of.raw, of.masks = row, segments, {"png": row.get("file_name", "")}
+            of.words, of.raw, of.masks = row, segments, {"png": row["file_name"]}
             segments[:] = [segment for segment in segments if _is_object(source, where, segment)]
             for place, segment in enumerate(segments):
                 try:
@@ -126,6 +130,8 @@ class Panoptic(Form):
                     source.losses.add(error.reason, str(error))
 
         found = source.by_image(read_row)
+        if source.document["annotations"] and not listed:
+            raise OsmError(f"{files.where('json_file')}: is this a panoptic json? The first: {source.losses.first}")
         if labels is None and files.row.exact_names:
             source.compare(files.row.labels)
         return source.listing(found)
@@ -140,7 +146,7 @@ class Panoptic(Form):
             if not data.startswith(_PNG):
                 raise SampleError("mask_not_png", "is not a PNG file")
             check_size(entry.image, open_image(data).size, size)
-            data = _as_rgb(data)
+            data = _as_rgb(data, {segment["id"] for segment in segments})
             ids = read_panoptic(data)
         drawn = set(distinct(ids)) - {0}
         counts = Counter(segment["id"] for segment in segments)
@@ -198,7 +204,7 @@ def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) ->
         SampleError: they are no annotations, or of other labels.
     """
     if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and all(name in entry for name in fields) for entry in entries
+        isinstance(entry, dict) and (is_crowd(entry) or all(name in entry for name in fields)) for entry in entries
     ):
         raise SampleError("bad_json", f"segments_info: every entry needs {', '.join(fields)}")
     found = []
@@ -233,42 +239,33 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
     if number is None or not 0 < number < _MOST:
         found = shown(segment.get("id"))
         raise SampleError("annotation_malformed", f"{where}: a segment needs an id of 1 to 256^3 - 1, found {found}")
-    crowd = truth(segment.get("iscrowd"))
-    changes: Annotation = {}
-    if not is_crowd(segment) or whole(segment.get("category_id")) is not None:
-        category = source.category_of(segment, f"{where}, segment {number}")
-        changes["category_id"] = category
-    changes["id"] = number
-    if "iscrowd" in segment and type(segment["iscrowd"]) is not int:
-        changes["iscrowd"] = int(bool(crowd))
-    if truth(segment.get("ignore")):
-        changes["iscrowd"] = 1
-    kept = {name: value for name, value in segment.items() if _is_json(value)}
+    check_marks(segment, f"{where}, segment {number}")
+    crowd = is_crowd(segment)
+    changes: Annotation = {"id": number}
+    if not crowd or whole(segment.get("category_id")) is not None:
+        changes["category_id"] = source.category_of(segment, f"{where}, segment {number}")
+    if crowd or "iscrowd" in segment:
+        changes["iscrowd"] = int(crowd)
+    kept = {name: value for name, value in segment.items() if storable(value)}
     same = len(kept) == len(segment) and all(
         type(segment.get(name)) is int and segment[name] == value for name, value in changes.items()
     )
     return segment if same else {**kept, **changes}
 
 
-def _is_json(value: Any) -> bool:
-    """Whether a field can stand in a sample: NaN and infinity cannot."""
-    if isinstance(value, (int, str)) or value is None:
-        return True
-    try:
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        return False
-    return True
+def _as_rgb(data: bytes, listed: set[int]) -> bytes:
+    """A panoptic PNG with its ids in red, green and blue: the very bytes where it has them there already.
 
-
-def _as_rgb(data: bytes) -> bytes:
-    """A panoptic PNG with its ids in red, green and blue: the very bytes where it has them there already."""
+    Of a palette the colours are the ids; the indices are, where only they are among the `listed` ids.
+    """
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):
         return data
-    if image.mode == "P":
-        rgb = decode(image, "RGB")
-    elif image.mode in ("L", "I", "I;16", "I;16B"):  # a grey value is the id
+    decode(image)
+    by_index = image.mode == "P" and listed & set(distinct(np.asarray(image)))
+    if image.mode == "P" and not (by_index and not listed & set(distinct(_ids_of(image.convert("RGB"))))):
+        rgb = image.convert("RGB")
+    elif by_index or image.mode in ("L", "I", "I;16", "I;16B"):  # a grey value is the id
         ids = np.asarray(decode(image)).astype(np.int64)
         rgb = Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8))
     else:
@@ -276,6 +273,11 @@ def _as_rgb(data: bytes) -> bytes:
     written = io.BytesIO()
     rgb.save(written, "PNG")
     return written.getvalue()
+
+
+def _ids_of(rgb: Image.Image) -> np.ndarray:
+    pixels = np.asarray(rgb).astype(np.int64)
+    return pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
 
 
 def _other_coding(mask: Path, ids: np.ndarray, listed: set[int], drawn: set[int]) -> str:

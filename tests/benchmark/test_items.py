@@ -140,7 +140,7 @@ def _segment(document: dict[str, Any]) -> dict[str, Any]:
     [
         (lambda d: d.pop("images"), r"panoptic\.json: has no list 'images'"),
         (
-            lambda d: d["annotations"][0].pop("segments_info"),
+            lambda d: [row.pop("segments_info") for row in d["annotations"]],
             r"image 104: has no list 'segments_info'",
         ),
         (lambda d: d["annotations"][0].update(file_name="../x.png"), r"image 104.* file name '\.\./x\.png' leads out"),
@@ -165,6 +165,7 @@ def test_bad_panoptic_json(pets: Dataset, change: Change, message: str) -> None:
         (lambda d: d["annotations"][0].update(image_id=[7]), "annotation_without_image", 1),
         (lambda d: d["images"][0].update(id="a"), "annotation_without_image", 1),
         (lambda d: _segment(d).update(id="one"), "annotation_malformed", 1),
+        (lambda d: _segment(d).update(iscrowd="perhaps"), "annotation_malformed", 1),
         (lambda d: _segment(d).update(category_id=3), "category_unknown", 1),
         (lambda d: _segment(d).update(category_id=None), "category_unknown", 1),
         (lambda d: _segment(d).update(id="1", category_id="1"), "", 0),  # the same by value

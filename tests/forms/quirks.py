@@ -280,6 +280,20 @@ def _long_names(made: Quirky) -> None:
         image["file_name"] = name
 
 
+def _bare_crowd(made: Quirky) -> None:
+    """A crowd has nothing but its mark (in panoptic form its id), and NaN where it is read from a table."""
+    part = _first(made)
+    for name in ("category_id", "segmentation", "bbox"):
+        part.pop(name, None)
+    part.update(iscrowd=1, area=float("nan"))
+    del made.masks[0, "sky"]
+
+
+def _ids_twice_as_text(made: Quirky) -> None:
+    """One image is listed again with its id as a text."""
+    made.json["images"].append({**made.json["images"][1], "id": "1", "width": str(WIDTH)})
+
+
 JSON_QUIRKS: dict[str, Quirk] = {
     "plain": lambda made: None,
     "ids as texts": _ids_as_texts,
@@ -297,6 +311,10 @@ JSON_QUIRKS: dict[str, Quirk] = {
     "no crowd, as a text": lambda made: _first(made).update(iscrowd="0"),
     "no crowd, false": lambda made: _first(made).update(iscrowd=False),
     "to be ignored": _crowd(ignore=1),
+    "a crowd without its fields": _bare_crowd,
+    "a crowd that is 2": _lose_first("annotation_malformed", iscrowd=2),
+    "a crowd that is a word": _lose_first("annotation_malformed", iscrowd="perhaps"),
+    "an image twice, once with a text": _ids_twice_as_text,
     "long names": _long_names,
 }
 PICTURE_QUIRKS: dict[str, Quirk] = {
@@ -328,12 +346,21 @@ INSTANCE_QUIRKS: dict[str, Quirk] = {
     "no segmentation": _lose_first("annotation_without_mask", segmentation=None),
     "an rle of another size": _lose_first("rle_size", segmentation={"size": [3, 4], "counts": [12]}),
     "an rle that does not add up": _lose_first("rle_malformed", segmentation={"size": list(SIZE), "counts": [5]}),
+    "an rle and nothing in a list": _segmentations(lambda row, mask: [rle_of(mask), []]),
+    "an rle and a line in a list": _segmentations(lambda row, mask: [rle_of(mask), [1, 1, 5, 5]]),
+    "polygons of x and y": _segmentations(
+        lambda row, mask: [{"x": x, "y": y} for x, y in np.reshape(row["segmentation"][0], (-1, 2)).tolist()]
+    ),
+    "one list too many": _segmentations(lambda row, mask: [row["segmentation"]]),
+    "json in a text": _segmentations(lambda row, mask: json.dumps(row["segmentation"])),
+    "ids that are nan": lambda made: _each(made, lambda row: row.update(id=float("nan"), area=[float("nan")])),
     "boxes that are null": lambda made: _each(made, lambda row: row.update(bbox=None, area=float("nan"))),
 }
 BOX_QUIRKS: dict[str, Quirk] = {
     "boxes of texts": lambda made: _each(made, lambda row: row.update(bbox=list(map(str, row["bbox"])))),
     "a box of three": _lose_first("box_malformed", bbox=[1, 2, 3]),
     "no box": _lose_first("box_malformed", bbox=None),
+    "a box of another kind": _lose_first("box_malformed", bbox_mode=0),
     "a box outside": _lose_first("box_outside", bbox=[WIDTH, 0, 9, 9]),
     "a box without area": _lose_first("box_empty", bbox=[3, 3, 0, 9]),
 }
@@ -357,6 +384,18 @@ def _repaint(mode: str) -> Quirk:
     return quirk
 
 
+def _by_index(made: Quirky) -> None:
+    for path in made.maps.iterdir():
+        ids = np.zeros(SIZE, np.uint8)
+        for category, box in BOXES.items():
+            ids[box_mask(box)] = {1: 7, 2: 9}[category]
+        image = Image.fromarray(ids, "P")
+        image.putpalette([(37 * k) % 256 for k in range(768)])
+        image.save(path)
+    for row in made.json["annotations"]:
+        row["segments_info"][1]["id"] = 9
+
+
 def _not_drawn(made: Quirky) -> None:
     panoptic_png({2: 70000}).save(made.maps / "0.png")
     made.lose("id_not_in_png", (0, "sky"))
@@ -368,6 +407,7 @@ PANOPTIC_QUIRKS: dict[str, Quirk] = {
     "grey png of 16 bits": _repaint("I;16"),
     "segment ids as texts": lambda made: _first(made).update(id="7"),
     "a segment id of 0": _lose_first("annotation_malformed", id=0),
+    "a palette whose indices are the ids": _by_index,
     "area that is nan": lambda made: _first(made).update(area=float("nan")),
     "a segment that is not drawn": _not_drawn,
 }

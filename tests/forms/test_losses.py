@@ -117,6 +117,50 @@ def test_boxes_are_a_form_of_their_own(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["annotations"] == 6
 
 
+@pytest.mark.parametrize("form", ["coco_instances", "boxes"])
+def test_shares_of_the_sides_are_no_pixels(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = plain(form, tmp_path / "set")
+    for row in made.json["annotations"]:
+        row["bbox"] = [value / 100 for value in row["bbox"]]
+        if "segmentation" in row:
+            row["segmentation"] = [[value / 100 for value in row["segmentation"][0]]]
+    made.write()
+    assert prepare(made.command(tmp_path / "out")) == 2
+    assert "lies within 0 and 1: these are shares of the picture's sides" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("first", "second"), [("./0.png", "val/0.png"), ("0.png", r"val\0.png")])
+@pytest.mark.parametrize("which", ["images", "annotations"])
+def test_one_file_is_not_taken_for_two_names(which: str, first: str, second: str, tmp_path: Path) -> None:
+    made = plain("coco_panoptic", tmp_path / "set")
+    made.json[which][0]["file_name"], made.json[which][1]["file_name"] = first, second
+    made.write()
+    prepare(made.command(tmp_path / "out"))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["left_out"] == {"image_missing" if which == "images" else "mask_missing": 1}
+    assert summary["written"] == 2
+
+
+def test_one_row_without_its_png_costs_itself(tmp_path: Path) -> None:
+    made = plain("coco_panoptic", tmp_path / "set")
+    del made.json["annotations"][0]["file_name"]
+    made.json["annotations"][1]["segments_info"] = None
+    made.write()
+    assert prepare(made.command(tmp_path / "out")) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["written"], summary["warnings"]) == (1, {"annotation_malformed": 2})
+
+
+def test_two_images_of_one_id_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = plain("coco_instances", tmp_path / "set")
+    for image in made.json["images"]:
+        image["coco_url"] = f"http://example.org/x/{image.pop('file_name')}"
+    made.json["images"][1]["id"] = 0
+    made.write()
+    assert prepare(made.command(tmp_path / "out")) == 2
+    assert "the id 0 is given twice, for two images" in capsys.readouterr().err
+
+
 def test_no_image_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = plain("coco_instances", tmp_path / "set")
     for image in made.json["images"]:
