@@ -55,7 +55,7 @@ class Quirky:
     def row(self) -> Dataset:
         json_file = str(self.root / "set.json") if self.json else None
         maps = str(self.maps) if self.maps.exists() else None
-        labels = json_file or str(self.root / "labels.json")
+        labels = "" if self.form == "regions" else json_file or str(self.root / "labels.json")
         return Dataset("mine", self.form, "Mine", labels, str(self.images), maps, json_file)
 
     def command(self, out: Path) -> list[str]:
@@ -108,7 +108,7 @@ def plain(form: str, root: Path) -> Quirky:
         pixels(number).save(made.images / f"{number}.png")
         for category, box in BOXES.items():
             made.masks[number, names[category]] = box_mask(box)
-    if form in ("coco_instances", "boxes", "coco_panoptic"):
+    if form in ("coco_instances", "boxes", "coco_panoptic", "regions"):
         made.json = {"images": [], "annotations": [], "categories": CATEGORIES}
         for number in range(3):
             image = {"id": number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT}
@@ -148,8 +148,10 @@ def _annotate(made: Quirky, number: int) -> None:
     for category, box in BOXES.items():
         row = {"id": 10 * number + category, "image_id": number, "category_id": category, "iscrowd": 0}
         row |= {"bbox": list(box), "area": box[2] * box[3]}
-        if made.form == "coco_instances":
+        if made.form in ("coco_instances", "regions"):
             row["segmentation"] = [polygon_of(box)]
+        if made.form == "regions":
+            row["phrase"] = f" {CATEGORIES[category - 1]['name']}"
         made.json["annotations"].append(row)
 
 
@@ -442,6 +444,13 @@ QUIRKS: dict[str, dict[str, Quirk]] = {
     "coco_instances": {**JSON_QUIRKS, **PICTURE_QUIRKS, **INSTANCE_QUIRKS},
     "boxes": {**JSON_QUIRKS, **PICTURE_QUIRKS, **BOX_QUIRKS},
     "coco_panoptic": {**JSON_QUIRKS, **PICTURE_QUIRKS, **PANOPTIC_QUIRKS},
+    "regions": {
+        **{name: quirk for name, quirk in JSON_QUIRKS.items() if "class" not in name},
+        **PICTURE_QUIRKS,
+        **{name: quirk for name, quirk in INSTANCE_QUIRKS.items() if name != "no segmentation"},  # the box is meant
+        "a phrase that is missing": _lose_first("phrase_missing", phrase=None),
+        "phrases in a list": lambda made: _each(made, lambda row: row.update(phrases=[row.pop("phrase")])),
+    },
     "semantic": {**MAP_QUIRKS, **PICTURE_QUIRKS},
 }
 

@@ -61,7 +61,7 @@ def test_all_three_agree(form: str, quirk: str, tmp_path: Path, capsys: pytest.C
         if layout == "webdataset":
             converted = samples(out, row)
             assert trained_on(converted) == right
-            assert listed(converted) == right
+            assert form == "regions" or listed(converted) == right  # they have no classes there
             seen = {number: np.asarray(sample.image()) for number, (sample, _) in converted.items()}
     evaluated, counts, pictures = evaluation(made, row)
     assert evaluated == right
