@@ -110,7 +110,7 @@ class Regions(Instances):
         def read_row(where: str, row: Annotation, of: OfImage) -> None:
             nonlocal seen
             own_id = row.get("id")
-            own = {"id": own_id if isinstance(own_id, (int, str)) else seen, "iscrowd": int(is_crowd(row))}
+            own: Annotation = {"id": own_id if isinstance(own_id, (int, str)) else seen, "iscrowd": int(is_crowd(row))}
             phrases, shape = phrases_of(row), {name: row[name] for name in _SHAPES if row.get(name)}
             own |= {"phrases": list(phrases)} | ({"category_id": ids[phrases]} if phrases in ids else {})
             seen += 1
