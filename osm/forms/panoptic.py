@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from osm.data.datasets import Rules
-from osm.data.images import decode, open_image, read_panoptic
+from osm.data.images import as_ids, decode, open_image, read_panoptic
 from osm.data.labels import LabelSet
 from osm.data.values import truth, whole
 from osm.data.views import View
@@ -268,8 +268,8 @@ def _as_rgb(data: bytes) -> bytes:
         return data
     if image.mode == "P":
         rgb = decode(image, "RGB")
-    elif image.mode in ("L", "I", "I;16", "I;16B"):  # a grey value is the id
-        ids = np.asarray(decode(image)).astype(np.int64)
+    elif image.mode in ("1", "L", "I", "I;16", "I;16B"):  # a grey value is the id
+        ids = as_ids(image).astype(np.int64)
         rgb = Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8))
     else:
         return data  # `read_panoptic` names the fault
