@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from osm.data.images import decode, open_image, orientation, to_rgb, turned
+from osm.data.images import as_ids, decode, open_image, orientation, to_rgb, turned
 from osm.data.segmentation import draw_segmentation, read_segmentation
-from osm.errors import OsmError, shown
+from osm.errors import OsmError, SampleError, shown
 from osm.files import check_regular_file
 
 Draw = Callable[[], np.ndarray]
@@ -94,10 +94,7 @@ def mask_of_picture(path: Path, size_hw: tuple[int, int], where: str, label_id: 
     if path.suffix.lower() == ".npy":
         return _of_npy(path, size_hw, where, label_id)
     try:
-        image = open_image(path)
-        turn = orientation(image)
-        _check_size(image.size[::-1] if turn > 4 else image.size, size_hw, where)
-        return _of_image(turned(decode(image), turn), size_hw, where, label_id, _FLAG, image.format in _LOSSY)
+        return _of_image(open_image(path), size_hw, where, label_id, _FLAG)
     except OsmError as error:
         if str(error).startswith(where):
             raise
@@ -255,15 +252,16 @@ def _of_image(
     where: str,
     label_id: int | None,
     words: _Words,
-    lossy: bool = False,
 ) -> np.ndarray:
-    """The mask that a decoded picture shows; see `mask_of_picture`."""
-    _check_size(image.size, size_hw, where)
-    lossy = lossy or image.format in _LOSSY
+    """The mask that a picture shows, decoded or not, once it is upright; see `mask_of_picture`."""
+    turn = orientation(image)
+    _check_size(image.size[::-1] if turn > 4 else image.size, size_hw, where)
+    lossy = image.format in _LOSSY
     if label_id is not None:
-        ids = _ids(image, where)
+        ids = _ids(image, turn, where)
         _check_id(ids, label_id, where)
         return ids == label_id
+    image = turned(decode(image), turn)
     if image.mode == "1":
         return np.asarray(image)
     if image.mode == "F":
@@ -289,19 +287,14 @@ def _of_image(
     return _of_colors(np.asarray(to_rgb(image)), where, words, lossy)
 
 
-def _ids(image: Image.Image, where: str) -> np.ndarray:
-    if image.format in ("JPEG", "MPO"):
-        raise OsmError(f"{where} is a JPEG, which changes ids: a label map is a PNG, TIFF or .npy")
-    if image.mode in ("L", "P", "F") or image.mode.startswith("I"):
-        return np.asarray(image)
-    if image.mode in ("RGB", "RGBA", "LA"):
-        channels = np.asarray(image)
-        if image.mode.endswith("A"):
-            clear = (channels[..., -1] != 255).any()  # what an id is there, nobody knows
-            channels = channels[..., : 0 if clear else -1]
-        if channels.size and (channels == channels[..., :1]).all():
-            return channels[..., 0]
-    raise OsmError(f"{where} is a picture of mode {image.mode}: a label map has one channel, grey or with a palette")
+def _ids(image: Image.Image, turn: int, where: str) -> np.ndarray:
+    if image.mode == "F":
+        return np.asarray(turned(decode(image), turn))
+    try:
+        ids = as_ids(image)
+    except SampleError as error:
+        raise OsmError(f"{where}: {error}") from None
+    return ids if turn == 1 else np.asarray(turned(Image.fromarray(ids.astype(np.int32)), turn))
 
 
 def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:

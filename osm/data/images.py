@@ -45,6 +45,10 @@ _TURNS = {
 }
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits of a sample that cameras and programs write
 _COMPRESSION, _TIFF_JPEG = 259, 7
+_TIFF_JPEGS = (6, _TIFF_JPEG)  # the older kind, too
+_INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # Pillow's, for a TIFF whose 0 is white
+_RAW_MODE = "_osm_raw_mode"  # attribute of an image
+_NEEDED = "a PNG or TIFF of one channel of 1 to 16 bits, or with a palette, is needed"
 _TILE_SIDES = (322, 323)
 _PIECES = ((273, 279), (324, 325))  # offsets and lengths: of strips, or of tiles
 
@@ -104,7 +108,8 @@ def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
             picture's size.
     """
     try:
-        _check_work(image)
+        if getattr(image, "tile", None):  # else it is decoded already
+            _check_work(image)
         image.load()
         return image if mode in (None, image.mode) else image.convert(mode)
     except Exception as error:  # as above
@@ -193,6 +198,7 @@ def orientation(image: Image.Image) -> int:
     """
     if image.format == "TIFF":
         return 1
+    _raw_mode(image)  # of a PNG, the next lines decode the picture
     try:
         with warnings.catch_warnings():  # Pillow's of damaged EXIF
             warnings.simplefilter("ignore")
@@ -312,16 +318,61 @@ def _of_depth(image: Image.Image) -> Image.Image:
 
 
 def read_ids(source: bytes | str | Path) -> np.ndarray:
-    """Decodes a label map whose pixels are ids: a TIFF or PNG of 8 or 16 bits, grey or with a palette. (H, W).
+    """Decodes a label map whose pixels are ids, to (H, W); see `as_ids`.
 
     Raises:
         SampleError: `mask_not_ids` where a pixel is no single number, or what `open_image` raises.
     """
-    image = decode(open_image(source))
-    if image.mode not in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
-        raise SampleError("mask_not_ids", f"label map has mode {image.mode}, one channel of 8 or 16 bits needed")
+    return as_ids(open_image(source))
+
+
+def as_ids(image: Image.Image) -> np.ndarray:
+    """The numbers that an opened label map stores, not turned: uint8 or uint16 (H, W), int32 for 32 bits and signed 16.
+
+    It has one channel of 1 to 32 bits, or a palette, of which the index counts. Several channels that are equal are
+    one, where none is transparent. Pillow stretches 2 and 4 bits over 0 to 255, and inverts 8 bits and less where a
+    TIFF says that 0 is white; both are undone. Of a picture that was decoded elsewhere that can no longer be told.
+
+    Raises:
+        SampleError: `mask_not_ids` where a pixel is no single number, or may have been changed by a JPEG's compression;
+            what `decode` raises.
+    """
+    if image.format in ("JPEG", "MPO") or _holds_jpegs(image):
+        raise SampleError("mask_not_ids", f"label map is compressed as JPEG, which changes ids: {_NEEDED}")
+    raw = _raw_mode(image)
+    image = decode(image)
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "LA", "RGB", "RGBA"):
+        raise SampleError("mask_not_ids", f"label map has mode {image.mode}: {_NEEDED}")
     ids = np.asarray(image)
+    if ids.ndim == 3:
+        clear = image.mode.endswith("A") and bool((ids[..., -1] != 255).any())  # what an id is there, nobody knows
+        ids = ids[..., :-1] if image.mode.endswith("A") else ids
+        if clear or not (ids == ids[..., :1]).all():
+            found = "transparent pixels" if clear else "channels that differ"
+            raise SampleError("mask_not_ids", f"label map of mode {image.mode} has {found}: {_NEEDED}")
+        return np.ascontiguousarray(ids[..., 0])
+    if image.mode == "1":
+        ids = ids.astype(np.uint8)
+    if raw in _INVERTED:
+        ids = (1 if image.mode == "1" else 255) - ids
+    if raw.startswith(("L;2", "L;4")):
+        ids = ids // (85 if raw.startswith("L;2") else 17)
     return ids if ids.dtype.kind == "u" else ids.astype(np.int32)
+
+
+def _holds_jpegs(image: Image.Image) -> bool:
+    tags: Any = getattr(image, "tag_v2", None)
+    return image.format == "TIFF" and tags is not None and tags.get(_COMPRESSION) in _TIFF_JPEGS
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How Pillow unpacks a picture, such as L;4; empty where it was decoded before anybody asked."""
+    tiles: Any = getattr(image, "tile", None)
+    if tiles:
+        args = tiles[0][3]
+        raw = args[0] if isinstance(args, (tuple, list)) and args else args
+        setattr(image, _RAW_MODE, raw if isinstance(raw, str) else "")
+    return getattr(image, _RAW_MODE, "")
 
 
 def read_mask(source: bytes | str | Path, size: tuple[int, int] | None = None) -> np.ndarray:

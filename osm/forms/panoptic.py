@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from osm.data.datasets import Rules
-from osm.data.images import decode, open_image, read_panoptic
+from osm.data.images import as_ids, decode, open_image, read_panoptic
 from osm.data.labels import LabelSet
 from osm.data.values import storable, whole
 from osm.data.views import View
@@ -261,18 +261,23 @@ def _as_rgb(data: bytes, listed: set[int]) -> bytes:
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):
         return data
-    decode(image)
-    by_index = image.mode == "P" and listed & set(distinct(np.asarray(image)))
-    if image.mode == "P" and not (by_index and not listed & set(distinct(_ids_of(image.convert("RGB"))))):
-        rgb = image.convert("RGB")
-    elif by_index or image.mode in ("L", "I", "I;16", "I;16B"):  # a grey value is the id
-        ids = np.asarray(decode(image)).astype(np.int64)
-        rgb = Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8))
+    if image.mode == "P":
+        decode(image)
+        indices, colours = np.asarray(image), image.convert("RGB")
+        by_index = listed & set(distinct(indices)) and not listed & set(distinct(_ids_of(colours)))
+        rgb = _rgb_of(indices) if by_index else colours
+    elif image.mode in ("1", "L", "I", "I;16", "I;16B"):  # a grey value is the id
+        rgb = _rgb_of(as_ids(image))
     else:
         return data  # `read_panoptic` names the fault
     written = io.BytesIO()
     rgb.save(written, "PNG")
     return written.getvalue()
+
+
+def _rgb_of(ids: np.ndarray) -> Image.Image:
+    values = ids.astype(np.int64)
+    return Image.fromarray(np.stack([values % 256, values // 256 % 256, values // 65536], axis=-1).astype(np.uint8))
 
 
 def _ids_of(rgb: Image.Image) -> np.ndarray:

@@ -268,9 +268,9 @@ def test_label_maps_in_files(tmp_path: Path) -> None:
         with pytest.raises(OsmError, match="--mask x has no pixel of the id 2; it holds 1, 3"):
             mask_of_picture(path, SIZE, "--mask x", 2)
     clear = Image.merge("LA", (Image.fromarray(labels), Image.fromarray(GREY)))
-    for image, ending, told in ((Image.fromarray(labels), "jpg", "a JPEG, which changes ids"),
-                                (clear, "png", "mode LA: a label map has one channel"),
-                                (Image.fromarray(MASK), "png", "mode 1: a label map")):  # fmt: skip
+    for image, ending, told in ((Image.fromarray(labels), "jpg", "as JPEG, which changes ids"),
+                                (clear, "png", "mode LA has transparent pixels"),
+                                (Image.fromarray(MASK), "png", "no pixel of the id 3; it holds 0, 1")):  # fmt: skip
         path = tmp_path / f"labels.{ending}"
         image.save(path)
         with pytest.raises(OsmError, match=told):
@@ -283,6 +283,14 @@ def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path) -> None:
     path = tmp_path / "turned.png"
     Image.fromarray(GREY).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     np.testing.assert_array_equal(mask_of_picture(path, SIZE, "--mask x"), MASK)
+    np.testing.assert_array_equal(mask_of_picture(path, SIZE, "--mask x", 255), MASK)
+    opened, decoded = Image.open(path), Image.open(path)
+    decoded.load()
+    for image in (opened, decoded):
+        np.testing.assert_array_equal(as_mask(image, SIZE, "m"), MASK)
+        np.testing.assert_array_equal(as_mask(image, SIZE, "m", label_id=255), MASK)
+    with pytest.raises(OsmError, match="m is 60 x 40, its image 40 x 60"):
+        as_mask(Image.open(path), SIZE[::-1], "m")
 
 
 def test_arrays_in_files(tmp_path: Path) -> None:
