@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -25,9 +25,11 @@ from osm.data.datasets import Dataset, Rules
 from osm.data.images import open_image, orientation, read_rgb
 from osm.data.labels import LabelClass, LabelSet, load_labels
 from osm.data.values import side, truth, whole
-from osm.data.views import View
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
+
+if TYPE_CHECKING:  # it imports torch, which converters do without
+    from osm.data.views import View
 
 ANNOTATION = "annotation: "
 MIN_PIXELS = 100  # a segment counts in training if it covers more than this in the crop

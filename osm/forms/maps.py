@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from osm.data.datasets import Rules
 from osm.data.images import SUFFIXES, read_ids, read_panoptic
 from osm.data.labels import LabelSet, load_labels
 from osm.data.values import whole
-from osm.data.views import Cut, View
 from osm.errors import OsmError, SampleError
 from osm.forms.base import (
     MIN_PIXELS,
@@ -34,6 +33,9 @@ from osm.forms.base import (
 )
 from osm.forms.files import MAPS, digest, distinct, files_by_stem, read_label_map
 from osm.forms.pascal_part import draw_maps
+
+if TYPE_CHECKING:  # it imports torch, which converters do without
+    from osm.data.views import Cut, View
 
 IGNORED = 65535
 _VOID = 255  # what maps of 8 bits have in that place

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,6 @@ from osm.data.datasets import Rules
 from osm.data.images import as_ids, decode, open_image, read_panoptic
 from osm.data.labels import LabelSet
 from osm.data.values import storable, whole
-from osm.data.views import View
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import (
     MIN_PIXELS,
@@ -38,6 +37,9 @@ from osm.forms.base import (
 )
 from osm.forms.coco_json import Annotation, CocoJson, OfImage
 from osm.forms.files import about, check_size, distinct, read
+
+if TYPE_CHECKING:  # it imports torch, which converters do without
+    from osm.data.views import View
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST = 256**3

@@ -11,13 +11,12 @@ import argparse
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from osm.data.datasets import Dataset
 from osm.data.labels import LabelClass, LabelSet
-from osm.data.views import View
 from osm.errors import SampleError, shown
 from osm.forms.base import Listing, Losses, Segment, SetFiles, Size, Target, is_crowd
 from osm.forms.coco_json import Annotation, CocoJson, OfImage
@@ -30,6 +29,9 @@ from osm.forms.region_sources import (
     plain_phrases,
     read_regions,
 )
+
+if TYPE_CHECKING:  # it imports torch, which converters do without
+    from osm.data.views import View
 
 _SHAPES = ("segmentation", "bbox")
 

@@ -269,3 +269,9 @@ def test_real_set(tmp_path: Path) -> None:
         if name.endswith(".jpg"):
             assert data == (root / "images" / name).read_bytes()
             Image.open(io.BytesIO(data)).verify()
+
+
+def test_converters_do_without_torch() -> None:
+    """Each of their processes would take seconds and hundreds of megabytes for it."""
+    code = "import sys, osm.data.convert; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
