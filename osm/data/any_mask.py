@@ -123,7 +123,8 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
             ) from None
     else:
         try:
-            array = np.asarray(value)
+            # What is masked out is outside.
+            array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
         except Exception as error:  # whatever an object's own __array__ raises
             raise OsmError(
                 f"{where} is a {type(value).__name__} that is no array ({error}): an array, a tensor, a PIL image or "
