@@ -155,6 +155,16 @@ def test_one_box_or_point_alone_is_a_list_of_it() -> None:
     assert len(regions_of((60, 40), points=[[1, 1], [2, 2]])) == 2
 
 
+def test_a_faint_overlay_is_the_mask() -> None:
+    red = np.zeros((*SIZE, 4), np.uint8)
+    red[..., 0], red[..., 3] = 200, MASK * 102
+    np.testing.assert_array_equal(as_mask(Image.fromarray(red), SIZE, "m"), MASK)
+    for alpha, told in ((0 * GREY, "is transparent everywhere"), (GREY // 5 + 9, "alpha channel of at most 60 of 255")):
+        red[..., 3] = alpha
+        with pytest.raises(OsmError, match=told):
+            as_mask(Image.fromarray(red), SIZE, "m")
+
+
 def test_masks_are_drawn_when_they_are_needed() -> None:
     mask = MASK.copy()
     for value in (mask, torch.from_numpy(mask), {"segmentation": mask}):
