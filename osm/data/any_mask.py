@@ -123,7 +123,8 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
             ) from None
     else:
         try:
-            array = np.asarray(value)
+            # What is masked out is outside.
+            array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
         except Exception as error:  # whatever an object's own __array__ raises
             raise OsmError(
                 f"{where} is a {type(value).__name__} that is no array ({error}): an array, a tensor, a PIL image or "
@@ -271,9 +272,16 @@ def _of_image(
         return _of_deep(np.asarray(image), where, words)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = (image.convert(image.mode.upper()) if image.mode.endswith("a") else image).convert("RGBA")
-        seen = np.asarray(rgba.getchannel("A")) > _HALF
-        if not seen.any():
+        alpha = np.asarray(rgba.getchannel("A"))
+        most = int(alpha.max())
+        plain = bool(((alpha == 0) | (alpha == most)).all()) and bool((alpha == 0).any())  # an overlay, perhaps faint
+        seen = alpha > (most // 2 if plain else _HALF)
+        if not most:
             raise OsmError(f"{where} is transparent everywhere: a mask in black and white is needed")
+        if not seen.any():
+            raise OsmError(
+                f"{where} has an alpha channel of at most {most} of 255: a mask in black and white is needed"
+            )
         if not seen.all():
             bright = np.asarray(rgba)[..., :3].max(-1)[seen] > _HALF
             if bright.any() and not bright.all():

@@ -47,7 +47,9 @@ _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits of a sample that cameras and progr
 _COMPRESSION, _TIFF_JPEG = 259, 7
 _TIFF_JPEGS = (6, _TIFF_JPEG)  # the older kind, too
 _INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # Pillow's, for a TIFF whose 0 is white
-_RAW_MODE = "_osm_raw_mode"  # attribute of an image
+_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # attributes of an image
+_ORIENTATION = 0x0112
+_SWAPPED = (5, 6, 7, 8)  # orientations that exchange width and height
 _NEEDED = "a PNG or TIFF of one channel of 1 to 16 bits, or with a palette, is needed"
 _TILE_SIDES = (322, 323)
 _PIECES = ((273, 279), (324, 325))  # offsets and lengths: of strips, or of tiles
@@ -86,7 +88,23 @@ def open_image(source: bytes | str | Path) -> Image.Image:
     except Exception as error:  # Pillow raises what the broken byte happens to cause
         raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS} ({_told(error)})") from None
     _check_size(image.size, name)
+    if image.format == "TIFF":
+        _keep_as_stored(image)
     return image
+
+
+def _keep_as_stored(image: Image.Image) -> None:
+    """Makes an opened TIFF have its stored size, and keep its stored pixels when it is decoded, as other formats do.
+
+    Pillow would turn it by its orientation, and gives the turned size beforehand.
+    """
+    turn = _stated_turn(image)
+    setattr(image, _TURN, turn)
+    if turn != 1:
+        opened: Any = image
+        del image.getexif()[_ORIENTATION]  # what Pillow goes by: it parses once
+        if opened.tag_v2.pop(_ORIENTATION, 1) in _SWAPPED and hasattr(opened, "_tile_size"):
+            opened._size = opened._tile_size
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -194,15 +212,20 @@ def _numbers(value: Any) -> tuple[int, ...]:
 def orientation(image: Image.Image) -> int:
     """How a decoded picture must be turned to be upright: EXIF's 1 to 8, 1 where there is none or it is broken.
 
-    Of an opened picture of 5 to 8, width and height change places. A TIFF is always 1: it is turned as it is decoded.
+    Of an opened picture of 5 to 8, width and height change places. A TIFF that `open_image` did not open is always 1:
+    Pillow turns it as it decodes it.
     """
     if image.format == "TIFF":
-        return 1
-    _raw_mode(image)  # of a PNG, the next lines decode the picture
+        return int(getattr(image, _TURN, 1))
+    _raw_mode(image)  # of a PNG, EXIF may lie behind the pixels, which are decoded then
+    return _stated_turn(image)
+
+
+def _stated_turn(image: Image.Image) -> int:
     try:
         with warnings.catch_warnings():  # Pillow's of damaged EXIF
             warnings.simplefilter("ignore")
-            found = image.getexif().get(0x0112, 1)
+            found = image.getexif().get(_ORIENTATION, 1)
         return int(found) if found in range(1, 9) else 1
     except Exception:  # as in `open_image`
         return 1

@@ -46,7 +46,7 @@ def regions_of(
             arrays and tensors (H, W), COCO RLEs ({"size": [H, W], "counts": ...}), SAM's dicts, PIL images. One alone
             is a list of it.
         boxes: (K, 4), each (x, y, width, height) in pixels. points: (K, 2), each (x, y) in pixels; a point is a small
-            disc around it. Lists, arrays or tensors.
+            disc around it. Lists, arrays or tensors; one alone is a list of it.
         logits, label_id: what the masks hold; see `mask_drawer`.
 
     Raises:
@@ -56,8 +56,8 @@ def regions_of(
     found = [
         Region(mask_drawer(mask, size[::-1], f"mask {k}", **more)) for k, mask in enumerate(_masks(masks, size[::-1]))
     ]
-    found += [Region(_box(box, size, f"box {k}"), True) for k, box in enumerate(_listed(boxes, "boxes"))]
-    found += [Region(_disc(point, size, f"point {k}")) for k, point in enumerate(_listed(points, "points"))]
+    found += [Region(_box(box, size, f"box {k}"), True) for k, box in enumerate(_some(boxes, 4, "boxes"))]
+    found += [Region(_disc(point, size, f"point {k}")) for k, point in enumerate(_some(points, 2, "points"))]
     return found
 
 
@@ -73,6 +73,12 @@ def _listed(values: Any, what: str) -> list[Any]:
         return [] if values is None else list(values)
     except (TypeError, RuntimeError):
         raise OsmError(f"{what} is a {type(values).__name__}: a list of {what} is needed") from None
+
+
+def _some(values: Any, count: int, what: str) -> list[Any]:
+    """The boxes or points one by one; a single one, of `count` numbers, is a list of itself."""
+    found = _listed(values, what)
+    return [found] if len(found) == count and all(np.ndim(value) == 0 for value in found) else found
 
 
 def _numbers(values: Any, count: int, where: str, what: str) -> list[float]:

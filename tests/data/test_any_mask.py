@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from osm.data.any_mask import as_mask, mask_drawer, mask_of_picture
 from osm.errors import OsmError
+from osm.recognition.regions import regions_of
 
 SIZE = (40, 60)
 MASK = np.zeros(SIZE, bool)
@@ -139,6 +140,29 @@ def test_uniform_masks_are_all_or_nothing_where_they_are_clean() -> None:
     assert as_mask(np.ones((1, 5)), (1, 5), "m").shape == (1, 5)
     with pytest.raises(OsmError, match="sides are exchanged"):
         as_mask(np.ones((5, 1)), (1, 5), "m")
+
+
+def test_what_a_masked_array_leaves_out_is_outside() -> None:
+    masked = np.ma.array(np.ones(SIZE, np.uint8), mask=~MASK)
+    np.testing.assert_array_equal(as_mask(masked, SIZE, "m"), MASK)
+
+
+def test_one_box_or_point_alone_is_a_list_of_it() -> None:
+    for more, one in (("boxes", [15, 8, 30, 22]), ("points", [15, 8])):
+        for alone in (one, np.array(one), torch.tensor(one)):
+            (region,), (listed,) = regions_of((60, 40), **{more: alone}), regions_of((60, 40), **{more: [one]})
+            np.testing.assert_array_equal(region.mask, listed.mask)
+    assert len(regions_of((60, 40), points=[[1, 1], [2, 2]])) == 2
+
+
+def test_a_faint_overlay_is_the_mask() -> None:
+    red = np.zeros((*SIZE, 4), np.uint8)
+    red[..., 0], red[..., 3] = 200, MASK * 102
+    np.testing.assert_array_equal(as_mask(Image.fromarray(red), SIZE, "m"), MASK)
+    for alpha, told in ((0 * GREY, "is transparent everywhere"), (GREY // 5 + 9, "alpha channel of at most 60 of 255")):
+        red[..., 3] = alpha
+        with pytest.raises(OsmError, match=told):
+            as_mask(Image.fromarray(red), SIZE, "m")
 
 
 def test_masks_are_drawn_when_they_are_needed() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from osm.data.images import FORMATS, as_rgb, open_image, orientation, read_panoptic, read_rgb
 from osm.errors import SampleError
+from osm.forms.base import Picture
 
 NOISE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
 SMOOTH = Image.fromarray(NOISE).resize((301, 203), Image.Resampling.BICUBIC)
@@ -82,9 +83,27 @@ def test_upright_is_what_a_viewer_shows(kind: str) -> None:
         assert orientation(read_rgb(data)) == orientation(read_rgb(data, upright=True)) == 1  # nobody turns them again
         for once in (read_rgb(data), read_rgb(data, upright=True), as_rgb(upright)):
             np.testing.assert_array_equal(np.asarray(as_rgb(once)), np.asarray(once))
-        if kind != "TIFF":  # Pillow turns those whenever it decodes them
-            np.testing.assert_array_equal(pixels_of(data), np.asarray(Image.open(io.BytesIO(data))))
-            assert orientation(open_image(data)) == turn
+        stored = np.asarray(Image.open(io.BytesIO(data)))
+        if kind == "TIFF":  # Pillow turns those whenever it decodes them
+            stored = np.asarray(SMOOTH)
+        np.testing.assert_array_equal(pixels_of(data), stored)
+        opened = open_image(data)
+        assert orientation(opened) == turn and opened.size == SMOOTH.size
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "jpeg", "tiff_adobe_deflate"])
+def test_a_tiff_is_raw_or_upright_as_a_jpeg_is(compression: str) -> None:
+    for turn in range(1, 9):
+        data = saved(SMOOTH, "TIFF", compression=compression, tiffinfo={0x0112: turn})
+        plain = pixels_of(saved(SMOOTH, "TIFF", compression=compression))
+        np.testing.assert_array_equal(pixels_of(data), plain)
+        upright = pixels_of(data, upright=True)
+        np.testing.assert_array_equal(upright, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+        size = (upright.shape[1], upright.shape[0])
+        for exif, stated, wanted in (("raw", size, SMOOTH.size), ("upright", SMOOTH.size, size),
+                                     ("auto", SMOOTH.size, SMOOTH.size), ("auto", size, size)):  # fmt: skip
+            picture = Picture.by_rule(data, exif, lambda stated=stated: stated, lambda: None)  # type: ignore[misc]
+            assert picture.size == picture.rgb().size == wanted
 
 
 def test_a_turned_jpeg_is_decoded_small() -> None:

@@ -68,6 +68,11 @@ def test_ids_of_every_depth_are_those_that_were_written(bits: int, tmp_path: Pat
         np.testing.assert_array_equal(rgb, np.dstack([ids, ids * 0, ids * 0]))
 
 
+def test_a_map_is_read_as_it_is_stored() -> None:
+    for orientation in range(1, 9):
+        np.testing.assert_array_equal(read_ids(grey_tiff(IDS, 4, 1, orientation)), IDS)
+
+
 def test_equal_channels_are_one() -> None:
     opaque = np.full_like(IDS, 255)
     for channels in ([IDS] * 3, [IDS] * 3 + [opaque], [IDS, opaque]):
