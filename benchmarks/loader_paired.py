@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Two checkouts' loaders compared in one run: samples a second of each, case by case.
 
-`loader.py` runs in both, in turns, each in a process of its own, on shards that it draws the same in both. A case's figure
-is the best of all rounds, as in `loader.py` itself: what else runs on the machine can only slow it.
+`loader.py` runs in both, in turns, each in a process of its own, on shards that it draws the same in both. A case's
+figure is the best of all rounds, as in `loader.py` itself: what else runs on the machine can only slow it.
 
     python3 benchmarks/loader_paired.py OLD_CHECKOUT NEW_CHECKOUT [--rounds 3] [--samples 64] > result.json
 """

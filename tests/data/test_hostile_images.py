@@ -56,6 +56,11 @@ def test_pictures_that_claim_much_take_little(tmp_path: Path, warnings: str) -> 
     assert done.returncode == 0, done.stderr[-2000:]
     expected = {f"{name}, {read}": reason for name, (_, reason) in made.items()
                 for read in ("read_rgb", "read_ids", "read_panoptic")}  # fmt: skip
+    # A JPEG is no label map, whatever its scans: it is refused before they are counted.
+    refused = {
+        f"{name}, read_ids" for name, (_, reason) in made.items() if reason == "image_truncated" and "jpeg" in name
+    }
+    expected |= dict.fromkeys(refused, "mask_not_ids")
     found = json.loads(done.stdout)
     if warnings == "strict":  # Pillow warns of some before it refuses them
         assert found.keys() == expected.keys() and "read" not in found.values()
@@ -137,7 +142,6 @@ def test_whatever_reads_a_picture_bounds_its_scans(tmp_path: Path) -> None:
     path.write_bytes(jpeg_file(9_900, 10_000, scans=900))
     readers: tuple[Callable[[Path], object], ...] = (
         read_rgb,
-        read_ids,
         read_panoptic,
         as_rgb,
         lambda file: uploaded(file, images.MAX_PIXELS),

@@ -54,7 +54,7 @@ BAD: list[tuple[str, str, Callable[[Made], Any], str]] = [
     ("a847", "image_missing", lambda s: image(s).unlink(), "im_00000000.jpg: there is no such file"),
     ("a847", "mask_truncated", lambda s: spoil(mask(s, "tif")), "im_00000000.tif"),
     ("pc459", "mask_format", lambda s: Image.new("L", SIZE).save(mask(s, "tif"), "BMP"), "is a BMP; a PNG or TIFF of"),
-    ("pc459", "mask_not_ids", lambda s: Image.new("RGB", SIZE).save(mask(s, "tif")), "mode RGB"),
+    ("pc459", "mask_not_ids", lambda s: Image.new("RGB", SIZE, (1, 2, 3)).save(mask(s, "tif")), "mode RGB"),
     ("pc459", "size_mismatch", lambda s: Image.new("I;16", OTHER).save(mask(s, "tif")), "is 26 x 16, its image"),
     ("partimagenet", "mask_missing", lambda s: mask(s, "whole.png").unlink(), "train_whole/n01440000_1.png: there is"),
     ("partimagenet", "mask_not_png", lambda s: Image.new("L", SIZE).save(mask(s, "part.png"), "TIFF"), "is a TIFF"),
