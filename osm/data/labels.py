@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from osm.data.csv_rows import csv_rows
-from osm.data.values import whole
+from osm.data.name_lists import read_name_list
+from osm.data.values import truth, whole
 from osm.documents import parse_json
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_text
 
 LABEL_NAME = "label_name"
 """The field of a category that has the set's own sign for it, where its annotations have no ids."""
+_TEXTS = (".txt", ".names", ".yaml", ".yml")
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 """LVIS's groups of classes: in 1 to 10, 11 to 100, and more than 100 training images."""
 
@@ -74,12 +76,12 @@ class LabelSet:
         """Builds a label set from a COCO json's `categories`.
 
         Raises:
-            OsmError: an entry without an integer `id` or a `name`; a name, synonym or supercategory that is no text; an
-                id given twice; a `frequency` that is none of LVIS's; or no entry at all.
+            OsmError: an entry without an integer `id` or a `name`; a name or synonym that is no text; an id given
+                twice; or no entry at all.
         """
         classes: dict[int, LabelClass] = {}
         for entry in categories:
-            if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), int) or not entry.get("name"):
+            if not isinstance(entry, Mapping) or type(entry.get("id")) is not int or not entry.get("name"):
                 raise OsmError(f"{source}: every category needs an integer 'id' and a 'name', found {shown(entry)}")
             where = f"{source}: category {entry['id']}"
             if not isinstance(entry["name"], str):
@@ -87,6 +89,7 @@ class LabelSet:
             if entry["id"] in classes:
                 raise OsmError(f"{source}: category id {entry['id']} is given twice")
             synonyms = entry.get("synonyms") or []
+            synonyms = [synonyms] if isinstance(synonyms, str) else synonyms
             if not isinstance(synonyms, list):
                 raise OsmError(f"{where}: 'synonyms' has to be a list, found {shown(synonyms)}")
             odd = next((name for name in synonyms if not isinstance(name, str)), None)
@@ -96,25 +99,14 @@ class LabelSet:
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
                 raise OsmError(f"{where} has a blank name")
-            kind = entry.get("supercategory") or ""
-            if not isinstance(kind, str):
-                raise OsmError(f"{where}: supercategory {shown(kind)} is not a text")
-            kind = kind.lower().strip()
-            often = _frequency(entry, source)
-            classes[entry["id"]] = LabelClass(entry["id"], names, bool(entry.get("isthing", True)), kind, often)
+            # Of the fields that few sets have, what is none of theirs counts as absent.
+            kind, often, thing = entry.get("supercategory"), entry.get("frequency"), truth(entry.get("isthing", True))
+            kind = kind.lower().strip() if isinstance(kind, str) else ""
+            often = often if isinstance(often, str) and often in FREQUENCIES else ""
+            classes[entry["id"]] = LabelClass(entry["id"], names, thing is not False, kind, often)
         if not classes:
             raise OsmError(f"{source}: 'categories' is empty, no class could be named")
         return cls(source, classes)
-
-
-def _frequency(entry: Mapping[str, Any], source: str) -> str:
-    value = entry.get("frequency") or ""
-    if value not in ("", *FREQUENCIES):
-        raise OsmError(
-            f"{source}: category {entry['id']}: frequency {shown(value)}: expected one of {', '.join(FREQUENCIES)}, as "
-            "LVIS has them"
-        )
-    return value
 
 
 def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
@@ -125,17 +117,24 @@ def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
     """
     found: dict[Any, dict[str, Any]] = {}
     for row in rows:
-        if not isinstance(row, dict) or whole(row.get("id")) is None or row.get("name") in ("", None):
+        name = row.get("name") if isinstance(row, dict) else None
+        blank = name is None or (isinstance(name, str) and not name.strip())
+        if not isinstance(row, dict) or whole(row.get("id")) is None or blank:
             if isinstance(row, dict) and whole(row.get("id")) is not None:
                 continue
             found[len(found), "malformed"] = row  # the label set names the fault
             continue
         number = whole(row["id"])
-        if number in found and found[number]["name"] == row["name"]:  # jsons that were merged have entries twice
+        if number in found and _same_name(found[number]["name"], name):  # jsons that were merged have entries twice
             continue
         key = number if number not in found else (len(found), "twice")
         found[key] = row if type(row["id"]) is int else {**row, "id": number}
     return list(found.values())
+
+
+def _same_name(one: Any, other: Any) -> bool:
+    both = (one, other)
+    return one == other or (all(isinstance(name, str) for name in both) and one.strip() == other.strip())
 
 
 def load_labels(source: str | Path) -> LabelSet:
@@ -143,9 +142,10 @@ def load_labels(source: str | Path) -> LabelSet:
 
     Args:
         source: the name of one of the project's tables (`coco`, `ade20k`, ...), or the path of a file: a json with
-            `categories`, a json list of names, a json object of ids and names, a text (`.txt`) with a name a line, or a
-            csv without a header, with a set's own sign and the name of a class a line (as Open Images has it). Names
-            without ids count from 0; of a csv, an id is the number of the line.
+            `categories`, a list of names, or an object of ids and names; a text (`.txt`, `.names`) or YAML with a list
+            of names (see `osm.data.name_lists`); or a csv without a header, with a set's own sign and the name of a
+            class a line (as Open Images has it). Names without ids count from 0; of a csv, an id is the number of the
+            line.
 
     Raises:
         OsmError: no such table or file, or one that is not in the format.
@@ -160,8 +160,8 @@ def read_categories(source: str | Path) -> list[Any]:
         data = table.read_bytes()
     else:
         check_regular_file(source, "labels:")
-        if Path(source).suffix.lower() == ".txt":
-            return _numbered(_names_of_lines(Path(source)))
+        if Path(source).suffix.lower() in _TEXTS:
+            return _categories_of_text(Path(source))
         if Path(source).suffix.lower() == ".csv":
             return _categories_of_csv(Path(source))
         try:
@@ -174,12 +174,26 @@ def read_categories(source: str | Path) -> list[Any]:
         document = parse_json(data)  # of bytes it takes UTF-8 and UTF-16, with their marks
     except ValueError as error:
         raise OsmError(f"labels: {source} is not valid json: {error}") from None
+    return _categories_of_json(document, source)
+
+
+def _categories_of_json(document: Any, source: str | Path) -> list[Any]:
     if isinstance(document, list) and document and all(isinstance(name, str) for name in document):
         return _numbered(document)
-    if isinstance(document, dict) and document and all(whole(key) is not None for key in document):
-        return [{"id": whole(key), "name": name} for key, name in document.items()]
+    if isinstance(document, list) and document and all(isinstance(one, dict) and "id" in one for one in document):
+        return clean_categories(document, str(source))
+    if isinstance(document, dict) and isinstance(document.get("id2label"), dict):
+        document = document["id2label"]
+    if isinstance(document, dict) and document and "categories" not in document:
+        pairs = list(document.items())
+        if all(whole(value) is not None for _, value in pairs):
+            pairs = [(value, key) for key, value in pairs]
+        if all(whole(key) is not None for key, _ in pairs):
+            return [{"id": whole(key), "name": name} for key, name in pairs]
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
-        raise OsmError(f"labels: {source} has no list 'categories'")
+        raise OsmError(
+            f"labels: {source} has no list 'categories', and is neither a list of names nor an object of ids and names"
+        )
     return clean_categories(document["categories"], str(source))
 
 
@@ -195,13 +209,16 @@ def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _names_of_lines(path: Path) -> list[str]:
-    """The names of a text file, one a line, or in one line with commas."""
-    lines = [line.strip() for line in read_text(path, "labels:").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    if len(lines) == 1 and "," in lines[0]:
-        return [name.strip() for name in lines[0].split(",") if name.strip()]
-    return lines
+def _categories_of_text(path: Path) -> list[dict[str, Any]]:
+    """The classes of a text file; ids that it does not give count from 0, line by line."""
+    where = f"labels: {path}"
+    listed = read_name_list(read_text(path, "labels:"), where)
+    counted = any(one.id is None for one in listed.names)
+    if counted and listed.blank is not None:
+        raise OsmError(
+            f"{where}: line {listed.blank} is blank: ids are counted by lines; give each class a name, or ids"
+        )
+    return [{"id": n if one.id is None else one.id, "name": one.name} for n, one in enumerate(listed.names)]
 
 
 def _numbered(names: list[str]) -> list[dict[str, Any]]:

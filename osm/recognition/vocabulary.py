@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from osm.data.name_lists import read_name_list
 from osm.data.processor import Processor
+from osm.data.values import whole
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_text
@@ -91,9 +92,9 @@ def check_names(names: Iterable[str]) -> list[str]:
 def read_names(path: str | Path) -> list[str]:
     """Names from a text file: one a line, in a list with commas, or in a json.
 
-    Of lines, blank ones and those that begin with # are left out. Where every line has a comma, or where names are
-    quoted, they are cells of a CSV. A json is a list of names, an object of ids and names, or has `categories`. What is
-    not plain lines is said on standard error.
+    Of lines, blank ones and those that begin with # are left out; see `read_name_list` for what else is a list. A json
+    is a list of names, an object of ids and names (either may be the key), or has `categories`. What is not plain lines
+    is said on standard error.
 
     Raises:
         OsmError: it cannot be read, or holds no names; names the file and the line.
@@ -103,7 +104,8 @@ def read_names(path: str | Path) -> list[str]:
     if text.lstrip()[:1] in ("[", "{"):
         kind, found = _of_json(text, where)
     else:
-        kind, found = _of_lines(text, where)
+        listed = read_name_list(text, where)
+        kind, found = listed.kind, [(one.place, one.name) for one in listed.names]
     for place, name in found:
         if not _is_name(name):
             raise OsmError(f"{where}: {place}: {shown(name)} is no name ({_NAME})")
@@ -119,26 +121,6 @@ def read_names(path: str | Path) -> list[str]:
 _Found = list[tuple[str, Any]]  # where each is, and what should be a name
 
 
-def _of_lines(text: str, where: str) -> tuple[str, _Found]:
-    """What the lines are, "" for plain ones, and the names."""
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    quoted = any(len(line) > 1 and line[0] == line[-1] == '"' for _, line in lines)
-    if not lines or not (quoted or all("," in line for _, line in lines)):
-        return "", [(f"line {number}", line) for number, line in lines]
-    found: _Found = []
-    for number, line in lines:
-        try:
-            cells = next(csv.reader([line], skipinitialspace=True, strict=True))
-        except csv.Error as error:
-            raise OsmError(f"{where}: line {number}: {shown(line)} is no row of a CSV ({error})") from None
-        found += [(f"line {number}", cell.strip()) for cell in cells if cell.strip()]
-    for place, cell in found:
-        if cell.replace(".", "").isdigit():
-            raise OsmError(f"{where}: {place}: {shown(cell)} is a number; of a list with commas, all are names")
-    return "a list with commas", found
-
-
 def _of_json(text: str, where: str) -> tuple[str, _Found]:
     """What the json is, and the names."""
     try:
@@ -148,6 +130,10 @@ def _of_json(text: str, where: str) -> tuple[str, _Found]:
     kind = "a json list"
     if isinstance(document, dict) and "categories" in document:
         kind, document = "the categories of a json", document["categories"]
+    if isinstance(document, dict) and isinstance(document.get("id2label"), dict):
+        document = document["id2label"]
+    if isinstance(document, dict) and document and all(whole(value) is not None for value in document.values()):
+        document = {value: name for name, value in document.items()}
     if isinstance(document, dict) and all(isinstance(name, str) for name in document.values()):
         return "a json of ids and names", [(f"id {shown(key)}", name) for key, name in document.items()]
     if not isinstance(document, list):
