@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Two checkouts' loaders compared in one run: samples a second of each, case by case.
+"""Two checkouts' loaders compared in one run: CPU time of a training sample in each, case by case.
 
-`loader.py` runs in both, in turns, each in a process of its own, on shards that it draws the same in both. A case's
-figure is the best of all rounds, as in `loader.py` itself: what else runs on the machine can only slow it.
+One process of each checkout stays open; they take turns at every case, on the same shards, which are drawn once. Other
+programs on the machine disturb both alike. A case's figure is the median over all rounds of new / old, with the
+quartiles; above 1 the new one is slower.
 
-    python3 benchmarks/loader_paired.py OLD_CHECKOUT NEW_CHECKOUT [--rounds 3] [--samples 64] > result.json
+    python3 benchmarks/loader_paired.py OLD_CHECKOUT NEW_CHECKOUT [--rounds 20] [--samples 24] > result.json
 """
 
 from __future__ import annotations
@@ -12,21 +13,51 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+# Runs within a checkout: reads a case a line, answers with CPU seconds a sample.
+CHILD = """
+import json, sys, time
+sys.path.insert(0, "benchmarks")
+import loader, torch
+from osm.data.datasets import DatasetTable
+torch.set_num_threads(1)
+processor, table = loader.make_processor(int(sys.argv[1])), DatasetTable()
+for line in sys.stdin:
+    name, shard, samples = json.loads(line)
+    begun = time.process_time()
+    loader.ours(table[name], [shard], processor, samples, None)
+    print((time.process_time() - begun) / samples, flush=True)
+"""
 
-def run(checkout: Path, arguments: list[str]) -> dict[str, Any]:
-    """One run of a checkout's loader.py; ends the program where it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(checkout / "benchmarks" / "loader.py"), *arguments]
-    done = subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{checkout}: loader.py ended with {done.returncode}")
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+
+class Side:
+    """A checkout's process."""
+
+    def __init__(self, checkout: Path, input_size: int) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", CHILD, str(input_size)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=checkout, env=environment, stdin=pipe, stdout=pipe, text=True)
+
+    def seconds(self, name: str, shard: str, samples: int) -> float:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps([name, shard, samples]) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            sys.exit(f"{self._process.args!r} ended with {self._process.wait()}")
+        return float(answer)
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def revision(checkout: Path) -> str:
@@ -38,26 +69,45 @@ def main() -> int:
     out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     out.add_argument("old", type=Path)
     out.add_argument("new", type=Path)
-    out.add_argument("--rounds", type=int, default=3, help="runs of each [%(default)s]")
-    out.add_argument("--samples", type=int, default=64, help="of each case and round [%(default)s]")
+    out.add_argument("--rounds", type=int, default=20, help="turns of each [%(default)s]")
+    out.add_argument("--samples", type=int, default=24, help="of each case and turn [%(default)s]")
     out.add_argument("--images", type=int, default=16, help="drawn pictures of each size [%(default)s]")
     out.add_argument("--sizes", default="640x480,1280x960", help="of the drawn pictures [%(default)s]")
+    out.add_argument("--input_size", type=int, default=1120, help="S [%(default)s]")
     args = out.parse_args()
-    flags = ["--samples", str(args.samples), "--images", str(args.images), "--sizes", args.sizes]
-    best: dict[str, dict[str, float]] = {}
-    for number in range(2 * args.rounds):
-        side, checkout = (("old", args.old), ("new", args.new))[number % 2]
-        document = run(checkout.resolve(), flags)
-        for case in document["cases"]:
-            name = f"{case['set']} {case.get('layout', case.get('shards', ''))} {case.get('size', '')}".strip()
-            rates = best.setdefault(name, {"old": 0.0, "new": 0.0})
-            rates[side] = max(rates[side], case["samples_per_second"]["ours"])
-        print(f"round {number // 2 + 1}, {side}: done", file=sys.stderr)
-    cases = {name: {**rates, "new_over_old": round(rates["new"] / rates["old"], 3)} for name, rates in best.items()}
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from loader_shards import make_shards
+
+    cases: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        todo = []
+        for size in args.sizes.split(","):
+            width, height = (int(side) for side in size.split("x"))
+            for (name, layout), shard in make_shards(Path(folder), width, height, args.images).items():
+                todo.append((f"{name} {layout} {size}", name, shard))
+        sides = [Side(checkout.resolve(), args.input_size) for checkout in (args.old, args.new)]
+        for title, name, shard in todo:
+            for side in sides:  # what is loaded once is loaded now
+                side.seconds(name, shard, 8)
+            turns: list[list[float]] = [[], []]
+            for number in range(args.rounds):
+                for k in (0, 1) if number % 2 else (1, 0):
+                    turns[k].append(sides[k].seconds(name, shard, args.samples))
+            ratios = [new / old for old, new in zip(*turns, strict=True)]
+            quartiles = statistics.quantiles(ratios, n=4)
+            cases[title] = {
+                "old_ms": round(1000 * statistics.median(turns[0]), 2),
+                "new_ms": round(1000 * statistics.median(turns[1]), 2),
+                "new_over_old": round(statistics.median(ratios), 3),
+                "quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+            }
+            print(f"{title}: {cases[title]}", file=sys.stderr)
+        for side in sides:
+            side.close()
     result = {
         "old": revision(args.old),
         "new": revision(args.new),
-        "samples_per_second": cases,
+        "cases": cases,
         "rounds": args.rounds,
         "samples": args.samples,
         "cores": os.cpu_count(),
