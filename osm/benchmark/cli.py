@@ -226,7 +226,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
     if args.masks != GROUND_TRUTH and len(asked or ()) != 1:
         raise OsmError(f"--masks {args.masks}: proposals are of one set's images; name that one by --sets")
-    rows, notes = [], []
+    rows, notes, silent = [], [], set()
     for name in table if asked is None else dict.fromkeys(asked):
         row = _with_flags(args, table[name])
         missing = _missing_path(row, FORM_CLASSES[row.form], args.masks == GROUND_TRUTH)
@@ -234,10 +234,13 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
             rows.append(row)
         else:
             notes.append(f"{name}: left out, {missing}")
+            if asked is None and row.image_dir is None and row.json_file is None:  # nobody has spoken of it
+                silent.add(notes[-1])
     if not rows:
         raise OsmError("; ".join(["no set with its files there", *notes]))
     for note in notes:
-        echo(note, file=sys.stderr)
+        if note not in silent:
+            echo(note, file=sys.stderr)
     return rows
 
 

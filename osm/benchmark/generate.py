@@ -346,7 +346,10 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         counts.update(record["counts"])
         seconds += record["seconds"]
     kept = sum(counts[key] for key in ("named", "empty", "missing_in_mask"))
-    failed = too_many_lost(counts["unusable"], kept, run.max_bad_annotations, run.split.first_fault)
+    lost = counts["unusable"]
+    if run.split.kind == Split.kind and run.split.form.unknown_is_lost:
+        lost += counts["unknown_in_mask"]
+    failed = too_many_lost(lost, kept, run.max_bad_annotations, run.split.first_fault)
     if failed:  # the finished images stay: with a larger share, the same command ends at once
         raise OsmError(f"set {run.split.row.name!r}: {failed}")
     meta = {

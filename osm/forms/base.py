@@ -302,6 +302,7 @@ class Form(ABC):
         prefix, suffix: what stands around the entries of a prediction file.
         category_key, id_key: where an annotation of a prediction file has its category id, and its own.
         more_arguments: of its converter, that are in `SetFiles.more`.
+        unknown_is_lost: what `unknown_in_mask` counts in a val split are annotations that are lost.
     """
 
     name: ClassVar[str]
@@ -321,6 +322,7 @@ class Form(ABC):
     category_key: ClassVar[str] = "category_id"
     id_key: ClassVar[str] = "id"
     more_arguments: ClassVar[tuple[str, ...]] = ()
+    unknown_is_lost: ClassVar[bool] = False
 
     def __init__(
         self,

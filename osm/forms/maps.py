@@ -50,6 +50,7 @@ class LabelMaps(Form):
     masks_field: ClassVar[str] = "mask_dir"
     fine: ClassVar[frozenset[str]] = frozenset({"nothing_labelled"})
     category_key: ClassVar[str] = "mask_unique_id"
+    unknown_is_lost: ClassVar[bool] = True
     id_key: ClassVar[str] = "mask_unique_id"
 
     def targets(self) -> list[Target]:

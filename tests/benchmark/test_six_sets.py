@@ -205,7 +205,7 @@ def test_bad_semantic_sets(root: Path) -> None:
     assert item.annotations == [{"mask_unique_id": 3}] and item.counts["unknown_in_mask"] == 1
     for ids, message in (
         (np.full((6, 9), 3, np.uint16), r"00001\.tif: is 9 x 6, its image .*00001\.jpg is 8 x 6"),
-        (np.full((6, 8, 3), 3, np.uint8), r"00001\.tif: .*RGB"),
+        (np.full((6, 8, 3), (3, 4, 5), np.uint8), r"00001\.tif: .*RGB"),
     ):
         Image.fromarray(ids).save(first)
         with pytest.raises(OsmError, match=message):

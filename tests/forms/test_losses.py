@@ -79,6 +79,15 @@ def test_a_prediction_that_loses_half_the_masks_fails_and_goes_on(tmp_path: Path
     assert (counts["named"], counts["unusable"]) == (3, 3)
 
 
+def test_a_label_file_of_another_set_is_noticed_in_prediction(tmp_path: Path) -> None:
+    """Half of the ids of its label maps are not in it."""
+    made = plain("semantic", tmp_path / "set")
+    made.write()
+    (tmp_path / "set" / "labels.json").write_text(json.dumps({"categories": [{"id": 2, "name": "car"}]}))
+    with pytest.raises(OsmError, match=r"3 of 6 annotations are unusable.* ids \[1\] are not in the labels"):
+        generate_predictions(FakeNamer(), made.row(), 0, 1, tmp_path / "out", modes=("any",))
+
+
 def test_training_draws_the_others_and_counts() -> None:
     """In a shard of another converter, one annotation cannot be drawn."""
     bad = {"id": 7, "category_id": 1, "segmentation": {"size": [1, 1], "counts": "?"}}
