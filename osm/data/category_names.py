@@ -1,6 +1,6 @@
-"""How sets spell the names of their classes, and how they are said.
+"""How datasets spell the names of their classes, and the readable spelling.
 
-A name is trained as it is said; the set's own spelling stays an accepted answer.
+The readable spelling is the training target. The dataset's own spelling stays an accepted answer.
 """
 
 from __future__ import annotations

@@ -284,7 +284,9 @@ def _settled(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB, not turned; an RGB one without transparency is given back itself.
+    """Converts a PIL image to 8-bit RGB, without applying its EXIF orientation.
+
+    An RGB image without transparency is returned as it is.
 
     Transparency lies on white. Integers of more than 8 bits are cut to the upper 8 of the smallest depth (8, 10, 12,
     14, 16, 24, 32) that holds the picture's maximum: cameras write 12 bits into files of 16. Floats of 0 to 1 are
@@ -427,3 +429,9 @@ def read_panoptic(source: bytes | str | Path) -> np.ndarray:
     # Four bytes a pixel, red first: a little-endian integer with something in its highest byte.
     rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<i4")
     return (rgbx & 0xFFFFFF).reshape(image.height, image.width)
+
+
+def panoptic_pixels(ids: np.ndarray) -> np.ndarray:
+    """Encodes integer ids (H, W) as the pixels of a panoptic PNG, uint8 (H, W, 3); `read_panoptic` reads them."""
+    ids = ids.astype(np.int64)  # a narrower type cannot hold the divisors
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

@@ -37,7 +37,7 @@ _LOCK_SECONDS = 3.0  # the worker processes of a killed run hold its lock until 
 
 @dataclass
 class Tally:
-    """What became of the items so far: counts by reason, and the first messages of each.
+    """Counts of the items processed so far, and the first few messages of each reason.
 
     Attributes:
         written: samples. annotations: that they have.

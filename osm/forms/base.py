@@ -334,6 +334,11 @@ class Form(ABC):
     ) -> None:
         self.picture, self.labels, self.rules = picture, labels, rules
         self.width, self.height = picture.size
+        self._take(members, document)
+
+    @abstractmethod
+    def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
+        """Reads the annotations. Raises SampleError where they are not in the form."""
 
     # -- from the set's files ----------------------------------------------------------------------------------------
 

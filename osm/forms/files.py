@@ -76,7 +76,7 @@ def read(path: Path) -> bytes:
 
 
 def check_size(image: Path, found: Size, size: Size) -> None:
-    """Raises SampleError where a mask is not as large as the image."""
+    """Raises SampleError if a mask's size differs from its image's."""
     if found != size:
         raise SampleError("size_mismatch", f"is {found[0]} x {found[1]}, its image {image} is {size[0]} x {size[1]}")
 

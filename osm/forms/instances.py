@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from osm.data.datasets import Dataset, Rules
+from osm.data.datasets import Dataset
 from osm.data.labels import LabelSet
 from osm.data.segmentation import draw_segmentation, read_segmentation
 from osm.data.values import finite, storable, whole
@@ -23,7 +23,6 @@ from osm.forms.base import (
     Form,
     Listing,
     Losses,
-    Picture,
     Segment,
     SetFiles,
     Size,
@@ -53,18 +52,10 @@ class Annotated(Form):
     shape_field: ClassVar[str]
     kept: ClassVar[tuple[str, ...]]
 
-    def __init__(
-        self,
-        picture: Picture,
-        members: Mapping[str, bytes],
-        document: Mapping[str, Any],
-        labels: LabelSet,
-        rules: Rules,
-    ) -> None:
-        super().__init__(picture, members, document, labels, rules)
+    def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
         self._check_size(document)
         self.segments = self._read(document.get("segments_info"))
-        self.entries = [entry for _, entry in self.segments if entry.get("category_id") not in rules.ignored_ids]
+        self.entries = [entry for _, entry in self.segments if entry.get("category_id") not in self.rules.ignored_ids]
         self.unusable: dict[int, SampleError] = {}  # of `entries`, found when they were drawn
 
     def pick(
@@ -196,15 +187,8 @@ class Instances(Annotated):
     shape_field: ClassVar[str] = "segmentation"
     kept: ClassVar[tuple[str, ...]] = ("bbox", "category_id", "segmentation", "area")
 
-    def __init__(
-        self,
-        picture: Picture,
-        members: Mapping[str, bytes],
-        document: Mapping[str, Any],
-        labels: LabelSet,
-        rules: Rules,
-    ) -> None:
-        super().__init__(picture, members, document, labels, rules)
+    def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
+        super()._take(members, document)
         self._patches: dict[int, tuple[np.ndarray, int, int]] = {}
 
     def _mask(self, number: int, view: View) -> np.ndarray | None:

@@ -24,7 +24,6 @@ from osm.forms.base import (
     Form,
     Listing,
     Losses,
-    Picture,
     Segment,
     SetFiles,
     Size,
@@ -110,15 +109,7 @@ class Semantic(LabelMaps):
     masks: ClassVar[str] = "label maps"
     mask_members: ClassVar[Mapping[str, str]] = {"tif": "seg_base64", "png": "seg_base64"}
 
-    def __init__(
-        self,
-        picture: Picture,
-        members: Mapping[str, bytes],
-        document: Mapping[str, Any],
-        labels: LabelSet,
-        rules: Rules,
-    ) -> None:
-        super().__init__(picture, members, document, labels, rules)
+    def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
         self._check_size(document)
         self._ids = self._map(read_ids(member(members, document, "seg_base64", ("tif", "png"))))
 
@@ -224,20 +215,12 @@ class Parts(LabelMaps):
     more_arguments: ClassVar[tuple[str, ...]] = ("split",)
     mask_members: ClassVar[Mapping[str, str]] = {"part.png": "part_seg_base64", "whole.png": "whole_seg_base64"}
 
-    def __init__(
-        self,
-        picture: Picture,
-        members: Mapping[str, bytes],
-        document: Mapping[str, Any],
-        labels: LabelSet,
-        rules: Rules,
-    ) -> None:
-        super().__init__(picture, members, document, labels, rules)
+    def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
         self._check_size(document)
-        read = read_panoptic if rules.id_coding == "rgb" else read_ids
+        read = read_panoptic if self.rules.id_coding == "rgb" else read_ids
         self._parts = self._map(read(member(members, document, "part_seg_base64", ("part.png",))))
         self._whole: np.ndarray | None = None
-        if rules.whole_labels is not None:
+        if self.rules.whole_labels is not None:
             self._whole = self._map(read(member(members, document, "whole_seg_base64", ("whole.png",))))
 
     def pick(

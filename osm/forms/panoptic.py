@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from osm.data.datasets import Rules
-from osm.data.images import as_ids, decode, open_image, read_panoptic
+from osm.data.images import as_ids, decode, open_image, panoptic_pixels, read_panoptic
 from osm.data.labels import LabelSet
 from osm.data.values import storable, whole
 from osm.errors import OsmError, SampleError, shown
@@ -25,7 +24,6 @@ from osm.forms.base import (
     Form,
     Listing,
     Losses,
-    Picture,
     Segment,
     SetFiles,
     Size,
@@ -58,18 +56,10 @@ class Panoptic(Form):
     prefix: ClassVar[str] = "["
     suffix: ClassVar[str] = "]"
 
-    def __init__(
-        self,
-        picture: Picture,
-        members: Mapping[str, bytes],
-        document: Mapping[str, Any],
-        labels: LabelSet,
-        rules: Rules,
-    ) -> None:
-        super().__init__(picture, members, document, labels, rules)
+    def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
         self.described: list[Annotation] = document.get("segments_info") or []  # crowds, too
-        self.segments = checked_segments(document.get("segments_info"), ("id", "category_id"), labels)
-        self.entries = [entry for _, entry in self.segments if entry["category_id"] not in rules.ignored_ids]
+        self.segments = checked_segments(document.get("segments_info"), ("id", "category_id"), self.labels)
+        self.entries = [entry for _, entry in self.segments if entry["category_id"] not in self.rules.ignored_ids]
         self._ids = self._map(read_panoptic(member(members, document, "pan_base64", ("png",))))
 
     def pick(
@@ -267,19 +257,14 @@ def _as_rgb(data: bytes, listed: set[int]) -> bytes:
         decode(image)
         indices, colours = np.asarray(image), image.convert("RGB")
         by_index = listed & set(distinct(indices)) and not listed & set(distinct(_ids_of(colours)))
-        rgb = _rgb_of(indices) if by_index else colours
+        rgb = Image.fromarray(panoptic_pixels(indices)) if by_index else colours
     elif image.mode in ("1", "L", "I", "I;16", "I;16B"):  # a grey value is the id
-        rgb = _rgb_of(as_ids(image))
+        rgb = Image.fromarray(panoptic_pixels(as_ids(image)))
     else:
         return data  # `read_panoptic` names the fault
     written = io.BytesIO()
     rgb.save(written, "PNG")
     return written.getvalue()
-
-
-def _rgb_of(ids: np.ndarray) -> Image.Image:
-    values = ids.astype(np.int64)
-    return Image.fromarray(np.stack([values % 256, values // 256 % 256, values // 65536], axis=-1).astype(np.uint8))
 
 
 def _ids_of(rgb: Image.Image) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from osm.data.images import panoptic_pixels
 from osm.data.mat import read_mat
 from osm.errors import SampleError
 from osm.forms.base import Entry, Losses, Size
@@ -106,10 +107,8 @@ def _draw(drawing: Drawing, size: Size, losses: Losses, path: Path) -> np.ndarra
 
 
 def _png(canvas: np.ndarray, id_coding: str) -> bytes:
-    if id_coding == "rgb":
-        pixels = np.stack([canvas % 256, canvas // 256 % 256, canvas // 65536], axis=-1).astype(np.uint8)
-    else:
-        pixels = canvas.astype(np.uint16)  # the table's ids are below 65536
+    # The table's ids are below 65536.
+    pixels = panoptic_pixels(canvas) if id_coding == "rgb" else canvas.astype(np.uint16)
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
     return data.getvalue()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,6 @@ class Proposals(Split):
         return ", ".join(json.dumps(proposal) for proposal in entry)
 
 
-def entries_of_proposals(document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
-    """As `Form.entries_in`, of a prediction file of proposals."""
-    for proposal in document:
-        yield proposal.get("image_id", proposal.get("file_name")), [proposal]
-
-
 def by_image(
     row: Dataset, form: type[Form], images: list[ImageFile], document: Any, where: str, losses: Losses
 ) -> dict[Path, tuple[ImageFile, list[Numbered]]]:
@@ -119,7 +113,7 @@ def by_image(
         losses: takes what cannot be used.
 
     Raises:
-        OsmError: they are no proposals of these images of the set; `where` says which file that is.
+        OsmError: the document holds no valid proposals for the images of this set. `where` names the file.
     """
     proposals = _listed(document, where)
     finder = _Finder(row, images)
@@ -137,7 +131,7 @@ def by_image(
 
 
 def _listed(document: Any, where: str) -> list[dict[str, Any]]:
-    """The proposals of a file, each with what says whose mask it is."""
+    """Returns a file's proposals, each with the `image_id` or `file_name` of its image."""
     proposals = document
     image: dict[str, Any] = {}
     if isinstance(document, dict) and isinstance(document.get("annotations"), list):

@@ -29,6 +29,7 @@ from osm.forms.region_sources import (
     plain_phrases,
     read_regions,
 )
+from osm.forms.split import set_files
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.data.views import View
@@ -98,9 +99,7 @@ class Regions(Instances):
         """One class for each distinct list of phrases of its json; none where there is no json, as in training."""
         if row.json_file is None:
             return LabelSet("the phrases of the shards", {})
-        more = {name: getattr(row, name) for name in cls.more_arguments if getattr(row, name) is not None}
-        files = SetFiles(row.name, str(row.image_dir), row, json_file=row.json_file, flag=f"{row.name}_{{}}", more=more)
-        lists = phrase_lists(read_regions(files)[0])
+        lists = phrase_lists(read_regions(set_files(row))[0])
         return LabelSet(row.json_file, {i: LabelClass(i, phrases) for i, phrases in enumerate(lists, 1)})
 
     @classmethod
@@ -135,7 +134,7 @@ class Regions(Instances):
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Its id is counted among the phrases of a json: in another json it means another phrase."""
+        """The category id of a phrase depends on the json file: in another json the same id is another phrase."""
         if plain_phrases(annotation.get("phrases")) == label.names:
             return ""
         said = f"phrases {shown(annotation.get('phrases'))}, but category_id {label.id} is {shown(label.names)}"

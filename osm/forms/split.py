@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -226,12 +226,6 @@ class Split:
         return json.dumps(entry)
 
 
-def annotations_in(form: type[Form], document: Any) -> Iterator[dict[str, Any]]:
-    """The annotations of all entries of a prediction file."""
-    for _, of_image in form.entries_in(document):
-        yield from of_image
-
-
 def images_of(row: Dataset, form: type[Form]) -> tuple[list[ImageFile], str]:
     """Every image of a set, and a hash that changes when they do; reads only `image_needs`."""
     check_row(row, form, form.image_needs)
@@ -277,4 +271,4 @@ def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
     return None
 
 
-__all__ = ["FIELD", "ImageFile", "Item", "Split", "annotations_in", "countable", "images_of", "set_files"]
+__all__ = ["FIELD", "ImageFile", "Item", "Split", "countable", "images_of", "set_files"]

@@ -114,7 +114,7 @@ def test_unusable_annotations_are_no_broken_samples() -> None:
 
 
 def test_boxes_are_a_form_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A detection export is refused as instances by a sentence, whose advice works."""
+    """A detection export is refused as instances, and the form that the message suggests converts it."""
     made = plain("coco_instances", tmp_path / "set")
     for row in made.json["annotations"]:
         row["segmentation"] = []

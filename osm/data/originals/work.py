@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from osm.data.images import read_ids
+from osm.data.images import panoptic_pixels, read_ids
 from osm.data.labels import load_labels
 from osm.data.pool import Progress, in_order, say
 from osm.errors import OsmError, SampleError
@@ -127,9 +127,8 @@ class Panoptic:
         )
 
     def write(self, path: Path) -> None:
-        rgb = np.stack([self.ids % 256, self.ids // 256 % 256, self.ids // 65536], axis=-1).astype(np.uint8)
         data = io.BytesIO()
-        Image.fromarray(rgb).save(data, "PNG")
+        Image.fromarray(panoptic_pixels(self.ids)).save(data, "PNG")
         write_whole(path, data.getvalue())
 
 
