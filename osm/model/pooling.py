@@ -123,11 +123,12 @@ def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Ten
     mean_RTG = mean_RTG.to(grid_NGC.dtype)
     if len(grid_NGC) == 1:
         return mean_RTG @ grid_NGC[0]
-    out = mean_RTG.new_zeros(*mean_RTG.shape[:2], grid_NGC.shape[2])
+    order, means = [], []
     for image in image_index_R.unique().tolist():
-        rows = (image_index_R == image).nonzero().flatten().to(out.device)
-        out = out.index_copy(0, rows, mean_RTG[rows] @ grid_NGC[image])
-    return out
+        rows = (image_index_R == image).nonzero().flatten().to(mean_RTG.device)
+        order.append(rows)
+        means.append(mean_RTG[rows] @ grid_NGC[image])  # in autocast's dtype, which is not that of the operands
+    return torch.cat(means)[torch.cat(order).argsort()]
 
 
 def _geometry(looks: RegionLooks, inside_RT: Tensor, k: int, g: int) -> Tensor:

@@ -93,7 +93,11 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
                 f"--nproc_per_node {torch.cuda.device_count()}, or --device cpu"
             )
         chosen = torch.device("cuda", local)
-        torch.cuda.set_device(chosen)
+    if chosen.type == "cuda":
+        if chosen.index is not None:
+            torch.cuda.set_device(chosen)
+        # A device mesh sets the device to LOCAL_RANK where CUDA has not been initialized, whatever `device` says.
+        torch.cuda.init()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if chosen.type == "cpu":
         given = os.environ.get("OMP_NUM_THREADS")

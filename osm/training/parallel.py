@@ -9,6 +9,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -177,7 +178,34 @@ def recomputed(forward: Any) -> Any:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor out of its shards; all processes have to ask for it together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    mesh = tensor.device_mesh
+    # torch 2.11 crashes (SIGSEGV) where it gathers a DTensor of a GPU by gloo.
+    if mesh.device_type != "cpu" and exchanged_by_gloo(mesh):
+        return whole_through_cpu(tensor)
+    return tensor.full_tensor()
+
+
+def whole_through_cpu(tensor: DTensor) -> Tensor:
+    """A tensor out of its shards, exchanged in main memory, on its own device; collective."""
+    mesh, local = tensor.device_mesh, tensor.to_local().cpu()
+    on_cpu = DTensor.from_local(
+        local, _cpu_mesh(mesh), tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+    return on_cpu.full_tensor().to(tensor.device)
+
+
+def exchanged_by_gloo(mesh: DeviceMesh) -> bool:
+    """Whether the mesh's tensors are exchanged by gloo."""
+    group = mesh.get_group(0)
+    return group._get_backend(torch.device(mesh.device_type)).name() == "gloo"
+
+
+@lru_cache
+def _cpu_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The same processes in the same layout, for tensors on the CPU; the first call for a mesh is collective."""
+    return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -116,6 +116,18 @@ def test_rows_of_several_images_in_any_order_are_each_alone() -> None:
     assert gradient[0].any() and gradient[2].any() and not gradient[1].any()
 
 
+def test_several_images_under_autocast_give_what_one_gives() -> None:
+    """Its products have another dtype than their operands."""
+    torch.manual_seed(0)
+    masks, tokens = some_masks(), torch.randn(2, 1 + G * G, C)
+    looks, index = look_at_regions(masks, context_mask(masks, 0.5), P), torch.tensor([1, 0, 1, 0, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool(tokens, index, looks, K).tokens_RTC
+        for row, look in enumerate(looks.rows()):
+            alone = pool(tokens[index[row]][None], torch.zeros(1, dtype=torch.long), look, K).tokens_RTC[0]
+            torch.testing.assert_close(found[row], alone, atol=0.02, rtol=0.02)
+
+
 @pytest.mark.parametrize(("which", "named"), [(0, "mask 1"), (1, "context mask 1")])
 def test_an_empty_mask_is_refused_by_its_place(which: int, named: str) -> None:
     pair = [torch.ones(2, 1, S, S), torch.ones(2, 1, S, S)]

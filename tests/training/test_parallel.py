@@ -74,6 +74,7 @@ from torch.distributed.tensor import DTensor
 from osm.training import distributed
 from osm.training.config import parse
 from osm.training.loop import Trainer
+from osm.training.parallel import exchanged_by_gloo, whole, whole_through_cpu
 
 def local(t):
     return t.to_local().numel() if isinstance(t, DTensor) else t.numel()
@@ -90,6 +91,10 @@ trained = [p for p in trainer.model.parameters() if p.requires_grad]
 frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
 state = [v for own in trainer.optimizer.state.values() for k, v in own.items() if k != "step"]
 print("share", share(trained), share(state), share(frozen), flush=True)
+# As on GPUs whose gradients gloo exchanges.
+shards = [t for t in (*trained, *state, *frozen) if isinstance(t, DTensor)]
+assert shards and all(exchanged_by_gloo(t.device_mesh) for t in shards)
+assert all(torch.equal(whole_through_cpu(t), whole(t)) for t in shards)
 world.close()
 """
 
