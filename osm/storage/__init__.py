@@ -1,0 +1,1 @@
+"""Files wherever they lie: local paths, and http(s), s3, gs and hf through fsspec."""
