@@ -1,0 +1,268 @@
+"""Servers on loopback that hold real files, count what they send, and misbehave when a test says so."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import html
+import re
+import socket
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, unquote
+
+RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+class FileServer:
+    """Serves a folder by plain HTTP: HEAD, GET, one range of bytes, pages that list folders.
+
+    A name is a path below the folder, such as "shards/a.tar"; a folder's ends with "/", and the folder itself is "".
+    Files are read again for every request, so a test may replace them. A child process needs the url only.
+    The attributes below may be set while the server runs; each request looks at them as it begins.
+
+    Attributes:
+        drop_after: Closes the connection after so many bytes of a body that is longer.
+        drop_times: The next so many of those bodies are cut, later ones are not; None cuts all.
+        stall: Sends the headers and half the body; waits with `stalling` set; `resume` lets it go on.
+        stall_times: The next so many bodies stall; None for all.
+        status: Answers of these names: an error's number, without a body.
+        status_times: The next so many requests of those names are refused; None for all.
+        delay: Seconds before each block of a body.
+        slow: Bytes of such a block.
+        lie: The sizes told are larger than the file by so many bytes (smaller if negative). The body is the file's.
+        lie_methods: The methods that lie: {"HEAD"} makes HEAD tell another size than GET.
+        ranges: False: Range is ignored, the whole file comes with status 200.
+        etag: False: no ETag is sent.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).resolve()
+        self.drop_after: int | None = None
+        self.drop_times: int | None = None
+        self.stall = False
+        self.stall_times: int | None = None
+        self.resume = threading.Event()
+        self.stalling = threading.Event()
+        self.status: dict[str, int] = {}
+        self.status_times: int | None = None
+        self.delay = 0.0
+        self.slow = 1 << 16
+        self.lie = 0
+        self.lie_methods = {"HEAD", "GET"}
+        self.ranges = True
+        self.etag = True
+        self._changed = threading.Condition()
+        self._sent: Counter[str] = Counter()
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._sockets: set[socket.socket] = set()
+        self._closed = threading.Event()
+        self._http = _HTTPServer(self)
+        self.address = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all connections and waits for the threads that serve them: the counts change no more."""
+        self._closed.set()
+        self.resume.set()
+        self._http.shutdown()
+        # A forked child holds the socket too: shutdown reaches those connections, close would not.
+        _shut_down(self._http.socket)
+        with self._changed:
+            for each in self._sockets:
+                _shut_down(each)
+        self._http.server_close()
+        self._thread.join()
+
+    def url(self, name: str = "") -> str:
+        return f"{self.address}/{quote(name)}"
+
+    def sent(self, name: str | None = None) -> int:
+        """Bytes of bodies sent: of one name, or of all."""
+        with self._changed:
+            return self._sent.total() if name is None else self._sent[name]
+
+    def requests(self, name: str | None = None, method: str | None = None) -> int:
+        """Number of requests: of one name or all, by one method or any."""
+        with self._changed:
+            return sum(n for (m, p), n in self._requests.items() if name in (None, p) and method in (None, m))
+
+    def forget(self) -> None:
+        """Sets the counts to zero."""
+        with self._changed:
+            self._sent.clear()
+            self._requests.clear()
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 30) -> bool:
+        """Waits until a condition on the counts holds, such as `lambda: server.sent("a.tar") >= 100`."""
+        with self._changed:
+            return self._changed.wait_for(condition, timeout)
+
+    # For the handlers.
+
+    def count(self, name: str, method: str | None = None, sent: int = 0) -> None:
+        with self._changed:
+            if method is not None:
+                self._requests[method, name] += 1
+            self._sent[name] += sent
+            self._changed.notify_all()
+
+    def take(self, fault: str) -> bool:
+        """Whether a fault that is limited in number still applies; this use counts."""
+        with self._changed:
+            left: int | None = getattr(self, f"{fault}_times")
+            if left:
+                setattr(self, f"{fault}_times", left - 1)
+            return left is None or left > 0
+
+    def pause(self) -> bool:
+        """Waits for the delay before a block; False when the server closes."""
+        return not (self._closed.wait(self.delay) if self.delay else self._closed.is_set())
+
+    def wait_in_stall(self) -> None:
+        self.stalling.set()
+        self.resume.wait()
+
+    @contextlib.contextmanager
+    def connection(self, connected: socket.socket) -> Iterator[None]:
+        with self._changed:
+            self._sockets.add(connected)
+            if self._closed.is_set():  # accepted while the server closed: close() did not see it
+                _shut_down(connected)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sockets.discard(connected)
+
+
+class _HTTPServer(ThreadingHTTPServer):
+    daemon_threads = False  # server_close then waits for them
+    request_queue_size = 128
+
+    def __init__(self, files: FileServer) -> None:
+        self.files = files
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        with self.files.connection(request):
+            super().process_request_thread(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # clients may leave at any time
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # small blocks leave at once
+    server: _HTTPServer
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        files = self.server.files
+        name = unquote(self.path.partition("?")[0]).lstrip("/")
+        files.count(name, self.command)
+        if name in files.status and files.take("status"):
+            return self._head(files.status[name], 0)
+        path = (files.folder / name).resolve()
+        if not path.is_relative_to(files.folder) or not path.exists():
+            return self._head(404, 0)
+        if path.is_dir():
+            if name and not name.endswith("/"):
+                return self._head(301, 0, {"Location": f"/{quote(name)}/"})
+            body = _page(path)
+            self._head(200, len(body), {"Content-Type": "text/html; charset=utf-8"})
+            return self._body(name, body, len(body))
+        self._file(name, path)
+
+    def _file(self, name: str, path: Path) -> None:
+        files = self.server.files
+        content = path.read_bytes()
+        told = max(0, len(content) + (files.lie if self.command in files.lie_methods else 0))
+        headers = {"Content-Type": "application/octet-stream"}
+        headers["Last-Modified"] = formatdate(path.stat().st_mtime, usegmt=True)
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"' if files.etag else None
+        if tag:
+            headers["ETag"] = tag
+        if files.ranges:
+            headers["Accept-Ranges"] = "bytes"
+        if self.headers.get("If-Match", tag or "*") not in ("*", tag):
+            return self._head(412, 0, headers)
+        bounds = RANGE.fullmatch(self.headers.get("Range", "")) if files.ranges else None
+        if bounds and any(bounds.groups()) and self.headers.get("If-Range", tag) == tag:
+            first, last = bounds.groups()
+            start = int(first) if first else max(0, told - int(last))
+            end = min(told, int(last) + 1) if first and last else told
+            if start >= told or start >= end:
+                return self._head(416, 0, {"Content-Range": f"bytes */{told}"})
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{told}"
+            self._head(206, end - start, headers)
+            self._body(name, content[start:end], end - start)
+        else:
+            self._head(200, told, headers)
+            self._body(name, content, told)
+
+    def _head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(length), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+
+    def _body(self, name: str, body: bytes, told: int) -> None:
+        """Sends a body with the faults that are on; the connection ends if it is not as long as told."""
+        if self.command == "HEAD":
+            return
+        files = self.server.files
+        cut = files.drop_after
+        dropped = cut is not None and cut < len(body) and files.take("drop")
+        stalled = files.stall and files.take("stall")
+        pauses = {len(body) // 2} if stalled else set()
+        stop = cut if dropped and cut is not None else len(body)
+        at = 0
+        while True:
+            if at in pauses:
+                files.wait_in_stall()
+                pauses = set()
+            if at >= stop or not files.pause():
+                break
+            end = min(stop, at + max(1, files.slow), *(pause for pause in pauses if pause > at))
+            files.count(name, sent=end - at)  # before the client can have them: it may look at the count at once
+            self.wfile.write(body[at:end])
+            at = end
+        if at != told:
+            self.close_connection = True
+            _shut_down(self.connection)
+
+
+def _page(folder: Path) -> bytes:
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    links = "".join(f'<li><a href="{quote(name)}">{html.escape(name)}</a></li>\n' for name in names)
+    return f"<!DOCTYPE HTML>\n<html><body>\n<ul>\n{links}</ul>\n</body></html>\n".encode()
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
+        connected.shutdown(socket.SHUT_RDWR)
