@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
+import os
 import re
 import socket
 import sys
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
@@ -255,6 +257,156 @@ class _Handler(BaseHTTPRequestHandler):
         if at != told:
             self.close_connection = True
             _shut_down(self.connection)
+
+
+class S3Server:
+    """An S3 service on loopback (moto), empty at the start and at the end; one at a time in a process.
+
+    A name is "bucket/key". The attributes may be set while the server runs, as those of FileServer.
+
+    Attributes:
+        environment: The variables by which the AWS libraries find the server and its credentials. SECRET is among them.
+        drop_after, drop_times: Closes the connection after so many bytes of an object.
+        status: Answers of these names: the number of an error; status_times limits them.
+        methods: The methods that `status` is about.
+    """
+
+    SECRET = "QX7-the-secret-key-of-the-tests-7XQ"
+
+    def __init__(self) -> None:
+        self.drop_after: int | None = None
+        self.drop_times: int | None = None
+        self.status: dict[str, int] = {}
+        self.status_times: int | None = None
+        self.methods = {"HEAD", "GET", "PUT", "POST", "DELETE"}
+        self._lock = threading.Lock()
+        self._sent: Counter[str] = Counter()
+        self._requests: Counter[tuple[str, str]] = Counter()
+
+    def __enter__(self) -> Self:
+        # Here, for moto is slow to import and most tests need the other servers.
+        import boto3
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
+
+        class Quiet(MotoRequestHandler):
+            def log(self, type: str, message: str, *values: object) -> None:
+                pass
+
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._http = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet)
+        self.address = f"http://127.0.0.1:{self._http.server_port}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.address,
+            "AWS_ACCESS_KEY_ID": "the-access-key-of-the-tests",
+            "AWS_SECRET_ACCESS_KEY": self.SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            # Nothing of the machine's own: no files of a user, no service of a cloud.
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        self._client = boto3.client(
+            "s3",
+            endpoint_url=self.address,
+            region_name="us-east-1",
+            aws_access_key_id="the-access-key-of-the-tests",
+            aws_secret_access_key=self.SECRET,
+        )
+        self._reset()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._reset()
+        self._client.close()
+        self._http.shutdown()
+        _shut_down(self._http.socket)
+        self._http.server_close()
+        self._thread.join()
+
+    def _reset(self) -> None:
+        """moto keeps its buckets for the process, s3fs its clients: neither may reach the next test."""
+        import s3fs
+
+        urllib.request.urlopen(urllib.request.Request(f"{self.address}/moto-api/reset", method="POST")).close()
+        s3fs.S3FileSystem.clear_instance_cache()
+        self.forget()
+
+    def bucket(self, name: str) -> str:
+        """Makes a bucket; returns its url."""
+        self._client.create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+    def put(self, bucket: str, key: str, content: bytes) -> str:
+        """Stores an object; returns its url."""
+        self._client.put_object(Bucket=bucket, Key=key, Body=content)
+        return f"s3://{bucket}/{key}"
+
+    def put_folder(self, bucket: str, folder: Path | str, prefix: str = "") -> None:
+        """Stores each file of a folder under its path below it, after a prefix such as "shards/"."""
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                self.put(bucket, prefix + path.relative_to(folder).as_posix(), path.read_bytes())
+
+    def names(self, bucket: str) -> list[str]:
+        """Keys of all objects, sorted."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return sorted(each["Key"] for page in pages for each in page.get("Contents", []))
+
+    def unfinished(self, bucket: str) -> list[str]:
+        """Keys of the uploads in parts that were begun, and neither completed nor aborted."""
+        return [each["Key"] for each in self._client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+
+    def read(self, bucket: str, key: str) -> bytes:
+        return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+    def sent(self, name: str | None = None) -> int:
+        """Bytes of answers to GET: of one name, or of all. What read() reads counts too."""
+        with self._lock:
+            return self._sent.total() if name is None else self._sent[name]
+
+    def requests(self, name: str | None = None, method: str | None = None) -> int:
+        """Number of requests: of one name or all, by one method or any."""
+        with self._lock:
+            return sum(n for (m, p), n in self._requests.items() if name in (None, p) and method in (None, m))
+
+    def forget(self) -> None:
+        """Sets the counts to zero."""
+        with self._lock:
+            self._sent.clear()
+            self._requests.clear()
+
+    def _take(self, fault: str) -> bool:
+        with self._lock:
+            left: int | None = getattr(self, f"{fault}_times")
+            if left:
+                setattr(self, f"{fault}_times", left - 1)
+            return left is None or left > 0
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
+        """The WSGI application: moto's, with counts and faults."""
+        name, method = environ["PATH_INFO"].lstrip("/"), environ["REQUEST_METHOD"]
+        with self._lock:
+            self._requests[method, name] += 1
+        if name in self.status and method in self.methods and self._take("status"):
+            status = self.status[name]
+            code = {403: "AccessDenied", 404: "NoSuchKey", 503: "SlowDown"}.get(status, "InternalError")
+            body = f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode()
+            headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response(f"{status} {code}", headers)
+            yield b"" if method == "HEAD" else body
+            return
+        body = b"".join(self._app(environ, start_response))
+        cut = self.drop_after
+        if method == "GET" and cut is not None and cut < len(body) and "/" in name and self._take("drop"):
+            body = body[:cut]  # the length was told already: the client sees the connection end too early
+        if method == "GET":
+            with self._lock:
+                self._sent[name] += len(body)
+        yield body
 
 
 def _page(folder: Path) -> bytes:

@@ -13,7 +13,7 @@ import aiohttp
 import fsspec
 import pytest
 from fsspec.exceptions import FSTimeoutError
-from servers import FileServer
+from servers import FileServer, S3Server
 
 DATA = bytes(range(256)) * 1024
 
@@ -24,6 +24,14 @@ def server(tmp_path: Path) -> Iterator[FileServer]:
     (tmp_path / "shards" / "a b.tar").write_bytes(DATA)
     (tmp_path / "shards" / "deep" / "c.tar").write_bytes(b"c")
     with FileServer(tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with S3Server() as started:
+        for key, value in started.environment.items():
+            monkeypatch.setenv(key, value)
         yield started
 
 
@@ -99,7 +107,7 @@ def test_names_that_are_not_there(server: FileServer) -> None:
 
 def test_fsspec_reads_and_lists(server: FileServer, client: fsspec.AbstractFileSystem) -> None:
     url = server.url(NAME)
-    assert client.cat_file(url, 5, 50) == DATA[5:50]
+    assert client.cat_file(url, start=5, end=50) == DATA[5:50]
     info = client.info(url)
     assert info["size"] == len(DATA) and info["ETag"] and info["type"] == "file"
     with client.open(url, block_size=1000) as file:
@@ -217,3 +225,60 @@ def test_refusals(server: FileServer) -> None:
     server.status, server.status_times = {NAME: 403}, None
     assert [ask(server, method=method)[0].status for method in ("HEAD", "GET", "GET")] == [403] * 3
     assert ask(server, "shards/deep/c.tar")[0].status == 200
+
+
+def test_s3_round_trip(s3: S3Server, tmp_path: Path) -> None:
+    s3.bucket("osm")
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "a b.tar").write_bytes(DATA)
+    (tmp_path / "in" / "deep" / "c.tar").write_bytes(b"c")
+    s3.put_folder("osm", tmp_path / "in", "shards/")
+    client = fsspec.filesystem("s3")
+    assert client.find("s3://osm/shards") == ["osm/shards/a b.tar", "osm/shards/deep/c.tar"]
+    assert client.cat_file("s3://osm/shards/a b.tar", start=5, end=50) == DATA[5:50]
+    assert s3.sent("osm/shards/a b.tar") == 45 and s3.requests("osm/shards/a b.tar", "GET") == 1
+    info = client.info("s3://osm/shards/a b.tar")
+    assert info["size"] == len(DATA) and info["ETag"].startswith('"')
+    client.put_file(str(tmp_path / "in" / "a b.tar"), "s3://osm/out/d.tar")
+    assert s3.names("osm") == ["out/d.tar", "shards/a b.tar", "shards/deep/c.tar"]
+    assert s3.read("osm", "out/d.tar") == DATA
+    client.get_file("s3://osm/out/d.tar", str(tmp_path / "d.tar"))
+    assert (tmp_path / "d.tar").read_bytes() == DATA
+
+
+def test_s3_is_empty_at_the_start(s3: S3Server) -> None:
+    s3.bucket("osm")
+    assert s3.names("osm") == s3.unfinished("osm") == []
+    assert "QX7" in s3.environment["AWS_SECRET_ACCESS_KEY"]
+
+
+def test_s3_in_another_process(s3: S3Server) -> None:
+    url = s3.put(s3.bucket("osm").removeprefix("s3://"), "a", DATA)
+    script = "import fsspec, sys; print(len(fsspec.open(sys.argv[1]).open().read()))"
+    done = subprocess.run([sys.executable, "-c", script, url], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == len(DATA)
+
+
+def test_s3_refuses(s3: S3Server) -> None:
+    s3.bucket("osm")
+    s3.put("osm", "a", DATA)
+    s3.status = {"osm/a": 403}
+    client = fsspec.filesystem("s3")
+    with pytest.raises(PermissionError):
+        client.cat_file("s3://osm/a")
+    s3.status, s3.methods = {"osm/b": 403}, {"PUT"}
+    with pytest.raises(PermissionError):
+        client.pipe_file("s3://osm/b", b"b")
+    assert s3.names("osm") == ["a"]
+    s3.status, s3.methods, s3.status_times = {"osm/a": 503}, {"GET"}, 1
+    assert client.cat_file("s3://osm/a") == DATA  # s3fs tries again
+
+
+def test_s3_connections_drop(s3: S3Server, tmp_path: Path) -> None:
+    s3.bucket("osm")
+    s3.put("osm", "a", DATA)
+    s3.forget()
+    s3.drop_after, s3.drop_times = 1000, 1
+    fsspec.filesystem("s3").get_file("s3://osm/a", str(tmp_path / "a"))  # s3fs tries again
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert s3.drop_times == 0 and s3.requests("osm/a", "GET") == 2
