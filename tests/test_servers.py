@@ -13,7 +13,7 @@ import aiohttp
 import fsspec
 import pytest
 from fsspec.exceptions import FSTimeoutError
-from servers import FileServer, S3Server
+from servers import FileServer, S3Server, registered
 
 DATA = bytes(range(256)) * 1024
 
@@ -282,3 +282,54 @@ def test_s3_connections_drop(s3: S3Server, tmp_path: Path) -> None:
     fsspec.filesystem("s3").get_file("s3://osm/a", str(tmp_path / "a"))  # s3fs tries again
     assert (tmp_path / "a").read_bytes() == DATA
     assert s3.drop_times == 0 and s3.requests("osm/a", "GET") == 2
+
+
+@pytest.mark.parametrize("protocol", ["gs", "hf"])
+def test_stand_in_reads_and_writes(protocol: str, tmp_path: Path) -> None:
+    (tmp_path / "bucket" / "deep").mkdir(parents=True)
+    (tmp_path / "bucket" / "a b.tar").write_bytes(DATA)
+    (tmp_path / "bucket" / "deep" / "c.tar").write_bytes(b"c")
+    url = f"{protocol}://bucket/a b.tar"
+    with registered(protocol, tmp_path):
+        client, path = fsspec.url_to_fs(url)
+        assert path == "bucket/a b.tar"
+        assert client.cat_file(url, start=5, end=50) == DATA[5:50]
+        assert client.find(f"{protocol}://bucket") == ["bucket/a b.tar", "bucket/deep/c.tar"]
+        assert client.find(f"{protocol}://") == ["bucket/a b.tar", "bucket/deep/c.tar"]
+        assert client.glob(f"{protocol}://bucket/*.tar") == ["bucket/a b.tar"]
+        with client.open(f"{protocol}://bucket/new/d.tar", "wb") as file:
+            file.write(b"d")
+            assert not client.exists("bucket/new/d.tar") and client.ls("") == [client.info("bucket")]
+        assert (tmp_path / "bucket" / "new" / "d.tar").read_bytes() == b"d"
+        client.put_file(str(tmp_path / "bucket" / "a b.tar"), f"{protocol}://other/e.tar")
+        client.mv(f"{protocol}://other/e.tar", f"{protocol}://other/f.tar")
+        assert client.cat_file("other/f.tar") == DATA and client.find("other") == ["other/f.tar"]
+        client.rm("other", recursive=True)
+        assert client.ls("", detail=False) == ["bucket"]
+        with pytest.raises(FileNotFoundError):
+            client.cat_file(f"{protocol}://bucket/none")
+        with pytest.raises(FileNotFoundError):
+            client.cat_file(f"{protocol}://../{tmp_path.parent.name}/secret")
+
+
+def test_stand_ins_tell_what_their_stores_tell(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "a").write_bytes(b"a")
+    with registered("gs", tmp_path), registered("hf", tmp_path):
+        google, hub = fsspec.filesystem("gs"), fsspec.filesystem("hf")
+        before = google.info("gs://bucket/a")
+        assert before["size"] == 1 and set(before) == {"name", "size", "type", "etag"}
+        assert set(hub.info("hf://bucket/a")) == {"name", "size", "type"}
+        # As `git hash-object` has it.
+        assert hub.info("hf://bucket/a", expand_info=True)["blob_id"] == "2e65efe2a145dda7ee51d1741299f848e5bf752e"
+        google.pipe_file("gs://bucket/a", b"b")
+        assert google.info("gs://bucket/a")["etag"] != before["etag"]
+
+
+def test_the_registry_is_as_before(tmp_path: Path) -> None:
+    before = dict(fsspec.registry)
+    with registered("gs", tmp_path) as outer:
+        with registered("gs", tmp_path / "other") as inner:
+            assert fsspec.get_filesystem_class("gs") is fsspec.get_filesystem_class("gcs") is inner
+        assert fsspec.get_filesystem_class("gs") is outer
+    assert dict(fsspec.registry) == before
