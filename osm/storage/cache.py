@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -215,3 +216,13 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
     cache = FileCache(default_folder() / "files")
     with remote.as_user_error(url, what):
         return cache.get_tree(url) if folder else cache.get(url)
+
+
+@contextmanager
+def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
+    """A remote file, fetched to a temporary one that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="osm_") as folder:
+        path = Path(folder) / "file"
+        remote.download(url, path, expected)
+        with path.open("rb") as file:
+            yield file

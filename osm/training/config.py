@@ -12,11 +12,14 @@ from typing import Any, get_type_hints
 from osm.config import ModelConfig, from_dict, load_yaml
 from osm.data.datasets import PHRASE_FORMS, Dataset, DatasetTable
 from osm.data.sample import SampleConfig
+from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
-from osm.data.shards import expand_shards
 from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.factory import base_config
+from osm.storage import remote
+from osm.storage.cache import localize
+from osm.storage.locations import is_remote, sibling
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -241,8 +244,10 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
         return row
     if row.form in PHRASE_FORMS:
         return replace(row, json_file=None)
-    beside = Path(expand_shards(shards)[0]).parent / CATEGORIES
-    return replace(row, labels=str(beside)) if beside.exists() else row
+    beside = sibling(expand_shards(shards)[0], CATEGORIES)
+    if is_remote(beside):
+        return replace(row, labels=str(localize(beside, "labels"))) if remote.exists(beside) else row
+    return replace(row, labels=beside) if Path(beside).exists() else row
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from osm.config import as_dict
+from osm.data.batch import Batch, merge
 from osm.data.sample import SampleTransform
-from osm.data.shards import existing_shards
-from osm.data.stream import Batch, EpochLoader, Position, StreamConfig, batches_per_epoch, merge
+from osm.data.shard_lists import existing_shards
+from osm.data.stream import EpochLoader, Position, StreamConfig, batches_per_epoch
 from osm.errors import OsmError, RunStopped
 from osm.files import write_atomically
 from osm.forms.base import ANNOTATION

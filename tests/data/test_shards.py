@@ -14,7 +14,8 @@ from stream_sets import SIZE, bands, instances, panoptic, published, rectangle, 
 
 from osm.data import shards
 from osm.data.labels import load_labels
-from osm.data.shards import RawSample, existing_shards, expand_shards, read_shard
+from osm.data.shard_lists import existing_shards, expand_shards
+from osm.data.shards import RawSample, read_shard
 from osm.data.views import View
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.forms import read_sample
