@@ -137,7 +137,7 @@ class Lock:
 
     def check(self) -> None:
         """Raises RunStopped where the lock is no longer this process's, as after a pause of the whole machine."""
-        found = self._read()
+        found = self._read(whole=False)
         if found is None or found.token != self._owner.token:
             taken = "was removed" if found is None else f"was taken over by process {found.pid} of {found.host}"
             raise RunStopped(f"{self.where}: the lock {public(self.url)} {taken} while this run was writing there")
@@ -145,7 +145,9 @@ class Lock:
     def _take(self) -> None:
         for _ in range(_TAKEN_TRIES):
             found = self._read()
-            if found is not None and found.token != self._owner.token:
+            if found is not None and found.token == self._owner.token:
+                return  # made by a request whose answer was lost
+            if found is not None:
                 self._check_abandoned(found)
                 remote.remove(self.url)
             if self._create():
@@ -169,9 +171,12 @@ class Lock:
             f"{public(self.url)})"
         )
 
-    def _read(self) -> Owner | None:
+    def _read(self, whole: bool = True) -> Owner | None:
+        """Who has the lock. `whole`: its size is asked for first; once it was our own, that would be a request more."""
         try:
-            return Owner.read(remote.read_whole(self.url, _MOST_BYTES))
+            if whole:
+                return Owner.read(remote.read_whole(self.url, _MOST_BYTES))
+            return Owner.read(remote.retried(self.url, lambda: remote.filesystem(self.url).cat_file(self.url)))
         except FileNotFoundError:
             return None
         except ValueError as error:

@@ -52,8 +52,12 @@ class Output(Protocol):
     def read(self, name: str, what: str) -> bytes | None:
         """A file's content; None where it is not there. Raises OsmError, which begins with `what`."""
 
-    def put(self, name: str) -> None:
-        """What is to be done with a file that is whole. Raises RunStopped where it cannot be uploaded."""
+    def put(self, *names: str) -> None:
+        """What is to be done with files that are whole, in this order.
+
+        Raises:
+            RunStopped: one cannot be uploaded; all of them are still staged.
+        """
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
@@ -92,8 +96,8 @@ class LocalOutput:
         except FileNotFoundError:
             return None
 
-    def put(self, name: str) -> None:
-        pass  # it is where it belongs
+    def put(self, *names: str) -> None:
+        pass  # they are where they belong
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -152,12 +156,14 @@ class RemoteOutput:
         except FileNotFoundError:
             return None
 
-    def put(self, name: str) -> None:
-        """Uploads a file and removes the staged one. Raises RunStopped also where the lock is another's by now."""
-        if self._held is not None:
-            self._held.check()
-        remote.upload(self.path / name, join(self.url, name))
-        (self.path / name).unlink()
+    def put(self, *names: str) -> None:
+        """Uploads files, then removes the staged ones. Raises RunStopped also where the lock is another's by now."""
+        for name in names:
+            if self._held is not None:
+                self._held.check()
+            remote.upload(self.path / name, join(self.url, name))
+        for name in names:
+            (self.path / name).unlink()
 
     def remove(self, name: str) -> None:
         if self._held is not None:
@@ -214,8 +220,9 @@ def staging_folder(url: str) -> Path:
 
 
 def _staging_path(url: str) -> Path:
-    hashed = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", public(url))[-80:]
+    folder = url.rstrip("/")
+    hashed = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", public(folder))[-80:]
     return default_folder() / "staging" / f"{readable}-{hashed}"
 
 

@@ -87,7 +87,7 @@ def filesystem(url: str) -> Any:
         }
     elif protocol == "s3":
         # The retries are ours, so that each of them is counted and the last one ends the run.
-        settings = {"read_timeout": read_timeout(), "connect_timeout": 30, "retries": {"max_attempts": 1}}
+        settings = {"read_timeout": read_timeout(), "connect_timeout": 30, "retries": {"total_max_attempts": 1}}
         options["config_kwargs"] = settings
     try:
         return fsspec.filesystem(protocol, **options)
