@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from osm.data.shard_index import index_document, index_name, index_text
 from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.storage.output import open_output
@@ -198,7 +199,7 @@ class ShardWriter:
 
     def start_over(self) -> None:
         """Deletes the shards of the finished run found here, and begins anew."""
-        for name in (*self.sizes, SIZES, SUMMARY):
+        for name in (*self.sizes, *map(index_name, self.sizes), SIZES, SUMMARY):
             self._output.remove(name)
         self._shards, self.tally, self.next_item, self.finished = [], Tally(), 0, False
         self._write_progress()
@@ -215,8 +216,11 @@ class ShardWriter:
         self._file.close()
         temporary, name = self._temporary, shard_name(len(self._shards))
         size = temporary.stat().st_size
+        with temporary.open("rb") as stream:
+            index = index_text(index_document(name, stream))
         os.replace(temporary, self._output.path / name)
-        self._output.put(name)
+        (self._output.path / index_name(name)).write_text(index, encoding="utf-8")
+        self._output.put(name, index_name(name))
         self._shards.append(
             {
                 "name": name,
@@ -264,7 +268,8 @@ class ShardWriter:
         )
         if last is not None:
             self.tally, self.next_item = Tally.from_json(last["tally"]), last["next_item"]
-        self._output.forget("*.tar")
+        for pattern in ("*.tar", index_name("*.tar")):
+            self._output.forget(pattern)
         for path in self._output.path.glob(f"*{_TEMPORARY}"):
             if _SHARD.fullmatch(path.name.removesuffix(_TEMPORARY)):
                 path.unlink()

@@ -7,6 +7,7 @@ taken from a URL or a flag, so none can reach a log.
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -87,10 +88,13 @@ def filesystem(url: str) -> Any:
         }
     elif protocol == "s3":
         # The retries are ours, so that each of them is counted and the last one ends the run.
-        settings = {"read_timeout": read_timeout(), "connect_timeout": 30, "retries": {"total_max_attempts": 1}}
+        settings = {"read_timeout": read_timeout(), "connect_timeout": 30, "retries": {"max_attempts": 0}}
         options["config_kwargs"] = settings
     try:
-        return fsspec.filesystem(protocol, **options)
+        fs = fsspec.filesystem(protocol, **options)
+        if protocol == "s3":
+            fs.retries = 1
+        return fs
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gs"}.get(protocol, "")
         hint = f"pip install 'osm-recognition[{extra}]'" if extra else str(error)
@@ -173,12 +177,36 @@ def stat(url: str) -> Stat:
 
     def ask() -> Stat:
         fs = filesystem(url)
+        if url.startswith("http"):
+            from fsspec.asyn import sync
+
+            return sync(fs.loop, _http_stat, fs, url)
         found = fs.info(url)
         if found.get("type") == "directory":
             raise FileNotFoundError(f"{public(url)} is a folder")
         return _stat_of(found)
 
     return retried(url, ask)
+
+
+async def _http_stat(fs: Any, url: str) -> Stat:
+    """Size and version by HTTP. Not fsspec's own, for which a server that fails is a file that is not there."""
+    session = await fs.set_session()
+    async with session.head(fs.encode_url(url), allow_redirects=True) as answer:
+        if answer.status not in (403, 405, 501):  # where HEAD is not allowed, and for URLs that are signed for GET
+            answer.raise_for_status()
+            return _http_answer(answer.headers.get("Content-Length", ""), answer.headers)
+    async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
+        if answer.status == 416:  # an empty file has no first byte
+            return _http_answer(answer.headers.get("Content-Range", "").rpartition("/")[2], answer.headers)
+        answer.raise_for_status()
+        ranged = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        return _http_answer(ranged or answer.headers.get("Content-Length", ""), answer.headers)
+
+
+def _http_answer(length: str, headers: Any) -> Stat:
+    found: dict[str, Any] = {"size": int(length)} if length.isdigit() else {}
+    return _stat_of(found | {key: headers[key] for key in ("ETag", "Last-Modified") if key in headers})
 
 
 def _stat_of(found: dict[str, Any]) -> Stat:
@@ -341,6 +369,10 @@ def glob(url: str) -> list[str]:
 
     def ask() -> list[str]:
         fs, protocol = filesystem(url), url.partition(":")[0]
+        if protocol in ("http", "https"):  # the links of an index page
+            folder, _, pattern = url.rpartition("/")
+            names = fs.ls(folder + "/", detail=False)
+            return sorted(name for name in names if fnmatch.fnmatchcase(name.rstrip("/").rpartition("/")[2], pattern))
         found = sorted(fs.glob(url))
         return [name if "://" in name else f"{protocol}://{name}" for name in found]
 

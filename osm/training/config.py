@@ -14,12 +14,13 @@ from osm.data.datasets import PHRASE_FORMS, Dataset, DatasetTable
 from osm.data.sample import SampleConfig
 from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
+from osm.data.stream import user_pipeline
 from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.factory import base_config
 from osm.storage import remote
 from osm.storage.cache import localize
-from osm.storage.locations import is_remote, sibling
+from osm.storage.locations import is_remote, public, sibling
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -62,6 +63,9 @@ class TrainConfig:
         max_skipped_steps: stop after so many steps in a row whose loss or gradient was not finite.
         max_bad_samples: stop where more than this share of a set's samples is broken.
         peak_tflops: of one device, for the MFU; 0 = known GPUs alone.
+        shard_cache, shard_cache_gb: a folder of this machine for copies of remote shards, fetched once, and the GB that
+            it may hold (0 = as many as come).
+        pipeline: `module:function`, a webdataset pipeline of your own instead of our reading and shuffling of shards.
     """
 
     run_name: str = "osm"
@@ -81,6 +85,9 @@ class TrainConfig:
     workers: int = 1
     dataset_resampled: bool = False
     shuffle_buffer: int = 500
+    shard_cache: str = ""
+    shard_cache_gb: float = 0.0
+    pipeline: str = ""
     feature_cache: str = ""
     views: int = 4
     emulate_world_size: int = 0
@@ -124,10 +131,12 @@ class TrainConfig:
             if getattr(self, flag) < 1:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 1 or more")
         zero_or_more = "workers warmup_steps learning_rate weight_decay emulate_world_size num_threads seed"
-        for flag in f"{zero_or_more} fsdp_shard_size checkpoint_every_steps eval_every_steps peak_tflops".split():
+        more = "fsdp_shard_size checkpoint_every_steps eval_every_steps peak_tflops shard_cache_gb"
+        for flag in f"{zero_or_more} {more}".split():
             if getattr(self, flag) < 0:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
         self._check_shares()
+        self._check_reading()
         for name, chosen in self.sets.items():
             if chosen.batch_size < 0:
                 raise OsmError(f"--batch_size_{name} {chosen.batch_size} must be 0 (not used) or more")
@@ -156,6 +165,19 @@ class TrainConfig:
             raise OsmError("--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp")
         if self.fsdp_shard_size and self.fsdp_sharding_strategy != "hybrid":
             raise OsmError(f"--fsdp_shard_size {self.fsdp_shard_size} needs --fsdp_sharding_strategy hybrid")
+
+    def _check_reading(self) -> None:
+        if self.shard_cache_gb and not self.shard_cache:
+            raise OsmError(f"--shard_cache_gb {self.shard_cache_gb:g} needs --shard_cache, the folder that it bounds")
+        if is_remote(self.shard_cache):
+            raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a folder of this machine")
+        if self.pipeline:
+            for flag in ("dataset_resampled", "shard_cache", "feature_cache", "eval_every_steps"):
+                if getattr(self, flag):
+                    raise OsmError(
+                        f"--{flag} does not go with --pipeline {self.pipeline}, which reads the shards itself"
+                    )
+            user_pipeline(self.pipeline)
 
     @property
     def used_sets(self) -> dict[str, SetConfig]:

@@ -103,7 +103,9 @@ def test_killed_and_started_again_on_an_empty_machine(
     killed = subprocess.run([sys.executable, "-c", program, *call], capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert sorted(stored(s3)) == [
-        *(".osm.lock", "000000000.tar", "000000001.tar", "categories.json", "progress.json"),
+        ".osm.lock",
+        *("000000000.index.json", "000000000.tar", "000000001.index.json", "000000001.tar"),
+        *("categories.json", "progress.json"),
     ]
     assert left_in(tmp_path / "cache") == ["000000002.tar.tmp"]
     monkeypatch.setenv("OSM_CACHE", str(tmp_path / "another machine"))
@@ -153,7 +155,7 @@ def test_a_server_that_is_gone_ends_the_run_and_the_same_command_goes_on(
     made: Set, s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = flags(made, f"s3://{BUCKET}/out")
-    for name in ("000000001.tar", "progress.json", "summary.json", ".osm.lock"):
+    for name in ("000000001.tar", "000000001.index.json", "progress.json", "summary.json", ".osm.lock"):
         s3.status, s3.methods = {f"{BUCKET}/out/{name}": 500}, {"PUT"}
         assert prepare(call) == 3
         said = capsys.readouterr().err
