@@ -24,7 +24,7 @@ from osm.errors import OsmError, write_failed
 from osm.files import check_regular_file, write_atomically, write_output
 from osm.storage import remote
 from osm.storage.cache import default_folder
-from osm.storage.locations import check_writable, is_remote, join, public
+from osm.storage.locations import check_location, check_writable, is_remote, join, public
 from osm.storage.lock import Lock
 
 LOCK = ".osm.lock"
@@ -205,6 +205,15 @@ def check_output(location: str | os.PathLike[str], what: str) -> str:
     if is_remote(text) and (found := _NO_KEY.search(text)):
         raise OsmError(f"{what} {public(text)}: {found[0]!r} in the URL of an output; expected a name without it")
     return text
+
+
+def check_here(location: str | os.PathLike[str], what: str) -> None:
+    """Raises OsmError for a URL, where a program writes many small files that it reads again."""
+    if is_remote(location):
+        raise OsmError(
+            f"{what} {public(check_location(location, what))}: it is written on this machine; expected a local path "
+            "(osm prepare writes its shards to s3:// and gs://)"
+        )
 
 
 def staging_folder(url: str) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from servers import S3Server, registered
 
+from osm.cli import main
 from osm.errors import OsmError, RunStopped
 from osm.storage import remote
 from osm.storage.lock import STALE_SECONDS, Lock
@@ -191,6 +192,14 @@ def test_an_upload_that_fails_leaves_the_old_file_and_the_staged_one(s3: S3Serve
     assert (again.path / "a.json").read_text() == "new", "found again by the URL"
     again.put("a.json")
     assert output.read("a.json", "figures") == b"new" and output.sizes() == {"a.json": 3}
+
+
+def test_what_draws_pictures_writes_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scenes", "s3://bucket/drawn"]) == 2
+    assert "error: out s3://bucket/drawn: it is written on this machine" in capsys.readouterr().err
+    needed = ["--table", "t.yaml", "--cutouts", "cutouts", "--backgrounds", "photos"]
+    assert main(["collages", "s3://bucket/drawn", *needed]) == 2
+    assert "error: out s3://bucket/drawn: it is written on this machine" in capsys.readouterr().err
 
 
 def test_gs_has_the_same_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
