@@ -26,14 +26,19 @@ META = "pets_meta_0_of_1.json"
 URL = "s3://bucket/out"
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with S3Server() as made:
+        made.bucket("bucket")
+        yield made
+
+
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
-    with S3Server() as server:
-        for name, value in {**server.environment, "OSM_RETRY_SECONDS": "0,0"}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("OSM_CACHE", str(tmp_path / "cache"))
-        server.bucket("bucket")
-        yield server
+def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
+    for name, value in {**server.environment, "OSM_RETRY_SECONDS": "0,0", "OSM_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.clear("bucket")
 
 
 def staged(cache: Path) -> list[str]:

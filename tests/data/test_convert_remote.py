@@ -21,14 +21,19 @@ from osm.errors import OsmError, RunStopped
 BUCKET = "sets"
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with S3Server() as made:
+        made.bucket(BUCKET)
+        yield made
+
+
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
-    with S3Server() as server:
-        for name, value in {**server.environment, "OSM_RETRY_SECONDS": "0,0"}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("OSM_CACHE", str(tmp_path / "cache"))
-        server.bucket(BUCKET)
-        yield server
+def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
+    for name, value in {**server.environment, "OSM_RETRY_SECONDS": "0,0", "OSM_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.clear(BUCKET)
 
 
 @pytest.fixture
