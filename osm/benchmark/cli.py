@@ -15,7 +15,7 @@ from osm.benchmark.evaluate_cli import add_bootstrap, bootstrap_of, compare, eva
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.benchmark.measure import ALL, METRICS, PUBLISHED
 from osm.benchmark.picture import write_picture
-from osm.benchmark.report import PAGE, TITLE, write_report
+from osm.benchmark.report import PAGE, RESULTS, TITLE, write_report
 from osm.config import find_config
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.data.paths import check_local
@@ -25,6 +25,9 @@ from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
 from osm.quiet import quiet_command
 from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of
+from osm.storage.cache import localize
+from osm.storage.locations import is_remote
+from osm.storage.output import check_output, locked, open_output
 from osm.terminal import echo
 
 GROUND_TRUTH = "gt"
@@ -78,6 +81,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     known, _ = files.parse_known_args(argv)
     table = _table(known.benchmark, known.datasets)
     args = _generate_parser(files, table).parse_args(argv)
+    check_output(args.out_dir, "out_dir")  # not after the model is loaded
     part, parts = _part(args)
     modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
     way = way_of(args)
@@ -175,7 +179,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
     )
     parser.add_argument("parts", metavar="n", type=_number_or_auto, help="of how many (auto: torchrun's processes)")
     parser.add_argument("checkpoint", metavar="ckpt", help="checkpoint file")
-    parser.add_argument("out_dir", help="folder of the predictions")
+    parser.add_argument("out_dir", help="folder of the predictions, or its URL on s3:// or gs://")
     parser.add_argument("--sets", help=f"comma-separated, of {', '.join(table)}; default: all whose files are there")
     parser.add_argument(
         "--masks",
@@ -281,17 +285,25 @@ def _report(argv: Sequence[str] | None) -> None:
             raise OsmError(f"--predictions {given!r}: expected TITLE=FOLDER")
         if title.strip() in folders:
             raise OsmError(f"--predictions {given!r}: the title {title.strip()!r} is given twice")
-        if not Path(folder).is_dir():
+        folders[title.strip()] = localize(folder, "--predictions", folder=True)
+        if not folders[title.strip()].is_dir():
             raise OsmError(f"--predictions {given!r}: {folder} is not a folder; expected generate_pred.py's out_dir")
-        folders[title.strip()] = Path(folder)
     if args.run and not (args.run / "log.jsonl").is_file():
         raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
     baselines = read_json(args.baselines, "--baselines")[0] if args.baselines else None
     table = _table("benchmark", args.datasets)
     drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
     options = {**{name: getattr(args, name) for name in ("run", "pictures", "surest", "metrics")}, **drawn}
-    write_report(args.out_dir, folders, args.parts, table, title=args.title, baselines=baselines, **options)
-    echo(args.out_dir / PAGE)
+    out_dir = check_output(args.out_dir, "out_dir")
+    if not is_remote(out_dir):
+        write_report(Path(out_dir), folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        echo(Path(out_dir) / PAGE)
+        return
+    output = open_output(out_dir, "out_dir")
+    with locked(output):
+        write_report(output.path, folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        output.put(RESULTS, PAGE)
+    echo(output.location(PAGE))
 
 
 def report_parser() -> argparse.ArgumentParser:
@@ -301,13 +313,14 @@ def report_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Writes report.html (scores, loss curve, confusions, pictures) and results.json.",
     )
-    parser.add_argument("out_dir", type=Path, help="folder of the report")
+    parser.add_argument("out_dir", help="folder of the report, or its URL on s3:// or gs://")
     parser.add_argument(
         "--predictions",
         action="append",
         required=True,
         metavar="TITLE=FOLDER",
-        help="prediction files of generate_pred.py; classes, confusions and pictures are the first ones' alone",
+        help="prediction files of generate_pred.py, here or at a URL; classes, confusions and pictures are of the "
+        "first ones alone",
     )
     parser.add_argument("--parts", type=int, required=True, metavar="N", help="the n generate_pred.py was run with")
     parser.add_argument("--datasets", help="YAML with sets of your own")
@@ -329,7 +342,8 @@ def _picture(argv: Sequence[str] | None) -> None:
         if getattr(args, flag) < 1:
             raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
     table = _table("benchmark", args.datasets)
-    echo(write_picture(args.output, args.out_dir, args.parts, table, args.set, args.images, args.columns))
+    out_dir = localize(args.out_dir, "out_dir", folder=True)
+    echo(write_picture(args.output, out_dir, args.parts, table, args.set, args.images, args.columns))
 
 
 def picture_parser() -> argparse.ArgumentParser:
@@ -337,7 +351,7 @@ def picture_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
     )
-    parser.add_argument("out_dir", type=Path, help="folder of the predictions")
+    parser.add_argument("out_dir", help="folder of the predictions, or its URL")
     parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
     parser.add_argument("output", type=Path, help="the picture, a .jpg")
     parser.add_argument("--set", required=True, help="whose images")

@@ -100,13 +100,18 @@ class FileCache:
         raise RunStopped(f"cache {self.folder}: {public(url)} is removed as soon as it is fetched: raise the bound")
 
     def get_tree(self, url: str) -> Path:
-        """The local copy of a remote folder, with all files below it."""
+        """The local copy of a remote folder, with all files below it, and no others."""
         files = remote.list_files(url)
         self._check_room(url, sum(found.size for found in files.values()))
         root = self.path_of(url)
         with ThreadPoolExecutor(_THREADS) as pool:
             for _ in pool.map(lambda item: self.get(join(url, item[0]), item[1]), files.items()):
                 pass
+        kept = {self.path_of(join(url, name)) for name in files}
+        for path in root.rglob("*"):
+            if path.is_file() and path not in kept:  # removed there since it was fetched
+                self._meta(path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         return root
 
     def get_many(self, urls: Iterable[str]) -> list[Path]:
