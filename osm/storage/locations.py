@@ -14,8 +14,9 @@ WRITABLE = ("s3", "gs")
 # `Path` makes one slash of two: "s3:/bucket/key" is taken for what it was.
 _URL = re.compile(r"(https?|s3|gs|hf|file):/+(?=[^/])", re.IGNORECASE)
 _FILE = re.compile(r"file:/*", re.IGNORECASE)
-# What other loaders take for a command (`pipe:`, a bar at either end), another protocol, or standard input.
-_NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]*:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
+# What other loaders take for a command (`pipe:`, a bar at either end), another protocol, or standard input. (One letter
+# before a colon is a drive of Windows.)
+_NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]+:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
 
 
 def is_remote(location: str | os.PathLike[str]) -> bool:
@@ -59,6 +60,9 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
 
 def check_writable(location: str | os.PathLike[str], what: str) -> str:
     """As `check_location`, for something that is to be written. Raises OsmError also for protocols that only read."""
+    given = os.fspath(location)
+    if "://" not in given and not _URL.match(given):
+        return given  # a folder may be called like a protocol: nothing that is written to is ever run
     text = check_location(location, what)
     if is_remote(text) and text.partition(":")[0] not in WRITABLE:
         protocols = ", ".join(f"{name}://" for name in WRITABLE)
