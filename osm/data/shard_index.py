@@ -25,7 +25,7 @@ import numpy as np
 from osm.data.shards import GONE, Span, check_there, walk
 from osm.data.tar import TarReader
 from osm.documents import parse_json
-from osm.errors import RunStopped, SampleError
+from osm.errors import OsmError, RunStopped, SampleError
 from osm.storage import remote
 from osm.storage.cache import default_folder, open_whole
 from osm.storage.locations import is_remote, name_of, public, sibling
@@ -68,6 +68,12 @@ class ShardIndex:
     def global_headers(self, number: int) -> dict[str, str]:
         """What global headers say of a sample's members."""
         return next((fields for first, fields in reversed(self.of_all) if first <= number), {})
+
+    def held_out_from(self, share: float) -> np.ndarray:
+        """The places of the samples that are held out."""
+        held = self.held_out < np.uint64(held_out_below(share))
+        held[list(self.faults)] = False
+        return np.flatnonzero(held)
 
     def trained_on(self, share: float) -> np.ndarray:
         """The places of the samples that are not held out; what cannot be read never is."""
@@ -155,6 +161,9 @@ def parse_index(shard: str, data: bytes, stat: Stat) -> ShardIndex | None:
     return ShardIndex(shard, stat, start, stop, crcs, places, faults, of_all)
 
 
+_Share = tuple[dict[str, ShardIndex], OsmError | None]
+
+
 class Indexes:
     """The indexes of a run's shards; each is read, or made, when it is first asked for.
 
@@ -178,14 +187,24 @@ class Indexes:
         shards: Sequence[str],
         rank: int = 0,
         size: int = 1,
-        exchange: Callable[[dict[str, ShardIndex]], list[dict[str, ShardIndex]]] | None = None,
+        exchange: Callable[[_Share], list[_Share]] | None = None,
     ) -> None:
-        """Finds the indexes of all shards; each of `size` processes does its share, and `exchange` gathers them."""
+        """Finds the indexes of all shards; each of `size` processes does its share, and `exchange` gathers them.
+
+        Raises:
+            RunStopped: a shard cannot be read; on all processes, whichever met it.
+        """
         mine = [shard for shard in dict.fromkeys(shards) if shard not in self._known][rank::size]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = dict(zip(mine, pool.map(self._find, mine), strict=True))
-        for part in [found] if exchange is None else exchange(found):
-            self._known.update(part)
+        share: _Share = ({}, None)
+        try:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                share = dict(zip(mine, pool.map(self._find, mine), strict=True)), None
+        except OsmError as error:
+            share = {}, error
+        for found, fault in [share] if exchange is None else exchange(share):
+            if fault is not None:
+                raise fault
+            self._known.update(found)
 
     def _find(self, shard: str) -> ShardIndex:
         check_there(shard)

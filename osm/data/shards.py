@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from osm.data.tar import Member, TarReader
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.files import check_regular_file
-from osm.storage.cache import open_whole
+from osm.storage.cache import FileCache, open_whole
 from osm.storage.locations import is_remote, public
 
 MAX_MEMBER_BYTES = 256 << 20  # of a member, and of all that are read of a sample
@@ -53,10 +55,10 @@ class Span:
     of_all: dict[str, str] = field(default_factory=dict)
 
 
-def read_shard(location: str) -> Iterator[RawSample | SampleError]:
+def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSample | SampleError]:
     """The samples of a shard in order; what cannot be read comes as an error in its place, and the rest goes on.
 
-    A remote shard is fetched whole first, to a temporary file.
+    A remote shard is fetched whole first, to the cache, or else to a temporary file.
 
     The errors' reasons: `broken_tar` (where the shard ends for us), and for a sample that is left out
     `member_too_large`, `member_not_a_file` and `member_twice`.
@@ -67,7 +69,7 @@ def read_shard(location: str) -> Iterator[RawSample | SampleError]:
     check_there(location)
     name = public(location)
     try:
-        with open_whole(location) if is_remote(location) else open(location, "rb") as stream:
+        with _opened(location, cache) as stream:
             tar = TarReader(stream)
             for found in walk(name, tar):
                 yield found if isinstance(found, SampleError) else read_span(name, tar, found)
@@ -81,6 +83,12 @@ def read_shard(location: str) -> Iterator[RawSample | SampleError]:
             raise
         # The sample in progress may lack members: it is dropped with the rest of the shard.
         yield SampleError("broken_tar", f"{name}: {error}")
+
+
+def _opened(location: str, cache: FileCache | None) -> AbstractContextManager[BinaryIO]:
+    if not is_remote(location):
+        return open(location, "rb")
+    return open_whole(location) if cache is None else cache.open(location)
 
 
 def check_there(location: str) -> None:

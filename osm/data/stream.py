@@ -90,6 +90,11 @@ def user_pipeline(name: str) -> UserPipeline:
     return found
 
 
+def shard_cache(folder: str, most: int) -> FileCache | None:
+    """The cache of remote shards in a folder, bounded by so many bytes (0 = not); None where no folder is given."""
+    return FileCache(Path(folder), most or None) if folder else None
+
+
 class SampleStream(IterableDataset):
     """Batches of one set for one rank; each worker draws a stream of its own."""
 
@@ -154,7 +159,7 @@ class SampleStream(IterableDataset):
             where = f"--pipeline {config.pipeline}"
             samples = UserSamples(lambda: make(config.shards, lane), where, lane.dataset, config.held_out_share)
             return [samples, Resume(rng, start), to_sample]
-        cache = FileCache(Path(config.shard_cache), config.shard_cache_bytes or None) if config.shard_cache else None
+        cache = shard_cache(config.shard_cache, config.shard_cache_bytes)
         return [
             ShardPlan(config.shards, self.indexes, lane, rng, config.resampled, config.held_out_share),
             SeededShuffle(rng, config.shuffle_buffer),

@@ -21,6 +21,7 @@ from osm.errors import OsmError, SampleError
 from osm.forms import read_sample
 from osm.model.checkpoint import frozen_hashes
 from osm.model.osm import OmniScientModel
+from osm.storage.cache import FileCache
 from osm.terminal import echo
 from osm.training.distributed import World
 from osm.training.tracking import Progress
@@ -48,6 +49,7 @@ def fill(
     shards: list[str],
     transform: SampleTransform,
     world: World,
+    shard_cache: FileCache | None = None,
 ) -> Counter[str]:
     """Computes this process's share of the missing views of a set; safe to interrupt and run again.
 
@@ -63,7 +65,7 @@ def fill(
     everything = [
         (shard, raw.cache_key, view)
         for shard in shards
-        for raw in read_shard(shard)
+        for raw in read_shard(shard, shard_cache)
         if not isinstance(raw, SampleError)
         for view in range(transform.views)
     ]
@@ -76,7 +78,7 @@ def fill(
     _check_room(cache, model, len(mine) * world.size)
     progress = Progress(f"feature cache {dataset.name}", len(mine), world.is_main)
     for shard in sorted({shard for shard, _, _ in mine}):
-        for raw in read_shard(shard):
+        for raw in read_shard(shard, shard_cache):
             if isinstance(raw, SampleError):
                 skipped[raw.reason] += 1
                 continue

@@ -16,10 +16,12 @@ from osm.data.batch import Batch, batch_of
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.processor import Text
 from osm.data.sample import Sample, SampleTransform
-from osm.data.shards import RawSample, read_shard
-from osm.data.stream import is_held_out
+from osm.data.shard_index import Indexes
+from osm.data.shard_reader import ShardReader
+from osm.data.shards import RawSample
 from osm.errors import OsmError, SampleError
 from osm.forms import read_sample
+from osm.storage.cache import FileCache
 from osm.training.distributed import World
 from osm.training.precision import autocast
 from osm.training.task import TrainTask, group_index
@@ -31,7 +33,7 @@ class HeldOut:
     Args:
         sets: name -> its row of the table, its shards, and its batch size. transform: how samples are made; each is
             made from its own key, the same every time. count: samples of each set. precision: of the run; the forwards
-            compute in it, as those of the training do.
+            compute in it, as those of the training do. indexes: of the shards. shard_cache: of remote ones.
     """
 
     def __init__(
@@ -42,9 +44,12 @@ class HeldOut:
         count: int,
         world: World,
         precision: str = "fp32",
+        indexes: Indexes | None = None,
+        shard_cache: FileCache | None = None,
     ) -> None:
         self.sets, self.transform, self.world = sets, transform, world
         self.share, self.count, self.precision = share, count, precision
+        self.indexes, self.shard_cache = indexes or Indexes(), shard_cache
         self._raws: dict[str, list[RawSample]] = {}
 
     def evaluate(self, task: TrainTask, groups: list[tuple[str, str]]) -> dict[str, float]:
@@ -103,12 +108,18 @@ class HeldOut:
     def _find(self, shards: list[str]) -> list[RawSample]:
         """The first ones in the shards' order; kept as they lie there, so that they are looked for once."""
         raws: list[RawSample] = []
-        for shard in shards:
-            for raw in read_shard(shard):
-                if isinstance(raw, RawSample) and is_held_out(raw.key, self.share):
+        reader = ShardReader(self.shard_cache)
+        try:
+            for shard in shards:
+                if len(raws) == self.count:
+                    break
+                index = self.indexes[shard]
+                for number in index.held_out_from(self.share)[: self.count - len(raws)]:
+                    raw = reader.read(index, int(number))
+                    assert isinstance(raw, RawSample)
                     raws.append(raw)
-                    if len(raws) == self.count:
-                        return raws
+        finally:
+            reader.close()
         return raws
 
 

@@ -18,7 +18,7 @@ from osm.data.batch import Batch, merge
 from osm.data.sample import SampleTransform
 from osm.data.shard_index import Indexes
 from osm.data.shard_lists import existing_shards
-from osm.data.stream import EpochLoader, Position, StreamConfig, batches_per_epoch
+from osm.data.stream import EpochLoader, Position, StreamConfig, batches_per_epoch, shard_cache
 from osm.errors import OsmError, RunStopped
 from osm.files import write_atomically
 from osm.forms.base import ANNOTATION
@@ -77,6 +77,7 @@ class Trainer:
             for name, chosen in config.used_sets.items()
         }
         self.indexes = Indexes()
+        self.shard_cache = shard_cache(config.shard_cache, round(config.shard_cache_gb * 1e9))
         if not config.pipeline:
             every = [shard for shards in self.shards.values() for shard in shards]
             self.indexes.prepare(every, world.rank, world.size, world.gathered)
@@ -178,7 +179,7 @@ class Trainer:
             dataset = self.run.table[name]
             shards = self.shards[name]
             if cache is not None and self.progress.epoch < config.num_epochs:
-                skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world)
+                skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world, self.shard_cache)
                 if skipped:
                     echo(f"feature cache {name}: left out {dict(skipped)}", flush=True)
             stream = StreamConfig(
@@ -217,7 +218,16 @@ class Trainer:
             for name, chosen in config.used_sets.items()
         }
         transform = SampleTransform(config.sample, self.processor)
-        return HeldOut(sets, transform, config.held_out_share, config.eval_samples, self.world, config.precision)
+        return HeldOut(
+            sets,
+            transform,
+            config.held_out_share,
+            config.eval_samples,
+            self.world,
+            config.precision,
+            self.indexes,
+            self.shard_cache,
+        )
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
