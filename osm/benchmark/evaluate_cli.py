@@ -19,6 +19,7 @@ from osm.benchmark.parts import made_with
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.files import write_output
+from osm.storage.cache import localize
 from osm.terminal import echo
 
 
@@ -29,7 +30,7 @@ def evaluate(argv: Sequence[str] | None) -> None:
     frequencies = read_frequencies(args.frequencies, table)
     if args.metrics == PUBLISHED:
         refuse_unused(args, "bootstrap", "seed", "frequencies")
-    results, notes = evaluate_folder(args.out_dir, args.parts, table)
+    results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.parts, table)
     for result in results:
         echo(*result.lines().split("\n"))
         _tell(result)
@@ -139,7 +140,8 @@ def compare(argv: Sequence[str] | None) -> None:
     titles, parts = _titles(args.titles), _parts(args.parts)
     tools = find_tools() if args.metrics == ALL else Tools()
     table = _table(args.datasets)
-    found, notes = compare_folders((args.a, args.b), parts, table, tools, bootstrap, args.examples)
+    a, b = localize(args.a, "A", folder=True), localize(args.b, "B", folder=True)
+    found, notes = compare_folders((a, b), parts, table, tools, bootstrap, args.examples)
     for comparison in found:
         echo(*comparison_lines(comparison, titles))
     for note in notes:

@@ -19,6 +19,7 @@ from osm.data.sets import SETS, Convertible
 from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter, write_json
 from osm.errors import OsmError, exit_code, write_failed
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
+from osm.forms.remote import localized
 from osm.forms.split import MAX_BAD_ANNOTATIONS
 
 _FILE_FIELDS = ("ann_dir", "json_file", "labels", "filter_lvis_val")
@@ -76,7 +77,8 @@ def _fill(
     if start:
         say("resuming", f"{len(writer.sizes)} whole shards in {writer.output_dir} ({start} of {len(items)} samples)")
     progress = Progress(len(items), start)
-    light = replace(files, row=replace(files.row))  # without the labels that it has loaded: it goes to every worker
+    # Without the labels that it has loaded, and without listings: it goes to every worker.
+    light = replace(files, row=replace(files.row), folders={})
     make = partial(build, form=chosen.form, files=light, layout=writer.arguments["layout"])
     for index, built in enumerate(in_order(make, items[start:], workers), start):
         if built.reason and writer.leave_out(index, built.reason, built.message):
@@ -103,7 +105,9 @@ def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[
             `options.max_bad_annotations` does, or no sample that is good.
     """
     options.check()
+    files = localized(files, chosen.form)
     listing = chosen.form.listing(files, None)
+    files.fetch(path for entry in listing.entries for path in (entry.image, *entry.masks.values()))
     try:
         summary, failed = _convert(chosen, files, listing, options)
     except OSError as error:

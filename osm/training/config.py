@@ -17,6 +17,7 @@ from osm.data.shards import expand_shards
 from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.factory import base_config
+from osm.training.saved import local_checkpoint
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -221,6 +222,10 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     for name, used in training.used_sets.items():
         table = table.with_row(_trained_row(table[name], used.shards))
         _ = table[name].label_set  # a missing or wrong label file is said now, not after the model is loaded
+    if training.resume_from_checkpoint:
+        local_checkpoint(
+            training.resume_from_checkpoint
+        )  # a remote one is fetched before the processes wait for each other
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
     base = given.get("base_model_name", yaml_name)
     own, modes = checkpoint.config_and_modes(training.start_from) if training.start_from else (None, [])

@@ -19,6 +19,7 @@ from osm.config import find_config
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError, exit_code
 from osm.files import write_output
+from osm.storage.cache import localize
 from osm.terminal import echo
 
 # What the counts are called. Of the first two it is said even where they are 0.
@@ -92,6 +93,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.parts < 1:
         raise OsmError(f"number of parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
     options = Options(args.overlap, args.min_score, not args.without_ap)
+    args.out_dir = localize(args.out_dir, "out_dir", folder=True)
     table = DatasetTable().with_yaml(find_config(args.benchmark))
     table = table.with_yaml(args.datasets) if args.datasets else table
     rows = _rows(args, table)
