@@ -107,7 +107,7 @@ def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[
     options.check()
     files = localized(files, chosen.form)
     listing = chosen.form.listing(files, None)
-    files.fetch(path for entry in listing.entries for path in (entry.image, *entry.masks.values()))
+    files.fetch(path for entry in _annotated(listing) for path in (entry.image, *entry.masks.values()))
     try:
         summary, failed = _convert(chosen, files, listing, options)
     except OSError as error:
@@ -122,10 +122,14 @@ def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[
     return summary
 
 
+def _annotated(listing: Listing) -> list[Entry]:
+    return [entry for entry in listing.entries if entry.record.get("segments_info") != []]
+
+
 def _convert(chosen: Convertible, files: SetFiles, listing: Listing, options: Options) -> tuple[dict[str, Any], str]:
     """Writes the shards; returns the summary, and why the run has failed (empty where it has not)."""
     fine = chosen.fine | chosen.form.fine
-    annotated = [entry for entry in listing.entries if entry.record.get("segments_info") != []]
+    annotated = _annotated(listing)
     left_out = Counter(listing.left_out)
     left_out += Counter({chosen.form.unannotated: len(listing.entries) - len(annotated)})
     items = [(key, replace(entry, raw=None)) for key, entry in keyed(annotated, Path(files.image_dir))]

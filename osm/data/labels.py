@@ -144,9 +144,9 @@ def load_labels(source: str | Path) -> LabelSet:
 
     Args:
         source: the name of one of the project's tables (`coco`, `ade20k`, ...), or the path or URL of a file: a json
-            with `categories`, a list of names, or an object of ids and names; a text (`.txt`, `.names`) or YAML with a list
-            of names (see `osm.data.name_lists`); or a csv without a header, with a set's own sign and the name of a
-            class a line (as Open Images has it). Names without ids count from 0; of a csv, an id is the number of the
+            with `categories`, a list of names, or an object of ids and names; a text (`.txt`, `.names`) or YAML with a
+            list of names (see `osm.data.name_lists`); or a csv without a header, with a set's own sign and the name of
+            a class a line (as Open Images has it). Names without ids count from 0; of a csv, an id is the number of the
             line.
 
     Raises:

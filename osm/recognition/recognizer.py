@@ -362,7 +362,8 @@ def load_recognizer(
     tf32: bool = False,
     **options: Any,
 ) -> Recognizer:
-    """Loads a checkpoint (folder, hub id or `.pt`, also of a URL) for naming; see `osm.load_model`. On CUDA in half precision.
+    """Loads a checkpoint for naming: a folder, hub id or `.pt`, or a URL of one; see `osm.load_model`. On CUDA in half
+    precision.
 
     Args:
         device: of the tower and the bridge, and of the LLM where there is no `device_map`.
