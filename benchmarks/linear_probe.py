@@ -40,7 +40,7 @@ def main() -> int:
 
     from osm import OsmError
     from osm.data.datasets import DatasetTable
-    from osm.data.shards import existing_shards
+    from osm.data.shard_lists import existing_shards
 
     results = {}
     try:

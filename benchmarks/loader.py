@@ -47,7 +47,8 @@ from osm.data.labels import load_labels  # noqa: E402
 from osm.data.processor import Processor, fitted_size  # noqa: E402
 from osm.data.prompts import MASK_PROMPTS  # noqa: E402
 from osm.data.sample import SampleConfig, SampleTransform  # noqa: E402
-from osm.data.shards import RawSample, existing_shards, read_shard  # noqa: E402
+from osm.data.shard_lists import existing_shards  # noqa: E402
+from osm.data.shards import RawSample, read_shard  # noqa: E402
 from osm.data.stream import SampleStream, StreamConfig  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.forms import base  # noqa: E402

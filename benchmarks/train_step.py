@@ -51,7 +51,7 @@ from train_step_parts import (  # noqa: E402
     watched,
 )
 
-from osm.data.stream import Batch  # noqa: E402
+from osm.data.batch import Batch  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.model.factory import pick_device  # noqa: E402
 from osm.training.meter import peak_flops  # noqa: E402

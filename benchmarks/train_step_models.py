@@ -12,12 +12,12 @@ import torch
 from small_tokenizer import small_tokenizer
 
 from osm.config import ModelConfig, load_yaml
+from osm.data.batch import Batch
 from osm.data.datasets import ANY_MODE
 from osm.data.labels import load_labels
 from osm.data.processor import Processor
 from osm.data.prompts import MASK_PROMPTS
 from osm.data.sample import SampleConfig
-from osm.data.stream import Batch
 from osm.errors import OsmError
 from osm.model.bridges import BRIDGES
 from osm.model.factory import base_config, build

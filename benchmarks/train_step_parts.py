@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from train_step_models import SET, on_meta
 
-from osm.data.stream import Batch
+from osm.data.batch import Batch
 from osm.model import llm as llms
 from osm.training import task as task_module
 from osm.training.optim import make_optimizer

@@ -21,6 +21,7 @@ try:
 except ImportError:  # Windows: two runs that write into one folder are then not kept apart
     fcntl = None  # type: ignore[assignment]
 
+from osm.data.shard_index import index_document, index_name, index_text
 from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.files import check_regular_file
@@ -204,7 +205,7 @@ class ShardWriter:
 
     def start_over(self) -> None:
         """Deletes the shards of the finished run found here, and begins anew."""
-        for name in (*self.sizes, SIZES, SUMMARY):
+        for name in (*self.sizes, *map(index_name, self.sizes), SIZES, SUMMARY):
             (self.output_dir / name).unlink(missing_ok=True)
         self._shards, self.tally, self.next_item, self.finished = [], Tally(), 0, False
         self._write_progress()
@@ -221,7 +222,10 @@ class ShardWriter:
         self._file.close()
         temporary, name = self._temporary, shard_name(len(self._shards))
         size = temporary.stat().st_size
+        with temporary.open("rb") as stream:
+            index = index_text(index_document(name, stream))
         os.replace(temporary, self.output_dir / name)
+        (self.output_dir / index_name(name)).write_text(index, encoding="utf-8")
         self._shards.append(
             {
                 "name": name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -30,25 +30,38 @@ _MORE_IN_HEADER, _MORE_IN_BLOCK = 482, 504  # where a sparse file's map says tha
 class Member:
     """One member: `size` bytes at `start`, if the file is as long as that.
 
-    `plain` is false for links, folders, devices, and sparse files (whose bytes are not those of the file).
+    Attributes:
+        plain: false for links, folders, devices, and sparse files (whose bytes are not those of the file).
+        header: where its first header begins. end: where what follows it begins.
     """
 
     name: str
     start: int
     size: int
     plain: bool
+    header: int
+    end: int
 
 
 class TarReader:
     """Goes through the members of an open tar file, in constant memory.
 
+    Args:
+        start, stop: only what lies between; `stop` None = to the archive's end mark.
+        of_all: what global headers before `start` said of the members after them.
+
     Attributes:
+        length: bytes of the file.
+        of_all: the same, by now.
         fault: after the last member, why the archive does not end there as it should; empty where it does.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._length = stream.seek(0, os.SEEK_END)
+    def __init__(
+        self, stream: BinaryIO, start: int = 0, stop: int | None = None, of_all: Mapping[str, str] | None = None
+    ) -> None:
+        self._stream, self._start, self._stop = stream, start, stop
+        self.length = stream.seek(0, os.SEEK_END)
+        self.of_all = dict(of_all or {})
         self.fault = ""
 
     def __iter__(self) -> Iterator[Member]:
@@ -67,7 +80,7 @@ class TarReader:
 
     def _bytes(self, start: int, size: int) -> bytes:
         # Looked at first: memory for what a header claims would be taken before it is known not to be there.
-        if start + size <= self._length:
+        if start + size <= self.length:
             self._stream.seek(start)
             data = self._stream.read(size)
             if len(data) == size:
@@ -75,9 +88,9 @@ class TarReader:
         raise tarfile.ReadError("it ends, or cannot be read on, without an end mark")
 
     def _members(self) -> Iterator[Member]:
-        at, of_all = 0, dict[str, str]()
+        at = header = self._start
         fields: dict[str, str] | None = None  # what extended headers say of the next member
-        while True:
+        while self._stop is None or at < self._stop:
             block = self._bytes(at, BLOCK)
             if not any(block):
                 if fields is not None:
@@ -90,11 +103,11 @@ class TarReader:
                 found = self._fields(info, at)
                 at += _blocks(info.size)
                 if info.type == tarfile.XGLTYPE:
-                    of_all |= found
+                    self.of_all |= found
                 else:
                     fields = (fields or {}) | found
                 continue
-            fields = of_all | (fields or {})
+            fields = self.of_all | (fields or {})
             size = _size(fields.get("size"), info.size)
             if info.type == tarfile.GNUTYPE_SPARSE:
                 more = block[_MORE_IN_HEADER]
@@ -104,8 +117,9 @@ class TarReader:
             name = fields.get("path", info.name)
             if len(name) > MAX_NAME:
                 raise tarfile.ReadError(f"a name of {len(name)} characters")
-            yield Member(name, at, size, info.type in _FILES and _SPARSE not in fields)
-            at += 0 if info.type in _BARE else _blocks(size)
+            end = at + (0 if info.type in _BARE else _blocks(size))
+            yield Member(name, at, size, info.type in _FILES and _SPARSE not in fields, header, end)
+            at = header = end
             fields = None
 
     def _fields(self, info: tarfile.TarInfo, at: int) -> dict[str, str]:

@@ -134,7 +134,7 @@ def localized(location: str | Path, what: str) -> str | Path:
 
 def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
     """The config document (None where a `.pt` has none), the entries, and how to name the file in a message."""
-    path = localized(path, "checkpoint")
+    path = localized(path, "--start_from")
     if Path(path).is_dir():
         return *read_folder(Path(path)), str(path)
     published = read_published(path)

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -318,3 +319,13 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
     cache = user_cache()
     with remote.as_user_error(url, what):
         return cache.get_tree(url) if folder else cache.get(url)
+
+
+@contextmanager
+def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
+    """A remote file, fetched to a temporary one that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="osm_") as folder:
+        path = Path(folder) / "file"
+        remote.download(url, path, expected)
+        with path.open("rb") as file:
+            yield file

@@ -19,6 +19,7 @@ from osm.storage.locations import public
 from osm.storage.stats import NoRanges, Stat, WrongLength, check_unchanged
 
 _GONE = (404, 410)
+_NO_HEAD = (400, 403, 405, 501)
 _HREF = re.compile(r"""<a\s[^>]*?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORECASE)
 _PAGE_BYTES = 64 << 20
 _MAX_PAGES = 100_000
@@ -31,6 +32,8 @@ async def stat(fs: Any, url: str) -> Stat:
     async with session.head(fs.encode_url(url), allow_redirects=True) as answer:
         if answer.status in _GONE:
             raise FileNotFoundError(public(url))
+        if answer.status not in _NO_HEAD:
+            answer.raise_for_status()
         length = answer.headers.get("Content-Length", "")
         if answer.status == 200 and length.isdigit():
             return Stat(int(length), _version(answer.headers))

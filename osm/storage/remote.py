@@ -7,6 +7,7 @@ taken from a URL or a flag, so none can reach a log.
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import os
 import tempfile
 import time
@@ -79,7 +80,7 @@ def filesystem(url: str) -> Any:
         }
     elif protocol == "s3":
         # The retries are ours, so that each of them is counted and the last one ends the run.
-        settings = {"read_timeout": read_timeout(), "connect_timeout": 30, "retries": {"max_attempts": 1}}
+        settings = {"read_timeout": read_timeout(), "connect_timeout": 30, "retries": {"max_attempts": 0}}
         options["config_kwargs"] = settings
     try:
         fs = fsspec.filesystem(protocol, **options)
@@ -293,6 +294,10 @@ def glob(url: str) -> list[str]:
 
     def ask() -> list[str]:
         fs, protocol = filesystem(url), url.partition(":")[0]
+        if protocol in ("http", "https"):  # the links of an index page
+            folder, _, pattern = url.rpartition("/")
+            names = fs.ls(folder + "/", detail=False)
+            return sorted(name for name in names if fnmatch.fnmatchcase(name.rstrip("/").rpartition("/")[2], pattern))
         found = sorted(fs.glob(url))
         return [name if "://" in name else f"{protocol}://{name}" for name in found]
 
@@ -342,8 +347,11 @@ def remove(url: str) -> None:
 
 @contextmanager
 def as_user_error(url: str, what: str) -> Iterator[None]:
-    """A file that is not there becomes an OsmError which begins with `what`."""
+    """Errors begin with `what`; a file that is not there becomes an OsmError."""
     try:
         yield
     except FileNotFoundError:
         raise OsmError(f"{what} {public(url)}: there is no such file") from None
+    except OsmError as error:
+        kind = RunStopped if isinstance(error, RunStopped) else OsmError
+        raise kind(f"{what} {error}") from None

@@ -12,11 +12,15 @@ from typing import Any, get_type_hints
 from osm.config import ModelConfig, from_dict, load_yaml
 from osm.data.datasets import PHRASE_FORMS, Dataset, DatasetTable
 from osm.data.sample import SampleConfig
+from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
-from osm.data.shards import expand_shards
+from osm.data.stream import user_pipeline
 from osm.errors import OsmError
 from osm.model import checkpoint
 from osm.model.factory import base_config
+from osm.storage import remote
+from osm.storage.cache import localize
+from osm.storage.locations import is_remote, public, sibling
 from osm.training.saved import local_checkpoint
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
@@ -60,6 +64,9 @@ class TrainConfig:
         max_skipped_steps: stop after so many steps in a row whose loss or gradient was not finite.
         max_bad_samples: stop where more than this share of a set's samples is broken.
         peak_tflops: of one device, for the MFU; 0 = known GPUs alone.
+        shard_cache, shard_cache_gb: a folder of this machine for copies of remote shards, fetched once, and the GB that
+            it may hold (0 = as many as come).
+        pipeline: `module:function`, a webdataset pipeline of your own instead of our reading and shuffling of shards.
     """
 
     run_name: str = "osm"
@@ -79,6 +86,9 @@ class TrainConfig:
     workers: int = 1
     dataset_resampled: bool = False
     shuffle_buffer: int = 500
+    shard_cache: str = ""
+    shard_cache_gb: float = 0.0
+    pipeline: str = ""
     feature_cache: str = ""
     views: int = 4
     emulate_world_size: int = 0
@@ -122,10 +132,12 @@ class TrainConfig:
             if getattr(self, flag) < 1:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 1 or more")
         zero_or_more = "workers warmup_steps learning_rate weight_decay emulate_world_size num_threads seed"
-        for flag in f"{zero_or_more} fsdp_shard_size checkpoint_every_steps eval_every_steps peak_tflops".split():
+        more = "fsdp_shard_size checkpoint_every_steps eval_every_steps peak_tflops shard_cache_gb"
+        for flag in f"{zero_or_more} {more}".split():
             if getattr(self, flag) < 0:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
         self._check_shares()
+        self._check_reading()
         for name, chosen in self.sets.items():
             if chosen.batch_size < 0:
                 raise OsmError(f"--batch_size_{name} {chosen.batch_size} must be 0 (not used) or more")
@@ -154,6 +166,19 @@ class TrainConfig:
             raise OsmError("--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp")
         if self.fsdp_shard_size and self.fsdp_sharding_strategy != "hybrid":
             raise OsmError(f"--fsdp_shard_size {self.fsdp_shard_size} needs --fsdp_sharding_strategy hybrid")
+
+    def _check_reading(self) -> None:
+        if self.shard_cache_gb and not self.shard_cache:
+            raise OsmError(f"--shard_cache_gb {self.shard_cache_gb:g} needs --shard_cache, the folder that it bounds")
+        if is_remote(self.shard_cache):
+            raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a folder of this machine")
+        if self.pipeline:
+            for flag in ("dataset_resampled", "shard_cache", "feature_cache", "eval_every_steps"):
+                if getattr(self, flag):
+                    raise OsmError(
+                        f"--{flag} does not go with --pipeline {self.pipeline}, which reads the shards itself"
+                    )
+            user_pipeline(self.pipeline)
 
     @property
     def used_sets(self) -> dict[str, SetConfig]:
@@ -223,16 +248,15 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         table = table.with_row(_trained_row(table[name], used.shards))
         _ = table[name].label_set  # a missing or wrong label file is said now, not after the model is loaded
     if training.resume_from_checkpoint:
-        local_checkpoint(
-            training.resume_from_checkpoint
-        )  # a remote one is fetched before the processes wait for each other
+        # A remote one is fetched before the processes wait for each other.
+        local_checkpoint(training.resume_from_checkpoint)
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
     base = given.get("base_model_name", yaml_name)
     own, modes = checkpoint.config_and_modes(training.start_from) if training.start_from else (None, [])
     if own is None or {"config", "base_model_name"} & given.keys():
         model = base_config(base, default=yaml_name, **overrides)
     elif overrides:
-        raise OsmError(f"--{next(iter(overrides))}: the model of --start_from {training.start_from} has its own sizes")
+        raise OsmError(f"--{next(iter(overrides))}: the model of --start_from {public(training.start_from)} has its own sizes")
     else:
         model = own
     model = model.with_modes([*modes, *training.used_sets])
@@ -246,8 +270,10 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
         return row
     if row.form in PHRASE_FORMS:
         return replace(row, json_file=None)
-    beside = Path(expand_shards(shards)[0]).parent / CATEGORIES
-    return replace(row, labels=str(beside)) if beside.exists() else row
+    beside = sibling(expand_shards(shards)[0], CATEGORIES)
+    if is_remote(beside):
+        return replace(row, labels=str(localize(beside, "labels"))) if remote.exists(beside) else row
+    return replace(row, labels=beside) if Path(beside).exists() else row
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:

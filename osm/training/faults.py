@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 
-from osm.data.stream import Batch
+from osm.data.batch import Batch
 from osm.errors import BY_RULE, RunStopped
 from osm.forms.base import ANNOTATION
 

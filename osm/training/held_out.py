@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from osm.data.batch import Batch, batch_of
 from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.processor import Text
 from osm.data.sample import Sample, SampleTransform
 from osm.data.shards import RawSample, read_shard
-from osm.data.stream import Batch, batch_of, is_held_out
+from osm.data.stream import is_held_out
 from osm.errors import OsmError, SampleError
 from osm.forms import read_sample
 from osm.training.distributed import World

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from osm.config import as_dict
+from osm.data.batch import Batch, merge
 from osm.data.sample import SampleTransform
-from osm.data.shards import existing_shards
-from osm.data.stream import Batch, EpochLoader, Position, StreamConfig, batches_per_epoch, merge
+from osm.data.shard_index import Indexes
+from osm.data.shard_lists import existing_shards
+from osm.data.stream import EpochLoader, Position, StreamConfig, batches_per_epoch
 from osm.errors import OsmError, RunStopped
 from osm.files import write_atomically
 from osm.forms.base import ANNOTATION
@@ -74,6 +76,10 @@ class Trainer:
             name: existing_shards(chosen.shards, f"--{name}_shards", report=world.is_main)
             for name, chosen in config.used_sets.items()
         }
+        self.indexes = Indexes()
+        if not config.pipeline:
+            every = [shard for shards in self.shards.values() for shard in shards]
+            self.indexes.prepare(every, world.rank, world.size, world.gathered)
         # Fail fast, before gigabytes of weights are loaded. (A resumed run may have the streams of another number of
         # processes.)
         if not config.resume_from_checkpoint and not candidates(self.folder):
@@ -183,6 +189,9 @@ class Trainer:
                 config.dataset_resampled,
                 config.shuffle_buffer,
                 config.held_out_share,
+                config.shard_cache,
+                round(config.shard_cache_gb * 1e9),
+                config.pipeline,
             )
             loaders[name] = EpochLoader(
                 dataset,
@@ -194,6 +203,7 @@ class Trainer:
                 cache,
                 self.streams,
                 pin_memory=world.device.type == "cuda",
+                indexes=self.indexes,
             )
         world.barrier()
         return loaders

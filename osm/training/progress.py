@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from osm.data.stream import MAX_SKIPS_IN_A_ROW, Position
+from osm.data.stages import MAX_SKIPS_IN_A_ROW
+from osm.data.stream import Position
 from osm.errors import OsmError, shown
 
 # The largest counts that any run can have; a file that names more is broken.

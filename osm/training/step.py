@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from osm.data.stream import Batch
+from osm.data.batch import Batch
 from osm.errors import OsmError, RunStopped
 from osm.training.config import TrainConfig
 from osm.training.distributed import World

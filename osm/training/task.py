@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from osm.data.batch import Batch
 from osm.data.datasets import ANY_MODE
 from osm.data.processor import Processor
-from osm.data.stream import Batch
 from osm.model.bridge import Instruction
 from osm.model.masks import context_mask
 from osm.model.osm import OmniScientModel

@@ -51,7 +51,8 @@ def test_panoptic_webdataset_layout(panoptic: Set) -> None:
     assert result == summary(out)
     assert [c.target for c in load_labels(out / "categories.json").classes.values()] == ["sky", "car"]
     assert sorted(files(out)) == sorted(
-        ["000000000.tar", "000000001.tar", "categories.json", "progress.json", "sizes.json", "summary.json"]
+        [f"00000000{n}.{e}" for n in range(2) for e in ("tar", "index.json")]
+        + ["categories.json", "progress.json", "sizes.json", "summary.json"]
     )
 
 

@@ -14,7 +14,8 @@ from stream_sets import SIZE, bands, instances, panoptic, published, rectangle, 
 
 from osm.data import shards
 from osm.data.labels import load_labels
-from osm.data.shards import RawSample, existing_shards, expand_shards, read_shard
+from osm.data.shard_lists import existing_shards, expand_shards
+from osm.data.shards import RawSample, read_shard
 from osm.data.views import View
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.forms import read_sample
@@ -57,9 +58,10 @@ def test_braces_are_expanded() -> None:
         "pipe:cat a.tar",
         "PIPE:rm -rf x",
         "a.tar::pipe:cat b.tar",
-        "https://example.org/{0..3}.tar",
-        "s3://bucket/a.tar",
-        "file:///a.tar",
+        "ftp://example.org/{0..3}.tar",
+        "ssh://host/a.tar",
+        "memory://a.tar",
+        "s3:bucket/a.tar",
         "file:a.tar",
         "gs:bucket/a.tar",
         "|cat a.tar",
@@ -81,6 +83,35 @@ def test_malformed_patterns_urls_and_commands_are_refused(pattern: str) -> None:
     with pytest.raises(OsmError, match="shards '") as error:
         expand_shards(pattern)
     assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_locations_that_are_read(tmp_path: Path) -> None:
+    urls = ["https://example.org/a.tar", "s3://bucket/a/0.tar", "s3://bucket/a/1.tar", "hf://datasets/me/set/0.tar"]
+    assert expand_shards("https://example.org/a.tar::s3://bucket/a/{0..1}.tar::hf://datasets/me/set/0.tar") == urls
+    assert expand_shards("file:///data/a%20b.tar") == ["/data/a b.tar"]
+    with pytest.raises(OsmError, match="password in a URL") as error:
+        expand_shards("https://me:hidden@example.org/a.tar")
+    assert "hidden" not in str(error.value)
+
+
+def test_globs_and_lists_in_files(tmp_path: Path) -> None:
+    for number in (2, 0, 1):
+        write_shard(tmp_path / f"{number}.tar", {})
+    every = [f"{tmp_path}/{number}.tar" for number in range(3)]
+    assert existing_shards(f"{tmp_path}/*.tar", "--coco_shards") == every
+    assert existing_shards(f"{tmp_path}/[02].tar::{tmp_path}/1.tar", "--coco_shards") == [every[0], every[2], every[1]]
+    with pytest.raises(OsmError, match=r"--coco_shards .*x\*.tar: no shard fits"):
+        existing_shards(f"{tmp_path}/x*.tar", "--coco_shards")
+    listed = tmp_path / "train.txt"
+    listed.write_text(f"# a comment\n{{0..1}}.tar\n\n{tmp_path}/2.tar\n")
+    assert existing_shards(f"@{listed}", "--coco_shards") == every
+    assert existing_shards(f"@{listed}::{tmp_path}/0.tar", "--coco_shards") == [*every, every[0]]
+    for text, message in (("", "names none"), ("@train.txt\n", "names another list"), ("pipe:cat x\n", "refused")):
+        listed.write_text(text)
+        with pytest.raises(OsmError, match=message):
+            expand_shards(f"@{listed}")
+    odd = write_shard(tmp_path / "a[1].tar", {})
+    assert existing_shards(str(odd), "--coco_shards") == [str(odd)]
 
 
 def test_a_name_with_a_colon_can_be_given(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import torch
 from stream_sets import SIZE, bands, dataset, panoptic, processor, shards, write_shard
 from tiny import tiny_model_yaml
 
+from osm.data.batch import Batch, merge
 from osm.data.processor import Processor
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.shards import RawSample, read_shard
-from osm.data.stream import Batch, EpochLoader, SampleStream, StreamConfig, batches_per_epoch, merge
+from osm.data.stream import EpochLoader, SampleStream, StreamConfig, batches_per_epoch
 from osm.errors import OsmError
 from osm.forms import read_sample
 from osm.model.factory import build, load_model_config

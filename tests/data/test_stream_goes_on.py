@@ -9,8 +9,9 @@ import pytest
 import torch
 from stream_sets import bands, dataset, panoptic, processor, shards, write_shard
 
+from osm.data.batch import Batch
 from osm.data.sample import SampleConfig, SampleTransform
-from osm.data.stream import Batch, EpochLoader, StreamConfig
+from osm.data.stream import EpochLoader, StreamConfig
 
 
 def content(batches: list[Batch]) -> list[Any]:

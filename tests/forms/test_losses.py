@@ -13,8 +13,8 @@ from quirks import Quirky, plain
 from stream_sets import instances, rectangle, scene
 
 from osm.benchmark.generate import generate_predictions
+from osm.data.batch import Batch
 from osm.data.convert import prepare
-from osm.data.stream import Batch
 from osm.data.views import View
 from osm.errors import OsmError, RunStopped
 from osm.forms.base import ANNOTATION, too_many_lost

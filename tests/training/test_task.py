@@ -10,7 +10,7 @@ import torch
 from tiny_run import Workshop
 from torch import nn
 
-from osm.data.stream import merge
+from osm.data.batch import merge
 from osm.training.saved import epoch_files
 from osm.training.task import group_index, group_names, row_weights
 from osm.training.tracking import read_log

@@ -1,0 +1,352 @@
+"""The stages of the training stream, each a stage of a `webdataset.DataPipeline`:
+
+    ShardPlan -> SeededShuffle -> Resume -> ReadSamples -> ToSample -> ToBatch
+
+The order of samples is decided by their places alone, before anything is read. So a lane (one worker of one rank) reads
+its own samples' bytes only, and a resumed run skips what came before its place without reading it. One generator makes
+every draw of a lane, in the order of its samples.
+
+Shapes: N images, R rows (masks), S input size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from osm.data.batch import Batch, batch_of
+from osm.data.datasets import Dataset
+from osm.data.feature_cache import FeatureCache
+from osm.data.sample import Sample, SampleTransform
+from osm.data.shard_index import Indexes, held_out_below, held_out_place
+from osm.data.shard_reader import ShardReader
+from osm.data.shards import MAX_MEMBER_BYTES, MEMBERS, RawSample
+from osm.errors import OsmError, SampleError
+from osm.forms import read_sample
+from osm.storage.cache import FileCache
+from osm.storage.locations import is_remote
+
+T = TypeVar("T")
+MAX_SKIPS_IN_A_ROW = 1000
+_AHEAD = 16
+"""Samples of remote shards that are fetched before their turn."""
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One of the streams that a set is dealt out to: a worker of a rank, in an epoch.
+
+    Attributes:
+        dataset: the set's name. salt: another one draws other samples of the same epoch.
+    """
+
+    dataset: str
+    seed: int
+    epoch: int = 0
+    rank: int = 0
+    world_size: int = 1
+    worker: int = 0
+    workers: int = 1
+    salt: tuple[int, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """Its place among all lanes of the run."""
+        return self.rank * self.workers + self.worker
+
+    @property
+    def count(self) -> int:
+        """How many lanes the run has."""
+        return self.world_size * self.workers
+
+    def generator(self) -> np.random.Generator:
+        """Its own generator."""
+        # The dataset's name is part of the key, so that two sets in the same shards do not walk in step.
+        name = int.from_bytes(self.dataset.encode(), "big")
+        return np.random.default_rng([self.seed, self.epoch, self.rank, self.worker, name, *self.salt])
+
+    def shared_generator(self) -> np.random.Generator:
+        """The same one for all lanes of an epoch: their deals agree."""
+        return np.random.default_rng([self.seed, self.epoch, *self.salt])
+
+
+class Place(NamedTuple):
+    """Where a sample lies: which shard of the run, and which sample of it."""
+
+    shard: int
+    number: int
+
+
+class Drawn(NamedTuple):
+    """A sample (or its place) of a lane, with its number in the lane, from 1, and what its draws are seeded with."""
+
+    what: Any
+    number: int
+    seeds: np.ndarray
+
+
+class ShardPlan:
+    """Endless places of samples: of shards drawn with replacement, or of every shard once a pass, dealt to all lanes.
+
+    Args:
+        rng: the lane's.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        indexes: Indexes,
+        lane: Lane,
+        rng: np.random.Generator,
+        resampled: bool,
+        held_out_share: float,
+    ) -> None:
+        self.shards, self.indexes, self.lane, self.rng = shards, indexes, lane, rng
+        self.resampled, self.share = resampled, held_out_share
+
+    def __call__(self) -> Iterator[Place]:
+        return self._with_replacement() if self.resampled else self._passes()
+
+    def _with_replacement(self) -> Iterator[Place]:
+        empty = 0
+        while True:
+            empty += 1
+            shard = int(self.rng.integers(len(self.shards)))
+            for number in self._trained_on(shard):
+                empty = 0
+                yield Place(shard, int(number))
+            check_some(empty < MAX_SKIPS_IN_A_ROW, self.lane.dataset, self.share, len(self.shards))
+
+    def _passes(self) -> Iterator[Place]:
+        shared = self.lane.shared_generator()
+        position = 0
+        while True:
+            for shard in shared.permutation(len(self.shards)):
+                numbers = self._trained_on(int(shard))
+                first = (self.lane.number - position) % self.lane.count
+                position += len(numbers)
+                for number in numbers[first :: self.lane.count]:
+                    yield Place(int(shard), int(number))
+            check_some(position > 0, self.lane.dataset, self.share, len(self.shards))
+
+    def _trained_on(self, shard: int) -> np.ndarray:
+        return self.indexes[self.shards[shard]].trained_on(self.share)
+
+
+def check_some(found: bool, name: str, share: float, shards: int) -> None:
+    """Raises OsmError where a set has no sample to train on."""
+    if not found:
+        left = f" that --held_out_share {share} leaves" if share else ""
+        raise OsmError(f"--{name}_shards: no sample{left} in {shards} shard(s)")
+
+
+class SeededShuffle:
+    """A shuffle buffer whose order the lane's generator decides."""
+
+    def __init__(self, rng: np.random.Generator, size: int) -> None:
+        self.rng, self.size = rng, size
+
+    def __call__(self, source: Iterable[T]) -> Iterator[T]:
+        buffer: list[T] = []
+        for item in source:
+            if len(buffer) < self.size:
+                buffer.append(item)
+                continue
+            slot = int(self.rng.integers(len(buffer)))
+            buffer[slot], item = item, buffer[slot]
+            yield item
+
+
+class Resume:
+    """Numbers what the lane draws and seeds it; the first `start` are drawn and not looked at."""
+
+    def __init__(self, rng: np.random.Generator, start: int) -> None:
+        self.rng, self.start = rng, start
+
+    def __call__(self, source: Iterable[Any]) -> Iterator[Drawn]:
+        for number, what in enumerate(source, 1):
+            seeds = self.rng.integers(2**63, size=4)
+            if number > self.start:
+                yield Drawn(what, number, seeds)
+
+
+class ReadSamples:
+    """Places become the samples that lie there; those of remote shards are fetched side by side before their turn.
+
+    Args:
+        cache: of remote shards.
+    """
+
+    def __init__(self, shards: Sequence[str], indexes: Indexes, cache: FileCache | None = None) -> None:
+        self.shards, self.indexes, self.cache = shards, indexes, cache
+
+    def __call__(self, source: Iterable[Drawn]) -> Iterator[Drawn]:
+        if any(map(is_remote, self.shards)):
+            yield from self._ahead(source)
+            return
+        reader = ShardReader()
+        try:
+            for drawn in source:
+                yield drawn._replace(what=self._read(reader, drawn.what))
+        finally:
+            reader.close()
+
+    def _read(self, reader: ShardReader, place: Place) -> RawSample | SampleError:
+        return reader.read(self.indexes[self.shards[place.shard]], place.number)
+
+    def _ahead(self, source: Iterable[Drawn]) -> Iterator[Drawn]:
+        # A reader serves one thread at a time: each takes one that is free.
+        readers = [ShardReader(self.cache) for _ in range(_THREADS)]
+        free = deque(readers)
+
+        def read(place: Place) -> RawSample | SampleError:
+            reader = free.popleft()
+            try:
+                return self._read(reader, place)
+            finally:
+                free.append(reader)
+
+        pool = ThreadPoolExecutor(_THREADS)
+        waiting: deque[tuple[Drawn, Future[RawSample | SampleError]]] = deque()
+        try:
+            for drawn in source:
+                waiting.append((drawn, pool.submit(read, drawn.what)))
+                if len(waiting) > _AHEAD:
+                    first, fetched = waiting.popleft()
+                    yield first._replace(what=fetched.result())
+            while waiting:
+                first, fetched = waiting.popleft()
+                yield first._replace(what=fetched.result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            for reader in readers:
+                reader.close()
+
+
+class UserSamples:
+    """The samples of a user's own pipeline, pass after pass, as ours.
+
+    Args:
+        make: returns an iterable of webdataset's samples: `__key__`, and the members' bytes by extension.
+        where: begins messages, such as "--pipeline mine:samples".
+    """
+
+    def __init__(self, make: Callable[[], Iterable[Mapping[str, Any]]], where: str, name: str, share: float) -> None:
+        self.make, self.where, self.name, self.share = make, where, name, share
+
+    def __call__(self) -> Iterator[RawSample]:
+        while True:
+            found = False
+            for given in self.make():
+                raw = self._raw(given)
+                if self.share and held_out_place(raw.key) < held_out_below(self.share):
+                    continue
+                found = True
+                yield raw
+            if not found:
+                left = f" that --held_out_share {self.share} leaves" if self.share else ""
+                raise OsmError(f"{self.where}: it gave no sample{left} for {self.name}")
+
+    def _raw(self, given: Mapping[str, Any]) -> RawSample:
+        if not isinstance(given, Mapping) or not isinstance(given.get("__key__"), str):
+            raise OsmError(
+                f"{self.where}: expected webdataset samples, mappings with a '__key__', found {type(given).__name__}"
+            )
+        raw = RawSample(str(given.get("__url__", self.where)), given["__key__"])
+        for name, value in given.items():
+            if name.lower() not in MEMBERS:
+                continue
+            if not isinstance(value, bytes):
+                raise OsmError(
+                    f"{self.where}: sample {raw.key!r}: member {name!r} is a {type(value).__name__}, expected its "
+                    "bytes (leave .decode() out)"
+                )
+            raw.members[name.lower()] = value
+        if sum(map(len, raw.members.values())) > MAX_MEMBER_BYTES:
+            raise OsmError(f"{self.where}: sample {raw.key!r} has over {MAX_MEMBER_BYTES} bytes")
+        return raw
+
+
+class ToSample:
+    """Raw samples become samples that a batch can be made of; what cannot be used is counted and left out.
+
+    Args:
+        skipped: counts what is left out, by reason.
+    """
+
+    def __init__(
+        self, dataset: Dataset, transform: SampleTransform, skipped: Counter[str], cache: FeatureCache | None
+    ) -> None:
+        self.dataset, self.transform, self.skipped, self.cache = dataset, transform, skipped, cache
+
+    def __call__(self, source: Iterable[Drawn]) -> Iterator[tuple[Sample, int]]:
+        in_a_row = 0
+        for drawn in source:
+            try:
+                sample, faults = self._sample(drawn.what, np.random.default_rng(drawn.seeds))
+                in_a_row = 0
+                self.skipped.update(faults)
+                yield sample, drawn.number
+            except SampleError as error:
+                self.skipped[error.reason] += 1
+                in_a_row += 1
+                if in_a_row == MAX_SKIPS_IN_A_ROW:
+                    raise OsmError(
+                        f"--{self.dataset.name}_shards: {in_a_row} samples in a row were unusable "
+                        f"({dict(self.skipped)}); the last: {error}. Is form {self.dataset.form!r} right for this set?"
+                    ) from None
+
+    def _sample(self, raw: RawSample | SampleError, rng: np.random.Generator) -> tuple[Sample, Counter[str]]:
+        if isinstance(raw, SampleError):
+            raise raw
+        scene = read_sample(self.dataset.form, raw.members, self.dataset.label_set, self.dataset.rules)
+        sample = self.transform(scene, raw.key, rng)
+        if self.cache is not None:
+            sample.cache_key = raw.cache_key
+        for prompt, target in zip(sample.prompts, sample.targets, strict=True):
+            self.transform.processor.training_row(prompt, target)  # raises where the text is too long
+        return sample, scene.faults()
+
+
+class ToBatch:
+    """Samples become the batches of a worker.
+
+    Args:
+        places: of its batches in the rank's epoch. worker: whose samples they are.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: SampleTransform,
+        size: int,
+        places: Iterable[int],
+        worker: int,
+        skipped: Counter[str],
+        cache: FeatureCache | None,
+    ) -> None:
+        self.dataset, self.transform, self.size, self.places = dataset, transform, size, places
+        self.worker, self.skipped, self.cache = worker, skipped, cache
+
+    def __call__(self, source: Iterable[tuple[Sample, int]]) -> Iterator[Batch]:
+        samples = iter(source)
+        for place in self.places:
+            chosen, drawn = [], 0
+            for _ in range(self.size):
+                sample, drawn = next(samples)
+                chosen.append(sample)
+            batch = batch_of(
+                chosen, self.dataset.name, self.transform.processor, self.transform.config.supervise, place
+            )
+            if self.cache is not None:
+                parts = [self.cache.load(self.dataset.cache_name, s.cache_key, s.cached_view) for s in chosen]
+                batch = replace(batch, tokens=torch.stack(parts))
+            yield replace(batch, skipped=Counter(self.skipped), worker=self.worker, drawn=drawn)
+            self.skipped.clear()
