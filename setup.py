@@ -39,6 +39,7 @@ setup(
         "einops>=0.8",
         "webdataset>=1.0",
         "fsspec[http]>=2025.3",
+        "aiohttp>=3.9",  # whose HTTP fsspec uses
         "filelock>=3.16",
     ],
     extras_require={

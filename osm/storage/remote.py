@@ -136,9 +136,11 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
 
 def _status(error: BaseException) -> int:
     """The HTTP status that an error is about, as aiohttp, gcsfs or the hub's library tell it; 0 = none."""
-    told = (getattr(error, "status", 0), getattr(error, "code", 0))
-    status = (*told, getattr(getattr(error, "response", None), "status_code", 0))
-    return next((int(number) for number in status if str(number).isdigit() and 100 <= int(number) < 600), 0)
+    if hasattr(error, "status"):
+        number = error.status
+    else:
+        number = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
+    return int(number) if str(number).isdigit() and 100 <= int(str(number)) < 600 else 0
 
 
 def _reason(error: BaseException) -> str:
