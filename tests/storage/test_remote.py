@@ -41,9 +41,7 @@ def test_an_empty_file(shelf: Path, server: FileServer, tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b""
 
 
-def test_a_dropped_connection_costs_one_block(
-    url: str, server: FileServer, tmp_path: Path, small_blocks: None
-) -> None:
+def test_a_dropped_connection_costs_one_block(url: str, server: FileServer, tmp_path: Path, small_blocks: None) -> None:
     server.drop_after, server.drop_times = 50_000, 2
     remote.download(url, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == DATA and server.sent() <= len(DATA) + 2 * 50_000
@@ -138,7 +136,16 @@ def test_folders_by_http(shelf: Path, server: FileServer) -> None:
 
 
 def test_a_page_leads_nowhere_else(shelf: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    links = ["../up.jpg", "/other/a.jpg", "http://elsewhere/b.jpg", "?C=N;O=D", "./", "..%2fup.jpg", "%2e%2e/", "ok.jpg"]
+    links = [
+        "../up.jpg",
+        "/other/a.jpg",
+        "http://elsewhere/b.jpg",
+        "?C=N;O=D",
+        "./",
+        "..%2fup.jpg",
+        "%2e%2e/",
+        "ok.jpg",
+    ]
     page = "".join(f"<a class=x href='{link}'>x</a>" for link in links)
     monkeypatch.setattr("servers._page", lambda folder: page.encode())
     (shelf / "x").mkdir()
