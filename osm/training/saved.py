@@ -193,7 +193,7 @@ def _check_parts(path: Path, parts: Any) -> None:
 
 @functools.cache
 def local_checkpoint(location: str) -> Path:
-    """The local path of a checkpoint to go on from: of a remote one its copy, which is fetched once a process.
+    """The local path of a checkpoint to go on from: of a remote one its copy, which is fetched once a run.
 
     Raises:
         OsmError: there is no such file. RunStopped: it cannot be fetched.
