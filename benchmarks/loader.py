@@ -40,14 +40,14 @@ from small_tokenizer import small_tokenizer  # noqa: E402
 
 from osm.data import processor as processor_module  # noqa: E402
 from osm.data import sample as sample_module  # noqa: E402
-from osm.data import stream as stream_module  # noqa: E402
-from osm.data import views  # noqa: E402
+from osm.data import stages, views  # noqa: E402
 from osm.data.datasets import Dataset, DatasetTable  # noqa: E402
 from osm.data.labels import load_labels  # noqa: E402
 from osm.data.processor import Processor, fitted_size  # noqa: E402
 from osm.data.prompts import MASK_PROMPTS  # noqa: E402
 from osm.data.sample import SampleConfig, SampleTransform  # noqa: E402
 from osm.data.shard_lists import existing_shards  # noqa: E402
+from osm.data.shard_reader import ShardReader  # noqa: E402
 from osm.data.shards import RawSample, read_shard  # noqa: E402
 from osm.data.stream import SampleStream, StreamConfig  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
@@ -106,7 +106,6 @@ def ours(row: Dataset, shards: list[str], processor: Processor, samples: int, cl
         if clock is not None:
             for owner, attribute, stage in WATCHED:
                 patched.enter_context(patch.object(owner, attribute, clock.timed(stage, getattr(owner, attribute))))
-            patched.enter_context(patch.object(stream_module, "read_shard", reading(clock)))
         stream = iter(SampleStream(row, config, transform, 0, 1))
         next(stream)  # the first batch fills caches
         if clock is not None:
@@ -120,7 +119,8 @@ def ours(row: Dataset, shards: list[str], processor: Processor, samples: int, cl
 
 # What is timed as which stage; everything else is `other` (collating a batch, drawing views).
 WATCHED: list[tuple[Any, str, str]] = [
-    (stream_module, "read_sample", "decode"),
+    (ShardReader, "read", "read"),
+    (stages, "read_sample", "decode"),
     (base, "read_rgb", "decode"),
     (views.View, "image", "resize"),
     (sample_module.SampleTransform, "_sample", "mask"),

@@ -108,7 +108,8 @@ def index_document(shard: str, stream: BinaryIO, version: str = "") -> dict[str,
             if isinstance(found, Span):
                 if found.of_all != (of_all[-1][1] if of_all else {}):
                     of_all.append([len(samples), found.of_all])
-                samples.append([found.key, found.start, found.stop - found.start])
+                stop = min(found.stop, tar.length)  # the padding after the last member may be missing
+                samples.append([found.key, found.start, stop - found.start])
             else:
                 samples.append(_fault_entry(found, name))
     except (tarfile.TarError, ValueError) as error:

@@ -53,7 +53,7 @@ class ShardReader:
             stream = self._stream(index)
             if stream is None:
                 data = remote.read_range(index.shard, start, stop, index.stat)
-                tar = TarReader(io.BytesIO(data), of_all=index.global_headers(number))
+                tar = TarReader(io.BytesIO(data), 0, len(data), index.global_headers(number))
             else:
                 tar = TarReader(stream, start, stop, index.global_headers(number))
             sample = self._only(index, number, name, tar)
