@@ -347,6 +347,14 @@ class S3Server:
         self._client.create_bucket(Bucket=name)
         return f"s3://{name}"
 
+    def clear(self, bucket: str) -> None:
+        """Removes all objects of a bucket, and the faults: for tests that share a server."""
+        self.status, self.status_times, self.methods = {}, None, {"HEAD", "GET", "PUT", "POST", "DELETE"}
+        self.drop_after = self.drop_times = None
+        for name in self.names(bucket):
+            self._client.delete_object(Bucket=bucket, Key=name)
+        self.forget()
+
     def put(self, bucket: str, key: str, content: bytes) -> str:
         """Stores an object; returns its url."""
         self._client.put_object(Bucket=bucket, Key=key, Body=content)

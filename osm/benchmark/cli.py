@@ -15,7 +15,7 @@ from osm.benchmark.evaluate_cli import add_bootstrap, bootstrap_of, compare, eva
 from osm.benchmark.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.benchmark.measure import ALL, METRICS, PUBLISHED
 from osm.benchmark.picture import write_picture
-from osm.benchmark.report import PAGE, TITLE, write_report
+from osm.benchmark.report import PAGE, RESULTS, TITLE, write_report
 from osm.config import find_config
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError, exit_code
@@ -26,6 +26,7 @@ from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join
+from osm.storage.output import check_output, locked, open_output
 from osm.terminal import echo
 
 GROUND_TRUTH = "gt"
@@ -80,6 +81,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     known, _ = files.parse_known_args(argv)
     table = _table(known.benchmark, known.datasets)
     args = _generate_parser(files, table).parse_args(argv)
+    check_output(args.out_dir, "out_dir")  # not after the model is loaded
     part, parts = _part(args)
     modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
     way = way_of(args)
@@ -177,7 +179,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
     )
     parser.add_argument("parts", metavar="n", type=_number_or_auto, help="of how many (auto: torchrun's processes)")
     parser.add_argument("checkpoint", metavar="ckpt", help="checkpoint file")
-    parser.add_argument("out_dir", help="folder of the predictions")
+    parser.add_argument("out_dir", help="folder of the predictions, or its URL on s3:// or gs://")
     parser.add_argument("--sets", help=f"comma-separated, of {', '.join(table)}; default: all whose files are there")
     parser.add_argument(
         "--masks",
@@ -297,8 +299,16 @@ def _report(argv: Sequence[str] | None) -> None:
     table = _table("benchmark", args.datasets)
     drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
     options = {**{name: getattr(args, name) for name in ("run", "pictures", "surest", "metrics")}, **drawn}
-    write_report(args.out_dir, folders, args.parts, table, title=args.title, baselines=baselines, **options)
-    echo(args.out_dir / PAGE)
+    out_dir = check_output(args.out_dir, "out_dir")
+    if not is_remote(out_dir):
+        write_report(Path(out_dir), folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        echo(Path(out_dir) / PAGE)
+        return
+    output = open_output(out_dir, "out_dir")
+    with locked(output):
+        write_report(output.path, folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        output.put(RESULTS, PAGE)
+    echo(output.location(PAGE))
 
 
 def report_parser() -> argparse.ArgumentParser:
@@ -308,13 +318,14 @@ def report_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Writes report.html (scores, loss curve, confusions, pictures) and results.json.",
     )
-    parser.add_argument("out_dir", type=Path, help="folder of the report")
+    parser.add_argument("out_dir", help="folder of the report, or its URL on s3:// or gs://")
     parser.add_argument(
         "--predictions",
         action="append",
         required=True,
         metavar="TITLE=FOLDER",
-        help="prediction files of generate_pred.py; classes, confusions and pictures are the first ones' alone",
+        help="prediction files of generate_pred.py, here or at a URL; classes, confusions and pictures are of the "
+        "first ones alone",
     )
     parser.add_argument("--parts", type=int, required=True, metavar="N", help="the n generate_pred.py was run with")
     parser.add_argument("--datasets", help="YAML with sets of your own")
@@ -345,7 +356,7 @@ def picture_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
     )
-    parser.add_argument("out_dir", type=Path, help="folder of the predictions")
+    parser.add_argument("out_dir", help="folder of the predictions, or its URL")
     parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
     parser.add_argument("output", type=Path, help="the picture, a .jpg")
     parser.add_argument("--set", required=True, help="whose images")

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from osm.benchmark.compare import compare_folders
@@ -18,8 +17,8 @@ from osm.benchmark.metrics.statistics import Bootstrap
 from osm.benchmark.parts import made_with
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError
-from osm.files import write_output
 from osm.storage.cache import localize
+from osm.storage.output import write_text
 from osm.terminal import echo
 
 
@@ -42,7 +41,7 @@ def evaluate(argv: Sequence[str] | None) -> None:
             echo("", *measures.lines(table[name]))
             document[name]["metrics"] = measures.as_json()
     if args.json:
-        write_output(args.json, "--json", [_json(document)])
+        write_text(args.json, "--json", [_json(document)])
 
 
 def _measured(
@@ -73,10 +72,10 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate_pred.py", allow_abbrev=False, description="Prints Acc and Not-In-Vocab of prediction files."
     )
-    parser.add_argument("out_dir", type=Path, help="folder of the predictions")
+    parser.add_argument("out_dir", help="folder of the predictions, or its URL")
     parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
     parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
     parser.add_argument(
         "--metrics",
         choices=METRICS,
@@ -140,7 +139,7 @@ def compare(argv: Sequence[str] | None) -> None:
     titles, parts = _titles(args.titles), _parts(args.parts)
     tools = find_tools() if args.metrics == ALL else Tools()
     table = _table(args.datasets)
-    a, b = localize(args.a, "A", folder=True), localize(args.b, "B", folder=True)
+    a, b = (localize(getattr(args, name), name.upper(), folder=True) for name in "ab")
     found, notes = compare_folders((a, b), parts, table, tools, bootstrap, args.examples)
     for comparison in found:
         echo(*comparison_lines(comparison, titles))
@@ -149,9 +148,9 @@ def compare(argv: Sequence[str] | None) -> None:
     if args.json:
         drawn = {"over": "images", "samples": bootstrap.samples, "seed": bootstrap.seed}
         about = {"titles": titles, "bootstrap": drawn}
-        write_output(args.json, "--json", [_json({**about, "sets": {one.row.name: one.as_json() for one in found}})])
+        write_text(args.json, "--json", [_json({**about, "sets": {one.row.name: one.as_json() for one in found}})])
     if args.report:
-        write_output(args.report, "--report", comparison_page(found, titles, notes, bootstrap))
+        write_text(args.report, "--report", comparison_page(found, titles, notes, bootstrap))
 
 
 def _parts(text: str) -> tuple[int, int]:
@@ -177,14 +176,14 @@ def compare_parser() -> argparse.ArgumentParser:
         description="Compares two folders of predictions for the same masks: rates, differences with paired intervals "
         "over images, and the masks that changed.",
     )
-    parser.add_argument("a", metavar="A", type=Path, help="folder of the predictions")
-    parser.add_argument("b", metavar="B", type=Path, help="folder of the others")
+    parser.add_argument("a", metavar="A", help="folder of the predictions, or its URL")
+    parser.add_argument("b", metavar="B", help="folder of the others, or its URL")
     parser.add_argument("--parts", required=True, metavar="N[,M]", help="the n of generate_pred.py, of A and of B")
     parser.add_argument("--titles", default="A,B", metavar="A,B", help="what they are called (%(default)s)")
     parser.add_argument("--datasets", help="YAML with sets of your own")
     parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: names alone [%(default)s]")
     parser.add_argument("--examples", type=int, default=10, help="masks that changed, of each kind (%(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="also write a page")
+    parser.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
+    parser.add_argument("--report", metavar="FILE.html", help="also write a page, here or there")
     add_bootstrap(parser)
     return parser

@@ -27,6 +27,8 @@ from osm.forms.base import too_many_lost
 from osm.forms.presence import check_files, files_stay
 from osm.forms.proposals import Proposals
 from osm.forms.split import FIELD, MAX_BAD_ANNOTATIONS, Item
+from osm.storage.locations import is_remote
+from osm.storage.output import check_output, locked, open_output, staging
 from osm.terminal import echo
 
 OWN_MODE = "own"
@@ -126,7 +128,7 @@ def generate_predictions(
     way: str = "constrained",
     batch: int = 1,
     max_bad_annotations: float = MAX_BAD_ANNOTATIONS,
-) -> Path:
+) -> Path | str:
     """Names one part of a set and writes `<set>_pred_<part>_of_<parts>.json` and its meta file.
 
     With `proposals` it names those, and writes `<set>_proposals_<part>_of_<parts>.json`.
@@ -139,7 +141,8 @@ def generate_predictions(
         namer: names masks (see `osm.recognition.namer`).
         row: the set, with its paths.
         part, parts: which part, counted from 0, of how many.
-        out_dir: made where it is missing.
+        out_dir: made where it is missing; or a URL on `s3://` or `gs://`: then the finished images of a part are
+            kept on this machine, and its files are uploaded when they are whole.
         modes: `own` (the set's), `any`, or others of the checkpoint.
         limit: the first so many images of the set alone.
         alter: one of `ALTERATIONS`.
@@ -149,8 +152,12 @@ def generate_predictions(
         batch: images that are named together.
         max_bad_annotations: the share of annotations that may be unusable; above 0, one always may.
 
+    Returns:
+        The prediction file, or its URL.
+
     Raises:
         OsmError: wrong arguments or data, or a file of that name made with other ones.
+        RunStopped: the disk is full, or the server of a remote folder does not answer.
     """
     check_part(part, parts)
     run = _start(namer, row, modes, limit, alter, seed, proposals, batch, max_bad_annotations)
@@ -168,15 +175,51 @@ def generate_predictions(
         "seed": seed,
         "vocabulary": None if vocabulary is None else [way, len(vocabulary), _digest(vocabulary)],
     }
-    path = prediction_path(Path(out_dir), row.name, part, parts, run.split.kind)
+    name = prediction_path(Path(), row.name, part, parts, run.split.kind).name
+    meta_name = meta_path(Path(name), run.split.kind).name
+    if is_remote(out_dir):
+        return _upload_part(namer, run, part_range(run.count, part, parts), out_dir, name, meta_name, header)
+    path = Path(check_output(out_dir, "out_dir")) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_failed(error, f"out_dir {out_dir}", "a folder that can be written") from None
-    if _is_finished(path, meta_path(path, run.split.kind), header):
-        return path
-    _name_part(namer, run, part_range(run.count, part, parts), path, header)
+    if path.exists():
+        _check_finished(path, path.with_name(meta_name), header, str(path))
+    else:
+        _name_part(namer, run, part_range(run.count, part, parts), path, header, str(path))
     return path
+
+
+def _upload_part(
+    namer: NamerLike,
+    run: _Run,
+    indices: range,
+    out_dir: str | Path,
+    name: str,
+    meta_name: str,
+    header: dict[str, Any],
+) -> str:
+    """Names a part in the staging folder of a remote one and uploads it, unless it is there."""
+    output = open_output(out_dir, "out_dir")
+    path, meta_file, where = output.path / name, output.path / meta_name, output.location(name)
+    with locked(output, f"{name}.lock"), staging(output.path):
+        if name in output.sizes():
+            meta = output.read(meta_name, "meta file")
+            meta_file.unlink(missing_ok=True)
+            if meta is not None:
+                meta_file.write_bytes(meta)
+            _check_finished(path, meta_file, header, where)
+            for file in (path, meta_file):
+                file.unlink(missing_ok=True)
+            return where
+        # What an upload that failed has left is whole; if another run made it, nobody waits for it.
+        if path.exists() and (not meta_file.exists() or _changed(meta_file, header)):
+            path.unlink()
+        if not path.exists():
+            _name_part(namer, run, indices, path, header, where)
+        output.put(meta_name, name)
+    return where
 
 
 def _start(
@@ -212,13 +255,13 @@ def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any]) -> None:
-    """Names what is left of a part, and turns it into the prediction file."""
+def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any], where: str) -> None:
+    """Names what is left of a part, and turns it into the prediction file; messages call it `where`."""
     # Batches count from the part's start, so that a run that goes on has those of the run that was killed: what is
     # computed together can move a probability's last digit.
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
-            _say(f"{path}: going on after {partial.done} of {len(indices)} images")
+            _say(f"{where}: going on after {partial.done} of {len(indices)} images")
         check_files(run.split, indices[partial.done :])
         progress = _Progress(path.stem, len(indices), partial.done)
         for first in range(partial.done // run.batch * run.batch, len(indices), run.batch):
@@ -230,7 +273,7 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
             for (_, item), count in list(zip(numbered, counts, strict=True))[max(0, partial.done - first) :]:
                 partial.append({"counts": count, "seconds": seconds, "entry": item.entry})
                 progress.step(count["named"])
-        _finish(path, partial, run, header, indices)
+        _finish(path, partial, run, header, indices, where)
     partial_path(path).unlink()
 
 
@@ -320,25 +363,26 @@ def _prediction(name: NameLike) -> dict[str, Any]:
     return {"class": name.text.strip(), "prob": float(name.prob)}
 
 
-def _is_finished(path: Path, meta_file: Path, header: dict[str, Any]) -> bool:
-    """Whether the part's file is there already; one made with other arguments is an error, never overwritten."""
-    if not path.exists():
-        return False
+def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:
+    """Says that the part's file is there already; one made with other arguments is an error, never overwritten."""
     if not meta_file.exists():
-        _say(f"{path}: finished already, skipped (no meta file beside it says what made it)")
-        return True
-    meta, _ = read_json(meta_file, "meta file")
-    changed = [key for key in header if not isinstance(meta, dict) or meta.get(key) != header[key]]
-    if changed:
+        _say(f"{where}: finished already, skipped (no meta file beside it says what made it)")
+        return
+    if changed := _changed(meta_file, header):
         raise OsmError(
-            f"{path} is there already, made with another {', '.join(changed)}; choose another out_dir, or remove it"
+            f"{where} is there already, made with another {', '.join(changed)}; choose another out_dir, or remove it"
         )
-    _say(f"{path}: finished already, skipped")
+    _say(f"{where}: finished already, skipped")
     partial_path(path).unlink(missing_ok=True)  # there where the run was killed at the very end
-    return True
 
 
-def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any], indices: range) -> None:
+def _changed(meta_file: Path, header: dict[str, Any]) -> list[str]:
+    """The arguments that a meta file has otherwise."""
+    meta, _ = read_json(meta_file, "meta file")
+    return [key for key in header if not isinstance(meta, dict) or meta.get(key) != header[key]]
+
+
+def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any], indices: range, where: str) -> None:
     """Turns the finished images into the prediction file; the meta file first, so that it is never missing."""
     counts = Counter(dict.fromkeys(COUNTS, 0))
     seconds = 0.0
@@ -368,7 +412,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
     except OSError as error:
         raise write_failed(error, str(path), "a file that can be written") from None
     left_out = ", ".join(f"{key} {value}" for key, value in counts.items() if key != "named")
-    _say(f"{path}: {counts['named']} masks of {len(indices)} images named ({left_out})")
+    _say(f"{where}: {counts['named']} masks of {len(indices)} images named ({left_out})")
 
 
 def _document(partial: PartialFile, split: Split) -> Iterator[str]:

@@ -9,14 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from osm.benchmark.cli import generate_main
 from osm.benchmark.evaluate import SetResult, evaluate_folder
 from osm.data.datasets import DatasetTable
 from osm.errors import OsmError, exit_code
-from osm.files import write_output
+from osm.storage.cache import localize
+from osm.storage.output import write_text
 from osm.terminal import echo
 
 PASSED_ON = {
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
             )
         if status := _generate(args, generate):
             return status
-        results, notes = evaluate_folder(args.out_dir, args.processes, DatasetTable())
+        results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.processes, DatasetTable())
         compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
         _show(compared, notes, args)
     except OsmError as error:
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
 def _generate(args: argparse.Namespace, generate: Callable[[Sequence[str]], int]) -> int:
     asked = {**{name: getattr(args, name) for name in PASSED_ON}, "sets": args.sets or ",".join(PUBLISHED)}
     given = [(name, value) for name, value in asked.items() if value is not None]
-    common = [args.checkpoint, str(args.out_dir), *(word for name, value in given for word in (f"--{name}", value))]
+    common = [args.checkpoint, args.out_dir, *(word for name, value in given for word in (f"--{name}", value))]
     if args.processes == 1:
         return generate(["0", "1", *common])
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes)]
@@ -147,7 +147,7 @@ def _show(compared: list[Comparison], notes: list[str], args: argparse.Namespace
             one.name: {**asdict(one), "within": one.within, "same_masks": one.same_masks} for one in compared
         }
         whole = {"sets": document, "missing": missing}
-        write_output(args.json, "--json", [json.dumps(whole, indent=1, allow_nan=False) + "\n"])
+        write_text(args.json, "--json", [json.dumps(whole, indent=1, allow_nan=False) + "\n"])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -159,10 +159,10 @@ def parser() -> argparse.ArgumentParser:
         "brackets, the difference in points. A run that was killed goes on.",
     )
     out.add_argument("checkpoint", metavar="ckpt", help="the model zoo's file, or another model")
-    out.add_argument("out_dir", type=Path, help="folder of the predictions")
+    out.add_argument("out_dir", help="folder of the predictions, or its URL on s3:// or gs://")
     out.add_argument("--processes", type=int, default=1, help="one a GPU [%(default)s]")
     out.add_argument("--tolerance", type=float, default=0.5, help="in points, of every figure [%(default)s]")
-    out.add_argument("--json", type=Path, help="also write the figures to this file")
+    out.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
     group = out.add_argument_group("as of generate_pred.py")
     for name, what in PASSED_ON.items():
         group.add_argument(f"--{name}", help=what)

@@ -29,6 +29,7 @@ from osm.data.labels import LabelSet
 from osm.data.originals.work import Panoptic, write_whole
 from osm.errors import OsmError, SampleError, exit_code, shown, write_failed
 from osm.files import read_json, read_yaml, write_atomically
+from osm.storage.output import check_here
 from osm.terminal import echo
 
 SPLITS = ("train", "val")
@@ -326,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `osm collages`; returns the exit code."""
     args = parser().parse_args(argv)
     try:
+        check_here(args.out, "out")
         options = CollageOptions(
             args.table,
             args.cutouts,

@@ -16,11 +16,13 @@ from typing import Any
 from osm.data.build import SEED, build, keyed
 from osm.data.pool import Progress, default_workers, in_order, say
 from osm.data.sets import SETS, Convertible
-from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter, write_json
+from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter
 from osm.errors import OsmError, exit_code, write_failed
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
 from osm.forms.remote import localized
 from osm.forms.split import MAX_BAD_ANNOTATIONS
+from osm.storage.locations import join, public
+from osm.storage.output import check_output, disk_of
 
 _FILE_FIELDS = ("ann_dir", "json_file", "labels", "filter_lvis_val")
 _EXAMPLES = 5  # messages shown of what the json itself lacks
@@ -49,7 +51,13 @@ class Options:
     max_bad_samples: float = 0.01
     max_bad_annotations: float = MAX_BAD_ANNOTATIONS
 
+    @property
+    def where(self) -> str:
+        """The folder as messages call it."""
+        return public(self.output_dir)
+
     def check(self) -> None:
+        check_output(self.output_dir, "--output_dir")
         if self.layout not in LAYOUTS:
             raise OsmError(f"--format {self.layout!r} is not one of {', '.join(LAYOUTS)}")
         if self.num_files_per_shard < 1:
@@ -75,7 +83,7 @@ def _fill(
     """Writes what is not written yet."""
     start = writer.next_item
     if start:
-        say("resuming", f"{len(writer.sizes)} whole shards in {writer.output_dir} ({start} of {len(items)} samples)")
+        say("resuming", f"{len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
     progress = Progress(len(items), start)
     # Without the labels that it has loaded, and without listings: it goes to every worker.
     light = replace(files, row=replace(files.row), folders={})
@@ -100,7 +108,7 @@ def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[
 
     Raises:
         OsmError: an argument or what describes the set is wrong, or the folder holds other shards.
-        RunStopped: the disk is full.
+        RunStopped: the disk is full, or the server of a remote folder does not answer.
         BadSamplesError: more bad samples than `options.max_bad_samples` allows, more bad annotations than
             `options.max_bad_annotations` does, or no sample that is good.
     """
@@ -111,14 +119,14 @@ def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[
     try:
         summary, failed = _convert(chosen, files, listing, options)
     except OSError as error:
-        raise write_failed(error, f"output_dir {options.output_dir}", "a folder that can be written") from None
-    say("written", f"{summary['written']} samples in {summary['shards']} shards to {options.output_dir}")
+        raise write_failed(error, disk_of(options.output_dir, "output_dir"), "a folder that can be written") from None
+    say("written", f"{summary['written']} samples in {summary['shards']} shards to {options.where}")
     for kind in ("left_out", "warnings"):
         if summary[kind]:
             counts = ", ".join(f"{reason} {count}" for reason, count in summary[kind].items())
             say(kind.replace("_", " "), counts)
     if failed:
-        raise BadSamplesError(f"{failed} (all counts: {Path(options.output_dir) / SUMMARY})")
+        raise BadSamplesError(f"{failed} (all counts: {join(options.where, SUMMARY)})")
     return summary
 
 
@@ -151,7 +159,7 @@ def _convert(chosen: Convertible, files: SetFiles, listing: Listing, options: Op
         if listing.no_image and not writer.next_item:
             raise OsmError(listing.no_image)
         if listing.categories is not None:
-            write_json(writer.output_dir / CATEGORIES, {"categories": listing.categories})
+            writer.put_json(CATEGORIES, {"categories": listing.categories})
         _fill(writer, chosen, files, items, options.num_workers or default_workers())
         summary = writer.finish(left_out, listing.losses.counts)
         if not writer.tally.written and set(writer.tally.left_out) == {"no_id_in_png"}:
@@ -194,7 +202,7 @@ def _true_or_false(text: str) -> bool:
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Those of the set `name`: its form's, and what all take."""
     chosen, defaults = SETS[name], Options("")
-    parser.add_argument("--output_dir", required=True, help="folder for the shards")
+    parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
     if chosen.of_coco:
         parser.add_argument(
@@ -248,7 +256,8 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
     """The command line of a set.
 
     Returns:
-        the exit code: 1 for too many bad samples, 2 for a mistake in the call, 3 for a full disk.
+        the exit code: 1 for too many bad samples, 2 for a mistake in the call, 3 for a full disk or a server
+            that is gone.
     """
     args = parser(name).parse_args(arguments)
     options = Options(

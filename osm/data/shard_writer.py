@@ -7,7 +7,6 @@ import json
 import os
 import re
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,15 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-try:
-    import fcntl
-except ImportError:  # Windows: two runs that write into one folder are then not kept apart
-    fcntl = None  # type: ignore[assignment]
-
 from osm.data.shard_index import index_document, index_name, index_text
 from osm.documents import parse_json
 from osm.errors import OsmError
-from osm.files import check_regular_file
+from osm.storage.output import open_output
 
 LAYOUTS = ("webdataset", "published")
 SIZES, SUMMARY, PROGRESS = "sizes.json", "summary.json", "progress.json"
@@ -97,12 +91,16 @@ class ShardWriter:
     item's index, then `finish`. A shard is written under a temporary name and renamed when whole; then `progress.json`
     is told of it, so that the same run, started again, begins with the first item after the last whole shard.
 
+    A folder on `s3://` or `gs://` is written the same way: a shard is made in a staging folder of this machine, and
+    uploaded when whole.
+
     Args:
         arguments: whatever else decides the content of the shards. A folder that holds the shards of other arguments
             is refused.
 
     Raises:
         OsmError: an argument is wrong, `output_dir` holds other shards, or another process is writing there.
+        RunStopped: the server of a remote folder does not answer; so do all methods that write.
     """
 
     def __init__(
@@ -116,7 +114,6 @@ class ShardWriter:
             raise OsmError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
         if num_files_per_shard < 1:
             raise OsmError(f"num_files_per_shard {num_files_per_shard} has to be 1 or more")
-        self.output_dir = Path(output_dir)
         self.num_files_per_shard = num_files_per_shard
         self.arguments = {**(arguments or {}), "layout": layout, "num_files_per_shard": num_files_per_shard}
         self.tally = Tally()
@@ -126,15 +123,12 @@ class ShardWriter:
         self._tar: tarfile.TarFile | None = None
         self._file: IO[bytes] | None = None
         self._in_shard = 0
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OsmError(f"output_dir {self.output_dir}: cannot be made ({error})") from None
-        self._lock = self._take_lock()
+        self._output = open_output(output_dir, "output_dir")
+        self._output.lock(_LOCK_SECONDS)
         try:
             self._resume()
         except BaseException:
-            self._release()
+            self._output.unlock()
             raise
 
     def __enter__(self) -> Self:
@@ -146,12 +140,12 @@ class ShardWriter:
             with suppress(OSError):  # on a full disk, what is left to write fails once more
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
-        self._release()
+        self._output.unlock()
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # not by closing alone: forked workers hold a copy of the descriptor
-            os.close(self._lock)
+    @property
+    def where(self) -> str:
+        """The folder as messages call it."""
+        return self._output.where
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -197,8 +191,8 @@ class ShardWriter:
         summary["left_out"] = dict(sorted((Counter(left_out or {}) + self.tally.left_out).items()))
         summary["warnings"] = dict(sorted((Counter(warnings or {}) + self.tally.warnings).items()))
         summary |= {"shards": len(self._shards), "arguments": self.arguments}
-        write_json(self.output_dir / SIZES, self.sizes)
-        write_json(self.output_dir / SUMMARY, summary)
+        self.put_json(SIZES, self.sizes)
+        self.put_json(SUMMARY, summary)
         self.finished = True
         self._write_progress()
         return summary
@@ -206,13 +200,13 @@ class ShardWriter:
     def start_over(self) -> None:
         """Deletes the shards of the finished run found here, and begins anew."""
         for name in (*self.sizes, *map(index_name, self.sizes), SIZES, SUMMARY):
-            (self.output_dir / name).unlink(missing_ok=True)
+            self._output.remove(name)
         self._shards, self.tally, self.next_item, self.finished = [], Tally(), 0, False
         self._write_progress()
 
     @property
     def _temporary(self) -> Path:
-        return self.output_dir / (shard_name(len(self._shards)) + _TEMPORARY)
+        return self._output.path / (shard_name(len(self._shards)) + _TEMPORARY)
 
     def _close_shard(self) -> None:
         assert self._tar is not None and self._file is not None
@@ -224,8 +218,9 @@ class ShardWriter:
         size = temporary.stat().st_size
         with temporary.open("rb") as stream:
             index = index_text(index_document(name, stream))
-        os.replace(temporary, self.output_dir / name)
-        (self.output_dir / index_name(name)).write_text(index, encoding="utf-8")
+        os.replace(temporary, self._output.path / name)
+        (self._output.path / index_name(name)).write_text(index, encoding="utf-8")
+        self._output.put(name, index_name(name))
         self._shards.append(
             {
                 "name": name,
@@ -238,31 +233,19 @@ class ShardWriter:
         self._tar, self._file, self._in_shard = None, None, 0
         self._write_progress()
 
+    def put_json(self, name: str, value: Any) -> None:
+        """Writes a json file beside the shards."""
+        write_json(self._output.path / name, value)
+        self._output.put(name)
+
     def _write_progress(self) -> None:
         final = {"next_item": self.next_item, "tally": self.tally.as_json()} if self.finished else None
-        write_json(self.output_dir / PROGRESS, {"arguments": self.arguments, "shards": self._shards, "finished": final})
-
-    def _take_lock(self) -> int | None:
-        """Two runs in one folder would write into each other's temporary file."""
-        if fcntl is None:
-            return None
-        folder = os.open(self.output_dir, os.O_RDONLY)
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return folder
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    os.close(folder)
-                    raise OsmError(f"output_dir {self.output_dir}: another process is writing shards there") from None
-                time.sleep(0.05)
-            except OSError:
-                return folder  # a file system without locks
+        self.put_json(PROGRESS, {"arguments": self.arguments, "shards": self._shards, "finished": final})
 
     def _resume(self) -> None:
         """Takes over the whole shards of a run with the same arguments; refuses a folder with any others."""
-        found = {path.name for path in self.output_dir.glob("*.tar")}
+        there = self._output.sizes()
+        found = {name for name in there if name.endswith(".tar")}
         record = self._read_progress()
         recorded = [] if record is None else record["shards"]
         # A shard may have been renamed just before the run was killed, so that the record lacks it: written again.
@@ -271,12 +254,11 @@ class ShardWriter:
             strangers -= {shard_name(len(recorded))}
         if strangers:
             raise OsmError(
-                f"output_dir {self.output_dir} holds {min(strangers)}, which a run of this kind did not write: "
+                f"output_dir {self.where} holds {min(strangers)}, which a run of this kind did not write: "
                 "give an empty folder"
             )
         for shard in recorded:
-            path = self.output_dir / shard["name"]
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            if there.get(shard["name"]) != shard["bytes"]:
                 break
             self._shards.append(shard)
         whole = record is not None and len(self._shards) == len(recorded)
@@ -286,31 +268,34 @@ class ShardWriter:
         )
         if last is not None:
             self.tally, self.next_item = Tally.from_json(last["tally"]), last["next_item"]
-        for path in self.output_dir.glob(f"*{_TEMPORARY}"):
+        for pattern in ("*.tar", index_name("*.tar")):
+            self._output.forget(pattern)
+        for path in self._output.path.glob(f"*{_TEMPORARY}"):
             if _SHARD.fullmatch(path.name.removesuffix(_TEMPORARY)):
                 path.unlink()
-        if not self.finished:
-            (self.output_dir / SIZES).unlink(missing_ok=True)
-            (self.output_dir / SUMMARY).unlink(missing_ok=True)
+        for name in {SIZES, SUMMARY} & there.keys() if not self.finished else ():
+            self._output.remove(name)
         self._write_progress()
 
     def _read_progress(self) -> dict[str, Any] | None:
-        path = self.output_dir / PROGRESS
-        check_regular_file(path, "progress")
         try:
-            record = parse_json(path.read_text(encoding="utf-8"))
+            data = self._output.read(PROGRESS, "progress")
+            if data is None:
+                return None
+            record = parse_json(data.decode())
             made_with = dict(record["arguments"])
             for shard in record["shards"]:
                 Tally.from_json(shard["tally"])
-        except FileNotFoundError:
-            return None
+        except OsmError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
+            path = self._output.location(PROGRESS)
             raise OsmError(f"{path}: not the record of a conversion ({error!r}): give an empty output_dir") from None
         ours = json.loads(json.dumps(self.arguments))
         for name in sorted(made_with.keys() | ours.keys()):
             if made_with.get(name) != ours.get(name):
                 raise OsmError(
-                    f"output_dir {self.output_dir} holds the shards of another run: its {name} was "
+                    f"output_dir {self.where} holds the shards of another run: its {name} was "
                     f"{made_with.get(name)!r}, now it is {ours.get(name)!r}; give an empty folder or the same arguments"
                 )
         return record

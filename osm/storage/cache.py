@@ -108,13 +108,14 @@ class FileCache:
         raise RunStopped(f"cache {self.folder}: {public(url)} is removed as soon as it is fetched: raise the bound")
 
     def get_tree(self, url: str) -> Path:
-        """The local copy of a remote folder, with all files below it."""
+        """The local copy of a remote folder, with all files below it, and no others."""
         started, root = time.time(), self.path_of(url)
         files = {join(url, name): found for name, found in remote.list_files(url).items()}
         there = set(self.get_all(files, url))
         for _, _, path in self._held(there, root):  # what is no longer in the folder is not read as if it were
             with suppress(OSError):
                 if path.stat().st_mtime < started and not path.parent.name.startswith(_QUERY):
+                    self._meta(path).unlink(missing_ok=True)
                     path.unlink()
         return root
 

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ from osm.model import checkpoint as files
 from osm.model.bridges import BRIDGES
 from osm.model.factory import base_config, build, check_widths
 from osm.model.sizes import blank_entries
+from osm.storage import remote
+from osm.storage.locations import is_remote, public
+from osm.storage.output import check_output, locked, open_output, remote_file
 from osm.terminal import echo
 from osm.training import dcp
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
@@ -81,17 +85,25 @@ def _in_mid_run(path: Path) -> Source:
     return Source(document["model"], BRIDGES[variant].published_names(named), f"checkpoint {path}", rest)
 
 
-def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = False, half: bool = False) -> str:
+def export(source: Path, out: str | Path, with_optimizer: bool = False, force: bool = False, half: bool = False) -> str:
     """Writes a trained model in the other form: `out` is a published `.pt` file by its name, else a folder.
+
+    `out` may be a URL on `s3://` or `gs://`: what is written is staged on this machine and uploaded when whole.
 
     Returns:
         a line that says what was written.
 
     Raises:
         OsmError: a source without a model or its config, or an `out` that is in the way.
+        RunStopped: the server of a remote `out` does not answer.
     """
-    check_out(out, force)
-    published = out.suffix in PUBLISHED_SUFFIXES
+    with target(out, force) as path:
+        return _export(source, path, public(out), with_optimizer, half)
+
+
+def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool) -> str:
+    """Writes to `path`, which messages call `out`."""
+    published = path.suffix in PUBLISHED_SUFFIXES
     if half and with_optimizer:
         raise OsmError("--half: training does not go on from rounded values; leave out --half, or --with_optimizer")
     if with_optimizer and not published:
@@ -116,7 +128,7 @@ def export(source: Path, out: Path, with_optimizer: bool = False, force: bool = 
         document = json.loads(json.dumps(found.config))  # the same plain values in both forms: lists, no tuples
     except (TypeError, ValueError) as error:
         raise OsmError(f"{found.where}: its config holds more than plain values ({error})") from None
-    write(out, document, entries, found.rest if with_optimizer else {})
+    write(path, document, entries, found.rest if with_optimizer else {})
     return _told(out, entries, found.where)
 
 
@@ -128,7 +140,7 @@ def _halved(value: Tensor, name: str, where: str) -> Tensor:
 
 
 def import_published(
-    zoo: Path, out: Path, config: ModelConfig, widths: Mapping[str, int | None], base: str, force: bool = False
+    zoo: Path, out: str | Path, config: ModelConfig, widths: Mapping[str, int | None], base: str, force: bool = False
 ) -> str:
     """Writes a published file, which does not tell its config, as our own: the model is built to check every entry.
 
@@ -141,8 +153,14 @@ def import_published(
 
     Raises:
         OsmError: a file that is none, or does not fit; a base that is not found; an `out` that is in the way.
+        RunStopped: the server of a remote `out` does not answer.
     """
-    check_out(out, force)
+    with target(out, force) as path:
+        return _import(zoo, path, public(out), config, widths, base)
+
+
+def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mapping[str, int | None], base: str) -> str:
+    """Writes to `path`, which messages call `out`."""
     if zoo.is_dir():
         raise OsmError(f"{zoo} is a folder, and a published .pt file is imported; osm export reads folders")
     found = read_source(zoo)
@@ -155,8 +173,51 @@ def import_published(
     except OsmError as error:
         raise OsmError(f"{error}; {base} is another model than it was trained in; name that one") from None
     document, entries = files.config_document(model), files.published_state_dict(model)
-    write(out, document, entries, {})
+    write(path, document, entries, {})
     return _told(out, entries, found.where)
+
+
+@contextmanager
+def target(out: str | Path, force: bool) -> Iterator[Path]:
+    """Where the block writes a model: `out` itself, or what is uploaded to it once the block has ended well.
+
+    Raises:
+        OsmError: something stands at `out` that must not, or not without --force, be replaced; or another process
+            writes there. RunStopped: the server does not answer.
+    """
+    location = check_output(out, "out")
+    if not is_remote(location):
+        check_out(Path(location), force)
+        yield Path(location)
+    elif location.endswith(PUBLISHED_SUFFIXES):
+        with remote_file(location, "out") as path:
+            if not force and remote.exists(location):
+                raise OsmError(f"{location} is there already: name another, or replace it with --force")
+            yield path
+    else:
+        output = open_output(location, "out")
+        with locked(output):
+            there = output.sizes()
+            staged = any((output.path / name).is_file() for name in FOLDER_FILES)
+            _check_remote_folder(output.where, there, force, staged)
+            yield output.path
+            # A folder is a model's once it has a config: that one goes first and comes last.
+            config, weights = FOLDER_FILES
+            if config in there:
+                output.remove(config)
+            output.put(weights, config)
+
+
+def _check_remote_folder(out: str, there: Mapping[str, int], force: bool, staged: bool) -> None:
+    """As `check_out`. `staged`: an upload of this machine was cut off, whose weights may be there without a config."""
+    config, weights = FOLDER_FILES
+    if not there or (staged and config not in there and weights in there):
+        return
+    if not {config, weights} & there.keys():
+        raise OsmError(f"{out} is there and holds no model that could be replaced: name another folder, or a .pt file")
+    if not force:
+        half = "" if config in there else f" (without its {config}, as an upload that was cut off leaves it)"
+        raise OsmError(f"{out} is there already{half}: name another, or replace it with --force")
 
 
 def check_out(out: Path, force: bool) -> None:
@@ -197,7 +258,7 @@ def _modes(names: Iterable[str]) -> list[str]:
     ]
 
 
-def _told(out: Path, entries: Mapping[str, Tensor], where: str) -> str:
+def _told(out: str, entries: Mapping[str, Tensor], where: str) -> str:
     return f"{out}: {len(entries)} entries of {where}; modes {', '.join(_modes(entries))}"
 
 
@@ -211,7 +272,9 @@ def export_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "source", type=Path, help="a run's folder (its newest checkpoint), a .pt file, or a folder `final`"
     )
-    out.add_argument("out", type=Path, help="a name that ends in .pt gives a published file, any other a folder")
+    out.add_argument(
+        "out", help="a name that ends in .pt gives a published file, any other a folder; or a URL on s3:// or gs://"
+    )
     out.add_argument(
         "--with_optimizer", action="store_true", help="all that the source's .pt holds, so that training can go on"
     )
@@ -228,7 +291,7 @@ def import_parser() -> argparse.ArgumentParser:
         description="Writes a .pt file of the published code, which does not tell its model, as a folder that does.",
     )
     out.add_argument("zoo", type=Path, metavar="ZOO.pt", help="the published file")
-    out.add_argument("out", type=Path, help="a folder, or a name that ends in .pt")
+    out.add_argument("out", help="a folder, or a name that ends in .pt; or a URL on s3:// or gs://")
     out.add_argument("--config", default="osm", help="a config of the project, or a YAML file [%(default)s]")
     for name, kind in MODEL_FLAGS.items():
         out.add_argument(f"--{name}", type=kind, help="default: the config's")

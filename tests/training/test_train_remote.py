@@ -11,6 +11,7 @@ from processes import kill_tree
 from servers import S3Server
 from tiny_run import Workshop, finish, launcher, losses, start
 
+from osm.data.shard_index import Indexes
 from osm.training.tracking import read_log
 
 pytestmark = pytest.mark.slow
@@ -61,13 +62,16 @@ def _until(process: subprocess.Popen[str], line: str) -> str:
     return said
 
 
-def test_a_store_that_fails_ends_the_run_with_a_sentence(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_store_that_fails_ends_the_run_with_a_sentence(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with S3Server() as server:
         server.bucket("training")
         server.put_folder("training", workshop.root / "pan", "pan/")
         environment = {**server.environment, "OSM_CACHE": str(tmp_path / "osm"), "OSM_RETRY_SECONDS": "0,0"}
-        command = arguments(workshop, tmp_path / "run", "s3://training/pan/{000..001}.tar")
-        finish(start(command, **environment))  # the indexes are known now
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        Indexes().prepare([f"s3://training/pan/{number:03d}.tar" for number in range(2)])  # into $OSM_CACHE
         server.status = {f"training/pan/{number:03d}.tar": 503 for number in range(2)}
         server.methods = {"GET"}
         run = start(arguments(workshop, tmp_path / "again", "s3://training/pan/{000..001}.tar"), **environment)

@@ -18,8 +18,8 @@ from osm.benchmark.scoring.proposals import KIND
 from osm.config import find_config
 from osm.data.datasets import Dataset, DatasetTable
 from osm.errors import OsmError, exit_code
-from osm.files import write_output
 from osm.storage.cache import localize
+from osm.storage.output import write_text
 from osm.terminal import echo
 
 # What the counts are called. Of the first two it is said even where they are 0.
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Prints panoptic quality, mask or box AP and mean IoU of named proposals.",
     )
-    flags.add_argument("out_dir", type=Path, help="folder of <set>_proposals_<i>_of_<n>.json")
+    flags.add_argument("out_dir", help="folder of <set>_proposals_<i>_of_<n>.json, or its URL")
     flags.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
     flags.add_argument("--sets", help="comma-separated; default: all that have proposals in out_dir")
     flags.add_argument("--benchmark", default="benchmark", help="YAML with the sets' paths, or its name in configs/")
@@ -85,15 +85,15 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--min_score", type=float, default=0.0, help="masks below it are not painted [%(default)s]")
     flags.add_argument("--without_ap", action="store_true", help="no mask or box AP")
     flags.add_argument("--device", default="cpu", help="of --map nearest: cpu, cuda, ... [%(default)s]")
-    flags.add_argument("--json", type=Path, help="also write the figures to this file")
+    flags.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
     return flags
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     if args.parts < 1:
         raise OsmError(f"number of parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
-    options = Options(args.overlap, args.min_score, not args.without_ap)
     args.out_dir = localize(args.out_dir, "out_dir", folder=True)
+    options = Options(args.overlap, args.min_score, not args.without_ap)
     table = DatasetTable().with_yaml(find_config(args.benchmark))
     table = table.with_yaml(args.datasets) if args.datasets else table
     rows = _rows(args, table)
@@ -108,7 +108,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         for note in _notes(scores):
             echo(f"{row.name}: {note}", file=sys.stderr)
     if args.json:
-        write_output(args.json, "--json", [json.dumps(document, indent=1, allow_nan=False) + "\n"])
+        write_text(args.json, "--json", [json.dumps(document, indent=1, allow_nan=False) + "\n"])
 
 
 def _paths(args: argparse.Namespace, row: Dataset) -> list[Path]:

@@ -18,6 +18,7 @@ from osm.errors import OsmError, SampleError
 from osm.files import read_text
 from osm.forms.files import about, check_folder, read
 from osm.forms.maps import IGNORED
+from osm.storage.output import check_here
 
 WHAT = "PC-459, from Pascal Context's .mat files"
 _SPLITS = {"training": "train", "validation": "val"}
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make(args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
     """Fills `images` and `annotations_ctx459`; returns how many pairs there are."""
+    check_here(args.output_dir, "--output_dir")
     mats, voc, out = check_folder("mat_dir", args.mat_dir), check_folder("voc_dir", args.voc_dir), Path(args.output_dir)
     if args.labels_txt is not None:
         _compare(Path(args.labels_txt), load_labels("pc459"))

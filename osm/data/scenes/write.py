@@ -36,6 +36,7 @@ from osm.data.scenes.words import (
 )
 from osm.errors import OsmError, exit_code, write_failed
 from osm.files import PartialFile, read_json, write_atomically
+from osm.storage.output import check_here
 from osm.terminal import echo
 
 SUMMARY = "scenes.json"
@@ -212,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `osm scenes`; returns the exit code."""
     args = parser().parse_args(argv)
     try:
+        check_here(args.out, "out")
         if not args.split or Path(args.split).name != args.split or args.split in (".", ".."):
             raise OsmError(f"--split {args.split!r} has to be the name of one folder")
         if args.num_workers is not None and args.num_workers < 1:
