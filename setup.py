@@ -38,8 +38,8 @@ setup(
         "matplotlib>=3.9",
         "einops>=0.8",
         "webdataset>=1.0",
-        "fsspec[http]>=2025.3",
-        "aiohttp>=3.9",  # whose HTTP fsspec uses
+        "fsspec>=2025.3",
+        "aiohttp>=3.10",  # what reads http(s)
         "filelock>=3.16",
     ],
     extras_require={

@@ -74,6 +74,9 @@ def _hidden(text: str) -> str:
 
 def check_writable(location: str | os.PathLike[str], what: str) -> str:
     """As `check_location`, for something that is to be written. Raises OsmError also for protocols that only read."""
+    given = os.fspath(location)
+    if "://" not in given and not _URL.match(given):
+        return given  # a folder may be called like a protocol: nothing that is written to is ever run
     text = check_location(location, what)
     if is_remote(text) and text.partition(":")[0] not in WRITABLE:
         protocols = ", ".join(f"{name}://" for name in WRITABLE)

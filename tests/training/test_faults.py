@@ -16,7 +16,7 @@ from small_disk import mounted
 from stream_sets import bands, panoptic, write_shard
 from tiny_run import Workshop, finish, launcher, losses, start
 
-from osm.data.stream import SampleStream
+from osm.data import shard_reader, stages
 from osm.errors import OsmError, RunStopped
 from osm.training import dcp
 from osm.training.cli import main
@@ -103,14 +103,14 @@ def test_a_dead_loader_ends_the_run_with_its_reason(workshop: Workshop, tmp_path
     script.write_text(
         "import os, signal, sys\n"
         "from torch.utils.data import get_worker_info\n"
-        "from osm.data import stream\n"
+        "from osm.data import stages\n"
         "from osm.training.cli import main\n"
-        "made = stream.SampleStream._batch\n"
-        "def batch(self, samples, number, skipped):\n"
+        "made = stages.batch_of\n"
+        "def batch(samples, name, processor, supervise, number):\n"
         "    if number == 3 and get_worker_info() is not None:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return made(self, samples, number, skipped)\n"
-        "stream.SampleStream._batch = batch\n"
+        "    return made(samples, name, processor, supervise, number)\n"
+        "stages.batch_of = batch\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     arguments = workshop.arguments(tmp_path / "run", "--workers", "2", sets={"pan": (1, 12)})
@@ -127,16 +127,17 @@ def test_a_shard_that_vanishes_ends_the_run_and_is_named(
 ) -> None:
     flags = mixed(workshop, tmp_path / "set", 0)
     lost = tmp_path / "set" / "001.tar"
-    made = SampleStream._batch
+    made = stages.batch_of
 
-    def batch(self: SampleStream, samples: Any, number: int, skipped: Any) -> Any:
+    def batch(samples: Any, name: str, processor: Any, supervise: str, number: int) -> Any:
         if number == 3:
             lost.unlink(missing_ok=True)
             if how == "a folder":
                 lost.mkdir(exist_ok=True)
-        return made(self, samples, number, skipped)
+        return made(samples, name, processor, supervise, number)
 
-    monkeypatch.setattr(SampleStream, "_batch", batch)
+    monkeypatch.setattr(stages, "batch_of", batch)
+    monkeypatch.setattr(shard_reader, "_OPEN", 1)  # of two: what is open is read on, gone or not
     sets = {"pan": (1, 200)}
     arguments = workshop.arguments(tmp_path / "run", *flags, "--workers", workers, "--shuffle_buffer", "1", sets=sets)
     assert main(arguments) == 3
