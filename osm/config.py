@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from osm.data.datasets import ANY_MODE, PUBLISHED_MODES
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_yaml
+from osm.storage.cache import localize
+from osm.storage.locations import is_remote, public, suffix_of
 
 T = TypeVar("T")
 # Arguments of timm.create_model that no config sets: files, and what the tower decides itself.
@@ -336,11 +338,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def find_config(name: str) -> Path:
-    """The path of a config: an existing file, or the name of one in the project's `configs/` (`osm`, `osm_small`, ...).
+    """The path of a config: an existing file, the copy of one at a URL, or the name of one in the project's `configs/`
+    (`osm`, `osm_small`, ...).
 
     Raises:
         OsmError: neither a file nor such a name.
     """
+    if is_remote(name):
+        if suffix_of(name) not in (".yaml", ".yml"):
+            raise OsmError(f"config {public(name)}: expected a name that ends in .yaml")
+        return localize(name, "config")
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         check_regular_file(path, "config")
@@ -389,5 +396,12 @@ def load_model_config(name: str, **overrides: Any) -> ModelConfig:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A config as plain values, for YAML and json."""
-    return dataclasses.asdict(config)
+    """A config as plain values, for YAML and json; of URLs without what signs them."""
+    plain: dict[str, Any] = _without_signatures(dataclasses.asdict(config))
+    return plain
+
+
+def _without_signatures(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_signatures(one) for key, one in value.items()}
+    return public(value) if isinstance(value, str) else value

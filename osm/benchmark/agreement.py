@@ -12,6 +12,7 @@ from typing import Any
 from osm.data.datasets import Dataset
 from osm.errors import OsmError, shown
 from osm.forms import FORM_CLASSES, Split, split_of
+from osm.storage.locations import is_remote
 
 Masks = Counter[tuple[Hashable, Hashable]]
 """How often each (id, category id) occurs; crowd is left out."""
@@ -47,7 +48,9 @@ def row_with_names(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
 def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
     """The split that the predictions were made of; None where its files are missing, unreadable or have changed."""
     row = row_with_files(row, meta)
-    if not all(getattr(row, field) and os.path.exists(getattr(row, field)) for field in FORM_CLASSES[row.form].needs):
+    places = [getattr(row, field) for field in FORM_CLASSES[row.form].needs]
+    # A URL is the table's: those that generation noted are never asked for.
+    if not all(place and (is_remote(place) or os.path.exists(place)) for place in places):
         return None
     try:
         split = split_of(row, max_bad_annotations=1.0)

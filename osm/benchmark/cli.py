@@ -18,7 +18,6 @@ from osm.benchmark.picture import write_picture
 from osm.benchmark.report import PAGE, RESULTS, TITLE, write_report
 from osm.config import find_config
 from osm.data.datasets import ANY_MODE, Dataset, DatasetTable
-from osm.data.paths import check_local
 from osm.errors import OsmError, exit_code
 from osm.files import read_json
 from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
@@ -26,12 +25,13 @@ from osm.quiet import quiet_command
 from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of
 from osm.storage.cache import localize
-from osm.storage.locations import is_remote
+from osm.storage.locations import check_location, is_remote, join
 from osm.storage.output import check_output, locked, open_output
 from osm.terminal import echo
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"
+FOLDERS = ("image_dir", "mask_dir")
 PATH_FIELDS = {"image_dir": "folder of the images", "json_file": "json of the annotations"}
 
 
@@ -251,8 +251,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
 def _with_flags(args: argparse.Namespace, row: Dataset) -> Dataset:
     given = {field: getattr(args, f"{row.name}_{field}") for field in FORM_CLASSES[row.form].needs}
     changes = {field: value for field, value in given.items() if value is not None}
-    for field, value in changes.items():
-        check_local(value, f"--{row.name}_{field}")
+    changes = {field: check_location(value, f"--{row.name}_{field}") for field, value in changes.items()}
     if "json_file" in changes and row.labels == row.json_file:
         changes["labels"] = changes["json_file"]
     return replace(row, **changes)
@@ -263,7 +262,10 @@ def _missing_path(row: Dataset, form: type[Form], with_masks: bool) -> str | Non
         path = getattr(row, field)
         if path is None:
             return f"no {field} given (--{row.name}_{field})"
-        if not Path(path).exists():
+        if is_remote(path):  # an error, not a set that is left out: somebody wrote the URL
+            if field not in FOLDERS:
+                localize(path, f"--{row.name}_{field}")
+        elif not Path(path).exists():
             return f"{field} {path} does not exist (--{row.name}_{field})"
     return None
 
@@ -285,12 +287,15 @@ def _report(argv: Sequence[str] | None) -> None:
             raise OsmError(f"--predictions {given!r}: expected TITLE=FOLDER")
         if title.strip() in folders:
             raise OsmError(f"--predictions {given!r}: the title {title.strip()!r} is given twice")
-        folders[title.strip()] = localize(folder, "--predictions", folder=True)
-        if not folders[title.strip()].is_dir():
+        local = localize(folder, "--predictions", folder=True)
+        if not local.is_dir():
             raise OsmError(f"--predictions {given!r}: {folder} is not a folder; expected generate_pred.py's out_dir")
+        folders[title.strip()] = local
+    if args.run and is_remote(args.run):
+        args.run = localize(join(check_location(args.run, "--run"), "log.jsonl"), "--run").parent
     if args.run and not (args.run / "log.jsonl").is_file():
         raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
-    baselines = read_json(args.baselines, "--baselines")[0] if args.baselines else None
+    baselines = read_json(localize(args.baselines, "--baselines"), "--baselines")[0] if args.baselines else None
     table = _table("benchmark", args.datasets)
     drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
     options = {**{name: getattr(args, name) for name in ("run", "pictures", "surest", "metrics")}, **drawn}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from osm.benchmark.evaluate import SetResult
@@ -18,6 +17,7 @@ from osm.data.datasets import ANY_MODE, Dataset
 from osm.data.labels import FREQUENCIES
 from osm.errors import OsmError, shown
 from osm.files import read_json
+from osm.storage.cache import localize
 
 PUBLISHED, ALL = METRICS = ("published", "all")
 NAMES = {
@@ -181,7 +181,7 @@ def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict
         name, equals, file = text.partition("=")
         if not equals or not file or name not in table:
             raise OsmError(f"--frequencies {text!r}: expected SET=FILE, SET one of {', '.join(table)}")
-        document, _ = read_json(Path(file), f"--frequencies {name}")
+        document, _ = read_json(localize(file, f"--frequencies {name}"), f"--frequencies {name}")
         categories = document.get("categories") if isinstance(document, dict) else None
         if not isinstance(categories, list) or not all(isinstance(one, dict) for one in categories):
             raise OsmError(f"--frequencies {text!r}: {file} has no list 'categories'")

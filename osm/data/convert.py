@@ -19,6 +19,7 @@ from osm.data.sets import SETS, Convertible
 from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter
 from osm.errors import OsmError, exit_code, write_failed
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
+from osm.forms.remote import localized
 from osm.forms.split import MAX_BAD_ANNOTATIONS
 from osm.storage.locations import join, public
 from osm.storage.output import check_output, disk_of
@@ -84,7 +85,8 @@ def _fill(
     if start:
         say("resuming", f"{len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
     progress = Progress(len(items), start)
-    light = replace(files, row=replace(files.row))  # without the labels that it has loaded: it goes to every worker
+    # Without the labels that it has loaded, and without listings: it goes to every worker.
+    light = replace(files, row=replace(files.row), folders={})
     make = partial(build, form=chosen.form, files=light, layout=writer.arguments["layout"])
     for index, built in enumerate(in_order(make, items[start:], workers), start):
         if built.reason and writer.leave_out(index, built.reason, built.message):
@@ -111,7 +113,9 @@ def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[
             `options.max_bad_annotations` does, or no sample that is good.
     """
     options.check()
+    files = localized(files, chosen.form)
     listing = chosen.form.listing(files, None)
+    files.fetch(path for entry in _annotated(listing) for path in (entry.image, *entry.masks.values()))
     try:
         summary, failed = _convert(chosen, files, listing, options)
     except OSError as error:
@@ -126,10 +130,14 @@ def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[
     return summary
 
 
+def _annotated(listing: Listing) -> list[Entry]:
+    return [entry for entry in listing.entries if entry.record.get("segments_info") != []]
+
+
 def _convert(chosen: Convertible, files: SetFiles, listing: Listing, options: Options) -> tuple[dict[str, Any], str]:
     """Writes the shards; returns the summary, and why the run has failed (empty where it has not)."""
     fine = chosen.fine | chosen.form.fine
-    annotated = [entry for entry in listing.entries if entry.record.get("segments_info") != []]
+    annotated = _annotated(listing)
     left_out = Counter(listing.left_out)
     left_out += Counter({chosen.form.unannotated: len(listing.entries) - len(annotated)})
     items = [(key, replace(entry, raw=None)) for key, entry in keyed(annotated, Path(files.image_dir))]

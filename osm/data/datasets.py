@@ -16,9 +16,10 @@ from typing import Any
 from osm.data.category_names import CATEGORY_NAMES, spoken_labels
 from osm.data.image_names import IMAGE_NAMES
 from osm.data.labels import LabelSet, load_labels
-from osm.data.paths import check_local
 from osm.errors import OsmError, shown
 from osm.files import read_yaml
+from osm.storage.cache import localize
+from osm.storage.locations import check_location, is_remote, join, public, sibling, suffix_of
 
 ANY_MODE = "any"
 # The modes of the published checkpoints: nine sets, and the open one.
@@ -188,21 +189,23 @@ class DatasetTable(Mapping[str, Dataset]):
         Raises:
             OsmError: the file cannot be read, or a row is not right.
         """
-        path = Path(path)
-        document = read_yaml(path, "dataset table")
+        local = localize(path, "dataset table")
+        given = check_location(path, "dataset table") if is_remote(path) else str(local)
+        document = read_yaml(local, "dataset table")
+        path = public(given)
         rows = document.get("datasets") if isinstance(document, dict) else None
         if not isinstance(rows, dict) or not rows:
             raise OsmError(f"dataset table {path}: expected a mapping 'datasets: {{<name>: {{form: ...}}}}'")
         relative_to = document.get("relative_to", "this_file")
         if relative_to not in ("this_file", "working_folder"):
             raise OsmError(f"dataset table {path}: relative_to {shown(relative_to)} is not this_file or working_folder")
-        root = path.parent if relative_to == "this_file" else Path()
+        root = sibling(given, "") if relative_to == "this_file" else ""
         changed = dict(self._rows)
         for name, entry in rows.items():
             changed[name] = self._row(f"dataset table {path}, set {shown(name)}", root, name, entry)
         return DatasetTable(tuple(changed.values()))
 
-    def _row(self, where: str, root: Path, name: object, entry: object) -> Dataset:
+    def _row(self, where: str, root: str, name: object, entry: object) -> Dataset:
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == ANY_MODE:
             raise OsmError(f"{where}: a set's name is lower-case letters, digits and _, and not '{ANY_MODE}'")
         if not isinstance(entry, dict):
@@ -218,13 +221,9 @@ class DatasetTable(Mapping[str, Dataset]):
                 raise OsmError(f"{where}: {key} {shown(value)} is not a text")
         values: dict[str, Any] = {key: str(value) for key, value in entry.items() if value is not None}
         for key in (*_PATHS, "labels", "whole_labels"):
-            check_local(values.get(key, ""), f"{where}: {key}")
-        for key in _PATHS:
-            if key in values:
-                values[key] = str(root / values[key])
-        for key in ("labels", "whole_labels"):
-            if Path(values.get(key, "")).suffix:
-                values[key] = str(root / values[key])
+            value = check_location(values.get(key, ""), f"{where}: {key}")
+            if key in values and (key in _PATHS or suffix_of(value)):  # else the name of a table
+                values[key] = value if is_remote(value) or Path(value).is_absolute() else join(root, value)
         if "exact_names" in values:
             values["exact_names"] = entry["exact_names"]
         if "ignored_ids" in values:

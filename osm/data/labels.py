@@ -21,6 +21,8 @@ from osm.data.values import truth, whole
 from osm.documents import parse_json
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_text
+from osm.storage.cache import localize
+from osm.storage.locations import is_remote, public
 
 LABEL_NAME = "label_name"
 """The field of a category that has the set's own sign for it, where its annotations have no ids."""
@@ -141,24 +143,25 @@ def load_labels(source: str | Path) -> LabelSet:
     """Loads a label set.
 
     Args:
-        source: the name of one of the project's tables (`coco`, `ade20k`, ...), or the path of a file: a json with
-            `categories`, a list of names, or an object of ids and names; a text (`.txt`, `.names`) or YAML with a list
-            of names (see `osm.data.name_lists`); or a csv without a header, with a set's own sign and the name of a
-            class a line (as Open Images has it). Names without ids count from 0; of a csv, an id is the number of the
+        source: the name of one of the project's tables (`coco`, `ade20k`, ...), or the path or URL of a file: a json
+            with `categories`, a list of names, or an object of ids and names; a text (`.txt`, `.names`) or YAML with a
+            list of names (see `osm.data.name_lists`); or a csv without a header, with a set's own sign and the name of
+            a class a line (as Open Images has it). Names without ids count from 0; of a csv, an id is the number of the
             line.
 
     Raises:
         OsmError: no such table or file, or one that is not in the format.
     """
-    return LabelSet.from_categories(read_categories(source), str(source))
+    return LabelSet.from_categories(read_categories(source), public(source))
 
 
 def read_categories(source: str | Path) -> list[Any]:
     """The categories of a label file, not checked any further; see `load_labels`."""
     table = resources.files("osm.data") / "labels" / f"{source}.json"
-    if Path(source).suffix == "" and table.is_file():
+    if Path(source).suffix == "" and not is_remote(source) and table.is_file():
         data = table.read_bytes()
     else:
+        source = localize(source, "labels:")
         check_regular_file(source, "labels:")
         if Path(source).suffix.lower() in _TEXTS:
             return _categories_of_text(Path(source))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path, PurePosixPath
 
 from osm.errors import OsmError
-
-# What other loaders take for a command (`pipe:`, a bar at either end), a URL or standard input.
-_NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]*:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
+from osm.storage.locations import is_path
 
 
 def check_local(path: str, where: str) -> None:
-    """Raises OsmError for what is meant to be a URL or a command; nothing but local files is ever opened."""
-    if _NO_PATH.match(path):
+    """Raises OsmError for a URL or a command, where nothing but a local file can be meant."""
+    if not is_path(path):
         raise OsmError(
             f"{where} {path[:200]!r}: expected the path of a local file; URLs and commands like `pipe:` are refused "
             "(./ before it, for a file that is called so)"

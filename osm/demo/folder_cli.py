@@ -12,6 +12,8 @@ from osm.errors import OsmError
 from osm.quiet import quiet_command
 from osm.recognition.flags import add_checkpoint
 from osm.recognition.placement import add_flags, from_flags
+from osm.storage.cache import localize
+from osm.storage.locations import is_remote, public, suffix_of
 from osm.terminal import echo
 
 
@@ -64,9 +66,13 @@ def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
     """The segmenter that the flags of `add_segmenter_flags` mean."""
     from osm.segmenters import load_segmenter
 
+    checkpoint = args.sam_checkpoint
+    if checkpoint and is_remote(checkpoint):
+        folder = suffix_of(checkpoint) not in (".pth", ".pt")
+        checkpoint = str(localize(checkpoint, "--sam_checkpoint", folder=folder))
     options = {"sam_type": args.sam_type} if args.sam_type else {}
     try:
-        return load_segmenter(args.segmenter, args.sam_checkpoint, recognizer, args.device, **options)
+        return load_segmenter(args.segmenter, checkpoint, recognizer, args.device, **options)
     except TypeError:
         raise OsmError(f"--sam_type {args.sam_type} is for a SAM file (.pth) alone") from None
 
@@ -85,6 +91,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from osm.data.images import SUFFIXES
     from osm.demo.folder import FolderDemo, images_of, works_of
     from osm.demo.naming import MapWish
     from osm.model.checkpoint import published_state_dict
@@ -93,7 +100,8 @@ def _run(args: argparse.Namespace) -> int:
     from osm.recognition.vocabulary import read_names
 
     _check(args)
-    images, others = images_of(args.images, args.output_dir)
+    places = [localize(place, "images", folder=suffix_of(place) not in SUFFIXES) for place in args.images]
+    images, others = images_of(places, args.output_dir)
     if others:
         echo(f"{len(others)} files that are no pictures: {', '.join(p.name for p in others[:5])}", file=sys.stderr)
     names = read_names(args.vocabulary) if args.vocabulary else None
@@ -104,7 +112,10 @@ def _run(args: argparse.Namespace) -> int:
         raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}")
     segmenter = segmenter_from(args, recognizer)
     wish = MapWish(args.mode, tuple(names or ()), args.way, min_area=args.min_area, min_prob=args.min_prob)
-    settings = {key: getattr(args, key) for key in _SETTINGS} | {"vocabulary": names, "segmenter": segmenter.name}
+    settings = {key: _told(getattr(args, key)) for key in _SETTINGS} | {
+        "vocabulary": names,
+        "segmenter": segmenter.name,
+    }
     # A path may hold another checkpoint by the next run.
     settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))
     demo = FolderDemo(recognizer, segmenter, wish, settings, args.overwrite, args.panoptic, args.alpha)
@@ -129,6 +140,11 @@ _SETTINGS = (
     "alpha",
     "max_new_tokens",
 )
+
+
+def _told(value: Any) -> Any:
+    """A setting as a picture's json has it."""
+    return public(value) if isinstance(value, str) else value
 
 
 def _check(args: argparse.Namespace) -> None:

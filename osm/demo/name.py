@@ -14,6 +14,8 @@ from osm.demo.folder_cli import add_segmenter_flags, segmenter_from
 from osm.errors import OsmError, exit_code
 from osm.recognition.flags import WAY_HELP, add_checkpoint, way_of
 from osm.recognition.placement import add_flags, from_flags
+from osm.storage.cache import localize
+from osm.storage.locations import public
 from osm.terminal import echo
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Names what masks, boxes or points show, or all in a picture.",
     )
-    out.add_argument("image", type=Path, help="a JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF")
+    out.add_argument("image", help="file or URL of a JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF")
     add_checkpoint(out)
     out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, white = inside, or a .npy")
     out.add_argument("--mask_id", type=int, metavar="N", help="every --mask is a label map: inside is the id N")
@@ -82,23 +84,23 @@ def _answer(args: argparse.Namespace) -> list[str]:
     if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
         raise OsmError("--segmenter, --sam_checkpoint and --sam_type are for --auto: give it as well")
     way = way_of(args)
-    if not args.image.is_file():
-        raise OsmError(f"{args.image}: no such picture")
-    from osm.data.any_mask import mask_of_picture
+    image = localize(args.image, "image")
+    if not image.is_file():
+        raise OsmError(f"{public(args.image)}: no such picture")
     from osm.recognition.recognizer import load_recognizer
     from osm.recognition.vocabulary import read_names
 
     names = read_names(args.vocabulary) if args.vocabulary else None
     recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **from_flags(args))
-    recognizer.set_image(args.image)
+    recognizer.set_image(image)
     size_hw = recognizer.image_size[::-1]
-    masks: list[Any] = [mask_of_picture(path, size_hw, f"--mask {path}", args.mask_id) for path in args.mask or ()]
-    segments = _segments(args, recognizer) if args.auto else []
+    masks: list[Any] = [_mask_of(path, size_hw, args.mask_id) for path in args.mask or ()]
+    segments = _segments(args, image, recognizer) if args.auto else []
     masks += [segment["segmentation"] for segment in segments]
     found = recognizer.name(
         masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, way=way
     )
-    what = [f"mask {path}" for path in args.mask or ()]
+    what = [f"mask {public(path)}" for path in args.mask or ()]
     what += [f"segment {k} ({s['area']} pixels)" for k, s in enumerate(segments, 1)]
     what += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]
     if args.json:
@@ -107,24 +109,30 @@ def _answer(args: argparse.Namespace) -> list[str]:
         ]
         for region, segment in zip(regions[len(args.mask or ()) :], segments, strict=False):
             region.update(segment)
-        document = {"image": str(args.image), "size": list(recognizer.image_size), "regions": regions}
+        document = {"image": public(args.image), "size": list(recognizer.image_size), "regions": regions}
         return json.dumps(document, indent=1).split("\n")
     return [_line(w, answer) for w, answers in zip(what, found, strict=True) for answer in answers]
 
 
-def _segments(args: argparse.Namespace, recognizer: Recognizer) -> list[dict[str, Any]]:
+def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
+    from osm.data.any_mask import mask_of_picture
+
+    return mask_of_picture(localize(path, "--mask"), size_hw, f"--mask {public(path)}", label_id)
+
+
+def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:
     """All segments of the picture, as RLEs: they are as many as a hundred or more."""
     from osm.data.images import as_rgb
     from osm.demo.naming import box_of, encoded
 
     segmenter = segmenter_from(args, recognizer)
-    segmenter.set_image(as_rgb(args.image))
+    segmenter.set_image(as_rgb(image))
     found = []
     for segment in segmenter.everything():
         rle = encoded(segment.mask)
         found.append({"score": segment.score, "area": segment.area, "bbox": box_of(rle), "segmentation": rle})
     if not found:
-        echo(f"{args.image}: the segmenter {segmenter.name} finds no segment", file=sys.stderr)
+        echo(f"{public(args.image)}: the segmenter {segmenter.name} finds no segment", file=sys.stderr)
     return found
 
 

@@ -27,6 +27,7 @@ from osm.data.labels import LabelClass, LabelSet, load_labels
 from osm.data.values import side, truth, whole
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
+from osm.forms.set_files import SetFiles
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.data.views import View
@@ -107,45 +108,6 @@ def too_many_lost(lost: int, kept: int, share: float, first: str) -> str:
 
 
 # A set's files.
-
-
-@dataclass(frozen=True)
-class SetFiles:
-    """Where a set's files lie, and how they are to be read.
-
-    Attributes:
-        name: of the set, for messages.
-        image_dir, ann_dir, json_file: the pictures; label maps, panoptic PNGs or .mat files; the annotations.
-        labels: the names of the ids: a table of the project or a json; None = those of `json_file`.
-        flag: how a message calls a field, with `{}` for its name.
-        row: the set's row: how its files are named, whether EXIF counts, which ids are ignored.
-        filter_lvis_val: leave out the COCO train images that are in LVIS val; other sets are not touched.
-        more: further files that a form takes, by field.
-        called: fields that the user knows by another name.
-    """
-
-    name: str
-    image_dir: str | Path
-    row: Dataset
-    ann_dir: str | Path | None = None
-    json_file: str | Path | None = None
-    labels: str | None = None
-    flag: str = "--{}"
-    filter_lvis_val: bool = False
-    more: Mapping[str, Any] = field(default_factory=dict)
-    called: Mapping[str, str] = field(default_factory=dict)
-
-    def where(self, field_name: str) -> str:
-        """A field and its value, as a message begins."""
-        value = self.more[field_name] if field_name in self.more else getattr(self, field_name)
-        return f"{self.flag.format(self.called.get(field_name, field_name))} {value}"
-
-    def folder(self, field_name: str) -> Path:
-        """A field's folder. Raises OsmError where there is none."""
-        value = getattr(self, field_name)
-        if value is None or not Path(value).is_dir():
-            raise OsmError(f"{self.where(field_name)}: there is no such folder")
-        return Path(value)
 
 
 @dataclass(frozen=True)
@@ -346,6 +308,11 @@ class Form(ABC):
     @abstractmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Adds the arguments of its converter that are fields of `SetFiles`."""
+
+    @classmethod
+    def whole_folders(cls, files: SetFiles) -> list[str]:
+        """Of remote folders, those that are fetched whole, as no json names the files in them."""
+        return []
 
     @classmethod
     @abstractmethod

@@ -154,9 +154,8 @@ class CocoJson:
         files, row = self.files, self.files.row
         left_out: Counter[str] = Counter()
         unwanted = self._unwanted()
-        image_dir = files.folder("image_dir")
         named = [(image, self._name_of(number, image, of)) for number, (image, of) in enumerate(_paired(self, found))]
-        images = FileFinder(image_dir, row.exact_names, (name for _, name in named))
+        images = self._finder("image_dir", (name for _, name in named))
         masks, mask_paths = self._find_masks(found)
         entries = []
         places = [
@@ -191,10 +190,18 @@ class CocoJson:
         if not files.ann_dir or not _has_masks(found):
             return None, {}
         names = {(image_id, member): name for image_id, of in found.items() for member, name in of.masks.items()}
-        finder = FileFinder(files.folder("ann_dir"), files.row.exact_names, names.values())
+        finder = self._finder("ann_dir", names.values())
         where = files.where("ann_dir")
         paths = [(name, finder.find(name, f"{self.path}: image {key[0]!r}, {where}")) for key, name in names.items()]
         return finder, dict(zip(names, finder.settle(paths), strict=True))
+
+    def _finder(self, field_name: str, names: Iterable[Any]) -> FileFinder:
+        """Finds the files that a json names in the folder of a field."""
+        folder, exact = self.files.folder(field_name), self.files.row.exact_names
+        if exact or field_name not in self.files.folders:
+            return FileFinder(folder, exact, names)
+        listed = self.files.listed(field_name)
+        return FileFinder(folder, listed is None, names, listed)
 
     def _name_of(self, number: int, image: dict[str, Any], of: OfImage) -> Any:
         mask = next(iter(of.masks.values()), None)
@@ -207,7 +214,7 @@ class CocoJson:
 
     def _no_image(self, images: FileFinder, entries: list[Entry]) -> str:
         """What is said where none of the images is there: what the json says, and what the folder holds."""
-        if images.exact or not entries or any(entry.image.exists() for entry in entries):
+        if images.exact or not entries or any(images.holds(entry.image) for entry in entries):
             return ""
         return (
             f"{self.files.where('image_dir')}: none of the {len(entries)} images of {self.path} is there: the json "
@@ -225,12 +232,11 @@ class CocoJson:
 
     def _arguments(self) -> dict[str, Any]:
         files = self.files
-        folders = {name: getattr(files, name) for name in ("image_dir", "ann_dir")}
         return {
             "form": files.name,
-            "json_file": str(self.path.resolve()),
+            "json_file": files.recorded("json_file"),
             "json_sha256": self.sha256,
-            **{flag: str(Path(folder).resolve()) for flag, folder in folders.items() if folder},
+            **{name: files.recorded(name) for name in ("image_dir", "ann_dir") if getattr(files, name)},
             "filter_lvis_val": files.filter_lvis_val,
         }
 

@@ -32,6 +32,7 @@ from osm.forms.base import (
 from osm.forms.coco_json import Annotation, CocoJson, OfImage, kept_fields, size_key
 from osm.forms.mask_files import MaskTable, is_mask_table, with_mask_of_file
 from osm.forms.panoptic import checked_segments
+from osm.storage.locations import is_remote
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.data.views import View
@@ -215,6 +216,11 @@ class Instances(Annotated):
                 "(class-descriptions-boxable.csv), or the categories.json that `osm prepare` wrote"
             )
         return super().labels_of(row)
+
+    @classmethod
+    def whole_folders(cls, files: SetFiles) -> list[str]:
+        masks = files.ann_dir if is_mask_table(files.json_file) else None
+        return [str(masks)] if masks and is_remote(masks) else []
 
     @classmethod
     def _source(cls, files: SetFiles, labels: LabelSet | None) -> CocoJson:

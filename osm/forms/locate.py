@@ -33,10 +33,18 @@ class FileFinder:
         folder: everything found lies in it.
         exact: look for the exact names alone, as published sets have them.
         claimed: every name that the json has: what one entry names exactly is not another's.
+        listed: the paths of all files in it, where it is a copy of a remote folder that is fetched when it is needed.
     """
 
-    def __init__(self, folder: str | Path, exact: bool = False, claimed: Iterable[Any] = ()) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        exact: bool = False,
+        claimed: Iterable[Any] = (),
+        listed: Iterable[str] | None = None,
+    ) -> None:
         self.folder, self.exact = Path(folder), exact
+        self._listed = None if listed is None else frozenset(listed)
         self._claimed = [name for name in claimed if isinstance(name, str)]
         self.guessed: list[tuple[str, Path]] = []  # names that were not exact, and what was taken for them
 
@@ -54,9 +62,16 @@ class FileFinder:
             if found is None:
                 raise OsmError(f"{where}: {error}") from None
             return found
-        if self.exact or os.path.lexists(direct):
+        if self.exact or self._is_there(direct):
             return direct
         return self._guess(name) or direct
+
+    def _is_there(self, path: Path) -> bool:
+        return os.path.lexists(path) if self._listed is None else self.relative(path) in self._listed
+
+    def holds(self, path: Path) -> bool:
+        """Whether the folder has the file that was found."""
+        return path.exists() if self._listed is None else self.relative(path) in self._listed
 
     def relative(self, path: Path) -> str:
         """A found path below the folder, with slashes."""
@@ -106,6 +121,9 @@ class FileFinder:
     @cached_property
     def _files(self) -> list[str]:
         """Every picture below the folder, as a relative path."""
+        if self._listed is not None:
+            hidden = (name for name in self._listed if any(part.startswith(".") for part in name.split("/")))
+            return sorted(name for name in self._listed - frozenset(hidden) if _EXTENSION.search(name))
         found = []
         for root, folders, names in os.walk(self.folder):
             folders[:] = [folder for folder in folders if not folder.startswith(".")]
@@ -117,6 +135,8 @@ class FileFinder:
     @cached_property
     def _top_folders(self) -> frozenset[str]:
         """The folders in the folder, in the spelling of `_plain`."""
+        if self._listed is not None:
+            return frozenset(_plain(name.split("/")[0]) for name in self._listed if "/" in name)
         return frozenset(_plain(path.name) for path in self.folder.iterdir() if path.is_dir())
 
     @cached_property

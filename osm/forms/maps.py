@@ -32,6 +32,7 @@ from osm.forms.base import (
 )
 from osm.forms.files import MAPS, digest, distinct, files_by_stem, read_label_map
 from osm.forms.pascal_part import draw_maps
+from osm.storage.locations import is_remote, join, sibling
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.data.views import Cut, View
@@ -68,6 +69,10 @@ class LabelMaps(Form):
 
     def _is_class(self, i: int) -> bool:
         return i in self.labels and i not in self.rules.ignored_ids
+
+    @classmethod
+    def whole_folders(cls, files: SetFiles) -> list[str]:
+        return [str(folder) for folder in (files.image_dir, files.ann_dir) if folder and is_remote(folder)]
 
     # -- prediction files --------------------------------------------------------------------------------------------
 
@@ -165,9 +170,9 @@ class Semantic(LabelMaps):
             None if given is None else categories(given),
             {
                 "form": files.name,
-                "image_dir": str(Path(files.image_dir).resolve()),
-                "ann_dir": str(Path(str(files.ann_dir)).resolve()),
-                "labels": files.labels,
+                "image_dir": files.recorded("image_dir"),
+                "ann_dir": files.recorded("ann_dir"),
+                "labels": files.given.get("labels", files.labels),
                 **({"ignored_ids": files.more["ignored_ids"]} if files.more.get("ignored_ids") else {}),
                 "files_sha256": digest(path.name for path in [*images.values(), *maps.values()]),
             },
@@ -285,6 +290,14 @@ class Parts(LabelMaps):
         parser.add_argument("--split", default="train", help="subfolder of both (default train)")
 
     @classmethod
+    def whole_folders(cls, files: SetFiles) -> list[str]:
+        split = files.more.get("split")
+        if split is None or not is_remote(files.image_dir):
+            return super().whole_folders(files)
+        beside = sibling(files.image_dir, "annotations")
+        return [join(files.image_dir, split), join(beside, split), join(beside, f"{split}_whole")]
+
+    @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
         """PartImageNet's folders: `images/<split>`, and beside `images` the folders `annotations/<split>` and
         `annotations/<split>_whole`. Without a split: `image_dir` and `ann_dir` are the folders themselves, of pictures
@@ -293,7 +306,7 @@ class Parts(LabelMaps):
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
             raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, like train")
         folder = files.folder("image_dir")
-        arguments: dict[str, Any] = {"form": files.name, "image_dir": str(folder.resolve())}
+        arguments: dict[str, Any] = {"form": files.name, "image_dir": files.recorded("image_dir")}
         if split is None:
             parts = Path(str(files.ann_dir))
         else:
@@ -368,8 +381,8 @@ def _with_mats(files: SetFiles, folder: Path, mat_folder: Path, arguments: dict[
     unannotated = len(images.keys() - mats.keys())  # half of VOC2010
     arguments = {
         **arguments,
-        "image_dir": str(folder.resolve()),
-        "ann_dir": str(mat_folder.resolve()),
+        "image_dir": files.recorded("image_dir"),
+        "ann_dir": files.recorded("ann_dir"),
         "files_sha256": digest(path.name for path in [*images.values(), *mats.values()]),
     }
     left_out = Counter({"no_mat_file": unannotated} if unannotated else {})

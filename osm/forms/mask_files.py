@@ -24,6 +24,7 @@ from osm.forms.base import Entry, SetFiles, Size
 from osm.forms.coco_json import Annotation, CocoJson, OfImage
 from osm.forms.files import about
 from osm.forms.files import digest as names_digest
+from osm.storage.locations import suffix_of
 
 _COLUMNS = ("MaskPath", "ImageID", "LabelName")
 _MASK_FILE = "mask_file"
@@ -32,7 +33,7 @@ _NAME = re.compile(r"[\w-]{1,100}")
 
 def is_mask_table(path: str | Path | None) -> bool:
     """Whether annotations are listed in a csv of masks, not in a json."""
-    return path is not None and Path(path).suffix.lower() == ".csv"
+    return path is not None and suffix_of(path) == ".csv"
 
 
 class MaskTable(CocoJson):

@@ -13,6 +13,7 @@ from osm.forms.split import Split
 
 def check_files(split: Split, indices: range) -> None:
     """Raises OsmError where files are missing; known before hours of naming, not after them."""
+    split.fetch(indices)
     read = [path for index in indices for path in split.paths(index)]
     missing = [path for path in read if not os.path.exists(path)]  # Path.exists fails for a name that is too long
     if missing:

@@ -25,7 +25,9 @@ from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
 from osm.forms.base import Form, Losses, too_many_lost
 from osm.forms.instances import corners, draw_box, usable_box
-from osm.forms.split import MAX_BAD_ANNOTATIONS, ImageFile, Item, Split, check_row, images_of
+from osm.forms.split import MAX_BAD_ANNOTATIONS, ImageFile, Item, Split, image_files, images_of, recorded
+from osm.storage.cache import localize
+from osm.storage.locations import public
 
 _EXPECTED = (
     "expected a list of {image_id or file_name, segmentation}, a COCO json {images, annotations}, or one image's "
@@ -45,13 +47,13 @@ class Proposals(Split):
     def __init__(
         self, row: Dataset, form: type[Form], file: str | Path, max_bad_annotations: float = MAX_BAD_ANNOTATIONS
     ) -> None:
-        self.row, self.form, self._file = row, form, Path(file)
-        check_row(row, form, form.image_needs)
-        images, images_hash = images_of(row, form)
+        self.row, self.form, self._file, self._given = row, form, localize(file, "--masks"), public(file)
+        self.files = image_files(row, form)
+        images, images_hash = images_of(row, form, self.files)
         proposals, own_hash = read_json(self._file, "--masks")
         self.source_hash = hashlib.sha256(f"{images_hash} {own_hash}".encode()).hexdigest()
         losses = Losses()
-        found = by_image(row, form, images, proposals, f"--masks {file}", losses)
+        found = by_image(row, form, images, proposals, f"--masks {self._given}", losses)
         self.first_fault = losses.first
         self._items = [(image, numbered) for image, numbered in found.values() if numbered]
         kept = sum(len(numbered) for _, numbered in self._items)
@@ -63,12 +65,13 @@ class Proposals(Split):
 
     def load(self, index: int) -> Item:
         image, numbered = self._items[index]
+        self.fetch([index])
         picture = image.picture()
         size = (picture.size[1], picture.size[0])
         proposals = [copy.deepcopy(proposal) for _, proposal in numbered]
 
         def mask(k: int) -> np.ndarray:
-            where = f"--masks {self._file}: proposal {numbered[k][0]} (image {image.path})"
+            where = f"--masks {self._given}: proposal {numbered[k][0]} (image {image.path})"
             return mask_of(proposals[k], self.form.boxed, size, where)
 
         boxed = [self.form.boxed] * len(proposals)
@@ -85,12 +88,12 @@ class Proposals(Split):
 
     @property
     def source(self) -> str:
-        return str(self._file)
+        return self._given
 
     @property
     def source_files(self) -> dict[str, str]:
-        files = {name: str(Path(getattr(self.row, name)).absolute()) for name in self.form.image_needs}
-        return {**files, "masks": str(self._file.absolute())}
+        files = {name: recorded(getattr(self.row, name)) for name in self.form.image_needs}
+        return {**files, "masks": recorded(self._given)}
 
     @property
     def prefix(self) -> str:

@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,7 @@ def _visual_genome(files: SetFiles, document: list[Any]) -> dict[str, Any]:
         raise OsmError(f"{files.where('json_file')}: {_EXPECTED}; found {shown(document)}")
     rows = max(_VG_ROWS, key=lists.__getitem__)
     shape = _VG_ROWS[rows]
-    folder = Path(files.image_dir)
-    where = {name: f"{part}/{name}" for part in _VG_FOLDERS for name in _names_in(folder / part)}
+    where = {name: f"{part}/{name}" for part in _VG_FOLDERS for name in _names_in(files, part)}
     images: dict[Any, dict[str, Any]] = {}
     annotations: list[Any] = []
     for item in document:
@@ -129,9 +127,12 @@ def _vg_row(row: Annotation, id_key: str, image_id: Any, box: list[Any]) -> Anno
     return found | ({"id": row[id_key]} if id_key in row else {})
 
 
-def _names_in(folder: Path) -> Iterator[str]:
-    if folder.is_dir():
-        yield from sorted(os.listdir(folder))
+def _names_in(files: SetFiles, part: str) -> list[str]:
+    if "image_dir" in files.folders:
+        listed = files.listed("image_dir") or ()
+        return sorted(name.removeprefix(f"{part}/") for name in listed if name.startswith(f"{part}/"))
+    folder = Path(files.image_dir) / part
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
 # RefCOCO.

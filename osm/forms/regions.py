@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,7 +28,9 @@ from osm.forms.region_sources import (
     plain_phrases,
     read_regions,
 )
+from osm.forms.remote import localized
 from osm.forms.split import set_files
+from osm.storage.locations import public
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.data.views import View
@@ -99,8 +100,8 @@ class Regions(Instances):
         """One class for each distinct list of phrases of its json; none where there is no json, as in training."""
         if row.json_file is None:
             return LabelSet("the phrases of the shards", {})
-        lists = phrase_lists(read_regions(set_files(row))[0])
-        return LabelSet(row.json_file, {i: LabelClass(i, phrases) for i, phrases in enumerate(lists, 1)})
+        lists = phrase_lists(read_regions(localized(set_files(row), cls))[0])
+        return LabelSet(public(row.json_file), {i: LabelClass(i, phrases) for i, phrases in enumerate(lists, 1)})
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
@@ -128,7 +129,7 @@ class Regions(Instances):
         listing = source.listing(found)
         more = {name: value for name, value in files.more.items() if value is not None}
         if "refs_file" in more:
-            more["refs_file"] = str(Path(more["refs_file"]).resolve())
+            more["refs_file"] = files.recorded("refs_file")
         listing.arguments.update(more)
         return listing
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from PIL import Image
 from osm.data.datasets import Dataset
 from osm.errors import OsmError, SampleError
 from osm.forms.base import Entry, Form, Listing, Losses, Picture, SetFiles, countable, is_crowd, too_many_lost
+from osm.forms.remote import localized
+from osm.storage.locations import is_remote, public
 
 FIELD = "open_end_pred"
 MAX_BAD_ANNOTATIONS = 0.05
@@ -96,7 +98,7 @@ class Split:
         self.row, self.form = row, form
         self.rules = replace(row.rules, whole_labels=None)  # parts are named, whole objects are not
         check_row(row, form, form.needs)
-        self.files = set_files(row)
+        self.files = localized(set_files(row), form)
         self.listing: Listing = form.listing(self.files, row.label_set)
         self.entries = form.in_order(self.listing.entries)
         self.source_hash = self.listing.digest
@@ -117,6 +119,7 @@ class Split:
             annotations the place among the entry's raw ones.
         """
         entry, losses = self.entries[index], Losses()
+        self.fetch([index])
         picture = self.picture(entry)
         try:
             members, segments, kept = self.form.check(self.files, entry, picture.size, losses)
@@ -146,6 +149,10 @@ class Split:
                 f"{entry.stated[1]} there, but {entry.image} is {width} x {height}; they must be equal"
             )
         return picture
+
+    def fetch(self, indices: Iterable[int]) -> None:
+        """Fetches the files of items that lie in remote folders."""
+        self.files.fetch(path for index in indices for path in self.paths(index))
 
     def load(self, index: int) -> Item:
         """Reads one item's masks."""
@@ -198,12 +205,12 @@ class Split:
     @property
     def source(self) -> str:
         """The file or folder that says which masks there are."""
-        return str(getattr(self.row, self.form.masks_field))
+        return public(getattr(self.row, self.form.masks_field))
 
     @property
     def source_files(self) -> dict[str, str]:
         """What is read, by field of the row."""
-        return {field: str(Path(getattr(self.row, field)).absolute()) for field in self.form.needs}
+        return {field: recorded(getattr(self.row, field)) for field in self.form.needs}
 
     @property
     def id_key(self) -> str:
@@ -226,11 +233,26 @@ class Split:
         return json.dumps(entry)
 
 
-def images_of(row: Dataset, form: type[Form]) -> tuple[list[ImageFile], str]:
-    """Every image of a set, and a hash that changes when they do; reads only `image_needs`."""
+def recorded(location: str) -> str:
+    """A location of a row as meta files have it."""
+    return public(location) if is_remote(location) else str(Path(location).absolute())
+
+
+def image_files(row: Dataset, form: type[Form]) -> SetFiles:
+    """The files that finding a set's images takes. Raises OsmError where the row lacks one of them."""
     check_row(row, form, form.image_needs)
-    entries, digest = form.images(replace(set_files(row), ann_dir=None))  # masks need not be there
-    root, found = Path(str(row.image_dir)), []
+    return localized(replace(set_files(row), ann_dir=None), form)  # masks need not be there
+
+
+def images_of(row: Dataset, form: type[Form], files: SetFiles | None = None) -> tuple[list[ImageFile], str]:
+    """Every image of a set, and a hash that changes when they do; reads only `image_needs`.
+
+    Args:
+        files: `image_files`, where they are at hand.
+    """
+    files = image_files(row, form) if files is None else files
+    entries, digest = form.images(files)
+    root, found = Path(files.image_dir), []
     for entry in entries:
         called = (entry.image.relative_to(root).as_posix(), entry.record["file_name"], entry.called)
         names = tuple(dict.fromkeys(name for name in called if isinstance(name, str)))
@@ -271,4 +293,4 @@ def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
     return None
 
 
-__all__ = ["FIELD", "ImageFile", "Item", "Split", "countable", "images_of", "set_files"]
+__all__ = ["FIELD", "ImageFile", "Item", "Split", "countable", "image_files", "images_of", "set_files"]

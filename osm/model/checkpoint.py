@@ -22,6 +22,8 @@ from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.model.lora import lora_parameters, without_lora
 from osm.model.weights import check_finite, fingerprint, fingerprint_tensors, load_safetensors, load_torch
+from osm.storage.cache import localize
+from osm.storage.locations import check_location, is_remote, join, public, suffix_of
 
 if TYPE_CHECKING:
     from osm.model.bridge import Bridge
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMAT = 1
+FILES = (".pt", ".pth")
+"""What the name of a checkpoint of one file ends with."""
 _LISTED = 100  # entries that a message lists: a config may claim thousands of layers
 _FROZEN = ("tower", "llm")
 # Buffers that old transformers versions wrote into checkpoints; they carry nothing.
@@ -109,8 +113,28 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
     return given
 
 
+def localized(location: str | Path, what: str) -> str | Path:
+    """A checkpoint as it is, or the local copy of a remote one: of a `.pt` file, or of a folder of `save_folder`.
+
+    Args:
+        what: begins the message, such as "checkpoint".
+
+    Raises:
+        OsmError: there is no such file. RunStopped: it cannot be fetched.
+    """
+    if not is_remote(location):
+        return location
+    url = check_location(location, what)
+    if suffix_of(url) in FILES:
+        return localize(url, what)
+    for name in ("config.json", "model.safetensors"):
+        folder = localize(join(url, name), what).parent
+    return folder
+
+
 def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
     """The config document (None where a `.pt` has none), the entries, and how to name the file in a message."""
+    path = localized(path, "--start_from")
     if Path(path).is_dir():
         return *read_folder(Path(path)), str(path)
     published = read_published(path)
@@ -139,6 +163,7 @@ def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
     document, given, where = _trained(path)
     if document is not None:
         check_frozen(model, document, where)
+    path = public(path)
     state = {str(key): value for key, value in given.items()}
     there = {name.replace("module.", ""): value for name, value in state.items()}
     tables = ("mode_query", "qformer_mode_query")
@@ -185,6 +210,7 @@ def read_published(path: str | Path, device: str = "cpu") -> dict[str, Any]:
     Raises:
         OsmError: missing, broken, an unsafe pickle, or without `model_state_dict`.
     """
+    path = localized(path, "checkpoint")
     try:
         document = load_torch(path, device)
     except ValueError as error:

@@ -34,6 +34,7 @@ from osm.model.weights import (
     shipped_folder,
     timm_state_dict,
 )
+from osm.storage.locations import is_remote
 
 PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"
 
@@ -175,7 +176,7 @@ def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientM
     """Loads trained weights: a folder of `save_pretrained` (or a hub id with one), or a `.pt` checkpoint.
 
     Args:
-        name: the folder, hub id or file.
+        name: the folder, hub id or file; a folder or file may be at a URL.
         config: the model config of a `.pt` file that does not name its own, as the published ones do not [osm].
 
     Returns:
@@ -184,8 +185,8 @@ def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientM
     Raises:
         OsmError: not found, does not fit, or trained with other frozen parts.
     """
-    path = Path(name)
-    if path.suffix in (".pt", ".pth"):
+    path = Path(checkpoint.localized(name, "checkpoint"))
+    if path.suffix in checkpoint.FILES:
         document = checkpoint.read_published(path)
         if "config" in document and config is None:
             own = checkpoint.model_config(document["config"], f"checkpoint {path}")
@@ -196,7 +197,7 @@ def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientM
             model, processor = build(base_config(config or "osm"))
         checkpoint.load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
         return model.eval(), processor, document
-    model, loaded = load_folder(name)
+    model, loaded = load_folder(path if is_remote(name) else name)
     assert loaded is not None
     return model, loaded, {}
 
@@ -213,6 +214,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
 
     With a `base_model` that is handed in there is no processor: its tokenizers are not known.
     """
+    name = checkpoint.localized(name, "checkpoint")
     folder = shipped(name) or Path(name)
     if not folder.is_dir():
         if folder.exists() or folder.is_absolute() or str(name).count("/") != 1:

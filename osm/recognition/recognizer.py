@@ -31,6 +31,8 @@ from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
 from osm.recognition.vocabulary import Trie, Vocabulary, check_names
+from osm.storage.cache import localize
+from osm.storage.locations import is_remote
 
 _LISTS_KEPT = 8
 WAYS = ("constrained", "scored", "mapped")
@@ -127,11 +129,14 @@ class Recognizer:
     def set_image(self, image: Image.Image | np.ndarray | str | Path) -> None:
         """Takes the image that `name` is about; the one before is forgotten.
 
+        Args:
+            image: a PIL image, an array, or the path of a file; a text may be a URL.
+
         Raises:
             OsmError: no image, or one that cannot be read.
         """
         self._image = None  # not the one before, if this one fails
-        self._image = self.encoder.encode([as_rgb(image)])[0]
+        self._image = self.encoder.encode([_opened(image)])[0]
 
     @property
     def centroid_fallbacks(self) -> int:
@@ -210,7 +215,7 @@ class Recognizer:
         wish = self._wish(modes, top_k, vocabulary, way)
         found = []
         for start in range(0, len(images), self.images_at_once):
-            part = [as_rgb(image) for image in images[start : start + self.images_at_once]]
+            part = [_opened(image) for image in images[start : start + self.images_at_once]]
             regions = [
                 regions_of(i.size, m, logits=logits, label_id=label_id)
                 for i, m in zip(part, masks[start:], strict=False)
@@ -341,6 +346,11 @@ class Recognizer:
         return Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
 
 
+def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
+    """A picture as 8-bit RGB; of a URL that the caller himself gives, its copy."""
+    return as_rgb(localize(image, "image") if isinstance(image, str) and is_remote(image) else image)
+
+
 def load_recognizer(
     checkpoint: str | Path,
     *,
@@ -352,7 +362,8 @@ def load_recognizer(
     tf32: bool = False,
     **options: Any,
 ) -> Recognizer:
-    """Loads a checkpoint (folder, hub id or `.pt`) for naming; see `osm.load_model`. On CUDA in half precision.
+    """Loads a checkpoint for naming: a folder, hub id or `.pt`, or a URL of one; see `osm.load_model`. On CUDA in half
+    precision.
 
     Args:
         device: of the tower and the bridge, and of the LLM where there is no `device_map`.

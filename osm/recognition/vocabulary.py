@@ -13,6 +13,8 @@ from osm.data.values import whole
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_text
+from osm.storage.cache import localize
+from osm.storage.locations import public
 from osm.terminal import echo
 
 MAX_NAMES = 100_000
@@ -99,8 +101,8 @@ def read_names(path: str | Path) -> list[str]:
     Raises:
         OsmError: it cannot be read, or holds no names; names the file and the line.
     """
-    where = f"--vocabulary {path}"
-    text = read_text(path, "--vocabulary")
+    where = f"--vocabulary {public(path)}"
+    text = read_text(localize(path, "--vocabulary"), "--vocabulary")
     if text.lstrip()[:1] in ("[", "{"):
         kind, found = _of_json(text, where)
     else:

@@ -11,29 +11,35 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from osm.documents import parse_json
 from osm.errors import OsmError, RunStopped, write_failed
 from osm.storage import remote
-from osm.storage.locations import check_location, is_remote, join, public
+from osm.storage.locations import HTTP, check_location, is_remote, join, public, split_url
 from osm.storage.remote import Stat
+from osm.terminal import echo
 
 _OWN = ".osm"  # locks, versions, and files that are being fetched
 _LOCKS, _META, _PARTS = "locks", "meta", "parts"
 _SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|awsaccesskeyid|s[eprtv]$", re.IGNORECASE)
-_LONGEST = 200  # of a file's name
+_LONGEST = 255  # bytes of a file's name
+_ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # in a file's name
+_QUERY = "query-"  # begins the name of a folder of files by other queries
 _THREADS = 8
 _WAIT = 0.1  # seconds
+_PROGRESS_SECONDS = 10.0
 
 
 def default_folder() -> Path:
@@ -62,13 +68,15 @@ class FileCache:
 
     def path_of(self, url: str) -> Path:
         """Where a URL's file lies, fetched or not."""
-        parts = urlsplit(url)
-        names = [part for part in (parts.netloc.rpartition("@")[2], *parts.path.split("/")) if part]
+        protocol, host, path, query = split_url(url)
+        names = [part for part in path.split("/") if part]
+        if protocol in HTTP:
+            names = [unquote(name) for name in names]
         # What signs a URL is another each time; what else a query holds tells files apart.
-        asked = [pair for pair in parse_qsl(parts.query) if not _SIGNATURE.match(pair[0])]
-        if asked:
-            names.append(hashlib.sha256(repr(sorted(asked)).encode()).hexdigest()[:16])
-        return self.folder.joinpath(parts.scheme, *(_quoted(name) for name in names))
+        asked = [pair for pair in parse_qsl(query) if not _SIGNATURE.match(pair[0])]
+        if asked:  # before the name, whose ending says what a file is
+            names.insert(-1, f"{_QUERY}{hashlib.sha256(repr(sorted(asked)).encode()).hexdigest()[:16]}")
+        return self.folder.joinpath(protocol, quote(host, safe="@"), *(_file_name(name) for name in names))
 
     def get(self, url: str, expected: Stat | None = None) -> Path:
         """The local copy of a remote file, fetched if it is not there or not of that version.
@@ -81,11 +89,11 @@ class FileCache:
         """
         path = self.path_of(url)
         wanted = expected or remote.stat(url)
-        if self._has(path, wanted):
+        if self._has(path, url, wanted):
             self._mark_used(path)
             return path
         with self._lock(path):
-            if not self._has(path, wanted):
+            if not self._has(path, url, wanted):
                 self._fetch(url, path, wanted)
         return path
 
@@ -101,36 +109,65 @@ class FileCache:
 
     def get_tree(self, url: str) -> Path:
         """The local copy of a remote folder, with all files below it, and no others."""
-        files = remote.list_files(url)
-        self._check_room(url, sum(found.size for found in files.values()))
-        root = self.path_of(url)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for _ in pool.map(lambda item: self.get(join(url, item[0]), item[1]), files.items()):
-                pass
-        kept = {self.path_of(join(url, name)) for name in files}
-        for path in root.rglob("*"):
-            if path.is_file() and path not in kept:  # removed there since it was fetched
-                self._meta(path).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+        started, root = time.time(), self.path_of(url)
+        files = {join(url, name): found for name, found in remote.list_files(url).items()}
+        there = set(self.get_all(files, url))
+        for _, _, path in self._held(there, root):  # what is no longer in the folder is not read as if it were
+            with suppress(OSError):
+                if path.stat().st_mtime < started and not path.parent.name.startswith(_QUERY):
+                    self._meta(path).unlink(missing_ok=True)
+                    path.unlink()
         return root
 
-    def get_many(self, urls: Iterable[str]) -> list[Path]:
-        """The local copies of several files, fetched side by side."""
+    def get_all(self, files: Mapping[str, Stat | None], where: str, missing: bool = False) -> list[Path]:
+        """The local copies of several files, fetched side by side; many of them are told of, with their progress.
+
+        Args:
+            files: URLs, and what is expected of each. where: they are of, for messages.
+            missing: files that are not there are left out; else they are an error.
+        """
+        lacking = {
+            url: found for url, found in files.items() if found is None or not self._has(self.path_of(url), url, found)
+        }
+        size = sum(found.size for found in lacking.values() if found is not None)
+        self._check_room(where, sum(found.size for found in files.values() if found is not None))
+        self._check_disk(where, size)
+        progress = _Progress(where, len(lacking), size, self.folder)
+
+        def fetch(item: tuple[str, Stat | None]) -> Path | None:
+            try:
+                return self.get(*item)
+            except FileNotFoundError:
+                if missing:
+                    return None
+                raise FileNotFoundError(public(item[0])) from None
+
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(self.get, urls))
+            for _ in pool.map(fetch, lacking.items()):
+                progress.step()
+        return [path for path in map(self.path_of, files) if path.is_file()]
 
     def _check_room(self, url: str, size: int) -> None:
         if self.limit is not None and size > self.limit:
             raise OsmError(f"cache {self.folder}: {public(url)} has {size} bytes, over its bound of {self.limit}")
 
-    def _has(self, path: Path, wanted: Stat) -> bool:
+    def _check_disk(self, url: str, size: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise RunStopped(
+                f"{public(url)}: {size} bytes are to be fetched, but the disk of {self.folder} has {free} free; make "
+                "room, or choose another folder (OSM_CACHE)"
+            )
+
+    def _has(self, path: Path, url: str, wanted: Stat) -> bool:
         try:
             meta = parse_json(self._meta(path).read_bytes())
             size = path.stat().st_size
-            kept = Stat(int(meta["size"]), str(meta["version"]))
+            kept, of = Stat(int(meta["size"]), str(meta["version"])), meta["url"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return kept.size == size and kept.agrees(wanted)
+        # Two URLs may have one path, where the disk does not tell A from a.
+        return of == public(url) and kept.size == size and kept.agrees(wanted)
 
     def _mark_used(self, path: Path) -> None:
         with suppress(OSError):
@@ -143,6 +180,7 @@ class FileCache:
         self._check_room(url, wanted.size)
         part, meta = self.folder / _OWN / _PARTS / _hashed(path), self._meta(path)
         try:
+            self._check_disk(url, wanted.size)
             path.parent.mkdir(parents=True, exist_ok=True)
             while not self._reserved(path, part, wanted.size):
                 time.sleep(_WAIT)  # for others to finish what they are fetching
@@ -154,7 +192,7 @@ class FileCache:
             temporary.write_text(json.dumps(record), encoding="utf-8")
             os.replace(temporary, meta)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not error.filename:
+            if isinstance(error, FileNotFoundError) and not error.filename:  # of the server, not of this disk
                 raise
             raise write_failed(error, f"cache {self.folder}", "a folder that can be written") from None
         finally:
@@ -163,24 +201,42 @@ class FileCache:
     def _reserved(self, path: Path, part: Path, size: int) -> bool:
         """Makes room for a file, by removing what was used longest ago; false while what others fetch fills it."""
         with self._lock(self.folder):
+            fetching = sum(self._parts(but=part))
             if self.limit is not None:
                 held = sorted(self._held({path}))
-                fetching = sum(other.stat().st_size for other in part.parent.iterdir() if other != part)
                 total = size + fetching + sum(bytes_ for _, bytes_, _ in held)
                 while held and total > self.limit:
                     _, bytes_, oldest = held.pop(0)
                     self._meta(oldest).unlink(missing_ok=True)
-                    oldest.unlink(missing_ok=True)
-                    total -= bytes_
+                    with suppress(PermissionError):  # Windows removes nothing that is open
+                        oldest.unlink(missing_ok=True)
+                        total -= bytes_
                 if total > self.limit:
                     return False
             with part.open("wb") as file:
                 file.truncate(size)  # counted by others before it is there
             return True
 
-    def _held(self, but: set[Path]) -> Iterator[tuple[float, int, Path]]:
+    def _parts(self, but: Path) -> Iterator[int]:
+        """The bytes of every file that others are fetching; removes what killed processes have left."""
+        for part in (self.folder / _OWN / _PARTS).iterdir():
+            if part == but:
+                continue
+            lock = FileLock(self._lock_file(part.name))
+            with suppress(OSError):  # it is finished or removed at this moment
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    yield part.stat().st_size
+                    continue
+                try:
+                    part.unlink(missing_ok=True)
+                finally:
+                    lock.release()
+
+    def _held(self, but: set[Path], below: Path | None = None) -> Iterator[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of every file here."""
-        for root, folders, names in os.walk(self.folder):
+        for root, folders, names in os.walk(below or self.folder):
             folders[:] = [name for name in folders if name != _OWN]
             for path in (Path(root) / name for name in names):
                 with suppress(OSError):
@@ -188,22 +244,65 @@ class FileCache:
                         about = path.stat()
                         yield about.st_mtime, about.st_size, path
 
+    def _lock_file(self, name: str) -> Path:
+        return self.folder / _OWN / _LOCKS / f"{name}.lock"
+
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
-        with FileLock(self.folder / _OWN / _LOCKS / f"{_hashed(path)}.lock"):
+        lock = FileLock(self._lock_file(_hashed(path)))
+        try:
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or "its disk has no locks"
+            raise OsmError(
+                f"cache {self.folder}: {reason}; expected a folder of a disk of this machine (OSM_CACHE)"
+            ) from None
+        try:
             yield
+        finally:
+            lock.release()
+
+
+class _Progress:
+    """Lines on standard error about many files that are fetched."""
+
+    def __init__(self, where: str, count: int, size: int, folder: Path) -> None:
+        self._where, self._count, self._done = public(where), count, 0
+        self._printed = time.monotonic()
+        if count > 1:
+            told = f" ({size / 1e9:.3g} GB)" if size else ""
+            echo(f"{self._where}: fetching {count} files{told} to {folder}", file=sys.stderr, flush=True)
+
+    def step(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._printed > _PROGRESS_SECONDS:
+            self._printed = now
+            echo(f"{self._where}: {self._done} of {self._count} files fetched", file=sys.stderr, flush=True)
 
 
 def _hashed(path: Path) -> str:
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
 
 
-def _quoted(name: str) -> str:
-    """A part of a URL as a file name of its own: nothing climbs, and nothing is taken for the cache's own files."""
-    text = quote(name, safe=" !#$&'()+,;=@[]^_`{}~-.%")
-    if not text.strip(".") or text == _OWN:
+def _file_name(name: str) -> str:
+    """A part of a URL as a file name: itself, wherever a disk can have a file that is called so."""
+    text = "".join(quote(letter, safe="") if letter in _ILLEGAL or letter < " " else letter for letter in name)
+    if not text.strip("."):
         text = text.replace(".", "%2E")
-    return text if len(text) <= _LONGEST else f"{_hashed(Path(text))}{text[-_LONGEST // 2 :]}"
+    text = text.replace("/", "%2F")  # what was percent-encoded
+    if os.name == "nt":
+        text = text.rstrip(" .") or "%20"
+    try:
+        length = len(os.fsencode(text))
+    except UnicodeEncodeError:  # half a letter
+        text, length = quote(text, errors="surrogatepass"), 3 * len(text)
+    return text if length <= _LONGEST else f"{hashlib.sha256(repr(text).encode()).hexdigest()[:32]}{Path(text).suffix}"
+
+
+def user_cache() -> FileCache:
+    """The cache of this user's files: those of a data set, checkpoints, and what else a flag names."""
+    return FileCache(default_folder() / "files")
 
 
 def localize(location: str | os.PathLike[str], what: str, folder: bool = False) -> Path:
@@ -213,12 +312,12 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
         what: begins the message, such as "--json_file".
 
     Raises:
-        OsmError: there is no such remote file. RunStopped: it cannot be fetched.
+        OsmError: there is no such remote file, or it is no location. RunStopped: it cannot be fetched.
     """
     if not is_remote(location):
-        return Path(location)
+        return Path(location) if os.path.lexists(location) else Path(check_location(location, what))
     url = check_location(location, what)
-    cache = FileCache(default_folder() / "files")
+    cache = user_cache()
     with remote.as_user_error(url, what):
         return cache.get_tree(url) if folder else cache.get(url)
 

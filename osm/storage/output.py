@@ -148,7 +148,8 @@ class RemoteOutput:
             files = remote.list_files(self.url)
         except FileNotFoundError:
             return {}
-        return {name: found.size for name, found in files.items() if "/" not in name and name != LOCK}
+        own = {name: found for name, found in files.items() if "/" not in name and name != LOCK}
+        return {name: found.size for name, found in own.items() if found is not None}  # stores tell all sizes
 
     def read(self, name: str, what: str) -> bytes | None:
         try:

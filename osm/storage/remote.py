@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from osm.errors import OsmError, RunStopped
+from osm.storage import http
 from osm.storage.locations import public
+from osm.storage.stats import NoRanges, Stat, WrongLength, check_unchanged
 
 T = TypeVar("T")
 BLOCK = 16 << 20
@@ -45,25 +47,15 @@ def read_timeout() -> float:
     return (_seconds("OSM_READ_TIMEOUT", "60") or [60.0])[0]
 
 
-@dataclass(frozen=True)
-class Stat:
-    """A file's bytes, and what names its content (an ETag, a hash or a date; empty where the server has none)."""
-
-    size: int
-    version: str = ""
-
-    def agrees(self, other: Stat) -> bool:
-        """Whether both can be the same content: what one of them does not know cannot differ."""
-        versions = self.version and other.version
-        return self.size == other.size and (not versions or self.version == other.version)
+def _by_http(url: str) -> bool:
+    return url.partition(":")[0] in ("http", "https")
 
 
-class NoRanges(Exception):
-    """The server sends whole files only."""
+def _sync(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of `osm.storage.http` returns, in the filesystem's loop."""
+    from fsspec.asyn import sync
 
-
-class _WrongLength(Exception):
-    """Other bytes came than were announced."""
+    return sync(fs.loop, function, fs, *arguments)
 
 
 def filesystem(url: str) -> Any:
@@ -72,7 +64,7 @@ def filesystem(url: str) -> Any:
     Raises:
         OsmError: the package that reads this protocol is not installed.
     """
-    import fsspec
+    import fsspec  # slow to import: local paths do without it
 
     protocol = url.partition(":")[0]
     options: dict[str, Any] = {"use_listings_cache": False}
@@ -93,7 +85,7 @@ def filesystem(url: str) -> Any:
     try:
         fs = fsspec.filesystem(protocol, **options)
         if protocol == "s3":
-            fs.retries = 1
+            fs.retries = 1  # s3fs has five of its own besides
         return fs
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gs"}.get(protocol, "")
@@ -124,12 +116,12 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
         except PermissionError as error:
             raise OsmError(f"{public(url)}: access is refused ({_reason(error)})") from None
         except Exception as error:  # each protocol has errors of its own library
-            status = getattr(error, "status", None)
+            status = _status(error)
             if status in (401, 403):
                 raise OsmError(f"{public(url)}: access is refused (HTTP {status})") from None
             if status in (404, 410):
                 raise FileNotFoundError(public(url)) from None
-            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"):
+            if type(error).__name__ in _NO_CREDENTIALS:
                 raise OsmError(
                     f"{public(url)}: no credentials were found (AWS_* variables, gcloud, HF_TOKEN)"
                 ) from None
@@ -142,14 +134,22 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
     )
 
 
+def _status(error: BaseException) -> int:
+    """The HTTP status that an error is about, as aiohttp, gcsfs or the hub's library tell it; 0 = none."""
+    if hasattr(error, "status"):
+        number = error.status
+    else:
+        number = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
+    return int(number) if str(number).isdigit() and 100 <= int(str(number)) < 600 else 0
+
+
 def _reason(error: BaseException) -> str:
     """An error in a few words, without the addresses that it may quote: they can hold a signature."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return f"no byte came for {read_timeout():g} s"
-    if isinstance(error, _WrongLength):
+    if isinstance(error, WrongLength):
         return str(error)
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and status:
+    if status := _status(error):
         return f"HTTP {status}"
     name = type(error).__name__
     known = {
@@ -177,11 +177,10 @@ def stat(url: str) -> Stat:
 
     def ask() -> Stat:
         fs = filesystem(url)
-        if url.startswith("http"):
-            from fsspec.asyn import sync
-
-            return sync(fs.loop, _http_stat, fs, url)
-        found = fs.info(url)
+        if _by_http(url):
+            return _sync(fs, http.stat, url)
+        # The hub tells a file's hash only when it is asked to.
+        found = fs.info(url, expand_info=True) if url.startswith("hf:") else fs.info(url)
         if found.get("type") == "directory":
             raise FileNotFoundError(f"{public(url)} is a folder")
         return _stat_of(found)
@@ -189,30 +188,10 @@ def stat(url: str) -> Stat:
     return retried(url, ask)
 
 
-async def _http_stat(fs: Any, url: str) -> Stat:
-    """Size and version by HTTP. Not fsspec's own, for which a server that fails is a file that is not there."""
-    session = await fs.set_session()
-    async with session.head(fs.encode_url(url), allow_redirects=True) as answer:
-        if answer.status not in (403, 405, 501):  # where HEAD is not allowed, and for URLs that are signed for GET
-            answer.raise_for_status()
-            return _http_answer(answer.headers.get("Content-Length", ""), answer.headers)
-    async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
-        if answer.status == 416:  # an empty file has no first byte
-            return _http_answer(answer.headers.get("Content-Range", "").rpartition("/")[2], answer.headers)
-        answer.raise_for_status()
-        ranged = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        return _http_answer(ranged or answer.headers.get("Content-Length", ""), answer.headers)
-
-
-def _http_answer(length: str, headers: Any) -> Stat:
-    found: dict[str, Any] = {"size": int(length)} if length.isdigit() else {}
-    return _stat_of(found | {key: headers[key] for key in ("ETag", "Last-Modified") if key in headers})
-
-
 def _stat_of(found: dict[str, Any]) -> Stat:
     size = found.get("size")
     if not isinstance(size, int):
-        raise _WrongLength("the server does not say how long the file is")
+        raise WrongLength("the server does not say how long the file is")
     version = next((str(found[key]) for key in _ETAGS if found.get(key)), "")
     return Stat(size, version.removeprefix("W/").strip('"'))
 
@@ -239,57 +218,14 @@ def read_range(url: str, start: int, end: int, expected: Stat | None = None) -> 
 
     def get() -> bytes:
         fs = filesystem(url)
-        if url.startswith("http"):
-            from fsspec.asyn import sync
-
-            return sync(fs.loop, _http_range, fs, url, start, end, expected)
+        if _by_http(url):
+            return _sync(fs, http.read_range, url, start, end, expected)
         data = fs.cat_file(url, start=start, end=end)
         if len(data) != end - start:
-            raise _WrongLength(f"{end - start} bytes were asked for, {len(data)} came")
+            raise WrongLength(f"{end - start} bytes were asked for, {len(data)} came")
         return data
 
     return b"" if end <= start else retried(url, get)
-
-
-async def _http_range(fs: Any, url: str, start: int, end: int, expected: Stat | None) -> bytes:
-    """One range by HTTP. Not fsspec's own, which reads whatever comes into memory, however long it is."""
-    session = await fs.set_session()
-    async with session.get(fs.encode_url(url), headers={"Range": f"bytes={start}-{end - 1}"}) as answer:
-        if answer.status == 404:
-            raise FileNotFoundError(public(url))
-        if answer.status == 416:
-            raise _WrongLength(f"the file ends before byte {end}")
-        answer.raise_for_status()
-        if answer.status != 206:
-            raise NoRanges(public(url))
-        total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        if expected is not None:
-            now = Stat(int(total) if total.isdigit() else expected.size, _answer_version(answer.headers, expected))
-            check_unchanged(url, expected, now)
-        data = bytearray()
-        async for block in answer.content.iter_any():
-            data += block
-            if len(data) > end - start:
-                raise _WrongLength(f"{end - start} bytes were asked for, more came")
-        if len(data) != end - start:
-            raise _WrongLength(f"{end - start} bytes were asked for, {len(data)} came")
-        return bytes(data)
-
-
-def _answer_version(headers: Any, expected: Stat) -> str:
-    """The version that an answer names, if it is of the kind that is expected (some answers lack the ETag)."""
-    given = [str(headers[key]).removeprefix("W/").strip('"') for key in ("ETag", "Last-Modified") if key in headers]
-    return given[0] if given and expected.version not in given else expected.version
-
-
-def check_unchanged(url: str, expected: Stat, now: Stat) -> None:
-    """Raises RunStopped where a file is not the one that it was when the run began."""
-    if expected.agrees(now):
-        return
-    sizes = f"{expected.size} bytes, now {now.size}" if expected.size != now.size else "another ETag or date"
-    raise RunStopped(
-        f"{public(url)}: the file was changed while it was in use ({sizes}); put it back, or start a new run"
-    )
 
 
 def read_whole(url: str, most: int) -> bytes:
@@ -300,14 +236,10 @@ def read_whole(url: str, most: int) -> bytes:
     try:
         return read_range(url, 0, found.size, found)
     except NoRanges:
-
-        def get() -> bytes:
-            data = filesystem(url).cat_file(url)
-            if len(data) != found.size:
-                raise _WrongLength(f"{found.size} bytes were announced, {len(data)} came")
-            return data
-
-        return retried(url, get)
+        with tempfile.TemporaryDirectory(prefix="osm_") as folder:
+            path = Path(folder) / "file"
+            download(url, path, found)
+            return path.read_bytes()
 
 
 def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
@@ -316,49 +248,44 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
     Raises:
         FileNotFoundError. RunStopped: the server does not answer, sends other lengths, or the file changes meanwhile.
     """
-    found = stat(url)
-    if expected is not None:
-        check_unchanged(url, expected, found)
+    found = expected or stat(url)
     try:
         with path.open("r+b" if path.exists() else "wb") as file:
             for start in range(0, found.size, BLOCK):
                 file.write(read_range(url, start, min(start + BLOCK, found.size), found))
             file.truncate()
-    except NoRanges:
-
-        def get() -> None:
-            filesystem(url).get_file(url, str(path))
-            if path.stat().st_size != found.size:
-                raise _WrongLength(f"{found.size} bytes were announced, {path.stat().st_size} came")
-
-        retried(url, get)
-    if url.partition(":")[0] not in ("http", "https"):  # whose answers have been compared
+    except NoRanges:  # which only HTTP servers are without
+        fs = filesystem(url)
+        retried(url, lambda: _sync(fs, http.fetch_whole, url, path, found))
+    if not _by_http(url):  # whose answers have been compared
         check_unchanged(url, found, stat(url))
     return found
 
 
-def list_files(url: str) -> dict[str, Stat]:
-    """The files below a folder by their path in it.
+def list_files(url: str) -> dict[str, Stat | None]:
+    """The files below a folder by their path in it; None where the listing does not tell their size (by HTTP).
 
     Raises:
         FileNotFoundError: there is no such folder. OsmError: it holds over `MAX_FILES`.
     """
 
-    def ask() -> dict[str, Stat]:
+    def ask() -> dict[str, Stat | None]:
         fs = filesystem(url)
-        root = fs._strip_protocol(url).rstrip("/")
+        if _by_http(url):
+            return dict.fromkeys(_sync(fs, http.list_names, url, MAX_FILES))
+        root = fs._strip_protocol(url).rstrip("/") + "/"
         found = fs.find(url, detail=True)
         if len(found) > MAX_FILES:
             raise OsmError(f"{public(url)}: over {MAX_FILES} files")
-        if not found:
-            raise FileNotFoundError(public(url))
-        files = {}
+        files: dict[str, Stat | None] = {}
         for name, about in found.items():
-            relative = name.removeprefix(root).strip("/")
-            if not relative or ".." in relative.split("/"):
+            relative = name.removeprefix(root)
+            # A key that ends in a slash stands for a folder. No name leads out of the folder.
+            if not name.startswith(root) or not set(relative.split("/")).isdisjoint(("", ".", "..")):
                 continue
-            size = about.get("size")
-            files[relative] = _stat_of(about) if isinstance(size, int) else stat(f"{url.rstrip('/')}/{relative}")
+            files[relative] = _stat_of(about) if isinstance(about.get("size"), int) else None
+        if not files:
+            raise FileNotFoundError(public(url))
         return files
 
     return retried(url, ask)
@@ -394,7 +321,7 @@ def upload(path: Path, url: str) -> None:
         filesystem(url).put_file(str(path), url)
         there = stat(url)
         if there.size != size:
-            raise _WrongLength(f"{size} bytes were sent, {there.size} are there")
+            raise WrongLength(f"{size} bytes were sent, {there.size} are there")
 
     retried(url, put, missing=False)
 
@@ -422,8 +349,11 @@ def remove(url: str) -> None:
 
 @contextmanager
 def as_user_error(url: str, what: str) -> Iterator[None]:
-    """A file that is not there becomes an OsmError which begins with `what`."""
+    """Errors begin with `what`; a file that is not there becomes an OsmError."""
     try:
         yield
     except FileNotFoundError:
         raise OsmError(f"{what} {public(url)}: there is no such file") from None
+    except OsmError as error:
+        kind = RunStopped if isinstance(error, RunStopped) else OsmError
+        raise kind(f"{what} {error}") from None

@@ -21,6 +21,7 @@ from osm.model.factory import base_config
 from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, sibling
+from osm.training.saved import local_checkpoint
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -246,13 +247,19 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     for name, used in training.used_sets.items():
         table = table.with_row(_trained_row(table[name], used.shards))
         _ = table[name].label_set  # a missing or wrong label file is said now, not after the model is loaded
+    if training.resume_from_checkpoint:
+        # A remote one is fetched before the processes wait for each other, and anew for each run.
+        local_checkpoint.cache_clear()
+        local_checkpoint(training.resume_from_checkpoint)
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
     base = given.get("base_model_name", yaml_name)
     own, modes = checkpoint.config_and_modes(training.start_from) if training.start_from else (None, [])
     if own is None or {"config", "base_model_name"} & given.keys():
         model = base_config(base, default=yaml_name, **overrides)
     elif overrides:
-        raise OsmError(f"--{next(iter(overrides))}: the model of --start_from {training.start_from} has its own sizes")
+        raise OsmError(
+            f"--{next(iter(overrides))}: the model of --start_from {public(training.start_from)} has its own sizes"
+        )
     else:
         model = own
     model = model.with_modes([*modes, *training.used_sets])

@@ -13,12 +13,13 @@ from osm.config import as_dict
 from osm.errors import OsmError
 from osm.model import checkpoint as files
 from osm.model.osm import OmniScientModel
+from osm.storage.locations import public
 from osm.terminal import echo
 from osm.training import checkpoint, dcp
 from osm.training.config import TrainConfig
 from osm.training.distributed import World
 from osm.training.progress import Progress
-from osm.training.saved import Unreadable, check_whole, newest_whole, run_document, scan
+from osm.training.saved import Unreadable, check_whole, local_checkpoint, newest_whole, run_document, scan
 
 # What may differ from run to run, and changes nothing that is trained.
 _ASIDE = "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
@@ -34,11 +35,12 @@ def resume(
     Raises:
         OsmError: a given file that cannot be read, or one that does not fit the model; or none is whole.
     """
-    folder, given = Path(config.run_name), config.resume_from_checkpoint
+    folder = Path(config.run_name)
+    given = local_checkpoint(config.resume_from_checkpoint) if config.resume_from_checkpoint else None
     broken: dict[Path, str] = {}
     if given:
-        world.from_main(lambda: check_whole(Path(given)))
-    while path := Path(given) if given else newest_whole(folder, world, broken):
+        world.from_main(lambda: check_whole(given))
+    while path := given or newest_whole(folder, world, broken):
         try:
             progress, before = _load(path, model, optimizer)
         except Unreadable as error:  # of older code, without checksums
@@ -54,7 +56,8 @@ def resume(
         progress.saves = max([progress.saves, *(saved.counter for saved in world.from_main(lambda: scan(folder)[0]))])
         if world.is_main:
             instead = f", not started from {config.start_from}" if config.start_from else ""
-            echo(f"resumed from {path}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
+            told = public(config.resume_from_checkpoint) or path
+            echo(f"resumed from {told}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
             _say_changes(before, as_dict(config))
         return progress, path
     return Progress(), None

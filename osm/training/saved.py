@@ -9,6 +9,7 @@ epoch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -21,7 +22,9 @@ from typing import Any
 
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_json, write_atomically
-from osm.model.checkpoint import read_published
+from osm.model.checkpoint import FILES, read_published
+from osm.storage.cache import localize, user_cache
+from osm.storage.locations import check_location, is_remote, join, suffix_of
 from osm.terminal import echo
 from osm.training.distributed import World
 
@@ -186,6 +189,28 @@ def _check_parts(path: Path, parts: Any) -> None:
             raise Unreadable(
                 f"checkpoint {path} is broken: {name} does not have the checksum with which it was written"
             )
+
+
+@functools.cache
+def local_checkpoint(location: str) -> Path:
+    """The local path of a checkpoint to go on from: of a remote one its copy, which is fetched once a run.
+
+    Raises:
+        OsmError: there is no such file. RunStopped: it cannot be fetched.
+    """
+    flag = "--resume_from_checkpoint"
+    if not is_remote(location):
+        return Path(location)
+    url = check_location(location, flag)
+    if suffix_of(url) in FILES:
+        return localize(url, flag)
+    folder = localize(join(url, RUN_FILE), flag).parent
+    parts = run_document(folder).get("files")
+    names = [name for name in parts if _PART.fullmatch(str(name))] if isinstance(parts, dict) else None
+    if names is None:  # of older code
+        return localize(url, flag, folder=True)
+    user_cache().get_all({join(url, name): None for name in names}, url, missing=True)  # `check_whole` tells of it
+    return folder
 
 
 # -- which one a run goes on from -------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from osm.data.paths import check_local
 from osm.errors import OsmError
 from osm.training import cli as training
 
-COMMANDS = ("pipe:touch ran", "|touch ran", "touch ran|", " pipe:touch ran", "http://x/y", "S3://x/y", "file:y", "-")
+NO_LOCATIONS = ("pipe:touch ran", "|touch ran", "touch ran|", " pipe:touch ran", "ftp://x/y", "file:y", "-")
+COMMANDS = (*NO_LOCATIONS, "http://x/y", "S3://x/y")
 FIELDS = ("labels", "whole_labels", "image_dir", "mask_dir", "json_file")
 
 
@@ -45,20 +46,20 @@ def test_paths_are_paths(path: str) -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", NO_LOCATIONS)
 def test_a_dataset_table_names_files_alone(folder: Path, field: str, command: str) -> None:
     row = {"form": "coco_panoptic", "labels": "coco", field: command}
     (folder / "sets.yaml").write_text(yaml.safe_dump({"datasets": {"mine": row}}))
-    with pytest.raises(OsmError, match=f"sets.yaml, set 'mine': {field} '.*': expected the path of a local file"):
+    with pytest.raises(OsmError, match=f"sets.yaml, set 'mine': {field} '.*': expected a local path, or a URL"):
         DatasetTable().with_yaml(folder / "sets.yaml")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", NO_LOCATIONS)
 def test_flags_of_a_prediction_name_files_alone(folder: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["0", "1", "x.pt", "out", "--sets", "coco", f"--coco_json_file={command}"]
     assert benchmark.generate_main(arguments, lambda *_, **__: pytest.fail("a model was loaded")) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "--coco_json_file" in said and "expected the path of a local file" in said
+    assert said.count("\n") == 1 and "--coco_json_file" in said and "expected a local path, or a URL" in said
     assert not list(Path().iterdir())
 
 
@@ -94,7 +95,7 @@ def test_a_feature_cache_is_a_folder(command: str) -> None:
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", NO_LOCATIONS)
 def test_converters_open_files_alone(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--{flag}={command}" for flag in ("image_dir", "ann_dir", "json_file")]
     for name in ("coco_panoptic", "a847", "pascal_part"):

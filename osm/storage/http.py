@@ -1,0 +1,182 @@
+"""Files by HTTP: sizes, ranges, whole files, and pages that list folders.
+
+Not fsspec's own ways: those take a server that is down for a missing file, read whatever comes into memory, and follow
+the links of a page out of its folder.
+
+Every function runs in fsspec's loop; a failure is the error of aiohttp, which `osm.storage.remote` tries again.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+
+from osm.errors import OsmError
+from osm.storage.locations import public
+from osm.storage.stats import NoRanges, Stat, WrongLength, check_unchanged
+
+_GONE = (404, 410)
+_NO_HEAD = (400, 403, 405, 501)
+_HREF = re.compile(r"""<a\s[^>]*?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORECASE)
+_PAGE_BYTES = 64 << 20
+_MAX_PAGES = 100_000
+_DEEPEST = 32  # folders within each other
+
+
+async def stat(fs: Any, url: str) -> Stat:
+    """Size and version. Raises FileNotFoundError, WrongLength (the server does not say how long it is)."""
+    session = await fs.set_session()
+    async with session.head(fs.encode_url(url), allow_redirects=True) as answer:
+        if answer.status in _GONE:
+            raise FileNotFoundError(public(url))
+        if answer.status not in _NO_HEAD:
+            answer.raise_for_status()
+        length = answer.headers.get("Content-Length", "")
+        if answer.status == 200 and length.isdigit():
+            return Stat(int(length), _version(answer.headers))
+    # Some servers refuse HEAD (a signed URL is one for GET alone), or tell no length by it.
+    async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
+        if answer.status in _GONE:
+            raise FileNotFoundError(public(url))
+        if answer.status != 416:  # which is the answer for an empty file
+            answer.raise_for_status()
+        length = answer.headers.get("Content-Length", "")
+        if answer.status != 200:
+            length = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        if not length.isdigit():
+            raise WrongLength("the server does not say how long the file is")
+        return Stat(int(length), _version(answer.headers))
+
+
+def _version(headers: Any) -> str:
+    return next((_plain(headers[key]) for key in ("ETag", "Last-Modified") if headers.get(key)), "")
+
+
+def _plain(tag: str) -> str:
+    return tag.removeprefix("W/").strip('"')
+
+
+def _answer_version(headers: Any, expected: Stat) -> str:
+    """The version that an answer names, if it is of the kind that is expected (some answers lack the ETag)."""
+    given = [_plain(headers[key]) for key in ("ETag", "Last-Modified") if key in headers]
+    return given[0] if given and expected.version not in given else expected.version
+
+
+async def read_range(fs: Any, url: str, start: int, end: int, expected: Stat | None) -> bytes:
+    """The bytes from `start` to before `end`; the answer is compared with what is expected of the file.
+
+    Raises:
+        FileNotFoundError, NoRanges, WrongLength. RunStopped: it is another file by now.
+    """
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url), headers={"Range": f"bytes={start}-{end - 1}"}) as answer:
+        if answer.status in _GONE:
+            raise FileNotFoundError(public(url))
+        if answer.status == 416:
+            raise WrongLength(f"the file ends before byte {end}")
+        answer.raise_for_status()
+        if answer.status != 206:
+            raise NoRanges(public(url))
+        total = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        if expected is not None:
+            size = int(total) if total.isdigit() else expected.size
+            check_unchanged(url, expected, Stat(size, _answer_version(answer.headers, expected)))
+        data = bytearray()
+        async for block in answer.content.iter_any():
+            data += block
+            if len(data) > end - start:
+                raise WrongLength(f"{end - start} bytes were asked for, more came")
+        if len(data) != end - start:
+            raise WrongLength(f"{end - start} bytes were asked for, {len(data)} came")
+        return bytes(data)
+
+
+async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
+    """Writes a whole file to a path, for servers without ranges; no more of it than is expected.
+
+    Raises:
+        FileNotFoundError, WrongLength. RunStopped: it is another file by now.
+    """
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url)) as answer:
+        if answer.status in _GONE:
+            raise FileNotFoundError(public(url))
+        answer.raise_for_status()
+        length = answer.headers.get("Content-Length", "")
+        now = Stat(int(length) if length.isdigit() else expected.size, _answer_version(answer.headers, expected))
+        check_unchanged(url, expected, now)
+        came = 0
+        with path.open("wb") as file:
+            async for block in answer.content.iter_any():
+                came += len(block)
+                if came > expected.size:
+                    raise WrongLength(f"{expected.size} bytes were announced, more came")
+                file.write(block)
+        if came != expected.size:
+            raise WrongLength(f"{expected.size} bytes were announced, {came} came")
+
+
+async def list_names(fs: Any, url: str, most: int) -> list[str]:
+    """The paths of the files below a folder, as the server's pages list them.
+
+    Only links to a page's own files and folders count: nothing leads to another host, upwards, or round in circles.
+
+    Raises:
+        FileNotFoundError: there is no such page, or it lists nothing. OsmError: over `most` files.
+    """
+    parts = urlsplit(url)
+    root = str(fs.encode_url(urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + "/", "", ""))))
+    pages, names = [""], list[str]()
+    for number, page in enumerate(pages):  # which grows meanwhile
+        if number >= _MAX_PAGES or len(names) > most:
+            raise OsmError(f"{public(url)}: over {most} files or {_MAX_PAGES} folders")
+        address = root + page
+        for child in _children(address, await _page(fs, address)):
+            name = unquote(child)
+            if name.strip("/") in ("", ".", "..") or "\0" in name or "/" in name.rstrip("/"):
+                continue
+            if child.endswith("/"):
+                if page.count("/") < _DEEPEST:
+                    pages.append(page + child)
+            else:
+                names.append(unquote(page) + name)
+    if not names:
+        raise FileNotFoundError(public(url))
+    return names
+
+
+async def _page(fs: Any, url: str) -> str:
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url)) as answer:
+        if answer.status in _GONE:
+            raise FileNotFoundError(public(url))
+        answer.raise_for_status()
+        if answer.content_type != "text/html":
+            raise FileNotFoundError(public(url))  # a file, where a page was looked for
+        data = bytearray()
+        async for block in answer.content.iter_any():
+            data += block
+            if len(data) > _PAGE_BYTES:
+                raise OsmError(f"{public(url)}: the page that lists it has over {_PAGE_BYTES} bytes")
+        return data.decode("utf-8", "replace")
+
+
+def _children(address: str, page: str) -> list[str]:
+    """The links of a page to what lies directly in its folder, each once, percent-encoded; a folder's ends with /."""
+    found: dict[str, None] = {}
+    for match in _HREF.finditer(page):
+        href = html.unescape(match[1] or match[2] or match[3] or "")
+        try:
+            target = urljoin(address, href)
+            parts = urlsplit(target)
+        except ValueError:
+            continue
+        if parts.query or parts.fragment or not target.startswith(address):
+            continue
+        child = target[len(address) :]
+        if child and "/" not in child[:-1]:
+            found[child] = None
+    return list(found)
