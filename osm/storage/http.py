@@ -148,6 +148,16 @@ async def list_names(fs: Any, url: str, most: int) -> list[str]:
     return names
 
 
+async def list_page(fs: Any, url: str) -> list[str]:
+    """The names of the files of one folder, as its page lists them, percent-encoded.
+
+    Raises:
+        FileNotFoundError: there is no such page.
+    """
+    address = str(fs.encode_url(url.rstrip("/") + "/"))
+    return [child for child in _children(address, await _page(fs, address)) if not child.endswith("/")]
+
+
 async def _page(fs: Any, url: str) -> str:
     session = await fs.set_session()
     async with session.get(fs.encode_url(url)) as answer:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from osm.errors import OsmError, RunStopped
 from osm.storage import http
@@ -296,10 +297,10 @@ def glob(url: str) -> list[str]:
 
     def ask() -> list[str]:
         fs, protocol = filesystem(url), url.partition(":")[0]
-        if protocol in ("http", "https"):  # the links of an index page
+        if _by_http(url):
             folder, _, pattern = url.rpartition("/")
-            names = fs.ls(folder + "/", detail=False)
-            return sorted(name for name in names if fnmatch.fnmatchcase(name.rstrip("/").rpartition("/")[2], pattern))
+            names = _sync(fs, http.list_page, folder)
+            return sorted(f"{folder}/{name}" for name in names if fnmatch.fnmatchcase(unquote(name), pattern))
         found = sorted(fs.glob(url))
         return [name if "://" in name else f"{protocol}://{name}" for name in found]
 

@@ -25,6 +25,7 @@ from osm.forms.base import ANNOTATION
 from osm.model.checkpoint import config_document, start_from
 from osm.model.factory import build, check_widths
 from osm.model.osm import OmniScientModel
+from osm.storage.locations import public
 from osm.terminal import echo
 from osm.training import cache as feature_cache
 from osm.training import checkpoint, dcp, distributed, parallel
@@ -162,12 +163,12 @@ class Trainer:
             return
         if Path(path).resolve().is_relative_to(self.folder.resolve()):
             raise OsmError(
-                f"--start_from {path} lies in --run_name {self.folder}, which would be resumed; "
+                f"--start_from {public(path)} lies in --run_name {self.folder}, which would be resumed; "
                 "choose another --run_name for the new run"
             )
         new = start_from(model, path)
         if self.world.is_main:
-            echo(f"started from {path}; new modes: {', '.join(new) or 'none'}", flush=True)
+            echo(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", flush=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
         config, world = self.config, self.world

@@ -55,7 +55,7 @@ def resume(
         # Not lower than any in the folder: what is saved next is the newest.
         progress.saves = max([progress.saves, *(saved.counter for saved in world.from_main(lambda: scan(folder)[0]))])
         if world.is_main:
-            instead = f", not started from {config.start_from}" if config.start_from else ""
+            instead = f", not started from {public(config.start_from)}" if config.start_from else ""
             told = public(config.resume_from_checkpoint) or path
             echo(f"resumed from {told}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
             _say_changes(before, as_dict(config))

@@ -19,6 +19,7 @@ from osm.data.batch import Batch
 from osm.data.processor import Processor
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.shard_index import Indexes
+from osm.data.shard_lists import existing_shards
 from osm.data.shards import RawSample, read_shard
 from osm.data.stages import Resume
 from osm.data.stream import EpochLoader, Position, SampleStream, StreamConfig
@@ -285,6 +286,15 @@ def test_the_first_lines_of_a_shard_are_read_by_anyone(folder: Path, served: Fil
 
     for number, url in enumerate(urls):
         assert outline(url) == outline(local(folder)[number])
+
+
+def test_globs_over_http(folder: Path, served: FileServer, urls: tuple[str, ...]) -> None:
+    assert tuple(existing_shards(f"{served.address}/*.tar", "--coco_shards")) == urls
+    assert tuple(existing_shards(f"{served.address}/00[13].tar", "--coco_shards")) == (urls[1], urls[3])
+    with pytest.raises(OsmError, match=r"--coco_shards .*/x\*.tar: no shard fits"):
+        existing_shards(f"{served.address}/x*.tar", "--coco_shards")
+    with pytest.raises(OsmError, match="none of its 2 shards exists"):
+        existing_shards(f"{served.address}/{{7,8}}.tar", "--coco_shards")
 
 
 def test_an_index_beside_a_remote_shard_is_used(folder: Path, tmp_path: Path) -> None:

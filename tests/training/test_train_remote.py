@@ -12,6 +12,7 @@ from servers import S3Server
 from tiny_run import Workshop, finish, launcher, losses, start
 
 from osm.data.shard_index import Indexes
+from osm.training.cli import main
 from osm.training.tracking import read_log
 
 pytestmark = pytest.mark.slow
@@ -79,3 +80,22 @@ def test_a_store_that_fails_ends_the_run_with_a_sentence(
         assert run.returncode == 3, said
         assert re.search(r"error: s3://training/pan/00[01].tar: .*3 times; .* the same command goes on", said)
         assert "Traceback" not in said and server.SECRET not in said
+
+
+def test_a_pipeline_of_ones_own_trains(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "own_pipeline.py").write_text(
+        "import webdataset as wds\n"
+        "def samples(shards, lane):\n"
+        "    return wds.DataPipeline(wds.SimpleShardList(list(shards)), wds.tarfile_to_samples())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    shards = f"{workshop.root}/pan/{{000..001}}.tar"
+    runs = [tmp_path / name for name in ("first", "second")]
+    for run in runs:
+        assert main(arguments(workshop, run, shards, "--pipeline", "own_pipeline:samples")) == 0
+    first, second = (losses(read_log(run)) for run in runs)
+    assert first == second and len(first) == 16
+    assert main(arguments(workshop, tmp_path / "no", shards, "--pipeline", "own_pipeline:nothing")) == 2
+    flags = ["--pipeline", "own_pipeline:samples", "--shard_cache", str(tmp_path / "cache")]
+    assert main(arguments(workshop, tmp_path / "no", shards, *flags)) == 2
