@@ -16,7 +16,7 @@ from osm.data.datasets import ANY_MODE, PUBLISHED_MODES
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_yaml
 from osm.storage.cache import localize
-from osm.storage.locations import is_remote, public, suffix_of
+from osm.storage.locations import is_remote, public, public_text, suffix_of
 
 T = TypeVar("T")
 # Arguments of timm.create_model that no config sets: files, and what the tower decides itself.
@@ -404,4 +404,4 @@ def as_dict(config: Any) -> dict[str, Any]:
 def _without_signatures(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_signatures(one) for key, one in value.items()}
-    return public(value) if isinstance(value, str) else value
+    return public_text(value) if isinstance(value, str) else value

@@ -8,9 +8,11 @@ from the headers once.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,19 +24,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from osm.data.shards import GONE, Span, check_there, walk
-from osm.data.tar import TarReader
+from osm.data.shards import GONE, MAX_MEMBER_BYTES, SUFFIX, Span, check_there, walk
+from osm.data.tar import BLOCK, TarReader
 from osm.documents import parse_json
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.storage import remote
-from osm.storage.cache import default_folder, open_whole
+from osm.storage.cache import FileCache, canonical, default_folder, open_whole
 from osm.storage.locations import is_remote, name_of, public, sibling
 from osm.storage.remote import Stat
 
 FORMAT = 1
-SUFFIX = ".index.json"
 MAX_BYTES = 256 << 20  # of an index: some 2 million samples
 _THREADS = 8
+_REASON = re.compile(r"[a-z_]{1,40}")
+_LONGEST = 500  # characters of a message
 
 
 @dataclass
@@ -45,7 +48,7 @@ class ShardIndex:
         shard: its location. stat: size and version of the shard that it was made of.
         start, stop: int64 (n), the bytes of a sample. keys: uint32 (n), CRC-32 of its key.
         held_out: uint64 (n), its place in the order by which samples are held out; faults: what cannot be read, by
-            place, as (reason, message). of_all: from which place on which global headers hold.
+            place, as (reason, message). of_all: from which place on which global headers hold. source: the index file.
     """
 
     shard: str
@@ -56,6 +59,7 @@ class ShardIndex:
     held_out: np.ndarray
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
     of_all: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -100,7 +104,8 @@ def crc_of(key: str) -> int:
 
 def index_name(shard: str) -> str:
     """The name of a shard's index: `000000000.tar` -> `000000000.index.json`."""
-    return name_of(shard).removesuffix(".tar") + SUFFIX
+    name = name_of(shard)
+    return f"{name.removesuffix('.tar')}{SUFFIX}" if name.endswith(".tar") else f"{name}.file{SUFFIX}"
 
 
 def index_document(shard: str, stream: BinaryIO, version: str = "") -> dict[str, Any]:
@@ -135,7 +140,7 @@ def index_text(document: dict[str, Any]) -> str:
     return json.dumps(head)[:-1] + f', "samples": [\n{lines}\n]}}\n'
 
 
-def parse_index(shard: str, data: bytes, stat: Stat) -> ShardIndex | None:
+def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardIndex | None:
     """The index of a shard, or None where the bytes are none, or of another shard."""
     try:
         document = parse_json(data)
@@ -144,24 +149,71 @@ def parse_index(shard: str, data: bytes, stat: Stat) -> ShardIndex | None:
         if not stat.agrees(Stat(stat.size, str(document["version"]))):
             return None
         rows = document["samples"]
-        faults = {place: (str(row[3]), str(row[4])) for place, row in enumerate(rows) if len(row) > 3}
+        if len(rows) > stat.size // BLOCK + 2:
+            return None
+        faults = {place: (str(row[3]), str(row[4])[:_LONGEST]) for place, row in enumerate(rows) if len(row) > 3}
         start = np.array([row[1] for row in rows], np.int64)
         stop = start + np.array([row[2] for row in rows], np.int64)
         keys = [row[0] for row in rows]
         of_all = [(int(first), dict(fields)) for first, fields in document.get("global_headers", ())]
+        texts = [text for _, fields in of_all for pair in fields.items() for text in pair]
         readable = np.ones(len(rows), bool)
         readable[list(faults)] = False
-        whole = (start >= 0) & (stop > start) & (stop <= stat.size)
-        if not whole[readable].all():
+        first, last = start[readable], stop[readable]
+        in_order = (first >= 0).all() and (last > first).all() and (last <= stat.size).all()
+        if not in_order or not (first[1:] >= last[:-1]).all() or not all(isinstance(text, str) for text in texts):
+            return None
+        if not all(_REASON.fullmatch(reason) for reason, _ in faults.values()):
             return None
         crcs = np.array([crc_of(key) for key in keys], np.uint32)
         places = np.array([held_out_place(key) for key in keys], np.uint64)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         return None
-    return ShardIndex(shard, stat, start, stop, crcs, places, faults, of_all)
+    return ShardIndex(shard, stat, start, stop, crcs, places, faults, of_all, source)
 
 
-_Share = tuple[dict[str, ShardIndex], OsmError | None]
+def ends_alike(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
+    """Whether a shard ends as its index says: its last sample, and what comes after it.
+
+    Of a shard that was made anew with as many bytes, an old index is told by that.
+
+    Args:
+        stream: the shard from byte `offset` on, not after the last sample's first.
+    """
+    number = last_readable(index)
+    if number < 0:
+        return True
+    tar = TarReader(stream, int(index.start[number]) - offset, None, index.global_headers(number))
+    found: list[Span | SampleError] = []
+    try:
+        found += walk(public(index.shard), tar)
+    except (tarfile.TarError, ValueError) as error:
+        found.append(SampleError("broken_tar", str(error)))
+    wanted = [index.faults[place][0] for place in range(number + 1, len(index))]
+    first, others = (found[0] if found else None), found[1:]
+    return (
+        isinstance(first, Span)
+        and crc_of(first.key) == int(index.keys[number])
+        and min(first.stop, tar.length) + offset == int(index.stop[number])
+        and [error.reason if isinstance(error, SampleError) else "" for error in others] == wanted
+    )
+
+
+def last_readable(index: ShardIndex) -> int:
+    """The place of the last sample that can be read; -1 = there is none."""
+    return next((number for number in reversed(range(len(index))) if number not in index.faults), -1)
+
+
+def discard(index: ShardIndex) -> str:
+    """Removes an index that is not its shard's; returns what a message says of it."""
+    if is_remote(index.source):
+        return f"delete {public(index.source)}, which is of another one"
+    with suppress(OSError):
+        Path(index.source).unlink()
+    return "its index is made anew"
+
+
+_Share = tuple[dict[str, ShardIndex], Exception | None]
 
 
 class Indexes:
@@ -171,10 +223,11 @@ class Indexes:
 
     Args:
         keep: whether an index that was missing is written, beside the shard or else into the user's cache folder.
+        cache: of remote shards, which are read whole where they have no index.
     """
 
-    def __init__(self, keep: bool = True) -> None:
-        self.keep = keep
+    def __init__(self, keep: bool = True, cache: FileCache | None = None) -> None:
+        self.keep, self.cache = keep, cache
         self._known: dict[str, ShardIndex] = {}
 
     def __getitem__(self, shard: str) -> ShardIndex:
@@ -199,7 +252,7 @@ class Indexes:
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
                 share = dict(zip(mine, pool.map(self._find, mine), strict=True)), None
-        except OsmError as error:
+        except Exception as error:  # raised below, by all processes: none waits for this one
             share = {}, error
         for found, fault in [share] if exchange is None else exchange(share):
             if fault is not None:
@@ -218,53 +271,75 @@ class Indexes:
     def _find_local(self, shard: str) -> ShardIndex:
         about = os.stat(shard)
         stat = Stat(about.st_size)
-        beside = Path(sibling(shard, index_name(shard)))
-        aside = _aside(os.path.abspath(shard))
-        for path in (beside, aside):
-            with suppress(OSError):
-                made = path.stat()
-                if path.is_file() and made.st_size <= MAX_BYTES and made.st_mtime_ns >= about.st_mtime_ns:
-                    index = parse_index(shard, path.read_bytes(), stat)
-                    if index is not None:
-                        return index
+        places = (Path(sibling(shard, index_name(shard))), _aside(os.path.abspath(shard)))
         with open(shard, "rb") as stream:
+            for path in places:
+                with suppress(OSError):
+                    made = path.stat()
+                    if path.is_file() and made.st_size <= MAX_BYTES and made.st_mtime_ns >= about.st_mtime_ns:
+                        index = parse_index(shard, path.read_bytes(), stat, str(path))
+                        if index is not None and ends_alike(index, stream, 0):
+                            return index
             document = index_document(shard, stream)
-        return self._made(shard, document, stat, (beside, aside))
+        return self._made(shard, document, stat, places)
 
     def _find_remote(self, shard: str) -> ShardIndex:
         stat = remote.stat(shard)
-        aside = _aside(public(shard))
-        with suppress(FileNotFoundError):
-            data = remote.read_whole(sibling(shard, index_name(shard)), MAX_BYTES)
-            index = parse_index(shard, data, stat)
-            if index is not None:
+        beside, aside = sibling(shard, index_name(shard)), _aside(canonical(shard))
+        # It need not be there: stores refuse what they do not have, and a signature is for one file alone.
+        with suppress(FileNotFoundError, OsmError):
+            index = parse_index(shard, remote.read_whole(beside, MAX_BYTES), stat, beside)
+            if index is not None and _ends_alike_remotely(index):
                 return index
         with suppress(OSError):
             if aside.stat().st_size <= MAX_BYTES:
-                index = parse_index(shard, aside.read_bytes(), stat)
-                if index is not None:
+                index = parse_index(shard, aside.read_bytes(), stat, str(aside))
+                if index is not None and _ends_alike_remotely(index):
                     return index
-        with open_whole(shard) as stream:
+        with open_whole(shard, stat) if self.cache is None else self.cache.open(shard, stat) as stream:
             document = index_document(shard, stream, stat.version)
         return self._made(shard, document, stat, (aside,))
 
     def _made(self, shard: str, document: dict[str, Any], stat: Stat, places: Sequence[Path]) -> ShardIndex:
-        data = index_text(document).encode()
+        data, source = index_text(document).encode(), ""
         for path in places if self.keep else ():
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             try:
+                if path.exists() and not _is_ours(path):
+                    continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
                 temporary.write_bytes(data)
                 os.replace(temporary, path)
+                source = str(path)
                 break
             except OSError:  # a folder of somebody else's: the next place, or made anew next time
-                continue
-        index = parse_index(shard, data, stat)
+                with suppress(OSError):
+                    temporary.unlink()
+        index = parse_index(shard, data, stat, source)
         if index is None:
             raise RunStopped(f"shard {public(shard)}: it was changed while its index was made; start the run again")
         return index
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file is an index: nothing else is written over."""
+    with path.open("rb") as file:
+        return file.read(16).startswith(b'{"osm_index"')
+
+
+def _ends_alike_remotely(index: ShardIndex) -> bool:
+    """As `ends_alike`, by one request; a server that sends whole files only is believed."""
+    number = last_readable(index)
+    start = int(index.start[number]) if number >= 0 else index.stat.size
+    if index.stat.size - start > MAX_MEMBER_BYTES:
+        return True
+    try:
+        data = remote.read_range(index.shard, start, index.stat.size, index.stat)
+    except remote.NoRanges:
+        return True
+    return ends_alike(index, io.BytesIO(data), start)
+
+
 def _aside(location: str) -> Path:
     """Where the index lies of a shard whose folder cannot be written."""
-    return default_folder() / "indexes" / f"{hashlib.sha256(location.encode()).hexdigest()[:32]}.json"
+    return default_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(location)).hexdigest()[:32]}.json"

@@ -11,17 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
+from osm.data.shards import SUFFIX
 from osm.errors import OsmError
 from osm.files import read_text
 from osm.storage import remote
 from osm.storage.cache import localize
-from osm.storage.locations import check_location, is_remote, public, sibling
+from osm.storage.locations import check_location, is_remote, public, public_text
 from osm.terminal import echo
 
 MAX_SHARDS = 1_000_000
 MAX_MISSING = 10  # shards that a range may name too many, however short it is
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _GLOB = re.compile(r"[*?[]")
+_JOINED = re.compile(r"::(?![^\[\]/]*\])")  # not within the brackets of an IPv6 address
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _THREADS = 16
 
 
@@ -36,47 +39,59 @@ def expand_shards(pattern: str) -> list[str]:
     shards: list[str] = []
     for part in _parts(pattern):
         if not part:
-            raise OsmError(f"shards {pattern[:200]!r}: expected locations of .tar files, a part of it is empty")
+            raise OsmError(f"shards {_shown(pattern)!r}: expected locations of .tar files, a part of it is empty")
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]
         if "{" in "".join(pieces[::2]) or "}" in "".join(pieces[::2]):
-            raise OsmError(f"shards {pattern[:200]!r}: braces do not match")
+            raise OsmError(f"shards {_shown(pattern)!r}: braces do not match")
         if len(shards) + math.prod(map(len, choices)) > MAX_SHARDS:
-            raise OsmError(f"shards {pattern[:200]!r}: that is over a million shards")
+            raise OsmError(f"shards {_shown(pattern)!r}: that is over a million shards")
         shards += [check_location("".join(choice), "shards") for choice in product(*choices)]
     return shards
 
 
+def _shown(pattern: str) -> str:
+    return public_text(pattern)[:200]
+
+
 def _parts(pattern: str) -> Iterator[str]:
     """The patterns that `::` joins; those of a file, which has no files of its own, in its place."""
-    for part in pattern.split("::"):
+    for part in _JOINED.split(pattern):
         if not part.startswith("@"):
             yield part
             continue
         location = check_location(part[1:], "shards @")
-        path = localize(location, "shards @")
-        lines = [line.strip() for line in read_text(path, "shards @").splitlines()]
-        found = [line for line in lines if line and not line.startswith("#")]
+        lines = [line.strip() for line in read_text(localize(location, "shards @"), "shards @").splitlines()]
+        found = [piece for line in lines if line and not line.startswith("#") for piece in _JOINED.split(line)]
         if not found:
-            raise OsmError(f"shards {part[:200]!r}: the file names none; expected a location or pattern a line")
-        for line in found:
-            if line.startswith("@"):
-                raise OsmError(f"shards {part[:200]!r}: the line {line[:200]!r} names another list")
-            # Relative to the list, as in most tools: a list moves with its shards.
-            relative = not is_remote(line) and not Path(line).is_absolute() and check_location(line, "shards")
-            yield from (sibling(location, line) if relative else line).split("::")
+            raise OsmError(f"shards {_shown(part)!r}: the file names none; expected a location or pattern a line")
+        for piece in found:
+            if piece.startswith("@"):
+                raise OsmError(f"shards {_shown(part)!r}: the line {_shown(piece)!r} names another list")
+            yield _beside(location, piece)
+
+
+def _beside(location: str, piece: str) -> str:
+    """A pattern of a list; a relative one is meant from the list's folder, as in most tools: both move together."""
+    if _ADDRESS.match(piece) or Path(piece).is_absolute():
+        return piece
+    check_location(piece, "shards")
+    if is_remote(location):
+        return f"{location.partition('?')[0].rpartition('/')[0]}/{piece}"
+    folder = str(Path(location).parent)
+    return str(Path(glob.escape(folder) if _GLOB.search(piece) else folder) / piece)
 
 
 def _expand_brace(content: str, pattern: str) -> list[str]:
     found = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", content)
     if not found:
         if "," not in content:
-            what = f"'{{{content[:200]}}}' is neither a range {{000..106}} nor a list {{a,b}}"
-            raise OsmError(f"shards {pattern[:200]!r}: {what}")
+            what = f"'{{{_shown(content)}}}' is neither a range {{000..106}} nor a list {{a,b}}"
+            raise OsmError(f"shards {_shown(pattern)!r}: {what}")
         return content.split(",")
     first, last = found.groups()
     if int(last) < int(first) or int(last) - int(first) >= MAX_SHARDS:
-        raise OsmError(f"shards {pattern[:200]!r}: the range {{{content}}} is empty or over a million shards")
+        raise OsmError(f"shards {_shown(pattern)!r}: the range {{{content}}} is empty or over a million shards")
     return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
 
 
@@ -95,7 +110,7 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
         found = dict(zip(named, pool.map(_is_there, named), strict=True)) if any(map(is_remote, named)) else {}
     there = [shard for shard in named if (found[shard] if found else _is_there(shard))]
     missing = [shard for shard in named if shard not in set(there)]
-    shown = "::".join(map(public, pattern.split("::")))
+    shown = _shown(pattern)
     if not there:
         raise OsmError(f"{flag} {shown!r}: none of its {len(named)} shards exists (first: {public(named[0])})")
     if missing:
@@ -116,11 +131,13 @@ def _globbed(shard: str, flag: str) -> list[str]:
     if is_remote(shard):
         if not re.search(r"[*[]", shard.partition("?")[0]):  # in a URL, a question mark begins the query
             return [shard]
-        found = remote.glob(shard)
+        # A key may have brackets of its own.
+        found = [shard] if "*" not in shard and remote.exists(shard) else remote.glob(shard)
     else:
         if not _GLOB.search(shard) or Path(shard).exists():
             return [shard]
         found = sorted(glob.glob(shard))
+    found = [name for name in found if not name.endswith(SUFFIX)]
     if not found:
         raise OsmError(f"{flag} {public(shard)}: no shard fits this pattern")
     return found

@@ -8,16 +8,16 @@ from collections import OrderedDict
 from contextlib import ExitStack
 from typing import BinaryIO
 
-from osm.data.shard_index import ShardIndex, crc_of
-from osm.data.shards import GONE, RawSample, Span, check_there, read_span, walk
+from osm.data.shard_index import ShardIndex, crc_of, discard
+from osm.data.shards import GONE, MAX_MEMBER_BYTES, RawSample, Span, check_there, read_span, walk
 from osm.data.tar import TarReader
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.storage import remote
 from osm.storage.cache import FileCache, open_whole
 from osm.storage.locations import is_remote, public
 
-_OPEN = 16
-"""Shards that are open at once in a process."""
+_OPEN, _OPEN_CACHED = 16, 4
+"""Shards that a reader has open at once; what the cache removes stays on the disk while it is open."""
 
 
 class ShardReader:
@@ -51,6 +51,8 @@ class ShardReader:
         start, stop = int(index.start[number]), int(index.stop[number])
         try:
             stream = self._stream(index)
+            if stream is None and stop - start > MAX_MEMBER_BYTES:  # much that is not ours lies between its members
+                raise remote.NoRanges(name)
             if stream is None:
                 data = remote.read_range(index.shard, start, stop, index.stat)
                 tar = TarReader(io.BytesIO(data), 0, len(data), index.global_headers(number))
@@ -67,7 +69,7 @@ class ShardReader:
         except (tarfile.TarError, ValueError) as error:
             if isinstance(error, OsmError):
                 raise
-            raise self._changed(name) from None
+            raise self._changed(index) from None
         self.bytes += stop - start
         return sample
 
@@ -79,12 +81,13 @@ class ShardReader:
     def _only(self, index: ShardIndex, number: int, name: str, tar: TarReader) -> RawSample:
         found = list(walk(name, tar))
         if len(found) != 1 or not isinstance(found[0], Span) or crc_of(found[0].key) != int(index.keys[number]):
-            raise self._changed(name)
+            raise self._changed(index)
         return read_span(name, tar, found[0])
 
-    def _changed(self, name: str) -> RunStopped:
+    def _changed(self, index: ShardIndex) -> RunStopped:
+        told = discard(index)
         return RunStopped(
-            f"shard {name}: it was changed while it was in use; start the run again (its index is remade)"
+            f"shard {public(index.shard)}: it was changed while it was in use; start the run again ({told})"
         )
 
     def _stream(self, index: ShardIndex) -> BinaryIO | None:
@@ -100,7 +103,7 @@ class ShardReader:
             stream = stack.enter_context(open(shard, "rb"))  # noqa: SIM115 - closed with the stack
             if stream.seek(0, io.SEEK_END) != index.stat.size:
                 stack.close()
-                raise self._changed(public(shard))
+                raise self._changed(index)
         elif self.cache is not None:
             stream = stack.enter_context(self.cache.open(shard, index.stat))
         else:
@@ -116,5 +119,5 @@ class ShardReader:
 
     def _keep(self, shard: str, stream: BinaryIO | None, stack: ExitStack) -> None:
         self._open[shard] = stream, stack
-        while len(self._open) > _OPEN:
+        while len(self._open) > (_OPEN if self.cache is None else _OPEN_CACHED):
             self._open.popitem(last=False)[1][1].close()

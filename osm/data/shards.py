@@ -19,6 +19,8 @@ from osm.storage.cache import FileCache, open_whole
 from osm.storage.locations import is_remote, public
 
 MAX_MEMBER_BYTES = 256 << 20  # of a member, and of all that are read of a sample
+SUFFIX = ".index.json"
+"""What the name of a shard's index ends with."""
 MEMBERS = ("jpg", "jpeg", "image.png", "png", "part.png", "whole.png", "tif", "json")
 GONE = "it was there when the run began: put it back, and the same command goes on"
 

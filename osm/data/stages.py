@@ -11,9 +11,12 @@ Shapes: N images, R rows (masks), S input size.
 
 from __future__ import annotations
 
+import queue
+import threading
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,7 +33,7 @@ from osm.data.shards import MAX_MEMBER_BYTES, MEMBERS, RawSample
 from osm.errors import OsmError, SampleError
 from osm.forms import read_sample
 from osm.storage.cache import FileCache
-from osm.storage.locations import is_remote
+from osm.storage.locations import is_remote, public_text
 
 T = TypeVar("T")
 MAX_SKIPS_IN_A_ROW = 1000
@@ -202,22 +205,11 @@ class ReadSamples:
         return reader.read(self.indexes[self.shards[place.shard]], place.number)
 
     def _ahead(self, source: Iterable[Drawn]) -> Iterator[Drawn]:
-        # A reader serves one thread at a time: each takes one that is free.
-        readers = [ShardReader(self.cache) for _ in range(_THREADS)]
-        free = deque(readers)
-
-        def read(place: Place) -> RawSample | SampleError:
-            reader = free.popleft()
-            try:
-                return self._read(reader, place)
-            finally:
-                free.append(reader)
-
-        pool = ThreadPoolExecutor(_THREADS)
+        fetcher = _Fetcher(self._read, self.cache)
         waiting: deque[tuple[Drawn, Future[RawSample | SampleError]]] = deque()
         try:
             for drawn in source:
-                waiting.append((drawn, pool.submit(read, drawn.what)))
+                waiting.append((drawn, fetcher.submit(drawn.what)))
                 if len(waiting) > _AHEAD:
                     first, fetched = waiting.popleft()
                     yield first._replace(what=fetched.result())
@@ -225,9 +217,46 @@ class ReadSamples:
                 first, fetched = waiting.popleft()
                 yield first._replace(what=fetched.result())
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            for reader in readers:
-                reader.close()
+            for _, fetched in waiting:
+                fetched.cancel()
+            fetcher.close()
+
+
+class _Fetcher:
+    """Threads that read samples before their turn, each with a reader of its own.
+
+    They are daemons, unlike those of a ThreadPoolExecutor: a server that stalls does not hold up the end of a process.
+    """
+
+    def __init__(self, read: Callable[[ShardReader, Place], RawSample | SampleError], cache: FileCache | None) -> None:
+        self._read, self._cache = read, cache
+        self._todo: queue.SimpleQueue[tuple[Future[RawSample | SampleError], Place] | None] = queue.SimpleQueue()
+        for _ in range(_THREADS):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def submit(self, place: Place) -> Future[RawSample | SampleError]:
+        future: Future[RawSample | SampleError] = Future()
+        self._todo.put((future, place))
+        return future
+
+    def close(self) -> None:
+        """Lets each thread end after what it is reading."""
+        for _ in range(_THREADS):
+            self._todo.put(None)
+
+    def _work(self) -> None:
+        reader = ShardReader(self._cache)
+        try:
+            while (item := self._todo.get()) is not None:
+                future, place = item
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    future.set_result(self._read(reader, place))
+                except BaseException as error:
+                    future.set_exception(error)
+        finally:
+            reader.close()
 
 
 class UserSamples:
@@ -244,7 +273,7 @@ class UserSamples:
     def __call__(self) -> Iterator[RawSample]:
         while True:
             found = False
-            for given in self.make():
+            for given in self._pass():
                 raw = self._raw(given)
                 if self.share and held_out_place(raw.key) < held_out_below(self.share):
                     continue
@@ -253,6 +282,14 @@ class UserSamples:
             if not found:
                 left = f" that --held_out_share {self.share} leaves" if self.share else ""
                 raise OsmError(f"{self.where}: it gave no sample{left} for {self.name}")
+
+    def _pass(self) -> Iterator[Mapping[str, Any]]:
+        try:
+            yield from self.make()
+        except OsmError:
+            raise
+        except Exception as error:
+            raise OsmError(f"{self.where}: {raised(error)}") from None
 
     def _raw(self, given: Mapping[str, Any]) -> RawSample:
         if not isinstance(given, Mapping) or not isinstance(given.get("__key__"), str):
@@ -272,6 +309,13 @@ class UserSamples:
         if sum(map(len, raw.members.values())) > MAX_MEMBER_BYTES:
             raise OsmError(f"{self.where}: sample {raw.key!r} has over {MAX_MEMBER_BYTES} bytes")
         return raw
+
+
+def raised(error: BaseException) -> str:
+    """What a user's own code raised, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"it raised {type(error).__name__}: {public_text(str(error))[:300]}{place}"
 
 
 class ToSample:

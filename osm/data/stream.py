@@ -18,7 +18,7 @@ from osm.data.datasets import Dataset
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
 from osm.data.shard_index import Indexes, held_out_below, held_out_place
-from osm.data.stages import Lane, ReadSamples, Resume, SeededShuffle, ShardPlan, ToBatch, ToSample, UserSamples
+from osm.data.stages import Lane, ReadSamples, Resume, SeededShuffle, ShardPlan, ToBatch, ToSample, UserSamples, raised
 from osm.data.workers import WorkerFailed, quiet_worker
 from osm.errors import OsmError
 from osm.storage.cache import FileCache
@@ -85,6 +85,8 @@ def user_pipeline(name: str) -> UserPipeline:
         found = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise OsmError(f"--pipeline {name!r}: {error}; is its folder in PYTHONPATH?") from None
+    except (Exception, SystemExit) as error:
+        raise OsmError(f"--pipeline {name!r}: {raised(error)}") from None
     if not callable(found):
         raise OsmError(f"--pipeline {name!r}: {module} has no function {function!r}")
     return found

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from filelock import FileLock, Timeout
 
@@ -33,7 +33,8 @@ from osm.terminal import echo
 
 _OWN = ".osm"  # locks, versions, and files that are being fetched
 _LOCKS, _META, _PARTS = "locks", "meta", "parts"
-_SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|awsaccesskeyid|s[eprtv]$", re.IGNORECASE)
+_SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|awsaccesskeyid", re.IGNORECASE)
+_AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # beside its `sig`
 _LONGEST = 255  # bytes of a file's name
 _ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # in a file's name
 _QUERY = "query-"  # begins the name of a folder of files by other queries
@@ -47,7 +48,25 @@ def default_folder() -> Path:
     given = os.environ.get("OSM_CACHE")
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "osm"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "osm"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / "osm-cache"
+
+
+def canonical(url: str) -> str:
+    """A URL without what signs it, which is another each time; what else a query holds tells files apart."""
+    protocol, host, path, query = split_url(url)
+    asked = _asked(query)
+    return f"{protocol}://{host}/{path}" + (f"?{urlencode(asked)}" if asked else "")
+
+
+def _asked(query: str) -> list[tuple[str, str]]:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    azure = any(name.lower() == "sig" for name, _ in pairs)
+    return sorted(
+        pair for pair in pairs if not (_SIGNATURE.match(pair[0]) or (azure and _AZURE.fullmatch(pair[0].lower())))
+    )
 
 
 class FileCache:
@@ -59,10 +78,10 @@ class FileCache:
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
-        self.folder, self.limit = folder, limit
+        self.folder, self.limit = Path(os.path.abspath(folder)), limit
         try:
             for name in (_LOCKS, _META, _PARTS):
-                (folder / _OWN / name).mkdir(parents=True, exist_ok=True)
+                (self.folder / _OWN / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_failed(error, f"cache {folder}", "a folder that can be written") from None
 
@@ -72,10 +91,9 @@ class FileCache:
         names = [part for part in path.split("/") if part]
         if protocol in HTTP:
             names = [unquote(name) for name in names]
-        # What signs a URL is another each time; what else a query holds tells files apart.
-        asked = [pair for pair in parse_qsl(query) if not _SIGNATURE.match(pair[0])]
+        asked = _asked(query)
         if asked:  # before the name, whose ending says what a file is
-            names.insert(-1, f"{_QUERY}{hashlib.sha256(repr(sorted(asked)).encode()).hexdigest()[:16]}")
+            names.insert(-1, f"{_QUERY}{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}")
         return self.folder.joinpath(protocol, quote(host, safe="@"), *(_file_name(name) for name in names))
 
     def get(self, url: str, expected: Stat | None = None) -> Path:
@@ -112,9 +130,10 @@ class FileCache:
         started, root = time.time(), self.path_of(url)
         files = {join(url, name): found for name, found in remote.list_files(url).items()}
         there = set(self.get_all(files, url))
-        for _, _, path in self._held(there, root):  # what is no longer in the folder is not read as if it were
+        for _, _, path in self._held(there):  # what is no longer in the folder is not read as if it were
             with suppress(OSError):
-                if path.stat().st_mtime < started and not path.parent.name.startswith(_QUERY):
+                inside = path.is_relative_to(root) and not path.parent.name.startswith(_QUERY)
+                if inside and path.stat().st_mtime < started:
                     self._meta(path).unlink(missing_ok=True)
                     path.unlink()
         return root
@@ -163,22 +182,25 @@ class FileCache:
         try:
             meta = parse_json(self._meta(path).read_bytes())
             size = path.stat().st_size
-            kept, of = Stat(int(meta["size"]), str(meta["version"])), meta["url"]
+            kept, of = Stat(int(meta["size"]), str(meta["version"])), meta["of"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         # Two URLs may have one path, where the disk does not tell A from a.
-        return of == public(url) and kept.size == size and kept.agrees(wanted)
+        return of == _digest(url) and kept.size == size and kept.agrees(wanted)
 
     def _mark_used(self, path: Path) -> None:
         with suppress(OSError):
             os.utime(path)
 
     def _meta(self, path: Path) -> Path:
-        return self.folder / _OWN / _META / f"{_hashed(path)}.json"
+        return self.folder / _OWN / _META / f"{self._hashed(path)}.json"
+
+    def _hashed(self, path: Path) -> str:
+        return hashlib.sha256(os.fsencode(path.relative_to(self.folder))).hexdigest()[:32]
 
     def _fetch(self, url: str, path: Path, wanted: Stat) -> None:
         self._check_room(url, wanted.size)
-        part, meta = self.folder / _OWN / _PARTS / _hashed(path), self._meta(path)
+        part, meta = self.folder / _OWN / _PARTS / self._hashed(path), self._meta(path)
         try:
             self._check_disk(url, wanted.size)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +209,13 @@ class FileCache:
             found = remote.download(url, part, wanted)
             meta.unlink(missing_ok=True)
             os.replace(part, path)
-            record = {"url": public(url), "size": found.size, "version": found.version}
+            record = {
+                "url": public(url),
+                "of": _digest(url),
+                "path": path.relative_to(self.folder).as_posix(),
+                "size": found.size,
+                "version": found.version,
+            }
             temporary = meta.with_suffix(f".{os.getpid()}")
             temporary.write_text(json.dumps(record), encoding="utf-8")
             os.replace(temporary, meta)
@@ -234,22 +262,21 @@ class FileCache:
                 finally:
                     lock.release()
 
-    def _held(self, but: set[Path], below: Path | None = None) -> Iterator[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of every file here."""
-        for root, folders, names in os.walk(below or self.folder):
-            folders[:] = [name for name in folders if name != _OWN]
-            for path in (Path(root) / name for name in names):
-                with suppress(OSError):
-                    if path not in but:
-                        about = path.stat()
-                        yield about.st_mtime, about.st_size, path
+    def _held(self, but: set[Path]) -> Iterator[tuple[float, int, Path]]:
+        """(time of last use, bytes, path) of every file that was fetched; others in the folder are not the cache's."""
+        for meta in (self.folder / _OWN / _META).glob("*.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                path = self.folder / parse_json(meta.read_bytes())["path"]
+                if path not in but and self._meta(path) == meta:
+                    about = path.stat()
+                    yield about.st_mtime, about.st_size, path
 
     def _lock_file(self, name: str) -> Path:
         return self.folder / _OWN / _LOCKS / f"{name}.lock"
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
-        lock = FileLock(self._lock_file(_hashed(path)))
+        lock = FileLock(self._lock_file(self._hashed(path)))
         try:
             lock.acquire()
         except (OSError, NotImplementedError) as error:
@@ -281,8 +308,9 @@ class _Progress:
             echo(f"{self._where}: {self._done} of {self._count} files fetched", file=sys.stderr, flush=True)
 
 
-def _hashed(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+def _digest(url: str) -> str:
+    """Of what a URL names. It is not the URL itself: a query may hold a credential that no rule knows."""
+    return hashlib.sha256(canonical(url).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _file_name(name: str) -> str:
@@ -325,8 +353,17 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
 @contextmanager
 def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
     """A remote file, fetched to a temporary one that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="osm_") as folder:
+    found = expected or remote.stat(url)
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="osm_")
+        free = shutil.disk_usage(temporary.name).free
+    except OSError as error:
+        raise write_failed(error, f"temporary folder {tempfile.gettempdir()}", "one that can be written") from None
+    with temporary as folder:
+        if found.size > free:
+            told = f"{found.size} bytes are to be fetched, but {folder} has {free} free"
+            raise RunStopped(f"{public(url)}: {told}; make room, or choose another folder (TMPDIR)")
         path = Path(folder) / "file"
-        remote.download(url, path, expected)
+        remote.download(url, path, found)
         with path.open("rb") as file:
             yield file

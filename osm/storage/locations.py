@@ -19,6 +19,8 @@ _FILE = re.compile(r"file:/*", re.IGNORECASE)
 # What other loaders take for a command (`pipe:`, a bar at either end), another protocol (one letter is a drive of
 # Windows), or standard input.
 _NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]+:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
+_QUERY = re.compile(r"\?[^\s,{}]*")  # within a pattern or a sentence
+_WEB = re.compile(r"https?:/", re.IGNORECASE)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 
 
@@ -109,6 +111,11 @@ def public(location: str | os.PathLike[str]) -> str:
     protocol, host, path, _ = split_url(f"{found[1].lower()}://{text[found.end() :]}")
     host = host if protocol == "hf" else host.rpartition("@")[2]
     return f"{protocol}://{host}/{path}" if path else f"{protocol}://{host}"
+
+
+def public_text(text: str) -> str:
+    """A text without the queries of the http URLs in it, such as a pattern of several locations."""
+    return "::".join(_QUERY.sub("", part) if _WEB.search(part) else part for part in text.split("::"))
 
 
 def join(folder: str | os.PathLike[str], name: str) -> str:

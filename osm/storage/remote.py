@@ -300,7 +300,7 @@ def glob(url: str) -> list[str]:
         if _by_http(url):
             folder, _, pattern = url.rpartition("/")
             names = _sync(fs, http.list_page, folder)
-            return sorted(f"{folder}/{name}" for name in names if fnmatch.fnmatchcase(unquote(name), pattern))
+            return sorted(f"{folder}/{name}" for name in names if fnmatch.fnmatchcase(unquote(name), unquote(pattern)))
         found = sorted(fs.glob(url))
         return [name if "://" in name else f"{protocol}://{name}" for name in found]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -275,7 +276,10 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
         return replace(row, json_file=None)
     beside = sibling(expand_shards(shards)[0], CATEGORIES)
     if is_remote(beside):
-        return replace(row, labels=str(localize(beside, "labels"))) if remote.exists(beside) else row
+        with contextlib.suppress(OsmError):  # it need not be there, and stores refuse what they do not have
+            if remote.exists(beside):
+                return replace(row, labels=str(localize(beside, "labels")))
+        return row
     return replace(row, labels=beside) if Path(beside).exists() else row
 
 

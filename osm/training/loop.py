@@ -77,8 +77,8 @@ class Trainer:
             name: existing_shards(chosen.shards, f"--{name}_shards", report=world.is_main)
             for name, chosen in config.used_sets.items()
         }
-        self.indexes = Indexes()
         self.shard_cache = shard_cache(config.shard_cache, round(config.shard_cache_gb * 1e9))
+        self.indexes = Indexes(cache=self.shard_cache)
         if not config.pipeline:
             every = [shard for shards in self.shards.values() for shard in shards]
             self.indexes.prepare(every, world.rank, world.size, world.gathered)

@@ -41,6 +41,15 @@ def nothing(shards, lane):
 def numbers(shards, lane):
     return range(3)
 
+def returns_none(shards, lane):
+    pass
+
+def raises(shards, lane):
+    yield {}["nothing"]
+
+def takes_one(shards):
+    return []
+
 value = 3
 """
 
@@ -127,6 +136,9 @@ def test_a_users_pipeline_gives_the_samples(prepared: Processor, tmp_path: Path,
         ("numbers", "my_pipeline:numbers: expected webdataset samples, .* found int"),
         ("value", "my_pipeline has no function 'value'"),
         ("gone", "my_pipeline has no function 'gone'"),
+        ("returns_none", "returns_none: it raised TypeError: .*not iterable"),
+        ("raises", r"raises: it raised KeyError: .*my_pipeline.py, line \d+"),
+        ("takes_one", "takes_one: it raised TypeError"),
     ],
 )
 def test_what_is_wrong_with_a_pipeline_is_said(
@@ -137,7 +149,12 @@ def test_what_is_wrong_with_a_pipeline_is_said(
         keys(made, 1)
 
 
-@pytest.mark.parametrize("name", ["nowhere:f", "my_pipeline", ":f", "pipe:touch ran"])
-def test_a_pipeline_that_is_none(prepared: Processor, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["nowhere:f", "my_pipeline", ":f", "pipe:touch ran", "..:f", "ends:f", "broken:f"])
+def test_a_pipeline_that_is_none(
+    prepared: Processor, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(OsmError, match=f"--pipeline '{name}'"):
         keys(stream(prepared, tmp_path, two_shards(tmp_path), pipeline=name), 1)
