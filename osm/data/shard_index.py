@@ -49,6 +49,7 @@ class ShardIndex:
         start, stop: int64 (n), the bytes of a sample. keys: uint32 (n), CRC-32 of its key.
         held_out: uint64 (n), its place in the order by which samples are held out; faults: what cannot be read, by
             place, as (reason, message). of_all: from which place on which global headers hold. source: the index file.
+        same_version: the index names the version of the shard.
     """
 
     shard: str
@@ -60,6 +61,7 @@ class ShardIndex:
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
     of_all: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     source: str = ""
+    same_version: bool = False
 
     def __len__(self) -> int:
         return len(self.start)
@@ -146,7 +148,8 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
         document = parse_json(data)
         if document["osm_index"] != FORMAT or document["bytes"] != stat.size:
             return None
-        if not stat.agrees(Stat(stat.size, str(document["version"]))):
+        version = str(document["version"])
+        if not stat.agrees(Stat(stat.size, version)):
             return None
         rows = document["samples"]
         if len(rows) > stat.size // BLOCK + 2:
@@ -169,7 +172,9 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
         places = np.array([held_out_place(key) for key in keys], np.uint64)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         return None
-    return ShardIndex(shard, stat, start, stop, crcs, places, faults, of_all, source)
+    return ShardIndex(
+        shard, stat, start, stop, crcs, places, faults, of_all, source, bool(version) and version == stat.version
+    )
 
 
 def ends_alike(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
@@ -329,6 +334,8 @@ def _is_ours(path: Path) -> bool:
 
 def _ends_alike_remotely(index: ShardIndex) -> bool:
     """As `ends_alike`, by one request; a server that sends whole files only is believed."""
+    if index.same_version:
+        return True
     number = last_readable(index)
     start = int(index.start[number]) if number >= 0 else index.stat.size
     if index.stat.size - start > MAX_MEMBER_BYTES:
