@@ -94,7 +94,11 @@ def user_pipeline(name: str) -> UserPipeline:
 
 def shard_cache(folder: str, most: int) -> FileCache | None:
     """The cache of remote shards in a folder, bounded by so many bytes (0 = not); None where no folder is given."""
-    return FileCache(Path(folder), most or None) if folder else None
+    if not folder:
+        return None
+    cache = FileCache(Path(folder), most or None)
+    cache.make()
+    return cache
 
 
 class SampleStream(IterableDataset):

@@ -73,17 +73,20 @@ class FileCache:
     """Remote files as local ones.
 
     Args:
-        folder: made where it is missing; several processes of a machine may use it at once.
+        folder: made by the first fetch where it is missing; several processes of a machine may use it at once.
         limit: bytes that it may hold; None = as many as come.
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         self.folder, self.limit = Path(os.path.abspath(folder)), limit
+
+    def make(self) -> None:
+        """Makes the folder, if it is not there: not before something is fetched, as its disk may not be writable."""
         try:
             for name in (_LOCKS, _META, _PARTS):
                 (self.folder / _OWN / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise write_failed(error, f"cache {folder}", "a folder that can be written") from None
+            raise write_failed(error, f"cache {self.folder}", "a folder that can be written") from None
 
     def path_of(self, url: str) -> Path:
         """Where a URL's file lies, fetched or not."""
@@ -171,6 +174,7 @@ class FileCache:
             raise OsmError(f"cache {self.folder}: {public(url)} has {size} bytes, over its bound of {self.limit}")
 
     def _check_disk(self, url: str, size: int) -> None:
+        self.make()
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise RunStopped(
@@ -276,6 +280,7 @@ class FileCache:
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
+        self.make()
         lock = FileLock(self._lock_file(self._hashed(path)))
         try:
             lock.acquire()

@@ -21,6 +21,7 @@ _FILE = re.compile(r"file:/*", re.IGNORECASE)
 _NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]+:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
 _QUERY = re.compile(r"\?[^\s,{}]*")  # within a pattern or a sentence
 _WEB = re.compile(r"https?:/", re.IGNORECASE)
+_COMMAND = re.compile(r"\s*(pipe:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 
 
@@ -77,8 +78,8 @@ def _hidden(text: str) -> str:
 def check_writable(location: str | os.PathLike[str], what: str) -> str:
     """As `check_location`, for something that is to be written. Raises OsmError also for protocols that only read."""
     given = os.fspath(location)
-    if "://" not in given and not _URL.match(given):
-        return given  # a folder may be called like a protocol: nothing that is written to is ever run
+    if "://" not in given and not _URL.match(given) and not _COMMAND.match(given):
+        return given  # a folder may have a colon in its name
     text = check_location(location, what)
     if is_remote(text) and text.partition(":")[0] not in WRITABLE:
         protocols = ", ".join(f"{name}://" for name in WRITABLE)
