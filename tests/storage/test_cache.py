@@ -167,7 +167,9 @@ def test_a_disk_without_room_is_seen_before(
 def test_a_cache_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OsmError, match="cache .*file: .*; expected a folder that can be written"):
-        FileCache(tmp_path / "file")
+        FileCache(tmp_path / "file").make()
+    FileCache(tmp_path / "none")  # nothing is made before something is fetched
+    assert not (tmp_path / "none").exists()
 
 
 def test_folders(s3: S3Server, cache: FileCache, capsys: pytest.CaptureFixture[str]) -> None:
