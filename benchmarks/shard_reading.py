@@ -3,7 +3,8 @@
 
 Four lanes (2 ranks of 2 workers), without resampling, on drawn scenes in shards of 16. `--old CHECKOUT` names another
 checkout that reads the same shards. Bytes of files are those that the process asked the kernel for
-(/proc/self/io: rchar); bytes of HTTP are those that a server on loopback sent.
+(/proc/self/io: rchar). Bytes of HTTP are those that a server on loopback sent; a lane fetches up to 16 samples before
+their turn, which are among them.
 
     python3 benchmarks/shard_reading.py [--old CHECKOUT] > docs/benchmarks/loader/reading.json
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import shutil
 import statistics
 import subprocess
@@ -31,7 +33,7 @@ RANKS, WORKERS = 2, 2
 
 # A lane's pass over the shards, in a checkout's own process; prints the bytes that it read of files.
 LANE = """
-import itertools, json, sys
+import itertools, json, pickle, sys
 from collections import Counter
 sys.path.insert(0, "benchmarks")
 import loader
@@ -43,9 +45,11 @@ config = StreamConfig(tuple(shards), 1, 8, resampled=False, shuffle_buffer=1, **
 transform = SampleTransform(SampleConfig(), loader.make_processor(224))
 stream = SampleStream(DatasetTable()["coco"], config, transform, rank, 2)
 read = lambda: int(dict(line.split(": ") for line in open("/proc/self/io"))["rchar"])
-samples = stream.samples(worker, 2, Counter())
 if hasattr(stream, "indexes"):
+    if len(sys.argv) > 2:  # those of the run, which are found once for all lanes
+        stream.indexes = pickle.load(open(sys.argv[2], "rb"))
     stream.indexes.prepare(shards)
+samples = stream.samples(worker, 2, Counter())
 before = read()
 for _ in itertools.islice(samples, count):
     pass
@@ -53,14 +57,14 @@ print(read() - before)
 """
 
 
-def lanes(checkout: Path, shards: Sequence[str], each: int, **more: Any) -> list[int]:
-    """Bytes of files that each lane reads in a pass."""
+def lanes(checkout: Path, shards: Sequence[str], each: int, indexes: Sequence[str] = (), **more: Any) -> list[int]:
+    """Bytes of files that each lane reads in a pass; `indexes`: a file of the run's."""
     found = []
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for rank in range(RANKS):
         for worker in range(WORKERS):
             given = json.dumps([list(shards), rank, worker, each, more])
-            command = [sys.executable, "-c", LANE, given]
+            command = [sys.executable, "-c", LANE, given, *indexes]
             done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(done.stderr)
@@ -136,11 +140,13 @@ def main() -> int:
             urls = [server.url(shard) for shard in names]
             from osm.data.shard_index import Indexes
 
-            Indexes().prepare(urls)  # beside the shards by now
+            found = Indexes()
+            found.prepare(urls)
+            (folder / "indexes").write_bytes(pickle.dumps(found))
             sent = {}
             for title, more in (("ranges", {}), ("cache", {"shard_cache": str(folder / "node")})):
                 server.forget()
-                lanes(HERE, urls, each, **more)
+                lanes(HERE, urls, each, [str(folder / "indexes")], **more)
                 sent[title] = sum(server.sent(shard) for shard in names)
             result["bytes_sent_to_all_lanes"] = sent
             result["speed"] = speed(local, urls, folder / "node", args.rounds, args.samples)
