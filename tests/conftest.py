@@ -4,9 +4,39 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from servers import S3Server
 
 # Before torch and the Hugging Face libraries are imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What tests fetch and index is not the user's.
 os.environ.setdefault("OSM_CACHE", tempfile.mkdtemp(prefix="osm_test_cache_"))
+
+BUCKETS = ("bucket", "sets")
+
+
+@pytest.fixture(scope="module")
+def shared_s3() -> Iterator[S3Server]:
+    """A server of a test file, with the buckets `bucket` and `sets`."""
+    from servers import S3Server  # slow to import: most files do without
+
+    with S3Server() as made:
+        for name in BUCKETS:
+            made.bucket(name)
+        yield made
+
+
+@pytest.fixture
+def clean_s3(shared_s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
+    """The file's server with empty buckets, retries that wait for nothing, and a cache of the test's own."""
+    shared_s3.use(monkeypatch, OSM_RETRY_SECONDS="0,0", OSM_CACHE=str(tmp_path / "cache"))
+    yield shared_s3
+    for name in BUCKETS:
+        shared_s3.clear(name)

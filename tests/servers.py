@@ -20,12 +20,15 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote
 
 import fsspec
 from fsspec.registry import _registry  # only it can take a protocol out again
 from fsspec.spec import AbstractFileSystem
+
+if TYPE_CHECKING:
+    import pytest
 
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 UPLOADS = ".uploads"  # no bucket's name begins with a dot
@@ -36,7 +39,7 @@ class FileServer:
 
     A name is a path below the folder, such as "shards/a.tar"; a folder's ends with "/", and the folder itself is "".
     Files are read again for every request, so a test may replace them. A child process needs the url only.
-    The attributes below may be set while the server runs; each request looks at them as it begins.
+    The attributes below may be set while the server runs. They take effect with the next request.
 
     Attributes:
         drop_after: Closes the connection after so many bytes of a body that is longer.
@@ -107,7 +110,7 @@ class FileServer:
             return self._sent.total() if name is None else self._sent[name]
 
     def requests(self, name: str | None = None, method: str | None = None) -> int:
-        """Number of requests: of one name or all, by one method or any."""
+        """Counts the requests for one name (None = all names) by one method (None = all methods)."""
         with self._changed:
             return sum(n for (m, p), n in self._requests.items() if name in (None, p) and method in (None, m))
 
@@ -342,6 +345,11 @@ class S3Server:
         s3fs.S3FileSystem.clear_instance_cache()
         self.forget()
 
+    def use(self, monkeypatch: pytest.MonkeyPatch, **more: str) -> None:
+        """Sets the environment of a client, and further variables, for the time of a test."""
+        for name, value in {**self.environment, **more}.items():
+            monkeypatch.setenv(name, value)
+
     def bucket(self, name: str) -> str:
         """Makes a bucket; returns its url."""
         self._client.create_bucket(Bucket=name)
@@ -384,7 +392,7 @@ class S3Server:
             return self._sent.total() if name is None else self._sent[name]
 
     def requests(self, name: str | None = None, method: str | None = None) -> int:
-        """Number of requests: of one name or all, by one method or any."""
+        """Counts the requests for one name (None = all names) by one method (None = all methods)."""
         with self._lock:
             return sum(n for (m, p), n in self._requests.items() if name in (None, p) and method in (None, m))
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from osm.data.shards import GONE, MAX_MEMBER_BYTES, SUFFIX, Span, check_there, walk
+from osm.data.shards import MAX_MEMBER_BYTES, SUFFIX, Span, check_there, shard_stays, walk
 from osm.data.tar import BLOCK, TarReader
 from osm.documents import parse_json
 from osm.errors import OsmError, RunStopped, SampleError
@@ -100,6 +100,11 @@ def held_out_below(share: float) -> int:
     return min(math.ceil(share * 2**64), 2**64 - 1)
 
 
+def is_held_out(key: str, share: float) -> bool:
+    """Whether a sample belongs to the share that is not trained on; the same for every run, rank and set."""
+    return held_out_place(key) < held_out_below(share)
+
+
 def crc_of(key: str) -> int:
     return zlib.crc32(key.encode())
 
@@ -111,7 +116,7 @@ def index_name(shard: str) -> str:
 
 
 def index_document(shard: str, stream: BinaryIO, version: str = "") -> dict[str, Any]:
-    """The document of an open shard's index, from its headers."""
+    """Reads the headers of an open shard and returns its index as a json document."""
     tar = TarReader(stream)
     samples: list[list[Any]] = []
     of_all: list[list[Any]] = []
@@ -257,7 +262,7 @@ class Indexes:
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
                 share = dict(zip(mine, pool.map(self._find, mine), strict=True)), None
-        except Exception as error:  # raised below, by all processes: none waits for this one
+        except Exception as error:  # exchanged first, so that all processes raise it and none waits in the exchange
             share = {}, error
         for found, fault in [share] if exchange is None else exchange(share):
             if fault is not None:
@@ -266,12 +271,8 @@ class Indexes:
 
     def _find(self, shard: str) -> ShardIndex:
         check_there(shard)
-        try:
+        with shard_stays(shard):
             return self._find_remote(shard) if is_remote(shard) else self._find_local(shard)
-        except FileNotFoundError:
-            raise RunStopped(f"shard {public(shard)}: there is no such file; {GONE}") from None
-        except OSError as error:
-            raise RunStopped(f"shard {shard}: {error.strerror or error}; {GONE}") from None
 
     def _find_local(self, shard: str) -> ShardIndex:
         about = os.stat(shard)

@@ -105,11 +105,11 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
     """
     named = [shard for part in expand_shards(pattern) for shard in _globbed(part, flag)]
     if len(named) > MAX_SHARDS:
-        raise OsmError(f"{flag} {pattern[:200]!r}: that is over a million shards")
+        raise OsmError(f"{flag} {_shown(pattern)!r}: that is over a million shards")
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = dict(zip(named, pool.map(_is_there, named), strict=True)) if any(map(is_remote, named)) else {}
-    there = [shard for shard in named if (found[shard] if found else _is_there(shard))]
-    missing = [shard for shard in named if shard not in set(there)]
+        found = dict(zip(named, pool.map(_is_there, named), strict=True))
+    there = [shard for shard in named if found[shard]]
+    missing = [shard for shard in named if not found[shard]]
     shown = _shown(pattern)
     if not there:
         raise OsmError(f"{flag} {shown!r}: none of its {len(named)} shards exists (first: {public(named[0])})")

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import BinaryIO
 
 from osm.data.shard_index import ShardIndex, crc_of, discard
-from osm.data.shards import GONE, MAX_MEMBER_BYTES, RawSample, Span, check_there, read_span, walk
+from osm.data.shards import MAX_MEMBER_BYTES, RawSample, Span, check_there, read_span, shard_stays, walk
 from osm.data.tar import TarReader
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.storage import remote
@@ -28,14 +28,10 @@ class ShardReader:
 
     Args:
         cache: of remote shards; None = none.
-
-    Attributes:
-        bytes: that were read of shards.
     """
 
     def __init__(self, cache: FileCache | None = None) -> None:
         self.cache = cache
-        self.bytes = 0
         self._open: OrderedDict[str, tuple[BinaryIO | None, ExitStack]] = OrderedDict()
 
     def read(self, index: ShardIndex, number: int) -> RawSample | SampleError:
@@ -47,9 +43,20 @@ class ShardReader:
         fault = index.error(number)
         if fault is not None:
             return fault
-        name = public(index.shard)
         start, stop = int(index.start[number]), int(index.stop[number])
         try:
+            return self._read(index, number, start, stop)
+        except remote.NoRanges:
+            self._fetch_whole(index)
+            return self._read(index, number, start, stop)
+        except (tarfile.TarError, ValueError) as error:
+            if isinstance(error, OsmError):
+                raise
+            raise self._changed(index) from None
+
+    def _read(self, index: ShardIndex, number: int, start: int, stop: int) -> RawSample:
+        name = public(index.shard)
+        with shard_stays(index.shard):
             stream = self._stream(index)
             if stream is None and stop - start > MAX_MEMBER_BYTES:  # much that is not ours lies between its members
                 raise remote.NoRanges(name)
@@ -58,20 +65,7 @@ class ShardReader:
                 tar = TarReader(io.BytesIO(data), 0, len(data), index.global_headers(number))
             else:
                 tar = TarReader(stream, start, stop, index.global_headers(number))
-            sample = self._only(index, number, name, tar)
-        except remote.NoRanges:
-            self._fetch_whole(index)
-            return self.read(index, number)
-        except FileNotFoundError:
-            raise RunStopped(f"shard {name}: there is no such file; {GONE}") from None
-        except OSError as error:
-            raise RunStopped(f"shard {name}: {error.strerror or error}; {GONE}") from None
-        except (tarfile.TarError, ValueError) as error:
-            if isinstance(error, OsmError):
-                raise
-            raise self._changed(index) from None
-        self.bytes += stop - start
-        return sample
+            return self._only(index, number, name, tar)
 
     def close(self) -> None:
         """Closes all shards, and removes temporary files."""
@@ -107,7 +101,7 @@ class ShardReader:
         elif self.cache is not None:
             stream = stack.enter_context(self.cache.open(shard, index.stat))
         else:
-            remote.check_unchanged(shard, index.stat, remote.stat(shard))
+            remote.check_still(shard, index.stat)
         self._keep(shard, stream, stack)
         return stream
 

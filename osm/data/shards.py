@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -71,15 +71,10 @@ def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSam
     check_there(location)
     name = public(location)
     try:
-        with _opened(location, cache) as stream:
+        with shard_stays(location), _opened(location, cache) as stream:
             tar = TarReader(stream)
             for found in walk(name, tar):
                 yield found if isinstance(found, SampleError) else read_span(name, tar, found)
-    except FileNotFoundError:
-        raise RunStopped(f"shard {name}: there is no such file; {GONE}") from None
-    except OSError as error:
-        # No fault of its content: others would read other samples after it, and a run could not be repeated.
-        raise RunStopped(f"shard {name}: {error.strerror or error}; {GONE}") from None
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, OsmError):
             raise
@@ -91,6 +86,20 @@ def _opened(location: str, cache: FileCache | None) -> AbstractContextManager[Bi
     if not is_remote(location):
         return open(location, "rb")
     return open_whole(location) if cache is None else cache.open(location)
+
+
+@contextmanager
+def shard_stays(location: str) -> Iterator[None]:
+    """A shard that is gone, or whose bytes the disk does not give, ends the run.
+
+    That is no fault of its content: without it other samples would follow, and the run could not be repeated.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise RunStopped(f"shard {public(location)}: there is no such file; {GONE}") from None
+    except OSError as error:
+        raise RunStopped(f"shard {public(location)}: {error.strerror or error}; {GONE}") from None
 
 
 def check_there(location: str) -> None:

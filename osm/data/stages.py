@@ -27,7 +27,7 @@ from osm.data.batch import Batch, batch_of
 from osm.data.datasets import Dataset
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
-from osm.data.shard_index import Indexes, held_out_below, held_out_place
+from osm.data.shard_index import Indexes, is_held_out
 from osm.data.shard_reader import ShardReader
 from osm.data.shards import MAX_MEMBER_BYTES, MEMBERS, RawSample
 from osm.errors import OsmError, SampleError
@@ -181,7 +181,7 @@ class Resume:
 
 
 class ReadSamples:
-    """Places become the samples that lie there; those of remote shards are fetched side by side before their turn.
+    """Reads the sample at each place. Samples of remote shards are fetched in parallel, a few ahead of their turn.
 
     Args:
         cache: of remote shards.
@@ -275,7 +275,7 @@ class UserSamples:
             found = False
             for given in self._pass():
                 raw = self._raw(given)
-                if self.share and held_out_place(raw.key) < held_out_below(self.share):
+                if self.share and is_held_out(raw.key, self.share):
                     continue
                 found = True
                 yield raw

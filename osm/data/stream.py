@@ -17,7 +17,7 @@ from osm.data.batch import Batch
 from osm.data.datasets import Dataset
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
-from osm.data.shard_index import Indexes, held_out_below, held_out_place
+from osm.data.shard_index import Indexes
 from osm.data.stages import Lane, ReadSamples, Resume, SeededShuffle, ShardPlan, ToBatch, ToSample, UserSamples, raised
 from osm.data.workers import WorkerFailed, quiet_worker
 from osm.errors import OsmError
@@ -56,11 +56,6 @@ class StreamConfig:
     shard_cache: str = ""
     shard_cache_bytes: int = 0
     pipeline: str = ""
-
-
-def is_held_out(key: str, share: float) -> bool:
-    """Whether a sample belongs to the share that is not trained on; the same for every run, rank and set."""
-    return held_out_place(key) < held_out_below(share)
 
 
 def batches_per_epoch(samples: int, batch_size: int, world_size: int, workers: int) -> int:

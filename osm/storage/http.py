@@ -125,7 +125,7 @@ async def list_names(fs: Any, url: str, most: int) -> list[str]:
     Only links to a page's own files and folders count: nothing leads to another host, upwards, or round in circles.
 
     Raises:
-        FileNotFoundError: there is no such page, or it lists nothing. OsmError: over `most` files.
+        FileNotFoundError: there is no such page, or it has no link to a file. OsmError: there are over `most` files.
     """
     parts = urlsplit(url)
     root = str(fs.encode_url(urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + "/", "", ""))))

@@ -187,7 +187,7 @@ class Lock:
             ) from None
 
     def _create(self) -> bool:
-        """Makes the object; false where there is one by now."""
+        """Creates the lock object. Returns False if another process has created one meanwhile."""
         data = json.dumps(asdict(self._owner)).encode()
 
         def create() -> bool:

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from osm.errors import OsmError, RunStopped
 from osm.storage import http
-from osm.storage.locations import public
+from osm.storage.locations import HTTP, public
 from osm.storage.stats import NoRanges, Stat, WrongLength, check_unchanged
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def read_timeout() -> float:
 
 
 def _by_http(url: str) -> bool:
-    return url.partition(":")[0] in ("http", "https")
+    return url.partition(":")[0] in HTTP
 
 
 def _sync(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -69,7 +69,7 @@ def filesystem(url: str) -> Any:
 
     protocol = url.partition(":")[0]
     options: dict[str, Any] = {"use_listings_cache": False}
-    if protocol in ("http", "https"):
+    if protocol in HTTP:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=read_timeout())
@@ -258,9 +258,15 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
     except NoRanges:  # which only HTTP servers are without
         fs = filesystem(url)
         retried(url, lambda: _sync(fs, http.fetch_whole, url, path, found))
-    if not _by_http(url):  # whose answers have been compared
-        check_unchanged(url, found, stat(url))
+    check_still(url, found)
     return found
+
+
+def check_still(url: str, expected: Stat) -> None:
+    """Raises RunStopped where a file is not the one that is expected. By HTTP nothing is asked: `read_range` compares
+    each answer."""
+    if not _by_http(url):
+        check_unchanged(url, expected, stat(url))
 
 
 def list_files(url: str) -> dict[str, Stat | None]:
@@ -314,7 +320,7 @@ def upload(path: Path, url: str) -> None:
     """Writes a local file to a URL, whole: until it is, the old one stays.
 
     Raises:
-        RunStopped: the server does not answer, or does not have all of it afterwards.
+        RunStopped: the server does not answer, or the file there has another size after the upload.
     """
     size = path.stat().st_size
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,6 @@ META = "pets_meta_0_of_1.json"
 URL = "s3://bucket/out"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as made:
-        made.bucket("bucket")
-        yield made
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
-    for name, value in {**server.environment, "OSM_RETRY_SECONDS": "0,0", "OSM_CACHE": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.clear("bucket")
-
-
 def staged(cache: Path) -> list[str]:
     return sorted(path.name for path in (cache / "staging").rglob("*") if path.is_file())
 
@@ -50,13 +34,13 @@ def without_time(meta: bytes) -> dict[str, Any]:
 
 
 def test_the_same_files_as_here(
-    pets: Dataset, tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+    pets: Dataset, tmp_path: Path, clean_s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = Path(generate_predictions(FakeNamer(), pets, 0, 1, tmp_path / "here"))
     assert generate_predictions(FakeNamer(), pets, 0, 1, URL) == f"{URL}/{NAME}"
-    assert s3.names("bucket") == [f"out/{META}", f"out/{NAME}"]
-    assert s3.read("bucket", f"out/{NAME}") == here.read_bytes()
-    assert without_time(s3.read("bucket", f"out/{META}")) == without_time((here.parent / META).read_bytes())
+    assert clean_s3.names("bucket") == [f"out/{META}", f"out/{NAME}"]
+    assert clean_s3.read("bucket", f"out/{NAME}") == here.read_bytes()
+    assert without_time(clean_s3.read("bucket", f"out/{META}")) == without_time((here.parent / META).read_bytes())
     assert not staged(tmp_path / "cache")
     idle = FakeNamer()
     capsys.readouterr()
@@ -64,25 +48,25 @@ def test_the_same_files_as_here(
     assert not idle.calls and f"{URL}/{NAME}: finished already, skipped" in capsys.readouterr().err
     with pytest.raises(OsmError, match=f"{URL}/{NAME} is there already, made with another limit; choose another"):
         generate_predictions(idle, pets, 0, 1, URL, limit=2)
-    assert s3.SECRET.encode() not in s3.read("bucket", f"out/{META}")
+    assert clean_s3.SECRET.encode() not in clean_s3.read("bucket", f"out/{META}")
 
 
 def test_a_killed_run_goes_on_on_its_machine_and_begins_anew_elsewhere(
-    pets: Dataset, pets_yaml: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    pets: Dataset, pets_yaml: Path, tmp_path: Path, clean_s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = Path(generate_predictions(FakeNamer(), pets, 0, 1, tmp_path / "here"))
     command = [sys.executable, str(HERE / "fake_namer.py"), str(pets_yaml), URL, "3"]
     assert subprocess.run(command, check=False).returncode == 9
-    assert s3.names("bucket") == [f"out/{NAME}.lock"], "what it has named is on its machine"
+    assert clean_s3.names("bucket") == [f"out/{NAME}.lock"], "what it has named is on its machine"
     assert staged(tmp_path / "cache") == [NAME.replace(".json", ".partial.jsonl")]
     namer = FakeNamer()
     generate_predictions(namer, pets, 0, 1, URL)
-    assert len(namer.calls) == 2 and s3.read("bucket", f"out/{NAME}") == here.read_bytes()
+    assert len(namer.calls) == 2 and clean_s3.read("bucket", f"out/{NAME}") == here.read_bytes()
     assert subprocess.run([*command[:-2], f"{URL}-2", "3"], check=False).returncode == 9
     monkeypatch.setenv("OSM_CACHE", str(tmp_path / "another machine"))
     namer = FakeNamer()
     generate_predictions(namer, pets, 0, 1, f"{URL}-2")
-    assert len(namer.calls) == 5 and s3.read("bucket", f"out-2/{NAME}") == here.read_bytes()
+    assert len(namer.calls) == 5 and clean_s3.read("bucket", f"out-2/{NAME}") == here.read_bytes()
 
 
 def command(pets_yaml: Path, out_dir: str, *more: str) -> list[str]:
@@ -90,34 +74,34 @@ def command(pets_yaml: Path, out_dir: str, *more: str) -> list[str]:
 
 
 def test_a_server_that_is_gone(
-    pets: Dataset, pets_yaml: Path, tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+    pets: Dataset, pets_yaml: Path, tmp_path: Path, clean_s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    s3.methods = {"PUT"}
+    clean_s3.methods = {"PUT"}
     for name in (META, NAME):
-        s3.status = {f"bucket/out/{name}": 500}
+        clean_s3.status = {f"bucket/out/{name}": 500}
         assert generate_main(command(pets_yaml, URL), lambda checkpoint, **options: FakeNamer()) == 3
         said = capsys.readouterr().err
         assert f"error: {URL}/{name}: " in said and "the same command goes on" in said
-        assert "Traceback" not in said and s3.SECRET not in said
-    assert s3.names("bucket") == [f"out/{META}"], "the predictions come last"
-    s3.status = {}
+        assert "Traceback" not in said and clean_s3.SECRET not in said
+    assert clean_s3.names("bucket") == [f"out/{META}"], "the predictions come last"
+    clean_s3.status = {}
     idle = FakeNamer()
     assert generate_main(command(pets_yaml, URL), lambda checkpoint, **options: idle) == 0
     assert not idle.calls, "they were whole"
-    assert s3.names("bucket") == [f"out/{META}", f"out/{NAME}"] and not staged(tmp_path / "cache")
+    assert clean_s3.names("bucket") == [f"out/{META}", f"out/{NAME}"] and not staged(tmp_path / "cache")
 
 
-def test_what_an_upload_left_is_not_taken_for_another_run(pets: Dataset, tmp_path: Path, s3: S3Server) -> None:
-    s3.status, s3.methods = {f"bucket/out/{META}": 500}, {"PUT"}
+def test_what_an_upload_left_is_not_taken_for_another_run(pets: Dataset, tmp_path: Path, clean_s3: S3Server) -> None:
+    clean_s3.status, clean_s3.methods = {f"bucket/out/{META}": 500}, {"PUT"}
     with pytest.raises(OsmError):
         generate_predictions(FakeNamer(), pets, 0, 1, URL, limit=2)
-    s3.status = {}
+    clean_s3.status = {}
     generate_predictions(FakeNamer(), pets, 0, 1, URL)
     here = Path(generate_predictions(FakeNamer(), pets, 0, 1, tmp_path / "here"))
-    assert s3.read("bucket", f"out/{NAME}") == here.read_bytes()
+    assert clean_s3.read("bucket", f"out/{NAME}") == here.read_bytes()
 
 
-def test_two_runs_of_one_part(pets: Dataset, s3: S3Server) -> None:
+def test_two_runs_of_one_part(pets: Dataset, clean_s3: S3Server) -> None:
     class Second(FakeNamer):
         def name_images(self, *arguments: Any, **options: Any) -> Any:
             with pytest.raises(OsmError, match=f"out_dir {URL}: another process is writing there"):
@@ -127,7 +111,7 @@ def test_two_runs_of_one_part(pets: Dataset, s3: S3Server) -> None:
             return super().name_images(*arguments, **options)
 
     generate_predictions(Second(), pets, 0, 2, URL)
-    assert [name for name in s3.names("bucket") if "pred" in name] == [
+    assert [name for name in clean_s3.names("bucket") if "pred" in name] == [
         f"out/pets_pred_{part}_of_2.json" for part in range(2)
     ]
 
@@ -139,7 +123,7 @@ def test_no_model_is_loaded_for_a_place_that_only_reads(pets_yaml: Path, capsys:
 
 
 def test_scores_report_and_comparison_from_there(
-    pets: Dataset, pets_yaml: Path, tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+    pets: Dataset, pets_yaml: Path, tmp_path: Path, clean_s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for out_dir in (URL, tmp_path / "here"):
         generate_predictions(FakeNamer(), pets, 0, 1, out_dir)
@@ -150,22 +134,22 @@ def test_scores_report_and_comparison_from_there(
         assert evaluate_main([out_dir, "1", *table, "--json", f"{place}/figures.json"]) == 0
         told.append([line for line in capsys.readouterr().out.splitlines() if "left out" not in line])
     assert told[0] == told[1]
-    assert s3.read("bucket", "out/figures.json") == (tmp_path / "figures.json").read_bytes()
+    assert clean_s3.read("bucket", "out/figures.json") == (tmp_path / "figures.json").read_bytes()
     predictions = ["--predictions", f"ours={URL}", "--parts", "1", *table, "--metrics", "published"]
     assert report_main([f"{URL}/report", *predictions]) == 0
     assert capsys.readouterr().out == f"{URL}/report/report.html\n"
     assert report_main([str(tmp_path / "report"), *predictions]) == 0
     for name in ("results.json", "report.html"):
-        assert s3.read("bucket", f"out/report/{name}") == (tmp_path / "report" / name).read_bytes()
+        assert clean_s3.read("bucket", f"out/report/{name}") == (tmp_path / "report" / name).read_bytes()
     both = [URL, str(tmp_path / "here"), "--parts", "1", *table, "--metrics", "published"]
     assert compare_main([*both, "--report", f"{URL}/compared.html"]) == 0
-    assert b"<html" in s3.read("bucket", "out/compared.html")
+    assert b"<html" in clean_s3.read("bucket", "out/compared.html")
     # What is removed there is not read from this machine's copy.
     generate_predictions(FakeNamer(), pets, 0, 1, f"{URL}-2")
     assert evaluate_main([f"{URL}-2", "1", *table]) == 0
     for name in (NAME, META):
         remote.remove(f"{URL}-2/{name}")
-    s3.put("bucket", "out-2/readme.txt", b"moved")
+    clean_s3.put("bucket", "out-2/readme.txt", b"moved")
     capsys.readouterr()
     assert evaluate_main([f"{URL}-2", "1", *table]) == 2
     assert "no prediction file for 1 parts" in capsys.readouterr().err

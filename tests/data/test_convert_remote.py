@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,21 +18,6 @@ from osm.data.convert import BadSamplesError, prepare
 from osm.errors import OsmError, RunStopped
 
 BUCKET = "sets"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as made:
-        made.bucket(BUCKET)
-        yield made
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
-    for name, value in {**server.environment, "OSM_RETRY_SECONDS": "0,0", "OSM_CACHE": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.clear(BUCKET)
 
 
 @pytest.fixture
@@ -63,26 +47,26 @@ def left_in(cache: Path) -> list[str]:
 
 
 def test_the_same_bytes_as_here_and_no_secret(
-    made: Set, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Set, clean_s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(flags(made, f"s3://{BUCKET}/out", "--num_workers", "2")) == 0
     said = "".join(capsys.readouterr())
     assert f"6 samples in 3 shards to s3://{BUCKET}/out" in said
-    assert stored(s3) == converted_here(made)
+    assert stored(clean_s3) == converted_here(made)
     assert not left_in(tmp_path / "cache"), "nothing stays on this machine"
-    texts = [said.encode(), *stored(s3).values()]
-    assert not [text for text in texts if s3.SECRET.encode() in text or b"the-access-key" in text]
+    texts = [said.encode(), *stored(clean_s3).values()]
+    assert not [text for text in texts if clean_s3.SECRET.encode() in text or b"the-access-key" in text]
 
 
-def test_a_finished_one_is_left_as_it_is(made: Set, s3: S3Server) -> None:
+def test_a_finished_one_is_left_as_it_is(made: Set, clean_s3: S3Server) -> None:
     whole = made.convert(f"s3://{BUCKET}/out", num_files_per_shard=2)
-    before = stored(s3)
-    s3.forget()
+    before = stored(clean_s3)
+    clean_s3.forget()
     shutil.rmtree(made.images)
     made.images.mkdir()
     assert made.convert(f"s3://{BUCKET}/out/", num_files_per_shard=2) == whole
-    assert stored(s3) == before
-    assert not any(s3.requests(f"{BUCKET}/out/{name}", "PUT") for name in before if name.endswith(".tar"))
+    assert stored(clean_s3) == before
+    assert not any(clean_s3.requests(f"{BUCKET}/out/{name}", "PUT") for name in before if name.endswith(".tar"))
 
 
 # Ends the converter as it opens a certain picture: the shards before are uploaded, one is begun.
@@ -98,7 +82,7 @@ sys.exit(prepare(sys.argv[1:]))
 
 
 def test_killed_and_started_again_on_an_empty_machine(
-    made: Set, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Set, clean_s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = converted_here(made)
     with tarfile.open(made.root / "here" / "000000002.tar") as tar:
@@ -107,7 +91,7 @@ def test_killed_and_started_again_on_an_empty_machine(
     program = KILLED_AT_AN_IMAGE.format(image=str(image))
     killed = subprocess.run([sys.executable, "-c", program, *call], capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert sorted(stored(s3)) == [
+    assert sorted(stored(clean_s3)) == [
         ".osm.lock",
         *("000000000.index.json", "000000000.tar", "000000001.index.json", "000000001.tar"),
         *("categories.json", "progress.json"),
@@ -116,36 +100,36 @@ def test_killed_and_started_again_on_an_empty_machine(
     monkeypatch.setenv("OSM_CACHE", str(tmp_path / "another machine"))
     assert prepare(call) == 0
     assert f"resuming: 2 whole shards in s3://{BUCKET}/out (4 of 6 samples)" in capsys.readouterr().err
-    assert stored(s3) == whole
-    assert [s3.requests(f"{BUCKET}/out/00000000{n}.tar", "PUT") for n in range(3)] == [1, 1, 1]
+    assert stored(clean_s3) == whole
+    assert [clean_s3.requests(f"{BUCKET}/out/00000000{n}.tar", "PUT") for n in range(3)] == [1, 1, 1]
     monkeypatch.setenv("OSM_CACHE", str(tmp_path / "cache"))
     assert prepare(call) == 0
     assert not left_in(tmp_path / "cache"), "what the killed run had begun is removed"
 
 
-def test_a_shard_of_another_size_is_made_again(made: Set, s3: S3Server) -> None:
+def test_a_shard_of_another_size_is_made_again(made: Set, clean_s3: S3Server) -> None:
     made.convert(f"s3://{BUCKET}/out", num_files_per_shard=2)
-    before = stored(s3)
-    s3.put(BUCKET, "out/000000001.tar", before["000000001.tar"][:-512])
-    s3.forget()
+    before = stored(clean_s3)
+    clean_s3.put(BUCKET, "out/000000001.tar", before["000000001.tar"][:-512])
+    clean_s3.forget()
     made.convert(f"s3://{BUCKET}/out", num_files_per_shard=2)
-    assert stored(s3) == before
-    assert [s3.requests(f"{BUCKET}/out/00000000{n}.tar", "PUT") for n in range(3)] == [0, 1, 1]
+    assert stored(clean_s3) == before
+    assert [clean_s3.requests(f"{BUCKET}/out/00000000{n}.tar", "PUT") for n in range(3)] == [0, 1, 1]
 
 
-def test_what_other_runs_made_is_refused(made: Set, s3: S3Server) -> None:
-    s3.put(BUCKET, "theirs/000000000.tar", b"someone's")
+def test_what_other_runs_made_is_refused(made: Set, clean_s3: S3Server) -> None:
+    clean_s3.put(BUCKET, "theirs/000000000.tar", b"someone's")
     with pytest.raises(OsmError, match=f"output_dir s3://{BUCKET}/theirs holds 000000000.tar, which a run of this"):
         made.convert(f"s3://{BUCKET}/theirs")
-    assert stored(s3, "theirs/") == {"000000000.tar": b"someone's"}
+    assert stored(clean_s3, "theirs/") == {"000000000.tar": b"someone's"}
     made.convert(f"s3://{BUCKET}/out", num_files_per_shard=2)
-    before = stored(s3)
+    before = stored(clean_s3)
     with pytest.raises(OsmError, match="its num_files_per_shard was 2, now it is 3"):
         made.convert(f"s3://{BUCKET}/out", num_files_per_shard=3)
-    assert stored(s3) == before
+    assert stored(clean_s3) == before
 
 
-def test_a_mended_set_is_converted_anew(made: Set, s3: S3Server) -> None:
+def test_a_mended_set_is_converted_anew(made: Set, clean_s3: S3Server) -> None:
     image = made.images / "im0.jpg"
     data = image.read_bytes()
     image.unlink()
@@ -153,25 +137,25 @@ def test_a_mended_set_is_converted_anew(made: Set, s3: S3Server) -> None:
         made.convert(f"s3://{BUCKET}/out", max_bad_samples=0, num_files_per_shard=2)
     image.write_bytes(data)
     made.convert(f"s3://{BUCKET}/out", max_bad_samples=0, num_files_per_shard=2)
-    assert stored(s3) == converted_here(made)
+    assert stored(clean_s3) == converted_here(made)
 
 
 def test_a_server_that_is_gone_ends_the_run_and_the_same_command_goes_on(
-    made: Set, s3: S3Server, capsys: pytest.CaptureFixture[str]
+    made: Set, clean_s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = flags(made, f"s3://{BUCKET}/out")
     for name in ("000000001.tar", "000000001.index.json", "progress.json", "summary.json", ".osm.lock"):
-        s3.status, s3.methods = {f"{BUCKET}/out/{name}": 500}, {"PUT"}
+        clean_s3.status, clean_s3.methods = {f"{BUCKET}/out/{name}": 500}, {"PUT"}
         assert prepare(call) == 3
         said = capsys.readouterr().err
         assert f"error: s3://{BUCKET}/out/{name}: " in said and "the same command goes on" in said
-        assert "Traceback" not in said and s3.SECRET not in said
-        assert ".osm.lock" not in stored(s3)
-    s3.status = {}
+        assert "Traceback" not in said and clean_s3.SECRET not in said
+        assert ".osm.lock" not in stored(clean_s3)
+    clean_s3.status = {}
     assert prepare(call) == 0
-    assert stored(s3) == converted_here(made)
-    s3.status, s3.methods = {f"{BUCKET}/out/000000000.tar": 500}, {"PUT"}
-    s3.status_times = 2  # fewer than the tries
+    assert stored(clean_s3) == converted_here(made)
+    clean_s3.status, clean_s3.methods = {f"{BUCKET}/out/000000000.tar": 500}, {"PUT"}
+    clean_s3.status_times = 2  # fewer than the tries
     assert prepare(flags(made, f"s3://{BUCKET}/other")) == 0
 
 
@@ -186,7 +170,7 @@ def test_a_server_that_is_gone_ends_the_run_and_the_same_command_goes_on(
         ("s3://no-such-bucket/out", "output_dir s3://no-such-bucket/out: there is no such bucket"),
     ],
 )
-def test_where_nothing_can_be_written(made: Set, s3: S3Server, output: str, message: str) -> None:
+def test_where_nothing_can_be_written(made: Set, clean_s3: S3Server, output: str, message: str) -> None:
     with pytest.raises(OsmError, match=message.replace("?", r"\?")) as refused:
         made.convert(output)
     assert not isinstance(refused.value, RunStopped) and "secret" not in str(refused.value)
@@ -202,7 +186,9 @@ def test_gs_through_a_folder(made: Set, tmp_path: Path, monkeypatch: pytest.Monk
     assert files(tmp_path / "google" / "bucket" / "deep" / "out") == converted_here(made)
 
 
-def test_a_full_disk_of_the_staging_folder_is_named(made: Set, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_of_the_staging_folder_is_named(
+    made: Set, clean_s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OSM_CACHE", os.devnull)
     with pytest.raises(OsmError, match=r"staging folder /dev/null/staging/s3-sets-out-\w+: .*OSM_CACHE"):
         made.convert(f"s3://{BUCKET}/out")

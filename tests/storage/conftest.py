@@ -32,6 +32,5 @@ def server(shelf: Path) -> Iterator[FileServer]:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     with S3Server() as started:
-        for key, value in started.environment.items():
-            monkeypatch.setenv(key, value)
+        started.use(monkeypatch)
         yield started

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,6 @@ from osm.storage.output import locked, open_output, write_text
 URL = "s3://bucket/out/.osm.lock"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as made:
-        made.bucket("bucket")
-        yield made
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
-    for name, value in {**server.environment, "OSM_RETRY_SECONDS": "0,0", "OSM_CACHE": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.clear("bucket")
-
-
 def owner(server: S3Server) -> dict:
     return json.loads(server.read("bucket", "out/.osm.lock"))
 
@@ -50,59 +35,63 @@ def place(server: S3Server, **changes: object) -> None:
     server.put("bucket", "out/.osm.lock", json.dumps({**found, "token": "theirs", **changes}).encode())
 
 
-def test_a_lock_is_had_by_one_and_given_back(s3: S3Server) -> None:
+def test_a_lock_is_had_by_one_and_given_back(clean_s3: S3Server) -> None:
     with Lock(URL, "--output_dir s3://bucket/out"):
-        mine = owner(s3)
+        mine = owner(clean_s3)
         assert mine["pid"] == os.getpid()
         with pytest.raises(OsmError, match=r"--output_dir s3://bucket/out: another process is writing there") as error:
             Lock(URL, "--output_dir s3://bucket/out").__enter__()
         assert f"{os.getpid()} on {mine['host']}, last seen " in str(error.value)
         assert f"or remove {URL}" in str(error.value)
-        assert owner(s3) == mine
-    assert s3.names("bucket") == []
+        assert owner(clean_s3) == mine
+    assert clean_s3.names("bucket") == []
     with pytest.raises(KeyError), Lock(URL, "out"):
         raise KeyError
-    assert s3.names("bucket") == [], "also after an error"
+    assert clean_s3.names("bucket") == [], "also after an error"
 
 
-def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over(s3: S3Server) -> None:
+def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over(clean_s3: S3Server) -> None:
     code = f"import os; from osm.storage.lock import Lock; Lock({URL!r}, 'out').__enter__(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 9
-    assert owner(s3)["pid"] != os.getpid()
+    assert owner(clean_s3)["pid"] != os.getpid()
     with Lock(URL, "out"):
-        assert owner(s3)["pid"] == os.getpid()
-    place(s3, started="1")  # another process has its number by now
+        assert owner(clean_s3)["pid"] == os.getpid()
+    place(clean_s3, started="1")  # another process has its number by now
     with Lock(URL, "out") as lock:
         lock.check()
 
 
-def test_a_lock_of_another_machine_is_somebodys_until_it_is_stale(s3: S3Server) -> None:
-    place(s3, host="node-7", machine="another", pid=1)
+def test_a_lock_of_another_machine_is_somebodys_until_it_is_stale(clean_s3: S3Server) -> None:
+    place(clean_s3, host="node-7", machine="another", pid=1)
     with pytest.raises(OsmError, match="writing there: 1 on node-7, last seen [0-9]+ s ago.*wait 10 minutes"):
         Lock(URL, "out").__enter__()
-    place_time = owner(s3)["time"]
-    s3.put("bucket", "out/.osm.lock", json.dumps({**owner(s3), "time": place_time - STALE_SECONDS - 60}).encode())
+    place_time = owner(clean_s3)["time"]
+    clean_s3.put(
+        "bucket", "out/.osm.lock", json.dumps({**owner(clean_s3), "time": place_time - STALE_SECONDS - 60}).encode()
+    )
     with Lock(URL, "out"):
-        assert owner(s3)["token"] != "theirs"
-    s3.put("bucket", "out/.osm.lock", b"a poem")
+        assert owner(clean_s3)["token"] != "theirs"
+    clean_s3.put("bucket", "out/.osm.lock", b"a poem")
     with pytest.raises(OsmError, match=r"out: s3://bucket/out/.osm.lock is in the way: .* is none; remove it"):
         Lock(URL, "out").__enter__()
 
 
 @pytest.mark.parametrize("how", ["removed", "taken over"])
-def test_a_lock_that_is_lost_ends_the_run_before_it_writes(s3: S3Server, how: str) -> None:
+def test_a_lock_that_is_lost_ends_the_run_before_it_writes(clean_s3: S3Server, how: str) -> None:
     output = open_output("s3://bucket/out", "--output_dir")
     with locked(output):
         (output.path / "a.json").write_text("{}")
         if how == "removed":
             remote.remove(URL)
         else:
-            s3.put("bucket", "out/.osm.lock", json.dumps({**owner(s3), "token": "theirs", "host": "b"}).encode())
+            clean_s3.put(
+                "bucket", "out/.osm.lock", json.dumps({**owner(clean_s3), "token": "theirs", "host": "b"}).encode()
+            )
         with pytest.raises(RunStopped, match=f"the lock {URL} was {how}"):
             output.put("a.json")
         with pytest.raises(RunStopped):
             output.remove("b.json")
-    assert s3.names("bucket") == ([] if how == "removed" else ["out/.osm.lock"]), "another's is not given back"
+    assert clean_s3.names("bucket") == ([] if how == "removed" else ["out/.osm.lock"]), "another's is not given back"
 
 
 class Between:
@@ -123,7 +112,7 @@ def stand_between(monkeypatch: pytest.MonkeyPatch, write: Callable[..., None]) -
     monkeypatch.setattr(remote, "filesystem", lambda url: Between(filesystem(url), write))
 
 
-def test_a_lock_is_renewed(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_renewed(clean_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     renewed = threading.Event()
 
     def write(filesystem: Any, path: str, value: bytes, mode: str) -> None:
@@ -133,14 +122,16 @@ def test_a_lock_is_renewed(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Non
 
     stand_between(monkeypatch, write)
     with Lock(URL, "out", renewed_every=0.01) as lock:
-        first = owner(s3)
+        first = owner(clean_s3)
         assert renewed.wait(30)
         lock.check()
-        assert owner(s3)["time"] > first["time"] and owner(s3)["token"] == first["token"]
-    assert s3.names("bucket") == []
+        assert owner(clean_s3)["time"] > first["time"] and owner(clean_s3)["token"] == first["token"]
+    assert clean_s3.names("bucket") == []
 
 
-def test_a_service_without_conditions_is_written_and_read_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_without_conditions_is_written_and_read_again(
+    clean_s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write(filesystem: Any, path: str, value: bytes, mode: str) -> None:
         if mode == "create":
             raise OSError(errno.ENOSYS, "NotImplemented")
@@ -149,10 +140,10 @@ def test_a_service_without_conditions_is_written_and_read_again(s3: S3Server, mo
     stand_between(monkeypatch, write)
     with Lock(URL, "out"), pytest.raises(OsmError, match="another process is writing there"):
         Lock(URL, "out").__enter__()
-    assert s3.names("bucket") == []
+    assert clean_s3.names("bucket") == []
 
 
-def test_of_two_that_take_it_at_once_one_has_it(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_that_take_it_at_once_one_has_it(clean_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a service that ignores conditions, the other's lock may take the place of ours as soon as it is there."""
     first = True
 
@@ -167,15 +158,15 @@ def test_of_two_that_take_it_at_once_one_has_it(s3: S3Server, monkeypatch: pytes
     stand_between(monkeypatch, write)
     with pytest.raises(OsmError, match="another process is writing there: [0-9]+ on node-7"):
         Lock(URL, "out").__enter__()
-    assert owner(s3)["token"] == "theirs"
+    assert owner(clean_s3)["token"] == "theirs"
 
 
-def test_a_file_is_written_there_or_here(s3: S3Server, tmp_path: Path) -> None:
+def test_a_file_is_written_there_or_here(clean_s3: S3Server, tmp_path: Path) -> None:
     write_text("s3://bucket/deep/figures.json", "--json", ["{", "}"])
-    assert s3.read("bucket", "deep/figures.json") == b"{}"
+    assert clean_s3.read("bucket", "deep/figures.json") == b"{}"
     write_text(tmp_path / "deep" / "figures.json", "--json", ["{", "}"])
     assert (tmp_path / "deep" / "figures.json").read_text() == "{}"
-    assert s3.names("bucket") == ["deep/figures.json"] and not list((tmp_path / "cache" / "staging").iterdir())
+    assert clean_s3.names("bucket") == ["deep/figures.json"] and not list((tmp_path / "cache" / "staging").iterdir())
     with pytest.raises(OsmError, match="--json s3://bucket: expected the URL of a file"):
         write_text("s3://bucket", "--json", [])
     with pytest.raises(OsmError, match=r"--json s3://nobody: there is no such bucket"):
@@ -184,15 +175,15 @@ def test_a_file_is_written_there_or_here(s3: S3Server, tmp_path: Path) -> None:
         write_text("https://host/a.json?token=secret", "--json", [])
 
 
-def test_an_upload_that_fails_leaves_the_old_file_and_the_staged_one(s3: S3Server) -> None:
-    s3.put("bucket", "out/a.json", b"old")
+def test_an_upload_that_fails_leaves_the_old_file_and_the_staged_one(clean_s3: S3Server) -> None:
+    clean_s3.put("bucket", "out/a.json", b"old")
     output = open_output("s3://bucket/out", "--output_dir")
     (output.path / "a.json").write_text("new")
-    s3.status, s3.methods = {"bucket/out/a.json": 500}, {"PUT"}
+    clean_s3.status, clean_s3.methods = {"bucket/out/a.json": 500}, {"PUT"}
     with locked(output), pytest.raises(RunStopped, match=r"s3://bucket/out/a.json: .*the same command goes on"):
         output.put("a.json")
-    assert s3.read("bucket", "out/a.json") == b"old"
-    s3.status = {}
+    assert clean_s3.read("bucket", "out/a.json") == b"old"
+    clean_s3.status = {}
     again = open_output("s3://bucket/out/", "--output_dir")
     assert (again.path / "a.json").read_text() == "new", "found again by the URL"
     again.put("a.json")

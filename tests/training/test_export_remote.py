@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +15,6 @@ from osm.model.factory import build
 from osm.training.export import export, export_main
 
 URL = "s3://bucket/model"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as made:
-        made.bucket("bucket")
-        yield made
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
-    for name, value in {**server.environment, "OSM_RETRY_SECONDS": "0,0", "OSM_CACHE": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.clear("bucket")
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +40,34 @@ def staged(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def test_the_same_files_as_here(source: Path, tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_files_as_here(
+    source: Path, tmp_path: Path, clean_s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     export(source, tmp_path / "model")
     assert export_main([str(source), URL]) == 0
     assert capsys.readouterr().out.startswith(f"{URL}: ")
-    assert stored(s3) == here(tmp_path / "model")
+    assert stored(clean_s3) == here(tmp_path / "model")
     assert export_main([str(source), "s3://bucket/zoo/osm.pt"]) == 0
     whole = tmp_path / "fetched.pt"
-    whole.write_bytes(s3.read("bucket", "zoo/osm.pt"))
+    whole.write_bytes(clean_s3.read("bucket", "zoo/osm.pt"))
     export(whole, tmp_path / "again")
     assert here(tmp_path / "again") == here(tmp_path / "model")
-    assert s3.names("bucket") == ["model/config.json", "model/model.safetensors", "zoo/osm.pt"]
+    assert clean_s3.names("bucket") == ["model/config.json", "model/model.safetensors", "zoo/osm.pt"]
     assert not staged(tmp_path)
 
 
 def test_what_stands_there_is_not_replaced_without_force(
-    source: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+    source: Path, clean_s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for out in (URL, "s3://bucket/osm.pt"):
         assert export_main([str(source), out]) == 0
         assert export_main([str(source), out]) == 2
         assert f"error: {out} is there already: name another, or replace it with --force" in capsys.readouterr().err
-        before = s3.names("bucket")
+        before = clean_s3.names("bucket")
         assert export_main([str(source), out, "--force", "--half"]) == 0
-        assert s3.names("bucket") == before
-    assert len(stored(s3)["model.safetensors"]) < len(s3.read("bucket", "osm.pt"))
-    s3.put("bucket", "photos/cat.jpg", b"cat")
+        assert clean_s3.names("bucket") == before
+    assert len(stored(clean_s3)["model.safetensors"]) < len(clean_s3.read("bucket", "osm.pt"))
+    clean_s3.put("bucket", "photos/cat.jpg", b"cat")
     assert export_main([str(source), "s3://bucket/photos", "--force"]) == 2
     assert "s3://bucket/photos is there and holds no model that could be replaced" in capsys.readouterr().err
     assert export_main([str(source), "https://host/model?token=secret"]) == 2
@@ -93,7 +79,7 @@ def test_what_stands_there_is_not_replaced_without_force(
 def test_an_upload_that_is_cut_off_leaves_no_model(
     source: Path,
     tmp_path: Path,
-    s3: S3Server,
+    clean_s3: S3Server,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     force: bool,
@@ -102,12 +88,12 @@ def test_an_upload_that_is_cut_off_leaves_no_model(
     if force:
         export(source, URL)
     for name in ("model.safetensors", "config.json"):
-        s3.status, s3.methods = {f"bucket/model/{name}": 500}, {"PUT"}
+        clean_s3.status, clean_s3.methods = {f"bucket/model/{name}": 500}, {"PUT"}
         assert export_main(call) == 3
         said = capsys.readouterr().err
-        assert f"error: {URL}/{name}: " in said and "the same command goes on" in said and s3.SECRET not in said
-        assert "config.json" not in stored(s3), "old weights' config beside new weights would be a third model"
-    s3.status = {}
+        assert f"error: {URL}/{name}: " in said and "the same command goes on" in said and clean_s3.SECRET not in said
+        assert "config.json" not in stored(clean_s3), "old weights' config beside new weights would be a third model"
+    clean_s3.status = {}
     if not force:
         monkeypatch.setenv("OSM_CACHE", str(tmp_path / "another machine"))
         assert export_main(call) == 2
@@ -115,7 +101,7 @@ def test_an_upload_that_is_cut_off_leaves_no_model(
         monkeypatch.setenv("OSM_CACHE", str(tmp_path / "cache"))
     assert export_main(call) == 0
     export(source, tmp_path / "model")
-    assert stored(s3) == here(tmp_path / "model") and not staged(tmp_path)
+    assert stored(clean_s3) == here(tmp_path / "model") and not staged(tmp_path)
 
 
 def test_gs_through_a_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tiny_run import Workshop, finish, launcher, start
 from torch.nn.utils.rnn import pad_sequence
 
 import osm
-from osm.data.stream import is_held_out
+from osm.data.shard_index import is_held_out
 from osm.model.bridge import Condition, Instruction
 from osm.model.masks import context_mask
 from osm.training.cli import main

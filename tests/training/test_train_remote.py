@@ -40,7 +40,7 @@ def test_killed_and_resumed_from_s3(workshop: Workshop, tmp_path: Path) -> None:
         resumed = finish(start(command, launcher(2), **environment))
         assert "resumed from" in resumed
         assert losses(read_log(tmp_path / "remote")) == expected
-        for number in range(2):  # by the index (it was made once), and into the cache
+        for number in range(2):  # once to make its index, and once into the cache
             name = f"training/sets/pan/{number:03d}.tar"
             assert server.sent(name) <= 2 * len(server.read("training", name.partition("/")[2]))
         assert server.SECRET not in said + resumed
