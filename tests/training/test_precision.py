@@ -11,7 +11,7 @@ import torch
 from tiny_run import Workshop
 
 import osm
-from osm.data import stream
+from osm.data import batch
 from osm.model.checkpoint import frozen_hashes
 from osm.model.lora import lora_parameters
 from osm.training.precision import hold_frozen
@@ -110,10 +110,10 @@ def test_merged_batches_stay_pinned(workshop: Workshop, tmp_path: Path, monkeypa
             pinned.add(made.data_ptr())
         return made
 
-    plain = stream.merge(parts)
+    plain = batch.merge(parts)
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: True)
     monkeypatch.setattr(torch, "empty", allocate)
-    merged = stream.merge(parts)
+    merged = batch.merge(parts)
     tensors = [merged.canvas, merged.masks, merged.image_index, *vars(merged.text).values()]
     assert all(tensor.data_ptr() in pinned for tensor in tensors if tensor is not None)
     for one, other in zip(
