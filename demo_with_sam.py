@@ -3,7 +3,7 @@
 
 import sys
 
-from osm.demo.folder_cli import main
+from osm.labeling.folder_cli import main
 
 if __name__ == "__main__":
     sys.exit(main(prog="demo_with_sam.py"))

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from osm.config import ModelConfig, from_dict
 from osm.errors import OsmError
-from osm.model.bridge import Instruction
-from osm.model.factory import build, load_folder
-from osm.model.llm import LlmInputs, stop_ids
-from osm.model.llm_inputs import llm_support
-from osm.model.masks import context_mask
+from osm.models.bridges.bridge import Instruction
+from osm.models.factory import build, load_folder
+from osm.models.llm import LlmInputs, stop_ids
+from osm.models.llm_inputs import llm_support
+from osm.models.masks import context_mask
 from osm.recognition.decode import Decoder
 from osm.recognition.vocabulary import Trie
 

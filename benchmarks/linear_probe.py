@@ -39,8 +39,8 @@ def main() -> int:
     args = parser.parse_args()
 
     from osm import OsmError
-    from osm.data.datasets import DatasetTable
     from osm.data.shard_lists import existing_shards
+    from osm.datasets.table import DatasetTable
 
     results = {}
     try:
@@ -73,9 +73,9 @@ def main() -> int:
 def training_scenes(row, shards: list[str]) -> Iterator[tuple]:
     """(image, masks, category ids) of every sample; masks over 100 pixels, no crowd."""
     from osm.data.shards import read_shard
-    from osm.data.views import View
     from osm.errors import SampleError
     from osm.forms import read_sample
+    from osm.io.views import View
 
     for shard in shards:
         for raw in read_shard(shard):

@@ -40,9 +40,7 @@ from small_tokenizer import small_tokenizer  # noqa: E402
 
 from osm.data import processor as processor_module  # noqa: E402
 from osm.data import sample as sample_module  # noqa: E402
-from osm.data import stages, views  # noqa: E402
-from osm.data.datasets import Dataset, DatasetTable  # noqa: E402
-from osm.data.labels import load_labels  # noqa: E402
+from osm.data import stages
 from osm.data.processor import Processor, fitted_size  # noqa: E402
 from osm.data.prompts import MASK_PROMPTS  # noqa: E402
 from osm.data.sample import SampleConfig, SampleTransform  # noqa: E402
@@ -50,11 +48,14 @@ from osm.data.shard_lists import existing_shards  # noqa: E402
 from osm.data.shard_reader import ShardReader  # noqa: E402
 from osm.data.shards import RawSample, read_shard  # noqa: E402
 from osm.data.stream import SampleStream, StreamConfig  # noqa: E402
+from osm.datasets.labels import load_labels  # noqa: E402
+from osm.datasets.table import Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.forms import base  # noqa: E402
 from osm.forms.instances import Instances  # noqa: E402
 from osm.forms.maps import Semantic  # noqa: E402
 from osm.forms.panoptic import Panoptic  # noqa: E402
+from osm.io import views
 
 ROUNDS = 3
 STAGES = ("read", "decode", "resize", "mask", "text", "other")

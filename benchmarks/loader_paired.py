@@ -25,7 +25,7 @@ CHILD = """
 import json, sys, time
 sys.path.insert(0, "benchmarks")
 import loader, torch
-from osm.data.datasets import DatasetTable
+from osm.datasets.table import DatasetTable
 torch.set_num_threads(1)
 processor, table = loader.make_processor(int(sys.argv[1])), DatasetTable()
 for line in sys.stdin:

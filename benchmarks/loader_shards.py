@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from osm.data.datasets import DatasetTable
-from osm.data.scenes.compose import draw_scene
-from osm.data.scenes.words import choose_pairs
+from osm.datasets.table import DatasetTable
+from osm.synthetic.scenes.compose import draw_scene
+from osm.synthetic.scenes.words import choose_pairs
 
 SETS = ("coco", "lvis", "a847")
 

@@ -37,18 +37,18 @@ from small_tokenizer import small_tokenizer  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from osm.config import LlmConfig, ModelConfig, QFormerConfig, TowerConfig  # noqa: E402
-from osm.data.labels import load_labels  # noqa: E402
 from osm.data.processor import Processor  # noqa: E402
 from osm.data.prompts import TEST_PROMPT  # noqa: E402
+from osm.datasets.labels import load_labels  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
-from osm.model.bridge import Instruction  # noqa: E402
-from osm.model.factory import base_config, pick_device  # noqa: E402
-from osm.model.flamingo import FlamingoBridge  # noqa: E402
-from osm.model.llm import stop_ids  # noqa: E402
-from osm.model.maskqformer import MaskQFormerBridge  # noqa: E402
-from osm.model.masks import context_mask  # noqa: E402
-from osm.model.osm import OmniScientModel  # noqa: E402
-from osm.model.towers import RandomTower  # noqa: E402
+from osm.models.bridges.bridge import Instruction  # noqa: E402
+from osm.models.bridges.flamingo import FlamingoBridge  # noqa: E402
+from osm.models.bridges.maskqformer import MaskQFormerBridge  # noqa: E402
+from osm.models.factory import base_config, pick_device  # noqa: E402
+from osm.models.llm import stop_ids  # noqa: E402
+from osm.models.masks import context_mask  # noqa: E402
+from osm.models.osm import OmniScientModel  # noqa: E402
+from osm.models.towers.tower import RandomTower  # noqa: E402
 from osm.recognition.recognizer import Recognizer  # noqa: E402
 from osm.training.meter import memory_gib, peak_flops  # noqa: E402
 

@@ -35,7 +35,7 @@ def main() -> int:
     args = parser.parse_args()
 
     import osm
-    from osm.data.datasets import DatasetTable
+    from osm.datasets.table import DatasetTable
 
     try:
         recognizer = osm.load_recognizer(args.checkpoint)
@@ -57,7 +57,7 @@ def main() -> int:
 def measured(row: Any, recognizer: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of one set."""
     from osm.forms import split_of
-    from osm.segmenters import load_segmenter
+    from osm.recognition.segmenters import load_segmenter
 
     limits = sorted(args.segments or [60, 100])
     options = {} if args.sam_checkpoint else {"segments": max(limits)}

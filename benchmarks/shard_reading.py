@@ -37,7 +37,7 @@ import itertools, json, pickle, sys
 from collections import Counter
 sys.path.insert(0, "benchmarks")
 import loader
-from osm.data.datasets import DatasetTable
+from osm.datasets.table import DatasetTable
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.stream import SampleStream, StreamConfig
 shards, rank, worker, count, more = json.loads(sys.argv[1])
@@ -76,9 +76,9 @@ def speed(local: Sequence[str], urls: Sequence[str], cache: Path, rounds: int, s
     """Cached copies of remote shards beside local ones, in turns."""
     import loader
 
-    from osm.data.datasets import DatasetTable
     from osm.data.sample import SampleConfig, SampleTransform
     from osm.data.stream import SampleStream, StreamConfig
+    from osm.datasets.table import DatasetTable
 
     transform = SampleTransform(SampleConfig(), loader.make_processor(1120))
 

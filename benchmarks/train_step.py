@@ -53,7 +53,7 @@ from train_step_parts import (  # noqa: E402
 
 from osm.data.batch import Batch  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
-from osm.model.factory import pick_device  # noqa: E402
+from osm.models.factory import pick_device  # noqa: E402
 from osm.training.meter import peak_flops  # noqa: E402
 from osm.training.parallel import recomputed  # noqa: E402
 from osm.training.task import TrainTask  # noqa: E402

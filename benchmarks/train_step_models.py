@@ -13,15 +13,15 @@ from small_tokenizer import small_tokenizer
 
 from osm.config import ModelConfig, load_yaml
 from osm.data.batch import Batch
-from osm.data.datasets import ANY_MODE
-from osm.data.labels import load_labels
 from osm.data.processor import Processor
 from osm.data.prompts import MASK_PROMPTS
 from osm.data.sample import SampleConfig
+from osm.datasets.labels import load_labels
+from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError
-from osm.model.bridges import BRIDGES
-from osm.model.factory import base_config, build
-from osm.model.osm import OmniScientModel
+from osm.models.bridges.variants import BRIDGES
+from osm.models.factory import base_config, build
+from osm.models.osm import OmniScientModel
 
 SET = "coco"  # whose names are the answers, and whose mode half of the rows have
 # InstructBLIP with Vicuna-7B. The spread of its weights matters for the time, too: a GPU multiplies zeros faster, and

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step_models import SET, on_meta
 
 from osm.data.batch import Batch
-from osm.model import llm as llms
+from osm.models import llm as llms
 from osm.training import task as task_module
 from osm.training.optim import make_optimizer
 from osm.training.precision import autocast, hold_frozen
@@ -90,7 +90,7 @@ def watched(task: TrainTask, meter: Meter) -> Iterator[None]:
 
 
 class TrainStep:
-    """One process's optimiser step on one batch, as `osm.training.loop` takes it."""
+    """One process's optimiser step on one batch, as `osm.training.trainer` takes it."""
 
     def __init__(self, task: TrainTask, precision: str, device: torch.device) -> None:
         self.task, self.precision, self.device = task, precision, device

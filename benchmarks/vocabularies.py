@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from osm.benchmark.metrics import accepted_forms, in_vocabulary, normalize  # noqa: E402
-from osm.data.datasets import ANY_MODE, Dataset, DatasetTable  # noqa: E402
+from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
+from osm.evaluation.metrics import accepted_forms, in_vocabulary, normalize  # noqa: E402
 from osm.forms import split_of  # noqa: E402
 from osm.recognition.recognizer import WAYS, Recognizer, load_recognizer  # noqa: E402
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, installed or not
 
-from osm.data.convert import main
+from osm.prepare.convert import main
 
 if __name__ == "__main__":
     sys.exit(main("coco_panoptic"))

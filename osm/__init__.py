@@ -15,8 +15,8 @@ from osm.errors import OsmError, SampleError
 from osm.quiet import quiet_lines
 
 if TYPE_CHECKING:
-    from osm.model.factory import create_model_and_transforms, load_model
-    from osm.model.osm import OmniScientModel
+    from osm.models.factory import create_model_and_transforms, load_model
+    from osm.models.osm import OmniScientModel
     from osm.recognition.namer import Name, Namer, load_namer
     from osm.recognition.recognizer import Recognition, Recognizer, load_recognizer
 
@@ -37,9 +37,9 @@ __all__ = [
 
 # Loaded when first asked for: converters and the evaluation need no torch, and start at once without it.
 _HOMES = {
-    "OmniScientModel": "osm.model.osm",
-    "create_model_and_transforms": "osm.model.factory",
-    "load_model": "osm.model.factory",
+    "OmniScientModel": "osm.models.osm",
+    "create_model_and_transforms": "osm.models.factory",
+    "load_model": "osm.models.factory",
     "Name": "osm.recognition.namer",
     "Namer": "osm.recognition.namer",
     "load_namer": "osm.recognition.namer",

@@ -24,35 +24,41 @@ class Command:
 
 COMMANDS = {
     "quickstart": Command("the whole system in minutes, on drawn scenes", "osm.quickstart"),
-    "scenes": Command("draws scenes with masks and names", "osm.data.scenes.write"),
-    "collages": Command("a set made of cut-outs pasted on photos", "osm.data.collages"),
-    "prepare": Command("shards of any set of the table, or of your own", "osm.data.convert", "prepare"),
+    "scenes": Command("draws scenes with masks and names", "osm.synthetic.scenes.write"),
+    "collages": Command("a set made of cut-outs pasted on photos", "osm.synthetic.collages"),
+    "prepare": Command("shards of any set of the table, or of your own", "osm.prepare.convert", "prepare"),
     "prepare_original": Command(
-        "what `prepare` reads, from four sets' original releases", "osm.data.originals.cli", "prepare"
+        "what `prepare` reads, from four sets' original releases", "osm.prepare.originals.originals_cli", "prepare"
     ),
     "prepare_panoptic": Command(
-        "shards of a set in COCO-panoptic form", "osm.data.convert", arguments=("coco_panoptic",)
+        "shards of a set in COCO-panoptic form", "osm.prepare.convert", arguments=("coco_panoptic",)
     ),
     "prepare_instances": Command(
-        "shards of a set in COCO-instances form", "osm.data.convert", arguments=("coco_instances",)
+        "shards of a set in COCO-instances form", "osm.prepare.convert", arguments=("coco_instances",)
     ),
-    "train": Command("trains a bridge (train/train.py)", "osm.training.cli"),
+    "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli"),
     "export": Command("a trained model as a folder, or as a published .pt", "osm.training.export", "export_main"),
     "import": Command("a published .pt as a folder with its config", "osm.training.export", "import_main"),
-    "name": Command("names masks, boxes or points of a picture, or all in it", "osm.demo.name"),
-    "folder": Command("finds and names all in the pictures of a folder (demo_with_sam.py)", "osm.demo.folder_cli"),
-    "demo": Command("a page in the browser: click, and read what it is", "osm.demo.web"),
-    "generate": Command("names the masks of val sets (test/generate_pred.py)", "osm.benchmark.cli", "generate_main"),
-    "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.benchmark.cli", "evaluate_main"),
+    "name": Command("names masks, boxes or points of a picture, or all in it", "osm.labeling.name"),
+    "folder": Command("finds and names all in the pictures of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"),
+    "demo": Command("a page in the browser: click, and read what it is", "osm.serving.web"),
+    "generate": Command(
+        "names the masks of val sets (test/generate_pred.py)", "osm.evaluation.predict.predict_cli", "generate_main"
+    ),
+    "evaluate": Command(
+        "scores predictions (test/evaluate_pred.py)", "osm.evaluation.predict.predict_cli", "evaluate_main"
+    ),
     "reproduce": Command(
-        "the published benchmark with the published weights, and its figures beside", "osm.benchmark.reproduce"
+        "the published benchmark with the published weights, and its figures beside", "osm.evaluation.reproduce"
     ),
-    "compare": Command("two folders of predictions, mask by mask", "osm.benchmark.cli", "compare_main"),
+    "compare": Command(
+        "two folders of predictions, mask by mask", "osm.evaluation.predict.predict_cli", "compare_main"
+    ),
     "evaluate_proposals": Command(
-        "PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)", "osm.benchmark.scoring.cli"
+        "PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)", "osm.evaluation.scoring.proposals_cli"
     ),
-    "report": Command("an HTML page of predictions and scores", "osm.benchmark.cli", "report_main"),
-    "picture": Command("a picture of predictions", "osm.benchmark.cli", "picture_main"),
+    "report": Command("an HTML page of predictions and scores", "osm.evaluation.predict.predict_cli", "report_main"),
+    "picture": Command("a picture of predictions", "osm.evaluation.predict.predict_cli", "picture_main"),
 }
 
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from osm.data.datasets import ANY_MODE, PUBLISHED_MODES
+from osm.datasets.table import ANY_MODE, PUBLISHED_MODES
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_yaml
 from osm.storage.cache import localize
@@ -54,7 +54,7 @@ class TowerConfig:
         name: timm's or open_clip's model name.
         weights: under what name its weights are looked for (of open_clip a tag, too); empty = `name`.
         source: where they come from; empty = the first of local folder, this package, hub, pip package that has them
-            (`osm.model.weights`).
+            (`osm.models.weights`).
         options: further arguments of `timm.create_model`, or of open_clip's vision config, for a model of other sizes
             than the library's own.
         strides: of a CNN's feature maps, finest first (they are laid onto the finest one's grid); empty for a ViT.
@@ -90,9 +90,9 @@ class TowerConfig:
 class LlmConfig:
     """The frozen decoder-only LLM: a folder, a hub id or a GGUF file. `source` as for the tower.
 
-    `quantization`: its weights in 8 or 4 bits, by bitsandbytes or torchao; empty = as they are (`osm.model.quantize`).
+    `quantization`: its weights in 8 or 4 bits, by bitsandbytes or torchao; empty = as they are (`osm.models.quantize`).
     `self_check`: compares cached, padded and embedded text with the plain computation when the model is built, once for
-    each LLM (`osm.model.self_check`); false = the LLM is trusted.
+    each LLM (`osm.models.self_check`); false = the LLM is trusted.
     """
 
     name: str = ""

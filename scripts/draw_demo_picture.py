@@ -36,16 +36,16 @@ def main() -> int:
 
         args.picture = Path(data.__file__).parent / "coffee.png"
 
-    from osm.demo import web
+    from osm.serving import web
 
     web.use_gradio()
-    from osm.demo.engine import load_engine
-    from osm.demo.page import Limits, Page
+    from osm.serving.engine import load_engine
+    from osm.serving.page import Limits, Page
 
     engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(args.picture, folder)
-        from osm.demo.samples import samples
+        from osm.serving.samples import samples
 
         blocks = web.serve(Page(engine, samples(Path(folder)), Limits()), "127.0.0.1", PORT)
         shot = photograph(args.picture.name, args.place, args.width, args.dark)

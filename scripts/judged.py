@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from osm.benchmark.judged import agreement, sample  # noqa: E402
-from osm.data.datasets import ANY_MODE, DatasetTable  # noqa: E402
+from osm.datasets.table import ANY_MODE, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
+from osm.evaluation.studies.judged import agreement, sample  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:

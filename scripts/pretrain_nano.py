@@ -14,7 +14,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "858
 def main() -> int:
     if sys.platform == "linux" and not MALLOC.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**MALLOC, **os.environ})
-    from osm.pretraining.cli import main as run
+    from osm.synthetic.pretraining.pretrain_cli import main as run
 
     return run()
 

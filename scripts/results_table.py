@@ -13,9 +13,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from osm.benchmark.measure import title_of  # noqa: E402
-from osm.benchmark.open_ended import RESULT  # noqa: E402
-from osm.benchmark.open_ended import table as open_ended_table  # noqa: E402
+from osm.evaluation.metrics.measure import title_of  # noqa: E402
+from osm.evaluation.studies.open_ended import RESULT  # noqa: E402
+from osm.evaluation.studies.open_ended import table as open_ended_table  # noqa: E402
 from osm.training.tracking import read_log  # noqa: E402
 
 

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import skimage.data  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from osm.data.datasets import ANY_MODE, Dataset, DatasetTable  # noqa: E402
-from osm.demo.folder_cli import main as name_folder  # noqa: E402
+from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.forms import split_of  # noqa: E402
+from osm.labeling.folder_cli import main as name_folder  # noqa: E402
 from osm.recognition.flags import SHIPPED  # noqa: E402
 from osm.recognition.recognizer import load_recognizer  # noqa: E402
 

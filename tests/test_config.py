@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from osm.config import ModelConfig, as_dict, find_config, from_dict, load_model_config, load_yaml
-from osm.data.datasets import PUBLISHED_MODES, Dataset, DatasetTable
-from osm.data.labels import load_labels
+from osm.datasets.labels import load_labels
+from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable
 from osm.errors import OsmError
-from osm.training.cli import main
 from osm.training.config import Run, SetConfig, TrainConfig, parse
+from osm.training.train_cli import main
 
 SETS = ("--batch_size_coco", "2", "--coco_shards", "x.tar")
 # Two sets of the published README's command, with sizes of its own (the whole of both: test_published_commands.py).

@@ -12,16 +12,18 @@ import pytest
 import yaml
 
 from osm import quickstart
-from osm.benchmark import cli as benchmark_cli
-from osm.benchmark import evaluate_cli, reproduce
-from osm.benchmark.scoring import cli as scoring_cli
 from osm.config import load_model_config, load_yaml
-from osm.data import collages, convert
-from osm.data.datasets import DatasetTable
-from osm.data.originals import cli as originals
-from osm.data.scenes import write as scenes
-from osm.demo import folder_cli, web
-from osm.demo import name as name_cli
+from osm.datasets.table import DatasetTable
+from osm.evaluation import evaluate_cli, reproduce
+from osm.evaluation.predict import predict_cli as benchmark_cli
+from osm.evaluation.scoring import proposals_cli as scoring_cli
+from osm.labeling import folder_cli
+from osm.labeling import name as name_cli
+from osm.prepare import convert
+from osm.prepare.originals import originals_cli as originals
+from osm.serving import web
+from osm.synthetic import collages
+from osm.synthetic.scenes import write as scenes
 from osm.training import config as training_config
 from osm.training import export
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from osm.config import load_yaml
-from osm.data.collages import read_table
-from osm.data.datasets import DatasetTable
+from osm.datasets.table import DatasetTable
 from osm.documents import MAX_NESTING, parse_json, parse_yaml
 from osm.errors import OsmError
 from osm.files import read_json, read_yaml
+from osm.synthetic.collages import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
@@ -91,7 +91,7 @@ def test_a_field_of_a_set_that_is_no_text(tmp_path: Path) -> None:
 
 def test_one_place_parses_yaml_and_json_files() -> None:
     """Elsewhere YAML is only written, and json is parsed by hand where the text is the program's own."""
-    tables = {"osm/data/originals/a847.py", "osm/forms/pascal_part.py"}  # of the package
+    tables = {"osm/prepare/originals/a847.py", "osm/forms/pascal_part.py"}  # of the package
     folders = ("osm", "scripts", "train", "test")
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         name, text = path.relative_to(ROOT).as_posix(), path.read_text()

@@ -17,11 +17,11 @@ from tiny_run import Workshop
 
 import osm
 from osm.errors import OsmError
-from osm.model.checkpoint import start_from
-from osm.model.factory import build
-from osm.training.cli import main
+from osm.models.checkpoint import start_from
+from osm.models.factory import build
 from osm.training.config import parse
 from osm.training.tracking import read_log
+from osm.training.train_cli import main
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "finetuning.md"
 

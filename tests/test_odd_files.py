@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from hostile import seconds
 
-from osm.benchmark.cli import evaluate_main, report_main
 from osm.config import load_yaml
-from osm.data.collages import read_table
-from osm.data.datasets import Dataset, DatasetTable
-from osm.data.labels import load_labels
-from osm.data.originals.ade20k import _thing_ids
 from osm.data.shards import read_shard
+from osm.datasets.labels import load_labels
+from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.evaluation.predict.predict_cli import evaluate_main, report_main
 from osm.forms.base import SetFiles
 from osm.forms.coco_json import CocoJson
 from osm.forms.files import read
-from osm.model.checkpoint import read_folder, read_published
-from osm.model.weights import load_safetensors, load_torch
+from osm.models.checkpoint import read_folder, read_published
+from osm.models.weights import load_safetensors, load_torch
+from osm.prepare.originals.ade20k import _thing_ids
 from osm.recognition.vocabulary import read_names
+from osm.synthetic.collages import read_table
 from osm.training.export import export_main, import_main
 from osm.training.tracking import read_log
 

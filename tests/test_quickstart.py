@@ -16,19 +16,19 @@ import pytest
 import torch
 from PIL import Image
 
-import osm.benchmark.cli
-import osm.benchmark.evaluate_cli
 import osm.cli
-import osm.data.convert
-import osm.data.scenes.write
+import osm.evaluation.evaluate_cli
+import osm.evaluation.predict.predict_cli
+import osm.prepare.convert
 import osm.recognition.namer
-import osm.training.loop
+import osm.synthetic.scenes.write
+import osm.training.trainer
 from osm import quickstart
-from osm.data.datasets import Dataset
-from osm.data.scenes.words import FINE, SETS, categories
-from osm.data.scenes.write import SceneOptions
+from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.quickstart import SHORT, Options, Stage, main, run, stages
+from osm.synthetic.scenes.words import FINE, SETS, categories
+from osm.synthetic.scenes.write import SceneOptions
 from osm.training.config import Run
 
 KINDS = ("predictions", "held_out", "initial", "shuffle_masks", "blank_image")
@@ -47,12 +47,12 @@ class DryRun:
         self.named: dict[str, list[tuple[str, int, int, str, Mapping[str, Any]]]] = {}
         self.report: dict[str, Any] = {}
         self.evaluated: list[str] = []
-        monkeypatch.setattr(osm.data.scenes.write, "write_scenes", self.draw)
-        monkeypatch.setattr(osm.data.convert, "convert_set", self.convert)
-        monkeypatch.setattr(osm.training.loop, "train", self.train)
+        monkeypatch.setattr(osm.synthetic.scenes.write, "write_scenes", self.draw)
+        monkeypatch.setattr(osm.prepare.convert, "convert_set", self.convert)
+        monkeypatch.setattr(osm.training.trainer, "train", self.train)
         monkeypatch.setattr(osm.recognition.namer, "load_namer", self.load_namer)
         for name in ("generate_predictions", "evaluate_folder", "write_report", "write_picture"):
-            home = osm.benchmark.evaluate_cli if name == "evaluate_folder" else osm.benchmark.cli
+            home = osm.evaluation.evaluate_cli if name == "evaluate_folder" else osm.evaluation.predict.predict_cli
             monkeypatch.setattr(home, name, getattr(self, name))
 
     def draw(self, folder: Path, options: SceneOptions, workers: int | None) -> Path:

@@ -15,7 +15,7 @@ from tiny import tiny_llm, tiny_model_section
 from tiny_run import TRAIN, Workshop
 
 from osm.config import ModelConfig, from_dict
-from osm.model.factory import build
+from osm.models.factory import build
 from osm.quiet import quiet_libraries, quiet_lines
 
 # Every attempt at the network is written down, and fails as it would without one.
@@ -77,7 +77,7 @@ def test_weights_in_the_hubs_cache_cost_one_look_for_the_hub(run, tmp_path: Path
     tiny_llm(repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    code = "import osm.model.llm as m; print(m.load_llm(m.LlmConfig('nobody/tiny', 'hub'))[2])"
+    code = "import osm.models.llm as m; print(m.load_llm(m.LlmConfig('nobody/tiny', 'hub'))[2])"
     out, errors, hosts = run("-c", code, HF_HUB_CACHE=str(tmp_path / "hub"))
     assert "source='hub'" in out and errors == []
     # Our own try, and one of huggingface_hub for its list of agents. None is made again.

@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from osm.data.labels import load_labels
 from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.datasets.labels import load_labels
 
 # Id 0 ends a name, as in the published code; only the pad token may have it.
 PAD, BOS, EOS = 0, 1, 2

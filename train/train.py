@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main() -> int:
-    from osm.training.cli import main as run
+    from osm.training.train_cli import main as run
 
     return run()
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from osm.data.datasets import ANY_MODE
 from osm.data.processor import Processor, Text
 from osm.data.sample import Sample
+from osm.datasets.table import ANY_MODE
 
 
 @dataclass

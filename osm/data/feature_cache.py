@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osm.data.paths import check_local
 from osm.errors import OsmError
 from osm.files import check_regular_file
+from osm.io.paths import check_local
 
 _MAGIC = b"\x93NUMPY\1\0"  # of the version that we write: another one's header may claim 4 GB
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osm.data.processor import Processor, fitted_size
+from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
-from osm.data.views import View
 from osm.errors import OsmError, SampleError
 from osm.forms import Form, Segment
+from osm.io.resizing import fitted_size
+from osm.io.views import View
 
 MAX_TRIES = 500
 

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset import DataPipeline
 
 from osm.data.batch import Batch
-from osm.data.datasets import Dataset
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
 from osm.data.shard_index import Indexes
 from osm.data.stages import Lane, ReadSamples, Resume, SeededShuffle, ShardPlan, ToBatch, ToSample, UserSamples, raised
 from osm.data.workers import WorkerFailed, quiet_worker
+from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.storage.cache import FileCache
 

@@ -1,14 +1,14 @@
 """The forms of annotation: one class each, by the name that a row of the dataset table has for it.
 
-A new form is a class here (see `osm.forms.base`) and its name in `osm.data.datasets.FORMS`.
+A new form is a class here (see `osm.forms.base`) and its name in `osm.datasets.table.FORMS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from osm.data.datasets import Dataset, Rules
-from osm.data.labels import LabelSet
+from osm.datasets.labels import LabelSet
+from osm.datasets.table import Dataset, Rules
 from osm.forms.base import MIN_PIXELS, Form, Segment, Target, sample_of
 from osm.forms.instances import Boxes, Instances
 from osm.forms.maps import Parts, Semantic

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from osm.data.datasets import Dataset, Rules
-from osm.data.images import open_image, orientation, read_rgb
-from osm.data.labels import LabelClass, LabelSet, load_labels
-from osm.data.values import side, truth, whole
+from osm.datasets.labels import LabelClass, LabelSet, load_labels
+from osm.datasets.table import Dataset, Rules
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.set_files import SetFiles
+from osm.io.images import open_image, orientation, read_rgb
+from osm.io.values import side, truth, whole
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
-    from osm.data.views import View
+    from osm.io.views import View
 
 ANNOTATION = "annotation: "
 MIN_PIXELS = 100  # a segment counts in training if it covers more than this in the crop

@@ -14,15 +14,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from osm.data.category_names import spoken_categories
-from osm.data.image_names import image_name
-from osm.data.labels import LabelSet, clean_categories, load_labels
-from osm.data.pool import say
-from osm.data.values import side, storable, whole
+from osm.datasets.category_names import spoken_categories
+from osm.datasets.labels import LabelSet, clean_categories, load_labels
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
 from osm.forms.base import Entry, Listing, Losses, SetFiles, Size, check_marks, is_crowd, stated_size
 from osm.forms.locate import FileFinder
+from osm.io.image_names import image_name
+from osm.io.pool import say
+from osm.io.values import side, storable, whole
 
 _TOLERATED = 0.05  # the share of names that may be spelt in another way
 Annotation = dict[str, Any]
@@ -244,7 +244,7 @@ class CocoJson:
         """Images to leave out, by id: the reason. (A file that merely has such an id is not meant.)"""
         if not self.files.filter_lvis_val or not _of_coco(self.labels):
             return {}
-        table = resources.files("osm.data") / "labels" / "coco_train2017_in_lvis_val.txt"
+        table = resources.files("osm.datasets") / "labels" / "coco_train2017_in_lvis_val.txt"
         return {int(line): "in_lvis_val" for line in table.read_text(encoding="utf-8").split()}
 
     def compare(self, table: str) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from osm.data.images import open_image, read_ids
 from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
 from osm.forms.base import Size
+from osm.io.images import open_image, read_ids
 
 MAPS = (".tif", ".tiff", ".png")
 

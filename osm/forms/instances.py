@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from osm.data.datasets import Dataset
-from osm.data.labels import LabelSet
-from osm.data.segmentation import draw_segmentation, read_segmentation
-from osm.data.values import finite, storable, whole
+from osm.datasets.labels import LabelSet
+from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import (
     ANNOTATION,
@@ -32,10 +30,12 @@ from osm.forms.base import (
 from osm.forms.coco_json import Annotation, CocoJson, OfImage, kept_fields, size_key
 from osm.forms.mask_files import MaskTable, is_mask_table, with_mask_of_file
 from osm.forms.panoptic import checked_segments
+from osm.io.segmentation import draw_segmentation, read_segmentation
+from osm.io.values import finite, storable, whole
 from osm.storage.locations import is_remote
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
-    from osm.data.views import View
+    from osm.io.views import View
 
 _XYWH = 1  # detectron2's sign for boxes of x, y, width, height
 _KEPT_PIXELS = 1 << 28  # of masks, a byte each: all of them, but for many large ones of a huge image

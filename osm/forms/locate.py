@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from osm.data.images import SUFFIXES
-from osm.data.paths import safe_join
 from osm.errors import OsmError, shown
+from osm.io.images import SUFFIXES
+from osm.io.paths import safe_join
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _QUERY = re.compile(r"\?d=")  # Label Studio: /data/local-files/?d=folder/picture.jpg

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from osm.data.datasets import Rules
-from osm.data.images import SUFFIXES, read_ids, read_panoptic
-from osm.data.labels import LabelSet, load_labels
-from osm.data.values import whole
+from osm.datasets.labels import LabelSet, load_labels
+from osm.datasets.table import Rules
 from osm.errors import OsmError, SampleError
 from osm.forms.base import (
     MIN_PIXELS,
@@ -32,10 +30,12 @@ from osm.forms.base import (
 )
 from osm.forms.files import MAPS, digest, distinct, files_by_stem, read_label_map
 from osm.forms.pascal_part import draw_maps
+from osm.io.images import SUFFIXES, read_ids, read_panoptic
+from osm.io.values import whole
 from osm.storage.locations import is_remote, join, sibling
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
-    from osm.data.views import Cut, View
+    from osm.io.views import Cut, View
 
 IGNORED = 65535
 _VOID = 255  # what maps of 8 bits have in that place

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from osm.data.csv_rows import csv_records
-from osm.data.images import read_mask
-from osm.data.labels import LABEL_NAME, LabelSet, read_categories
+from osm.datasets.labels import LABEL_NAME, LabelSet, read_categories
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import Entry, SetFiles, Size
 from osm.forms.coco_json import Annotation, CocoJson, OfImage
 from osm.forms.files import about
 from osm.forms.files import digest as names_digest
+from osm.io.csv_rows import csv_records
+from osm.io.images import read_mask
 from osm.storage.locations import suffix_of
 
 _COLUMNS = ("MaskPath", "ImageID", "LabelName")

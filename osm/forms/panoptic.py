@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from osm.data.images import as_ids, decode, open_image, panoptic_pixels, read_panoptic
-from osm.data.labels import LabelSet
-from osm.data.values import storable, whole
+from osm.datasets.labels import LabelSet
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import (
     MIN_PIXELS,
@@ -35,9 +33,11 @@ from osm.forms.base import (
 )
 from osm.forms.coco_json import Annotation, CocoJson, OfImage
 from osm.forms.files import about, check_size, distinct, read
+from osm.io.images import as_ids, decode, open_image, panoptic_pixels, read_panoptic
+from osm.io.values import storable, whole
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
-    from osm.data.views import View
+    from osm.io.views import View
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST = 256**3

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from osm.data.images import panoptic_pixels
-from osm.data.mat import read_mat
 from osm.errors import SampleError
 from osm.forms.base import Entry, Losses, Size
 from osm.forms.files import about, read
+from osm.io.images import panoptic_pixels
+from osm.io.mat import read_mat
 
 _TABLE = "pascal_part"
 Drawing = list[tuple[str, np.ndarray]]  # raw names and masks, in the order in which they are drawn
@@ -26,7 +26,7 @@ Drawing = list[tuple[str, np.ndarray]]  # raw names and masks, in the order in w
 @cache
 def ids() -> dict[str, int]:
     """By raw name ("cow", "cow:lear"); those without a name to learn too, as they cover what lies below them."""
-    table = resources.files("osm.data") / "labels" / f"{_TABLE}.json"
+    table = resources.files("osm.datasets") / "labels" / f"{_TABLE}.json"
     document = json.loads(table.read_text(encoding="utf-8"))
     return {row["raw_name"]: row["id"] for row in [*document["categories"], *document["ignored"]]}
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from osm.data.datasets import Dataset
-from osm.data.segmentation import decode_segmentation, read_segmentation
-from osm.data.values import finite, whole
+from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
 from osm.forms.base import Form, Losses, too_many_lost
 from osm.forms.instances import corners, draw_box, usable_box
 from osm.forms.split import MAX_BAD_ANNOTATIONS, ImageFile, Item, Split, image_files, images_of, recorded
+from osm.io.segmentation import decode_segmentation, read_segmentation
+from osm.io.values import finite, whole
 from osm.storage.cache import localize
 from osm.storage.locations import public
 

@@ -13,11 +13,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from osm.data.values import truth
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.forms.base import SetFiles
 from osm.forms.coco_json import Annotation
+from osm.io.values import truth
 
 PHRASE_FIELDS = ("phrase", "phrases", "caption", "names", "name")
 MAX_PHRASE = 300  # characters; what is trained has room for 32 tokens

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from osm.data.datasets import Dataset
-from osm.data.labels import LabelClass, LabelSet
+from osm.datasets.labels import LabelClass, LabelSet
+from osm.datasets.table import Dataset
 from osm.errors import SampleError, shown
 from osm.forms.base import Listing, Losses, Segment, SetFiles, Size, Target, is_crowd
 from osm.forms.coco_json import Annotation, CocoJson, OfImage
@@ -33,7 +33,7 @@ from osm.forms.split import set_files
 from osm.storage.locations import public
 
 if TYPE_CHECKING:  # it imports torch, which converters do without
-    from osm.data.views import View
+    from osm.io.views import View
 
 _SHAPES = ("segmentation", "bbox")
 

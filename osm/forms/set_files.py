@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osm.data.datasets import Dataset
+from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.storage.folders import RemoteFolder
 

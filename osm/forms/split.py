@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from osm.data.datasets import Dataset
+from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError
 from osm.forms.base import Entry, Form, Listing, Losses, Picture, SetFiles, countable, is_crowd, too_many_lost
 from osm.forms.remote import localized

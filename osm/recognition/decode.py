@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from osm.model.kv_cache import DecodingState, read_prefix, read_tokens
-from osm.model.llm import LlmInputs, generate
-from osm.model.llm_inputs import llm_support
+from osm.models.kv_cache import DecodingState, read_prefix, read_tokens
+from osm.models.llm import LlmInputs, generate
+from osm.models.llm_inputs import llm_support
 from osm.recognition.vocabulary import Trie
 
 

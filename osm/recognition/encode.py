@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from osm.data.processor import Processor, fitted_size
+from osm.data.processor import Processor
 from osm.errors import OsmError
-from osm.model.bridge import ImageState
-from osm.model.osm import OmniScientModel
+from osm.io.resizing import fitted_size
+from osm.models.bridges.bridge import ImageState
+from osm.models.osm import OmniScientModel
 from osm.recognition.budget import memory_of
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from osm.data.processor import Processor
 from osm.errors import OsmError
-from osm.model.checkpoint import published_state_dict
-from osm.model.osm import OmniScientModel
-from osm.model.weights import fingerprint_tensors
+from osm.models.checkpoint import published_state_dict
+from osm.models.osm import OmniScientModel
+from osm.models.weights import fingerprint_tensors
 from osm.recognition.recognizer import Recognizer, load_recognizer
 
 

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from osm.data.images import as_rgb
 from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS, TEST_PROMPT
 from osm.errors import OsmError
-from osm.model.bridge import Instruction
-from osm.model.factory import load_model, pick_device
-from osm.model.llm import LlmInputs, stop_ids
-from osm.model.osm import OmniScientModel
-from osm.model.quantize import check_device
+from osm.io.images import as_rgb
+from osm.models.bridges.bridge import Instruction
+from osm.models.factory import load_model, pick_device
+from osm.models.llm import LlmInputs, stop_ids
+from osm.models.osm import OmniScientModel
+from osm.models.quantize import check_device
 from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
 from osm.recognition.encode import EncodedImage, ImageEncoder, together
-from osm.recognition.looks import RegionLooks, Seen, stacked
+from osm.recognition.mask_features import RegionLooks, Seen, stacked
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from osm.data.any_mask import mask_drawer
 from osm.errors import OsmError, shown
+from osm.io.any_mask import mask_drawer
 
 POINT_RADIUS = 0.02  # of the image's longer side: what a point alone stands for
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from osm.model.llm import check_complete
-from osm.model.weights import Found, from_pretrained_options, load_first, model_options
+from osm.models.llm import check_complete
+from osm.models.weights import Found, from_pretrained_options, load_first, model_options
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _AT_ONCE = 256

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from osm.data.name_lists import read_name_list
 from osm.data.processor import Processor
-from osm.data.values import whole
 from osm.documents import parse_json
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_text
+from osm.io.name_lists import read_name_list
+from osm.io.values import whole
 from osm.storage.cache import localize
 from osm.storage.locations import public
 from osm.terminal import echo

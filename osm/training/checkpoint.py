@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from osm.errors import OsmError, shown
 from osm.files import sync_folder, write_atomically
-from osm.model import checkpoint as files
-from osm.model.osm import OmniScientModel
+from osm.models import checkpoint as files
+from osm.models.osm import OmniScientModel
 from osm.training.distributed import World
 from osm.training.parallel import like, whole
 from osm.training.progress import Progress

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from osm.config import ModelConfig, from_dict, load_yaml
-from osm.data.datasets import PHRASE_FORMS, Dataset, DatasetTable
 from osm.data.sample import SampleConfig
 from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
 from osm.data.stream import user_pipeline
+from osm.datasets.table import PHRASE_FORMS, Dataset, DatasetTable
 from osm.errors import OsmError
-from osm.model import checkpoint
-from osm.model.factory import base_config
+from osm.models import checkpoint
+from osm.models.factory import base_config
 from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, sibling

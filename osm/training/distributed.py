@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from osm.errors import OsmError
-from osm.model.factory import pick_device
+from osm.models.factory import pick_device
 
 T = TypeVar("T")
 

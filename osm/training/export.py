@@ -18,10 +18,10 @@ from torch import Tensor
 from osm.config import ModelConfig
 from osm.errors import OsmError, exit_code
 from osm.files import replacing
-from osm.model import checkpoint as files
-from osm.model.bridges import BRIDGES
-from osm.model.factory import base_config, build, check_widths
-from osm.model.sizes import blank_entries
+from osm.models import checkpoint as files
+from osm.models.bridges.variants import BRIDGES
+from osm.models.factory import base_config, build, check_widths
+from osm.models.sizes import blank_entries
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file

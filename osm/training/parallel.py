@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from osm.errors import OsmError
-from osm.model.gated import decoder_layers, repeated_blocks
+from osm.models.bridges.gated import decoder_layers, repeated_blocks
 from osm.training.distributed import World
 from osm.training.task import TrainTask
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from osm.errors import OsmError
-from osm.model.osm import OmniScientModel
-from osm.model.quantize import check_device
+from osm.models.osm import OmniScientModel
+from osm.models.quantize import check_device
 
 
 def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) -> None:

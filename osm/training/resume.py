@@ -11,8 +11,8 @@ import torch
 
 from osm.config import as_dict
 from osm.errors import OsmError
-from osm.model import checkpoint as files
-from osm.model.osm import OmniScientModel
+from osm.models import checkpoint as files
+from osm.models.osm import OmniScientModel
 from osm.storage.locations import public
 from osm.terminal import echo
 from osm.training import checkpoint, dcp

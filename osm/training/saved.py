@@ -22,7 +22,7 @@ from typing import Any
 
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file, read_json, write_atomically
-from osm.model.checkpoint import FILES, read_published
+from osm.models.checkpoint import FILES, read_published
 from osm.storage.cache import localize, user_cache
 from osm.storage.locations import check_location, is_remote, join, suffix_of
 from osm.terminal import echo

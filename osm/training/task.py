@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from osm.data.batch import Batch
-from osm.data.datasets import ANY_MODE
 from osm.data.processor import Processor
-from osm.model.bridge import Instruction
-from osm.model.masks import context_mask
-from osm.model.osm import OmniScientModel
+from osm.datasets.table import ANY_MODE
+from osm.models.bridges.bridge import Instruction
+from osm.models.masks import context_mask
+from osm.models.osm import OmniScientModel
 
 
 class TrainTask(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from osm.data.convert import Options, convert_coco_instances, convert_coco_panoptic
+from osm.prepare.convert import Options, convert_coco_instances, convert_coco_panoptic
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "dataset_preparation"
 CATEGORIES = [{"id": 1, "name": "sky", "isthing": 0}, {"id": 2, "name": "car", "isthing": 1}]

@@ -12,8 +12,8 @@ from fake_namer import FakeName, FakeNamer
 from PIL import Image
 from source_sets import folder
 
-from osm.data import convert
 from osm.data.shards import RawSample, read_shard
+from osm.prepare import convert
 
 WIDTH, HEIGHT = 40, 30
 SIZE = {"width": WIDTH, "height": HEIGHT}

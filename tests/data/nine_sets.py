@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from stream_sets import bands, panoptic_png, png, rectangle, write_shard
 
-from osm.data.datasets import Dataset
+from osm.datasets.table import Dataset
 
 KEYS = {
     "jpg": "image_base64",

@@ -13,7 +13,7 @@ from convert_sets import SIZE, write_image, write_mask
 from PIL import Image
 from scipy.io import savemat
 
-from osm.data.convert import main
+from osm.prepare.convert import main
 
 WIDTH, HEIGHT = SIZE
 

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from tiny import tiny_tokenizer
 
-from osm.data.datasets import Dataset
-from osm.data.labels import LabelSet
 from osm.data.processor import Processor
+from osm.datasets.labels import LabelSet
+from osm.datasets.table import Dataset
 from osm.forms import Form, read_sample
 
 SIZE = 56  # S of these tests

@@ -14,8 +14,8 @@ from hostile import seconds
 from PIL import Image, features
 from pycocotools import mask as coco_mask
 
-from osm.data.any_mask import as_mask, mask_drawer, mask_of_picture
 from osm.errors import OsmError
+from osm.io.any_mask import as_mask, mask_drawer, mask_of_picture
 from osm.recognition.regions import regions_of
 
 SIZE = (40, 60)

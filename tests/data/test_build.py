@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from osm.data.build import keyed
 from osm.data.shard_writer import MAX_NAME_BYTES
 from osm.forms.base import Entry
+from osm.prepare.build import keyed
 
 ROOT = Path("/set")
 

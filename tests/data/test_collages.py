@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from osm.cli import main
-from osm.data.collages import MIN_VISIBLE, CollageOptions, Cutout, compose, read_table, write_collages
-from osm.data.datasets import DatasetTable
-from osm.data.images import read_panoptic, read_rgb
+from osm.datasets.table import DatasetTable
 from osm.errors import OsmError
+from osm.io.images import read_panoptic, read_rgb
+from osm.synthetic.collages import MIN_VISIBLE, CollageOptions, Cutout, compose, read_table, write_collages
 
 COLOURS = {"plum": (150, 30, 140), "lime": (90, 200, 30), "brick": (190, 60, 40)}
 

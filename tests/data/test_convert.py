@@ -17,10 +17,10 @@ import pytest
 from convert_sets import SCRIPTS, SIZE, Set, files, members, summary, write_image
 from PIL import Image
 
-from osm.data.convert import Options, convert_coco_panoptic, main
-from osm.data.labels import load_labels
 from osm.data.shard_writer import ShardWriter
+from osm.datasets.labels import load_labels
 from osm.errors import OsmError
+from osm.prepare.convert import Options, convert_coco_panoptic, main
 
 
 @pytest.fixture
@@ -274,5 +274,5 @@ def test_real_set(tmp_path: Path) -> None:
 
 def test_converters_do_without_torch() -> None:
     """Each of their processes would take seconds and hundreds of megabytes for it."""
-    code = "import sys, osm.data.convert; sys.exit('torch' in sys.modules)"
+    code = "import sys, osm.prepare.convert; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,9 +11,9 @@ from convert_sets import SIZE, Set, members, summary, write_mask
 from PIL import Image
 from small_disk import fill, mounted
 
-from osm.data.convert import BadSamplesError, prepare
-from osm.data.labels import load_labels
+from osm.datasets.labels import load_labels
 from osm.errors import OsmError
+from osm.prepare.convert import BadSamplesError, prepare
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from convert_sets import Set, files
 from servers import S3Server, registered
 
-from osm.data.convert import BadSamplesError, prepare
 from osm.errors import OsmError, RunStopped
+from osm.prepare.convert import BadSamplesError, prepare
 
 BUCKET = "sets"
 
@@ -76,7 +76,7 @@ def hook(event, arguments):
     if event == "open" and str(arguments[0]) == {image!r}:
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-from osm.data.convert import prepare
+from osm.prepare.convert import prepare
 sys.exit(prepare(sys.argv[1:]))
 """
 

@@ -12,12 +12,12 @@ import pytest
 from nine_sets import boxes, parts, record, semantic
 from stream_sets import SIZE, bands, processor, rectangle
 
-from osm.data.datasets import Dataset, DatasetTable
 from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
 from osm.data.sample import Sample, SampleConfig, SampleTransform
-from osm.data.views import View
+from osm.datasets.table import Dataset, DatasetTable
 from osm.forms import Form, read_sample
+from osm.io.views import View
 
 DRAWS = 2000
 TABLE = DatasetTable()

@@ -14,16 +14,16 @@ from nine_sets import boxes, grey, parts, published, semantic, tif
 from PIL import Image
 from stream_sets import SIZE, bands, panoptic_png, processor, write_shard
 
-from osm.data.datasets import PUBLISHED_MODES, Dataset, DatasetTable, Rules
-from osm.data.images import read_ids
-from osm.data.labels import LabelSet
 from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.shards import RawSample, read_shard
-from osm.data.views import View
+from osm.datasets.labels import LabelSet
+from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable, Rules
 from osm.errors import SampleError
 from osm.forms import Form, read_sample
+from osm.io.images import read_ids
+from osm.io.views import View
 
 TABLE = DatasetTable()
 NINE = [TABLE[name] for name in PUBLISHED_MODES[:-1]]
@@ -91,7 +91,7 @@ def test_the_nine_rows() -> None:
 
 def test_tables_are_read_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("osm.data.datasets.load_labels", lambda source: asked.append(source) or LABELS)
+    monkeypatch.setattr("osm.datasets.table.load_labels", lambda source: asked.append(source) or LABELS)
     table = DatasetTable((replace(TABLE["coco"]), replace(TABLE["partimagenet"])))
     assert not asked
     assert table["partimagenet"].rules.whole_labels is LABELS and asked == ["partimagenet_whole"]

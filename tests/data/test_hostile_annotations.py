@@ -14,14 +14,14 @@ from nine_sets import boxes, semantic
 from pycocotools import mask as coco_mask
 from stream_sets import LABELS, bands, instances, panoptic, scene
 
-from osm.data.build import _json
-from osm.data.labels import load_labels
-from osm.data.segmentation import decode_segmentation
-from osm.data.views import View
+from osm.datasets.labels import load_labels
 from osm.errors import OsmError, SampleError, shown
 from osm.forms import base, read_sample
 from osm.forms import instances as instances_form
 from osm.forms.base import Entry
+from osm.io.segmentation import decode_segmentation
+from osm.io.views import View
+from osm.prepare.build import _json
 
 WIDTH, HEIGHT = 60, 40
 VIEW = View(WIDTH, HEIGHT, 0, 0, 56, HEIGHT, flip=False)
@@ -117,7 +117,7 @@ def test_a_segmentation_that_is_none_has_its_reason(case: str) -> None:
 def test_a_long_outline_does_not_end_the_process() -> None:
     """pycocotools asks for memory in proportion to it, and does not look whether it was given any."""
     code = (
-        "from osm.data.segmentation import decode_segmentation\n"
+        "from osm.io.segmentation import decode_segmentation\n"
         "zigzag = [[value for i in range(4000) for value in (99_999 if i % 2 else -99_999, i)]]\n"
         "decode_segmentation(zigzag, (10_000, 10_000), 'the polygon')"
     )

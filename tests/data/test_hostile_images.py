@@ -15,19 +15,19 @@ import pytest
 from hostile import bmp_file, jpeg_file, jpeg_segment, pictures, run_python, saved, seconds, with_segments
 from PIL import Image, ImageFile, PngImagePlugin, features
 
-from osm.data import images
-from osm.data.collages import Cutout
-from osm.data.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb
-from osm.data.jpeg import repeated_samples
-from osm.demo.samples import uploaded
 from osm.errors import OsmError, SampleError
 from osm.forms.files import read as read_bytes
+from osm.io import images
+from osm.io.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb
+from osm.io.jpeg import repeated_samples
+from osm.serving.samples import uploaded
+from osm.synthetic.collages import Cutout
 
 HERE = Path(__file__).parent
 # Reads every picture in three ways, in a process that may take 300 MB and 20 seconds beyond what it has taken so far.
 CHILD = """
 import json, pickle, resource, sys, warnings
-from osm.data.images import read_ids, read_panoptic, read_rgb
+from osm.io.images import read_ids, read_panoptic, read_rgb
 from osm.errors import SampleError
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (300 << 20),) * 2)
@@ -240,7 +240,7 @@ def test_damage_of_any_kind_is_a_reason() -> None:
 
 
 def test_pictures_are_opened_and_decoded_in_one_place() -> None:
-    """`osm.data.images`, which bounds what that costs."""
+    """`osm.io.images`, which bounds what that costs."""
     others = {"data/images.py", "training/dcp.py", "data/collages.py"}  # a pickle's `load()`, and a cut-out's own
     for path in (HERE.parents[1] / "osm").rglob("*.py"):
         name, text = path.relative_to(HERE.parents[1] / "osm").as_posix(), path.read_text()

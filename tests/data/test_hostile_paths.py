@@ -10,12 +10,12 @@ import pytest
 import yaml
 from tiny import tiny_model_yaml
 
-from osm.benchmark import cli as benchmark
-from osm.data import convert
-from osm.data.datasets import DatasetTable
 from osm.data.feature_cache import FeatureCache
-from osm.data.paths import check_local
+from osm.datasets.table import DatasetTable
 from osm.errors import OsmError
+from osm.evaluation.predict import predict_cli as benchmark
+from osm.io.paths import check_local
+from osm.prepare import convert
 from osm.training import cli as training
 
 NO_LOCATIONS = ("pipe:touch ran", "|touch ran", "touch ran|", " pipe:touch ran", "ftp://x/y", "file:y", "-")

@@ -14,10 +14,10 @@ from hostile import END, HUGE, header, jpeg_file, pictures, png_file, seconds, t
 from nine_sets import boxes, grey, semantic, tif
 from stream_sets import SIZE, bands, dataset, instances, panoptic, processor, rectangle, write_shard
 
-from osm.data.datasets import Dataset
 from osm.data.processor import Processor
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.stream import EpochLoader, StreamConfig
+from osm.datasets.table import Dataset
 from osm.errors import BY_RULE
 from osm.forms import FORM_CLASSES
 from osm.forms.base import LOSSES

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osm.data.images import FORMATS, as_rgb, open_image, orientation, read_panoptic, read_rgb
 from osm.errors import SampleError
 from osm.forms.base import Picture
+from osm.io.images import FORMATS, as_rgb, open_image, orientation, read_panoptic, read_rgb
 
 NOISE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
 SMOOTH = Image.fromarray(NOISE).resize((301, 203), Image.Resampling.BICUBIC)

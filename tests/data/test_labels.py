@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from osm.data.labels import load_labels
+from osm.datasets.labels import load_labels
 from osm.errors import OsmError
 
 LISTS: dict[str, tuple[str, Any]] = {

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from osm.data import mat
-from osm.data.mat import read_mat
 from osm.errors import OsmError, SampleError
+from osm.io import mat
+from osm.io.mat import read_mat
 
 
 def made(compressed: bool = True, **variables: object) -> bytes:

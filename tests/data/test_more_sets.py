@@ -16,19 +16,19 @@ from more_sets import HEIGHT, WIDTH, RightNamer, documents, prepare, samples, to
 from PIL import Image
 from tiny import tiny_model_yaml
 
-from osm.benchmark.evaluate import evaluate_folder
-from osm.benchmark.generate import generate_predictions
-from osm.data.category_names import spoken
-from osm.data.csv_rows import csv_records, csv_rows
-from osm.data.datasets import PUBLISHED_MODES, Dataset, DatasetTable
-from osm.data.labels import load_labels
-from osm.data.segmentation import decode_segmentation
-from osm.data.views import View
+from osm.datasets.category_names import spoken
+from osm.datasets.labels import load_labels
+from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.evaluation.metrics.evaluate import evaluate_folder
+from osm.evaluation.predict.generate import generate_predictions
 from osm.forms import read_sample, split_of
-from osm.training.cli import main as train
+from osm.io.csv_rows import csv_records, csv_rows
+from osm.io.segmentation import decode_segmentation
+from osm.io.views import View
 from osm.training.config import parse
 from osm.training.tracking import read_log
+from osm.training.train_cli import main as train
 
 VIEW = View(WIDTH, HEIGHT, 0, 0, WIDTH, HEIGHT, flip=False)
 TABLE = DatasetTable()

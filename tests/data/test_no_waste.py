@@ -13,13 +13,13 @@ from nine_sets import semantic
 from PIL import Image
 from stream_sets import SIZE, processor
 
-from osm.data.datasets import Dataset, DatasetTable
-from osm.data.images import read_rgb
 from osm.data.processor import Processor
 from osm.data.sample import SampleConfig, SampleTransform
-from osm.data.views import Cut, View
+from osm.datasets.table import Dataset, DatasetTable
 from osm.forms import Form, read_sample
 from osm.forms.instances import Instances
+from osm.io.images import read_rgb
+from osm.io.views import Cut, View
 
 TABLE = DatasetTable()
 FULL = View(SIZE, SIZE, 0, 0, SIZE, SIZE, flip=False)

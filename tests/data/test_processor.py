@@ -14,9 +14,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 from transformers import BertTokenizer
 
-from osm.data.processor import MAX_TEXT_TOKENS, Processor, fitted_size
+from osm.data.processor import MAX_TEXT_TOKENS, Processor
 from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS, TEST_PROMPT
 from osm.errors import OsmError, SampleError
+from osm.io.resizing import fitted_size
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 LONG_PROMPT = "Which of the things in this picture is the one that " * 4 + "the mask marks? Assistant:"

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from more_sets import HEIGHT, SQUARE, WIDTH, RightNamer, documents, prepare, samples, told
 
-from osm.benchmark.evaluate import evaluate_folder
-from osm.benchmark.generate import generate_predictions
-from osm.data.datasets import Dataset, DatasetTable
-from osm.data.views import View
+from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError, SampleError
+from osm.evaluation.metrics.evaluate import evaluate_folder
+from osm.evaluation.predict.generate import generate_predictions
 from osm.forms import Form, read_sample, split_of
 from osm.forms.region_sources import MAX_PHRASE
+from osm.io.views import View
 
 VIEW = View(WIDTH, HEIGHT, 0, 0, WIDTH, HEIGHT, flip=False)
 BOXED = Dataset("boxed", "regions", "Boxed")

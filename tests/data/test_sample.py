@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from stream_sets import COLOURS, SIZE, bands, instances, panoptic, processor, rectangle, scene
 
-from osm.data.processor import Processor, fitted_size
+from osm.data.processor import Processor
 from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
 from osm.data.sample import Sample, SampleConfig, SampleTransform
-from osm.data.views import View
 from osm.errors import OsmError, SampleError
 from osm.forms import Form
+from osm.io.resizing import fitted_size
+from osm.io.views import View
 
 DRAWS = 2000
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from osm.data.scenes import compose
-from osm.data.scenes.compose import DRAW, DrawnScene, draw_scene
-from osm.data.scenes.pen import BODY, HOLE, Pen
-from osm.data.scenes.words import (
+from osm.errors import OsmError
+from osm.synthetic.scenes import compose
+from osm.synthetic.scenes.compose import DRAW, DrawnScene, draw_scene
+from osm.synthetic.scenes.pen import BODY, HOLE, Pen
+from osm.synthetic.scenes.words import (
     ALL_PAIRS,
     ATTRIBUTES,
     BACKDROPS,
@@ -32,7 +33,6 @@ from osm.data.scenes.words import (
     held_out_pairs,
     name_in,
 )
-from osm.errors import OsmError
 
 SEEDS = (0, 1, 2, 17, 12345)
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osm.data.convert import Options, convert_coco_panoptic
-from osm.data.datasets import Dataset
-from osm.data.labels import load_labels
-from osm.data.scenes import write
-from osm.data.scenes.words import ATTRIBUTES, FINE, PLAIN, SETS, STUFF, THINGS, held_out_pairs
-from osm.data.scenes.write import SceneOptions, main, write_scenes
 from osm.data.shards import RawSample, read_shard
+from osm.datasets.labels import load_labels
+from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.forms import read_sample, split_of
+from osm.prepare.convert import Options, convert_coco_panoptic
+from osm.synthetic.scenes import write
+from osm.synthetic.scenes.words import ATTRIBUTES, FINE, PLAIN, SETS, STUFF, THINGS, held_out_pairs
+from osm.synthetic.scenes.write import SceneOptions, main, write_scenes
 
 OPTIONS = SceneOptions(images=4, size=64, seed=3)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from osm.data.segmentation import decode_segmentation, read_segmentation
 from osm.errors import SampleError
+from osm.io.segmentation import decode_segmentation, read_segmentation
 
 HEIGHT, WIDTH = 12, 20
 SIZE = (HEIGHT, WIDTH)

@@ -13,12 +13,12 @@ from convert_sets import Set
 from stream_sets import SIZE, bands, instances, panoptic, published, rectangle, scene, write_shard, write_tar
 
 from osm.data import shards
-from osm.data.labels import load_labels
 from osm.data.shard_lists import existing_shards, expand_shards
 from osm.data.shards import RawSample, read_shard
-from osm.data.views import View
+from osm.datasets.labels import load_labels
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.forms import read_sample
+from osm.io.views import View
 
 
 def keys(path: Path) -> list[str]:

@@ -14,11 +14,11 @@ from convert_sets import SCRIPTS, files, members, summary
 from PIL import Image
 from source_sets import MAKERS, Made
 
-from osm.data import convert
-from osm.data.convert import parser
-from osm.data.labels import load_labels
-from osm.data.sets import SETS
 from osm.data.shard_writer import ShardWriter
+from osm.datasets.labels import load_labels
+from osm.prepare import convert
+from osm.prepare.convert import parser
+from osm.prepare.own_sets import SETS
 
 
 @pytest.fixture(params=MAKERS)

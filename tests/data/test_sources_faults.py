@@ -14,8 +14,8 @@ from convert_sets import SIZE, members, summary, write_image
 from PIL import Image
 from source_sets import MAKERS, Made, area, spoil, write_ids, write_mat
 
-from osm.data.images import read_panoptic
 from osm.forms.pascal_part import ids
+from osm.io.images import read_panoptic
 
 OTHER = (SIZE[0] + 2, SIZE[1])
 

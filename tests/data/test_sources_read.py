@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from source_sets import MAKERS
 
-from osm.data.datasets import DatasetTable
 from osm.data.shards import RawSample, read_shard
-from osm.data.views import View
+from osm.datasets.table import DatasetTable
 from osm.forms import read_sample
+from osm.io.views import View
 
 TABLE = DatasetTable()
 FULL = View(24, 16, 0, 0, 24, 16, flip=False)

@@ -14,10 +14,10 @@ from convert_sets import members, summary
 from PIL import Image
 from source_sets import folder
 
-from osm.data import convert
-from osm.data.images import read_ids, read_panoptic
-from osm.data.labels import load_labels
-from osm.data.originals.cli import main
+from osm.datasets.labels import load_labels
+from osm.io.images import read_ids, read_panoptic
+from osm.prepare import convert
+from osm.prepare.originals.originals_cli import main
 
 SAMPLES = Path(os.environ.get("OSM_TEST_DATA", "/nowhere")) / "samples"
 pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason="OSM_TEST_DATA names no folder with real samples")

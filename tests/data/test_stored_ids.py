@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osm.data.any_mask import mask_of_picture
-from osm.data.images import as_ids, read_ids
 from osm.errors import SampleError
 from osm.forms.panoptic import _as_rgb
+from osm.io.any_mask import mask_of_picture
+from osm.io.images import as_ids, read_ids
 
 IDS = np.zeros((6, 16), np.uint8)
 IDS[1:3, 2:9] = 1

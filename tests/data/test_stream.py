@@ -22,7 +22,7 @@ from osm.data.shards import RawSample, read_shard
 from osm.data.stream import EpochLoader, SampleStream, StreamConfig, batches_per_epoch
 from osm.errors import OsmError
 from osm.forms import read_sample
-from osm.model.factory import build, load_model_config
+from osm.models.factory import build, load_model_config
 from osm.training import cache as feature_cache
 from osm.training.distributed import World
 

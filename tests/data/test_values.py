@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from osm.data.values import finite, side, truth, whole
+from osm.io.values import finite, side, truth, whole
 
 
 @pytest.mark.parametrize("value", [7, 7.0, "7", " 7 ", "007", "7.0", np.int64(7), np.float32(7)])

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from osm.data.datasets import Dataset
+from osm.datasets.table import Dataset
 
 WIDTH, HEIGHT = 48, 32
 SIZE = (HEIGHT, WIDTH)

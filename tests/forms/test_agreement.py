@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from quirks import HEIGHT, QUIRKS, WIDTH, Quirky, quirky
 
-from osm.data.convert import prepare
-from osm.data.datasets import Dataset
 from osm.data.shards import RawSample, read_shard
-from osm.data.views import View
+from osm.datasets.table import Dataset
 from osm.forms import Form, read_sample, split_of
 from osm.forms.base import LOSSES
+from osm.io.views import View
+from osm.prepare.convert import prepare
 
 CASES = [(form, quirk) for form, quirks in QUIRKS.items() for quirk in quirks]
 WHOLE = View(WIDTH, HEIGHT, 0, 0, WIDTH, HEIGHT, False)

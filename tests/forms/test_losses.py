@@ -12,12 +12,12 @@ from fake_namer import FakeNamer
 from quirks import Quirky, plain
 from stream_sets import instances, rectangle, scene
 
-from osm.benchmark.generate import generate_predictions
 from osm.data.batch import Batch
-from osm.data.convert import prepare
-from osm.data.views import View
 from osm.errors import OsmError, RunStopped
+from osm.evaluation.predict.generate import generate_predictions
 from osm.forms.base import ANNOTATION, too_many_lost
+from osm.io.views import View
+from osm.prepare.convert import prepare
 from osm.training.faults import SampleFaults
 
 

@@ -22,8 +22,8 @@ from stream_sets import CATEGORIES, bands, panoptic, write_shard
 from tiny import tiny_llm, tiny_model_section
 
 import osm
-from osm.training.cli import main as train
 from osm.training.tracking import read_log
+from osm.training.train_cli import main as train
 
 HERE = Path(__file__).resolve().parent / "checkpoints"
 BANDS = [(1, 2, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1), (2, 1, 3), (1, 3, 2)]

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from osm.data.convert import main as convert
-from osm.data.datasets import BUILTIN, Dataset
 from osm.data.shards import RawSample, read_shard
-from osm.data.views import View
+from osm.datasets.table import BUILTIN, Dataset
 from osm.errors import SampleError
 from osm.forms import read_sample
+from osm.io.views import View
+from osm.prepare.convert import main as convert
 
 HERE = Path(__file__).resolve().parent
 LAYOUTS = ("webdataset", "published")

@@ -21,18 +21,18 @@ from transformers import PreTrainedTokenizerFast
 
 from osm.config import ModelConfig, load_model_config
 from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
-from osm.data.scenes.words import ATTRIBUTES, STUFF, THINGS, held_out_pairs
 from osm.errors import OsmError
-from osm.model.llm import load_llm
-from osm.model.timm_tower import timm_tower
-from osm.model.weights import candidates, timm_state_dict
-from osm.pretraining import llm as llm_module
-from osm.pretraining import tower as tower_module
-from osm.pretraining.card import model_card
-from osm.pretraining.cli import main
-from osm.pretraining.corpus import Corpus, other_nouns, scene_nouns, seen_documents
-from osm.pretraining.llm import LlmTraining, context_vectors, make_tokenizer, pretrain_llm
-from osm.pretraining.tower import Drawn, TowerTraining, _cover, batches, pretrain_tower
+from osm.models.llm import load_llm
+from osm.models.towers.timm_tower import timm_tower
+from osm.models.weights import candidates, timm_state_dict
+from osm.synthetic.pretraining import llm as llm_module
+from osm.synthetic.pretraining import tower as tower_module
+from osm.synthetic.pretraining.card import model_card
+from osm.synthetic.pretraining.corpus import Corpus, other_nouns, scene_nouns, seen_documents
+from osm.synthetic.pretraining.llm import LlmTraining, context_vectors, make_tokenizer, pretrain_llm
+from osm.synthetic.pretraining.pretrain_cli import main
+from osm.synthetic.pretraining.tower import Drawn, TowerTraining, _cover, batches, pretrain_tower
+from osm.synthetic.scenes.words import ATTRIBUTES, STUFF, THINGS, held_out_pairs
 
 HELD_OUT = {(pair.attribute, pair.thing) for pair in held_out_pairs()}
 

@@ -14,10 +14,10 @@ import osm
 from osm.data.processor import Processor
 from osm.data.prompts import TEST_PROMPT
 from osm.errors import OsmError
-from osm.model.bridge import Instruction
-from osm.model.factory import build, load_model_config
-from osm.model.masks import context_mask
-from osm.model.osm import OmniScientModel
+from osm.models.bridges.bridge import Instruction
+from osm.models.factory import build, load_model_config
+from osm.models.masks import context_mask
+from osm.models.osm import OmniScientModel
 from osm.recognition.namer import Name, Namer
 
 MODES = ["coco", "any"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osm.data.images import read_panoptic
 from osm.errors import OsmError
+from osm.io.images import read_panoptic
 from osm.recognition.panoptic import as_png, merge
 
 

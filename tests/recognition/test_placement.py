@@ -10,8 +10,8 @@ from test_namer import built, picture, some_masks  # noqa: F401  (built is a fix
 from test_recognizer import Built, close
 
 import osm
-from osm.demo import name as cli
 from osm.errors import OsmError
+from osm.labeling import name as cli
 from osm.recognition.placement import parse_max_memory, spread
 
 

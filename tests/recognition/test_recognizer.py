@@ -15,10 +15,10 @@ from pycocotools import mask as coco_mask
 from test_namer import built, picture, some_masks  # noqa: F401  (built is a fixture)
 
 import osm
-from osm.data.images import as_rgb
 from osm.data.processor import Processor
 from osm.errors import OsmError
-from osm.model.osm import OmniScientModel
+from osm.io.images import as_rgb
+from osm.models.osm import OmniScientModel
 from osm.recognition.recognizer import Recognition, Recognizer
 
 Built = tuple[OmniScientModel, Processor]

@@ -14,11 +14,11 @@ from test_namer import built  # noqa: F401  (a fixture)
 
 from osm.errors import OsmError
 from osm.recognition.recognizer import Recognizer
-from osm.segmenters import load_segmenter
-from osm.segmenters.embedded import EmbeddedSegmenter
-from osm.segmenters.mask_generation import load_mask_generator
-from osm.segmenters.sam import SamSegmenter, load_sam, type_of
-from osm.segmenters.tree import merged, neighbours
+from osm.recognition.segmenters import load_segmenter
+from osm.recognition.segmenters.embedded import EmbeddedSegmenter
+from osm.recognition.segmenters.mask_generation import load_mask_generator
+from osm.recognition.segmenters.sam import SamSegmenter, load_sam, type_of
+from osm.recognition.segmenters.tree import merged, neighbours
 
 SIZE = (90, 60)
 

@@ -35,10 +35,10 @@ def worker(out: str, arguments: list[str]) -> None:
     """Runs as one process of the training, and writes its peak before and after the model is laid out, in MiB."""
     import transformers.models.llama.modeling_llama  # noqa: F401  what every process imports is not the model's
 
-    from osm.model.osm import OmniScientModel
+    from osm.models.osm import OmniScientModel
     from osm.training.config import parse
     from osm.training.distributed import start
-    from osm.training.loop import Trainer
+    from osm.training.trainer import Trainer
 
     run = parse(arguments)
     if run.training.fsdp:

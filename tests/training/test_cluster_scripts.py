@@ -18,7 +18,7 @@ import pytest
 from tiny_run import ENVIRONMENT, TRAIN, Workshop, finish, losses, start
 from torch.distributed import run as torchrun
 
-from osm.data.datasets import PUBLISHED_MODES, DatasetTable
+from osm.datasets.table import PUBLISHED_MODES, DatasetTable
 from osm.training import config
 from osm.training.tracking import read_log
 

@@ -14,11 +14,11 @@ from PIL import Image
 from source_sets import MAKERS
 from tiny import tiny_model_yaml
 
-from osm.data import convert
-from osm.data.datasets import PUBLISHED_MODES
-from osm.data.originals.cli import main as prepare_original
-from osm.training.cli import main
+from osm.datasets.table import PUBLISHED_MODES
+from osm.prepare import convert
+from osm.prepare.originals.originals_cli import main as prepare_original
 from osm.training.tracking import read_log
+from osm.training.train_cli import main
 
 NINE = PUBLISHED_MODES[:-1]
 SAMPLES = Path(os.environ.get("OSM_TEST_DATA", "/nowhere")) / "samples"

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from osm.cli import main
 from osm.config import ModelConfig, from_dict
-from osm.data.datasets import PUBLISHED_MODES
-from osm.model import checkpoint
-from osm.model.factory import base_config, build
-from osm.model.osm import OmniScientModel
+from osm.datasets.table import PUBLISHED_MODES
+from osm.models import checkpoint
+from osm.models.factory import base_config, build
+from osm.models.osm import OmniScientModel
 from osm.training import export
 from osm.training.tracking import read_log
 
@@ -175,7 +175,7 @@ def test_half_the_size(source: Path, tmp_path: Path, refused: Any, monkeypatch: 
     torch.save(document, source)
     assert "context_query has values that float16 does not hold" in refused("export", source, tmp_path / "x", "--half")
     # What lies in the package's folder of weights is found by its name, unless there is a folder of that name.
-    monkeypatch.setattr("osm.model.factory.shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr("osm.models.factory.shipped_folder", lambda: tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)
     assert_equal(OmniScientModel.from_pretrained("little").trainable_state_dict(), rounded)
     ran("export", tmp_path / "whole", tmp_path / "little")

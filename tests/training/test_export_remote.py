@@ -10,8 +10,8 @@ from servers import S3Server, registered
 from tiny import tiny_model_section
 
 from osm.config import ModelConfig, from_dict
-from osm.model import checkpoint
-from osm.model.factory import build
+from osm.models import checkpoint
+from osm.models.factory import build
 from osm.training.export import export, export_main
 
 URL = "s3://bucket/model"

@@ -19,17 +19,17 @@ from tiny_run import Workshop, finish, launcher, losses, start
 from osm.data import shard_reader, stages
 from osm.errors import OsmError, RunStopped
 from osm.training import dcp
-from osm.training.cli import main
 from osm.training.config import parse
-from osm.training.loop import train
 from osm.training.saved import candidates
 from osm.training.tracking import read_log
+from osm.training.train_cli import main
+from osm.training.trainer import train
 
 # train.py, but the loss of one rank is nan at the steps named.
 NAN = """
 import os, sys
 from osm.training import step
-from osm.training.cli import main
+from osm.training.train_cli import main
 
 steps = {int(number) for number in sys.argv[1].split(",")}
 task = step.Stepper._backward
@@ -104,7 +104,7 @@ def test_a_dead_loader_ends_the_run_with_its_reason(workshop: Workshop, tmp_path
         "import os, signal, sys\n"
         "from torch.utils.data import get_worker_info\n"
         "from osm.data import stages\n"
-        "from osm.training.cli import main\n"
+        "from osm.training.train_cli import main\n"
         "made = stages.batch_of\n"
         "def batch(samples, name, processor, supervise, number):\n"
         "    if number == 3 and get_worker_info() is not None:\n"

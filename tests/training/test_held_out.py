@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 import osm
 from osm.data.shard_index import is_held_out
-from osm.model.bridge import Condition, Instruction
-from osm.model.masks import context_mask
-from osm.training.cli import main
+from osm.models.bridges.bridge import Condition, Instruction
+from osm.models.masks import context_mask
 from osm.training.held_out import HeldOut, best_so_far
+from osm.training.train_cli import main
 
 KEYS = [f"s{number:02d}" for number in range(60)]
 SHARE = 0.25

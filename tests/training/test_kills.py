@@ -29,7 +29,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from osm.training import step
-from osm.training.cli import main
+from osm.training.train_cli import main
 
 number, at, micro_batch, rank, marker = sys.argv[1:6]
 backward = step.Stepper._backward

@@ -10,8 +10,8 @@ import torch
 from tiny_run import Workshop, finish, launcher, start
 
 from osm.config import VARIANTS
-from osm.model.gated import repeated_blocks
-from osm.model.weights import fingerprint
+from osm.models.bridges.gated import repeated_blocks
+from osm.models.weights import fingerprint
 from osm.training.task import TrainTask
 from osm.training.tracking import read_log
 
@@ -73,7 +73,7 @@ import sys, torch
 from torch.distributed.tensor import DTensor
 from osm.training import distributed
 from osm.training.config import parse
-from osm.training.loop import Trainer
+from osm.training.trainer import Trainer
 from osm.training.parallel import exchanged_by_gloo, whole, whole_through_cpu
 
 def local(t):
@@ -138,7 +138,7 @@ def test_gradients_are_exchanged_once_a_step(workshop: Workshop, tmp_path: Path)
 EXCHANGES = """
 import sys
 from osm.training import step
-from osm.training.cli import main
+from osm.training.train_cli import main
 
 seen = []
 exchanges_gradients = step.exchanges_gradients

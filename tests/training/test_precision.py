@@ -12,8 +12,8 @@ from tiny_run import Workshop
 
 import osm
 from osm.data import batch
-from osm.model.checkpoint import frozen_hashes
-from osm.model.lora import lora_parameters
+from osm.models.checkpoint import frozen_hashes
+from osm.models.lora import lora_parameters
 from osm.training.precision import hold_frozen
 from osm.training.saved import run_document
 

@@ -12,8 +12,8 @@ import torch
 from tiny import tiny_instructblip_folder
 from tiny_run import TRAIN, finish, start
 
-from osm.data.datasets import PUBLISHED_MODES, DatasetTable
 from osm.data.stream import batches_per_epoch
+from osm.datasets.table import PUBLISHED_MODES, DatasetTable
 from osm.training.config import parse
 from osm.training.tracking import read_log
 

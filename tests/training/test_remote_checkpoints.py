@@ -10,8 +10,8 @@ import pytest
 from servers import FileServer, S3Server
 from tiny_run import Workshop, losses
 
-from osm.training.cli import main
 from osm.training.saved import step_folders
+from osm.training.train_cli import main
 
 FLAGS = ("--checkpoint_every_steps", "3", "--keep_checkpoints", "9")
 SETS = {"pan": (1, 4)}

@@ -17,11 +17,11 @@ import torch
 from tiny_run import Workshop, losses
 
 from osm.training import saved
-from osm.training.cli import main
 from osm.training.distributed import World
 from osm.training.saved import candidates, scan
 from osm.training.step import Stepper
 from osm.training.tracking import read_log
+from osm.training.train_cli import main
 
 StopAt = Callable[[int], None]
 FLAGS = ("--num_epochs", "2", "--checkpoint_every_steps", "2", "--keep_checkpoints", "2")

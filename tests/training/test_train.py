@@ -14,10 +14,10 @@ from tiny_run import Workshop, finish, losses, start
 
 import osm
 from osm.config import VARIANTS
-from osm.data.datasets import PUBLISHED_MODES
-from osm.model.factory import build, load_model_config
-from osm.training.cli import main
+from osm.datasets.table import PUBLISHED_MODES
+from osm.models.factory import build, load_model_config
 from osm.training.tracking import read_log
+from osm.training.train_cli import main
 
 BOTH = {"pan": (1, 6), "inst": (2, 12)}
 

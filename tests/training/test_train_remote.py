@@ -12,8 +12,8 @@ from servers import S3Server
 from tiny_run import Workshop, finish, launcher, losses, start
 
 from osm.data.shard_index import Indexes
-from osm.training.cli import main
 from osm.training.tracking import read_log
+from osm.training.train_cli import main
 
 pytestmark = pytest.mark.slow
 FLAGS = ["--workers", "2", "--shuffle_buffer", "4", "--checkpoint_every_steps", "2"]

@@ -16,11 +16,11 @@ from stream_sets import CATEGORIES, bands, instances, panoptic, rectangle, write
 from tiny import tiny_llm, tiny_model_section
 
 from osm.config import VARIANTS
-from osm.training.cli import main
 from osm.training.config import parse
 from osm.training.distributed import World
-from osm.training.loop import Trainer
 from osm.training.tracking import read_log
+from osm.training.train_cli import main
+from osm.training.trainer import Trainer
 
 TRAIN = Path(__file__).resolve().parents[2] / "train" / "train.py"
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])}

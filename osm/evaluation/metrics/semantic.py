@@ -1,0 +1,57 @@
+"""Names that are near in words or meaning: Semantic IoU and Semantic Similarity.
+
+As in open-ended recognition's literature (Conti et al., Vocabulary-free Image Classification, NeurIPS 2023).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from osm.evaluation.metrics.published import normalize
+
+if TYPE_CHECKING:
+    from osm.recognition.similarity import SentenceEncoder
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def words(name: str) -> frozenset[str]:
+    """A name's words, lower case: runs of letters and digits."""
+    return frozenset(_WORD.findall(name.lower()))
+
+
+def semantic_iou(prediction: str, name: str) -> float:
+    """Jaccard index of the two names' words, 0 to 1; plural forms are other words; 0 where there is none."""
+    said, meant = words(prediction), words(name)
+    return len(said & meant) / len(said | meant) if said | meant else 0.0
+
+
+def best_semantic_iou(prediction: str, names: Iterable[str]) -> float:
+    """The largest over a class's names."""
+    return max(semantic_iou(prediction, name) for name in names)
+
+
+def semantic_similarities(encoder: SentenceEncoder, pairs: Sequence[tuple[str, tuple[str, ...]]]) -> np.ndarray:
+    """Cosines of sentence embeddings, -1 to 1, of predictions (lower case) and names.
+
+    Args:
+        pairs: a prediction, and its class's names, the target first.
+
+    Returns:
+        float (pairs, 2): with the target name, and the largest over the names; 0 for an empty prediction.
+    """
+    found = np.zeros((len(pairs), 2))
+    meant = [names for _, names in pairs]
+    said = [normalize(prediction) for prediction, _ in pairs]
+    texts = list(dict.fromkeys(text for one, names in zip(said, meant, strict=True) for text in (one, *names)))
+    places = {text: place for place, text in enumerate(texts)}
+    vectors = encoder.encode(texts).numpy() if texts else np.zeros((0, 0))
+    for row, (prediction, names) in enumerate(zip(said, meant, strict=True)):
+        if prediction:
+            cosines = vectors[[places[name] for name in names]] @ vectors[places[prediction]]
+            found[row] = cosines[0], cosines.max()
+    return found

@@ -1,0 +1,450 @@
+"""Prediction files: every ground-truth mask of a val split, or proposal, named in the set's own mode and in `any`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from osm.datasets.table import ANY_MODE, Dataset
+from osm.errors import OsmError, write_failed
+from osm.evaluation.predict.alter import ALTERATIONS, blank, other_mask
+from osm.evaluation.predict.prediction_files import meta_path, partial_path, prediction_path
+from osm.files import PartialFile, read_json, write_atomically
+from osm.forms import FORM_CLASSES, Split, split_of
+from osm.forms.base import too_many_lost
+from osm.forms.presence import check_files, files_stay
+from osm.forms.proposals import Proposals
+from osm.forms.split import FIELD, MAX_BAD_ANNOTATIONS, Item
+from osm.storage.locations import is_remote
+from osm.storage.output import check_output, locked, open_output, staging
+from osm.terminal import echo
+
+OWN_MODE = "own"
+# Masks of one image that are in memory together (1 byte a pixel): the 300 of a large LVIS image, at once.
+_MASK_PIXELS = 1 << 29
+_PROGRESS_SECONDS = 10.0
+COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
+"""What a meta file counts: annotations named, crowd, without a pixel (also after resizing), in the json but not in the
+PNG; segments in the PNG but not in the json, and ids of a label map that the labels lack; and annotations with a fault,
+which have no prediction."""
+
+
+class NameLike(Protocol):
+    """A name and its probability."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def prob(self) -> float: ...
+
+
+class NamerLike(Protocol):
+    """What generation needs of a namer."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def modes(self) -> tuple[str, ...]: ...
+    def name_images(
+        self,
+        images: Sequence[Image.Image],
+        masks: Sequence[np.ndarray],
+        modes: Sequence[str],
+        vocabulary: Sequence[str] | None = None,
+        way: str = "constrained",
+        boxed: bool = False,
+    ) -> Sequence[Sequence[Any]]: ...
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is the same for all images of a run; `count` items of the split are in use, `batch` of them at once."""
+
+    split: Split
+    count: int
+    modes: tuple[str, ...]
+    alter: str
+    seed: int
+    batch: int
+    restricted: dict[str, Any]  # to the names of a list: further arguments of `name_images`
+    max_bad_annotations: float
+
+
+def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
+    """The modes to name a set in: `own` stands for the set's name.
+
+    Raises:
+        OsmError: the checkpoint has no such mode.
+    """
+    resolved = tuple(dict.fromkeys(row.name if mode == OWN_MODE else mode for mode in modes))
+    if not resolved:
+        raise OsmError(f"modes: none given; expected '{OWN_MODE}', '{ANY_MODE}' or a mode of the checkpoint")
+    for mode in resolved:
+        if mode not in available:
+            raise OsmError(
+                f"modes: set {row.name!r} is to be named in mode {mode!r}, but the checkpoint has "
+                f"{', '.join(available)} (for the open mode alone: --modes {ANY_MODE})"
+            )
+    return resolved
+
+
+def part_range(count: int, part: int, parts: int) -> range:
+    """The items of one part: count // parts each, and the rest in the last, as published."""
+    each = count // parts
+    return range(part * each, count if part == parts - 1 else (part + 1) * each)
+
+
+def check_part(part: int, parts: int) -> None:
+    """Raises OsmError unless 0 <= part < parts."""
+    if not 0 <= part < parts:
+        raise OsmError(f"part {part} of {parts}: parts are counted from 0, expected 0 <= i < n")
+
+
+def generate_predictions(
+    namer: NamerLike,
+    row: Dataset,
+    part: int,
+    parts: int,
+    out_dir: str | Path,
+    *,
+    modes: Sequence[str] = (OWN_MODE, ANY_MODE),
+    limit: int | None = None,
+    alter: str = "none",
+    seed: int = 0,
+    proposals: str | Path | None = None,
+    vocabulary: Sequence[str] | None = None,
+    way: str = "constrained",
+    batch: int = 1,
+    max_bad_annotations: float = MAX_BAD_ANNOTATIONS,
+) -> Path | str:
+    """Names one part of a set and writes `<set>_pred_<part>_of_<parts>.json` and its meta file.
+
+    With `proposals` it names those, and writes `<set>_proposals_<part>_of_<parts>.json`.
+
+    A killed run leaves its finished images behind and the next one with the same arguments goes on from there; the
+    file is then the same, byte for byte (on a GPU, where the namer's `max_batch_tokens` is given). A finished part is
+    left as it is.
+
+    Args:
+        namer: names masks (see `osm.recognition.namer`).
+        row: the set, with its paths.
+        part, parts: which part, counted from 0, of how many.
+        out_dir: made where it is missing; or a URL on `s3://` or `gs://`: then the finished images of a part are
+            kept on this machine, and its files are uploaded when they are whole.
+        modes: `own` (the set's), `any`, or others of the checkpoint.
+        limit: the first so many images of the set alone.
+        alter: one of `ALTERATIONS`.
+        seed: of `alter`.
+        proposals: a file of masks to name instead of the ground truth.
+        vocabulary, way: only these names, as `osm.recognition.recognizer` takes them.
+        batch: images that are named together.
+        max_bad_annotations: the share of annotations that may be unusable; above 0, one always may.
+
+    Returns:
+        The prediction file, or its URL.
+
+    Raises:
+        OsmError: wrong arguments or data, or a file of that name made with other ones.
+        RunStopped: the disk is full, or the server of a remote folder does not answer.
+    """
+    check_part(part, parts)
+    run = _start(namer, row, modes, limit, alter, seed, proposals, batch, max_bad_annotations)
+    if vocabulary is not None:
+        run = replace(run, restricted={"vocabulary": list(vocabulary), "way": way})
+    header = {
+        "checkpoint": namer.fingerprint,
+        "set": row.name,
+        "part": part,
+        "parts": parts,
+        "modes": list(run.modes),
+        "annotations": run.split.source_hash,
+        "limit": limit,
+        "alter": alter,
+        "seed": seed,
+        "vocabulary": None if vocabulary is None else [way, len(vocabulary), _digest(vocabulary)],
+    }
+    name = prediction_path(Path(), row.name, part, parts, run.split.kind).name
+    meta_name = meta_path(Path(name), run.split.kind).name
+    if is_remote(out_dir):
+        return _upload_part(namer, run, part_range(run.count, part, parts), out_dir, name, meta_name, header)
+    path = Path(check_output(out_dir, "out_dir")) / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failed(error, f"out_dir {out_dir}", "a folder that can be written") from None
+    if path.exists():
+        _check_finished(path, path.with_name(meta_name), header, str(path))
+    else:
+        _name_part(namer, run, part_range(run.count, part, parts), path, header, str(path))
+    return path
+
+
+def _upload_part(
+    namer: NamerLike,
+    run: _Run,
+    indices: range,
+    out_dir: str | Path,
+    name: str,
+    meta_name: str,
+    header: dict[str, Any],
+) -> str:
+    """Names a part in the staging folder of a remote one and uploads it, unless it is there."""
+    output = open_output(out_dir, "out_dir")
+    path, meta_file, where = output.path / name, output.path / meta_name, output.location(name)
+    with locked(output, f"{name}.lock"), staging(output.path):
+        if name in output.sizes():
+            meta = output.read(meta_name, "meta file")
+            meta_file.unlink(missing_ok=True)
+            if meta is not None:
+                meta_file.write_bytes(meta)
+            _check_finished(path, meta_file, header, where)
+            for file in (path, meta_file):
+                file.unlink(missing_ok=True)
+            return where
+        # What an upload that failed has left is whole; if another run made it, nobody waits for it.
+        if path.exists() and (not meta_file.exists() or _changed(meta_file, header)):
+            path.unlink()
+        if not path.exists():
+            _name_part(namer, run, indices, path, header, where)
+        output.put(meta_name, name)
+    return where
+
+
+def _start(
+    namer: NamerLike,
+    row: Dataset,
+    modes: Sequence[str],
+    limit: int | None,
+    alter: str,
+    seed: int,
+    proposals: str | Path | None,
+    batch: int,
+    max_bad_annotations: float,
+) -> _Run:
+    if batch < 1:
+        raise OsmError(f"batch {batch}: expected 1 image or more")
+    if limit is not None and limit < 1:
+        raise OsmError(f"limit {limit}: expected 1 image or more")
+    if alter not in ALTERATIONS:
+        raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
+    resolved = resolve_modes(row, modes, namer.modes)
+    if not 0 <= max_bad_annotations <= 1:
+        raise OsmError(f"max_bad_annotations {max_bad_annotations} is a share: 0 to 1")
+    split = (
+        split_of(row, max_bad_annotations)
+        if proposals is None
+        else Proposals(row, FORM_CLASSES[row.form], proposals, max_bad_annotations)
+    )
+    count = min(len(split), limit or len(split))
+    return _Run(split, count, resolved, alter, seed, batch, {}, max_bad_annotations)
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any], where: str) -> None:
+    """Names what is left of a part, and turns it into the prediction file; messages call it `where`."""
+    # Batches count from the part's start, so that a run that goes on has those of the run that was killed: what is
+    # computed together can move a probability's last digit.
+    with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
+        if partial.done:
+            _say(f"{where}: going on after {partial.done} of {len(indices)} images")
+        check_files(run.split, indices[partial.done :])
+        progress = _Progress(path.stem, len(indices), partial.done)
+        for first in range(partial.done // run.batch * run.batch, len(indices), run.batch):
+            started = time.monotonic()
+            with files_stay(run.split, indices[first : first + run.batch]):
+                numbered = [(index, run.split.load(index)) for index in indices[first : first + run.batch]]
+                counts = _name_items(namer, run, numbered)
+            seconds = round((time.monotonic() - started) / len(numbered), 3)
+            for (_, item), count in list(zip(numbered, counts, strict=True))[max(0, partial.done - first) :]:
+                partial.append({"counts": count, "seconds": seconds, "entry": item.entry})
+                progress.step(count["named"])
+        _finish(path, partial, run, header, indices, where)
+    partial_path(path).unlink()
+
+
+@dataclass
+class _Ask:
+    """Some masks of one item of a batch (its place there), (K, H, W), and their places among its annotations.
+
+    `boxed`: all of them are boxes; else none is.
+    """
+
+    place: int
+    positions: list[int]
+    masks: np.ndarray
+    boxed: bool
+
+
+def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]]) -> list[dict[str, int]]:
+    """Adds the predictions to the items' entries and returns what was counted of each."""
+    named = [0] * len(numbered)
+    for _, item in numbered:
+        for annotation in item.annotations:
+            annotation.pop(FIELD, None)  # annotations that are themselves a prediction file
+    every = (
+        ask
+        for boxed in (False, True)
+        for place, (index, item) in enumerate(numbered)
+        for ask in _asks(run, place, index, item, boxed)
+    )
+    for asks in _packed(every):
+        images = [_image(run, numbered[ask.place][1]) for ask in asks]
+        further = {**run.restricted, **({"boxed": True} if asks[0].boxed else {})}
+        found = namer.name_images(images, [ask.masks for ask in asks], run.modes, **further)
+        for ask, of_image in zip(asks, found, strict=True):
+            for k, names in zip(ask.positions, of_image, strict=True):
+                if names is not None:
+                    annotation = numbered[ask.place][1].annotations[k]
+                    annotation[FIELD] = {mode: _prediction(names[mode]) for mode in run.modes}
+                    named[ask.place] += 1
+    return [
+        {
+            **dict.fromkeys(COUNTS, 0),
+            **item.counts,
+            "named": count,
+            "empty": len(item.annotations) - count - item.counts["missing_in_mask"],
+        }
+        for (_, item), count in zip(numbered, named, strict=True)
+    ]
+
+
+def _image(run: _Run, item: Item) -> Image.Image:
+    image = item.image()
+    return blank(image) if run.alter == "blank_image" else image
+
+
+def _asks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterator[_Ask]:
+    """The masks of an item that have a pixel, its boxes or the others; few enough at once."""
+    chunk = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
+    of_kind = [k for k, is_box in enumerate(item.boxed) if is_box is boxed]
+    for first in range(0, len(of_kind), chunk):
+        positions, masks = [], []
+        for k in of_kind[first : first + chunk]:
+            mask = item.mask(k)
+            if not mask.any():
+                continue
+            if run.alter == "shuffle_masks":
+                mask = other_mask(run.split, run.count, index, k, item.size, run.seed)
+            positions.append(k)
+            masks.append(mask)
+        if positions:
+            yield _Ask(place, positions, np.stack(masks), boxed)
+
+
+def _packed(asks: Iterable[_Ask]) -> Iterator[list[_Ask]]:
+    """What is named together: as much as may be in memory, and boxes apart from other masks."""
+    pack: list[_Ask] = []
+    for ask in asks:
+        full = sum(other.masks.size for other in pack) + ask.masks.size > _MASK_PIXELS
+        if pack and (full or pack[0].boxed is not ask.boxed):
+            yield pack
+            pack = []
+        pack.append(ask)
+    if pack:
+        yield pack
+
+
+def _prediction(name: NameLike) -> dict[str, Any]:
+    return {"class": name.text.strip(), "prob": float(name.prob)}
+
+
+def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:
+    """Says that the part's file is there already; one made with other arguments is an error, never overwritten."""
+    if not meta_file.exists():
+        _say(f"{where}: finished already, skipped (no meta file beside it says what made it)")
+        return
+    if changed := _changed(meta_file, header):
+        raise OsmError(
+            f"{where} is there already, made with another {', '.join(changed)}; choose another out_dir, or remove it"
+        )
+    _say(f"{where}: finished already, skipped")
+    partial_path(path).unlink(missing_ok=True)  # there where the run was killed at the very end
+
+
+def _changed(meta_file: Path, header: dict[str, Any]) -> list[str]:
+    """The arguments that a meta file has otherwise."""
+    meta, _ = read_json(meta_file, "meta file")
+    return [key for key in header if not isinstance(meta, dict) or meta.get(key) != header[key]]
+
+
+def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any], indices: range, where: str) -> None:
+    """Turns the finished images into the prediction file; the meta file first, so that it is never missing."""
+    counts = Counter(dict.fromkeys(COUNTS, 0))
+    seconds = 0.0
+    for record in partial.records():
+        counts.update(record["counts"])
+        seconds += record["seconds"]
+    kept = sum(counts[key] for key in ("named", "empty", "missing_in_mask"))
+    lost = counts["unusable"]
+    if run.split.kind == Split.kind and run.split.form.unknown_is_lost:
+        lost += counts["unknown_in_mask"]
+    failed = too_many_lost(lost, kept, run.max_bad_annotations, run.split.first_fault)
+    if failed:  # the finished images stay: with a larger share, the same command ends at once
+        raise OsmError(f"set {run.split.row.name!r}: {failed}")
+    meta = {
+        **header,
+        "items": [indices.start, indices.stop],
+        "images": run.count,
+        "batch": run.batch,
+        "counts": dict(counts),
+        "seconds": round(seconds, 3),
+        # For the report's pictures. Not in the header: a moved data set is still the same one.
+        "files": run.split.source_files,
+    }
+    try:
+        write_atomically(meta_path(path, run.split.kind), [json.dumps(meta, indent=1) + "\n"])
+        write_atomically(path, _document(partial, run.split))
+    except OSError as error:
+        raise write_failed(error, str(path), "a file that can be written") from None
+    left_out = ", ".join(f"{key} {value}" for key, value in counts.items() if key != "named")
+    _say(f"{where}: {counts['named']} masks of {len(indices)} images named ({left_out})")
+
+
+def _document(partial: PartialFile, split: Split) -> Iterator[str]:
+    # Entry by entry: LVIS's file is too large to be held twice.
+    yield split.prefix
+    for number, record in enumerate(partial.records()):
+        yield (", " if number else "") + split.text(record["entry"])
+    yield split.suffix
+
+
+class _Progress:
+    """A line on stderr now and then."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self._title, self._total, self._done, self._masks = title, total, done, 0
+        self._resumed = done
+        self._started = self._printed = time.monotonic()
+
+    def step(self, masks: int) -> None:
+        self._done += 1
+        self._masks += masks
+        now = time.monotonic()
+        if now - self._printed < _PROGRESS_SECONDS and self._done < self._total:
+            return
+        self._printed = now
+        speed = (self._done - self._resumed) / max(now - self._started, 1e-9)
+        minutes = math.ceil((self._total - self._done) / speed / 60)
+        _say(
+            f"{self._title}: {self._done}/{self._total} images, {self._masks} masks, {speed:.2f} images/s, "
+            f"{minutes} min left"
+        )
+
+
+def _say(line: str) -> None:
+    echo(line, file=sys.stderr, flush=True)

@@ -1,0 +1,366 @@
+"""The command lines of `test/generate_pred.py`, `test/evaluate_pred.py` and the report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from osm.config import find_config
+from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
+from osm.errors import OsmError, exit_code
+from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, compare, evaluate, refuse_unused
+from osm.evaluation.metrics.measure import ALL, METRICS, PUBLISHED
+from osm.evaluation.predict.alter import ALTERATIONS
+from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
+from osm.evaluation.report.picture import write_picture
+from osm.evaluation.report.report import PAGE, RESULTS, TITLE, write_report
+from osm.files import read_json
+from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
+from osm.quiet import quiet_command
+from osm.recognition import placement
+from osm.recognition.flags import WAY_HELP, way_of
+from osm.storage.cache import localize
+from osm.storage.locations import check_location, is_remote, join
+from osm.storage.output import check_output, locked, open_output
+from osm.terminal import echo
+
+GROUND_TRUTH = "gt"
+SET_NAMES = "set"
+FOLDERS = ("image_dir", "mask_dir")
+PATH_FIELDS = {"image_dir": "folder of the images", "json_file": "json of the annotations"}
+
+
+def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., Any] | None = None) -> int:
+    """`generate_pred.py i n ckpt out_dir`; returns the exit code. `load_namer` is the project's own unless given."""
+    return _exit_code(_generate, argv, load_namer)
+
+
+def evaluate_main(argv: Sequence[str] | None = None) -> int:
+    """`evaluate_pred.py out_dir n`; returns the exit code."""
+    return _exit_code(evaluate, argv)
+
+
+def compare_main(argv: Sequence[str] | None = None) -> int:
+    """`osm compare A B`; returns the exit code."""
+    return _exit_code(compare, argv)
+
+
+def report_main(argv: Sequence[str] | None = None) -> int:
+    """`osm report out_dir`; returns the exit code."""
+    return _exit_code(_report, argv)
+
+
+def picture_main(argv: Sequence[str] | None = None) -> int:
+    """`osm picture`; returns the exit code."""
+    return _exit_code(_picture, argv)
+
+
+@quiet_command
+def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
+    try:
+        command(*arguments)
+    except OsmError as error:
+        echo(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        echo("interrupted: the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
+    # The flags of the sets come from the table, which the files named by these two flags make.
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--benchmark", default="benchmark", help="YAML with the sets' paths, or its name in configs/")
+    files.add_argument("--datasets", help="YAML with sets of your own")
+    known, _ = files.parse_known_args(argv)
+    table = _table(known.benchmark, known.datasets)
+    args = _generate_parser(files, table).parse_args(argv)
+    check_output(args.out_dir, "out_dir")  # not after the model is loaded
+    part, parts = _part(args)
+    modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
+    way = way_of(args)
+    if args.num_threads is not None and args.num_threads < 1:
+        raise OsmError(f"--num_threads {args.num_threads}: expected 1 or more")
+    rows = _rows_at_hand(args, table)
+    memory = {**placement.from_flags(args), **({"images_at_once": args.batch} if args.batch > 1 else {})}
+    if args.num_threads:
+        import torch  # slow to import: --help and wrong arguments need not wait for it
+
+        torch.set_num_threads(args.num_threads)
+    if load_namer is None:
+        from osm.recognition.namer import load_namer as load  # imports torch
+
+        load_namer = load
+    device = _own_device(args.device) if args.part is None else args.device
+    namer = load_namer(args.checkpoint, config=args.config, device=device, **memory)
+    for row in rows:
+        resolve_modes(row, modes, namer.modes)  # not after hours of another set
+    options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed, "batch": args.batch}
+    options["max_bad_annotations"] = args.max_bad_annotations
+    options["proposals"] = None if args.masks == GROUND_TRUTH else args.masks
+    for row in rows:
+        names = _names(args.vocabulary, row)
+        generate_predictions(namer, row, part, parts, args.out_dir, **options, vocabulary=names, way=way)
+
+
+def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:
+    """The list of names that may come out: none, the set's own, or a file's."""
+    if vocabulary is None:
+        return None
+    if vocabulary == SET_NAMES:
+        return sorted({name for label in row.label_set.classes.values() for name in label.names})
+    from osm.recognition.vocabulary import read_names
+
+    return read_names(vocabulary)
+
+
+def _number_or_auto(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
+def _part(args: argparse.Namespace) -> tuple[int, int]:
+    """Which part of how many: as the command line says, or (`auto auto`) this process among those of torchrun."""
+    if args.part is not None and args.parts is not None:
+        check_part(args.part, args.parts)
+        return args.part, args.parts
+    if args.part is not None or args.parts is not None:
+        words = ["auto" if word is None else str(word) for word in (args.part, args.parts)]
+        raise OsmError(f"i n '{' '.join(words)}': expected two numbers, or 'auto auto'")
+    part, parts = _environment("RANK"), _environment("WORLD_SIZE")
+    check_part(part, parts)
+    return part, parts
+
+
+def _environment(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isascii() or not text.isdigit():
+        found = f"is {text!r}" if text else "is not set"
+        raise OsmError(f"i n 'auto auto': the environment's {name} {found}; start it with torchrun, or give numbers")
+    return int(text)
+
+
+def _own_device(device: str) -> str:
+    """The GPU of this process among those that torchrun started on its machine; other devices as they are."""
+    if device != "auto" or "LOCAL_RANK" not in os.environ:
+        return device
+    import torch
+
+    if not torch.cuda.is_available():
+        return device
+    number, count = _environment("LOCAL_RANK"), torch.cuda.device_count()
+    if number >= count:
+        raise OsmError(
+            f"--device auto: process {number} of this machine finds {count} GPUs; start torchrun with "
+            f"--nproc_per_node {count}, or say which --device is to be shared"
+        )
+    return f"cuda:{number}"
+
+
+def _table(benchmark: str, datasets: str | None) -> DatasetTable:
+    table = DatasetTable().with_yaml(find_config(benchmark))
+    return table.with_yaml(datasets) if datasets else table
+
+
+def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="generate_pred.py",
+        parents=[files],
+        allow_abbrev=False,
+        description="Names every ground-truth mask of the val sets, and writes <set>_pred_<i>_of_<n>.json.",
+    )
+    parser.add_argument(
+        "part", metavar="i", type=_number_or_auto, help="which part, counted from 0 (auto: this process of torchrun's)"
+    )
+    parser.add_argument("parts", metavar="n", type=_number_or_auto, help="of how many (auto: torchrun's processes)")
+    parser.add_argument("checkpoint", metavar="ckpt", help="checkpoint file")
+    parser.add_argument("out_dir", help="folder of the predictions, or its URL on s3:// or gs://")
+    parser.add_argument("--sets", help=f"comma-separated, of {', '.join(table)}; default: all whose files are there")
+    parser.add_argument(
+        "--masks",
+        default=GROUND_TRUTH,
+        metavar=f"{GROUND_TRUTH}|FILE",
+        help="what to name: the set's own masks, or those of a json in COCO's results form ([{image_id or file_name, "
+        "segmentation: {size, counts}}]), for <set>_proposals_<i>_of_<n>.json; with one set in --sets",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar=f"{SET_NAMES}|FILE",
+        help="only these names may come out: all names of the set's own classes, or those of a file",
+    )
+    parser.add_argument("--way", help=WAY_HELP)
+    parser.add_argument("--config", help="model config, where the checkpoint does not say")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    placement.add_flags(parser)
+    parser.add_argument("--batch", type=int, default=1, help="images that are named together (%(default)s)")
+    parser.add_argument(
+        "--modes", default=f"{OWN_MODE},{ANY_MODE}", help=f"comma-separated; {OWN_MODE} = the set's (%(default)s)"
+    )
+    parser.add_argument("--limit", type=int, help="the first so many images of each set alone")
+    parser.add_argument(
+        "--alter", choices=ALTERATIONS, default="none", help="wrong inputs, to see that the model uses mask and image"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --alter shuffle_masks")
+    parser.add_argument(
+        "--max_bad_annotations",
+        type=float,
+        default=MAX_BAD_ANNOTATIONS,
+        help="share of unusable annotations from which a set fails (%(default)s; above 0, one is always allowed)",
+    )
+    parser.add_argument("--num_threads", type=int, help="CPU threads of torch")
+    for row in table.values():
+        form = FORM_CLASSES[row.form]
+        group = parser.add_argument_group(f"paths of {row.name}")
+        for field in form.needs:
+            what = PATH_FIELDS.get(field) or f"folder of the {form.masks}"
+            group.add_argument(f"--{row.name}_{field}", help=f"{what} ({getattr(row, field)})")
+    return parser
+
+
+def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset]:
+    """The sets to name: those asked for, else all whose files are there."""
+    asked = None if args.sets is None else [name.strip() for name in args.sets.split(",") if name.strip()]
+    for name in asked or ():
+        if name not in table:
+            raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
+    if args.masks != GROUND_TRUTH and len(asked or ()) != 1:
+        raise OsmError(f"--masks {args.masks}: proposals are of one set's images; name that one by --sets")
+    rows, notes, silent = [], [], set()
+    for name in table if asked is None else dict.fromkeys(asked):
+        row = _with_flags(args, table[name])
+        missing = _missing_path(row, FORM_CLASSES[row.form], args.masks == GROUND_TRUTH)
+        if missing is None:
+            rows.append(row)
+        else:
+            notes.append(f"{name}: left out, {missing}")
+            if asked is None and row.image_dir is None and row.json_file is None:  # nobody has spoken of it
+                silent.add(notes[-1])
+    if not rows:
+        raise OsmError("; ".join(["no set with its files there", *notes]))
+    for note in notes:
+        if note not in silent:
+            echo(note, file=sys.stderr)
+    return rows
+
+
+def _with_flags(args: argparse.Namespace, row: Dataset) -> Dataset:
+    given = {field: getattr(args, f"{row.name}_{field}") for field in FORM_CLASSES[row.form].needs}
+    changes = {field: value for field, value in given.items() if value is not None}
+    changes = {field: check_location(value, f"--{row.name}_{field}") for field, value in changes.items()}
+    if "json_file" in changes and row.labels == row.json_file:
+        changes["labels"] = changes["json_file"]
+    return replace(row, **changes)
+
+
+def _missing_path(row: Dataset, form: type[Form], with_masks: bool) -> str | None:
+    for field in form.needs if with_masks else form.image_needs:
+        path = getattr(row, field)
+        if path is None:
+            return f"no {field} given (--{row.name}_{field})"
+        if is_remote(path):  # an error, not a set that is left out: somebody wrote the URL
+            if field not in FOLDERS:
+                localize(path, f"--{row.name}_{field}")
+        elif not Path(path).exists():
+            return f"{field} {path} does not exist (--{row.name}_{field})"
+    return None
+
+
+def _report(argv: Sequence[str] | None) -> None:
+    args = report_parser().parse_args(argv)
+    if args.parts < 1:
+        raise OsmError(f"--parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
+    bootstrap = bootstrap_of(args)
+    if args.metrics == PUBLISHED:
+        refuse_unused(args, "bootstrap")
+    for flag in ("pictures", "surest"):
+        if getattr(args, flag) < 0:
+            raise OsmError(f"--{flag} {getattr(args, flag)}: expected 0 or more")
+    folders: dict[str, Path] = {}
+    for given in args.predictions:
+        title, equals, folder = given.partition("=")
+        if not equals or not title.strip() or not folder:
+            raise OsmError(f"--predictions {given!r}: expected TITLE=FOLDER")
+        if title.strip() in folders:
+            raise OsmError(f"--predictions {given!r}: the title {title.strip()!r} is given twice")
+        local = localize(folder, "--predictions", folder=True)
+        if not local.is_dir():
+            raise OsmError(f"--predictions {given!r}: {folder} is not a folder; expected generate_pred.py's out_dir")
+        folders[title.strip()] = local
+    if args.run and is_remote(args.run):
+        args.run = localize(join(check_location(args.run, "--run"), "log.jsonl"), "--run").parent
+    if args.run and not (args.run / "log.jsonl").is_file():
+        raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
+    baselines = read_json(localize(args.baselines, "--baselines"), "--baselines")[0] if args.baselines else None
+    table = _table("benchmark", args.datasets)
+    drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
+    options = {**{name: getattr(args, name) for name in ("run", "pictures", "surest", "metrics")}, **drawn}
+    out_dir = check_output(args.out_dir, "out_dir")
+    if not is_remote(out_dir):
+        write_report(Path(out_dir), folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        echo(Path(out_dir) / PAGE)
+        return
+    output = open_output(out_dir, "out_dir")
+    with locked(output):
+        write_report(output.path, folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        output.put(RESULTS, PAGE)
+    echo(output.location(PAGE))
+
+
+def report_parser() -> argparse.ArgumentParser:
+    """The flags of `osm report`."""
+    parser = argparse.ArgumentParser(
+        prog="osm report",
+        allow_abbrev=False,
+        description="Writes report.html (scores, loss curve, confusions, pictures) and results.json.",
+    )
+    parser.add_argument("out_dir", help="folder of the report, or its URL on s3:// or gs://")
+    parser.add_argument(
+        "--predictions",
+        action="append",
+        required=True,
+        metavar="TITLE=FOLDER",
+        help="prediction files of generate_pred.py, here or at a URL; classes, confusions and pictures are of the "
+        "first ones alone",
+    )
+    parser.add_argument("--parts", type=int, required=True, metavar="N", help="the n generate_pred.py was run with")
+    parser.add_argument("--datasets", help="YAML with sets of your own")
+    parser.add_argument("--run", type=Path, help="folder of the training run, for the loss curve")
+    parser.add_argument("--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown beside")
+    parser.add_argument("--pictures", type=int, default=12, help="images of each set by chance, at most (%(default)s)")
+    parser.add_argument(
+        "--surest", type=int, default=3, help="images of each set with the surest wrong, and right, names (%(default)s)"
+    )
+    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: Acc and NIV alone [%(default)s]")
+    add_bootstrap(parser)
+    parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
+    return parser
+
+
+def _picture(argv: Sequence[str] | None) -> None:
+    args = picture_parser().parse_args(argv)
+    for flag in ("images", "columns"):
+        if getattr(args, flag) < 1:
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
+    table = _table("benchmark", args.datasets)
+    out_dir = localize(args.out_dir, "out_dir", folder=True)
+    echo(write_picture(args.output, out_dir, args.parts, table, args.set, args.images, args.columns))
+
+
+def picture_parser() -> argparse.ArgumentParser:
+    """The flags of `osm picture`."""
+    parser = argparse.ArgumentParser(
+        prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
+    )
+    parser.add_argument("out_dir", help="folder of the predictions, or its URL")
+    parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
+    parser.add_argument("output", type=Path, help="the picture, a .jpg")
+    parser.add_argument("--set", required=True, help="whose images")
+    parser.add_argument("--datasets", help="YAML with sets of your own")
+    parser.add_argument("--images", type=int, default=6, help="(%(default)s)")
+    parser.add_argument("--columns", type=int, default=3, help="(%(default)s)")
+    return parser

@@ -1,0 +1,244 @@
+"""Two prediction folders side by side, mask by mask: their rates, the differences' intervals, and what changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from osm.datasets.table import ANY_MODE, Dataset
+from osm.errors import OsmError, shown
+from osm.evaluation.metrics.evaluate import evaluate_folder
+from osm.evaluation.metrics.scores import CLASS, MaskScores, Tools, score_rows
+from osm.evaluation.metrics.statistics import Bootstrap, Difference, Rate, differences
+from osm.evaluation.predict.parts import made_with
+from osm.evaluation.predict.records import MaskRecord, SetRecords
+from osm.forms.base import countable
+
+OUTCOMES = ("both_right", "a_alone", "b_alone", "both_wrong")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A mask that one folder names right and the other one wrong; `image` is its key in the files."""
+
+    image: Any
+    mask: Any
+    given: str
+    a: str
+    b: str
+    prob: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"image": self.image, "mask": self.mask, "given": self.given, "a": self.a, "b": self.b}
+
+
+@dataclass(frozen=True)
+class ModeComparison:
+    """One mode of one set, over the masks that both folders have a prediction of.
+
+    Attributes:
+        a, b: rates by column, with intervals.
+        difference: b less a, by column, from a paired bootstrap over images.
+        ece: of a and of b.
+        outcomes: masks by `OUTCOMES`.
+        fixed, broken: examples of what only b, or only a has right; the surest names of b first.
+        a_only, b_only: masks with a prediction in one folder alone, left out.
+    """
+
+    a: Mapping[str, Rate]
+    b: Mapping[str, Rate]
+    difference: Mapping[str, Difference]
+    ece: tuple[float | None, float | None]
+    outcomes: Counter[str]
+    fixed: list[Change]
+    broken: list[Change]
+    a_only: int
+    b_only: int
+
+    @property
+    def masks(self) -> int:
+        return self.outcomes.total()
+
+    def main(self) -> list[str]:
+        """The columns but for single classes'."""
+        return [key for key in self.difference if not key.startswith(CLASS)]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "masks": self.masks,
+            "rates": {
+                key: {"a": self.a[key].as_json(), "b": self.b[key].as_json(), "difference": difference.as_json()}
+                for key, difference in self.difference.items()
+            },
+            "ece": {"a": self.ece[0], "b": self.ece[1]},
+            "outcomes": {name: self.outcomes[name] for name in OUTCOMES},
+            "wrong_to_right": [change.as_json() for change in self.fixed],
+            "right_to_wrong": [change.as_json() for change in self.broken],
+            "predicted_in_a_alone": self.a_only,
+            "predicted_in_b_alone": self.b_only,
+        }
+
+
+@dataclass(frozen=True)
+class SetComparison:
+    """One set: its own mode (`specific`) and `any` (`agnostic`), as far as both folders have predictions of them."""
+
+    row: Dataset
+    images: int
+    modes: Mapping[str, ModeComparison]
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        modes = {name: mode.as_json() for name, mode in self.modes.items()}
+        return {"title": self.row.title, "images": self.images, **modes, "notes": self.notes}
+
+
+def compare_folders(
+    folders: tuple[Path, Path],
+    parts: tuple[int, int],
+    table: Mapping[str, Dataset],
+    tools: Tools | None = None,
+    bootstrap: Bootstrap | None = None,
+    examples: int = 10,
+) -> tuple[list[SetComparison], list[str]]:
+    """Compares every set that both folders have.
+
+    Args:
+        folders, parts: of A and B.
+        examples: of masks that changed, of each kind, at most.
+
+    Returns:
+        The comparisons, and a line for each set that is left out.
+
+    Raises:
+        OsmError: a folder is not right, no set is in both, or a set's masks are not the same in both.
+    """
+    found = []
+    for side, folder, count in zip("AB", folders, parts, strict=True):
+        try:
+            found.append({result.row.name: result.records for result in evaluate_folder(folder, count, table)[0]})
+        except OsmError as error:
+            raise OsmError(f"{side}: {error}") from None
+    a, b = found
+    notes = [f"{name}: left out, in A alone" for name in a if name not in b]
+    notes += [f"{name}: left out, in B alone" for name in b if name not in a]
+    both = [name for name in a if name in b]
+    if not both:
+        raise OsmError(f"A has {', '.join(a)}, B has {', '.join(b)}: expected a set that is in both")
+    return [
+        compare_sets(a[name], b[name], tools or Tools(), bootstrap or Bootstrap(), examples) for name in both
+    ], notes
+
+
+def compare_sets(a: SetRecords, b: SetRecords, tools: Tools, bootstrap: Bootstrap, examples: int = 10) -> SetComparison:
+    """Compares one set; see `compare_folders`."""
+    pairs = _paired(a, b)
+    notes = [*tools.notes]
+    notes += [f"{side} was {note}" for side, one in (("A", a), ("B", b)) for note in made_with(one.meta)]
+    if a.meta.get("annotations") != b.meta.get("annotations") and a.meta and b.meta:
+        notes.append("made from annotation files that are not the same: ids and classes agree, masks may not")
+    modes = {}
+    for name, mode in (("specific", a.row.name), ("agnostic", ANY_MODE)):
+        compared = _compare_mode(a, pairs, mode, tools, bootstrap, examples)
+        if compared.masks:
+            modes[name] = compared
+        else:
+            notes.append(f"mode {mode}: left out, no mask has a prediction of it in both")
+    return SetComparison(a.row, a.image_count, modes, [f"{a.row.name}: {note}" for note in notes])
+
+
+Pair = tuple[int, Any, MaskRecord, MaskRecord]
+
+
+def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
+    """(number of the image, its key, A's mask, B's mask) of every mask, in A's order.
+
+    Raises:
+        OsmError: their masks, or their masks' classes, are not the same.
+    """
+    of_a, of_b = _by_key(a), _by_key(b)
+    for one, other, side in ((of_a, of_b, "A"), (of_b, of_a, "B")):
+        lost = next((key for key in one if key not in other), None)
+        if lost is not None:
+            raise OsmError(
+                f"set {a.row.name!r}: A has {len(of_a)} masks in {a.image_count} images, B {len(of_b)} in "
+                f"{b.image_count}; in {side} alone, first: image {shown(lost[0][1])}, mask {shown(lost[1])}; expected "
+                "predictions for the same masks"
+            )
+    pairs = []
+    for key, (number, mask) in of_a.items():
+        other_mask = of_b[key][1]
+        if mask.category_id != other_mask.category_id:
+            where = f"set {a.row.name!r}: image {shown(key[0][1])}, mask {shown(key[1])}"
+            classes = f"class {shown(mask.category_id)} in A, {shown(other_mask.category_id)} in B"
+            raise OsmError(f"{where}: {classes}; expected predictions for the same masks")
+        pairs.append((number, key[0][1], mask, other_mask))
+    return pairs
+
+
+def _by_key(records: SetRecords) -> dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]]:
+    """Every mask but crowd by its image's key (or place, where it has none), its id, and which of equal ids it is."""
+    found: dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]] = {}
+    times: Counter[Any] = Counter()
+    for place, (number, entry) in enumerate(zip(records.numbers, records.images, strict=True)):
+        image = (entry.key is not None, place if entry.key is None else entry.key)
+        for mask in entry.masks:
+            if mask.crowd:
+                continue
+            mask_id = countable(mask.id)
+            found[image, mask_id, times[image, mask_id]] = number, mask
+            times[image, mask_id] += 1
+    return found
+
+
+def _compare_mode(
+    a: SetRecords, pairs: list[Pair], mode: str, tools: Tools, bootstrap: Bootstrap, examples: int
+) -> ModeComparison:
+    there = [(_has(one, mode), _has(other, mode)) for _, _, one, other in pairs]
+    rows = [pair for pair, has in zip(pairs, there, strict=True) if all(has)]
+    of_a = score_rows(a.row, [(number, mask) for number, _, mask, _ in rows], a.image_count, mode, tools)
+    of_b = score_rows(a.row, [(number, mask) for number, _, _, mask in rows], a.image_count, mode, tools)
+    _keep_common(of_a, of_b)
+    right = list(zip(of_a.columns["acc"] > 0, of_b.columns["acc"] > 0, strict=True))
+    kinds = {(True, True): OUTCOMES[0], (True, False): OUTCOMES[1], (False, True): OUTCOMES[2]}
+    outcomes = Counter(kinds.get((bool(one), bool(other)), OUTCOMES[3]) for one, other in right)
+    changed = {
+        kind: _changes(
+            a.row, [row for row, (one, other) in zip(rows, right, strict=True) if (one, other) == kind], mode
+        )
+        for kind in ((False, True), (True, False))
+    }
+    sums_a, sums_b = of_a.sums(), of_b.sums()
+    return ModeComparison(
+        sums_a.rates(bootstrap),
+        sums_b.rates(bootstrap),
+        differences(sums_a, sums_b, bootstrap),
+        (of_a.calibration().ece, of_b.calibration().ece),
+        outcomes,
+        changed[False, True][:examples],
+        changed[True, False][:examples],
+        sum(has == (True, False) for has in there),
+        sum(has == (False, True) for has in there),
+    )
+
+
+def _has(mask: MaskRecord, mode: str) -> bool:
+    return mask.counted and mode in mask.predictions
+
+
+def _keep_common(a: MaskScores, b: MaskScores) -> None:
+    """Drops the columns that one of the two lacks, such as Acc by size where one folder has no areas."""
+    common = [key for key in a.columns if key in b.columns]
+    a.columns = {key: a.columns[key] for key in common}
+    b.columns = {key: b.columns[key] for key in common}
+
+
+def _changes(row: Dataset, rows: list[Pair], mode: str) -> list[Change]:
+    changes = []
+    for _, image, one, other in rows:
+        a, b = one.predictions[mode], other.predictions[mode]
+        changes.append(Change(image, one.id, row.label_set[one.category_id].target, a.name, b.name, b.prob))
+    return sorted(changes, key=lambda change: -(change.prob or 0.0))  # stable: equals stay in the files' order

@@ -1,0 +1,163 @@
+"""The report's pictures: images of a set with their masks, numbered and marked, and the names beside them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from osm.datasets.table import ANY_MODE, Dataset
+from osm.errors import OsmError
+from osm.evaluation.metrics import is_correct, normalize
+from osm.evaluation.metrics.evaluate import SetResult
+from osm.evaluation.predict.agreement import row_with_files
+from osm.evaluation.predict.alter import resize_nearest
+from osm.evaluation.predict.records import MaskRecord, SetRecords
+from osm.forms import Split, split_of
+from osm.forms.split import Item
+from osm.recognition.draw import draw_numbered
+
+# Long side of a picture: small images are enlarged so that numbers are legible, large ones would make a huge page.
+_SMALLEST, _LARGEST = 512, 800
+_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A mode's prediction for one mask.
+
+    Attributes:
+        prob: None where the file has none.
+        right: a name of the mask's class.
+        right_elsewhere: wrong in the set's vocabulary, but among the annotation's `names`.
+    """
+
+    name: str
+    prob: float | None
+    right: bool
+    right_elsewhere: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image, drawn.
+
+    Attributes:
+        file_name: of the image.
+        jpeg: base64 of the picture, which is `size` = (width, height) large.
+        masks: for each mask, in the order of the numbers: the class's name, its predictions in the set's own mode and
+            in `any` (None where there is none).
+    """
+
+    file_name: str
+    jpeg: str
+    size: tuple[int, int]
+    masks: list[tuple[str, Guess | None, Guess | None]]
+
+
+def choose(records: SetRecords, count: int, seed: int) -> list[int]:
+    """Up to `count` images of a set, chosen by the seed among those with a named mask, in the set's order."""
+    masks = masks_by_image(records)
+    named = [index for index, of_image in enumerate(masks) if any(mask.counted for mask in of_image)]
+    return sorted(random.Random(f"{seed} {records.row.name}").sample(named, min(count, len(named))))
+
+
+def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]]:
+    """The up to `count` images with the surest wrong names, and those with the surest right ones, the surest first.
+
+    By the mean over an image's masks of the probability, negative where the name is wrong, in the set's own mode, or in
+    `any` where that is the only one; masks without a probability are left out. An image is in one of the two alone:
+    below 0 it is wrong.
+    """
+    found = []
+    for index, masks in enumerate(masks_by_image(records)):
+        guesses = [own or anyone for _, own, anyone in (_names(records.row, mask) for mask in masks if mask.counted)]
+        sure = [guess.prob if guess.right else -guess.prob for guess in guesses if guess and guess.prob is not None]
+        if sure:
+            found.append((sum(sure) / len(sure), index))
+    wrong = [index for _, index in sorted(one for one in found if one[0] < 0)]
+    right = [index for _, index in sorted((-mean, index) for mean, index in found if mean > 0)]
+    return wrong[:count], right[:count]
+
+
+def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, Picture], list[str]]:
+    """Draws images of one set.
+
+    Returns:
+        The pictures by image, and a line for each that could not be drawn, why: images that are not there (any
+        more) are no error of the report.
+    """
+    chosen = sorted(set(chosen))
+    if not chosen:
+        return {}, []
+    masks = masks_by_image(result.records)
+    row = row_with_files(result.row, result.meta)
+    try:
+        split = split_of(row)
+    except OsmError as error:
+        return {}, [str(error)] * len(chosen)
+    if result.meta.get("annotations", split.source_hash) != split.source_hash:
+        note = f"{split.source} has changed since the predictions were made; its masks may be others"
+        return {}, [note] * len(chosen)
+    pictures: dict[int, Picture] = {}
+    notes = []
+    for index in chosen:
+        try:
+            pictures[index] = _draw(split, index, masks[index])
+        except OsmError as error:
+            notes.append(str(error))
+    return pictures, notes
+
+
+def masks_by_image(records: SetRecords) -> list[list[MaskRecord]]:
+    """The annotations of a set's prediction files, image by image, crowd left out."""
+    return [[mask for mask in image.masks if not mask.crowd] for image in records.images]
+
+
+def _draw(split: Split, index: int, masks: list[MaskRecord]) -> Picture:
+    if index >= len(split):
+        raise OsmError(f"{split.source}: has {len(split)} images, but predictions are there for image {index}")
+    item = split.load(index)
+    masks = [masks[place] for place in item.places if place < len(masks)]
+    if [mask.id for mask in masks] != [annotation.get(split.id_key) for annotation in item.annotations]:
+        raise OsmError(f"{item.image_path}: the predictions are for other masks than {split.source} has")
+    rows = [_names(split.row, mask) for mask in masks]
+    canvas = draw_numbered(*enlarged(item), [_mark(own, anyone) for _, own, anyone in rows])
+    buffer = io.BytesIO()
+    canvas.save(buffer, "JPEG", quality=_QUALITY)
+    return Picture(item.image_path.name, base64.b64encode(buffer.getvalue()).decode(), canvas.size, rows)
+
+
+def enlarged(item: Item) -> tuple[Image.Image, np.ndarray]:
+    """Image and masks (K, H, W) at the picture's size."""
+    image = item.image()
+    scale = min(max(max(image.size), _SMALLEST), _LARGEST) / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    masks = [resize_nearest(item.mask(k), (height, width)) for k in range(len(item.annotations))]
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized, np.stack(masks) if masks else np.zeros((0, height, width), bool)
+
+
+def _names(row: Dataset, mask: MaskRecord) -> tuple[str, Guess | None, Guess | None]:
+    label = row.label_set[mask.category_id]
+    own, anyone = (_guess(mask, mode, label.names) for mode in (row.name, ANY_MODE))
+    return label.target, own, anyone
+
+
+def _guess(mask: MaskRecord, mode: str, names: tuple[str, ...]) -> Guess | None:
+    prediction = mask.predictions.get(mode)
+    if prediction is None:
+        return None
+    right = is_correct(prediction.name, names)
+    elsewhere = not right and mode == ANY_MODE and is_correct(prediction.name, map(normalize, mask.names or ()))
+    return Guess(prediction.name, prediction.prob, right, elsewhere)
+
+
+def _mark(own: Guess | None, anyone: Guess | None) -> bool | None:
+    guess = own or anyone
+    return None if guess is None else guess.right

@@ -1,0 +1,113 @@
+"""Files of named proposals, as `generate_pred.py --masks FILE` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osm.datasets.table import Dataset
+from osm.errors import OsmError, shown
+from osm.evaluation.predict.meta import Content, check_content
+from osm.evaluation.predict.parts import Seen
+from osm.evaluation.predict.records import prediction_in
+from osm.files import read_json
+from osm.forms import Form
+from osm.forms.base import Losses
+from osm.forms.proposals import Proposals, by_image, mask_of
+from osm.forms.split import FIELD, images_of
+from osm.io.values import finite
+
+KIND = Proposals.kind
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One mask.
+
+    Attributes:
+        where: its file and number, for messages.
+        draw: makes its bool mask (H, W) at an image's (height, width); checked as far as it can be without its pixels.
+        name: None where generation gave none (no pixel, also after resizing).
+        score: the file's `score` (1 where it has none) times the probability of the name.
+    """
+
+    where: str
+    draw: Callable[[tuple[int, int]], np.ndarray]
+    name: str | None
+    score: float
+
+
+def read_proposals(
+    row: Dataset,
+    form: type[Form],
+    paths: Sequence[Path],
+    mode: str,
+    metas: Mapping[Path, Mapping[str, Any]] | None = None,
+) -> dict[Path, list[Proposal]]:
+    """The proposals of all parts, by the path of their image.
+
+    Args:
+        metas: the meta files that are there, by the path of the prediction file that each belongs to.
+
+    Raises:
+        OsmError: an entry that is not right, an image in two parts, no proposal in any file, a file that does not hold
+            what its meta file says, or no name at all in that mode.
+    """
+    images, _ = images_of(row, form)
+    found: dict[Path, list[Proposal]] = {}
+    seen = Seen(row.name)
+    for path in paths:
+        document, _ = read_json(path, "predictions")
+        where = f"predictions {path}"
+        losses = Losses()
+        listed = by_image(row, form, images, document, where, losses)
+        if losses.found:  # generation leaves out what cannot be used: the file is another one now
+            raise OsmError(losses.first)
+        of_file = {image: numbered for image, (_, numbered) in listed.items()}
+        entries = [entry for numbered in of_file.values() for _, entry in numbered]
+        if path in (metas or {}):
+            check_content(path, (metas or {})[path], _content(len(of_file), entries))
+        for image, numbered in of_file.items():
+            seen.add(str(image), path)
+            found[image] = [_proposal(form, entry, mode, f"{where}: proposal {number}") for number, entry in numbered]
+    if not found:
+        raise OsmError(
+            f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); make "
+            "them anew"
+        )
+    return found
+
+
+def _content(images: int, entries: Sequence[Mapping[str, Any]]) -> Content:
+    """What there is in one file; every proposal is named, `iscrowd` or not."""
+    named = [entry[FIELD] for entry in entries if entry.get(FIELD)]
+    return Content(
+        images, len(entries), len(named), 0, [frozenset(modes) for modes in named if isinstance(modes, dict)]
+    )
+
+
+def _proposal(form: type[Form], entry: dict[str, Any], mode: str, where: str) -> Proposal:
+    given = finite(entry.get("score"))
+    score = 1.0 if given is None else given
+    if score < 0:
+        raise OsmError(f"{where}: score {shown(score)} is negative; it is multiplied by the name's probability")
+    names, draw = entry.get(FIELD), partial(_draw, entry, form.boxed, where)
+    if names is None:
+        return Proposal(where, draw, None, 0.0)
+    if not isinstance(names, dict):
+        raise OsmError(f"{where}: {FIELD} {shown(names)} is not {{mode: {{class, prob}}}}")
+    if mode not in names:
+        raise OsmError(f"{where}: no name in mode {mode!r}, but in {shown(list(names))} (see --mode)")
+    said = prediction_in(names[mode], f"{where}: {FIELD} {mode!r}")
+    if said.prob is None:
+        raise OsmError(f"{where}: {FIELD} {mode!r}: has no prob, which is part of a proposal's score")
+    return Proposal(where, draw, said.name, float(score) * said.prob)
+
+
+def _draw(entry: dict[str, Any], boxed: bool, where: str, size: tuple[int, int]) -> np.ndarray:
+    return mask_of(entry, boxed, size, where)

@@ -1,0 +1,185 @@
+"""The command line of `test/evaluate_proposals.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from osm.config import find_config
+from osm.datasets.table import Dataset, DatasetTable
+from osm.errors import OsmError, exit_code
+from osm.evaluation.predict.generate import OWN_MODE
+from osm.evaluation.predict.parts import made_with
+from osm.evaluation.predict.prediction_files import prediction_path
+from osm.evaluation.scoring.names import EXACT, NEAREST, ClassNames, Encoder
+from osm.evaluation.scoring.proposals import KIND
+from osm.evaluation.scoring.score_proposals import Options, Scores, score_set
+from osm.storage.cache import localize
+from osm.storage.output import write_text
+from osm.terminal import echo
+
+# What the counts are called. Of the first two it is said even where they are 0.
+_PROPOSALS = {
+    "exact": "named as a class, or a form of it",
+    "nearest": "of the class nearest in meaning",
+    "without_class": "left without a class",
+    "unnamed": "without a name",
+    "of_ignored_class": "of an ignored class, left out",
+    "empty": "without a pixel",
+    "below_min_score": "below --min_score, not painted",
+    "hidden": "not painted (--overlap)",
+}
+_TITLES = {"miou": "mIoU"}
+_OTHERS = {
+    "images_without_proposals": "images without a proposal, all they show is missed",
+    "images_beyond_limit": "images left out: the proposals were named with --limit",
+    "images_without_truth": "images with proposals and no ground truth, left out",
+    "truth_ignored": "true masks of ignored classes, void",
+    "truth_missing_in_mask": "segments of the json without a pixel, left out",
+    "truth_unknown_in_mask": "segments of the PNGs that are not in the json, void",
+    "truth_unknown_ids": "ids of label maps, and parts of .mat files, that the labels lack, void",
+    "truth_unusable": "annotations with a fault, left out",
+    "truth_crowd_without_class": "crowd annotations of no class of the set, left out",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`evaluate_proposals.py out_dir n`; returns the exit code."""
+    try:
+        _evaluate(parser().parse_args(argv))
+    except OsmError as error:
+        echo(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        echo("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm evaluate_proposals`."""
+    flags = argparse.ArgumentParser(
+        prog="evaluate_proposals.py",
+        allow_abbrev=False,
+        description="Prints panoptic quality, mask or box AP and mean IoU of named proposals.",
+    )
+    flags.add_argument("out_dir", help="folder of <set>_proposals_<i>_of_<n>.json, or its URL")
+    flags.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
+    flags.add_argument("--sets", help="comma-separated; default: all that have proposals in out_dir")
+    flags.add_argument("--benchmark", default="benchmark", help="YAML with the sets' paths, or its name in configs/")
+    flags.add_argument("--datasets", help="YAML with sets of your own")
+    flags.add_argument("--mode", default=OWN_MODE, help=f"whose names count; {OWN_MODE} = the set's (%(default)s)")
+    flags.add_argument(
+        "--map",
+        choices=(EXACT, NEAREST),
+        default=NEAREST,
+        help="names that are none of the set's: the class nearest in meaning, or none [%(default)s]",
+    )
+    flags.add_argument(
+        "--overlap", type=float, default=0.8, help="masks with less than this share left are not painted [%(default)s]"
+    )
+    flags.add_argument("--min_score", type=float, default=0.0, help="masks below it are not painted [%(default)s]")
+    flags.add_argument("--without_ap", action="store_true", help="no mask or box AP")
+    flags.add_argument("--device", default="cpu", help="of --map nearest: cpu, cuda, ... [%(default)s]")
+    flags.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
+    return flags
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    if args.parts < 1:
+        raise OsmError(f"number of parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
+    args.out_dir = localize(args.out_dir, "out_dir", folder=True)
+    options = Options(args.overlap, args.min_score, not args.without_ap)
+    table = DatasetTable().with_yaml(find_config(args.benchmark))
+    table = table.with_yaml(args.datasets) if args.datasets else table
+    rows = _rows(args, table)
+    encoder = _encoder(args.device) if args.map == NEAREST else None
+    document = {}
+    for row in rows:
+        mode = row.name if args.mode == OWN_MODE else args.mode
+        names = ClassNames(row.label_set, row.rules.ignored_ids, encoder)
+        scores = score_set(row, _paths(args, row), mode, names, options)
+        document[row.name] = {**scores.as_json(), "map": args.map, "overlap": args.overlap, "min_score": args.min_score}
+        echo(*_figures(scores, document[row.name]))
+        for note in _notes(scores):
+            echo(f"{row.name}: {note}", file=sys.stderr)
+    if args.json:
+        write_text(args.json, "--json", [json.dumps(document, indent=1, allow_nan=False) + "\n"])
+
+
+def _paths(args: argparse.Namespace, row: Dataset) -> list[Path]:
+    return [prediction_path(args.out_dir, row.name, part, args.parts, KIND) for part in range(args.parts)]
+
+
+def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Dataset]:
+    """The sets to score: those asked for, else all that have a part there."""
+    if not args.out_dir.is_dir():
+        raise OsmError(f"{args.out_dir} is not a folder; expected the out_dir of generate_pred.py")
+    if args.sets is None:
+        asked = [name for name, row in table.items() if any(path.exists() for path in _paths(args, row))]
+    else:
+        asked = list(dict.fromkeys(name.strip() for name in args.sets.split(",") if name.strip()))
+    for name in asked:
+        if name not in table:
+            raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
+    if not asked:
+        raise OsmError(
+            f"{args.out_dir}: no <set>_{KIND}_<i>_of_{args.parts}.json of a set of the table ({', '.join(table)}; see "
+            "--datasets)"
+        )
+    return [table[name] for name in asked]
+
+
+def _encoder(device: str) -> Encoder:
+    import torch
+
+    from osm.recognition.similarity import SentenceEncoder
+
+    try:
+        return SentenceEncoder(torch.device(device))
+    except RuntimeError as error:
+        raise OsmError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+
+def _figures(scores: Scores, document: Mapping[str, Any]) -> list[str]:
+    """The figures that are defined, in percent."""
+    lines = [f"{scores.row.title} proposals, mode {scores.mode}, percent:"]
+    for group, figures in document.get("panoptic", {}).items():
+        if group != "by_class":
+            lines.append(f"Panoptic, {group}: {_shown(figures, 'pq', 'sq', 'rq')}")
+    for key, what in (("mask_ap", "Masks"), ("box_ap", "Boxes")):
+        if key in document:
+            protocol = document[key]["protocol"].upper()
+            lines.append(f"{what} ({protocol}'s protocol): {_shown(document[key], 'ap', 'ap50', 'ap75')}")
+    if "semantic" in document:
+        lines.append(f"Semantic: {_shown(document['semantic'], 'miou')}")
+    return lines
+
+
+def _shown(figures: Mapping[str, Any], *keys: str) -> str:
+    shown = (f"{_TITLES.get(key, key.upper())} {_percent(figures[key])}" for key in keys)
+    return f"{', '.join(shown)} (classes: {figures['classes']})"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _notes(scores: Scores) -> list[str]:
+    """What was counted, left out and not defined."""
+    counts, meta = scores.counts, scores.meta
+    parts = [f"{counts[key]} {what}" for key, what in _PROPOSALS.items() if counts[key] or key in (EXACT, NEAREST)]
+    notes = [f"{counts['images']} images, {counts['proposals']} proposals: {', '.join(parts)}"]
+    notes += [f"{counts[key]} {what}" for key, what in _OTHERS.items() if counts[key]]
+    if scores.shared:
+        names = ", ".join(sorted(scores.shared)[:3])
+        notes.append(f"{len(scores.shared)} names are of several classes (the lowest id counts), such as {names}")
+    if scores.split.why_not:
+        notes.append(f"only {', '.join(scores.split.scores)} is defined: {scores.split.why_not}")
+    if not meta:
+        notes.append("no meta file says what made the proposals; they are taken as those of the whole set")
+    return notes + made_with(meta)

@@ -1,0 +1,244 @@
+"""What a set's images really show, as scoring wants it: one class a kind of form.
+
+Classes that the set's row ignores (`ignored_ids`) are void. Counted and reported: segments that a json has and its PNG
+lacks (they cannot be found, and are left out), those of a PNG that its json lacks (void), and annotations with a fault.
+
+Shapes: H, W = the image's sides.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from osm.datasets.table import Dataset
+from osm.errors import OsmError, SampleError, shown
+from osm.evaluation.scoring.precision import Federated
+from osm.evaluation.scoring.quality import VOID, Segment
+from osm.forms import Form, Split
+from osm.forms.base import is_crowd
+from osm.forms.instances import Boxes, corners, draw_box
+from osm.forms.maps import LabelMaps
+from osm.forms.panoptic import Panoptic
+from osm.io.segmentation import decode_segmentation
+from osm.io.values import truth as flag
+from osm.io.values import whole
+
+PQ, AP, BOX_AP, MIOU = "PQ", "mask AP", "box AP", "mIoU"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A mask (H, W) of a class, made when it is called for."""
+
+    category_id: int
+    crowd: bool
+    mask: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One image.
+
+    Attributes:
+        size: height and width.
+        segments_HW, segments: the map of segments, and what they are (see `quality`); None where segments may overlap.
+        instances: the masks of things.
+        federated: what LVIS knows of an image.
+        counts: what was left out.
+    """
+
+    size: tuple[int, int]
+    segments_HW: np.ndarray | None = None
+    segments: tuple[Segment, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    federated: Federated | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class TruthSplit(Split):
+    """The images of a set, with what they show.
+
+    Attributes:
+        scores: which of PQ, mask AP, box AP and mIoU are defined.
+        why_not: why the others are not.
+        things: the ids of the classes whose masks are instances; the masks of the others are merged.
+        federated: whether LVIS's protocol applies to AP.
+    """
+
+    scores: ClassVar[tuple[str, ...]]
+    why_not: ClassVar[str] = ""
+    things: frozenset[int]
+    federated: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Which AP is defined; empty where none is."""
+        return next((score for score in self.scores if score in (AP, BOX_AP)), "")
+
+    @abstractmethod
+    def truth(self, index: int) -> Truth:
+        """What an image shows."""
+
+
+class PanopticTruth(TruthSplit):
+    """COCO-panoptic form: everything is defined; the instances are the segments of things."""
+
+    scores = (PQ, AP, MIOU)
+
+    def __init__(self, row: Dataset, form: type[Form]) -> None:
+        super().__init__(row, form)
+        told = {i: label.isthing for i, label in row.label_set.classes.items()}
+        for category in self.listing.stated_categories:
+            number, isthing = whole(category.get("id")), flag(category.get("isthing"))
+            if number in told and "isthing" in category and isthing is not None:
+                told[number] = isthing
+        self.things = frozenset(i for i, isthing in told.items() if isthing and i not in row.rules.ignored_ids)
+
+    def truth(self, index: int) -> Truth:
+        sample, picture, losses, _ = self.read(index)
+        counts = Counter(
+            missing_in_mask=losses.counts["id_not_in_png"], unknown_in_mask=losses.counts["id_not_in_json"]
+        )
+        entry = self.entries[index]
+        counts["unusable"] = len(entry.raw["segments_info"]) - len(entry.places)
+        size = (picture.size[1], picture.size[0])
+        if sample is None:
+            return Truth(size, np.full(size, VOID, np.int32), counts=counts)
+        assert isinstance(sample, Panoptic)
+        drawn, places_HW = np.unique(sample.ids, return_inverse=True)
+        value_of = np.full(len(drawn), VOID, np.int32)
+        place = {int(i): k for k, i in enumerate(drawn)}
+        segments: list[Segment] = []
+        for described in sample.described:
+            category_id = whole(described.get("category_id"))
+            known = category_id is not None and category_id in self.row.label_set
+            if described["id"] not in place:
+                continue
+            if known and category_id in self.row.rules.ignored_ids:
+                counts["ignored"] += 1
+            else:
+                segments.append(Segment(category_id if known else None, is_crowd(described)))
+                value_of[place[described["id"]]] = len(segments)
+        segments_HW = value_of[places_HW].reshape(sample.ids.shape)
+        instances = tuple(self._instances(segments_HW, segments))
+        return Truth(size, segments_HW, tuple(segments), instances, counts=counts)
+
+    def _instances(self, segments_HW: np.ndarray, segments: list[Segment]) -> Iterator[Instance]:
+        for value, segment in enumerate(segments, 1):
+            if segment.category_id is not None and segment.category_id in self.things:
+                yield Instance(segment.category_id, segment.crowd, partial(np.equal, segments_HW, value))
+
+
+class InstancesTruth(TruthSplit):
+    """COCO- and LVIS-instances form: masks may overlap, and most of an image has none."""
+
+    scores = (AP,)
+    why_not = "annotations of instances may overlap and leave most pixels without any"
+
+    def __init__(self, row: Dataset, form: type[Form]) -> None:
+        super().__init__(row, form)
+        self.things = frozenset(row.label_set.classes) - row.rules.ignored_ids
+        self.federated = any("neg_category_ids" in entry.raw[0] for entry in self.entries)
+
+    def truth(self, index: int) -> Truth:
+        sample, picture, _, _ = self.read(index)
+        assert sample is not None
+        size = (picture.size[1], picture.size[0])
+        image, raw = self.entries[index].raw
+        targets, instances = sample.targets(), []
+        counts = Counter(unusable=sum(not is_crowd(annotation) for annotation in raw) - len(targets))
+        for target in targets:
+            if target.category_id in self.row.rules.ignored_ids:
+                counts["ignored"] += 1
+            else:
+                instances.append(Instance(target.category_id, False, target.draw))
+        for annotation in (annotation for annotation in raw if is_crowd(annotation)):
+            category_id = whole(annotation.get("category_id"))
+            if category_id is None or category_id not in self.row.label_set:
+                counts["crowd_without_class"] += 1  # the others are checked
+            elif category_id in self.row.rules.ignored_ids:
+                counts["ignored"] += 1
+            else:
+                instances.append(Instance(category_id, True, partial(self._crowd, annotation, size)))
+        return Truth(size, instances=tuple(instances), federated=self._about(image), counts=counts)
+
+    def _crowd(self, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        """A crowd's mask (H, W); all False where it has none."""
+        where = f"{self.source}: annotation {shown(annotation.get('id'))} of image {shown(annotation['image_id'])}"
+        try:
+            return self._shape(annotation, size, where)
+        except SampleError:
+            return np.zeros(size, bool)
+
+    def _shape(self, annotation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+        """An annotation's mask (H, W). Raises SampleError where it has none."""
+        return decode_segmentation(annotation.get("segmentation"), size, where)
+
+    def _about(self, image: dict[str, Any]) -> Federated:
+        lists = []
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            ids = image.get(key, [])
+            if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+                raise OsmError(f"{self.source}: image {image['id']}: {key} {shown(ids)} is not a list of ids")
+            lists.append(tuple(ids))
+        return Federated(*lists)
+
+
+class BoxesTruth(InstancesTruth):
+    """Boxes: AP of the filled ones, rounded outwards to pixels as proposals are. That is box AP by pixels."""
+
+    scores = (BOX_AP,)
+    why_not = "boxes overlap, and hold pixels of other things"
+
+    def _shape(self, annotation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+        return draw_box(corners(annotation.get("bbox"), (size[1], size[0]), where), size)
+
+
+class MapsTruth(TruthSplit):
+    """Label maps: a class is one segment, whatever number of things it is. What is of no class is void; in a set of
+    parts that is all but the parts, so what proposals cover beside them is not counted."""
+
+    scores = (MIOU,)
+    why_not = "label maps do not tell one thing from another"
+    things: frozenset[int] = frozenset()
+
+    def truth(self, index: int) -> Truth:
+        sample, picture, losses, _ = self.read(index)
+        size = (picture.size[1], picture.size[0])
+        segments_HW = np.full(size, VOID, np.int32)
+        targets = [] if sample is None else sample.targets()
+        for k, target in enumerate(targets):
+            segments_HW[target.draw()] = k + 1
+        segments = tuple(Segment(target.category_id) for target in targets)
+        return Truth(
+            size,
+            segments_HW,
+            segments,
+            counts=Counter(unknown_ids=losses.counts["id_not_in_labels"] + losses.counts["name_not_in_table"]),
+        )
+
+
+_TRUTHS: tuple[tuple[type[Form], type[TruthSplit]], ...] = (
+    (Panoptic, PanopticTruth),
+    (LabelMaps, MapsTruth),
+    (Boxes, BoxesTruth),
+    (Form, InstancesTruth),
+)
+
+
+def truth_split(row: Dataset, form: type[Form]) -> TruthSplit:
+    """The images of a set with what they show: as the first class above says that its form derives from."""
+    return next(truths for base, truths in _TRUTHS if issubclass(form, base))(row, form)
+
+
+def class_map(segments_HW: np.ndarray, categories: Collection[int | None], place: dict[int, int]) -> np.ndarray:
+    """A map of segments as one of classes: integers (H, W), the class's `place`, -1 where there is none."""
+    places = [-1 if i is None else place.get(i, -1) for i in categories]
+    return np.array([-1, *places], np.int64)[segments_HW]

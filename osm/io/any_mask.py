@@ -1,0 +1,394 @@
+"""The one reader of masks as people have them: arrays, tensors, RLEs, PIL images and files of any of them.
+
+What is inside is never guessed: a mask that can be read in two ways is refused with the question that it raises.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from PIL import Image
+
+from osm.errors import OsmError, SampleError, shown
+from osm.files import check_regular_file
+from osm.io.images import as_ids, decode, open_image, orientation, to_rgb, turned
+from osm.io.segmentation import draw_segmentation, read_segmentation
+
+Draw = Callable[[], np.ndarray]
+_HALF = 127  # of grey levels; brighter is inside
+_DARK, _BRIGHT = 63, 224  # what is black and white at least, in a mask that has grey levels, too
+_LISTED = 8  # ids in a message
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # their noise is no label
+_MAX_NPY_HEADER = 10_000
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How the questions are answered by who asks: in Python, or on the command line."""
+
+    label: str
+    logits: str
+    threshold: str
+
+
+_CALL = _Words("pass label_id=...", "pass logits=True", "pass mask > your threshold")
+_FLAG = _Words("give --mask_id N", "save logits > 0", "save it in black and white")
+
+
+def as_mask(
+    value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
+) -> np.ndarray:
+    """A mask in any form as bool (H, W); arguments and errors as for `mask_drawer`, which makes none yet."""
+    return mask_drawer(value, size_hw, where, logits=logits, label_id=label_id)()
+
+
+def mask_drawer(
+    value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
+) -> Draw:
+    """Checks a mask in any form, and returns what draws it, bool (H, W): 500 of them need not be in memory together.
+
+    Args:
+        value: a numpy array or torch tensor (H, W), (1, H, W) or (H, W, 1) of bool, of 0 and one other number, or of 0
+            to 1 (inside is > 0.5); a COCO RLE; SAM's {"segmentation": mask or RLE}; a PIL image (see
+            `mask_of_picture`).
+        size_hw: (height, width) of the image.
+        where: begins messages.
+        logits: arrays are logits, inside is > 0.
+        label_id: arrays and pictures are label maps, inside is where they have this id.
+
+    Raises:
+        OsmError: another shape, values that can be read in two ways, or none that can be read.
+    """
+    if label_id is not None and (isinstance(label_id, bool) or not isinstance(label_id, (int, np.integer))):
+        raise OsmError(f"label_id {shown(label_id)} is no integer")
+    if logits and label_id is not None:
+        raise OsmError(f"logits=True and label_id={label_id}: a mask is either, not both")
+    if isinstance(value, Image.Image):
+        mask = _of_image(value, size_hw, where, label_id, _CALL)
+        return lambda: mask
+    if isinstance(value, Mapping):
+        return _of_mapping(value, size_hw, where, logits, label_id)
+    array = _array(value, size_hw, where)
+    rule = _rule(array, where, logits, label_id, _CALL)
+    return lambda: rule(_array(value, size_hw, where))  # a tensor stays on its device until then
+
+
+def mask_of_picture(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None = None) -> np.ndarray:
+    """The mask in a file, bool (H, W): a picture of the image's size (upright by its EXIF orientation), or a `.npy`.
+
+    White is inside and black is not; what lies between is cut at half. One colour on black is inside, too. Where the
+    alpha channel varies, it is the mask. A palette is read by its colours.
+
+    Args:
+        size_hw: (height, width) of the image. where: begins messages.
+        label_id: the file is a label map, inside is where it has this id (of a palette: this index).
+
+    Raises:
+        OsmError: it cannot be read, has another size, or raises a question.
+    """
+    if path.suffix.lower() == ".npy":
+        return _of_npy(path, size_hw, where, label_id)
+    try:
+        return _of_image(open_image(path), size_hw, where, label_id, _FLAG)
+    except OsmError as error:
+        if str(error).startswith(where):
+            raise
+        raise OsmError(f"{where}: {error}") from None
+
+
+# Arrays.
+
+
+def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
+    """A view (H, W) of an array or tensor, checked for its shape and type before it is moved or copied."""
+    torch: Any = sys.modules.get("torch")  # no tensor without it
+    if torch is not None and isinstance(value, torch.Tensor):
+        _check_shape(tuple(value.shape), value.dtype, size_hw, where)
+        if value.device.type == "meta":
+            raise OsmError(f"{where} is a tensor on the device meta, which holds no values: one with values is needed")
+        try:
+            tensor = value.detach()
+            tensor = (tensor if tensor.layout == torch.strided else tensor.to_dense()).cpu()
+            known = (torch.float16, torch.float32, torch.float64)
+            array = (tensor.float() if tensor.is_floating_point() and tensor.dtype not in known else tensor).numpy()
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[:1]
+            raise OsmError(
+                f"{where}: a tensor of {value.dtype} on {value.device} cannot be read ({reason[0] if reason else ''})"
+            ) from None
+    else:
+        try:
+            # What is masked out is outside.
+            array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
+        except Exception as error:  # whatever an object's own __array__ raises
+            raise OsmError(
+                f"{where} is a {type(value).__name__} that is no array ({error}): an array, a tensor, a PIL image or "
+                "an RLE is needed"
+            ) from None
+        _check_shape(array.shape, array.dtype, size_hw, where)
+    if array.dtype.kind not in "buif":
+        height, width = size_hw
+        raise OsmError(f"{where} has shape {array.shape} and type {array.dtype}: ({height}, {width}) of 0 and 1 needed")
+    return array.reshape(size_hw)
+
+
+def _check_shape(shape: tuple[int, ...], dtype: Any, size_hw: tuple[int, int], where: str) -> None:
+    height, width = size_hw
+    one = (height, width)
+    if shape in (one, (1, *one), (*one, 1), (1, 1, *one), (1, *one, 1)):
+        return
+    hint = ""
+    if len(shape) in (3, 4) and shape[-2:] == one:
+        hint = f"; it holds {np.prod(shape[:-2], dtype=int)} masks, and one is meant: pass one of them"
+    elif shape == (width, height):
+        hint = "; its sides are exchanged: pass mask.T"
+    elif len(shape) == 3 and shape[:2] == one:
+        hint = f"; it has {shape[2]} channels: pass the one that is meant"
+    raise OsmError(f"{where} has shape {shape} and type {dtype}: ({height}, {width}) of 0 and 1 needed{hint}")
+
+
+def _rule(
+    array: np.ndarray, where: str, logits: bool, label_id: int | None, words: _Words
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What tells the inside of this array; see `mask_drawer`."""
+    if label_id is not None:
+        _check_id(array, label_id, where)
+        return lambda values: values == label_id
+    if array.dtype == bool:
+        return lambda values: values
+    low, high = array.min().item(), array.max().item()  # NaN where one value is
+    if low != low:
+        raise OsmError(f"{where} holds NaN: values of 0 and 1, or from 0 to 1, are needed")
+    if logits:
+        if low >= 0 and high <= 1 and ((array > 0) & (array < 1)).any():
+            raise OsmError(
+                f"{where} has values {low:g} to {high:g}: these are probabilities, not logits; leave logits out"
+            )
+        return lambda values: values > 0
+    if low < 0:
+        if np.isin(array, (-1, 1)).all():
+            raise OsmError(f"{where} has the values -1 and 1: are these logits, 1 inside? {words.logits}")
+        raise OsmError(f"{where} has values {low:g} to {high:g}: are these logits? {words.logits}")
+    if array.dtype.kind == "f" and 0 < high <= 1 and not (low == high == 1):
+        if (array > 0.5).all():
+            raise OsmError(
+                f"{where} has values {low:g} to {high:g}, all over 0.5: is all of the image meant? {words.threshold}"
+            )
+        return lambda values: values > 0.5
+    if array.dtype.kind == "f" and not (np.isfinite(high) and (array == np.floor(array)).all()):
+        raise OsmError(f"{where} has values {low:g} to {high:g}: are these logits? {words.logits}; else 0 to 1 needed")
+    if low == high and high not in (0, 1, 255) and not (array.dtype.kind == "u" and high == np.iinfo(array.dtype).max):
+        raise OsmError(f"{where} is {high:g} everywhere: is all of the image meant? {words.label}")
+    if not ((array == 0) | (array == high)).all():
+        _ask_for_id(array, where, words)
+    return lambda values: values != 0
+
+
+def _ask_for_id(array: np.ndarray, where: str, words: _Words) -> NoReturn:
+    ids = np.unique(array)
+    ids = ids[ids != 0]
+    if len(ids) > _LISTED and array.max() == 255:
+        raise OsmError(
+            f"{where} has {len(ids)} values up to 255: is it soft ({words.threshold}), or are these ids "
+            f"({words.label})?"
+        )
+    raise OsmError(f"{where} holds the ids {_listed(ids)}: which one is meant? {words.label}")
+
+
+def _listed(ids: np.ndarray) -> str:
+    return ", ".join(f"{number:g}" for number in ids[:_LISTED].tolist()) + (", ..." if len(ids) > _LISTED else "")
+
+
+def _check_id(array: np.ndarray, label_id: int, where: str) -> None:
+    if array.dtype == bool:
+        raise OsmError(f"{where} is a mask of True and False, which has no ids: leave the id {label_id} out")
+    if not (array == label_id).any():
+        raise OsmError(f"{where} has no pixel of the id {label_id}; it holds {_listed(np.unique(array))}")
+
+
+# RLEs and SAM's dicts.
+
+
+def _of_mapping(
+    value: Mapping[Any, Any], size_hw: tuple[int, int], where: str, logits: bool, label_id: int | None
+) -> Draw:
+    inner = value.get("segmentation")
+    if "counts" not in value and inner is not None:
+        if isinstance(inner, list):
+            return _of_segmentation(inner, size_hw, where, label_id)
+        if isinstance(inner, Mapping) and "counts" not in inner:  # within each other without end, perhaps
+            raise OsmError(f"{where}: its segmentation is a dict without counts, an RLE or a mask is needed")
+        return mask_drawer(inner, size_hw, where, logits=logits, label_id=label_id)
+    if "counts" not in value and "size" not in value:
+        raise OsmError(
+            f"{where} is a dict with {shown(sorted(map(str, value)))}: an RLE (size, counts) or a 'segmentation' needed"
+        )
+    return _of_segmentation(value, size_hw, where, label_id)
+
+
+def _of_segmentation(segmentation: Any, size_hw: tuple[int, int], where: str, label_id: int | None) -> Draw:
+    if label_id is not None:
+        raise OsmError(f"{where} is an RLE or polygons, which have no ids: leave the id {label_id} out")
+    value = read_segmentation(segmentation, size_hw, where).value
+    return lambda: draw_segmentation(value, size_hw)
+
+
+# Pictures.
+
+
+def _check_size(size: tuple[int, int], size_hw: tuple[int, int], where: str) -> None:
+    if size != size_hw[::-1]:
+        turn = ": turned by a quarter, perhaps as the picture is stored" if size == size_hw else ""
+        raise OsmError(f"{where} is {size[0]} x {size[1]}, its image {size_hw[1]} x {size_hw[0]}{turn}")
+
+
+def _of_image(
+    image: Image.Image,
+    size_hw: tuple[int, int],
+    where: str,
+    label_id: int | None,
+    words: _Words,
+) -> np.ndarray:
+    """The mask that a picture shows, decoded or not, once it is upright; see `mask_of_picture`."""
+    turn = orientation(image)
+    _check_size(image.size[::-1] if turn > 4 else image.size, size_hw, where)
+    lossy = image.format in _LOSSY
+    if label_id is not None:
+        ids = _ids(image, turn, where)
+        _check_id(ids, label_id, where)
+        return ids == label_id
+    image = turned(decode(image), turn)
+    if image.mode == "1":
+        return np.asarray(image)
+    if image.mode == "F":
+        array = np.asarray(image)
+        return _rule(array, where, False, None, words)(array)
+    if image.mode.startswith("I"):
+        return _of_deep(np.asarray(image), where, words)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = (image.convert(image.mode.upper()) if image.mode.endswith("a") else image).convert("RGBA")
+        alpha = np.asarray(rgba.getchannel("A"))
+        most = int(alpha.max())
+        plain = bool(((alpha == 0) | (alpha == most)).all()) and bool((alpha == 0).any())  # an overlay, perhaps faint
+        seen = alpha > (most // 2 if plain else _HALF)
+        if not most:
+            raise OsmError(f"{where} is transparent everywhere: a mask in black and white is needed")
+        if not seen.any():
+            raise OsmError(
+                f"{where} has an alpha channel of at most {most} of 255: a mask in black and white is needed"
+            )
+        if not seen.all():
+            bright = np.asarray(rgba)[..., :3].max(-1)[seen] > _HALF
+            if bright.any() and not bright.all():
+                raise OsmError(
+                    f"{where} varies in its alpha channel and in its brightness: which is the mask? Save that one alone"
+                )
+            return seen
+        image = rgba.convert("RGB")
+    if image.mode == "L":
+        return _of_grey(np.asarray(image), where, words, lossy)
+    return _of_colors(np.asarray(to_rgb(image)), where, words, lossy)
+
+
+def _ids(image: Image.Image, turn: int, where: str) -> np.ndarray:
+    if image.mode == "F":
+        return np.asarray(turned(decode(image), turn))
+    try:
+        ids = as_ids(image)
+    except SampleError as error:
+        raise OsmError(f"{where}: {error}") from None
+    return ids if turn == 1 else np.asarray(turned(Image.fromarray(ids.astype(np.int32)), turn))
+
+
+def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
+    """White, or one colour, on black: (H, W, 3) to bool (H, W)."""
+    value = rgb.max(-1)
+    if ((value - rgb.min(-1)) > 40).mean() <= 0.01:  # grey, but for the noise of JPEGs
+        return _of_grey(value, where, words, lossy)
+    drawn = value > 0
+    colors = rgb[drawn]
+    if not drawn.all() and (colors == colors[0]).all():
+        return drawn
+    inside = value > _HALF
+    dim = ((value > _DARK) & ~inside).mean()
+    if inside.all() or not inside.any() or dim > 0.05 or not _one_color(rgb[inside]):
+        raise OsmError(f"{where} has several colours: which one is meant? Save that one in white on black")
+    return inside
+
+
+def _one_color(colors: np.ndarray) -> bool:
+    """Whether nearly all of these, (N, 3), look like the commonest of them."""
+    codes = (colors >> 5).astype(np.int32) @ np.array([64, 8, 1], np.int32)
+    commonest = np.median(colors[codes == np.bincount(codes).argmax()], axis=0).astype(np.int16)
+    return bool((np.abs(colors.astype(np.int16) - commonest).max(-1) > 48).mean() <= 0.02)
+
+
+def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
+    """A picture of 16 or 32 bits: black and another value, or grey levels up to white; else ids."""
+    low, high = int(values.min()), int(values.max())
+    plain = bool(((values == 0) | (values == high)).all())
+    if low < 0 or plain:
+        return _rule(values, where, False, None, words)(values)
+    if high <= 255:
+        return _of_grey(values.astype(np.uint8), where, words, False)
+    if not _BRIGHT << 8 <= high < 1 << 16 or ((values > 0) & (values < 256)).any():
+        _ask_for_id(values, where, words)
+    return _of_grey((values >> 8).astype(np.uint8), where, words, False)
+
+
+def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
+    """uint8 (H, W) to bool (H, W): two values, or soft ones that are black and white in the main."""
+    counts = np.bincount(grey.reshape(-1), minlength=256)
+    found = np.flatnonzero(counts)
+    low, high = int(found[0]), int(found[-1])
+    if len(found) == 1 and low not in (0, 1, 255):
+        raise OsmError(f"{where} is {low} everywhere: is all of the image meant? Then white (255) is needed")
+    if len(found) == 1 or (len(found) == 2 and low == 0):
+        return grey != 0
+    if low > _HALF:
+        raise OsmError(f"{where} is bright everywhere ({low} to {high}): black outside and white inside are needed")
+    if low > _DARK or high < _BRIGHT:
+        _ask_for_id(grey, where, words)
+    between = counts[_DARK + 1 : _BRIGHT]
+    if not lossy and len(found) > 2:
+        few = len(found) <= _LISTED and between.max() > 0.1 * counts[1:].sum()  # areas of grey, not edges
+        above = found[found > _HALF]
+        # 0, 1, 2 and 255 are labels and what is ignored. Soft edges have bright values, too.
+        ids = low == 0 and len(above) == 1 and found[found <= _HALF][-1] <= _DARK
+        if few or ids:
+            _ask_for_id(grey, where, words)
+    if between.sum() > 0.5 * grey.size:
+        raise OsmError(f"{where} is grey for the most part: is it a mask? Black outside and white inside are needed")
+    return grey > _HALF
+
+
+# Arrays in files.
+
+
+def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None) -> np.ndarray:
+    """A .npy, its header checked before memory is taken; nothing in it is unpickled."""
+    check_regular_file(path, where)
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in read_header:
+                raise ValueError(f"version {version}")
+            shape, _, dtype = read_header[version](file, max_header_size=_MAX_NPY_HEADER)
+            if dtype.kind not in "buif":
+                raise OsmError(f"{where} has the type {dtype}: an array of numbers is needed")
+            _check_shape(shape, dtype, size_hw, where)
+            file.seek(0)
+            array = np.lib.format.read_array(file, allow_pickle=False).reshape(size_hw)
+    except OsmError:
+        raise
+    except FileNotFoundError:
+        raise OsmError(f"{where}: there is no such file") from None
+    except Exception as error:  # numpy raises what the broken byte happens to cause
+        raise OsmError(f"{where}: not a readable .npy ({error})") from None
+    return _rule(array, where, False, label_id, _FLAG)(array)

@@ -1,0 +1,437 @@
+"""The one reader of pictures: of a few formats alone, with size and work bounded before any pixel is decoded.
+
+`read_rgb` is the way from a file to 8-bit RGB, for training, prediction and naming alike; `as_rgb` takes arrays and PIL
+images, too. Both convert by `to_rgb`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError, features
+
+from osm.errors import OsmError, SampleError
+from osm.files import check_regular_file
+from osm.io.headers import claimed_size
+from osm.io.jpeg import check_header, repeated_samples
+
+MAX_PIXELS = 120_000_000  # a 10,000 x 10,000 picture passes
+# The longest side that a JPEG can have. Resizing takes memory in proportion to the ratio of the sides, too.
+MAX_SIDE = 65_535
+# A scan of a JPEG goes over the whole picture, but may be only a few bytes. This bounds the samples that are gone over
+# after each was read once: 1 to 2 seconds, and 20 scans of a colour picture of MAX_PIXELS pass.
+MAX_REPEATED_SAMPLES = 2_500_000_000
+# A BMP of runs is decoded in Python: one to two seconds for so many pixels, each of them a run.
+MAX_RUN_PIXELS = 2_000_000
+# An AVIF's data may decode to more than its header claims, up to libavif's own bound of 268 million pixels.
+_AVIF = "avif" in features.modules and bool(features.check("avif"))  # not in every Pillow
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", *(["AVIF"] if _AVIF else []))
+FORMATS = "JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF" if _AVIF else "JPEG, PNG, TIFF, WebP, BMP or GIF"
+"""As a message lists them."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", *([".avif"] if _AVIF else []))
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits of a sample that cameras and programs write
+_COMPRESSION, _TIFF_JPEG = 259, 7
+_TIFF_JPEGS = (6, _TIFF_JPEG)  # the older kind, too
+_INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # Pillow's, for a TIFF whose 0 is white
+_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # attributes of an image
+_ORIENTATION = 0x0112
+_SWAPPED = (5, 6, 7, 8)  # orientations that exchange width and height
+_NEEDED = "a PNG or TIFF of one channel of 1 to 16 bits, or with a palette, is needed"
+_TILE_SIDES = (322, 323)
+_PIECES = ((273, 279), (324, 325))  # offsets and lengths: of strips, or of tiles
+
+
+def open_image(source: bytes | str | Path) -> Image.Image:
+    """Opens an image without decoding it, so that its size and mode are known. `decode` gives its pixels.
+
+    Raises:
+        SampleError: `image_unreadable` (missing, not a regular file, none of FORMATS) or `image_too_large`.
+    """
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes):
+        try:
+            check_regular_file(source, "image")
+        except OsmError as error:
+            raise SampleError("image_unreadable", str(error)) from None
+    try:
+        with warnings.catch_warnings():  # Pillow warns of sizes that are well within our own bound
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with _stream(source) as stream:
+                check_header(stream)
+                stream.seek(0)
+                claimed = claimed_size(stream)
+            if claimed is not None:
+                _check_size(claimed, name)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+    except SampleError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise SampleError("image_too_large", f"image {name}: {error}") from None
+    except FileNotFoundError:
+        raise SampleError("image_unreadable", f"image {name}: there is no such file") from None
+    except UnidentifiedImageError:  # its text has the address of our stream in it
+        raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS}") from None
+    except Exception as error:  # Pillow raises what the broken byte happens to cause
+        raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS} ({_told(error)})") from None
+    _check_size(image.size, name)
+    if image.format == "TIFF":
+        _keep_as_stored(image)
+    return image
+
+
+def _keep_as_stored(image: Image.Image) -> None:
+    """Makes an opened TIFF have its stored size, and keep its stored pixels when it is decoded, as other formats do.
+
+    Pillow would turn it by its orientation, and gives the turned size beforehand.
+    """
+    turn = _stated_turn(image)
+    setattr(image, _TURN, turn)
+    if turn != 1:
+        opened: Any = image
+        del image.getexif()[_ORIENTATION]  # what Pillow goes by: it parses once
+        if opened.tag_v2.pop(_ORIENTATION, 1) in _SWAPPED and hasattr(opened, "_tile_size"):
+            opened._size = opened._tile_size
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE:
+        message = f"image {name}: {size[0]} x {size[1]} is over {MAX_PIXELS} pixels, or longer than {MAX_SIDE}"
+        raise SampleError("image_too_large", message)
+
+
+def _told(error: Exception) -> str:
+    """The error's text without addresses of objects: two runs say the same."""
+    return re.sub(r"<[^<>]* at 0x[0-9A-Fa-f]+>", "the file", str(error))
+
+
+def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
+    """Decodes an opened image, and converts it to a mode.
+
+    Raises:
+        SampleError: `image_truncated`, for any fault in its data, and for data that take far more work than the
+            picture's size.
+    """
+    try:
+        if getattr(image, "tile", None):  # else it is decoded already
+            _check_work(image)
+        image.load()
+        return image if mode in (None, image.mode) else image.convert(mode)
+    except Exception as error:  # as above
+        raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
+
+
+def _named(image: Image.Image) -> str:
+    """How a message about it begins: with its file, where it has one."""
+    name = getattr(image, "filename", "")
+    return f"image {name}: " if name else ""
+
+
+def _stream(source: bytes | str | Path) -> IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+
+
+def _check_work(image: Image.Image) -> None:
+    """Raises ValueError for an opened image whose decoding would take far longer than its size says."""
+    if image.format in ("JPEG", "MPO"):
+        repeated = repeated_samples(_bytes_of(image), MAX_REPEATED_SAMPLES)
+    elif image.format == "TIFF":
+        repeated = _check_tiff(image)
+    elif image.format == "BMP":
+        return _check_runs(image)
+    else:
+        return
+    if repeated > MAX_REPEATED_SAMPLES:
+        raise ValueError(f"its scans go over more than {MAX_REPEATED_SAMPLES} samples again")
+
+
+def _check_runs(image: Image.Image) -> None:
+    """Raises ValueError for a BMP of runs that Python would go over for seconds."""
+    tiles: Any = image.tile  # type: ignore[attr-defined]
+    pixels = image.width * image.height
+    if tiles and tiles[0][0] == "bmp_rle":
+        if pixels > MAX_RUN_PIXELS:
+            raise ValueError(f"a BMP of runs, {image.width} x {image.height} is over {MAX_RUN_PIXELS} pixels")
+        if len(_bytes_of(image)) > 4 * pixels + (1 << 16):
+            raise ValueError("a BMP whose runs are far longer than the picture")
+
+
+def _bytes_of(image: Image.Image) -> bytes:
+    stream: Any = image.fp  # type: ignore[attr-defined]
+    before = stream.tell()
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(before)
+    return data
+
+
+def _check_tiff(image: Image.Image) -> int:
+    """The samples that scans go over again, where the TIFF is made of JPEGs; raises ValueError for oversized tiles."""
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    # A tile is decoded whole, however little of it is in the picture.
+    tile = [int(tags.get(tag, 0)) for tag in _TILE_SIDES]
+    if all(tile):
+        padded = [-(-side // step) * step for side, step in zip(image.size, tile, strict=True)]
+        if padded[0] * padded[1] > 2 * MAX_PIXELS:
+            raise ValueError(f"tiles of {tile[0]} x {tile[1]}, of which a picture of {2 * MAX_PIXELS} pixels is made")
+    if tags.get(_COMPRESSION) != _TIFF_JPEG:
+        return 0
+    data = _bytes_of(image)
+    repeated = walked = 0
+    counted: dict[tuple[int, int], int] = {}
+    for offsets, lengths in _PIECES:
+        for piece in zip(_numbers(tags.get(offsets)), _numbers(tags.get(lengths)), strict=False):
+            if piece not in counted:
+                walked += min(piece[1], len(data))
+                if walked > 2 * len(data):
+                    raise ValueError("its strips or tiles overlap")
+                counted[piece] = repeated_samples(data[piece[0] : piece[0] + piece[1]], MAX_REPEATED_SAMPLES)
+            repeated += counted[piece]
+            if repeated > MAX_REPEATED_SAMPLES:
+                return repeated
+    return repeated
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else () if value is None else (int(value),)
+
+
+def orientation(image: Image.Image) -> int:
+    """How a decoded picture must be turned to be upright: EXIF's 1 to 8, 1 where there is none or it is broken.
+
+    Of an opened picture of 5 to 8, width and height change places. A TIFF that `open_image` did not open is always 1:
+    Pillow turns it as it decodes it.
+    """
+    if image.format == "TIFF":
+        return int(getattr(image, _TURN, 1))
+    _raw_mode(image)  # of a PNG, EXIF may lie behind the pixels, which are decoded then
+    return _stated_turn(image)
+
+
+def _stated_turn(image: Image.Image) -> int:
+    try:
+        with warnings.catch_warnings():  # Pillow's of damaged EXIF
+            warnings.simplefilter("ignore")
+            found = image.getexif().get(_ORIENTATION, 1)
+        return int(found) if found in range(1, 9) else 1
+    except Exception:  # as in `open_image`
+        return 1
+
+
+def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None, upright: bool = False) -> Image.Image:
+    """Decodes an image to 8-bit RGB; a truncated file is an error, never a half-grey picture.
+
+    Args:
+        at_least: (width, height) that are enough. A JPEG is then decoded at a half, a quarter or an eighth of its size
+            where that leaves as much: the means of blocks of pixels, for a fraction of the work.
+        upright: turned by its EXIF orientation, as viewers show it (`at_least` is of the turned picture); False = as it
+            is stored, which is what masks of most sets lie on.
+
+    Raises:
+        SampleError: what `open_image`, `decode` and `to_rgb` raise.
+    """
+    image = open_image(source)
+    turn = orientation(image) if upright else 1
+    if at_least is not None:
+        image.draft(None, at_least[::-1] if turn > 4 else at_least)
+    return _settled(turned(to_rgb(decode(image)), turn))
+
+
+def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
+    """A path, PIL image or array, uint8 (H, W), (H, W, 3) or (H, W, 4), as 8-bit RGB, upright by its EXIF orientation.
+
+    Raises:
+        OsmError: no image, or a file that cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        return read_rgb(Path(image), upright=True)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise OsmError(f"image: array {image.shape} of {image.dtype}; uint8 (H, W), (H, W, 3) or (H, W, 4) needed")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise OsmError(f"image is a {type(image).__name__}; a PIL image, an array or a path is needed")
+    turn = orientation(image)
+    found = turned(to_rgb(image), turn)
+    return _settled(found.copy() if found is image else found)  # the caller's own may change
+
+
+def turned(image: Image.Image, turn: int) -> Image.Image:
+    """A decoded picture, upright; `turn` is its `orientation`."""
+    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+
+
+def _settled(image: Image.Image) -> Image.Image:
+    """Without an EXIF that would have it turned (again): its masks lie on these pixels."""
+    if orientation(image) == 1:
+        return image
+    image = image.copy()  # Pillow keeps what it has parsed beside `info`
+    image.info = {}
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts a PIL image to 8-bit RGB, without applying its EXIF orientation.
+
+    An RGB image without transparency is returned as it is.
+
+    Transparency lies on white. Integers of more than 8 bits are cut to the upper 8 of the smallest depth (8, 10, 12,
+    14, 16, 24, 32) that holds the picture's maximum: cameras write 12 bits into files of 16. Floats of 0 to 1 are
+    scaled by 255, those up to 255 stay as they are, larger ones are taken as integers.
+
+    Raises:
+        SampleError: `image_values` for negative values, NaN and infinity; `image_truncated` where the data are broken.
+    """
+    try:
+        image.load()
+        if image.mode == "F" or image.mode.startswith("I"):
+            return _of_depth(image)
+        if image.mode in ("La", "RGBa"):  # Pillow converts them to their own kind alone
+            image = image.convert(image.mode.upper())
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info or _has_alpha(image):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except SampleError:
+        raise
+    except Exception as error:  # as in `open_image`
+        raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+
+
+def _of_depth(image: Image.Image) -> Image.Image:
+    """A picture of one channel of integers or floats as RGB; see `to_rgb`."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()  # either is NaN where one value is
+    told = f"{_named(image)}values {low:g} to {high:g}"
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
+        raise SampleError("image_values", f"{told}: finite ones from 0 on are needed (0 to 1, or 0 to 255)")
+    if image.mode == "F":
+        if 1 < high < 2:
+            raise SampleError("image_values", f"{told}: 0 to 1 or 0 to 255 is needed, and this is neither")
+        if 1 < high <= 255:
+            return image.convert("RGB")
+    depth = next((bits for bits in _DEPTHS if high < 2**bits), None)
+    if depth is None:
+        raise SampleError("image_values", f"{told}: at most 32 bits are needed")
+    if image.mode != "F":
+        grey = (values >> (depth - 8)).astype(np.uint8)
+    elif high <= 1:
+        grey = (values * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    else:
+        grey = (values / np.float32(2 ** (depth - 8))).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def read_ids(source: bytes | str | Path) -> np.ndarray:
+    """Decodes a label map whose pixels are ids, to (H, W); see `as_ids`.
+
+    Raises:
+        SampleError: `mask_not_ids` where a pixel is no single number, or what `open_image` raises.
+    """
+    return as_ids(open_image(source))
+
+
+def as_ids(image: Image.Image) -> np.ndarray:
+    """The numbers that an opened label map stores, not turned: uint8 or uint16 (H, W), int32 for 32 bits and signed 16.
+
+    It has one channel of 1 to 32 bits, or a palette, of which the index counts. Several channels that are equal are
+    one, where none is transparent. Pillow stretches 2 and 4 bits over 0 to 255, and inverts 8 bits and less where a
+    TIFF says that 0 is white; both are undone. Of a picture that was decoded elsewhere that can no longer be told.
+
+    Raises:
+        SampleError: `mask_not_ids` where a pixel is no single number, or may have been changed by a JPEG's compression;
+            what `decode` raises.
+    """
+    if image.format in ("JPEG", "MPO") or _holds_jpegs(image):
+        raise SampleError("mask_not_ids", f"label map is compressed as JPEG, which changes ids: {_NEEDED}")
+    raw = _raw_mode(image)
+    image = decode(image)
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "LA", "RGB", "RGBA"):
+        raise SampleError("mask_not_ids", f"label map has mode {image.mode}: {_NEEDED}")
+    ids = np.asarray(image)
+    if ids.ndim == 3:
+        clear = image.mode.endswith("A") and bool((ids[..., -1] != 255).any())  # what an id is there, nobody knows
+        ids = ids[..., :-1] if image.mode.endswith("A") else ids
+        if clear or not (ids == ids[..., :1]).all():
+            found = "transparent pixels" if clear else "channels that differ"
+            raise SampleError("mask_not_ids", f"label map of mode {image.mode} has {found}: {_NEEDED}")
+        return np.ascontiguousarray(ids[..., 0])
+    if image.mode == "1":
+        ids = ids.astype(np.uint8)
+    if raw in _INVERTED:
+        ids = (1 if image.mode == "1" else 255) - ids
+    if raw.startswith(("L;2", "L;4")):
+        ids = ids // (85 if raw.startswith("L;2") else 17)
+    return ids if ids.dtype.kind == "u" else ids.astype(np.int32)
+
+
+def _holds_jpegs(image: Image.Image) -> bool:
+    tags: Any = getattr(image, "tag_v2", None)
+    return image.format == "TIFF" and tags is not None and tags.get(_COMPRESSION) in _TIFF_JPEGS
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How Pillow unpacks a picture, such as L;4; empty where it was decoded before anybody asked."""
+    tiles: Any = getattr(image, "tile", None)
+    if tiles:
+        args = tiles[0][3]
+        raw = args[0] if isinstance(args, (tuple, list)) and args else args
+        setattr(image, _RAW_MODE, raw if isinstance(raw, str) else "")
+    return getattr(image, _RAW_MODE, "")
+
+
+def read_mask(source: bytes | str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes a mask of one object, of 1 or 8 bits: what is not 0 belongs to it. Bool (H, W).
+
+    Args:
+        size: (width, height) to bring it to, nearest; None = its own.
+
+    Raises:
+        SampleError: `mask_not_ids` where it has several channels or more bits, or what `open_image` raises.
+    """
+    image = decode(open_image(source))
+    if image.mode not in ("1", "L", "P"):
+        raise SampleError("mask_not_ids", f"mask has mode {image.mode}, one channel of 1 or 8 bits needed")
+    if size is not None and size != image.size:
+        image = image.resize(size, Image.Resampling.NEAREST)
+    return np.asarray(image) != 0
+
+
+def read_panoptic(source: bytes | str | Path) -> np.ndarray:
+    """Decodes a panoptic PNG to int32 ids (H, W), id = R + 256 G + 65536 B.
+
+    Raises:
+        SampleError: `mask_not_rgb` where the PNG is no 8-bit RGB picture, or what `open_image` raises.
+    """
+    image = decode(open_image(source))
+    if image.mode not in ("RGB", "RGBA"):
+        raise SampleError("mask_not_rgb", f"panoptic PNG has mode {image.mode}, RGB (id = R + 256 G + 65536 B) needed")
+    # Four bytes a pixel, red first: a little-endian integer with something in its highest byte.
+    rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<i4")
+    return (rgbx & 0xFFFFFF).reshape(image.height, image.width)
+
+
+def panoptic_pixels(ids: np.ndarray) -> np.ndarray:
+    """Encodes integer ids (H, W) as the pixels of a panoptic PNG, uint8 (H, W, 3); `read_panoptic` reads them."""
+    ids = ids.astype(np.int64)  # a narrower type cannot hold the divisors
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

@@ -1,0 +1,161 @@
+"""The command `osm folder` (demo_with_sam.py): every picture of a folder, its segments found and named."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from osm.errors import OsmError
+from osm.quiet import quiet_command
+from osm.recognition.flags import add_checkpoint
+from osm.recognition.placement import add_flags, from_flags
+from osm.storage.cache import localize
+from osm.storage.locations import is_remote, public, suffix_of
+from osm.terminal import echo
+
+
+def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
+    """The flags of `osm folder`."""
+    out = argparse.ArgumentParser(
+        prog=prog, allow_abbrev=False, description="Finds and names the segments of every picture of a folder."
+    )
+    out.add_argument(
+        "images", type=Path, nargs="+", help="folders, or pictures (JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF)"
+    )
+    add_checkpoint(out)
+    out.add_argument("--output_dir", type=Path, default=Path("demo_vis"), help="[%(default)s]")
+    add_segmenter_flags(out)
+    out.add_argument("--mode", default="any", help="in which it answers [%(default)s, the open one]")
+    out.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="names, a line each, with commas or in a json: only these may come out",
+    )
+    out.add_argument(
+        "--way", default="constrained", help="with a vocabulary: constrained, scored or mapped [%(default)s]"
+    )
+    out.add_argument("--min_area", type=int, default=100, help="smaller segments are not named [%(default)s pixels]")
+    out.add_argument("--min_prob", type=float, default=0.2, help="names below it are not drawn [%(default)s]")
+    out.add_argument("--alpha", type=float, default=0.7, help="how much the colours cover, 0 to 1 [%(default)s]")
+    out.add_argument("--max_new_tokens", type=int, default=16, help="of a name [%(default)s]")
+    out.add_argument("--panoptic", action="store_true", help="write the map too, in COCO's panoptic form")
+    out.add_argument("--overwrite", action="store_true", help="name again what is there")
+    out.add_argument("--device", default="auto", help="[%(default)s]")
+    add_flags(out)
+    return out
+
+
+def add_segmenter_flags(out: argparse.ArgumentParser) -> None:
+    """Where the segments come from."""
+    out.add_argument(
+        "--segmenter",
+        default="auto",
+        help="sam, transformers, embedded (no download), or auto: embedded without --sam_checkpoint [%(default)s]",
+    )
+    out.add_argument(
+        "--sam_checkpoint", metavar="FILE", help="a SAM (.pth), or the folder or hub id of a SAM 2 or 3 of transformers"
+    )
+    out.add_argument("--sam_type", help="vit_h, vit_l or vit_b, where the file's name does not tell")
+
+
+def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
+    """The segmenter that the flags of `add_segmenter_flags` mean."""
+    from osm.recognition.segmenters import load_segmenter
+
+    checkpoint = args.sam_checkpoint
+    if checkpoint and is_remote(checkpoint):
+        folder = suffix_of(checkpoint) not in (".pth", ".pt")
+        checkpoint = str(localize(checkpoint, "--sam_checkpoint", folder=folder))
+    options = {"sam_type": args.sam_type} if args.sam_type else {}
+    try:
+        return load_segmenter(args.segmenter, checkpoint, recognizer, args.device, **options)
+    except TypeError:
+        raise OsmError(f"--sam_type {args.sam_type} is for a SAM file (.pth) alone") from None
+
+
+@quiet_command
+def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
+    """Returns 0, 1 where a picture failed, or 2 after a user's mistake."""
+    args = parser(prog).parse_args(argv)
+    try:
+        return _run(args)
+    except OsmError as error:
+        echo(f"error: {error}", file=sys.stderr)
+    except OSError as error:  # of the results' files: what a picture's own raises is its failure alone
+        echo(f"error: --output_dir {args.output_dir}: {error}", file=sys.stderr)
+    return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    from osm.io.images import SUFFIXES
+    from osm.labeling.folder import FolderDemo, images_of, works_of
+    from osm.labeling.naming import MapWish
+    from osm.models.checkpoint import published_state_dict
+    from osm.models.weights import fingerprint_tensors
+    from osm.recognition.recognizer import load_recognizer
+    from osm.recognition.vocabulary import read_names
+
+    _check(args)
+    places = [localize(place, "images", folder=suffix_of(place) not in SUFFIXES) for place in args.images]
+    images, others = images_of(places, args.output_dir)
+    if others:
+        echo(f"{len(others)} files that are no pictures: {', '.join(p.name for p in others[:5])}", file=sys.stderr)
+    names = read_names(args.vocabulary) if args.vocabulary else None
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
+    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **options)
+    if args.mode not in recognizer.modes:
+        raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}")
+    segmenter = segmenter_from(args, recognizer)
+    wish = MapWish(args.mode, tuple(names or ()), args.way, min_area=args.min_area, min_prob=args.min_prob)
+    settings = {key: _told(getattr(args, key)) for key in _SETTINGS} | {
+        "vocabulary": names,
+        "segmenter": segmenter.name,
+    }
+    # A path may hold another checkpoint by the next run.
+    settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))
+    demo = FolderDemo(recognizer, segmenter, wish, settings, args.overwrite, args.panoptic, args.alpha)
+    outcome = demo.run(works_of(images, args.output_dir))
+    failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
+    echo(f"{outcome.named} pictures named, {outcome.there} were there{failed}: {args.output_dir}")
+    for image, reason in outcome.failed.items():
+        echo(f"  {image}: {reason}")
+    return 1 if outcome.failed else 0
+
+
+# What a picture's result depends on, beside the picture.
+_SETTINGS = (
+    "checkpoint",
+    "config",
+    "sam_checkpoint",
+    "sam_type",
+    "mode",
+    "way",
+    "min_area",
+    "min_prob",
+    "alpha",
+    "max_new_tokens",
+)
+
+
+def _told(value: Any) -> Any:
+    """A setting as a picture's json has it."""
+    return public(value) if isinstance(value, str) else value
+
+
+def _check(args: argparse.Namespace) -> None:
+    for flag in ("min_prob", "alpha"):
+        if not 0 <= getattr(args, flag) <= 1:
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be from 0 to 1")
+    if args.min_area < 1:
+        raise OsmError(f"--min_area {args.min_area} must be 1 or more")
+    if args.output_dir.exists() and not args.output_dir.is_dir():
+        raise OsmError(f"--output_dir {args.output_dir} is no folder")
+    from osm.recognition.recognizer import WAYS
+
+    if args.way not in WAYS:
+        raise OsmError(f"--way {args.way!r} is not one of {', '.join(WAYS)}")

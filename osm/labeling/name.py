@@ -1,0 +1,166 @@
+"""The command `osm name`: what is this, in that picture?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osm.errors import OsmError, exit_code
+from osm.labeling.folder_cli import add_segmenter_flags, segmenter_from
+from osm.recognition.flags import WAY_HELP, add_checkpoint, way_of
+from osm.recognition.placement import add_flags, from_flags
+from osm.storage.cache import localize
+from osm.storage.locations import public
+from osm.terminal import echo
+
+if TYPE_CHECKING:
+    from osm.recognition.recognizer import Recognition, Recognizer
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm name`."""
+    out = argparse.ArgumentParser(
+        prog="osm name",
+        allow_abbrev=False,
+        description="Names what masks, boxes or points show, or all in a picture.",
+    )
+    out.add_argument("image", help="file or URL of a JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF")
+    add_checkpoint(out)
+    out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, white = inside, or a .npy")
+    out.add_argument("--mask_id", type=int, metavar="N", help="every --mask is a label map: inside is the id N")
+    out.add_argument("--box", action="append", metavar="X,Y,W,H", help="in pixels")
+    out.add_argument("--point", action="append", metavar="X,Y", help="in pixels; a small disc around it is named")
+    out.add_argument("--auto", action="store_true", help="all segments that a segmenter finds, the largest first")
+    add_segmenter_flags(out)
+    out.add_argument("--mode", action="append", help="in which it answers; any is the open one [any]")
+    out.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="names, a line each, with commas or in a json: only these may come out",
+    )
+    out.add_argument("--way", help=WAY_HELP)
+    out.add_argument("--top_k", type=int, default=1, help="so many names of each [%(default)s]")
+    out.add_argument("--json", action="store_true", help="one JSON document instead of lines")
+    out.add_argument("--device", default="auto", help="[%(default)s]")
+    add_flags(out)
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 after a user's mistake."""
+    args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+    try:
+        echo(*_answer(args))
+    except OsmError as error:
+        echo(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    return 0
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--box -5,6,7,8` as `--box=-5,6,7,8`: argparse would take what begins with a minus for a flag."""
+    found: list[str] = []
+    for word in argv:
+        if found and found[-1] in ("--box", "--point") and re.match(r"-[\d.]", word):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
+
+
+def _answer(args: argparse.Namespace) -> list[str]:
+    boxes = [_numbers(text, 4, "--box", "X,Y,W,H") for text in args.box or ()]
+    points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
+    if not (args.mask or boxes or points or args.auto):
+        raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H or --point X,Y, or --auto")
+    if args.mask_id is not None and not args.mask:
+        raise OsmError(f"--mask_id {args.mask_id} says which id of a label map is meant: give --mask FILE as well")
+    if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
+        raise OsmError("--segmenter, --sam_checkpoint and --sam_type are for --auto: give it as well")
+    way = way_of(args)
+    image = localize(args.image, "image")
+    if not image.is_file():
+        raise OsmError(f"{public(args.image)}: no such picture")
+    from osm.recognition.recognizer import load_recognizer
+    from osm.recognition.vocabulary import read_names
+
+    names = read_names(args.vocabulary) if args.vocabulary else None
+    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **from_flags(args))
+    recognizer.set_image(image)
+    size_hw = recognizer.image_size[::-1]
+    masks: list[Any] = [_mask_of(path, size_hw, args.mask_id) for path in args.mask or ()]
+    segments = _segments(args, image, recognizer) if args.auto else []
+    masks += [segment["segmentation"] for segment in segments]
+    found = recognizer.name(
+        masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, way=way
+    )
+    what = [f"mask {public(path)}" for path in args.mask or ()]
+    what += [f"segment {k} ({s['area']} pixels)" for k, s in enumerate(segments, 1)]
+    what += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]
+    if args.json:
+        regions = [
+            {"region": w, "answers": [_plain(a) for a in answers]} for w, answers in zip(what, found, strict=True)
+        ]
+        for region, segment in zip(regions[len(args.mask or ()) :], segments, strict=False):
+            region.update(segment)
+        document = {"image": public(args.image), "size": list(recognizer.image_size), "regions": regions}
+        return json.dumps(document, indent=1).split("\n")
+    return [_line(w, answer) for w, answers in zip(what, found, strict=True) for answer in answers]
+
+
+def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
+    from osm.io.any_mask import mask_of_picture
+
+    return mask_of_picture(localize(path, "--mask"), size_hw, f"--mask {public(path)}", label_id)
+
+
+def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:
+    """All segments of the picture, as RLEs: they are as many as a hundred or more."""
+    from osm.io.images import as_rgb
+    from osm.labeling.naming import box_of, encoded
+
+    segmenter = segmenter_from(args, recognizer)
+    segmenter.set_image(as_rgb(image))
+    found = []
+    for segment in segmenter.everything():
+        rle = encoded(segment.mask)
+        found.append({"score": segment.score, "area": segment.area, "bbox": box_of(rle), "segmentation": rle})
+    if not found:
+        echo(f"{public(args.image)}: the segmenter {segmenter.name} finds no segment", file=sys.stderr)
+    return found
+
+
+def _numbers(text: str, count: int, flag: str, what: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise OsmError(f"{flag} {text!r} is not {what}")
+    return numbers
+
+
+def _plain(answer: Recognition) -> dict[str, Any]:
+    found: dict[str, Any] = {"mode": answer.mode, "name": answer.text, "prob": answer.prob}
+    if answer.skipped:
+        return {"mode": answer.mode, "skipped": answer.skipped}
+    if answer.token_probs:
+        found["token_probs"] = list(answer.token_probs)
+    if answer.said:
+        found["said"] = answer.said
+    if answer.top:
+        found["top"] = [{"name": other.text, "prob": other.prob} for other in answer.top]
+    return found
+
+
+def _line(what: str, answer: Recognition) -> str:
+    if answer.skipped:
+        return f"{what} [{answer.mode}]: no name, {answer.skipped}"
+    names = [(other.text, other.prob) for other in answer.top] or [(answer.text, answer.prob)]
+    return f"{what} [{answer.mode}]: " + ", ".join(f"{text or '(nothing)'} {prob:.1%}" for text, prob in names)

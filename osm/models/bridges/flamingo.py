@@ -1,0 +1,174 @@
+"""Variant `flamingo`: tokens pooled by a mask, resampled to a few, and read by a frozen LLM through gated
+cross-attention (Flamingo, Alayrac et al. 2022, https://arxiv.org/abs/2204.14198).
+
+Shapes: N images, R rows (masks), T pooled tokens, Q queries, D width, C token width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from osm.config import FlamingoConfig, ModelConfig
+from osm.errors import OsmError
+from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
+from osm.models.bridges.gated import GatedLayers, decoder_layers, hidden_width
+from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionLooks, look_at_regions, pool
+from osm.models.towers.tower import Tower
+
+_FREQUENCIES = 6  # of each number of a token's geometry: down to a 64th of the input
+
+
+class ResamplerLayer(nn.Module):
+    """Queries attend to the pooled tokens and to themselves, then a feed-forward (Flamingo, section 3.1.1)."""
+
+    def __init__(self, config: FlamingoConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.dropout = config.heads, nn.Dropout(config.dropout)
+        self.norm, self.token_norm, self.mlp_norm = (nn.LayerNorm(width) for _ in range(3))
+        self.query, self.output = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.mlp_in, self.mlp_out = nn.Linear(width, config.mlp_width), nn.Linear(config.mlp_width, width)
+
+    def forward(self, queries_RQD: Tensor, tokens_RTD: Tensor, present_RT: Tensor) -> Tensor:
+        mine = self.norm(queries_RQD)
+        both = torch.cat([self.token_norm(tokens_RTD), mine], 1)
+        seen = torch.cat([present_RT, present_RT.new_ones(mine.shape[:2])], 1)[:, None, None]
+        query = rearrange(self.query(mine), "r q (h d) -> r h q d", h=self.heads)
+        key, value = rearrange(self.key_value(both), "r t (two h d) -> two r h t d", two=2, h=self.heads)
+        read = F.scaled_dot_product_attention(query, key, value, seen)
+        queries_RQD = queries_RQD + self.dropout(self.output(rearrange(read, "r h q d -> r q (h d)")))
+        return queries_RQD + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(queries_RQD)))))
+
+
+class FlamingoBridge(Bridge):
+    """Everything that variant `flamingo` trains but `window_pos_embed`.
+
+    Args:
+        modes: the answer styles; each is one more query, and so one of the visual tokens.
+        token_width: C. llm_width: of the LLM's layers. blocks: gated blocks, one before every n-th of them.
+    """
+
+    config: FlamingoConfig
+    has_prefix = False
+    prefix_length = 0
+
+    def __init__(
+        self, config: FlamingoConfig, modes: Sequence[str], token_width: int, llm_width: int, blocks: int
+    ) -> None:
+        super().__init__()
+        check_names(modes)
+        self.config = config
+        tokens = SINGLES + 2 * config.roi**2
+        self.token_norm, self.projection = nn.LayerNorm(token_width), nn.Linear(token_width, config.width)
+        self.place = nn.Parameter(torch.empty(1, tokens, config.width))
+        self.geometry = nn.Linear(GEOMETRY * (1 + 2 * _FREQUENCIES), config.width)
+        self.query = nn.Parameter(torch.empty(1, config.queries, config.width))
+        self.mode_query = nn.ParameterDict({m: nn.Parameter(torch.empty(1, 1, config.width)) for m in modes})
+        self.resampler = nn.ModuleList(ResamplerLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.gated = GatedLayers(config, llm_width, blocks)
+        self.reset_parameters()
+
+    @classmethod
+    def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
+        sizes, layers = config.flamingo, len(decoder_layers(llm))
+        if not layers:
+            raise OsmError(
+                f"model.llm.name {config.llm.name!r}: no list of its modules has num_hidden_layers entries, "
+                "and gated blocks stand between such layers; choose another LLM, or variant maskqformer"
+            )
+        if layers < sizes.every:
+            raise OsmError(
+                f"model.flamingo.every {sizes.every}: the LLM has {layers} layers: no gated block would stand "
+                "before any; choose a smaller number"
+            )
+        return cls(sizes, config.modes, tower.width, hidden_width(llm), layers // sizes.every)
+
+    @classmethod
+    def blank(cls, config: ModelConfig, size: Callable[[str, int, int], int]) -> Self:
+        blocks, width = 0, size("gated.blocks.0.norm.weight", 1, 0)
+        with contextlib.suppress(OsmError):
+            while size(f"gated.blocks.{blocks}.norm.weight", 1, 0):
+                blocks += 1
+        return cls(config.flamingo, config.modes, size("window_pos_embed", 3, -1), width, blocks)
+
+    def reset_parameters(self) -> None:
+        """Queries, modes and places start truncated normal 0.02; matrices keep the variance of what passes them."""
+        for query in (self.query, self.place, *self.mode_query.values()):
+            nn.init.trunc_normal_(query, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def look(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> RegionLooks:
+        assert how == "area"  # of this variant's config
+        return look_at_regions(mask, context, patch)
+
+    def image_state(self, tokens_NLC: Tensor) -> ImageState:
+        return [(tokens_NLC.to(self.query.dtype),)]
+
+    def forward(
+        self,
+        state: ImageState,
+        image_index_R: Tensor,
+        looks: RegionLooks,
+        instruction: Instruction,
+        modes: Sequence[str],
+    ) -> Condition:
+        """No prefix, and what the gated blocks see: Q resampled tokens and the mode's."""
+        (image,) = state
+        assert image is not None
+        pooled = pool(image[0], image_index_R, looks, self.config.roi)
+        tokens = self.projection(self.token_norm(pooled.tokens_RTC))
+        tokens = tokens + self.place + self.geometry(fourier(pooled.geometry_RT6).to(tokens))
+        queries = torch.cat([self.query.expand(len(tokens), -1, -1), lookup(self.mode_query, modes)], 1)
+        for layer in self.resampler:
+            queries = layer(queries, tokens, pooled.present_RT)
+        return Condition(queries.new_zeros(len(queries), 0, 0), self.gated.visual(self.norm(queries)))
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.resampler, *self.gated.blocks]
+
+    def layers_to_shard(self) -> list[nn.Module]:
+        return list(self.gated.blocks)
+
+    def attach(self, llm: nn.Module) -> None:
+        self.gated.attach(llm)
+
+    def detach(self) -> None:
+        self.gated.detach()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        gates = [gate for block in self.gated.blocks for gate in (block.gate, block.mlp_gate)]
+        before = [gate.detach().clone() for gate in gates]
+        try:
+            with torch.no_grad():
+                for gate in gates:
+                    gate.fill_(0.5 / self.config.gate_gain)
+            yield
+        finally:
+            with torch.no_grad():
+                for gate, value in zip(gates, before, strict=True):
+                    gate.copy_(value)
+
+    def follow(self, dtype: torch.dtype) -> None:
+        self.gated.blocks.to(dtype)
+
+
+def fourier(numbers: Tensor) -> Tensor:
+    """(..., n) -> (..., n * 13): each number, and its sine and cosine at octaves."""
+    scales = math.pi * 2.0 ** torch.arange(_FREQUENCIES, device=numbers.device, dtype=numbers.dtype)
+    angles = (numbers[..., None] * scales).flatten(-2)
+    return torch.cat([numbers, angles.sin(), angles.cos()], -1)

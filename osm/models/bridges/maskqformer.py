@@ -1,0 +1,396 @@
+"""MaskQ-Former: queries that read the image inside a mask and around it (paper, section 3.3).
+
+The layer is InstructBLIP's Q-Former layer, written for many masks an image: keys and values of the image are computed
+once, and the queries of all its masks attend to them together. Parameter names are those of InstructBLIP's Q-Former,
+so its weights and the published checkpoints load by name.
+
+Shapes: N images, R rows (masks), L image tokens, Q = mask + context + 1 mode queries, T instruction tokens,
+C Q-Former width, H heads, D = C / H.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from osm.config import ModelConfig, QFormerConfig
+from osm.errors import OsmError
+from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
+from osm.models.bridges.gated import LayerKV
+from osm.models.masks import VisibleKeys, visible_keys
+from osm.models.towers.tower import Tower
+
+_BASE_PARTS = ("qformer.", "language_projection.")  # those that a published checkpoint has from its base model
+
+
+class RowGroups:
+    """Packs the rows of one image side by side, so that they share the image's keys without copies of them."""
+
+    def __init__(self, image_index: Tensor, images: int) -> None:
+        index = image_index.tolist()
+        wrong = [image for image in index if not 0 <= image < images]
+        if wrong:
+            raise OsmError(f"image_index names image {wrong[0]}, but there are {images} images")
+        rows_of: Counter[int] = Counter()
+        slots = []
+        for image in index:
+            slots.append(rows_of[image])
+            rows_of[image] += 1
+        self.images, self.per_image = images, max(rows_of.values(), default=1)
+        self.slot_R = image_index * self.per_image + torch.tensor(slots, device=image_index.device, dtype=torch.long)
+        self.trivial = self.slot_R.tolist() == list(range(images * self.per_image))
+
+    def pack(self, x: Tensor, fill: float = 0) -> Tensor:
+        """(R, Q, ...) -> (N, K*Q, ...), absent rows filled with `fill`."""
+        if not self.trivial:
+            packed = x.new_full((self.images * self.per_image, *x.shape[1:]), fill)
+            x = packed.index_copy(0, self.slot_R, x)
+        return x.reshape(self.images, self.per_image * x.shape[1], *x.shape[2:])
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(N, K*Q, ...) -> (R, Q, ...)."""
+        x = x.reshape(self.images * self.per_image, -1, *x.shape[2:])
+        return x if self.trivial else x[self.slot_R]
+
+
+@dataclass
+class SeenKeys:
+    """Rows side by side that look at the same keys of an image: their places, and the keys of both kinds of queries."""
+
+    image: int
+    rows: slice
+    by_mask: Tensor
+    by_context: Tensor
+
+
+def seen_keys(keys: VisibleKeys, image_index: Sequence[int]) -> list[SeenKeys]:
+    """What each row sees, as indices; rows that follow each other and see the same (a mask's modes) together."""
+    found: list[SeenKeys] = []
+    for row, image in enumerate(image_index):
+        last = found[-1] if found else None
+        if last is not None and last.image == image and _same(keys, row - 1, row):
+            last.rows = slice(last.rows.start, row + 1)
+        else:
+            by_mask, by_context = (x[row].nonzero().flatten() for x in (keys.mask_RL, keys.context_RL))
+            found.append(SeenKeys(image, slice(row, row + 1), by_mask, by_context))
+    return found
+
+
+def _same(keys: VisibleKeys, one: int, other: int) -> bool:
+    return all(torch.equal(x[one], x[other]) for x in (keys.mask_RL, keys.context_RL))
+
+
+class _Projections(nn.Module):
+    def __init__(self, width: int, key_width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (
+            nn.Linear(width, width),
+            nn.Linear(key_width, width),
+            nn.Linear(key_width, width),
+        )
+        self.heads, self.dropout = heads, dropout
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> LayerKV:
+        return self._split(self.key(x)), self._split(self.value(x))
+
+    def attend(self, x: Tensor, keys_values: LayerKV, visible: Tensor | None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(self._split(self.query(x)), *keys_values, visible, dropout)
+        return out.transpose(1, 2).flatten(2)
+
+    def attend_to_seen(self, x: Tensor, keys_values: LayerKV, seen: Sequence[SeenKeys], mask_queries: int) -> Tensor:
+        """As `attend`, but what a row does not see is not computed: most of an image, for most masks."""
+        query = self._split(self.query(x))
+        out = torch.empty_like(query)
+        for group in seen:
+            key, value = (part[group.image] for part in keys_values)
+            halves = (slice(0, mask_queries), group.by_mask), (slice(mask_queries, None), group.by_context)
+            for places, index in halves:
+                # The rows' queries one after the other: they share their keys.
+                asked = query[group.rows, :, places].transpose(0, 1)
+                read = F.scaled_dot_product_attention(
+                    asked.flatten(1, 2)[None], key[:, index][None], value[:, index][None]
+                )
+                out[group.rows, :, places] = read[0].unflatten(1, asked.shape[1:3]).transpose(0, 1)
+        return out.transpose(1, 2).flatten(2)
+
+
+class _Residual(nn.Module):
+    """dense -> dropout -> LayerNorm(x + residual), the output half of a BERT block."""
+
+    def __init__(self, inner: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dense, self.LayerNorm = nn.Linear(inner, width), nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: QFormerConfig, key_width: int) -> None:
+        super().__init__()
+        self.attention = _Projections(config.width, key_width, config.heads, config.dropout)
+        self.output = _Residual(config.width, config.width, config.dropout)
+
+
+class _Intermediate(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class MaskQFormerLayer(nn.Module):
+    """Self-attention over queries and instruction, masked cross-attention of the queries, two feed-forwards."""
+
+    def __init__(self, config: QFormerConfig, key_width: int, index: int) -> None:
+        super().__init__()
+        self.attention = _Attention(config, config.width)
+        self.has_cross_attention = index % config.cross_attention_frequency == 0
+        if self.has_cross_attention:
+            self.crossattention = _Attention(config, key_width)
+        # Of the last layer only the queries are read: its text half has no effect, but the checkpoints hold it.
+        self.reads_text = index < config.layers - 1
+        for suffix in ("", "_query"):
+            setattr(self, f"intermediate{suffix}", _Intermediate(config.width, config.mlp_width))
+            setattr(self, f"output{suffix}", _Residual(config.mlp_width, config.width, config.dropout))
+        if not self.reads_text:
+            self.intermediate.requires_grad_(False)
+            self.output.requires_grad_(False)
+
+    def forward(
+        self,
+        x: Tensor,
+        queries: int,
+        self_visible: Tensor,
+        image_kv: LayerKV | None,
+        image_visible: Tensor | Sequence[SeenKeys],
+        groups: RowGroups,
+        mask_queries: int,
+    ) -> Tensor:
+        block = self.attention
+        x = block.output(block.attention.attend(x, block.attention.keys_values(x), self_visible), x)
+        query, text = x[:, :queries], x[:, queries:]
+        if image_kv is not None:
+            block = self.crossattention
+            if isinstance(image_visible, Tensor):
+                read = groups.unpack(block.attention.attend(groups.pack(query), image_kv, image_visible))
+            else:
+                read = block.attention.attend_to_seen(query, image_kv, image_visible, mask_queries)
+            query = block.output(read, query)
+        query = self.output_query(self.intermediate_query(query), query)
+        if self.reads_text and text.shape[1]:
+            text = self.output(self.intermediate(text), text)
+        return torch.cat([query, text], 1)
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: QFormerConfig, vocabulary: int, positions: int) -> None:
+        super().__init__()
+        dim = config.instruction_dim or config.width
+        self.word_embeddings = nn.Embedding(vocabulary, dim)
+        if config.instruction_dim:
+            self.word_projection = nn.Linear(dim, config.width, bias=False)
+        self.factorised = bool(config.instruction_dim)
+        self.position_embeddings = nn.Embedding(positions, config.width)
+        self.layernorm, self.dropout = nn.LayerNorm(config.width, eps=1e-12), nn.Dropout(config.dropout)
+
+    def forward(self, queries: Tensor, ids: Tensor) -> Tensor:
+        words = self.word_embeddings(ids)
+        if self.factorised:
+            words = self.word_projection(words)
+        words = words + self.position_embeddings.weight[: ids.shape[1]]
+        return self.dropout(self.layernorm(torch.cat([queries, words], 1)))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, layers: list[MaskQFormerLayer]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+
+class MaskQFormer(nn.Module):
+    """The transformer alone: queries and instruction in, queries out."""
+
+    def __init__(self, config: QFormerConfig, key_width: int, vocabulary: int, positions: int) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(config, vocabulary, positions)
+        self.encoder = _Encoder([MaskQFormerLayer(config, key_width, i) for i in range(config.layers)])
+
+    def image_keys_values(self, tokens_NLC: Tensor) -> list[LayerKV | None]:
+        """Every layer's keys and values of the images: all that cross-attention needs of them, once an image."""
+        return [
+            layer.crossattention.attention.keys_values(tokens_NLC) if layer.has_cross_attention else None
+            for layer in self.encoder.layer
+        ]
+
+    def forward(
+        self,
+        queries_RQC: Tensor,
+        ids_RT: Tensor,
+        text_mask_RT: Tensor,
+        image_kv: list[LayerKV | None],
+        visible: Tensor | Sequence[SeenKeys],
+        groups: RowGroups,
+        mask_queries: int,
+    ) -> Tensor:
+        """Returns (R, Q, C).
+
+        Args:
+            text_mask_RT: true where a token is seen. visible: (R, Q, L), true where a key is; or the keys themselves.
+        """
+        count = queries_RQC.shape[1]
+        if ids_RT.shape[1] > self.embeddings.position_embeddings.num_embeddings:
+            raise OsmError(
+                f"the instruction has {ids_RT.shape[1]} tokens, the Q-Former has positions for "
+                f"{self.embeddings.position_embeddings.num_embeddings}"
+            )
+        x = self.embeddings(queries_RQC, ids_RT)
+        text_seen = text_mask_RT.bool()
+        self_visible = torch.cat([text_seen.new_ones(len(x), count), text_seen], 1)[:, None, None]
+        # Slots of a group that hold no row see everything: an all-masked softmax would be NaN, and so its gradient.
+        image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
+        for layer, kv in zip(self.encoder.layer, image_kv, strict=True):
+            x = layer(x, count, self_visible, kv, image_visible, groups, mask_queries)
+        return x[:, :count]
+
+
+class MaskQFormerBridge(Bridge):
+    """Bridge `maskqformer`: image tokens, masks, instruction and mode in; embeddings for the LLM's input out."""
+
+    config: QFormerConfig
+
+    def __init__(
+        self,
+        config: QFormerConfig,
+        modes: Sequence[str],
+        token_width: int,
+        llm_width: int,
+        vocabulary: int,
+        positions: int = 512,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.mask_query = nn.Parameter(torch.empty(1, config.mask_queries, config.width))
+        self.context_query = nn.Parameter(torch.empty(1, config.context_queries, config.width))
+        check_names(modes)
+        self.qformer_mode_query = nn.ParameterDict({m: nn.Parameter(torch.empty(1, 1, config.width)) for m in modes})
+        self.mode_query = nn.ParameterDict({m: nn.Parameter(torch.empty(1, 1, llm_width)) for m in modes})
+        self.qformer = MaskQFormer(config, token_width, vocabulary, positions)
+        self.language_projection = nn.Linear(config.width, llm_width)
+        self.prefix_length = config.mask_queries + 1  # the mode's embedding comes last
+        self.reset_parameters()
+
+    @classmethod
+    def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
+        words = llm.get_input_embeddings()
+        bridge = cls(config.qformer, config.modes, tower.width, words.embedding_dim, vocabulary)
+        bridge.match_embeddings(words)
+        return bridge
+
+    @classmethod
+    def blank(cls, config: ModelConfig, size: Callable[[str, int, int], int]) -> Self:
+        embeddings = "base_model.qformer.embeddings"
+        return cls(
+            config.qformer,
+            config.modes,
+            token_width=size("window_pos_embed", 3, -1),
+            llm_width=size("base_model.language_projection.weight", 2, 0),
+            vocabulary=size(f"{embeddings}.word_embeddings.weight", 2, 0),
+            positions=size(f"{embeddings}.position_embeddings.weight", 2, 0),
+        )
+
+    def reset_parameters(self) -> None:
+        """Queries and mode embeddings start truncated normal 0.02; matrices keep the variance of what passes them."""
+        for query in (
+            self.mask_query,
+            self.context_query,
+            *self.qformer_mode_query.values(),
+            *self.mode_query.values(),
+        ):
+            nn.init.trunc_normal_(query, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+
+    def match_embeddings(self, embeddings: nn.Embedding) -> None:
+        """Starts the projection at the scale of the LLM's own word embeddings, so that the LLM takes it as words."""
+        spread = embeddings.weight.float().std().item()
+        nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
+
+    def look(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
+        return visible_keys(mask, context, patch, prefix, how)
+
+    def image_state(self, tokens_NLC: Tensor) -> ImageState:
+        return list(self.qformer.image_keys_values(tokens_NLC.to(self.mask_query.dtype)))
+
+    def forward(
+        self,
+        state: ImageState,
+        image_index_R: Tensor,
+        looks: VisibleKeys,
+        instruction: Instruction,
+        modes: Sequence[str],
+    ) -> Condition:
+        """A prefix (R, mask_queries + 1, llm_width): the projected mask queries, then the mode's embedding.
+
+        Args:
+            state: every layer's keys and values of the images.
+        """
+        keys, rows, config = looks, len(looks), self.config
+        image_kv = cast(list[LayerKV | None], state)
+        images = next(kv[0].shape[0] for kv in image_kv if kv is not None)
+        queries = torch.cat(
+            [
+                self.mask_query.expand(rows, -1, -1),
+                self.context_query.expand(rows, -1, -1),
+                lookup(self.qformer_mode_query, modes),
+            ],
+            1,
+        )
+        groups = RowGroups(image_index_R, images)
+        visible: Tensor | list[SeenKeys]
+        if queries.device.type == "cpu" and not torch.is_grad_enabled():
+            visible = seen_keys(keys, image_index_R.tolist())
+        else:  # one dense attention: what a GPU does best, and what has gradients
+            visible = torch.cat(
+                [
+                    keys.mask_RL[:, None].expand(-1, config.mask_queries, -1),
+                    keys.context_RL[:, None].expand(-1, config.context_queries + 1, -1),
+                ],
+                1,
+            )
+        out = self.qformer(
+            queries, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups, config.mask_queries
+        )
+        prefix = self.language_projection(out[:, : config.mask_queries])
+        return Condition(torch.cat([prefix, lookup(self.mode_query, modes)], 1))
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.qformer.encoder.layer)
+
+    @staticmethod
+    def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The published code's names; `base_model.query_tokens` is `context_query` once more."""
+        state = {}
+        for key, value in Bridge.published_names(named).items():
+            state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value
+        if "context_query" in state:  # else it is no model of this variant, and said to be none
+            state["base_model.query_tokens"] = state["context_query"]
+        return state

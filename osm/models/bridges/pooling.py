@@ -1,0 +1,146 @@
+"""Tokens of the tower pooled by area: inside a mask, in its context box, and in a small grid over each of both.
+
+A cell of the tower's grid counts by how much of it is covered, so that a mask far smaller than a cell still has the
+whole of its signal, and no box is rounded to cells.
+
+Shapes: R masks, S input size, g = S / p cells a side, G = g^2, k RoI cells a side, C token width,
+T = 3 + 2 k^2 pooled tokens: [mask, context, image | k x k in the mask | k x k in the context box].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Tensor
+
+from osm.models.masks import Looks, bounding_boxes, check_not_empty
+
+SINGLES = 3  # mask, context, image
+GEOMETRY = 6  # numbers that tell where a pooled token is from
+_LEAST = 1e-9  # of an area, in cells; a part of one pixel's box is far larger
+
+
+@dataclass
+class RegionLooks(Looks):
+    """Masks in place of their pixels.
+
+    Attributes:
+        coverage_RG: how much of each cell lies in the mask, 0 to 1.
+        box_R4, context_R4: (top, left, bottom, right) of the mask and of its context, in cells, ends exclusive.
+    """
+
+    coverage_RG: Tensor
+    box_R4: Tensor
+    context_R4: Tensor
+
+
+def look_at_regions(mask: Tensor, context: Tensor, patch: int) -> RegionLooks:
+    """Of masks and context masks (R, 1, S, S); of a context mask its bounding box counts.
+
+    Raises:
+        SampleError: `empty_mask`.
+    """
+    check_not_empty(mask, context)
+    inside = mask if mask.dtype == torch.bool else mask != 0
+    coverage = reduce(inside.float(), "r 1 (y p) (x q) -> r (y x)", "mean", p=patch, q=patch)
+    boxes, contexts = (_cells(bounding_boxes(pixels), patch) for pixels in (mask, context))
+    return RegionLooks(coverage, boxes, contexts)
+
+
+def _cells(box_R4: Tensor, patch: int) -> Tensor:
+    ends = box_R4.float()
+    ends[:, 2:] += 1  # inclusive pixels
+    return ends / patch
+
+
+def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k x k parts of boxes: edges (R, k + 1) of their rows and of their columns, in cells."""
+    steps = torch.linspace(0, 1, k + 1, device=box_R4.device)
+    top, left, bottom, right = (side[:, None] for side in box_R4.unbind(1))
+    return top + (bottom - top) * steps, left + (right - left) * steps
+
+
+def overlaps(edges_RE: Tensor, cells: int) -> Tensor:
+    """(R, E - 1, cells): how much of each unit cell lies between neighbouring edges."""
+    low = torch.arange(cells, device=edges_RE.device, dtype=edges_RE.dtype)
+    start, end = edges_RE[:, :-1, None], edges_RE[:, 1:, None]
+    return (torch.minimum(end, low + 1) - torch.maximum(start, low)).clamp(min=0)
+
+
+@dataclass
+class Pooled:
+    """Pooled tokens of R masks.
+
+    Attributes:
+        tokens_RTC: zeros where nothing is pooled. geometry_RT6: (top, left, bottom, right) of what a token covers as
+            shares of the input, the share of it that lies in the mask, and the root of its area.
+        present_RT: false for parts that hold nothing of the mask.
+    """
+
+    tokens_RTC: Tensor
+    geometry_RT6: Tensor
+    present_RT: Tensor
+
+
+def pool(tokens_NLC: Tensor, image_index_R: Tensor, looks: RegionLooks, k: int) -> Pooled:
+    """Pools each mask's tokens from its image's; L = prefix + G, of which the grid is the last G."""
+    cells = looks.coverage_RG.shape[1]
+    coverage_R1gg = rearrange(looks.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
+    in_box, in_context = (_areas(box, k, coverage_R1gg.shape[-1]) for box in (looks.box_R4, looks.context_R4))
+    # All of a cell's mask lies in the box, of which the cell may have no more than a strip.
+    in_mask = coverage_R1gg * in_box / in_box.sum(1, keepdim=True).clamp(min=_LEAST)
+    weights = torch.cat([coverage_R1gg, in_context.sum(1, keepdim=True), in_mask, in_context], 1)
+    area_RT = weights.sum((2, 3))
+    mean_RTG = (weights / area_RT.clamp(min=_LEAST)[..., None, None]).flatten(2)
+    pooled_RTC = _of_images(mean_RTG, tokens_NLC[:, -cells:], image_index_R)
+    prefix = tokens_NLC[:, :-cells]
+    image_NC = (prefix if prefix.shape[1] else tokens_NLC).mean(1)
+    whole = coverage_R1gg.sum((2, 3)).expand(-1, SINGLES)
+    inside_RT = torch.cat([whole, area_RT[:, 2 : 2 + k * k], (coverage_R1gg * in_context).sum((2, 3))], 1)
+    return Pooled(
+        _with_image(pooled_RTC, image_NC[image_index_R]),
+        _geometry(looks, inside_RT, k, coverage_R1gg.shape[-1]),
+        _with_image(area_RT > _LEAST, area_RT.new_ones(len(area_RT), dtype=torch.bool)),
+    )
+
+
+def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:
+    """The image's token in its place, after the mask's and the context's."""
+    return torch.cat([pooled_RT[:, :2], image_R[:, None], pooled_RT[:, 2:]], 1)
+
+
+def _areas(box_R4: Tensor, k: int, g: int) -> Tensor:
+    """(R, k^2, g, g): the area that each part of a box has of each cell."""
+    ys, xs = parts(box_R4, k)
+    areas = torch.einsum("riy,rjx->rijyx", overlaps(ys, g), overlaps(xs, g))
+    return rearrange(areas, "r i j y x -> r (i j) y x")
+
+
+def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Tensor:
+    """Weighted means in each row's own image; the rows of an image share its tokens without copies of them."""
+    mean_RTG = mean_RTG.to(grid_NGC.dtype)
+    if len(grid_NGC) == 1:
+        return mean_RTG @ grid_NGC[0]
+    order, means = [], []
+    for image in image_index_R.unique().tolist():
+        rows = (image_index_R == image).nonzero().flatten().to(mean_RTG.device)
+        order.append(rows)
+        means.append(mean_RTG[rows] @ grid_NGC[image])  # in autocast's dtype, which is not that of the operands
+    return torch.cat(means)[torch.cat(order).argsort()]
+
+
+def _geometry(looks: RegionLooks, inside_RT: Tensor, k: int, g: int) -> Tensor:
+    """(R, T, 6), see `Pooled`. `inside_RT`: the mask's area, in cells, in what each token covers."""
+    whole = torch.tensor([[0.0, 0.0, g, g]], device=looks.box_R4.device).expand_as(looks.box_R4)
+    boxes = [looks.box_R4[:, None], looks.context_R4[:, None], whole[:, None]]
+    for box in (looks.box_R4, looks.context_R4):
+        ys, xs = parts(box, k)
+        top, bottom = (repeat(edges, "r i -> r (i j)", j=k) for edges in (ys[:, :-1], ys[:, 1:]))
+        left, right = (repeat(edges, "r j -> r (i j)", i=k) for edges in (xs[:, :-1], xs[:, 1:]))
+        boxes.append(torch.stack([top, left, bottom, right], 2))
+    box_RT4 = torch.cat(boxes, 1)
+    area_RT = (box_RT4[..., 2] - box_RT4[..., 0]) * (box_RT4[..., 3] - box_RT4[..., 1])
+    share_RT = (inside_RT / area_RT.clamp(min=_LEAST)).clamp(max=1)
+    return torch.cat([box_RT4 / g, share_RT[..., None], (area_RT.sqrt() / g)[..., None]], 2)

@@ -1,0 +1,251 @@
+"""Builds models: from a config, a published base, or a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoTokenizer, InstructBlipForConditionalGeneration
+
+from osm.config import ModelConfig, find_config, load_model_config
+from osm.data.processor import Processor
+from osm.errors import OsmError
+from osm.models import checkpoint
+from osm.models.bridges.variants import BRIDGES
+from osm.models.llm import check_complete, load_llm, use_tokenizer
+from osm.models.osm import OmniScientModel
+from osm.models.sizes import check_checkpoint, check_options, check_room
+from osm.models.towers.open_clip_tower import load_clip, open_clip_hub_id, open_clip_tower
+from osm.models.towers.timm_tower import timm_hub_id, timm_normalisation, timm_tower
+from osm.models.towers.tower import RandomTower, Tower
+from osm.models.verdicts import check_model
+from osm.models.weights import (
+    Found,
+    check_finite,
+    from_pretrained_options,
+    hub_options,
+    load_first,
+    model_options,
+    shipped_folder,
+    timm_state_dict,
+)
+from osm.storage.locations import is_remote
+
+PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"
+
+
+def create_model_and_transforms(
+    base_model_name: str = PUBLISHED_BASE,
+    input_size: int | None = None,
+    sliding_window_size: int | None = None,
+    sliding_window_stride: int | None = None,
+    *,
+    backbone_output_stride: int | None = None,
+    backbone_output_channel: int | None = None,
+    maskqformer_channel: int | None = None,
+    llm_channel: int | None = None,
+    **overrides: Any,
+) -> tuple[OmniScientModel, Processor]:
+    """Builds a model, untrained, with the transforms for its input.
+
+    Args:
+        base_model_name: an InstructBLIP hub id or folder, one of the project's configs (`osm_small`), or a YAML file.
+        input_size, sliding_window_size, sliding_window_stride: pixels; None = the config's.
+        backbone_output_stride, backbone_output_channel, maskqformer_channel, llm_channel: checked against what the
+            parts really have (published flags).
+        overrides: other fields of `ModelConfig`.
+
+    Raises:
+        OsmError: weights that cannot be found, sizes that do not fit.
+    """
+    sizes: dict[str, Any] = {
+        "input_size": input_size,
+        "sliding_window_size": sliding_window_size,
+        "sliding_window_stride": sliding_window_stride,
+    }
+    model, processor = build(base_config(base_model_name, **sizes, **overrides))
+    check_widths(model, backbone_output_stride, backbone_output_channel, maskqformer_channel, llm_channel)
+    return model, processor
+
+
+def base_config(base_model_name: str, default: str = "osm", **overrides: Any) -> ModelConfig:
+    """The config of a base: one of the project's by name, a YAML file, or `default` around an InstructBLIP."""
+    try:
+        find_config(base_model_name)
+    except OsmError:
+        if Path(base_model_name).suffix in (".yaml", ".yml"):
+            raise
+        return load_model_config(default, **{**overrides, "base_model_name": base_model_name})
+    return load_model_config(base_model_name, **overrides)
+
+
+def check_widths(
+    model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
+) -> None:
+    """Compares the published width flags with the model's parts."""
+    actual = {
+        "--backbone_output_stride": (stride, model.tower.patch),
+        "--backbone_output_channel": (channel, model.tower.width),
+        "--maskqformer_channel": (qformer, model.bridge.config.width),
+        "--llm_channel": (llm, model.llm.get_input_embeddings().embedding_dim),
+    }
+    for flag, (given, found) in actual.items():
+        if given is not None and given != found:
+            raise OsmError(f"{flag} {given} does not fit the base model, which has {found}")
+
+
+def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
+    """Builds a model, untrained, and its processor from a config; the bridge's start follows torch's seed.
+
+    Raises:
+        OsmError: weights that cannot be found, sizes that do not fit each other, the weights or the memory, or an LLM
+            that `osm.models.self_check` finds wrong.
+    """
+    check_room(config)
+    model, processor = _build_instructblip(config) if config.base_model_name else _build_parts(config)
+    if config.llm.self_check:
+        check_model(model)
+    return model, processor
+
+
+def _build_parts(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
+    tower, tower_config = build_tower(config)
+    llm, tokenizer, llm_config = load_llm(config.llm)
+    config = replace(config, tower=tower_config, llm=llm_config)
+    vocabulary = max(llm.get_input_embeddings().num_embeddings, len(tokenizer))
+    bridge = BRIDGES[config.variant].of(config, tower, llm, vocabulary)
+    use_tokenizer(llm, tokenizer, config.llm.name)
+    model = OmniScientModel(tower, bridge, llm, config).eval()
+    return model, _processor(model, tokenizer, None)
+
+
+def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -> Processor:
+    tower, has_prefix = model.tower, model.bridge.has_prefix
+    return Processor(tokenizer, qformer_tokenizer, model.config.input_size, tower.mean, tower.std, has_prefix)
+
+
+def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
+    """The tower of a config without an InstructBLIP base, and its config with `source` filled in."""
+    tower = config.tower
+    if tower.kind == "random":
+        return RandomTower(tower.patch, tower.width, tower.class_token, tower.seed), tower
+    window = config.sliding_window_size
+    if tower.kind == "open_clip":
+        name, hub_id = tower.weights or tower.name, open_clip_hub_id(tower)
+        found, clip = load_first(name, tower.source, partial(load_clip, tower), hub_id)
+        check_finite(clip.state.items(), f"weights of {name!r} ({found.location})")
+        check_options(tower.options, clip.state, name)
+        return open_clip_tower(tower, window, clip), replace(tower, source=found.source)
+    hub_id = tower.weights or timm_hub_id(tower.name)
+    found, state = load_first(
+        tower.weights or tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=hub_id
+    )
+    check_options(tower.options, state, tower.weights or tower.name)
+    built = timm_tower(tower.name, tower.strides, window, state, tower.options)
+    built.mean, built.std = timm_normalisation(tower.name, tower.weights, found) or (built.mean, built.std)
+    return built, replace(tower, source=found.source)
+
+
+def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
+    def load(place: Found) -> tuple[nn.Module, Any, Any]:
+        options = from_pretrained_options(place)
+        base, info = InstructBlipForConditionalGeneration.from_pretrained(
+            place.location, dtype=torch.float32, output_loading_info=True, **model_options(place)
+        )
+        check_complete(info, place.location)
+        return (
+            base,
+            AutoTokenizer.from_pretrained(place.location, **options),
+            AutoTokenizer.from_pretrained(place.location, subfolder="qformer_tokenizer", **options),
+        )
+
+    _, (base, tokenizer, qformer_tokenizer) = load_first(config.base_model_name, "", load)
+    use_tokenizer(base.language_model, tokenizer, config.base_model_name)
+    model = OmniScientModel.from_instructblip(
+        base, config.input_size, config.sliding_window_size, config.sliding_window_stride, config=config
+    )
+    return model, _processor(model, tokenizer, qformer_tokenizer)
+
+
+def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientModel, Processor, dict[str, Any]]:
+    """Loads trained weights: a folder of `save_pretrained` (or a hub id with one), or a `.pt` checkpoint.
+
+    Args:
+        name: the folder, hub id or file; a folder or file may be at a URL.
+        config: the model config of a `.pt` file that does not name its own, as the published ones do not [osm].
+
+    Returns:
+        model (eval), processor, and what else the file holds.
+
+    Raises:
+        OsmError: not found, does not fit, or trained with other frozen parts.
+    """
+    path = Path(checkpoint.localized(name, "checkpoint"))
+    if path.suffix in checkpoint.FILES:
+        document = checkpoint.read_published(path)
+        if "config" in document and config is None:
+            own = checkpoint.model_config(document["config"], f"checkpoint {path}")
+            check_checkpoint(own, document["model_state_dict"], f"checkpoint {path}")
+            model, processor = build(own)
+            checkpoint.check_frozen(model, document["config"], f"checkpoint {path}")
+        else:
+            model, processor = build(base_config(config or "osm"))
+        checkpoint.load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
+        return model.eval(), processor, document
+    model, loaded = load_folder(path if is_remote(name) else name)
+    assert loaded is not None
+    return model, loaded, {}
+
+
+def shipped(name: str | Path) -> Path | None:
+    """The folder of a trained model that comes with this package, by its name; a folder of that name goes first."""
+    folder = shipped_folder() / str(name)
+    plain = str(name).isidentifier() and not Path(name).exists()
+    return folder if plain and (folder / "model.safetensors").is_file() else None
+
+
+def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
+    """Loads a folder of `save_pretrained`, or a hub id that holds one (where there is a network or a cache).
+
+    With a `base_model` that is handed in there is no processor: its tokenizers are not known.
+    """
+    name = checkpoint.localized(name, "checkpoint")
+    folder = shipped(name) or Path(name)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or str(name).count("/") != 1:
+            raise OsmError(f"checkpoint {str(name)!r}: no such folder, and not a hub id (owner/name)")
+        try:
+            files = ["config.json", "model.safetensors"]
+            folder = Path(snapshot_download(str(name), allow_patterns=files, **hub_options()))
+        except (OSError, ValueError) as error:
+            raise OsmError(
+                f"checkpoint {str(name)!r}: no such folder, and the hub does not give it ({error})"
+            ) from None
+    document, state = checkpoint.read_folder(folder)
+    config = checkpoint.model_config(document, f"{folder}/config.json")
+    check_checkpoint(config, state, f"{folder}/model.safetensors")
+    processor = None
+    if base_model is None:
+        model, processor = build(config)
+    else:
+        sizes = (config.input_size, config.sliding_window_size, config.sliding_window_stride)
+        model = OmniScientModel.from_instructblip(base_model, *sizes, config=config)
+    checkpoint.check_frozen(model, document, str(folder))
+    checkpoint.load_published_state_dict(model, state, f"{folder}/model.safetensors")
+    return model.eval(), processor
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` = cuda, mps or cpu, the first there is. Raises OsmError for one that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available.get(device.split(":")[0], False):
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise OsmError(f"--device {device!r} is not there; auto, {there} are")
+    return torch.device(device)

@@ -1,0 +1,329 @@
+"""Runs an LLM and a bridge on a few tokens when a model is built, and compares shortcuts with the plain computation.
+
+LLMs differ in what their `forward` does with embeddings, padding and caches, and say nothing where an argument has no
+effect. What is wrong is refused. A cache, or transformers' `generate`, that is wrong or missing is not used
+(`LlmSupport`): names are then decoded without it, which is right and slow.
+
+`osm.models.verdicts` runs it, and keeps what it finds.
+
+Shapes: R rows, T text tokens, P prefix embeddings, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from osm.errors import OsmError
+from osm.models.bridges import gated
+from osm.models.bridges.bridge import Instruction
+from osm.models.kv_cache import cache_argument, read_prefix, read_tokens
+from osm.models.llm import generate, token_losses
+from osm.models.llm_inputs import LlmInputs, LlmSupport, set_llm_support
+from osm.models.lora import lora_parameters
+
+if TYPE_CHECKING:
+    from osm.models.osm import OmniScientModel
+
+ROWS, TEXT, PREFIX = 3, 6, 3
+_LENGTHS = (TEXT, TEXT - 2, TEXT - 1)  # of the rows that are padded
+_TOLERANCE, _TOLERANCE_QUANTISED = 1e-3, 0.3  # root mean square of the difference / of the logits around their mean
+_SLOPE = 0.2  # of a gradient, relative, from the quotient of differences
+_STEPS = (1e-3, 1e-4, 1e-2, 1e-5)  # for that quotient, relative; one of them is neither too coarse nor lost in rounding
+
+
+def examine(model: OmniScientModel) -> LlmSupport:
+    """Runs the check, whatever was found before.
+
+    Raises:
+        OsmError: the LLM is not right with embeddings, padding or gradients, or the bridge does not reach it.
+    """
+    training = {name: module.training for name, module in model.named_modules() if module.training}
+    model.eval()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), model.bridge.opened():
+        warnings.simplefilter("ignore")
+        found = _Examination(model).run()
+    if training:
+        model.train()
+    return found
+
+
+def name_of_llm(model: OmniScientModel) -> str:
+    """How a message names a model's LLM: the config's field, its value, and the class."""
+    config = model.config
+    field, name = (
+        ("base_model_name", config.base_model_name) if config.base_model_name else ("llm.name", config.llm.name)
+    )
+    return f"model.{field} {name!r} ({type(model.llm).__name__})"
+
+
+class _Examination:
+    """The steps of the check, on one batch of random tokens behind one that the bridge makes of random tokens."""
+
+    def __init__(self, model: OmniScientModel) -> None:
+        self.model, self.llm = model, model.llm
+        self.words = model.llm.get_input_embeddings()
+        self.device = self.words.weight.device
+        self.quantised = bool(model.config.llm.quantization)
+        self.generator = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(self.words.num_embeddings, (ROWS, TEXT), generator=self.generator).to(self.device)
+
+    def run(self) -> LlmSupport:
+        with torch.no_grad():
+            self._takes_embeddings()
+            inputs = self._inputs()
+            plain = self._plain(inputs)
+            self._is_causal(inputs, plain)
+            self._pads_on_the_right(inputs)
+        self._has_gradients(inputs)
+        self._trains()
+        with torch.no_grad():
+            cache = cache_argument(self.llm) is not None and self._works(self._caches, inputs, plain)
+            set_llm_support(self.llm, LlmSupport(cache))
+            chunks = not cache or self._works(self._reads_chunks, inputs, plain)
+            return LlmSupport(cache, chunks, self._works(self._generates, inputs, plain))
+
+    # -- what has to be right ------------------------------------------------------------------------------------------
+
+    def _takes_embeddings(self) -> None:
+        with self._refused("does not run on embeddings"):
+            by_ids = self.llm(input_ids=self.ids, use_cache=False).logits
+            embeds = self.words(self.ids)
+            by_embeds = self.llm(inputs_embeds=embeds, use_cache=False).logits
+        if not torch.equal(embeds, self.words(self.ids)):
+            raise self._error("it changes the embeddings that it is given in place")
+        if not torch.isfinite(by_ids).all():
+            raise self._error("its logits are not finite")
+        if not self._close(by_embeds, by_ids):
+            raise self._error(
+                "its logits from embeddings are not those from the same tokens' ids (per-layer embeddings, for "
+                "instance, need ids), so that a mask's embeddings cannot stand before the text"
+            )
+
+    def _inputs(self) -> LlmInputs:
+        with self._refused("does not take what the bridge makes of a mask"):
+            text = LlmInputs(self.words(self.ids), torch.ones_like(self.ids))
+            prefix, visual = self._condition()
+            if not prefix.shape[1]:
+                return LlmInputs(text.embeds_RTW, text.mask_RT, visual)
+            prefix = prefix[:, :PREFIX].to(text.embeds_RTW)
+            return LlmInputs(
+                torch.cat([prefix, text.embeds_RTW], 1),
+                torch.cat([text.mask_RT.new_ones(prefix.shape[:2]), text.mask_RT], 1),
+                visual,
+            )
+
+    def _condition(self) -> Any:
+        """The bridge's output for masks of one random image."""
+        model, size = self.model, self.model.config.input_size
+        tokens = torch.randn(model.window_pos_embed.shape, generator=self.generator).to(model.window_pos_embed)
+        masks = torch.zeros(ROWS, 1, size, size, device=tokens.device)
+        for row in range(ROWS):
+            masks[row, :, row * size // 4 : (row + 2) * size // 4] = 1
+        looks = model.look(masks, torch.ones_like(masks))
+        ones = torch.ones(ROWS, 2, dtype=torch.long, device=tokens.device)
+        state = model.bridge.image_state(model.add_positions(tokens))
+        image = torch.zeros(ROWS, dtype=torch.long, device=tokens.device)
+        modes = [model.config.modes[row % len(model.config.modes)] for row in range(ROWS)]
+        return model.bridge(state, image, looks, Instruction(ones, ones), modes)
+
+    def _plain(self, inputs: LlmInputs) -> Tensor:
+        with self._refused("does not run on embeddings that are no token's"), inputs.shown():
+            logits = self.llm(inputs_embeds=inputs.embeds_RTW, use_cache=False).logits
+        if not torch.isfinite(logits).all():
+            raise self._error("its logits are not finite")
+        return logits
+
+    def _is_causal(self, inputs: LlmInputs, plain: Tensor) -> None:
+        cut = inputs.embeds_RTW[:, :-2]
+        with inputs.shown():
+            logits = self.llm(inputs_embeds=cut, use_cache=False).logits
+        if not self._close(logits, plain[:, :-2]):
+            raise self._error("it attends to tokens that come later (an encoder, or bidirectional)")
+
+    def _pads_on_the_right(self, inputs: LlmInputs) -> None:
+        """As in training: the losses of rows of different lengths are those of each row alone."""
+        padded, labels = self._padded(inputs)
+        together = token_losses(self.llm, padded, labels)[0]
+        for row in range(ROWS):
+            seen = padded.mask_RT[row].bool()
+            alone = padded.select(torch.tensor([row]))
+            alone = LlmInputs(alone.embeds_RTW[:, seen], alone.mask_RT[:, seen], alone.visual)
+            loss = token_losses(self.llm, alone, labels[row : row + 1, seen])[0]
+            if (loss - together[row]).abs() > (0.5 if self.quantised else 5e-3) * (1 + loss.abs()) ** 0.5:
+                raise self._error("the loss of a row changes with the padding behind it")
+
+    def _padded(self, inputs: LlmInputs) -> tuple[LlmInputs, Tensor]:
+        mask = inputs.mask_RT.clone()
+        prefix = mask.shape[1] - TEXT
+        for row, length in enumerate(_LENGTHS):
+            mask[row, prefix + length :] = 0
+        labels = torch.cat([self.ids.new_full((ROWS, prefix), -100), self.ids], 1)
+        labels[:, : prefix + 1] = -100
+        return LlmInputs(inputs.embeds_RTW, mask, inputs.visual), labels.masked_fill(mask == 0, -100)
+
+    def _has_gradients(self, inputs: LlmInputs) -> None:
+        """No layer cuts the gradient off, and it is the slope of the loss, at what the bridge hands to the LLM."""
+        padded, labels = self._padded(inputs)
+        prefix = padded.embeds_RTW.shape[1] - TEXT
+        if padded.visual is None:
+            given = [padded.embeds_RTW[:, :prefix]]
+        else:
+            given = [tensor for pair in padded.visual.keys_values for tensor in pair]
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
+
+        def loss(at: list[Tensor]) -> Tensor:
+            embeds, visual = padded.embeds_RTW, padded.visual
+            if visual is None:
+                embeds = torch.cat([at[0], embeds[:, prefix:]], 1)
+            else:
+                visual = gated.Visual(visual.layers, list(zip(at[::2], at[1::2], strict=True)))
+            return token_losses(self.llm, LlmInputs(embeds, padded.mask_RT, visual), labels)[0].sum()
+
+        with self._refused("has no gradient"), _cut_off(self.llm) as names:
+            gradients = torch.autograd.grad(loss(leaves), leaves)
+        if names:
+            raise self._error(
+                f"no gradient passes through {len(names)} of its linear layers, the first is {names[0]}, so that the "
+                "bridge would hardly be trained"
+            )
+        if self.quantised:
+            return  # activations are rounded, and the loss has steps
+        expected = float(sum(g.square().sum() for g in gradients)) ** 0.5
+        size = float(sum(leaf.detach().square().sum() for leaf in leaves)) ** 0.5
+        slope = 0.0
+        for share in _STEPS:
+            step = share * size
+            with torch.no_grad():
+                ahead, behind = (
+                    loss([x + sign * step / max(expected, 1e-30) * g for x, g in zip(leaves, gradients, strict=True)])
+                    for sign in (1, -1)
+                )
+            slope = float(ahead - behind) / (2 * step)
+            if abs(slope - expected) <= _SLOPE * max(abs(slope), expected) + 1e-4:
+                return
+        raise self._error(f"the gradient of its loss is {expected:.3g}, but the loss changes by {slope:.3g}")
+
+    def _trains(self) -> None:
+        """Each layer of the bridge, and LoRA in each kind of matrix, has a gradient."""
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        with self._refused("does not train"), torch.enable_grad():
+            padded, labels = self._padded(self._inputs())
+            loss = token_losses(self.llm, padded, labels)[0].sum()
+            found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        reached = {id(p) for p, g in zip(trained.values(), found, strict=True) if g is not None and bool(g.any())}
+        for number, layer in enumerate(self.model.bridge.layers()):
+            if not any(id(p) in reached for p in layer.parameters()):
+                raise self._error(f"no gradient reaches {type(layer).__name__} {number} of the bridge")
+        kinds: dict[str, bool] = {}
+        for name, parameter in lora_parameters(self.llm).items():
+            if "lora_B" in name:  # it starts at 0, so that the other half has no gradient yet
+                kind = re.sub(r"\.\d+\.", ".*.", name)
+                kinds[kind] = kinds.get(kind, False) or id(parameter) in reached
+        for kind, there in kinds.items():
+            if not there:
+                raise self._error(f"no gradient reaches LoRA's {kind}")
+
+    # -- what may be left out ------------------------------------------------------------------------------------------
+
+    def _caches(self, inputs: LlmInputs, plain: Tensor) -> bool:
+        """Reading a token at a time, in rows that are selected, repeated and copied."""
+        start = inputs.embeds_RTW.shape[1] - 3
+        cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.visual)
+        logits, state = read_prefix(self.llm, cut)
+        right = [self._close(logits, plain[:, start - 1])]
+        rows, ids = [2, 0, 1, 2], self.ids[:, -3:]
+        copied = state.copied(rows)
+        for step in range(2):
+            logits, copied = read_tokens(self.llm, ids[rows, step, None].tolist(), copied)
+            right.append(self._close(logits, plain[rows, start + step]))
+        copied = copied.keep([1, 3])
+        logits, _ = read_tokens(self.llm, ids[[0, 2], 2, None].tolist(), copied)
+        right.append(self._close(logits, plain[[0, 2], start + 2]))
+        logits, _ = read_tokens(self.llm, ids[:, 0, None].tolist(), state)  # the copies left it as it was
+        return all([*right, self._close(logits, plain[:, start])])
+
+    def _reads_chunks(self, inputs: LlmInputs, plain: Tensor) -> bool:
+        start = inputs.embeds_RTW.shape[1] - 3
+        cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.visual)
+        _, state = read_prefix(self.llm, cut)
+        rows = [1, 0, 2, 2]
+        copied = state.copied(rows)
+        logits, _ = read_tokens(self.llm, self.ids[rows, -3:].tolist(), copied, every_position=True)
+        return self._close(logits, plain[rows, start:])
+
+    def _generates(self, inputs: LlmInputs, plain: Tensor) -> bool:
+        padded, _ = self._padded(inputs)
+        options = {"max_new_tokens": 3, "eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
+        out = generate(self.llm, padded, **options)
+        for row in range(ROWS):
+            seen = padded.mask_RT[row].bool()
+            part = padded.select(torch.tensor([row]))
+            embeds = torch.cat([part.embeds_RTW[:, seen], self.words(out.sequences[row : row + 1, :-1])], 1)
+            with part.shown():
+                logits = self.llm(inputs_embeds=embeds, use_cache=False).logits[0, -len(out.logits) :]
+            if not self._close(torch.stack([step[row] for step in out.logits]), logits):
+                return False
+        return True
+
+    # -- help ----------------------------------------------------------------------------------------------------------
+
+    def _works(self, step: Any, inputs: LlmInputs, plain: Tensor) -> bool:
+        try:
+            return step(inputs, plain)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # what an LLM's own code happens to raise where it does not support something
+            return False
+
+    def _close(self, found: Tensor, expected: Tensor) -> bool:
+        found, expected = found.double(), expected.double()
+        if found.shape != expected.shape:
+            return False
+        scale = (expected - expected.mean(-1, keepdim=True)).square().mean().sqrt()
+        difference = (found - expected).square().mean().sqrt()
+        return bool(difference <= (_TOLERANCE_QUANTISED if self.quantised else _TOLERANCE) * scale + 1e-7)
+
+    @contextmanager
+    def _refused(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OsmError, torch.OutOfMemoryError) as error:
+            if isinstance(error, OsmError):
+                raise self._error(f"it {what}: {error}") from None
+            raise
+        except Exception as error:  # an LLM's own code raises what it happens to
+            said = textwrap.shorten(str(error) or repr(error), 200, placeholder=" ...")
+            raise self._error(f"it {what}: {said}") from error
+
+    def _error(self, what: str) -> OsmError:
+        named, variant = name_of_llm(self.model), self.model.config.variant
+        return OsmError(f"{named} does not work as the LLM of variant {variant!r}: {what}. Choose another LLM")
+
+
+@contextmanager
+def _cut_off(llm: nn.Module) -> Iterator[list[str]]:
+    """The names of linear layers whose input needs a gradient and whose output has none, in what runs within it."""
+    names: list[str] = []
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            given = any(isinstance(x, Tensor) and x.requires_grad for x in args)
+            if given and isinstance(out, Tensor) and out.is_floating_point() and not out.requires_grad:
+                names.append(name)
+
+        return look
+
+    handles = [m.register_forward_hook(hook(name)) for name, m in llm.named_modules() if hasattr(m, "in_features")]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,232 @@
+"""Vision towers of open_clip: its own ViTs and timm's within it (EVA, SigLIP), by open_clip's names and tags.
+
+open_clip (`pip install 'osm-recognition[open_clip]'`) is imported where a tower is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from torch import Tensor
+
+from osm.config import TowerConfig
+from osm.errors import OsmError, shown
+from osm.files import read_json
+from osm.models.towers.timm_tower import class_tokens_of, patch_of
+from osm.models.towers.tower import CLIP_MEAN, CLIP_STD, Tower, check_complete, check_tokens, said
+from osm.models.weights import Found, hub_options, state_dict_in
+from osm.quiet import quiet_libraries
+
+# As a repository of open_clip has them; of several files of weights the first.
+_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_CONFIG = "open_clip_config.json"
+_OPTIONS = frozenset(["layers", "width", "head_width", "mlp_ratio", "patch_size"])
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model's weights, and what they were trained with: the activation, the mean and std of the input."""
+
+    state: dict[str, Tensor]
+    quick_gelu: bool
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+
+class OpenClipTower(Tower):
+    """A ViT of open_clip: its class token (if it has one), and its patch tokens after the final norm."""
+
+    def __init__(self, visual: Any, window: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.visual, self.window, self.mean, self.std = visual, window, mean, std
+        trunk = getattr(visual, "trunk", None)
+        if trunk is None:
+            self.patch, self.width, self.class_tokens = int(visual.patch_size[0]), visual.conv1.out_channels, 1
+        else:
+            patch = patch_of(trunk)
+            if patch is None or not hasattr(trunk, "num_prefix_tokens"):
+                raise ValueError(f"{type(trunk).__name__} is no plain ViT; take timm's model by model.tower.kind timm")
+            self.patch, self.width, self.class_tokens = patch, trunk.num_features, class_tokens_of(trunk)
+        self.check_window(window)
+
+    def check_window(self, window: int) -> None:
+        super().check_window(window)
+        if window % self.patch:
+            raise OsmError(f"--sliding_window_size {window} is not a multiple of this tower's patches of {self.patch}")
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.visual.forward_intermediates(
+            windows,
+            indices=1,  # the last
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        patches = found["image_intermediates"][-1]
+        prefix = found.get("image_intermediates_prefix")
+        # Registers come after the class token, or alone.
+        return (patches[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches
+
+
+def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTower:
+    """Builds a tower and fills it.
+
+    Args:
+        config: `name` is open_clip's (`ViT-L-14`, `EVA02-L-14`, ...); `options` override its vision sizes.
+        clip: of a whole model; what is not the vision tower's is left out.
+
+    Raises:
+        OsmError: no such model, one that is no plain ViT, a window that it does not take, or weights that do not fit.
+    """
+    for name, value in config.options.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name not in _OPTIONS or not number or value <= 0:
+            known = ", ".join(sorted(_OPTIONS))
+            raise OsmError(
+                f"model.tower.options: {name}: {shown(value)}: of open_clip's towers {known} can be set, over 0"
+            )
+    sizes = _model_config(config.name)
+    if config.options and "timm_model_name" in sizes["vision_cfg"]:
+        raise OsmError(
+            f"model.tower.options {shown(config.options)}: {config.name} is timm's "
+            f"{sizes['vision_cfg']['timm_model_name']} within open_clip, which takes no other sizes; leave it "
+            "empty, or take that model by model.tower.kind timm"
+        )
+    vision = {**sizes["vision_cfg"], **config.options, "image_size": window}
+    about = f"model.tower {config.name!r} with windows of {window} pixels"
+    if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
+        raise OsmError(f"{about}: it is no plain ViT (one with one grid of tokens, and no pooling of its own)")
+    no_text = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8}
+    library = _library()
+    try:
+        model = library.CLIP(sizes["embed_dim"], vision, no_text, quick_gelu=clip.quick_gelu)
+        visual = model.visual
+        state = {key: value for key, value in clip.state.items() if key.startswith("visual.")}
+        library.model.resize_pos_embed(state, model)
+        own = {key.removeprefix("visual."): value for key, value in state.items()}
+        check_complete(config.name, visual.load_state_dict(own, strict=False).missing_keys)
+        _resize(visual, window)
+        tower = OpenClipTower(visual, window, clip.mean, clip.std)
+    except OsmError:
+        raise
+    except Exception as error:  # odd sizes, and models that are no ViT, raise what their sums happen to cause
+        raise OsmError(f"{about} and options {shown(config.options)}: {said(error)}") from None
+    check_tokens(tower, window, about)
+    return tower
+
+
+def _resize(visual: Any, window: int) -> None:
+    """Brings one of timm's models to another window; open_clip itself resamples its own ViTs alone."""
+    trunk: Any = getattr(visual, "trunk", None)
+    size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    if size is not None and tuple(size) != (window, window) and hasattr(trunk, "set_input_size"):
+        with quiet_libraries():
+            trunk.set_input_size(img_size=(window, window))
+
+
+def open_clip_hub_id(config: TowerConfig) -> str:
+    """The hub repository of a tower's weights: that of the tag, where `weights` is one of open_clip's.
+
+    Raises:
+        OsmError: open_clip is not installed, or has no such model.
+    """
+    return _repository(_tags(config.name).get(config.weights, {}))[0] or config.weights or config.name
+
+
+def load_clip(config: TowerConfig, found: Found) -> Clip:
+    """A CLIP model from one place.
+
+    Raises:
+        OsmError: what its weights were trained with is not known.
+    """
+    tags = _tags(config.name)
+    known = tags.get(config.weights) or next(
+        (one for one in tags.values() if _repository(one)[0] == found.location and found.source == "hub"), None
+    )
+    if found.source == "hub":
+        named = _repository(known or {})[1]
+        state = state_dict_in(_download(found.location, *([named] if named else _FILES)))
+    else:
+        state = state_dict_in(Path(found.location), _FILES)
+    quick_gelu = bool(_model_config(config.name).get("quick_gelu", False))
+    if known is None:
+        known = _own_config(found)
+    if known is None:
+        different = {(bool(t.get("quick_gelu")), t.get("mean"), t.get("std")) for t in tags.values()}
+        if len(different) > 1:
+            raise OsmError(
+                f"model.tower.weights {config.weights!r}: {found.location} has no {_CONFIG}, and {config.name}'s "
+                "published weights differ in their input's mean or their activation; add that file, or name one of "
+                f"open_clip's tags: {', '.join(tags)}"
+            )
+        known = next(iter(tags.values()), {})
+    mean, std = (tuple(known.get(key) or usual) for key, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    return Clip(state, bool(known.get("quick_gelu") or quick_gelu), mean, std)
+
+
+def _own_config(found: Found) -> dict[str, Any] | None:
+    """What lies beside the weights about them, as open_clip's repositories have it."""
+    place = Path(found.location)
+    try:
+        if found.source == "hub":
+            path = _download(found.location, _CONFIG)
+        else:
+            path = (place if place.is_dir() else place.parent) / _CONFIG
+            if not path.is_file():
+                return None
+    except OSError:
+        return None
+    document = read_json(path, "open_clip's config")[0]
+    try:
+        given = document["preprocess_cfg"]
+        mean, std = (tuple(float(value) for value in given[key]) for key in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError("mean and std have three values, those of std over 0")
+        return {"mean": mean, "std": std, "quick_gelu": bool(document["model_cfg"].get("quick_gelu", False))}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise OsmError(f"{path}: no config of open_clip ({type(error).__name__}: {error})") from None
+
+
+def _download(repository: str, *names: str) -> Path:
+    """The first of these files that a repository has."""
+    for name in names[:-1]:
+        try:
+            return Path(hf_hub_download(repository, name, **hub_options()))
+        except OSError:
+            continue
+    return Path(hf_hub_download(repository, names[-1], **hub_options()))
+
+
+def _repository(pretrained: dict[str, Any]) -> tuple[str, str]:
+    """The hub id that open_clip has for a tag, and the file where it names one: `owner/name/`, `owner/name/file`."""
+    owner, _, rest = str(pretrained.get("hf_hub") or "").partition("/")
+    name, _, file = rest.partition("/")
+    return (f"{owner}/{name}", file) if name else ("", "")
+
+
+def _library() -> Any:
+    try:
+        import open_clip
+    except ImportError:
+        raise OsmError(
+            "model.tower.kind open_clip needs the package open_clip_torch: pip install 'osm-recognition[open_clip]'"
+        ) from None
+    return open_clip
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    found = _library().get_model_config(name)
+    if found is None:
+        raise OsmError(f"model.tower.name {name!r} is not a model of open_clip; open_clip.list_models() lists them")
+    return found
+
+
+def _tags(name: str) -> dict[str, dict[str, Any]]:
+    """What open_clip knows of a model's published weights, by tag."""
+    library = _library()
+    _model_config(name)
+    return {tag: library.get_pretrained_cfg(name, tag) or {} for tag in library.list_pretrained_tags_by_model(name)}

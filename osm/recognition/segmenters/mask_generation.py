@@ -1,0 +1,118 @@
+"""SAM 2, SAM 3 and their like, by transformers: a folder or a hub id of a model for mask generation.
+
+Shapes: H, W of the image that is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from osm.errors import OsmError
+from osm.io.images import to_rgb
+from osm.models.weights import Found, from_pretrained_options, model_options
+from osm.quiet import quiet_libraries
+from osm.recognition.segmenters.base import Segment, by_area
+from osm.recognition.segmenters.checks import Size, check_set, checked_box, checked_points
+
+# Whose processors take points and boxes alike, and whose masks come back at the image's size by themselves.
+FAMILIES = ("sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam")
+# The published demo's thresholds are for the first SAM. These are transformers' own.
+EVERYTHING = {"points_per_crop": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95, "points_per_batch": 64}
+
+
+class MaskGenerationSegmenter:
+    """Masks of a SAM 2 or SAM 3 model of transformers.
+
+    Args:
+        model, processor: as AutoModelForMaskGeneration and AutoProcessor load them.
+        options: of the pipeline `mask-generation`, over `EVERYTHING`.
+    """
+
+    name = "transformers"
+
+    def __init__(self, model: Any, processor: Any, **options: Any) -> None:
+        from transformers import pipeline
+
+        self.model, self.processor = model.eval(), processor
+        self._pipeline = pipeline(
+            "mask-generation", model=model, image_processor=processor.image_processor, device=model.device
+        )
+        self._options = {**EVERYTHING, **options}
+        self._size: Size | None = None
+        self._image: Image.Image | None = None
+        self._embedding: Any = None
+
+    def set_image(self, image: Image.Image) -> None:
+        """Takes an RGB image; it is embedded when a point or box asks for it."""
+        self._image, self._embedding, self._size = to_rgb(image), None, image.size
+
+    def everything(self) -> list[Segment]:
+        """The pipeline's masks, the largest first; score: the IoU that the model foretells."""
+        check_set(self._size)
+        found = self._pipeline(self._image, **self._options)
+        pairs = zip(found["masks"], found["scores"], strict=True)
+        segments = [Segment(np.asarray(mask, bool), _score(score)) for mask, score in pairs]
+        return by_area([segment for segment in segments if segment.mask.any()])
+
+    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> Segment:
+        """One point alone is ambiguous: then the best of the model's answers."""
+        places, marks = checked_points(check_set(self._size), points, inside)
+        prompt = {"input_points": [[[list(place) for place in places]]], "input_labels": [[[int(m) for m in marks]]]}
+        return self._predict(len(places) == 1, prompt)
+
+    def in_box(self, box: Sequence[float]) -> Segment:
+        corners = checked_box(check_set(self._size), box)
+        return self._predict(False, {"input_boxes": [[[float(corner) for corner in corners]]]})
+
+    @torch.inference_mode()
+    def _predict(self, several: bool, prompt: dict[str, Any]) -> Segment:
+        inputs = self.processor(images=self._image, return_tensors="pt", **prompt).to(self.model.device)
+        sizes, pixels = inputs.pop("original_sizes"), inputs.pop("pixel_values")
+        if self._embedding is None:
+            self._embedding = self.model.get_image_embeddings(pixels)
+        output = self.model(**inputs, image_embeddings=self._embedding, multimask_output=several)
+        masks = self.processor.post_process_masks(output.pred_masks.cpu(), sizes.cpu())[0][0]
+        scores = output.iou_scores[0, 0]
+        best = int(scores.argmax())
+        return Segment(np.asarray(masks[best], bool), _score(scores[best]))
+
+
+def load_mask_generator(
+    checkpoint: str | Path, device: str | torch.device = "cpu", **options: Any
+) -> MaskGenerationSegmenter:
+    """Loads a folder or a hub id.
+
+    Raises:
+        OsmError: it cannot be had, or it is no model that this module knows how to ask.
+    """
+    from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
+
+    found = Found("folder" if Path(checkpoint).is_dir() else "hub", str(checkpoint))
+    loading = from_pretrained_options(found)
+    try:
+        kind = AutoConfig.from_pretrained(checkpoint, **loading).model_type
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OsmError(f"--sam_checkpoint {checkpoint}: no .pth file, folder or hub id ({reason})") from None
+    if kind not in FAMILIES:
+        raise OsmError(
+            f"--sam_checkpoint {checkpoint} is a {kind}; one of {', '.join(FAMILIES)} is needed, or a .pth file of SAM"
+        )
+    try:
+        with quiet_libraries():
+            model = AutoModelForMaskGeneration.from_pretrained(checkpoint, **model_options(found))
+            processor = AutoProcessor.from_pretrained(checkpoint, **loading)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OsmError(f"--sam_checkpoint {checkpoint} cannot be loaded by transformers ({reason})") from None
+    return MaskGenerationSegmenter(model.to(device), processor, **options)
+
+
+def _score(value: Any) -> float:
+    return float(np.clip(float(value), 0.0, 1.0))

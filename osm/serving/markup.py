@@ -1,0 +1,133 @@
+"""The pieces of HTML that the page is made of, and its style. Names come from models and people: all are escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from osm.serving.engine import Named
+from osm.terminal import printable
+
+INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
+<p>Choose a picture, then point at something in it: the model writes what it sees there. No list of names is given,
+unless you give one.</p></header>"""
+
+# `:not(#osm)` outweighs the rules by which gradio hides where the keyboard is.
+CSS = """
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container main { width: 100%; }
+.osm-head h1 { font-size: 1.6rem; font-weight: 700; margin: 0 0 .2rem; }
+.osm-head p, .osm-hint { margin: 0; line-height: 1.45; max-width: 70ch; }
+.osm-error, .osm-note { margin: 0; padding: .6rem .8rem; border-radius: 6px; border: 1px solid;
+  overflow-wrap: anywhere; }
+.osm-error { color: #7f1d1d; background: #fef2f2; border-color: #dc2626; }
+.osm-note { color: var(--body-text-color); background: var(--background-fill-secondary);
+  border-color: var(--border-color-primary); }
+.dark .osm-error { color: #fecaca; background: #450a0a; border-color: #f87171; }
+.osm-name { margin: 0; font-size: 1.7rem; line-height: 1.25; font-weight: 700; overflow-wrap: anywhere; }
+.osm-name small { font-size: 1rem; font-weight: 400; white-space: nowrap; }
+.osm-table { width: 100%; border-collapse: collapse; margin-top: .6rem; }
+.osm-table caption { text-align: left; font-weight: 600; padding: .2rem 0; }
+table.osm-table, .osm-table th, .osm-table td, .osm-table tr { border: 0 !important; background: none !important; }
+.osm-table th, .osm-table td { text-align: left; padding: .35rem .5rem .35rem 0 !important;
+  border-bottom: 1px solid var(--border-color-primary) !important; vertical-align: top; }
+.osm-table td { overflow-wrap: anywhere; }
+.osm-table .osm-number { text-align: right !important; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.osm-bar { display: block; height: 5px; margin-top: 3px; border-radius: 3px; background: var(--color-accent); }
+.osm-scroll { max-height: 24rem; overflow-y: auto; }
+#osm-view img { cursor: crosshair; }
+.gradio-container button:not(#osm):focus-visible, .gradio-container input:not(#osm):focus-visible,
+.gradio-container textarea:not(#osm):focus-visible, .osm-scroll:focus-visible {
+  outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
+#osm-message:not(:has(p)) { display: none; }
+#osm-answer:not(:has(.osm-full)) { display: none; }
+"""
+
+
+def error(sentence: str) -> str:
+    """A message that screen readers speak at once."""
+    return f'<p class="osm-error" role="alert">{_escaped(_as_sentence(sentence))}</p>'
+
+
+def note(sentence: str) -> str:
+    return f'<p class="osm-note" role="status">{_escaped(_as_sentence(sentence))}</p>'
+
+
+def answer(one: Named, way: str = "") -> str:
+    """The name in large letters, and the likeliest names below with a bar each."""
+    found = one.answer
+    if found.skipped:
+        return (
+            f'<p class="osm-name osm-full">No name</p><p class="osm-hint">{_escaped(_as_sentence(found.skipped))}</p>'
+        )
+    head = f'<p class="osm-name osm-full" role="status">{_name(found.text)} <small>{found.prob:.1%}</small></p>'
+    if found.said:
+        head += f'<p class="osm-hint">Said freely: {_name(found.said)}.</p>'
+    cosines = way == "mapped"
+    rows = "".join(
+        f"<tr><td>{rank}</td><td>{_name(other.text)}"
+        f'<span class="osm-bar" style="width:{_share(other.prob):.0f}%"></span></td>'
+        f'<td class="osm-number">{f"{other.prob:.2f}" if cosines else f"{other.prob:.1%}"}</td></tr>'
+        for rank, other in enumerate(found.top, 1)
+    )
+    unit = "Cosine" if cosines else "Probability"
+    return head + _table(f"The {len(found.top)} likeliest names", ("", "Name", unit), rows)
+
+
+def everything(found: Sequence[Named]) -> str:
+    """All segments' names, numbered as on the picture."""
+    return _table(
+        "Everything that was found", ("No.", "Name", "Probability", "Pixels"), _rows(found, numbered=True), True
+    )
+
+
+def history(found: Sequence[Named]) -> str:
+    """All that was named in this picture, the latest first."""
+    if not found:
+        return '<p class="osm-hint">Nothing has been named in this picture yet.</p>'
+    columns = ("Chosen by", "Name", "Probability", "Pixels")
+    return _table("Named in this picture, the latest first", columns, _rows(found[::-1]), True)
+
+
+def _rows(found: Sequence[Named], numbered: bool = False) -> str:
+    return "".join(
+        f"<tr><td>{number if numbered else _escaped(one.how)}</td><td>{_name(one.answer.text, one.answer.skipped)}</td>"
+        f'<td class="osm-number">{"" if one.answer.skipped else f"{one.answer.prob:.1%}"}</td>'
+        f'<td class="osm-number">{one.area}</td></tr>'
+        for number, one in enumerate(found, 1)
+    )
+
+
+def _table(caption: str, columns: Sequence[str], rows: str, scrolls: bool = False) -> str:
+    # The numbers stand at the right, and so do their heads.
+    heads = "".join(
+        f'<th scope="col"{" class=osm-number" if name in ("Probability", "Cosine", "Pixels") else ""}>{name}</th>'
+        for name in columns
+    )
+    table = f'<table class="osm-table"><caption>{caption}</caption><thead><tr>{heads}</tr></thead>'
+    table += f"<tbody>{rows}</tbody></table>"
+    # What scrolls must be reachable by keyboard.
+    return (
+        f'<div class="osm-scroll osm-full" tabindex="0" role="region" aria-label="{caption}">{table}</div>'
+        if scrolls
+        else table
+    )
+
+
+def _name(text: str, skipped: str = "") -> str:
+    return f"<em>no name: {_escaped(skipped)}</em>" if skipped else _escaped(text) or "<em>nothing</em>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _share(prob: float) -> float:
+    return 100 * min(max(prob, 0.0), 1.0)
+
+
+def _as_sentence(text: str) -> str:
+    text = text.strip()
+    if text.split(" ")[0].isalpha():  # not the name of a file
+        text = text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?")) else ".")

@@ -1,0 +1,173 @@
+"""A picture in a notebook that answers to clicks and boxes. It works in any interactive backend of matplotlib."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from osm.errors import OsmError
+from osm.io.images import as_rgb
+from osm.labeling.naming import Wish
+from osm.recognition.draw import draw_names
+from osm.serving import markup
+from osm.serving.engine import Engine, Named, Picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DRAG = 4.0  # screen pixels: a shorter move of the pressed mouse is a click
+_LINES = 8  # of the history, in the figure; the whole of it is in the HTML table
+_ORANGE = "#e69f00"
+
+
+class Explorer:
+    """One picture, and what was named in it.
+
+    >>> explorer = Explorer(load_engine("runs/osm_small/final"), "street.jpg")
+    >>> explorer.show()  # click on a thing, or drag a box around it
+    >>> explorer.click(120, 80).answer.text  # the same by numbers
+
+    Its HTML form, which a notebook shows for it, is the table of all that was named.
+
+    Args:
+        image: a path, a PIL image or a uint8 array.
+        wish: how things are named; may be replaced at any time.
+    """
+
+    def __init__(self, engine: Engine, image: Image.Image | np.ndarray | str | Path, wish: Wish | None = None) -> None:
+        title = Path(image).name if isinstance(image, (str, Path)) else "picture"
+        self.engine, self.picture = engine, Picture(as_rgb(image), title)
+        self.wish = wish or Wish()
+        self.figure: Figure | None = None
+        self._pressed: Any = None  # where the mouse went down
+        self._rubber: Any = None  # the box that is being drawn
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.picture.image.size
+
+    @property
+    def history(self) -> list[Named]:
+        """All that was named, the earliest first."""
+        return self.picture.named
+
+    def click(self, x: float, y: float) -> Named:
+        """Names what lies at (x, y), in pixels. Raises OsmError outside of the picture."""
+        return self._keep(self.engine.point(self.picture, x, y, self.wish))
+
+    def box(self, x: float, y: float, width: float, height: float) -> Named:
+        """Names what a box in pixels is around. Raises OsmError for one without area, or outside."""
+        return self._keep(self.engine.box(self.picture, (x, y, width, height), self.wish))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes masks (COCO's RLE), names and probabilities as JSON."""
+        path = Path(path)
+        path.write_text(json.dumps(self.picture.document(), indent=1), encoding="utf-8")
+        return path
+
+    def show(self) -> Figure:
+        """The picture, which takes clicks and drags; beside it the likeliest names and the latest ones."""
+        from matplotlib import pyplot as plt
+
+        self.figure = plt.figure(figsize=(9, 5))
+        parts = self.figure.add_gridspec(2, 2, width_ratios=(2, 1), left=0.02, right=0.96, top=0.9, bottom=0.08)
+        # Of the figure's axes the first is the picture's, then those of the bars and of the history.
+        for place in (parts[:, 0], parts[0, 1], parts[1, 1]):
+            self.figure.add_subplot(place)
+        canvas = self.figure.canvas
+        canvas.mpl_connect("button_press_event", self._press)
+        canvas.mpl_connect("motion_notify_event", self._move)
+        canvas.mpl_connect("button_release_event", self._release)
+        self._draw()
+        return self.figure
+
+    def _repr_html_(self) -> str:
+        return markup.history(self.history)
+
+    def _keep(self, found: Named) -> Named:
+        self.history.append(found)
+        self._draw()
+        return found
+
+    # -- the figure ----------------------------------------------------------------------------------------------------
+
+    def _draw(self, message: str = "Click on a thing, or drag a box around it") -> None:
+        if self.figure is None:
+            return
+        view, bars, past = self.figure.axes
+        for axes in (view, bars, past):
+            axes.clear()
+            axes.set_axis_off()
+        shown = self.picture.image
+        if self.history:
+            last = self.history[-1]
+            shown = draw_names(shown, last.mask[None], [last.answer.text], alpha=0.4)
+            _draw_bars(bars, last)
+        view.imshow(np.asarray(shown))
+        view.set_title(message, fontsize=10)
+        past.set_title("Named so far", fontsize=10, loc="left")
+        lines = [f"{one.answer.text or 'no name'}  {one.answer.prob:.0%}  ({one.how})" for one in self.history[::-1]]
+        past.text(0, 1, "\n".join(lines[:_LINES]), va="top", fontsize=8, parse_math=False)
+        self.figure.canvas.draw_idle()
+
+    def _ours(self, event: Any) -> bool:
+        """Whether an event is on the picture, and not the toolbar's (zoom, pan)."""
+        assert self.figure is not None
+        toolbar = self.figure.canvas.toolbar
+        return event.inaxes is self.figure.axes[0] and event.button == 1 and not (toolbar and toolbar.mode)
+
+    def _press(self, event: Any) -> None:
+        self._pressed = event if self._ours(event) else None
+
+    def _move(self, event: Any) -> None:
+        if self._pressed is None or self.figure is None or event.inaxes is not self.figure.axes[0]:
+            return
+        if self._rubber is None:
+            from matplotlib.patches import Rectangle
+
+            self._rubber = Rectangle((0, 0), 0, 0, fill=False, edgecolor=_ORANGE, linewidth=2)
+            event.inaxes.add_patch(self._rubber)
+        x, y, width, height = _corners(self._pressed, event)
+        self._rubber.set_bounds(x, y, width, height)
+        self.figure.canvas.draw_idle()
+
+    def _release(self, event: Any) -> None:
+        start, self._pressed, self._rubber = self._pressed, None, None
+        if start is None:
+            return
+        if event.inaxes is not start.inaxes:
+            self._draw("The box ended outside of the picture: drag it again")
+            return
+        if np.hypot(event.x - start.x, event.y - start.y) < _DRAG:
+            self._try(lambda: self.click(start.xdata, start.ydata))
+        else:
+            self._try(lambda: self.box(*_corners(start, event)))
+
+    def _try(self, work: Callable[[], Named]) -> None:
+        try:
+            work()
+        except OsmError as error:  # nobody sees what an event's handler raises
+            self._draw(str(error))
+
+
+def _corners(start: Any, end: Any) -> tuple[float, float, float, float]:
+    left, right = sorted((start.xdata, end.xdata))
+    top, bottom = sorted((start.ydata, end.ydata))
+    left, top = max(0.0, left), max(0.0, top)  # the first pixel's middle is 0: its edge is below
+    return left, top, right - left, bottom - top
+
+
+def _draw_bars(axes: Any, named: Named) -> None:
+    top = named.answer.top
+    axes.set_title(f"{named.answer.text or 'no name'}  {named.answer.prob:.1%}", fontsize=12, loc="left")
+    axes.barh(range(len(top)), [other.prob for other in top], color=_ORANGE)
+    for place, other in enumerate(top):
+        axes.text(0.01, place, f"{other.text}  {other.prob:.1%}", va="center", fontsize=9, parse_math=False)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(4.5, -0.5)

@@ -1,0 +1,221 @@
+"""The command `osm demo`: a page in the browser that names what one points at. Nothing leaves this machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osm.errors import OsmError
+from osm.recognition.flags import add_checkpoint
+from osm.serving.guard import LOOPBACK_NAMES, Guard, Names
+from osm.terminal import echo
+
+if TYPE_CHECKING:  # gradio and torch take seconds to import
+    from osm.serving.page import Page
+
+_VISITS = 32  # tabs whose pictures are kept; the one that was used the longest ago is forgotten first
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm demo`."""
+    out = argparse.ArgumentParser(
+        prog="osm demo",
+        allow_abbrev=False,
+        description="Serves a page in the browser that names what one points at in a picture.",
+    )
+    add_checkpoint(out)
+    out.add_argument("--device", default="auto", help="[%(default)s]")
+    out.add_argument("--segmenter", default="auto", help="what makes masks of points and boxes [%(default)s]")
+    out.add_argument("--sam_checkpoint", metavar="FILE", help="the weights of SAM")
+    out.add_argument("--samples", type=Path, metavar="DIR", help="pictures offered beside the drawn ones")
+    out.add_argument("--host", default="127.0.0.1", help="who may connect: 0.0.0.0 lets anyone [%(default)s]")
+    out.add_argument(
+        "--allow_host",
+        nargs="+",
+        metavar="NAME",
+        help="further names by which the page is reached, behind a proxy for instance",
+    )
+    out.add_argument("--port", type=int, default=7860, help="[%(default)s]")
+    out.add_argument("--max_file_mb", type=float, default=20, help="of an upload [%(default)s]")
+    out.add_argument("--max_megapixels", type=float, default=25, help="of an upload [%(default)s]")
+    out.add_argument(
+        "--max_uploads_mb", type=float, default=200, help="of all uploads that were not read yet [%(default)s]"
+    )
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 after a user's mistake. Ctrl+C or SIGTERM ends it; nothing that it wrote stays."""
+    args = parser().parse_args(argv)
+    try:
+        with _ended_by_signals():
+            check(args)
+            with contextlib.closing(serve(page_of(args), args.host, args.port, args.allow_host or ())):
+                echo(f"http://{_in_url(args.host)}:{args.port} (Ctrl+C ends it)", flush=True)
+                threading.Event().wait()
+    except OsmError as error:
+        echo(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within it, SIGTERM and SIGHUP are a KeyboardInterrupt, so that files are removed; a second one is ignored."""
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises OsmError for a flag that cannot be, before anything is loaded; warns of an open door."""
+    if not 1 <= args.port <= 65535:
+        raise OsmError(f"--port {args.port} is not a number from 1 to 65535")
+    for flag in ("max_file_mb", "max_megapixels", "max_uploads_mb"):
+        if not getattr(args, flag) > 0:
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be over 0")
+    if args.host not in LOOPBACK_NAMES:
+        echo(
+            f"warning: --host {args.host}: the page has no password, and anyone who reaches this machine can use it.",
+            file=sys.stderr,
+        )
+    use_gradio()
+
+
+def use_gradio() -> None:
+    """Loads gradio such that it calls nobody. Raises OsmError where it is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise OsmError(f"osm demo needs gradio ({error}): pip install 'osm-recognition[demo]'") from None
+
+
+def page_of(args: argparse.Namespace) -> Page:
+    """Loads model, segmenter and samples."""
+    from osm.serving.engine import load_engine
+    from osm.serving.page import Limits, Page
+    from osm.serving.samples import samples
+
+    pictures = samples(args.samples)
+    engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint, device=args.device, config=args.config)
+    return Page(engine, pictures, Limits(args.max_file_mb, args.max_megapixels, args.max_uploads_mb))
+
+
+class Served:
+    """A page that is being served; `close` ends it, and removes what it wrote.
+
+    Raises:
+        OsmError: the port is taken, or the host is none of this machine's.
+    """
+
+    def __init__(self, page: Page, host: str, port: int, names: Collection[str]) -> None:
+        self._page, self._blocks = page, None
+        self._before = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
+        _use_folder(str(page.folder.cache), str(page.folder.path))
+        try:
+            self._blocks = _launched(page, host, port, Names(host, names))
+        except OSError as error:
+            self.close()
+            raise OsmError(f"--host {host} --port {port}: cannot be served there ({error})") from None
+
+    def close(self) -> None:
+        """Ends the server, and removes its files."""
+        if self._blocks is not None:
+            self._blocks.close(verbose=False)
+        _use_folder(*self._before)
+        self._page.folder.close()
+
+
+def serve(page: Page, host: str, port: int, names: Collection[str] = ()) -> Served:
+    """Starts the server in a thread of its own; `close()` of what is returned ends it.
+
+    Args:
+        names: further names by which it may be called.
+
+    Raises:
+        OsmError: the port is taken, or the host is none of this machine's.
+    """
+    return Served(page, host, port, names)
+
+
+def _launched(page: Page, host: str, port: int, names: Names) -> Any:
+    import gradio as gr
+
+    from osm.serving.markup import CSS
+    from osm.serving.page import build
+
+    fonts = (gr.themes.Font("system-ui"), gr.themes.Font("sans-serif"))
+    mono = (gr.themes.Font("ui-monospace"), gr.themes.Font("monospace"))
+    # Darker than its own: white on them, and text on the page, must be read by weak eyes (4.5 : 1).
+    theme = gr.themes.Base(primary_hue="blue", font=fonts, font_mono=mono).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
+    blocks = build(page).queue(max_size=64)
+
+    @contextlib.asynccontextmanager
+    async def guarded(app: Any) -> AsyncIterator[None]:
+        # By now the application is whole, and nobody is connected: the guard stands before all of its own middleware.
+        inputs = {number: len(function.inputs) for number, function in blocks.fns.items()}
+        app.middleware_stack = Guard(app.middleware_stack, names, inputs, page.uploads, page.limits.file_bytes)
+        yield
+
+    blocks.launch(
+        server_name=_in_url(host),
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        inbrowser=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        footer_links=[],
+        max_file_size=page.limits.file_bytes,
+        state_session_capacity=_VISITS,
+        theme=theme,
+        css=CSS,
+        app_kwargs={"lifespan": guarded},
+    )
+    return blocks
+
+
+def _use_folder(cache: str | None, temporary: str | None) -> None:
+    """Where gradio, and whatever makes temporary files, puts them."""
+    if cache is None:
+        os.environ.pop("GRADIO_TEMP_DIR", None)
+    else:
+        os.environ["GRADIO_TEMP_DIR"] = cache
+    tempfile.tempdir = temporary
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

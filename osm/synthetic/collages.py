@@ -1,0 +1,347 @@
+"""`osm collages`: a set in COCO-panoptic form made of cut-outs of known name, pasted on photos.
+
+    osm collages data/things --table cutouts.yaml --cutouts stamps/ --backgrounds photos/ --images 400
+
+A few pictures of a thing, each with its outline, become a set to train on ("copy-paste", Ghiasi et al., CVPR 2021,
+https://arxiv.org/abs/2012.07177). Cut-outs are pictures with an alpha channel, named by a table, and segments of sets
+in COCO-panoptic form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+from osm.datasets.labels import LabelSet
+from osm.errors import OsmError, SampleError, exit_code, shown, write_failed
+from osm.files import read_json, read_yaml, write_atomically
+from osm.io.images import SUFFIXES, decode, open_image, read_panoptic, read_rgb
+from osm.prepare.originals.work import Panoptic, write_whole
+from osm.storage.output import check_here
+from osm.terminal import echo
+
+SPLITS = ("train", "val")
+SIZES = ((640, 480), (480, 640), (560, 560))  # of collages, (width, height)
+MAX_THINGS = 4
+MIN_SEGMENT = 72  # pixels: sides of a square of the area that a segment needs to be cut out of its photo
+MIN_VISIBLE = 0.4  # of a cut-out's area; one that is more covered than that stays in the picture, unnamed
+_MAX_ENLARGED = 3.0
+_BLURRED = 0.3  # of backgrounds, so that not every thing lies on a sharp photo
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A picture of one thing: `path` has an alpha channel, or `segment` is its id in the panoptic PNG `mask`."""
+
+    path: Path
+    mask: Path | None = None
+    segment: int = 0
+
+    def load(self) -> Image.Image:
+        """RGBA, cropped to what is seen of it.
+
+        Raises:
+            OsmError: a file cannot be read (a SampleError), or nothing tells what in it is the thing.
+        """
+        if self.mask is None:
+            opened = open_image(self.path)
+            if "A" not in opened.getbands() and "transparency" not in opened.info:
+                raise OsmError(f"{self.path}: no alpha channel, so that no outline is known")
+            image = decode(opened, "RGBA")
+        else:
+            image, ids = read_rgb(self.path).convert("RGBA"), read_panoptic(self.mask)
+            if ids.shape != (image.height, image.width):
+                raise SampleError("size_mismatch", f"mask {self.mask} has another size than image {self.path}")
+            image.putalpha(Image.fromarray(np.where(ids == self.segment, 255, 0).astype(np.uint8)))
+        box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+        if box is None:
+            raise OsmError(f"{self.path}: nothing in it is opaque; a cut-out needs an alpha channel")
+        return image.crop(box)
+
+
+Pool = Mapping[str, Sequence[Cutout]]
+
+
+@dataclass(frozen=True)
+class CollageOptions:
+    """What is made of what.
+
+    Attributes:
+        table: a YAML of names with their files, each under `train` or `val`. cutouts: the folder of these files.
+        backgrounds: folders of photos. segments: folders in COCO-panoptic form (images/, panoptic/, panoptic.json),
+            whose segments are further cut-outs of `train`; in `val` they give no more than their names.
+        split: which files of the table. images: how many collages. seed: decides all of them.
+    """
+
+    table: Path
+    cutouts: Path
+    backgrounds: tuple[Path, ...]
+    segments: tuple[Path, ...] = ()
+    split: str = "train"
+    images: int = 400
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise OsmError(f"--split {self.split!r} is none of {', '.join(SPLITS)}")
+        if self.images < 1:
+            raise OsmError(f"--images {self.images} must be 1 or more")
+        if self.seed < 0:
+            raise OsmError(f"--seed {self.seed} must be 0 or more")
+
+    @cached_property
+    def photos(self) -> list[Path]:
+        """The backgrounds, in a fixed order."""
+        found = []
+        for folder in self.backgrounds:
+            there = (path for path in folder.glob("*") if not path.name.startswith("._"))  # macOS's, beside pictures
+            here = sorted(path for path in there if path.suffix.lower() in SUFFIXES)
+            if not here:
+                raise OsmError(f"--backgrounds {folder}: there is no picture in it ({', '.join(SUFFIXES)})")
+            found += here
+        return found
+
+
+def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
+    """A table's cut-outs by name and split.
+
+    Raises:
+        OsmError: the table is not as described, or a file of it is not in the folder.
+    """
+    found = read_yaml(table, "--table")
+    if not isinstance(found, dict) or not found:
+        raise OsmError(f"--table {table}: expected names, each with its files under {' or '.join(SPLITS)}")
+    out: dict[str, dict[str, list[Cutout]]] = {}
+    for name, splits in found.items():
+        where = f"--table {table}: {shown(name)}"
+        if not isinstance(name, str) or not name.strip():
+            raise OsmError(f"{where} is no name")
+        if not isinstance(splits, dict) or set(splits) - set(SPLITS):
+            raise OsmError(f"{where}: expected lists of files under {' or '.join(SPLITS)}, found {shown(splits)}")
+        out[name] = {split: _files(splits.get(split, []), folder, f"{where}, {split}") for split in SPLITS}
+    return out
+
+
+def _files(names: object, folder: Path, where: str) -> list[Cutout]:
+    if not isinstance(names, list):
+        raise OsmError(f"{where}: expected a list of files, found {shown(names)}")
+    out = []
+    for name in names:
+        path = folder / str(name)
+        if not isinstance(name, str) or "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+            raise OsmError(f"{where}: {shown(name)} is no file below {folder}")
+        if not path.is_file():
+            raise OsmError(f"{where}: {name} is not in --cutouts {folder}")
+        out.append(Cutout(path))
+    return out
+
+
+def read_segments(folder: Path) -> dict[str, list[Cutout]]:
+    """The large enough segments of a folder in COCO-panoptic form, by the names of its categories.
+
+    Raises:
+        OsmError: its json is not of this form, or names a file outside of the folder.
+    """
+    path = folder / "panoptic.json"
+    document = read_json(path, "--segments")[0]
+    try:
+        LabelSet.from_categories(document["categories"], f"--segments {path}")  # refuses names that are no text
+        names = {one["id"]: one["name"] for one in document["categories"]}
+        images = {one["id"]: one["file_name"] for one in document["images"]}
+        out: dict[str, list[Cutout]] = {name: [] for name in names.values()}
+        for entry in document["annotations"]:
+            image, mask = folder / "images" / images[entry["image_id"]], folder / "panoptic" / entry["file_name"]
+            for file in (image, mask):
+                if "\0" in str(file) or not file.resolve().is_relative_to(folder.resolve()):
+                    raise OsmError(f"--segments {path}: {file} is outside of the folder")
+            for one in entry["segments_info"]:
+                if not one.get("iscrowd") and one["area"] >= MIN_SEGMENT**2:
+                    out[names[one["category_id"]]].append(Cutout(image, mask, one["id"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise OsmError(f"--segments {path}: not of COCO-panoptic form ({type(error).__name__}: {error})") from None
+    return out
+
+
+def write_collages(folder: Path, options: CollageOptions) -> Path:
+    """Makes a split. What is written depends on the options and the files alone; a finished split is left as it is.
+
+    Raises:
+        OsmError: the folder holds collages made otherwise, cannot be written, or a file cannot be used.
+    """
+    table = read_table(options.table, options.cutouts)
+    pool = {name: splits[options.split] for name, splits in table.items()}
+    for segments in options.segments:
+        for name, cutouts in read_segments(segments).items():
+            pool[name] = [*pool.get(name, []), *(cutouts if options.split == "train" else [])]
+    categories = {name: number for number, name in enumerate(sorted(pool), 1)}
+    drawn = {name: pool[name] for name in sorted(pool) if pool[name]}
+    if not drawn:
+        raise OsmError(f"--table {options.table}: no file of it is under {options.split}")
+    made: dict[str, Any] = {key: str(value) for key, value in vars(options).items() if key != "photos"}
+    made |= {"names": sorted(pool), "files": _fingerprint([*(c for n in drawn for c in drawn[n]), *options.photos])}
+    summary = folder / "collages.json"
+    if summary.is_file():
+        if read_json(summary, "collages")[0] != made:
+            raise OsmError(f"{folder} holds collages made with other flags or files; choose another folder")
+        echo(f"{folder}: finished already, {options.images} collages", file=sys.stderr)
+        return folder
+    try:
+        for name in ("images", "panoptic"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        pairs = [_write_one(folder, options, drawn, categories, index) for index in range(options.images)]
+        document = {
+            "images": [image for image, _ in pairs],
+            "annotations": [annotation for _, annotation in pairs],
+            "categories": [{"id": number, "name": name, "isthing": 1} for name, number in categories.items()],
+        }
+        write_atomically(folder / "panoptic.json", [json.dumps(document)])
+        write_atomically(summary, [json.dumps(made, indent=1) + "\n"])
+    except OSError as error:
+        raise write_failed(error, str(folder), "a folder that can be written, with room in it") from None
+    except SampleError as error:
+        raise OsmError(str(error)) from None
+    return folder
+
+
+def _fingerprint(files: Sequence[Cutout | Path]) -> str:
+    """Of names and sizes: a set that was made of other files is another one."""
+    digest = hashlib.sha256()
+    for file in files:
+        path, segment = (file.path, file.segment) if isinstance(file, Cutout) else (file, 0)
+        try:
+            digest.update(f"{path}\0{path.stat().st_size}\0{segment}\n".encode())
+        except OSError as error:
+            raise OsmError(f"{path}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _write_one(
+    folder: Path, options: CollageOptions, pool: Pool, categories: Mapping[str, int], index: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    image, ids, names = compose(pool, options.photos, random.Random(f"{options.seed} {options.split} {index}"))
+    panoptic = Panoptic(image.height, image.width)
+    for number, name in names.items():
+        panoptic.add(number, categories[name], ids == number)
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=_JPEG_QUALITY)
+    write_whole(folder / "images" / f"{index:06d}.jpg", data.getvalue())
+    panoptic.write(folder / "panoptic" / f"{index:06d}.png")
+    return (
+        {"id": index, "file_name": f"{index:06d}.jpg", "width": image.width, "height": image.height},
+        {"image_id": index, "file_name": f"{index:06d}.png", "segments_info": panoptic.segments},
+    )
+
+
+def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Image.Image, np.ndarray, dict[int, str]]:
+    """One collage: RGB, ids (H, W) with 0 for the background, and the name of each id that enough is seen of.
+
+    Every name is as likely as any other, however many cut-outs it has.
+
+    Raises:
+        SampleError: a photo or cut-out cannot be read.
+    """
+    size = rng.choice(SIZES)
+    image = _background(read_rgb(rng.choice(photos)), size, rng)
+    ids, areas, names = np.zeros((size[1], size[0]), np.int32), {}, {}
+    for number in range(1, rng.randint(1, MAX_THINGS) + 1):
+        name = rng.choice(list(pool))
+        thing = _vary(rng.choice(pool[name]).load(), min(size), rng)
+        # Up to an eighth of it may lie outside of the picture.
+        x, y = (rng.randint(-d // 8, max(full - d + d // 8, -d // 8)) for d, full in zip(thing.size, size, strict=True))
+        layer = Image.new("L", size)
+        layer.paste(thing.getchannel("A"), (x, y))
+        image.paste(thing.convert("RGB"), (x, y), thing.getchannel("A"))
+        mask = np.asarray(layer) > 127
+        ids[mask] = number
+        areas[number], names[number] = int(mask.sum()), name
+    seen = {number: int((ids == number).sum()) for number in names}
+    return image, ids, {n: name for n, name in names.items() if seen[n] and seen[n] >= MIN_VISIBLE * areas[n]}
+
+
+def _background(photo: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """A part of a photo in the shape of the collage, mirrored and blurred by chance."""
+    scale = min(photo.width / size[0], photo.height / size[1]) * rng.uniform(0.6, 1.0)
+    width, height = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+    x, y = rng.randint(0, max(photo.width - width, 0)), rng.randint(0, max(photo.height - height, 0))
+    image = photo.resize(
+        size, Image.Resampling.BICUBIC, (x, y, min(x + width, photo.width), min(y + height, photo.height))
+    )
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(2, 12))) if rng.random() < _BLURRED else image
+
+
+def _vary(thing: Image.Image, side: int, rng: random.Random) -> Image.Image:
+    """A cut-out in another size, position and light."""
+    scale = min(side * rng.uniform(0.25, 0.8) / max(thing.size), _MAX_ENLARGED)
+    thing = thing.resize(
+        (max(round(thing.width * scale), 1), max(round(thing.height * scale), 1)), Image.Resampling.BICUBIC
+    )
+    if rng.random() < 0.5:
+        thing = thing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if rng.random() < 0.5:
+        thing = thing.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
+    alpha = thing.getchannel("A")
+    for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        thing = kind(thing).enhance(rng.uniform(0.75, 1.25))
+    thing.putalpha(alpha)
+    return thing
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm collages`."""
+    out = argparse.ArgumentParser(
+        prog="osm collages",
+        allow_abbrev=False,
+        description="Pastes cut-outs of known name on photos: a set in COCO-panoptic form.",
+    )
+    out.add_argument("out", type=Path, help="folder; a split goes to <out>/<split>")
+    out.add_argument("--table", type=Path, required=True, help="YAML: names, each with its files under train or val")
+    out.add_argument(
+        "--cutouts", type=Path, required=True, help="the folder of these files, pictures with an alpha channel"
+    )
+    out.add_argument("--backgrounds", type=Path, required=True, nargs="+", help="folders of photos")
+    out.add_argument(
+        "--segments", type=Path, nargs="*", default=[], help="COCO-panoptic folders whose segments are cut out, too"
+    )
+    out.add_argument("--split", default="train", help=f"{' or '.join(SPLITS)} [%(default)s]")
+    out.add_argument("--images", type=int, default=400, help="[%(default)s]")
+    out.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `osm collages`; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        check_here(args.out, "out")
+        options = CollageOptions(
+            args.table,
+            args.cutouts,
+            tuple(args.backgrounds),
+            tuple(args.segments),
+            args.split,
+            args.images,
+            args.seed,
+        )
+        echo(write_collages(args.out / args.split, options))
+    except OsmError as error:
+        echo(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        echo("interrupted: the same command makes the same collages", file=sys.stderr)
+        return 130
+    return 0

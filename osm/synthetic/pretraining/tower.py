@@ -1,0 +1,275 @@
+"""Pre-trains osm-nano's tower on drawn scenes: what each place shows, and what each mask's mean token shows.
+
+Both heads are linear, on the very tokens that the bridge will read, and are thrown away.
+
+Shapes: N images, S image size, L tokens of an image, C tower width, I masks an image.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from osm.config import ModelConfig
+from osm.errors import OsmError
+from osm.models.towers.timm_tower import timm_tower
+from osm.models.towers.tower import Tower
+from osm.models.windows import SlidingWindows
+from osm.synthetic.pretraining.schedule import warm_cosine
+from osm.synthetic.pretraining.work import read_state
+from osm.synthetic.scenes.compose import draw_scene
+from osm.synthetic.scenes.words import ATTRIBUTES, STUFF, THINGS, Pair, choose_pairs
+from osm.terminal import echo
+
+KINDS = (*THINGS, *STUFF)
+NOTHING = -100  # what no loss looks at
+MAX_MASKS = 12
+
+
+@dataclass(frozen=True)
+class TowerTraining:
+    """How the tower is trained; `scenes` are drawn once and seen `epochs` times, scaled, cropped and flipped."""
+
+    scenes: int = 8000
+    epochs: int = 12
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    seed: int = 1_000_003
+    threads: int = 2
+
+
+@dataclass
+class Drawn:
+    """Scenes in memory: images (N, S, S, 3) uint8, ids (N, S, S) uint8, what each id is (N, I + 1, 2) int8."""
+
+    images: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+
+
+def draw_all(config: TowerTraining, size: int, folder: Path) -> Drawn:
+    """Draws the scenes, or takes those that an interrupted run has drawn."""
+    names = {"images": "scenes_images.npy", "ids": "scenes_ids.npy", "labels": "scenes_labels.npy"}
+    mark = folder / "scenes.json"
+    wanted = json.dumps({"count": config.scenes, "seed": config.seed, "size": size})
+    if not (mark.is_file() and mark.read_text() == wanted):
+        drawn = Drawn(
+            np.zeros((config.scenes, size, size, 3), np.uint8),
+            np.zeros((config.scenes, size, size), np.uint8),
+            np.full((config.scenes, MAX_MASKS + 1, 2), NOTHING, np.int8),
+        )
+        jobs = ((size, config.seed, index) for index in range(config.scenes))
+        with multiprocessing.get_context("spawn").Pool(config.threads) as pool:
+            for index, (image, ids, labels) in enumerate(pool.imap(_draw, jobs, chunksize=16)):
+                drawn.images[index], drawn.ids[index], drawn.labels[index] = image, ids, labels
+                if index % 500 == 0:
+                    echo(f"scenes: {index}/{config.scenes}", file=sys.stderr, flush=True)
+        mark.unlink(missing_ok=True)
+        for field, name in names.items():
+            np.save(folder / name, getattr(drawn, field))
+        mark.write_text(wanted)
+    try:
+        return Drawn(**{field: np.load(folder / name, mmap_mode="r") for field, name in names.items()})
+    except (OSError, ValueError, EOFError) as error:
+        raise OsmError(f"--work {folder}: scenes cannot be read ({error}); remove {mark.name} there") from None
+
+
+def _draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    size, seed, index = job
+    scene = draw_scene(size, choose_pairs("seen"), seed, index)
+    labels = np.full((MAX_MASKS + 1, 2), NOTHING, np.int8)
+    for number, what in scene.segments.items():
+        if isinstance(what, Pair):
+            labels[number] = KINDS.index(what.thing), ATTRIBUTES.index(what.attribute)
+        else:
+            labels[number, 0] = KINDS.index(what)
+    return scene.image, scene.ids.astype(np.uint8), labels
+
+
+@dataclass
+class TowerBatch:
+    """images (N, 3, S, S) normalised, ids (N, S, S), labels (N, I + 1, 2): kind and attribute of each id."""
+
+    images: Tensor
+    ids: Tensor
+    labels: Tensor
+
+
+def batches(drawn: Drawn, config: TowerTraining, epoch: int, tower: Tower) -> Iterator[TowerBatch]:
+    """The batches of an epoch, in an order and in views that seed and epoch decide."""
+    rng = np.random.default_rng([config.seed, epoch])
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tower.mean, tower.std))
+    order = rng.permutation(len(drawn.images))
+    for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
+        chosen = np.sort(order[start : start + config.batch_size])
+        images = torch.from_numpy(drawn.images[chosen]).permute(0, 3, 1, 2).float() / 255
+        ids = torch.from_numpy(drawn.ids[chosen])
+        images, ids = _view(images, ids, rng)
+        yield TowerBatch((images - mean) / std, ids.long(), torch.from_numpy(drawn.labels[chosen]).long())
+
+
+def _view(images: Tensor, ids: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """The batch scaled by one factor, cropped or padded to its size at one place, and flipped or not."""
+    size = images.shape[-1]
+    scaled = int(round(size * rng.uniform(0.8, 1.2)))
+    if scaled != size:
+        images = F.interpolate(images, size=scaled, mode="bilinear", antialias=True)
+        ids = F.interpolate(ids[:, None].float(), size=scaled, mode="nearest")[:, 0].to(torch.uint8)
+    top, left = (int(v) for v in rng.integers(0, max(scaled - size, 0) + 1, 2))
+    images, ids = images[..., top : top + size, left : left + size], ids[..., top : top + size, left : left + size]
+    pad = size - images.shape[-1]
+    images, ids = F.pad(images, (0, pad, 0, pad)), F.pad(ids, (0, pad, 0, pad))
+    return (images.flip(-1), ids.flip(-1)) if rng.random() < 0.5 else (images, ids)
+
+
+class TowerTask(nn.Module):
+    """The tower and its two linear heads."""
+
+    def __init__(self, tower: Tower, model: ModelConfig) -> None:
+        super().__init__()
+        self.tower = tower
+        self.windows = SlidingWindows(
+            model.input_size, model.sliding_window_size, model.sliding_window_stride, tower.patch
+        )
+        self.kind, self.attribute = nn.Linear(tower.width, len(KINDS)), nn.Linear(tower.width, len(ATTRIBUTES))
+
+    def forward(self, batch: TowerBatch) -> tuple[Tensor, dict[str, float]]:
+        """The loss, and how often kind and attribute of a mask are right."""
+        patches = self.tower(self.windows.split(batch.images))[1].float()
+        tokens = self.windows.merge(patches)
+        patch = self.tower.patch
+        places = batch.ids[:, patch // 2 :: patch, patch // 2 :: patch].flatten(1)
+        seen = batch.labels.gather(1, places[..., None].expand(-1, -1, 2)).flatten(0, 1)
+        loss = self._loss(tokens.flatten(0, 1), seen)[0]
+        cover = _cover(batch.ids, patch)
+        area = cover.sum(-1)
+        pooled = (cover @ tokens) / area.clamp(min=1)[..., None]
+        # A mask counts as it does in training: with more than 100 pixels.
+        wanted = torch.where((area > 100)[..., None], batch.labels[:, 1:], NOTHING)
+        pooled_loss, right = self._loss(pooled.flatten(0, 1), wanted.flatten(0, 1))
+        return loss + 2 * pooled_loss, right
+
+    def _loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        total, right = tokens.new_zeros(()), {}
+        for column, name in enumerate(("kind", "attribute")):
+            counted = labels[:, column] != NOTHING
+            scores, target = getattr(self, name)(tokens[counted]), labels[counted, column]
+            total = total + F.cross_entropy(scores, target)
+            right[name] = float((scores.argmax(-1) == target).float().mean())
+        return total, right
+
+
+def _cover(ids: Tensor, patch: int) -> Tensor:
+    """(N, S, S) ids -> (N, I, L), how many pixels of each mask every place of the grid has."""
+    images, size = len(ids), ids.shape[-1]
+    row = torch.arange(size) // patch
+    place = row[:, None] * (size // patch) + row
+    index = (ids * (size // patch) ** 2 + place).flatten(1)
+    counts = torch.zeros(images, (MAX_MASKS + 1) * (size // patch) ** 2)
+    counts.scatter_add_(1, index, torch.ones(()).expand_as(index))
+    return counts.view(images, MAX_MASKS + 1, -1)[:, 1:]
+
+
+def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> dict[str, Any]:
+    """Trains the tower; interrupted, it goes on after the last whole epoch.
+
+    Args:
+        model: its `tower` says what is built; the weights are those drawn from the seed.
+        folder: scenes and checkpoints are kept here.
+
+    Returns:
+        `state_dict`, and what is to be told about it (`accuracy` on scenes of another seed, `seconds`).
+    """
+    steps = config.scenes // config.batch_size
+    if steps == 0:
+        raise OsmError(f"--scenes {config.scenes}: one batch needs {config.batch_size}")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    tower = timm_tower(model.tower.name, model.tower.strides, model.sliding_window_size, None, model.tower.options)
+    task = TowerTask(tower, model)
+    started = time.monotonic()
+    drawn = draw_all(config, model.input_size, folder)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    total = steps * config.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, total))
+    path = folder / "tower.pt"
+    first, spent = _resume(path, config, task, optimizer, schedule)
+    started -= spent
+    for epoch in range(first, config.epochs):
+        task.train()
+        for step, batch in enumerate(batches(drawn, config, epoch, tower)):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, right = task(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 40 == 0:
+                rate = {name: round(value, 3) for name, value in right.items()}
+                seconds = time.monotonic() - started
+                echo(f"tower epoch {epoch} step {step}/{steps}: {loss:.3f} {rate} {seconds:.0f} s", file=sys.stderr)
+        document = {
+            "task": task.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": schedule.last_epoch,
+            "epoch": epoch + 1,
+            "config": asdict(config),
+            "seconds": time.monotonic() - started,
+        }
+        torch.save(document, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+    return {
+        "state_dict": tower.model.state_dict(),
+        "accuracy": evaluate(task, model.input_size, config),
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, schedule: Any) -> tuple[int, float]:
+    """(epoch to go on with, seconds spent so far)."""
+    if not path.is_file():
+        return 0, 0.0
+    document = read_state(path, asdict(config))
+    task.load_state_dict(document["task"])
+    optimizer.load_state_dict(document["optimizer"])
+    schedule.load_state_dict(
+        {**schedule.state_dict(), "last_epoch": document["step"], "_step_count": document["step"] + 1}
+    )
+    return document["epoch"], document["seconds"]
+
+
+@torch.no_grad()
+def evaluate(task: TowerTask, size: int, config: TowerTraining, scenes: int = 200) -> dict[str, float]:
+    """How often kind and attribute of a mask are right on scenes that were not trained on, heads on pooled tokens."""
+    task.eval()
+    tower = task.tower
+    images, ids, labels = zip(*(_draw((size, config.seed + 1, index)) for index in range(scenes)), strict=True)
+    drawn = Drawn(np.stack(images), np.stack(ids), np.stack(labels))
+    sums: dict[str, float] = {}
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tower.mean, tower.std))
+    parts = range(0, scenes, 20)
+    for start in parts:
+        pixels = torch.from_numpy(drawn.images[start : start + 20]).permute(0, 3, 1, 2).float() / 255
+        batch = TowerBatch(
+            (pixels - mean) / std,
+            torch.from_numpy(drawn.ids[start : start + 20]).long(),
+            torch.from_numpy(drawn.labels[start : start + 20]).long(),
+        )
+        for name, value in task(batch)[1].items():
+            sums[name] = sums.get(name, 0.0) + value / len(parts)
+    return {name: round(value, 4) for name, value in sums.items()}

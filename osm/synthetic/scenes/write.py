@@ -1,0 +1,230 @@
+"""Scenes on disk, in COCO-panoptic form: `<out>/<split>/images/*.jpg`, `panoptic/*.png`, and one json a set.
+
+    osm scenes data --split train --sets scenes_fine --images 1000 --seed 1
+
+All sets of a split share its images and masks; their jsons differ in how they call what is there. A segment's field
+`names` holds every right name of all sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from osm.errors import OsmError, exit_code, write_failed
+from osm.files import PartialFile, read_json, write_atomically
+from osm.storage.output import check_here
+from osm.synthetic.scenes.compose import draw_scene
+from osm.synthetic.scenes.words import (
+    HELD_OUT_SEED,
+    SETS,
+    Pair,
+    categories,
+    category_ids,
+    choose_pairs,
+    name_in,
+    stuff_name_in,
+)
+from osm.terminal import echo
+
+SUMMARY = "scenes.json"
+MAX_SIZE, MIN_SIZE = 1120, 64
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What is drawn.
+
+    Attributes:
+        images: how many. size: of their sides, in pixels. seed: decides every scene.
+        pairs: which attribute-thing pairs may occur: `seen`, `held_out` or `all`.
+        held_out_seed: decides which pairs are held out; osm-nano's frozen parts have not seen those of seed 0.
+        sets: the sets a json is written for.
+    """
+
+    images: int = 1000
+    size: int = 256
+    seed: int = 0
+    pairs: str = "seen"
+    held_out_seed: int = HELD_OUT_SEED
+    sets: tuple[str, ...] = SETS
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise OsmError(f"--images {self.images} must be 1 or more")
+        if not MIN_SIZE <= self.size <= MAX_SIZE:
+            raise OsmError(f"--size {self.size} is not between {MIN_SIZE} and {MAX_SIZE}")
+        for flag in ("seed", "held_out_seed"):
+            if getattr(self, flag) < 0:
+                raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
+        if not self.sets:
+            raise OsmError(f"--sets: none given; they are {', '.join(SETS)}")
+        for name in self.sets:
+            category_ids(name)
+        choose_pairs(self.pairs, self.held_out_seed)
+
+
+def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None = None) -> Path:
+    """Draws a split into a folder. A killed run goes on where it was; a finished split is left as it is.
+
+    Args:
+        workers: processes, by default as many as there are CPUs; what is written does not depend on it.
+
+    Raises:
+        OsmError: the folder holds scenes of other options, or cannot be written.
+    """
+    folder = Path(folder)
+    arguments = {**asdict(options), "sets": list(options.sets)}
+    summary = folder / SUMMARY
+    if summary.is_file():
+        found = read_json(summary, "scenes")[0]
+        changed = [key for key, value in arguments.items() if not isinstance(found, dict) or found.get(key) != value]
+        if changed:
+            raise OsmError(f"{folder} holds scenes made with another {', '.join(changed)}; choose another folder")
+        echo(f"{folder}: finished already, {options.images} scenes", file=sys.stderr)
+        return folder
+    try:
+        for name in ("images", "panoptic"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        with closing(PartialFile(folder / "scenes.partial.jsonl", arguments)) as partial:
+            _draw_missing(folder, options, partial, workers or os.cpu_count() or 1)
+            records = list(partial.records())
+        _remove_beyond(folder, options.images)
+        for name in options.sets:
+            write_atomically(folder / f"{name}.json", [json.dumps(_document(name, options, records))])
+        write_atomically(summary, [json.dumps(arguments, indent=1) + "\n"])
+    except OSError as error:
+        raise write_failed(error, str(folder), "a folder that can be written, with room in it") from None
+    (folder / "scenes.partial.jsonl").unlink()
+    return folder
+
+
+def _remove_beyond(folder: Path, images: int) -> None:
+    """Removes what an unfinished run of more images has left."""
+    for path in [*folder.glob("images/*.jpg"), *folder.glob("panoptic/*.png")]:
+        if path.stem.isdecimal() and int(path.stem) >= images:
+            path.unlink()
+
+
+def _draw_missing(folder: Path, options: SceneOptions, partial: PartialFile, workers: int) -> None:
+    first, started, shown = partial.done, time.monotonic(), time.monotonic()
+    jobs = [(str(folder), options, index) for index in range(first, options.images)]
+    for done, record in enumerate(_in_order(jobs, min(workers, len(jobs))), first + 1):
+        partial.append(record)
+        now = time.monotonic()
+        if now - shown > 2 or done == options.images:
+            shown, rate = now, (done - first) / max(now - started, 1e-9)
+            left = (options.images - done) / rate
+            echo(f"{folder}: {done}/{options.images} scenes, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr)
+
+
+def _in_order(jobs: Sequence[tuple[str, SceneOptions, int]], workers: int) -> Iterator[dict[str, Any]]:
+    if workers <= 1:
+        yield from map(_draw_one, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_draw_one, jobs, chunksize=4)
+
+
+def _draw_one(job: tuple[str, SceneOptions, int]) -> dict[str, Any]:
+    """Draws and saves one scene; returns what the jsons need of it."""
+    folder, options, index = job
+    scene = draw_scene(options.size, choose_pairs(options.pairs, options.held_out_seed), options.seed, index)
+    stem = f"{index:06d}"
+    Image.fromarray(scene.image).save(Path(folder) / "images" / f"{stem}.jpg", quality=_JPEG_QUALITY)
+    rgb = np.zeros((*scene.ids.shape, 3), np.uint8)
+    rgb[..., 0] = scene.ids
+    Image.fromarray(rgb).save(Path(folder) / "panoptic" / f"{stem}.png")
+    segments = []
+    for number, what in scene.segments.items():
+        ys, xs = np.nonzero(scene.ids == number)
+        if len(ys):
+            box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
+            words = [what.attribute, what.thing] if isinstance(what, Pair) else [what]
+            segments.append({"id": number, "words": words, "area": len(ys), "bbox": box})
+    return {"scene": index, "segments": segments}
+
+
+def _document(set_name: str, options: SceneOptions, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A set's COCO-panoptic json."""
+    images = [
+        {"id": r["scene"], "file_name": f"{r['scene']:06d}.jpg", "width": options.size, "height": options.size}
+        for r in records
+    ]
+    annotations = [
+        {
+            "image_id": r["scene"],
+            "file_name": f"{r['scene']:06d}.png",
+            "segments_info": [_segment(set_name, segment) for segment in r["segments"]],
+        }
+        for r in records
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories(set_name)}
+
+
+def _segment(set_name: str, segment: dict[str, Any]) -> dict[str, Any]:
+    words = segment["words"]
+    names = [name_in(s, Pair(*words)) if len(words) == 2 else stuff_name_in(s, words[0]) for s in SETS]
+    own = names[SETS.index(set_name)]
+    return {
+        "id": segment["id"],
+        "category_id": category_ids(set_name)[own],
+        "area": segment["area"],
+        "bbox": segment["bbox"],
+        "iscrowd": 0,
+        "names": list(dict.fromkeys(names)),
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `osm scenes`."""
+    defaults = SceneOptions()
+    out = argparse.ArgumentParser(
+        prog="osm scenes", allow_abbrev=False, description="Draws scenes with panoptic masks and names, from a seed."
+    )
+    out.add_argument("out", type=Path, help="folder; a split goes to <out>/<split>")
+    out.add_argument("--split", default="train", help="name of the folder of this split [train]")
+    out.add_argument("--images", type=int, default=defaults.images, help="[%(default)s]")
+    out.add_argument("--size", type=int, default=defaults.size, help=f"pixels, {MIN_SIZE}..{MAX_SIZE} [%(default)s]")
+    out.add_argument("--seed", type=int, default=defaults.seed, help="[%(default)s]")
+    out.add_argument(
+        "--pairs", default=defaults.pairs, help="attribute-thing pairs: seen, held_out or all [%(default)s]"
+    )
+    out.add_argument("--held_out_seed", type=int, default=defaults.held_out_seed, help="[%(default)s]")
+    out.add_argument("--sets", default=",".join(SETS), help="comma-separated [%(default)s]")
+    out.add_argument("--num_workers", type=int, help="processes (default: CPUs); no effect on what is drawn")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `osm scenes`; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        check_here(args.out, "out")
+        if not args.split or Path(args.split).name != args.split or args.split in (".", ".."):
+            raise OsmError(f"--split {args.split!r} has to be the name of one folder")
+        if args.num_workers is not None and args.num_workers < 1:
+            raise OsmError(f"--num_workers {args.num_workers} must be 1 or more")
+        sets = tuple(dict.fromkeys(name.strip() for name in args.sets.split(",") if name.strip()))
+        options = SceneOptions(args.images, args.size, args.seed, args.pairs, args.held_out_seed, sets)
+        echo(write_scenes(args.out / args.split, options, args.num_workers))
+    except OsmError as error:
+        echo(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        echo("interrupted: the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,113 @@
+"""Fills the feature cache before training: the frozen tower runs once a view."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from osm.config import as_dict
+from osm.data.feature_cache import FeatureCache
+from osm.data.sample import SampleTransform
+from osm.data.shards import read_shard
+from osm.datasets.table import Dataset
+from osm.errors import OsmError, SampleError
+from osm.forms import read_sample
+from osm.models.checkpoint import frozen_hashes
+from osm.models.osm import OmniScientModel
+from osm.storage.cache import FileCache
+from osm.terminal import echo
+from osm.training.distributed import World
+from osm.training.tracking import Progress
+
+
+def open_cache(folder: str, model: OmniScientModel, transform: SampleTransform) -> FeatureCache:
+    """The cache that belongs to this tower, these sizes and these views."""
+    config, sample = model.config, transform.config
+    decides = {
+        "tower": frozen_hashes(model)["tower"],
+        "sizes": [config.input_size, config.sliding_window_size, config.sliding_window_stride],
+        "tower_config": as_dict(config.tower),
+        "input": [transform.processor.mean, transform.processor.std],
+        "views": [transform.seed, sample.random_scale_min, sample.random_scale_max, sample.resize],
+    }
+    text = json.dumps(decides, sort_keys=True)
+    return FeatureCache(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+@torch.no_grad()
+def fill(
+    cache: FeatureCache,
+    model: OmniScientModel,
+    dataset: Dataset,
+    shards: list[str],
+    transform: SampleTransform,
+    world: World,
+    shard_cache: FileCache | None = None,
+) -> Counter[str]:
+    """Computes this process's share of the missing views of a set; safe to interrupt and run again.
+
+    Returns:
+        what was left out, by reason (the stream leaves the same samples out).
+
+    Raises:
+        OsmError: not enough room on the disk.
+    """
+    skipped: Counter[str] = Counter()
+    # Dealt out before looking at what is there: another process may be writing already, and the deals must agree.
+    # Shuffled, so that what an interrupted run has left is dealt out evenly too.
+    everything = [
+        (shard, raw.cache_key, view)
+        for shard in shards
+        for raw in read_shard(shard, shard_cache)
+        if not isinstance(raw, SampleError)
+        for view in range(transform.views)
+    ]
+    random.Random(0).shuffle(everything)
+    mine = {
+        (shard, key, view)
+        for shard, key, view in everything[world.rank :: world.size]
+        if not cache.has(dataset.cache_name, key, view)
+    }
+    _check_room(cache, model, len(mine) * world.size)
+    progress = Progress(f"feature cache {dataset.name}", len(mine), world.is_main)
+    for shard in sorted({shard for shard, _, _ in mine}):
+        for raw in read_shard(shard, shard_cache):
+            if isinstance(raw, SampleError):
+                skipped[raw.reason] += 1
+                continue
+            cache_key = raw.cache_key
+            for view in range(transform.views):
+                if (shard, cache_key, view) not in mine:
+                    continue
+                try:
+                    scene = read_sample(dataset.form, raw.members, dataset.label_set, dataset.rules)
+                    pixels = scene.pixels(transform.fixed_view(scene, raw.key, view))
+                except SampleError as error:
+                    skipped[error.reason] += 1
+                else:
+                    canvas = transform.processor.padded(pixels)[None].to(world.device)
+                    tokens = model.tower_tokens(transform.processor.pixel_values(canvas))[0]
+                    cache.save(dataset.cache_name, cache_key, view, tokens)
+                progress.step()
+    progress.close()
+    return skipped
+
+
+def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None:
+    need = views * model.window_pos_embed.numel() * 2
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(Path(cache.folder)).free
+    if need > free:
+        raise OsmError(
+            f"--feature_cache {cache.folder.parent}: {views} views need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+            "free; use fewer --views, or another folder"
+        )
+    if need > 1e9:
+        echo(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}", file=sys.stderr)

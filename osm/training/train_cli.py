@@ -1,0 +1,39 @@
+"""The command `train.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from osm.errors import OsmError, RunStopped
+from osm.quiet import quiet_command
+from osm.terminal import echo
+
+
+@quiet_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses, trains, and turns what ends a run into one line and an exit code.
+
+    Returns:
+        0 done, 2 a user's mistake, 3 a run that could not go on, 75 stopped by a signal with a checkpoint written, 130
+        interrupted without one.
+    """
+    from osm.training.config import parse
+    from osm.training.signals import EXIT_FAILED, EXIT_STOPPED, Stopped
+    from osm.training.trainer import train
+
+    try:
+        train(parse(argv))
+    except Stopped as stopped:
+        echo(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    except RunStopped as error:
+        echo(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except OsmError as error:
+        echo(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        echo("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,106 @@
+"""The script that lets a person judge predictions, and its figures by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_namer import FakeName, FakeNamer
+from PIL import Image
+
+from osm.datasets.table import Dataset, DatasetTable
+from osm.errors import OsmError
+from osm.evaluation.predict.generate import generate_predictions
+from osm.evaluation.studies import judged
+from osm.evaluation.studies.judged import sample
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Cats(FakeNamer):
+    """Calls everything a cat."""
+
+    def name_image(self, image: Image.Image, masks: np.ndarray, modes: object) -> list:
+        return [{mode: FakeName("Cats", 0.5) for mode in self.modes} for _ in masks]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "judged.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_sample_is_drawn_and_compared(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> None:
+    generate_predictions(Cats(), pets, 0, 1, tmp_path / "out", modes=["any"])
+    asked = ("sample", tmp_path / "out", 1, tmp_path / "list.json", tmp_path / "sheets", "--datasets", pets_yaml)
+    done = run(*asked, "--sets", "pets", "--each", 3)
+    assert done.returncode == 0, done.stderr
+    entries = json.loads((tmp_path / "list.json").read_text())
+    assert sorted(entry["names"][0] for entry in entries) == ["cat"] * 3 + ["dog"] * 3
+    assert [entry["number"] for entry in entries] == [1, 2, 3, 4, 5, 6] and not any(e["verdict"] for e in entries)
+    sheet = np.asarray(Image.open(tmp_path / "sheets" / "01.png"))
+    assert (sheet == (255, 0, 255)).all(-1).sum() > 6 * 200  # an outline each
+    # Verdicts are not overwritten.
+    again = run(*asked, "--sets", "pets")
+    assert again.returncode == 2 and "list.json is there already: verdicts would be lost" in again.stderr
+    unjudged = run("agreement", tmp_path / "list.json")
+    assert unjudged.returncode == 2 and "number 1: verdict '' is not one of right, acceptable, wrong" in unjudged.stderr
+
+
+def test_mistakes_are_said(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> None:
+    generate_predictions(Cats(), pets, 0, 1, tmp_path / "out", modes=["any"])
+    (tmp_path / "file").touch()
+    table = DatasetTable().with_yaml(str(pets_yaml))
+
+    def refused(message: str, out: str = "out", parts: int = 1, sheets: str = "sheets", **options: Any) -> None:
+        options = {"sets": ["pets"], **options}
+        with pytest.raises(OsmError, match=message):
+            sample(tmp_path / out, parts, tmp_path / "list.json", tmp_path / sheets, table, **options)
+        assert not (tmp_path / "list.json").exists()
+
+    refused("parts 0: expected 1 or more", parts=0)
+    refused("--each -1: expected 1 or more", each=-1)
+    refused("set 'v3det': its form boxes needs image_dir, which is not given", sets=["v3det"])
+    refused("no prediction in mode 'own' of pets", mode="own")
+    refused("1 of 1 parts are missing", out="nowhere")
+    refused("sheets .*file: File exists; expected a folder", sheets="file")
+    path = tmp_path / "out" / "pets_pred_0_of_1.json"
+    path.write_text(path.read_text().replace('"prob": 0.5', '"prob": "high"'))
+    refused("prob 'high': expected a number from 0 to 1")
+    path.write_text(path.read_text().replace('"prob": "high"', '"prob": 0.5').replace('"id": ', '"id": 9'))
+    refused("image 10. has mask 9.* of category ., which .*panoptic.json has not: the predictions are for other masks")
+    meta = tmp_path / "out" / "pets_meta_0_of_1.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "annotations": "others"}))
+    refused("has changed since the predictions were made")
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "expected the list that `sample` wrote, found {}"),
+        ([], "expected the list that `sample` wrote, found"),
+        ([3], "expected the list"),
+        ([{"verdict": "wrong", "prediction": "cat"}], "number 1: names None is not a list of texts"),
+        ([{"verdict": "wrong", "prediction": 3, "names": ["cat"]}], "number 1: class 3: expected a text"),
+        ([{"verdict": "wrong", "prediction": "cat", "names": ["cat"]}], "1 verdicts of one kind; some wrong and some"),
+    ],
+)
+def test_lists_that_are_none(tmp_path: Path, document: Any, message: str) -> None:
+    (tmp_path / "list.json").write_text(json.dumps(document))
+    with pytest.raises(OsmError, match=message):
+        judged.agreement(tmp_path / "list.json")
+
+
+def test_figures_by_hand() -> None:
+    # 3 of 4 agree; by chance 1/2 * 3/4 + 1/2 * 1/4 would: (3/4 - 1/2) / (1 - 1/2).
+    one, other = np.array([True, True, False, False]), np.array([True, True, True, False])
+    assert judged.cohens_kappa(one, other) == pytest.approx(0.5)
+    assert judged.kendall_tau(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 1
+    assert judged.kendall_tau(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == -1
+    assert np.isnan(judged.kendall_tau(np.ones(3), np.array([3.0, 2, 1])))
+    # a: one pair tied of three; b: none. 2 in order of 2 * sqrt(2 * 3) / 2.
+    assert judged.kendall_tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(6))

@@ -1,0 +1,55 @@
+"""The bridge's two ways to look at an image: dense with a mask, and at what is seen alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from osm.config import QFormerConfig
+from osm.models.bridges.bridge import Instruction
+from osm.models.bridges.maskqformer import MaskQFormerBridge, seen_keys
+from osm.models.masks import VisibleKeys
+
+MODES = ("coco", "any")
+
+
+def some_keys(rows: int, length: int, generator: torch.Generator) -> VisibleKeys:
+    mask = torch.rand(rows, length, generator=generator) < 0.2
+    context = mask | (torch.rand(rows, length, generator=generator) < 0.3)
+    mask[:, 0] = context[:, 0] = True
+    return VisibleKeys(mask, context)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_what_is_seen_alone_is_what_dense_attention_gives(images: int) -> None:
+    """Rows of several images in any order, some of which see the same keys."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    config = QFormerConfig(layers=4, width=32, heads=4, mlp_width=64, mask_queries=3, context_queries=5)
+    bridge = MaskQFormerBridge(config, MODES, token_width=24, llm_width=40, vocabulary=50).eval()
+    rows, length = 12, 60
+    index = torch.randint(images, (rows,), generator=generator)
+    keys = some_keys(rows, length, generator)
+    for row in (3, 4, 9):  # in several modes: the same image and keys as the row before
+        index[row] = index[row - 1]
+        keys.mask_RL[row], keys.context_RL[row] = keys.mask_RL[row - 1], keys.context_RL[row - 1]
+    ids = torch.randint(50, (rows, 6), generator=generator)
+    seen = torch.ones_like(ids)
+    seen[2:5, 4:] = 0
+    instruction = Instruction(ids, seen)
+    modes = [MODES[row % 2] for row in range(rows)]
+    tokens = torch.randn(images, length, 24, generator=generator)
+    dense = bridge(bridge.image_state(tokens), index, keys, instruction, modes).prefix_RPW
+    with torch.no_grad():
+        found = bridge(bridge.image_state(tokens), index, keys, instruction, modes).prefix_RPW
+    torch.testing.assert_close(found, dense.detach(), atol=1e-5, rtol=1e-5)
+    groups = seen_keys(keys, index.tolist())
+    assert [group.rows.stop - group.rows.start for group in groups].count(3) == 1
+    assert sum(group.rows.stop - group.rows.start for group in groups) == rows and len(groups) == rows - 3
+    # And it does depend on what is seen.
+    with torch.no_grad():
+        keys.mask_RL[0] = ~keys.mask_RL[0]
+        keys.mask_RL[0, 0] = True
+        other = bridge(bridge.image_state(tokens), index, keys, instruction, modes).prefix_RPW
+    assert (other[0] - found[0]).abs().max() > 1e-3
+    torch.testing.assert_close(other[1:], found[1:], atol=1e-6, rtol=1e-6)

@@ -1,0 +1,136 @@
+"""Area-weighted pooling beside a reference that goes pixel by pixel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from osm.errors import SampleError
+from osm.models.bridges.pooling import SINGLES, RegionLooks, look_at_regions, pool
+from osm.models.masks import Looks, bounding_boxes, context_mask
+
+S, P, K, C = 60, 12, 3, 5
+G = S // P
+
+
+def some_masks() -> Tensor:
+    """A blob, one pixel, a thin line, everything, and a box whose edges lie within cells."""
+    masks = torch.zeros(5, 1, S, S, dtype=torch.bool)
+    ys, xs = torch.meshgrid(torch.arange(S), torch.arange(S), indexing="ij")
+    masks[0, 0] = ((ys - 25) ** 2 + (xs - 33) ** 2 < 230) & (xs % 5 > 0)
+    masks[1, 0, 41, 17] = True
+    masks[2, 0, 3:58, 29] = True
+    masks[3] = True
+    masks[4, 0, 7:20, 31:52] = True
+    return masks
+
+
+def pooled_pixels(image_SSC: Tensor, inside: Tensor, box: tuple[float, float, float, float]) -> tuple[Tensor, float]:
+    """The mean of the pixels' tokens in a box, and how many of `inside` there are; its edges cut pixels."""
+    top, left, bottom, right = box
+    total, area = torch.zeros(C), 0.0
+    for y in range(S):
+        for x in range(S):
+            height = max(0.0, min(y + 1, bottom) - max(y, top))
+            width = max(0.0, min(x + 1, right) - max(x, left))
+            weight = height * width * float(inside[y, x])
+            total += weight * image_SSC[y, x]
+            area += weight
+    return total / max(area, 1e-12), area
+
+
+def split(box: tuple[int, int, int, int]) -> list[tuple[float, float, float, float]]:
+    top, left, bottom, right = box[0], box[1], box[2] + 1, box[3] + 1
+    rows, columns = ([low + (high - low) * i / K for i in range(K + 1)] for low, high in ((top, bottom), (left, right)))
+    return [(rows[i], columns[j], rows[i + 1], columns[j + 1]) for i in range(K) for j in range(K)]
+
+
+def test_the_mask_and_the_context_equal_the_mean_over_their_pixels() -> None:
+    """A cell's token stands for each of its pixels. The parts of a mask are exact where the mask is a box."""
+    torch.manual_seed(0)
+    masks, tokens = some_masks(), torch.randn(1, 2 + G * G, C)
+    contexts = context_mask(masks, 0.5)
+    looks = look_at_regions(masks, contexts, P)
+    found = pool(tokens, torch.zeros(len(masks), dtype=torch.long), looks, K)
+    image = tokens[0, 2:].reshape(G, G, C).repeat_interleave(P, 0).repeat_interleave(P, 1)
+    boxes, around = bounding_boxes(masks).tolist(), bounding_boxes(contexts).tolist()
+    everywhere = torch.ones(S, S)
+    for row, mask in enumerate(masks[:, 0]):
+        expected = pooled_pixels(image, mask, (0, 0, S, S))[0]
+        torch.testing.assert_close(found.tokens_RTC[row, 0], expected, atol=1e-5, rtol=1e-5)
+        top, left, bottom, right = around[row]
+        expected = pooled_pixels(image, everywhere, (top, left, bottom + 1, right + 1))[0]
+        torch.testing.assert_close(found.tokens_RTC[row, 1], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.tokens_RTC[row, 2], tokens[0, :2].mean(0))
+        for part, box in enumerate(split(around[row])):
+            place = SINGLES + K * K + part
+            expected, area = pooled_pixels(image, everywhere, box)
+            torch.testing.assert_close(found.tokens_RTC[row, place], expected, atol=1e-5, rtol=1e-5)
+            shares = torch.tensor([*(edge / S for edge in box)])
+            torch.testing.assert_close(found.geometry_RT6[row, place, :4], shares, atol=1e-6, rtol=1e-5)
+            assert float(found.geometry_RT6[row, place, 5]) == pytest.approx(area**0.5 / S, abs=1e-5)
+        if row in (1, 2, 3, 4):
+            for part, box in enumerate(split(boxes[row])):
+                expected, _ = pooled_pixels(image, mask, box)
+                torch.testing.assert_close(found.tokens_RTC[row, SINGLES + part], expected, atol=1e-5, rtol=1e-5)
+                assert found.present_RT[row, SINGLES + part]
+                assert float(found.geometry_RT6[row, SINGLES + part, 4]) == pytest.approx(1, abs=1e-4)
+    assert found.present_RT[:, :SINGLES].all()
+
+
+def test_parts_without_mask_are_absent_and_zero() -> None:
+    mask = torch.zeros(1, 1, S, S, dtype=torch.bool)
+    mask[0, 0, :12, :12] = mask[0, 0, 48:, 48:] = True  # two far corners
+    looks = look_at_regions(mask, torch.ones_like(mask), P)
+    found = pool(torch.ones(1, G * G, C), torch.zeros(1, dtype=torch.long), looks, G)
+    present = found.present_RT[0, SINGLES : SINGLES + G * G].reshape(G, G)
+    assert present.nonzero().tolist() == [[0, 0], [G - 1, G - 1]]
+    assert not found.tokens_RTC[0, SINGLES : SINGLES + G * G][~present.flatten()].any()
+    assert found.present_RT[0, SINGLES + G * G :].all()
+
+
+def test_a_small_mask_keeps_its_signal() -> None:
+    """One pixel of a cell: the whole of the cell's token, not a 144th of it."""
+    mask = torch.zeros(1, 1, S, S, dtype=torch.bool)
+    mask[0, 0, 30, 30] = True
+    tokens = torch.zeros(1, G * G, C)
+    tokens[0, 2 * G + 2] = 1
+    found = pool(tokens, torch.zeros(1, dtype=torch.long), look_at_regions(mask, mask, P), K)
+    torch.testing.assert_close(found.tokens_RTC[0, [0, SINGLES, SINGLES + 8]], torch.ones(3, C))
+
+
+def test_rows_of_several_images_in_any_order_are_each_alone() -> None:
+    torch.manual_seed(0)
+    masks, tokens = some_masks(), torch.randn(3, 1 + G * G, C, requires_grad=True)
+    looks, index = look_at_regions(masks, context_mask(masks, 0.5), P), torch.tensor([2, 0, 2, 0, 2])
+    found = pool(tokens, index, looks, K)
+    assert [len(one) for one in looks.rows()] == [1] * 5
+    for row, look in enumerate(looks.rows()):
+        alone = pool(tokens[index[row]][None], torch.zeros(1, dtype=torch.long), look, K)
+        torch.testing.assert_close(found.tokens_RTC[row], alone.tokens_RTC[0], atol=1e-6, rtol=1e-6)
+        assert torch.equal(found.geometry_RT6[row], alone.geometry_RT6[0])
+    stacked: RegionLooks = Looks.stacked(looks.rows())
+    assert torch.equal(stacked.coverage_RG, looks.coverage_RG) and torch.equal(stacked.box_R4, looks.box_R4)
+    (gradient,) = torch.autograd.grad(found.tokens_RTC.square().sum(), tokens)
+    assert gradient[0].any() and gradient[2].any() and not gradient[1].any()
+
+
+def test_several_images_under_autocast_give_what_one_gives() -> None:
+    """Its products have another dtype than their operands."""
+    torch.manual_seed(0)
+    masks, tokens = some_masks(), torch.randn(2, 1 + G * G, C)
+    looks, index = look_at_regions(masks, context_mask(masks, 0.5), P), torch.tensor([1, 0, 1, 0, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool(tokens, index, looks, K).tokens_RTC
+        for row, look in enumerate(looks.rows()):
+            alone = pool(tokens[index[row]][None], torch.zeros(1, dtype=torch.long), look, K).tokens_RTC[0]
+            torch.testing.assert_close(found[row], alone, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(("which", "named"), [(0, "mask 1"), (1, "context mask 1")])
+def test_an_empty_mask_is_refused_by_its_place(which: int, named: str) -> None:
+    pair = [torch.ones(2, 1, S, S), torch.ones(2, 1, S, S)]
+    pair[which][1] = 0
+    with pytest.raises(SampleError, match=f"^{named} is empty"):
+        look_at_regions(*pair, P)
