@@ -99,7 +99,8 @@ def test_the_notebook_from_top_to_bottom(checkpoint: Path, tmp_path: Path, monke
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     new = nbformat.v4.new_code_cell
     segmenter = f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]\n"
-    segmenter += "import standin, osm.recognition.segmenters\nosm.recognition.segmenters.load_segmenter = lambda *a, **k: standin.Areas()"
+    segmenter += "import standin\nfrom osm.recognition import segmenters\n"
+    segmenter += "segmenters.load_segmenter = lambda *a, **k: standin.Areas()"
     clicks = MOUSE + "mouse(explorer, (60, 70), (60, 70)); mouse(explorer, (60, 70), (200, 300))\nexplorer"
     notebook.cells = [new(segmenter), *notebook.cells, new(clicks), new("import matplotlib; matplotlib.get_backend()")]
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
