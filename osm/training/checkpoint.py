@@ -18,7 +18,7 @@ from osm.models import checkpoint as files
 from osm.models.osm import OmniScientModel
 from osm.training.distributed import World
 from osm.training.parallel import like, whole
-from osm.training.progress import Progress
+from osm.training.run_position import RunPosition
 from osm.training.saved import scan
 
 
@@ -109,7 +109,7 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "lr_lambdas"}
 
 
-def load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -> tuple[Progress, Mapping[str, Any]]:
+def load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -> tuple[RunPosition, Mapping[str, Any]]:
     """Loads a checkpoint of `save` into a model and its optimizer, whose flags stay as they are given.
 
     Returns:
@@ -134,7 +134,7 @@ def load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -
     epoch, config = document["epoch"], progress.get("config")
     if type(epoch) is not int:
         raise OsmError(f"{where}: its epoch is {shown(epoch)}, a whole number is needed")
-    read = Progress.read({**progress, "epoch": epoch + 1, "batches": 0, "positions": {}}, where)
+    read = RunPosition.read({**progress, "epoch": epoch + 1, "batches": 0, "positions": {}}, where)
     return read, config if isinstance(config, Mapping) else {}
 
 

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from osm.errors import OsmError, RunStopped
 from osm.files import sync_folder
-from osm.terminal import echo
+from osm.terminal import message_logger
 from osm.training.distributed import World
 from osm.training.saved import (
     Unreadable,
@@ -36,6 +36,8 @@ from osm.training.saved import (
     step_folder,
     write_run_document,
 )
+
+logger = message_logger(__name__)
 
 _MAX_METADATA_BYTES = 64 << 20
 _FAULTS = (Exception, dcp.CheckpointException)  # torch's own is none of Python's Exceptions
@@ -104,7 +106,7 @@ class Saver:
                 replace_step(temporary, path)
                 sync_folder(path.parent)
                 prune(self.folder, self.keep, path)
-                echo(f"checkpoint written: {path}", flush=True)
+                logger.info(f"checkpoint written: {path}", to_stdout=True)
         except _FAULTS as error:
             raise self._failed(path, error) from None
 

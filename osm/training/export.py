@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +24,12 @@ from osm.models.sizes import blank_entries
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
 from osm.training import dcp
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
 from osm.training.saved import candidates, run_document
+
+logger = message_logger(__name__)
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 FOLDER_FILES = ("config.json", "model.safetensors")
@@ -264,7 +265,7 @@ def _told(out: str, entries: Mapping[str, Tensor], where: str) -> str:
 
 def export_parser() -> argparse.ArgumentParser:
     """The flags of `osm export`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm export",
         allow_abbrev=False,
         description="Writes a trained model as a folder (config.json, model.safetensors), or as a published .pt file.",
@@ -285,7 +286,7 @@ def export_parser() -> argparse.ArgumentParser:
 
 def import_parser() -> argparse.ArgumentParser:
     """The flags of `osm import`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm import",
         allow_abbrev=False,
         description="Writes a .pt file of the published code, which does not tell its model, as a folder that does.",
@@ -301,12 +302,14 @@ def import_parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def export_main(argv: Sequence[str] | None = None) -> int:
     """The command `osm export`; returns the exit code."""
     args = export_parser().parse_args(argv)
     return _run(lambda: export(args.source, args.out, args.with_optimizer, args.force, args.half))
 
 
+@console_command
 def import_main(argv: Sequence[str] | None = None) -> int:
     """The command `osm import`; returns the exit code."""
     args = import_parser().parse_args(argv)
@@ -327,6 +330,6 @@ def _run(job: Callable[[], str]) -> int:
     try:
         echo(job())
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     return 0

@@ -14,12 +14,14 @@ from osm.errors import OsmError
 from osm.models import checkpoint as files
 from osm.models.osm import OmniScientModel
 from osm.storage.locations import public
-from osm.terminal import echo
+from osm.terminal import message_logger
 from osm.training import checkpoint, dcp
 from osm.training.config import TrainConfig
 from osm.training.distributed import World
-from osm.training.progress import Progress
+from osm.training.run_position import RunPosition
 from osm.training.saved import Unreadable, check_whole, local_checkpoint, newest_whole, run_document, scan
+
+logger = message_logger(__name__)
 
 # What may differ from run to run, and changes nothing that is trained.
 _ASIDE = "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
@@ -27,7 +29,7 @@ _ASIDE = "run_name resume_from_checkpoint start_from wandb wandb_project logging
 
 def resume(
     config: TrainConfig, model: OmniScientModel, optimizer: torch.optim.Optimizer, world: World
-) -> tuple[Progress, Path | None]:
+) -> tuple[RunPosition, Path | None]:
     """Loads the checkpoint to go on from, if there is one; a collective call.
 
     A broken checkpoint in the run's folder is set aside, and the newest whole one is taken.
@@ -57,10 +59,10 @@ def resume(
         if world.is_main:
             instead = f", not started from {public(config.start_from)}" if config.start_from else ""
             told = public(config.resume_from_checkpoint) or path
-            echo(f"resumed from {told}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
+            logger.info(f"resumed from {told}: epoch {progress.epoch}, step {progress.step}{instead}", to_stdout=True)
             _say_changes(before, as_dict(config))
         return progress, path
-    return Progress(), None
+    return RunPosition(), None
 
 
 def _epochs(before: Mapping[str, Any], config: TrainConfig) -> int:
@@ -79,7 +81,9 @@ def _batch_sizes(before: Mapping[str, Any], config: TrainConfig) -> dict[str, in
     return sizes
 
 
-def _load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -> tuple[Progress, Mapping[str, Any]]:
+def _load(
+    path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer
+) -> tuple[RunPosition, Mapping[str, Any]]:
     if not path.is_dir():
         return checkpoint.load(path, model, optimizer)
     document = run_document(path)
@@ -87,7 +91,7 @@ def _load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) 
     dcp.load(path, dcp.state_of(model, optimizer))
     files.check_meaning(model, document.get("model"), f"checkpoint {path}")
     config = document["progress"].get("config", {})
-    return Progress.read(document["progress"], f"checkpoint {path}"), config if isinstance(config, Mapping) else {}
+    return RunPosition.read(document["progress"], f"checkpoint {path}"), config if isinstance(config, Mapping) else {}
 
 
 def _say_changes(before: Any, now: Mapping[str, Any]) -> None:
@@ -95,21 +99,23 @@ def _say_changes(before: Any, now: Mapping[str, Any]) -> None:
         return
     for name, value in now.items():
         if name in before and before[name] != value and name not in _ASIDE.split():
-            echo(f"changed since: {name} was {str(before[name])[:200]}, and is {str(value)[:200]}", flush=True)
+            logger.info(
+                f"changed since: {name} was {str(before[name])[:200]}, and is {str(value)[:200]}", to_stdout=True
+            )
 
 
-def streams_of(config: TrainConfig, progress: Progress, world: World) -> int:
+def streams_of(config: TrainConfig, progress: RunPosition, world: World) -> int:
     """How many sample streams the run has: as many as before, where its processes can share them out."""
     if config.emulate_world_size:
         return config.emulate_world_size
     if progress.streams and progress.streams % world.size == 0:
         if progress.streams != world.size and world.is_main:
-            echo(f"going on with the samples of {progress.streams} processes on {world.size}", flush=True)
+            logger.info(f"going on with the samples of {progress.streams} processes on {world.size}", to_stdout=True)
         return progress.streams
     return world.size
 
 
-def placed(progress: Progress, config: TrainConfig, streams: int, batches: int, is_main: bool) -> Progress:
+def placed(progress: RunPosition, config: TrainConfig, streams: int, batches: int, is_main: bool) -> RunPosition:
     """The progress as that of this run, whose epochs may have other batches than those of the run before."""
     accumulation = config.gradient_accumulation_steps
     steps = math.ceil(batches / accumulation)
@@ -126,9 +132,9 @@ def placed(progress: Progress, config: TrainConfig, streams: int, batches: int, 
         return progress
     moved = progress.moved_to(streams, config.workers, batches, accumulation)
     if is_main:
-        echo(
+        logger.info(
             f"processes, workers, batch sizes or samples are others than before: going on at step {moved.step}, epoch "
             f"{moved.epoch}, as far in the schedule; the order of samples is another one",
-            flush=True,
+            to_stdout=True,
         )
     return moved

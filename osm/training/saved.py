@@ -25,8 +25,10 @@ from osm.files import check_regular_file, read_json, write_atomically
 from osm.models.checkpoint import FILES, read_published
 from osm.storage.cache import localize, user_cache
 from osm.storage.locations import check_location, is_remote, join, suffix_of
-from osm.terminal import echo
+from osm.terminal import message_logger
 from osm.training.distributed import World
+
+logger = message_logger(__name__)
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
@@ -243,7 +245,7 @@ def _newest_whole(folder: Path, passed_over: Mapping[Path, str]) -> Path | None:
             broken[entry.path] = str(error)
             continue
         for path, reason in broken.items():
-            echo(f"warning: {reason}; {_set_aside(path)}; going on from {entry.path}", flush=True)
+            logger.warning(f"{reason}; {_set_aside(path)}; going on from {entry.path}", to_stdout=True)
         return entry.path
     if broken:
         raise OsmError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 from osm.errors import OsmError
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command goes on
 EXIT_FAILED = 3  # a run that stopped itself
@@ -45,4 +46,4 @@ class StopSignals:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = number
-        echo(f"{signal.Signals(number).name}: stopping at the end of this step", file=sys.stderr, flush=True)
+        logger.info(f"{signal.Signals(number).name}: stopping at the end of this step")

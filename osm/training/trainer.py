@@ -26,7 +26,7 @@ from osm.models.checkpoint import config_document, start_from
 from osm.models.factory import build, check_widths
 from osm.models.osm import OmniScientModel
 from osm.storage.locations import public
-from osm.terminal import echo
+from osm.terminal import clock, message_logger
 from osm.training import checkpoint, dcp, distributed, parallel
 from osm.training import fill_feature_cache as feature_cache
 from osm.training.config import Run, TrainConfig
@@ -35,13 +35,15 @@ from osm.training.held_out import HeldOut, best_so_far
 from osm.training.meter import Meter, memory_gib, peak_flops
 from osm.training.optim import advance, go_to_step, make_optimizer, make_schedule
 from osm.training.precision import check_quantized, hold_frozen
-from osm.training.progress import Progress
 from osm.training.resume import placed, resume, streams_of
+from osm.training.run_position import RunPosition
 from osm.training.saved import candidates
 from osm.training.signals import Stopped, StopSignals
 from osm.training.step import Outcome, Stepper
 from osm.training.task import TrainTask, group_names
-from osm.training.tracking import Tracker, clock, draw_curve
+from osm.training.tracking import Tracker, draw_curve
+
+logger = message_logger(__name__)
 
 
 def train(run: Run) -> Path:
@@ -168,7 +170,7 @@ class Trainer:
             )
         new = start_from(model, path)
         if self.world.is_main:
-            echo(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", flush=True)
+            logger.info(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", to_stdout=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
         config, world = self.config, self.world
@@ -182,7 +184,7 @@ class Trainer:
             if cache is not None and self.progress.epoch < config.num_epochs:
                 skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world, self.shard_cache)
                 if skipped:
-                    echo(f"feature cache {name}: left out {dict(skipped)}", flush=True)
+                    logger.info(f"feature cache {name}: left out {dict(skipped)}", to_stdout=True)
             stream = StreamConfig(
                 tuple(shards),
                 chosen.batch_size,
@@ -237,13 +239,14 @@ class Trainer:
         tracker = Tracker(self.folder, self.world.is_main, config.wandb, config.wandb_project, as_dict(config))
         saver = dcp.Saver(self.folder, config.keep_checkpoints, self.world)
         try:
-            tracker.say(self._opening())
+            tracker.report(self._opening())
             if self.renumbered_from is not None:
                 tracker.log({"step": self.progress.step, "renumbered_from": self.renumbered_from})
             if self.world.is_main:
                 (self.folder / "stopped").unlink(missing_ok=True)
             if config.save_initial and self.progress.step == 0:
                 checkpoint.save_model(self.model, self.folder / "initial", self.world)
+            tracker.show_progress(self.progress.step, self.steps_per_epoch * config.num_epochs)
             with StopSignals() as signals:
                 while self.progress.epoch < config.num_epochs:
                     self._epoch(tracker, saver, signals)
@@ -253,7 +256,7 @@ class Trainer:
             saver.wait()
             final = self.folder / "final"
             checkpoint.save_model(self.model, final, self.world)
-            tracker.say(f"trained model: {final}")
+            tracker.report(f"trained model: {final}")
             self.world.barrier()
             return final
         except OSError as error:
@@ -273,6 +276,7 @@ class Trainer:
             progress.step += 1
             progress.batches += len(micro_batches)
             progress.skipped_steps += outcome.skipped
+            tracker.step()
             last = progress.batches >= self.batches
             if progress.step % config.logging_steps == 0 or last:
                 self._log(tracker, meter, outcome)
@@ -333,7 +337,7 @@ class Trainer:
             self.world,
         )
         if self.world.is_main:
-            echo(f"checkpoint written: {self.folder / f'checkpoint_{epoch}.pt'}", flush=True)
+            logger.info(f"checkpoint written: {self.folder / f'checkpoint_{epoch}.pt'}", to_stdout=True)
             draw_curve(self.folder)
         self.world.barrier()
 
@@ -348,7 +352,7 @@ class Trainer:
         self.progress.positions = {
             name: {stream: at for part in everywhere for stream, at in part.get(name, {}).items()} for name in here
         }
-        total = Progress(**{**vars(self.progress), "skipped": self._skipped()})
+        total = RunPosition(**{**vars(self.progress), "skipped": self._skipped()})
         return {**total.document(), "config": json.loads(json.dumps(as_dict(self.config)))}
 
     def _save(self, saver: dcp.Saver) -> None:
@@ -379,9 +383,10 @@ class Trainer:
             self.progress.best = found[f"eval/{metric}"]
             checkpoint.save_model(self.model, self.folder / "best", self.world, {"step": self.progress.step, **found})
         tracker.log({"step": self.progress.step, "epoch": self.progress.epoch, **found})
-        tracker.say(
+        tracker.report(
             f"held out, step {self.progress.step}: loss {found['eval/loss']:.4f}, "
-            f"{found['eval/accuracy']:.1%} named exactly{', the best yet' if better else ''}"
+            f"{found['eval/accuracy']:.1%} named exactly{', the best yet' if better else ''}",
+            {"step": self.progress.step, **found},
         )
 
     def _log(self, tracker: Tracker, meter: Meter, outcome: Outcome) -> None:
@@ -410,10 +415,11 @@ class Trainer:
         tracker.log(record)
         left_out = _left_out(skipped)
         left_out += f", {progress.skipped_steps} steps skipped" if progress.skipped_steps else ""
-        tracker.say(
+        tracker.report(
             f"epoch {progress.epoch} step {progress.step}: loss {interval.loss:.4f}, lr {record['learning_rate']:.2e}, "
             f"grad {outcome.norm:.2f}, {record['names_per_second']:.2f} names/s, waiting for data "
-            f"{record['data_share']:.0%}, {record['memory_gib']:.1f} GiB{mfu}, {clock(left)} left{left_out}"
+            f"{record['data_share']:.0%}, {record['memory_gib']:.1f} GiB{mfu}, {clock(left)} left{left_out}",
+            {**record, "seconds_left": left},
         )
 
     def _opening(self) -> str:
