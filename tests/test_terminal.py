@@ -115,7 +115,9 @@ def test_progress_is_a_bar_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, 
 
     lines = work().splitlines()
     assert lines[0] == "between" and len(lines) == 2 and not controls(lines[1])
-    assert lines[1].startswith(f"work {printable(EVIL)}: 3/3 files, masks 9, ") and lines[1].endswith("/s, 0:00:00 left")
+    assert lines[1].startswith(f"work {printable(EVIL)}: 3/3 files, masks 9, ") and lines[1].endswith(
+        "/s, 0:00:00 left"
+    )
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     bar = work()
     assert "3/3" in bar and "masks=9" in bar and "\r" in bar and "between\n" in bar
