@@ -17,8 +17,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
-from osm.io.headers import claimed_size
-from osm.io.jpeg import check_header, repeated_samples
+from osm.io.headers import check_header, claimed_size, repeated_samples
 
 MAX_PIXELS = 120_000_000  # a 10,000 x 10,000 picture passes
 # The longest side that a JPEG can have. Resizing takes memory in proportion to the ratio of the sides, too.
