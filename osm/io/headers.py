@@ -1,4 +1,8 @@
-"""What a WebP or GIF claims in its first bytes: Pillow takes memory for it before anyone can ask for its size."""
+"""Estimate the memory and time of decoding a WebP, GIF or JPEG from its bytes alone, before Pillow opens it.
+
+Pillow allocates memory for a WebP or GIF before its size can be checked, and a small JPEG can make a decoder repeat its
+work many times.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,27 @@ from typing import IO
 import numpy as np
 
 READ_FIRST = 1 << 20
-"""Bytes in which a GIF's first picture must begin: Pillow joins its comments one by one, in quadratic time."""
-# Of a whole file: metadata (at most 64 KiB each), tables and scans. Pillow copies all Exif data for each Exif segment.
+"""The first image of a GIF must begin within this number of bytes. Pillow joins the comments before it in quadratic
+time."""
+# The most segments of a file: metadata (at most 64 KiB each), tables and scans. Pillow copies all Exif data again for
+# each Exif segment.
 MAX_SEGMENTS = 1000
 _MAX_EXIF_SEGMENTS = 64
-_READ_FIRST = 1 << 18  # bytes: hardly any header is longer
-_MAX_JUNK = 1 << 16  # bytes between segments; Pillow goes over them one by one
+_READ_FIRST = 1 << 18  # bytes. Few headers are longer.
+_MAX_JUNK = 1 << 16  # Bytes between segments. Pillow skips them one by one.
 
 _END, _SCAN = 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables and an extension
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The three markers are tables and an extension.
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
-_ARITHMETIC_COST = 8  # a decision for every coefficient takes no bits, but the time of several
-_ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # markers that have no length
+_ARITHMETIC_COST = 8  # A coefficient can take no bits, but it takes the time of several.
+_ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers without a length.
 
 
 def claimed_size(stream: IO[bytes]) -> tuple[int, int] | None:
-    """(width, height) of a WebP's or GIF's canvas; None for anything else.
+    """Return the (width, height) of the canvas of a WebP or GIF, or None for other formats.
 
     Raises:
-        ValueError: a WebP or GIF in which no picture begins.
+        ValueError: the WebP or GIF contains no image.
     """
     head = stream.read(16)
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
@@ -37,7 +43,10 @@ def claimed_size(stream: IO[bytes]) -> tuple[int, int] | None:
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """Of the first chunk, which libwebp demands to be one of these three; a frame must fit into a canvas (VP8X)."""
+    """Return the size in the first chunk of a WebP. libwebp requires one of three chunk types.
+
+    The frames of a VP8X chunk must fit into its canvas.
+    """
     kind, body = head[12:16], head[20:30]
     if kind == b"VP8X" and len(body) == 10:
         return 1 + _number(body[4:7]), 1 + _number(body[7:10])
@@ -50,14 +59,14 @@ def _webp_size(head: bytes) -> tuple[int, int]:
 
 
 def _gif_size(head: bytes) -> tuple[int, int]:
-    """Of the screen, or of what the first picture makes of it where it reaches beyond."""
+    """Return the size of a GIF's screen, extended to its first image if that image exceeds the screen."""
     place = 13 + _colors(head[10:11])
     while place < len(head):
         mark = head[place]
         place += 1
         if mark == 0x3B:
             break
-        if mark == 0x21:  # an extension: a label, and blocks up to an empty one
+        if mark == 0x21:  # An extension has a label, and blocks up to an empty one.
             place += 1
             while place < len(head) and head[place]:
                 place += 1 + head[place]
@@ -70,7 +79,7 @@ def _gif_size(head: bytes) -> tuple[int, int]:
 
 
 def _colors(flags: Iterable[int]) -> int:
-    """Bytes of the table of colours that these flags announce."""
+    """Return the size in bytes of the color table that the flags announce."""
     return sum(3 << (flag & 7) + 1 for flag in flags if flag & 0x80)
 
 
@@ -83,12 +92,12 @@ def _number(data: bytes) -> int:
 
 
 def check_header(stream: IO[bytes]) -> None:
-    """Bounds what opening a JPEG costs, for Pillow reads its segments one by one up to the first scan.
+    """Check the cost of opening a JPEG, because Pillow reads the segments one by one up to the first scan.
 
-    Anything else than a JPEG passes.
+    Other formats pass.
 
     Raises:
-        ValueError: too many segments, or too much that is no segment.
+        ValueError: there are too many segments, or too many bytes outside of segments.
     """
     data = stream.read(_READ_FIRST)
     if data.startswith(b"\xff\xd8") and not _header_ends(data):
@@ -96,7 +105,7 @@ def check_header(stream: IO[bytes]) -> None:
 
 
 def _header_ends(data: bytes) -> bool:
-    """Whether the first scan begins within the data. Raises ValueError as `check_header`."""
+    """Return whether the first scan begins within the data. Raises ValueError as `check_header` does."""
     segments = exif = junk = 0
     place, end = 2, len(data) - 3
     while place < end:
@@ -121,18 +130,18 @@ def _header_ends(data: bytes) -> bool:
 
 
 def repeated_samples(data: bytes, most: int) -> int:
-    """How many samples a JPEG's scans go over beyond once each; counting ends where it is over `most`.
+    """Return how many samples the scans of a JPEG process repeatedly, beyond once per sample.
 
-    What follows the end of the picture (a film, another picture) is not counted.
+    Counting stops above `most`. Data after the end of the image (a video, another image) are not counted.
 
     Raises:
-        ValueError: over MAX_SEGMENTS segments.
+        ValueError: there are more than MAX_SEGMENTS segments.
     """
     octets = np.frombuffer(data, np.uint8)
     places = np.flatnonzero(octets[:-1] == 0xFF)
     after = octets[1:][places]
     places = places[(after >= 0xC0) & (after != 0xFF) & ((after < 0xD0) | (after > 0xD8))]  # no stuffing, no restarts
-    frame: dict[int, int] = {}  # samples by component
+    frame: dict[int, int] = {}  # component -> samples
     cost, total, work, segments, at = 1, 0, 0, 0, 0
     while at < len(places):
         place = int(places[at])
@@ -160,7 +169,7 @@ def repeated_samples(data: bytes, most: int) -> int:
 
 
 def _samples(frame: bytes) -> dict[int, int]:
-    """The samples of each component of a frame, by its id, in whole blocks of 8 x 8."""
+    """Return component id -> number of samples of a frame, rounded up to whole blocks of 8 x 8."""
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     components = [frame[k : k + 3] for k in range(6, len(frame) - 2, 3)]
     factors = {one[0]: (one[1] >> 4 or 1, one[1] & 15 or 1) for one in components}
@@ -174,6 +183,6 @@ def _samples(frame: bytes) -> dict[int, int]:
 
 
 def _scanned(scan: bytes, frame: Mapping[int, int]) -> int:
-    """The samples that a scan goes over: those of the components that it names."""
+    """Return the number of samples of the components that a scan contains."""
     names = scan[1 : 1 + 2 * scan[0] : 2] if scan else b""
     return sum(frame.get(name, 0) for name in names)

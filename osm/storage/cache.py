@@ -37,9 +37,7 @@ logger = message_logger(__name__)
 _OWN = ".osm"  # The folder of locks, versions, and files that are being fetched.
 _LOCKS, _META, _PARTS = "locks", "meta", "parts"
 _SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|awsaccesskeyid", re.IGNORECASE)
-_AZURE = re.compile(
-    r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr"
-)  # The other parameters of an Azure signature, which also has `sig`.
+_AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # Azure's, beside `sig`.
 _LONGEST = 255  # The largest length of a file name in bytes.
 _ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that a file name must not have.
 _QUERY = "query-"  # The prefix of a folder whose files were fetched with a query.
