@@ -37,7 +37,7 @@ _QUIET = {"TQDM_DISABLE": "1"}  # Commands that run side by side would draw thei
 
 
 @dataclass(frozen=True)
-class Options:
+class QuickstartOptions:
     """The settings of a quickstart.
 
     Attributes:
@@ -95,7 +95,7 @@ def osm_command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "osm", *map(str, arguments)]
 
 
-def stages(options: Options) -> list[Stage]:
+def stages(options: QuickstartOptions) -> list[Stage]:
     """Return all stages in order."""
     out = options.out
     return [
@@ -119,7 +119,7 @@ def stages(options: Options) -> list[Stage]:
     ]
 
 
-def _draw(options: Options) -> list[list[str]]:
+def _draw(options: QuickstartOptions) -> list[list[str]]:
     splits = [
         ("train_fine", options.train_images, 1, "seen", FINE),
         ("train_plain", options.train_images, 2, "seen", PLAIN),
@@ -145,7 +145,7 @@ def _convert(out: Path, set_name: str) -> list[str]:
     return osm_command("prepare_panoptic", *folders, *files, "--num_workers", 1)
 
 
-def _train(options: Options) -> list[str]:
+def _train(options: QuickstartOptions) -> list[str]:
     out = options.out
     flags = ["--config", options.config, "--datasets", out / "sets.yaml", "--run_name", out / "run"]
     flags += ["--seed", options.seed]
@@ -158,7 +158,7 @@ def _train(options: Options) -> list[str]:
     return [sys.executable, *launcher, "-m", "osm", "train", *map(str, flags)]
 
 
-def _training_device(options: Options) -> str:
+def _training_device(options: QuickstartOptions) -> str:
     """Return the device of the training. By default, it is "cuda" if there is a GPU per process, and else "cpu"."""
     if options.device != "auto":
         return options.device
@@ -167,7 +167,7 @@ def _training_device(options: Options) -> str:
     return "cuda" if torch.cuda.device_count() >= options.processes else "cpu"
 
 
-def _predict(options: Options, kind: str) -> list[list[str]]:
+def _predict(options: QuickstartOptions, kind: str) -> list[list[str]]:
     """Return the commands for both parts of one kind of predictions. They run in parallel."""
     out = options.out
     checkpoint = out / "run" / ("initial" if kind == "initial" else "final")
@@ -184,7 +184,7 @@ def _predict(options: Options, kind: str) -> list[list[str]]:
     ]
 
 
-def _evaluate(options: Options) -> list[list[str]]:
+def _evaluate(options: QuickstartOptions) -> list[list[str]]:
     out, table = options.out, ("--datasets", options.out / "sets.yaml")
     return [
         osm_command("evaluate", out / kind, PARTS, *table, "--json", out / f"{kind}.json")
@@ -192,7 +192,7 @@ def _evaluate(options: Options) -> list[list[str]]:
     ]
 
 
-def _report(options: Options) -> list[str]:
+def _report(options: QuickstartOptions) -> list[str]:
     out = options.out
     titles = {
         "after training": "predictions",
@@ -207,7 +207,7 @@ def _report(options: Options) -> list[str]:
     return osm_command("report", out / "report", *given, *flags, "--title", title)
 
 
-def _picture(options: Options) -> list[str]:
+def _picture(options: QuickstartOptions) -> list[str]:
     out = options.out
     flags = ["--set", FINE, "--datasets", out / "sets.yaml"]
     return osm_command("picture", out / "predictions", PARTS, out / "picture.jpg", *flags)
@@ -233,7 +233,7 @@ def write_tables(out: Path) -> None:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-def run(options: Options) -> dict[str, float]:
+def run(options: QuickstartOptions) -> dict[str, float]:
     """Run all stages that are not finished.
 
     Returns:
@@ -264,13 +264,13 @@ def run(options: Options) -> dict[str, float]:
     return record["seconds"]
 
 
-def _record(path: Path, options: Options) -> dict[str, Any]:
+def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
     """Return the record of the finished stages. Raises OsmError if it was written with other options."""
     chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
         raise OsmError(f"{path} is not what osm quickstart writes; remove it to run every stage again")
-    found = {"config": Options.config, **record["options"]}  # Older folders used only the default config.
+    found = {"config": QuickstartOptions.config, **record["options"]}  # Older folders used only the default config.
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
         raise OsmError(f"{path.parent} was made with another {', '.join(changed)}; choose another folder, or remove it")
@@ -301,7 +301,7 @@ def _run_stage(stage: Stage) -> float:
     return time.monotonic() - started
 
 
-def summary(options: Options, seconds: Mapping[str, float]) -> str:
+def summary(options: QuickstartOptions, seconds: Mapping[str, float]) -> str:
     """Return a text with the scores, the times and the next steps."""
     results = read_json(options.out / "report" / "results.json", "results")[0]["predictions"]
     lines = ["", f"{'':<24}{'set':<14}{'masks':>6}{'own mode':>10}{'any':>9}{'any, either':>13}"]
@@ -350,7 +350,7 @@ def _interrupt(*_: object) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags of `osm quickstart`."""
-    defaults = Options(Path("runs/quickstart"))
+    defaults = QuickstartOptions(Path("runs/quickstart"))
     out = CommandParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
     out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
     out.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
@@ -376,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OsmError(f"--test_seed {args.test_seed} must be 10 or more: the smaller seeds are for training")
         short = SHORT if args.short else {}
         load_model_config(args.config)  # A faulty config fails now instead of after minutes.
-        options = Options(
+        options = QuickstartOptions(
             args.out.resolve(), args.config, args.seed, args.test_seed, args.processes, args.device, **short
         )
         echo(*summary(options, run(options)).split("\n"))
