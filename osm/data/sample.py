@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osm.data.processor import Processor
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, Processor
 from osm.errors import OsmError, SampleError
 from osm.forms import Form, Segment
 from osm.io.resizing import fitted_size

@@ -26,8 +26,7 @@ import torch
 from osm.data.batch import Batch, batch_of
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
-from osm.data.shard_index import Indexes, is_held_out
-from osm.data.shard_reader import ShardReader
+from osm.data.shard_index import Indexes, ShardReader, is_held_out
 from osm.data.shards import MAX_MEMBER_BYTES, MEMBERS, RawSample
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset import DataPipeline
 
@@ -18,10 +22,11 @@ from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
 from osm.data.shard_index import Indexes
 from osm.data.stages import Lane, ReadSamples, Resume, SeededShuffle, ShardPlan, ToBatch, ToSample, UserSamples, raised
-from osm.data.workers import WorkerFailed, quiet_worker
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.storage.cache import FileCache
+
+_GRACE = 60.0  # seconds that a worker goes on after a SIGTERM
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,13 @@ def shard_cache(folder: str, most: int) -> FileCache | None:
     cache = FileCache(Path(folder), most or None)
     cache.make()
     return cache
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """Takes the place of a batch that a worker could not make; the process that trains raises the error."""
+
+    error: OsmError
 
 
 class SampleStream(IterableDataset):
@@ -245,3 +257,17 @@ class EpochLoader:
     def positions(self) -> dict[int, Position]:
         """Stream -> how far it has been taken; what is made in advance does not count."""
         return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
+
+
+def quiet_worker(_: int) -> None:
+    """The `worker_init_fn`: one thread, and a signal to the whole group is not for the worker."""
+    torch.set_num_threads(1)
+    # A signal to the whole group is for the process that trains: it still needs its workers for this step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(*_: Any) -> None:
+    timer = threading.Timer(_GRACE, os._exit, (0,))
+    timer.daemon = True  # a worker that is done does not wait for it
+    timer.start()

@@ -15,8 +15,7 @@ from torch import Tensor
 from osm.data.batch import Batch, batch_of
 from osm.data.processor import Text
 from osm.data.sample import Sample, SampleTransform
-from osm.data.shard_index import Indexes
-from osm.data.shard_reader import ShardReader
+from osm.data.shard_index import Indexes, ShardReader
 from osm.data.shards import RawSample
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError, SampleError

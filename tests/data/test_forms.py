@@ -14,8 +14,7 @@ from nine_sets import boxes, grey, parts, published, semantic, tif
 from PIL import Image
 from stream_sets import SIZE, bands, panoptic_png, processor, write_shard
 
-from osm.data.processor import Processor
-from osm.data.prompts import BOX_PROMPTS
+from osm.data.processor import BOX_PROMPTS, Processor
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.shards import RawSample, read_shard
 from osm.datasets.labels import LabelSet

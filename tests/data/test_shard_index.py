@@ -14,10 +14,9 @@ from servers import FileServer
 from stream_sets import bands, panoptic, write_shard
 
 from osm.config import as_dict
-from osm.data import shard_reader
-from osm.data.shard_index import Indexes, index_document, index_text, parse_index
+from osm.data import shard_index
+from osm.data.shard_index import Indexes, ShardReader, index_document, index_text, parse_index
 from osm.data.shard_lists import expand_shards
-from osm.data.shard_reader import ShardReader
 from osm.data.shards import RawSample
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.storage.cache import FileCache
@@ -162,7 +161,7 @@ def test_a_span_with_much_that_is_not_ours_is_not_held_in_memory(
     members = panoptic(bands(64, 48))
     between = {"image.png": members["image.png"], "bin": bytes(300_000), "png": members["png"], "json": members["json"]}
     write_shard(tmp_path / "set/a.tar", {"k1": between, "k2": members})
-    monkeypatch.setattr(shard_reader, "MAX_MEMBER_BYTES", 100_000)
+    monkeypatch.setattr(shard_index, "MAX_MEMBER_BYTES", 100_000)
     with FileServer(tmp_path / "set") as server:
         assert keys(server.url("a.tar")) == ["k1", "k2"]
         index, reader = Indexes()[server.url("a.tar")], ShardReader()

@@ -16,7 +16,7 @@ from small_disk import mounted
 from stream_sets import bands, panoptic, write_shard
 from tiny_run import Workshop, finish, launcher, losses, start
 
-from osm.data import shard_reader, stages
+from osm.data import shard_index, stages
 from osm.errors import OsmError, RunStopped
 from osm.training import dcp
 from osm.training.config import parse
@@ -137,7 +137,7 @@ def test_a_shard_that_vanishes_ends_the_run_and_is_named(
         return made(samples, name, processor, supervise, number)
 
     monkeypatch.setattr(stages, "batch_of", batch)
-    monkeypatch.setattr(shard_reader, "_OPEN", 1)  # of two: what is open is read on, gone or not
+    monkeypatch.setattr(shard_index, "_OPEN", 1)  # of two: what is open is read on, gone or not
     sets = {"pan": (1, 200)}
     arguments = workshop.arguments(tmp_path / "run", *flags, "--workers", workers, "--shuffle_buffer", "1", sets=sets)
     assert main(arguments) == 3
