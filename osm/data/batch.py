@@ -76,11 +76,11 @@ def merge(batches: Sequence[Batch]) -> Batch:
 
     def together(parts: list[Tensor | None]) -> Tensor | None:
         present = [part for part in parts if part is not None]
-        return _joined(present, pinned) if present else None
+        return _concatenate(present, pinned) if present else None
 
     text = Text(
         *(
-            _joined(_padded([getattr(b.text, name) for b in batches], -100 if name == "labels" else 0), pinned)
+            _concatenate(_pad_right([getattr(b.text, name) for b in batches], -100 if name == "labels" else 0), pinned)
             for name in vars(batches[0].text)
         )
     )
@@ -89,15 +89,15 @@ def merge(batches: Sequence[Batch]) -> Batch:
         sum((b.modes for b in batches), []),
         together([b.canvas for b in batches]),
         together([b.tokens for b in batches]),
-        _joined(index, pinned),
-        _joined([b.masks for b in batches], pinned),
+        _concatenate(index, pinned),
+        _concatenate([b.masks for b in batches], pinned),
         text,
         sum((b.keys for b in batches), []),
         sum((b.skipped for b in batches), Counter()),
     )
 
 
-def _joined(parts: list[Tensor], pinned: bool) -> Tensor:
+def _concatenate(parts: list[Tensor], pinned: bool) -> Tensor:
     """Concatenates along the first axis, into pinned memory where a GPU is to copy the result without waiting."""
     if not pinned:
         return torch.cat(parts)
@@ -112,12 +112,12 @@ def _joined(parts: list[Tensor], pinned: bool) -> Tensor:
     return torch.cat(parts, out=out)
 
 
-def _padded(parts: list[Tensor], value: int) -> list[Tensor]:
+def _pad_right(parts: list[Tensor], value: int) -> list[Tensor]:
     length = max(part.shape[1] for part in parts)
     return [F.pad(part, (0, length - part.shape[1]), value=value) for part in parts]
 
 
-def batch_of(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
+def make_batch(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
     """Samples of one set as a batch: the first half of its rows in the set's own mode, the rest in `any`.
 
     Args:

@@ -90,7 +90,7 @@ class SampleTransform:
             view = self.fixed_view(scene, key, number)
             segments = scene.pick(view, count, rng, fixed_view=True, whole_prob=whole_prob)
             return self._sample(scene, key, view, segments, rng, number)
-        view, segments = self._first_with(
+        view, segments = self._draw_view_until(
             scene, key, rng, lambda view: scene.pick(view, count, rng, whole_prob=whole_prob)
         )
         sample = self._sample(scene, key, view, segments, rng, None)
@@ -102,9 +102,9 @@ class SampleTransform:
         digest = hashlib.sha256(f"{self.seed}:{key}:{number}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         aside = np.random.default_rng(0)  # which segment is found there does not decide about the view
-        return self._first_with(scene, key, rng, lambda view: scene.pick(view, 1, aside, fixed_view=True))[0]
+        return self._draw_view_until(scene, key, rng, lambda view: scene.pick(view, 1, aside, fixed_view=True))[0]
 
-    def _first_with(
+    def _draw_view_until(
         self, scene: Form, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
     ) -> tuple[View, list[Segment]]:
         """The first drawn view in which `pick` finds something, and what it finds."""

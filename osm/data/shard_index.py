@@ -25,7 +25,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from osm.data.shards import MAX_MEMBER_BYTES, SUFFIX, RawSample, Span, check_there, read_span, shard_stays, walk
+from osm.data.shards import (
+    MAX_MEMBER_BYTES,
+    SUFFIX,
+    RawSample,
+    SampleSpan,
+    check_regular_shard,
+    iter_spans,
+    read_span,
+    stop_run_on_io_error,
+)
 from osm.data.tar import BLOCK, TarReader
 from osm.documents import parse_json
 from osm.errors import OsmError, RunStopped, SampleError
@@ -51,7 +60,7 @@ class ShardIndex:
         shard: its location. stat: size and version of the shard that it was made of.
         start, stop: int64 (n), the bytes of a sample. keys: uint32 (n), CRC-32 of its key.
         held_out: uint64 (n), its place in the order by which samples are held out; faults: what cannot be read, by
-            place, as (reason, message). of_all: from which place on which global headers hold. source: the index file.
+            place, as (reason, message). global_header_starts: from which place on which global headers hold. source: the index file.
         same_version: the index names the version of the shard.
     """
 
@@ -62,7 +71,7 @@ class ShardIndex:
     keys: np.ndarray
     held_out: np.ndarray
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
-    of_all: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    global_header_starts: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     source: str = ""
     same_version: bool = False
 
@@ -76,39 +85,39 @@ class ShardIndex:
 
     def global_headers(self, number: int) -> dict[str, str]:
         """What global headers say of a sample's members."""
-        return next((fields for first, fields in reversed(self.of_all) if first <= number), {})
+        return next((fields for first, fields in reversed(self.global_header_starts) if first <= number), {})
 
-    def held_out_from(self, share: float) -> np.ndarray:
+    def held_out_numbers(self, share: float) -> np.ndarray:
         """The places of the samples that are held out."""
-        held = self.held_out < np.uint64(held_out_below(share))
+        held = self.held_out < np.uint64(held_out_threshold(share))
         held[list(self.faults)] = False
         return np.flatnonzero(held)
 
-    def trained_on(self, share: float) -> np.ndarray:
+    def training_numbers(self, share: float) -> np.ndarray:
         """The places of the samples that are not held out; what cannot be read never is."""
         if not share:
             return np.arange(len(self))
-        kept = self.held_out >= np.uint64(held_out_below(share))
+        kept = self.held_out >= np.uint64(held_out_threshold(share))
         kept[list(self.faults)] = True
         return np.flatnonzero(kept)
 
 
-def held_out_place(key: str) -> int:
+def held_out_hash(key: str) -> int:
     """A key's place, 0 to 2^64 - 1, in the order by which samples are held out."""
     return int.from_bytes(hashlib.sha256(f"held out: {key}".encode()).digest()[:8], "big")
 
 
-def held_out_below(share: float) -> int:
+def held_out_threshold(share: float) -> int:
     """The first place that is trained on."""
     return min(math.ceil(share * 2**64), 2**64 - 1)
 
 
 def is_held_out(key: str, share: float) -> bool:
     """Whether a sample belongs to the share that is not trained on; the same for every run, rank and set."""
-    return held_out_place(key) < held_out_below(share)
+    return held_out_hash(key) < held_out_threshold(share)
 
 
-def crc_of(key: str) -> int:
+def key_crc(key: str) -> int:
     return zlib.crc32(key.encode())
 
 
@@ -122,20 +131,20 @@ def index_document(shard: str, stream: BinaryIO, version: str = "") -> dict[str,
     """Reads the headers of an open shard and returns its index as a json document."""
     tar = TarReader(stream)
     samples: list[list[Any]] = []
-    of_all: list[list[Any]] = []
+    global_headers: list[list[Any]] = []
     name = public(shard)
     try:
-        for found in walk(name, tar):
-            if isinstance(found, Span):
-                if found.of_all != (of_all[-1][1] if of_all else {}):
-                    of_all.append([len(samples), found.of_all])
+        for found in iter_spans(name, tar):
+            if isinstance(found, SampleSpan):
+                if found.global_headers != (global_headers[-1][1] if global_headers else {}):
+                    global_headers.append([len(samples), found.global_headers])
                 stop = min(found.stop, tar.length)  # the padding after the last member may be missing
                 samples.append([found.key, found.start, stop - found.start])
             else:
                 samples.append(_fault_entry(found, name))
     except (tarfile.TarError, ValueError) as error:
         samples.append(_fault_entry(SampleError("broken_tar", f"{name}: {error}"), name))
-    more = {"global_headers": of_all} if of_all else {}
+    more = {"global_headers": global_headers} if global_headers else {}
     return {"osm_index": FORMAT, "bytes": tar.length, "version": version, **more, "samples": samples}
 
 
@@ -166,8 +175,8 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
         start = np.array([row[1] for row in rows], np.int64)
         stop = start + np.array([row[2] for row in rows], np.int64)
         keys = [row[0] for row in rows]
-        of_all = [(int(first), dict(fields)) for first, fields in document.get("global_headers", ())]
-        texts = [text for _, fields in of_all for pair in fields.items() for text in pair]
+        global_headers = [(int(first), dict(fields)) for first, fields in document.get("global_headers", ())]
+        texts = [text for _, fields in global_headers for pair in fields.items() for text in pair]
         readable = np.ones(len(rows), bool)
         readable[list(faults)] = False
         first, last = start[readable], stop[readable]
@@ -176,16 +185,25 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
             return None
         if not all(_REASON.fullmatch(reason) for reason, _ in faults.values()):
             return None
-        crcs = np.array([crc_of(key) for key in keys], np.uint32)
-        places = np.array([held_out_place(key) for key in keys], np.uint64)
+        crcs = np.array([key_crc(key) for key in keys], np.uint32)
+        places = np.array([held_out_hash(key) for key in keys], np.uint64)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         return None
     return ShardIndex(
-        shard, stat, start, stop, crcs, places, faults, of_all, source, bool(version) and version == stat.version
+        shard,
+        stat,
+        start,
+        stop,
+        crcs,
+        places,
+        faults,
+        global_headers,
+        source,
+        bool(version) and version == stat.version,
     )
 
 
-def ends_alike(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
+def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
     """Whether a shard ends as its index says: its last sample, and what comes after it.
 
     Of a shard that was made anew with as many bytes, an old index is told by that.
@@ -197,16 +215,16 @@ def ends_alike(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
     if number < 0:
         return True
     tar = TarReader(stream, int(index.start[number]) - offset, None, index.global_headers(number))
-    found: list[Span | SampleError] = []
+    found: list[SampleSpan | SampleError] = []
     try:
-        found += walk(public(index.shard), tar)
+        found += iter_spans(public(index.shard), tar)
     except (tarfile.TarError, ValueError) as error:
         found.append(SampleError("broken_tar", str(error)))
     wanted = [index.faults[place][0] for place in range(number + 1, len(index))]
     first, others = (found[0] if found else None), found[1:]
     return (
-        isinstance(first, Span)
-        and crc_of(first.key) == int(index.keys[number])
+        isinstance(first, SampleSpan)
+        and key_crc(first.key) == int(index.keys[number])
         and min(first.stop, tar.length) + offset == int(index.stop[number])
         and [error.reason if isinstance(error, SampleError) else "" for error in others] == wanted
     )
@@ -217,7 +235,7 @@ def last_readable(index: ShardIndex) -> int:
     return next((number for number in reversed(range(len(index))) if number not in index.faults), -1)
 
 
-def discard(index: ShardIndex) -> str:
+def discard_index(index: ShardIndex) -> str:
     """Removes an index that is not its shard's; returns what a message says of it."""
     if is_remote(index.source):
         return f"delete {public(index.source)}, which is of another one"
@@ -273,43 +291,43 @@ class Indexes:
             self._known.update(found)
 
     def _find(self, shard: str) -> ShardIndex:
-        check_there(shard)
-        with shard_stays(shard):
+        check_regular_shard(shard)
+        with stop_run_on_io_error(shard):
             return self._find_remote(shard) if is_remote(shard) else self._find_local(shard)
 
     def _find_local(self, shard: str) -> ShardIndex:
         about = os.stat(shard)
         stat = Stat(about.st_size)
-        places = (Path(sibling(shard, index_name(shard))), _aside(os.path.abspath(shard)))
+        places = (Path(sibling(shard, index_name(shard))), _cache_path(os.path.abspath(shard)))
         with open(shard, "rb") as stream:
             for path in places:
                 with suppress(OSError):
                     made = path.stat()
                     if path.is_file() and made.st_size <= MAX_BYTES and made.st_mtime_ns >= about.st_mtime_ns:
                         index = parse_index(shard, path.read_bytes(), stat, str(path))
-                        if index is not None and ends_alike(index, stream, 0):
+                        if index is not None and end_matches(index, stream, 0):
                             return index
             document = index_document(shard, stream)
-        return self._made(shard, document, stat, places)
+        return self._store_index(shard, document, stat, places)
 
     def _find_remote(self, shard: str) -> ShardIndex:
         stat = remote.stat(shard)
-        beside, aside = sibling(shard, index_name(shard)), _aside(canonical(shard))
+        beside, aside = sibling(shard, index_name(shard)), _cache_path(canonical(shard))
         # It need not be there: stores refuse what they do not have, and a signature is for one file alone.
         with suppress(FileNotFoundError, OsmError):
             index = parse_index(shard, remote.read_whole(beside, MAX_BYTES), stat, beside)
-            if index is not None and _ends_alike_remotely(index):
+            if index is not None and _remote_end_matches(index):
                 return index
         with suppress(OSError):
             if aside.stat().st_size <= MAX_BYTES:
                 index = parse_index(shard, aside.read_bytes(), stat, str(aside))
-                if index is not None and _ends_alike_remotely(index):
+                if index is not None and _remote_end_matches(index):
                     return index
         with open_whole(shard, stat) if self.cache is None else self.cache.open(shard, stat) as stream:
             document = index_document(shard, stream, stat.version)
-        return self._made(shard, document, stat, (aside,))
+        return self._store_index(shard, document, stat, (aside,))
 
-    def _made(self, shard: str, document: dict[str, Any], stat: Stat, places: Sequence[Path]) -> ShardIndex:
+    def _store_index(self, shard: str, document: dict[str, Any], stat: Stat, places: Sequence[Path]) -> ShardIndex:
         data, source = index_text(document).encode(), ""
         for path in places if self.keep else ():
             temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -336,8 +354,8 @@ def _is_ours(path: Path) -> bool:
         return file.read(16).startswith(b'{"osm_index"')
 
 
-def _ends_alike_remotely(index: ShardIndex) -> bool:
-    """As `ends_alike`, by one request; a server that sends whole files only is believed."""
+def _remote_end_matches(index: ShardIndex) -> bool:
+    """As `end_matches`, by one request; a server that sends whole files only is believed."""
     if index.same_version:
         return True
     number = last_readable(index)
@@ -348,10 +366,10 @@ def _ends_alike_remotely(index: ShardIndex) -> bool:
         data = remote.read_range(index.shard, start, index.stat.size, index.stat)
     except remote.NoRanges:
         return True
-    return ends_alike(index, io.BytesIO(data), start)
+    return end_matches(index, io.BytesIO(data), start)
 
 
-def _aside(location: str) -> Path:
+def _cache_path(location: str) -> Path:
     """Where the index lies of a shard whose folder cannot be written."""
     return default_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(location)).hexdigest()[:32]}.json"
 
@@ -388,11 +406,11 @@ class ShardReader:
         except (tarfile.TarError, ValueError) as error:
             if isinstance(error, OsmError):
                 raise
-            raise self._changed(index) from None
+            raise self._shard_changed(index) from None
 
     def _read(self, index: ShardIndex, number: int, start: int, stop: int) -> RawSample:
         name = public(index.shard)
-        with shard_stays(index.shard):
+        with stop_run_on_io_error(index.shard):
             stream = self._stream(index)
             if stream is None and stop - start > MAX_MEMBER_BYTES:  # much that is not ours lies between its members
                 raise remote.NoRanges(name)
@@ -401,21 +419,21 @@ class ShardReader:
                 tar = TarReader(io.BytesIO(data), 0, len(data), index.global_headers(number))
             else:
                 tar = TarReader(stream, start, stop, index.global_headers(number))
-            return self._only(index, number, name, tar)
+            return self._read_only_sample(index, number, name, tar)
 
     def close(self) -> None:
         """Closes all shards, and removes temporary files."""
         while self._open:
             self._open.popitem()[1][1].close()
 
-    def _only(self, index: ShardIndex, number: int, name: str, tar: TarReader) -> RawSample:
-        found = list(walk(name, tar))
-        if len(found) != 1 or not isinstance(found[0], Span) or crc_of(found[0].key) != int(index.keys[number]):
-            raise self._changed(index)
+    def _read_only_sample(self, index: ShardIndex, number: int, name: str, tar: TarReader) -> RawSample:
+        found = list(iter_spans(name, tar))
+        if len(found) != 1 or not isinstance(found[0], SampleSpan) or key_crc(found[0].key) != int(index.keys[number]):
+            raise self._shard_changed(index)
         return read_span(name, tar, found[0])
 
-    def _changed(self, index: ShardIndex) -> RunStopped:
-        told = discard(index)
+    def _shard_changed(self, index: ShardIndex) -> RunStopped:
+        told = discard_index(index)
         return RunStopped(
             f"shard {public(index.shard)}: it was changed while it was in use; start the run again ({told})"
         )
@@ -429,11 +447,11 @@ class ShardReader:
         stack = ExitStack()
         stream: BinaryIO | None = None
         if not is_remote(shard):
-            check_there(shard)
+            check_regular_shard(shard)
             stream = stack.enter_context(open(shard, "rb"))  # noqa: SIM115 - closed with the stack
             if stream.seek(0, io.SEEK_END) != index.stat.size:
                 stack.close()
-                raise self._changed(index)
+                raise self._shard_changed(index)
         elif self.cache is not None:
             stream = stack.enter_context(self.cache.open(shard, index.stat))
         else:

@@ -37,24 +37,24 @@ def expand_shards(pattern: str) -> list[str]:
         OsmError: an empty pattern, a malformed brace, over a million shards, or a command (`pipe:` and others).
     """
     shards: list[str] = []
-    for part in _parts(pattern):
+    for part in _split_patterns(pattern):
         if not part:
-            raise OsmError(f"shards {_shown(pattern)!r}: expected locations of .tar files, a part of it is empty")
+            raise OsmError(f"shards {_for_message(pattern)!r}: expected locations of .tar files, a part of it is empty")
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]
         if "{" in "".join(pieces[::2]) or "}" in "".join(pieces[::2]):
-            raise OsmError(f"shards {_shown(pattern)!r}: braces do not match")
+            raise OsmError(f"shards {_for_message(pattern)!r}: braces do not match")
         if len(shards) + math.prod(map(len, choices)) > MAX_SHARDS:
-            raise OsmError(f"shards {_shown(pattern)!r}: that is over a million shards")
+            raise OsmError(f"shards {_for_message(pattern)!r}: that is over a million shards")
         shards += [check_location("".join(choice), "shards") for choice in product(*choices)]
     return shards
 
 
-def _shown(pattern: str) -> str:
+def _for_message(pattern: str) -> str:
     return public_text(pattern)[:200]
 
 
-def _parts(pattern: str) -> Iterator[str]:
+def _split_patterns(pattern: str) -> Iterator[str]:
     """The patterns that `::` joins; those of a file, which has no files of its own, in its place."""
     for part in _JOINED.split(pattern):
         if not part.startswith("@"):
@@ -64,14 +64,14 @@ def _parts(pattern: str) -> Iterator[str]:
         lines = [line.strip() for line in read_text(localize(location, "shards @"), "shards @").splitlines()]
         found = [piece for line in lines if line and not line.startswith("#") for piece in _JOINED.split(line)]
         if not found:
-            raise OsmError(f"shards {_shown(part)!r}: the file names none; expected a location or pattern a line")
+            raise OsmError(f"shards {_for_message(part)!r}: the file names none; expected a location or pattern a line")
         for piece in found:
             if piece.startswith("@"):
-                raise OsmError(f"shards {_shown(part)!r}: the line {_shown(piece)!r} names another list")
-            yield _beside(location, piece)
+                raise OsmError(f"shards {_for_message(part)!r}: the line {_for_message(piece)!r} names another list")
+            yield _relative_to_list(location, piece)
 
 
-def _beside(location: str, piece: str) -> str:
+def _relative_to_list(location: str, piece: str) -> str:
     """A pattern of a list; a relative one is meant from the list's folder, as in most tools: both move together."""
     if _ADDRESS.match(piece) or Path(piece).is_absolute():
         return piece
@@ -86,12 +86,12 @@ def _expand_brace(content: str, pattern: str) -> list[str]:
     found = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", content)
     if not found:
         if "," not in content:
-            what = f"'{{{_shown(content)}}}' is neither a range {{000..106}} nor a list {{a,b}}"
-            raise OsmError(f"shards {_shown(pattern)!r}: {what}")
+            what = f"'{{{_for_message(content)}}}' is neither a range {{000..106}} nor a list {{a,b}}"
+            raise OsmError(f"shards {_for_message(pattern)!r}: {what}")
         return content.split(",")
     first, last = found.groups()
     if int(last) < int(first) or int(last) - int(first) >= MAX_SHARDS:
-        raise OsmError(f"shards {_shown(pattern)!r}: the range {{{content}}} is empty or over a million shards")
+        raise OsmError(f"shards {_for_message(pattern)!r}: the range {{{content}}} is empty or over a million shards")
     return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
 
 
@@ -103,14 +103,14 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
             fits nothing.
         RunStopped: a server does not answer.
     """
-    named = [shard for part in expand_shards(pattern) for shard in _globbed(part, flag)]
+    named = [shard for part in expand_shards(pattern) for shard in _expand_glob(part, flag)]
     if len(named) > MAX_SHARDS:
-        raise OsmError(f"{flag} {_shown(pattern)!r}: that is over a million shards")
+        raise OsmError(f"{flag} {_for_message(pattern)!r}: that is over a million shards")
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = dict(zip(named, pool.map(_is_there, named), strict=True))
+        found = dict(zip(named, pool.map(_exists, named), strict=True))
     there = [shard for shard in named if found[shard]]
     missing = [shard for shard in named if not found[shard]]
-    shown = _shown(pattern)
+    shown = _for_message(pattern)
     if not there:
         raise OsmError(f"{flag} {shown!r}: none of its {len(named)} shards exists (first: {public(named[0])})")
     if missing:
@@ -122,11 +122,11 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
     return there
 
 
-def _is_there(shard: str) -> bool:
+def _exists(shard: str) -> bool:
     return remote.exists(shard) if is_remote(shard) else Path(shard).is_file()
 
 
-def _globbed(shard: str, flag: str) -> list[str]:
+def _expand_glob(shard: str, flag: str) -> list[str]:
     """What a glob fits, in order; anything else is itself."""
     if is_remote(shard):
         if not re.search(r"[*[]", shard.partition("?")[0]):  # in a URL, a question mark begins the query

@@ -22,7 +22,7 @@ MAX_MEMBER_BYTES = 256 << 20  # of a member, and of all that are read of a sampl
 SUFFIX = ".index.json"
 """What the name of a shard's index ends with."""
 MEMBERS = ("jpg", "jpeg", "image.png", "png", "part.png", "whole.png", "tif", "json")
-GONE = "it was there when the run began: put it back, and the same command goes on"
+RESUME_HINT = "it was there when the run began: put it back, and the same command goes on"
 
 
 @dataclass
@@ -43,18 +43,18 @@ class RawSample:
 
 
 @dataclass
-class Span:
+class SampleSpan:
     """Where a sample lies in its shard: from the first byte of its first header to before `stop`.
 
     Attributes:
-        of_all: what global headers say of its members.
+        global_headers: what global headers say of its members.
     """
 
     key: str
     start: int
     stop: int = 0
     members: dict[str, Member] = field(default_factory=dict)
-    of_all: dict[str, str] = field(default_factory=dict)
+    global_headers: dict[str, str] = field(default_factory=dict)
 
 
 def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSample | SampleError]:
@@ -68,12 +68,12 @@ def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSam
     Raises:
         RunStopped: the shard is gone, or the disk or the server does not give its bytes.
     """
-    check_there(location)
+    check_regular_shard(location)
     name = public(location)
     try:
-        with shard_stays(location), _opened(location, cache) as stream:
+        with stop_run_on_io_error(location), _opened(location, cache) as stream:
             tar = TarReader(stream)
-            for found in walk(name, tar):
+            for found in iter_spans(name, tar):
                 yield found if isinstance(found, SampleError) else read_span(name, tar, found)
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, OsmError):
@@ -89,7 +89,7 @@ def _opened(location: str, cache: FileCache | None) -> AbstractContextManager[Bi
 
 
 @contextmanager
-def shard_stays(location: str) -> Iterator[None]:
+def stop_run_on_io_error(location: str) -> Iterator[None]:
     """A shard that is gone, or whose bytes the disk does not give, ends the run.
 
     That is no fault of its content: without it other samples would follow, and the run could not be repeated.
@@ -102,7 +102,7 @@ def shard_stays(location: str) -> Iterator[None]:
         raise RunStopped(f"shard {public(location)}: {error.strerror or error}; {GONE}") from None
 
 
-def check_there(location: str) -> None:
+def check_regular_shard(location: str) -> None:
     """Raises RunStopped where a local shard is a folder, FIFO or device now."""
     if is_remote(location):
         return
@@ -112,18 +112,18 @@ def check_there(location: str) -> None:
         raise RunStopped(f"{error}; {GONE}") from None
 
 
-def read_span(name: str, tar: TarReader, span: Span) -> RawSample:
+def read_span(name: str, tar: TarReader, span: SampleSpan) -> RawSample:
     """Returns a sample with the bytes of its members."""
     return RawSample(name, span.key, {extension: tar.read(member) for extension, member in span.members.items()})
 
 
-def walk(name: str, tar: TarReader) -> Iterator[Span | SampleError]:
+def iter_spans(name: str, tar: TarReader) -> Iterator[SampleSpan | SampleError]:
     """The samples of an open shard by its headers alone; see `read_shard`.
 
     Raises:
         tarfile.TarError: the file ends within a member that belongs to a sample; that sample is not to be had.
     """
-    current: Span | None = None
+    current: SampleSpan | None = None
     left_out = None  # the key of the sample whose further members are passed over
     for member in tar:
         folder, _, file = member.name.rpartition("/")
@@ -137,8 +137,8 @@ def walk(name: str, tar: TarReader) -> Iterator[Span | SampleError]:
         if key == left_out:
             continue
         if current is None:
-            current, left_out = Span(key, member.header, of_all=dict(tar.of_all)), None
-        fault = _fault(name, member, extension, current)
+            current, left_out = SampleSpan(key, member.header, global_headers=dict(tar.global_headers)), None
+        fault = _member_fault(name, member, extension, current)
         if fault is not None:
             yield fault
             current, left_out = None, key
@@ -152,10 +152,10 @@ def walk(name: str, tar: TarReader) -> Iterator[Span | SampleError]:
         yield SampleError("broken_tar", f"{name}: {tar.fault}")
 
 
-def _fault(name: str, member: Member, extension: str, sample: Span) -> SampleError | None:
+def _member_fault(name: str, member: Member, extension: str, sample: SampleSpan) -> SampleError | None:
     """Why a sample with such a member is left out."""
     where = f"{name}: {member.name!r}"
-    if not member.plain:
+    if not member.is_regular:
         return SampleError("member_not_a_file", f"{where} is a link, a folder, a device or a sparse file")
     if extension in sample.members:
         return SampleError("member_twice", f"{where} is there twice; which one belongs to the sample is not known")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from osm.data.batch import Batch, batch_of
+from osm.data.batch import Batch, make_batch
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
 from osm.data.shard_index import Indexes, ShardReader, is_held_out
@@ -36,7 +36,7 @@ from osm.storage.locations import is_remote, public_text
 
 T = TypeVar("T")
 MAX_SKIPS_IN_A_ROW = 1000
-_AHEAD = 16
+_READ_AHEAD = 16
 """Samples of remote shards that are fetched before their turn."""
 _THREADS = 4
 
@@ -79,17 +79,17 @@ class Lane:
         return np.random.default_rng([self.seed, self.epoch, *self.salt])
 
 
-class Place(NamedTuple):
+class SamplePlace(NamedTuple):
     """Where a sample lies: which shard of the run, and which sample of it."""
 
     shard: int
     number: int
 
 
-class Drawn(NamedTuple):
+class DrawnSample(NamedTuple):
     """A sample (or its place) of a lane, with its number in the lane, from 1, and what its draws are seeded with."""
 
-    what: Any
+    item: Any
     number: int
     seeds: np.ndarray
 
@@ -113,36 +113,36 @@ class ShardPlan:
         self.shards, self.indexes, self.lane, self.rng = shards, indexes, lane, rng
         self.resampled, self.share = resampled, held_out_share
 
-    def __call__(self) -> Iterator[Place]:
+    def __call__(self) -> Iterator[SamplePlace]:
         return self._with_replacement() if self.resampled else self._passes()
 
-    def _with_replacement(self) -> Iterator[Place]:
+    def _with_replacement(self) -> Iterator[SamplePlace]:
         empty = 0
         while True:
             empty += 1
             shard = int(self.rng.integers(len(self.shards)))
-            for number in self._trained_on(shard):
+            for number in self._training_numbers(shard):
                 empty = 0
-                yield Place(shard, int(number))
-            check_some(empty < MAX_SKIPS_IN_A_ROW, self.lane.dataset, self.share, len(self.shards))
+                yield SamplePlace(shard, int(number))
+            require_samples(empty < MAX_SKIPS_IN_A_ROW, self.lane.dataset, self.share, len(self.shards))
 
-    def _passes(self) -> Iterator[Place]:
+    def _passes(self) -> Iterator[SamplePlace]:
         shared = self.lane.shared_generator()
         position = 0
         while True:
             for shard in shared.permutation(len(self.shards)):
-                numbers = self._trained_on(int(shard))
+                numbers = self._training_numbers(int(shard))
                 first = (self.lane.number - position) % self.lane.count
                 position += len(numbers)
                 for number in numbers[first :: self.lane.count]:
-                    yield Place(int(shard), int(number))
-            check_some(position > 0, self.lane.dataset, self.share, len(self.shards))
+                    yield SamplePlace(int(shard), int(number))
+            require_samples(position > 0, self.lane.dataset, self.share, len(self.shards))
 
-    def _trained_on(self, shard: int) -> np.ndarray:
-        return self.indexes[self.shards[shard]].trained_on(self.share)
+    def _training_numbers(self, shard: int) -> np.ndarray:
+        return self.indexes[self.shards[shard]].training_numbers(self.share)
 
 
-def check_some(found: bool, name: str, share: float, shards: int) -> None:
+def require_samples(found: bool, name: str, share: float, shards: int) -> None:
     """Raises OsmError where a set has no sample to train on."""
     if not found:
         left = f" that --held_out_share {share} leaves" if share else ""
@@ -172,11 +172,11 @@ class Resume:
     def __init__(self, rng: np.random.Generator, start: int) -> None:
         self.rng, self.start = rng, start
 
-    def __call__(self, source: Iterable[Any]) -> Iterator[Drawn]:
-        for number, what in enumerate(source, 1):
+    def __call__(self, source: Iterable[Any]) -> Iterator[DrawnSample]:
+        for number, item in enumerate(source, 1):
             seeds = self.rng.integers(2**63, size=4)
             if number > self.start:
-                yield Drawn(what, number, seeds)
+                yield DrawnSample(item, number, seeds)
 
 
 class ReadSamples:
@@ -189,32 +189,32 @@ class ReadSamples:
     def __init__(self, shards: Sequence[str], indexes: Indexes, cache: FileCache | None = None) -> None:
         self.shards, self.indexes, self.cache = shards, indexes, cache
 
-    def __call__(self, source: Iterable[Drawn]) -> Iterator[Drawn]:
+    def __call__(self, source: Iterable[DrawnSample]) -> Iterator[DrawnSample]:
         if any(map(is_remote, self.shards)):
-            yield from self._ahead(source)
+            yield from self._read_ahead(source)
             return
         reader = ShardReader()
         try:
             for drawn in source:
-                yield drawn._replace(what=self._read(reader, drawn.what))
+                yield drawn._replace(item=self._read(reader, drawn.item))
         finally:
             reader.close()
 
-    def _read(self, reader: ShardReader, place: Place) -> RawSample | SampleError:
+    def _read(self, reader: ShardReader, place: SamplePlace) -> RawSample | SampleError:
         return reader.read(self.indexes[self.shards[place.shard]], place.number)
 
-    def _ahead(self, source: Iterable[Drawn]) -> Iterator[Drawn]:
+    def _read_ahead(self, source: Iterable[DrawnSample]) -> Iterator[DrawnSample]:
         fetcher = _Fetcher(self._read, self.cache)
-        waiting: deque[tuple[Drawn, Future[RawSample | SampleError]]] = deque()
+        waiting: deque[tuple[DrawnSample, Future[RawSample | SampleError]]] = deque()
         try:
             for drawn in source:
-                waiting.append((drawn, fetcher.submit(drawn.what)))
-                if len(waiting) > _AHEAD:
+                waiting.append((drawn, fetcher.submit(drawn.item)))
+                if len(waiting) > _READ_AHEAD:
                     first, fetched = waiting.popleft()
-                    yield first._replace(what=fetched.result())
+                    yield first._replace(item=fetched.result())
             while waiting:
                 first, fetched = waiting.popleft()
-                yield first._replace(what=fetched.result())
+                yield first._replace(item=fetched.result())
         finally:
             for _, fetched in waiting:
                 fetched.cancel()
@@ -227,13 +227,15 @@ class _Fetcher:
     They are daemons, unlike those of a ThreadPoolExecutor: a server that stalls does not hold up the end of a process.
     """
 
-    def __init__(self, read: Callable[[ShardReader, Place], RawSample | SampleError], cache: FileCache | None) -> None:
+    def __init__(
+        self, read: Callable[[ShardReader, SamplePlace], RawSample | SampleError], cache: FileCache | None
+    ) -> None:
         self._read, self._cache = read, cache
-        self._todo: queue.SimpleQueue[tuple[Future[RawSample | SampleError], Place] | None] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[tuple[Future[RawSample | SampleError], SamplePlace] | None] = queue.SimpleQueue()
         for _ in range(_THREADS):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def submit(self, place: Place) -> Future[RawSample | SampleError]:
+    def submit(self, place: SamplePlace) -> Future[RawSample | SampleError]:
         future: Future[RawSample | SampleError] = Future()
         self._todo.put((future, place))
         return future
@@ -288,7 +290,7 @@ class UserSamples:
         except OsmError:
             raise
         except Exception as error:
-            raise OsmError(f"{self.where}: {raised(error)}") from None
+            raise OsmError(f"{self.where}: {describe_exception(error)}") from None
 
     def _raw(self, given: Mapping[str, Any]) -> RawSample:
         if not isinstance(given, Mapping) or not isinstance(given.get("__key__"), str):
@@ -310,7 +312,7 @@ class UserSamples:
         return raw
 
 
-def raised(error: BaseException) -> str:
+def describe_exception(error: BaseException) -> str:
     """What a user's own code raised, and where."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
@@ -329,11 +331,11 @@ class ToSample:
     ) -> None:
         self.dataset, self.transform, self.skipped, self.cache = dataset, transform, skipped, cache
 
-    def __call__(self, source: Iterable[Drawn]) -> Iterator[tuple[Sample, int]]:
+    def __call__(self, source: Iterable[DrawnSample]) -> Iterator[tuple[Sample, int]]:
         in_a_row = 0
         for drawn in source:
             try:
-                sample, faults = self._sample(drawn.what, np.random.default_rng(drawn.seeds))
+                sample, faults = self._sample(drawn.item, np.random.default_rng(drawn.seeds))
                 in_a_row = 0
                 self.skipped.update(faults)
                 yield sample, drawn.number
@@ -385,7 +387,7 @@ class ToBatch:
             for _ in range(self.size):
                 sample, drawn = next(samples)
                 chosen.append(sample)
-            batch = batch_of(
+            batch = make_batch(
                 chosen, self.dataset.name, self.transform.processor, self.transform.config.supervise, place
             )
             if self.cache is not None:

@@ -21,12 +21,22 @@ from osm.data.batch import Batch
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
 from osm.data.shard_index import Indexes
-from osm.data.stages import Lane, ReadSamples, Resume, SeededShuffle, ShardPlan, ToBatch, ToSample, UserSamples, raised
+from osm.data.stages import (
+    Lane,
+    ReadSamples,
+    Resume,
+    SeededShuffle,
+    ShardPlan,
+    ToBatch,
+    ToSample,
+    UserSamples,
+    describe_exception,
+)
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.storage.cache import FileCache
 
-_GRACE = 60.0  # seconds that a worker goes on after a SIGTERM
+_SIGTERM_GRACE_SECONDS = 60.0  # seconds that a worker goes on after a SIGTERM
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ def user_pipeline(name: str) -> UserPipeline:
     except ImportError as error:
         raise OsmError(f"--pipeline {name!r}: {error}; is its folder in PYTHONPATH?") from None
     except (Exception, SystemExit) as error:
-        raise OsmError(f"--pipeline {name!r}: {raised(error)}") from None
+        raise OsmError(f"--pipeline {name!r}: {describe_exception(error)}") from None
     if not callable(found):
         raise OsmError(f"--pipeline {name!r}: {module} has no function {function!r}")
     return found
@@ -102,7 +112,7 @@ def shard_cache(folder: str, most: int) -> FileCache | None:
 
 
 @dataclass(frozen=True)
-class WorkerFailed:
+class WorkerFailure:
     """Takes the place of a batch that a worker could not make; the process that trains raises the error."""
 
     error: OsmError
@@ -136,7 +146,7 @@ class SampleStream(IterableDataset):
         try:
             yield from self._batches()
         except OsmError as error:  # raised here, it would reach the process that trains as the text of a traceback
-            yield WorkerFailed(error)  # type: ignore[misc]
+            yield WorkerFailure(error)  # type: ignore[misc]
 
     def lane(self, worker: int, workers: int) -> Lane:
         """The lane of one of its workers."""
@@ -230,9 +240,9 @@ class EpochLoader:
             self._taken = stream.start.batches
             self._drawn[stream.rank] = dict(stream.start.drawn)
             # Workers fork before any thread pool has run in them; their own torch threads would fight over the cores.
-            options: dict[str, Any] = {"worker_init_fn": quiet_worker, "pin_memory": self.pin_memory}
+            options: dict[str, Any] = {"worker_init_fn": init_worker, "pin_memory": self.pin_memory}
             self._iterators.append(iter(DataLoader(stream, batch_size=None, num_workers=self.workers, **options)))
-        return self._counted(zip(*self._iterators, strict=True))
+        return self._track_positions(zip(*self._iterators, strict=True))
 
     def close(self) -> None:
         """Ends the workers of the last epoch, whatever they are at."""
@@ -244,10 +254,10 @@ class EpochLoader:
                         worker.kill()
         self._iterators = []
 
-    def _counted(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[list[Batch]]:
+    def _track_positions(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[list[Batch]]:
         for parts in batches:
             for part in parts:
-                if isinstance(part, WorkerFailed):
+                if isinstance(part, WorkerFailure):
                     raise part.error
             self._taken += 1
             for stream, batch in zip(self.streams, parts, strict=True):
@@ -259,15 +269,15 @@ class EpochLoader:
         return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
 
 
-def quiet_worker(_: int) -> None:
+def init_worker(_: int) -> None:
     """The `worker_init_fn`: one thread, and a signal to the whole group is not for the worker."""
     torch.set_num_threads(1)
     # A signal to the whole group is for the process that trains: it still needs its workers for this step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
+    signal.signal(signal.SIGTERM, _exit_later)
 
 
-def _end_later(*_: Any) -> None:
-    timer = threading.Timer(_GRACE, os._exit, (0,))
+def _exit_later(*_: Any) -> None:
+    timer = threading.Timer(_SIGTERM_GRACE_SECONDS, os._exit, (0,))
     timer.daemon = True  # a worker that is done does not wait for it
     timer.start()

@@ -15,9 +15,9 @@ from typing import BinaryIO
 BLOCK = tarfile.BLOCKSIZE
 MAX_EXTENDED_BYTES = 1 << 20  # of one extended header: a path of a few thousand bytes, and attributes
 MAX_NAME = 4096
-_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 # What has no data after its header, whatever size that names.
-_BARE = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
+_WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 _EXTENDED = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE),
@@ -38,7 +38,7 @@ class Member:
     name: str
     start: int
     size: int
-    plain: bool
+    is_regular: bool
     header: int
     end: int
 
@@ -48,20 +48,20 @@ class TarReader:
 
     Args:
         start, stop: only what lies between; `stop` None = to the archive's end mark.
-        of_all: what global headers before `start` said of the members after them.
+        global_headers: what global headers before `start` said of the members after them.
 
     Attributes:
         length: bytes of the file.
-        of_all: the same, by now.
+        global_headers: the same, by now.
         fault: after the last member, why the archive does not end there as it should; empty where it does.
     """
 
     def __init__(
-        self, stream: BinaryIO, start: int = 0, stop: int | None = None, of_all: Mapping[str, str] | None = None
+        self, stream: BinaryIO, start: int = 0, stop: int | None = None, global_headers: Mapping[str, str] | None = None
     ) -> None:
         self._stream, self._start, self._stop = stream, start, stop
         self.length = stream.seek(0, os.SEEK_END)
-        self.of_all = dict(of_all or {})
+        self.global_headers = dict(global_headers or {})
         self.fault = ""
 
     def __iter__(self) -> Iterator[Member]:
@@ -100,14 +100,14 @@ class TarReader:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
             at += BLOCK
             if info.type in _EXTENDED:
-                found = self._fields(info, at)
-                at += _blocks(info.size)
+                found = self._read_extended_header(info, at)
+                at += _padded_size(info.size)
                 if info.type == tarfile.XGLTYPE:
-                    self.of_all |= found
+                    self.global_headers |= found
                 else:
                     fields = (fields or {}) | found
                 continue
-            fields = self.of_all | (fields or {})
+            fields = self.global_headers | (fields or {})
             size = _size(fields.get("size"), info.size)
             if info.type == tarfile.GNUTYPE_SPARSE:
                 more = block[_MORE_IN_HEADER]
@@ -117,26 +117,26 @@ class TarReader:
             name = fields.get("path", info.name)
             if len(name) > MAX_NAME:
                 raise tarfile.ReadError(f"a name of {len(name)} characters")
-            end = at + (0 if info.type in _BARE else _blocks(size))
-            yield Member(name, at, size, info.type in _FILES and _SPARSE not in fields, header, end)
+            end = at + (0 if info.type in _WITHOUT_DATA else _padded_size(size))
+            yield Member(name, at, size, info.type in _REGULAR and _SPARSE not in fields, header, end)
             at = header = end
             fields = None
 
-    def _fields(self, info: tarfile.TarInfo, at: int) -> dict[str, str]:
+    def _read_extended_header(self, info: tarfile.TarInfo, at: int) -> dict[str, str]:
         """What an extended header says that is used here."""
         if not 0 <= info.size <= MAX_EXTENDED_BYTES:
             raise tarfile.ReadError(f"an extended header of {info.size} bytes")
         data = self._bytes(at, info.size)
         if info.type == tarfile.GNUTYPE_LONGNAME:
             return {"path": _text(data.partition(b"\0")[0])}
-        return {} if info.type == tarfile.GNUTYPE_LONGLINK else _records(data)
+        return {} if info.type == tarfile.GNUTYPE_LONGLINK else _parse_pax_records(data)
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
-def _blocks(size: int) -> int:
+def _padded_size(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
@@ -150,7 +150,7 @@ def _size(given: str | None, in_header: int) -> int:
     return size
 
 
-def _records(data: bytes) -> dict[str, str]:
+def _parse_pax_records(data: bytes) -> dict[str, str]:
     """What is used here of an extended header: records "LENGTH NAME=VALUE\\n", LENGTH that of the whole record."""
     found: dict[str, str] = {}
     at = 0

@@ -247,9 +247,9 @@ def test_a_large_index_takes_a_few_bytes_a_sample() -> None:
     index = parse_index("a.tar", json.dumps(document).encode(), Stat(1024 * 100_000))
     assert index is not None and len(index) == 100_000
     assert sum(array.nbytes for array in (index.start, index.stop, index.keys, index.held_out)) <= 28 * len(index)
-    held = index.held_out_from(0.1)
-    assert len(np.intersect1d(held, index.trained_on(0.1))) == 0
-    assert len(held) + len(index.trained_on(0.1)) == len(index) and 9_000 < len(held) < 11_000
+    held = index.held_out_numbers(0.1)
+    assert len(np.intersect1d(held, index.training_numbers(0.1))) == 0
+    assert len(held) + len(index.training_numbers(0.1)) == len(index) and 9_000 < len(held) < 11_000
 
 
 def test_faults_keep_their_places(tmp_path: Path) -> None:
@@ -259,4 +259,4 @@ def test_faults_keep_their_places(tmp_path: Path) -> None:
     assert keys(path) == keys(path) == ["k1", "k2", "broken_tar"]
     index = Indexes()[str(path)]
     assert isinstance(index.error(2), SampleError) and index.error(0) is None
-    assert 2 in index.trained_on(0.5) and 2 not in index.held_out_from(1.0)
+    assert 2 in index.training_numbers(0.5) and 2 not in index.held_out_numbers(1.0)
