@@ -1,8 +1,8 @@
-"""Where the samples of a shard lie, so that a process reads those alone that it needs.
+"""Random access to the samples of a shard through an index, so that a process reads only the samples it needs.
 
-`000000000.index.json` beside `000000000.tar` holds, for every sample in order, its key, its first byte and its bytes,
-and for one that cannot be read the reason. The converters write it; where it is missing or of another shard, it is made
-from the headers once.
+`000000000.index.json` beside `000000000.tar` holds one entry per sample, in order: its key, its first byte and its
+size in bytes. The entry of an unreadable sample also holds the reason. The converters write the index. If it is missing
+or belongs to another shard, it is built once from the headers of the shard.
 """
 
 from __future__ import annotations
@@ -44,24 +44,29 @@ from osm.storage.locations import is_remote, name_of, public, sibling
 from osm.storage.remote import Stat
 
 FORMAT = 1
-MAX_BYTES = 256 << 20  # of an index: some 2 million samples
+MAX_BYTES = 256 << 20  # size limit of an index file, which is enough for about 2 million samples
 _THREADS = 8
 _REASON = re.compile(r"[a-z_]{1,40}")
-_LONGEST = 500  # characters of a message
+_MAX_MESSAGE_CHARACTERS = 500
 _OPEN, _OPEN_CACHED = 16, 4
-"""Shards that a reader has open at once; what the cache removes stays on the disk while it is open."""
+"""Number of shards that a reader keeps open, without and with a cache. A cached file that the cache removes still
+occupies the disk while it is open, so the limit with a cache is lower."""
 
 
 @dataclass
 class ShardIndex:
-    """The samples of one shard, n in all; a few bytes each.
+    """The index of one shard with n samples. It takes a few bytes of memory per sample.
 
     Attributes:
-        shard: its location. stat: size and version of the shard that it was made of.
-        start, stop: int64 (n), the bytes of a sample. keys: uint32 (n), CRC-32 of its key.
-        held_out: uint64 (n), its place in the order by which samples are held out; faults: what cannot be read, by
-            place, as (reason, message). global_header_starts: from which place on which global headers hold. source: the index file.
-        same_version: the index names the version of the shard.
+        shard: location of the shard.
+        stat: size and version of the shard when the index was built.
+        start, stop: byte range of each sample, int64 (n).
+        keys: CRC-32 of the key of each sample, uint32 (n).
+        held_out: `held_out_hash` of the key of each sample, uint64 (n).
+        faults: (reason, message) of the samples that cannot be read, by sample number.
+        global_header_starts: (first sample number, fields) of the global pax headers.
+        source: path or URL of the index file; empty if it was not stored.
+        same_version: whether the index names exactly the current version of the shard.
     """
 
     shard: str
@@ -79,22 +84,22 @@ class ShardIndex:
         return len(self.start)
 
     def error(self, number: int) -> SampleError | None:
-        """Why a sample cannot be read, or None."""
+        """Return the reason why a sample cannot be read, or None."""
         fault = self.faults.get(number)
         return None if fault is None else SampleError(fault[0], f"{public(self.shard)}: {fault[1]}")
 
     def global_headers(self, number: int) -> dict[str, str]:
-        """What global headers say of a sample's members."""
+        """Return the fields of the global pax headers that apply to a sample."""
         return next((fields for first, fields in reversed(self.global_header_starts) if first <= number), {})
 
     def held_out_numbers(self, share: float) -> np.ndarray:
-        """The places of the samples that are held out."""
+        """Return the numbers of the held-out samples, int64. Unreadable samples are never held out."""
         held = self.held_out < np.uint64(held_out_threshold(share))
         held[list(self.faults)] = False
         return np.flatnonzero(held)
 
     def training_numbers(self, share: float) -> np.ndarray:
-        """The places of the samples that are not held out; what cannot be read never is."""
+        """Return the numbers of the training samples, int64. They include the unreadable ones."""
         if not share:
             return np.arange(len(self))
         kept = self.held_out >= np.uint64(held_out_threshold(share))
@@ -103,32 +108,37 @@ class ShardIndex:
 
 
 def held_out_hash(key: str) -> int:
-    """A key's place, 0 to 2^64 - 1, in the order by which samples are held out."""
+    """Return the hash of a key, 0 to 2^64 - 1, that decides whether its sample is held out."""
     return int.from_bytes(hashlib.sha256(f"held out: {key}".encode()).digest()[:8], "big")
 
 
 def held_out_threshold(share: float) -> int:
-    """The first place that is trained on."""
+    """Return the hash value from which on samples are used for training."""
     return min(math.ceil(share * 2**64), 2**64 - 1)
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether a sample belongs to the share that is not trained on; the same for every run, rank and set."""
+    """Return whether a sample is held out from training. The answer is the same in every run, rank and dataset."""
     return held_out_hash(key) < held_out_threshold(share)
 
 
 def key_crc(key: str) -> int:
+    """Return the CRC-32 of a key."""
     return zlib.crc32(key.encode())
 
 
 def index_name(shard: str) -> str:
-    """The name of a shard's index: `000000000.tar` -> `000000000.index.json`."""
+    """Return the file name of a shard's index, such as `000000000.index.json` for `000000000.tar`."""
     name = name_of(shard)
     return f"{name.removesuffix('.tar')}{SUFFIX}" if name.endswith(".tar") else f"{name}.file{SUFFIX}"
 
 
 def index_document(shard: str, stream: BinaryIO, version: str = "") -> dict[str, Any]:
-    """Reads the headers of an open shard and returns its index as a json document."""
+    """Read the headers of an open shard and return its index as a JSON document.
+
+    Args:
+        version: version of the shard (such as an ETag), which the index records.
+    """
     tar = TarReader(stream)
     samples: list[list[Any]] = []
     global_headers: list[list[Any]] = []
@@ -153,14 +163,19 @@ def _fault_entry(error: SampleError, name: str) -> list[Any]:
 
 
 def index_text(document: dict[str, Any]) -> str:
-    """A line a sample: an index can be looked at."""
+    """Serialize an index with one line per sample, so that people can read it."""
     head = {key: value for key, value in document.items() if key != "samples"}
     lines = ",\n".join(json.dumps(sample) for sample in document["samples"])
     return json.dumps(head)[:-1] + f', "samples": [\n{lines}\n]}}\n'
 
 
 def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardIndex | None:
-    """The index of a shard, or None where the bytes are none, or of another shard."""
+    """Parse an index file. Return None if the bytes are not a valid index or belong to another shard.
+
+    Args:
+        stat: current size and version of the shard.
+        source: path or URL of the index file.
+    """
     try:
         document = parse_json(data)
         if document["osm_index"] != FORMAT or document["bytes"] != stat.size:
@@ -171,7 +186,11 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
         rows = document["samples"]
         if len(rows) > stat.size // BLOCK + 2:
             return None
-        faults = {place: (str(row[3]), str(row[4])[:_LONGEST]) for place, row in enumerate(rows) if len(row) > 3}
+        faults = {
+            place: (str(row[3]), str(row[4])[:_MAX_MESSAGE_CHARACTERS])
+            for place, row in enumerate(rows)
+            if len(row) > 3
+        }
         start = np.array([row[1] for row in rows], np.int64)
         stop = start + np.array([row[2] for row in rows], np.int64)
         keys = [row[0] for row in rows]
@@ -204,12 +223,14 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
 
 
 def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
-    """Whether a shard ends as its index says: its last sample, and what comes after it.
+    """Return whether the end of a shard matches its index.
 
-    Of a shard that was made anew with as many bytes, an old index is told by that.
+    The last readable sample and everything after it are compared. This detects the old index of a shard that was
+    rewritten with the same size.
 
     Args:
-        stream: the shard from byte `offset` on, not after the last sample's first.
+        stream: the content of the shard from byte `offset` on. `offset` is at most the start of the last readable
+            sample.
     """
     number = last_readable(index)
     if number < 0:
@@ -231,30 +252,30 @@ def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
 
 
 def last_readable(index: ShardIndex) -> int:
-    """The place of the last sample that can be read; -1 = there is none."""
+    """Return the number of the last readable sample, or -1 if there is none."""
     return next((number for number in reversed(range(len(index))) if number not in index.faults), -1)
 
 
 def discard_index(index: ShardIndex) -> str:
-    """Removes an index that is not its shard's; returns what a message says of it."""
+    """Delete a local index that does not match its shard. Return a clause for the error message."""
     if is_remote(index.source):
-        return f"delete {public(index.source)}, which is of another one"
+        return f"first delete {public(index.source)}, which is the index of another shard"
     with suppress(OSError):
         Path(index.source).unlink()
-    return "its index is made anew"
+    return "its index will be rebuilt"
 
 
 _Share = tuple[dict[str, ShardIndex], Exception | None]
 
 
 class Indexes:
-    """The indexes of a run's shards; each is read, or made, when it is first asked for.
+    """The indexes of all shards of a run. Each index is read or built at its first use.
 
-    What is known of a shard then holds for the run: another size or version later is an error.
+    The size and version of a shard are then fixed for the run. A shard that changes later is an error.
 
     Args:
-        keep: whether an index that was missing is written, beside the shard or else into the user's cache folder.
-        cache: of remote shards, which are read whole where they have no index.
+        keep: whether to store an index that was missing, beside the shard or else in the user's cache folder.
+        cache: cache of remote shards. A remote shard without an index is read whole to build one.
     """
 
     def __init__(self, keep: bool = True, cache: FileCache | None = None) -> None:
@@ -273,17 +294,21 @@ class Indexes:
         size: int = 1,
         exchange: Callable[[_Share], list[_Share]] | None = None,
     ) -> None:
-        """Finds the indexes of all shards; each of `size` processes does its share, and `exchange` gathers them.
+        """Read or build the indexes of all shards. The work is divided among the ranks.
+
+        Args:
+            rank, size: rank of this process and number of processes.
+            exchange: an all-gather of the shares of all ranks; None for a single process.
 
         Raises:
-            RunStopped: a shard cannot be read; on all processes, whichever met it.
+            RunStopped: a shard cannot be read on any rank. All ranks raise the error.
         """
         mine = [shard for shard in dict.fromkeys(shards) if shard not in self._known][rank::size]
         share: _Share = ({}, None)
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
                 share = dict(zip(mine, pool.map(self._find, mine), strict=True)), None
-        except Exception as error:  # exchanged first, so that all processes raise it and none waits in the exchange
+        except Exception as error:  # gathered before it is raised, so that no rank hangs in the collective call
             share = {}, error
         for found, fault in [share] if exchange is None else exchange(share):
             if fault is not None:
@@ -313,7 +338,7 @@ class Indexes:
     def _find_remote(self, shard: str) -> ShardIndex:
         stat = remote.stat(shard)
         beside, aside = sibling(shard, index_name(shard)), _cache_path(canonical(shard))
-        # It need not be there: stores refuse what they do not have, and a signature is for one file alone.
+        # The index may be missing. Some stores then deny access, and a signed URL is valid for a single file.
         with suppress(FileNotFoundError, OsmError):
             index = parse_index(shard, remote.read_whole(beside, MAX_BYTES), stat, beside)
             if index is not None and _remote_end_matches(index):
@@ -339,23 +364,27 @@ class Indexes:
                 os.replace(temporary, path)
                 source = str(path)
                 break
-            except OSError:  # a folder of somebody else's: the next place, or made anew next time
+            except OSError:  # the folder is not writable: try the next one; the next run rebuilds an unstored index
                 with suppress(OSError):
                     temporary.unlink()
         index = parse_index(shard, data, stat, source)
         if index is None:
-            raise RunStopped(f"shard {public(shard)}: it was changed while its index was made; start the run again")
+            raise RunStopped(f"shard {public(shard)}: it changed while its index was built; start the run again")
         return index
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is an index: nothing else is written over."""
+    """Return whether a file is an index. Other files are never overwritten."""
     with path.open("rb") as file:
         return file.read(16).startswith(b'{"osm_index"')
 
 
 def _remote_end_matches(index: ShardIndex) -> bool:
-    """As `end_matches`, by one request; a server that sends whole files only is believed."""
+    """Check `end_matches` for a remote shard with one range request.
+
+    The index is trusted if it names the shard's version, if the server does not support ranges, or if the range would
+    be too large.
+    """
     if index.same_version:
         return True
     number = last_readable(index)
@@ -370,18 +399,18 @@ def _remote_end_matches(index: ShardIndex) -> bool:
 
 
 def _cache_path(location: str) -> Path:
-    """Where the index lies of a shard whose folder cannot be written."""
+    """Return the path of an index in the user's cache folder, for a shard whose folder is not writable."""
     return default_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(location)).hexdigest()[:32]}.json"
 
 
 class ShardReader:
-    """Reads samples of indexed shards, in any order; not to be used by two threads at once.
+    """Reads samples of indexed shards in any order. A reader must not be shared between threads.
 
-    A local shard is read in place. A remote one is read from the cache's copy, or without a cache by ranges; where the
-    server has none, it is fetched whole to a temporary file.
+    A local shard is read in place. A remote shard is read from its copy in the cache, or by range requests if there is
+    no cache. If the server does not support ranges, the shard is downloaded whole to a temporary file.
 
     Args:
-        cache: of remote shards; None = none.
+        cache: cache of remote shards; None disables caching.
     """
 
     def __init__(self, cache: FileCache | None = None) -> None:
@@ -389,10 +418,10 @@ class ShardReader:
         self._open: OrderedDict[str, tuple[BinaryIO | None, ExitStack]] = OrderedDict()
 
     def read(self, index: ShardIndex, number: int) -> RawSample | SampleError:
-        """A sample by its place in the shard, or the error that stands there.
+        """Return sample `number` of a shard, or the error if the index marks it as unreadable.
 
         Raises:
-            RunStopped: the shard is gone, cannot be read, or is another one than the index was made of.
+            RunStopped: the shard no longer exists, cannot be read, or has changed since its index was built.
         """
         fault = index.error(number)
         if fault is not None:
@@ -412,7 +441,7 @@ class ShardReader:
         name = public(index.shard)
         with stop_run_on_io_error(index.shard):
             stream = self._stream(index)
-            if stream is None and stop - start > MAX_MEMBER_BYTES:  # much that is not ours lies between its members
+            if stream is None and stop - start > MAX_MEMBER_BYTES:  # large unused members lie between its members
                 raise remote.NoRanges(name)
             if stream is None:
                 data = remote.read_range(index.shard, start, stop, index.stat)
@@ -422,7 +451,7 @@ class ShardReader:
             return self._read_only_sample(index, number, name, tar)
 
     def close(self) -> None:
-        """Closes all shards, and removes temporary files."""
+        """Close all shards and remove temporary files."""
         while self._open:
             self._open.popitem()[1][1].close()
 
@@ -433,13 +462,13 @@ class ShardReader:
         return read_span(name, tar, found[0])
 
     def _shard_changed(self, index: ShardIndex) -> RunStopped:
-        told = discard_index(index)
+        advice = discard_index(index)
         return RunStopped(
-            f"shard {public(index.shard)}: it was changed while it was in use; start the run again ({told})"
+            f"shard {public(index.shard)}: it was changed while it was in use; start the run again ({advice})"
         )
 
     def _stream(self, index: ShardIndex) -> BinaryIO | None:
-        """The open shard, or None where it is read by ranges."""
+        """Return the open shard, or None if it is read by range requests."""
         shard = index.shard
         if shard in self._open:
             self._open.move_to_end(shard)
