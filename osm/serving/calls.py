@@ -14,10 +14,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-import osm
 from osm.errors import OsmError
 from osm.io.images import decode, open_image
-from osm.serving.storage import Uploads
+from osm.serving.page_files import Uploads
 from osm.terminal import echo
 
 _MOST_PAINTINGS = 8  # that were sent and not read yet; a page sends one right before it is read
@@ -97,7 +96,7 @@ def without_tracebacks(blocks: Any) -> None:
 
 def _is_ours(error: Exception) -> bool:
     """Whether the error was raised by (or below) a function of this package, other than this module's."""
-    package, trace = str(Path(osm.__file__).parent), error.__traceback__
+    package, trace = str(Path(__file__).parents[1]), error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if file.startswith(package) and file != __file__:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from osm.documents import parse_json
-from osm.serving.storage import Uploads, UploadsFull
+from osm.serving.page_files import Uploads, UploadsFull
 from osm.terminal import echo
 
 Scope = MutableMapping[str, Any]

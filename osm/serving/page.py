@@ -20,8 +20,7 @@ from osm.recognition.recognizer import WAYS
 from osm.serving import markup
 from osm.serving.calls import bound_paintings, read_in_place, without_tracebacks
 from osm.serving.engine import Engine, Named, Picture, names_of
-from osm.serving.samples import uploaded
-from osm.serving.storage import PageFolder, Uploads
+from osm.serving.page_files import PageFolder, Uploads, read_upload
 from osm.terminal import printable
 
 POINT, BOX, PAINT, EVERYTHING = "Point", "Box", "Paint", "Everything"
@@ -87,7 +86,7 @@ class Page:
         """Takes an uploaded file, which is removed once it is read."""
         file = Path(path)
         try:
-            return self._take(visit, Picture(uploaded(file, self.limits.pixels), file.name))
+            return self._take(visit, Picture(read_upload(file, self.limits.pixels), file.name))
         except OsmError as error:
             return _told(markup.error(str(error)))
         finally:

@@ -117,9 +117,9 @@ def page_of(args: argparse.Namespace) -> Page:
     """Loads model, segmenter and samples."""
     from osm.serving.engine import load_engine
     from osm.serving.page import Limits, Page
-    from osm.serving.samples import samples
+    from osm.serving.page_files import sample_images
 
-    pictures = samples(args.samples)
+    pictures = sample_images(args.samples)
     engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint, device=args.device, config=args.config)
     return Page(engine, pictures, Limits(args.max_file_mb, args.max_megapixels, args.max_uploads_mb))
 

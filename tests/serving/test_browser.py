@@ -16,7 +16,7 @@ from PIL import Image
 from osm.io.images import FORMATS
 from osm.serving import web
 from osm.serving.engine import Engine
-from osm.serving.samples import drawn_scene, samples
+from osm.serving.page_files import drawn_scene, sample_images
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="gradio is not installed")
@@ -82,7 +82,7 @@ def address(engine: Engine, asked: list[str]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    blocks = web.serve(Page(engine, samples(), Limits(file_mb=1, megapixels=1)), "127.0.0.1", port)
+    blocks = web.serve(Page(engine, sample_images(), Limits(file_mb=1, megapixels=1)), "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
     blocks.close()
 

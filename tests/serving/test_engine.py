@@ -14,9 +14,9 @@ from standin import Areas
 from osm.errors import OsmError
 from osm.io.images import FORMATS
 from osm.labeling.naming import Wish
-from osm.serving import samples as samples_module
+from osm.serving import page_files
 from osm.serving.engine import Engine, Picture, names_of
-from osm.serving.samples import drawn_scene, samples, uploaded
+from osm.serving.page_files import drawn_scene, read_upload, sample_images
 
 WISH = Wish()
 
@@ -103,32 +103,32 @@ def test_document(engine: Engine) -> None:
 
 
 def test_samples(tmp_path: Path) -> None:
-    drawn = samples()
-    assert all(make().size == (512, 512) for make in drawn.values()) and len(drawn) == samples_module._SCENES
+    drawn = sample_images()
+    assert all(make().size == (512, 512) for make in drawn.values()) and len(drawn) == page_files._SCENES
     Image.new("RGB", (8, 6)).save(tmp_path / "photo.JPG", format="JPEG")
     (tmp_path / "notes.txt").write_text("no picture")
-    assert list(samples(tmp_path)) == ["photo.JPG", *drawn]
+    assert list(sample_images(tmp_path)) == ["photo.JPG", *drawn]
     (tmp_path / "._photo.JPG").write_bytes(bytes(99))  # macOS's
     Image.new("RGB", (8, 6)).save(tmp_path / "web.webp")
-    assert list(samples(tmp_path)) == ["photo.JPG", "web.webp", *drawn]
-    assert samples(tmp_path)["web.webp"]().size == (8, 6)
+    assert list(sample_images(tmp_path)) == ["photo.JPG", "web.webp", *drawn]
+    assert sample_images(tmp_path)["web.webp"]().size == (8, 6)
     (tmp_path / "photo.JPG").unlink()
     (tmp_path / "web.webp").unlink()
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(OsmError, match="--samples"):
-            samples(folder)
+            sample_images(folder)
 
 
 def test_uploads(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "good.png")
-    assert uploaded(tmp_path / "good.png", 1200).size == (40, 30)
+    assert read_upload(tmp_path / "good.png", 1200).size == (40, 30)
     with pytest.raises(OsmError, match="^good.png has 40 x 30 pixels: at most 0.001199 million are taken$"):
-        uploaded(tmp_path / "good.png", 1199)
+        read_upload(tmp_path / "good.png", 1199)
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(OsmError, match=f"^text.jpg is not a picture that can be read: a {FORMATS} is needed$"):
-        uploaded(tmp_path / "text.jpg", 1200)
+        read_upload(tmp_path / "text.jpg", 1200)
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "half.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "half.png").read_bytes()[:1500])
     with pytest.raises(OsmError, match="^half.png is damaged"):
-        uploaded(tmp_path / "half.png", 1200)
+        read_upload(tmp_path / "half.png", 1200)

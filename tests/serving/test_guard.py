@@ -109,7 +109,7 @@ def test_one_visitors_picture_does_not_hold_up_the_others(
 ) -> None:
     from osm.serving import page as page_module
 
-    release, begun, whole = threading.Event(), threading.Semaphore(0), page_module.uploaded
+    release, begun, whole = threading.Event(), threading.Semaphore(0), page_module.read_upload
 
     def slow(path: Path, max_pixels: int) -> Image.Image:
         if path.name.startswith("slow"):
@@ -117,7 +117,7 @@ def test_one_visitors_picture_does_not_hold_up_the_others(
             assert release.wait(60)
         return whole(path, max_pixels)
 
-    monkeypatch.setattr(page_module, "uploaded", slow)
+    monkeypatch.setattr(page_module, "read_upload", slow)
     said: list[str] = []
     threads = [
         threading.Thread(target=lambda: said.append(Visitor(running[1]).show(picture(), "slow.png"))) for _ in "12"

@@ -14,7 +14,7 @@ from PIL import Image
 from osm.recognition.recognizer import Alternative, Recognition
 from osm.serving import markup, web
 from osm.serving.engine import Engine, Named, Picture
-from osm.serving.samples import samples
+from osm.serving.page_files import sample_images
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
@@ -26,7 +26,7 @@ ANY = ("any", "", "constrained")
 
 @pytest.fixture
 def page(engine: Engine) -> Page:
-    return Page(engine, samples(), Limits())
+    return Page(engine, sample_images(), Limits())
 
 
 @pytest.fixture

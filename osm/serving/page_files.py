@@ -9,12 +9,17 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
+from PIL import Image
+
+from osm.errors import OsmError, SampleError
 from osm.files import lock
+from osm.io.images import FORMATS, SUFFIXES, as_rgb, open_image
 from osm.terminal import printable
 
 try:
@@ -29,6 +34,7 @@ _BLOCK = 4096  # the least that a file takes
 # An upload is read right after it arrived. An older one gives way when room is short, and a much older one always.
 _UNREAD_SECONDS, _MOST_SECONDS = 60, 3600
 _NAME_BYTES = 120
+_SCENES, _SIZE, _SEED = 4, 512, 2024
 
 
 class UploadsFull(Exception):
@@ -156,3 +162,51 @@ def _remove_locked(path: Path, file: IO[str] | None) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if file is not None:
         file.close()
+
+
+def drawn_scene(number: int) -> Image.Image:
+    """Scene `number` of those that the demos show, 512 x 512."""
+    from osm.synthetic.scenes.compose import draw_scene
+    from osm.synthetic.scenes.words import choose_pairs
+
+    return Image.fromarray(draw_scene(_SIZE, choose_pairs("all"), _SEED, number).image)
+
+
+def sample_images(folder: Path | None = None) -> dict[str, Callable[[], Image.Image]]:
+    """Titles and what makes each picture: those of the folder by their file names, then the drawn scenes.
+
+    Raises:
+        OsmError: the folder is none, or holds no picture.
+    """
+    found: dict[str, Callable[[], Image.Image]] = {}
+    if folder is not None:
+        if not folder.is_dir():
+            raise OsmError(f"--samples {folder}: no such folder")
+        there = (path for path in folder.iterdir() if not path.name.startswith("._"))  # macOS's, beside pictures
+        files = sorted(path for path in there if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise OsmError(f"--samples {folder}: no picture in it ({', '.join(SUFFIXES)})")
+        found |= {printable(path.name): partial(as_rgb, path) for path in files}
+    return found | {f"Drawn scene {k + 1}": partial(drawn_scene, k) for k in range(_SCENES)}
+
+
+def read_upload(path: Path, max_pixels: int) -> Image.Image:
+    """Somebody's file as an RGB picture, its size checked before a pixel is decoded.
+
+    Raises:
+        OsmError: names the file alone, not where it lies, and what would be right.
+    """
+    try:
+        image = open_image(path)
+    except SampleError as error:
+        if error.reason == "image_too_large":
+            raise OsmError(f"{path.name} is too large: at most {max_pixels / 1e6:g} million pixels are taken") from None
+        raise OsmError(f"{path.name} is not a picture that can be read: a {FORMATS} is needed") from None
+    if image.width * image.height > max_pixels:
+        raise OsmError(
+            f"{path.name} has {image.width} x {image.height} pixels: at most {max_pixels / 1e6:g} million are taken"
+        )
+    try:
+        return as_rgb(path)
+    except OsmError:
+        raise OsmError(f"{path.name} is damaged: its data end early or are broken") from None
