@@ -38,7 +38,7 @@ def main() -> int:
 
     from osm.serving import web
 
-    web.use_gradio()
+    web.import_gradio()
     from osm.serving.engine import load_engine
     from osm.serving.page import Limits, Page
 

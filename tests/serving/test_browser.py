@@ -76,7 +76,7 @@ def asked() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def address(engine: Engine, asked: list[str]) -> Iterator[str]:
-    web.use_gradio()
+    web.import_gradio()
     from osm.serving.page import Limits, Page
 
     with socket.socket() as free:
@@ -220,10 +220,10 @@ def test_mistakes_are_told_in_a_sentence(browser: Any, address: str, tmp_path: P
     tab.page.get_by_text("Choose a picture first").wait_for()
     (tmp_path / "text.jpg").write_text("no picture")
     tab.upload(tmp_path / "text.jpg")
-    tab.page.get_by_text(f"text.jpg is not a picture that can be read: a {FORMATS} is needed.").wait_for()
+    tab.page.get_by_text(f"text.jpg is not a readable image: expected a {FORMATS}.").wait_for()
     Image.new("RGB", (1100, 1000)).save(tmp_path / "wide.png")
     tab.upload(tmp_path / "wide.png")
-    tab.page.get_by_text("wide.png has 1100 x 1000 pixels: at most 1 million are taken.").wait_for()
+    tab.page.get_by_text("wide.png has 1100 x 1000 pixels: at most 1 million allowed.").wait_for()
     (tmp_path / "heavy.png").write_bytes(os.urandom(1_200_000))
     tab.upload(tmp_path / "heavy.png")
     tab.page.get_by_text("exceed the maximum allowed size of 1").wait_for()

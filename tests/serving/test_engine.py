@@ -122,10 +122,10 @@ def test_samples(tmp_path: Path) -> None:
 def test_uploads(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "good.png")
     assert read_upload(tmp_path / "good.png", 1200).size == (40, 30)
-    with pytest.raises(OsmError, match="^good.png has 40 x 30 pixels: at most 0.001199 million are taken$"):
+    with pytest.raises(OsmError, match="^good.png has 40 x 30 pixels: at most 0.001199 million allowed$"):
         read_upload(tmp_path / "good.png", 1199)
     (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(OsmError, match=f"^text.jpg is not a picture that can be read: a {FORMATS} is needed$"):
+    with pytest.raises(OsmError, match=f"^text.jpg is not a readable image: expected a {FORMATS}$"):
         read_upload(tmp_path / "text.jpg", 1200)
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "half.png")

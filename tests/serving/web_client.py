@@ -137,7 +137,7 @@ def picture(color: str = "red") -> bytes:
 @contextlib.contextmanager
 def served(engine: Engine, host: str = "127.0.0.1", names: tuple[str, ...] = ()) -> Iterator[tuple[Any, int]]:
     """A page that takes files of 1 MiB, and 3 MiB in all."""
-    web.use_gradio()
+    web.import_gradio()
     from osm.serving.page import Limits, Page
 
     page, port = Page(engine, sample_images(), Limits(file_mb=1, megapixels=1, uploads_mb=3)), free_port()
