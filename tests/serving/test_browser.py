@@ -204,7 +204,7 @@ def test_paint(browser: Any, address: str) -> None:
         tab.page.mouse.move(x + 60, y, steps=8)
         tab.page.mouse.up()
         tab.page.wait_for_timeout(500)
-        tab.page.get_by_role("button", name="Name what is painted").click()
+        tab.page.get_by_role("button", name="Name the painted region").click()
         tab.page.wait_for_function(answered)
         if tab.page.locator("#osm-history tbody tr").count():
             break
@@ -280,7 +280,7 @@ def test_on_a_phone(browser: Any, address: str, scheme: str) -> None:
     tab = Tab(browser, address, **options)
     tab.sample("Drawn scene 3")
     tab.page.get_by_text("How it answers").click()
-    tab.page.get_by_label("Only these names, one a line").fill("cat\ndog")
+    tab.page.get_by_label("Only these names, one per line").fill("cat\ndog")
     tab.ask(0.5, 0.5)
     assert tab.name().split()[0] in ("cat", "dog")
     for by in ("Box", "Paint", "Everything"):
