@@ -86,7 +86,7 @@ class Explorer:
         return path
 
     def show(self) -> Figure:
-        """Show the image, the likeliest names of the last region, and the history. The image accepts clicks and drags."""
+        """Show the image, the likeliest names of the last region, and the history. The image accepts mouse input."""
         from matplotlib import pyplot as plt
 
         self.figure = plt.figure(figsize=(9, 5))
