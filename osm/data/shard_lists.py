@@ -66,7 +66,9 @@ def _split_patterns(pattern: str) -> Iterator[str]:
         lines = [line.strip() for line in read_text(localize(location, "shards @"), "shards @").splitlines()]
         found = [piece for line in lines if line and not line.startswith("#") for piece in _JOINED.split(line)]
         if not found:
-            raise OsmError(f"shards {_for_message(part)!r}: the file is empty; expected a location or pattern per line")
+            raise OsmError(
+                f"shards {_for_message(part)!r}: the file names no shards; expected a location or pattern per line"
+            )
         for piece in found:
             if piece.startswith("@"):
                 raise OsmError(f"shards {_for_message(part)!r}: the line {_for_message(piece)!r} names another list")
