@@ -205,7 +205,7 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
         if not all(_REASON.fullmatch(reason) for reason, _ in faults.values()):
             return None
         crcs = np.array([key_crc(key) for key in keys], np.uint32)
-        places = np.array([held_out_hash(key) for key in keys], np.uint64)
+        hashes = np.array([held_out_hash(key) for key in keys], np.uint64)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         return None
     return ShardIndex(
@@ -214,7 +214,7 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
         start,
         stop,
         crcs,
-        places,
+        hashes,
         faults,
         global_headers,
         source,
@@ -323,9 +323,9 @@ class Indexes:
     def _find_local(self, shard: str) -> ShardIndex:
         about = os.stat(shard)
         stat = Stat(about.st_size)
-        places = (Path(sibling(shard, index_name(shard))), _cache_path(os.path.abspath(shard)))
+        paths = (Path(sibling(shard, index_name(shard))), _cache_path(os.path.abspath(shard)))
         with open(shard, "rb") as stream:
-            for path in places:
+            for path in paths:
                 with suppress(OSError):
                     made = path.stat()
                     if path.is_file() and made.st_size <= MAX_BYTES and made.st_mtime_ns >= about.st_mtime_ns:
@@ -333,7 +333,7 @@ class Indexes:
                         if index is not None and end_matches(index, stream, 0):
                             return index
             document = index_document(shard, stream)
-        return self._store_index(shard, document, stat, places)
+        return self._store_index(shard, document, stat, paths)
 
     def _find_remote(self, shard: str) -> ShardIndex:
         stat = remote.stat(shard)
@@ -352,9 +352,9 @@ class Indexes:
             document = index_document(shard, stream, stat.version)
         return self._store_index(shard, document, stat, (aside,))
 
-    def _store_index(self, shard: str, document: dict[str, Any], stat: Stat, places: Sequence[Path]) -> ShardIndex:
+    def _store_index(self, shard: str, document: dict[str, Any], stat: Stat, paths: Sequence[Path]) -> ShardIndex:
         data, source = index_text(document).encode(), ""
-        for path in places if self.keep else ():
+        for path in paths if self.keep else ():
             temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             try:
                 if path.exists() and not _is_ours(path):

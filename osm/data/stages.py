@@ -378,7 +378,8 @@ class ToSample:
                 if in_a_row == MAX_SKIPS_IN_A_ROW:
                     raise OsmError(
                         f"--{self.dataset.name}_shards: {in_a_row} samples in a row were unusable "
-                        f"({dict(self.skipped)}); the last: {error}. Is form {self.dataset.form!r} right for this set?"
+                        f"({dict(self.skipped)}); the last: {error}. "
+                        f"Is form {self.dataset.form!r} right for this dataset?"
                     ) from None
 
     def _sample(self, raw: RawSample | SampleError, rng: np.random.Generator) -> tuple[Sample, Counter[str]]:

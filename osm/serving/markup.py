@@ -9,8 +9,8 @@ from osm.serving.engine import NamedRegion
 from osm.terminal import printable
 
 INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
-<p>Choose a picture, then point at something in it: the model writes what it sees there. No list of names is given,
-unless you give one.</p></header>"""
+<p>Choose a picture, then point at something in it. The model generates its name. It may use any name, unless you give a
+list of names.</p></header>"""
 
 # `:not(#osm)` raises the specificity above gradio's own rules, which hide the keyboard focus.
 CSS = """
@@ -63,7 +63,7 @@ def answer(one: NamedRegion, method: str = "") -> str:
         )
     head = f'<p class="osm-name osm-full" role="status">{_name(found.text)} <small>{found.prob:.1%}</small></p>'
     if found.said:
-        head += f'<p class="osm-hint">Said freely: {_name(found.said)}.</p>'
+        head += f'<p class="osm-hint">Free answer: {_name(found.said)}.</p>'
     cosines = method == "mapped"
     rows = "".join(
         f"<tr><td>{rank}</td><td>{_name(other.text)}"

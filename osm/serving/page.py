@@ -100,48 +100,48 @@ class Page:
         self.folder = PageFolder()
         self.uploads = Uploads(self.folder.uploads, int(limits.uploads_mb * 2**20))
 
-    def upload(self, visit: TabState, path: str) -> list[Any]:
+    def upload(self, tab: TabState, path: str) -> list[Any]:
         """Show an uploaded file. The file is removed after it is read."""
         file = Path(path)
         try:
-            return self._take(visit, DemoPicture(read_upload(file, self.limits.pixels), file.name))
+            return self._take(tab, DemoPicture(read_upload(file, self.limits.pixels), file.name))
         except OsmError as error:
             return _only_message(markup.error(str(error)))
         finally:
             file.unlink(missing_ok=True)
             self.uploads.remove(file)
 
-    def sample(self, visit: TabState, title: str | None) -> list[Any]:
+    def sample(self, tab: TabState, title: str | None) -> list[Any]:
         """Show the sample image with the given title."""
         if title not in self.samples:
             return _only_message(markup.error("Choose one of the sample pictures in the list"))
         try:
-            return self._take(visit, DemoPicture(self.samples[title](), title))
+            return self._take(tab, DemoPicture(self.samples[title](), title))
         except OsmError as error:
             return _only_message(markup.error(str(error)))
 
-    def click(self, visit: TabState, by: str, *request: Any, event: gr.SelectData) -> list[Any]:
+    def click(self, tab: TabState, by: str, *request: Any, event: gr.SelectData) -> list[Any]:
         """Handle a click on the picture, which selects a point or a corner of a box."""
-        if visit.picture is None:
+        if tab.picture is None:
             return _no_picture()
-        scale = visit.picture.image.width / shown_size(visit.picture.image)[0]
+        scale = tab.picture.image.width / shown_size(tab.picture.image)[0]
         try:
             x, y = (float(value) * scale for value in event.index)
         except (TypeError, ValueError):
             return _only_message(markup.error("The position of the click is malformed: expected two numbers"))
         if by != BOX:
-            return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
-        if visit.corner is None:
-            if not (0 <= x < visit.picture.image.width and 0 <= y < visit.picture.image.height):
+            return self._answer(tab, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
+        if tab.corner is None:
+            if not (0 <= x < tab.picture.image.width and 0 <= y < tab.picture.image.height):
                 return _only_message(markup.error(f"{x:g}, {y:g} is outside the picture"))
-            visit.corner = (x, y)
-            marked = _with_cross(_shown(visit.picture.image), x / scale, y / scale)
+            tab.corner = (x, y)
+            marked = _with_cross(_shown(tab.picture.image), x / scale, y / scale)
             return [markup.note(f"First corner: {x:.0f}, {y:.0f}. Click the opposite one"), marked, *_unchanged(3)]
-        box = _box(visit.corner, (x, y))
-        visit.corner = None
-        return self._answer(visit, lambda picture, w: [self.engine.box(picture, box, w)], request)
+        box = _box(tab.corner, (x, y))
+        tab.corner = None
+        return self._answer(tab, lambda picture, w: [self.engine.box(picture, box, w)], request)
 
-    def typed(self, visit: TabState, text: str, *request: Any) -> list[Any]:
+    def typed(self, tab: TabState, text: str, *request: Any) -> list[Any]:
         """Handle typed coordinates in pixels: `x, y` selects a point, `x, y, width, height` a box."""
         try:
             numbers = [float(part) for part in (text or "").replace(",", " ").split()]
@@ -149,18 +149,18 @@ class Page:
             numbers = []
         if len(numbers) == 2:
             x, y = numbers
-            return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
+            return self._answer(tab, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
         if len(numbers) == 4:
-            return self._answer(visit, lambda picture, w: [self.engine.box(picture, numbers, w)], request)
+            return self._answer(tab, lambda picture, w: [self.engine.box(picture, numbers, w)], request)
         return _only_message(
             markup.error(f"{(text or '')[:60]!r} is not a position: expected x, y or x, y, width, height in pixels")
         )
 
-    def press(self, visit: TabState, by: str, painting: dict[str, Any] | None, *request: Any) -> list[Any]:
+    def press(self, tab: TabState, by: str, painting: dict[str, Any] | None, *request: Any) -> list[Any]:
         """Handle the button of the selection modes Paint and Everything."""
         if by == PAINT:
             return self._answer(
-                visit,
+                tab,
                 lambda picture, w: [self.engine.painted(picture, painted_mask(painting, picture.image), w)],
                 request,
             )
@@ -171,13 +171,13 @@ class Page:
             found, skipped = self.engine.everything(picture, w)
             return found
 
-        result = self._answer(visit, work, request, whole=True)
+        result = self._answer(tab, work, request, whole=True)
         if skipped:
             result[0] = markup.note(f"The largest segments are named; {skipped} smaller ones are skipped")
         return result
 
-    def _take(self, visit: TabState, picture: DemoPicture) -> list[Any]:
-        visit.picture, visit.corner = picture, None
+    def _take(self, tab: TabState, picture: DemoPicture) -> list[Any]:
+        tab.picture, tab.corner = picture, None
         size = f"{picture.image.width} x {picture.image.height} pixels"
         return [
             markup.note(f"{picture.title}, {size}"),
@@ -189,13 +189,13 @@ class Page:
 
     def _answer(
         self,
-        visit: TabState,
+        tab: TabState,
         work: Callable[[DemoPicture, NamingRequest], list[NamedRegion]],
         request: tuple[Any, ...],
         whole: bool = False,
     ) -> list[Any]:
-        picture = visit.picture
-        visit.corner = None
+        picture = tab.picture
+        tab.corner = None
         if picture is None:
             return _no_picture()
         try:
@@ -203,7 +203,7 @@ class Page:
             found = work(picture, asked)
         except OsmError as error:
             return _only_message(markup.error(str(error)))
-        if visit.picture is not picture:  # the user chose another picture in the meantime
+        if tab.picture is not picture:  # the user chose another picture in the meantime
             return _unchanged(5)
         picture.named += found
         labels = [f"{k} {one.answer.text}" if whole else one.answer.text for k, one in enumerate(found, 1)]
@@ -212,13 +212,13 @@ class Page:
             _overlay(picture.image, found, labels),
             markup.everything(found) if whole else markup.answer(found[0], asked.method if asked.vocabulary else ""),
             markup.history(picture.named),
-            gr.DownloadButton(value=self._file(visit, picture), interactive=True),
+            gr.DownloadButton(value=self._file(tab, picture), interactive=True),
         ]
 
-    def _file(self, visit: TabState, picture: DemoPicture) -> str:
+    def _file(self, tab: TabState, picture: DemoPicture) -> str:
         """Write the result file of a tab, which each answer overwrites, and return its path."""
-        visit.key = visit.key or uuid4().hex
-        path = self.folder.answers / visit.key / "names.json"
+        tab.key = tab.key or uuid4().hex
+        path = self.folder.answers / tab.key / "names.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(picture.document(), indent=1), encoding="utf-8")
         return str(path)
@@ -229,7 +229,7 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
     bound_paintings(page.limits.pixels, page.uploads)
     # gradio deletes the displayed files after an hour; it checks every ten minutes.
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        visit = gr.State(TabState())
+        tab = gr.State(TabState())
         gr.HTML(markup.INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
@@ -278,14 +278,14 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
         shown = [message, view, answer, history, download]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [view]}
         parts = [by, hint, view, painting, button]
-        reset: dict[str, Any] = {"fn": switch, "inputs": [visit, by], "outputs": parts[1:], "api_visibility": "private"}
+        reset: dict[str, Any] = {"fn": switch, "inputs": [tab, by], "outputs": parts[1:], "api_visibility": "private"}
         read_in_place(file, page.uploads)
-        file.upload(page.upload, [visit, file], shown, concurrency_limit=_CONCURRENT_READS, **private).then(**reset)
-        sample.input(page.sample, [visit, sample], shown, **private).then(**reset)
+        file.upload(page.upload, [tab, file], shown, concurrency_limit=_CONCURRENT_READS, **private).then(**reset)
+        sample.input(page.sample, [tab, sample], shown, **private).then(**reset)
         by.change(**reset)
-        view.select(_click(page), [visit, by, *request], shown, **private)
-        typed.submit(page.typed, [visit, typed, *request], shown, **private)
-        button.click(page.press, [visit, by, painting, *request], shown, **private)
+        view.select(_click(page), [tab, by, *request], shown, **private)
+        typed.submit(page.typed, [tab, typed, *request], shown, **private)
+        button.click(page.press, [tab, by, painting, *request], shown, **private)
     without_tracebacks(blocks)
     return blocks
 
@@ -310,16 +310,16 @@ def _request_parts(modes: tuple[str, ...]) -> list[gr.components.Component]:
 
 
 def _click(page: Page) -> Callable[..., list[Any]]:
-    def click(visit: TabState, by: str, mode: str, names: str, method: str, event: gr.SelectData) -> list[Any]:
-        return page.click(visit, by, mode, names, method, event=event)
+    def click(tab: TabState, by: str, mode: str, names: str, method: str, event: gr.SelectData) -> list[Any]:
+        return page.click(tab, by, mode, names, method, event=event)
 
     return click
 
 
-def switch(visit: TabState, by: str) -> list[Any]:
+def switch(tab: TabState, by: str) -> list[Any]:
     """Show the components that a selection mode needs: hint, picture, painting and button."""
-    visit.corner = None
-    background = _shown(visit.picture.image) if visit.picture is not None and by == PAINT else None
+    tab.corner = None
+    background = _shown(tab.picture.image) if tab.picture is not None and by == PAINT else None
     painting: Any = {"background": background, "layers": [], "composite": background} if background else None
     return [
         _hint(by),
