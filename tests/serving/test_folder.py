@@ -224,7 +224,7 @@ def test_no_two_pictures_share_a_name(tmp_path: Path) -> None:
 
 
 def test_places_that_are_wrong(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(OsmError, match="no such folder or picture"):
+    with pytest.raises(OsmError, match="no such folder or image"):
         find_images([tmp_path / "none"], tmp_path)
     with pytest.raises(OsmError, match="no image found"):
         find_images([tmp_path], tmp_path / "out")
@@ -295,7 +295,7 @@ def test_osm_name_auto(photos: Path, checkpoint: Path, recognizer: Recognizer, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("segment 1 (") and lines[-1].startswith("point 3,3 [any]: ")
     assert osm_main([*base, "--point", "3,3", "--sam_checkpoint", "x"]) == 2
-    assert "are for --auto" in capsys.readouterr().err
+    assert "apply only to --auto" in capsys.readouterr().err
     assert osm_main(base) == 2
 
 

@@ -103,7 +103,7 @@ def test_uploads_are_read_and_removed(page: Page, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "good.png")
     (tmp_path / "text.jpg").write_text("no picture")
     assert "good.png, 40 x 30 pixels" in page.upload(visit, str(tmp_path / "good.png"))[0]
-    assert "text.jpg is not a picture" in page.upload(visit, str(tmp_path / "text.jpg"))[0]
+    assert "text.jpg is not a readable image" in page.upload(visit, str(tmp_path / "text.jpg"))[0]
     assert visit.picture.title == "good.png" and not list(tmp_path.iterdir())
 
 
