@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from osm.config import load_model_config
 from osm.errors import OsmError, RunStopped, exit_code, write_failed
 from osm.files import read_json, write_atomically
+from osm.models.model_config import load_model_config
 from osm.synthetic.scenes.words import FINE, PLAIN, SETS
 from osm.terminal import echo
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from osm.config import ModelConfig, as_dict, find_config, from_dict, load_model_config, load_yaml
+from osm.config import as_dict, find_config, from_dict, load_yaml
 from osm.datasets.labels import load_labels
 from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.models.model_config import ModelConfig, load_model_config
 from osm.training.config import Run, SetConfig, TrainConfig, parse
 from osm.training.train_cli import main
 
@@ -85,7 +86,7 @@ def test_configs_go_through_plain_values_and_back() -> None:
         ({"model": {"tower": {"strides": 5}}}, r"model\.tower\.strides: expected a list, found 5"),
         ({"model": {"tower": {"strides": ["a"]}}}, r"model\.tower\.strides: expected int, found 'a'"),
         ({"model": {"qformer": {"dropout": "x"}}}, r"model\.qformer\.dropout: expected float, found 'x'"),
-        ({"model": {"qformer": 7}}, r"model\.qformer: expected a mapping of layers"),
+        ({"model": {"qformer": 7}}, r"model\.qformer: expected a mapping of kind, layers"),
         ({"model": {"modes": ["coco"]}}, r"model\.modes must name 'any'"),
         ({"model": {"variant": "other"}}, r"model\.variant 'other'"),
         ({"model": {"mask_to_grid": "cubic"}}, r"model\.mask_to_grid 'cubic'"),

@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from osm import quickstart
-from osm.config import load_model_config, load_yaml
+from osm.config import load_yaml
 from osm.datasets.table import DatasetTable
 from osm.evaluation import evaluate_cli, reproduce
 from osm.evaluation.predict import predict_cli as benchmark_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
 from osm.labeling import folder_cli
 from osm.labeling import name as name_cli
+from osm.models.model_config import load_model_config
 from osm.prepare import convert
 from osm.prepare.originals import originals_cli as originals
 from osm.serving import web

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,26 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoTokenizer, InstructBlipForConditionalGeneration
 
-from osm.config import ModelConfig, find_config, load_model_config
+from osm.config import find_config
 from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.models import checkpoint
-from osm.models.bridges.variants import BRIDGES
+from osm.models.bridges import BRIDGES
+from osm.models.bridges.bridge import Bridge
 from osm.models.llm import check_complete, load_llm, use_tokenizer
+from osm.models.model_config import ModelConfig, TowerConfig, load_model_config
 from osm.models.osm import OmniScientModel
-from osm.models.sizes import check_checkpoint, check_options, check_room
-from osm.models.towers.open_clip_tower import load_clip, open_clip_hub_id, open_clip_tower
-from osm.models.towers.timm_tower import timm_hub_id, timm_normalisation, timm_tower
-from osm.models.towers.tower import RandomTower, Tower
+from osm.models.sizes import check_checkpoint, check_room
+from osm.models.towers import TOWERS
+from osm.models.towers.tower import Tower, check_tokens
 from osm.models.verdicts import check_model
 from osm.models.weights import (
     Found,
-    check_finite,
     from_pretrained_options,
     hub_options,
     load_first,
     model_options,
     shipped_folder,
-    timm_state_dict,
 )
 from osm.storage.locations import is_remote
 
@@ -91,7 +89,7 @@ def check_widths(
     actual = {
         "--backbone_output_stride": (stride, model.tower.patch),
         "--backbone_output_channel": (channel, model.tower.width),
-        "--maskqformer_channel": (qformer, model.bridge.config.width),
+        "--maskqformer_channel": (qformer, getattr(model.bridge.config, "width", 0)),
         "--llm_channel": (llm, model.llm.get_input_embeddings().embedding_dim),
     }
     for flag, (given, found) in actual.items():
@@ -118,7 +116,8 @@ def _build_parts(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     llm, tokenizer, llm_config = load_llm(config.llm)
     config = replace(config, tower=tower_config, llm=llm_config)
     vocabulary = max(llm.get_input_embeddings().num_embeddings, len(tokenizer))
-    bridge = BRIDGES[config.variant].of(config, tower, llm, vocabulary)
+    kind: type[Bridge] = BRIDGES.get(config.bridge.kind)
+    bridge = kind.of(config, tower, llm, vocabulary)
     use_tokenizer(llm, tokenizer, config.llm.name)
     model = OmniScientModel(tower, bridge, llm, config).eval()
     return model, _processor(model, tokenizer, None)
@@ -129,26 +128,20 @@ def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -
     return Processor(tokenizer, qformer_tokenizer, model.config.input_size, tower.mean, tower.std, has_prefix)
 
 
-def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
-    """The tower of a config without an InstructBLIP base, and its config with `source` filled in."""
-    tower = config.tower
-    if tower.kind == "random":
-        return RandomTower(tower.patch, tower.width, tower.class_token, tower.seed), tower
-    window = config.sliding_window_size
-    if tower.kind == "open_clip":
-        name, hub_id = tower.weights or tower.name, open_clip_hub_id(tower)
-        found, clip = load_first(name, tower.source, partial(load_clip, tower), hub_id)
-        check_finite(clip.state.items(), f"weights of {name!r} ({found.location})")
-        check_options(tower.options, clip.state, name)
-        return open_clip_tower(tower, window, clip), replace(tower, source=found.source)
-    hub_id = tower.weights or timm_hub_id(tower.name)
-    found, state = load_first(
-        tower.weights or tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=hub_id
-    )
-    check_options(tower.options, state, tower.weights or tower.name)
-    built = timm_tower(tower.name, tower.strides, window, state, tower.options)
-    built.mean, built.std = timm_normalisation(tower.name, tower.weights, found) or (built.mean, built.std)
-    return built, replace(tower, source=found.source)
+def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
+    """Build the tower of a config without an InstructBLIP base, and run one window of zeros through it.
+
+    Returns:
+        (tower, its config with `source` filled in).
+
+    Raises:
+        OsmError: no such kind of tower, weights that are not found or do not fit, or tokens of unexpected shapes.
+    """
+    section, window = config.tower, config.sliding_window_size
+    kind: type[Tower] = TOWERS.get(section.kind)
+    tower = kind.of(section, window)
+    check_tokens(tower, window, f"model.tower {section.name or section.kind!r} with windows of {window} pixels")
+    return tower, replace(section, source=tower.source) if tower.source else section
 
 
 def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:

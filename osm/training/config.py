@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from osm.config import ModelConfig, from_dict, load_yaml
+from osm.config import from_dict, load_yaml
 from osm.data.sample import SampleConfig
 from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
@@ -19,6 +19,7 @@ from osm.datasets.table import PHRASE_FORMS, Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models.factory import base_config
+from osm.models.model_config import ModelConfig
 from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, sibling

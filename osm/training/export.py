@@ -15,12 +15,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from osm.config import ModelConfig
 from osm.errors import OsmError, exit_code
 from osm.files import replacing
 from osm.models import checkpoint as files
-from osm.models.bridges.variants import BRIDGES
+from osm.models.bridges import BRIDGES
+from osm.models.bridges.bridge import Bridge
 from osm.models.factory import base_config, build, check_widths
+from osm.models.model_config import ModelConfig
 from osm.models.sizes import blank_entries
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
@@ -80,9 +81,9 @@ def _in_mid_run(path: Path) -> Source:
     named = {name.removeprefix("model."): value for name, value in dcp.read_whole(path).items() if name[:6] == "model."}
     if not any(name.startswith("bridge.") for name in named) or "model" not in document:
         raise OsmError(f"checkpoint {path} holds no model")
-    variant = files.model_config(document["model"], f"checkpoint {path}").variant
+    kind: type[Bridge] = BRIDGES.get(files.model_config(document["model"], f"checkpoint {path}").bridge.kind)
     rest = {"progress": document["progress"]}
-    return Source(document["model"], BRIDGES[variant].published_names(named), f"checkpoint {path}", rest)
+    return Source(document["model"], kind.published_names(named), f"checkpoint {path}", rest)
 
 
 def export(source: Path, out: str | Path, with_optimizer: bool = False, force: bool = False, half: bool = False) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from osm.config import QFormerConfig
 from osm.models.bridges.bridge import Instruction
-from osm.models.bridges.maskqformer import MaskQFormerBridge, seen_keys
+from osm.models.bridges.maskqformer import MaskQFormerBridge, QFormerConfig, seen_keys
 from osm.models.masks import VisibleKeys
 
 MODES = ("coco", "any")

@@ -15,7 +15,7 @@ import yaml
 from stream_sets import CATEGORIES, bands, instances, panoptic, rectangle, write_shard
 from tiny import tiny_llm, tiny_model_section
 
-from osm.config import VARIANTS
+from osm.models.bridges import BRIDGES
 from osm.training.config import parse
 from osm.training.distributed import World
 from osm.training.tracking import read_log
@@ -37,7 +37,7 @@ class Workshop:
             decided.lm_head.weight.mul_(6)
         decided.save_pretrained(root / "llm")
         self.configs = {
-            (variant, dropout): self._config(variant, dropout) for variant in VARIANTS for dropout in (0.0, 0.1)
+            (variant, dropout): self._config(variant, dropout) for variant in BRIDGES.builtin for dropout in (0.0, 0.1)
         }
         labels = root / "categories.json"
         labels.write_text(json.dumps({"categories": CATEGORIES}))

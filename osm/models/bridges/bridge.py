@@ -10,15 +10,15 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from osm.config import FlamingoConfig, ModelConfig, QFormerConfig
 from osm.errors import OsmError, shown
 from osm.models.bridges.gated import Visual
 from osm.models.masks import Looks
+from osm.models.model_config import BridgeConfig, ModelConfig
 from osm.models.towers.tower import Tower
 
 ImageState = list[tuple[Tensor, ...] | None]
@@ -52,9 +52,10 @@ class Bridge(nn.Module):
         config: its sizes. mode_query: the modes' learned embeddings, by name.
     """
 
+    Config: ClassVar[type[BridgeConfig]]
     has_prefix = True
     prefix_length: int
-    config: QFormerConfig | FlamingoConfig
+    config: BridgeConfig
     mode_query: nn.ParameterDict
 
     @classmethod
@@ -65,6 +66,15 @@ class Bridge(nn.Module):
         Args:
             vocabulary: of the instruction's tokenizer.
         """
+
+    @classmethod
+    def of_instructblip(cls, config: ModelConfig, tower: Tower, base_model: Any) -> Self:
+        """Build a bridge between an InstructBLIP's ViT and its LLM, by default without the base model's weights.
+
+        Args:
+            base_model: a `transformers.InstructBlipForConditionalGeneration`.
+        """
+        return cls.of(config, tower, base_model.language_model, base_model.config.qformer_config.vocab_size)
 
     @classmethod
     @abstractmethod

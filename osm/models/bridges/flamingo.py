@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from osm.config import FlamingoConfig, ModelConfig
 from osm.errors import OsmError
 from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
-from osm.models.bridges.gated import GatedLayers, decoder_layers, hidden_width
+from osm.models.bridges.gated import FlamingoConfig, GatedLayers, decoder_layers, hidden_width
 from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionLooks, look_at_regions, pool
+from osm.models.model_config import ModelConfig
 from osm.models.towers.tower import Tower
 
 _FREQUENCIES = 6  # of each number of a token's geometry: down to a 64th of the input
@@ -57,6 +57,7 @@ class FlamingoBridge(Bridge):
         token_width: C. llm_width: of the LLM's layers. blocks: gated blocks, one before every n-th of them.
     """
 
+    Config = FlamingoConfig
     config: FlamingoConfig
     has_prefix = False
     prefix_length = 0
@@ -80,15 +81,15 @@ class FlamingoBridge(Bridge):
 
     @classmethod
     def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
-        sizes, layers = config.flamingo, len(decoder_layers(llm))
+        sizes, layers = _sizes(config), len(decoder_layers(llm))
         if not layers:
             raise OsmError(
                 f"model.llm.name {config.llm.name!r}: no list of its modules has num_hidden_layers entries, "
-                "and gated blocks stand between such layers; choose another LLM, or variant maskqformer"
+                "and gated blocks stand between such layers; choose another LLM, or model.bridge.kind maskqformer"
             )
         if layers < sizes.every:
             raise OsmError(
-                f"model.flamingo.every {sizes.every}: the LLM has {layers} layers: no gated block would stand "
+                f"model.bridge.every {sizes.every}: the LLM has {layers} layers: no gated block would stand "
                 "before any; choose a smaller number"
             )
         return cls(sizes, config.modes, tower.width, hidden_width(llm), layers // sizes.every)
@@ -99,7 +100,7 @@ class FlamingoBridge(Bridge):
         with contextlib.suppress(OsmError):
             while size(f"gated.blocks.{blocks}.norm.weight", 1, 0):
                 blocks += 1
-        return cls(config.flamingo, config.modes, size("window_pos_embed", 3, -1), width, blocks)
+        return cls(_sizes(config), config.modes, size("window_pos_embed", 3, -1), width, blocks)
 
     def reset_parameters(self) -> None:
         """Queries, modes and places start truncated normal 0.02; matrices keep the variance of what passes them."""
@@ -165,6 +166,11 @@ class FlamingoBridge(Bridge):
 
     def follow(self, dtype: torch.dtype) -> None:
         self.gated.blocks.to(dtype)
+
+
+def _sizes(config: ModelConfig) -> FlamingoConfig:
+    assert isinstance(config.bridge, FlamingoConfig)
+    return config.bridge
 
 
 def fourier(numbers: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ Shapes: R rows, N visual tokens, T text positions, B blocks, D their attention's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,10 +18,70 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from osm.config import FlamingoConfig
+from osm.config import FieldError
 from osm.errors import OsmError
+from osm.models.model_config import BridgeConfig, ModelConfig, check_dropout, check_heads, check_layers, check_sizes
 
 LayerKV = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class FlamingoConfig(BridgeConfig):
+    """The bridge `flamingo`: a resampler, and gated cross-attention blocks within the LLM.
+
+    Attributes:
+        width: the width of the resampler.
+        heads: the attention heads of the resampler.
+        layers: the layers of the resampler.
+        mlp_width: the width of the resampler's feed-forward.
+        queries: the visual tokens that the resampler makes for each mask, in addition to the mode's token.
+        roi: the cells on each side of the grids in which a mask and its context are pooled.
+        every: a gated block is before every n-th layer of the LLM.
+        gated_width: the width of the attention of the gated blocks.
+        gated_heads: the attention heads of the gated blocks.
+        gated_mlp_width: the width of the feed-forward of the gated blocks.
+        gate_gain: a gate is tanh(gate_gain * parameter). Gates open sooner above 1, for training of few steps.
+        dropout: the dropout of the resampler and of the gated blocks.
+    """
+
+    kind: str = field(default="flamingo", kw_only=True)
+    width: int = 1024
+    heads: int = 16
+    layers: int = 4
+    mlp_width: int = 4096
+    queries: int = 32
+    roi: int = 4
+    every: int = 4
+    gated_width: int = 1024
+    gated_heads: int = 16
+    gated_mlp_width: int = 4096
+    gate_gain: float = 1.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "width heads layers mlp_width queries roi every gated_width gated_heads gated_mlp_width")
+        check_layers(self)
+        if self.roi > 32:
+            raise FieldError(f"roi {self.roi} is over 32: each mask has twice its square in tokens")
+        check_heads(self, "width", "heads")
+        check_heads(self, "gated_width", "gated_heads")
+        check_dropout(self)
+        if not 0 < self.gate_gain <= 1000:
+            raise FieldError(f"gate_gain {self.gate_gain} is not over 0 and at most 1000")
+
+    def check_model(self, model: ModelConfig) -> None:
+        if model.mask_to_grid != "area":
+            raise OsmError(
+                f"model.mask_to_grid {model.mask_to_grid!r}: the bridge flamingo weighs cells by their area; set it to "
+                "area"
+            )
+
+    def least_parameters(self) -> int:
+        resampler = self.layers * self.width * (4 * self.width + 2 * self.mlp_width)
+        return resampler + 2 * self.width * self.gated_width + self.queries * self.width
+
+    def layer_count(self) -> int:
+        return self.layers
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
@@ -115,7 +176,7 @@ class GatedLayers(nn.Module):
         layers = decoder_layers(llm)
         if len(layers) // self.every != len(self.blocks):
             raise OsmError(
-                f"model.flamingo.every {self.every}: an LLM of {len(layers)} layers takes {len(layers) // self.every} "
+                f"model.bridge.every {self.every}: an LLM of {len(layers)} layers takes {len(layers) // self.every} "
                 f"gated blocks, these are {len(self.blocks)}"
             )
         for number in range(len(self.blocks)):

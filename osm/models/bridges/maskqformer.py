@@ -12,21 +12,76 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osm.config import ModelConfig, QFormerConfig
-from osm.errors import OsmError
+from osm.config import FieldError
+from osm.errors import OsmError, shown
 from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
 from osm.models.bridges.gated import LayerKV
+from osm.models.checkpoint import without_ignored
 from osm.models.masks import VisibleKeys, visible_keys
+from osm.models.model_config import (
+    LARGEST,
+    BridgeConfig,
+    ModelConfig,
+    check_dropout,
+    check_heads,
+    check_layers,
+    check_sizes,
+)
 from osm.models.towers.tower import Tower
 
 _BASE_PARTS = ("qformer.", "language_projection.")  # those that a published checkpoint has from its base model
+
+
+@dataclass(frozen=True)
+class QFormerConfig(BridgeConfig):
+    """The bridge `maskqformer`. With an InstructBLIP base, all sizes are the base model's own; only the dropout is set.
+
+    Attributes:
+        layers: the number of layers.
+        width: the width of the queries and of the instruction's tokens.
+        heads: the attention heads of a layer.
+        mlp_width: the width of the feed-forwards.
+        cross_attention_frequency: every n-th layer has cross-attention to the image, beginning with the first.
+        mask_queries: the queries that attend to the mask. The LLM reads their outputs.
+        context_queries: the queries that attend to the context of the mask.
+        dropout: the dropout in all layers.
+        instruction_dim: > 0 factorises the instruction's word embedding into (vocabulary x dim) and (dim x width). The
+            bridge then stays small when the instruction is encoded with the large vocabulary of an LLM.
+    """
+
+    kind: str = field(default="maskqformer", kw_only=True)
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    mlp_width: int = 3072
+    cross_attention_frequency: int = 2
+    mask_queries: int = 32
+    context_queries: int = 32
+    dropout: float = 0.1
+    instruction_dim: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "layers width heads mlp_width cross_attention_frequency mask_queries context_queries")
+        check_layers(self)
+        check_dropout(self)
+        if not 0 <= self.instruction_dim <= LARGEST:
+            raise FieldError(f"instruction_dim {shown(self.instruction_dim)} is not 0 to {LARGEST}")
+        check_heads(self, "width", "heads")
+
+    def least_parameters(self) -> int:
+        crossed = -(-self.layers // self.cross_attention_frequency)
+        queries = self.mask_queries + self.context_queries
+        return self.width * (self.layers * 4 * (self.width + self.mlp_width) + crossed * 2 * self.width + queries)
+
+    def layer_count(self) -> int:
+        return self.layers
 
 
 class RowGroups:
@@ -270,6 +325,7 @@ class MaskQFormer(nn.Module):
 class MaskQFormerBridge(Bridge):
     """Bridge `maskqformer`: image tokens, masks, instruction and mode in; embeddings for the LLM's input out."""
 
+    Config = QFormerConfig
     config: QFormerConfig
 
     def __init__(
@@ -296,15 +352,52 @@ class MaskQFormerBridge(Bridge):
     @classmethod
     def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
         words = llm.get_input_embeddings()
-        bridge = cls(config.qformer, config.modes, tower.width, words.embedding_dim, vocabulary)
+        bridge = cls(_sizes(config), config.modes, tower.width, words.embedding_dim, vocabulary)
         bridge.match_embeddings(words)
+        return bridge
+
+    @classmethod
+    def of_instructblip(cls, config: ModelConfig, tower: Tower, base_model: Any) -> Self:
+        """Build a bridge with the sizes and weights of an InstructBLIP's Q-Former.
+
+        The mask queries and the context queries both start as the base model's queries.
+        """
+        base, queries = base_model.config.qformer_config, base_model.query_tokens.shape[1]
+        if base.hidden_act != "gelu":
+            raise OsmError(f"base_model's Q-Former uses {base.hidden_act!r}, not 'gelu'")
+        bridge = cls(
+            replace(
+                _sizes(config),
+                layers=base.num_hidden_layers,
+                width=base.hidden_size,
+                heads=base.num_attention_heads,
+                mlp_width=base.intermediate_size,
+                cross_attention_frequency=base.cross_attention_frequency,
+                mask_queries=queries,
+                context_queries=queries,
+                instruction_dim=0,
+            ),
+            config.modes,
+            token_width=tower.width,
+            llm_width=base_model.language_model.get_input_embeddings().embedding_dim,
+            vocabulary=base.vocab_size,
+            positions=base.max_position_embeddings,
+        )
+        bridge.qformer.load_state_dict(without_ignored(base_model.qformer.state_dict()))
+        for module in bridge.qformer.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = base.layer_norm_eps
+        bridge.language_projection.load_state_dict(base_model.language_projection.state_dict())
+        with torch.no_grad():
+            bridge.mask_query.copy_(base_model.query_tokens)
+            bridge.context_query.copy_(base_model.query_tokens)
         return bridge
 
     @classmethod
     def blank(cls, config: ModelConfig, size: Callable[[str, int, int], int]) -> Self:
         embeddings = "base_model.qformer.embeddings"
         return cls(
-            config.qformer,
+            _sizes(config),
             config.modes,
             token_width=size("window_pos_embed", 3, -1),
             llm_width=size("base_model.language_projection.weight", 2, 0),
@@ -394,3 +487,8 @@ class MaskQFormerBridge(Bridge):
         if "context_query" in state:  # else it is no model of this variant, and said to be none
             state["base_model.query_tokens"] = state["context_query"]
         return state
+
+
+def _sizes(config: ModelConfig) -> QFormerConfig:
+    assert isinstance(config.bridge, QFormerConfig)
+    return config.bridge

@@ -5,25 +5,46 @@ open_clip (`pip install 'osm-recognition[open_clip]'`) is imported where a tower
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
-from osm.config import TowerConfig
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.towers.timm_tower import class_tokens_of, patch_of
-from osm.models.towers.tower import CLIP_MEAN, CLIP_STD, Tower, check_complete, check_tokens, said
-from osm.models.weights import Found, hub_options, state_dict_in
+from osm.models.towers.tower import (
+    CLIP_MEAN,
+    CLIP_STD,
+    PretrainedTowerConfig,
+    Tower,
+    check_complete,
+    check_options,
+    check_tokens,
+    said,
+)
+from osm.models.weights import Found, check_finite, hub_options, load_first, state_dict_in
 from osm.quiet import quiet_libraries
 
 # As a repository of open_clip has them; of several files of weights the first.
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _CONFIG = "open_clip_config.json"
 _OPTIONS = frozenset(["layers", "width", "head_width", "mlp_ratio", "patch_size"])
+
+
+@dataclass(frozen=True)
+class OpenClipTowerConfig(PretrainedTowerConfig):
+    """A ViT of open_clip.
+
+    Attributes:
+        weights: the name under which the weights are searched, or one of open_clip's tags. Empty = `name`.
+        options: further arguments of open_clip's vision config, for a model of other sizes than open_clip's own.
+    """
+
+    kind: str = field(default="open_clip", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -39,6 +60,8 @@ class Clip:
 class OpenClipTower(Tower):
     """A ViT of open_clip: its class token (if it has one), and its patch tokens after the final norm."""
 
+    Config = OpenClipTowerConfig
+
     def __init__(self, visual: Any, window: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.visual, self.window, self.mean, self.std = visual, window, mean, std
@@ -51,6 +74,16 @@ class OpenClipTower(Tower):
                 raise ValueError(f"{type(trunk).__name__} is no plain ViT; take timm's model by model.tower.kind timm")
             self.patch, self.width, self.class_tokens = patch, trunk.num_features, class_tokens_of(trunk)
         self.check_window(window)
+
+    @classmethod
+    def of(cls, config: OpenClipTowerConfig, window: int) -> OpenClipTower:
+        name = config.weights or config.name
+        found, clip = load_first(name, config.source, partial(load_clip, config), open_clip_hub_id(config))
+        check_finite(clip.state.items(), f"weights of {name!r} ({found.location})")
+        check_options(config.options, clip.state, name)
+        tower = open_clip_tower(config, window, clip)
+        tower.source = found.source
+        return tower
 
     def check_window(self, window: int) -> None:
         super().check_window(window)
@@ -72,7 +105,7 @@ class OpenClipTower(Tower):
         return (patches[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches
 
 
-def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTower:
+def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> OpenClipTower:
     """Builds a tower and fills it.
 
     Args:
@@ -128,7 +161,7 @@ def _resize(visual: Any, window: int) -> None:
             trunk.set_input_size(img_size=(window, window))
 
 
-def open_clip_hub_id(config: TowerConfig) -> str:
+def open_clip_hub_id(config: OpenClipTowerConfig) -> str:
     """The hub repository of a tower's weights: that of the tag, where `weights` is one of open_clip's.
 
     Raises:
@@ -137,7 +170,7 @@ def open_clip_hub_id(config: TowerConfig) -> str:
     return _repository(_tags(config.name).get(config.weights, {}))[0] or config.weights or config.name
 
 
-def load_clip(config: TowerConfig, found: Found) -> Clip:
+def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
     """A CLIP model from one place.
 
     Raises:

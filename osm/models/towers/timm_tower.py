@@ -6,6 +6,7 @@ Shapes as in `osm.models.towers.tower`. timm is imported where its models are bu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,64 @@ import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
+from osm.config import FieldError
 from osm.errors import OsmError, shown
 from osm.files import read_json
-from osm.models.towers.tower import Tower, check_complete, check_tokens, said
-from osm.models.weights import Found, hub_options
+from osm.models.model_config import LARGEST
+from osm.models.towers.tower import PretrainedTowerConfig, Tower, check_complete, check_options, check_tokens, said
+from osm.models.weights import Found, hub_options, load_first, timm_state_dict
 from osm.quiet import quiet_libraries
 
 _CONFIG = "config.json"
+# Arguments of timm.create_model that no config sets, because they name files or the tower decides them.
+_REFUSED = (
+    "model_name pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir scriptable exportable "
+    "no_jit features_only out_indices num_classes img_size"
+)
 
 
-class TimmVitTower(Tower):
+@dataclass(frozen=True)
+class TimmTowerConfig(PretrainedTowerConfig):
+    """A model of timm.
+
+    Attributes:
+        options: further arguments of `timm.create_model`, for a model of other sizes than timm's own.
+        strides: the strides of the feature maps of a CNN, finest first. The coarser maps are upsampled onto the grid of
+            the finest one. Empty for a ViT, whose patch tokens are taken.
+    """
+
+    kind: str = field(default="timm", kw_only=True)
+    strides: tuple[int, ...] = ()
+
+    refused = frozenset(_REFUSED.split())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for place, stride in enumerate(self.strides):
+            if not 1 <= stride <= LARGEST:
+                raise FieldError(f"strides.{place} {shown(stride)} is not 1 to {LARGEST}")
+
+
+class TimmTower(Tower):
+    """A tower of timm: a ViT's patch tokens, or a model's feature maps."""
+
+    Config = TimmTowerConfig
+
+    @classmethod
+    def of(cls, config: TimmTowerConfig, window: int) -> Tower:
+        weights = config.weights or config.name
+        hub_id = config.weights or timm_hub_id(config.name)
+        found, state = load_first(
+            weights, config.source, lambda place: timm_state_dict(config.name, place), hub_id=hub_id
+        )
+        check_options(config.options, state, weights)
+        tower = timm_tower(config.name, config.strides, window, state, config.options)
+        tower.mean, tower.std = timm_normalisation(config.name, config.weights, found) or (tower.mean, tower.std)
+        tower.source = found.source
+        return tower
+
+
+class TimmVitTower(TimmTower):
     """A timm ViT: its class token (if it has one; registers are dropped) and its final, normed patch tokens."""
 
     def __init__(self, model: nn.Module, patch: int, window: int) -> None:
@@ -46,7 +95,7 @@ class TimmVitTower(Tower):
         return tokens[:, : self.class_tokens], tokens[:, self.skip :]
 
 
-class TimmMapsTower(Tower):
+class TimmMapsTower(TimmTower):
     """A timm model's feature maps at some strides, the coarser ones upsampled onto the finest one's grid.
 
     Each map is normalised over its channels at every place, so that none outweighs the others; then they are
