@@ -112,9 +112,7 @@ def tower_fields(config: type, values: Any, where: str) -> Any:
         if key in names or key not in TOWER_FIELDS:
             kept[key] = value
         elif (tuple(value) if isinstance(value, list) else value) != TOWER_FIELDS[key]:
-            raise OsmError(
-                f"{where}.{key} {shown(value)} has no effect with {where}.kind {values['kind']!r}; leave it out"
-            )
+            raise OsmError(f"{where}.{key} {shown(value)} has no effect with kind {values['kind']!r}; leave it out")
     return kept
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from osm.config import from_dict
 from osm.errors import OsmError
-from osm.models import factory
 from osm.models.factory import build, build_tower
 from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
+from osm.models.towers import timm_tower
 from osm.models.towers.timm_tower import TimmTowerConfig
 from osm.models.towers.tower import RandomTower, Tower
 
@@ -276,7 +276,7 @@ def test_weights_of_the_hub_bring_their_own(folder: Path, monkeypatch: pytest.Mo
     rewritten = rewrite(folder, folder.parent / f"hub_{config}", *map(list, IMAGENET))
     for module in ("osm.models.weights", "osm.models.towers.timm_tower"):
         monkeypatch.setattr(f"{module}.hf_hub_download", download)
-    monkeypatch.setattr(factory, "timm_tower", lambda *_: RandomTower(16, 8, True, 0))
+    monkeypatch.setattr(timm_tower, "timm_tower", lambda *_: RandomTower(16, 8, True, 0))
     name, weights = "vit_base_patch16_224", "timm/vit_base_patch16_224.dino"
     tower = tower_of(folder, name=name, weights=weights, source="hub")
     assert (tower.mean, tower.std) == IMAGENET and set(asked) == {weights}
