@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import types
 import typing
@@ -147,6 +148,19 @@ def load_yaml(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise OsmError(f"config {path}: {section} has to be a mapping, found {shown(values)}")
     return apply_settings(sections, settings)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the flag `--set`, which every command that reads a config file has. Its values are in `args.settings`."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="PATH=VALUE",
+        help="a value in place of that of the config file, for example --set model.llm.name=Qwen/Qwen2.5-0.5B; the "
+        "value is YAML; may be repeated",
+    )
 
 
 def apply_settings(sections: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from osm.models.weights import (
     model_options,
     shipped_folder,
 )
-from osm.storage.locations import is_remote
+from osm.storage.locations import is_remote, public
 
 PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"
 
@@ -71,15 +72,24 @@ def create_model_and_transforms(
     return model, processor
 
 
-def base_config(base_model_name: str, default: str = "osm", **overrides: Any) -> ModelConfig:
-    """The config of a base: one of the project's by name, a YAML file, or `default` around an InstructBLIP."""
+def base_config(
+    base_model_name: str, default: str = "osm", settings: Sequence[str] = (), **overrides: Any
+) -> ModelConfig:
+    """Read the model config for a base model.
+
+    Args:
+        base_model_name: a config of the project, a YAML file, or an InstructBLIP (hub id or folder).
+        default: the config that is used with an InstructBLIP.
+        settings: values of `--set` (see `osm.config.apply_settings`).
+        overrides: fields of `ModelConfig` in place of those of the file; None is ignored.
+    """
     try:
         find_config(base_model_name)
     except OsmError:
         if Path(base_model_name).suffix in (".yaml", ".yml"):
             raise
-        return load_model_config(default, **{**overrides, "base_model_name": base_model_name})
-    return load_model_config(base_model_name, **overrides)
+        return load_model_config(default, settings, **{**overrides, "base_model_name": base_model_name})
+    return load_model_config(base_model_name, settings, **overrides)
 
 
 def check_widths(
@@ -165,34 +175,48 @@ def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor
     return model, _processor(model, tokenizer, qformer_tokenizer)
 
 
-def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientModel, Processor, dict[str, Any]]:
-    """Loads trained weights: a folder of `save_pretrained` (or a hub id with one), or a `.pt` checkpoint.
+def load_model(
+    name: str | Path, config: str | None = None, settings: Sequence[str] = ()
+) -> tuple[OmniScientModel, Processor, dict[str, Any]]:
+    """Load a trained model: a folder of `save_pretrained` (or a hub id with one), or a `.pt` checkpoint.
 
     Args:
-        name: the folder, hub id or file; a folder or file may be at a URL.
-        config: the model config of a `.pt` file that does not name its own, as the published ones do not [osm].
+        name: the folder, hub id or file. A folder or file may be at a URL.
+        config: the model config of a `.pt` file that does not have its own, as the published files do not [osm].
+        settings: values of `--set` in place of those of `config`.
 
     Returns:
-        model (eval), processor, and what else the file holds.
+        (model in eval mode, processor, the other entries of the file).
 
     Raises:
-        OsmError: not found, does not fit, or trained with other frozen parts.
+        OsmError: the checkpoint is not found, does not fit its config, or was trained with other frozen parts; or
+            there are settings, but the checkpoint has its own config.
     """
     path = Path(checkpoint.localized(name, "checkpoint"))
     if path.suffix in checkpoint.FILES:
         document = checkpoint.read_published(path)
         if "config" in document and config is None:
+            _refuse(settings, name)
             own = checkpoint.model_config(document["config"], f"checkpoint {path}")
             check_checkpoint(own, document["model_state_dict"], f"checkpoint {path}")
             model, processor = build(own)
             checkpoint.check_frozen(model, document["config"], f"checkpoint {path}")
         else:
-            model, processor = build(base_config(config or "osm"))
+            model, processor = build(base_config(config or "osm", settings=settings))
         checkpoint.load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
         return model.eval(), processor, document
+    _refuse(settings, name)
     model, loaded = load_folder(path if is_remote(name) else name)
     assert loaded is not None
     return model, loaded, {}
+
+
+def _refuse(settings: Sequence[str], name: str | Path) -> None:
+    if settings:
+        raise OsmError(
+            f"--set {settings[0]}: the checkpoint {public(str(name))} has its own model config; --set changes the file "
+            "of --config"
+        )
 
 
 def shipped(name: str | Path) -> Path | None:

@@ -148,12 +148,13 @@ def load_engine(
     *,
     device: str = "auto",
     config: str | None = None,
+    settings: Sequence[str] = (),
 ) -> Engine:
     """A trained model (folder, hub id or `.pt`) with a segmenter; see `osm.recognition.segmenters.load_segmenter`."""
     from osm.recognition.recognizer import load_recognizer
 
     segmenters: Any = importlib.import_module("osm.recognition.segmenters")
-    recognizer = load_recognizer(checkpoint, config=config, device=device)
+    recognizer = load_recognizer(checkpoint, config=config, settings=settings, device=device)
     return Engine(
         recognizer, segmenters.load_segmenter(segmenter, sam_checkpoint, recognizer=recognizer, device=device)
     )

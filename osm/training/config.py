@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from osm.config import from_dict, load_yaml
+from osm.config import add_settings, from_dict, load_yaml
 from osm.data.sample import SampleConfig
 from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
@@ -225,8 +225,8 @@ def parse(argv: Sequence[str] | None = None) -> Run:
 
 def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     """Defaults, then the YAML of `--config`, then the flags that were given."""
-    yaml_name = given.get("config", "osm")
-    section = dict(load_yaml(yaml_name).get("training", {}))
+    yaml_name, settings = given.get("config", "osm"), given.get("settings", [])
+    section = dict(load_yaml(yaml_name, settings).get("training", {}))
     sample, sets = _mapping(section, "sample"), _mapping(section, "sets")
     sets = {name: _mapping(sets, name, "training.sets") for name in list(sets)}
     for name in (f.name for f in dataclasses.fields(SampleConfig)):
@@ -257,11 +257,10 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     base = given.get("base_model_name", yaml_name)
     own, modes = checkpoint.config_and_modes(training.start_from) if training.start_from else (None, [])
     if own is None or {"config", "base_model_name"} & given.keys():
-        model = base_config(base, default=yaml_name, **overrides)
-    elif overrides:
-        raise OsmError(
-            f"--{next(iter(overrides))}: the model of --start_from {public(training.start_from)} has its own sizes"
-        )
+        model = base_config(base, yaml_name, settings, **overrides)
+    elif overrides or _of_model(settings):
+        flag = next(iter(overrides), "") or f"set {_of_model(settings)[0]}"
+        raise OsmError(f"--{flag}: the model of --start_from {public(training.start_from)} has its own sizes")
     else:
         model = own
     model = model.with_modes([*modes, *training.used_sets])
@@ -284,6 +283,10 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
     return replace(row, labels=beside) if Path(beside).exists() else row
 
 
+def _of_model(settings: Sequence[str]) -> list[str]:
+    return [setting for setting in settings if setting.startswith("model.")]
+
+
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
     """Takes a part of a section that flags are laid over."""
     value = section.pop(name, None)
@@ -298,6 +301,7 @@ def parser(table: DatasetTable) -> argparse.ArgumentParser:
         prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
     )
     out.add_argument("--config", help="a config of the project (osm, osm_small, osm_nano) or a YAML file [osm]")
+    add_settings(out)
     out.add_argument("--datasets", help="a YAML that adds sets of your own to the table")
     for name, kind in MODEL_FLAGS.items():
         out.add_argument(f"--{name}", type=kind, help="model; default: the config's")

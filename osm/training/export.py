@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from osm.config import add_settings
 from osm.errors import OsmError, exit_code
 from osm.files import replacing
 from osm.models import checkpoint as files
@@ -294,6 +295,7 @@ def import_parser() -> argparse.ArgumentParser:
     out.add_argument("zoo", type=Path, metavar="ZOO.pt", help="the published file")
     out.add_argument("out", help="a folder, or a name that ends in .pt; or a URL on s3:// or gs://")
     out.add_argument("--config", default="osm", help="a config of the project, or a YAML file [%(default)s]")
+    add_settings(out)
     for name, kind in MODEL_FLAGS.items():
         out.add_argument(f"--{name}", type=kind, help="default: the config's")
     for name in WIDTH_FLAGS:
@@ -317,7 +319,7 @@ def import_main(argv: Sequence[str] | None = None) -> int:
     base = " ".join(f"--{flag} {value}" for flag, value in named.items())
 
     def job() -> str:
-        config = base_config(args.base_model_name or args.config, default=args.config, **overrides)
+        config = base_config(args.base_model_name or args.config, args.config, args.settings, **overrides)
         widths = {flag: given[flag] for flag in WIDTH_FLAGS}
         return import_published(args.zoo, args.out, config, widths, base, args.force)
 
