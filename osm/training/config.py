@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from osm.config import add_settings, from_dict, load_yaml
+from osm.config import add_settings, choice, from_dict, load_yaml
 from osm.data.sample import SampleConfig
 from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
@@ -32,7 +32,14 @@ STRATEGIES = ("full", "hybrid")
 
 @dataclass(frozen=True)
 class SetConfig:
-    """One set of the mix; `batch_size` (images a step and process) 0 = the set is not used."""
+    """One dataset of the training mix.
+
+    Attributes:
+        shards: the shards of the dataset; braces expand, as in `{000..106}.tar`.
+        batch_size: images of this dataset in each batch of each process. 0 = the dataset is not used.
+        train_num_samples: images of this dataset in an epoch, over all processes.
+        loss_multiplier: the factor of this dataset's loss.
+    """
 
     shards: str = ""
     batch_size: int = 0
@@ -42,33 +49,61 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained; a field is the flag of the same name.
+    """How a model is trained. Each field is also the flag of the same name.
 
     Attributes:
-        run_name: the folder of the run: checkpoints, log, curve.
-        resume_from_checkpoint: a `.pt` of train.py; empty = the newest one of the run's folder, if there is one.
-        start_from: trained weights (a folder `final`, or a `.pt`) that a new run starts with; optimizer and schedule
-            are fresh. Without --config the file's own model config holds, where it has one.
-        save_initial: write the model of step 0 to `<run_name>/initial`, to be measured beside the trained one.
-        feature_cache, views: train on the tower's tokens of that many fixed views an image, kept in this folder.
-        emulate_world_size: draw the samples of a run on that many processes (0 = as many as there are).
-        num_threads: torch threads of a process on CPU; 0 = cores / processes of this machine.
-        tf32: multiply float32 matrices in TF32 on GPUs that have it (10 bits of mantissa): faster, less exact.
-        wandb: off | offline | online.
-        gradient_checkpointing: recompute the activations of the bridge and the LLM in the backward, for less memory.
-        fsdp: shard the model over the processes (FSDP2). fsdp_sharding_strategy: full | hybrid (shards within groups
-            of fsdp_shard_size processes, 0 = those of one machine; copies of that across the groups).
-        fsdp_use_orig_params: accepted as published; FSDP2 always does.
-        checkpoint_every_steps: a checkpoint that is resumed from, written beside the training (0 = only after epochs
-            and when stopped). keep_checkpoints: so many of these are kept.
-        held_out_share: of the samples, never trained on. eval_every_steps: evaluate on them (0 = never), on
-            eval_samples of each set. best_metric: accuracy | loss: what decides which model is kept as `best`.
-        max_skipped_steps: stop after so many steps in a row whose loss or gradient was not finite.
-        max_bad_samples: stop where more than this share of a set's samples is broken.
-        peak_tflops: of one device, for the MFU; 0 = known GPUs alone.
-        shard_cache, shard_cache_gb: a folder of this machine for copies of remote shards, fetched once, and the GB that
-            it may hold (0 = as many as come).
-        pipeline: `module:function`, a webdataset pipeline of your own instead of our reading and shuffling of shards.
+        run_name: the folder of the run, for checkpoints, log and curve.
+        resume_from_checkpoint: a checkpoint of train.py. Empty = the newest one in the run's folder, if there is one.
+        start_from: trained weights (a folder `final`, or a `.pt`) with which a new run starts, with a fresh optimizer
+            and schedule. Without --config, the model config of that file is used, if it has one.
+        delete_previous_checkpoint: delete the checkpoint of the previous epoch when a new one is written.
+        save_initial: write the model of step 0 to `<run_name>/initial`, to compare the trained model with it.
+        gradient_accumulation_steps: batches in an optimizer step.
+        seed: the seed of the bridge's initial values and of all draws.
+        learning_rate: the peak learning rate of AdamW.
+        lr_scheduler: the shape of the learning rate after the warm-up.
+        warmup_steps: optimizer steps in which the learning rate rises linearly from 0.
+        weight_decay: the weight decay of AdamW.
+        precision: fp32, amp_bf16 or amp_bfloat16 (bfloat16 autocast), bf16 (bfloat16 autocast, and frozen parts in
+            bfloat16 on every device), or fp16 (float16 autocast with a loss scale).
+        num_epochs: the number of epochs.
+        logging_steps: optimizer steps between two lines of the log.
+        workers: data loading processes of each training process. 0 = data is loaded in the training process.
+        dataset_resampled: draw shards with replacement.
+        shuffle_buffer: samples among which the next one is drawn.
+        shard_cache: a local folder for copies of remote shards, so that each shard is downloaded once.
+        shard_cache_gb: the largest size of that folder in GB. 0 = no limit.
+        pipeline: `module:function`, a webdataset pipeline of the user's in place of our reading and shuffling.
+        feature_cache: a folder for the tower's tokens of a fixed number of views of each image. Training then reads
+            these tokens and does not run the tower.
+        views: the number of fixed views of each image in the feature cache.
+        emulate_world_size: draw the samples as a run on that many processes would. 0 = the actual number of processes.
+        dist_backend: the backend of torch.distributed. Empty = nccl on CUDA, gloo elsewhere.
+        dist_url: the address at which the processes meet.
+        no_set_device_rank: do not choose the GPU by the local rank.
+        device: auto, cpu, cuda, cuda:1, ...
+        num_threads: torch threads of each process on the CPU. 0 = cores / processes of this machine.
+        tf32: multiply float32 matrices in TF32 on GPUs that support it (10 bits of mantissa): faster, less exact.
+        wandb: logging to Weights & Biases.
+        wandb_project: the project at Weights & Biases.
+        gradient_checkpointing: recompute the activations of the bridge and the LLM in the backward pass. This takes
+            less memory and more time.
+        fsdp: shard the model over the processes (FSDP2).
+        fsdp_use_orig_params: a published flag, which is accepted. FSDP2 always uses the original parameters.
+        fsdp_sharding_strategy: full, or hybrid (shards within groups of processes, copies across the groups).
+        fsdp_shard_size: processes in such a group. 0 = the processes of one machine.
+        checkpoint_every_steps: optimizer steps between two checkpoints within an epoch, which are written in the
+            background. 0 = checkpoints are written only after epochs and when the run is stopped.
+        keep_checkpoints: the number of checkpoints within epochs that are kept.
+        held_out_share: the share of the samples that is never trained on.
+        eval_every_steps: optimizer steps between two evaluations on the held-out samples. 0 = never.
+        eval_samples: held-out samples of each dataset in an evaluation.
+        best_metric: the metric that decides which model is kept as `best`.
+        max_skipped_steps: stop after this many steps in a row with a non-finite loss or gradient.
+        max_bad_samples: stop if more than this share of a dataset's samples is broken.
+        peak_tflops: the peak TFLOPS of one device, for the MFU. 0 = the value of a known GPU.
+        sample: how samples are made.
+        sets: the datasets of the training mix, by name.
     """
 
     run_name: str = "osm"
@@ -79,10 +114,10 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     seed: int = 42
     learning_rate: float = 1e-4
-    lr_scheduler: str = "constant"
+    lr_scheduler: str = choice("constant", SCHEDULES)
     warmup_steps: int = 5000
     weight_decay: float = 0.1
-    precision: str = "fp32"
+    precision: str = choice("fp32", PRECISIONS)
     num_epochs: int = 1
     logging_steps: int = 100
     workers: int = 1
@@ -100,19 +135,19 @@ class TrainConfig:
     device: str = "auto"
     num_threads: int = 0
     tf32: bool = False
-    wandb: str = "off"
+    wandb: str = choice("off", ("off", "offline", "online"))
     wandb_project: str = "osm"
     gradient_checkpointing: bool = False
     fsdp: bool = False
     fsdp_use_orig_params: bool = False
-    fsdp_sharding_strategy: str = "full"
+    fsdp_sharding_strategy: str = choice("full", STRATEGIES)
     fsdp_shard_size: int = 0
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 2
     held_out_share: float = 0.0
     eval_every_steps: int = 0
     eval_samples: int = 64
-    best_metric: str = "accuracy"
+    best_metric: str = choice("accuracy", ("accuracy", "loss"))
     max_skipped_steps: int = 20
     max_bad_samples: float = 0.05
     peak_tflops: float = 0.0
