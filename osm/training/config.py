@@ -1,4 +1,4 @@
-"""The training config, its flags, and how a YAML and flags become one."""
+"""The training config, and how it is built from a YAML file and command-line flags."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ class TrainConfig:
         return {name: chosen for name, chosen in self.sets.items() if chosen.batch_size > 0}
 
 
-# Model fields with a flag; the widths are checked against the built model.
+# Model fields that have a flag. The values of WIDTH_FLAGS are compared with the built model.
 MODEL_FLAGS = {
     "base_model_name": str,
     "input_size": int,
@@ -236,7 +236,14 @@ _PUBLISHED_DASHES = ("dist_backend", "dist_url", "no_set_device_rank")
 
 @dataclass(frozen=True)
 class Run:
-    """Everything `train.py` was asked for."""
+    """The whole configuration of a run of `train.py`.
+
+    Attributes:
+        training: how the model is trained.
+        model: the model.
+        widths: the values of WIDTH_FLAGS; None = not given.
+        table: the datasets.
+    """
 
     training: TrainConfig
     model: ModelConfig
@@ -245,10 +252,11 @@ class Run:
 
 
 def parse(argv: Sequence[str] | None = None) -> Run:
-    """Parses the command line; `--datasets` is read first, as its rows bring flags of their own.
+    """Parse the command line. `--datasets` is read first, because each of its rows adds flags.
 
     Raises:
-        OsmError: a value that is not right. SystemExit: an unknown flag (argparse).
+        OsmError: a wrong value.
+        SystemExit: an unknown flag (raised by argparse).
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--datasets", default=None)
@@ -259,7 +267,15 @@ def parse(argv: Sequence[str] | None = None) -> Run:
 
 
 def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
-    """Defaults, then the YAML of `--config`, then the flags that were given."""
+    """Build the configuration of a run. Flags override `--set`, which overrides the YAML file of `--config`.
+
+    Args:
+        given: the flags that were given, by name.
+        table: the datasets.
+
+    Raises:
+        OsmError: a wrong value.
+    """
     yaml_name, settings = given.get("config", "osm"), given.get("settings", [])
     section = dict(load_yaml(yaml_name, settings).get("training", {}))
     sample, sets = _mapping(section, "sample"), _mapping(section, "sets")
@@ -283,9 +299,9 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         )
     for name, used in training.used_sets.items():
         table = table.with_row(_trained_row(table[name], used.shards))
-        _ = table[name].label_set  # a missing or wrong label file is said now, not after the model is loaded
+        _ = table[name].label_set  # a wrong label file raises here, before the model is loaded
     if training.resume_from_checkpoint:
-        # A remote one is fetched before the processes wait for each other, and anew for each run.
+        # A remote checkpoint is downloaded for each run, before any collective call could time out.
         local_checkpoint.cache_clear()
         local_checkpoint(training.resume_from_checkpoint)
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
@@ -303,15 +319,20 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
 
 
 def _trained_row(row: Dataset, shards: str) -> Dataset:
-    """A row as its shards are read: where it has no labels, those of the `categories.json` that the converter wrote
-    beside them; where the samples have phrases of their own, none at all."""
+    """Return the row of a dataset with the labels of its shards.
+
+    A row without labels gets those of the `categories.json` that the converter wrote next to the shards. Samples with
+    their own phrases need no labels.
+    """
     if row.labels:
         return row
     if row.form in PHRASE_FORMS:
         return replace(row, json_file=None)
     beside = sibling(expand_shards(shards)[0], CATEGORIES)
     if is_remote(beside):
-        with contextlib.suppress(OsmError):  # it need not be there, and stores refuse what they do not have
+        with contextlib.suppress(
+            OsmError
+        ):  # the file is optional, and some stores answer with an error for a missing file
             if remote.exists(beside):
                 return replace(row, labels=str(localize(beside, "labels")))
         return row
@@ -323,7 +344,7 @@ def _of_model(settings: Sequence[str]) -> list[str]:
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
-    """Takes a part of a section that flags are laid over."""
+    """Remove a mapping from a section, and return a copy of it, which flags then override."""
     value = section.pop(name, None)
     if not isinstance(value, dict | None):
         raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")
@@ -331,7 +352,7 @@ def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dic
 
 
 def parser(table: DatasetTable) -> argparse.ArgumentParser:
-    """All flags; those of the sets are made from the table's rows. What is not given is absent from the namespace."""
+    """Build the parser of all flags. Each dataset adds flags. Flags that are not given are not in the namespace."""
     out = argparse.ArgumentParser(
         prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
     )
@@ -375,7 +396,7 @@ def _scalar_fields(cls: type) -> list[_Scalar]:
 
 
 def _set_flags(name: str) -> dict[str, str]:
-    """Flag -> field of `SetConfig`, for one set."""
+    """Return the flags of one dataset, as flag -> field of `SetConfig`."""
     return {
         f"{name}_shards": "shards",
         f"batch_size_{name}": "batch_size",
