@@ -154,6 +154,8 @@ def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
     section, window = config.tower, config.sliding_window_size
     kind: type[Tower] = TOWERS.get(section.kind)
     tower = kind.of(section, window)
+    if not any(True for _ in tower.parameters()):
+        raise OsmError(f"model.tower.kind {section.kind!r}: expected a tower with parameters, found none")
     check_tokens(tower, window, f"model.tower {section.name or section.kind!r} with windows of {window} pixels")
     return tower, replace(section, source=tower.source) if tower.source else section
 

@@ -186,18 +186,20 @@ class TrainConfig:
 
     def _check_shares(self) -> None:
         if not 0 <= self.max_bad_samples <= 1:
-            raise OsmError(f"--max_bad_samples {self.max_bad_samples} is a share: between 0 and 1")
+            raise OsmError(f"--max_bad_samples {self.max_bad_samples} is a share, which must be between 0 and 1")
         if not 0 <= self.held_out_share < 1:
-            raise OsmError(f"--held_out_share {self.held_out_share} is a share: from 0 to less than 1")
+            raise OsmError(f"--held_out_share {self.held_out_share} is a share, which must be from 0 to less than 1")
         if self.eval_every_steps and not self.held_out_share:
             raise OsmError(
                 f"--eval_every_steps {self.eval_every_steps} needs samples that are not trained on: --held_out_share"
             )
         if self.fsdp and self.precision == "fp16":
-            raise OsmError("--fsdp does not go with --precision fp16, whose loss scale it does not share: amp_bf16")
+            raise OsmError(
+                "--fsdp does not go with --precision fp16, whose loss scale differs between processes; use amp_bf16"
+            )
         if self.fsdp and self.feature_cache:
             raise OsmError(
-                f"--fsdp does not go with --feature_cache {self.feature_cache}: its processes hold no whole tower"
+                f"--fsdp does not go with --feature_cache {self.feature_cache}: no process has the whole tower"
             )
         if not self.fsdp and (self.fsdp_shard_size or self.fsdp_sharding_strategy != "full"):
             raise OsmError("--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp")
@@ -206,9 +208,11 @@ class TrainConfig:
 
     def _check_reading(self) -> None:
         if self.shard_cache_gb and not self.shard_cache:
-            raise OsmError(f"--shard_cache_gb {self.shard_cache_gb:g} needs --shard_cache, the folder that it bounds")
+            raise OsmError(
+                f"--shard_cache_gb {self.shard_cache_gb:g} needs --shard_cache, the folder whose size it limits"
+            )
         if is_remote(self.shard_cache):
-            raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a folder of this machine")
+            raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a local folder")
         if self.pipeline:
             for flag in ("dataset_resampled", "shard_cache", "feature_cache", "eval_every_steps"):
                 if getattr(self, flag):
@@ -328,15 +332,13 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
         return row
     if row.form in PHRASE_FORMS:
         return replace(row, json_file=None)
-    beside = sibling(expand_shards(shards)[0], CATEGORIES)
-    if is_remote(beside):
-        with contextlib.suppress(
-            OsmError
-        ):  # the file is optional, and some stores answer with an error for a missing file
-            if remote.exists(beside):
-                return replace(row, labels=str(localize(beside, "labels")))
+    labels = sibling(expand_shards(shards)[0], CATEGORIES)
+    if is_remote(labels):
+        with contextlib.suppress(OsmError):  # the file is optional, and some stores raise for a missing file
+            if remote.exists(labels):
+                return replace(row, labels=str(localize(labels, "labels")))
         return row
-    return replace(row, labels=beside) if Path(beside).exists() else row
+    return replace(row, labels=labels) if Path(labels).exists() else row
 
 
 def _of_model(settings: Sequence[str]) -> list[str]:

@@ -183,11 +183,11 @@ class _Projections(nn.Module):
             halves = (slice(0, mask_queries), group.by_mask), (slice(mask_queries, None), group.by_context)
             for places, index in halves:
                 # The rows share their keys, so their queries are concatenated.
-                asked = query[group.rows, :, places].transpose(0, 1)
+                queries = query[group.rows, :, places].transpose(0, 1)
                 read = F.scaled_dot_product_attention(
-                    asked.flatten(1, 2)[None], key[:, index][None], value[:, index][None]
+                    queries.flatten(1, 2)[None], key[:, index][None], value[:, index][None]
                 )
-                out[group.rows, :, places] = read[0].unflatten(1, asked.shape[1:3]).transpose(0, 1)
+                out[group.rows, :, places] = read[0].unflatten(1, queries.shape[1:3]).transpose(0, 1)
         return out.transpose(1, 2).flatten(2)
 
 

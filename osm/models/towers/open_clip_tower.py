@@ -25,7 +25,7 @@ from osm.models.towers.tower import (
     check_complete,
     check_options,
     check_tokens,
-    said,
+    one_line,
 )
 from osm.models.weights import Found, check_finite, hub_options, load_first, state_dict_in
 from osm.quiet import quiet_libraries
@@ -156,7 +156,7 @@ def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> Ope
     except OsmError:
         raise
     except Exception as error:  # unusual sizes and models other than ViTs may raise any exception
-        raise OsmError(f"{about} and options {shown(config.options)}: {said(error)}") from None
+        raise OsmError(f"{about} and options {shown(config.options)}: {one_line(error)}") from None
     check_tokens(tower, window, about)
     return tower
 

@@ -19,7 +19,7 @@ from osm.config import FieldError
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.model_config import LARGEST
-from osm.models.towers.tower import PretrainedTowerConfig, Tower, check_complete, check_options, check_tokens, said
+from osm.models.towers.tower import PretrainedTowerConfig, Tower, check_complete, check_options, check_tokens, one_line
 from osm.models.weights import Found, hub_options, load_first, timm_state_dict
 from osm.quiet import quiet_libraries
 
@@ -256,7 +256,7 @@ def timm_tower(
         raise
     except Exception as error:  # unusual sizes may raise any exception of timm or torch
         if not options:
-            raise OsmError(f"{_about(name, strides, window)}: it cannot be built ({said(error)})") from None
+            raise OsmError(f"{_about(name, strides, window)}: it cannot be built ({one_line(error)})") from None
         raise OsmError(f"model.tower.options {options} do not suit {name} ({error})") from None
 
 
