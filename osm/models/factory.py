@@ -100,11 +100,12 @@ def check_widths(
     model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
 ) -> None:
     """Raise OsmError if a published width flag (None = not given) differs from the width of the model's part."""
+    llm_part: Any = model.llm
     actual = {
         "--backbone_output_stride": (stride, model.tower.patch),
         "--backbone_output_channel": (channel, model.tower.width),
         "--maskqformer_channel": (qformer, getattr(model.bridge.config, "width", 0)),
-        "--llm_channel": (llm, model.llm.get_input_embeddings().embedding_dim),
+        "--llm_channel": (llm, llm_part.get_input_embeddings().embedding_dim),
     }
     for flag, (given, found) in actual.items():
         if given is not None and given != found:
@@ -161,7 +162,7 @@ def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
 
 
 def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
-    def load(place: Found) -> tuple[nn.Module, Any, Any]:
+    def load(place: Found) -> tuple[Any, Any, Any]:
         options = from_pretrained_options(place)
         base, info = InstructBlipForConditionalGeneration.from_pretrained(
             place.location, dtype=torch.float32, output_loading_info=True, **model_options(place)

@@ -71,13 +71,13 @@ class Bridge(nn.Module):
 
     @classmethod
     @abstractmethod
-    def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
+    def of(cls, config: ModelConfig, tower: Tower, llm: Any, vocabulary: int) -> Self:
         """Build a new bridge between a tower and an LLM.
 
         Args:
             config: the config of the model. `config.bridge` is an instance of `cls.Config`.
             tower: the frozen tower.
-            llm: the frozen LLM.
+            llm: the frozen LLM, a decoder-only causal LM of transformers.
             vocabulary: the size of the instruction tokenizer's vocabulary.
         """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ class FlamingoBridge(Bridge):
         self.reset_parameters()
 
     @classmethod
-    def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
+    def of(cls, config: ModelConfig, tower: Tower, llm: Any, vocabulary: int) -> Self:
         sizes, layers = _sizes(config), len(decoder_layers(llm))
         if not layers:
             raise OsmError(
@@ -155,7 +155,7 @@ class FlamingoBridge(Bridge):
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        gates = [gate for block in self.gated.blocks for gate in (block.gate, block.mlp_gate)]
+        gates = self.gated.gates()
         before = [gate.detach().clone() for gate in gates]
         try:
             with torch.no_grad():

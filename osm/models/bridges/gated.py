@@ -94,7 +94,7 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     return max(lists, key=lambda found: sum(p.numel() for m in found for p in m.parameters()), default=[])
 
 
-def decoder_layers(llm: nn.Module) -> list[nn.Module]:
+def decoder_layers(llm: Any) -> list[nn.Module]:
     """Return the decoder layers of an LLM, first to last. The layers of a hybrid LLM are of several classes.
 
     The list is empty if the LLM has no list of modules with as many entries as its config has layers.
@@ -111,7 +111,7 @@ def decoder_layers(llm: nn.Module) -> list[nn.Module]:
     return max(lists, key=lambda found: sum(p.numel() for m in found for p in m.parameters()), default=[])
 
 
-def hidden_width(llm: nn.Module) -> int:
+def hidden_width(llm: Any) -> int:
     """Return W, the width between the layers of an LLM. Its word embeddings may be narrower (OPT-350m)."""
     return llm.config.get_text_config().hidden_size
 
@@ -159,6 +159,10 @@ class GatedLayers(nn.Module):
         self.keys_values = nn.ModuleList(nn.Linear(config.width, 2 * config.gated_width) for _ in range(blocks))
         self._handles: list[Any] = []
         self._conditioned_on: GatedKeyValues | None = None
+
+    def gates(self) -> list[nn.Parameter]:
+        """Return the gates of all blocks."""
+        return [gate for block in self.blocks if isinstance(block, GatedBlock) for gate in (block.gate, block.mlp_gate)]
 
     def project(self, tokens_RND: Tensor) -> GatedKeyValues:
         """Return the keys and values of all blocks for visual tokens (R, N, resampler width)."""

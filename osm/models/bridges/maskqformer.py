@@ -230,9 +230,10 @@ class MaskQFormerLayer(nn.Module):
             self.crossattention = _Attention(config, key_width)
         # Only the queries of the last layer are used. Its text half has no effect, but checkpoints contain it.
         self.reads_text = index < config.layers - 1
-        for suffix in ("", "_query"):
-            setattr(self, f"intermediate{suffix}", _Intermediate(config.width, config.mlp_width))
-            setattr(self, f"output{suffix}", _Residual(config.mlp_width, config.width, config.dropout))
+        self.intermediate = _Intermediate(config.width, config.mlp_width)
+        self.output = _Residual(config.mlp_width, config.width, config.dropout)
+        self.intermediate_query = _Intermediate(config.width, config.mlp_width)
+        self.output_query = _Residual(config.mlp_width, config.width, config.dropout)
         if not self.reads_text:
             self.intermediate.requires_grad_(False)
             self.output.requires_grad_(False)
@@ -287,6 +288,9 @@ class _Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(layers)
 
+    def layers(self) -> list[MaskQFormerLayer]:
+        return cast(list[MaskQFormerLayer], list(self.layer))
+
 
 class MaskQFormer(nn.Module):
     """The transformer, which maps queries and an instruction to queries."""
@@ -300,7 +304,7 @@ class MaskQFormer(nn.Module):
         """Return the images' keys and values for each layer, or None for a layer without cross-attention."""
         return [
             layer.crossattention.attention.keys_values(tokens_NLC) if layer.has_cross_attention else None
-            for layer in self.encoder.layer
+            for layer in self.encoder.layers()
         ]
 
     def forward(
@@ -335,7 +339,7 @@ class MaskQFormer(nn.Module):
         self_visible = torch.cat([text_visible.new_ones(len(x), count), text_visible], 1)[:, None, None]
         # Empty slots of a group attend to all keys, because a softmax without keys and its gradient would be NaN.
         image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
-        for layer, kv in zip(self.encoder.layer, image_kv, strict=True):
+        for layer, kv in zip(self.encoder.layers(), image_kv, strict=True):
             x = layer(x, count, self_visible, kv, image_visible, groups, mask_queries)
         return x[:, :count]
 
@@ -377,7 +381,7 @@ class MaskQFormerBridge(Bridge):
         self.reset_parameters()
 
     @classmethod
-    def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
+    def of(cls, config: ModelConfig, tower: Tower, llm: Any, vocabulary: int) -> Self:
         words = llm.get_input_embeddings()
         bridge = cls(_sizes(config), config.modes, tower.width, words.embedding_dim, vocabulary)
         bridge.match_embeddings(words)

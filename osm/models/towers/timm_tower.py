@@ -75,7 +75,7 @@ class TimmTower(Tower):
 class TimmVitTower(TimmTower):
     """A timm ViT. It gives the class token, if there is one, and the normalised patch tokens; no register tokens."""
 
-    def __init__(self, model: nn.Module, patch: int, window: int) -> None:
+    def __init__(self, model: Any, patch: int, window: int) -> None:
         super().__init__()
         self.model = model
         self.patch, self.width = patch, model.num_features
@@ -102,9 +102,7 @@ class TimmMapsTower(TimmTower):
     concatenated along the channels, finest first.
     """
 
-    def __init__(
-        self, model: nn.Module, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, model: Any, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
         self.strides = tuple(strides)
@@ -265,7 +263,7 @@ def _about(name: str, strides: Sequence[int], window: int) -> str:
     return f"model.tower.name {name!r} with --sliding_window_size {window}{taken}"
 
 
-def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> nn.Module:
+def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> Any:
     """Build a timm model with these weights. timm resamples weights of another window size."""
     import timm
 
@@ -395,7 +393,7 @@ def _vit_tower(
     return tower
 
 
-def patch_of(model: nn.Module) -> int | None:
+def patch_of(model: Any) -> int | None:
     """Return the side of a token's cell in pixels, including a convolutional stem; None if it is not known."""
     embed: Any
     for embed in (getattr(model, "patch_embed", None), getattr(model, "embeds", None)):
@@ -407,7 +405,7 @@ def patch_of(model: nn.Module) -> int | None:
     return int(info[-1]["reduction"]) if info else None
 
 
-def class_tokens_of(model: nn.Module) -> int:
+def class_tokens_of(model: Any) -> int:
     """Return 1 if the tokens of a timm model begin with a class token, else 0. Register tokens do not count."""
     token = getattr(model, "cls_token", None)
     if token is None:
