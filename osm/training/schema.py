@@ -145,5 +145,5 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm schema`, and return its exit code."""
     parser().parse_args(argv)
-    echo(json.dumps(config_schema(), indent=2))
+    echo(*json.dumps(config_schema(), indent=2).split("\n"))
     return 0
