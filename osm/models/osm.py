@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osm.config import ModelConfig
 from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models import llm as llms
 from osm.models.bridges.bridge import Bridge, Condition, Instruction
-from osm.models.bridges.instructblip import take_apart
+from osm.models.instructblip import take_apart
 from osm.models.llm import LlmInputs
 from osm.models.lora import add_lora, lora_parameters, train_dropout
 from osm.models.masks import MaskFeatures
+from osm.models.model_config import ModelConfig
 from osm.models.towers.tower import Tower, check_tokens
 from osm.models.windows import SlidingWindows
 
@@ -241,7 +241,7 @@ class OmniScientModel(nn.Module):
     ) -> OmniScientModel:
         """Builds the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
 
-        The Q-Former, `language_projection` and the query tokens are copied from it (variant `flamingo` takes its ViT
+        The Q-Former, `language_projection` and the query tokens are copied from it (the bridge `flamingo` takes its ViT
         and LLM alone); `window_pos_embed` starts N(0, 1) as published; the model is in eval mode. `config` may set what
         the base does not (modes, mask_to_grid, dropout).
 

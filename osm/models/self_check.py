@@ -304,8 +304,8 @@ class _Examination:
             raise self._error(f"it {what}: {said}") from error
 
     def _error(self, what: str) -> OsmError:
-        named, variant = name_of_llm(self.model), self.model.config.variant
-        return OsmError(f"{named} does not work as the LLM of variant {variant!r}: {what}. Choose another LLM")
+        named, kind = name_of_llm(self.model), self.model.config.bridge.kind
+        return OsmError(f"{named} does not work as the LLM of the bridge {kind!r}: {what}. Choose another LLM")
 
 
 @contextmanager

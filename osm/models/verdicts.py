@@ -63,8 +63,8 @@ def check_key(model: OmniScientModel) -> str:
     LoRA, the versions of the libraries, and the code of the check. It reads a few MB of a 7B model, not all.
     """
     config = model.config
-    sizes = {name: as_dict(getattr(config, name)) for name in ("qformer", "flamingo", "lora")}
-    digest = hashlib.sha256(json.dumps([config.variant, config.llm.quantization, sizes], sort_keys=True).encode())
+    sizes = {name: as_dict(getattr(config, name)) for name in ("bridge", "lora")}
+    digest = hashlib.sha256(json.dumps([config.llm.quantization, sizes], sort_keys=True).encode())
     digest.update(str(model.llm.config.to_json_string()).encode())
     for name in _LIBRARIES:
         digest.update(f"{name} {_version(name)}".encode())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from osm.config import add_settings
 from osm.errors import OsmError
 
 SHIPPED = "osm_small"
@@ -15,7 +17,13 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """`--checkpoint`, for those who try things out: without it the model that comes with the package."""
     what = "a trained model: a folder `final`, a hub id or a .pt file [%(default)s, which comes with the package]"
     parser.add_argument("--checkpoint", default=SHIPPED, help=what)
-    parser.add_argument("--config", help="of a .pt file that does not tell its own")
+    parser.add_argument("--config", help="the model config of a .pt file that does not have its own")
+    add_settings(parser)
+
+
+def config_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load_recognizer` that `--config` and `--set` decide."""
+    return {"config": args.config, **({"settings": args.settings} if args.settings else {})}
 
 
 def method_of(args: argparse.Namespace) -> str:

@@ -356,6 +356,7 @@ def load_recognizer(
     checkpoint: str | Path,
     *,
     config: str | None = None,
+    settings: Sequence[str] = (),
     device: str = "auto",
     device_map: str | Mapping[str, Any] | None = None,
     max_memory: Mapping[int | str, int | str] | None = None,
@@ -375,7 +376,7 @@ def load_recognizer(
     target = pick_device(device)
     if tf32:
         torch.set_float32_matmul_precision("high")
-    model, processor, _ = load_model(checkpoint, config)
+    model, processor, _ = load_model(checkpoint, config, settings)
     bits = model.config.llm.quantization
     check_device(model.llm, bits, target)
     if bits and device_map is not None:

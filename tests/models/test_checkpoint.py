@@ -15,10 +15,11 @@ from tiny import tiny_instructblip, tiny_instructblip_folder, tiny_llm, tiny_mod
 from torch import Tensor
 
 import osm
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models.factory import build
+from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 
 MODES = ("coco", "lvis", "v3det", "a847", "pc459", "partimagenet", "pascal_part", "ade20k", "cityscapes", "any")

@@ -23,12 +23,13 @@ from tiny import tiny_instructblip, tiny_llm, tiny_model_section
 from torch import Tensor, nn
 
 import osm
-from osm.config import LlmConfig, ModelConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models.checkpoint import load_published_state_dict, read_published
 from osm.models.factory import build
 from osm.models.llm import load_llm
+from osm.models.model_config import LlmConfig, ModelConfig
 from osm.models.osm import OmniScientModel
 from osm.models.weights import Found, load_first, load_torch, timm_state_dict
 

@@ -14,12 +14,13 @@ from tiny import tiny_llm, tiny_model_section
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models import factory, self_check, verdicts
 from osm.models.bridges.gated import decoder_layers
 from osm.models.factory import build
 from osm.models.llm_inputs import LlmSupport, llm_support
+from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 
 

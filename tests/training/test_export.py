@@ -17,10 +17,11 @@ from tiny_run import Workshop, losses
 from torch import Tensor
 
 from osm.cli import main
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.datasets.table import PUBLISHED_MODES
 from osm.models import checkpoint
 from osm.models.factory import base_config, build
+from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 from osm.training import export
 from osm.training.tracking import read_log
