@@ -10,27 +10,24 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from osm.config import as_dict
 from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError, shown
 from osm.files import read_json
+from osm.models.bridges.bridge import Bridge
 from osm.models.lora import lora_parameters, without_lora
 from osm.models.model_config import ModelConfig, stored_model_config
+from osm.models.towers.tower import Tower
 from osm.models.weights import check_finite, fingerprint, fingerprint_tensors, load_safetensors, load_torch
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, suffix_of
 
-if TYPE_CHECKING:
-    from osm.models.bridges.bridge import Bridge
-    from osm.models.osm import OmniScientModel
-
-T = TypeVar("T")
 FORMAT = 1
 FILES = (".pt", ".pth")
 """What the name of a checkpoint of one file ends with."""
@@ -41,16 +38,28 @@ IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
 _TWICE = ("base_model.query_tokens", "context_query")  # one tensor under two names, in published files
 
 
-def replace_fields(config: T, **changes: Any) -> T:
-    """`dataclasses.replace` for a config."""
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+class CheckpointedModel(Protocol):
+    """The attributes of a model that its checkpoint files depend on.
+
+    Attributes:
+        window_pos_embed, bridge: the trained parts, besides LoRA in the LLM.
+        tower, llm: the frozen parts, of which a checkpoint holds hashes.
+        frozen_hashes: the hashes of the frozen parts, empty until they are first needed.
+    """
+
+    config: ModelConfig
+    window_pos_embed: nn.Parameter
+    bridge: Bridge
+    tower: Tower
+    llm: nn.Module
+    frozen_hashes: dict[str, str]
 
 
 def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.endswith(IGNORED_SUFFIXES)}
 
 
-def published_state_dict(model: OmniScientModel) -> dict[str, Tensor]:
+def published_state_dict(model: CheckpointedModel) -> dict[str, Tensor]:
     """The trained parts under the names of a checkpoint, which the bridge decides."""
     state = published_entries(model.window_pos_embed, model.bridge)
     return state | {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
@@ -63,7 +72,7 @@ def published_entries(window_pos_embed: Tensor, bridge: Bridge) -> dict[str, Ten
 
 
 def load_published_state_dict(
-    model: OmniScientModel,
+    model: CheckpointedModel,
     state: Mapping[str, Tensor],
     where: str,
     laid_out: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value,
@@ -150,7 +159,7 @@ def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
     return config, [name.removeprefix("mode_query.") for name in names if name.startswith("mode_query.")]
 
 
-def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
+def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
     """Copies trained weights (a `.pt` file or a folder of `save_folder`) into a model that is to be trained further.
 
     Modes that the file does not have start as its `any`.
@@ -221,23 +230,23 @@ def read_published(path: str | Path, device: str = "cpu") -> dict[str, Any]:
     return document
 
 
-def load_published(model: OmniScientModel, path: str | Path) -> dict[str, Any]:
+def load_published(model: CheckpointedModel, path: str | Path) -> dict[str, Any]:
     """See `OmniScientModel.load_checkpoint`."""
     document = read_published(path)
     load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
     return document
 
 
-def frozen_hashes(model: OmniScientModel) -> dict[str, str]:
+def frozen_hashes(model: CheckpointedModel) -> dict[str, str]:
     """Fingerprints of the frozen parts, computed once a model; an LLM in 8 or 4 bits has none."""
-    if not hasattr(model, "_frozen_hashes"):
-        model._frozen_hashes = {"tower": fingerprint(model.tower)}
-        if not model.config.llm.quantization:  # its values are then those of a package and a machine
-            model._frozen_hashes["llm"] = fingerprint_tensors(without_lora(model.llm.state_dict()))
-    return dict(model._frozen_hashes)
+    if not model.frozen_hashes:
+        model.frozen_hashes = {"tower": fingerprint(model.tower)}
+        if not model.config.llm.quantization:  # quantised values differ between packages and machines
+            model.frozen_hashes["llm"] = fingerprint_tensors(without_lora(model.llm.state_dict()))
+    return dict(model.frozen_hashes)
 
 
-def config_document(model: OmniScientModel) -> dict[str, Any]:
+def config_document(model: CheckpointedModel) -> dict[str, Any]:
     """What config.json holds, and train.py's checkpoints beside the published entries."""
     return {"format": FORMAT, "model": as_dict(model.config), "frozen": frozen_hashes(model)}
 
@@ -252,7 +261,7 @@ def model_config(document: Any, where: str) -> ModelConfig:
         raise error if where in str(error) else OsmError(f"{where}: {error}") from None
 
 
-def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str) -> None:
+def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: str) -> None:
     """Raises OsmError where the frozen parts are not those the bridge was trained with."""
     found = frozen_hashes(model)
     hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
@@ -278,7 +287,7 @@ def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str
             )
 
 
-def check_meaning(model: OmniScientModel, document: Any, where: str) -> None:
+def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
     """Raises OsmError where settings that no shape tells (heads, gains, ...) are not those of the trained weights."""
     if not isinstance(document, Mapping) or "model" not in document:
         return
@@ -299,7 +308,7 @@ def check_meaning(model: OmniScientModel, document: Any, where: str) -> None:
         )
 
 
-def save_folder(model: OmniScientModel, folder: Path) -> None:
+def save_folder(model: CheckpointedModel, folder: Path) -> None:
     """Writes config.json and model.safetensors."""
     write_folder(folder, config_document(model), published_state_dict(model))
 

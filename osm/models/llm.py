@@ -19,8 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from osm.errors import OsmError
-from osm.models.kv_cache import read_prefix, read_tokens
-from osm.models.llm_inputs import LlmInputs, llm_support, positions
+from osm.models.llm_forward import LlmInputs, llm_support, positions, read_prefix, read_tokens
 from osm.models.model_config import LlmConfig
 from osm.models.quantize import check_works, keep_gradients, loading_options, quantization_config, told_plainly
 from osm.models.weights import (

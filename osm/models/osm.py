@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class OmniScientModel(nn.Module):
 
     def __init__(self, tower: Tower, bridge: Bridge, llm: nn.Module, config: ModelConfig) -> None:
         super().__init__()
+        self.frozen_hashes: dict[str, str] = {}  # filled when a checkpoint is first saved or compared
         tower.check_window(config.sliding_window_size)
         self.config = config
         self.windows = SlidingWindows(
@@ -248,13 +250,13 @@ class OmniScientModel(nn.Module):
         Raises:
             OsmError: a base model of another kind, or sizes that do not fit it.
         """
-        sizes = {
+        sizes: dict[str, Any] = {
             "input_size": input_size,
             "sliding_window_size": sliding_window_size,
             "sliding_window_stride": sliding_window_stride,
         }
         name = getattr(base_model, "name_or_path", "") or "an InstructBLIP that was handed in"
-        config = checkpoint.replace_fields(config or ModelConfig(base_model_name=name), **sizes)
+        config = replace(config or ModelConfig(base_model_name=name), **sizes)
         tower, bridge, config = take_apart(base_model, config)
         model = cls(tower, bridge, base_model.language_model, config)
         nn.init.normal_(model.window_pos_embed)
@@ -278,22 +280,6 @@ class OmniScientModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors (trained parts alone); the config holds the frozen parts' hashes."""
         checkpoint.save_folder(self, Path(folder))
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str | Path, device: str | torch.device = "cpu", base_model: nn.Module | None = None
-    ) -> OmniScientModel:
-        """Loads a folder of `save_pretrained`, or a hub id that holds one, in eval mode.
-
-        Args:
-            base_model: the InstructBLIP to build around, where it should not be looked for by its name.
-
-        Raises:
-            OsmError: no such checkpoint, or frozen parts that are not those it was trained with.
-        """
-        from osm.models.factory import load_folder
-
-        return load_folder(name, base_model)[0].to(device)
 
 
 @contextlib.contextmanager

@@ -31,12 +31,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from osm.documents import parse_json
-from osm.errors import OsmError
-from osm.files import check_regular_file, write_atomically
-from osm.models.hub_config import check_hub_folder
+from osm.errors import OsmError, shown
+from osm.files import check_regular_file, read_json, write_atomically
 from osm.quiet import quiet_libraries
 
 SOURCES = ("folder", "package", "hub", "pip")
+_MOST_LAYERS = 1024
+_LARGEST_LLM_FIELD = {"hidden_size": 1 << 17, "intermediate_size": 1 << 20, "vocab_size": 1 << 24}
+_NAMES = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner", "d_ff"),
+    "vocab_size": ("vocab_size",),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+}
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_MARGIN = 8
+"""The files may hold so many times fewer bytes than parameters are counted: 4-bit values, layers that share weights."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,43 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
         f"a local folder (a path as the name, or $OSM_WEIGHTS/{name}), the Hugging Face cache or hub (`hf download "
         f"{hub_id or name}` where there is a network), or {package}." + "".join(f"\n  {line}" for line in said)
     )
+
+
+def check_hub_folder(folder: Path) -> None:
+    """Compares the sizes of a Hugging Face folder's config.json with its weight files, before a model is built.
+
+    Raises:
+        OsmError: no model is that large, or the weight files are far smaller than such a model.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    document, _ = read_json(path, "config")
+    stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in _WEIGHT_SUFFIXES)
+    for section in _sections(document):
+        sizes = {what: _number(section, names) for what, names in _NAMES.items()}
+        for what, most in (*_LARGEST_LLM_FIELD.items(), ("layers", _MOST_LAYERS)):
+            if sizes[what] > most:
+                raise OsmError(f"{path}: {_NAMES[what][0]} {shown(sizes[what])} is over {most}")
+        width = sizes["hidden_size"]
+        least = width * (sizes["vocab_size"] + sizes["layers"] * sizes["intermediate_size"])
+        if stored and least > _MARGIN * stored:
+            raise OsmError(
+                f"{path}: a model of its sizes has at least {least / 1e6:.1f} million parameters, but the weight files "
+                f"beside it have {stored} bytes"
+            )
+
+
+def _sections(document: Any) -> Iterator[Mapping[str, Any]]:
+    """A config, and the configs of its parts within it."""
+    if isinstance(document, Mapping):
+        yield document
+        for value in document.values():
+            yield from _sections(value)
+
+
+def _number(section: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return next((section[name] for name in names if type(section.get(name)) is int), 0)
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from osm.models.kv_cache import DecodingState, read_prefix, read_tokens
 from osm.models.llm import LlmInputs, generate
-from osm.models.llm_inputs import llm_support
+from osm.models.llm_forward import DecodingState, llm_support, read_prefix, read_tokens
 from osm.recognition.vocabulary import Trie
 
 

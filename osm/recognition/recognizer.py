@@ -25,8 +25,7 @@ from osm.models.osm import OmniScientModel
 from osm.models.quantize import check_device
 from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
-from osm.recognition.encode import EncodedImage, ImageEncoder, together
-from osm.recognition.mask_features import EncodedMask, MaskEncoder, stack_features
+from osm.recognition.encode import EncodedImage, EncodedMask, ImageEncoder, MaskEncoder, stack_images, stack_masks
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
@@ -259,7 +258,7 @@ class Recognizer:
         by_prompt: dict[str, list[_Job]] = {}
         for number, found in enumerate(regions):
             answers.append([])
-            for k, (region, encoded) in enumerate(zip(found, self.mask_encoder.of(found), strict=True)):
+            for k, (region, encoded) in enumerate(zip(found, self.mask_encoder.encode(found), strict=True)):
                 answers[number].append([Recognition(mode, skipped=encoded.skipped) for mode in modes])
                 if not encoded.skipped:
                     jobs = by_prompt.setdefault(BOX_PROMPTS[0] if region.boxed else TEST_PROMPT, [])
@@ -306,8 +305,8 @@ class Recognizer:
             text.qformer_ids.expand(rows, -1).to(model.device), text.qformer_mask.expand(rows, -1).to(model.device)
         )
         index = torch.tensor([used.index(job.image) for job in jobs], device=model.device)
-        features, modes = stack_features([job.mask for job in jobs]), [job.mode for job in jobs]
-        condition = model.bridge(together([images[number] for number in used]), index, features, instruction, modes)
+        features, modes = stack_masks([job.mask for job in jobs]), [job.mode for job in jobs]
+        condition = model.bridge(stack_images([images[number] for number in used]), index, features, instruction, modes)
         ids, mask = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
         return model.llm_inputs(condition, ids, mask)
 
