@@ -1,9 +1,8 @@
-"""Reading a prefix once and then a token at a time, with whatever cache an LLM has, or with none.
+"""Runs an LLM on embeddings: on a whole prefix first, then token by token, with the LLM's cache where it has one.
 
-A cache holds attention's keys and values, or the recurrent states of a state-space model, or both. Its name in
-`forward` has changed between versions of transformers and differs between models, so it is looked up in the signature.
-An LLM that has no cache, or none that may be used (see `osm.models.self_check`), reads all that came before at every
-step.
+A cache holds keys and values of attention, recurrent states of a state-space model, or both. The name of the cache
+argument of `forward` differs between models and between versions of transformers, so it is looked up in the signature.
+An LLM without a usable cache (see `osm.models.self_check`) recomputes all earlier positions at every step.
 
 Shapes: R rows, T positions, W width, V vocabulary.
 """
@@ -15,7 +14,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +22,26 @@ from torch import Tensor, nn
 from osm.errors import OsmError
 from osm.models.bridges.gated import GatedKeyValues
 
-# Newest first. transformers 5.40 takes `past_key_values` away; some models swallow a wrong name in `**kwargs`.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Newest first. transformers 5.40 removes `past_key_values`, and some models silently accept a wrong name in `**kwargs`.
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Position ids (R, T) that count seen tokens alone, so that padding on either side changes nothing."""
+    """Return position ids (R, T) that skip padding, so that padding on either side does not change the result."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class LlmInputs:
-    """What an LLM is given.
+    """The input of an LLM.
 
     Attributes:
-        embeds_RTW: embeddings of prefix and text. mask_RT: 1 where a row has one.
-        gated_kv: what its gated layers see, where there are any.
+        embeds_RTW: embeddings of prefix and text.
+        mask_RT: 1 at embeddings of the row, 0 at padding.
+        gated_kv: keys and values for the gated layers in the LLM; None without such layers.
     """
 
     embeds_RTW: Tensor
@@ -46,11 +49,11 @@ class LlmInputs:
     gated_kv: GatedKeyValues | None = None
 
     def conditioned(self) -> contextlib.AbstractContextManager[Any]:
-        """The LLM runs within it."""
+        """Return a context in which the LLM's gated layers attend to `gated_kv`; run the LLM inside it."""
         return self.gated_kv or contextlib.nullcontext()
 
     def select(self, rows: Tensor) -> LlmInputs:
-        """Some rows, in this order; they may repeat."""
+        """Select rows in this order; a row may be repeated."""
         gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows)
         return LlmInputs(
             self.embeds_RTW[rows.to(self.embeds_RTW.device)], self.mask_RT[rows.to(self.mask_RT.device)], gated_kv
@@ -62,13 +65,13 @@ class LlmInputs:
 
 @dataclass(frozen=True)
 class LlmSupport:
-    """Which of an LLM's own shortcuts give what the plain computation gives (`osm.models.self_check` finds out).
+    """The optimizations of an LLM that give the same result as the plain computation (see `osm.models.self_check`).
 
     Attributes:
-        cache: its cache; False = everything is read again at each step, which is right and slow.
-        chunks: its cache with several tokens at a time; False = they are read one by one.
-        generate: transformers' `generate`, from embeddings of rows that are padded on the left; False = a greedy loop
-            of ours.
+        cache: the LLM's cache is correct. If False, each step recomputes all earlier positions: correct, but slow.
+        chunks: the cache is correct when several tokens are added at once. If False, tokens are added one by one.
+        generate: transformers' `generate` is correct for embeddings of rows with padding on the left. If False, a
+            greedy loop of this package is used.
     """
 
     cache: bool = True
@@ -77,31 +80,41 @@ class LlmSupport:
 
 
 def llm_support(llm: nn.Module) -> LlmSupport:
-    """What was found out about an LLM; all is supported where nothing was."""
+    """Return what `set_llm_support` stored for this LLM; an LLM that was not checked supports everything."""
     return getattr(llm, "osm_support", LlmSupport())
 
 
 def set_llm_support(llm: nn.Module, support: LlmSupport) -> None:
-    """Keeps with the LLM what was found out about it."""
-    llm.osm_support = support
+    """Store on the LLM which optimizations it supports."""
+    vars(llm)["osm_support"] = support
+
+
+def word_embeddings(llm: nn.Module) -> nn.Embedding:
+    """Return the input embeddings of a Hugging Face LLM."""
+    return cast("PreTrainedModel", llm).get_input_embeddings()  # type: ignore[return-value]
+
+
+def llm_config(llm: nn.Module) -> Any:
+    """Return the Hugging Face config of an LLM, whose fields differ between LLM classes."""
+    return llm.config
 
 
 def cache_argument(llm: nn.Module) -> str | None:
-    """The name of the cache among the arguments of an LLM's `forward`; None where it takes none."""
+    """Return the name of the cache argument of the LLM's `forward`, or None if it has none."""
     accepted = inspect.signature(llm.forward).parameters
     return next((name for name in CACHE_NAMES if name in accepted), None)
 
 
 @dataclass(frozen=True)
 class DecodingState:
-    """What decoding continues from.
+    """The state of decoding after some positions.
 
     Attributes:
-        cache: the LLM's own; None where it reads everything again at each step.
+        cache: the LLM's cache; None if each step recomputes all positions.
         embeds_RTW: all embeddings so far; None with a cache.
-        gated_kv: what the gated layers of the LLM attend to, where there are any.
-        device: of token ids.
-        length: how many positions were read.
+        gated_kv: keys and values for the gated layers in the LLM; None without such layers.
+        device: the device for token ids.
+        length: the number of positions so far.
     """
 
     cache: Any
@@ -111,7 +124,7 @@ class DecodingState:
     length: int
 
     def keep(self, rows: Sequence[int]) -> DecodingState:
-        """Selects rows, which may repeat. The old state must not be used any more."""
+        """Select rows, which may repeat. The cache is changed in place: do not use the old state afterwards."""
         index = torch.tensor(list(rows), device=self.device)
         if self.cache is not None:
             select_rows(self.cache, index)
@@ -119,67 +132,70 @@ class DecodingState:
         return replace(self, embeds_RTW=embeds, gated_kv=self.gated_kv and self.gated_kv.select(index))
 
     def copied(self, rows: Sequence[int]) -> DecodingState:
-        """Selects rows, which may repeat. The old state stays as it is."""
+        """Select rows, which may repeat. The old state stays valid."""
         return replace(self, cache=None if self.cache is None else copied_cache(self.cache)).keep(rows)
 
 
 def read_prefix(llm: nn.Module, inputs: LlmInputs) -> tuple[Tensor, DecodingState]:
-    """Reads rows of one length, without padding.
+    """Run the LLM on prefixes of equal length, without padding.
 
     Returns:
-        the logits (R, V) after them in float32, and the state that `read_tokens` takes.
+        float32 logits (R, V) after the last position, and the state for `read_tokens`.
     """
-    embeds, name = inputs.embeds_RTW, cache_argument(llm)
+    embeds_RTW, name = inputs.embeds_RTW, cache_argument(llm)
     cached = name is not None and llm_support(llm).cache
     with inputs.conditioned():
-        out = llm(inputs_embeds=embeds, use_cache=cached, **_keeping(llm, 1))
+        out = llm(inputs_embeds=embeds_RTW, use_cache=cached, **_keeping(llm, 1))
     cache = _cache_of(out, str(name)) if cached else None
-    state = DecodingState(cache, None if cached else embeds, inputs.gated_kv, embeds.device, embeds.shape[1])
+    state = DecodingState(
+        cache, None if cached else embeds_RTW, inputs.gated_kv, embeds_RTW.device, embeds_RTW.shape[1]
+    )
     return out.logits[:, -1].float(), state
 
 
 def read_tokens(
     llm: nn.Module, ids: Sequence[Sequence[int]], state: DecodingState, every_position: bool = False
 ) -> tuple[Tensor, DecodingState]:
-    """Reads the same number of further tokens in each row.
+    """Run the LLM on further tokens, equally many in each row.
 
     Args:
-        state: must not be used any more afterwards (a cache grows in place).
+        ids: the token ids of each row.
+        state: must not be used afterwards, because the cache grows in place.
 
     Returns:
-        float32 logits (R, V) after the last token, or with `every_position` (R, n, V) after each of them, and the state
-        after them.
+        float32 logits (R, V) after the last token, or (R, n, V) after each of the n tokens with `every_position`; and
+        the new state.
     """
-    tokens = torch.tensor([list(row) for row in ids], device=state.device)
-    if state.embeds_RTW is None and tokens.shape[1] > 1 and not llm_support(llm).chunks:
+    tokens_RT = torch.tensor([list(row) for row in ids], device=state.device)
+    if state.embeds_RTW is None and tokens_RT.shape[1] > 1 and not llm_support(llm).chunks:
         each = []
-        for column in tokens.split(1, dim=1):
+        for column in tokens_RT.split(1, dim=1):
             logits, state = read_tokens(llm, column.tolist(), state)
             each.append(logits)
         return (torch.stack(each, 1) if every_position else each[-1]), state
-    given: dict[str, Any] = _keeping(llm, tokens.shape[1] if every_position else 1)
+    given: dict[str, Any] = _keeping(llm, tokens_RT.shape[1] if every_position else 1)
     if state.embeds_RTW is None:
-        given |= {"input_ids": tokens, "use_cache": True, str(cache_argument(llm)): state.cache}
-        if "position_ids" in inspect.signature(llm.forward).parameters:  # not every LLM asks its cache where it is
-            places = torch.arange(state.length, state.length + tokens.shape[1], device=state.device)
-            given["position_ids"] = places.expand(len(tokens), -1)
+        given |= {"input_ids": tokens_RT, "use_cache": True, str(cache_argument(llm)): state.cache}
+        if "position_ids" in inspect.signature(llm.forward).parameters:  # not every LLM infers positions from its cache
+            places = torch.arange(state.length, state.length + tokens_RT.shape[1], device=state.device)
+            given["position_ids"] = places.expand(len(tokens_RT), -1)
     else:
-        words = llm.get_input_embeddings()(tokens).to(state.embeds_RTW)
-        state = replace(state, embeds_RTW=torch.cat([state.embeds_RTW, words], 1))
+        words_RTW = word_embeddings(llm)(tokens_RT).to(state.embeds_RTW)
+        state = replace(state, embeds_RTW=torch.cat([state.embeds_RTW, words_RTW], 1))
         given |= {"inputs_embeds": state.embeds_RTW, "use_cache": False}
     with state.gated_kv or contextlib.nullcontext():
-        logits = llm(**given).logits[:, -tokens.shape[1] :].float()
-    state = replace(state, length=state.length + tokens.shape[1])
+        logits = llm(**given).logits[:, -tokens_RT.shape[1] :].float()
+    state = replace(state, length=state.length + tokens_RT.shape[1])
     return (logits if every_position else logits[:, -1]), state
 
 
 def _keeping(llm: nn.Module, count: int) -> dict[str, Any]:
-    """The LM head is costly: it runs at the last positions alone, where the LLM can do that."""
+    """Return the argument that limits the costly LM head to the last positions, if the LLM's `forward` has it."""
     return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(llm.forward).parameters else {}
 
 
 def _cache_of(out: Any, name: str) -> Any:
-    """The cache in an LLM's output. Looked up by key: the attributes of old names warn."""
+    """Return the cache in an LLM's output. It is looked up by key because deprecated attributes warn on access."""
     found = next((vars(out)[key] for key in (name, *CACHE_NAMES) if vars(out).get(key) is not None), None)
     if found is None:
         raise OsmError(f"{type(out).__name__}: the LLM returned no cache (none of {', '.join(CACHE_NAMES)})")
@@ -187,13 +203,13 @@ def _cache_of(out: Any, name: str) -> Any:
 
 
 def select_rows(cache: Any, rows: Tensor) -> None:
-    """Selects rows of a cache in place, on whichever device each layer lies; they may repeat, and be more or fewer.
+    """Select rows of a cache in place. Rows may repeat, so the batch may grow or shrink; layers may be on any device.
 
-    `reorder_cache` is the one method that layers of every kind have (keys and values, recurrent states, both), and an
-    index of another length than the batch does what it says.
+    We use `reorder_cache` because it is the only method that caches of keys and values and of recurrent states share;
+    it also accepts an index that is longer or shorter than the batch.
 
     Raises:
-        OsmError: a cache without such a method.
+        OsmError: the cache has no `reorder_cache`.
     """
     if not hasattr(cache, "reorder_cache"):
         raise OsmError(
@@ -204,9 +220,9 @@ def select_rows(cache: Any, rows: Tensor) -> None:
 
 
 def copied_cache(cache: Any) -> Any:
-    """A cache that shares no state with the old one once rows of it were selected.
+    """Return a copy of a cache that can be changed by `select_rows` without affecting the original.
 
-    Selecting makes new tensors, so tensors are not copied here; the dicts and lists that hold them are.
+    Selecting rows creates new tensors, so only the containers (dicts, lists, sets) are copied, not the tensors.
     """
     if not hasattr(cache, "layers"):
         return copy.deepcopy(cache)

@@ -39,9 +39,11 @@ from osm.models.llm_forward import (
     LlmInputs,
     LlmSupport,
     cache_argument,
+    llm_config,
     read_prefix,
     read_tokens,
     set_llm_support,
+    word_embeddings,
 )
 from osm.models.lora import lora_parameters, without_lora
 from osm.models.osm import OmniScientModel
@@ -87,7 +89,7 @@ def check_key(model: OmniScientModel) -> str:
     config = model.config
     sizes = {name: as_dict(getattr(config, name)) for name in ("bridge", "lora")}
     digest = hashlib.sha256(json.dumps([config.llm.quantization, sizes], sort_keys=True).encode())
-    digest.update(str(model.llm.config.to_json_string()).encode())
+    digest.update(str(llm_config(model.llm).to_json_string()).encode())
     for name in _LIBRARIES:
         digest.update(f"{name} {_version(name)}".encode())
     for module in (gated, llm_forward, llm):
@@ -129,7 +131,7 @@ class _Examination:
 
     def __init__(self, model: OmniScientModel) -> None:
         self.model, self.llm = model, model.llm
-        self.words = model.llm.get_input_embeddings()
+        self.words = word_embeddings(model.llm)
         self.device = self.words.weight.device
         self.quantised = bool(model.config.llm.quantization)
         self.generator = torch.Generator().manual_seed(0)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from osm.models.llm import LlmInputs, generate
-from osm.models.llm_forward import DecodingState, llm_support, read_prefix, read_tokens
+from osm.models.llm import generate
+from osm.models.llm_forward import DecodingState, LlmInputs, llm_support, read_prefix, read_tokens
 from osm.recognition.vocabulary import Trie
 
 

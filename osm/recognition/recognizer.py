@@ -20,7 +20,8 @@ from osm.errors import OsmError
 from osm.io.images import as_rgb
 from osm.models.bridges.bridge import Instruction
 from osm.models.factory import load_model, pick_device
-from osm.models.llm import LlmInputs, stop_ids
+from osm.models.llm import stop_ids
+from osm.models.llm_forward import LlmInputs
 from osm.models.osm import OmniScientModel
 from osm.models.quantize import check_device
 from osm.recognition.budget import RowBudget, memory_of

@@ -53,7 +53,7 @@ def make(folder: Path, variant: str = "maskqformer", family: str = "", **changes
 def test_an_llm_that_would_be_wrong_is_refused_when_it_is_built(
     family: str, variant: str, why: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(OsmError, match=rf"model.llm.name .* does not work as the LLM of variant '{variant}': {why}"):
+    with pytest.raises(OsmError, match=rf"model.llm.name .* does not work as the LLM of the bridge '{variant}': {why}"):
         make(tmp_path, variant, family)
     assert make(tmp_path, variant, family, llm={"self_check": False}).config.llm.self_check is False
 
