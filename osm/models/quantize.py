@@ -118,9 +118,8 @@ def _check_share(llm: nn.Module, name: str, where: str) -> None:
     """
     layers = nn.ModuleList(decoder_layers(llm))
     plain = {key: p.numel() for key, p in layers.named_parameters() if p.ndim > 1 and _is_plain(p)}
-    linear: list[Any] = [
-        m for m in layers.modules() if hasattr(m, "in_features") and not _is_plain(getattr(m, "weight", None))
-    ]
+    modules: list[Any] = [module for module in layers.modules() if hasattr(module, "in_features")]
+    linear = [module for module in modules if not _is_plain(module.weight)]
     kept, packed = sum(plain.values()), sum(m.in_features * m.out_features for m in linear)
     if not kept or kept < 0.1 * (kept + packed):
         return
