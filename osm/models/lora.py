@@ -38,7 +38,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
     unknown = [target for target in config.targets if target not in linear]
     if unknown:
         raise OsmError(
-            f"model.lora.targets: {unknown[0]!r} is no linear layer of this LLM; it has {', '.join(sorted(linear))}"
+            f"model.lora.targets: {unknown[0]!r} is not a linear layer of this LLM, which has {', '.join(sorted(linear))}"
         )
     given = peft.LoraConfig(
         r=config.rank,
@@ -109,11 +109,11 @@ def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tenso
     """
     found = {name: value for name, value in state.items() if name.startswith("lora.")}
     if bool(found) != bool(rank):
-        raise OsmError(f"{where} has {len(found)} entries of LoRA, its config has model.lora.rank {rank}")
+        raise OsmError(f"{where} has {len(found)} LoRA entries, but its config has model.lora.rank {rank}")
     for name, value in found.items():
         axis = 0 if "lora_A" in name else 1
         other = name.replace("lora_A", "lora_B") if axis == 0 else name.replace("lora_B", "lora_A")
         fits = isinstance(value, Tensor) and value.ndim == 2 and _fits_rank(value.shape[axis], rank, name)
         if not fits or _MARK not in name or other not in found:
-            raise OsmError(f"{where}: {name} is no half of a change of rank {rank}")
+            raise OsmError(f"{where}: {name} is not one half of a LoRA pair of rank {rank}")
     return {name: torch.empty(value.shape, device="meta") for name, value in found.items()}

@@ -126,9 +126,11 @@ class MaskFeatures:
 
     @property
     def device(self) -> torch.device:
+        """The device of the tensors."""
         return next(iter(self._values().values())).device
 
     def to(self, device: torch.device | str) -> Self:
+        """Return a copy with all tensors on a device."""
         return replace(self, **{name: value.to(device) for name, value in self._values().items()})  # type: ignore[arg-type]
 
     def rows(self) -> list[Self]:

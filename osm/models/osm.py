@@ -56,7 +56,7 @@ class OmniScientModel(nn.Module):
         self.tower.requires_grad_(False).eval()
         self.llm.requires_grad_(False).eval()
         if lora_parameters(llm):
-            raise OsmError("this LLM has LoRA's changes of another model within it; load it anew")
+            raise OsmError("this LLM already contains the LoRA layers of another model; load the LLM again")
         if config.lora.rank:
             add_lora(llm, config.lora)
         self.bridge.attach(llm)
@@ -68,6 +68,7 @@ class OmniScientModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the trained parts and of the model's outputs."""
         return self.window_pos_embed.device
 
     def train(self, mode: bool = True) -> OmniScientModel:
@@ -176,7 +177,7 @@ class OmniScientModel(nn.Module):
         dataset_type: str | Sequence[str] = "any",
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """The training loss.
+        """Compute the training loss.
 
         Args:
             pixel_values: (N, 3, S, S), normalised.
@@ -256,7 +257,7 @@ class OmniScientModel(nn.Module):
         *,
         config: ModelConfig | None = None,
     ) -> OmniScientModel:
-        """Builds the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
+        """Build the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
 
         The Q-Former, `language_projection` and the query tokens are copied from it (the bridge `flamingo` takes its ViT
         and LLM alone); `window_pos_embed` starts N(0, 1) as published; the model is in eval mode. `config` sets the
@@ -329,6 +330,6 @@ def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:
 def _image_index(image_index: Tensor | None, images: int, keys: MaskFeatures) -> Tensor:
     if image_index is None:
         if images != len(keys):
-            raise OsmError(f"{len(keys)} masks for {images} images: image_index must say which is of which")
+            raise OsmError(f"{len(keys)} masks for {images} images: image_index must give the image of each mask")
         return torch.arange(images, device=keys.device)
     return image_index.to(keys.device)

@@ -39,7 +39,9 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
     def size(name: str, dimensions: int, axis: int) -> int:
         value = named.get(name)
         if not isinstance(value, Tensor) or value.ndim != dimensions:
-            raise _LackingError(f"{where} has no entry {name} of {dimensions} dimensions: it is no OmniScient Model's")
+            raise _LackingError(
+                f"{where} has no entry {name} of {dimensions} dimensions: it is not a checkpoint of OmniScientModel"
+            )
         return value.shape[axis]
 
     size("window_pos_embed", 3, -1)

@@ -131,7 +131,7 @@ class RowBudget:
             self.memory.release()
         if rows == 1:
             raise OsmError(
-                "memory does not hold one mask's row in the LLM: spread it with --device_map auto, or use a smaller one"
+                "one mask's row does not fit into memory in the LLM: give --device_map auto, or use a smaller LLM"
             )
         self.positions = self._ceiling = rows * length // 2
 

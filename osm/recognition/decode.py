@@ -228,7 +228,7 @@ class _Beam:
 
 
 def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
-    """Whole names before cut ones; of names that differ in their end token alone, the likeliest."""
+    """Return the best `count` beams: ended beams before cut ones, then by score, one per name."""
     best: dict[tuple[int, ...], _Beam] = {}
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)

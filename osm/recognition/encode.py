@@ -93,8 +93,8 @@ class ImageEncoder:
             except torch.OutOfMemoryError:
                 if self.windows_at_once == 1:
                     raise OsmError(
-                        "memory does not hold one window of the image in the tower: name on the CPU (--device cpu), or "
-                        "free what else is on the device"
+                        "one window of the image does not fit into memory in the tower: use the CPU (--device cpu), or "
+                        "free memory on the device"
                     ) from None
             # We release memory outside of the handler because the exception keeps the batch's tensors alive.
             self.windows_at_once = min(self.windows_at_once, len(windows_B3ww)) // 2 or 1

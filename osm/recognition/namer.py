@@ -94,7 +94,7 @@ class Namer:
             OsmError: masks have another size than their image, or the model does not have a mode.
         """
         if isinstance(modes, str):
-            raise OsmError(f"modes is the text {modes!r}; a list is needed: [{modes!r}]")
+            raise OsmError(f"modes is the string {modes!r}; a list is needed: [{modes!r}]")
         checked = [_checked(image, of_image) for image, of_image in zip(images, masks, strict=True)]
         modes = list(dict.fromkeys(modes))
         if not modes:

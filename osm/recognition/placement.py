@@ -119,7 +119,7 @@ def spread(
     if "disk" in placed.values() and offload_folder is None:
         raise OsmError(
             f"--device_map {shown(device_map)}: {list(placed.values()).count('disk')} parts of the LLM go to the disk; "
-            "say where with --offload_folder, or give it more memory with --max_memory"
+            "give a folder for them with --offload_folder, or more memory with --max_memory"
         )
     folder = None
     if "disk" in placed.values():

@@ -237,7 +237,7 @@ class Recognizer:
 
     def _request(self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str] | None, method: str) -> _Request:
         if isinstance(modes, str):
-            raise OsmError(f"modes is the text {modes!r}; a list is needed: [{modes!r}]")
+            raise OsmError(f"modes is the string {modes!r}; a list is needed: [{modes!r}]")
         unknown = sorted(set(modes) - set(self.modes))
         if unknown or not modes:
             raise OsmError(f"mode {(unknown or [''])[0]!r} is not one of this model's: {', '.join(self.modes)}")

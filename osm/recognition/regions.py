@@ -109,7 +109,7 @@ def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
-        raise OsmError(f"{where}: {_formatted(box)} has nothing of the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"{where}: {_formatted(box)} does not overlap the image, which is {size[0]} x {size[1]}")
 
     def draw() -> np.ndarray:
         mask = np.zeros(size[::-1], bool)

@@ -77,7 +77,7 @@ def _is_name(name: Any) -> bool:
 def check_names(names: Iterable[str]) -> list[str]:
     """Return the names in lower case, without duplicates. Raises OsmError if one of them is not valid."""
     if isinstance(names, str):
-        raise OsmError(f"vocabulary is the text {shown(names)}; a list of names is needed")
+        raise OsmError(f"vocabulary is the string {shown(names)}; a list of names is needed")
     if not isinstance(names, Iterable):
         raise OsmError(f"vocabulary is a {type(names).__name__}; a list of names is needed")
     found: dict[str, None] = {}
@@ -129,7 +129,7 @@ def _of_json(text: str, where: str) -> tuple[str, _Found]:
     try:
         document = parse_json(text)
     except ValueError as error:
-        raise OsmError(f"{where} begins as json does, but is none ({error})") from None
+        raise OsmError(f"{where} begins like JSON, but is not valid JSON ({error})") from None
     kind = "a json list"
     if isinstance(document, dict) and "categories" in document:
         kind, document = "the categories of a json", document["categories"]
@@ -140,6 +140,6 @@ def _of_json(text: str, where: str) -> tuple[str, _Found]:
     if isinstance(document, dict) and all(isinstance(name, str) for name in document.values()):
         return "a json of ids and names", [(f"id {shown(key)}", name) for key, name in document.items()]
     if not isinstance(document, list):
-        raise OsmError(f"{where}: of a json, a list of names, an object of ids and names, or 'categories' is needed")
+        raise OsmError(f"{where}: JSON must be a list of names, an object of ids and names, or have 'categories'")
     entries = [entry.get("name") if isinstance(entry, dict) else entry for entry in document]
     return kind, [(f"entry {number}", name) for number, name in enumerate(entries, 1)]

@@ -101,7 +101,7 @@ def test_only_the_named_matrices_are_changed(tmp_path: Path) -> None:
     assert {name.split(".")[4] for name in lora_parameters(model.llm)} == {"q_proj", "v_proj"}
     for wrong in ("nothing", "embed_tokens", "q_pro"):
         with pytest.raises(
-            OsmError, match=rf"model.lora.targets: '{wrong}' is no linear layer of this LLM; it has down_proj"
+            OsmError, match=rf"model.lora.targets: '{wrong}' is not a linear layer of this LLM, which has down_proj"
         ):
             make(tmp_path, lora={"rank": 2, "targets": ["q_proj", wrong]})
 
@@ -111,7 +111,9 @@ def test_an_llm_with_lora_within_is_not_taken_for_a_plain_one() -> None:
     config = ModelConfig(base_model_name="b", lora=LoraConfig(rank=2))
     OmniScientModel.from_instructblip(base, 56, 28, 28, config=config)
     for again in (config, ModelConfig(base_model_name="b")):
-        with pytest.raises(OsmError, match="this LLM has LoRA's changes of another model within it; load it anew"):
+        with pytest.raises(
+            OsmError, match="this LLM already contains the LoRA layers of another model; load the LLM again"
+        ):
             OmniScientModel.from_instructblip(base, 56, 28, 28, config=again)
 
 
