@@ -38,7 +38,8 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
     unknown = [target for target in config.targets if target not in linear]
     if unknown:
         raise OsmError(
-            f"model.lora.targets: {unknown[0]!r} is not a linear layer of this LLM, which has {', '.join(sorted(linear))}"
+            f"model.lora.targets: {unknown[0]!r} is not a linear layer of this LLM, which has "
+            f"{', '.join(sorted(linear))}"
         )
     given = peft.LoraConfig(
         r=config.rank,
