@@ -26,12 +26,13 @@ from osm.serving import web
 from osm.synthetic import collages
 from osm.synthetic.scenes import write as scenes
 from osm.training import config as training_config
-from osm.training import export
+from osm.training import export, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "quickstart": quickstart.parser,
+    "schema": schema.parser,
     "scenes": scenes.parser,
     "collages": collages.parser,
     "prepare": convert.parser,

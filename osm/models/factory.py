@@ -1,4 +1,4 @@
-"""Builds models: from a config, a published base, or a checkpoint."""
+"""Build models from a config, a published base model, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -50,17 +50,21 @@ def create_model_and_transforms(
     llm_channel: int | None = None,
     **overrides: Any,
 ) -> tuple[OmniScientModel, Processor]:
-    """Builds a model, untrained, with the transforms for its input.
+    """Build an untrained model and the transforms of its input.
 
     Args:
-        base_model_name: an InstructBLIP hub id or folder, one of the project's configs (`osm_small`), or a YAML file.
-        input_size, sliding_window_size, sliding_window_stride: pixels; None = the config's.
-        backbone_output_stride, backbone_output_channel, maskqformer_channel, llm_channel: checked against what the
-            parts really have (published flags).
+        base_model_name: an InstructBLIP (hub id or folder), a config of the project (`osm_small`), or a YAML file.
+        input_size: S in pixels; None = the value of the config.
+        sliding_window_size: w in pixels; None = the value of the config.
+        sliding_window_stride: s in pixels; None = the value of the config.
+        backbone_output_stride: the expected patch size of the tower (a published flag).
+        backbone_output_channel: the expected width of the tower (a published flag).
+        maskqformer_channel: the expected width of the bridge (a published flag).
+        llm_channel: the expected width of the LLM (a published flag).
         overrides: other fields of `ModelConfig`.
 
     Raises:
-        OsmError: weights that cannot be found, sizes that do not fit.
+        OsmError: weights are not found, or sizes do not fit.
     """
     sizes: dict[str, Any] = {
         "input_size": input_size,
@@ -95,12 +99,13 @@ def base_config(
 def check_widths(
     model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
 ) -> None:
-    """Compares the published width flags with the model's parts."""
+    """Raise OsmError if a published width flag (None = not given) differs from the width of the model's part."""
+    llm_part: Any = model.llm
     actual = {
         "--backbone_output_stride": (stride, model.tower.patch),
         "--backbone_output_channel": (channel, model.tower.width),
         "--maskqformer_channel": (qformer, getattr(model.bridge.config, "width", 0)),
-        "--llm_channel": (llm, model.llm.get_input_embeddings().embedding_dim),
+        "--llm_channel": (llm, llm_part.get_input_embeddings().embedding_dim),
     }
     for flag, (given, found) in actual.items():
         if given is not None and given != found:
@@ -108,11 +113,11 @@ def check_widths(
 
 
 def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
-    """Builds a model, untrained, and its processor from a config; the bridge's start follows torch's seed.
+    """Build an untrained model and its processor from a config. Torch's seed decides the bridge's initial values.
 
     Raises:
-        OsmError: weights that cannot be found, sizes that do not fit each other, the weights or the memory, or an LLM
-            that `osm.models.self_check` finds wrong.
+        OsmError: weights are not found; sizes do not fit each other, the weights or the memory; or the LLM fails
+            `osm.models.self_check`.
     """
     check_room(config)
     model, processor = _build_instructblip(config) if config.base_model_name else _build_parts(config)
@@ -150,12 +155,14 @@ def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
     section, window = config.tower, config.sliding_window_size
     kind: type[Tower] = TOWERS.get(section.kind)
     tower = kind.of(section, window)
+    if not any(True for _ in tower.parameters()):
+        raise OsmError(f"model.tower.kind {section.kind!r}: expected a tower with parameters, found none")
     check_tokens(tower, window, f"model.tower {section.name or section.kind!r} with windows of {window} pixels")
     return tower, replace(section, source=tower.source) if tower.source else section
 
 
 def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
-    def load(place: Found) -> tuple[nn.Module, Any, Any]:
+    def load(place: Found) -> tuple[Any, Any, Any]:
         options = from_pretrained_options(place)
         base, info = InstructBlipForConditionalGeneration.from_pretrained(
             place.location, dtype=torch.float32, output_loading_info=True, **model_options(place)
@@ -220,16 +227,24 @@ def _refuse(settings: Sequence[str], name: str | Path) -> None:
 
 
 def shipped(name: str | Path) -> Path | None:
-    """The folder of a trained model that comes with this package, by its name; a folder of that name goes first."""
+    """Return the folder of a trained model in this package, or None if there is none or a folder has the same name."""
     folder = shipped_folder() / str(name)
     plain = str(name).isidentifier() and not Path(name).exists()
     return folder if plain and (folder / "model.safetensors").is_file() else None
 
 
 def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
-    """Loads a folder of `save_pretrained`, or a hub id that holds one (where there is a network or a cache).
+    """Load a folder of `save_pretrained`, or a hub repository with such a folder.
 
-    With a `base_model` that is handed in there is no processor: its tokenizers are not known.
+    Args:
+        name: the folder, its URL, or the hub id.
+        base_model: the InstructBLIP to build around. None = the frozen parts are loaded by the names in the config.
+
+    Returns:
+        (model, processor). The processor is None with a given `base_model`, because its tokenizers are not known.
+
+    Raises:
+        OsmError: no such folder or repository, or the frozen parts are not those that the bridge was trained with.
     """
     name = checkpoint.localized(name, "checkpoint")
     folder = shipped(name) or Path(name)
@@ -258,7 +273,11 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` = cuda, mps or cpu, the first there is. Raises OsmError for one that is not there."""
+    """Return the torch device. `auto` is the first available one of cuda, mps and cpu.
+
+    Raises:
+        OsmError: the device is not available.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, there in available.items() if there))

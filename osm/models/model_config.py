@@ -1,7 +1,7 @@
 """The config of a model: its frozen tower and LLM, its trained bridge and LoRA, and the sizes they share.
 
-The section of a tower or a bridge names its `kind`. The class that `TOWERS` or `BRIDGES` has for the kind brings the
-dataclass of its settings (its attribute `Config`), so this module knows no kind.
+The section of a tower or a bridge names its `kind`. The class that `TOWERS` or `BRIDGES` has for the kind has the
+dataclass of its settings as its attribute `Config`, so this module names no kind.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class LoraConfig:
             raise OsmError(f"model.lora.dropout {self.dropout} is not between 0 and 1")
         if not self.rank and (self.alpha, self.dropout, self.targets) != (16.0, 0.0, ()):
             raise OsmError(
-                "model.lora.rank is 0, so that the other settings of model.lora mean nothing; set it to 8, say"
+                "model.lora.rank is 0, so the other settings of model.lora have no effect; set it to 8, for example"
             )
 
 
@@ -235,8 +235,8 @@ class ModelConfig:
             raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} is not nearest or area")
         if self.llm.quantization and self.base_model_name:
             raise OsmError(
-                f"model.llm.quantization {self.llm.quantization!r}: an LLM that an InstructBLIP brings "
-                f"(model.base_model_name {self.base_model_name!r}) is not quantised; name tower and llm by themselves"
+                f"model.llm.quantization {self.llm.quantization!r}: the LLM of an InstructBLIP (model.base_model_name "
+                f"{self.base_model_name!r}) cannot be quantised; set model.tower and model.llm instead"
             )
         self.bridge.check_model(self)
         if self.input_size > LARGEST:
@@ -245,15 +245,14 @@ class ModelConfig:
             raise OsmError(f"--context_enlarge_ratio {self.context_enlarge_ratio} is not a finite number")
         if not 1 <= self.sliding_window_size <= self.input_size:
             raise OsmError(
-                f"--sliding_window_size {self.sliding_window_size} must lie between 1 and --input_size "
-                f"{self.input_size}"
+                f"--sliding_window_size {self.sliding_window_size} must be between 1 and --input_size {self.input_size}"
             )
         if self.sliding_window_size > _LARGEST_WINDOW:
             raise OsmError(f"--sliding_window_size {self.sliding_window_size} is over {_LARGEST_WINDOW}")
         if not 1 <= self.sliding_window_stride <= self.sliding_window_size:
             raise OsmError(
-                f"--sliding_window_stride {self.sliding_window_stride} must lie between 1 and --sliding_window_size "
-                f"{self.sliding_window_size}, or parts of the image would be seen by no window"
+                f"--sliding_window_stride {self.sliding_window_stride} must be between 1 and --sliding_window_size "
+                f"{self.sliding_window_size}, otherwise no window would cover some parts of the image"
             )
         self.tower.check_model(self)
         if ANY_MODE not in self.modes or len(set(self.modes)) != len(self.modes):

@@ -137,9 +137,13 @@ def _or_empty(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"anyOf": [dict(schema), {"type": "null"}]}
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `osm schema`, which has no flags."""
+    return argparse.ArgumentParser(prog="osm schema", description="Prints the JSON schema of the config files.")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm schema`, and return its exit code."""
-    parser = argparse.ArgumentParser(prog="osm schema", description="Prints the JSON schema of the config files.")
-    parser.parse_args(argv)
+    parser().parse_args(argv)
     echo(json.dumps(config_schema(), indent=2))
     return 0

@@ -139,7 +139,7 @@ def test_settings_that_no_shape_tells_are_compared(change: dict[str, Any], named
         ({"lora": {"rank": -1}}, "model.lora.rank -1 is not 0 to 4096"),
         ({"lora": {"rank": 2, "alpha": 0}}, "model.lora.alpha 0.0 must be over 0"),
         ({"lora": {"rank": 2, "dropout": 1}}, "model.lora.dropout 1.0 is not between 0 and 1"),
-        ({"lora": {"dropout": 0.1}}, "model.lora.rank is 0, so that the other settings of model.lora mean nothing"),
+        ({"lora": {"dropout": 0.1}}, "model.lora.rank is 0, so the other settings of model.lora have no effect"),
         (
             {"llm": {"quantization": "int2"}},
             "model.llm.quantization 'int2' is not one of bnb_int8, bnb_nf4, torchao_int8",

@@ -24,7 +24,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class Tower(nn.Module):
     """The interface of a tower: `forward(windows (W, 3, w, w)) -> (class tokens (W, P, C), patches (W, (w/p)^2, C))`.
 
-    A subclass is found by its name in `osm.models.towers.TOWERS`. The model freezes it and keeps it in eval mode.
+    A subclass is found by its name in `osm.models.towers.TOWERS`. The model freezes it and keeps it in eval mode. A
+    tower has at least one parameter, because its input is cast to the dtype of its parameters.
 
     Attributes:
         Config: the dataclass of this kind's settings.
@@ -171,7 +172,7 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
     except OsmError as error:
         raise OsmError(f"{about}: {error}") from None
     except Exception as error:  # a model that does not suit such windows may raise any exception
-        raise OsmError(f"{about}: the model does not run ({said(error)})") from None
+        raise OsmError(f"{about}: the model does not run ({one_line(error)})") from None
     finally:
         tower.train(training)
     expected = (1, (window // tower.patch) ** 2, tower.width)
@@ -186,7 +187,7 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
     tower.tried |= {window}
 
 
-def said(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return the message of a library's error, on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or repr(error)[:300]
 
