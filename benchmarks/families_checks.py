@@ -24,8 +24,8 @@ from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models.bridges.bridge import Instruction
 from osm.models.factory import build, load_folder
-from osm.models.llm import LlmInputs, stop_ids
-from osm.models.llm_inputs import llm_support
+from osm.models.llm import stop_ids
+from osm.models.llm_forward import LlmInputs, llm_support
 from osm.models.masks import context_mask
 from osm.models.model_config import ModelConfig
 from osm.recognition.decode import Decoder

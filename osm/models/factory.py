@@ -21,10 +21,10 @@ from osm.models.bridges.bridge import Bridge
 from osm.models.llm import check_complete, load_llm, use_tokenizer
 from osm.models.model_config import ModelConfig, TowerConfig, load_model_config
 from osm.models.osm import OmniScientModel
+from osm.models.self_check import check_model
 from osm.models.sizes import check_checkpoint, check_room
 from osm.models.towers import TOWERS
 from osm.models.towers.tower import Tower, check_tokens
-from osm.models.verdicts import check_model
 from osm.models.weights import (
     Found,
     from_pretrained_options,

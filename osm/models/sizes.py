@@ -1,6 +1,6 @@
-"""How large a config's model is, told before anything of it is built: a few digits in a json must not take the memory.
+"""Computes the size of a config's model before it is built, so that a wrong number cannot exhaust the memory.
 
-Parameters are counted in closed form, from below: what is refused would be at least as large as the message says.
+Parameter counts are lower bounds in closed form: a rejected model would be at least as large as the message says.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ _BYTES = 4  # of a parameter in float32
 
 
 class _LackingError(OsmError):
-    """An entry is missing that decides a size."""
+    """An entry that determines a size of the model is missing."""
 
 
 def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Names and shapes (no values) of the entries of a config's model.
+    """Return the checkpoint entries of a config's model as meta tensors: names and shapes, but no values.
 
-    The frozen parts are not needed: the widths they decide are taken from the state.
+    The frozen parts are not needed, because the widths that depend on them are taken from `state`.
 
     Raises:
-        OsmError: entries that decide them are missing, or no model has such sizes.
+        OsmError: an entry that determines a width is missing, or no model can have such sizes.
     """
     named = {str(key).replace("module.", ""): value for key, value in state.items()}
 
     def size(name: str, dimensions: int, axis: int) -> int:
         value = named.get(name)
         if not isinstance(value, Tensor) or value.ndim != dimensions:
-            raise _LackingError(f"{where} has no entry {name} of {dimensions} dimensions: it is no OmniScient Model's")
+            raise _LackingError(
+                f"{where} has no entry {name} of {dimensions} dimensions: it is not a checkpoint of OmniScientModel"
+            )
         return value.shape[axis]
 
     size("window_pos_embed", 3, -1)
@@ -59,10 +61,10 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
 
 
 def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> None:
-    """Compares a config's sizes with the entries of its checkpoint, before the model is built.
+    """Compare a config's sizes with the entries of its checkpoint before the model is built.
 
     Raises:
-        OsmError: an entry is missing, unexpected or of another shape.
+        OsmError: an entry is missing, unexpected or has another shape.
     """
     entries = blank_entries(config, state, where)
     positions, width = entries["window_pos_embed"].shape[-2:]
@@ -81,10 +83,10 @@ def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: st
 
 
 def check_room(config: ModelConfig) -> None:
-    """Refuses a config whose trained parts, or random tower, do not fit this machine's memory.
+    """Reject a config whose trained parts or random tower do not fit into this machine's memory.
 
     Raises:
-        OsmError: they do not; the message says how much is needed.
+        OsmError: a part does not fit; the message says how much memory it needs.
     """
     found = {
         f"model.bridge ({config.bridge.kind})": config.bridge.least_parameters(),
@@ -103,7 +105,7 @@ def check_room(config: ModelConfig) -> None:
 
 
 def machine_memory() -> int:
-    """The memory of this machine, or of the container, in bytes."""
+    """Return the memory of this machine, or the limit of its container if that is smaller, in bytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

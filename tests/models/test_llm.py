@@ -23,8 +23,7 @@ from osm.errors import OsmError
 from osm.models import llm as llms
 from osm.models.bridges import BRIDGES
 from osm.models.factory import build
-from osm.models.llm import LlmInputs
-from osm.models.llm_inputs import LlmSupport, set_llm_support
+from osm.models.llm_forward import LlmInputs, LlmSupport, set_llm_support
 from osm.models.model_config import LlmConfig, ModelConfig
 from osm.models.weights import PIP_SOURCES
 from osm.recognition.recognizer import Recognizer

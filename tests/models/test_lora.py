@@ -22,7 +22,7 @@ from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models.bridges import BRIDGES
-from osm.models.factory import build
+from osm.models.factory import build, load_folder
 from osm.models.llm import load_llm
 from osm.models.lora import add_lora, blank, lora_parameters, without_lora
 from osm.models.model_config import LlmConfig, LoraConfig, ModelConfig, load_model_config
@@ -82,7 +82,7 @@ def test_its_files_hold_lora_and_the_bridge_alone(variant: str, tmp_path: Path) 
     inputs = batch(processor)
     expected = logits(model, inputs)
     model.save_pretrained(tmp_path / "saved")
-    assert torch.equal(logits(OmniScientModel.from_pretrained(tmp_path / "saved"), inputs), expected)
+    assert torch.equal(logits(load_folder(tmp_path / "saved")[0], inputs), expected)
     held = checkpoint.read_folder(tmp_path / "saved")[1]
     assert sum(name.startswith("lora.") for name in held) == 28 and not any(name.startswith("llm.") for name in held)
 
@@ -101,7 +101,7 @@ def test_only_the_named_matrices_are_changed(tmp_path: Path) -> None:
     assert {name.split(".")[4] for name in lora_parameters(model.llm)} == {"q_proj", "v_proj"}
     for wrong in ("nothing", "embed_tokens", "q_pro"):
         with pytest.raises(
-            OsmError, match=rf"model.lora.targets: '{wrong}' is no linear layer of this LLM; it has down_proj"
+            OsmError, match=rf"model.lora.targets: '{wrong}' is not a linear layer of this LLM, which has down_proj"
         ):
             make(tmp_path, lora={"rank": 2, "targets": ["q_proj", wrong]})
 
@@ -111,7 +111,7 @@ def test_an_llm_with_lora_within_is_not_taken_for_a_plain_one() -> None:
     config = ModelConfig(base_model_name="b", lora=LoraConfig(rank=2))
     OmniScientModel.from_instructblip(base, 56, 28, 28, config=config)
     for again in (config, ModelConfig(base_model_name="b")):
-        with pytest.raises(OsmError, match="this LLM has LoRA's changes of another model within it; load it anew"):
+        with pytest.raises(OsmError, match="already contains the LoRA layers of another model; load the LLM again"):
             OmniScientModel.from_instructblip(base, 56, 28, 28, config=again)
 
 
