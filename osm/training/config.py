@@ -22,7 +22,7 @@ from osm.models.factory import base_config
 from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, sibling
-from osm.training.saved import local_checkpoint
+from osm.training.checkpoints import local_checkpoint
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")

@@ -26,9 +26,9 @@ from osm.storage import remote
 from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file
 from osm.terminal import echo
-from osm.training import dcp
+from osm.training.checkpoints import readable_checkpoints
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
-from osm.training.saved import candidates, run_document
+from osm.training.sharded_layout import RUN_FILE, read_run_document, read_tensors
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 FOLDER_FILES = ("config.json", "model.safetensors")
@@ -65,9 +65,9 @@ def read_source(path: Path) -> Source:
         return Source(document.pop("config", None), state, f"checkpoint {path}", document)
     if any((path / name).exists() for name in FOLDER_FILES):
         return Source(*files.read_folder(path), f"checkpoint folder {path}", {})
-    if (path / "run.json").is_file():
+    if (path / RUN_FILE).is_file():
         return _in_mid_run(path)
-    newest = next(iter(candidates(path)), None)
+    newest = next(iter(readable_checkpoints(path)), None)
     if newest is None:
         hint = f"; did you mean {path / 'final'}?" if (path / "final" / "config.json").is_file() else ""
         raise OsmError(f"{path} holds no model: no checkpoint, and no {' and '.join(FOLDER_FILES)}{hint}")
@@ -76,8 +76,9 @@ def read_source(path: Path) -> Source:
 
 def _in_mid_run(path: Path) -> Source:
     """A checkpoint of `osm.training.dcp`."""
-    document = run_document(path)
-    named = {name.removeprefix("model."): value for name, value in dcp.read_whole(path).items() if name[:6] == "model."}
+    document = read_run_document(path)
+    tensors = read_tensors(path)
+    named = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     if not any(name.startswith("bridge.") for name in named) or "model" not in document:
         raise OsmError(f"checkpoint {path} holds no model")
     variant = files.model_config(document["model"], f"checkpoint {path}").variant
