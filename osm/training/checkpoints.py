@@ -116,11 +116,11 @@ def _newest_intact(folder: Path, known_broken: Mapping[Path, str]) -> Path | Non
             broken[checkpoint.path] = str(error)
             continue
         for path, reason in broken.items():
-            echo(f"warning: {reason}; {_set_aside(path)}; going on from {checkpoint.path}", flush=True)
+            echo(f"warning: {reason}; {_set_aside(path)}; resuming from {checkpoint.path}", flush=True)
         return checkpoint.path
     if broken:
         raise OsmError(
-            f"none of the {len(broken)} checkpoints in --run_name {folder} is whole; to begin anew, choose another "
+            f"none of the {len(broken)} checkpoints in --run_name {folder} is intact; to start anew, choose another "
             "folder or remove them:\n  " + "\n  ".join(broken.values())
         )
     return None
@@ -267,8 +267,8 @@ class CheckpointWriter:
         shutil.rmtree(path.with_name(path.name + ".tmp"), ignore_errors=True)
         newest = next(iter(readable_checkpoints(self.folder)), None) or "none in that folder"
         return RunStopped(
-            f"checkpoint {path} could not be written ({last_line(error)}). The newest whole one: {newest}. "
-            "Make room, and the same command goes on from it"
+            f"checkpoint {path} could not be written ({last_line(error)}). The newest intact one: {newest}. "
+            "Free disk space, and run the same command to resume from it"
         )
 
     def wait(self) -> None:

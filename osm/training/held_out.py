@@ -101,7 +101,7 @@ class HeldOut:
             mine = list(self._samples(dataset, raws[self.world.rank :: self.world.size], faults))
             filling = mine[:1] or list(islice(self._samples(dataset, raws, faults), 1))
             if not filling:
-                why = f"all were left out: {dict(faults)}" if faults else f"none in {len(shards)} shard(s)"
+                why = f"all were skipped: {dict(faults)}" if faults else f"none in {len(shards)} shard(s)"
                 raise OsmError(f"--held_out_share {self.share}: no sample of {name} to evaluate on ({why}); give more")
             for number in range(-(-len(raws) // (size * self.world.size))):
                 chosen = mine[number * size : (number + 1) * size]

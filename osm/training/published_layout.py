@@ -120,7 +120,7 @@ class PublishedLayout(CheckpointLayout):
         files.check_meaning(model, document.get("config"), where)
         if "optimizer_state_dict" not in document or "epoch" not in document:
             raise OsmError(
-                f"{where} has no optimizer state: it cannot be resumed from; --start_from begins a new run with it"
+                f"{where} has no optimizer state, so it cannot be resumed; --start_from starts a new run with it"
             )
         _load_optimizer(optimizer, document["optimizer_state_dict"], where)
         stored, epoch = document.get("progress"), document["epoch"]

@@ -93,7 +93,10 @@ def _batch_sizes(before: Mapping[str, Any], config: TrainConfig) -> dict[str, in
 def _report_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, value in now.items():
         if name in before and before[name] != value and name not in _WITHOUT_EFFECT.split():
-            echo(f"changed since: {name} was {str(before[name])[:200]}, and is {str(value)[:200]}", flush=True)
+            echo(
+                f"changed since the checkpoint: {name} was {str(before[name])[:200]}, is now {str(value)[:200]}",
+                flush=True,
+            )
 
 
 def choose_streams(config: TrainConfig, progress: Progress, world: World) -> int:
@@ -105,7 +108,7 @@ def choose_streams(config: TrainConfig, progress: Progress, world: World) -> int
         return config.emulate_world_size
     if progress.streams and progress.streams % world.size == 0:
         if progress.streams != world.size and world.is_main:
-            echo(f"going on with the samples of {progress.streams} processes on {world.size}", flush=True)
+            echo(f"resuming the sample streams of {progress.streams} processes on {world.size}", flush=True)
         return progress.streams
     return world.size
 
@@ -128,7 +131,7 @@ def convert_progress(progress: Progress, config: TrainConfig, streams: int, batc
         if progress.step != progress.epoch * steps:
             raise OsmError(
                 f"the checkpoint is of step {progress.step} after {progress.epoch} epochs, but an epoch of this run "
-                f"has {steps} steps: go on with the processes, batch size and samples that it was made with"
+                f"has {steps} steps: resume with the processes, batch size and samples of the run that wrote it"
             )
     same_steps = progress.step == progress.epoch * steps + progress.batches / accumulation
     if same_steps and progress.goes_on_exactly(streams, config.workers, batches):
@@ -137,8 +140,8 @@ def convert_progress(progress: Progress, config: TrainConfig, streams: int, batc
     moved = progress.moved_to(streams, config.workers, batches, accumulation)
     if is_main:
         echo(
-            f"processes, workers, batch sizes or samples are others than before: going on at step {moved.step}, epoch "
-            f"{moved.epoch}, as far in the schedule; the order of samples is another one",
+            f"the number of processes, workers, batches or samples has changed: resuming at step {moved.step}, epoch "
+            f"{moved.epoch}, at the same point of the schedule; the order of samples changes",
             flush=True,
         )
     return moved

@@ -97,7 +97,7 @@ class ShardedLayout(CheckpointLayout):
         if expected_files is None:
             return
         if not isinstance(expected_files, dict) or not all(_SHARD_FILE.fullmatch(str(name)) for name in expected_files):
-            raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: 'files' is no table of its files")
+            raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: 'files' is not a table of its files")
         for name, expected in expected_files.items():
             file = path / name
             if file.is_symlink() or not file.is_file():
@@ -183,7 +183,7 @@ def read_run_document(path: Path) -> dict[str, Any]:
     except OsmError as error:
         raise UnreadableCheckpoint(str(error)) from None
     if not isinstance(document, dict) or not isinstance(document.get("progress"), dict):
-        raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: no progress of a run in it")
+        raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: it contains no progress of a run")
     digest = document.pop("sha256", None)
     if digest is not None and digest != _document_digest(document):
         raise UnreadableCheckpoint(
@@ -314,14 +314,14 @@ class _TensorReader(FileSystemReader):
         entries = getattr(metadata, "state_dict_metadata", None)
         storage = getattr(metadata, "storage_data", None)
         if not isinstance(entries, dict) or not isinstance(storage, dict) or metadata.storage_meta is None:
-            raise OsmError(f"checkpoint {path} is of something else")
+            raise OsmError(f"checkpoint {path} is not a checkpoint of a training run")
         for name, entry in entries.items():
             if not isinstance(name, str) or not isinstance(entry, dcp_metadata.TensorStorageMetadata):
-                raise OsmError(f"checkpoint {path}: entry {str(name)[:80]!r} is no tensor")
+                raise OsmError(f"checkpoint {path}: entry {str(name)[:80]!r} is not a tensor")
         for location in storage.values():
             inside = re.fullmatch(r"__\d+_\d+\.distcp", str(getattr(location, "relative_path", "")))
             if not isinstance(location, dcp_files._StorageInfo) or not inside or location.transform_descriptors:
-                raise OsmError(f"checkpoint {path} names a file that is not one of its own: {str(location)[:120]}")
+                raise OsmError(f"checkpoint {path} names a file outside of it: {str(location)[:120]}")
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -345,5 +345,5 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in self._CLASSES.get(module, ()):
-            raise OsmError(f"a checkpoint's .metadata asks for {module}.{name}, which none needs; it is not loaded")
+            raise OsmError(f"a checkpoint's .metadata asks for {module}.{name}, which it cannot need; it is not loaded")
         return super().find_class(module, name)

@@ -89,7 +89,7 @@ class SampleFaults:
         if broken and self._samples[name] >= _MIN_SAMPLES and share > self.limit:
             raise RunStopped(
                 f"--{name}_shards: {share:.1%} of {self._samples[name]} samples are broken {dict(broken)}, more than "
-                f"--max_bad_samples {self.limit}; mend the shards, or allow more"
+                f"--max_bad_samples {self.limit}; repair the shards, or allow more"
             )
 
 
@@ -103,5 +103,5 @@ def report_dead_workers() -> Iterator[None]:
             raise
         raise RunStopped(
             f"a process that loads data died ({str(error).splitlines()[0]}): out of memory, or killed. "
-            "The same command goes on from the newest checkpoint; fewer --workers need less memory"
+            "Run the same command to resume from the newest checkpoint; fewer --workers need less memory"
         ) from None

@@ -34,6 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         echo(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
+        echo("interrupted; run the same command to resume from the newest checkpoint", file=sys.stderr)
         return 130
     return 0

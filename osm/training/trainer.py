@@ -179,7 +179,7 @@ class Trainer:
             return
         if Path(path).resolve().is_relative_to(self.folder.resolve()):
             raise OsmError(
-                f"--start_from {public(path)} lies in --run_name {self.folder}, which would be resumed; "
+                f"--start_from {public(path)} is inside --run_name {self.folder}, which would be resumed; "
                 "choose another --run_name for the new run"
             )
         new = start_from(model, path)
@@ -199,7 +199,7 @@ class Trainer:
             if cache is not None and self.progress.epoch < config.num_epochs:
                 skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world, self.shard_cache)
                 if skipped:
-                    echo(f"feature cache {name}: left out {dict(skipped)}", flush=True)
+                    echo(f"feature cache {name}: skipped {dict(skipped)}", flush=True)
             stream = StreamConfig(
                 tuple(shards),
                 chosen.batch_size,
@@ -374,13 +374,13 @@ class Trainer:
         step = self.progress.step
         if self.world.is_main:
             write_atomically(self.folder / "stopped", [json.dumps({"step": step, "signal": signals.received})])
-        raise Stopped(f"stopped by a signal after step {step}; the same command goes on from there")
+        raise Stopped(f"stopped by a signal after step {step}; run the same command to resume from there")
 
     def _disk_failure(self, error: OSError) -> RunStopped:
         newest = next(iter(readable_checkpoints(self.folder)), None)
         return RunStopped(
-            f"--run_name {self.folder} cannot be written ({error}). The newest whole checkpoint: {newest or 'none'}. "
-            "Make room, and the same command goes on from it"
+            f"--run_name {self.folder} cannot be written ({error}). The newest intact checkpoint: {newest or 'none'}. "
+            "Free disk space, and run the same command to resume from it"
         )
 
     # -- figures and messages ----------------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ class Trainer:
             epochs = f"all {self.config.num_epochs} epochs are done"
         layout = f"FSDP {self.config.fsdp_sharding_strategy}" if self.config.fsdp else "whole on each"
         if self.config.fsdp and self.world.size == 1:
-            layout = "whole: --fsdp has one process to share it out to"
+            layout = "whole: --fsdp has only one process"
         return (
             f"{self.folder}: {trained / 1e6:.1f} M parameters trained, {frozen / 1e6:.1f} M frozen, {layout}; "
             f"{self.world.size} process(es) on {self.world.device.type}; {epochs} of "
@@ -471,7 +471,7 @@ def equal_batches(config: TrainConfig, streams: int) -> int:
             f"{config.sets[name].batch_size} = {count} batches"
             for name, count in counts.items()
         )
-        raise OsmError(f"the sets must give equally many batches an epoch, but: {figures}")
+        raise OsmError(f"the sets must give the same number of batches per epoch, but: {figures}")
     return next(iter(counts.values()))
 
 

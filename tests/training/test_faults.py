@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_it(
     said, _ = process.communicate(timeout=200)
     assert process.returncode == (3 if processes == 1 else 1), said
     whole = readable_checkpoints(run)
-    assert whole and f"The newest whole one: {whole[0]}" in said and "No space left on device" in said, said
+    assert whole and f"The newest intact one: {whole[0]}" in said and "No space left on device" in said, said
     assert not list((run / "checkpoints").glob("*.tmp"))
     for path in whole[1:]:
         shutil.rmtree(path)
@@ -239,7 +239,7 @@ def test_half_of_a_checkpoint_is_not_taken_for_one(workshop: Workshop, tmp_path:
     assert losses(workshop.train(run, sets={"pan": (1, 8)})) == losses(whole)
     said = capsys.readouterr().out
     assert f"warning: checkpoint {newest} is broken" in said and "set aside as step_00000006.broken" in said
-    assert f"warning: checkpoint {before / 'run.json'}: No such file" in said and f"going on from {first}" in said
+    assert f"warning: checkpoint {before / 'run.json'}: No such file" in said and f"resuming from {first}" in said
     assert f"resumed from {first}: epoch 0, step 2" in said and not left.exists()
     assert {path.name for path in first.parent.glob("*.broken")} == {"step_00000004.broken", "step_00000006.broken"}
 
@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_model_or_none_is_refused(workshop: Workshop, tm
         for data in path.glob("*.distcp"):
             data.write_bytes(b"nothing")
     with pytest.raises(
-        OsmError, match="none of the 3 checkpoints in --run_name .* is whole"
+        OsmError, match="none of the 3 checkpoints in --run_name .* is intact"
     ):  # not begun anew in silence
         train(parse(workshop.arguments(run, sets={"pan": (1, 8)})))
 
@@ -271,7 +271,7 @@ def test_an_evil_checkpoint_is_refused(workshop: Workshop, tmp_path: Path) -> No
     victim = tmp_path / "made by the file"
     good = (newest / ".metadata").read_bytes()
     (newest / ".metadata").write_bytes(pickle.dumps(Evil(victim)))
-    with pytest.raises(OsmError, match="asks for posix.mkdir, which none needs; it is not loaded"):
+    with pytest.raises(OsmError, match="asks for posix.mkdir, which it cannot need; it is not loaded"):
         sharded_layout.read_tensors(newest)
     given = workshop.arguments(run, "--resume_from_checkpoint", str(newest), sets={"pan": (1, 8)})
     with pytest.raises(OsmError, match=r"\.metadata does not have the checksum|\.metadata has \d+ bytes"):
@@ -283,7 +283,7 @@ def test_an_evil_checkpoint_is_refused(workshop: Workshop, tmp_path: Path) -> No
     place = next(iter(metadata.storage_data.values()))
     place.relative_path = "../step_00000004/__0_0.distcp"
     (newest / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(OsmError, match="names a file that is not one of its own"):
+    with pytest.raises(OsmError, match="names a file outside of it"):
         sharded_layout.read_tensors(newest)
     (newest / ".metadata").write_bytes(good[: len(good) // 2])
     with pytest.raises(sharded_layout.UnreadableCheckpoint):

@@ -160,14 +160,14 @@ def test_saved_on_two_processes_and_gone_on_with_one_and_three(
     on_three = workshop.arguments(three, *FLAGS, "--keep_checkpoints", "9", **options)
     said = finish(start(on_three, launcher(3)))
     # 4 of 9 steps were done, which are 3 of 6 when three processes share the samples.
-    assert "going on at step 3, epoch 0, as far in the schedule" in said
+    assert "resuming at step 3, epoch 0, at the same point of the schedule" in said
     records = read_log(three)
     assert [record["step"] for record in records] == list(range(4, 13))
     assert records[-1]["learning_rate"] == whole[-1]["learning_rate"]
 
     capsys.readouterr()
     workshop.train(run, *FLAGS, **options)
-    assert "going on with the samples of 2 processes on 1" in capsys.readouterr().out
+    assert "resuming the sample streams of 2 processes on 1" in capsys.readouterr().out
     found = read_log(run)
     assert len(found) == 18
     for one, other in zip(whole, found, strict=True):

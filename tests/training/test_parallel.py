@@ -157,7 +157,7 @@ def test_one_process_has_nothing_to_share_out(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workshop.train(tmp_path / "run", "--fsdp", sets={"pan": (2, 4)})
-    assert "whole: --fsdp has one process to share it out to" in capsys.readouterr().out
+    assert "whole: --fsdp has only one process" in capsys.readouterr().out
 
 
 def test_blocks_are_found(workshop: Workshop, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_broken_newest_checkpoint_is_set_aside(
     assert losses(run_of_eight(workshop, run)) == losses(whole)
     printed = capsys.readouterr().out
     before = run / ("checkpoint_0.pt" if newest.is_dir() else "checkpoints/step_00000002")
-    assert f"warning: checkpoint {newest}" in printed and "broken" in printed and f"going on from {before}" in printed
+    assert f"warning: checkpoint {newest}" in printed and "broken" in printed and f"resuming from {before}" in printed
     assert newest.with_name(newest.name + ".broken").exists()
     assert newest.exists()  # written anew on the way
 
