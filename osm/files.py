@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import stat
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,9 @@ except ImportError:  # Windows: two runs that write one file are then not kept a
 
 from osm.documents import MAX_NESTING, MAX_YAML_BYTES, parse_json, parse_yaml
 from osm.errors import OsmError, write_failed
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 MAX_TEXT_BYTES = 64 << 20
 """Of a text file that a person wrote; lists of names and files have a few hundred KB."""
@@ -230,7 +231,7 @@ class PartialFile:
                     self.done += 1
                     end += len(line)
             else:
-                echo(f"{self.path}: made with another {', '.join(changed)}; starting again", file=sys.stderr)
+                logger.info(f"{self.path}: made with another {', '.join(changed)}; starting again")
         self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
         if not end:

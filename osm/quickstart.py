@@ -25,13 +25,15 @@ from osm.config import load_model_config
 from osm.errors import OsmError, RunStopped, exit_code, write_failed
 from osm.files import read_json, write_atomically
 from osm.synthetic.scenes.words import FINE, PLAIN, SETS
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, json_flag, message_logger
+
+logger = message_logger(__name__)
 
 STAGES = "stages.json"
 PARTS = 2
 # glibc would give every large tensor back to the system and fetch it anew, page by page.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-_QUIET = {"TQDM_DISABLE": "1"}  # a bar for every loading of a model of 3 MB says nothing
+_QUIET = {"TQDM_DISABLE": "1"}  # Commands that run side by side would draw their bars over each other.
 
 
 @dataclass(frozen=True)
@@ -243,13 +245,13 @@ def run(options: Options) -> dict[str, float]:
     for number, stage in enumerate(everything, 1):
         title = f"[{number}/{len(everything)}] {stage.name}"
         if stage.name in record["seconds"]:
-            echo(f"{title}: done before ({record['seconds'][stage.name]:.0f} s)", flush=True)
+            logger.info(f"{title}: done before ({record['seconds'][stage.name]:.0f} s)", to_stdout=True)
             continue
-        echo(f"{title}: {stage.what}", flush=True)
+        logger.info(f"{title}: {stage.what}", to_stdout=True)
         seconds = _run_stage(stage)
         record["seconds"][stage.name] = round(seconds, 1)
         write_atomically(path, [json.dumps(record, indent=1) + "\n"])
-        echo(f"{title}: {seconds:.0f} s", flush=True)
+        logger.info(f"{title}: {seconds:.0f} s", to_stdout=True)
     return record["seconds"]
 
 
@@ -273,8 +275,8 @@ def _run_stage(stage: Stage) -> float:
     together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
     for batch in [together] if together else [[command] for command in stage.commands]:
         for command in batch:
-            echo(f"$ {shlex.join(command)}", flush=True)
-        processes = [subprocess.Popen(command, env=environment) for command in batch]
+            logger.info(f"$ {shlex.join(command)}", to_stdout=True)
+        processes = [subprocess.Popen([*command, *json_flag()], env=environment) for command in batch]
         try:
             codes = [process.wait() for process in processes]
         except BaseException:
@@ -340,7 +342,7 @@ def _interrupt(*_: object) -> None:
 def parser() -> argparse.ArgumentParser:
     """The flags of `osm quickstart`."""
     defaults = Options(Path("runs/quickstart"))
-    out = argparse.ArgumentParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
+    out = CommandParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
     out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
     out.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
     out.add_argument("--config", default=defaults.config, help="of the model: a name or a .yaml file [%(default)s]")
@@ -351,6 +353,7 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `osm quickstart`; returns the exit code."""
     args = parser().parse_args(argv)
@@ -369,9 +372,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         echo(*summary(options, run(options)).split("\n"))
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on where it was", file=sys.stderr)
+        logger.info("interrupted: the same command goes on where it was")
         return 130
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,9 @@ from osm.recognition.draw import draw_ids
 from osm.recognition.panoptic import as_png
 from osm.recognition.recognizer import Recognizer
 from osm.recognition.segmenters.base import Segmenter
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 
 @dataclass
@@ -119,18 +120,18 @@ class FolderDemo:
             where = f"[{number}/{len(works)}] {work.image}"
             if not self.overwrite and self._is_done(work):
                 outcome.there += 1
-                echo(f"{where}: is there", file=sys.stderr)
+                logger.info(f"{where}: is there")
                 continue
             try:
                 picture = name_picture(as_rgb(work.image), self.recognizer, self.segmenter, self.request)
             except Exception as error:  # whatever is the matter with it, the others are to be named
                 reason = str(error) if isinstance(error, OsmError) else f"{type(error).__name__}: {error}"
                 outcome.failed[work.image] = reason
-                echo(f"{where}: failed ({reason})", file=sys.stderr)
+                logger.info(f"{where}: failed ({reason})")
                 continue
             self._write(work, picture)
             outcome.named += 1
-            echo(f"{where}: {summary(picture)}", file=sys.stderr)
+            logger.info(f"{where}: {summary(picture)}")
         return outcome
 
     def _is_done(self, work: Work) -> bool:

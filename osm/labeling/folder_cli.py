@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ from osm.recognition.flags import add_checkpoint
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, suffix_of
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 
 def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
     """The flags of `osm folder`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog=prog, allow_abbrev=False, description="Finds and names the segments of every picture of a folder."
     )
     out.add_argument(
@@ -78,15 +79,16 @@ def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
 
 
 @quiet_command
+@console_command
 def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
     """Returns 0, 1 where a picture failed, or 2 after a user's mistake."""
     args = parser(prog).parse_args(argv)
     try:
         return _run(args)
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
     except OSError as error:  # of the results' files: what a picture's own raises is its failure alone
-        echo(f"error: --output_dir {args.output_dir}: {error}", file=sys.stderr)
+        logger.error(f"--output_dir {args.output_dir}: {error}")
     return 2
 
 
@@ -103,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
     places = [localize(place, "images", folder=suffix_of(place) not in SUFFIXES) for place in args.images]
     images, others = images_of(places, args.output_dir)
     if others:
-        echo(f"{len(others)} files that are no pictures: {', '.join(p.name for p in others[:5])}", file=sys.stderr)
+        logger.info(f"{len(others)} files that are no pictures: {', '.join(p.name for p in others[:5])}")
     names = read_names(args.vocabulary) if args.vocabulary else None
     args.output_dir.mkdir(parents=True, exist_ok=True)
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}

@@ -16,7 +16,9 @@ from osm.recognition.flags import METHOD_HELP, add_checkpoint, method_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import public
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognition, Recognizer
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `osm name`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm name",
         allow_abbrev=False,
         description="Names what masks, boxes or points show, or all in a picture.",
@@ -52,13 +54,14 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after a user's mistake."""
     args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         echo(*_answer(args))
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     return 0
 
@@ -132,7 +135,7 @@ def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> 
         rle = encoded(segment.mask)
         found.append({"score": segment.score, "area": segment.area, "bbox": box_of(rle), "segmentation": rle})
     if not found:
-        echo(f"{public(args.image)}: the segmenter {segmenter.name} finds no segment", file=sys.stderr)
+        logger.info(f"{public(args.image)}: the segmenter {segmenter.name} finds no segment")
     return found
 
 

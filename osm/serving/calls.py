@@ -6,7 +6,6 @@ writes a file beside the source of every component's class, nor on an instance, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ import osm
 from osm.errors import OsmError
 from osm.io.images import decode, open_image
 from osm.serving.storage import Uploads
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 _MOST_PAINTINGS = 8  # that were sent and not read yet; a page sends one right before it is read
 
@@ -77,7 +78,7 @@ def without_tracebacks(blocks: Any) -> None:
         if isinstance(error, gr.Error):
             error.print_exception = False
             return error
-        echo(f"warning: malformed call ({error!r:.200})", file=sys.stderr)
+        logger.warning(f"malformed call ({error!r:.200})")
         return gr.Error("The call is malformed", print_exception=False)
 
     def guarded(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

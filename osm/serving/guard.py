@@ -10,7 +10,6 @@ import asyncio
 import ipaddress
 import json
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from urllib.parse import urlsplit
 
 from osm.documents import parse_json
 from osm.serving.storage import Uploads, UploadsFull
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -195,12 +196,12 @@ class Guard:
             await self.app(scope, receive, relay)
         except Exception as error:
             if begun:  # what is left of an answer that was being sent
-                echo(f"warning: {scope['method']} {scope['path']}: broken off ({error!r:.200})", file=sys.stderr)
+                logger.warning(f"{scope['method']} {scope['path']}: broken off ({error!r:.200})")
                 await send({"type": "http.response.body", "body": b""})
                 return
             stumbled, reason = True, repr(error)
         if stumbled:
-            echo(f"warning: {scope['method']} {scope['path']}: malformed call ({reason[:200]})", file=sys.stderr)
+            logger.warning(f"{scope['method']} {scope['path']}: malformed call ({reason[:200]})")
             raise Refusal(400, "the call is malformed")
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,9 @@ from osm.errors import OsmError, RunStopped, write_failed
 from osm.storage import remote
 from osm.storage.locations import HTTP, check_location, is_remote, join, public, split_url
 from osm.storage.remote import Stat
-from osm.terminal import echo
+from osm.terminal import ProgressBar, message_logger
+
+logger = message_logger(__name__)
 
 _OWN = ".osm"  # locks, versions, and files that are being fetched
 _LOCKS, _META, _PARTS = "locks", "meta", "parts"
@@ -40,7 +41,6 @@ _ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # in a file's name
 _QUERY = "query-"  # begins the name of a folder of files by other queries
 _THREADS = 8
 _WAIT = 0.1  # seconds
-_PROGRESS_SECONDS = 10.0
 
 
 def default_folder() -> Path:
@@ -154,7 +154,10 @@ class FileCache:
         size = sum(found.size for found in lacking.values() if found is not None)
         self._check_room(where, sum(found.size for found in files.values() if found is not None))
         self._check_disk(where, size)
-        progress = _Progress(where, len(lacking), size, self.folder)
+        several = len(lacking) > 1
+        if several:
+            amount = f" ({size / 1e9:.3g} GB)" if size else ""
+            logger.info(f"{public(where)}: fetching {len(lacking)} files{amount} to {self.folder}")
 
         def fetch(item: tuple[str, Stat | None]) -> Path | None:
             try:
@@ -164,7 +167,10 @@ class FileCache:
                     return None
                 raise FileNotFoundError(public(item[0])) from None
 
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with (
+            ProgressBar(public(where), len(lacking), "files", enabled=several) as progress,
+            ThreadPoolExecutor(_THREADS) as pool,
+        ):
             for _ in pool.map(fetch, lacking.items()):
                 progress.step()
         return [path for path in map(self.path_of, files) if path.is_file()]
@@ -293,24 +299,6 @@ class FileCache:
             yield
         finally:
             lock.release()
-
-
-class _Progress:
-    """Lines on standard error about many files that are fetched."""
-
-    def __init__(self, where: str, count: int, size: int, folder: Path) -> None:
-        self._where, self._count, self._done = public(where), count, 0
-        self._printed = time.monotonic()
-        if count > 1:
-            told = f" ({size / 1e9:.3g} GB)" if size else ""
-            echo(f"{self._where}: fetching {count} files{told} to {folder}", file=sys.stderr, flush=True)
-
-    def step(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if now - self._printed > _PROGRESS_SECONDS:
-            self._printed = now
-            echo(f"{self._where}: {self._done} of {self._count} files fetched", file=sys.stderr, flush=True)
 
 
 def _digest(url: str) -> str:

@@ -1,8 +1,8 @@
 """Defines what a checkpoint of a training run is, and the interface of the two layouts in which checkpoints are stored.
 
 A checkpoint holds everything that is needed to resume a run: the trained parameters, the optimizer state, and the
-run's counters and stream positions (`Progress`). It holds no random state, because every random draw derives from the
-seed and from the position of the sample. The frozen parts of the model are not stored. Only their hashes are.
+counters and stream positions of the run (`RunPosition`). It holds no random state, because every random draw derives
+from the seed and from the position of the sample. Of the frozen parts of the model, it holds only the hashes.
 
 A run writes checkpoints in two layouts:
 
@@ -26,7 +26,7 @@ import torch
 
 from osm.errors import OsmError, shown
 from osm.models.osm import OmniScientModel
-from osm.training.progress import Progress
+from osm.training.run_position import RunPosition
 
 
 class UnreadableCheckpoint(OsmError):
@@ -80,7 +80,7 @@ class CheckpointLayout(ABC):
     @abstractmethod
     def load(
         self, path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer
-    ) -> tuple[Progress, Mapping[str, Any]]:
+    ) -> tuple[RunPosition, Mapping[str, Any]]:
         """Load a checkpoint into a model and its optimizer. All ranks must call this method together.
 
         The optimizer keeps its own hyperparameters. Only its state is loaded.

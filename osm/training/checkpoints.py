@@ -25,7 +25,7 @@ from osm.models.checkpoint import FILES, config_document
 from osm.models.osm import OmniScientModel
 from osm.storage.cache import localize, user_cache
 from osm.storage.locations import check_location, is_remote, join, suffix_of
-from osm.terminal import echo
+from osm.terminal import message_logger
 from osm.training.checkpoint_layout import Checkpoint, CheckpointLayout, UnreadableCheckpoint
 from osm.training.distributed import World
 from osm.training.published_layout import PublishedLayout, epoch_file
@@ -45,6 +45,8 @@ from osm.training.sharded_layout import (
     unfinished_folders,
     write_run_document,
 )
+
+logger = message_logger(__name__)
 
 _PUBLISHED, _SHARDED = PublishedLayout(), ShardedLayout()
 
@@ -116,7 +118,7 @@ def _newest_intact(folder: Path, known_broken: Mapping[Path, str]) -> Path | Non
             broken[checkpoint.path] = str(error)
             continue
         for path, reason in broken.items():
-            echo(f"warning: {reason}; {_set_aside(path)}; resuming from {checkpoint.path}", flush=True)
+            logger.warning(f"{reason}; {_set_aside(path)}; resuming from {checkpoint.path}", to_stdout=True)
         return checkpoint.path
     if broken:
         raise OsmError(
@@ -248,7 +250,7 @@ class CheckpointWriter:
                 replace_step_folder(temporary, path)
                 sync_folder(path.parent)
                 self._prune(path)
-                echo(f"checkpoint written: {path}", flush=True)
+                logger.info(f"checkpoint written: {path}", to_stdout=True)
         except DCP_ERRORS as error:
             raise self._failure(path, error) from None
 

@@ -22,6 +22,7 @@ from osm.models.factory import base_config
 from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, sibling
+from osm.terminal import CommandParser
 from osm.training.checkpoints import local_checkpoint
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
@@ -214,7 +215,7 @@ def parse(argv: Sequence[str] | None = None) -> Run:
     Raises:
         OsmError: a value that is not right. SystemExit: an unknown flag (argparse).
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = CommandParser(add_help=False, allow_abbrev=False)
     first.add_argument("--datasets", default=None)
     path = first.parse_known_args(argv)[0].datasets
     table = DatasetTable().with_yaml(path) if path else DatasetTable()
@@ -293,7 +294,7 @@ def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dic
 
 def parser(table: DatasetTable) -> argparse.ArgumentParser:
     """All flags; those of the sets are made from the table's rows. What is not given is absent from the namespace."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
     )
     out.add_argument("--config", help="a config of the project (osm, osm_small, osm_nano) or a YAML file [osm]")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +29,12 @@ from osm.models.sizes import blank_entries
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
 from osm.training.checkpoints import readable_checkpoints
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
 from osm.training.sharded_layout import RUN_FILE, read_run_document, read_tensors
+
+logger = message_logger(__name__)
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 FOLDER_FILES = ("config.json", "model.safetensors")
@@ -307,7 +308,7 @@ def _summary(out: str, entries: Mapping[str, Tensor], where: str) -> str:
 
 def export_parser() -> argparse.ArgumentParser:
     """Build the parser of `osm export`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm export",
         allow_abbrev=False,
         description="Write a trained model as a folder (config.json, model.safetensors) or as a published .pt file.",
@@ -328,7 +329,7 @@ def export_parser() -> argparse.ArgumentParser:
 
 def import_parser() -> argparse.ArgumentParser:
     """Build the parser of `osm import`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm import",
         allow_abbrev=False,
         description="Write a .pt file of the published code, which has no model config, as a model that has one.",
@@ -344,12 +345,14 @@ def import_parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def export_main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm export`, and return its exit code."""
     args = export_parser().parse_args(argv)
     return _run(lambda: export(args.source, args.out, args.with_optimizer, args.force, args.half))
 
 
+@console_command
 def import_main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm import`, and return its exit code."""
     args = import_parser().parse_args(argv)
@@ -370,6 +373,6 @@ def _run(job: Callable[[], str]) -> int:
     try:
         echo(job())
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     return 0

@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -22,9 +21,10 @@ from osm.forms import read_sample
 from osm.models.checkpoint import frozen_hashes
 from osm.models.osm import OmniScientModel
 from osm.storage.cache import FileCache
-from osm.terminal import echo
+from osm.terminal import ProgressBar, message_logger
 from osm.training.distributed import World
-from osm.training.tracking import Progress
+
+logger = message_logger(__name__)
 
 
 def open_cache(folder: str, model: OmniScientModel, transform: SampleTransform) -> FeatureCache:
@@ -80,27 +80,26 @@ def fill(
         if not cache.has(dataset.cache_name, key, view)
     }
     _check_room(cache, model, len(mine) * world.size)
-    progress = Progress(f"feature cache {dataset.name}", len(mine), world.is_main)
-    for shard in sorted({shard for shard, _, _ in mine}):
-        for raw in read_shard(shard, shard_cache):
-            if isinstance(raw, SampleError):
-                skipped[raw.reason] += 1
-                continue
-            cache_key = raw.cache_key
-            for view in range(transform.views):
-                if (shard, cache_key, view) not in mine:
+    with ProgressBar(f"feature cache {dataset.name}", len(mine), "views", enabled=world.is_main) as progress:
+        for shard in sorted({shard for shard, _, _ in mine}):
+            for raw in read_shard(shard, shard_cache):
+                if isinstance(raw, SampleError):
+                    skipped[raw.reason] += 1
                     continue
-                try:
-                    scene = read_sample(dataset.form, raw.members, dataset.label_set, dataset.rules)
-                    pixels = scene.pixels(transform.fixed_view(scene, raw.key, view))
-                except SampleError as error:
-                    skipped[error.reason] += 1
-                else:
-                    canvas = transform.processor.padded(pixels)[None].to(world.device)
-                    tokens = model.tower_tokens(transform.processor.pixel_values(canvas))[0]
-                    cache.save(dataset.cache_name, cache_key, view, tokens)
-                progress.step()
-    progress.close()
+                cache_key = raw.cache_key
+                for view in range(transform.views):
+                    if (shard, cache_key, view) not in mine:
+                        continue
+                    try:
+                        scene = read_sample(dataset.form, raw.members, dataset.label_set, dataset.rules)
+                        pixels = scene.pixels(transform.fixed_view(scene, raw.key, view))
+                    except SampleError as error:
+                        skipped[error.reason] += 1
+                    else:
+                        canvas = transform.processor.padded(pixels)[None].to(world.device)
+                        tokens = model.tower_tokens(transform.processor.pixel_values(canvas))[0]
+                        cache.save(dataset.cache_name, cache_key, view, tokens)
+                    progress.step()
     return skipped
 
 
@@ -115,4 +114,4 @@ def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None
             "free; use fewer --views, or another folder"
         )
     if need > 1e9:
-        echo(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}", file=sys.stderr)
+        logger.info(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}")

@@ -26,7 +26,7 @@ from osm.models.osm import OmniScientModel
 from osm.training.checkpoint_layout import Checkpoint, CheckpointLayout, UnreadableCheckpoint, config_in, read_count
 from osm.training.distributed import World
 from osm.training.parallel import distribute_like, full_tensor
-from osm.training.progress import Progress
+from osm.training.run_position import RunPosition
 
 _EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.pt")
 
@@ -110,7 +110,7 @@ class PublishedLayout(CheckpointLayout):
 
     def load(
         self, path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer
-    ) -> tuple[Progress, Mapping[str, Any]]:
+    ) -> tuple[RunPosition, Mapping[str, Any]]:
         """Load a `.pt` checkpoint; see `CheckpointLayout.load`."""
         where = f"checkpoint {path}"
         document = files.read_published(path)
@@ -127,7 +127,7 @@ class PublishedLayout(CheckpointLayout):
         if type(epoch) is not int:
             raise OsmError(f"{where}: its epoch is {shown(epoch)}, a whole number is needed")
         counters = dict(stored) if isinstance(stored, Mapping) else {}
-        progress = Progress.read({**counters, "epoch": epoch + 1, "batches": 0, "positions": {}}, where)
+        progress = RunPosition.read({**counters, "epoch": epoch + 1, "batches": 0, "positions": {}}, where)
         return progress, config_in(stored)
 
 

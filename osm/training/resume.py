@@ -17,12 +17,14 @@ from osm.config import as_dict
 from osm.errors import OsmError
 from osm.models.osm import OmniScientModel
 from osm.storage.locations import public
-from osm.terminal import echo
+from osm.terminal import message_logger
 from osm.training.checkpoint_layout import UnreadableCheckpoint
 from osm.training.checkpoints import layout_of, local_checkpoint, newest_intact, scan, verify
 from osm.training.config import TrainConfig
 from osm.training.distributed import World
-from osm.training.progress import Progress
+from osm.training.run_position import RunPosition
+
+logger = message_logger(__name__)
 
 # Settings that may change between two starts of a run without changing what is trained.
 _WITHOUT_EFFECT = (
@@ -32,7 +34,7 @@ _WITHOUT_EFFECT = (
 
 def resume(
     config: TrainConfig, model: OmniScientModel, optimizer: torch.optim.Optimizer, world: World
-) -> tuple[Progress, Path | None]:
+) -> tuple[RunPosition, Path | None]:
     """Load the checkpoint to resume from, if there is one. All ranks must call this function together.
 
     Broken checkpoints in the run's folder are set aside, and the newest intact one is loaded.
@@ -67,10 +69,10 @@ def resume(
         if world.is_main:
             instead = f", not started from {public(config.start_from)}" if config.start_from else ""
             name = public(config.resume_from_checkpoint) or path
-            echo(f"resumed from {name}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
+            logger.info(f"resumed from {name}: epoch {progress.epoch}, step {progress.step}{instead}", to_stdout=True)
             _report_changed_settings(before, as_dict(config))
         return progress, path
-    return Progress(), None
+    return RunPosition(), None
 
 
 def _epochs(before: Mapping[str, Any], config: TrainConfig) -> int:
@@ -93,13 +95,13 @@ def _batch_sizes(before: Mapping[str, Any], config: TrainConfig) -> dict[str, in
 def _report_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, value in now.items():
         if name in before and before[name] != value and name not in _WITHOUT_EFFECT.split():
-            echo(
+            logger.info(
                 f"changed since the checkpoint: {name} was {str(before[name])[:200]}, is now {str(value)[:200]}",
-                flush=True,
+                to_stdout=True,
             )
 
 
-def choose_streams(config: TrainConfig, progress: Progress, world: World) -> int:
+def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> int:
     """Return the number of sample streams of the run.
 
     A resumed run keeps its number of streams if the ranks can share them equally, so that its samples stay the same.
@@ -108,12 +110,14 @@ def choose_streams(config: TrainConfig, progress: Progress, world: World) -> int
         return config.emulate_world_size
     if progress.streams and progress.streams % world.size == 0:
         if progress.streams != world.size and world.is_main:
-            echo(f"resuming the sample streams of {progress.streams} processes on {world.size}", flush=True)
+            logger.info(f"resuming the sample streams of {progress.streams} processes on {world.size}", to_stdout=True)
         return progress.streams
     return world.size
 
 
-def convert_progress(progress: Progress, config: TrainConfig, streams: int, batches: int, is_main: bool) -> Progress:
+def convert_progress(
+    progress: RunPosition, config: TrainConfig, streams: int, batches: int, is_main: bool
+) -> RunPosition:
     """Return the progress in the units of this run, whose epochs may have another number of batches than before.
 
     Args:
@@ -139,9 +143,9 @@ def convert_progress(progress: Progress, config: TrainConfig, streams: int, batc
         return progress
     moved = progress.moved_to(streams, config.workers, batches, accumulation)
     if is_main:
-        echo(
+        logger.info(
             f"the number of processes, workers, batches or samples has changed: resuming at step {moved.step}, epoch "
             f"{moved.epoch}, at the same point of the schedule; the order of samples changes",
-            flush=True,
+            to_stdout=True,
         )
     return moved

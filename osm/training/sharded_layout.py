@@ -36,7 +36,7 @@ from osm.models import checkpoint as files
 from osm.models.osm import OmniScientModel
 from osm.training.checkpoint_layout import Checkpoint, CheckpointLayout, UnreadableCheckpoint, config_in, read_count
 from osm.training.distributed import World
-from osm.training.progress import Progress
+from osm.training.run_position import RunPosition
 
 STEPS_FOLDER = "checkpoints"
 RUN_FILE = "run.json"
@@ -134,13 +134,13 @@ class ShardedLayout(CheckpointLayout):
 
     def load(
         self, path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer
-    ) -> tuple[Progress, Mapping[str, Any]]:
+    ) -> tuple[RunPosition, Mapping[str, Any]]:
         """Load a step folder, whatever number of ranks wrote it; see `CheckpointLayout.load`."""
         document, where = read_run_document(path), f"checkpoint {path}"
         files.check_frozen(model, document.get("model", {}), where)
         _load_tensors(path, checkpoint_tensors(model, optimizer))
         files.check_meaning(model, document.get("model"), where)
-        return Progress.read(document["progress"], where), config_in(document["progress"])
+        return RunPosition.read(document["progress"], where), config_in(document["progress"])
 
 
 def replace_step_folder(temporary: Path, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,9 @@ from typing import Any
 from osm.data.batch import Batch
 from osm.errors import BY_RULE, OsmError, RunStopped
 from osm.forms.base import ANNOTATION
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal ended the run, and the same command resumes it
 EXIT_FAILED = 3  # the run ended itself
@@ -55,7 +56,7 @@ class StopSignals:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = number
-        echo(f"{signal.Signals(number).name}: stopping at the end of this step", file=sys.stderr, flush=True)
+        logger.info(f"{signal.Signals(number).name}: stopping at the end of this step")
 
 
 class SampleFaults:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from osm.errors import OsmError, RunStopped
 from osm.quiet import quiet_command
-from osm.terminal import echo
+from osm.terminal import console_command, message_logger
+
+logger = message_logger(__name__)
 
 
 @quiet_command
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train. An error ends the run with one line on stderr and an exit code.
 
@@ -25,15 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         train(parse(argv))
     except Stopped as stopped:
-        echo(stopped, file=sys.stderr)
+        logger.info(stopped)
         return EXIT_STOPPED
     except RunStopped as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return EXIT_FAILED
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return 2
     except KeyboardInterrupt:
-        echo("interrupted; run the same command to resume from the newest checkpoint", file=sys.stderr)
+        logger.info("interrupted; run the same command to resume from the newest checkpoint")
         return 130
     return 0

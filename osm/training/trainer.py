@@ -30,7 +30,7 @@ from osm.models.checkpoint import frozen_hashes, start_from
 from osm.models.factory import build, check_widths
 from osm.models.osm import OmniScientModel
 from osm.storage.locations import public
-from osm.terminal import echo
+from osm.terminal import clock, message_logger
 from osm.training import distributed, parallel
 from osm.training import fill_feature_cache as feature_cache
 from osm.training.checkpoints import CheckpointWriter, readable_checkpoints
@@ -38,13 +38,15 @@ from osm.training.config import Run, TrainConfig
 from osm.training.held_out import HeldOut, best_so_far
 from osm.training.meter import Meter, memory_gib, peak_flops
 from osm.training.optimization import advance, check_quantized, go_to_step, hold_frozen, make_optimizer, make_schedule
-from osm.training.progress import Progress
 from osm.training.published_layout import save_trained_model
 from osm.training.resume import choose_streams, convert_progress, resume
+from osm.training.run_position import RunPosition
 from osm.training.step import Stepper, StepResult
 from osm.training.stopping import SampleFaults, Stopped, StopSignals, report_dead_workers
 from osm.training.task import MixLoss, TrainTask
-from osm.training.tracking import Tracker, clock, draw_curve
+from osm.training.tracking import Tracker, draw_curve
+
+logger = message_logger(__name__)
 
 
 def train(run: Run) -> Path:
@@ -184,7 +186,7 @@ class Trainer:
             )
         new = start_from(model, path)
         if self.world.is_main:
-            echo(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", flush=True)
+            logger.info(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", to_stdout=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
         """Build the loader of each set, after filling the feature cache if there is one."""
@@ -199,7 +201,7 @@ class Trainer:
             if cache is not None and self.progress.epoch < config.num_epochs:
                 skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world, self.shard_cache)
                 if skipped:
-                    echo(f"feature cache {name}: skipped {dict(skipped)}", flush=True)
+                    logger.info(f"feature cache {name}: skipped {dict(skipped)}", to_stdout=True)
             stream = StreamConfig(
                 tuple(shards),
                 chosen.batch_size,
@@ -254,7 +256,8 @@ class Trainer:
         tracker = Tracker(self.folder, self.world.is_main, config.wandb, config.wandb_project, as_dict(config))
         writer = CheckpointWriter(self.folder, config.keep_checkpoints, config.delete_previous_checkpoint, self.world)
         try:
-            tracker.say(self._first_line())
+            tracker.report(self._first_line())
+            tracker.show_progress(self.progress.step, self.steps_per_epoch * config.num_epochs)
             if self.renumbered_from is not None:
                 tracker.log({"step": self.progress.step, "renumbered_from": self.renumbered_from})
             if self.world.is_main:
@@ -270,7 +273,7 @@ class Trainer:
             writer.wait()
             final = self.folder / "final"
             save_trained_model(self.model, final, self.world)
-            tracker.say(f"trained model: {final}")
+            tracker.report(f"trained model: {final}")
             self.world.barrier()
             return final
         except OSError as error:
@@ -291,6 +294,7 @@ class Trainer:
             progress.step += 1
             progress.batches += len(micro_batches)
             progress.skipped_steps += result.skipped
+            tracker.step()
             last = progress.batches >= self.batches
             if progress.step % config.logging_steps == 0 or last:
                 self._log(tracker, meter, result)
@@ -342,7 +346,7 @@ class Trainer:
         document = self._progress_document()
         path = writer.write_epoch(epoch, self.model, self.optimizer, self.schedule, document)
         if self.world.is_main:
-            echo(f"checkpoint written: {path}", flush=True)
+            logger.info(f"checkpoint written: {path}", to_stdout=True)
             draw_curve(self.folder)
         self.world.barrier()
 
@@ -359,7 +363,7 @@ class Trainer:
         self.progress.positions = {
             name: {stream: at for part in everywhere for stream, at in part.get(name, {}).items()} for name in here
         }
-        total = Progress(**{**vars(self.progress), "skipped": self._skipped_samples()})
+        total = RunPosition(**{**vars(self.progress), "skipped": self._skipped_samples()})
         return {**total.document(), "config": json.loads(json.dumps(as_dict(self.config)))}
 
     def _start_checkpoint(self, writer: CheckpointWriter) -> None:
@@ -400,9 +404,10 @@ class Trainer:
             figures = {"step": self.progress.step, **found}
             save_trained_model(self.model, self.folder / "best", self.world, figures)
         tracker.log({"step": self.progress.step, "epoch": self.progress.epoch, **found})
-        tracker.say(
+        tracker.report(
             f"held out, step {self.progress.step}: loss {found['eval/loss']:.4f}, "
-            f"{found['eval/accuracy']:.1%} named exactly{', the best yet' if better else ''}"
+            f"{found['eval/accuracy']:.1%} named exactly{', the best yet' if better else ''}",
+            {"step": self.progress.step, **found},
         )
 
     def _log(self, tracker: Tracker, meter: Meter, result: StepResult) -> None:
@@ -432,10 +437,11 @@ class Trainer:
         tracker.log(record)
         left_out = _skipped_in_words(skipped)
         left_out += f", {progress.skipped_steps} steps skipped" if progress.skipped_steps else ""
-        tracker.say(
+        tracker.report(
             f"epoch {progress.epoch} step {progress.step}: loss {interval.loss:.4f}, lr {record['learning_rate']:.2e}, "
             f"grad {result.norm:.2f}, {record['names_per_second']:.2f} names/s, waiting for data "
-            f"{record['data_share']:.0%}, {record['memory_gib']:.1f} GiB{mfu}, {clock(left)} left{left_out}"
+            f"{record['data_share']:.0%}, {record['memory_gib']:.1f} GiB{mfu}, {clock(left)} left{left_out}",
+            {**record, "seconds_left": left},
         )
 
     def _first_line(self) -> str:

@@ -33,6 +33,7 @@ def without_time(meta: bytes) -> dict[str, Any]:
     return {key: value for key, value in json.loads(meta).items() if key != "seconds"}
 
 
+@pytest.mark.usefixtures("console")
 def test_the_same_files_as_here(
     pets: Dataset, tmp_path: Path, clean_s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:

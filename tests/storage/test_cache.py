@@ -172,6 +172,7 @@ def test_a_cache_that_cannot_be(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.usefixtures("console")
 def test_folders(s3: S3Server, cache: FileCache, capsys: pytest.CaptureFixture[str]) -> None:
     bucket = s3.bucket("bkt")
     for name in ("x/a.bin", "x/deep/b.bin", "x2/c.bin"):

@@ -23,7 +23,7 @@ _MOST = {
 
 
 @dataclass
-class Progress:
+class RunPosition:
     """Counters of a run, and how far the streams of its epoch have come.
 
     Attributes:
@@ -62,7 +62,7 @@ class Progress:
         return found
 
     @classmethod
-    def read(cls, document: Mapping[str, Any], where: str) -> Progress:
+    def read(cls, document: Mapping[str, Any], where: str) -> RunPosition:
         """Reads a document of `document`; fields that it lacks keep their defaults.
 
         Raises:
@@ -123,7 +123,7 @@ class Progress:
             return False
         return not self.batches or max(1, self.workers) == max(1, workers)
 
-    def moved_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> Progress:
+    def moved_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
         """The same share of the schedule in a run whose epochs have other batches; what is left of the epoch is drawn
         anew, and may repeat samples of its first part."""
         done = self.batches / max(1, self.batches_per_epoch)
@@ -132,7 +132,7 @@ class Progress:
         epoch, steps = (self.epoch + 1, 0) if steps >= per_epoch and self.batches else (self.epoch, steps)
         batches = steps * accumulation
         step = epoch * per_epoch + steps
-        return Progress(
+        return RunPosition(
             **{
                 **{item.name: getattr(self, item.name) for item in fields(self)},
                 "step": step,
