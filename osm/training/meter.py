@@ -1,4 +1,4 @@
-"""What is counted between two lines of the log: losses of each set's halves, names, times, FLOPs, memory."""
+"""The figures of a log line: losses of each group of rows, names, times, FLOP/s and memory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Dense bf16 / fp16 TFLOP/s of a device, by its makers' data sheets.
+# Dense bf16 / fp16 TFLOP/s of a device, from the manufacturers' data sheets.
 PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "A100": 312.0}
 PEAK_TFLOPS |= {"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "V100": 125.0}
 
 
 def peak_flops(device: torch.device, precision: str, given: float) -> float:
-    """FLOP/s of one device at this precision; 0 = not known."""
+    """Return the peak FLOP/s of one device at a precision; 0 if it is not known.
+
+    Args:
+        given: the value of `--peak_tflops`, which takes precedence; 0 if it is not given.
+    """
     if given:
         return given * 1e12
     if device.type != "cuda" or precision == "fp32":
         return 0.0
     name = torch.cuda.get_device_name(device)
-    # Longest first, so that an L40S is not taken for an L4.
+    # Longest name first, because "L4" is also a part of "L40S".
     found = [peak for key, peak in sorted(PEAK_TFLOPS.items(), key=lambda item: -len(item[0])) if key in name]
     return found[0] * 1e12 if found else 0.0
 
 
 def memory_gib(device: torch.device) -> float:
-    """Returns the most that this process has held: of the GPU's memory where it runs on one; 0 where nothing tells."""
+    """Return the peak memory of this process in GiB: GPU memory on a GPU, otherwise main memory; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if resource is None:
@@ -48,7 +52,15 @@ def memory_gib(device: torch.device) -> float:
 
 @dataclass
 class Interval:
-    """What a meter counted. `halves` has nan where a half had nothing; seconds are this process's own."""
+    """The figures of a meter.
+
+    Attributes:
+        loss: mean loss of a step.
+        halves: mean cross entropy per token of each group; nan if a group had no tokens.
+        names: number of masks that were trained on, over all ranks.
+        steps: number of optimizer steps.
+        seconds, data_seconds: time of this process in total, and waiting for data.
+    """
 
     loss: float
     halves: list[float]
@@ -58,6 +70,7 @@ class Interval:
     data_seconds: float
 
     def record(self, groups: list[tuple[str, str]]) -> dict[str, Any]:
+        """Return the figures as entries of the log; see `MixLoss.groups`."""
         found = zip(groups, self.halves, strict=True)
         return {
             "loss": self.loss,
@@ -69,7 +82,11 @@ class Interval:
 
 
 class Meter:
-    """Sums of what was trained on since the last log line, over all ranks."""
+    """Sums losses, tokens and rows since the last log line.
+
+    Args:
+        groups: number of groups of rows.
+    """
 
     def __init__(self, groups: int, world: World) -> None:
         self.world, self.started, self.data_seconds = world, time.monotonic(), 0.0
@@ -78,18 +95,26 @@ class Meter:
         self.rows, self.steps = torch.zeros((), device=world.device), 0
 
     def add(self, index: Tensor, losses: Tensor, counts: Tensor, weights: Tensor, micro_batches: int) -> None:
-        """One forward of this process."""
+        """Add one forward of this process.
+
+        Args:
+            index: the group of each row.
+            losses, counts: cross entropy and supervised tokens of each row.
+            weights: the weights with which the rows are summed.
+            micro_batches: micro-batches of the step.
+        """
         place = index.to(self.sums.device)
         self.sums[0].index_add_(0, place, losses.to(self.sums))
         self.sums[1].index_add_(0, place, counts.to(self.sums))
         self.loss += reduce_losses(losses, weights).to(self.sums) / micro_batches
 
     def end_step(self, rows: Tensor) -> None:
-        """One optimiser step of all processes, on so many rows."""
+        """Count one optimizer step, with its number of rows over all ranks."""
         self.rows = self.rows + rows
         self.steps += 1
 
     def result(self) -> Interval:
+        """Return the figures over all ranks. All ranks must call this method together."""
         everything = torch.cat([self.sums.flatten(), self.loss[None]]).to(self.world.device)
         everything = self.world.sum(everything).double().cpu()
         sums, loss = everything[:-1].view(2, -1), float(everything[-1])

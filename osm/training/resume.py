@@ -138,14 +138,15 @@ def convert_progress(
                 f"has {steps} steps: resume with the processes, batch size and samples of the run that wrote it"
             )
     same_steps = progress.step == progress.epoch * steps + progress.batches / accumulation
-    if same_steps and progress.goes_on_exactly(streams, config.workers, batches):
+    if same_steps and progress.resumes_exactly(streams, config.workers, batches):
         progress.workers = config.workers
         return progress
-    moved = progress.moved_to(streams, config.workers, batches, accumulation)
+    converted = progress.converted_to(streams, config.workers, batches, accumulation)
     if is_main:
         logger.info(
-            f"the number of processes, workers, batches or samples has changed: resuming at step {moved.step}, epoch "
-            f"{moved.epoch}, at the same point of the schedule; the order of samples changes",
+            "the number of processes, workers, batches or samples has changed: "
+            f"resuming at step {converted.step}, epoch {converted.epoch}, at the same point of the schedule; "
+            "the order of samples changes",
             to_stdout=True,
         )
-    return moved
+    return converted

@@ -1,4 +1,4 @@
-"""Where a run is: what a checkpoint must say so that another process, or another number of them, can go on there."""
+"""The position of a run: the counters from which another start of the command resumes, on any number of processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from osm.data.stages import MAX_SKIPS_IN_A_ROW
 from osm.data.stream import Position
 from osm.errors import OsmError, shown
 
-# The largest counts that any run can have; a file that names more is broken.
+# The largest counts that any run can have. A file with a larger count is broken.
 _LARGE = 1 << 48
 _MOST = {
     **dict.fromkeys(("step", "epoch", "batches", "batches_per_epoch", "salt", "names", "skipped_steps"), _LARGE),
@@ -24,16 +24,21 @@ _MOST = {
 
 @dataclass
 class RunPosition:
-    """Counters of a run, and how far the streams of its epoch have come.
+    """The counters of a run, and the positions of its sample streams in the current epoch.
 
     Attributes:
-        step: optimiser steps taken. epoch: that it is in. batches: of that epoch that are done.
-        batches_per_epoch, streams, workers: of the run that counted them.
-        positions: set -> stream -> how far it has come; empty at the start of an epoch.
-        salt: of the epoch's draws (see `osm.data.stream`). skipped: samples by reason, over all processes.
-        best: the best held-out figure yet.
-        saves: checkpoints written so far; it only grows, whatever the batch size and the number of processes are now.
-        scaler: state of the loss scaler with fp16, else empty.
+        step: optimizer steps taken.
+        epoch: the current epoch.
+        batches: batches of the current epoch that are done.
+        batches_per_epoch, streams, workers: the settings of the run in which `batches` and `positions` were counted.
+        salt: varies the random draws of the epoch (see `osm.data.stream`).
+        names: masks that were named in training so far.
+        skipped_steps: optimizer steps that were skipped, because the loss or the gradient was not finite.
+        skipped: number of skipped samples by reason, over all ranks.
+        positions: the position of each stream of each set; empty at the start of an epoch.
+        best: the best held-out result so far.
+        saves: checkpoints written so far. It only grows, even if the batch size or the number of processes changes.
+        scaler: state of the loss scaler with fp16, otherwise empty.
     """
 
     step: int = 0
@@ -52,7 +57,7 @@ class RunPosition:
     scaler: dict[str, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """As plain json."""
+        """Return the position as plain JSON values."""
         found = asdict(self)
         found["skipped"] = dict(self.skipped)
         found["positions"] = {
@@ -63,10 +68,13 @@ class RunPosition:
 
     @classmethod
     def read(cls, document: Mapping[str, Any], where: str) -> RunPosition:
-        """Reads a document of `document`; fields that it lacks keep their defaults.
+        """Read what the method `document` returned. Missing fields keep their defaults.
+
+        Args:
+            where: the name of the file in messages.
 
         Raises:
-            OsmError: it is none, or a count is negative or larger than any run's.
+            OsmError: a value has the wrong type, or a count is negative or larger than any run can have.
         """
         known = {item.name for item in fields(cls)}
         try:
@@ -89,13 +97,15 @@ class RunPosition:
             raise OsmError(f"{where}: its progress cannot be read ({error})") from None
 
     def check_bounds(self, epochs: int, batch_sizes: Mapping[str, int], where: str) -> None:
-        """Compares the counters with the size of the run that wrote them.
+        """Compare the counters with the size of the run that wrote them.
 
         Args:
-            epochs: of that run, or of this one where it has more. batch_sizes: of the sets.
+            epochs: the number of epochs, the larger one of that run and of this run.
+            batch_sizes: the batch size of each set.
+            where: the name of the file in messages.
 
         Raises:
-            OsmError: a counter that no such run can have.
+            OsmError: a run of this size cannot have such a counter.
         """
         if self.epoch > epochs:
             raise OsmError(f"{where}: epoch {self.epoch}, but the run has {epochs}")
@@ -108,7 +118,7 @@ class RunPosition:
                         f"{where}: stream {stream} of {name} is at batch {position.batches} of an epoch of "
                         f"{self.batches_per_epoch}"
                     )
-                # Every batch's samples, and no more bad ones before each than end a run.
+                # The samples of every batch, each after at most as many bad samples as a run accepts in a row.
                 most = position.batches * batch_sizes.get(name, 1) * (MAX_SKIPS_IN_A_ROW + 1)
                 for worker, drawn in position.drawn.items():
                     if not 0 <= drawn <= most:
@@ -117,15 +127,20 @@ class RunPosition:
                             f"{position.batches} batches; at most {most} can be"
                         )
 
-    def goes_on_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
-        """Whether a run with these streams takes the very samples that the run before would have taken."""
+    def resumes_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
+        """Return whether a run with these settings draws the samples that an uninterrupted run would have drawn."""
         if (self.streams, self.batches_per_epoch) != (streams, batches_per_epoch):
             return False
         return not self.batches or max(1, self.workers) == max(1, workers)
 
-    def moved_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
-        """The same share of the schedule in a run whose epochs have other batches; what is left of the epoch is drawn
-        anew, and may repeat samples of its first part."""
+    def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
+        """Return the position at the same share of the schedule in a run whose epochs have other batches.
+
+        The rest of the current epoch is drawn anew, and may repeat samples of its first part.
+
+        Args:
+            accumulation: micro-batches per optimizer step.
+        """
         done = self.batches / max(1, self.batches_per_epoch)
         per_epoch = math.ceil(batches_per_epoch / accumulation)
         steps = math.ceil(done * per_epoch)
