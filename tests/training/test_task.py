@@ -11,7 +11,7 @@ from tiny_run import Workshop
 from torch import nn
 
 from osm.data.batch import merge
-from osm.models.losses import reduce_losses
+from osm.models.losses import group_weights, reduce_losses
 from osm.training.published_layout import epoch_files
 from osm.training.task import MixLoss
 from osm.training.tracking import read_log
@@ -44,6 +44,15 @@ def test_a_set_with_one_half_has_that_halfs_loss() -> None:
     tokens = torch.zeros(4).index_add_(0, index, counts)
     found = reduce_losses(losses, MixLoss({"a": 1.0, "b": 1.0}).row_weights(index, tokens))
     assert float(found) == pytest.approx(6 / 3 + 5 / 2)
+
+
+def test_one_group_has_the_mean_over_its_tokens() -> None:
+    """The loss that `OmniScientModel.forward` returns."""
+    losses, counts = torch.tensor([6.0, 5.0, 0.0]), torch.tensor([3, 2, 0])
+    weights = group_weights(torch.zeros(3, dtype=torch.long), counts.sum()[None], torch.ones(1))
+    assert float(reduce_losses(losses, weights)) == pytest.approx(11 / 5)
+    nothing = group_weights(torch.zeros(1, dtype=torch.long), torch.tensor([0]), torch.ones(1))
+    assert float(reduce_losses(torch.zeros(1), nothing)) == 0
 
 
 def test_tokens_of_all_ranks_share_one_denominator() -> None:
