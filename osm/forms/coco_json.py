@@ -20,7 +20,7 @@ from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
 from osm.forms.base import Entry, Listing, Losses, SetFiles, Size, check_marks, is_crowd, stated_size
 from osm.forms.locate import FileFinder
-from osm.io.image_names import image_name
+from osm.io.paths import image_name
 from osm.io.values import side, storable, whole
 from osm.terminal import message_logger
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from osm.errors import OsmError
 
-_AHEAD = 4  # results a worker may be ahead of the reader: bounds the memory
+_AHEAD = 4  # Unread results per worker. This bounds the memory.
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -25,7 +25,7 @@ def default_workers() -> int:
 
 
 def _start_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and does not outlive it even where that is killed."""
+    """Prepare a worker process: it ignores Ctrl-C, which its parent handles, and exits when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -39,10 +39,15 @@ def _start_worker() -> None:
 
 
 def in_order(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """The function's results in the order of the items.
+    """Yield the function's results in the order of the items.
+
+    Args:
+        function: a function that can be pickled.
+        items: the arguments, one per call.
+        workers: the number of processes. With 1, the function is called in this process.
 
     Raises:
-        OsmError: a worker was killed, as the system does for want of memory.
+        OsmError: a worker was killed, for example by the system because it had no free memory.
     """
     if workers == 1 or len(items) < 2:
         yield from map(function, items)

@@ -1,4 +1,4 @@
-"""The figures of a log line: losses of each group of rows, names, times, FLOP/s and memory."""
+"""Measure the losses per dataset and mode, names, times, FLOPs and memory between two lines of the training log."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Dense bf16 / fp16 TFLOP/s of a device, from the manufacturers' data sheets.
+# The dense bf16 and fp16 TFLOP/s of a device, from the vendor's data sheet.
 PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "A100": 312.0}
 PEAK_TFLOPS |= {"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "V100": 125.0}
 
 
 def peak_flops(device: torch.device, precision: str, given: float) -> float:
-    """Return the peak FLOP/s of one device at a precision; 0 if it is not known.
+    """Return the peak FLOP/s of one device at a precision, or 0 if it is unknown.
 
     Args:
-        given: the value of `--peak_tflops`, which takes precedence; 0 if it is not given.
+        given: the TFLOP/s from `--peak_tflops`, or 0.
     """
     if given:
         return given * 1e12
     if device.type != "cuda" or precision == "fp32":
         return 0.0
     name = torch.cuda.get_device_name(device)
-    # Longest name first, because "L4" is also a part of "L40S".
+    # Longer names come first, so that an L40S does not match L4.
     found = [peak for key, peak in sorted(PEAK_TFLOPS.items(), key=lambda item: -len(item[0])) if key in name]
     return found[0] * 1e12 if found else 0.0
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the peak memory of this process in GiB: GPU memory on a GPU, otherwise main memory; 0 if unknown."""
+    """Return the peak memory of this process in GiB, on its GPU or else in RAM. It is 0 if it cannot be measured."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if resource is None:
@@ -52,14 +52,15 @@ def memory_gib(device: torch.device) -> float:
 
 @dataclass
 class Interval:
-    """The figures of a meter.
+    """The result of a meter.
 
     Attributes:
-        loss: mean loss of a step.
-        halves: mean cross entropy per token of each group; nan if a group had no tokens.
-        names: number of masks that were trained on, over all ranks.
-        steps: number of optimizer steps.
-        seconds, data_seconds: time of this process in total, and waiting for data.
+        loss: the mean loss of an optimizer step.
+        halves: the mean loss of each pair of dataset and mode, or NaN if it had no samples.
+        names: the number of trained names over all ranks.
+        steps: the number of optimizer steps.
+        seconds: the elapsed time of this process.
+        data_seconds: the part of `seconds` that this process waited for data.
     """
 
     loss: float
@@ -70,7 +71,7 @@ class Interval:
     data_seconds: float
 
     def record(self, groups: list[tuple[str, str]]) -> dict[str, Any]:
-        """Return the figures as entries of the log; see `MixLoss.groups`."""
+        """Return the fields of a log record. `groups` are the (dataset, mode) of the entries of `halves`."""
         found = zip(groups, self.halves, strict=True)
         return {
             "loss": self.loss,
@@ -82,10 +83,11 @@ class Interval:
 
 
 class Meter:
-    """Sums losses, tokens and rows since the last log line.
+    """Sums of the losses and counts since the last log line. `result` adds them up over all ranks.
 
     Args:
-        groups: number of groups of rows.
+        groups: the number of pairs of dataset and mode.
+        world: the processes of the run.
     """
 
     def __init__(self, groups: int, world: World) -> None:
@@ -95,13 +97,14 @@ class Meter:
         self.rows, self.steps = torch.zeros((), device=world.device), 0
 
     def add(self, index: Tensor, losses: Tensor, counts: Tensor, weights: Tensor, micro_batches: int) -> None:
-        """Add one forward of this process.
+        """Add the losses of one forward pass of this process.
 
         Args:
             index: the group of each row.
-            losses, counts: cross entropy and supervised tokens of each row.
-            weights: the weights with which the rows are summed.
-            micro_batches: micro-batches of the step.
+            losses: the loss of each row.
+            counts: the number that each row contributes to its group.
+            weights: the weight of each row in the loss of the step.
+            micro_batches: the number of micro-batches of the step.
         """
         place = index.to(self.sums.device)
         self.sums[0].index_add_(0, place, losses.to(self.sums))
@@ -109,12 +112,12 @@ class Meter:
         self.loss += reduce_losses(losses, weights).to(self.sums) / micro_batches
 
     def end_step(self, rows: Tensor) -> None:
-        """Count one optimizer step, with its number of rows over all ranks."""
+        """Count one optimizer step of all processes. `rows` is the number of its rows over all ranks."""
         self.rows = self.rows + rows
         self.steps += 1
 
     def result(self) -> Interval:
-        """Return the figures over all ranks. All ranks must call this method together."""
+        """Return the sums over all ranks. This is a collective call."""
         everything = torch.cat([self.sums.flatten(), self.loss[None]]).to(self.world.device)
         everything = self.world.sum(everything).double().cpu()
         sums, loss = everything[:-1].view(2, -1), float(everything[-1])

@@ -1,4 +1,4 @@
-"""The position of a run: the counters from which another start of the command resumes, on any number of processes."""
+"""The position of a run: the counters in a checkpoint from which it is resumed, even with other processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from osm.data.stages import MAX_SKIPS_IN_A_ROW
 from osm.data.stream import Position
 from osm.errors import OsmError, shown
 
-# The largest counts that any run can have. A file with a larger count is broken.
+# The largest plausible counts. A file with larger counts is broken.
 _LARGE = 1 << 48
 _MOST = {
     **dict.fromkeys(("step", "epoch", "batches", "batches_per_epoch", "salt", "names", "skipped_steps"), _LARGE),
@@ -24,21 +24,24 @@ _MOST = {
 
 @dataclass
 class RunPosition:
-    """The counters of a run, and the positions of its sample streams in the current epoch.
+    """The counters of a run, and the positions of the sample streams of its epoch.
 
     Attributes:
-        step: optimizer steps taken.
+        step: the number of optimizer steps.
         epoch: the current epoch.
-        batches: batches of the current epoch that are done.
-        batches_per_epoch, streams, workers: the settings of the run in which `batches` and `positions` were counted.
-        salt: varies the random draws of the epoch (see `osm.data.stream`).
-        names: masks that were named in training so far.
-        skipped_steps: optimizer steps that were skipped, because the loss or the gradient was not finite.
-        skipped: number of skipped samples by reason, over all ranks.
-        positions: the position of each stream of each set; empty at the start of an epoch.
-        best: the best held-out result so far.
-        saves: checkpoints written so far. It only grows, even if the batch size or the number of processes changes.
-        scaler: state of the loss scaler with fp16, otherwise empty.
+        batches: the number of finished batches of the epoch.
+        batches_per_epoch: the batches per epoch of the run that wrote the counters.
+        streams: the number of sample streams of that run.
+        workers: the number of data workers of that run.
+        salt: the salt of the epoch's random draws (see `osm.data.stream`).
+        names: the number of trained names.
+        skipped_steps: the number of optimizer steps that were skipped.
+        skipped: reason -> number of skipped samples, over all processes.
+        positions: dataset -> stream -> its position. It is empty at the start of an epoch.
+        best: the best held-out metric so far.
+        saves: the number of written checkpoints. It only grows, even if the batch size or the number of processes
+            changes.
+        scaler: the state of the loss scaler with fp16, and else empty.
     """
 
     step: int = 0
@@ -57,7 +60,7 @@ class RunPosition:
     scaler: dict[str, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """Return the position as plain JSON values."""
+        """Return the position as a JSON document."""
         found = asdict(self)
         found["skipped"] = dict(self.skipped)
         found["positions"] = {
@@ -68,13 +71,14 @@ class RunPosition:
 
     @classmethod
     def read(cls, document: Mapping[str, Any], where: str) -> RunPosition:
-        """Read what the method `document` returned. Missing fields keep their defaults.
+        """Parse the result of `document`. Missing fields keep their defaults.
 
         Args:
-            where: the name of the file in messages.
+            document: the JSON document.
+            where: the beginning of messages.
 
         Raises:
-            OsmError: a value has the wrong type, or a count is negative or larger than any run can have.
+            OsmError: the document is invalid, or a count is negative or implausibly large.
         """
         known = {item.name for item in fields(cls)}
         try:
@@ -97,15 +101,15 @@ class RunPosition:
             raise OsmError(f"{where}: its progress cannot be read ({error})") from None
 
     def check_bounds(self, epochs: int, batch_sizes: Mapping[str, int], where: str) -> None:
-        """Compare the counters with the size of the run that wrote them.
+        """Check the counters against the size of the run that wrote them.
 
         Args:
-            epochs: the number of epochs, the larger one of that run and of this run.
-            batch_sizes: the batch size of each set.
-            where: the name of the file in messages.
+            epochs: the larger number of epochs of that run and this run.
+            batch_sizes: dataset -> batch size.
+            where: the beginning of messages.
 
         Raises:
-            OsmError: a run of this size cannot have such a counter.
+            OsmError: a counter is impossible in such a run.
         """
         if self.epoch > epochs:
             raise OsmError(f"{where}: epoch {self.epoch}, but the run has {epochs}")
@@ -118,7 +122,7 @@ class RunPosition:
                         f"{where}: stream {stream} of {name} is at batch {position.batches} of an epoch of "
                         f"{self.batches_per_epoch}"
                     )
-                # The samples of every batch, each after at most as many bad samples as a run accepts in a row.
+                # Each sample of a batch may follow at most the number of bad samples that would end the run.
                 most = position.batches * batch_sizes.get(name, 1) * (MAX_SKIPS_IN_A_ROW + 1)
                 for worker, drawn in position.drawn.items():
                     if not 0 <= drawn <= most:
@@ -128,18 +132,21 @@ class RunPosition:
                         )
 
     def resumes_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
-        """Return whether a run with these settings draws the samples that an uninterrupted run would have drawn."""
+        """Return whether a run with these settings would draw exactly the samples of the earlier run."""
         if (self.streams, self.batches_per_epoch) != (streams, batches_per_epoch):
             return False
         return not self.batches or max(1, self.workers) == max(1, workers)
 
     def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
-        """Return the position at the same share of the schedule in a run whose epochs have other batches.
+        """Return the position with the same share of the schedule in a run with another number of batches per epoch.
 
-        The rest of the current epoch is drawn anew, and may repeat samples of its first part.
+        The rest of the epoch is drawn again, and may repeat samples of its first part.
 
         Args:
-            accumulation: micro-batches per optimizer step.
+            streams: the number of sample streams of the new run.
+            workers: the number of data workers of the new run.
+            batches_per_epoch: the batches per epoch of the new run.
+            accumulation: the number of micro-batches per optimizer step.
         """
         done = self.batches / max(1, self.batches_per_epoch)
         per_epoch = math.ceil(batches_per_epoch / accumulation)

@@ -15,6 +15,8 @@ from osm.datasets.labels import load_labels
 from osm.errors import OsmError
 from osm.prepare.convert import BadSamplesError, prepare
 
+pytestmark = pytest.mark.usefixtures("console")
+
 
 @pytest.fixture
 def panoptic(tmp_path: Path) -> Set:

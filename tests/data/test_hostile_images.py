@@ -18,8 +18,8 @@ from PIL import Image, ImageFile, PngImagePlugin, features
 from osm.errors import OsmError, SampleError
 from osm.forms.files import read as read_bytes
 from osm.io import images
+from osm.io.headers import repeated_samples
 from osm.io.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb
-from osm.io.jpeg import repeated_samples
 from osm.serving.samples import uploaded
 from osm.synthetic.collages import Cutout
 

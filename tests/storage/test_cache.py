@@ -16,8 +16,7 @@ from servers import FileServer, S3Server
 
 from osm.errors import OsmError, RunStopped
 from osm.storage import cache as module
-from osm.storage.cache import FileCache, localize, user_cache
-from osm.storage.folders import RemoteFolder
+from osm.storage.cache import FileCache, RemoteFolder, localize, user_cache
 
 DATA = os.urandom(1000)
 
