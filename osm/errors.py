@@ -58,7 +58,7 @@ def write_failed(error: OSError, where: str, expected: str) -> OsmError:
     """
     reason = error.strerror or str(error)
     if error.errno in _DISK:
-        return RunStopped(f"{where}: {reason}; the same command goes on once there is room again")
+        return RunStopped(f"{where}: {reason}; the same command resumes once there is room again")
     return OsmError(f"{where}: {reason}; expected {expected}")
 
 

@@ -384,6 +384,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        logger.info("interrupted: the same command goes on where it was")
+        logger.info("interrupted: the same command resumes where it stopped")
         return 130
     return 0

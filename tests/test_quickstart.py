@@ -265,7 +265,7 @@ def test_an_interrupt_ends_what_was_started(name: str, out: Path, monkeypatch: A
         assert main([str(out)]) == 130
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("pid").read_text()), 0)
     assert order() == ["long"]

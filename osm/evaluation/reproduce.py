@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
         logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        logger.info("interrupted: the same command goes on where it was")
+        logger.info("interrupted: the same command resumes where it stopped")
         return 130
     return int(len(compared) < len(PUBLISHED) or not all(one.within and one.same_masks for one in compared))
 

@@ -57,7 +57,7 @@ def mask_drawer(
     Args:
         value: a numpy array or torch tensor (H, W), (1, H, W) or (H, W, 1) of bool, of 0 and one other number, or of 0
             to 1 (inside is > 0.5); a COCO RLE; SAM's {"segmentation": mask or RLE}; or a PIL image (see
-            `mask_of_picture`).
+            `read_mask_file`).
         size_hw: the (height, width) of the image.
         where: the beginning of messages.
         logits: whether arrays are logits, for which inside is > 0.
@@ -80,7 +80,7 @@ def mask_drawer(
     return lambda: rule(_array(value, size_hw, where))  # A tensor stays on its device until it is drawn.
 
 
-def mask_of_picture(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None = None) -> np.ndarray:
+def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None = None) -> np.ndarray:
     """Return the mask in a file as bool (H, W).
 
     The file is an image of the same size, which is rotated by its EXIF orientation, or a `.npy`. White is inside, black
@@ -260,7 +260,7 @@ def _of_image(
     label_id: int | None,
     words: _Words,
 ) -> np.ndarray:
-    """Return the mask in an opened or decoded image, after rotating it upright. See `mask_of_picture`."""
+    """Return the mask in an opened or decoded image, after rotating it upright. See `read_mask_file`."""
     turn = orientation(image)
     _check_size(image.size[::-1] if turn > 4 else image.size, size_hw, where)
     lossy = image.format in _LOSSY

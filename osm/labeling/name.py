@@ -118,9 +118,9 @@ def _answer(args: argparse.Namespace) -> list[str]:
 
 
 def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
-    from osm.io.any_mask import mask_of_picture
+    from osm.io.any_mask import read_mask_file
 
-    return mask_of_picture(localize(path, "--mask"), size_hw, f"--mask {public(path)}", label_id)
+    return read_mask_file(localize(path, "--mask"), size_hw, f"--mask {public(path)}", label_id)
 
 
 def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:

@@ -280,7 +280,7 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
             return 1
         return exit_code(error) if isinstance(error, OsmError) else 2
     except KeyboardInterrupt:
-        logger.info("stopped: the same command goes on after the last whole shard")
+        logger.info("stopped: the same command resumes after the last whole shard")
         return 130
     return 0
 

@@ -134,7 +134,7 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
             time.sleep(delays[attempt])
     raise RunStopped(
         f"{public(url)}: {_reason(failure)}, {len(delays) + 1} times; when the server answers again, the same command "
-        "goes on"
+        "resumes"
     )
 
 

@@ -36,6 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error(error)
         return 2
     except KeyboardInterrupt:
-        logger.info("interrupted; run the same command to resume from the newest checkpoint")
+        logger.info("interrupted: the same command resumes from the newest checkpoint")
         return 130
     return 0

@@ -74,7 +74,7 @@ def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
         logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        logger.info("interrupted: the same command goes on where it was")
+        logger.info("interrupted: the same command resumes where it stopped")
         return 130
     return 0
 

@@ -36,7 +36,7 @@ FACTS = "pretraining.json"
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     parser = CommandParser(
-        allow_abbrev=False, description="Pre-trains osm-nano's tower and LLM. Interrupted, the same command goes on."
+        allow_abbrev=False, description="Pre-trains osm-nano's tower and LLM. Interrupted, the same command resumes."
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of drawn scenes and checkpoints (2.5 GB)")
     parser.add_argument("--output", type=Path, default=shipped_folder() / "osm_nano", help="[%(default)s]")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        logger.info("interrupted: the same command goes on from the last checkpoint")
+        logger.info("interrupted: the same command resumes from the last checkpoint")
         return 130
     echo(args.output)
     return 0
