@@ -24,7 +24,7 @@ from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, sibling
 from osm.terminal import CommandParser
-from osm.training.saved import local_checkpoint
+from osm.training.checkpoints import local_checkpoint
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from osm.models.losses import reduce_losses
 from osm.training.distributed import World
 
 try:
@@ -108,7 +109,7 @@ class Meter:
         place = index.to(self.sums.device)
         self.sums[0].index_add_(0, place, losses.to(self.sums))
         self.sums[1].index_add_(0, place, counts.to(self.sums))
-        self.loss += (losses * weights).sum().to(self.sums) / micro_batches
+        self.loss += reduce_losses(losses, weights).to(self.sums) / micro_batches
 
     def end_step(self, rows: Tensor) -> None:
         """Count one optimizer step of all processes. `rows` is the number of its rows over all ranks."""

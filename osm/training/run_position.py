@@ -131,13 +131,13 @@ class RunPosition:
                             f"{position.batches} batches; at most {most} can be"
                         )
 
-    def goes_on_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
+    def resumes_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
         """Return whether a run with these settings would draw exactly the samples of the earlier run."""
         if (self.streams, self.batches_per_epoch) != (streams, batches_per_epoch):
             return False
         return not self.batches or max(1, self.workers) == max(1, workers)
 
-    def moved_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
+    def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
         """Return the position with the same share of the schedule in a run with another number of batches per epoch.
 
         The rest of the epoch is drawn again, and may repeat samples of its first part.

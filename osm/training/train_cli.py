@@ -1,4 +1,4 @@
-"""The command `train.py`."""
+"""The command line `train.py` and `osm train`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ logger = message_logger(__name__)
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses, trains, and turns what ends a run into one line and an exit code.
+    """Parse the command line and train. An error ends the run with one line on stderr and an exit code.
 
     Returns:
-        0 done, 2 a user's mistake, 3 a run that could not go on, 75 stopped by a signal with a checkpoint written, 130
-        interrupted without one.
+        the exit code: 0 if the run is complete, 2 for a user's mistake, 3 if the run could not continue, 75 if a signal
+        ended it after a checkpoint was written, 130 if it was interrupted without one.
     """
     from osm.training.config import parse
-    from osm.training.signals import EXIT_FAILED, EXIT_STOPPED, Stopped
+    from osm.training.stopping import EXIT_FAILED, EXIT_STOPPED, Stopped
     from osm.training.trainer import train
 
     try:
