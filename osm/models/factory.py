@@ -128,6 +128,7 @@ def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
 
 def _build_parts(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     tower, tower_config = build_tower(config)
+    llm: Any
     llm, tokenizer, llm_config = load_llm(config.llm)
     config = replace(config, tower=tower_config, llm=llm_config)
     vocabulary = max(llm.get_input_embeddings().num_embeddings, len(tokenizer))
@@ -164,9 +165,10 @@ def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
 def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     def load(place: Found) -> tuple[Any, Any, Any]:
         options = from_pretrained_options(place)
-        base, info = InstructBlipForConditionalGeneration.from_pretrained(
+        loaded: Any = InstructBlipForConditionalGeneration.from_pretrained(
             place.location, dtype=torch.float32, output_loading_info=True, **model_options(place)
         )
+        base, info = loaded
         check_complete(info, place.location)
         return (
             base,

@@ -72,9 +72,7 @@ def report(section: Any, where: str) -> None:
     """Print once that a config file has old keys, and which keys are in use now."""
     old = [key for key in ("variant", *BRIDGE_SECTIONS.values()) if isinstance(section, Mapping) and key in section]
     if old:
-        _print_once(
-            f"{where}: {', '.join(old)}: older keys, which are still read; now it is bridge: {{kind: ..., ...}}"
-        )
+        _print_once(f"{where}: {', '.join(old)}: these older keys are still read; the new key is bridge: {{kind: ...}}")
 
 
 @functools.cache

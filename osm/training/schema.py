@@ -87,8 +87,10 @@ def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
         value = field.default_factory()
     else:
         return {}
-    plain = as_dict(value) if dataclasses.is_dataclass(value) and type(value).__mro__[1] not in _PARTS else value
-    return {} if dataclasses.is_dataclass(plain) else {"default": json.loads(json.dumps(plain))}
+    if isinstance(value, tuple(_PARTS)):  # the default depends on the kind
+        return {}
+    plain = as_dict(value) if dataclasses.is_dataclass(value) else value
+    return {"default": json.loads(json.dumps(plain))}
 
 
 def _of_hint(hint: Any) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _of_hint(hint: Any) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": _of_hint(arguments[1])}
     if hint in _PARTS:
         return _part(_PARTS[hint], hint)
-    return _object(hint) if dataclasses.is_dataclass(hint) else {}
+    return _object(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else {}
 
 
 def _part(registry: Registry[Any], base: type) -> dict[str, Any]:
@@ -145,5 +147,5 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm schema`, and return its exit code."""
     parser().parse_args(argv)
-    echo(json.dumps(config_schema(), indent=2))
+    echo(*json.dumps(config_schema(), indent=2).split("\n"))
     return 0

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS
 from osm.errors import OsmError
 from osm.models.llm import load_llm
 from osm.models.model_config import ModelConfig, load_model_config

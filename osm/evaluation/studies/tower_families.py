@@ -28,7 +28,7 @@ from osm.models.bridges.maskqformer import MaskQFormerBridge, QFormerConfig
 from osm.models.factory import build_tower
 from osm.models.model_config import ModelConfig, TowerConfig
 from osm.models.osm import OmniScientModel
-from osm.models.towers.tower import Tower, said
+from osm.models.towers.tower import Tower, one_line
 from osm.models.windows import SlidingWindows
 from osm.terminal import echo
 
@@ -202,7 +202,7 @@ def _in_a_process(
         try:
             sender.send(attempt(case, Path(folder.name)))
         except Exception as error:
-            sender.send({"outcome": "wrong", "sentence": f"{type(error).__name__}: {said(error)}"})
+            sender.send({"outcome": "wrong", "sentence": f"{type(error).__name__}: {one_line(error)}"})
 
     folder = tempfile.TemporaryDirectory()
     process = processes.Process(target=run)

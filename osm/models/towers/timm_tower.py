@@ -152,7 +152,7 @@ def timm_hub_id(name: str) -> str:
     import timm
 
     try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
         raise OsmError(
             f"model.tower.name {name!r} is not a timm model; timm.list_models() lists them ({error})"
@@ -270,7 +270,7 @@ def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -
     if state_dict is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state_dict)}}
     with quiet_libraries():  # timm logs the entries of a file that the tower does not use
-        model = timm.create_model(name, **arguments)
+        model: Any = timm.create_model(name, **arguments)
     for config in (model.pretrained_cfg, getattr(getattr(model, "model", None), "pretrained_cfg", {})):
         config.pop("state_dict", None)  # otherwise the weights would stay in memory twice
     return model
@@ -282,7 +282,8 @@ def _maps_tower(
     import timm
 
     try:
-        info = timm.create_model(name, features_only=True, **options).feature_info
+        model: Any = timm.create_model(name, features_only=True, **options)
+        info = model.feature_info
     except TypeError:
         raise
     except Exception as error:  # models without feature maps raise different exceptions
@@ -329,7 +330,8 @@ def _resized_maps(
             tower = _filled_maps(name, strides, indices, state_dict, {**options, "img_size": window})
             check_tokens(tower, window, _about(name, strides, window))
         except Exception:  # the model has no argument img_size, or timm cannot resample its position embeddings
-            own = timm.get_pretrained_cfg(name).input_size[-1]
+            config: Any = timm.get_pretrained_cfg(name)
+            own = config.input_size[-1]
             hint = "" if own == window else f"; the model's own windows are of {own} pixels"
             raise OsmError(f"{error}{hint}") from None
     tower.window = window
@@ -355,7 +357,7 @@ def _filled_maps(
         given = {_plain(key) for key in state_dict}
         lacking = [key for key in model.state_dict() if _plain(_whole(model, key)) not in given]
         check_complete(name, [_whole(model, key) for key in lacking])
-    config = timm.get_pretrained_cfg(name)
+    config: Any = timm.get_pretrained_cfg(name)
     return TimmMapsTower(model, strides, config.mean, config.std)
 
 
