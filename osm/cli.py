@@ -39,6 +39,7 @@ COMMANDS = {
         "shards of a set in COCO-instances form", "osm.prepare.convert", arguments=("coco_instances",)
     ),
     "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli"),
+    "schema": Command("the JSON schema of the config files", "osm.training.schema"),
     "export": Command("a trained model as a folder, or as a published .pt", "osm.training.export", "export_main"),
     "import": Command("a published .pt as a folder with its config", "osm.training.export", "import_main"),
     "name": Command("names masks, boxes or points of a picture, or all in it", "osm.labeling.name_cli"),

@@ -21,9 +21,10 @@ from typing import Any
 
 import yaml
 
-from osm.config import load_model_config
+from osm.config import add_settings
 from osm.errors import OsmError, RunStopped, exit_code, write_failed
 from osm.files import read_json, write_atomically
+from osm.models.model_config import load_model_config
 from osm.synthetic.scenes.words import FINE, PLAIN, SETS
 from osm.terminal import CommandParser, console_command, echo, json_flag, message_logger
 
@@ -54,6 +55,7 @@ class QuickstartOptions:
         test_images: the number of test images.
         held_out_images: the number of images with held-out pairs.
         control_images: the number of test images for each control: before training, with wrong masks, on gray images.
+        settings: values of `--set` for the training.
     """
 
     out: Path
@@ -69,6 +71,7 @@ class QuickstartOptions:
     test_images: int = 170
     held_out_images: int = 90
     control_images: int = 60
+    settings: tuple[str, ...] = ()
 
 
 SHORT: dict[str, Any] = {
@@ -148,6 +151,7 @@ def _convert(out: Path, set_name: str) -> list[str]:
 def _train(options: QuickstartOptions) -> list[str]:
     out = options.out
     flags = ["--config", options.config, "--datasets", out / "sets.yaml", "--run_name", out / "run"]
+    flags += [word for setting in options.settings for word in ("--set", setting)]
     flags += ["--seed", options.seed]
     flags += ["--num_epochs", options.epochs, "--save_initial", "--delete_previous_checkpoint"]
     flags += ["--masks_per_image", 6, "--device", _training_device(options)]
@@ -267,10 +271,12 @@ def run(options: QuickstartOptions) -> dict[str, float]:
 def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
     """Return the record of the finished stages. Raises OsmError if it was written with other options."""
     chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
+    chosen["settings"] = list(options.settings)
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
         raise OsmError(f"{path} is not what osm quickstart writes; remove it to run every stage again")
-    found = {"config": QuickstartOptions.config, **record["options"]}  # Older folders used only the default config.
+    # Older folders used only the default config and no settings.
+    found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
         raise OsmError(f"{path.parent} was made with another {', '.join(changed)}; choose another folder, or remove it")
@@ -355,6 +361,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
     out.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
     out.add_argument("--config", default=defaults.config, help="of the model: a name or a .yaml file [%(default)s]")
+    add_settings(out)
     out.add_argument("--seed", type=int, default=defaults.seed, help="of the training [%(default)s]")
     out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="of the test scenes [%(default)s]")
     out.add_argument("--processes", type=int, default=defaults.processes, help="of the training [%(default)s]")
@@ -375,9 +382,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.test_seed < 10:
             raise OsmError(f"--test_seed {args.test_seed} must be 10 or more: the smaller seeds are for training")
         short = SHORT if args.short else {}
-        load_model_config(args.config)  # A faulty config fails now instead of after minutes.
+        load_model_config(args.config, args.settings)  # A faulty config fails now instead of after minutes.
         options = QuickstartOptions(
-            args.out.resolve(), args.config, args.seed, args.test_seed, args.processes, args.device, **short
+            args.out.resolve(),
+            args.config,
+            args.seed,
+            args.test_seed,
+            args.processes,
+            args.device,
+            settings=tuple(args.settings),
+            **short,
         )
         echo(*summary(options, run(options)).split("\n"))
     except OsmError as error:
