@@ -73,7 +73,9 @@ def report(section: Any, where: str) -> None:
     """Report once that a config file has old keys, and which keys are in use now."""
     old = [key for key in ("variant", *BRIDGE_SECTIONS.values()) if isinstance(section, Mapping) and key in section]
     if old:
-        _report_once(f"{where}: {', '.join(old)}: these older keys are still read; the new key is bridge: {{kind: ...}}")
+        _report_once(
+            f"{where}: {', '.join(old)}: these older keys are still read; the new key is bridge: {{kind: ...}}"
+        )
 
 
 @functools.cache
