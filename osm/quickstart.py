@@ -275,7 +275,7 @@ def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
         raise OsmError(f"{path} is not what osm quickstart writes; remove it to run every stage again")
-    # Older folders used only the default config and no settings.
+    # Older folders have neither: they used the default config without settings.
     found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
