@@ -70,15 +70,17 @@ def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
 
 
 def report(section: Any, where: str) -> None:
-    """Warn once that a config file has old keys, and which keys are in use now."""
+    """Report once that a config file has old keys, and which keys are in use now."""
     old = [key for key in ("variant", *BRIDGE_SECTIONS.values()) if isinstance(section, Mapping) and key in section]
     if old:
-        _warn_once(f"{where}: {', '.join(old)}: these older keys are still read; the new key is bridge: {{kind: ...}}")
+        _report_once(
+            f"{where}: {', '.join(old)}: these older keys are still read; the new key is bridge: {{kind: ...}}"
+        )
 
 
 @functools.cache
-def _warn_once(line: str) -> None:
-    logger.warning(line)
+def _report_once(line: str) -> None:
+    logger.info(line)
 
 
 def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
