@@ -185,8 +185,8 @@ def test_what_is_shown_must_fit_the_rows() -> None:
     llm = make("llama")
     layers = gates(llm)
     layers.attach(llm)
-    with pytest.raises(OsmError, match="names 3 rows, but 2 masks are shown"):
+    with pytest.raises(OsmError, match="batch has 3 rows, but it is conditioned on 2 masks"):
         logits(llm, LlmInputs(given(llm, None, 3).embeds_RTW, ids(3) > 0, layers.project(tokens(2))))
     layers.detach()
-    with pytest.raises(OsmError, match=r"model.flamingo.every 2: an LLM of 4 layers takes 2 gated blocks, these are 3"):
+    with pytest.raises(OsmError, match=r"model.bridge.every 2: an LLM of 4 layers takes 2 gated blocks, these are 3"):
         GatedLayers(SIZES, 32, 3).attach(llm)
