@@ -28,8 +28,8 @@ from osm.forms.base import (
     Target,
     member,
 )
-from osm.forms.files import MAPS, digest, distinct, files_by_stem, read_label_map
 from osm.forms.pascal_part import draw_maps
+from osm.forms.set_files import LABEL_MAP_SUFFIXES, distinct_ids, files_by_stem, names_digest, read_label_map
 from osm.io.images import SUFFIXES, read_ids, read_panoptic
 from osm.io.values import whole
 from osm.storage.locations import is_remote, join, sibling
@@ -37,7 +37,7 @@ from osm.storage.locations import is_remote, join, sibling
 if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.io.views import Cut, View
 
-IGNORED = 65535
+IGNORED_ID = 65535
 _VOID = 255  # what maps of 8 bits have in that place
 _BLANK = frozenset({0, _VOID})  # no class where the labels have none of that id
 
@@ -65,7 +65,7 @@ class LabelMaps(Form):
     @cached_property
     def ids_to_name(self) -> list[int]:
         """Those of its ids that are classes, ascending."""
-        return [i for i in distinct(self.map_to_name) if self._is_class(i)]
+        return [i for i in distinct_ids(self.map_to_name) if self._is_class(i)]
 
     def _is_class(self, i: int) -> bool:
         return i in self.labels and i not in self.rules.ignored_ids
@@ -80,7 +80,7 @@ class LabelMaps(Form):
     def images(cls, files: SetFiles) -> tuple[list[Entry], str]:
         found = files_by_stem(files.where("image_dir"), Path(files.image_dir), SUFFIXES)
         entries = [Entry(path, {}, {"file_name": path.name, "image_id": stem}) for stem, path in found.items()]
-        return entries, digest(path.name for path in found.values())
+        return entries, names_digest(path.name for path in found.values())
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
@@ -143,7 +143,7 @@ class Semantic(LabelMaps):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--image_dir", required=True, help="folder of the images")
-        parser.add_argument("--ann_dir", required=True, help=f"folder of the label maps; {IGNORED} is no class")
+        parser.add_argument("--ann_dir", required=True, help=f"folder of the label maps; {IGNORED_ID} is no class")
         parser.add_argument("--json_file", help="accepted, not used")
         parser.add_argument("--labels", help="table or json of the ids' names: ids that it lacks are then counted")
         parser.add_argument(
@@ -156,7 +156,7 @@ class Semantic(LabelMaps):
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
         images = files_by_stem(files.where("image_dir"), Path(files.image_dir), SUFFIXES)
-        maps = files_by_stem(files.where("ann_dir"), Path(str(files.ann_dir)), MAPS)
+        maps = files_by_stem(files.where("ann_dir"), Path(str(files.ann_dir)), LABEL_MAP_SUFFIXES)
         entries = []
         for stem in sorted(images.keys() | maps.keys()):
             image = images.get(stem, Path(files.image_dir) / f"{stem}.jpg")
@@ -174,7 +174,7 @@ class Semantic(LabelMaps):
                 "ann_dir": files.recorded("ann_dir"),
                 "labels": files.given.get("labels", files.labels),
                 **({"ignored_ids": files.more["ignored_ids"]} if files.more.get("ignored_ids") else {}),
-                "files_sha256": digest(path.name for path in [*images.values(), *maps.values()]),
+                "files_sha256": names_digest(path.name for path in [*images.values(), *maps.values()]),
             },
         )
 
@@ -185,7 +185,7 @@ class Semantic(LabelMaps):
         path = entry.masks["tif"]
         data, form, ids = read_label_map(path, entry.image, size)
         given = _numbers(files)
-        ids -= {IGNORED, *given}
+        ids -= {IGNORED_ID, *given}
         if files.labels is not None:
             known = known_ids(files.labels)
             ids -= (_BLANK if max(ids, default=0) <= _VOID else {0}) - known
@@ -280,7 +280,7 @@ class Parts(LabelMaps):
         labels = self.rules.whole_labels
         if self._whole is None or labels is None:
             return []
-        return [i for i in distinct(self._whole) if i in labels and i not in self.rules.ignored_ids]
+        return [i for i in distinct_ids(self._whole) if i in labels and i not in self.rules.ignored_ids]
 
     # -- from the set's files ----------------------------------------------------------------------------------------
 
@@ -328,7 +328,7 @@ class Parts(LabelMaps):
             entries.append(Entry(image, masks, {"file_name": image.name}))
         names = [path.name for path in images.values()]
         names += [f"{member}/{path.name}" for member, found in maps.items() for path in found.values()]
-        arguments["files_sha256"] = digest(names)
+        arguments["files_sha256"] = names_digest(names)
         return Listing(entries, _digest_of(entries, files), categories(files.row.label_set), arguments)
 
     @classmethod
@@ -383,7 +383,7 @@ def _with_mats(files: SetFiles, folder: Path, mat_folder: Path, arguments: dict[
         **arguments,
         "image_dir": files.recorded("image_dir"),
         "ann_dir": files.recorded("ann_dir"),
-        "files_sha256": digest(path.name for path in [*images.values(), *mats.values()]),
+        "files_sha256": names_digest(path.name for path in [*images.values(), *mats.values()]),
     }
     left_out = Counter({"no_mat_file": unannotated} if unannotated else {})
     listed = categories(files.row.label_set)
@@ -410,7 +410,7 @@ def _digest_of(entries: list[Entry], files: SetFiles) -> str:
         for entry in entries
         for mask in list(entry.masks.values())[:1]
     ]
-    return digest([*listing, f"ignored {sorted(files.row.ignored_ids)}"])
+    return names_digest([*listing, f"ignored {sorted(files.row.ignored_ids)}"])
 
 
 def _counting(areas: Mapping[int, int], labels: LabelSet, rules: Rules) -> list[int]:
@@ -425,4 +425,4 @@ def _draw(
     return [Segment(cut.enlarge(cut.labels == ids[i]), labels[ids[i]], whole=whole) for i in order]
 
 
-__all__ = ["IGNORED", "LabelMaps", "Parts", "PascalParts", "Semantic", "categories", "known_ids"]
+__all__ = ["IGNORED_ID", "LabelMaps", "Parts", "PascalParts", "Semantic", "categories", "known_ids"]

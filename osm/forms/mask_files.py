@@ -20,8 +20,7 @@ from osm.datasets.labels import LABEL_NAME, LabelSet, read_categories
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import Entry, SetFiles, Size
 from osm.forms.coco_json import Annotation, CocoJson, OfImage
-from osm.forms.files import about
-from osm.forms.files import digest as names_digest
+from osm.forms.set_files import names_digest, naming_file
 from osm.io.csv_rows import csv_records
 from osm.io.images import read_mask
 from osm.storage.locations import suffix_of
@@ -100,7 +99,7 @@ def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annot
     """
     path = entry.masks[annotation[_MASK_FILE]]
     try:
-        with about(path, "mask"):
+        with naming_file(path, "mask"):
             mask = read_mask(path, size)
     except SampleError as error:
         raise SampleError("annotation_without_mask", str(error)) from None

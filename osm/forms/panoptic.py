@@ -32,7 +32,7 @@ from osm.forms.base import (
     member,
 )
 from osm.forms.coco_json import Annotation, CocoJson, OfImage
-from osm.forms.files import about, check_size, distinct, read
+from osm.forms.set_files import check_mask_size, distinct_ids, naming_file, read_file
 from osm.io.images import as_ids, decode, open_image, panoptic_pixels, read_panoptic
 from osm.io.values import storable, whole
 
@@ -133,14 +133,14 @@ class Panoptic(Form):
         cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
         segments, mask = entry.record["segments_info"], entry.masks["png"]
-        with about(mask, "mask"):
-            data = read(mask)
+        with naming_file(mask, "mask"):
+            data = read_file(mask)
             if not data.startswith(_PNG):
                 raise SampleError("mask_not_png", "is not a PNG file")
-            check_size(entry.image, open_image(data).size, size)
+            check_mask_size(entry.image, open_image(data).size, size)
             data = _as_rgb(data, {segment["id"] for segment in segments})
             ids = read_panoptic(data)
-        drawn = set(distinct(ids)) - {0}
+        drawn = set(distinct_ids(ids)) - {0}
         counts = Counter(segment["id"] for segment in segments)
         twice = next((number for number, count in counts.items() if count > 1), None)
         if twice is not None:
@@ -256,7 +256,7 @@ def _as_rgb(data: bytes, listed: set[int]) -> bytes:
     if image.mode == "P":
         decode(image)
         indices, colours = np.asarray(image), image.convert("RGB")
-        by_index = listed & set(distinct(indices)) and not listed & set(distinct(_ids_of(colours)))
+        by_index = listed & set(distinct_ids(indices)) and not listed & set(distinct_ids(_ids_of(colours)))
         rgb = Image.fromarray(panoptic_pixels(indices)) if by_index else colours
     elif image.mode in ("1", "L", "I", "I;16", "I;16B"):  # a grey value is the id
         rgb = Image.fromarray(panoptic_pixels(as_ids(image)))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from osm.errors import SampleError
 from osm.forms.base import Entry, Losses, Size
-from osm.forms.files import about, read
+from osm.forms.set_files import naming_file, read_file
 from osm.io.images import panoptic_pixels
 from osm.io.mat import read_mat
 
@@ -43,8 +43,8 @@ def draw_maps(
         SampleError: the file cannot be read, or none of its parts has a name to learn.
     """
     path = entry.masks["mat"]
-    with about(path, "mask"):
-        whole, parts = drawings(read_mat(read(path), "anno"))
+    with naming_file(path, "mask"):
+        whole, parts = drawings(read_mat(read_file(path), "anno"))
         maps = [_draw(drawing, size, losses, path) for drawing in (parts, whole)]
     if not any(i in labels for i in np.unique(maps[0]).tolist()):
         raise SampleError("no_part_masks", f"mask {path}: none of its objects has parts with a name")

@@ -28,7 +28,7 @@ from osm.forms.region_sources import (
     plain_phrases,
     read_regions,
 )
-from osm.forms.remote import localized
+from osm.forms.set_files import localize_files
 from osm.forms.split import set_files
 from osm.storage.locations import public
 
@@ -100,7 +100,7 @@ class Regions(Instances):
         """One class for each distinct list of phrases of its json; none where there is no json, as in training."""
         if row.json_file is None:
             return LabelSet("the phrases of the shards", {})
-        lists = phrase_lists(read_regions(localized(set_files(row), cls))[0])
+        lists = phrase_lists(read_regions(localize_files(set_files(row), cls))[0])
         return LabelSet(public(row.json_file), {i: LabelClass(i, phrases) for i, phrases in enumerate(lists, 1)})
 
     @classmethod

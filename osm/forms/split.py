@@ -15,7 +15,7 @@ from PIL import Image
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError
 from osm.forms.base import Entry, Form, Listing, Losses, Picture, SetFiles, countable, is_crowd, too_many_lost
-from osm.forms.remote import localized
+from osm.forms.set_files import localize_files
 from osm.storage.locations import is_remote, public
 
 FIELD = "open_end_pred"
@@ -98,7 +98,7 @@ class Split:
         self.row, self.form = row, form
         self.rules = replace(row.rules, whole_labels=None)  # parts are named, whole objects are not
         check_row(row, form, form.needs)
-        self.files = localized(set_files(row), form)
+        self.files = localize_files(set_files(row), form)
         self.listing: Listing = form.listing(self.files, row.label_set)
         self.entries = form.in_order(self.listing.entries)
         self.source_hash = self.listing.digest
@@ -241,7 +241,7 @@ def recorded(location: str) -> str:
 def image_files(row: Dataset, form: type[Form]) -> SetFiles:
     """The files that finding a set's images takes. Raises OsmError where the row lacks one of them."""
     check_row(row, form, form.image_needs)
-    return localized(replace(set_files(row), ann_dir=None), form)  # masks need not be there
+    return localize_files(replace(set_files(row), ann_dir=None), form)  # masks need not be there
 
 
 def images_of(row: Dataset, form: type[Form], files: SetFiles | None = None) -> tuple[list[ImageFile], str]:

@@ -16,7 +16,7 @@ from typing import Any
 from osm.data.shard_writer import MAX_NAME_BYTES
 from osm.errors import SampleError, shown
 from osm.forms.base import Entry, Form, Losses, Picture, SetFiles, Size
-from osm.forms.files import about, read
+from osm.forms.set_files import naming_file, read_file
 from osm.forms.split import entry_size
 from osm.io.images import decode, open_image, to_rgb
 
@@ -86,8 +86,8 @@ def _image(form: type[Form], files: SetFiles, entry: Entry, losses: Losses) -> t
         )
         losses.add("exif_undecided", message)
 
-    with about(path, "image"):
-        data = read(path)
+    with naming_file(path, "image"):
+        data = read_file(path)
         picture = Picture.by_rule(data, files.row.exif, lambda: entry_size(form, entry), undecided)
         _check_stated(entry, picture)
         image = open_image(data)

@@ -16,7 +16,7 @@ from typing import Any
 from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter
 from osm.errors import OsmError, exit_code, write_failed
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
-from osm.forms.remote import localized
+from osm.forms.set_files import localize_files
 from osm.forms.split import MAX_BAD_ANNOTATIONS
 from osm.io.pool import Progress, default_workers, in_order, say
 from osm.prepare.build import SEED, build, keyed
@@ -113,7 +113,7 @@ def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[
             `options.max_bad_annotations` does, or no sample that is good.
     """
     options.check()
-    files = localized(files, chosen.form)
+    files = localize_files(files, chosen.form)
     listing = chosen.form.listing(files, None)
     files.fetch(path for entry in _annotated(listing) for path in (entry.image, *entry.masks.values()))
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from osm.errors import OsmError
-from osm.forms.files import about, read
+from osm.forms.set_files import naming_file, read_file
 from osm.io.images import read_rgb
 from osm.prepare.originals.work import found, give, lookup, run, write_train_ids
 
@@ -55,7 +55,7 @@ def _make_one(job: tuple[Path, Path, str]) -> bool:
     give(path.with_name(f"{stem}.jpg"), root / "images_detectron2" / split / f"{stem}.jpg")
     target = root / "annotations_detectron2" / split / f"{stem}.tif"
     if not target.exists():  # files are written whole: what is there is done
-        with about(path, "mask"):
-            rgb = np.asarray(read_rgb(read(path))).astype(np.int32)
+        with naming_file(path, "mask"):
+            rgb = np.asarray(read_rgb(read_file(path))).astype(np.int32)
         write_train_ids(target, _train_ids()[rgb[..., 0] // 10 * 256 + rgb[..., 1]])
     return True

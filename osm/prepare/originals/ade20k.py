@@ -13,7 +13,7 @@ import numpy as np
 from osm.datasets.labels import load_labels
 from osm.errors import OsmError, SampleError
 from osm.files import read_text
-from osm.forms.files import about, read
+from osm.forms.set_files import naming_file, read_file
 from osm.io.images import open_image, read_panoptic
 from osm.io.pool import say
 from osm.prepare.originals.work import Panoptic, found, ids_of, run, write_panoptic_json
@@ -110,8 +110,8 @@ def _make_one(job: _Job) -> tuple[dict[str, Any], dict[str, Any], int, int]:
 
 def _instances(path: Path, shape: tuple[int, ...]) -> list[tuple[int, np.ndarray]]:
     """(class index, mask) of each instance: R is the class, G the instance, 0 none."""
-    with about(path, "mask"):
-        data = read(path)
+    with naming_file(path, "mask"):
+        data = read_file(path)
         size = open_image(data).size
         if size != (shape[1], shape[0]):
             raise SampleError("size_mismatch", f"is {size[0]} x {size[1]}, its class PNG {shape[1]} x {shape[0]}")

@@ -12,8 +12,8 @@ import numpy as np
 from osm.datasets.labels import LabelSet, load_labels
 from osm.errors import OsmError, SampleError
 from osm.files import read_text
-from osm.forms.files import about, check_folder, read
-from osm.forms.maps import IGNORED
+from osm.forms.maps import IGNORED_ID
+from osm.forms.set_files import check_folder, naming_file, read_file
 from osm.io.mat import read_mat
 from osm.io.paths import safe_join
 from osm.io.pool import say
@@ -59,14 +59,14 @@ def _make_one(job: tuple[Path, Path, Path, Path]) -> bool:
     image, mat, picture, maps = job
     target = maps / f"{picture.stem}.tif"
     if not target.exists():  # files are written whole: what is there is done
-        with about(mat, "mask"):
-            found = read_mat(read(mat), "LabelMap")
+        with naming_file(mat, "mask"):
+            found = read_mat(read_file(mat), "LabelMap")
             if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "uif":
                 raise SampleError("annotation_malformed", "LabelMap is no picture of numbers")
             classes, last = found.astype(np.int64), max(load_labels("pc459").classes) + 1
             if classes.size and not 0 <= classes.min() <= classes.max() <= last:
                 raise SampleError("class_unknown", f"LabelMap has the class {classes.max()}, there are {last}")
-            ids = np.where(classes == 0, IGNORED, classes - 1)
+            ids = np.where(classes == 0, IGNORED_ID, classes - 1)
         give(image, picture)
         write_train_ids(target, ids)
     return True

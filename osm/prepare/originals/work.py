@@ -17,8 +17,8 @@ from PIL import Image
 
 from osm.datasets.labels import load_labels
 from osm.errors import OsmError, SampleError
-from osm.forms.files import about, read
-from osm.forms.maps import IGNORED, categories
+from osm.forms.maps import IGNORED_ID, categories
+from osm.forms.set_files import naming_file, read_file
 from osm.io.images import panoptic_pixels, read_ids
 from osm.io.pool import Progress, in_order, say
 
@@ -76,7 +76,7 @@ def give(image: Path, to: Path) -> None:
     """Links an image, or copies it where the file system cannot: its bytes are not touched."""
     if to.exists():
         return
-    with about(image, "image"):
+    with naming_file(image, "image"):
         if not image.is_file():
             raise SampleError("image_missing", "there is no such file")
     try:
@@ -89,8 +89,8 @@ def give(image: Path, to: Path) -> None:
 
 def ids_of(path: Path) -> np.ndarray:
     """A label map of one channel as int32."""
-    with about(path, "mask"):
-        return read_ids(read(path)).astype(np.int32)
+    with naming_file(path, "mask"):
+        return read_ids(read_file(path)).astype(np.int32)
 
 
 def write_train_ids(path: Path, train_ids: np.ndarray) -> None:
@@ -102,7 +102,7 @@ def write_train_ids(path: Path, train_ids: np.ndarray) -> None:
 
 def lookup(table: dict[int, int], size: int) -> np.ndarray:
     """An array that gives each id of 0 to `size` - 1 its training id, or the ignored one."""
-    train_ids = np.full(size, IGNORED, np.int32)
+    train_ids = np.full(size, IGNORED_ID, np.int32)
     for one, train_id in table.items():
         train_ids[one] = train_id
     return train_ids
