@@ -28,8 +28,8 @@ from osm.forms.base import (
     is_crowd,
 )
 from osm.forms.coco_json import Annotation, CocoJson, OfImage, kept_fields, size_key
+from osm.forms.coco_panoptic import checked_segments
 from osm.forms.mask_files import MaskTable, is_mask_table, with_mask_of_file
-from osm.forms.panoptic import checked_segments
 from osm.io.segmentation import draw_segmentation, read_segmentation
 from osm.io.values import finite, storable, whole
 from osm.storage.locations import is_remote

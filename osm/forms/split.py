@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from osm.datasets.table import Dataset
-from osm.errors import OsmError, SampleError
+from osm.errors import OsmError, RunStopped, SampleError
+from osm.files import check_regular_file
 from osm.forms.base import Entry, Form, Listing, Losses, Picture, SetFiles, countable, is_crowd, too_many_lost
 from osm.forms.set_files import localize_files
 from osm.storage.locations import is_remote, public
@@ -293,4 +296,50 @@ def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
     return None
 
 
-__all__ = ["FIELD", "ImageFile", "Item", "Split", "countable", "image_files", "images_of", "set_files"]
+def check_files(split: Split, indices: range) -> None:
+    """Raises OsmError where files are missing; known before hours of naming, not after them."""
+    split.fetch(indices)
+    read = [path for index in indices for path in split.paths(index)]
+    missing = [path for path in read if not os.path.exists(path)]  # Path.exists fails for a name that is too long
+    if missing:
+        raise OsmError(
+            f"set {split.row.name!r}: {len(missing)} of the {len(read)} files that are to be read are missing, the "
+            f"first is {missing[0]}"
+        )
+    for path in read:
+        check_regular_file(path, f"set {split.row.name!r}:")
+
+
+@contextmanager
+def files_stay(split: Split, indices: range) -> Iterator[None]:
+    """Tells files that are gone in mid-run from those that were never right.
+
+    Raises:
+        RunStopped: a file of these items can no longer be opened.
+    """
+    try:
+        yield
+    except OsmError:
+        for path in (path for index in indices for path in split.paths(index)):
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise RunStopped(
+                    f"{path}: {error.strerror}; it was there when the run began: put it back, and the same command "
+                    "goes on"
+                ) from None
+        raise
+
+
+__all__ = [
+    "FIELD",
+    "ImageFile",
+    "Item",
+    "Split",
+    "check_files",
+    "countable",
+    "files_stay",
+    "image_files",
+    "images_of",
+    "set_files",
+]

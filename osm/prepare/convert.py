@@ -7,26 +7,83 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter
+from osm.datasets.table import BUILTIN, Dataset
 from osm.errors import OsmError, exit_code, write_failed
+from osm.forms import FORM_CLASSES, Form
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
+from osm.forms.instances import OpenImages
+from osm.forms.maps import PascalParts
 from osm.forms.set_files import localize_files
 from osm.forms.split import MAX_BAD_ANNOTATIONS
 from osm.io.pool import Progress, default_workers, in_order, say
 from osm.prepare.build import SEED, build, keyed
-from osm.prepare.own_sets import SETS, Convertible
 from osm.storage.locations import join, public
 from osm.storage.output import check_output, disk_of
 
 _FILE_FIELDS = ("ann_dir", "json_file", "labels", "filter_lvis_val")
 _EXAMPLES = 5  # messages shown of what the json itself lacks
 _ONCE = ("exif_undecided",)
+_ROWS = {row.name: row for row in BUILTIN}
+
+
+@dataclass(frozen=True)
+class ConvertibleSet:
+    """A set, or (under a form's name) anybody's set of that form.
+
+    Attributes:
+        row: how its files are named and read. what: it is, for the help.
+        form: the class that reads it; None = that of the row.
+        defaults: its arguments unless they are given.
+        fine: reasons, besides the form's, for which a file may give no sample without anything being wrong.
+        of_coco: it may be COCO's: images of LVIS val can be left out.
+    """
+
+    row: Dataset
+    what: str
+    reads: type[Form] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    fine: frozenset[str] = frozenset()
+    of_coco: bool = False
+
+    @property
+    def form(self) -> type[Form]:
+        return self.reads or FORM_CLASSES[self.row.form]
+
+
+def _own(form: str, **more: Any) -> ConvertibleSet:
+    row = Dataset(form, form, FORM_CLASSES[form].what, "")
+    return ConvertibleSet(row, FORM_CLASSES[form].what, **more)
+
+
+SETS = {
+    "coco": ConvertibleSet(_ROWS["coco"], "COCO panoptic", of_coco=True),
+    "ade20k": ConvertibleSet(_ROWS["ade20k"], "ADE20K panoptic", of_coco=True),
+    "cityscapes": ConvertibleSet(_ROWS["cityscapes"], "Cityscapes panoptic"),
+    "lvis": ConvertibleSet(_ROWS["lvis"], "LVIS v1"),
+    # Not all images of the release can still be had.
+    "v3det": ConvertibleSet(_ROWS["v3det"], "V3Det", fine=frozenset({"image_missing"})),
+    "a847": ConvertibleSet(_ROWS["a847"], "A-847 (ADE20K full)", defaults={"labels": "a847"}),
+    "pc459": ConvertibleSet(_ROWS["pc459"], "PC-459 (Pascal Context full)", defaults={"labels": "pc459"}),
+    "partimagenet": ConvertibleSet(_ROWS["partimagenet"], "PartImageNet"),
+    "pascal_part": ConvertibleSet(_ROWS["pascal_part"], "Pascal-Part", PascalParts),
+    "visual_genome": ConvertibleSet(_ROWS["visual_genome"], "Visual Genome: its region descriptions, or its objects"),
+    # Both are often fetched in part.
+    "objects365": ConvertibleSet(_ROWS["objects365"], "Objects365", fine=frozenset({"image_missing"})),
+    "openimages": ConvertibleSet(_ROWS["openimages"], "Open Images", OpenImages, fine=frozenset({"image_missing"})),
+    "paco": ConvertibleSet(_ROWS["paco"], "PACO: objects and their parts"),
+    "coco_panoptic": _own("coco_panoptic", of_coco=True),
+    "coco_instances": _own("coco_instances", of_coco=True),
+    "boxes": _own("boxes"),
+    "semantic": _own("semantic"),
+    "regions": _own("regions"),
+}
 
 
 class BadSamplesError(OsmError):
@@ -34,7 +91,7 @@ class BadSamplesError(OsmError):
 
 
 @dataclass(frozen=True)
-class Options:
+class ConvertOptions:
     """What all converters take.
 
     Attributes:
@@ -78,7 +135,7 @@ def _too_bad(bad: int, written: int, share: float, first: str) -> str:
 
 
 def _fill(
-    writer: ShardWriter, chosen: Convertible, files: SetFiles, items: Sequence[tuple[str, Entry]], workers: int
+    writer: ShardWriter, chosen: ConvertibleSet, files: SetFiles, items: Sequence[tuple[str, Entry]], workers: int
 ) -> None:
     """Writes what is not written yet."""
     start = writer.next_item
@@ -100,7 +157,7 @@ def _fill(
     progress.show(end="\n")
 
 
-def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[str, Any]:
+def convert_set(chosen: ConvertibleSet, files: SetFiles, options: ConvertOptions) -> dict[str, Any]:
     """Converts a set.
 
     Returns:
@@ -134,7 +191,9 @@ def _annotated(listing: Listing) -> list[Entry]:
     return [entry for entry in listing.entries if entry.record.get("segments_info") != []]
 
 
-def _convert(chosen: Convertible, files: SetFiles, listing: Listing, options: Options) -> tuple[dict[str, Any], str]:
+def _convert(
+    chosen: ConvertibleSet, files: SetFiles, listing: Listing, options: ConvertOptions
+) -> tuple[dict[str, Any], str]:
     """Writes the shards; returns the summary, and why the run has failed (empty where it has not)."""
     fine = chosen.fine | chosen.form.fine
     annotated = _annotated(listing)
@@ -176,7 +235,11 @@ def _too_many(writer: ShardWriter, listing: Listing, share: float) -> str:
 
 
 def convert_coco_panoptic(
-    json_file: str | Path, image_dir: str | Path, ann_dir: str | Path, options: Options, filter_lvis_val: bool = True
+    json_file: str | Path,
+    image_dir: str | Path,
+    ann_dir: str | Path,
+    options: ConvertOptions,
+    filter_lvis_val: bool = True,
 ) -> dict[str, Any]:
     """Converts a set in COCO-panoptic form, as `convert_set` does; `ann_dir` is the folder of the panoptic PNGs."""
     chosen = SETS["coco_panoptic"]
@@ -185,7 +248,7 @@ def convert_coco_panoptic(
 
 
 def convert_coco_instances(
-    json_file: str | Path, image_dir: str | Path, options: Options, filter_lvis_val: bool = True
+    json_file: str | Path, image_dir: str | Path, options: ConvertOptions, filter_lvis_val: bool = True
 ) -> dict[str, Any]:
     """Converts a set in COCO-instances form, as `convert_set` does."""
     chosen = SETS["coco_instances"]
@@ -201,7 +264,7 @@ def _true_or_false(text: str) -> bool:
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Those of the set `name`: its form's, and what all take."""
-    chosen, defaults = SETS[name], Options("")
+    chosen, defaults = SETS[name], ConvertOptions("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
     if chosen.of_coco:
@@ -260,7 +323,7 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
             that is gone.
     """
     args = parser(name).parse_args(arguments)
-    options = Options(
+    options = ConvertOptions(
         output_dir=args.output_dir,
         layout=args.format,
         num_files_per_shard=args.num_files_per_shard,

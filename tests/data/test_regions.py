@@ -17,7 +17,7 @@ from osm.errors import OsmError, SampleError
 from osm.evaluation.metrics.evaluate import evaluate_folder
 from osm.evaluation.predict.generate import generate_predictions
 from osm.forms import Form, read_sample, split_of
-from osm.forms.region_sources import MAX_PHRASE
+from osm.forms.region_phrases import MAX_PHRASE
 from osm.io.views import View
 
 VIEW = View(WIDTH, HEIGHT, 0, 0, WIDTH, HEIGHT, flip=False)

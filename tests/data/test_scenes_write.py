@@ -16,7 +16,7 @@ from osm.datasets.labels import load_labels
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.forms import read_sample, split_of
-from osm.prepare.convert import Options, convert_coco_panoptic
+from osm.prepare.convert import ConvertOptions, convert_coco_panoptic
 from osm.synthetic.scenes import write
 from osm.synthetic.scenes.words import ATTRIBUTES, FINE, PLAIN, SETS, STUFF, THINGS, held_out_pairs
 from osm.synthetic.scenes.write import SceneOptions, main, write_scenes
@@ -77,7 +77,7 @@ def test_the_benchmark_reads_it(split: Path, set_name: str) -> None:
 
 @pytest.mark.parametrize("set_name", SETS)
 def test_it_converts_to_shards(split: Path, set_name: str, tmp_path: Path) -> None:
-    options = Options(tmp_path, num_workers=1)
+    options = ConvertOptions(tmp_path, num_workers=1)
     done = convert_coco_panoptic(split / f"{set_name}.json", split / "images", split / "panoptic", options)
     assert (done["written"], done["left_out"], done["warnings"]) == (4, {}, {})
     labels = load_labels(tmp_path / "categories.json")

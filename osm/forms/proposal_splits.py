@@ -36,7 +36,7 @@ _EXPECTED = (
 Numbered = tuple[int, dict[str, Any]]
 
 
-class Proposals(Split):
+class ProposalSplit(Split):
     """One item an image that has proposals, in the order in which they first name it.
 
     The prediction file is a list of the proposals, image by image.
