@@ -21,7 +21,7 @@ from osm.forms.coco_json import CocoJson
 from osm.forms.set_files import read_file
 from osm.models.checkpoint import read_folder, read_published
 from osm.models.weights import load_safetensors, load_torch
-from osm.prepare.originals.ade20k import _thing_ids
+from osm.prepare.originals.panoptic_releases import _thing_ids
 from osm.recognition.vocabulary import read_names
 from osm.synthetic.collages import read_table
 from osm.training.export import export_main, import_main

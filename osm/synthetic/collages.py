@@ -28,7 +28,7 @@ from osm.datasets.labels import LabelSet
 from osm.errors import OsmError, SampleError, exit_code, shown, write_failed
 from osm.files import read_json, read_yaml, write_atomically
 from osm.io.images import SUFFIXES, decode, open_image, read_panoptic, read_rgb
-from osm.prepare.originals.work import Panoptic, write_whole
+from osm.prepare.originals.original_release import PanopticWriter, write_whole
 from osm.storage.output import check_here
 from osm.terminal import echo
 
@@ -232,7 +232,7 @@ def _write_one(
     folder: Path, options: CollageOptions, pool: Pool, categories: Mapping[str, int], index: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     image, ids, names = compose(pool, options.photos, random.Random(f"{options.seed} {options.split} {index}"))
-    panoptic = Panoptic(image.height, image.width)
+    panoptic = PanopticWriter(image.height, image.width)
     for number, name in names.items():
         panoptic.add(number, categories[name], ids == number)
     data = io.BytesIO()
