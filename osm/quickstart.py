@@ -24,7 +24,7 @@ import yaml
 from osm.config import load_model_config
 from osm.errors import OsmError, RunStopped, exit_code, write_failed
 from osm.files import read_json, write_atomically
-from osm.synthetic.scenes.words import FINE, PLAIN, SETS
+from osm.synthetic.scenes.scene_names import FINE, PLAIN, SETS
 from osm.terminal import echo
 
 STAGES = "stages.json"

@@ -18,7 +18,7 @@ _SCENES, _SIZE, _SEED = 4, 512, 2024
 def drawn_scene(number: int) -> Image.Image:
     """Scene `number` of those that the demos show, 512 x 512."""
     from osm.synthetic.scenes.compose import draw_scene
-    from osm.synthetic.scenes.words import choose_pairs
+    from osm.synthetic.scenes.scene_names import choose_pairs
 
     return Image.fromarray(draw_scene(_SIZE, choose_pairs("all"), _SEED, number).image)
 

@@ -18,7 +18,7 @@ from osm.errors import OsmError
 from osm.forms import read_sample, split_of
 from osm.prepare.convert import ConvertOptions, convert_coco_panoptic
 from osm.synthetic.scenes import write
-from osm.synthetic.scenes.words import ATTRIBUTES, FINE, PLAIN, SETS, STUFF, THINGS, held_out_pairs
+from osm.synthetic.scenes.scene_names import ATTRIBUTES, FINE, PLAIN, SETS, STUFF, THINGS, held_out_pairs
 from osm.synthetic.scenes.write import SceneOptions, main, write_scenes
 
 OPTIONS = SceneOptions(images=4, size=64, seed=3)

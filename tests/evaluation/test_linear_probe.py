@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from osm.prepare.convert import ConvertOptions, convert_coco_panoptic
-from osm.synthetic.scenes.words import PLAIN
+from osm.synthetic.scenes.scene_names import PLAIN
 from osm.synthetic.scenes.write import SceneOptions, write_scenes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "linear_probe.py"

@@ -1,4 +1,4 @@
-"""The command `scripts/pretrain_nano.py`: pre-trains osm-nano's frozen parts and writes them into the package."""
+"""The command `scripts/pretrain_nano.py`: it pre-trains osm-nano's tower and LLM and writes their weights and card."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -22,26 +23,70 @@ from osm.config import load_model_config
 from osm.errors import OsmError, exit_code
 from osm.files import read_json, write_atomically
 from osm.models.weights import shipped_folder
-from osm.synthetic.pretraining.card import model_card
-from osm.synthetic.pretraining.llm import LlmTraining, pretrain_llm
-from osm.synthetic.pretraining.tower import TowerTraining, pretrain_tower
-from osm.synthetic.scenes.words import ATTRIBUTES, STUFF, THINGS, held_out_pairs
+from osm.synthetic.pretraining.nano_llm import OTHER_ADJECTIVES, LlmTraining, other_nouns, pretrain_llm
+from osm.synthetic.pretraining.nano_tower import TowerTraining, pretrain_tower
+from osm.synthetic.scenes.scene_names import ATTRIBUTES, STUFF, THINGS, held_out_pairs
 from osm.terminal import echo
 
 PARTS = ("llm", "tower")
 FACTS = "pretraining.json"
+_CARD = """\
+# osm-nano: the frozen parts
+
+A tower and an LLM for `configs/osm_nano.yaml`, small enough to come with the package. They were trained from random
+values on what this project draws and writes itself, by
+
+```bash
+python3 scripts/pretrain_nano.py --work runs/nano
+```
+
+in {minutes} minutes ({machine}; torch {torch}, timm {timm},
+transformers {transformers}). Licence: Apache-2.0, as the project. The bridge between them is not here: `osm quickstart`
+trains it from random values.
+
+They are for showing and testing the whole system on drawn scenes. They know nothing of photos.
+
+## Tower
+
+`resnet18` of timm with other sizes, {tower_parameters:,} parameters, feature maps at strides 8 and 16, windows of 128
+pixels.
+
+**Supervised**, on {scenes:,} drawn scenes of {things} things, {stuff} kinds of stuff and {attributes} attributes, seen
+{epochs} times each (scaled, cropped, flipped). Two linear heads on the tokens that the bridge reads, thrown away
+afterwards, were trained to say the thing (or stuff) and, of things, the attribute: of every place, and of the mean
+token under every mask. The tower was thus told which things and attributes there are. It was never told a name of
+both, and no scene it saw shows one of the {held_out} held-out attribute-thing pairs. On 200 scenes of another seed the
+two heads are right on {kind:.1%} (thing or stuff) and {attribute:.1%} (attribute) of the masks.
+
+## LLM
+
+A Llama of {llm_parameters:,} parameters with a byte-level BPE of its own, trained for {steps} steps of {batch} texts:
+one of the project's 38 questions and a name, and before them vectors that hold the name's words, blended, blurred and
+in no order, as a bridge would put them there. Two thirds of the names are an adjective and a noun, the rest a noun
+alone; the words are those of the scenes and {others} more, so that what is learned is to say what the vectors say. The
+held-out pairs never occurred, but each of their words did with most others, so that nothing taught it that they do not
+exist: words given that way it says rightly for {seen:.1%} of 200 trained pairs and {unseen:.1%} of the {held_out}
+held-out ones.
+
+## Held-out pairs
+
+No stage has seen these (`osm.synthetic.scenes.scene_names.held_out_pairs`, seed 0):
+
+{pairs}
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="Pre-trains osm-nano's tower and LLM. Interrupted, the same command goes on."
+        allow_abbrev=False,
+        description="Pre-trains osm-nano's tower and LLM. After an interruption, the same command resumes.",
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of drawn scenes and checkpoints (2.5 GB)")
     parser.add_argument("--output", type=Path, default=shipped_folder() / "osm_nano", help="[%(default)s]")
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all", help="[%(default)s]")
     parser.add_argument("--scenes", type=int, default=TowerTraining.scenes, help="[%(default)s]")
-    parser.add_argument("--epochs", type=int, default=TowerTraining.epochs, help="of the tower [%(default)s]")
+    parser.add_argument("--epochs", type=int, default=TowerTraining.epochs, help="epochs of the tower [%(default)s]")
     parser.add_argument("--llm_steps", type=int, default=LlmTraining.steps, help="[%(default)s]")
     parser.add_argument("--threads", type=int, default=TowerTraining.threads, help="[%(default)s]")
     args = parser.parse_args(argv)
@@ -66,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         echo(f"error: {error}", file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        echo("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     echo(args.output)
     return 0
@@ -100,7 +145,7 @@ def _fresh(folder: Path) -> Path:
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
-    """The older weights go when the new ones are whole."""
+    """Replace the older weights, once the new ones are complete."""
     shutil.rmtree(target, ignore_errors=True)
     os.replace(folder, target)
 
@@ -110,7 +155,7 @@ def _half(tensor: Tensor) -> Tensor:
 
 
 def _note(output: Path, part: str, facts: Mapping[str, Any], seconds: int) -> None:
-    """Adds a part's facts to those that the model card is made of."""
+    """Add the facts of one part to the file from which the model card is made."""
     path = output / FACTS
     document = read_json(path, "facts")[0] if path.is_file() else {}
     document[part] = {**facts, "seconds": seconds}
@@ -123,3 +168,30 @@ def _note(output: Path, part: str, facts: Mapping[str, Any], seconds: int) -> No
     document["versions"] = {name: metadata.version(name) for name in ("torch", "timm", "transformers", "pillow")}
     document["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, no GPU"
     write_atomically(path, [json.dumps(document, indent=1) + "\n"])
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """Return the model card as Markdown, or a short notice if one part has not been pre-trained yet."""
+    tower, llm, scenes = facts.get("tower"), facts.get("llm"), facts["scenes"]
+    if tower is None or llm is None:
+        return f"# osm-nano: unfinished, {'the tower' if tower is None else 'the LLM'} is not pre-trained yet\n"
+    return _CARD.format(
+        minutes=round((tower["seconds"] + llm["seconds"]) / 60),
+        machine=facts["machine"],
+        **facts["versions"],
+        tower_parameters=tower["parameters"],
+        scenes=tower["training"]["scenes"],
+        epochs=tower["training"]["epochs"],
+        things=scenes["things"],
+        stuff=scenes["stuff"],
+        attributes=scenes["attributes"],
+        held_out=len(scenes["held_out_pairs"]),
+        **tower["accuracy"],
+        llm_parameters=llm["parameters"],
+        steps=llm["training"]["steps"],
+        batch=llm["training"]["batch_size"],
+        others=len(OTHER_ADJECTIVES) + len(other_nouns()),
+        seen=llm["accuracy"]["seen pairs"],
+        unseen=llm["accuracy"]["held-out pairs"],
+        pairs=textwrap.fill(", ".join(scenes["held_out_pairs"]), 120),
+    )

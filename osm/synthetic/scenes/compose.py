@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from osm.synthetic.scenes import creatures, household, outdoors, paint
 from osm.synthetic.scenes.pen import BODY, HOLE, Pen
-from osm.synthetic.scenes.words import BACKDROPS, GROUNDS, THINGS, Pair
+from osm.synthetic.scenes.scene_names import BACKDROPS, GROUNDS, THINGS, Pair
 
 DRAW = {**household.DRAW, **creatures.DRAW, **outdoors.DRAW}
 assert set(DRAW) == set(THINGS)

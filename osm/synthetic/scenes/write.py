@@ -27,7 +27,7 @@ from osm.errors import OsmError, exit_code, write_failed
 from osm.files import PartialFile, read_json, write_atomically
 from osm.storage.output import check_here
 from osm.synthetic.scenes.compose import draw_scene
-from osm.synthetic.scenes.words import (
+from osm.synthetic.scenes.scene_names import (
     HELD_OUT_SEED,
     SETS,
     Pair,
