@@ -1,8 +1,12 @@
-"""Regions: boxes or masks, each with phrases of its own instead of a category.
+"""Regions: boxes or masks that have phrases instead of a category.
 
 A sample's json has {file_name, image_id, width, height, segments_info: [{id, iscrowd, phrases, bbox or segmentation}]}.
-The first phrase is what is trained; the others are right as well. Where a set has to have classes (evaluation), each
-distinct list of phrases is one.
+The first phrase is the training target; the other phrases are correct names too. Evaluation needs classes, so each
+distinct list of phrases is a class there.
+
+Three kinds of files are read, and recognised by their structure: region descriptions or objects of Visual Genome (a
+list of images with `regions` or `objects`), a json in COCO's form whose annotations have a phrase, and RefCOCO's
+instances with a second json of referring expressions.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
 from osm.forms.base import Listing, Losses, Segment, SetFiles, Size, Target, is_crowd
-from osm.forms.coco_json import Annotation, CocoJson, OfImage
+from osm.forms.coco_json import Annotation, CocoJson, ImageAnnotations
 from osm.forms.instances import Instances, box_in_view, corners, draw_box, usable_box
 from osm.forms.set_files import localize_files
 from osm.forms.split import set_files
@@ -35,7 +39,7 @@ if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.io.views import View
 
 PHRASE_FIELDS = ("phrase", "phrases", "caption", "names", "name")
-MAX_PHRASE = 300  # characters; what is trained has room for 32 tokens
+MAX_PHRASE = 300  # characters; the training target has at most 32 tokens
 MAX_PHRASES = 100
 _VG_FOLDERS = ("VG_100K", "VG_100K_2")
 _PICKLES = (".p", ".pkl", ".pickle")
@@ -48,10 +52,10 @@ _SHAPES = ("segmentation", "bbox")
 
 
 class Regions(Instances):
-    """A region with a segmentation is a mask; one with a box alone is asked about as a box."""
+    """Regions with phrases. A region with a segmentation is a mask; a region with only a box is named as a box."""
 
     name: ClassVar[str] = "regions"
-    what: ClassVar[str] = "regions with phrases: Visual Genome's, RefCOCO's, or those of a COCO-like json"
+    what: ClassVar[str] = "regions with phrases, of Visual Genome, RefCOCO or a COCO-like json"
     more_arguments: ClassVar[tuple[str, ...]] = ("refs_file", "split")
 
     def _read(self, entries: Any) -> list[tuple[int, Annotation]]:
@@ -96,17 +100,15 @@ class Regions(Instances):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--image_dir", required=True, help="folder of the images; of Visual Genome, that of VG_100K"
+            "--image_dir", required=True, help="folder of the images; for Visual Genome, the parent folder of VG_100K"
         )
-        parser.add_argument("--json_file", required=True, help="the json of the regions, which its shape is known by")
-        parser.add_argument(
-            "--refs_file", help="of RefCOCO: the json of its refs; json_file is then its instances.json"
-        )
-        parser.add_argument("--split", help="which refs: train, val, testA, ...")
+        parser.add_argument("--json_file", required=True, help="json of the regions; its structure shows the format")
+        parser.add_argument("--refs_file", help="for RefCOCO: json of the refs; json_file is then its instances.json")
+        parser.add_argument("--split", help="split of the refs to convert: train, val, testA, ...")
 
     @classmethod
     def labels_of(cls, row: Dataset) -> LabelSet:
-        """One class for each distinct list of phrases of its json; none where there is no json, as in training."""
+        """Return one class for each distinct list of phrases in the json; no class without a json, as in training."""
         if row.json_file is None:
             return LabelSet("the phrases of the shards", {})
         lists = phrase_lists(read_regions(localize_files(set_files(row), cls))[0])
@@ -118,21 +120,21 @@ class Regions(Instances):
         ids = {} if labels is None else {one.names: i for i, one in labels.classes.items()}
         seen = 0
 
-        def read_row(where: str, row: Annotation, of: OfImage) -> None:
+        def read_row(where: str, row: Annotation, collected: ImageAnnotations) -> None:
             nonlocal seen
             own_id = row.get("id")
             own: Annotation = {"id": own_id if isinstance(own_id, (int, str)) else seen, "iscrowd": int(is_crowd(row))}
             phrases, shape = phrases_of(row), {name: row[name] for name in _SHAPES if row.get(name)}
             own |= {"phrases": list(phrases)} | ({"category_id": ids[phrases]} if phrases in ids else {})
             seen += 1
-            # A converter does not look at them, and there are millions.
-            of.raw.append(own if labels is None else {**own, "image_id": row.get("image_id"), **shape})
+            # Converters do not need the shapes, and there are millions of them.
+            collected.raw.append(own if labels is None else {**own, "image_id": row.get("image_id"), **shape})
             if not phrases and not own["iscrowd"]:
                 raise SampleError("phrase_missing", f"{where}: {_why_none(row)}")
             if "segmentation" in shape:
                 shape.pop("bbox", None)
-            of.segments.append(own | shape)
-            of.places.append(len(of.raw) - 1)
+            collected.segments.append(own | shape)
+            collected.places.append(len(collected.raw) - 1)
 
         found = source.by_image(read_row)
         listing = source.listing(found)
@@ -144,11 +146,14 @@ class Regions(Instances):
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """The category id of a phrase depends on the json file: in another json the same id is another phrase."""
+        """Return an error message if the phrases of a prediction differ from its class, else an empty string.
+
+        The category id of a phrase depends on the json file. In another json, the same id is another phrase.
+        """
         if plain_phrases(annotation.get("phrases")) == label.names:
             return ""
-        said = f"phrases {shown(annotation.get('phrases'))}, but category_id {label.id} is {shown(label.names)}"
-        return f"{said}: the json_file is not the one that was predicted on"
+        found = f"phrases {shown(annotation.get('phrases'))}, but category_id {label.id} is {shown(label.names)}"
+        return f"{found}: the json_file is not the one that was predicted on"
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
@@ -164,21 +169,24 @@ def _is_box(entry: Annotation) -> bool:
 
 
 def _category(entry: Annotation) -> int:
-    """0 in a shard, whose regions have no classes."""
+    """Return a region's category id, or 0 in a shard, because regions of shards have no classes."""
     category = entry.get("category_id")
     return category if type(category) is int else 0
 
 
 def _why_none(row: Annotation) -> str:
     given = {field: row[field] for field in PHRASE_FIELDS if field in row}
-    return f"has no phrase of 1 to {MAX_PHRASE} characters ({shown(given) if given else 'nothing is said of it'})"
+    return f"has no phrase of 1 to {MAX_PHRASE} characters ({shown(given) if given else 'it has no field for phrases'})"
 
 
 def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
-    """The document of a set's regions and a hash of what it was read from.
+    """Read the file of a dataset's regions, and convert it to a document {images, annotations}.
+
+    Returns:
+        the document and a hash of the files that were read.
 
     Raises:
-        OsmError: a file is missing, of another shape, a pickle, or has no such split.
+        OsmError: a file is missing, has another structure, is a pickle, or does not have the split.
     """
     path, flag = Path(str(files.json_file)), files.flag.format("json_file")
     _refuse_pickle(path, files.where("json_file"))
@@ -200,12 +208,12 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
 
 
 def phrases_of(row: Annotation) -> tuple[str, ...]:
-    """What is said of a region, in lower case, each once: what is trained, then what is right as well."""
+    """Return the distinct phrases of a region in lower case: the training target first, then other correct names."""
     return next((found for field in PHRASE_FIELDS if (found := plain_phrases(row.get(field)))), ())
 
 
 def plain_phrases(value: Any) -> tuple[str, ...]:
-    """The phrases of a text or a list of texts; what is empty, too long or no text is none."""
+    """Return the phrases in a string or a list of strings. Empty, too long and non-string values are ignored."""
     values = value[: 10 * MAX_PHRASES] if isinstance(value, list) else [value]
     texts = [text for text in values if isinstance(text, str) and len(text) <= MAX_PHRASE]
     plain = dict.fromkeys(" ".join(text.lower().split()) for text in texts)
@@ -213,7 +221,7 @@ def plain_phrases(value: Any) -> tuple[str, ...]:
 
 
 def phrase_lists(document: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Every distinct list of phrases, sorted."""
+    """Return every distinct list of phrases in a document, sorted."""
     rows = (row for row in document["annotations"] if isinstance(row, dict) and not truth(row.get("iscrowd")))
     return sorted({found for row in rows if (found := phrases_of(row))})
 
@@ -224,7 +232,7 @@ def _check_coco(files: SetFiles, document: Any) -> None:
             raise OsmError(f"{files.where('json_file')}: {_EXPECTED}; found {shown(document)}")
 
 
-# Visual Genome.
+# -- Visual Genome -----------------------------------------------------------------------------------------------------
 
 
 def _visual_genome(files: SetFiles, document: list[Any]) -> dict[str, Any]:
@@ -246,7 +254,7 @@ def _visual_genome(files: SetFiles, document: list[Any]) -> dict[str, Any]:
         else:
             name = f"{image_id}.jpg"
             images.setdefault(image_id, {"id": image_id, "file_name": where.get(name, name)})
-        listed = item.pop(rows, None)  # the file's own lists are not kept beside what is made of them
+        listed = item.pop(rows, None)  # frees the original list while the converted list grows
         for row in listed if isinstance(listed, list) else ():
             annotations.append(shape(row, image_id) if isinstance(row, dict) else row)
     return {"images": list(images.values()), "annotations": annotations}
@@ -278,7 +286,7 @@ def _names_in(files: SetFiles, part: str) -> list[str]:
     return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
-# RefCOCO.
+# -- RefCOCO -----------------------------------------------------------------------------------------------------------
 
 
 def _with_refs(files: SetFiles, document: Any, sha256: str) -> tuple[dict[str, Any], str]:
@@ -306,11 +314,11 @@ def _with_refs(files: SetFiles, document: Any, sha256: str) -> tuple[dict[str, A
 
 
 def _ref(ref: Annotation, masks: dict[str, Annotation]) -> Annotation:
-    of = masks.get(_key(ref.get("ann_id")), {})
+    annotation = masks.get(_key(ref.get("ann_id")), {})
     sentences = ref.get("sentences")
-    said = [_sentence(one) for one in sentences] if isinstance(sentences, list) else []
-    row = {"image_id": of.get("image_id", ref.get("image_id")), "phrases": said}
-    row |= {name: of[name] for name in ("segmentation", "bbox") if name in of}
+    phrases = [_sentence(one) for one in sentences] if isinstance(sentences, list) else []
+    row = {"image_id": annotation.get("image_id", ref.get("image_id")), "phrases": phrases}
+    row |= {name: annotation[name] for name in ("segmentation", "bbox") if name in annotation}
     return row | ({"id": ref["ref_id"]} if "ref_id" in ref else {})
 
 
@@ -321,15 +329,15 @@ def _sentence(value: Any) -> Any:
 
 
 def _key(value: Any) -> str:
-    """An id by its value: 1 and "1" are one."""
+    """Return an id as a string, so that 1 and "1" are the same key."""
     return str(value)
 
 
 def _refuse_pickle(path: Path, where: str) -> None:
     if path.suffix.lower() in _PICKLES:
         raise OsmError(
-            f"{where}: is a Python pickle, which can run anything when it is loaded, so it is not read here; where you "
-            'trust it, make a json of it: python -c "import json, pickle, sys; '
+            f"{where}: is a Python pickle, which can run any code when it is loaded, so it is not read here; if you "
+            'trust it, convert it to a json: python -c "import json, pickle, sys; '
             f"json.dump(pickle.load(open(sys.argv[1], 'rb')), open(sys.argv[2], 'w'))\" '{path.name}' refs.json"
         )
 
