@@ -171,7 +171,7 @@ class Annotated(Form):
 
     @classmethod
     def _with_mask(cls, entry: Entry, annotation: Annotation, size: Size) -> Annotation:
-        """Return the annotation with the mask of its mask file, if there is one. Raises SampleError for an empty mask."""
+        """Return the annotation with the mask of its mask file, if it has one. Raises SampleError for empty masks."""
         return annotation
 
     @classmethod

@@ -150,7 +150,7 @@ class Semantic(LabelMaps):
             "--ignored_ids",
             default="",
             metavar="ID,ID",
-            help="further ids without a class; 65535 has none, and 0 and (8 bits) 255 have one only if the labels say so",
+            help="further ids without a class; 65535 has none, and 0 and (8 bits) 255 only have one if labels do",
         )
 
     @classmethod

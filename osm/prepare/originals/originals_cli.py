@@ -51,7 +51,7 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
     faults: Counter[str] = Counter()
     try:
         if args.num_workers < 1:
-            raise OsmError(f"--num_workers {args.num_workers} has to be 1 or more")
+            raise OsmError(f"--num_workers {args.num_workers} must be 1 or more")
         made = SETS[args.set].make(args, args.num_workers, faults)
     except OSError as error:
         failed = write_failed(error, str(error.filename or "a file"), "a file that can be read or written")
