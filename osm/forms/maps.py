@@ -172,8 +172,8 @@ class Semantic(LabelMaps):
                 "form": files.name,
                 "image_dir": files.recorded("image_dir"),
                 "ann_dir": files.recorded("ann_dir"),
-                "labels": files.given.get("labels", files.labels),
-                **({"ignored_ids": files.more["ignored_ids"]} if files.more.get("ignored_ids") else {}),
+                "labels": files.urls.get("labels", files.labels),
+                **({"ignored_ids": files.extra_fields["ignored_ids"]} if files.extra_fields.get("ignored_ids") else {}),
                 "files_sha256": names_digest(path.name for path in [*images.values(), *maps.values()]),
             },
         )
@@ -201,7 +201,7 @@ class Semantic(LabelMaps):
 
 def _numbers(files: SetFiles) -> list[int]:
     """Return the ids of --ignored_ids. Raises OsmError if they are not integers."""
-    given = [whole(text) for text in str(files.more.get("ignored_ids") or "").split(",") if text.strip()]
+    given = [whole(text) for text in str(files.extra_fields.get("ignored_ids") or "").split(",") if text.strip()]
     if None in given:
         raise OsmError(f"{files.where('ignored_ids')} is not a list of ids, like 0,255")
     return [number for number in given if number is not None]
@@ -292,7 +292,7 @@ class Parts(LabelMaps):
 
     @classmethod
     def whole_folders(cls, files: SetFiles) -> list[str]:
-        split = files.more.get("split")
+        split = files.extra_fields.get("split")
         if split is None or not is_remote(files.image_dir):
             return super().whole_folders(files)
         beside = sibling(files.image_dir, "annotations")
@@ -306,7 +306,7 @@ class Parts(LabelMaps):
         `annotations/<split>_whole`. Without a split, which is the case for val splits, `image_dir` has the images, and
         `ann_dir` has the PNGs of parts or the .mat files. Whole objects are not named then.
         """
-        split = files.more.get("split")
+        split = files.extra_fields.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
             raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, like train")
         folder = files.folder("image_dir")

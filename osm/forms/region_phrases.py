@@ -138,7 +138,7 @@ class Regions(Instances):
 
         found = source.by_image(read_row)
         listing = source.listing(found)
-        more = {name: value for name, value in files.more.items() if value is not None}
+        more = {name: value for name, value in files.extra_fields.items() if value is not None}
         if "refs_file" in more:
             more["refs_file"] = files.recorded("refs_file")
         listing.arguments.update(more)
@@ -191,9 +191,9 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     path, flag = Path(str(files.json_file)), files.flag.format("json_file")
     _refuse_pickle(path, files.where("json_file"))
     document, sha256 = read_json(path, flag, nesting=None)
-    if files.more.get("refs_file") is not None:
+    if files.extra_fields.get("refs_file") is not None:
         return _with_refs(files, document, sha256)
-    if files.more.get("split") is not None:
+    if files.extra_fields.get("split") is not None:
         raise OsmError(f"{files.where('split')}: is one of --refs_file, which is not given")
     if isinstance(document, list):
         return _visual_genome(files, document), sha256
@@ -291,7 +291,7 @@ def _names_in(files: SetFiles, part: str) -> list[str]:
 
 def _with_refs(files: SetFiles, document: Any, sha256: str) -> tuple[dict[str, Any], str]:
     _check_coco(files, document)
-    path, split = Path(str(files.more["refs_file"])), files.more.get("split")
+    path, split = Path(str(files.extra_fields["refs_file"])), files.extra_fields.get("split")
     _refuse_pickle(path, files.where("refs_file"))
     refs, refs_sha256 = read_json(path, files.flag.format("refs_file"), nesting=None)
     if not isinstance(refs, list):

@@ -43,10 +43,10 @@ class SetFiles:
         row: row of the dataset table. It decides file naming, EXIF handling and ignored ids.
         filter_lvis_val: whether COCO train images that are in LVIS val are left out. It has no effect on datasets whose
             categories are not COCO's.
-        more: values of further fields that a form defines, by field.
-        called: the names that the user knows fields by, where they differ from the field names.
+        extra_fields: values of further fields that a form defines, by field.
+        flag_names: the names that the user knows fields by, where they differ from the field names.
         folders: the remote folders, by field. The field itself then holds the path of the local copy.
-        given: the URLs of the fields that hold local copies.
+        urls: the URLs of the fields that hold local copies.
     """
 
     name: str
@@ -57,25 +57,25 @@ class SetFiles:
     labels: str | None = None
     flag: str = "--{}"
     filter_lvis_val: bool = False
-    more: Mapping[str, Any] = field(default_factory=dict)
-    called: Mapping[str, str] = field(default_factory=dict)
+    extra_fields: Mapping[str, Any] = field(default_factory=dict)
+    flag_names: Mapping[str, str] = field(default_factory=dict)
     folders: Mapping[str, RemoteFolder] = field(default_factory=dict)
-    given: Mapping[str, str] = field(default_factory=dict)
+    urls: Mapping[str, str] = field(default_factory=dict)
 
     def flag_of(self, field_name: str) -> str:
         """Return the flag or YAML key by which the user sets a field."""
-        return self.flag.format(self.called.get(field_name, field_name))
+        return self.flag.format(self.flag_names.get(field_name, field_name))
 
     def _value(self, field_name: str) -> Any:
-        return self.more[field_name] if field_name in self.more else getattr(self, field_name)
+        return self.extra_fields[field_name] if field_name in self.extra_fields else getattr(self, field_name)
 
     def where(self, field_name: str) -> str:
         """Return a field's flag and value, which is how an error message about the field begins."""
-        return f"{self.flag_of(field_name)} {self.given.get(field_name, self._value(field_name))}"
+        return f"{self.flag_of(field_name)} {self.urls.get(field_name, self._value(field_name))}"
 
     def recorded(self, field_name: str) -> str:
         """Return a field's absolute path, or its URL, as it is written to metadata files."""
-        return self.given.get(field_name) or str(Path(self._value(field_name)).resolve())
+        return self.urls.get(field_name) or str(Path(self._value(field_name)).resolve())
 
     def listed(self, field_name: str) -> list[str] | None:
         """Return the paths of the files in a remote folder, or None if the server does not list files."""
@@ -114,11 +114,11 @@ def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
     """
     files = _with_plain_paths(files)
     values: dict[str, Any] = {name: getattr(files, name) for name in ("json_file", "labels")}
-    values["refs_file"] = files.more.get("refs_file")
-    given: dict[str, str] = {name: public(value) for name, value in values.items() if value and is_remote(value)}
-    local: dict[str, Any] = {name: str(localize(values[name], files.flag_of(name))) for name in given}
-    more = {**files.more, **{name: local.pop(name) for name in list(local) if name in files.more}}
-    files = replace(files, **local, more=more, given=given)
+    values["refs_file"] = files.extra_fields.get("refs_file")
+    urls: dict[str, str] = {name: public(value) for name, value in values.items() if value and is_remote(value)}
+    local: dict[str, Any] = {name: str(localize(values[name], files.flag_of(name))) for name in urls}
+    extra = {**files.extra_fields, **{name: local.pop(name) for name in list(local) if name in files.extra_fields}}
+    files = replace(files, **local, extra_fields=extra, urls=urls)
     cache, whole = user_cache(), form.whole_folders(files)
     for url in whole:
         with remote.as_user_error(url, files.flag_of("image_dir")):
@@ -128,11 +128,11 @@ def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
         value = getattr(files, name)
         if value and is_remote(value):
             url = check_location(value, files.flag_of(name))
-            given[name] = public(url)
+            urls[name] = public(url)
             local[name] = str(cache.path_of(url))
             if value not in whole:
                 folders[name] = RemoteFolder(url, cache)
-    return replace(files, **local, folders=folders, given=given)
+    return replace(files, **local, folders=folders, urls=urls)
 
 
 def _with_plain_paths(files: SetFiles) -> SetFiles:

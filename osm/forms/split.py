@@ -24,7 +24,7 @@ from osm.storage.locations import is_remote, public
 FIELD = "open_end_pred"
 MAX_BAD_ANNOTATIONS = 0.05
 # Reasons for which an image has no mask to name although its files are correct.
-_NOTHING = ("nothing_labelled", "no_part_masks", "no_id_in_png")
+_NO_MASK_REASONS = ("nothing_labelled", "no_part_masks", "no_id_in_png")
 _UNKNOWN = ("id_not_in_json", "id_not_in_labels", "name_not_in_table")
 
 
@@ -131,7 +131,7 @@ class Split:
         try:
             members, segments, kept = self.form.check(self.files, entry, picture.size, losses)
         except SampleError as error:
-            if error.reason not in _NOTHING:
+            if error.reason not in _NO_MASK_REASONS:
                 raise OsmError(str(error)) from None
             if error.reason == "no_id_in_png":
                 losses.add("id_not_in_png", str(error), len(entry.places))
@@ -286,8 +286,8 @@ def set_files(row: Dataset) -> SetFiles:
         row.json_file,
         labels=row.labels,
         flag=f"{row.name}_{{}}",
-        called={"ann_dir": "mask_dir"},
-        more={name: getattr(row, name) for name in ("refs_file", "split") if getattr(row, name) is not None},
+        flag_names={"ann_dir": "mask_dir"},
+        extra_fields={name: getattr(row, name) for name in ("refs_file", "split") if getattr(row, name) is not None},
     )
 
 

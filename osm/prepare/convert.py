@@ -299,9 +299,9 @@ def _files(args: argparse.Namespace) -> SetFiles:
     """Return the files of a dataset from its arguments."""
     chosen = SETS[args.set]
     given = {name: value for name, value in vars(args).items() if name in _FILE_FIELDS}
-    more = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}
+    extra = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}
     name = args.set if chosen.row.exact_names else chosen.row.form
-    return SetFiles(name, args.image_dir, chosen.row, **given, more=more)
+    return SetFiles(name, args.image_dir, chosen.row, **given, extra_fields=extra)
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:

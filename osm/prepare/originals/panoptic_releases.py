@@ -26,7 +26,7 @@ from osm.prepare.originals.original_release import (
 )
 
 _ADE20K_SPLITS = {"training": "train", "validation": "val"}
-_ENOUGH = 20  # with fewer instances, their agreement with the class maps is not checked
+_MIN_CHECKED_INSTANCES = 20  # with fewer instances, their agreement with the class maps is not checked
 _CITYSCAPES_SUFFIX = "_instanceIds.png"
 
 
@@ -81,7 +81,7 @@ class Ade20kRelease(OriginalRelease):
             ]
             made = run_jobs(_make_ade20k, jobs, workers, faults)
             agreeing, total_instances = sum(one[2] for one in made), sum(one[3] for one in made)
-            if total_instances >= _ENOUGH and 2 * agreeing < total_instances:
+            if total_instances >= _MIN_CHECKED_INSTANCES and 2 * agreeing < total_instances:
                 raise OsmError(
                     f"{instances}: of {total_instances} instances only {agreeing} lie on pixels of their class in "
                     f"{root / 'annotations'}: give --category_mapping, the categoryMapping.txt of the instance release"
