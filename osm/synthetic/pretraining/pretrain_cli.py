@@ -33,44 +33,43 @@ FACTS = "pretraining.json"
 _CARD = """\
 # osm-nano: the frozen parts
 
-A tower and an LLM for `configs/osm_nano.yaml`, small enough to come with the package. They were trained from random
-values on what this project draws and writes itself, by
+A tower and an LLM for `configs/osm_nano.yaml`, small enough to be included in the package. They were trained from
+random weights on images and texts that this project generates, with
 
 ```bash
 python3 scripts/pretrain_nano.py --work runs/nano
 ```
 
-in {minutes} minutes ({machine}; torch {torch}, timm {timm},
-transformers {transformers}). Licence: Apache-2.0, as the project. The bridge between them is not here: `osm quickstart`
-trains it from random values.
+in {minutes} minutes ({machine}; torch {torch}, timm {timm}, transformers {transformers}). Licence: Apache-2.0, like
+the project. The bridge is not included: `osm quickstart` trains it from random weights.
 
-They are for showing and testing the whole system on drawn scenes. They know nothing of photos.
+The purpose of osm-nano is to demonstrate and test the whole system on drawn scenes. It was not trained on photos.
 
 ## Tower
 
 `resnet18` of timm with other sizes, {tower_parameters:,} parameters, feature maps at strides 8 and 16, windows of 128
 pixels.
 
-**Supervised**, on {scenes:,} drawn scenes of {things} things, {stuff} kinds of stuff and {attributes} attributes, seen
-{epochs} times each (scaled, cropped, flipped). Two linear heads on the tokens that the bridge reads, thrown away
-afterwards, were trained to say the thing (or stuff) and, of things, the attribute: of every place, and of the mean
-token under every mask. The tower was thus told which things and attributes there are. It was never told a name of
-both, and no scene it saw shows one of the {held_out} held-out attribute-thing pairs. On 200 scenes of another seed the
-two heads are right on {kind:.1%} (thing or stuff) and {attribute:.1%} (attribute) of the masks.
+**Supervised**, on {scenes:,} drawn scenes of {things} things, {stuff} kinds of stuff and {attributes} attributes, for
+{epochs} epochs (scaled, cropped, flipped). Two linear heads on the tokens that the bridge reads were trained to
+classify the thing (or stuff) and, for things, the attribute. They classified every token, and the mean token of every
+mask, and were discarded afterwards. The tower was therefore trained with labels of things and of attributes, but
+never with a name of both, and no training scene shows one of the {held_out} held-out attribute-thing pairs. On 200
+scenes of another seed, the accuracy over masks is {kind:.1%} (thing or stuff) and {attribute:.1%} (attribute).
 
 ## LLM
 
-A Llama of {llm_parameters:,} parameters with a byte-level BPE of its own, trained for {steps} steps of {batch} texts:
-one of the project's 38 questions and a name, and before them vectors that hold the name's words, blended, blurred and
-in no order, as a bridge would put them there. Two thirds of the names are an adjective and a noun, the rest a noun
-alone; the words are those of the scenes and {others} more, so that what is learned is to say what the vectors say. The
-held-out pairs never occurred, but each of their words did with most others, so that nothing taught it that they do not
-exist: words given that way it says rightly for {seen:.1%} of 200 trained pairs and {unseen:.1%} of the {held_out}
-held-out ones.
+A Llama of {llm_parameters:,} parameters with its own byte-level BPE, trained for {steps} steps of {batch} texts. A
+text is one of the project's 38 questions and a name. Before it, there are vectors of the name's words, blended,
+blurred and unordered, as the bridge would place them. Two thirds of the names are an adjective and a noun, and the
+rest is a noun. The words are the words of the scenes and {others} others, so that the LLM learns to read the vectors
+instead of memorising names. The held-out pairs never occurred, but each of their words occurred with most other
+words. Given the words as vectors, the LLM generates the right name for {seen:.1%} of 200 trained pairs and
+{unseen:.1%} of the {held_out} held-out pairs.
 
 ## Held-out pairs
 
-No stage has seen these (`osm.synthetic.scenes.scene_names.held_out_pairs`, seed 0):
+These pairs were used in no training stage (`osm.synthetic.scenes.scene_names.held_out_pairs`, seed 0):
 
 {pairs}
 """
