@@ -20,8 +20,7 @@ from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
 from osm.io.images import open_image, read_ids
 from osm.storage import remote
-from osm.storage.cache import localize, user_cache
-from osm.storage.folders import RemoteFolder
+from osm.storage.cache import RemoteFolder, localize, user_cache
 from osm.storage.locations import check_location, is_remote, public
 
 LABEL_MAP_SUFFIXES = (".tif", ".tiff", ".png")

@@ -22,10 +22,13 @@ from osm.forms.instances import OpenImages
 from osm.forms.maps import PascalParts
 from osm.forms.set_files import localize_files
 from osm.forms.split import MAX_BAD_ANNOTATIONS
-from osm.io.pool import Progress, default_workers, in_order, say
+from osm.io.pool import default_workers, in_order
 from osm.prepare.build import SEED, build, keyed
 from osm.storage.locations import join, public
 from osm.storage.output import check_output, disk_of
+from osm.terminal import CommandParser, ProgressBar, console_command, message_logger
+
+logger = message_logger(__name__)
 
 _FILE_FIELDS = ("ann_dir", "json_file", "labels", "filter_lvis_val")
 _EXAMPLES = 5  # number of messages that are printed about annotations of the json
@@ -142,21 +145,21 @@ def _fill(
     """Build and write the samples that an earlier run has not written yet."""
     start = writer.next_item
     if start:
-        say("resuming", f"{len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
-    progress = Progress(len(items), start)
+        logger.info(f"resuming: {len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
     # Drop loaded labels and listings, because `files` is sent to every worker.
     light = replace(files, row=replace(files.row), folders={})
     make = partial(build, form=chosen.form, files=light, layout=writer.arguments["layout"])
-    for index, built in enumerate(in_order(make, items[start:], workers), start):
-        if built.reason and writer.leave_out(index, built.reason, built.message):
-            say(f"left out ({built.reason})", built.message)
-        for reason, message, count in built.losses.found:
-            if writer.warn(reason, message, count) and not (reason in _ONCE and writer.tally.warnings[reason] > count):
-                say(f"warning ({reason})", message)
-        if not built.reason:
-            writer.write(index, items[index][0], built.members, built.annotations)
-        progress.step()
-    progress.show(end="\n")
+    with ProgressBar(files.name, len(items), "samples", start) as progress:
+        for index, built in enumerate(in_order(make, items[start:], workers), start):
+            if built.reason and writer.leave_out(index, built.reason, built.message):
+                logger.info(f"left out ({built.reason}): {built.message}", fields={"reason": built.reason})
+            for reason, message, count in built.losses.found:
+                told = reason in _ONCE and writer.tally.warnings[reason] > count
+                if writer.warn(reason, message, count) and not told:
+                    logger.warning(message, fields={"reason": reason})
+            if not built.reason:
+                writer.write(index, items[index][0], built.members, built.annotations)
+            progress.step()
 
 
 def convert_set(chosen: ConvertibleSet, files: SetFiles, options: ConvertOptions) -> dict[str, Any]:
@@ -179,11 +182,11 @@ def convert_set(chosen: ConvertibleSet, files: SetFiles, options: ConvertOptions
         summary, failed = _convert(chosen, files, listing, options)
     except OSError as error:
         raise write_failed(error, disk_of(options.output_dir, "output_dir"), "a folder that can be written") from None
-    say("written", f"{summary['written']} samples in {summary['shards']} shards to {options.where}")
+    logger.info(f"written: {summary['written']} samples in {summary['shards']} shards to {options.where}")
     for kind in ("left_out", "warnings"):
         if summary[kind]:
             counts = ", ".join(f"{reason} {count}" for reason, count in summary[kind].items())
-            say(kind.replace("_", " "), counts)
+            logger.info(f"{kind.replace('_', ' ')}: {counts}", fields=summary[kind])
     if failed:
         raise BadSamplesError(f"{failed} (all counts: {join(options.where, SUMMARY)})")
     return summary
@@ -203,7 +206,7 @@ def _convert(
     left_out += Counter({chosen.form.unannotated: len(listing.entries) - len(annotated)})
     items = [(key, replace(entry, raw=None)) for key, entry in keyed(annotated, Path(files.image_dir))]
     for reason, message, _ in listing.losses.found[:_EXAMPLES]:
-        say(f"left out ({reason})", message)
+        logger.info(f"left out ({reason}): {message}", fields={"reason": reason})
     arguments = {**listing.arguments, "seed": SEED}
     with ShardWriter(options.output_dir, options.layout, options.num_files_per_shard, arguments) as writer:
 
@@ -307,24 +310,25 @@ def _files(args: argparse.Namespace) -> SetFiles:
 def parser(name: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of one dataset's script, or (None) of `osm prepare`, which takes the dataset's name first."""
     if name is not None:
-        own = argparse.ArgumentParser(description=f"Converts {SETS[name].what} to WebDataset shards.")
+        own = CommandParser(description=f"Converts {SETS[name].what} to WebDataset shards.")
         _add_arguments(own, name)
         return own
-    every = argparse.ArgumentParser(prog="osm prepare", description="Converts a dataset to WebDataset shards.")
+    every = CommandParser(prog="osm prepare", description="Converts a dataset to WebDataset shards.")
     choices = every.add_subparsers(metavar="SET", required=True, help="osm prepare SET --help lists its arguments")
     for known, row in SETS.items():
         _add_arguments(choices.add_parser(known, help=row.what, description=row.what), known)
     return every
 
 
-def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int:
+@console_command
+def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
     """Run the script of one dataset, or (None) the command `osm prepare`.
 
     Returns:
         the exit code: 0 for success, 1 for too many bad samples or annotations, 2 for a mistake in the call, 3 for a
             full disk or a server that does not answer.
     """
-    args = parser(name).parse_args(arguments)
+    args = parser(name).parse_args(argv)
     options = ConvertOptions(
         output_dir=args.output_dir,
         layout=args.format,
@@ -336,16 +340,16 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
     try:
         convert_set(SETS[args.set], _files(args), options)
     except (OsmError, OSError) as error:
-        say("error", " ".join(str(error).split()))
+        logger.error(" ".join(str(error).split()))
         if isinstance(error, BadSamplesError):
             return 1
         return exit_code(error) if isinstance(error, OsmError) else 2
     except KeyboardInterrupt:
-        say("stopped", "the same command resumes after the last complete shard")
+        logger.info("stopped: the same command resumes after the last complete shard")
         return 130
     return 0
 
 
-def prepare(arguments: Sequence[str] | None = None) -> int:
+def prepare(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm prepare SET ...` and return its exit code."""
-    return main(None, arguments)
+    return main(None, argv)

@@ -18,9 +18,9 @@ from PIL import Image, ImageFile, PngImagePlugin, features
 from osm.errors import OsmError, SampleError
 from osm.forms.set_files import read_file as read_bytes
 from osm.io import images
+from osm.io.headers import repeated_samples
 from osm.io.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb
-from osm.io.jpeg import repeated_samples
-from osm.serving.samples import uploaded
+from osm.serving.page_files import read_upload
 from osm.synthetic.collages import Cutout
 
 HERE = Path(__file__).parent
@@ -144,7 +144,7 @@ def test_whatever_reads_a_picture_bounds_its_scans(tmp_path: Path) -> None:
         read_rgb,
         read_panoptic,
         as_rgb,
-        lambda file: uploaded(file, images.MAX_PIXELS),
+        lambda file: read_upload(file, images.MAX_PIXELS),
         lambda file: Cutout(file, file).load(),
     )
     for read in readers:
@@ -241,7 +241,11 @@ def test_damage_of_any_kind_is_a_reason() -> None:
 
 def test_pictures_are_opened_and_decoded_in_one_place() -> None:
     """`osm.io.images`, which bounds what that costs."""
-    others = {"data/images.py", "training/dcp.py", "data/collages.py"}  # a pickle's `load()`, and a cut-out's own
+    others = {
+        "data/images.py",
+        "training/sharded_layout.py",
+        "data/collages.py",
+    }  # a pickle's `load()`, and a cut-out's own
     for path in (HERE.parents[1] / "osm").rglob("*.py"):
         name, text = path.relative_to(HERE.parents[1] / "osm").as_posix(), path.read_text()
         if name != "data/images.py":

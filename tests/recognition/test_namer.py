@@ -11,8 +11,7 @@ from PIL import Image
 from tiny import EOS, tiny_model_yaml
 
 import osm
-from osm.data.processor import Processor
-from osm.data.prompts import TEST_PROMPT
+from osm.data.processor import TEST_PROMPT, Processor
 from osm.errors import OsmError
 from osm.models.bridges.bridge import Instruction
 from osm.models.factory import build, load_model_config
@@ -206,7 +205,7 @@ def test_wrong_sizes_and_modes(namer: Namer) -> None:
             namer.name_image(image, wrong, ["any"])
     with pytest.raises(OsmError, match="mode 'coca' is not one of this model's: coco, lvis"):
         namer.name_image(image, masks, ["any", "coca"])
-    with pytest.raises(OsmError, match="modes is the text 'any'; a list is needed"):
+    with pytest.raises(OsmError, match="modes is the string 'any'; a list is needed"):
         namer.name_image(image, masks, "any")
     with pytest.raises(OsmError, match="image is a ndarray; a PIL image is needed"):
         namer.name_image(np.asarray(image), masks, ["any"])  # type: ignore[arg-type]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from osm.config import find_config
+from osm.config import add_settings, find_config
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError, exit_code
 from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, compare, evaluate, refuse_unused
@@ -23,11 +22,13 @@ from osm.files import read_json
 from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
 from osm.quiet import quiet_command
 from osm.recognition import placement
-from osm.recognition.flags import METHOD_HELP, method_of
+from osm.recognition.flags import METHOD_HELP, config_options, method_of
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join
 from osm.storage.output import check_output, locked, open_output
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"
@@ -35,26 +36,31 @@ FOLDERS = ("image_dir", "mask_dir")
 PATH_FIELDS = {"image_dir": "folder of the images", "json_file": "json of the annotations"}
 
 
+@console_command
 def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., Any] | None = None) -> int:
     """`generate_pred.py i n ckpt out_dir`; returns the exit code. `load_namer` is the project's own unless given."""
     return _exit_code(_generate, argv, load_namer)
 
 
+@console_command
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """`evaluate_pred.py out_dir n`; returns the exit code."""
     return _exit_code(evaluate, argv)
 
 
+@console_command
 def compare_main(argv: Sequence[str] | None = None) -> int:
     """`osm compare A B`; returns the exit code."""
     return _exit_code(compare, argv)
 
 
+@console_command
 def report_main(argv: Sequence[str] | None = None) -> int:
     """`osm report out_dir`; returns the exit code."""
     return _exit_code(_report, argv)
 
 
+@console_command
 def picture_main(argv: Sequence[str] | None = None) -> int:
     """`osm picture`; returns the exit code."""
     return _exit_code(_picture, argv)
@@ -65,17 +71,17 @@ def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
     try:
         command(*arguments)
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on where it was", file=sys.stderr)
+        logger.info("interrupted: the same command resumes where it stopped")
         return 130
     return 0
 
 
 def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
     # The flags of the sets come from the table, which the files named by these two flags make.
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files = CommandParser(add_help=False, allow_abbrev=False)
     files.add_argument("--benchmark", default="benchmark", help="YAML with the sets' paths, or its name in configs/")
     files.add_argument("--datasets", help="YAML with sets of your own")
     known, _ = files.parse_known_args(argv)
@@ -98,7 +104,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
 
         load_namer = load
     device = _own_device(args.device) if args.part is None else args.device
-    namer = load_namer(args.checkpoint, config=args.config, device=device, **memory)
+    namer = load_namer(args.checkpoint, **config_options(args), device=device, **memory)
     for row in rows:
         resolve_modes(row, modes, namer.modes)  # not after hours of another set
     options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed, "batch": args.batch}
@@ -168,7 +174,7 @@ def _table(benchmark: str, datasets: str | None) -> DatasetTable:
 
 
 def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="generate_pred.py",
         parents=[files],
         allow_abbrev=False,
@@ -194,7 +200,8 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         help="only these names may come out: all names of the set's own classes, or those of a file",
     )
     parser.add_argument("--way", help=METHOD_HELP)
-    parser.add_argument("--config", help="model config, where the checkpoint does not say")
+    parser.add_argument("--config", help="the model config of a .pt file that does not have its own")
+    add_settings(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     placement.add_flags(parser)
     parser.add_argument("--batch", type=int, default=1, help="images that are named together (%(default)s)")
@@ -244,7 +251,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
         raise OsmError("; ".join(["no set with its files there", *notes]))
     for note in notes:
         if note not in silent:
-            echo(note, file=sys.stderr)
+            logger.info(note)
     return rows
 
 
@@ -313,7 +320,7 @@ def _report(argv: Sequence[str] | None) -> None:
 
 def report_parser() -> argparse.ArgumentParser:
     """The flags of `osm report`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="osm report",
         allow_abbrev=False,
         description="Writes report.html (scores, loss curve, confusions, pictures) and results.json.",
@@ -353,7 +360,7 @@ def _picture(argv: Sequence[str] | None) -> None:
 
 def picture_parser() -> argparse.ArgumentParser:
     """The flags of `osm picture`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
     )
     parser.add_argument("out_dir", help="folder of the predictions, or its URL")

@@ -22,7 +22,10 @@ from osm.errors import OsmError, SampleError
 from osm.forms.maps import IGNORED_ID, categories
 from osm.forms.set_files import naming_file, read_file
 from osm.io.images import panoptic_pixels, read_ids
-from osm.io.pool import Progress, in_order, say
+from osm.io.pool import in_order
+from osm.terminal import ProgressBar, message_logger
+
+logger = message_logger(__name__)
 
 _SHOWN = 5  # number of messages that are printed per reason
 T = TypeVar("T")
@@ -58,16 +61,16 @@ def run_jobs(function: Callable[[T], R], jobs: Sequence[T], workers: int, faults
 
     Failed jobs are reported, and counted in `faults` by reason.
     """
-    progress, results = Progress(len(jobs), 0), []
-    for result, reason, message in in_order(partial(_try, function), jobs, workers):
-        if result is not None:
-            results.append(result)
-        else:
-            faults[reason] += 1
-            if faults[reason] <= _SHOWN:
-                say(f"left out ({reason})", message)
-        progress.step()
-    progress.show(end="\n")
+    results = []
+    with ProgressBar("making", len(jobs), "files") as progress:
+        for result, reason, message in in_order(partial(_try, function), jobs, workers):
+            if result is not None:
+                results.append(result)
+            else:
+                faults[reason] += 1
+                if faults[reason] <= _SHOWN:
+                    logger.info(f"left out ({reason}): {message}", fields={"reason": reason})
+            progress.step()
     return results
 
 

@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from osm.errors import OsmError, exit_code, write_failed
-from osm.io.pool import default_workers, say
+from osm.io.pool import default_workers
 from osm.prepare.originals.original_release import OriginalRelease
 from osm.prepare.originals.panoptic_releases import Ade20kRelease, CityscapesRelease
 from osm.prepare.originals.semantic_releases import A847Release, Pc459Release
+from osm.terminal import CommandParser, console_command, message_logger
+
+logger = message_logger(__name__)
 
 SETS: dict[str, type[OriginalRelease]] = {
     "ade20k": Ade20kRelease,
@@ -29,10 +32,10 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def parser(name: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of one dataset's script, or (None) of the command, which takes the dataset's name first."""
     if name is not None:
-        own = argparse.ArgumentParser(description=f"Makes {SETS[name].what}.")
+        own = CommandParser(description=f"Makes {SETS[name].what}.")
         _add_arguments(own, name)
         return own
-    every = argparse.ArgumentParser(
+    every = CommandParser(
         prog="osm prepare_original", description="Makes the files that osm prepare reads from an original release."
     )
     choices = every.add_subparsers(metavar="SET", required=True, help="prepare_original SET --help lists its arguments")
@@ -41,13 +44,14 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     return every
 
 
-def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int:
+@console_command
+def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
     """Run one dataset's script, or (None) the command.
 
     Returns:
         the exit code: 0 for success, 1 if some files could not be made, 2 for a mistake in the call.
     """
-    args = parser(name).parse_args(arguments)
+    args = parser(name).parse_args(argv)
     faults: Counter[str] = Counter()
     try:
         if args.num_workers < 1:
@@ -55,20 +59,21 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
         made = SETS[args.set].make(args, args.num_workers, faults)
     except OSError as error:
         failed = write_failed(error, str(error.filename or "a file"), "a file that can be read or written")
-        say("error", " ".join(str(failed).split()))
+        logger.error(" ".join(str(failed).split()))
         return exit_code(failed)
     except OsmError as error:
-        say("error", " ".join(str(error).split()))
+        logger.error(" ".join(str(error).split()))
         return exit_code(error)
     except KeyboardInterrupt:
-        say("stopped", "start the same command again")
+        logger.info("stopped: start the same command again")
         return 130
-    say("made", f"{made} files")
+    logger.info(f"made: {made} files")
     if faults:
-        say("left out", ", ".join(f"{reason} {count}" for reason, count in sorted(faults.items())))
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(faults.items()))
+        logger.info(f"left out: {counts}", fields=faults)
     return 1 if faults or not made else 0
 
 
-def prepare(arguments: Sequence[str] | None = None) -> int:
+def prepare(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm prepare_original SET ...` and return its exit code."""
-    return main(None, arguments)
+    return main(None, argv)

@@ -15,7 +15,6 @@ from osm.errors import OsmError, SampleError
 from osm.files import read_text
 from osm.forms.set_files import naming_file, read_file
 from osm.io.images import open_image, read_panoptic
-from osm.io.pool import say
 from osm.prepare.originals.original_release import (
     OriginalRelease,
     PanopticWriter,
@@ -24,7 +23,9 @@ from osm.prepare.originals.original_release import (
     run_jobs,
     write_panoptic_json,
 )
+from osm.terminal import message_logger
 
+logger = message_logger(__name__)
 _ADE20K_SPLITS = {"training": "train", "validation": "val"}
 _MIN_CHECKED_INSTANCES = 20  # with fewer instances, their agreement with the class maps is not checked
 _CITYSCAPES_SUFFIX = "_instanceIds.png"
@@ -72,7 +73,7 @@ class Ade20kRelease(OriginalRelease):
             maps = files_matching("data_dir", root, f"annotations/{split}/*.png")
             instances = root / "annotations_instance" / split
             if not instances.is_dir():
-                say("warning", f"there is no {instances}: all things of one class become one segment")
+                logger.warning(f"there is no {instances}: all things of one class become one segment")
             target = root / f"ade20k_panoptic_{_ADE20K_SPLITS[split]}"
             target.mkdir(exist_ok=True)
             jobs = [

@@ -21,7 +21,6 @@ from osm.forms.set_files import check_folder, naming_file, read_file
 from osm.io.images import read_rgb
 from osm.io.mat import read_mat
 from osm.io.paths import safe_join
-from osm.io.pool import say
 from osm.prepare.originals.original_release import (
     OriginalRelease,
     files_matching,
@@ -31,6 +30,9 @@ from osm.prepare.originals.original_release import (
     write_train_ids,
 )
 from osm.storage.output import check_here
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 _A847_SPLITS = ("training", "validation")
 _A847_SUFFIX = "_seg.png"
@@ -180,4 +182,4 @@ def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
     if 2 * len(other) > len(listed):
         raise OsmError(f"--labels_txt {path}: {len(other)} of {len(listed)} names differ: this is another list")
     for number in other:
-        say("labels.txt", f"{number + 1}: {listed[number]!r} is {labels[number].target!r} in the table")
+        logger.info(f"labels.txt: {number + 1}: {listed[number]!r} is {labels[number].target!r} in the table")

@@ -11,7 +11,6 @@ Shapes: R rows, K context slots, T text tokens, W embedding width.
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,12 +24,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS
 from osm.datasets.labels import load_labels
-from osm.models.llm import LlmInputs, generate
+from osm.models.llm import generate
+from osm.models.llm_forward import LlmInputs
 from osm.synthetic.pretraining.nano_training import read_state, warmup_cosine, write_state
 from osm.synthetic.scenes.scene_names import ATTRIBUTES, STUFF, THINGS, Pair, held_out_pairs
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 PAD, BOS, EOS = 0, 1, 2
 PROMPT_WEIGHT = 0.1
@@ -251,7 +253,7 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            echo(f"llm step {step}/{config.steps}: {loss:.3f} {time.monotonic() - started:.0f} s", file=sys.stderr)
+            logger.info(f"llm step {step}/{config.steps}: {loss:.3f} {time.monotonic() - started:.0f} s")
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
             saved = {"llm": llm.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             write_state(path, {**saved, "config": asdict(config), "seconds": time.monotonic() - started})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import shutil
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,14 +17,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from osm.config import load_model_config
 from osm.errors import OsmError, exit_code
 from osm.files import read_json, write_atomically
+from osm.models.model_config import load_model_config
 from osm.models.weights import shipped_folder
 from osm.synthetic.pretraining.nano_llm import OTHER_ADJECTIVES, LlmTraining, other_nouns, pretrain_llm
 from osm.synthetic.pretraining.nano_tower import TowerTraining, pretrain_tower
 from osm.synthetic.scenes.scene_names import ATTRIBUTES, STUFF, THINGS, held_out_pairs
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 PARTS = ("llm", "tower")
 FACTS = "pretraining.json"
@@ -75,9 +75,10 @@ These pairs were used in no training stage (`osm.synthetic.scenes.scene_names.he
 """
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         allow_abbrev=False,
         description="Pre-trains osm-nano's tower and LLM. After an interruption, the same command resumes.",
     )
@@ -107,10 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = read_json(args.output / FACTS, "facts")[0]
         write_atomically(args.output / "MODEL_CARD.md", [model_card(facts)])
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
+        logger.info("interrupted: the same command resumes from the last checkpoint")
         return 130
     echo(args.output)
     return 0
