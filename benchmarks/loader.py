@@ -55,9 +55,9 @@ from osm.datasets.labels import load_labels  # noqa: E402
 from osm.datasets.table import Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.forms import base  # noqa: E402
+from osm.forms.coco_panoptic import Panoptic  # noqa: E402
 from osm.forms.instances import Instances  # noqa: E402
 from osm.forms.maps import Semantic  # noqa: E402
-from osm.forms.panoptic import Panoptic  # noqa: E402
 from osm.io import views
 
 ROUNDS = 3

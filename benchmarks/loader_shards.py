@@ -14,7 +14,7 @@ from PIL import Image
 
 from osm.datasets.table import DatasetTable
 from osm.synthetic.scenes.compose import draw_scene
-from osm.synthetic.scenes.words import choose_pairs
+from osm.synthetic.scenes.scene_names import choose_pairs
 
 SETS = ("coco", "lvis", "a847")
 

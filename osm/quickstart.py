@@ -25,7 +25,7 @@ from osm.config import add_settings
 from osm.errors import OsmError, RunStopped, exit_code, write_failed
 from osm.files import read_json, write_atomically
 from osm.models.model_config import load_model_config
-from osm.synthetic.scenes.words import FINE, PLAIN, SETS
+from osm.synthetic.scenes.scene_names import FINE, PLAIN, SETS
 from osm.terminal import CommandParser, console_command, echo, json_flag, message_logger
 
 logger = message_logger(__name__)

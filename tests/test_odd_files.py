@@ -18,10 +18,10 @@ from osm.errors import OsmError
 from osm.evaluation.predict.predict_cli import evaluate_main, report_main
 from osm.forms.base import SetFiles
 from osm.forms.coco_json import CocoJson
-from osm.forms.files import read
+from osm.forms.set_files import read_file
 from osm.models.checkpoint import read_folder, read_published
 from osm.models.weights import load_safetensors, load_torch
-from osm.prepare.originals.ade20k import _thing_ids
+from osm.prepare.originals.panoptic_releases import _thing_ids
 from osm.recognition.vocabulary import read_names
 from osm.synthetic.collages import read_table
 from osm.training.export import export_main, import_main
@@ -44,7 +44,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "mapping.txt": lambda path: _thing_ids(str(path)),
     "0.tar": lambda path: list(read_shard(str(path))),
     "log.jsonl": lambda path: read_log(path.parent),
-    "image.jpg": read,
+    "image.jpg": read_file,
 }
 
 

@@ -27,7 +27,7 @@ from osm import quickstart
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.quickstart import SHORT, QuickstartOptions, Stage, main, run, stages
-from osm.synthetic.scenes.words import FINE, SETS, categories
+from osm.synthetic.scenes.scene_names import FINE, SETS, categories
 from osm.synthetic.scenes.write import SceneOptions
 from osm.training.config import Run
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from osm.datasets.labels import LabelSet
 from osm.datasets.table import Dataset, Rules
 from osm.forms.base import MIN_PIXELS, Form, Segment, Target, sample_of
+from osm.forms.coco_panoptic import Panoptic
 from osm.forms.instances import Boxes, Instances
 from osm.forms.maps import Parts, Semantic
-from osm.forms.panoptic import Panoptic
-from osm.forms.regions import Regions
+from osm.forms.region_phrases import Regions
 from osm.forms.split import MAX_BAD_ANNOTATIONS, Split
 
 FORM_CLASSES: dict[str, type[Form]] = {

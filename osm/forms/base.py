@@ -263,7 +263,7 @@ class Form(ABC):
         fine: reasons for which a file may give no sample without anything being wrong.
         prefix, suffix: what stands around the entries of a prediction file.
         category_key, id_key: where an annotation of a prediction file has its category id, and its own.
-        more_arguments: of its converter, that are in `SetFiles.more`.
+        more_arguments: of its converter, that are in `SetFiles.extra_fields`.
         unknown_is_lost: what `unknown_in_mask` counts in a val split are annotations that are lost.
     """
 

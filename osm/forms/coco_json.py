@@ -1,7 +1,7 @@
-"""A json in COCO's form (COCO's own, LVIS's, V3Det's, Cityscapes', or what a tool wrote), read alike for all purposes.
+"""Reads json files in COCO's form (COCO, LVIS, V3Det, Cityscapes, and files of annotation tools) for every purpose.
 
-What a purpose does not need cannot spoil it; one bad annotation costs that annotation. Ids match by value: 1, 1.0 and
-"1" are one id.
+Fields that are not needed are not checked. A bad annotation is left out, and the others are kept. Ids match by value:
+1, 1.0 and "1" are the same id.
 """
 
 from __future__ import annotations
@@ -26,38 +26,41 @@ from osm.terminal import message_logger
 
 logger = message_logger(__name__)
 
-_TOLERATED = 0.05  # the share of names that may be spelt in another way
+_TOLERATED = 0.05  # share of category names that may differ from the project's table without a warning
 Annotation = dict[str, Any]
 
 
 @dataclass
-class OfImage:
-    """What the json has of one image.
+class ImageAnnotations:
+    """The annotations of one image.
 
     Attributes:
-        segments: its usable annotations. places: where each is among `raw`.
-        raw: all its annotations, in the file's own words.
-        masks: the names of its masks' files, by member.
-        words: the one row that the json has of it, in panoptic form. order: the number of its last row.
+        segments: the usable annotations. places: the index of each usable annotation in `raw`.
+        raw: all annotations, unchanged.
+        masks: the names of the image's mask files, by member of the sample.
+        panoptic_row: the image's row in `annotations` of a panoptic json. order: the index of its last row.
     """
 
     segments: list[Annotation]
     places: list[int]
     raw: list[Annotation]
     masks: dict[str, Any]
-    words: Any = None
+    panoptic_row: Any = None
     order: int = 0
 
 
 class CocoJson:
-    """A COCO json, read and checked as far as that goes without the images.
+    """A COCO json. It is read and checked as far as possible without opening the images.
 
     Args:
         labels: the classes that annotations may have; None = the json's `categories`.
-        read: the document and the SHA-256 of its file, where another form was brought into this one.
+        read: the document and the SHA-256 of its file, if a file of another form was converted to this form.
 
     Attributes:
-        losses: what was left out of it.
+        losses: the annotations that were left out.
+
+    Raises:
+        OsmError: the file is not a COCO json, or an image has no valid id.
     """
 
     def __init__(self, files: SetFiles, labels: LabelSet | None, read: tuple[Any, str] | None = None) -> None:
@@ -94,7 +97,7 @@ class CocoJson:
             if image_id is None:
                 raise OsmError(f"{where}: the id {shown(image['id'])} is not an integer")
             image = {**image, "id": image_id}
-        # Jsons that were merged have entries twice, at times with the id as a text.
+        # Merged jsons have entries twice, sometimes with the id as a string.
         first = next((known for known in (image_id, _other_kind(image_id)) if known in self.images), None)
         if first is None:
             self.images[image_id] = image
@@ -102,7 +105,7 @@ class CocoJson:
             raise OsmError(f"{where}: the id {image_id!r} is given twice, for two images")
 
     def image_of(self, annotation: Mapping[str, Any], where: str) -> int | str:
-        """The id of the image that an annotation belongs to. Raises SampleError where there is none."""
+        """Return the id of the image that an annotation belongs to. Raises SampleError if there is no such image."""
         value = annotation.get("image_id")
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             found = value if value in self.images else self._by_value.get(_value(value))
@@ -113,7 +116,7 @@ class CocoJson:
         )
 
     def category_of(self, annotation: Mapping[str, Any], where: str) -> int:
-        """The category id of an annotation. Raises SampleError where the labels have no such id."""
+        """Return the category id of an annotation. Raises SampleError if the labels do not have the id."""
         value = annotation.get("category_id")
         category = value if type(value) is int else whole(value)
         if category is None or category not in self.labels:
@@ -121,9 +124,14 @@ class CocoJson:
             raise SampleError("category_unknown", f"{where}: category_id {shown(value)} is not among {known}")
         return category
 
-    def by_image(self, read: Callable[[str, Annotation, OfImage], None]) -> dict[int | str, OfImage]:
-        """Every image's annotations. `read` takes (how to name it in a message, annotation, its image's so far)."""
-        found = {image_id: OfImage([], [], [], {}) for image_id in self.images}
+    def by_image(self, read: Callable[[str, Annotation, ImageAnnotations], None]) -> dict[int | str, ImageAnnotations]:
+        """Collect the annotations of every image.
+
+        Args:
+            read: is called with (the annotation's place for error messages, the annotation, its image's annotations so
+                far). It adds the annotation, or raises SampleError to leave it out.
+        """
+        found = {image_id: ImageAnnotations([], [], [], {}) for image_id in self.images}
         for number, row in enumerate(self.document["annotations"]):
             where = self.place(number)
             try:
@@ -141,22 +149,25 @@ class CocoJson:
         return found
 
     def place(self, number: int) -> str:
-        """How a message calls an annotation."""
+        """Return the place of an annotation in the file, for error messages."""
         return f"{self.path}: annotations[{number}]"
 
-    def add_mask(self, where: str, row: Annotation, segment: Annotation, of: OfImage) -> None:
-        """Adds to an image, and to an annotation of it, the file that has its mask; a json has none.
+    def add_mask(self, where: str, row: Annotation, segment: Annotation, collected: ImageAnnotations) -> None:
+        """Add the mask file of an annotation to its image. A json has no mask files, so this method does nothing.
 
         Raises:
-            SampleError: there is no such file.
+            SampleError: in subclasses, if the file does not exist.
         """
 
-    def listing(self, found: Mapping[int | str, OfImage]) -> Listing:
-        """The entries of all images."""
+    def listing(self, found: Mapping[int | str, ImageAnnotations]) -> Listing:
+        """Return the listing of the dataset, with an entry for each image."""
         files, row = self.files, self.files.row
         left_out: Counter[str] = Counter()
         unwanted = self._unwanted()
-        named = [(image, self._name_of(number, image, of)) for number, (image, of) in enumerate(_paired(self, found))]
+        named = [
+            (image, self._name_of(number, image, collected))
+            for number, (image, collected) in enumerate(_paired(self, found))
+        ]
         images = self._finder("image_dir", (name for _, name in named))
         masks, mask_paths = self._find_masks(found)
         entries = []
@@ -165,18 +176,18 @@ class CocoJson:
             for number, (image, name) in enumerate(named)
         ]
         for (image, name), path in zip(named, images.settle(places), strict=True):
-            image_id, of = image["id"], found[image["id"]]
+            image_id, collected = image["id"], found[image["id"]]
             if image_id in unwanted and path.stem == f"{image_id:012d}":
                 left_out[unwanted[image_id]] += 1
                 continue
             sizes = {key: image[key] for key in ("width", "height") if image.get(key) is not None}
-            record = {"file_name": name, **sizes, "image_id": image_id, "segments_info": of.segments}
-            # Without a folder of masks, only the pictures are asked for.
-            at = {member: mask_paths[image_id, member] for member in of.masks} if masks is not None else {}
-            raw = (image, of.raw) if of.words is None else of.words
+            record = {"file_name": name, **sizes, "image_id": image_id, "segments_info": collected.segments}
+            # Without a folder of masks, only the images are needed.
+            at = {member: mask_paths[image_id, member] for member in collected.masks} if masks is not None else {}
+            raw = (image, collected.raw) if collected.panoptic_row is None else collected.panoptic_row
             hint = _key(row.keys, image, path)
-            called, places_of = image.get("file_name"), tuple(of.places)
-            entries.append(Entry(path, at, record, stated_size(image), raw, places_of, hint, of.order, called))
+            called, places_of = image.get("file_name"), tuple(collected.places)
+            entries.append(Entry(path, at, record, stated_size(image), raw, places_of, hint, collected.order, called))
         for finder in (images, *([] if masks is None else [masks])):
             self._report_guesses(finder, len(entries))
         stated = self.document.get("categories")
@@ -185,28 +196,32 @@ class CocoJson:
         return Listing(entries, self.sha256, self.categories, arguments, self.losses, left_out, own, missing)
 
     def _find_masks(
-        self, found: Mapping[int | str, OfImage]
+        self, found: Mapping[int | str, ImageAnnotations]
     ) -> tuple[FileFinder | None, dict[tuple[int | str, str], Path]]:
-        """The masks' files by image and member."""
+        """Return the paths of the mask files, by image id and member."""
         files = self.files
         if not files.ann_dir or not _has_masks(found):
             return None, {}
-        names = {(image_id, member): name for image_id, of in found.items() for member, name in of.masks.items()}
+        names = {
+            (image_id, member): name
+            for image_id, collected in found.items()
+            for member, name in collected.masks.items()
+        }
         finder = self._finder("ann_dir", names.values())
         where = files.where("ann_dir")
         paths = [(name, finder.find(name, f"{self.path}: image {key[0]!r}, {where}")) for key, name in names.items()]
         return finder, dict(zip(names, finder.settle(paths), strict=True))
 
     def _finder(self, field_name: str, names: Iterable[Any]) -> FileFinder:
-        """Finds the files that a json names in the folder of a field."""
+        """Return a finder for the files that the json names in the folder of a field."""
         folder, exact = self.files.folder(field_name), self.files.row.exact_names
         if exact or field_name not in self.files.folders:
             return FileFinder(folder, exact, names)
         listed = self.files.listed(field_name)
         return FileFinder(folder, listed is None, names, listed)
 
-    def _name_of(self, number: int, image: dict[str, Any], of: OfImage) -> Any:
-        mask = next(iter(of.masks.values()), None)
+    def _name_of(self, number: int, image: dict[str, Any], collected: ImageAnnotations) -> Any:
+        mask = next(iter(collected.masks.values()), None)
         try:
             return image_name(self.files.row.image_names, image, mask, f"{self.path}: images[{number}]")
         except OsmError:
@@ -215,7 +230,7 @@ class CocoJson:
             return image.get("coco_url")
 
     def _no_image(self, images: FileFinder, entries: list[Entry]) -> str:
-        """What is said where none of the images is there: what the json says, and what the folder holds."""
+        """Return an error message if no image exists, or an empty string. It shows a name and the folder's contents."""
         if images.exact or not entries or any(images.holds(entry.image) for entry in entries):
             return ""
         return (
@@ -242,14 +257,14 @@ class CocoJson:
         }
 
     def _unwanted(self) -> dict[int | str, str]:
-        """Images to leave out, by id: the reason. (A file that merely has such an id is not meant.)"""
+        """Return the reasons for leaving images out, by image id. The caller also compares the file name."""
         if not self.files.filter_lvis_val or not _of_coco(self.labels):
             return {}
         table = resources.files("osm.datasets") / "labels" / "coco_train2017_in_lvis_val.txt"
         return {int(line): "in_lvis_val" for line in table.read_text(encoding="utf-8").split()}
 
     def compare(self, table: str) -> None:
-        """Warns where the json's ids mean something else than those of a table (another release of the set)."""
+        """Print a warning if the json's ids have other names than in a label table (another release of the dataset)."""
 
         def plain(names: Iterable[str]) -> set[str]:
             return {re.sub(r"\(.*?\)|[\W_]", "", name.lower()) for name in names}
@@ -267,10 +282,11 @@ class CocoJson:
 
 
 def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: int | None) -> Annotation:
-    """An annotation with these of its fields alone: what is not used cannot spoil the sample.
+    """Return an annotation with only the given fields, so that unused fields cannot make the sample invalid.
 
     Args:
-        category: None for a crowd without one.
+        number: the id to use if the annotation has no valid id.
+        category: the category id; None for a crowd without a category.
     """
     crowd = is_crowd(row)
     kept: Annotation = {name: row[name] for name in names if name in row and not (crowd and not storable(row[name]))}
@@ -282,28 +298,30 @@ def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: 
 
 
 def _identity(image: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two entries of one image have in common."""
+    """Return the fields that are equal in two entries of one image."""
     return image.get("file_name"), image.get("coco_url"), side(image.get("width")), side(image.get("height"))
 
 
 def _other_kind(image_id: int | str) -> int | str | None:
-    """1 for "1", and "1" for 1."""
+    """Return the string of an integer id, or the integer of a string id: "1" for 1, and 1 for "1"."""
     if isinstance(image_id, int):
         return str(image_id)
     number = whole(image_id)
     return number if str(number) == image_id else None
 
 
-def _paired(source: CocoJson, found: Mapping[int | str, OfImage]) -> list[tuple[dict[str, Any], OfImage]]:
+def _paired(
+    source: CocoJson, found: Mapping[int | str, ImageAnnotations]
+) -> list[tuple[dict[str, Any], ImageAnnotations]]:
     return [(image, found[image_id]) for image_id, image in source.images.items()]
 
 
-def _has_masks(found: Mapping[int | str, OfImage]) -> bool:
-    return any(of.masks for of in found.values())
+def _has_masks(found: Mapping[int | str, ImageAnnotations]) -> bool:
+    return any(collected.masks for collected in found.values())
 
 
 def _key(keys: str, image: dict[str, Any], path: Path) -> str:
-    if keys == "id":  # file names are unique within the folder of a class alone
+    if keys == "id":  # file names are unique only within the folder of a class
         return f"{image['id']:08d}" if isinstance(image["id"], int) else re.sub(r"[^\w-]", "_", image["id"])
     return path.stem.removesuffix("_leftImg8bit") if keys == "cityscapes" else ""
 
@@ -314,13 +332,13 @@ def _value(image_id: Any) -> Any:
 
 
 def _unique(by_value: dict[Any, int | str], images: Mapping[Any, Any]) -> dict[Any, int | str]:
-    """Ids by value, without the values that several ids have ("7" and "07")."""
+    """Return the ids by value, without values that several ids share ("7" and "07")."""
     counts = Counter(map(_value, images))
     return {value: image_id for value, image_id in by_value.items() if counts[value] == 1}
 
 
 def _of_coco(labels: LabelSet) -> bool:
-    """Whether the categories are COCO's, or some of them, by id; the things by name too (stuff has several)."""
+    """Return whether the categories are a subset of COCO's. Things are compared by id and name, stuff by id only."""
     coco = load_labels("coco").classes
     return all(
         own.id in coco and (not coco[own.id].isthing or own.target in coco[own.id].names)
@@ -329,8 +347,8 @@ def _of_coco(labels: LabelSet) -> bool:
 
 
 def size_key(image_id: int | str) -> tuple[bool, int | str]:
-    """Sorts ids: integers first."""
+    """Return a sort key for image ids that puts integers before strings."""
     return isinstance(image_id, str), image_id
 
 
-__all__ = ["Annotation", "CocoJson", "OfImage", "Size", "kept_fields", "size_key"]
+__all__ = ["Annotation", "CocoJson", "ImageAnnotations", "Size", "kept_fields", "size_key"]

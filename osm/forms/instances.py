@@ -1,4 +1,4 @@
-"""COCO- and LVIS-instances form: polygons or RLE. And boxes alone, as detection sets have them."""
+"""COCO-instances form (polygons or RLE, as in COCO and LVIS), and boxes without masks, as in detection datasets."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from osm.forms.base import (
     Target,
     is_crowd,
 )
-from osm.forms.coco_json import Annotation, CocoJson, OfImage, kept_fields, size_key
+from osm.forms.coco_json import Annotation, CocoJson, ImageAnnotations, kept_fields, size_key
+from osm.forms.coco_panoptic import checked_segments
 from osm.forms.mask_files import MaskTable, is_mask_table, with_mask_of_file
-from osm.forms.panoptic import checked_segments
 from osm.io.segmentation import draw_segmentation, read_segmentation
 from osm.io.values import finite, storable, whole
 from osm.storage.locations import is_remote
@@ -37,16 +37,18 @@ from osm.storage.locations import is_remote
 if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.io.views import View
 
-_XYWH = 1  # detectron2's sign for boxes of x, y, width, height
-_KEPT_PIXELS = 1 << 28  # of masks, a byte each: all of them, but for many large ones of a huge image
+_XYWH = 1  # detectron2's `bbox_mode` for boxes of x, y, width, height
+_KEPT_PIXELS = 1 << 28  # limit of cached mask pixels per image, one byte each; only huge images exceed it
 
 
 class Annotated(Form):
-    """Forms whose masks are annotations of the json: one of them is drawn first, uniformly, then the crop; drawn again
-    if too little of it remains.
+    """Forms whose masks are stored in the annotations of the json.
+
+    In training, an annotation is drawn uniformly. If the view shows too few of its pixels, the view is drawn again.
 
     Attributes of the class:
-        shape_field: of an annotation, where its mask is. kept: the fields that a sample has.
+        shape_field: the field of an annotation that has its mask or box.
+        kept: the fields of an annotation that are stored in samples.
     """
 
     published: ClassVar[tuple[str, ...]] = ("segments_info", "width", "height")
@@ -57,7 +59,7 @@ class Annotated(Form):
         self._check_size(document)
         self.segments = self._read(document.get("segments_info"))
         self.entries = [entry for _, entry in self.segments if entry.get("category_id") not in self.rules.ignored_ids]
-        self.unusable: dict[int, SampleError] = {}  # of `entries`, found when they were drawn
+        self.unusable: dict[int, SampleError] = {}  # errors by index in `entries`, found when masks are drawn
 
     def pick(
         self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
@@ -66,7 +68,7 @@ class Annotated(Form):
         for i in rng.permutation(len(self.entries)).tolist():
             try:
                 mask = self._mask(i, view)
-            except SampleError as error:  # costs this annotation alone
+            except SampleError as error:  # only this annotation is left out
                 self.unusable[i] = error
                 if len(self.unusable) == len(self.entries):
                     raise
@@ -86,18 +88,21 @@ class Annotated(Form):
         return bool(self.entries)
 
     def _read(self, entries: Any) -> list[tuple[int, Annotation]]:
-        """The annotations of a sample's json without crowds, each with its place. Raises SampleError `bad_json`,
-        `unknown_category`."""
+        """Return the annotations of a sample's json that are not crowds, each with its index.
+
+        Raises:
+            SampleError: `bad_json` or `unknown_category`.
+        """
         return checked_segments(entries, ("category_id", self.shape_field), self.labels)
 
     def _segment(self, mask: np.ndarray, entry: Annotation) -> Segment:
         return Segment(mask, self.labels[entry["category_id"]], self.boxed)
 
     def _mask(self, number: int, view: View) -> np.ndarray | None:
-        """An annotation's mask in a view; None where it has too few pixels there.
+        """Return an annotation's mask in a view, or None if it has too few pixels there.
 
         Raises:
-            SampleError: it has no mask.
+            SampleError: the annotation has no valid mask.
         """
         raise NotImplementedError
 
@@ -105,26 +110,26 @@ class Annotated(Form):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--ann_dir", help="accepted, not used")
+        parser.add_argument("--ann_dir", help="accepted, but not used")
         parser.add_argument("--image_dir", required=True, help="folder of the images")
-        parser.add_argument("--json_file", required=True, help="the json of the annotations")
+        parser.add_argument("--json_file", required=True, help="json of the annotations")
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
         source = cls._source(files, labels)
         seen = 0
 
-        def read_row(where: str, row: Annotation, of: OfImage) -> None:
+        def read_row(where: str, row: Annotation, collected: ImageAnnotations) -> None:
             nonlocal seen
             if "segments_info" in row:
                 raise OsmError(f"{where}: has 'segments_info': this is a panoptic json, not an instances one")
-            of.raw.append(row)
+            collected.raw.append(row)
             crowd = is_crowd(row) and whole(row.get("category_id")) not in source.labels
             category = None if crowd else cls._category(source, row, where)
             segment = kept_fields(row, cls.kept, seen, category)
-            source.add_mask(where, row, segment, of)
-            of.segments.append(segment)
-            of.places.append(len(of.raw) - 1)
+            source.add_mask(where, row, segment, collected)
+            collected.segments.append(segment)
+            collected.places.append(len(collected.raw) - 1)
             seen += 1
 
         found = source.by_image(read_row)
@@ -143,7 +148,7 @@ class Annotated(Form):
 
     @classmethod
     def _check_shapes(cls, files: SetFiles, source: CocoJson) -> None:
-        """Raises OsmError where the json is of another form, or its shapes are no pixels."""
+        """Raise OsmError if the json has another form, or if its coordinates are not in pixels."""
         _check_pixels(files, source, cls.shape_field)
 
     @classmethod
@@ -166,22 +171,22 @@ class Annotated(Form):
 
     @classmethod
     def _with_mask(cls, entry: Entry, annotation: Annotation, size: Size) -> Annotation:
-        """The annotation with what a file of the entry's masks has of it. Raises SampleError where that is nothing."""
+        """Return the annotation with the mask of its mask file, if it has one. Raises SampleError for empty masks."""
         return annotation
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
-        """The annotation as a sample has it. Raises SampleError where nothing of it can be named."""
+        """Return the annotation as it is stored in a sample. Raises SampleError if its mask or box is not usable."""
         raise NotImplementedError
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """All images by id, with annotations or without."""
+        """Return all images sorted by id, with or without annotations."""
         return sorted(entries, key=lambda entry: size_key(entry.raw[0]["id"]))
 
 
 class Instances(Annotated):
-    """Each mask is rasterised once, and cropped before it is resized."""
+    """Instances with masks. Each mask is rasterised once, and cropped to the view before it is resized."""
 
     name: ClassVar[str] = "coco_instances"
     what: ClassVar[str] = "a set in COCO-instances form"
@@ -248,7 +253,7 @@ class Instances(Annotated):
         for _, message in read.unusable:
             losses.add("polygon_unusable", f"{message}, left out")
         kept = {**annotation, "segmentation": read.value}
-        if "bbox" in kept and read_box(kept["bbox"]) is None:  # neither training nor naming looks at them
+        if "bbox" in kept and read_box(kept["bbox"]) is None:  # neither training nor evaluation needs the box
             del kept["bbox"]
         if "area" in kept and not (storable(kept["area"]) and kept["area"] is not None):
             del kept["area"]
@@ -256,22 +261,22 @@ class Instances(Annotated):
 
 
 class OpenImages(Instances):
-    """Instances whose masks are PNGs, listed in a csv (see `osm.forms.mask_files`)."""
+    """Instances of Open Images: the masks are PNGs that are listed in a csv (see `osm.forms.mask_files`)."""
 
     what: ClassVar[str] = "Open Images"
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--image_dir", required=True, help="folder of the images, <ImageID>.jpg, or of their folders"
+            "--image_dir", required=True, help="folder of the images <ImageID>.jpg, directly or in subfolders"
         )
-        parser.add_argument("--ann_dir", required=True, help="folder of the mask PNGs, or of their folders")
+        parser.add_argument("--ann_dir", required=True, help="folder of the mask PNGs, directly or in subfolders")
         parser.add_argument("--json_file", required=True, help="the csv <split>-annotations-object-segmentation.csv")
-        parser.add_argument("--labels", required=True, help="names of its classes: class-descriptions-boxable.csv")
+        parser.add_argument("--labels", required=True, help="class names: class-descriptions-boxable.csv")
 
 
 class Boxes(Annotated):
-    """Boxes (x, y, width, height) alone: rounded outwards to pixels and cut at the image's border."""
+    """Boxes (x, y, width, height) without masks. They are rounded outwards to pixels and clipped to the image."""
 
     name: ClassVar[str] = "boxes"
     what: ClassVar[str] = "boxes and classes in a COCO json"
@@ -309,8 +314,7 @@ class Boxes(Annotated):
 
 
 def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
-    """Raises OsmError where every coordinate is within 0 and 1: as shares of the picture's sides, nothing would be left
-    of any mask."""
+    """Raise OsmError if every coordinate is between 0 and 1, because normalised coordinates would give empty masks."""
     seen = 0
     for row in source.document["annotations"]:
         shape = row.get(field) if isinstance(row, dict) else None
@@ -322,13 +326,13 @@ def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
             seen += 0 < number < 1
     if seen:
         raise OsmError(
-            f"{files.where('json_file')}: every {field} lies within 0 and 1: these are shares of the picture's sides, "
+            f"{files.where('json_file')}: every {field} is between 0 and 1: these are normalised coordinates, "
             "and pixels are needed; multiply x by the width and y by the height"
         )
 
 
 def _numbers_in(shape: Any) -> Iterator[int | float]:
-    """The coordinates of polygons, or of a box."""
+    """Yield the coordinates of polygons or of a box."""
     if isinstance(shape, list):
         for part in shape:
             if isinstance(part, list):
@@ -338,7 +342,10 @@ def _numbers_in(shape: Any) -> Iterator[int | float]:
 
 
 def read_box(value: Any) -> list[int | float] | None:
-    """A box [x, y, width, height] of finite numbers: the very list where it is one, None where it is none."""
+    """Return a box [x, y, width, height] of finite numbers, or None if the value is not a box.
+
+    The list itself is returned if it needs no conversion.
+    """
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
     numbers = [finite(number) for number in value]
@@ -349,7 +356,10 @@ def read_box(value: Any) -> list[int | float] | None:
 
 
 def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
-    """A box that has something of the picture.
+    """Return a box [x, y, width, height] that overlaps the image.
+
+    Args:
+        size: (width, height) of the image.
 
     Raises:
         SampleError: `box_malformed`, `box_empty` or `box_outside`.
@@ -366,7 +376,7 @@ def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
 
 
 def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a box in pixels; right and bottom excluded.
+    """Return left, top, right and bottom of a box in pixels, clipped to the image; right and bottom are exclusive.
 
     Raises:
         SampleError: `bad_box`.
@@ -385,7 +395,7 @@ def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
 
 
 def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, int]) -> np.ndarray | None:
-    """Corners of an image (H, W) as a mask of the crop; None where it has too few pixels there."""
+    """Return a box of an image (H, W) as a bool mask of the view, or None if it has too few pixels there."""
     where = view.box(box, shape)
     if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
         return None
@@ -395,14 +405,14 @@ def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, in
 
 
 def draw_box(box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
-    """The bool mask (H, W) of corners."""
+    """Return the bool mask (H, W) of a box, given as left, top, right, bottom."""
     mask = np.zeros(shape, bool)
     mask[box[1] : box[3], box[0] : box[2]] = True
     return mask
 
 
 def _patch(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """A mask's bounding box, and where its left upper corner is."""
+    """Crop a mask to its bounding box. Return the crop, and the left and top coordinates of the box."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return np.zeros((0, 0), bool), 0, 0

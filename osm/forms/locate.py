@@ -1,8 +1,8 @@
-"""Finds the files that a json names, as its tool spelt them, below one folder.
+"""Finds the image files that a json names, even if the names are spelt differently from the files in the folder.
 
-An exact name always wins. Else tools differ in backslashes, percent-escapes, Unicode forms, capitals, the extension,
-and the folders, host or drive that stand before the name. A file is taken where exactly one of the folder fits, and no
-other entry of the json claims it by its exact name.
+An exact match always has priority. Otherwise, names may differ from files in backslashes, percent-escapes, Unicode
+normalisation, upper and lower case, extension, and leading folders, host or drive. A file is accepted if it is the only
+match in the folder, and if no other entry of the json names it exactly.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from osm.io.paths import safe_join
 _DRIVE = re.compile(r"[A-Za-z]:")
 _QUERY = re.compile(r"\?d=")  # Label Studio: /data/local-files/?d=folder/picture.jpg
 _EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
-_SHOWN = 3  # files of a folder that a message lists
+_SHOWN = 3  # number of files that a message lists
 
 
 class FileFinder:
-    """The files of one folder by the names that a json has for them.
+    """Finds the files of one folder by the names that a json has for them.
 
     Args:
-        folder: everything found lies in it.
-        exact: look for the exact names alone, as published sets have them.
-        claimed: every name that the json has: what one entry names exactly is not another's.
-        listed: the paths of all files in it, where it is a copy of a remote folder that is fetched when it is needed.
+        folder: the folder. All files that are found are inside it.
+        exact: accept exact names only, as for published datasets.
+        claimed: every name in the json. A file that one entry names exactly is not given to another entry.
+        listed: the paths of all files, if the folder is the local copy of a remote folder whose files are downloaded
+            on demand.
     """
 
     def __init__(
@@ -46,13 +47,13 @@ class FileFinder:
         self.folder, self.exact = Path(folder), exact
         self._listed = None if listed is None else frozenset(listed)
         self._claimed = [name for name in claimed if isinstance(name, str)]
-        self.guessed: list[tuple[str, Path]] = []  # names that were not exact, and what was taken for them
+        self.guessed: list[tuple[str, Path]] = []  # names without an exact match, and the files accepted for them
 
     def find(self, name: Any, where: str) -> Path:
-        """The path of a file; where none fits, the path that the name stands for as it is.
+        """Return the path of the file that a name refers to. If no file matches, return folder / name.
 
         Raises:
-            OsmError: the name is no file name, or leads out of the folder, and no file of the folder fits.
+            OsmError: the name is not a file name or leads out of the folder, and no file of the folder matches.
         """
         try:
             direct = safe_join(self.folder, name)
@@ -70,35 +71,35 @@ class FileFinder:
         return os.path.lexists(path) if self._listed is None else self.relative(path) in self._listed
 
     def holds(self, path: Path) -> bool:
-        """Whether the folder has the file that was found."""
+        """Return whether a path that `find` returned exists in the folder."""
         return path.exists() if self._listed is None else self.relative(path) in self._listed
 
     def relative(self, path: Path) -> str:
-        """A found path below the folder, with slashes."""
+        """Return a path relative to the folder, with forward slashes."""
         return path.relative_to(self.folder).as_posix()
 
     def what_is_there(self) -> str:
-        """What the folder holds, for a message."""
+        """Return a description of the folder's contents for an error message."""
         files = sorted(self._files)
         if not files:
-            return "the folder holds no picture"
+            return "the folder holds no image"
         first = ", ".join(shown(name) for name in files[:_SHOWN])
-        return f"the folder holds {len(files)} pictures ({first}{', ...' if len(files) > _SHOWN else ''})"
+        return f"the folder holds {len(files)} images ({first}{', ...' if len(files) > _SHOWN else ''})"
 
     def settle(self, found: Sequence[tuple[Any, Path]]) -> list[Path]:
-        """Takes back the guesses by which two different names have one file.
+        """Undo the inexact matches by which two different names refer to one file.
 
         Args:
-            found: every name, and the path that `find` gave it.
+            found: every name, and the path that `find` returned for it.
 
         Returns:
-            their paths, in that order.
+            the final path of each name, in the same order.
         """
         if not self.guessed:
             return [path for _, path in found]
         guessed = dict(self.guessed)
         of_file: dict[str, set[Any]] = {}
-        for name, path in found:  # a link may be another name of a file
+        for name, path in found:  # two paths may be links to one file
             of_file.setdefault(os.path.realpath(path), set()).add(name)
         doubtful = {name for name, path in guessed.items() if len(of_file[os.path.realpath(path)]) > 1}
         self.guessed = [(name, path) for name, path in self.guessed if name not in doubtful]
@@ -108,7 +109,7 @@ class FileFinder:
         ending = _EXTENSION.search(_plain(name))
         for key in _spellings(name, self._top_folders):
             fitting = [path for path in self._by_spelling.get(key, ()) if path not in self._taken]
-            if len(fitting) > 1 and ending:  # of one name with several extensions, the one that was written
+            if len(fitting) > 1 and ending:  # prefer the extension that the json has
                 fitting = [path for path in fitting if path.lower().endswith(ending[0])]
             if len(fitting) == 1:
                 path = self.folder / fitting[0]
@@ -120,7 +121,7 @@ class FileFinder:
 
     @cached_property
     def _files(self) -> list[str]:
-        """Every picture below the folder, as a relative path."""
+        """The relative paths of all images below the folder."""
         if self._listed is not None:
             hidden = (name for name in self._listed if any(part.startswith(".") for part in name.split("/")))
             return sorted(name for name in self._listed - frozenset(hidden) if _EXTENSION.search(name))
@@ -128,20 +129,20 @@ class FileFinder:
         for root, folders, names in os.walk(self.folder):
             folders[:] = [folder for folder in folders if not folder.startswith(".")]
             relative = Path(root).relative_to(self.folder)
-            pictures = [name for name in names if not name.startswith(".") and _EXTENSION.search(name)]
-            found += [(relative / name).as_posix() for name in pictures]
+            images = [name for name in names if not name.startswith(".") and _EXTENSION.search(name)]
+            found += [(relative / name).as_posix() for name in images]
         return found
 
     @cached_property
     def _top_folders(self) -> frozenset[str]:
-        """The folders in the folder, in the spelling of `_plain`."""
+        """The names of the direct subfolders, normalised by `_plain`."""
         if self._listed is not None:
             return frozenset(_plain(name.split("/")[0]) for name in self._listed if "/" in name)
         return frozenset(_plain(path.name) for path in self.folder.iterdir() if path.is_dir())
 
     @cached_property
     def _by_spelling(self) -> dict[tuple[str, bool], list[str]]:
-        """Files by their plain path without extension (True), and by their plain name alone (False)."""
+        """Files by (normalised path without extension, True) and by (normalised file name without extension, False)."""
         found: dict[tuple[str, bool], list[str]] = {}
         for path in self._files:
             plain = _EXTENSION.sub("", _plain(path))
@@ -157,13 +158,13 @@ class FileFinder:
 
 
 def _plain(name: str) -> str:
-    """A name in one spelling: slashes, composed letters, lower case, no escapes."""
+    """Normalise a name: forward slashes, composed Unicode characters, lower case, no percent-escapes."""
     text = unicodedata.normalize("NFC", unquote(name.strip()).replace("\\", "/"))
     return unicodedata.normalize("NFC", text.casefold())
 
 
 def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
-    """The keys under which a file may be found, the closest first."""
+    """Return the keys of `_by_spelling` under which a name is looked up, best match first."""
     text = name[2:] if _DRIVE.match(name) else name
     try:
         url = urlsplit(text) if "://" in text else None
@@ -183,11 +184,11 @@ def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
     for start in range(len(parts)):
         keys.append(("/".join(parts[start:]), True))
         if parts[start] in known and start < len(parts) - 1:
-            return keys  # this folder is there: a file that it lacks is not another folder's of the same name
+            return keys  # this folder exists, so a file of the same name in another folder is not a match
     keys.append((parts[-1], False))
     return keys
 
 
 def _harmless(name: str) -> str:
-    """A name as a path that stays below its folder."""
+    """Remove `..` and empty parts from a name, so that the path stays below its folder."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")) or "_"

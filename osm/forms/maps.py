@@ -1,4 +1,4 @@
-"""Forms whose masks lie in label maps without a json: semantic sets, and sets of parts of objects."""
+"""Forms whose masks are label maps without a json: semantic datasets, and datasets of object parts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from osm.forms.base import (
     Target,
     member,
 )
-from osm.forms.files import MAPS, digest, distinct, files_by_stem, read_label_map
 from osm.forms.pascal_part import draw_maps
+from osm.forms.set_files import LABEL_MAP_SUFFIXES, distinct_ids, files_by_stem, names_digest, read_label_map
 from osm.io.images import SUFFIXES, read_ids, read_panoptic
 from osm.io.values import whole
 from osm.storage.locations import is_remote, join, sibling
@@ -37,13 +37,13 @@ from osm.storage.locations import is_remote, join, sibling
 if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.io.views import Cut, View
 
-IGNORED = 65535
-_VOID = 255  # what maps of 8 bits have in that place
-_BLANK = frozenset({0, _VOID})  # no class where the labels have none of that id
+IGNORED_ID = 65535
+_VOID = 255  # in 8-bit maps, the id of pixels without a class
+_BLANK = frozenset({0, _VOID})  # ids that mean "no class" unless the labels have them
 
 
 class LabelMaps(Form):
-    """A picture and a label map of its name; a mask is all that has one id."""
+    """An image and a label map of the same file name. All pixels of one id are one mask."""
 
     needs: ClassVar[tuple[str, ...]] = ("image_dir", "mask_dir")
     image_needs: ClassVar[tuple[str, ...]] = ("image_dir",)
@@ -60,12 +60,12 @@ class LabelMaps(Form):
     @property
     @abstractmethod
     def map_to_name(self) -> np.ndarray:
-        """The label map whose ids are named in a val split, (H, W)."""
+        """The label map (H, W) whose ids are named in a val split."""
 
     @cached_property
     def ids_to_name(self) -> list[int]:
-        """Those of its ids that are classes, ascending."""
-        return [i for i in distinct(self.map_to_name) if self._is_class(i)]
+        """The ids of `map_to_name` that are classes, in ascending order."""
+        return [i for i in distinct_ids(self.map_to_name) if self._is_class(i)]
 
     def _is_class(self, i: int) -> bool:
         return i in self.labels and i not in self.rules.ignored_ids
@@ -80,7 +80,7 @@ class LabelMaps(Form):
     def images(cls, files: SetFiles) -> tuple[list[Entry], str]:
         found = files_by_stem(files.where("image_dir"), Path(files.image_dir), SUFFIXES)
         entries = [Entry(path, {}, {"file_name": path.name, "image_id": stem}) for stem, path in found.items()]
-        return entries, digest(path.name for path in found.values())
+        return entries, names_digest(path.name for path in found.values())
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
@@ -88,7 +88,7 @@ class LabelMaps(Form):
 
     @classmethod
     def words(cls, entry: Entry) -> tuple[Any, list[dict[str, Any]]]:
-        annotations: list[dict[str, Any]] = []  # only the pixels tell: the split adds them
+        annotations: list[dict[str, Any]] = []  # the split adds them, because the ids are only in the pixels
         return {"file_name": entry.record["file_name"], "pred": annotations}, annotations
 
     @classmethod
@@ -97,7 +97,7 @@ class LabelMaps(Form):
 
     @classmethod
     def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
-        return None  # gigabytes of label maps, for no more than their ids
+        return None  # the ids would require reading gigabytes of label maps
 
     @classmethod
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
@@ -109,7 +109,7 @@ class Semantic(LabelMaps):
     """A label map whose pixels are category ids."""
 
     name: ClassVar[str] = "semantic"
-    what: ClassVar[str] = "a semantic set: images, and TIFFs or PNGs of class ids (8 or 16 bits)"
+    what: ClassVar[str] = "a semantic dataset: images, and TIFFs or PNGs of class ids (8 or 16 bits)"
     more_arguments: ClassVar[tuple[str, ...]] = ("ignored_ids",)
     masks: ClassVar[str] = "label maps"
     mask_members: ClassVar[Mapping[str, str]] = {"tif": "seg_base64", "png": "seg_base64"}
@@ -143,20 +143,20 @@ class Semantic(LabelMaps):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--image_dir", required=True, help="folder of the images")
-        parser.add_argument("--ann_dir", required=True, help=f"folder of the label maps; {IGNORED} is no class")
-        parser.add_argument("--json_file", help="accepted, not used")
-        parser.add_argument("--labels", help="table or json of the ids' names: ids that it lacks are then counted")
+        parser.add_argument("--ann_dir", required=True, help=f"folder of the label maps; {IGNORED_ID} is no class")
+        parser.add_argument("--json_file", help="accepted, but not used")
+        parser.add_argument("--labels", help="table or json of class names; ids without a name are counted as unusable")
         parser.add_argument(
             "--ignored_ids",
             default="",
             metavar="ID,ID",
-            help="ids that are no class; 65535 is none, and neither are 0 and 255 (of 8 bits) that the labels lack",
+            help="further ids without a class; 65535 has none, and 0 and (8 bits) 255 only have one if labels do",
         )
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
         images = files_by_stem(files.where("image_dir"), Path(files.image_dir), SUFFIXES)
-        maps = files_by_stem(files.where("ann_dir"), Path(str(files.ann_dir)), MAPS)
+        maps = files_by_stem(files.where("ann_dir"), Path(str(files.ann_dir)), LABEL_MAP_SUFFIXES)
         entries = []
         for stem in sorted(images.keys() | maps.keys()):
             image = images.get(stem, Path(files.image_dir) / f"{stem}.jpg")
@@ -172,9 +172,9 @@ class Semantic(LabelMaps):
                 "form": files.name,
                 "image_dir": files.recorded("image_dir"),
                 "ann_dir": files.recorded("ann_dir"),
-                "labels": files.given.get("labels", files.labels),
-                **({"ignored_ids": files.more["ignored_ids"]} if files.more.get("ignored_ids") else {}),
-                "files_sha256": digest(path.name for path in [*images.values(), *maps.values()]),
+                "labels": files.urls.get("labels", files.labels),
+                **({"ignored_ids": files.extra_fields["ignored_ids"]} if files.extra_fields.get("ignored_ids") else {}),
+                "files_sha256": names_digest(path.name for path in [*images.values(), *maps.values()]),
             },
         )
 
@@ -185,7 +185,7 @@ class Semantic(LabelMaps):
         path = entry.masks["tif"]
         data, form, ids = read_label_map(path, entry.image, size)
         given = _numbers(files)
-        ids -= {IGNORED, *given}
+        ids -= {IGNORED_ID, *given}
         if files.labels is not None:
             known = known_ids(files.labels)
             ids -= (_BLANK if max(ids, default=0) <= _VOID else {0}) - known
@@ -200,23 +200,22 @@ class Semantic(LabelMaps):
 
 
 def _numbers(files: SetFiles) -> list[int]:
-    """The ids of --ignored_ids."""
-    given = [whole(text) for text in str(files.more.get("ignored_ids") or "").split(",") if text.strip()]
+    """Return the ids of --ignored_ids. Raises OsmError if they are not integers."""
+    given = [whole(text) for text in str(files.extra_fields.get("ignored_ids") or "").split(",") if text.strip()]
     if None in given:
         raise OsmError(f"{files.where('ignored_ids')} is not a list of ids, like 0,255")
     return [number for number in given if number is not None]
 
 
 class Parts(LabelMaps):
-    """Parts of objects in one label map, and whole objects in another; what is not in the tables is ignored.
+    """Parts of objects in one label map, and whole objects in another. Ids that are not in the tables are ignored.
 
-    Whether a part or a whole object is asked about in training is drawn anew with each view. Parts alone are named in a
-    val split.
+    In training, each view draws anew whether parts or whole objects are named. In a val split, only parts are named.
     """
 
     name: ClassVar[str] = "parts"
-    what: ClassVar[str] = "label maps of parts and of whole objects, as PartImageNet has them"
-    masks: ClassVar[str] = "PNGs of parts, or of Pascal-Part's .mat files"
+    what: ClassVar[str] = "label maps of parts and of whole objects, as in PartImageNet"
+    masks: ClassVar[str] = "PNGs of parts, or .mat files of Pascal-Part"
     more_arguments: ClassVar[tuple[str, ...]] = ("split",)
     mask_members: ClassVar[Mapping[str, str]] = {"part.png": "part_seg_base64", "whole.png": "whole_seg_base64"}
 
@@ -233,9 +232,9 @@ class Parts(LabelMaps):
     ) -> list[Segment]:
         if self._whole is None or whole_prob == 0:
             return self._pick_parts(view, count, rng)
-        wanted = int(rng.binomial(count, whole_prob))  # so many of them are to be whole objects
+        wanted = int(rng.binomial(count, whole_prob))  # number of whole objects
         picked = self._pick_whole(view, wanted, rng) if wanted else []
-        if picked or wanted < count:  # where there are fewer objects than that, parts fill up
+        if picked or wanted < count:  # if there are fewer objects than wanted, more parts are picked
             picked += self._pick_parts(view, count - len(picked), rng)
         if not picked and fixed_view:
             picked = self._pick_parts(view, count, rng) or self._pick_whole(view, count, rng)
@@ -261,10 +260,12 @@ class Parts(LabelMaps):
         return self._parts
 
     def target(self, segment: Segment, rng: np.random.Generator, prepend_prob: float = 0.0) -> str:
-        """A part's name, at times with its object's class for the kind of object: "quadruped head" -> "impala head".
+        """Return a part's name. With `prepend_prob`, the kind of object in it is replaced by the object's class.
+
+        For example, "quadruped head" becomes "impala head".
 
         Raises:
-            SampleError: `not_one_object`, where the map of the whole image has no object class or several.
+            SampleError: `not_one_object` if the map of whole objects has no object class or several.
         """
         label, labels = segment.label, self.rules.whole_labels
         named_so = label.supercategory and label.target.startswith(label.supercategory)
@@ -276,22 +277,22 @@ class Parts(LabelMaps):
 
     @cached_property
     def _objects(self) -> list[int]:
-        """The classes of whole objects in the image, in any view or none."""
+        """The classes of whole objects in the entire image, independent of the view."""
         labels = self.rules.whole_labels
         if self._whole is None or labels is None:
             return []
-        return [i for i in distinct(self._whole) if i in labels and i not in self.rules.ignored_ids]
+        return [i for i in distinct_ids(self._whole) if i in labels and i not in self.rules.ignored_ids]
 
     # -- from the set's files ----------------------------------------------------------------------------------------
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--image_dir", required=True, help="the folder images, with annotations beside it")
-        parser.add_argument("--split", default="train", help="subfolder of both (default train)")
+        parser.add_argument("--image_dir", required=True, help="folder images; the folder annotations is beside it")
+        parser.add_argument("--split", default="train", help="subfolder of images and annotations (default train)")
 
     @classmethod
     def whole_folders(cls, files: SetFiles) -> list[str]:
-        split = files.more.get("split")
+        split = files.extra_fields.get("split")
         if split is None or not is_remote(files.image_dir):
             return super().whole_folders(files)
         beside = sibling(files.image_dir, "annotations")
@@ -299,10 +300,13 @@ class Parts(LabelMaps):
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        """PartImageNet's folders: `images/<split>`, and beside `images` the folders `annotations/<split>` and
-        `annotations/<split>_whole`. Without a split: `image_dir` and `ann_dir` are the folders themselves, of pictures
-        and of the parts' PNGs or .mat files; that is a val split, which names no whole object."""
-        split = files.more.get("split")
+        """List the files of PartImageNet's folders, or of one folder of images and one of masks.
+
+        With a split, the folders are `images/<split>`, and beside `images`, `annotations/<split>` and
+        `annotations/<split>_whole`. Without a split, which is the case for val splits, `image_dir` has the images, and
+        `ann_dir` has the PNGs of parts or the .mat files. Whole objects are not named then.
+        """
+        split = files.extra_fields.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
             raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, like train")
         folder = files.folder("image_dir")
@@ -310,7 +314,7 @@ class Parts(LabelMaps):
         if split is None:
             parts = Path(str(files.ann_dir))
         else:
-            # Beside the name, wherever a link leads.
+            # The folder beside `image_dir` as it is written: links are not resolved.
             parts = Path(os.path.abspath(folder)).parent / "annotations" / split
             folder, arguments = folder / split, arguments | {"split": split}
         if any(path.suffix.lower() == ".mat" for path in parts.glob("*")) and split is None:
@@ -328,7 +332,7 @@ class Parts(LabelMaps):
             entries.append(Entry(image, masks, {"file_name": image.name}))
         names = [path.name for path in images.values()]
         names += [f"{member}/{path.name}" for member, found in maps.items() for path in found.values()]
-        arguments["files_sha256"] = digest(names)
+        arguments["files_sha256"] = names_digest(names)
         return Listing(entries, _digest_of(entries, files), categories(files.row.label_set), arguments)
 
     @classmethod
@@ -346,14 +350,14 @@ class Parts(LabelMaps):
                 raise SampleError("mask_not_png", f"mask {path}: is a {form}; a PNG is needed")
             known |= ids & known_ids(tables[name])
         if not known:
-            raise SampleError("nothing_labelled", f"mask {entry.masks['part.png']}: no part and no object in it")
+            raise SampleError("nothing_labelled", f"mask {entry.masks['part.png']}: it has no part and no object")
         return members, None, tuple(range(len(known)))
 
 
 class PascalParts(Parts):
-    """Pascal-Part: VOC2010 images, and a .mat file an image with the masks of its objects and of their parts.
+    """Pascal-Part: VOC2010 images, and one .mat file per image with the masks of objects and of their parts.
 
-    Both label maps are PNGs with id = R + 256 G + 65536 B, 0 for nothing; later masks cover earlier ones.
+    Both label maps are stored as PNGs with id = R + 256 G + 65536 B; 0 is background. Later masks cover earlier ones.
     """
 
     what: ClassVar[str] = "Pascal-Part"
@@ -362,7 +366,7 @@ class PascalParts(Parts):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--image_dir", required=True, help="VOC2010's folder JPEGImages")
+        parser.add_argument("--image_dir", required=True, help="folder JPEGImages of VOC2010")
         parser.add_argument("--ann_dir", required=True, help="folder of the .mat files (Annotations_Part)")
 
     @classmethod
@@ -378,12 +382,12 @@ def _with_mats(files: SetFiles, folder: Path, mat_folder: Path, arguments: dict[
     for stem, mat in mats.items():
         image = images.get(stem, folder / f"{stem}.jpg")
         entries.append(Entry(image, {"mat": mat}, {"file_name": image.name}))
-    unannotated = len(images.keys() - mats.keys())  # half of VOC2010
+    unannotated = len(images.keys() - mats.keys())  # half of the images of VOC2010
     arguments = {
         **arguments,
         "image_dir": files.recorded("image_dir"),
         "ann_dir": files.recorded("ann_dir"),
-        "files_sha256": digest(path.name for path in [*images.values(), *mats.values()]),
+        "files_sha256": names_digest(path.name for path in [*images.values(), *mats.values()]),
     }
     left_out = Counter({"no_mat_file": unannotated} if unannotated else {})
     listed = categories(files.row.label_set)
@@ -391,7 +395,7 @@ def _with_mats(files: SetFiles, folder: Path, mat_folder: Path, arguments: dict[
 
 
 def categories(labels: LabelSet) -> list[dict[str, Any]]:
-    """As `categories.json` has them."""
+    """Return the classes in the format of `categories.json`."""
     return [
         {"id": one.id, "name": one.target, "synonyms": list(one.names[1:]), "isthing": int(one.isthing)}
         for one in labels.classes.values()
@@ -400,17 +404,18 @@ def categories(labels: LabelSet) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=8)
 def known_ids(labels: str) -> frozenset[int]:
+    """Return the ids of a label table or file. The result is cached."""
     return frozenset(load_labels(labels).classes)
 
 
 def _digest_of(entries: list[Entry], files: SetFiles) -> str:
-    """Names and sizes: reading gigabytes of maps only to know that they are the same would be too much."""
+    """Hash the names and sizes of files. Reading gigabytes of maps to detect changes would take too long."""
     listing = [
         f"{entry.image.name} {mask.name} {mask.stat().st_size if mask.exists() else 0}"
         for entry in entries
         for mask in list(entry.masks.values())[:1]
     ]
-    return digest([*listing, f"ignored {sorted(files.row.ignored_ids)}"])
+    return names_digest([*listing, f"ignored {sorted(files.row.ignored_ids)}"])
 
 
 def _counting(areas: Mapping[int, int], labels: LabelSet, rules: Rules) -> list[int]:
@@ -420,9 +425,9 @@ def _counting(areas: Mapping[int, int], labels: LabelSet, rules: Rules) -> list[
 def _draw(
     cut: Cut, ids: list[int], labels: LabelSet, count: int, rng: np.random.Generator, whole: bool = False
 ) -> list[Segment]:
-    """Up to `count` of these ids, each as a segment."""
+    """Return segments of up to `count` random ids."""
     order = rng.permutation(len(ids))[:count]
     return [Segment(cut.enlarge(cut.labels == ids[i]), labels[ids[i]], whole=whole) for i in order]
 
 
-__all__ = ["IGNORED", "LabelMaps", "Parts", "PascalParts", "Semantic", "categories", "known_ids"]
+__all__ = ["IGNORED_ID", "LabelMaps", "Parts", "PascalParts", "Semantic", "categories", "known_ids"]

@@ -1,7 +1,7 @@
-"""Instances whose masks are files of their own, listed in a csv, as Open Images publishes them.
+"""Instance masks that are stored as one PNG each and listed in a csv, as in Open Images.
 
-A line of `<split>-annotations-object-segmentation.csv` has MaskPath (a PNG of 1 bit, often of another size than the
-image), ImageID (of ImageID.jpg) and LabelName (such as /m/01g317), whose name is in the csv of the classes.
+Each line of `<split>-annotations-object-segmentation.csv` has a MaskPath (a 1-bit PNG, often of another size than the
+image), an ImageID (the image is ImageID.jpg) and a LabelName (such as /m/01g317). A second csv has the class names.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import numpy as np
 from osm.datasets.labels import LABEL_NAME, LabelSet, read_categories
 from osm.errors import OsmError, SampleError, shown
 from osm.forms.base import Entry, SetFiles, Size
-from osm.forms.coco_json import Annotation, CocoJson, OfImage
-from osm.forms.files import about
-from osm.forms.files import digest as names_digest
+from osm.forms.coco_json import Annotation, CocoJson, ImageAnnotations
+from osm.forms.set_files import names_digest, naming_file
 from osm.io.csv_rows import csv_records
 from osm.io.images import read_mask
 from osm.storage.locations import suffix_of
@@ -32,18 +31,18 @@ _NAME = re.compile(r"[\w-]{1,100}")
 
 
 def is_mask_table(path: str | Path | None) -> bool:
-    """Whether annotations are listed in a csv of masks, not in a json."""
+    """Return whether the annotations are listed in a csv of masks instead of a json."""
     return path is not None and suffix_of(path) == ".csv"
 
 
 class MaskTable(CocoJson):
-    """The csv as a json in COCO's form would have it. An annotation's id is its mask's name."""
+    """The csv, converted to the structure of a COCO json. The id of an annotation is the name of its mask file."""
 
     def __init__(self, files: SetFiles, labels: LabelSet | None) -> None:
         path = Path(str(files.json_file))
         if not files.labels:
             flag = files.flag.format("labels")
-            raise OsmError(f"{flag}: the names of {path} are in another csv: give class-descriptions-boxable.csv")
+            raise OsmError(f"{flag}: the class names of {path} are in another csv: give class-descriptions-boxable.csv")
         categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:
@@ -54,7 +53,7 @@ class MaskTable(CocoJson):
 
     def _read(self, path: Path, files: SetFiles, categories: list[Any]) -> tuple[dict[str, Any], str]:
         digest = hashlib.sha256(repr(sorted(self._ids.items())).encode())
-        digest.update(names_digest(self._found).encode())  # masks that are there since make other shards
+        digest.update(names_digest(self._found).encode())  # masks that were added later change the shards
         images: dict[str, dict[str, Any]] = {}
         annotations: list[Any] = []
         for line, row in csv_records(path, files.flag.format("json_file"), _COLUMNS, digest):
@@ -65,7 +64,7 @@ class MaskTable(CocoJson):
             mask, image_id, label = (row[name].strip() for name in _COLUMNS)
             if image_id not in images and _NAME.fullmatch(image_id):
                 images[image_id] = {"id": image_id, "file_name": f"{image_id}.jpg"}
-            image_id = images[image_id]["id"] if image_id in images else image_id  # one text, not one a line
+            image_id = images[image_id]["id"] if image_id in images else image_id  # share one string between lines
             own_id = mask.removesuffix(".png")
             annotation = {"id": own_id, "image_id": image_id, "category_id": self._ids.get(label), LABEL_NAME: label}
             if annotation["category_id"] is not None:
@@ -83,24 +82,24 @@ class MaskTable(CocoJson):
             raise SampleError("category_unknown", message)
         return super().category_of(annotation, where)
 
-    def add_mask(self, where: str, row: Annotation, segment: Annotation, of: OfImage) -> None:
+    def add_mask(self, where: str, row: Annotation, segment: Annotation, collected: ImageAnnotations) -> None:
         name = f"{row['id']}.png"
         path = self._found.get(name)
         if path is None:
-            message = f"{where}: {shown(name)} is neither in {self.files.ann_dir} nor in a folder of it"
+            message = f"{where}: {shown(name)} is neither in {self.files.ann_dir} nor in one of its folders"
             raise SampleError("annotation_without_mask", message)
-        of.masks[path] = segment[_MASK_FILE] = path
+        collected.masks[path] = segment[_MASK_FILE] = path
 
 
 def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annotation:
-    """An annotation with the mask of its file as RLE, brought to the image's size.
+    """Return an annotation whose mask file is replaced by an RLE of the image's size, (width, height).
 
     Raises:
-        SampleError: the file is no mask, or no pixel of it is set.
+        SampleError: the file is not a mask, or its mask has no pixel.
     """
     path = entry.masks[annotation[_MASK_FILE]]
     try:
-        with about(path, "mask"):
+        with naming_file(path, "mask"):
             mask = read_mask(path, size)
     except SampleError as error:
         raise SampleError("annotation_without_mask", str(error)) from None
@@ -114,7 +113,7 @@ def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annot
 
 
 def _pngs(folder: Path) -> dict[str, str]:
-    """The PNGs of a folder, and of the folders in it, by name: their paths below it."""
+    """Return the PNGs of a folder and of its direct subfolders: file name -> path relative to the folder."""
     found: dict[str, str] = {}
     for root, folders, names in os.walk(folder):
         folders.sort()

@@ -1,4 +1,4 @@
-"""Pascal-Part's .mat files: the masks of an image's objects and of their parts, drawn into two label maps."""
+"""Pascal-Part: the masks of objects and parts in a .mat file are drawn into two label maps."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from PIL import Image
 
 from osm.errors import SampleError
 from osm.forms.base import Entry, Losses, Size
-from osm.forms.files import about, read
+from osm.forms.set_files import naming_file, read_file
 from osm.io.images import panoptic_pixels
 from osm.io.mat import read_mat
 
 _TABLE = "pascal_part"
-Drawing = list[tuple[str, np.ndarray]]  # raw names and masks, in the order in which they are drawn
+NamedMasks = list[tuple[str, np.ndarray]]  # raw names and bool masks (H, W), in drawing order
 
 
 @cache
 def ids() -> dict[str, int]:
-    """By raw name ("cow", "cow:lear"); those without a name to learn too, as they cover what lies below them."""
+    """Return the id of each raw name, such as "cow" or "cow:lear".
+
+    Names that are not trained have ids too, because their masks cover the masks below them.
+    """
     table = resources.files("osm.datasets") / "labels" / f"{_TABLE}.json"
     document = json.loads(table.read_text(encoding="utf-8"))
     return {row["raw_name"]: row["id"] for row in [*document["categories"], *document["ignored"]]}
@@ -34,32 +37,33 @@ def ids() -> dict[str, int]:
 def draw_maps(
     entry: Entry, size: Size, losses: Losses, labels: Container[int], id_coding: str = "rgb"
 ) -> dict[str, bytes]:
-    """The maps of parts and of whole objects in an image's .mat file, as members of its sample.
+    """Draw the label maps of parts and of whole objects from an image's .mat file, as members of its sample.
 
     Args:
-        labels: the ids of parts that have a name to learn. id_coding: of the row that reads them; see `Rules`.
+        size: (width, height) of the image. losses: collects masks whose names are unknown.
+        labels: ids of the parts that are trained. id_coding: coding of ids in the PNGs; see `Rules`.
 
     Raises:
-        SampleError: the file cannot be read, or none of its parts has a name to learn.
+        SampleError: the file cannot be read, or none of its parts is trained.
     """
     path = entry.masks["mat"]
-    with about(path, "mask"):
-        whole, parts = drawings(read_mat(read(path), "anno"))
-        maps = [_draw(drawing, size, losses, path) for drawing in (parts, whole)]
+    with naming_file(path, "mask"):
+        whole, parts = named_masks(read_mat(read_file(path), "anno"))
+        maps = [_draw(masks, size, losses, path) for masks in (parts, whole)]
     if not any(i in labels for i in np.unique(maps[0]).tolist()):
         raise SampleError("no_part_masks", f"mask {path}: none of its objects has parts with a name")
     return {"part.png": _png(maps[0], id_coding), "whole.png": _png(maps[1], id_coding)}
 
 
-def drawings(anno: Any) -> tuple[Drawing, Drawing]:
-    """The objects' masks and the parts' masks of an `anno`, in the file's order.
+def named_masks(anno: Any) -> tuple[NamedMasks, NamedMasks]:
+    """Return the masks of objects and the masks of parts in the file's variable `anno`, in the file's order.
 
     Raises:
         SampleError: `annotation_malformed`.
     """
     try:
-        whole: Drawing = []
-        parts: Drawing = []
+        whole: NamedMasks = []
+        parts: NamedMasks = []
         for one in _records(anno["objects"]):
             name = _text(one["class"])
             whole.append((name, _mask(one["mask"])))
@@ -67,11 +71,11 @@ def drawings(anno: Any) -> tuple[Drawing, Drawing]:
         return whole, parts
     except (IndexError, KeyError, TypeError, ValueError) as error:
         needed = "anno.objects[] with class, mask and parts[] (part_name, mask)"
-        raise SampleError("annotation_malformed", f"has not the form {needed}: {error!r}") from None
+        raise SampleError("annotation_malformed", f"does not have the form {needed}: {error!r}") from None
 
 
 def _records(cell: Any) -> Iterator[Any]:
-    """The entries of a structure array, however it is wrapped; an empty array has none."""
+    """Yield the entries of a MATLAB structure array, which may be wrapped in cells of one element."""
     while isinstance(cell, np.ndarray) and cell.dtype == object and cell.size == 1:
         cell = cell.item()
     if not isinstance(cell, np.ndarray) or cell.size and cell.dtype.names is None:
@@ -93,9 +97,10 @@ def _mask(cell: Any) -> np.ndarray:
     return cell != 0
 
 
-def _draw(drawing: Drawing, size: Size, losses: Losses, path: Path) -> np.ndarray:
+def _draw(masks: NamedMasks, size: Size, losses: Losses, path: Path) -> np.ndarray:
     canvas = np.zeros((size[1], size[0]), np.int32)
-    for name, mask in drawing:
+    """Return the label map, int32 (H, W). Later masks cover earlier ones."""
+    for name, mask in masks:
         if mask.shape != canvas.shape:
             found = f"{mask.shape[1]} x {mask.shape[0]}"
             raise SampleError("size_mismatch", f"the mask of {name!r} is {found}, its image {size[0]} x {size[1]}")
@@ -107,7 +112,7 @@ def _draw(drawing: Drawing, size: Size, losses: Losses, path: Path) -> np.ndarra
 
 
 def _png(canvas: np.ndarray, id_coding: str) -> bytes:
-    # The table's ids are below 65536.
+    # Two bytes are enough, because the ids of the table are below 65536.
     pixels = panoptic_pixels(canvas) if id_coding == "rgb" else canvas.astype(np.uint16)
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")

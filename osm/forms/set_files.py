@@ -1,32 +1,51 @@
-"""Where a set's files lie: on this machine, or on servers, with local copies of what was fetched."""
+"""The files of a dataset: where they are stored, and how they are fetched, listed, read and checked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import hashlib
+import os
+import struct
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from osm.datasets.table import Dataset
-from osm.errors import OsmError
-from osm.storage.cache import RemoteFolder
+from osm.errors import OsmError, SampleError
+from osm.files import check_regular_file
+from osm.io.images import open_image, read_ids
+from osm.storage import remote
+from osm.storage.cache import RemoteFolder, localize, user_cache
+from osm.storage.locations import check_location, is_remote, public
+
+LABEL_MAP_SUFFIXES = (".tif", ".tiff", ".png")
+
+
+# -- where the files are stored ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Where a set's files lie, and how they are to be read.
+    """The locations of a dataset's files, and the settings that decide how they are read.
 
     Attributes:
-        name: of the set, for messages.
-        image_dir, ann_dir, json_file: the pictures; label maps, panoptic PNGs or .mat files; the annotations.
-        labels: the names of the ids: a table of the project or a json; None = those of `json_file`.
-        flag: how a message calls a field, with `{}` for its name.
-        row: the set's row: how its files are named, whether EXIF counts, which ids are ignored.
-        filter_lvis_val: leave out the COCO train images that are in LVIS val; other sets are not touched.
-        more: further files that a form takes, by field.
-        called: fields that the user knows by another name.
-        folders: the remote ones, by field; the field is then the local copy.
-        given: the URLs of fields that are local copies.
+        name: name of the dataset, for error messages.
+        image_dir: folder of the images. ann_dir: folder of the label maps, panoptic PNGs or .mat files.
+        json_file: file of the annotations.
+        labels: names of the ids, as a table of the project or a json file; None = the names in `json_file`.
+        flag: template of a field's name in error messages; `{}` is replaced by the field.
+        row: row of the dataset table. It decides file naming, EXIF handling and ignored ids.
+        filter_lvis_val: whether COCO train images that are in LVIS val are left out. It has no effect on datasets whose
+            categories are not COCO's.
+        extra_fields: values of further fields that a form defines, by field.
+        flag_names: the names that the user knows fields by, where they differ from the field names.
+        folders: the remote folders, by field. The field itself then holds the path of the local copy.
+        urls: the URLs of the fields that hold local copies.
     """
 
     name: str
@@ -37,39 +56,182 @@ class SetFiles:
     labels: str | None = None
     flag: str = "--{}"
     filter_lvis_val: bool = False
-    more: Mapping[str, Any] = field(default_factory=dict)
-    called: Mapping[str, str] = field(default_factory=dict)
+    extra_fields: Mapping[str, Any] = field(default_factory=dict)
+    flag_names: Mapping[str, str] = field(default_factory=dict)
     folders: Mapping[str, RemoteFolder] = field(default_factory=dict)
-    given: Mapping[str, str] = field(default_factory=dict)
+    urls: Mapping[str, str] = field(default_factory=dict)
 
     def flag_of(self, field_name: str) -> str:
-        """What the user knows a field by."""
-        return self.flag.format(self.called.get(field_name, field_name))
+        """Return the flag or YAML key by which the user sets a field."""
+        return self.flag.format(self.flag_names.get(field_name, field_name))
 
     def _value(self, field_name: str) -> Any:
-        return self.more[field_name] if field_name in self.more else getattr(self, field_name)
+        return self.extra_fields[field_name] if field_name in self.extra_fields else getattr(self, field_name)
 
     def where(self, field_name: str) -> str:
-        """A field and its value, as a message begins."""
-        return f"{self.flag_of(field_name)} {self.given.get(field_name, self._value(field_name))}"
+        """Return a field's flag and value, which is how an error message about the field begins."""
+        return f"{self.flag_of(field_name)} {self.urls.get(field_name, self._value(field_name))}"
 
     def recorded(self, field_name: str) -> str:
-        """A field's absolute path, or its URL, as meta files have it."""
-        return self.given.get(field_name) or str(Path(self._value(field_name)).resolve())
+        """Return a field's absolute path, or its URL, as it is written to metadata files."""
+        return self.urls.get(field_name) or str(Path(self._value(field_name)).resolve())
 
     def listed(self, field_name: str) -> list[str] | None:
-        """The paths of the files in a remote folder; None where the server does not list them."""
+        """Return the paths of the files in a remote folder, or None if the server does not list files."""
         return self.folders[field_name].names
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Fetches those of the files that lie in remote folders; see `RemoteFolder.fetch`."""
+        """Download the files that are stored in remote folders; see `RemoteFolder.fetch`."""
         paths = list(paths) if self.folders else []
         for folder in self.folders.values():
             folder.fetch(path for path in paths if path.is_relative_to(folder.root))
 
     def folder(self, field_name: str) -> Path:
-        """A field's folder. Raises OsmError where there is none."""
+        """Return a field's folder. Raises OsmError if the folder does not exist."""
         value = getattr(self, field_name)
         if value is None or not Path(value).is_dir():
             raise OsmError(f"{self.where(field_name)}: there is no such folder")
         return Path(value)
+
+
+class FetchesWholeFolders(Protocol):
+    """The part of a form that `localize_files` needs."""
+
+    def whole_folders(self, files: SetFiles) -> list[str]:
+        """Return the remote folders that have to be downloaded as a whole."""
+
+
+def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
+    """Return the files of a dataset with a local path in every field.
+
+    Files that describe the whole dataset are downloaded now. If a json file names the files of a folder, these files
+    are downloaded later, one by one, by `SetFiles.fetch`.
+
+    Raises:
+        OsmError: a location is malformed, or a file or folder does not exist.
+        RunStopped: the server fails.
+    """
+    files = _with_plain_paths(files)
+    values: dict[str, Any] = {name: getattr(files, name) for name in ("json_file", "labels")}
+    values["refs_file"] = files.extra_fields.get("refs_file")
+    urls: dict[str, str] = {name: public(value) for name, value in values.items() if value and is_remote(value)}
+    local: dict[str, Any] = {name: str(localize(values[name], files.flag_of(name))) for name in urls}
+    extra = {**files.extra_fields, **{name: local.pop(name) for name in list(local) if name in files.extra_fields}}
+    files = replace(files, **local, extra_fields=extra, urls=urls)
+    cache, whole = user_cache(), form.whole_folders(files)
+    for url in whole:
+        with remote.as_user_error(url, files.flag_of("image_dir")):
+            cache.get_tree(check_location(url, files.flag_of("image_dir")))
+    folders: dict[str, RemoteFolder] = {}
+    for name in ("image_dir", "ann_dir"):
+        value = getattr(files, name)
+        if value and is_remote(value):
+            url = check_location(value, files.flag_of(name))
+            urls[name] = public(url)
+            local[name] = str(cache.path_of(url))
+            if value not in whole:
+                folders[name] = RemoteFolder(url, cache)
+    return replace(files, **local, folders=folders, urls=urls)
+
+
+def _with_plain_paths(files: SetFiles) -> SetFiles:
+    """Remove `file://` from the locations. Raises OsmError for commands and unsupported protocols."""
+    changes: dict[str, Any] = {}
+    for name in ("image_dir", "ann_dir", "json_file", "labels"):
+        value = getattr(files, name)
+        if value and not os.path.lexists(value) and (path := check_location(value, files.flag_of(name))) != str(value):
+            changes[name] = path
+    return replace(files, **changes)
+
+
+# -- listing -----------------------------------------------------------------------------------------------------------
+
+
+def check_folder(flag: str, folder: str | Path) -> Path:
+    """Return the path of a folder. Raises OsmError if the folder does not exist."""
+    if not Path(folder).is_dir():
+        raise OsmError(f"--{flag} {folder}: there is no such folder")
+    return Path(folder)
+
+
+def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """Return the files of a folder that have one of the extensions (in lower or upper case), by name without extension.
+
+    Raises:
+        OsmError: no file has one of the extensions, or two files have the same stem. The message begins with `where`.
+    """
+    if not folder.is_dir():
+        raise OsmError(f"{where}: there is no such folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in endings or path.name.startswith("."):
+            continue
+        stem = unicodedata.normalize("NFC", path.stem)  # macOS stores a letter and its accent as two characters
+        if stem in found:
+            raise OsmError(f"{where}: {found[stem].name} and {path.name} are one image; remove one")
+        found[stem] = path
+    if not found:
+        raise OsmError(f"{where}: holds no {', '.join(endings)} file")
+    return found
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """Return the SHA-256 of a set of file names. It changes if files are added, removed or renamed."""
+    return hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def naming_file(path: Path, kind: str) -> Iterator[None]:
+    """Prefix errors with the file's kind and path, and replace `image_` by the kind in their reasons."""
+    try:
+        yield
+    except SampleError as error:
+        raise SampleError(error.reason.replace("image_", f"{kind}_"), f"{kind} {path}: {error}") from None
+    except (IndexError, struct.error, zlib.error) as error:  # some broken .mat files raise these
+        raise SampleError(f"{kind}_unreadable", f"{kind} {path}: broken data ({error})") from None
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes. Raises SampleError if the file is missing, is not a regular file, or cannot be read."""
+    try:
+        check_regular_file(path, "file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SampleError("image_missing", "there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise SampleError("image_unreadable", f"cannot be read ({error})") from None
+
+
+def check_mask_size(image: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raise SampleError if the size of a mask differs from the size of its image. Sizes are (width, height)."""
+    if found != size:
+        raise SampleError("size_mismatch", f"is {found[0]} x {found[1]}, its image {image} is {size[0]} x {size[1]}")
+
+
+def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[bytes, str, set[int]]:
+    """Read a label map and check that it has the size of its image, (width, height).
+
+    Returns:
+        the file's bytes, its format (`PNG` or `TIFF`), and the ids that occur in it.
+
+    Raises:
+        SampleError: the file cannot be read, is in another format, or has another size than the image.
+    """
+    with naming_file(path, "mask"):
+        data = read_file(path)
+        opened = open_image(data)
+        if opened.format not in ("PNG", "TIFF"):
+            raise SampleError("mask_format", f"is a {opened.format}; a PNG or TIFF of ids is needed")
+        check_mask_size(image, opened.size, size)
+        return data, str(opened.format), set(distinct_ids(read_ids(data)))
+
+
+def distinct_ids(ids: np.ndarray) -> list[int]:
+    """Return the ids that occur in a label map, in ascending order."""
+    flat = ids.ravel()
+    # Keep only the first pixel of each run of equal ids: there are far fewer runs to sort than pixels.
+    starts = np.concatenate([[True], flat[1:] != flat[:-1]]) if len(flat) else np.zeros(0, bool)
+    return np.unique(flat[starts]).tolist()

@@ -1,10 +1,12 @@
-"""The val splits: which masks of which image are to be named, and what the prediction file says about that image."""
+"""Val splits: the masks of each image that are named, and the image's entry in the prediction file."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,31 +15,32 @@ import numpy as np
 from PIL import Image
 
 from osm.datasets.table import Dataset
-from osm.errors import OsmError, SampleError
+from osm.errors import OsmError, RunStopped, SampleError
+from osm.files import check_regular_file
 from osm.forms.base import Entry, Form, Listing, Losses, Picture, SetFiles, countable, is_crowd, too_many_lost
-from osm.forms.remote import localized
+from osm.forms.set_files import localize_files
 from osm.storage.locations import is_remote, public
 
 FIELD = "open_end_pred"
 MAX_BAD_ANNOTATIONS = 0.05
-# Nothing of these images can be named, and that is no fault of the files.
-_NOTHING = ("nothing_labelled", "no_part_masks", "no_id_in_png")
+# Reasons for which an image has no mask to name although its files are correct.
+_NO_MASK_REASONS = ("nothing_labelled", "no_part_masks", "no_id_in_png")
 _UNKNOWN = ("id_not_in_json", "id_not_in_labels", "name_not_in_table")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image, ready to be named.
+    """One image with the masks to name.
 
     Attributes:
-        picture: not decoded yet. size: height and width of its masks, equal to the picture's.
-        entry: what the prediction file holds for it, a copy of its own.
-        annotations: the parts of `entry` that are to be named; each takes the field `open_end_pred`.
-        mask: the bool mask (H, W) of the k-th of `annotations`; all False where it has no pixel.
-        counts: what was left out here: `crowd`, `unusable` (annotations with a fault), `missing_in_mask` (in the json
-            alone), `unknown_in_mask` (in the PNG alone; of label maps and .mat files, what the labels lack).
-        places: of `annotations`, among all of the entry's but for crowds: the others have a fault.
-        boxed: of `annotations`, whether the mask is a box, and is asked about as one.
+        picture: the image, not decoded yet. size: (height, width) of the image and of its masks.
+        entry: the image's entry in the prediction file. It is a copy that may be changed.
+        annotations: the annotations in `entry` that are named. The prediction is stored in their field `open_end_pred`.
+        mask: returns the bool mask (H, W) of the k-th of `annotations`; all False if the mask has no pixel.
+        counts: the annotations that were left out: `crowd`, `unusable` (invalid annotations), `missing_in_mask` (in the
+            json only), `unknown_in_mask` (in the PNG only; for label maps and .mat files, ids without a label).
+        places: for each of `annotations`, its index among all annotations of the entry that are not crowds.
+        boxed: for each of `annotations`, whether the mask is a box and the prompt asks about a box.
     """
 
     picture: Picture
@@ -54,18 +57,18 @@ class Item:
         return Path(str(self.picture.source))
 
     def image(self) -> Image.Image:
-        """The pixels, 8-bit RGB."""
+        """Return the decoded image, 8-bit RGB."""
         return self.picture.rgb()
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of a set, whatever masks it has.
+    """An image of a dataset, with or without masks.
 
     Attributes:
-        id: as the json has it; of a set without one, the file's name without its ending.
-        names: what it may be called: its path below the image folder, and the json's `file_name`.
-        size: height and width, where the json states them. exif: of its row.
+        id: the image id in the json; in a dataset without a json, the file name without extension.
+        names: the names that a proposal may use: the path below the image folder, and the json's `file_name`.
+        size: (height, width) if the json states them. exif: EXIF setting of the dataset's row.
     """
 
     id: int | str
@@ -75,20 +78,24 @@ class ImageFile:
     exif: str = "auto"
 
     def picture(self) -> Picture:
+        """Open the image without decoding it."""
         stated = None if self.size is None else (self.size[1], self.size[0])
         return Picture.by_rule(self.path, self.exif, lambda: stated, lambda: None)
 
 
 class Split:
-    """The items of one dataset row. What the json, or the names of the files, show to be wrong is an error at once.
+    """The images and masks of a dataset's val split. Errors in the json and in file names are raised immediately.
 
     Args:
-        form: of the row.
+        row: row of the dataset table. form: the row's form of annotation.
         max_bad_annotations: the share of annotations that may be unusable.
 
     Attributes:
-        source_hash: changes when the masks do.
-        first_fault: of the annotations that were read, what is wrong with the first that is unusable.
+        source_hash: hash that changes if the masks change.
+        first_fault: error message of the first unusable annotation that was read.
+
+    Raises:
+        OsmError: a file is missing or malformed, or too many annotations are unusable.
     """
 
     kind = "pred"
@@ -98,7 +105,7 @@ class Split:
         self.row, self.form = row, form
         self.rules = replace(row.rules, whole_labels=None)  # parts are named, whole objects are not
         check_row(row, form, form.needs)
-        self.files = localized(set_files(row), form)
+        self.files = localize_files(set_files(row), form)
         self.listing: Listing = form.listing(self.files, row.label_set)
         self.entries = form.in_order(self.listing.entries)
         self.source_hash = self.listing.digest
@@ -112,11 +119,11 @@ class Split:
         return len(self.entries)
 
     def read(self, index: int) -> tuple[Form | None, Picture, Losses, tuple[int, ...]]:
-        """One annotated picture, as a shard's sample of it would be.
+        """Read one annotated image in the same way as a sample of a shard.
 
         Returns:
-            the sample (None: it has nothing to name), its picture, what was left out of it, and for each of its
-            annotations the place among the entry's raw ones.
+            the sample (None if it has no mask to name), its image, the annotations that were left out, and the index of
+            each annotation among the entry's raw annotations.
         """
         entry, losses = self.entries[index], Losses()
         self.fetch([index])
@@ -124,7 +131,7 @@ class Split:
         try:
             members, segments, kept = self.form.check(self.files, entry, picture.size, losses)
         except SampleError as error:
-            if error.reason not in _NOTHING:
+            if error.reason not in _NO_MASK_REASONS:
                 raise OsmError(str(error)) from None
             if error.reason == "no_id_in_png":
                 losses.add("id_not_in_png", str(error), len(entry.places))
@@ -137,11 +144,11 @@ class Split:
         return sample, picture, losses, places
 
     def picture(self, entry: Entry) -> Picture:
-        """An entry's picture. Raises OsmError where it cannot be read, or has another size than the json says."""
+        """Open an entry's image. Raises OsmError if it cannot be read, or if the json states another size."""
         try:
             picture = Picture.by_rule(entry.image, self.row.exif, lambda: entry_size(self.form, entry), lambda: None)
         except SampleError as error:
-            raise OsmError(str(error)) from None  # it names the file
+            raise OsmError(str(error)) from None  # the message already names the file
         if entry.stated is not None and entry.stated != picture.size:
             width, height = picture.size
             raise OsmError(
@@ -151,11 +158,11 @@ class Split:
         return picture
 
     def fetch(self, indices: Iterable[int]) -> None:
-        """Fetches the files of items that lie in remote folders."""
+        """Download the files of items that are stored in remote folders."""
         self.files.fetch(path for index in indices for path in self.paths(index))
 
     def load(self, index: int) -> Item:
-        """Reads one item's masks."""
+        """Read one item with its masks."""
         entry = self.entries[index]
         sample, picture, losses, places = self.read(index)
         size = (picture.size[1], picture.size[0])
@@ -167,7 +174,7 @@ class Split:
         else:
             targets = sample.targets()
             drawn, boxed = [target.draw for target in targets], [target.boxed for target in targets]
-            if self.form.outline(entry) is None:  # label maps: their ids are the annotations
+            if self.form.outline(entry) is None:  # in a label map, each id is an annotation
                 annotations += [{self.form.id_key: target.category_id} for target in targets]
                 places = tuple(range(len(targets)))
             asked = [places[target.place] for target in targets]
@@ -185,31 +192,32 @@ class Split:
         return Item(picture, size, words, named, lambda k: drawn[k](), counts, numbers, boxed)
 
     def paths(self, index: int) -> list[Path]:
-        """The files that `load` and the image of an item read."""
+        """Return the files of an item: its image and its mask files."""
         entry = self.entries[index]
         return [entry.image, *entry.masks.values()]
 
     def image_path(self, index: int) -> Path:
+        """Return the path of an item's image."""
         return self.entries[index].image
 
     def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
-        """What an item's entry is about, without reading a picture.
+        """Return the ids of an item without reading its files.
 
         Returns:
-            what identifies the image in a prediction file, and (id, category id) of every mask that is to be named;
-            None where only pixels tell.
+            the key of the image in a prediction file, and (id, category id) of every mask to name. The list is None if
+            the ids are only in the pixels of a label map.
         """
         entry = self.entries[index]
         return self.form.key_of(entry), self.form.outline(entry)
 
     @property
     def source(self) -> str:
-        """The file or folder that says which masks there are."""
+        """The file or folder that determines which masks exist."""
         return public(getattr(self.row, self.form.masks_field))
 
     @property
     def source_files(self) -> dict[str, str]:
-        """What is read, by field of the row."""
+        """The files and folders that are read, by field of the row."""
         return {field: recorded(getattr(self.row, field)) for field in self.form.needs}
 
     @property
@@ -229,26 +237,26 @@ class Split:
         return self.form.suffix
 
     def text(self, entry: Any) -> str:
-        """An item's entry as the prediction file has it."""
+        """Return an item's entry as text for the prediction file."""
         return json.dumps(entry)
 
 
 def recorded(location: str) -> str:
-    """A location of a row as meta files have it."""
+    """Return a location of a row as it is written to metadata files."""
     return public(location) if is_remote(location) else str(Path(location).absolute())
 
 
 def image_files(row: Dataset, form: type[Form]) -> SetFiles:
-    """The files that finding a set's images takes. Raises OsmError where the row lacks one of them."""
+    """Return the files that are needed to find a dataset's images. Raises OsmError if the row lacks one of them."""
     check_row(row, form, form.image_needs)
-    return localized(replace(set_files(row), ann_dir=None), form)  # masks need not be there
+    return localize_files(replace(set_files(row), ann_dir=None), form)  # masks need not exist
 
 
 def images_of(row: Dataset, form: type[Form], files: SetFiles | None = None) -> tuple[list[ImageFile], str]:
-    """Every image of a set, and a hash that changes when they do; reads only `image_needs`.
+    """Return every image of a dataset, and a hash that changes if the images change. Masks are not read.
 
     Args:
-        files: `image_files`, where they are at hand.
+        files: the result of `image_files`; None = call it.
     """
     files = image_files(row, form) if files is None else files
     entries, digest = form.images(files)
@@ -262,14 +270,14 @@ def images_of(row: Dataset, form: type[Form], files: SetFiles | None = None) -> 
 
 
 def check_row(row: Dataset, form: type[Form], needs: tuple[str, ...]) -> None:
-    """Raises OsmError where a row lacks a path."""
+    """Raise OsmError if a row lacks one of the path fields `needs`."""
     missing = next((key for key in needs if getattr(row, key) is None), None)
     if missing:
         raise OsmError(f"set {row.name!r}: its form {row.form} needs {missing}, which is not given")
 
 
 def set_files(row: Dataset) -> SetFiles:
-    """The files of a row's val split."""
+    """Return the files of a row's val split."""
     return SetFiles(
         row.name,
         str(row.image_dir),
@@ -278,19 +286,65 @@ def set_files(row: Dataset) -> SetFiles:
         row.json_file,
         labels=row.labels,
         flag=f"{row.name}_{{}}",
-        called={"ann_dir": "mask_dir"},
-        more={name: getattr(row, name) for name in ("refs_file", "split") if getattr(row, name) is not None},
+        flag_names={"ann_dir": "mask_dir"},
+        extra_fields={name: getattr(row, name) for name in ("refs_file", "split") if getattr(row, name) is not None},
     )
 
 
 def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
-    """The (width, height) of the picture that the annotations were drawn on; see `Form.stated_size`."""
+    """Return the (width, height) of the image that the annotations were drawn on; see `Form.stated_size`."""
     if entry.stated is not None:
         return entry.stated
-    for path in entry.masks.values() if form.mask_members else ():  # the others' masks may have a size of their own
+    for path in entry.masks.values() if form.mask_members else ():  # masks of other forms may have another size
         if path.suffix.lower() != ".mat" and path.exists():
             return Picture(path).size
     return None
 
 
-__all__ = ["FIELD", "ImageFile", "Item", "Split", "countable", "image_files", "images_of", "set_files"]
+def check_files(split: Split, indices: range) -> None:
+    """Raise OsmError if files of the items are missing, before hours are spent on naming."""
+    split.fetch(indices)
+    read = [path for index in indices for path in split.paths(index)]
+    missing = [path for path in read if not os.path.exists(path)]  # Path.exists fails for a name that is too long
+    if missing:
+        raise OsmError(
+            f"set {split.row.name!r}: {len(missing)} of the {len(read)} files that are to be read are missing, the "
+            f"first is {missing[0]}"
+        )
+    for path in read:
+        check_regular_file(path, f"set {split.row.name!r}:")
+
+
+@contextmanager
+def files_stay(split: Split, indices: range) -> Iterator[None]:
+    """Raise RunStopped instead of OsmError if the cause is a file that disappeared during the run.
+
+    Raises:
+        RunStopped: a file of these items can no longer be opened.
+    """
+    try:
+        yield
+    except OsmError:
+        for path in (path for index in indices for path in split.paths(index)):
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise RunStopped(
+                    f"{path}: {error.strerror}; it was there when the run began: put it back, and the same command "
+                    "resumes"
+                ) from None
+        raise
+
+
+__all__ = [
+    "FIELD",
+    "ImageFile",
+    "Item",
+    "Split",
+    "check_files",
+    "countable",
+    "files_stay",
+    "image_files",
+    "images_of",
+    "set_files",
+]

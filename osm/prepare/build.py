@@ -1,4 +1,4 @@
-"""From the entries of a set's listing to the samples of its shards."""
+"""Builds the samples of shards from the entries of a dataset's listing, and assigns their keys."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from typing import Any
 from osm.data.shard_writer import MAX_NAME_BYTES
 from osm.errors import SampleError, shown
 from osm.forms.base import Entry, Form, Losses, Picture, SetFiles, Size
-from osm.forms.files import about, read
+from osm.forms.set_files import naming_file, read_file
 from osm.forms.split import entry_size
 from osm.io.images import decode, open_image, to_rgb
 
 SEED = 20230731
 _LONGEST_EXTENSION = ".whole.png"
 _KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "image.png"}
-_HASH = 12  # characters of a hash in a key
+_HASH = 12  # number of characters of a hash in a key
 
 
 @dataclass
-class Built:
-    """A sample's members, or the reason why there is none.
+class BuiltSample:
+    """A sample, or the reason why it could not be built.
 
     Attributes:
-        annotations: how many it has.
+        members: (extension, bytes) of each member. losses: annotations that were left out.
+        annotations: number of annotations in the sample.
+        reason, message: why there is no sample; empty if there is one.
     """
 
     members: list[tuple[str, bytes]] = field(default_factory=list)
@@ -41,9 +43,9 @@ class Built:
     message: str = ""
 
 
-def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: str) -> Built:
-    """Checks the files of an entry and makes its sample."""
-    built, entry = Built(), item[1]
+def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: str) -> BuiltSample:
+    """Check the files of an entry and build its sample. `item` is (key, entry)."""
+    built, entry = BuiltSample(), item[1]
     try:
         image, extension, picture = _image(form, files, entry, built.losses)
         members, segments, kept = form.check(files, entry, picture.size, built.losses)
@@ -53,7 +55,7 @@ def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: st
                 _nothing_usable(form, entry, built.losses)
             record["segments_info"] = segments
         if picture.upright:
-            record["upright"] = True  # training turns it, too
+            record["upright"] = True  # training then applies the EXIF rotation too
         built.annotations = len(kept)
         if layout == "published":
             names = (*form.published, *(["upright"] if picture.upright else []))
@@ -63,7 +65,7 @@ def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: st
         else:
             built.members = [(extension, image), *members.items(), ("json", _json(record, entry))]
     except SampleError as error:
-        return Built(losses=built.losses, reason=error.reason, message=str(error))
+        return BuiltSample(losses=built.losses, reason=error.reason, message=str(error))
     return built
 
 
@@ -75,29 +77,31 @@ def _nothing_usable(form: type[Form], entry: Entry, losses: Losses) -> None:
 
 
 def _image(form: type[Form], files: SetFiles, entry: Entry, losses: Losses) -> tuple[bytes, str, Picture]:
-    """The image's bytes, extension and picture, once it is known to be whole. A format that shards do not have is
-    stored as PNG."""
+    """Return the bytes, the extension and the picture of an image, after checking that the file is complete.
+
+    Formats that shards do not support are converted to PNG.
+    """
     path = entry.image
 
     def undecided() -> None:
         message = (
             f"image {path}: has an EXIF orientation, and no size tells whether its annotations are of the upright "
-            f"picture; such pictures are taken upright (for raw ones give the set a row with `exif: raw`)"
+            f"image; such images are taken upright (for raw ones give the set a row with `exif: raw`)"
         )
         losses.add("exif_undecided", message)
 
-    with about(path, "image"):
-        data = read(path)
+    with naming_file(path, "image"):
+        data = read_file(path)
         picture = Picture.by_rule(data, files.row.exif, lambda: entry_size(form, entry), undecided)
         _check_stated(entry, picture)
         image = open_image(data)
         extension = _KEPT_AS_THEY_ARE.get(str(image.format))
         if extension is not None:
             width, height = image.size
-            image.draft(None, (max(1, width // 8), max(1, height // 8)))  # finds a truncated JPEG at little cost
+            image.draft(None, (max(1, width // 8), max(1, height // 8)))  # a cheap way to detect a truncated JPEG
             decode(image)
             if image.mode in ("F", "I") or image.mode.startswith("I;"):
-                to_rgb(image)  # names values that cannot be scaled
+                to_rgb(image)  # raises an error for values that cannot be scaled
             return data, extension, picture
         written = io.BytesIO()
         picture.rgb().save(written, "PNG")
@@ -113,10 +117,10 @@ def _check_stated(entry: Entry, picture: Picture) -> None:
 
 
 def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
-    """The entries with keys of their own, in the order of the shards: the same wherever and whenever it is asked for.
+    """Return the entries with unique keys, in the order of the shards. The result is deterministic.
 
-    A key is the file's name; where several files have one, it is the path below `root`; where several entries are of
-    one file, the image's id follows. What is too long for a tar member is cut, and a hash of the name takes its place.
+    A key is the file's name. If several files have this name, the key is the path below `root`. If several entries have
+    the same file, the image id is appended. A key that is too long for a tar member is cut, and a hash is appended.
     """
     kinds: tuple[Callable[[Entry], str], ...] = (
         lambda entry: entry.key_hint or entry.image.stem,
@@ -135,9 +139,9 @@ def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
             keys[place] = tried[place]
             taken.add(tried[place])
         open_places = [place for place in open_places if not keys[place]]
-        # Names that clash leave none of their files with the plain name: the keys do not depend on the order.
+        # If names clash, no file gets the plain name, so that keys do not depend on the order of the entries.
         taken |= set(counts)
-    for place in open_places:  # an entry that is there twice, word for word
+    for place in open_places:  # entries that are exactly equal
         keys[place] = _hashed(f"{place} {entries[place].record!r}")
     order = sorted(zip(keys, entries, strict=True), key=lambda one: one[0])
     random.Random(SEED).shuffle(order)
@@ -161,7 +165,7 @@ def _hashed(text: str) -> str:
 
 
 def _fitting(key: str) -> str:
-    """A key that a tar member's name has room for."""
+    """Shorten a key so that it fits into the name of a tar member."""
     room = MAX_NAME_BYTES - len(_LONGEST_EXTENSION)
     data = key.encode(errors="replace")
     if len(data) <= room:

@@ -1,26 +1,29 @@
-"""Converts data sets to WebDataset shards.
+"""The command `osm prepare SET` and the scripts `convert_*_to_wds.py`: datasets are converted to WebDataset shards.
 
-Every sample is checked before it is written: a fault is cheaper to see here than in the middle of a training run.
+Every sample is checked before it is written, because an error is cheaper here than in the middle of a training run.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter
+from osm.datasets.table import BUILTIN, Dataset
 from osm.errors import OsmError, exit_code, write_failed
+from osm.forms import FORM_CLASSES, Form
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
-from osm.forms.remote import localized
+from osm.forms.instances import OpenImages
+from osm.forms.maps import PascalParts
+from osm.forms.set_files import localize_files
 from osm.forms.split import MAX_BAD_ANNOTATIONS
 from osm.io.pool import default_workers, in_order
 from osm.prepare.build import SEED, build, keyed
-from osm.prepare.own_sets import SETS, Convertible
 from osm.storage.locations import join, public
 from osm.storage.output import check_output, disk_of
 from osm.terminal import CommandParser, ProgressBar, console_command, message_logger
@@ -28,23 +31,78 @@ from osm.terminal import CommandParser, ProgressBar, console_command, message_lo
 logger = message_logger(__name__)
 
 _FILE_FIELDS = ("ann_dir", "json_file", "labels", "filter_lvis_val")
-_EXAMPLES = 5  # messages shown of what the json itself lacks
+_EXAMPLES = 5  # number of messages that are printed about annotations of the json
 _ONCE = ("exif_undecided",)
-
-
-class BadSamplesError(OsmError):
-    """The run went to its end and wrote its summary, but too many samples were bad."""
+_ROWS = {row.name: row for row in BUILTIN}
 
 
 @dataclass(frozen=True)
-class Options:
-    """What all converters take.
+class ConvertibleSet:
+    """A dataset that can be converted, or (under a form's name) any dataset of that form.
 
     Attributes:
-        num_workers: processes; None for min(8, CPUs). The shards do not depend on it.
-        max_bad_samples: the share of bad samples the run may leave out and still succeed. Above 0 one bad sample is
-            always allowed, so that a set of ten images does not fail for one; 0 allows none.
-        max_bad_annotations: the same of annotations. Crowds, ignored classes and empty masks are not bad.
+        row: row of the dataset table; it decides how files are named and read. what: description for the help text.
+        reads: the class that reads the original files; None = the class of the row's form.
+        defaults: default values of arguments.
+        fine: reasons for which a missing sample is not an error, in addition to the form's reasons.
+        of_coco: whether the images may be COCO's, so that images of LVIS val can be left out.
+    """
+
+    row: Dataset
+    what: str
+    reads: type[Form] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    fine: frozenset[str] = frozenset()
+    of_coco: bool = False
+
+    @property
+    def form(self) -> type[Form]:
+        return self.reads or FORM_CLASSES[self.row.form]
+
+
+def _own(form: str, **more: Any) -> ConvertibleSet:
+    row = Dataset(form, form, FORM_CLASSES[form].what, "")
+    return ConvertibleSet(row, FORM_CLASSES[form].what, **more)
+
+
+SETS = {
+    "coco": ConvertibleSet(_ROWS["coco"], "COCO panoptic", of_coco=True),
+    "ade20k": ConvertibleSet(_ROWS["ade20k"], "ADE20K panoptic", of_coco=True),
+    "cityscapes": ConvertibleSet(_ROWS["cityscapes"], "Cityscapes panoptic"),
+    "lvis": ConvertibleSet(_ROWS["lvis"], "LVIS v1"),
+    # Some images of the release are no longer available.
+    "v3det": ConvertibleSet(_ROWS["v3det"], "V3Det", fine=frozenset({"image_missing"})),
+    "a847": ConvertibleSet(_ROWS["a847"], "A-847 (ADE20K full)", defaults={"labels": "a847"}),
+    "pc459": ConvertibleSet(_ROWS["pc459"], "PC-459 (Pascal Context full)", defaults={"labels": "pc459"}),
+    "partimagenet": ConvertibleSet(_ROWS["partimagenet"], "PartImageNet"),
+    "pascal_part": ConvertibleSet(_ROWS["pascal_part"], "Pascal-Part", PascalParts),
+    "visual_genome": ConvertibleSet(_ROWS["visual_genome"], "Visual Genome: its region descriptions, or its objects"),
+    # These two datasets are often downloaded only in part.
+    "objects365": ConvertibleSet(_ROWS["objects365"], "Objects365", fine=frozenset({"image_missing"})),
+    "openimages": ConvertibleSet(_ROWS["openimages"], "Open Images", OpenImages, fine=frozenset({"image_missing"})),
+    "paco": ConvertibleSet(_ROWS["paco"], "PACO: objects and their parts"),
+    "coco_panoptic": _own("coco_panoptic", of_coco=True),
+    "coco_instances": _own("coco_instances", of_coco=True),
+    "boxes": _own("boxes"),
+    "semantic": _own("semantic"),
+    "regions": _own("regions"),
+}
+
+
+class BadSamplesError(OsmError):
+    """The run finished and wrote its summary, but too many samples or annotations were bad."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The options of all converters.
+
+    Attributes:
+        output_dir: folder or URL of the shards. layout: layout of the samples. num_files_per_shard: samples per shard.
+        num_workers: number of processes; None = min(8, CPUs). The shards do not depend on it.
+        max_bad_samples: the share of bad samples that the run may leave out and still succeed. If it is above 0, one
+            bad sample is always allowed, so that a dataset of ten images does not fail because of one.
+        max_bad_annotations: the same for annotations. Crowds, ignored classes and empty masks are not bad.
     """
 
     output_dir: str | Path
@@ -56,24 +114,25 @@ class Options:
 
     @property
     def where(self) -> str:
-        """The folder as messages call it."""
+        """The output folder as it is shown in messages."""
         return public(self.output_dir)
 
     def check(self) -> None:
+        """Raise OsmError if an option is invalid."""
         check_output(self.output_dir, "--output_dir")
         if self.layout not in LAYOUTS:
             raise OsmError(f"--format {self.layout!r} is not one of {', '.join(LAYOUTS)}")
         if self.num_files_per_shard < 1:
-            raise OsmError(f"--num_files_per_shard {self.num_files_per_shard} has to be 1 or more")
+            raise OsmError(f"--num_files_per_shard {self.num_files_per_shard} must be 1 or more")
         if self.num_workers is not None and self.num_workers < 1:
-            raise OsmError(f"--num_workers {self.num_workers} has to be 1 or more")
+            raise OsmError(f"--num_workers {self.num_workers} must be 1 or more")
         for flag in ("max_bad_samples", "max_bad_annotations"):
             if not 0 <= getattr(self, flag) <= 1:
                 raise OsmError(f"--{flag} {getattr(self, flag)} is a share: 0 to 1")
 
 
 def _too_bad(bad: int, written: int, share: float, first: str) -> str:
-    """Why the run has failed, or an empty string."""
+    """Return why the run has failed because of bad samples, or an empty string."""
     allowed = max(1, int(share * (bad + written))) if share > 0 else 0
     if bad > allowed:
         return f"{bad} of {bad + written} samples are bad, --max_bad_samples {share:g} allows {allowed}; {first}"
@@ -81,13 +140,13 @@ def _too_bad(bad: int, written: int, share: float, first: str) -> str:
 
 
 def _fill(
-    writer: ShardWriter, chosen: Convertible, files: SetFiles, items: Sequence[tuple[str, Entry]], workers: int
+    writer: ShardWriter, chosen: ConvertibleSet, files: SetFiles, items: Sequence[tuple[str, Entry]], workers: int
 ) -> None:
-    """Writes what is not written yet."""
+    """Build and write the samples that an earlier run has not written yet."""
     start = writer.next_item
     if start:
         logger.info(f"resuming: {len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
-    # Without the labels that it has loaded, and without listings: it goes to every worker.
+    # Drop loaded labels and listings, because `files` is sent to every worker.
     light = replace(files, row=replace(files.row), folders={})
     make = partial(build, form=chosen.form, files=light, layout=writer.arguments["layout"])
     with ProgressBar(files.name, len(items), "samples", start) as progress:
@@ -103,20 +162,20 @@ def _fill(
             progress.step()
 
 
-def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[str, Any]:
-    """Converts a set.
+def convert_set(chosen: ConvertibleSet, files: SetFiles, options: ConvertOptions) -> dict[str, Any]:
+    """Convert a dataset to shards, or resume an interrupted conversion.
 
     Returns:
-        The summary, as it is in `summary.json`.
+        the summary, as it is written to `summary.json`.
 
     Raises:
-        OsmError: an argument or what describes the set is wrong, or the folder holds other shards.
+        OsmError: an argument or a file of the dataset is wrong, or the folder has shards of other arguments.
         RunStopped: the disk is full, or the server of a remote folder does not answer.
-        BadSamplesError: more bad samples than `options.max_bad_samples` allows, more bad annotations than
-            `options.max_bad_annotations` does, or no sample that is good.
+        BadSamplesError: there are more bad samples than `options.max_bad_samples` allows, more bad annotations than
+            `options.max_bad_annotations` allows, or no good sample.
     """
     options.check()
-    files = localized(files, chosen.form)
+    files = localize_files(files, chosen.form)
     listing = chosen.form.listing(files, None)
     files.fetch(path for entry in _annotated(listing) for path in (entry.image, *entry.masks.values()))
     try:
@@ -137,8 +196,10 @@ def _annotated(listing: Listing) -> list[Entry]:
     return [entry for entry in listing.entries if entry.record.get("segments_info") != []]
 
 
-def _convert(chosen: Convertible, files: SetFiles, listing: Listing, options: Options) -> tuple[dict[str, Any], str]:
-    """Writes the shards; returns the summary, and why the run has failed (empty where it has not)."""
+def _convert(
+    chosen: ConvertibleSet, files: SetFiles, listing: Listing, options: ConvertOptions
+) -> tuple[dict[str, Any], str]:
+    """Write the shards. Return the summary, and why the run has failed (empty for success)."""
     fine = chosen.fine | chosen.form.fine
     annotated = _annotated(listing)
     left_out = Counter(listing.left_out)
@@ -158,7 +219,7 @@ def _convert(chosen: Convertible, files: SetFiles, listing: Listing, options: Op
             )
 
         if writer.finished and verdict():
-            writer.start_over()  # the bad files may have been mended since
+            writer.start_over()  # the bad files may have been repaired since the last run
         if listing.no_image and not writer.next_item:
             raise OsmError(listing.no_image)
         if listing.categories is not None:
@@ -171,7 +232,7 @@ def _convert(chosen: Convertible, files: SetFiles, listing: Listing, options: Op
 
 
 def _too_many(writer: ShardWriter, listing: Listing, share: float) -> str:
-    """Why the run has lost too many annotations, or an empty string."""
+    """Return why the run has failed because of unusable annotations, or an empty string."""
     tally = writer.tally
     lost = listing.losses.lost + sum(count for reason, count in tally.warnings.items() if reason in LOSSES)
     messages = (m for reason, texts in tally.examples.items() if reason in LOSSES for m in texts)
@@ -179,18 +240,22 @@ def _too_many(writer: ShardWriter, listing: Listing, share: float) -> str:
 
 
 def convert_coco_panoptic(
-    json_file: str | Path, image_dir: str | Path, ann_dir: str | Path, options: Options, filter_lvis_val: bool = True
+    json_file: str | Path,
+    image_dir: str | Path,
+    ann_dir: str | Path,
+    options: ConvertOptions,
+    filter_lvis_val: bool = True,
 ) -> dict[str, Any]:
-    """Converts a set in COCO-panoptic form, as `convert_set` does; `ann_dir` is the folder of the panoptic PNGs."""
+    """Convert a dataset in COCO-panoptic form; see `convert_set`. `ann_dir` is the folder of the panoptic PNGs."""
     chosen = SETS["coco_panoptic"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, ann_dir, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
 
 
 def convert_coco_instances(
-    json_file: str | Path, image_dir: str | Path, options: Options, filter_lvis_val: bool = True
+    json_file: str | Path, image_dir: str | Path, options: ConvertOptions, filter_lvis_val: bool = True
 ) -> dict[str, Any]:
-    """Converts a set in COCO-instances form, as `convert_set` does."""
+    """Convert a dataset in COCO-instances form; see `convert_set`."""
     chosen = SETS["coco_instances"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, None, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
@@ -203,8 +268,8 @@ def _true_or_false(text: str) -> bool:
 
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Those of the set `name`: its form's, and what all take."""
-    chosen, defaults = SETS[name], Options("")
+    """Add the arguments of a dataset: the arguments of its form, and the arguments of all converters."""
+    chosen, defaults = SETS[name], ConvertOptions("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
     if chosen.of_coco:
@@ -213,7 +278,7 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             type=_true_or_false,
             default=True,
             metavar="True|False",
-            help="leave out the COCO train images that are in LVIS val; other sets are not touched (default True)",
+            help="leave out COCO train images that are in LVIS val; no effect on other datasets (default True)",
         )
     parser.add_argument("--num_files_per_shard", type=int, default=defaults.num_files_per_shard, help="default 1000")
     parser.add_argument("--format", choices=LAYOUTS, default=defaults.layout, help="default webdataset")
@@ -222,34 +287,34 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         "--max_bad_samples",
         type=float,
         default=defaults.max_bad_samples,
-        help="share of bad samples from which the run fails (default 0.01; above 0, one is always allowed)",
+        help="share of bad samples above which the run fails (default 0.01; above 0, one is always allowed)",
     )
     parser.add_argument(
         "--max_bad_annotations",
         type=float,
         default=defaults.max_bad_annotations,
-        help="share of unusable annotations from which the run fails (default 0.05; above 0, one is always allowed)",
+        help="share of unusable annotations above which the run fails (default 0.05; above 0, one is always allowed)",
     )
     parser.set_defaults(set=name, **chosen.defaults)
 
 
 def _files(args: argparse.Namespace) -> SetFiles:
-    """What the arguments of a set say about its files."""
+    """Return the files of a dataset from its arguments."""
     chosen = SETS[args.set]
     given = {name: value for name, value in vars(args).items() if name in _FILE_FIELDS}
-    more = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}
+    extra = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}
     name = args.set if chosen.row.exact_names else chosen.row.form
-    return SetFiles(name, args.image_dir, chosen.row, **given, more=more)
+    return SetFiles(name, args.image_dir, chosen.row, **given, extra_fields=extra)
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """The command line of the set `name`, or (None) that of all: the set's name comes first."""
+    """Return the parser of one dataset's script, or (None) of `osm prepare`, which takes the dataset's name first."""
     if name is not None:
         own = CommandParser(description=f"Converts {SETS[name].what} to WebDataset shards.")
         _add_arguments(own, name)
         return own
-    every = CommandParser(prog="osm prepare", description="Converts a data set to WebDataset shards.")
-    choices = every.add_subparsers(metavar="SET", required=True, help="osm prepare SET --help tells its arguments")
+    every = CommandParser(prog="osm prepare", description="Converts a dataset to WebDataset shards.")
+    choices = every.add_subparsers(metavar="SET", required=True, help="osm prepare SET --help lists its arguments")
     for known, row in SETS.items():
         _add_arguments(choices.add_parser(known, help=row.what, description=row.what), known)
     return every
@@ -257,14 +322,14 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 
 @console_command
 def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """The command line of a set.
+    """Run the script of one dataset, or (None) the command `osm prepare`.
 
     Returns:
-        the exit code: 1 for too many bad samples, 2 for a mistake in the call, 3 for a full disk or a server
-            that is gone.
+        the exit code: 0 for success, 1 for too many bad samples or annotations, 2 for a mistake in the call, 3 for a
+            full disk or a server that does not answer.
     """
     args = parser(name).parse_args(argv)
-    options = Options(
+    options = ConvertOptions(
         output_dir=args.output_dir,
         layout=args.format,
         num_files_per_shard=args.num_files_per_shard,
@@ -280,11 +345,11 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
             return 1
         return exit_code(error) if isinstance(error, OsmError) else 2
     except KeyboardInterrupt:
-        logger.info("stopped: the same command resumes after the last whole shard")
+        logger.info("stopped: the same command resumes after the last complete shard")
         return 130
     return 0
 
 
 def prepare(argv: Sequence[str] | None = None) -> int:
-    """`osm prepare SET ...`."""
+    """Run the command `osm prepare SET ...` and return its exit code."""
     return main(None, argv)

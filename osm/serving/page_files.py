@@ -182,7 +182,7 @@ def _remove_locked(path: Path, file: IO[str] | None) -> None:
 def drawn_scene(number: int) -> Image.Image:
     """Return drawn scene `number` of the demos, an RGB image of 512 x 512 pixels."""
     from osm.synthetic.scenes.compose import draw_scene
-    from osm.synthetic.scenes.words import choose_pairs
+    from osm.synthetic.scenes.scene_names import choose_pairs
 
     return Image.fromarray(draw_scene(_SIZE, choose_pairs("all"), _SEED, number).image)
 

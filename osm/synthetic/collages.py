@@ -1,10 +1,10 @@
-"""`osm collages`: a set in COCO-panoptic form made of cut-outs of known name, pasted on photos.
+"""The command `osm collages`: cut-outs with known names are pasted on photos, as a dataset in COCO-panoptic form.
 
     osm collages data/things --table cutouts.yaml --cutouts stamps/ --backgrounds photos/ --images 400
 
-A few pictures of a thing, each with its outline, become a set to train on ("copy-paste", Ghiasi et al., CVPR 2021,
-https://arxiv.org/abs/2012.07177). Cut-outs are pictures with an alpha channel, named by a table, and segments of sets
-in COCO-panoptic form.
+A few cut-out images of a thing become a training dataset by "copy-paste" (Ghiasi et al., CVPR 2021,
+https://arxiv.org/abs/2012.07177). Cut-outs are images with an alpha channel, whose names are in a table, and segments
+of datasets in COCO-panoptic form.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from osm.datasets.labels import LabelSet
 from osm.errors import OsmError, SampleError, exit_code, shown, write_failed
 from osm.files import read_json, read_yaml, write_atomically
 from osm.io.images import SUFFIXES, decode, open_image, read_panoptic, read_rgb
-from osm.prepare.originals.work import Panoptic, write_whole
+from osm.prepare.originals.original_release import PanopticWriter, write_whole
 from osm.storage.output import check_here
 from osm.terminal import CommandParser, console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
 SPLITS = ("train", "val")
-SIZES = ((640, 480), (480, 640), (560, 560))  # of collages, (width, height)
+SIZES = ((640, 480), (480, 640), (560, 560))  # sizes of collages, (width, height)
 MAX_THINGS = 4
-MIN_SEGMENT = 72  # pixels: sides of a square of the area that a segment needs to be cut out of its photo
-MIN_VISIBLE = 0.4  # of a cut-out's area; one that is more covered than that stays in the picture, unnamed
+MIN_SEGMENT = 72  # a segment is used as a cut-out if its area is at least the square of this, in pixels
+MIN_VISIBLE = 0.4  # a cut-out with a smaller visible share of its area stays in the image, but is not annotated
 _MAX_ENLARGED = 3.0
-_BLURRED = 0.3  # of backgrounds, so that not every thing lies on a sharp photo
+_BLURRED = 0.3  # share of backgrounds that are blurred, so that not every thing is on a sharp photo
 _JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """A picture of one thing: `path` has an alpha channel, or `segment` is its id in the panoptic PNG `mask`."""
+    """An image of one thing. Either `path` has an alpha channel, or `segment` is the thing's id in the PNG `mask`."""
 
     path: Path
     mask: Path | None = None
     segment: int = 0
 
     def load(self) -> Image.Image:
-        """RGBA, cropped to what is seen of it.
+        """Return the cut-out as RGBA, cropped to its opaque pixels.
 
         Raises:
-            OsmError: a file cannot be read (a SampleError), or nothing tells what in it is the thing.
+            OsmError: a file cannot be read (a SampleError), or the image has no alpha channel or no opaque pixel.
         """
         if self.mask is None:
             opened = open_image(self.path)
             if "A" not in opened.getbands() and "transparency" not in opened.info:
-                raise OsmError(f"{self.path}: no alpha channel, so that no outline is known")
+                raise OsmError(f"{self.path}: no alpha channel, so its outline is not known")
             image = decode(opened, "RGBA")
         else:
             image, ids = read_rgb(self.path).convert("RGBA"), read_panoptic(self.mask)
@@ -78,13 +78,13 @@ Pool = Mapping[str, Sequence[Cutout]]
 
 @dataclass(frozen=True)
 class CollageOptions:
-    """What is made of what.
+    """The options of `osm collages`.
 
     Attributes:
-        table: a YAML of names with their files, each under `train` or `val`. cutouts: the folder of these files.
-        backgrounds: folders of photos. segments: folders in COCO-panoptic form (images/, panoptic/, panoptic.json),
-            whose segments are further cut-outs of `train`; in `val` they give no more than their names.
-        split: which files of the table. images: how many collages. seed: decides all of them.
+        table: YAML file of names, each with its files under `train` or `val`. cutouts: the folder of these files.
+        backgrounds: folders of photos. segments: folders in COCO-panoptic form (images/, panoptic/, panoptic.json).
+            In the split `train`, their segments are further cut-outs; in `val`, only their names are used.
+        split: split of the table whose files are used. images: number of collages. seed: random seed of the dataset.
     """
 
     table: Path
@@ -108,19 +108,19 @@ class CollageOptions:
         """The backgrounds, in a fixed order."""
         found = []
         for folder in self.backgrounds:
-            there = (path for path in folder.glob("*") if not path.name.startswith("._"))  # macOS's, beside pictures
-            here = sorted(path for path in there if path.suffix.lower() in SUFFIXES)
-            if not here:
-                raise OsmError(f"--backgrounds {folder}: there is no picture in it ({', '.join(SUFFIXES)})")
-            found += here
+            paths = (path for path in folder.glob("*") if not path.name.startswith("._"))  # macOS writes `._` files
+            photos = sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+            if not photos:
+                raise OsmError(f"--backgrounds {folder}: there is no image in it ({', '.join(SUFFIXES)})")
+            found += photos
         return found
 
 
 def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
-    """A table's cut-outs by name and split.
+    """Return the cut-outs of a table, by name and split.
 
     Raises:
-        OsmError: the table is not as described, or a file of it is not in the folder.
+        OsmError: the table has another structure, or one of its files is not in the folder.
     """
     found = read_yaml(table, "--table")
     if not isinstance(found, dict) or not found:
@@ -151,15 +151,15 @@ def _files(names: object, folder: Path, where: str) -> list[Cutout]:
 
 
 def read_segments(folder: Path) -> dict[str, list[Cutout]]:
-    """The large enough segments of a folder in COCO-panoptic form, by the names of its categories.
+    """Return the segments of a folder in COCO-panoptic form that are large enough, by category name.
 
     Raises:
-        OsmError: its json is not of this form, or names a file outside of the folder.
+        OsmError: the json has another form, or refers to a file outside of the folder.
     """
     path = folder / "panoptic.json"
     document = read_json(path, "--segments")[0]
     try:
-        LabelSet.from_categories(document["categories"], f"--segments {path}")  # refuses names that are no text
+        LabelSet.from_categories(document["categories"], f"--segments {path}")  # rejects names that are not strings
         names = {one["id"]: one["name"] for one in document["categories"]}
         images = {one["id"]: one["file_name"] for one in document["images"]}
         out: dict[str, list[Cutout]] = {name: [] for name in names.values()}
@@ -177,10 +177,12 @@ def read_segments(folder: Path) -> dict[str, list[Cutout]]:
 
 
 def write_collages(folder: Path, options: CollageOptions) -> Path:
-    """Makes a split. What is written depends on the options and the files alone; a finished split is left as it is.
+    """Make a split of collages. The output is determined by the options and the input files.
+
+    A finished split is not changed.
 
     Raises:
-        OsmError: the folder holds collages made otherwise, cannot be written, or a file cannot be used.
+        OsmError: the folder has collages of other options or files, cannot be written, or an input file is not usable.
     """
     table = read_table(options.table, options.cutouts)
     pool = {name: splits[options.split] for name, splits in table.items()}
@@ -218,7 +220,7 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
 
 
 def _fingerprint(files: Sequence[Cutout | Path]) -> str:
-    """Of names and sizes: a set that was made of other files is another one."""
+    """Hash the names and sizes of the input files. Another hash means another dataset."""
     digest = hashlib.sha256()
     for file in files:
         path, segment = (file.path, file.segment) if isinstance(file, Cutout) else (file, 0)
@@ -233,7 +235,7 @@ def _write_one(
     folder: Path, options: CollageOptions, pool: Pool, categories: Mapping[str, int], index: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     image, ids, names = compose(pool, options.photos, random.Random(f"{options.seed} {options.split} {index}"))
-    panoptic = Panoptic(image.height, image.width)
+    panoptic = PanopticWriter(image.height, image.width)
     for number, name in names.items():
         panoptic.add(number, categories[name], ids == number)
     data = io.BytesIO()
@@ -247,9 +249,10 @@ def _write_one(
 
 
 def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Image.Image, np.ndarray, dict[int, str]]:
-    """One collage: RGB, ids (H, W) with 0 for the background, and the name of each id that enough is seen of.
+    """Compose one collage. All names are equally likely, independent of their number of cut-outs.
 
-    Every name is as likely as any other, however many cut-outs it has.
+    Returns:
+        the image (RGB), ids int32 (H, W) with 0 for the background, and the names of ids that are visible enough.
 
     Raises:
         SampleError: a photo or cut-out cannot be read.
@@ -260,7 +263,7 @@ def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Ima
     for number in range(1, rng.randint(1, MAX_THINGS) + 1):
         name = rng.choice(list(pool))
         thing = _vary(rng.choice(pool[name]).load(), min(size), rng)
-        # Up to an eighth of it may lie outside of the picture.
+        # Up to an eighth of the cut-out may be outside of the image.
         x, y = (rng.randint(-d // 8, max(full - d + d // 8, -d // 8)) for d, full in zip(thing.size, size, strict=True))
         layer = Image.new("L", size)
         layer.paste(thing.getchannel("A"), (x, y))
@@ -268,12 +271,12 @@ def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Ima
         mask = np.asarray(layer) > 127
         ids[mask] = number
         areas[number], names[number] = int(mask.sum()), name
-    seen = {number: int((ids == number).sum()) for number in names}
-    return image, ids, {n: name for n, name in names.items() if seen[n] and seen[n] >= MIN_VISIBLE * areas[n]}
+    visible = {number: int((ids == number).sum()) for number in names}
+    return image, ids, {n: name for n, name in names.items() if visible[n] and visible[n] >= MIN_VISIBLE * areas[n]}
 
 
 def _background(photo: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A part of a photo in the shape of the collage, mirrored and blurred by chance."""
+    """Return a random crop of a photo in the size of the collage, randomly mirrored and blurred."""
     scale = min(photo.width / size[0], photo.height / size[1]) * rng.uniform(0.6, 1.0)
     width, height = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
     x, y = rng.randint(0, max(photo.width - width, 0)), rng.randint(0, max(photo.height - height, 0))
@@ -286,7 +289,7 @@ def _background(photo: Image.Image, size: tuple[int, int], rng: random.Random) -
 
 
 def _vary(thing: Image.Image, side: int, rng: random.Random) -> Image.Image:
-    """A cut-out in another size, position and light."""
+    """Randomly resize, mirror, rotate and recolour a cut-out."""
     scale = min(side * rng.uniform(0.25, 0.8) / max(thing.size), _MAX_ENLARGED)
     thing = thing.resize(
         (max(round(thing.width * scale), 1), max(round(thing.height * scale), 1)), Image.Resampling.BICUBIC
@@ -303,20 +306,20 @@ def _vary(thing: Image.Image, side: int, rng: random.Random) -> Image.Image:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `osm collages`."""
+    """Return the parser of `osm collages`."""
     out = CommandParser(
         prog="osm collages",
         allow_abbrev=False,
-        description="Pastes cut-outs of known name on photos: a set in COCO-panoptic form.",
+        description="Pastes cut-outs with known names on photos, and writes a dataset in COCO-panoptic form.",
     )
     out.add_argument("out", type=Path, help="folder; a split goes to <out>/<split>")
     out.add_argument("--table", type=Path, required=True, help="YAML: names, each with its files under train or val")
     out.add_argument(
-        "--cutouts", type=Path, required=True, help="the folder of these files, pictures with an alpha channel"
+        "--cutouts", type=Path, required=True, help="the folder of these files, which are images with an alpha channel"
     )
     out.add_argument("--backgrounds", type=Path, required=True, nargs="+", help="folders of photos")
     out.add_argument(
-        "--segments", type=Path, nargs="*", default=[], help="COCO-panoptic folders whose segments are cut out, too"
+        "--segments", type=Path, nargs="*", default=[], help="COCO-panoptic folders whose segments are also cut out"
     )
     out.add_argument("--split", default="train", help=f"{' or '.join(SPLITS)} [%(default)s]")
     out.add_argument("--images", type=int, default=400, help="[%(default)s]")
@@ -326,7 +329,7 @@ def parser() -> argparse.ArgumentParser:
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `osm collages`; returns the exit code."""
+    """Run the command `osm collages` and return the exit code."""
     args = parser().parse_args(argv)
     try:
         check_here(args.out, "out")

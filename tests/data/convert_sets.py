@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from osm.prepare.convert import Options, convert_coco_instances, convert_coco_panoptic
+from osm.prepare.convert import ConvertOptions, convert_coco_instances, convert_coco_panoptic
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "dataset_preparation"
 CATEGORIES = [{"id": 1, "name": "sky", "isthing": 0}, {"id": 2, "name": "car", "isthing": 1}]
@@ -65,7 +65,7 @@ class Set:
 
     def convert(self, output: Path | None = None, **options: Any) -> dict[str, Any]:
         lvis_val = options.pop("filter_lvis_val", True)
-        opts = Options(output or self.root / "out", **{"num_workers": 1, "num_files_per_shard": 3, **options})
+        opts = ConvertOptions(output or self.root / "out", **{"num_workers": 1, "num_files_per_shard": 3, **options})
         if self.form == "coco_panoptic":
             return convert_coco_panoptic(self.write(), self.images, self.masks, opts, lvis_val)
         return convert_coco_instances(self.write(), self.images, opts, lvis_val)

@@ -197,7 +197,7 @@ def test_other_mistakes_are_sentences(folders: Path, segments: Path, capsys: pyt
     ):
         with pytest.raises(OsmError, match=message):
             options(folders, **changes)
-    with pytest.raises(OsmError, match=r"--backgrounds .*stamps: there is no picture in it"):
+    with pytest.raises(OsmError, match=r"--backgrounds .*stamps: there is no image in it"):
         write_collages(folders / "out", options(folders, backgrounds=(folders / "stamps",)))
     document = json.loads((segments / "panoptic.json").read_text())
     document["images"][0]["file_name"] = "../../photos/0.jpg"
@@ -208,7 +208,7 @@ def test_other_mistakes_are_sentences(folders: Path, segments: Path, capsys: pyt
     with pytest.raises(OsmError, match="not of COCO-panoptic form"):
         write_collages(folders / "out", options(folders, segments=(segments,)))
     Image.new("RGB", (20, 20)).save(folders / "stamps/plum/a.png")
-    with pytest.raises(OsmError, match="a.png: no alpha channel, so that no outline is known"):
+    with pytest.raises(OsmError, match="a.png: no alpha channel, so its outline is not known"):
         Cutout(folders / "stamps/plum/a.png").load()
     Image.fromarray(np.zeros((20, 20, 4), np.uint8)).save(folders / "stamps/lime/a.png")
     with pytest.raises(OsmError, match="nothing in it is opaque"):

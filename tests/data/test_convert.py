@@ -20,7 +20,7 @@ from PIL import Image
 from osm.data.shard_writer import ShardWriter
 from osm.datasets.labels import load_labels
 from osm.errors import OsmError
-from osm.prepare.convert import Options, convert_coco_panoptic, main
+from osm.prepare.convert import ConvertOptions, convert_coco_panoptic, main
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_errors_are_one_line_and_an_exit_code(instances: Set, capsys: pytest.Cap
 @pytest.mark.skipif("OSM_TEST_DATA" not in os.environ, reason="OSM_TEST_DATA names no folder of real sets")
 def test_real_set(tmp_path: Path) -> None:
     root = Path(os.environ["OSM_TEST_DATA"]) / "coco_mini" / "val"
-    options = Options(tmp_path, num_workers=2, num_files_per_shard=20, max_bad_samples=0)
+    options = ConvertOptions(tmp_path, num_workers=2, num_files_per_shard=20, max_bad_samples=0)
     result = convert_coco_panoptic(root / "panoptic.json", root / "images", root / "panoptic", options)
     source = json.loads((root / "panoptic.json").read_text())
     assert result["written"] == sum(bool(row["segments_info"]) for row in source["annotations"])

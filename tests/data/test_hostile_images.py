@@ -16,7 +16,7 @@ from hostile import bmp_file, jpeg_file, jpeg_segment, pictures, run_python, sav
 from PIL import Image, ImageFile, PngImagePlugin, features
 
 from osm.errors import OsmError, SampleError
-from osm.forms.files import read as read_bytes
+from osm.forms.set_files import read_file as read_bytes
 from osm.io import images
 from osm.io.headers import repeated_samples
 from osm.io.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb

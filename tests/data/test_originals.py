@@ -107,7 +107,7 @@ def test_ade20k_category_mapping(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_ade20k_classes_that_cannot_be_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("osm.prepare.originals.ade20k._ENOUGH", 6)
+    monkeypatch.setattr("osm.prepare.originals.panoptic_releases._MIN_CHECKED_INSTANCES", 6)
     root, mapping = ade20k(tmp_path / "set"), tmp_path / "categoryMapping.txt"
     mapping.write_text("4 21\n9 13\n")
     arguments = ["--data_dir", str(root), "--splits", "training", "--category_mapping", str(mapping)]

@@ -17,7 +17,7 @@ from osm.errors import OsmError, SampleError
 from osm.evaluation.metrics.evaluate import evaluate_folder
 from osm.evaluation.predict.generate import generate_predictions
 from osm.forms import Form, read_sample, split_of
-from osm.forms.region_sources import MAX_PHRASE
+from osm.forms.region_phrases import MAX_PHRASE
 from osm.io.views import View
 
 VIEW = View(WIDTH, HEIGHT, 0, 0, WIDTH, HEIGHT, flip=False)
@@ -116,7 +116,7 @@ def test_refs(tmp_path: Path) -> None:
         (["--refs_file", "{refs}"], "--split None: expected one of train, val"),
         (["--refs_file", "{refs}", "--split", "testA"], "--split 'testA': expected one of train, val"),
         (["--split", "val"], "--split val: is one of --refs_file, which is not given"),
-        (["--refs_file", "refs(unc).p", "--split", "val"], "is a Python pickle, which can run anything"),
+        (["--refs_file", "refs(unc).p", "--split", "val"], "is a Python pickle, which can run any code"),
         (["--refs_file", "nowhere.json", "--split", "val"], "--refs_file nowhere.json: No such file"),
         (["--refs_file", "{json}", "--split", "val"], "expected a list of {ref_id, ann_id"),
     ],

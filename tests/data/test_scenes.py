@@ -15,7 +15,7 @@ from osm.errors import OsmError
 from osm.synthetic.scenes import compose
 from osm.synthetic.scenes.compose import DRAW, DrawnScene, draw_scene
 from osm.synthetic.scenes.pen import BODY, HOLE, Pen
-from osm.synthetic.scenes.words import (
+from osm.synthetic.scenes.scene_names import (
     ALL_PAIRS,
     ATTRIBUTES,
     BACKDROPS,

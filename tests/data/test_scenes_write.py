@@ -16,9 +16,9 @@ from osm.datasets.labels import load_labels
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.forms import read_sample, split_of
-from osm.prepare.convert import Options, convert_coco_panoptic
+from osm.prepare.convert import ConvertOptions, convert_coco_panoptic
 from osm.synthetic.scenes import write
-from osm.synthetic.scenes.words import ATTRIBUTES, FINE, PLAIN, SETS, STUFF, THINGS, held_out_pairs
+from osm.synthetic.scenes.scene_names import ATTRIBUTES, FINE, PLAIN, SETS, STUFF, THINGS, held_out_pairs
 from osm.synthetic.scenes.write import SceneOptions, main, write_scenes
 
 OPTIONS = SceneOptions(images=4, size=64, seed=3)
@@ -77,7 +77,7 @@ def test_the_benchmark_reads_it(split: Path, set_name: str) -> None:
 
 @pytest.mark.parametrize("set_name", SETS)
 def test_it_converts_to_shards(split: Path, set_name: str, tmp_path: Path) -> None:
-    options = Options(tmp_path, num_workers=1)
+    options = ConvertOptions(tmp_path, num_workers=1)
     done = convert_coco_panoptic(split / f"{set_name}.json", split / "images", split / "panoptic", options)
     assert (done["written"], done["left_out"], done["warnings"]) == (4, {}, {})
     labels = load_labels(tmp_path / "categories.json")
@@ -224,7 +224,7 @@ def test_the_command_writes_the_same(split: Path, tmp_path: Path, capsys: pytest
         (["--images", "0"], "--images 0 must be 1 or more"),
         (["--sets", "scenes_fine,coco"], "--sets 'coco' is not one of scenes_fine, scenes_plain"),
         (["--sets", ","], "--sets: none given"),
-        (["--split", "a/b"], "--split 'a/b' has to be the name of one folder"),
+        (["--split", "a/b"], "--split 'a/b' must be the name of one folder"),
         (["--split", ".."], "--split '..'"),
         (["--split", ""], "--split ''"),
         (["--pairs", "unseen"], "--pairs 'unseen' is not one of seen, held_out, all"),

@@ -17,8 +17,7 @@ from source_sets import MAKERS, Made
 from osm.data.shard_writer import ShardWriter
 from osm.datasets.labels import load_labels
 from osm.prepare import convert
-from osm.prepare.convert import parser
-from osm.prepare.own_sets import SETS
+from osm.prepare.convert import SETS, parser
 
 
 @pytest.fixture(params=MAKERS)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from osm.errors import SampleError
-from osm.forms.panoptic import _as_rgb
+from osm.forms.coco_panoptic import _as_rgb
 from osm.io.any_mask import read_mask_file
 from osm.io.images import as_ids, read_ids
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from osm.prepare.convert import Options, convert_coco_panoptic
-from osm.synthetic.scenes.words import PLAIN
+from osm.prepare.convert import ConvertOptions, convert_coco_panoptic
+from osm.synthetic.scenes.scene_names import PLAIN
 from osm.synthetic.scenes.write import SceneOptions, write_scenes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "linear_probe.py"
@@ -20,7 +20,7 @@ def test_statistics_of_a_few_scenes(tmp_path: Path) -> None:
     for split, images, seed in (("train", 12, 1), ("test", 6, 2)):
         write_scenes(tmp_path / split, SceneOptions(images, 64, seed, sets=(PLAIN,)), workers=1)
     train, test = tmp_path / "train", tmp_path / "test"
-    options = Options(tmp_path / "shards", num_workers=1)
+    options = ConvertOptions(tmp_path / "shards", num_workers=1)
     convert_coco_panoptic(train / f"{PLAIN}.json", train / "images", train / "panoptic", options)
     row = {"form": "coco_panoptic", "image_dir": "test/images", "mask_dir": "test/panoptic"}
     table = {"datasets": {PLAIN: {**row, "json_file": f"test/{PLAIN}.json"}}}

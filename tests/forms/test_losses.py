@@ -135,7 +135,7 @@ def test_shares_of_the_sides_are_no_pixels(form: str, tmp_path: Path, capsys: py
             row["segmentation"] = [[value / 100 for value in row["segmentation"][0]]]
     made.write()
     assert prepare(made.command(tmp_path / "out")) == 2
-    assert "lies within 0 and 1: these are shares of the picture's sides" in capsys.readouterr().err
+    assert "is between 0 and 1: these are normalised coordinates" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("first", "second"), [("./0.png", "val/0.png"), ("0.png", r"val\0.png")])
@@ -178,7 +178,7 @@ def test_no_image_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert prepare(made.command(tmp_path / "out")) == 2
     said = capsys.readouterr().err
     assert "none of the 3 images of" in said and "the json says 'photos/7.jpg'" in said
-    assert "the folder holds 3 pictures ('0.png', '1.png', '2.png')" in said
+    assert "the folder holds 3 images ('0.png', '1.png', '2.png')" in said
 
 
 def test_a_panoptic_set_of_another_coding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,14 +25,20 @@ from osm.models.llm import load_llm
 from osm.models.model_config import ModelConfig, load_model_config
 from osm.models.towers.timm_tower import timm_tower
 from osm.models.weights import candidates, timm_state_dict
-from osm.synthetic.pretraining import llm as llm_module
-from osm.synthetic.pretraining import tower as tower_module
-from osm.synthetic.pretraining.card import model_card
-from osm.synthetic.pretraining.corpus import Corpus, other_nouns, scene_nouns, seen_documents
-from osm.synthetic.pretraining.llm import LlmTraining, context_vectors, make_tokenizer, pretrain_llm
-from osm.synthetic.pretraining.pretrain_cli import main
-from osm.synthetic.pretraining.tower import Drawn, TowerTraining, _cover, batches, pretrain_tower
-from osm.synthetic.scenes.words import ATTRIBUTES, STUFF, THINGS, held_out_pairs
+from osm.synthetic.pretraining import nano_llm, nano_tower
+from osm.synthetic.pretraining.nano_llm import (
+    Corpus,
+    LlmTraining,
+    context_vectors,
+    make_tokenizer,
+    other_nouns,
+    pretrain_llm,
+    scene_nouns,
+    training_pair_documents,
+)
+from osm.synthetic.pretraining.nano_tower import SceneArrays, TowerTraining, _cover, batches, pretrain_tower
+from osm.synthetic.pretraining.pretrain_cli import main, model_card
+from osm.synthetic.scenes.scene_names import ATTRIBUTES, STUFF, THINGS, held_out_pairs
 
 HELD_OUT = {(pair.attribute, pair.thing) for pair in held_out_pairs()}
 
@@ -66,7 +72,7 @@ def test_other_words_are_not_those_of_the_scenes() -> None:
 def test_documents_to_measure_with() -> None:
     held_out = Corpus().held_out_documents()
     assert {document.words for document in held_out} == HELD_OUT and len(held_out) == len(HELD_OUT)
-    seen = seen_documents(200, 0)
+    seen = training_pair_documents(200, 0)
     assert len({document.words for document in seen}) == 200 and not {document.words for document in seen} & HELD_OUT
     assert {document.prompt for document in held_out + seen} == {MASK_PROMPTS[0]}
 
@@ -129,7 +135,7 @@ TINY = LlmTraining(
 @pytest.fixture
 def few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured on a handful, as what is measured is no matter here."""
-    monkeypatch.setattr(llm_module, "seen_documents", lambda count, seed: seen_documents(3, seed))
+    monkeypatch.setattr(nano_llm, "training_pair_documents", lambda count, seed: training_pair_documents(3, seed))
     held_out = Corpus().held_out_documents()[:3]
     monkeypatch.setattr(Corpus, "held_out_documents", lambda self: held_out)
 
@@ -140,7 +146,7 @@ def weights_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def test_an_interrupted_llm_goes_on_to_the_same_weights(few_documents: None, tmp_path: Path, monkeypatch: Any) -> None:
     steps = []
-    loss: Callable[..., Tensor] = llm_module._loss
+    loss: Callable[..., Tensor] = nano_llm._loss
 
     def counted(*arguments: Any) -> Tensor:
         steps.append(1)
@@ -148,7 +154,7 @@ def test_an_interrupted_llm_goes_on_to_the_same_weights(few_documents: None, tmp
             shutil.copytree(tmp_path / "whole", tmp_path / "cut")
         return loss(*arguments)
 
-    monkeypatch.setattr(llm_module, "_loss", counted)
+    monkeypatch.setattr(nano_llm, "_loss", counted)
     whole = pretrain_llm(TINY, tmp_path / "whole")
     assert set(whole["accuracy"]) == {"seen pairs", "held-out pairs"}
     resumed = pretrain_llm(TINY, tmp_path / "cut")
@@ -180,8 +186,8 @@ def model() -> ModelConfig:
 def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scenes are drawn in threads, and few of them to measure with: quicker than new processes."""
     threads = Namespace(get_context=lambda method: multiprocessing.dummy)
-    monkeypatch.setattr(tower_module, "multiprocessing", threads)
-    monkeypatch.setattr(tower_module, "evaluate", partial(tower_module.evaluate, scenes=20))
+    monkeypatch.setattr(nano_tower, "multiprocessing", threads)
+    monkeypatch.setattr(nano_tower, "evaluate", partial(nano_tower.evaluate, scenes=20))
 
 
 def test_an_interrupted_tower_goes_on_to_the_same_weights(
@@ -191,18 +197,18 @@ def test_an_interrupted_tower_goes_on_to_the_same_weights(
     assert set(whole["accuracy"]) == {"kind", "attribute"}
     epochs = []
 
-    def cut(drawn: Drawn, config: TowerTraining, epoch: int, tower: Any) -> Iterator[Any]:
+    def cut(drawn: SceneArrays, config: TowerTraining, epoch: int, tower: Any) -> Iterator[Any]:
         epochs.append(epoch)
         yield from islice(batches(drawn, config, epoch, tower), 1 if len(epochs) == 2 else None)
         if len(epochs) == 2:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(tower_module, "batches", cut)
+        patch.setattr(nano_tower, "batches", cut)
         with pytest.raises(Killed):
             pretrain_tower(model, SMALL, tmp_path / "cut")
-        patch.setattr(tower_module, "_draw", lambda job: pytest.fail("drawn again") if job[1] == SMALL.seed else job)
-        patch.setattr(tower_module, "evaluate", lambda *_: {})
+        patch.setattr(nano_tower, "_draw", lambda job: pytest.fail("drawn again") if job[1] == SMALL.seed else job)
+        patch.setattr(nano_tower, "evaluate", lambda *_: {})
         resumed = pretrain_tower(model, SMALL, tmp_path / "cut")
     assert epochs == [0, 1, 1]
     assert weights_equal(resumed["state_dict"], whole["state_dict"])

@@ -22,9 +22,8 @@ from osm.evaluation.predict.prediction_files import meta_path, partial_path, pre
 from osm.files import PartialFile, read_json, write_atomically
 from osm.forms import FORM_CLASSES, Split, split_of
 from osm.forms.base import too_many_lost
-from osm.forms.presence import check_files, files_stay
-from osm.forms.proposals import Proposals
-from osm.forms.split import FIELD, MAX_BAD_ANNOTATIONS, Item
+from osm.forms.proposal_splits import ProposalSplit
+from osm.forms.split import FIELD, MAX_BAD_ANNOTATIONS, Item, check_files, files_stay
 from osm.storage.locations import is_remote
 from osm.storage.output import check_output, locked, open_output, staging
 from osm.terminal import ProgressBar, message_logger
@@ -244,7 +243,7 @@ def _start(
     split = (
         split_of(row, max_bad_annotations)
         if proposals is None
-        else Proposals(row, FORM_CLASSES[row.form], proposals, max_bad_annotations)
+        else ProposalSplit(row, FORM_CLASSES[row.form], proposals, max_bad_annotations)
     )
     count = min(len(split), limit or len(split))
     return _Run(split, count, resolved, alter, seed, batch, {}, max_bad_annotations)

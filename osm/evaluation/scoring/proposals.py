@@ -18,11 +18,11 @@ from osm.evaluation.predict.records import prediction_in
 from osm.files import read_json
 from osm.forms import Form
 from osm.forms.base import Losses
-from osm.forms.proposals import Proposals, by_image, mask_of
+from osm.forms.proposal_splits import ProposalSplit, by_image, mask_of
 from osm.forms.split import FIELD, images_of
 from osm.io.values import finite
 
-KIND = Proposals.kind
+KIND = ProposalSplit.kind
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from osm.evaluation.scoring.precision import Federated
 from osm.evaluation.scoring.quality import VOID, Segment
 from osm.forms import Form, Split
 from osm.forms.base import is_crowd
+from osm.forms.coco_panoptic import Panoptic
 from osm.forms.instances import Boxes, corners, draw_box
 from osm.forms.maps import LabelMaps
-from osm.forms.panoptic import Panoptic
 from osm.io.segmentation import decode_segmentation
 from osm.io.values import truth as flag
 from osm.io.values import whole

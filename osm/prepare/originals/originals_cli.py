@@ -1,20 +1,26 @@
-"""The helpers' command line: `osm prepare_original SET`, and the scripts `make_*.py`."""
+"""The command `osm prepare_original SET` and the scripts `make_*.py`, which prepare original releases of datasets."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from types import ModuleType
 
 from osm.errors import OsmError, exit_code, write_failed
 from osm.io.pool import default_workers
-from osm.prepare.originals import a847, ade20k, cityscapes, pc459
+from osm.prepare.originals.original_release import OriginalRelease
+from osm.prepare.originals.panoptic_releases import Ade20kRelease, CityscapesRelease
+from osm.prepare.originals.semantic_releases import A847Release, Pc459Release
 from osm.terminal import CommandParser, console_command, message_logger
 
 logger = message_logger(__name__)
 
-SETS: dict[str, ModuleType] = {"ade20k": ade20k, "cityscapes": cityscapes, "a847": a847, "pc459": pc459}
+SETS: dict[str, type[OriginalRelease]] = {
+    "ade20k": Ade20kRelease,
+    "cityscapes": CityscapesRelease,
+    "a847": A847Release,
+    "pc459": Pc459Release,
+}
 
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -24,28 +30,32 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """The command line of one helper, or (None) of all: the set's name comes first."""
+    """Return the parser of one dataset's script, or (None) of the command, which takes the dataset's name first."""
     if name is not None:
-        own = CommandParser(description=f"Makes {SETS[name].WHAT}.")
+        own = CommandParser(description=f"Makes {SETS[name].what}.")
         _add_arguments(own, name)
         return own
     every = CommandParser(
-        prog="osm prepare_original", description="Makes from an original release the files that osm prepare reads."
+        prog="osm prepare_original", description="Makes the files that osm prepare reads from an original release."
     )
-    choices = every.add_subparsers(metavar="SET", required=True, help="prepare_original SET --help tells its arguments")
-    for known, module in SETS.items():
-        _add_arguments(choices.add_parser(known, help=module.WHAT, description=f"Makes {module.WHAT}."), known)
+    choices = every.add_subparsers(metavar="SET", required=True, help="prepare_original SET --help lists its arguments")
+    for known, release in SETS.items():
+        _add_arguments(choices.add_parser(known, help=release.what, description=f"Makes {release.what}."), known)
     return every
 
 
 @console_command
 def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Runs a helper; returns the exit code: 1 where some files could not be made, 2 for a mistake in the call."""
+    """Run one dataset's script, or (None) the command.
+
+    Returns:
+        the exit code: 0 for success, 1 if some files could not be made, 2 for a mistake in the call.
+    """
     args = parser(name).parse_args(argv)
     faults: Counter[str] = Counter()
     try:
         if args.num_workers < 1:
-            raise OsmError(f"--num_workers {args.num_workers} has to be 1 or more")
+            raise OsmError(f"--num_workers {args.num_workers} must be 1 or more")
         made = SETS[args.set].make(args, args.num_workers, faults)
     except OSError as error:
         failed = write_failed(error, str(error.filename or "a file"), "a file that can be read or written")
@@ -65,5 +75,5 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(argv: Sequence[str] | None = None) -> int:
-    """`osm prepare_original SET ...`."""
+    """Run the command `osm prepare_original SET ...` and return its exit code."""
     return main(None, argv)

@@ -1,1 +1,1 @@
-"""Drawn scenes: images with panoptic masks and names, in COCO-panoptic form, made from a seed."""
+"""Drawn scenes: images with panoptic masks and names, generated from a seed as datasets in COCO-panoptic form."""

@@ -1,6 +1,6 @@
-"""A scene: a backdrop, a ground, and things that stand before each other, each with its outline, paint and light.
+"""Composes a scene of a backdrop, a ground, and things that partly cover each other.
 
-Drawn at twice the size that is asked for and halved, so that edges are smooth.
+Scenes are drawn at twice the requested size and then downsampled, so that edges are smooth.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from osm.synthetic.scenes import creatures, household, outdoors, paint
 from osm.synthetic.scenes.pen import BODY, HOLE, Pen
-from osm.synthetic.scenes.words import BACKDROPS, GROUNDS, THINGS, Pair
+from osm.synthetic.scenes.scene_names import BACKDROPS, GROUNDS, THINGS, Pair
 
 DRAW = {**household.DRAW, **creatures.DRAW, **outdoors.DRAW}
 assert set(DRAW) == set(THINGS)
 
 MIN_VISIBLE = 0.3
 _OVERSAMPLE = 2
-# Of a scene of 256 pixels: the longest side of a thing.
-_SIDES = (42 / 256, 118 / 256)
-_THINGS = (3, 7)
-_TRIES = 40
+_SIDES = (42 / 256, 118 / 256)  # range of the longest side of a thing, as a share of the scene
+_THINGS = (3, 7)  # range of the number of things
+_TRIES = 40  # attempts to find a place for a thing
 Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
 class DrawnScene:
-    """A picture (S, S, 3) uint8, its segment ids (S, S) int32, and what each id is: a thing or the name of stuff."""
+    """An image (S, S, 3) uint8, its segment ids (S, S) int32, and the thing or the name of stuff of each id."""
 
     image: np.ndarray
     ids: np.ndarray
@@ -45,9 +44,10 @@ class _Cutout:
 
 
 def draw_scene(size: int, pairs: Sequence[Pair], seed: int, index: int) -> DrawnScene:
-    """Draws scene `index` of a seed, S x S, with things out of `pairs`; the same arguments give the same scene.
+    """Draw scene `index` of a seed, with S = `size` pixels per side and things from `pairs`.
 
-    Every thing's longest side is 42/256 of the scene or more, and 30 % or more of it can be seen.
+    The same arguments give the same scene. The longest side of every thing is at least 42/256 of the scene, and at
+    least 30 % of every thing is visible.
     """
     rng = np.random.default_rng([seed, index])
     side = size * _OVERSAMPLE
@@ -55,7 +55,7 @@ def draw_scene(size: int, pairs: Sequence[Pair], seed: int, index: int) -> Drawn
     _scatter(canvas, rng)
     areas: dict[int, int] = {}
     wanted = int(rng.integers(_THINGS[0], _THINGS[1] + 1))
-    # Small ones are far away, and stand behind.
+    # Small things are far away, so they are drawn first, behind the others.
     low, high = (float(np.log(share)) for share in _SIDES)
     lengths = np.sort(np.exp(rng.uniform(low, high, wanted))) * side
     for length in lengths:
@@ -79,7 +79,7 @@ def _background(side: int, rng: Rng) -> tuple[np.ndarray, np.ndarray, dict[int, 
     names = [str(backdrop), str(rng.permutation(list(GROUNDS))[0])]
     horizon = rng.uniform(0.3, 0.62) * side
     bounds = [_edge(side, horizon, 5 * unit, rng)]
-    if rng.random() < 0.45:  # a second backdrop, seen above the first
+    if rng.random() < 0.45:  # a second backdrop is visible above the first
         names.insert(0, str(behind))
         bounds.insert(0, _edge(side, horizon * rng.uniform(0.4, 0.65), 14 * unit, rng))
     row = np.arange(side)[:, None]
@@ -95,14 +95,14 @@ def _background(side: int, rng: Rng) -> tuple[np.ndarray, np.ndarray, dict[int, 
 
 
 def _edge(side: int, height: float, sway: float, rng: Rng) -> np.ndarray:
-    """A boundary from left to right, (side,): straight or wavy."""
+    """Return a straight or wavy boundary from left to right, as the row of each column, (side,)."""
     slope = rng.uniform(-0.05, 0.05) * np.linspace(-1, 1, side) * side
     wave = paint.noise(rng, 2, side, side / rng.uniform(3, 9))[0] - 0.5
     return height + slope + wave * 4 * sway * (rng.random() < 0.6)
 
 
 def _scatter(canvas: np.ndarray, rng: Rng) -> None:
-    """Clutter without a name: pebbles, leaves and petals that belong to what they lie on."""
+    """Draw unnamed clutter such as pebbles, leaves and petals. Its pixels belong to the segment below."""
     side = len(canvas)
     for _ in range(int(rng.integers(0, 22))):
         long = side * rng.uniform(0.006, 0.018)
@@ -121,7 +121,7 @@ def _scatter(canvas: np.ndarray, rng: Rng) -> None:
 
 
 def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
-    """Outline, paint and light of one thing; `length` is its longest side in pixels."""
+    """Draw the outline, paint and light of one thing; `length` is its longest side in pixels."""
     pen = Pen(rng)
     DRAW[pair.thing](pen)
     turn = np.radians(rng.normal(0, 9))
@@ -132,7 +132,7 @@ def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
     low, high = solid.min(0), solid.max(0)
     scale = length / (high - low).max()
     width, height = np.ceil((high - low) * scale).astype(int) + 3
-    # Each stroke is drawn with its number, which tells its role and where it ends.
+    # Each stroke is drawn with its number. The number determines the role and the edges of the stroke.
     drawing = Image.new("L", (int(width), int(height)))
     draw = ImageDraw.Draw(drawing)
     role_of = np.zeros(256, np.uint8)
@@ -151,7 +151,7 @@ def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
 
 
 def _light(mask: np.ndarray, parts: np.ndarray, length: float) -> np.ndarray:
-    """Factors (h, w): light from the upper left on a cushion, and dark lines between the parts."""
+    """Return brightness factors (h, w): light from the upper left, and dark lines between parts."""
     blurred = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(length * 0.05))
     down, right = np.gradient(np.asarray(blurred, np.float32) / 255)
     factors = 1 + np.clip((down + right) * length * 0.045, -0.3, 0.22)
@@ -161,12 +161,12 @@ def _light(mask: np.ndarray, parts: np.ndarray, length: float) -> np.ndarray:
 
 
 def _find_place(mask: np.ndarray, ids: np.ndarray, areas: dict[int, int], rng: Rng) -> tuple[int, int] | None:
-    """(top, left) where a thing may go: enough of every thing behind it has to stay in sight."""
+    """Return a random (top, left) for a thing that leaves enough of every thing behind it visible, or None."""
     side, (height, width) = len(ids), mask.shape
     allowed = 1 - MIN_VISIBLE - 0.02 if rng.random() < 0.5 else 0.04
     visible = np.bincount(ids.ravel(), minlength=max(areas, default=0) + 1)
     for _ in range(_TRIES):
-        # More often low than high: things stand on the ground.
+        # Low positions are more likely than high ones, because things stand on the ground.
         top = int((side - height - 4) * rng.beta(1.6, 1.1)) + 2
         left = int(rng.integers(2, side - width - 1))
         covered = np.bincount(ids[top : top + height, left : left + width][mask], minlength=len(visible))
@@ -179,11 +179,13 @@ def _find_place(mask: np.ndarray, ids: np.ndarray, areas: dict[int, int], rng: R
 
 
 def _put(canvas: np.ndarray, ids: np.ndarray, thing: _Cutout, place: tuple[int, int], number: int) -> None:
+    """Draw a thing and its shadow on the canvas, and write its number into `ids`."""
     height, width = thing.mask.shape
     reach = max(3, round(0.06 * max(height, width)))
     padded = np.pad(thing.mask.astype(np.uint8) * 255, reach)
     shadow = np.asarray(Image.fromarray(padded).filter(ImageFilter.GaussianBlur(reach / 2)), np.float32) / 255
-    top, left = place[0] - reach // 3, place[1] - reach // 2  # to the lower right of the thing, which is at `reach`
+    # The thing is at `reach` in the padded shadow, so this offset moves the shadow to the lower right of the thing.
+    top, left = place[0] - reach // 3, place[1] - reach // 2
     rows = slice(max(top, 0), min(top + shadow.shape[0], len(ids)))
     columns = slice(max(left, 0), min(left + shadow.shape[1], len(ids)))
     shadow = shadow[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
@@ -194,7 +196,7 @@ def _put(canvas: np.ndarray, ids: np.ndarray, thing: _Cutout, place: tuple[int, 
 
 
 def _finish(canvas: np.ndarray, ids: np.ndarray, segments: dict[int, Pair | str], size: int, rng: Rng) -> DrawnScene:
-    """Light and grain over everything, then halved."""
+    """Add light to the canvas, downsample it to `size`, and add noise."""
     side = len(canvas)
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     down, across, corner = rng.uniform((-0.1, -0.1, 0), (0.1, 0.1, 0.12)).astype(np.float32)

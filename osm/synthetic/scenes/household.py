@@ -1,4 +1,4 @@
-"""Outlines of things of the house, and of what is worn."""
+"""Functions that draw the outlines of household objects and clothes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outlines of vehicles, plants, buildings and things of the open air."""
+"""Functions that draw the outlines of vehicles, plants, buildings and outdoor objects."""
 
 from __future__ import annotations
 

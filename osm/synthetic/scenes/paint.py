@@ -1,6 +1,7 @@
-"""Paint: what colours, patterns and stuff look like. All arrays are float32 (H, W, 3) or (H, W), values 0..255 or 0..1.
+"""Draws colours, patterns and stuff.
 
-Lengths are in pixels of the canvas that is drawn on.
+Arrays are float32: colours (H, W, 3) with values 0..255, and weights (H, W) with values 0..1. Lengths are in pixels of
+the canvas.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from osm.synthetic.scenes.pen import DARK, GLASS, LEAF, LIGHT, METAL, WOOD
 
 Rng = np.random.Generator
 
-# Hue, saturation and value of each colour name: what a thing of that colour may have.
+# For each colour name, the ranges of hue in degrees, saturation and value.
 _HSV = {
     "red": ((-8, 8), (0.75, 0.95), (0.65, 0.9)),
     "orange": ((22, 32), (0.8, 1.0), (0.88, 1.0)),
@@ -39,18 +40,18 @@ _DETAILS = {
 
 
 def colour(name: str, rng: Rng) -> np.ndarray:
-    """A shade of a colour name, (3,)."""
+    """Return a random shade of a colour name, (3,)."""
     hue, saturation, value = (rng.uniform(*bounds) for bounds in _HSV[name])
     return np.array(colorsys.hsv_to_rgb((hue % 360) / 360, saturation, value), np.float32) * 255
 
 
 def detail(role: int, rng: Rng) -> np.ndarray:
-    """The colour of a part that is not the body, (3,)."""
+    """Return a random shade for a part of a thing that is not its body, (3,)."""
     return np.clip(np.array(_DETAILS[role], np.float32) * rng.uniform(0.85, 1.1) + rng.uniform(-8, 8, 3), 0, 255)
 
 
 def noise(rng: Rng, height: int, width: int, cell: float, octaves: int = 1, stretch: float = 1.0) -> np.ndarray:
-    """Smooth noise, about 0..1; `cell` is the size of its spots, `stretch` > 1 draws them out sideways."""
+    """Return smooth noise (height, width) of about 0..1. `cell` is the spot size, `stretch` > 1 widens the spots."""
     out = np.zeros((height, width), np.float32)
     weight, total = 1.0, 0.0
     for _ in range(octaves):
@@ -62,7 +63,7 @@ def noise(rng: Rng, height: int, width: int, cell: float, octaves: int = 1, stre
 
 
 def mix(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """a where share is 0, b where it is 1; colours (3,) or images."""
+    """Blend colours (3,) or images: the result is `a` where `share` is 0, and `b` where `share` is 1."""
     return a + (b - a) * share[..., None]
 
 
@@ -99,7 +100,7 @@ _TWO_COLOURED: dict[str, Callable[[np.ndarray, np.ndarray, Rng], np.ndarray]] = 
 
 
 def _two_colours(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours of any names that stand out from each other."""
+    """Return shades of two different colour names that have enough contrast."""
     names = list(_HSV)
     while True:
         first, second = (colour(names[i], rng) for i in rng.choice(len(names), 2, replace=False))
@@ -108,12 +109,12 @@ def _two_colours(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
 
 
 def body(attribute: str, size: int, rng: Rng) -> np.ndarray:
-    """The body's paint on a square of `size` pixels, (size, size, 3)."""
+    """Return the paint of a thing's body for an attribute, (size, size, 3)."""
     if attribute in _HSV:
         spots = noise(rng, size, size, size / 4, 2)
         return colour(attribute, rng) * (0.9 + 0.2 * spots[..., None])
     axis = np.arange(size, dtype=np.float32)
-    # A period of about an eighth of the thing, but never less than what can be seen after halving.
+    # The period is about an eighth of the thing, but large enough to be visible after downsampling.
     period = max(size / rng.uniform(6.5, 9), 12.0)
     shift = rng.uniform(0, 1, 2)
     x, y = np.meshgrid(axis / period + shift[0], axis / period + shift[1])
@@ -221,5 +222,5 @@ _STUFF = {
 
 
 def stuff(name: str, height: int, width: int, unit: float, rng: Rng) -> np.ndarray:
-    """An area of stuff, (H, W, 3); `unit` is how many pixels a 512th of the canvas has."""
+    """Return an area of stuff, (height, width, 3). `unit` is the number of pixels of 1/512 of the canvas."""
     return np.clip(_STUFF[name](height, width, unit, rng), 0, 255)

@@ -1,7 +1,7 @@
-"""A pen that collects a thing's outline: polygons in a square from -1 to 1 (x to the right, y down).
+"""A pen that collects the outline of a thing as polygons in a square from -1 to 1 (x to the right, y down).
 
-Each has a role, which decides its paint: the body takes the thing's attribute, the rest has a colour of its own; a hole
-takes away what was drawn before.
+Each polygon has a role, which decides its paint. The body has the colour or pattern of the thing's attribute. Other
+roles have a fixed colour. A hole removes what was drawn before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Draw = Callable[["Pen"], None]
 
 @dataclass(frozen=True)
 class Part:
-    """One polygon (N, 2), its role, and the stroke it belongs to: no line is drawn between parts of one stroke."""
+    """One polygon (N, 2), its role, and the number of its stroke. No line is drawn between parts of one stroke."""
 
     points: np.ndarray
     role: int
@@ -27,7 +27,7 @@ class Part:
 
 
 class Pen:
-    """Collects parts; `u(a, b)` draws what differs from one thing of a kind to the next."""
+    """Collects the parts of a thing. Random numbers (`u`, `chance`) make things of one kind differ."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -35,9 +35,11 @@ class Pen:
         self._strokes = 0
 
     def u(self, low: float, high: float) -> float:
+        """Return a random number between `low` and `high`."""
         return float(self.rng.uniform(low, high))
 
     def chance(self, share: float) -> bool:
+        """Return True with probability `share`."""
         return bool(self.rng.random() < share)
 
     def _add(self, points: np.ndarray, role: int) -> None:
@@ -45,11 +47,11 @@ class Pen:
         self.parts.append(Part(points, role, self._strokes))
 
     def poly(self, points: Points, role: int = BODY) -> None:
-        """A polygon with straight sides."""
+        """Add a polygon with straight sides."""
         self._add(np.asarray(points, np.float64), role)
 
     def blob(self, points: Points, role: int = BODY) -> None:
-        """A closed smooth curve through the points (Catmull-Rom)."""
+        """Add a smooth closed curve through the points (Catmull-Rom)."""
         p1 = np.asarray(points, np.float64)
         p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
         t = np.linspace(0, 1, 6, endpoint=False)[:, None, None]
@@ -61,7 +63,7 @@ class Pen:
     def ell(
         self, x: float, y: float, rx: float, ry: float, role: int = BODY, turn: float = 0, span: Points = ((0, 360),)
     ) -> None:
-        """An ellipse turned by `turn` degrees, or the part of it over an angle `span` (0 = right, 90 = down)."""
+        """Add an ellipse turned by `turn` degrees, or only its angles in `span` (degrees, 0 = right, 90 = down)."""
         start, end = np.radians(span[0])
         angle = np.linspace(start, end, 36)
         points = np.stack([rx * np.cos(angle), ry * np.sin(angle)], 1)
@@ -69,7 +71,7 @@ class Pen:
         self._add(points @ np.array([[c, s], [-s, c]]) + (x, y), role)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, role: int = BODY, corner: float = 0) -> None:
-        """A rectangle, its corners rounded by a radius."""
+        """Add a rectangle whose corners are rounded with the radius `corner`."""
         r = min(corner, abs(x1 - x0) / 2, abs(y1 - y0) / 2)
         if r <= 0:
             self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], role)
@@ -83,7 +85,7 @@ class Pen:
         self._add(np.concatenate(arcs), role)
 
     def line(self, points: Points, width: float, role: int = BODY) -> None:
-        """A thick line through the points, with round ends."""
+        """Add a thick line through the points, with round ends."""
         for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
             length = max(np.hypot(x1 - x0, y1 - y0), 1e-9)
             nx, ny = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
@@ -93,18 +95,19 @@ class Pen:
         self.join(2 * len(points) - 1)
 
     def join(self, count: int) -> None:
-        """Makes the last `count` parts one stroke."""
+        """Make the last `count` parts one stroke."""
         self.parts[-count:] = [replace(part, stroke=self._strokes) for part in self.parts[-count:]]
 
     def arc(
         self, x: float, y: float, rx: float, ry: float, start: float, end: float, width: float, role: int = BODY
     ) -> None:
-        """A thick line along a part of an ellipse."""
+        """Add a thick line along an arc of an ellipse, from `start` to `end` degrees."""
         angle = np.radians(np.linspace(start, end, 24))
         outer = np.stack([x + (rx + width / 2) * np.cos(angle), y + (ry + width / 2) * np.sin(angle)], 1)
         inner = np.stack([x + (rx - width / 2) * np.cos(angle), y + (ry - width / 2) * np.sin(angle)], 1)
         self._add(np.concatenate([outer, inner[::-1]]), role)
 
     def eye(self, x: float, y: float, size: float = 0.07) -> None:
+        """Add an eye of radius `size`."""
         self.ell(x, y, size, size, LIGHT)
         self.ell(x + size / 4, y, size / 2, size / 2, DARK)

@@ -1,9 +1,9 @@
-"""Scenes on disk, in COCO-panoptic form: `<out>/<split>/images/*.jpg`, `panoptic/*.png`, and one json a set.
+"""The command `osm scenes`: it writes drawn scenes as datasets in COCO-panoptic form.
 
     osm scenes data --split train --sets scenes_fine --images 1000 --seed 1
 
-All sets of a split share its images and masks; their jsons differ in how they call what is there. A segment's field
-`names` holds every right name of all sets.
+A split has `<out>/<split>/images/*.jpg`, `panoptic/*.png`, and one json per dataset. All datasets of a split share its
+images and masks, and their jsons differ in names. The field `names` of a segment has its correct names in all datasets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from osm.errors import OsmError, exit_code, write_failed
 from osm.files import PartialFile, read_json, write_atomically
 from osm.storage.output import check_here
 from osm.synthetic.scenes.compose import draw_scene
-from osm.synthetic.scenes.words import (
+from osm.synthetic.scenes.scene_names import (
     HELD_OUT_SEED,
     SETS,
     Pair,
@@ -46,13 +46,13 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What is drawn.
+    """The options of `osm scenes`.
 
     Attributes:
-        images: how many. size: of their sides, in pixels. seed: decides every scene.
-        pairs: which attribute-thing pairs may occur: `seen`, `held_out` or `all`.
-        held_out_seed: decides which pairs are held out; osm-nano's frozen parts have not seen those of seed 0.
-        sets: the sets a json is written for.
+        images: number of scenes. size: side of the square images, in pixels. seed: random seed of the scenes.
+        pairs: the attribute-thing pairs that may occur: `seen`, `held_out` or `all`.
+        held_out_seed: random seed of the held-out pairs. osm-nano was pre-trained without the held-out pairs of seed 0.
+        sets: the datasets for which a json is written.
     """
 
     images: int = 1000
@@ -78,13 +78,16 @@ class SceneOptions:
 
 
 def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None = None) -> Path:
-    """Draws a split into a folder. A killed run goes on where it was; a finished split is left as it is.
+    """Draw a split into a folder, or resume a killed run. A finished split is not changed.
 
     Args:
-        workers: processes, by default as many as there are CPUs; what is written does not depend on it.
+        workers: number of processes; None = the number of CPUs. The output does not depend on it.
+
+    Returns:
+        the folder.
 
     Raises:
-        OsmError: the folder holds scenes of other options, or cannot be written.
+        OsmError: the folder has scenes of other options, or cannot be written.
     """
     folder = Path(folder)
     arguments = {**asdict(options), "sets": list(options.sets)}
@@ -113,7 +116,7 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
 
 
 def _remove_beyond(folder: Path, images: int) -> None:
-    """Removes what an unfinished run of more images has left."""
+    """Remove the files that an unfinished run with more images has left."""
     for path in [*folder.glob("images/*.jpg"), *folder.glob("panoptic/*.png")]:
         if path.stem.isdecimal() and int(path.stem) >= images:
             path.unlink()
@@ -136,7 +139,7 @@ def _in_order(jobs: Sequence[tuple[str, SceneOptions, int]], workers: int) -> It
 
 
 def _draw_one(job: tuple[str, SceneOptions, int]) -> dict[str, Any]:
-    """Draws and saves one scene; returns what the jsons need of it."""
+    """Draw and save one scene. Return its segments for the jsons."""
     folder, options, index = job
     scene = draw_scene(options.size, choose_pairs(options.pairs, options.held_out_seed), options.seed, index)
     stem = f"{index:06d}"
@@ -155,7 +158,7 @@ def _draw_one(job: tuple[str, SceneOptions, int]) -> dict[str, Any]:
 
 
 def _document(set_name: str, options: SceneOptions, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A set's COCO-panoptic json."""
+    """Return the COCO-panoptic json of a dataset."""
     images = [
         {"id": r["scene"], "file_name": f"{r['scene']:06d}.jpg", "width": options.size, "height": options.size}
         for r in records
@@ -186,10 +189,12 @@ def _segment(set_name: str, segment: dict[str, Any]) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `osm scenes`."""
+    """Return the parser of `osm scenes`."""
     defaults = SceneOptions()
     out = CommandParser(
-        prog="osm scenes", allow_abbrev=False, description="Draws scenes with panoptic masks and names, from a seed."
+        prog="osm scenes",
+        allow_abbrev=False,
+        description="Draws scenes with panoptic masks and names, from a random seed.",
     )
     out.add_argument("out", type=Path, help="folder; a split goes to <out>/<split>")
     out.add_argument("--split", default="train", help="name of the folder of this split [train]")
@@ -201,18 +206,18 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--held_out_seed", type=int, default=defaults.held_out_seed, help="[%(default)s]")
     out.add_argument("--sets", default=",".join(SETS), help="comma-separated [%(default)s]")
-    out.add_argument("--num_workers", type=int, help="processes (default: CPUs); no effect on what is drawn")
+    out.add_argument("--num_workers", type=int, help="processes (default: CPUs); no effect on the output")
     return out
 
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `osm scenes`; returns the exit code."""
+    """Run the command `osm scenes` and return the exit code."""
     args = parser().parse_args(argv)
     try:
         check_here(args.out, "out")
         if not args.split or Path(args.split).name != args.split or args.split in (".", ".."):
-            raise OsmError(f"--split {args.split!r} has to be the name of one folder")
+            raise OsmError(f"--split {args.split!r} must be the name of one folder")
         if args.num_workers is not None and args.num_workers < 1:
             raise OsmError(f"--num_workers {args.num_workers} must be 1 or more")
         sets = tuple(dict.fromkeys(name.strip() for name in args.sets.split(",") if name.strip()))

@@ -1,8 +1,8 @@
-"""The words of the drawn scenes: things, attributes, stuff, how each set calls them, and the pairs that are held out.
+"""The things, attributes and stuff of drawn scenes, their names in each dataset, and the pairs that are held out.
 
-A thing has one attribute (a colour or a pattern). The set `scenes_fine` names both ("striped kettle"), `scenes_plain`
-the thing alone, some by another word ("couch" for "sofa"). Which attribute x thing pairs are held out follows from a
-seed; no scene for training shows one.
+A thing has one attribute (a colour or a pattern). Names in the dataset `scenes_fine` have both ("striped kettle").
+Names in `scenes_plain` have only the thing, sometimes by another word ("couch" for "sofa"). A seed decides which
+attribute-thing pairs are held out. Training scenes do not show held-out pairs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 PATTERNS = ("striped", "dotted", "checkered", "zigzag", "rainbow", "marbled")
 ATTRIBUTES = COLOURS + PATTERNS
 
-# Thing -> its word in the plain set.
+# Thing -> its name in the plain dataset.
 THINGS = {
     "kettle": "kettle",
     "mug": "cup",
@@ -70,7 +70,7 @@ THINGS = {
     "heart": "heart",
     "anchor": "anchor",
 }
-# Stuff -> its word in the plain set. What stands behind, and what things stand on.
+# Stuff -> its name in the plain dataset. Backdrops are behind the things, and grounds are below them.
 BACKDROPS = {"sky": "sky", "wall": "wall", "hedge": "bushes", "curtain": "curtain"}
 GROUNDS = {"grass": "lawn", "sand": "sand", "water": "sea", "floor": "floor"}
 STUFF = {**BACKDROPS, **GROUNDS}
@@ -84,7 +84,7 @@ PAIRINGS = ("seen", "held_out", "all")
 
 @dataclass(frozen=True)
 class Pair:
-    """A thing with its attribute."""
+    """A thing and its attribute."""
 
     attribute: str
     thing: str
@@ -98,9 +98,10 @@ ALL_PAIRS = tuple(Pair(attribute, thing) for thing in THINGS for attribute in AT
 
 @lru_cache
 def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
-    """A tenth of the pairs, so spread that every word keeps at least four fifths of its own.
+    """Return the held-out pairs, a tenth of all pairs. Every word keeps at least four fifths of its pairs.
 
-    The shuffled things are dealt the attributes in turn, with a stride a round: no word is dealt more than its share.
+    Shuffled attributes are assigned to the shuffled things in turn, shifted by one after each round, so that the
+    held-out pairs are spread evenly over the words.
     """
     rng = np.random.default_rng([seed, 0x5CE7E5])
     things, attributes = list(rng.permutation(list(THINGS))), list(rng.permutation(list(ATTRIBUTES)))
@@ -114,7 +115,11 @@ def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
 
 
 def choose_pairs(pairing: str, seed: int = HELD_OUT_SEED) -> tuple[Pair, ...]:
-    """The pairs that scenes may show: `seen` (all but the held-out ones), `held_out`, or `all`."""
+    """Return the pairs that scenes may show: `seen` (all except held-out pairs), `held_out`, or `all`.
+
+    Raises:
+        OsmError: `pairing` is another string.
+    """
     if pairing not in PAIRINGS:
         raise OsmError(f"--pairs {pairing!r} is not one of {', '.join(PAIRINGS)}")
     held_out = held_out_pairs(seed)
@@ -122,17 +127,24 @@ def choose_pairs(pairing: str, seed: int = HELD_OUT_SEED) -> tuple[Pair, ...]:
 
 
 def name_in(set_name: str, pair: Pair) -> str:
-    """How a set calls a thing."""
+    """Return the name of a thing in a dataset."""
     return str(pair) if set_name == FINE else THINGS[pair.thing]
 
 
 def stuff_name_in(set_name: str, stuff: str) -> str:
+    """Return the name of stuff in a dataset."""
     return stuff if set_name == FINE else STUFF[stuff]
 
 
 @lru_cache
 def category_ids(set_name: str) -> dict[str, int]:
-    """Name -> category id of a set, things first. All pairs have one, so that an id means the same in every split."""
+    """Return the category id of each name of a dataset, things first.
+
+    All pairs have an id, so that an id means the same in every split.
+
+    Raises:
+        OsmError: there is no dataset of this name.
+    """
     if set_name not in SETS:
         raise OsmError(f"--sets {set_name!r} is not one of {', '.join(SETS)}")
     names = [name_in(set_name, pair) for pair in ALL_PAIRS] + [stuff_name_in(set_name, stuff) for stuff in STUFF]
@@ -140,7 +152,7 @@ def category_ids(set_name: str) -> dict[str, int]:
 
 
 def categories(set_name: str) -> list[dict[str, object]]:
-    """The `categories` of a set's json."""
+    """Return the `categories` of a dataset's json."""
     stuff = {stuff_name_in(set_name, name) for name in STUFF}
     return [
         {"id": number, "name": name, "isthing": int(name not in stuff)}

@@ -1,37 +1,66 @@
-"""What the helpers have in common: files written whole, panoptic PNGs and jsons, a count of what could not be made."""
+"""The interface of original releases, and their shared steps: parallel jobs, atomic writes, panoptic PNGs and jsons."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from osm.datasets.labels import load_labels
 from osm.errors import OsmError, SampleError
-from osm.forms.files import about, read
-from osm.forms.maps import IGNORED, categories
+from osm.forms.maps import IGNORED_ID, categories
+from osm.forms.set_files import naming_file, read_file
 from osm.io.images import panoptic_pixels, read_ids
 from osm.io.pool import in_order
 from osm.terminal import ProgressBar, message_logger
 
 logger = message_logger(__name__)
 
-_SHOWN = 5  # messages of each reason
+_SHOWN = 5  # number of messages that are printed per reason
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def run(function: Callable[[T], R], jobs: Sequence[T], workers: int, faults: Counter[str]) -> list[R]:
-    """The results of the jobs that went well, in order; the others are told of and counted in `faults`."""
+class OriginalRelease(ABC):
+    """The original release of a dataset, and how the files that `osm prepare` reads are made from it.
+
+    Attributes of the class:
+        what: the dataset and its source, for the help text.
+    """
+
+    what: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the command-line arguments of this release."""
+
+    @classmethod
+    @abstractmethod
+    def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
+        """Make the files with `workers` processes and return how many were made. `faults` counts failures by reason.
+
+        Raises:
+            OsmError: an argument is wrong, or the release lacks a folder or file.
+        """
+
+
+def run_jobs(function: Callable[[T], R], jobs: Sequence[T], workers: int, faults: Counter[str]) -> list[R]:
+    """Run the jobs in worker processes, and return the results of the successful ones in order.
+
+    Failed jobs are reported, and counted in `faults` by reason.
+    """
     results = []
     with ProgressBar("making", len(jobs), "files") as progress:
         for result, reason, message in in_order(partial(_try, function), jobs, workers):
@@ -52,11 +81,11 @@ def _try(function: Callable[[T], R], job: T) -> tuple[R | None, str, str]:
         return None, error.reason, str(error)
 
 
-def found(flag: str, folder: Path, pattern: str) -> list[Path]:
-    """The files below a folder, in a fixed order.
+def files_matching(flag: str, folder: Path, pattern: str) -> list[Path]:
+    """Return the files below a folder that match a glob pattern, sorted.
 
     Raises:
-        OsmError: there is none.
+        OsmError: no file matches.
     """
     files = sorted(folder.glob(pattern))
     if not files:
@@ -65,7 +94,7 @@ def found(flag: str, folder: Path, pattern: str) -> list[Path]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is at no time half there."""
+    """Write a file atomically: it never exists in part."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
@@ -75,11 +104,15 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def give(image: Path, to: Path) -> None:
-    """Links an image, or copies it where the file system cannot: its bytes are not touched."""
+def link_or_copy(image: Path, to: Path) -> None:
+    """Hard-link an image, or copy it if the file system does not support links. The bytes stay the same.
+
+    Raises:
+        SampleError: the image does not exist.
+    """
     if to.exists():
         return
-    with about(image, "image"):
+    with naming_file(image, "image"):
         if not image.is_file():
             raise SampleError("image_missing", "there is no such file")
     try:
@@ -90,36 +123,43 @@ def give(image: Path, to: Path) -> None:
         os.replace(temporary, to)
 
 
-def ids_of(path: Path) -> np.ndarray:
-    """A label map of one channel as int32."""
-    with about(path, "mask"):
-        return read_ids(read(path)).astype(np.int32)
+def read_id_map(path: Path) -> np.ndarray:
+    """Read a label map of one channel as an int32 array (H, W)."""
+    with naming_file(path, "mask"):
+        return read_ids(read_file(path)).astype(np.int32)
 
 
 def write_train_ids(path: Path, train_ids: np.ndarray) -> None:
-    """A 16-bit TIFF, compressed without loss: a set of these is ten times the size of its images otherwise."""
+    """Write training ids as a 16-bit TIFF with lossless compression.
+
+    Without compression, the maps of a dataset would take ten times the space of its images.
+    """
     data = io.BytesIO()
     Image.fromarray(train_ids.astype(np.uint16)).save(data, "TIFF", compression="tiff_adobe_deflate")
     write_whole(path, data.getvalue())
 
 
-def lookup(table: dict[int, int], size: int) -> np.ndarray:
-    """An array that gives each id of 0 to `size` - 1 its training id, or the ignored one."""
-    train_ids = np.full(size, IGNORED, np.int32)
+def lookup_table(table: dict[int, int], size: int) -> np.ndarray:
+    """Return an array that maps each id of 0 to `size` - 1 to its training id, or to `IGNORED_ID`."""
+    train_ids = np.full(size, IGNORED_ID, np.int32)
     for one, train_id in table.items():
         train_ids[one] = train_id
     return train_ids
 
 
-class Panoptic:
-    """The panoptic PNG of one image, segment by segment."""
+class PanopticWriter:
+    """The panoptic PNG of one image. Segments are drawn one after the other; later ones cover earlier ones.
+
+    Attributes:
+        ids: segment ids, int32 (H, W). segments: the entries of `segments_info`.
+    """
 
     def __init__(self, height: int, width: int) -> None:
         self.ids = np.zeros((height, width), np.int32)
         self.segments: list[dict[str, Any]] = []
 
     def add(self, segment: int, category: int, mask: np.ndarray, iscrowd: int = 0) -> None:
-        """Draws a segment; its entry says where it was drawn, before later ones cover it."""
+        """Draw a segment. Its entry has the area and box that it has before later segments cover it."""
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         y, x = int(rows[0]), int(columns[0])
         box = [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
@@ -130,13 +170,14 @@ class Panoptic:
         )
 
     def write(self, path: Path) -> None:
+        """Write the PNG atomically."""
         data = io.BytesIO()
         Image.fromarray(panoptic_pixels(self.ids)).save(data, "PNG")
         write_whole(path, data.getvalue())
 
 
 def write_panoptic_json(path: Path, made: Sequence[tuple[dict[str, Any], dict[str, Any]]], labels: str) -> None:
-    """The json of (image, annotation) pairs, with the names of a table of the project."""
+    """Write the json file of (image, annotation) pairs, with category names from the label table `labels`."""
     images, annotations = [image for image, _ in made], [annotation for _, annotation in made]
     names = categories(load_labels(labels))
     document = {"images": images, "annotations": annotations, "categories": names}

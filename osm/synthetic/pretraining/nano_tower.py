@@ -1,15 +1,15 @@
-"""Pre-trains osm-nano's tower on drawn scenes: what each place shows, and what each mask's mean token shows.
+"""Pre-training of osm-nano's tower on drawn scenes.
 
-Both heads are linear, on the very tokens that the bridge will read, and are thrown away.
+Two linear heads classify the kind and the attribute of each token and of the mean token of each mask. They read the
+same tokens as the bridge, and are discarded after training.
 
-Shapes: N images, S image size, L tokens of an image, C tower width, I masks an image.
+Shapes: N images, S image size in pixels, L tokens per image, C tower width, I masks per image.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,22 +26,21 @@ from osm.models.model_config import ModelConfig
 from osm.models.towers.timm_tower import TimmTowerConfig, timm_tower
 from osm.models.towers.tower import Tower
 from osm.models.windows import SlidingWindows
-from osm.synthetic.pretraining.schedule import warm_cosine
-from osm.synthetic.pretraining.work import read_state
+from osm.synthetic.pretraining.nano_training import read_state, warmup_cosine, write_state
 from osm.synthetic.scenes.compose import draw_scene
-from osm.synthetic.scenes.words import ATTRIBUTES, STUFF, THINGS, Pair, choose_pairs
+from osm.synthetic.scenes.scene_names import ATTRIBUTES, STUFF, THINGS, Pair, choose_pairs
 from osm.terminal import ProgressBar, message_logger
 
 logger = message_logger(__name__)
 
 KINDS = (*THINGS, *STUFF)
-NOTHING = -100  # what no loss looks at
+NOTHING = -100  # label that the loss ignores
 MAX_MASKS = 12
 
 
 @dataclass(frozen=True)
 class TowerTraining:
-    """How the tower is trained; `scenes` are drawn once and seen `epochs` times, scaled, cropped and flipped."""
+    """The training settings of the tower. `scenes` are drawn once; each epoch scales, crops and flips them anew."""
 
     scenes: int = 8000
     epochs: int = 12
@@ -53,21 +52,28 @@ class TowerTraining:
 
 
 @dataclass
-class Drawn:
-    """Scenes in memory: images (N, S, S, 3) uint8, ids (N, S, S) uint8, what each id is (N, I + 1, 2) int8."""
+class SceneArrays:
+    """Scenes as arrays: images (N, S, S, 3) uint8, segment ids (N, S, S) uint8, labels (N, I + 1, 2) int8.
+
+    The labels are the kind and the attribute of each segment id.
+    """
 
     images: np.ndarray
     ids: np.ndarray
     labels: np.ndarray
 
 
-def draw_all(config: TowerTraining, size: int, folder: Path) -> Drawn:
-    """Draws the scenes, or takes those that an interrupted run has drawn."""
+def draw_all(config: TowerTraining, size: int, folder: Path) -> SceneArrays:
+    """Draw the scenes, or load them if an earlier run has drawn and saved them.
+
+    Raises:
+        OsmError: the saved scenes cannot be read.
+    """
     names = {"images": "scenes_images.npy", "ids": "scenes_ids.npy", "labels": "scenes_labels.npy"}
     mark = folder / "scenes.json"
     wanted = json.dumps({"count": config.scenes, "seed": config.seed, "size": size})
     if not (mark.is_file() and mark.read_text() == wanted):
-        drawn = Drawn(
+        drawn = SceneArrays(
             np.zeros((config.scenes, size, size, 3), np.uint8),
             np.zeros((config.scenes, size, size), np.uint8),
             np.full((config.scenes, MAX_MASKS + 1, 2), NOTHING, np.int8),
@@ -85,7 +91,7 @@ def draw_all(config: TowerTraining, size: int, folder: Path) -> Drawn:
             np.save(folder / name, getattr(drawn, field))
         mark.write_text(wanted)
     try:
-        return Drawn(**{field: np.load(folder / name, mmap_mode="r") for field, name in names.items()})
+        return SceneArrays(**{field: np.load(folder / name, mmap_mode="r") for field, name in names.items()})
     except (OSError, ValueError, EOFError) as error:
         raise OsmError(f"--work {folder}: scenes cannot be read ({error}); remove {mark.name} there") from None
 
@@ -104,15 +110,15 @@ def _draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 @dataclass
 class TowerBatch:
-    """images (N, 3, S, S) normalised, ids (N, S, S), labels (N, I + 1, 2): kind and attribute of each id."""
+    """Normalised images (N, 3, S, S), ids (N, S, S), and labels (N, I + 1, 2): the kind and attribute of each id."""
 
     images: Tensor
     ids: Tensor
     labels: Tensor
 
 
-def batches(drawn: Drawn, config: TowerTraining, epoch: int, tower: Tower) -> Iterator[TowerBatch]:
-    """The batches of an epoch, in an order and in views that seed and epoch decide."""
+def batches(drawn: SceneArrays, config: TowerTraining, epoch: int, tower: Tower) -> Iterator[TowerBatch]:
+    """Yield the batches of an epoch. The seed and the epoch decide their order and their augmentation."""
     rng = np.random.default_rng([config.seed, epoch])
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tower.mean, tower.std))
     order = rng.permutation(len(drawn.images))
@@ -125,7 +131,7 @@ def batches(drawn: Drawn, config: TowerTraining, epoch: int, tower: Tower) -> It
 
 
 def _view(images: Tensor, ids: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """The batch scaled by one factor, cropped or padded to its size at one place, and flipped or not."""
+    """Scale a batch by one random factor, crop or pad it to its former size, and flip it with probability 0.5."""
     size = images.shape[-1]
     scaled = int(round(size * rng.uniform(0.8, 1.2)))
     if scaled != size:
@@ -139,7 +145,7 @@ def _view(images: Tensor, ids: Tensor, rng: np.random.Generator) -> tuple[Tensor
 
 
 class TowerTask(nn.Module):
-    """The tower and its two linear heads."""
+    """The tower and its two linear heads, for kind and attribute."""
 
     def __init__(self, tower: Tower, model: ModelConfig) -> None:
         super().__init__()
@@ -150,17 +156,17 @@ class TowerTask(nn.Module):
         self.kind, self.attribute = nn.Linear(tower.width, len(KINDS)), nn.Linear(tower.width, len(ATTRIBUTES))
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, dict[str, float]]:
-        """The loss, and how often kind and attribute of a mask are right."""
+        """Return the loss, and the accuracy of the kind and of the attribute over masks."""
         patches = self.tower(self.windows.split(batch.images))[1].float()
         tokens = self.windows.merge(patches)
         patch = self.tower.patch
-        places = batch.ids[:, patch // 2 :: patch, patch // 2 :: patch].flatten(1)
-        seen = batch.labels.gather(1, places[..., None].expand(-1, -1, 2)).flatten(0, 1)
-        loss = self._loss(tokens.flatten(0, 1), seen)[0]
+        token_ids = batch.ids[:, patch // 2 :: patch, patch // 2 :: patch].flatten(1)
+        token_labels = batch.labels.gather(1, token_ids[..., None].expand(-1, -1, 2)).flatten(0, 1)
+        loss = self._loss(tokens.flatten(0, 1), token_labels)[0]
         cover = _cover(batch.ids, patch)
         area = cover.sum(-1)
         pooled = (cover @ tokens) / area.clamp(min=1)[..., None]
-        # A mask counts as it does in training: with more than 100 pixels.
+        # As in the training of osm-nano, only masks of more than 100 pixels count.
         wanted = torch.where((area > 100)[..., None], batch.labels[:, 1:], NOTHING)
         pooled_loss, right = self._loss(pooled.flatten(0, 1), wanted.flatten(0, 1))
         return loss + 2 * pooled_loss, right
@@ -176,7 +182,7 @@ class TowerTask(nn.Module):
 
 
 def _cover(ids: Tensor, patch: int) -> Tensor:
-    """(N, S, S) ids -> (N, I, L), how many pixels of each mask every place of the grid has."""
+    """Return how many pixels of each mask lie in each token's patch, (N, I, L), from ids (N, S, S)."""
     images, size = len(ids), ids.shape[-1]
     row = torch.arange(size) // patch
     place = row[:, None] * (size // patch) + row
@@ -187,14 +193,17 @@ def _cover(ids: Tensor, patch: int) -> Tensor:
 
 
 def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> dict[str, Any]:
-    """Trains the tower; interrupted, it goes on after the last whole epoch.
+    """Train the tower, or resume an interrupted training after its last complete epoch.
 
     Args:
-        model: its `tower` says what is built; the weights are those drawn from the seed.
-        folder: scenes and checkpoints are kept here.
+        model: config of the model; its `tower` is built with random weights from the seed.
+        folder: folder for scenes and checkpoints.
 
     Returns:
-        `state_dict`, and what is to be told about it (`accuracy` on scenes of another seed, `seconds`).
+        `state_dict`, `accuracy` (on scenes of another seed) and `seconds`.
+
+    Raises:
+        OsmError: there are fewer scenes than a batch needs, or saved files are broken or of other settings.
     """
     steps = config.scenes // config.batch_size
     if steps == 0:
@@ -211,7 +220,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
     drawn = draw_all(config, model.input_size, folder)
     optimizer = torch.optim.AdamW(task.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     total = steps * config.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total))
     path = folder / "tower.pt"
     first, spent = _resume(path, config, task, optimizer, schedule)
     started -= spent
@@ -237,8 +246,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
             "config": asdict(config),
             "seconds": time.monotonic() - started,
         }
-        torch.save(document, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        write_state(path, document)
     return {
         "state_dict": tower.model.state_dict(),
         "accuracy": evaluate(task, model.input_size, config),
@@ -247,7 +255,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
 
 
 def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, schedule: Any) -> tuple[int, float]:
-    """(epoch to go on with, seconds spent so far)."""
+    """Load the checkpoint if there is one. Return the next epoch and the seconds spent so far."""
     if not path.is_file():
         return 0, 0.0
     document = read_state(path, asdict(config))
@@ -261,11 +269,11 @@ def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, 
 
 @torch.no_grad()
 def evaluate(task: TowerTask, size: int, config: TowerTraining, scenes: int = 200) -> dict[str, float]:
-    """How often kind and attribute of a mask are right on scenes that were not trained on, heads on pooled tokens."""
+    """Return the accuracy of the kind and the attribute of pooled mask tokens on scenes that were not trained on."""
     task.eval()
     tower = task.tower
     images, ids, labels = zip(*(_draw((size, config.seed + 1, index)) for index in range(scenes)), strict=True)
-    drawn = Drawn(np.stack(images), np.stack(ids), np.stack(labels))
+    drawn = SceneArrays(np.stack(images), np.stack(ids), np.stack(labels))
     sums: dict[str, float] = {}
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tower.mean, tower.std))
     parts = range(0, scenes, 20)

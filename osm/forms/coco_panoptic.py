@@ -1,4 +1,4 @@
-"""COCO-panoptic form: a PNG an image, in which a segment's pixels have its id, and a json with their classes."""
+"""COCO-panoptic form: one PNG per image whose pixels are segment ids, and a json with the class of each segment."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from osm.forms.base import (
     is_crowd,
     member,
 )
-from osm.forms.coco_json import Annotation, CocoJson, OfImage
-from osm.forms.files import about, check_size, distinct, read
+from osm.forms.coco_json import Annotation, CocoJson, ImageAnnotations
+from osm.forms.set_files import check_mask_size, distinct_ids, naming_file, read_file
 from osm.io.images import as_ids, decode, open_image, panoptic_pixels, read_panoptic
 from osm.io.values import storable, whole
 
@@ -44,7 +44,7 @@ _MOST = 256**3
 
 
 class Panoptic(Form):
-    """A segment is an entry of the json; id = R + 256 G + 65536 B in the PNG."""
+    """A segment is an entry in the json. Its pixels in the PNG have the colour with id = R + 256 G + 65536 B."""
 
     name: ClassVar[str] = "coco_panoptic"
     what: ClassVar[str] = "a set in COCO-panoptic form"
@@ -57,7 +57,7 @@ class Panoptic(Form):
     suffix: ClassVar[str] = "]"
 
     def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
-        self.described: list[Annotation] = document.get("segments_info") or []  # crowds, too
+        self.described: list[Annotation] = document.get("segments_info") or []  # with crowds
         self.segments = checked_segments(document.get("segments_info"), ("id", "category_id"), self.labels)
         self.entries = [entry for _, entry in self.segments if entry["category_id"] not in self.rules.ignored_ids]
         self._ids = self._map(read_panoptic(member(members, document, "pan_base64", ("png",))))
@@ -85,7 +85,7 @@ class Panoptic(Form):
 
     @property
     def ids(self) -> np.ndarray:
-        """The segments' ids, int32 (H, W)."""
+        """The segment ids, int32 (H, W)."""
         return self._ids
 
     # -- from the set's files ----------------------------------------------------------------------------------------
@@ -101,23 +101,23 @@ class Panoptic(Form):
         source = CocoJson(files, labels)
         listed = 0
 
-        def read_row(where: str, row: Annotation, of: OfImage) -> None:
+        def read_row(where: str, row: Annotation, collected: ImageAnnotations) -> None:
             nonlocal listed
             segments = row.get("segments_info")
             if not isinstance(segments, list) or not isinstance(row.get("file_name"), str):
                 lacks = "list 'segments_info'" if not isinstance(segments, list) else "'file_name' of its PNG"
                 raise SampleError("annotation_malformed", f"{where}: has no {lacks}")
             listed += 1
-            if of.words is not None:
-                if of.words == row:  # jsons that were merged have entries twice
+            if collected.panoptic_row is not None:
+                if collected.panoptic_row == row:  # merged jsons have entries twice
                     return
                 raise SampleError("image_annotated_twice", f"{where}: the image has a second row, left out")
-            of.words, of.raw, of.masks = row, segments, {"png": row["file_name"]}
+            collected.panoptic_row, collected.raw, collected.masks = row, segments, {"png": row["file_name"]}
             segments[:] = [segment for segment in segments if _is_object(source, where, segment)]
             for place, segment in enumerate(segments):
                 try:
-                    of.segments.append(_segment(source, where, segment))
-                    of.places.append(place)
+                    collected.segments.append(_segment(source, where, segment))
+                    collected.places.append(place)
                 except SampleError as error:
                     source.losses.add(error.reason, str(error))
 
@@ -133,14 +133,14 @@ class Panoptic(Form):
         cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
         segments, mask = entry.record["segments_info"], entry.masks["png"]
-        with about(mask, "mask"):
-            data = read(mask)
+        with naming_file(mask, "mask"):
+            data = read_file(mask)
             if not data.startswith(_PNG):
                 raise SampleError("mask_not_png", "is not a PNG file")
-            check_size(entry.image, open_image(data).size, size)
+            check_mask_size(entry.image, open_image(data).size, size)
             data = _as_rgb(data, {segment["id"] for segment in segments})
             ids = read_panoptic(data)
-        drawn = set(distinct(ids)) - {0}
+        drawn = set(distinct_ids(ids)) - {0}
         counts = Counter(segment["id"] for segment in segments)
         twice = next((number for number, count in counts.items() if count > 1), None)
         if twice is not None:
@@ -161,7 +161,7 @@ class Panoptic(Form):
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """One entry a row of `annotations`."""
+        """Return the entries that have a row in `annotations`, in the order of the rows."""
         return sorted((entry for entry in entries if entry.masks), key=lambda entry: entry.order)
 
     @classmethod
@@ -190,10 +190,13 @@ class Panoptic(Form):
 
 
 def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) -> list[tuple[int, dict[str, Any]]]:
-    """The annotations of a sample's json without crowds, each with its place; ids are integers in them.
+    """Return the annotations of a sample's json that are not crowds, each with its index. Ids become integers.
+
+    Args:
+        fields: the fields that every annotation needs. labels: the classes of the dataset.
 
     Raises:
-        SampleError: they are no annotations, or of other labels.
+        SampleError: `bad_json` if the annotations are malformed, `unknown_category` if a class is not in the labels.
     """
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and (is_crowd(entry) or all(name in entry for name in fields)) for entry in entries
@@ -226,7 +229,11 @@ def _is_object(source: CocoJson, where: str, segment: Any) -> bool:
 
 
 def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
-    """A segment of the json with integer ids."""
+    """Return a segment of the json with integer ids, without values that cannot be stored as JSON.
+
+    Raises:
+        SampleError: an id is invalid.
+    """
     number = whole(segment.get("id"))
     if number is None or not 0 < number < _MOST:
         found = shown(segment.get("id"))
@@ -246,9 +253,9 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
 
 
 def _as_rgb(data: bytes, listed: set[int]) -> bytes:
-    """A panoptic PNG with its ids in red, green and blue: the very bytes where it has them there already.
+    """Return a panoptic PNG whose ids are in red, green and blue. A PNG in RGB or RGBA is returned unchanged.
 
-    Of a palette the colours are the ids; the indices are, where only they are among the `listed` ids.
+    In a palette PNG, the colours are the ids, unless only the palette indices are among the `listed` ids.
     """
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):
@@ -256,12 +263,12 @@ def _as_rgb(data: bytes, listed: set[int]) -> bytes:
     if image.mode == "P":
         decode(image)
         indices, colours = np.asarray(image), image.convert("RGB")
-        by_index = listed & set(distinct(indices)) and not listed & set(distinct(_ids_of(colours)))
+        by_index = listed & set(distinct_ids(indices)) and not listed & set(distinct_ids(_ids_of(colours)))
         rgb = Image.fromarray(panoptic_pixels(indices)) if by_index else colours
-    elif image.mode in ("1", "L", "I", "I;16", "I;16B"):  # a grey value is the id
+    elif image.mode in ("1", "L", "I", "I;16", "I;16B"):  # the grey value is the id
         rgb = Image.fromarray(panoptic_pixels(as_ids(image)))
     else:
-        return data  # `read_panoptic` names the fault
+        return data  # `read_panoptic` raises the error
     written = io.BytesIO()
     rgb.save(written, "PNG")
     return written.getvalue()
@@ -273,7 +280,7 @@ def _ids_of(rgb: Image.Image) -> np.ndarray:
 
 
 def _other_coding(mask: Path, ids: np.ndarray, listed: set[int], drawn: set[int]) -> str:
-    """What is said of a PNG with none of the json's ids."""
+    """Return the error message for a PNG that has none of the json's ids."""
     turned = {number // 65536 + number // 256 % 256 * 256 + number % 256 * 65536 for number in drawn}
     swapped = "red and blue swapped (BGR, as OpenCV writes)"
     hint = f"with {swapped} they are there" if listed & turned else f"are {swapped}, or is it coded otherwise?"

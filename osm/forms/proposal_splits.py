@@ -1,8 +1,8 @@
-"""Masks of a set's images from a file of proposals instead of the set's ground truth.
+"""Splits whose masks come from a file of proposals instead of the dataset's ground truth.
 
-The file is a list in COCO's results form ({image_id or file_name, segmentation}), a COCO json {images, annotations}, or
-one image's masks as SA-1B has them ({image, annotations}). In a set of boxes a proposal is its `bbox`, filled; one that
-lacks it is the box around its mask.
+The file is a list in COCO's results format ({image_id or file_name, segmentation}), a COCO json {images, annotations},
+or the masks of one image in SA-1B's format ({image, annotations}). In a dataset of boxes, the mask of a proposal is its
+filled `bbox`; without a `bbox`, it is the box around its segmentation.
 """
 
 from __future__ import annotations
@@ -33,13 +33,19 @@ _EXPECTED = (
     "expected a list of {image_id or file_name, segmentation}, a COCO json {images, annotations}, or one image's "
     "{image, annotations} as SA-1B has it"
 )
-Numbered = tuple[int, dict[str, Any]]
+NumberedProposal = tuple[int, dict[str, Any]]  # index in the file, and the proposal
 
 
-class Proposals(Split):
-    """One item an image that has proposals, in the order in which they first name it.
+class ProposalSplit(Split):
+    """The images that have proposals, one item each, in the order of their first proposal.
 
-    The prediction file is a list of the proposals, image by image.
+    The prediction file is a list of the proposals, grouped by image.
+
+    Args:
+        row, form, max_bad_annotations: as in `Split`. file: path or URL of the file of proposals.
+
+    Raises:
+        OsmError: the file is malformed, refers to other images, or has too many unusable proposals.
     """
 
     kind = "proposals"
@@ -84,7 +90,7 @@ class Proposals(Split):
         return self._items[index][0].path
 
     def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
-        return str(self._items[index][0].path), None  # a proposal has neither id nor category
+        return str(self._items[index][0].path), None  # a proposal has no id and no category
 
     @property
     def source(self) -> str:
@@ -109,18 +115,18 @@ class Proposals(Split):
 
 def by_image(
     row: Dataset, form: type[Form], images: list[ImageFile], document: Any, where: str, losses: Losses
-) -> dict[Path, tuple[ImageFile, list[Numbered]]]:
-    """Proposals, checked, with their numbers in their file, by the path of their image.
+) -> dict[Path, tuple[ImageFile, list[NumberedProposal]]]:
+    """Check the proposals of a document, and group them by the path of their image.
 
     Args:
-        losses: takes what cannot be used.
+        where: begins error messages; it names the file. losses: collects unusable proposals.
 
     Raises:
-        OsmError: the document holds no valid proposals for the images of this set. `where` names the file.
+        OsmError: the document has another form, or a proposal refers to an image that is not in this dataset.
     """
     proposals = _listed(document, where)
-    finder = _Finder(row, images)
-    of_image: dict[Path, tuple[ImageFile, list[Numbered]]] = {}
+    finder = _ImageFinder(row, images)
+    of_image: dict[Path, tuple[ImageFile, list[NumberedProposal]]] = {}
     for number, proposal in enumerate(proposals):
         about = f"{where}: proposal {number}"
         image = finder.image_of(proposal, about)
@@ -134,14 +140,14 @@ def by_image(
 
 
 def _listed(document: Any, where: str) -> list[dict[str, Any]]:
-    """Returns a file's proposals, each with the `image_id` or `file_name` of its image."""
+    """Return a file's proposals, each with the `image_id` or `file_name` of its image."""
     proposals = document
     image: dict[str, Any] = {}
     if isinstance(document, dict) and isinstance(document.get("annotations"), list):
         proposals = document["annotations"]
         if isinstance(document.get("image"), dict):
             image = {key: document["image"][key] for key in ("file_name", "image_id") if key in document["image"]}
-            if "file_name" in image:  # SA-1B's image ids are its own
+            if "file_name" in image:  # image ids of SA-1B do not match the dataset's ids
                 image.pop("image_id", None)
     if not isinstance(proposals, list) or not all(isinstance(proposal, dict) for proposal in proposals):
         raise OsmError(f"{where}: {_EXPECTED}, found {shown(document)}")
@@ -156,8 +162,8 @@ def _listed(document: Any, where: str) -> list[dict[str, Any]]:
     return proposals
 
 
-class _Finder:
-    """Images by what a proposal calls them."""
+class _ImageFinder:
+    """Finds the image that a proposal refers to by `image_id` or `file_name`."""
 
     def __init__(self, row: Dataset, images: list[ImageFile]) -> None:
         self._row, self._count = row, len(images)
@@ -199,19 +205,19 @@ class _Finder:
 
 
 def _id(value: Any) -> Hashable:
-    """An id by its value: 1 and "1" are one."""
+    """Return an integer for integer-like ids, else a string, so that 1 and "1" are the same key."""
     number = whole(value)
     return str(value) if number is None else number
 
 
 def mask_of(proposal: dict[str, Any], boxed: bool, size: tuple[int, int], where: str) -> np.ndarray:
-    """A proposal's mask, bool (H, W); all False where it has no pixel.
+    """Return a proposal's mask, bool (H, W); all False if the mask has no pixel.
 
     Args:
-        boxed: the set's masks are boxes. size: height and width of the image.
+        boxed: whether the masks of the dataset are boxes. size: (height, width) of the image.
 
     Raises:
-        SampleError: it has none.
+        SampleError: the proposal has no valid mask.
     """
     if boxed and proposal.get("bbox") is not None:
         return draw_box(corners(proposal["bbox"], (size[1], size[0]), where), size)
@@ -223,9 +229,11 @@ def mask_of(proposal: dict[str, Any], boxed: bool, size: tuple[int, int], where:
 
 
 def _check(proposal: dict[str, Any], boxed: bool, image: ImageFile, where: str) -> None:
-    """Raises OsmError or SampleError where a proposal is not in the form, as far as that shows without its pixels.
+    """Check a proposal without decoding its pixels. The `bbox` is checked only in a dataset of boxes.
 
-    Its box is looked at in a set of boxes alone: else the mask says all.
+    Raises:
+        OsmError: the proposal has neither a mask nor a box, or its score is not a number.
+        SampleError: the mask or box is not usable.
     """
     box, segmentation = proposal.get("bbox") if boxed else None, proposal.get("segmentation")
     if box is not None:
