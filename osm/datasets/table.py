@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.datasets.category_names import CATEGORY_NAMES, spoken_labels
+from osm.datasets.form_registry import FORMS
 from osm.datasets.labels import LabelSet, load_labels
 from osm.errors import OsmError, shown
 from osm.files import read_yaml
@@ -35,9 +36,6 @@ PUBLISHED_MODES = (
     "cityscapes",
     ANY_MODE,
 )
-FORMS = ("coco_panoptic", "coco_instances", "boxes", "semantic", "parts", "regions")
-PHRASE_FORMS = ("regions",)
-"""Forms whose annotations have phrases of their own: their sets have no labels."""
 ID_CODINGS = ("grey", "rgb")
 EXIF = ("auto", "raw", "upright")
 KEYS = ("name", "id", "cityscapes")
@@ -67,7 +65,7 @@ class Dataset:
 
     Attributes:
         name: the set's name in flags and files, and its mode.
-        form: how its annotations are stored, one of `FORMS`.
+        form: how its annotations are stored: a name in `FORMS`, or `module:Class` of a class derived from `Form`.
         title: how evaluation prints it (`<title> evaluation:`).
         labels: a table of the project, or the path of a json with `categories`, or of a csv (see `load_labels`). Empty:
             the names are those of `json_file`, or (training) of the `categories.json` beside the shards.
@@ -108,12 +106,7 @@ class Dataset:
     @cached_property
     def label_set(self) -> LabelSet:
         """The classes. Raises OsmError where they cannot be read, or nothing tells which they are."""
-        if self.labels:
-            labels = load_labels(self.labels)
-        else:
-            from osm.forms import labels_of  # it needs this module
-
-            labels = labels_of(self)
+        labels = load_labels(self.labels) if self.labels else FORMS.get(self.form).labels_of(self)
         return labels if self.category_names == "plain" else spoken_labels(labels, self.category_names)
 
     @cached_property
@@ -234,14 +227,12 @@ class DatasetTable(Mapping[str, Dataset]):
         if name in self._rows:
             row = replace(self._rows[name], **values)
         else:
-            phrased = values.get("form") in PHRASE_FORMS
+            phrased = "form" in values and _form(where, values["form"]).phrased
             labels = values.get("labels", "" if phrased else values.get("json_file"))
             if "form" not in values or labels is None:
                 raise OsmError(f"{where}: a new set needs 'form', and 'labels' or 'json_file'")
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
-        if row.form not in FORMS:
-            raise OsmError(f"{where}: form {row.form!r} is not one of {', '.join(FORMS)}")
-        if row.form in PHRASE_FORMS and row.labels:
+        if _form(where, row.form).phrased and row.labels:
             raise OsmError(
                 f"{where}: labels {row.labels!r}: form {row.form} has none, its names are the phrases of the json_file"
             )
@@ -252,3 +243,10 @@ class DatasetTable(Mapping[str, Dataset]):
             if value not in known:
                 raise OsmError(f"{where}: {field_name} {value!r} is not one of {', '.join(known)}")
         return row
+
+
+def _form(where: str, name: str) -> Any:
+    try:
+        return FORMS.get(name)
+    except OsmError as error:
+        raise OsmError(f"{where}: {error}") from None

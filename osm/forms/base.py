@@ -264,6 +264,7 @@ class Form(ABC):
         prefix, suffix: what stands around the entries of a prediction file.
         category_key, id_key: where an annotation of a prediction file has its category id, and its own.
         more_arguments: of its converter, that are in `SetFiles.more`.
+        phrased: the annotations have phrases of their own, so that a set of this form has no labels.
         unknown_is_lost: what `unknown_in_mask` counts in a val split are annotations that are lost.
     """
 
@@ -285,6 +286,7 @@ class Form(ABC):
     id_key: ClassVar[str] = "id"
     more_arguments: ClassVar[tuple[str, ...]] = ()
     unknown_is_lost: ClassVar[bool] = False
+    phrased: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class Regions(Instances):
     """A region with a segmentation is a mask; one with a box alone is asked about as a box."""
 
     name: ClassVar[str] = "regions"
+    phrased: ClassVar[bool] = True
     what: ClassVar[str] = "regions with phrases: Visual Genome's, RefCOCO's, or those of a COCO-like json"
     more_arguments: ClassVar[tuple[str, ...]] = ("refs_file", "split")
 

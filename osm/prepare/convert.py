@@ -6,6 +6,7 @@ Every sample is checked before it is written: a fault is cheaper to see here tha
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from osm.forms.remote import localized
 from osm.forms.split import MAX_BAD_ANNOTATIONS
 from osm.io.pool import Progress, default_workers, in_order, say
 from osm.prepare.build import SEED, build, keyed
-from osm.prepare.own_sets import SETS, Convertible
+from osm.prepare.own_sets import SETS, Convertible, convertible, is_added_form
 from osm.storage.locations import join, public
 from osm.storage.output import check_output, disk_of
 
@@ -201,7 +202,7 @@ def _true_or_false(text: str) -> bool:
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Those of the set `name`: its form's, and what all take."""
-    chosen, defaults = SETS[name], Options("")
+    chosen, defaults = convertible(name), Options("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
     if chosen.of_coco:
@@ -232,7 +233,7 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def _files(args: argparse.Namespace) -> SetFiles:
     """What the arguments of a set say about its files."""
-    chosen = SETS[args.set]
+    chosen = convertible(args.set)
     given = {name: value for name, value in vars(args).items() if name in _FILE_FIELDS}
     more = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}
     name = args.set if chosen.row.exact_names else chosen.row.form
@@ -242,7 +243,8 @@ def _files(args: argparse.Namespace) -> SetFiles:
 def parser(name: str | None = None) -> argparse.ArgumentParser:
     """The command line of the set `name`, or (None) that of all: the set's name comes first."""
     if name is not None:
-        own = argparse.ArgumentParser(description=f"Converts {SETS[name].what} to WebDataset shards.")
+        prog = f"osm prepare {name}" if is_added_form(name) else None
+        own = argparse.ArgumentParser(prog=prog, description=f"Converts {convertible(name).what} to WebDataset shards.")
         _add_arguments(own, name)
         return own
     every = argparse.ArgumentParser(prog="osm prepare", description="Converts a data set to WebDataset shards.")
@@ -269,7 +271,7 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
         max_bad_annotations=args.max_bad_annotations,
     )
     try:
-        convert_set(SETS[args.set], _files(args), options)
+        convert_set(convertible(args.set), _files(args), options)
     except (OsmError, OSError) as error:
         say("error", " ".join(str(error).split()))
         if isinstance(error, BadSamplesError):
@@ -282,5 +284,12 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
 
 
 def prepare(arguments: Sequence[str] | None = None) -> int:
-    """`osm prepare SET ...`."""
-    return main(None, arguments)
+    """Run `osm prepare SET ...`, where SET is a set of the table, or the name or `module:Class` of a form."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given and is_added_form(given[0]):
+            return main(given[0], given[1:])
+    except OsmError as error:  # the form cannot be imported
+        say("error", str(error))
+        return exit_code(error)
+    return main(None, given)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from osm.datasets.table import BUILTIN, Dataset
-from osm.forms import FORM_CLASSES, Form
+from osm.forms import FORMS, Form, form_class
 from osm.forms.instances import OpenImages
 from osm.forms.maps import PascalParts
 
@@ -35,12 +35,26 @@ class Convertible:
 
     @property
     def form(self) -> type[Form]:
-        return self.reads or FORM_CLASSES[self.row.form]
+        return self.reads or form_class(self.row.form)
 
 
 def _own(form: str, **more: Any) -> Convertible:
-    row = Dataset(form, form, FORM_CLASSES[form].what, "")
-    return Convertible(row, FORM_CLASSES[form].what, **more)
+    row = Dataset(form, form, form_class(form).what, "")
+    return Convertible(row, form_class(form).what, **more)
+
+
+def convertible(name: str) -> Convertible:
+    """Return the set called `name`, or any set of a form that was added to `osm.forms.FORMS`.
+
+    Raises:
+        OsmError: There is no such set and no such form.
+    """
+    return SETS[name] if name in SETS else _own(name)
+
+
+def is_added_form(name: str) -> bool:
+    """Return whether `name` is a registered or installed form, or the path of a class (`module:Class`)."""
+    return ":" in name or (name in FORMS and FORMS.origin(name) != "built in")
 
 
 SETS = {

@@ -20,7 +20,7 @@ from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predi
 from osm.evaluation.report.picture import write_picture
 from osm.evaluation.report.report import PAGE, RESULTS, TITLE, write_report
 from osm.files import read_json
-from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
+from osm.forms import MAX_BAD_ANNOTATIONS, Form, form_class
 from osm.quiet import quiet_command
 from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of
@@ -214,7 +214,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
     )
     parser.add_argument("--num_threads", type=int, help="CPU threads of torch")
     for row in table.values():
-        form = FORM_CLASSES[row.form]
+        form = form_class(row.form)
         group = parser.add_argument_group(f"paths of {row.name}")
         for field in form.needs:
             what = PATH_FIELDS.get(field) or f"folder of the {form.masks}"
@@ -233,7 +233,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
     rows, notes, silent = [], [], set()
     for name in table if asked is None else dict.fromkeys(asked):
         row = _with_flags(args, table[name])
-        missing = _missing_path(row, FORM_CLASSES[row.form], args.masks == GROUND_TRUTH)
+        missing = _missing_path(row, form_class(row.form), args.masks == GROUND_TRUTH)
         if missing is None:
             rows.append(row)
         else:
@@ -249,7 +249,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
 
 
 def _with_flags(args: argparse.Namespace, row: Dataset) -> Dataset:
-    given = {field: getattr(args, f"{row.name}_{field}") for field in FORM_CLASSES[row.form].needs}
+    given = {field: getattr(args, f"{row.name}_{field}") for field in form_class(row.form).needs}
     changes = {field: value for field, value in given.items() if value is not None}
     changes = {field: check_location(value, f"--{row.name}_{field}") for field, value in changes.items()}
     if "json_file" in changes and row.labels == row.json_file:
