@@ -54,7 +54,8 @@ def add_segmenter_flags(out: argparse.ArgumentParser) -> None:
     out.add_argument(
         "--segmenter",
         default="auto",
-        help="sam, transformers, embedded (no download), or auto: embedded without --sam_checkpoint [%(default)s]",
+        help="a segmenter of `osm list segmenters`, module:Class, or auto: embedded (no download) without "
+        "--sam_checkpoint, else sam or transformers [%(default)s]",
     )
     out.add_argument(
         "--sam_checkpoint", metavar="FILE", help="a SAM (.pth), or the folder or hub id of a SAM 2 or 3 of transformers"
