@@ -10,7 +10,8 @@ from typing import Any
 
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError
-from osm.evaluation.metrics import in_vocabulary, is_correct, majority_class, ratio
+from osm.evaluation.metrics import majority_class, ratio
+from osm.evaluation.metrics.scores import PUBLISHED, MaskScores, score_masks, select_metrics
 from osm.evaluation.predict.parts import listing
 from osm.evaluation.predict.prediction_files import list_predictions, prediction_path
 from osm.evaluation.predict.records import MaskRecord, SetRecords, read_files
@@ -23,6 +24,12 @@ class Score:
     total: int = 0
     correct: int = 0
     not_in_vocabulary: int = 0
+
+    @classmethod
+    def of(cls, scores: MaskScores) -> Score:
+        """Return the counts of masks that were scored by Acc and NIV."""
+        acc, niv = scores.columns["acc"], scores.columns["niv"]
+        return cls(len(scores.masks), int(acc.sum()), int(niv.sum()))
 
     def line(self) -> str:
         """The published line's content; nothing is divided where no mask has a prediction in the mode."""
@@ -138,6 +145,9 @@ def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
     for image in result.records.images:
         for mask in image.masks:
             _count(result, mask)
+    published = select_metrics(PUBLISHED)
+    result.agnostic = Score.of(score_masks(result.records, ANY_MODE, metrics=published))
+    result.specific = Score.of(score_masks(result.records, row.name, metrics=published))
     return result
 
 
@@ -152,11 +162,4 @@ def _count(result: SetResult, mask: MaskRecord) -> None:
     if mask.ignored:
         result.ignored += 1
         return
-    labels = result.row.label_set
     result.categories[mask.category_id] += 1
-    for mode, score in ((ANY_MODE, result.agnostic), (result.row.name, result.specific)):
-        if mode in mask.predictions:
-            name = mask.predictions[mode].name
-            score.total += 1
-            score.correct += is_correct(name, labels[mask.category_id].names)
-            score.not_in_vocabulary += not in_vocabulary(name, labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,37 +10,20 @@ from typing import Any
 from osm.datasets.labels import FREQUENCIES
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError, shown
+from osm.evaluation.metrics.base import Metric, Tools
 from osm.evaluation.metrics.calibration import Calibration
 from osm.evaluation.metrics.evaluate import SetResult
 from osm.evaluation.metrics.lexical import Lexicon
-from osm.evaluation.metrics.scores import CLASS, MaskScores, Tools, score_masks
+from osm.evaluation.metrics.scores import CLASS, MaskScores, all_metrics, score_masks
 from osm.evaluation.metrics.statistics import Bootstrap, Rate
 from osm.evaluation.metrics.wordnet import find_wordnet
 from osm.files import read_json
 from osm.storage.cache import localize
 
-PUBLISHED, ALL = METRICS = ("published", "all")
-NAMES = {
-    "acc": "Acc",
-    "niv": "Not-In-Vocab",
-    "semantic_similarity": "Semantic Similarity, target name",
-    "semantic_similarity_best": "Semantic Similarity, best of the class's names",
-    "semantic_iou": "Semantic IoU, target name",
-    "semantic_iou_best": "Semantic IoU, best of the class's names",
-    "wups_0.0": "WUPS at 0.0",
-    "wups_0.9": "WUPS at 0.9",
-    "either_vocabulary": "Acc in any vocabulary",
-}
-
 
 def title_of(key: str) -> str:
-    """A column's name as tables write it."""
-    group, _, name = key.rpartition("/")
-    if not group:
-        return NAMES[key]
-    named = FREQUENCIES.get(name, name) if group == "acc/frequency" else name
-    spoken = {"acc/size": "Acc, {} masks", "acc/frequency": "Acc, {} classes", "lexical": "WordNet: {}"}
-    return spoken.get(group, "parts of names: {}").format(named.replace("_", " "))
+    """Return the title of a column in tables. The key itself is its title if no registered metric has the column."""
+    return next((titles[key] for metric in all_metrics() if key in (titles := metric.titles())), key)
 
 
 @dataclass(frozen=True)
@@ -95,9 +78,10 @@ class SetMeasures:
             f"samples, seed {self.bootstrap.seed})",
             f"{'':<48}" + "".join(f"{name:>26}" for name in modes),
         ]
+        titles = {key: title for mode in modes.values() for key, title in mode.scores.titles.items()}
         for key in dict.fromkeys(key for mode in modes.values() for key in mode.main()):
             cells = [_cell(mode.rates.get(key)) for mode in modes.values()]
-            lines.append(f"{title_of(key):<48}" + "".join(f"{cell:>26}" for cell in cells))
+            lines.append(f"{titles[key]:<48}" + "".join(f"{cell:>26}" for cell in cells))
         errors = [
             "-" if mode.calibration.ece is None else f"{100 * mode.calibration.ece:.1f}" for mode in modes.values()
         ]
@@ -144,17 +128,22 @@ def measure(
     tools: Tools,
     bootstrap: Bootstrap | None = None,
     frequencies: Mapping[int, str] | None = None,
+    metrics: Sequence[Metric] | None = None,
 ) -> SetMeasures:
-    """All metrics of one set.
+    """Compute metrics of one set, in its own mode and in mode `any`.
 
     Args:
-        frequencies: r, c or f by category id; None = as the set's labels tell.
+        result: the set's prediction files, read and counted.
+        tools: models and databases that some metrics need.
+        bootstrap: None: the default number of samples.
+        frequencies: LVIS's r, c or f by category id. None: the frequencies of the set's labels.
+        metrics: None: all registered metrics.
     """
     bootstrap = bootstrap or Bootstrap()
     found: dict[str, ModeMeasures | None] = {}
     notes = list(tools.notes)
     for mode in (result.row.name, ANY_MODE):
-        scores = score_masks(result.records, mode, tools, frequencies)
+        scores = score_masks(result.records, mode, tools, frequencies, metrics)
         calibration = scores.calibration()
         if scores.by_head:
             notes.append(f"mode {mode}: {scores.by_head} masks have a name that WordNet knows by its last words alone")

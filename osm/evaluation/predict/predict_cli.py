@@ -14,7 +14,7 @@ from osm.config import find_config
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError, exit_code
 from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, compare, evaluate, refuse_unused
-from osm.evaluation.metrics.measure import ALL, METRICS, PUBLISHED
+from osm.evaluation.metrics.scores import ALL, PUBLISHED
 from osm.evaluation.predict.alter import ALTERATIONS
 from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.evaluation.report.picture import write_picture
@@ -335,7 +335,12 @@ def report_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--surest", type=int, default=3, help="images of each set with the surest wrong, and right, names (%(default)s)"
     )
-    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: Acc and NIV alone [%(default)s]")
+    parser.add_argument(
+        "--metrics",
+        default=ALL,
+        help="all, published (Acc and NIV alone), or some of `osm list metrics`, with commas between them, or "
+        "module:Class [%(default)s]",
+    )
     add_bootstrap(parser)
     parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
     return parser
