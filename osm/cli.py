@@ -58,6 +58,7 @@ COMMANDS = {
         "PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)", "osm.evaluation.scoring.proposals_cli"
     ),
     "report": Command("an HTML page of predictions and scores", "osm.evaluation.predict.predict_cli", "report_main"),
+    "list": Command("lists towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs", "osm.listing"),
     "picture": Command("a picture of predictions", "osm.evaluation.predict.predict_cli", "picture_main"),
 }
 
