@@ -58,7 +58,7 @@ def test_a_set_is_converted_trained_on_and_evaluated(
     osm("prepare", "circles", *files, "--output_dir", tmp_path / "shards", "--num_workers", 2)
     summary = json.loads((tmp_path / "shards/summary.json").read_text())
     assert summary["written"] == 4 and not summary["warnings"]
-    sets = ["--datasets", tmp_path / "sets.yaml", "--round_shards", tmp_path / "shards/000000.tar"]
+    sets = ["--datasets", tmp_path / "sets.yaml", "--round_shards", *(tmp_path / "shards").glob("*.tar")]
     sets += ["--batch_size_round", 2, "--train_num_samples_round", 2, "--dataset_resampled", "--workers", 1]
     model = ["--config", workshop.configs["maskqformer", 0.1], "--device", "cpu"]
     osm("train", *model, *sets, "--run_name", tmp_path / "run", "--logging_steps", 1)

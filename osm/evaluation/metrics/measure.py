@@ -1,4 +1,4 @@
-"""All metrics of all sets of a folder, recomputed from the prediction files alone."""
+"""The metrics of one set in both modes, with intervals, as tables and as json."""
 
 from __future__ import annotations
 
@@ -28,22 +28,33 @@ def title_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class ModeMeasures:
-    """One mode of one set: rates by column, classes too, and the reliability table."""
+    """The metrics of one mode of one set.
+
+    Attributes:
+        scores: the scores of the masks.
+        rates: the rate of each column, and the accuracy of each class.
+        calibration: the reliability table.
+    """
 
     scores: MaskScores
     rates: Mapping[str, Rate]
     calibration: Calibration
 
     def main(self) -> dict[str, Rate]:
-        """The rates but for those of single classes."""
+        """Return the rates without the accuracies of single classes."""
         return {key: rate for key, rate in self.rates.items() if not key.startswith(CLASS)}
 
 
 @dataclass(frozen=True)
 class SetMeasures:
-    """One set: its own mode (`specific`) and `any` (`agnostic`); None where it has no prediction of a mode.
+    """The metrics of one set.
 
-    `wordnet`: the release that relations were read from; `notes`: what was left out, and why.
+    Attributes:
+        specific: the metrics of the set's own mode; None if no mask has a prediction in this mode.
+        agnostic: the metrics of mode `any`; None if no mask has a prediction in this mode.
+        bootstrap: the parameters of the intervals.
+        wordnet: the release of WordNet that was used; None without WordNet.
+        notes: what was left out, and why.
     """
 
     specific: ModeMeasures | None
@@ -54,11 +65,12 @@ class SetMeasures:
 
     @property
     def modes(self) -> dict[str, ModeMeasures]:
-        """The modes that are there, by the names that the published output has for them."""
+        """The modes with predictions, by their names in the published output."""
         both = {"specific": self.specific, "agnostic": self.agnostic}
         return {name: mode for name, mode in both.items() if mode is not None}
 
     def as_json(self) -> dict[str, Any]:
+        """Return all figures as plain values."""
         return {
             "bootstrap": {"over": "images", "samples": self.bootstrap.samples, "seed": self.bootstrap.seed},
             **{name: _mode_json(mode) for name, mode in self.modes.items()},
@@ -67,7 +79,7 @@ class SetMeasures:
         }
 
     def lines(self, row: Dataset) -> list[str]:
-        """A readable table."""
+        """Return a table as lines of text."""
         modes = self.modes
         if not modes:
             return [f"{row.title}: no prediction in any mode"]
@@ -108,7 +120,7 @@ def _mode_json(mode: ModeMeasures) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def find_tools() -> Tools:
-    """The sentence encoder and WordNet, where they are installed; loaded once."""
+    """Load the sentence encoder and WordNet if they are installed. They are loaded once."""
     encoder, lexicon, notes = None, None, []
     try:
         from osm.recognition.similarity import SentenceEncoder  # imports torch
@@ -157,13 +169,18 @@ def measure(
 
 
 def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict[str, dict[int, str]]:
-    """Which classes are rare, common and frequent: set -> category id -> r, c or f.
+    """Read which classes are rare, common and frequent.
 
     Args:
-        given: `SET=FILE`; a json whose `categories` have `frequency`, or `image_count`, as LVIS's have.
+        given: values of `--frequencies`, each `SET=FILE`. The file is a json whose `categories` have `frequency` or
+            `image_count`, as LVIS's have.
+        table: the rows of the sets, by name.
+
+    Returns:
+        set -> category id -> r, c or f.
 
     Raises:
-        OsmError: another form, an unknown set, or a file that tells of none of the set's classes.
+        OsmError: A value has another form, a set is unknown, or a file has the frequency of none of the set's classes.
     """
     found = {}
     for text in given:
