@@ -191,8 +191,8 @@ class DatasetTable(Mapping[str, Dataset]):
         The file is `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}` with the fields of a row. For an
         existing dataset, the file's fields replace those of the row. Relative paths are relative to the folder of the
         YAML file, or to the working folder if the file has `relative_to: working_folder` beside `datasets`. `labels`
-        and `whole_labels` may also be the name of a table of the project. A new dataset needs a `form`, and either `labels`
-        or a `json_file` whose `categories` are its labels. A dataset of the form `regions` has no labels.
+        and `whole_labels` may also be the name of a table of the project. A new dataset needs a `form`, and either
+        `labels` or a `json_file` whose `categories` are its labels. A dataset of the form `regions` has no labels.
 
         Raises:
             OsmError: The file cannot be read, or a row is wrong.
