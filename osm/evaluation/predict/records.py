@@ -13,7 +13,7 @@ from osm.datasets.table import Dataset
 from osm.errors import OsmError, shown
 from osm.evaluation.predict.agreement import Entry, check_masks, row_with_names, split_at_hand
 from osm.evaluation.predict.meta import Content, check_content
-from osm.evaluation.predict.parts import Seen, check_all_there, read_metas
+from osm.evaluation.predict.parts import UniqueImages, check_all_there, read_metas
 from osm.evaluation.predict.prediction_files import prediction_path
 from osm.files import read_json
 from osm.forms import Form, form_class
@@ -122,7 +122,7 @@ def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
     metas = read_metas(row.name, paths)
     meta = next(iter(metas.values()), {})
     row = row_with_names(row, meta)
-    seen = Seen(row.name)
+    seen = UniqueImages(row.name)
     images: list[ImageRecord] = []
     for path in paths:
         of_file = _read_file(row, path)
