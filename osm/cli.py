@@ -48,7 +48,7 @@ COMMANDS = {
         "writes a trained model as a folder, or as a .pt in the published format", "osm.training.export", "export_main"
     ),
     "import": Command("converts a published .pt to a folder with its config", "osm.training.export", "import_main"),
-    "name": Command("names masks, boxes or points of an image, or all segments in it", "osm.labeling.name"),
+    "name": Command("names masks, boxes or points of an image, or all segments in it", "osm.labeling.name_cli"),
     "folder": Command(
         "finds and names all segments in the images of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"
     ),
