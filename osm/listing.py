@@ -67,7 +67,9 @@ def summary_of(path: str) -> str:
         return _first_line(getattr(loaded, attribute).__doc__)
     try:
         spec = importlib.util.find_spec(module)
-        source = read_text(Path(spec.origin), path) if spec and spec.origin else ""
+        if spec is None or spec.origin is None:
+            return f"{path} cannot be imported: there is no such module"
+        source = read_text(Path(spec.origin), path)
         nodes = ast.parse(source).body
     except (ImportError, SyntaxError, ValueError, OsmError) as error:
         return f"{path} cannot be imported: {error}"
