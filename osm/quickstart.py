@@ -21,9 +21,10 @@ from typing import Any
 
 import yaml
 
-from osm.config import load_model_config
+from osm.config import add_settings
 from osm.errors import OsmError, RunStopped, exit_code, write_failed
 from osm.files import read_json, write_atomically
+from osm.models.model_config import load_model_config
 from osm.synthetic.scenes.words import FINE, PLAIN, SETS
 from osm.terminal import echo
 
@@ -43,6 +44,7 @@ class Options:
         train_images: of each set. samples: images of each set an epoch.
         test_images, held_out_images: named after training. control_images: named before training, with wrong masks
             and on grey images.
+        settings: values of `--set` for the training.
     """
 
     out: Path
@@ -58,6 +60,7 @@ class Options:
     test_images: int = 170
     held_out_images: int = 90
     control_images: int = 60
+    settings: tuple[str, ...] = ()
 
 
 SHORT: dict[str, Any] = {
@@ -137,6 +140,7 @@ def _convert(out: Path, set_name: str) -> list[str]:
 def _train(options: Options) -> list[str]:
     out = options.out
     flags = ["--config", options.config, "--datasets", out / "sets.yaml", "--run_name", out / "run"]
+    flags += [word for setting in options.settings for word in ("--set", setting)]
     flags += ["--seed", options.seed]
     flags += ["--num_epochs", options.epochs, "--save_initial", "--delete_previous_checkpoint"]
     flags += ["--masks_per_image", 6, "--device", _training_device(options)]
@@ -256,10 +260,11 @@ def run(options: Options) -> dict[str, float]:
 def _record(path: Path, options: Options) -> dict[str, Any]:
     """What is noted of the finished stages; OsmError where it is of other options."""
     chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
+    chosen["settings"] = list(options.settings)
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
         raise OsmError(f"{path} is not what osm quickstart writes; remove it to run every stage again")
-    found = {"config": Options.config, **record["options"]}  # older folders have no other
+    found = {"config": Options.config, "settings": [], **record["options"]}  # older folders have no other
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
         raise OsmError(f"{path.parent} was made with another {', '.join(changed)}; choose another folder, or remove it")
@@ -344,6 +349,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
     out.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
     out.add_argument("--config", default=defaults.config, help="of the model: a name or a .yaml file [%(default)s]")
+    add_settings(out)
     out.add_argument("--seed", type=int, default=defaults.seed, help="of the training [%(default)s]")
     out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="of the test scenes [%(default)s]")
     out.add_argument("--processes", type=int, default=defaults.processes, help="of the training [%(default)s]")
@@ -363,9 +369,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.test_seed < 10:
             raise OsmError(f"--test_seed {args.test_seed} must be 10 or more: the smaller seeds are for training")
         short = SHORT if args.short else {}
-        load_model_config(args.config)  # what is wrong with it is said now, not after the first minutes
+        load_model_config(args.config, args.settings)  # an error in it ends the command now, not after minutes
         options = Options(
-            args.out.resolve(), args.config, args.seed, args.test_seed, args.processes, args.device, **short
+            args.out.resolve(),
+            args.config,
+            args.seed,
+            args.test_seed,
+            args.processes,
+            args.device,
+            settings=tuple(args.settings),
+            **short,
         )
         echo(*summary(options, run(options)).split("\n"))
     except OsmError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from osm.errors import OsmError
 from osm.quiet import quiet_command
-from osm.recognition.flags import add_checkpoint
+from osm.recognition.flags import add_checkpoint, config_options
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, suffix_of
@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace) -> int:
     names = read_names(args.vocabulary) if args.vocabulary else None
     args.output_dir.mkdir(parents=True, exist_ok=True)
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
-    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **options)
+    recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **options)
     if args.mode not in recognizer.modes:
         raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}")
     segmenter = segmenter_from(args, recognizer)

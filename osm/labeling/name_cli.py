@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError, exit_code
 from osm.labeling.folder_cli import add_segmenter_flags, segmenter_from
-from osm.recognition.flags import METHOD_HELP, add_checkpoint, method_of
+from osm.recognition.flags import METHOD_HELP, add_checkpoint, config_options, method_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import public
@@ -93,7 +93,7 @@ def _answer(args: argparse.Namespace) -> list[str]:
     from osm.recognition.vocabulary import read_names
 
     names = read_names(args.vocabulary) if args.vocabulary else None
-    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **from_flags(args))
+    recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **from_flags(args))
     recognizer.set_image(image)
     size_hw = recognizer.image_size[::-1]
     masks: list[Any] = [_mask_of(path, size_hw, args.mask_id) for path in args.mask or ()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError
-from osm.recognition.flags import add_checkpoint
+from osm.recognition.flags import add_checkpoint, config_options
 from osm.serving.guard import LOOPBACK_NAMES, Guard, HostNames
 from osm.terminal import echo
 
@@ -135,7 +135,9 @@ def load_page(args: argparse.Namespace) -> Page:
     from osm.serving.page_files import sample_images
 
     samples = sample_images(args.samples)
-    engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint, device=args.device, config=args.config)
+    engine = load_engine(
+        args.checkpoint, args.segmenter, args.sam_checkpoint, device=args.device, **config_options(args)
+    )
     return Page(engine, samples, Limits(args.max_file_mb, args.max_megapixels, args.max_uploads_mb))
 
 

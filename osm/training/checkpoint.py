@@ -32,7 +32,7 @@ def frozen_hashes(model: OmniScientModel) -> dict[str, str]:
 
 def share_hashes(model: OmniScientModel, world: World) -> None:
     """Hashes the frozen parts on the main process for all; see `frozen_hashes`. Collective."""
-    model._frozen_hashes = world.from_main(lambda: frozen_hashes(model))
+    model.frozen_hashes = world.from_main(lambda: frozen_hashes(model))
 
 
 def save_model(model: OmniScientModel, folder: Path, world: World, figures: Mapping[str, Any] | None = None) -> None:

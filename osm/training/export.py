@@ -15,12 +15,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from osm.config import ModelConfig
+from osm.config import add_settings
 from osm.errors import OsmError, exit_code
 from osm.files import replacing
 from osm.models import checkpoint as files
-from osm.models.bridges.variants import BRIDGES
+from osm.models.bridges import BRIDGES
+from osm.models.bridges.bridge import Bridge
 from osm.models.factory import base_config, build, check_widths
+from osm.models.model_config import ModelConfig
 from osm.models.sizes import blank_entries
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
@@ -80,9 +82,9 @@ def _in_mid_run(path: Path) -> Source:
     named = {name.removeprefix("model."): value for name, value in dcp.read_whole(path).items() if name[:6] == "model."}
     if not any(name.startswith("bridge.") for name in named) or "model" not in document:
         raise OsmError(f"checkpoint {path} holds no model")
-    variant = files.model_config(document["model"], f"checkpoint {path}").variant
+    kind: type[Bridge] = BRIDGES.get(files.model_config(document["model"], f"checkpoint {path}").bridge.kind)
     rest = {"progress": document["progress"]}
-    return Source(document["model"], BRIDGES[variant].published_names(named), f"checkpoint {path}", rest)
+    return Source(document["model"], kind.published_names(named), f"checkpoint {path}", rest)
 
 
 def export(source: Path, out: str | Path, with_optimizer: bool = False, force: bool = False, half: bool = False) -> str:
@@ -293,6 +295,7 @@ def import_parser() -> argparse.ArgumentParser:
     out.add_argument("zoo", type=Path, metavar="ZOO.pt", help="the published file")
     out.add_argument("out", help="a folder, or a name that ends in .pt; or a URL on s3:// or gs://")
     out.add_argument("--config", default="osm", help="a config of the project, or a YAML file [%(default)s]")
+    add_settings(out)
     for name, kind in MODEL_FLAGS.items():
         out.add_argument(f"--{name}", type=kind, help="default: the config's")
     for name in WIDTH_FLAGS:
@@ -316,7 +319,7 @@ def import_main(argv: Sequence[str] | None = None) -> int:
     base = " ".join(f"--{flag} {value}" for flag, value in named.items())
 
     def job() -> str:
-        config = base_config(args.base_model_name or args.config, default=args.config, **overrides)
+        config = base_config(args.base_model_name or args.config, args.config, args.settings, **overrides)
         widths = {flag: given[flag] for flag in WIDTH_FLAGS}
         return import_published(args.zoo, args.out, config, widths, base, args.force)
 

@@ -284,7 +284,7 @@ def test_command_line(
         (["--benchmark", "absent.yaml"], "absent.yaml"),
         (["--datasets", "absent.yaml"], "absent.yaml"),
         (["--num_threads", "-1"], "--num_threads -1: expected 1 or more"),
-        (["--way", "scored"], "--way scored: says how names of a list come out; give --vocabulary as well"),
+        (["--way", "scored"], "--way scored selects how a vocabulary is used; give --vocabulary as well"),
     ],
 )
 def test_command_line_errors(

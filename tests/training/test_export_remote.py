@@ -9,9 +9,10 @@ import torch
 from servers import S3Server, registered
 from tiny import tiny_model_section
 
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.models import checkpoint
 from osm.models.factory import build
+from osm.models.model_config import ModelConfig
 from osm.training.export import export, export_main
 
 URL = "s3://bucket/model"

@@ -14,7 +14,7 @@ from tiny_run import Workshop, finish, launcher, losses, start
 
 import osm
 from osm.cli import main as osm_command
-from osm.config import VARIANTS
+from osm.models.bridges import BRIDGES
 from osm.training import dcp
 from osm.training.saved import candidates
 from osm.training.tracking import read_log
@@ -196,7 +196,7 @@ def test_what_is_written_is_the_state_of_its_step(workshop: Workshop, tmp_path: 
     assert any((first[name] != before[name]).any() for name in first)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_a_checkpoint_of_mid_run_is_exported(workshop: Workshop, tmp_path: Path, capsys: Any, variant: str) -> None:
     run = tmp_path / "run"
     workshop.train(run, "--checkpoint_every_steps", "2", sets={"pan": (1, 3)}, variant=variant)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_run import Workshop, finish, launcher, start
 
-from osm.config import VARIANTS
+from osm.models.bridges import BRIDGES
 from osm.models.bridges.gated import repeated_blocks
 from osm.models.weights import fingerprint
 from osm.training.task import TrainTask
@@ -30,7 +30,7 @@ def agree(first: list[dict[str, Any]], second: list[dict[str, Any]], steps: int 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_every_layout_trains_alike(workshop: Workshop, tmp_path: Path, variant: str) -> None:
     """With dropout, too: what is dropped depends on the sample stream, not on the process."""
     layouts = {

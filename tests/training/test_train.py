@@ -13,8 +13,8 @@ import torch
 from tiny_run import Workshop, finish, losses, start
 
 import osm
-from osm.config import VARIANTS
 from osm.datasets.table import PUBLISHED_MODES
+from osm.models.bridges import BRIDGES
 from osm.models.factory import build, load_model_config
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
@@ -80,7 +80,7 @@ def test_two_processes_are_one_that_emulates_them(workshop: Workshop, tmp_path: 
 # Resuming.
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_resuming_goes_on_as_if_never_stopped(workshop: Workshop, tmp_path: Path, capsys: Any, variant: str) -> None:
     options: dict[str, Any] = {
         "sets": BOTH,

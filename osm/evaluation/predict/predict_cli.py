@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from osm.config import find_config
+from osm.config import add_settings, find_config
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError, exit_code
 from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, compare, evaluate, refuse_unused
@@ -23,7 +23,7 @@ from osm.files import read_json
 from osm.forms import MAX_BAD_ANNOTATIONS, Form, form_class
 from osm.quiet import quiet_command
 from osm.recognition import placement
-from osm.recognition.flags import METHOD_HELP, method_of
+from osm.recognition.flags import METHOD_HELP, config_options, method_of
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join
 from osm.storage.output import check_output, locked, open_output
@@ -98,7 +98,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
 
         load_namer = load
     device = _own_device(args.device) if args.part is None else args.device
-    namer = load_namer(args.checkpoint, config=args.config, device=device, **memory)
+    namer = load_namer(args.checkpoint, **config_options(args), device=device, **memory)
     for row in rows:
         resolve_modes(row, modes, namer.modes)  # not after hours of another set
     options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed, "batch": args.batch}
@@ -194,7 +194,8 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         help="only these names may come out: all names of the set's own classes, or those of a file",
     )
     parser.add_argument("--way", help=METHOD_HELP)
-    parser.add_argument("--config", help="model config, where the checkpoint does not say")
+    parser.add_argument("--config", help="the model config of a .pt file that does not have its own")
+    add_settings(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     placement.add_flags(parser)
     parser.add_argument("--batch", type=int, default=1, help="images that are named together (%(default)s)")

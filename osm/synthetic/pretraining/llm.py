@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from osm.models.llm import LlmInputs, generate
+from osm.models.llm import generate
+from osm.models.llm_forward import LlmInputs
 from osm.synthetic.pretraining.corpus import Corpus, Named, seen_documents, tokenizer_text
 from osm.synthetic.pretraining.schedule import warm_cosine
 from osm.synthetic.pretraining.work import read_state

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from osm.config import load_model_config
 from osm.errors import OsmError, exit_code
 from osm.files import read_json, write_atomically
+from osm.models.model_config import load_model_config
 from osm.models.weights import shipped_folder
 from osm.synthetic.pretraining.card import model_card
 from osm.synthetic.pretraining.llm import LlmTraining, pretrain_llm

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osm.config import ModelConfig
 from osm.errors import OsmError
-from osm.models.towers.timm_tower import timm_tower
+from osm.models.model_config import ModelConfig
+from osm.models.towers.timm_tower import TimmTowerConfig, timm_tower
 from osm.models.towers.tower import Tower
 from osm.models.windows import SlidingWindows
 from osm.synthetic.pretraining.schedule import warm_cosine
@@ -199,7 +199,10 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    tower = timm_tower(model.tower.name, model.tower.strides, model.sliding_window_size, None, model.tower.options)
+    sizes = model.tower
+    if not isinstance(sizes, TimmTowerConfig):
+        raise OsmError(f"model.tower.kind {sizes.kind!r}: expected timm, whose towers can be trained here")
+    tower = timm_tower(sizes.name, sizes.strides, model.sliding_window_size, None, sizes.options)
     task = TowerTask(tower, model)
     started = time.monotonic()
     drawn = draw_all(config, model.input_size, folder)
