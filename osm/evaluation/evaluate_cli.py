@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,9 @@ from osm.evaluation.report.compare import compare_folders
 from osm.evaluation.report.compare_page import comparison_lines, comparison_page
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import echo
+from osm.terminal import CommandParser, echo, message_logger
+
+logger = message_logger(__name__)
 
 
 def evaluate(argv: Sequence[str] | None) -> None:
@@ -58,23 +59,22 @@ def _measured(
 
 def _tell(result: SetResult) -> None:
     """What is not counted; on stderr, as stdout is the published output."""
-    echo(
+    logger.info(
         f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
-        "annotations, not counted",
-        file=sys.stderr,
+        "annotations, not counted"
     )
     unspecific = sum(result.categories.values()) - result.specific.total
     if unspecific:
-        echo(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode", file=sys.stderr)
+        logger.info(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode")
     if result.ignored:
-        echo(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted", file=sys.stderr)
+        logger.info(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted")
     for note in made_with(result.meta):
-        echo(f"{result.row.name}: {note}", file=sys.stderr)
+        logger.info(f"{result.row.name}: {note}")
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
     """The flags of `evaluate_pred.py`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="evaluate_pred.py", allow_abbrev=False, description="Prints Acc and Not-In-Vocab of prediction files."
     )
     parser.add_argument("out_dir", help="folder of the predictions, or its URL")
@@ -176,7 +176,7 @@ def _titles(text: str) -> tuple[str, str]:
 
 def compare_parser() -> argparse.ArgumentParser:
     """The flags of `osm compare`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="osm compare",
         allow_abbrev=False,
         description="Compares two folders of predictions for the same masks: rates, differences with paired intervals "

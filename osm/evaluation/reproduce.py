@@ -17,7 +17,9 @@ from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
 from osm.evaluation.predict.predict_cli import generate_main
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, json_flag, message_logger
+
+logger = message_logger(__name__)
 
 PASSED_ON = {
     "config": "of a checkpoint that does not tell its own, as the published ones: osm",
@@ -100,6 +102,7 @@ def compare(result: SetResult, tolerance: float) -> Comparison:
     return Comparison(result.row.name, ours, published, apart, tolerance)
 
 
+@console_command
 def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], int] = generate_main) -> int:
     """Returns 0 where all six sets are within the tolerance, 1 where not, 2 where nothing could be compared."""
     args = parser().parse_args(argv)
@@ -114,10 +117,10 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
         compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
         _show(compared, notes, args)
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on where it was", file=sys.stderr)
+        logger.info("interrupted: the same command resumes where it stopped")
         return 130
     return int(len(compared) < len(PUBLISHED) or not all(one.within and one.same_masks for one in compared))
 
@@ -129,7 +132,7 @@ def _generate(args: argparse.Namespace, generate: Callable[[Sequence[str]], int]
     if args.processes == 1:
         return generate(["0", "1", *common])
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes)]
-    command = [sys.executable, *start, "-m", "osm", "generate", "auto", "auto", *common]
+    command = [sys.executable, *start, "-m", "osm", "generate", "auto", "auto", *common, *json_flag()]
     # Not torchrun's own status, which is 1 for every failure: that says here that the figures are others.
     return 2 if subprocess.run(command).returncode else 0
 
@@ -152,7 +155,7 @@ def _show(compared: list[Comparison], notes: list[str], args: argparse.Namespace
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `osm reproduce`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm reproduce",
         allow_abbrev=False,
         description="Names the published benchmark's six val sets and compares the figures with the published ones; in "

@@ -16,7 +16,9 @@ from osm.recognition.flags import METHOD_HELP, add_checkpoint, config_options, m
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import public
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognition, Recognizer
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `osm name`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm name",
         allow_abbrev=False,
         description="Name masks, boxes, points or all segments of an image.",
@@ -54,13 +56,14 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Return 0, or a nonzero exit code after an error."""
     args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         echo(*_answer(args))
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     return 0
 
@@ -118,9 +121,9 @@ def _answer(args: argparse.Namespace) -> list[str]:
 
 
 def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
-    from osm.io.any_mask import mask_of_picture
+    from osm.io.any_mask import read_mask_file
 
-    return mask_of_picture(localize(path, "--mask"), size_hw, f"--mask {public(path)}", label_id)
+    return read_mask_file(localize(path, "--mask"), size_hw, f"--mask {public(path)}", label_id)
 
 
 def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:
@@ -135,7 +138,7 @@ def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> 
         rle = encode_rle(segment.mask)
         found.append({"score": segment.score, "area": segment.area, "bbox": rle_box(rle), "segmentation": rle})
     if not found:
-        echo(f"{public(args.image)}: the segmenter {segmenter.name} found no segment", file=sys.stderr)
+        logger.info(f"{public(args.image)}: the segmenter {segmenter.name} found no segment")
     return found
 
 

@@ -22,6 +22,7 @@ from osm.models.bridges.bridge import Bridge, Condition, Instruction
 from osm.models.instructblip import take_apart
 from osm.models.llm_forward import LlmInputs, word_embeddings
 from osm.models.lora import add_lora, lora_parameters, train_dropout
+from osm.models.losses import group_weights, reduce_losses
 from osm.models.masks import MaskFeatures
 from osm.models.model_config import ModelConfig
 from osm.models.towers.tower import Tower, check_tokens
@@ -177,7 +178,10 @@ class OmniScientModel(nn.Module):
         dataset_type: str | Sequence[str] = "any",
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """Compute the training loss.
+        """Return the mean cross entropy per supervised token.
+
+        Training weights the groups of a mix differently (`osm.training.task.MixLoss`), by the same two functions of
+        `osm.models.losses`.
 
         Args:
             pixel_values: (N, 3, S, S), normalised.
@@ -203,7 +207,10 @@ class OmniScientModel(nn.Module):
             attention_mask,
             labels,
         )
-        return losses.sum() / counts.sum().clamp(min=1)
+        # All rows are one group, so the weighted sum is the mean over the tokens.
+        group = torch.zeros(len(losses), dtype=torch.long, device=losses.device)
+        weights = group_weights(group, counts.sum()[None], torch.ones(1, device=losses.device))
+        return reduce_losses(losses, weights)
 
     @torch.no_grad()
     def generate(

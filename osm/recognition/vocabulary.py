@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from osm.io.name_lists import read_name_list
 from osm.io.values import whole
 from osm.storage.cache import localize
 from osm.storage.locations import public
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 MAX_NAMES = 100_000
 MAX_NAME_LENGTH = 200
@@ -117,7 +118,7 @@ def read_names(path: str | Path) -> list[str]:
     except OsmError as error:
         raise OsmError(f"{where}: {error}") from None
     if kind:
-        echo(f"{where}: read as {kind} of {len(names)} names", file=sys.stderr)
+        logger.info(f"{where}: read as {kind} of {len(names)} names")
     return names
 
 

@@ -24,7 +24,8 @@ from osm.models.model_config import ModelConfig
 from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, sibling
-from osm.training.saved import local_checkpoint
+from osm.terminal import CommandParser
+from osm.training.checkpoints import local_checkpoint
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -263,7 +264,7 @@ def parse(argv: Sequence[str] | None = None) -> Run:
         OsmError: a wrong value.
         SystemExit: an unknown flag (raised by argparse).
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = CommandParser(add_help=False, allow_abbrev=False)
     first.add_argument("--datasets", default=None)
     path = first.parse_known_args(argv)[0].datasets
     table = DatasetTable().with_yaml(path) if path else DatasetTable()
@@ -356,7 +357,7 @@ def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dic
 
 def parser(table: DatasetTable) -> argparse.ArgumentParser:
     """Build the parser of all flags. Each dataset adds flags. Flags that are not given are not in the namespace."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
     )
     out.add_argument("--config", help="a config of the project (osm, osm_small, osm_nano) or a YAML file [osm]")

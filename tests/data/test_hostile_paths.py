@@ -16,7 +16,7 @@ from osm.errors import OsmError
 from osm.evaluation.predict import predict_cli as benchmark
 from osm.io.paths import check_local
 from osm.prepare import convert
-from osm.training import cli as training
+from osm.training import train_cli as training
 
 NO_LOCATIONS = ("pipe:touch ran", "|touch ran", "touch ran|", " pipe:touch ran", "ftp://x/y", "file:y", "-")
 COMMANDS = (*NO_LOCATIONS, "http://x/y", "S3://x/y")

@@ -36,6 +36,7 @@ def test_plain_lines_are_read_without_a_word(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("console")
 @pytest.mark.parametrize(
     ("text", "kind"),
     [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,12 +27,13 @@ from osm.forms.proposals import Proposals
 from osm.forms.split import FIELD, MAX_BAD_ANNOTATIONS, Item
 from osm.storage.locations import is_remote
 from osm.storage.output import check_output, locked, open_output, staging
-from osm.terminal import echo
+from osm.terminal import ProgressBar, message_logger
+
+logger = message_logger(__name__)
 
 OWN_MODE = "own"
 # Masks of one image that are in memory together (1 byte a pixel): the 300 of a large LVIS image, at once.
 _MASK_PIXELS = 1 << 29
-_PROGRESS_SECONDS = 10.0
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """What a meta file counts: annotations named, crowd, without a pixel (also after resizing), in the json but not in the
 PNG; segments in the PNG but not in the json, and ids of a label map that the labels lack; and annotations with a fault,
@@ -261,18 +260,20 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
     # computed together can move a probability's last digit.
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
-            _say(f"{where}: going on after {partial.done} of {len(indices)} images")
+            logger.info(f"{where}: going on after {partial.done} of {len(indices)} images")
         check_files(run.split, indices[partial.done :])
-        progress = _Progress(path.stem, len(indices), partial.done)
-        for first in range(partial.done // run.batch * run.batch, len(indices), run.batch):
-            started = time.monotonic()
-            with files_stay(run.split, indices[first : first + run.batch]):
-                numbered = [(index, run.split.load(index)) for index in indices[first : first + run.batch]]
-                counts = _name_items(namer, run, numbered)
-            seconds = round((time.monotonic() - started) / len(numbered), 3)
-            for (_, item), count in list(zip(numbered, counts, strict=True))[max(0, partial.done - first) :]:
-                partial.append({"counts": count, "seconds": seconds, "entry": item.entry})
-                progress.step(count["named"])
+        with ProgressBar(path.stem, len(indices), "images", partial.done) as progress:
+            masks = 0
+            for first in range(partial.done // run.batch * run.batch, len(indices), run.batch):
+                started = time.monotonic()
+                with files_stay(run.split, indices[first : first + run.batch]):
+                    numbered = [(index, run.split.load(index)) for index in indices[first : first + run.batch]]
+                    counts = _name_items(namer, run, numbered)
+                seconds = round((time.monotonic() - started) / len(numbered), 3)
+                for (_, item), count in list(zip(numbered, counts, strict=True))[max(0, partial.done - first) :]:
+                    partial.append({"counts": count, "seconds": seconds, "entry": item.entry})
+                    masks += count["named"]
+                    progress.step(masks=masks)
         _finish(path, partial, run, header, indices, where)
     partial_path(path).unlink()
 
@@ -366,13 +367,13 @@ def _prediction(name: NameLike) -> dict[str, Any]:
 def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:
     """Says that the part's file is there already; one made with other arguments is an error, never overwritten."""
     if not meta_file.exists():
-        _say(f"{where}: finished already, skipped (no meta file beside it says what made it)")
+        logger.info(f"{where}: finished already, skipped (no meta file beside it says what made it)")
         return
     if changed := _changed(meta_file, header):
         raise OsmError(
             f"{where} is there already, made with another {', '.join(changed)}; choose another out_dir, or remove it"
         )
-    _say(f"{where}: finished already, skipped")
+    logger.info(f"{where}: finished already, skipped")
     partial_path(path).unlink(missing_ok=True)  # there where the run was killed at the very end
 
 
@@ -412,7 +413,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
     except OSError as error:
         raise write_failed(error, str(path), "a file that can be written") from None
     left_out = ", ".join(f"{key} {value}" for key, value in counts.items() if key != "named")
-    _say(f"{where}: {counts['named']} masks of {len(indices)} images named ({left_out})")
+    logger.info(f"{where}: {counts['named']} masks of {len(indices)} images named ({left_out})")
 
 
 def _document(partial: PartialFile, split: Split) -> Iterator[str]:
@@ -421,30 +422,3 @@ def _document(partial: PartialFile, split: Split) -> Iterator[str]:
     for number, record in enumerate(partial.records()):
         yield (", " if number else "") + split.text(record["entry"])
     yield split.suffix
-
-
-class _Progress:
-    """A line on stderr now and then."""
-
-    def __init__(self, title: str, total: int, done: int) -> None:
-        self._title, self._total, self._done, self._masks = title, total, done, 0
-        self._resumed = done
-        self._started = self._printed = time.monotonic()
-
-    def step(self, masks: int) -> None:
-        self._done += 1
-        self._masks += masks
-        now = time.monotonic()
-        if now - self._printed < _PROGRESS_SECONDS and self._done < self._total:
-            return
-        self._printed = now
-        speed = (self._done - self._resumed) / max(now - self._started, 1e-9)
-        minutes = math.ceil((self._total - self._done) / speed / 60)
-        _say(
-            f"{self._title}: {self._done}/{self._total} images, {self._masks} masks, {speed:.2f} images/s, "
-            f"{minutes} min left"
-        )
-
-
-def _say(line: str) -> None:
-    echo(line, file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,9 @@ from osm.recognition.flags import METHOD_HELP, config_options, method_of
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join
 from osm.storage.output import check_output, locked, open_output
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"
@@ -35,26 +36,31 @@ FOLDERS = ("image_dir", "mask_dir")
 PATH_FIELDS = {"image_dir": "folder of the images", "json_file": "json of the annotations"}
 
 
+@console_command
 def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., Any] | None = None) -> int:
     """`generate_pred.py i n ckpt out_dir`; returns the exit code. `load_namer` is the project's own unless given."""
     return _exit_code(_generate, argv, load_namer)
 
 
+@console_command
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """`evaluate_pred.py out_dir n`; returns the exit code."""
     return _exit_code(evaluate, argv)
 
 
+@console_command
 def compare_main(argv: Sequence[str] | None = None) -> int:
     """`osm compare A B`; returns the exit code."""
     return _exit_code(compare, argv)
 
 
+@console_command
 def report_main(argv: Sequence[str] | None = None) -> int:
     """`osm report out_dir`; returns the exit code."""
     return _exit_code(_report, argv)
 
 
+@console_command
 def picture_main(argv: Sequence[str] | None = None) -> int:
     """`osm picture`; returns the exit code."""
     return _exit_code(_picture, argv)
@@ -65,17 +71,17 @@ def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
     try:
         command(*arguments)
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on where it was", file=sys.stderr)
+        logger.info("interrupted: the same command resumes where it stopped")
         return 130
     return 0
 
 
 def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
     # The flags of the sets come from the table, which the files named by these two flags make.
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files = CommandParser(add_help=False, allow_abbrev=False)
     files.add_argument("--benchmark", default="benchmark", help="YAML with the sets' paths, or its name in configs/")
     files.add_argument("--datasets", help="YAML with sets of your own")
     known, _ = files.parse_known_args(argv)
@@ -168,7 +174,7 @@ def _table(benchmark: str, datasets: str | None) -> DatasetTable:
 
 
 def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="generate_pred.py",
         parents=[files],
         allow_abbrev=False,
@@ -245,7 +251,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
         raise OsmError("; ".join(["no set with its files there", *notes]))
     for note in notes:
         if note not in silent:
-            echo(note, file=sys.stderr)
+            logger.info(note)
     return rows
 
 
@@ -314,7 +320,7 @@ def _report(argv: Sequence[str] | None) -> None:
 
 def report_parser() -> argparse.ArgumentParser:
     """The flags of `osm report`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="osm report",
         allow_abbrev=False,
         description="Writes report.html (scores, loss curve, confusions, pictures) and results.json.",
@@ -359,7 +365,7 @@ def _picture(argv: Sequence[str] | None) -> None:
 
 def picture_parser() -> argparse.ArgumentParser:
     """The flags of `osm picture`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
     )
     parser.add_argument("out_dir", help="folder of the predictions, or its URL")

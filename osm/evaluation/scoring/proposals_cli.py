@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from osm.evaluation.scoring.proposals import KIND
 from osm.evaluation.scoring.score_proposals import Options, Scores, score_set
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 # What the counts are called. Of the first two it is said even where they are 0.
 _PROPOSALS = {
@@ -47,22 +48,23 @@ _OTHERS = {
 }
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """`evaluate_proposals.py out_dir n`; returns the exit code."""
     try:
         _evaluate(parser().parse_args(argv))
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted", file=sys.stderr)
+        logger.info("interrupted")
         return 130
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `osm evaluate_proposals`."""
-    flags = argparse.ArgumentParser(
+    flags = CommandParser(
         prog="evaluate_proposals.py",
         allow_abbrev=False,
         description="Prints panoptic quality, mask or box AP and mean IoU of named proposals.",
@@ -106,7 +108,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         document[row.name] = {**scores.as_json(), "map": args.map, "overlap": args.overlap, "min_score": args.min_score}
         echo(*_figures(scores, document[row.name]))
         for note in _notes(scores):
-            echo(f"{row.name}: {note}", file=sys.stderr)
+            logger.info(f"{row.name}: {note}")
     if args.json:
         write_text(args.json, "--json", [json.dumps(document, indent=1, allow_nan=False) + "\n"])
 

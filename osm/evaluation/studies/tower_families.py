@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -30,7 +29,9 @@ from osm.models.model_config import ModelConfig, TowerConfig
 from osm.models.osm import OmniScientModel
 from osm.models.towers.tower import Tower, one_line
 from osm.models.windows import SlidingWindows
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 # Of no published model, so that they can only come from the folder's config.
 MEAN, STD = (0.11, 0.22, 0.33), (0.44, 0.55, 0.66)
@@ -185,7 +186,7 @@ def try_all(
         if case.key in results:
             continue
         results[case.key] = _in_a_process(case, timeout, attempt)
-        echo(f"{case.key}: {results[case.key]['outcome']}", file=sys.stderr, flush=True)
+        logger.info(f"{case.key}: {results[case.key]['outcome']}")
         write_output(output, "--output", [json.dumps(document, indent=1, sort_keys=True) + "\n"])
     return document
 
