@@ -32,7 +32,7 @@ ORDER = (
         "data",
     ),
     *("prepare", "models", "training", "recognition", "labeling", "evaluation", "synthetic", "serving"),
-    *("quickstart", "cli", "__main__"),
+    *("quickstart", "listing", "cli", "__main__"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The command `osm`: what the scripts do, under one name, wherever the package is installed."""
+"""The command `osm`, which runs every command of the project wherever the package is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ logger = message_logger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """A function `module.function(*arguments, argv)` that returns the exit code, and what it is for."""
+    """A command, which calls `module.function(*arguments, argv)`. The function returns the exit code.
+
+    Attributes:
+        what: one line for the help.
+        module, function, arguments: the function to call.
+    """
 
     what: str
     module: str
@@ -25,50 +30,62 @@ class Command:
 
 
 COMMANDS = {
-    "quickstart": Command("the whole system in minutes, on drawn scenes", "osm.quickstart"),
-    "scenes": Command("draws scenes with masks and names", "osm.synthetic.scenes.write"),
-    "collages": Command("a set made of cut-outs pasted on photos", "osm.synthetic.collages"),
-    "prepare": Command("shards of any set of the table, or of your own", "osm.prepare.convert", "prepare"),
+    "quickstart": Command("trains and evaluates a small model on drawn scenes, in minutes", "osm.quickstart"),
+    "scenes": Command("draws synthetic scenes with masks and names", "osm.synthetic.scenes.write"),
+    "collages": Command("makes a dataset of cut-out objects pasted on photos", "osm.synthetic.collages"),
+    "prepare": Command("converts a dataset to shards", "osm.prepare.convert", "prepare"),
     "prepare_original": Command(
-        "what `prepare` reads, from four sets' original releases", "osm.prepare.originals.originals_cli", "prepare"
+        "converts the original releases of four datasets to the files that `prepare` reads",
+        "osm.prepare.originals.originals_cli",
+        "prepare",
     ),
     "prepare_panoptic": Command(
-        "shards of a set in COCO-panoptic form", "osm.prepare.convert", arguments=("coco_panoptic",)
+        "converts a dataset in COCO-panoptic form to shards", "osm.prepare.convert", arguments=("coco_panoptic",)
     ),
     "prepare_instances": Command(
-        "shards of a set in COCO-instances form", "osm.prepare.convert", arguments=("coco_instances",)
+        "converts a dataset in COCO-instances form to shards", "osm.prepare.convert", arguments=("coco_instances",)
     ),
     "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli"),
-    "schema": Command("the JSON schema of the config files", "osm.training.schema"),
-    "export": Command("a trained model as a folder, or as a published .pt", "osm.training.export", "export_main"),
-    "import": Command("a published .pt as a folder with its config", "osm.training.export", "import_main"),
-    "name": Command("names masks, boxes or points of a picture, or all in it", "osm.labeling.name_cli"),
-    "folder": Command("finds and names all in the pictures of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"),
-    "demo": Command("a page in the browser: click, and read what it is", "osm.serving.web"),
+    "schema": Command("prints the JSON schema of the config files", "osm.training.schema"),
+    "export": Command(
+        "writes a trained model as a folder, or as a .pt in the published format", "osm.training.export", "export_main"
+    ),
+    "import": Command("converts a published .pt to a folder with its config", "osm.training.export", "import_main"),
+    "name": Command("names masks, boxes or points of an image, or all segments in it", "osm.labeling.name_cli"),
+    "folder": Command(
+        "finds and names all segments in the images of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"
+    ),
+    "demo": Command("serves a page that names what is clicked in an image", "osm.serving.web"),
     "generate": Command(
-        "names the masks of val sets (test/generate_pred.py)", "osm.evaluation.predict.predict_cli", "generate_main"
+        "names the masks of validation sets (test/generate_pred.py)",
+        "osm.evaluation.predict.predict_cli",
+        "generate_main",
     ),
     "evaluate": Command(
-        "scores predictions (test/evaluate_pred.py)", "osm.evaluation.predict.predict_cli", "evaluate_main"
+        "computes metrics of predictions (test/evaluate_pred.py)", "osm.evaluation.predict.predict_cli", "evaluate_main"
     ),
     "reproduce": Command(
-        "the published benchmark with the published weights, and its figures beside", "osm.evaluation.reproduce"
+        "runs the published benchmark with the published weights and compares the figures", "osm.evaluation.reproduce"
     ),
     "compare": Command(
-        "two folders of predictions, mask by mask", "osm.evaluation.predict.predict_cli", "compare_main"
+        "compares two folders of predictions, mask by mask", "osm.evaluation.predict.predict_cli", "compare_main"
     ),
     "evaluate_proposals": Command(
-        "PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)", "osm.evaluation.scoring.proposals_cli"
+        "computes PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)",
+        "osm.evaluation.scoring.proposals_cli",
     ),
-    "report": Command("an HTML page of predictions and scores", "osm.evaluation.predict.predict_cli", "report_main"),
-    "picture": Command("a picture of predictions", "osm.evaluation.predict.predict_cli", "picture_main"),
+    "report": Command(
+        "writes an HTML page of predictions and metrics", "osm.evaluation.predict.predict_cli", "report_main"
+    ),
+    "list": Command("lists towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs", "osm.listing"),
+    "picture": Command("draws predictions on images", "osm.evaluation.predict.predict_cli", "picture_main"),
 }
 
 
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code. A command's modules are loaded when it is called."""
+    """Run a command and return its exit code. The module of a command is imported when the command is called."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == [JSON_FLAG]:  # it is also a flag of every command
         arguments = [*arguments[1:], JSON_FLAG]
@@ -87,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
+    """Return the help text with all commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.what}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: osm COMMAND ... (osm COMMAND --help)", "", *lines])

@@ -114,10 +114,14 @@ def find_config(name: str) -> Path:
     for folder in _config_folders():
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    shipped = sorted(p.stem for folder in _config_folders() for p in folder.glob("osm*.yaml"))
-    raise OsmError(
-        f"config {name!r} is neither a .yaml file nor one of the project's: {', '.join(dict.fromkeys(shipped))}"
-    )
+    shipped = [path.stem for path in config_paths()]
+    raise OsmError(f"config {name!r} is neither a .yaml file nor one of the project's: {', '.join(shipped)}")
+
+
+def config_paths() -> list[Path]:
+    """Return the paths of the project's own configs, sorted by name."""
+    found = {path.stem: path for folder in reversed(_config_folders()) for path in folder.glob("osm*.yaml")}
+    return [found[name] for name in sorted(found)]
 
 
 def _config_folders() -> list[Path]:

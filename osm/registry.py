@@ -86,6 +86,14 @@ class Registry(Generic[Part]):
         point = self._installed().get(name)
         return "module" if point is None else (point.dist.name if point.dist else point.value)
 
+    def path(self, name: str) -> str:
+        """Return "module:Class" of a part, without importing it."""
+        if name in self._registered:
+            part = self._registered[name]
+            return f"{part.__module__}:{part.__qualname__}"
+        point = None if name in self._builtin else self._installed().get(name)
+        return self._builtin.get(name, name) if point is None else point.value
+
     def __contains__(self, name: str) -> bool:
         return name in self._builtin or name in self._registered or name in self._installed()
 

@@ -314,7 +314,10 @@ def test_a_tenth_set_of_every_form_is_a_few_lines(tmp_path: Path) -> None:
         ({"datasets": {"coco": {"images": "x"}}}, "set 'coco': unknown field 'images'; the fields are form"),
         ({"datasets": {"mine": {"form": "coco_panoptic"}}}, "set 'mine': a new set needs 'form', and 'labels' or"),
         ({"datasets": {"mine": {"labels": "coco"}}}, "set 'mine': a new set needs 'form'"),
-        ({"datasets": {"mine": {"form": "voc", "labels": "coco"}}}, "form 'voc' is not one of coco_panoptic"),
+        (
+            {"datasets": {"mine": {"form": "voc", "labels": "coco"}}},
+            "form 'voc': expected one of boxes, coco",
+        ),
         ({"datasets": {"My Set": {"form": "coco_panoptic", "labels": "coco"}}}, "set 'My Set': a set's name is"),
         ({"datasets": {"any": {"form": "coco_panoptic", "labels": "coco"}}}, "and not 'any'"),
         ({"datasets": {"coco": {"ignored_ids": 3}}}, "set 'coco': ignored_ids 3 is not a list of integers"),

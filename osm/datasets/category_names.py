@@ -1,6 +1,6 @@
-"""How datasets spell the names of their classes, and the readable spelling.
+"""Conversion of class names from the spelling of a dataset to readable names.
 
-The readable spelling is the training target. The dataset's own spelling stays an accepted answer.
+The readable name is the training target. The dataset's own spelling remains an accepted answer.
 """
 
 from __future__ import annotations
@@ -13,13 +13,23 @@ from typing import Any
 from osm.datasets.labels import LabelSet
 
 CATEGORY_NAMES = ("plain", "alternatives", "object:part")
-"""`plain`: as they are said; `alternatives`: `cabinet/shelf` is either word, and the first is trained; `object:part`:
-`trash_can:rim` is the rim of a trash can, `_` stands for a space, and `car_(automobile)` is a car."""
+"""How a dataset spells class names.
+
+- `plain`: the names are readable as they are.
+- `alternatives`: `cabinet/shelf` means cabinet or shelf. The first alternative is the training target.
+- `object:part`: `trash_can:rim` means the rim of a trash can. `_` is a space, and a note in brackets is removed, so
+  `car_(automobile)` is a car.
+"""
 _ASIDE = re.compile(r"\s*\([^()]*\)")
 
 
 def spoken(names: Sequence[str], spelling: str) -> list[str]:
-    """The names of a class in lower case, the one to train first, each once."""
+    """Return the distinct names of a class in lower case, the training target first.
+
+    Args:
+        names: the names in the dataset's spelling.
+        spelling: one of `CATEGORY_NAMES`.
+    """
     lower = [" ".join(name.lower().split()) for name in names]
     said: list[str] = []
     for name in lower:
@@ -31,13 +41,18 @@ def spoken(names: Sequence[str], spelling: str) -> list[str]:
 
 
 def spoken_labels(labels: LabelSet, spelling: str) -> LabelSet:
-    """A label set whose names are spelt in one of `CATEGORY_NAMES`."""
+    """Return a label set with readable names.
+
+    Args:
+        labels: the label set in the dataset's spelling.
+        spelling: one of `CATEGORY_NAMES`.
+    """
     classes = {i: replace(one, names=tuple(spoken(one.names, spelling))) for i, one in labels.classes.items()}
     return LabelSet(labels.source, classes)
 
 
 def spoken_categories(rows: Sequence[dict[str, Any]], spelling: str) -> list[dict[str, Any]]:
-    """The `categories` of a json, as `categories.json` has them."""
+    """Return the `categories` of a json with readable names, as they are stored in `categories.json`."""
     if spelling == "plain":
         return list(rows)
     found = []

@@ -1,9 +1,9 @@
-"""Label sets: which names a dataset's category ids have.
+"""Label sets map the category ids of a dataset to names.
 
-One format for the project's own tables (`osm/datasets/labels/*.json`), a COCO or LVIS json, and a user's file: a json
-object with `categories`, each with an `id`, a `name`, and optionally `synonyms` (all accepted names), `isthing`, for
-parts of objects `supercategory`, the kind of object that the part's name starts with, and `frequency` (r, c or f, as in
-LVIS).
+The project's own tables (`osm/datasets/labels/*.json`), COCO and LVIS jsons and users' files have one format: a json
+object with a list `categories`. Each category has an `id` and a `name`. A category may also have `synonyms` (further
+accepted names), `isthing`, `supercategory` (for a part, the kind of object that the part's name starts with) and
+`frequency` (r, c or f, as in LVIS).
 """
 
 from __future__ import annotations
@@ -25,18 +25,22 @@ from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public
 
 LABEL_NAME = "label_name"
-"""The field of a category that has the set's own sign for it, where its annotations have no ids."""
+"""The field of a category with the dataset's own label, for datasets whose annotations have labels instead of ids."""
 _TEXTS = (".txt", ".names", ".yaml", ".yml")
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
-"""LVIS's groups of classes: in 1 to 10, 11 to 100, and more than 100 training images."""
+"""LVIS's groups of classes: classes in 1 to 10, in 11 to 100, and in more than 100 training images."""
 
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One class. `names[0]` is the training target; all of `names` are accepted answers (lower case, stripped).
+    """One class of a label set.
 
-    `supercategory` (lower case) is the kind of object that a part belongs to, and `frequency` how often the class is in
-    training images, as LVIS has it (`r`are, `c`ommon, `f`requent); both empty where the file does not tell.
+    Attributes:
+        id: the category id.
+        names: the accepted names, lower-cased and stripped. The first one is the training target.
+        isthing: False for stuff classes.
+        supercategory: for a part, the kind of object that it belongs to, in lower case; empty if unknown.
+        frequency: LVIS's group of the class (`r`are, `c`ommon or `f`requent); empty if unknown.
     """
 
     id: int
@@ -47,6 +51,7 @@ class LabelClass:
 
     @property
     def target(self) -> str:
+        """The name that is trained."""
         return self.names[0]
 
 
@@ -59,7 +64,7 @@ class LabelSet:
 
     @cached_property
     def vocabulary(self) -> frozenset[str]:
-        """Every accepted name of every class (no plural forms)."""
+        """All accepted names of all classes, without plural forms."""
         return frozenset(name for c in self.classes.values() for name in c.names)
 
     def __contains__(self, category_id: object) -> bool:
@@ -75,11 +80,15 @@ class LabelSet:
 
     @classmethod
     def from_categories(cls, categories: Iterable[Mapping[str, Any]], source: str) -> LabelSet:
-        """Builds a label set from a COCO json's `categories`.
+        """Build a label set from the `categories` of a COCO json.
+
+        Args:
+            categories: the entries of the list.
+            source: the name of the file, for messages.
 
         Raises:
-            OsmError: an entry without an integer `id` or a `name`; a name or synonym that is no text; an id given
-                twice; or no entry at all.
+            OsmError: An entry has no integer `id` or no `name`, a name or synonym is not a text, an id is given twice,
+                or there is no entry.
         """
         classes: dict[int, LabelClass] = {}
         for entry in categories:
@@ -101,7 +110,7 @@ class LabelSet:
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
                 raise OsmError(f"{where} has a blank name")
-            # Of the fields that few sets have, what is none of theirs counts as absent.
+            # Few datasets have these fields, so an invalid value is treated as a missing field.
             kind, often, thing = entry.get("supercategory"), entry.get("frequency"), truth(entry.get("isthing", True))
             kind = kind.lower().strip() if isinstance(kind, str) else ""
             often = often if isinstance(often, str) and often in FREQUENCIES else ""
@@ -112,10 +121,10 @@ class LabelSet:
 
 
 def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
-    """A json's `categories` with integer ids, each once; a class without a name is left out.
+    """Return the `categories` of a json with integer ids and without repeated entries.
 
-    Raises:
-        OsmError: two classes have one id.
+    Classes without a name are left out. Malformed entries and different classes with one id are kept, so that
+    `LabelSet.from_categories` reports them.
     """
     found: dict[Any, dict[str, Any]] = {}
     for row in rows:
@@ -124,10 +133,10 @@ def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or whole(row.get("id")) is None or blank:
             if isinstance(row, dict) and whole(row.get("id")) is not None:
                 continue
-            found[len(found), "malformed"] = row  # the label set names the fault
+            found[len(found), "malformed"] = row  # LabelSet.from_categories reports the mistake
             continue
         number = whole(row["id"])
-        if number in found and _same_name(found[number]["name"], name):  # jsons that were merged have entries twice
+        if number in found and _same_name(found[number]["name"], name):  # merged jsons repeat entries
             continue
         key = number if number not in found else (len(found), "twice")
         found[key] = row if type(row["id"]) is int else {**row, "id": number}
@@ -140,23 +149,23 @@ def _same_name(one: Any, other: Any) -> bool:
 
 
 def load_labels(source: str | Path) -> LabelSet:
-    """Loads a label set.
+    """Load a label set.
 
     Args:
-        source: the name of one of the project's tables (`coco`, `ade20k`, ...), or the path or URL of a file: a json
-            with `categories`, a list of names, or an object of ids and names; a text (`.txt`, `.names`) or YAML with a
-            list of names (see `osm.io.name_lists`); or a csv without a header, with a set's own sign and the name of
-            a class a line (as Open Images has it). Names without ids count from 0; of a csv, an id is the number of the
-            line.
+        source: the name of a table of the project (`coco`, `ade20k`, ...), or the path or URL of a file. A json has
+            `categories`, a list of names, or an object of ids and names. A text (`.txt`, `.names`) or YAML file has a
+            list of names (see `osm.io.name_lists`). A csv file has no header, and each line has the dataset's label and
+            the name of a class, as in Open Images. Names without ids are numbered from 0. In a csv file, the id is the
+            number of the line.
 
     Raises:
-        OsmError: no such table or file, or one that is not in the format.
+        OsmError: There is no such table or file, or the file is not in the format.
     """
     return LabelSet.from_categories(read_categories(source), public(source))
 
 
 def read_categories(source: str | Path) -> list[Any]:
-    """The categories of a label file, not checked any further; see `load_labels`."""
+    """Return the categories of a label file without further checks; see `load_labels`."""
     table = resources.files("osm.datasets") / "labels" / f"{source}.json"
     if Path(source).suffix == "" and not is_remote(source) and table.is_file():
         data = table.read_bytes()
@@ -174,7 +183,7 @@ def read_categories(source: str | Path) -> list[Any]:
                 f"labels: {str(source)!r} is neither a table of the project nor a readable json ({error})"
             ) from None
     try:
-        document = parse_json(data)  # of bytes it takes UTF-8 and UTF-16, with their marks
+        document = parse_json(data)  # from bytes, it decodes UTF-8 and UTF-16, with or without a byte order mark
     except ValueError as error:
         raise OsmError(f"labels: {source} is not valid json: {error}") from None
     return _categories_of_json(document, source)
@@ -201,7 +210,7 @@ def _categories_of_json(document: Any, source: str | Path) -> list[Any]:
 
 
 def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
-    """A line that is no class costs that class."""
+    """Return the categories of a csv file. Lines that are not a class are left out."""
     found: dict[str, dict[str, Any]] = {}
     for number, row in csv_rows(path, "labels:"):
         sign, name = [field.strip() for field in row[:2]] if row and len(row) > 1 else ("", "")
@@ -213,7 +222,7 @@ def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _categories_of_text(path: Path) -> list[dict[str, Any]]:
-    """The classes of a text file; ids that it does not give count from 0, line by line."""
+    """Return the classes of a text file. Classes without an id get the number of their line, from 0."""
     where = f"labels: {path}"
     listed = read_name_list(read_text(path, "labels:"), where)
     counted = any(one.id is None for one in listed.names)

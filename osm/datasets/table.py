@@ -1,6 +1,7 @@
-"""THE table of datasets: training flags, readers, converters and the evaluation all read it.
+"""The table of datasets. Training flags, readers, converters and the evaluation are all defined by its rows.
 
-A new set is one row (here, or in a user's YAML) and a label file. A set whose annotations have phrases needs no labels.
+A new dataset needs one row, here or in a user's YAML file, and a label file. A dataset whose annotations have phrases
+needs no label file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from osm.datasets.category_names import CATEGORY_NAMES, spoken_labels
+from osm.datasets.form_registry import FORMS
 from osm.datasets.labels import LabelSet, load_labels
 from osm.errors import OsmError, shown
 from osm.files import read_yaml
@@ -22,7 +24,7 @@ from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, sibling, suffix_of
 
 ANY_MODE = "any"
-# The modes of the published checkpoints: nine sets, and the open one.
+# The modes of the published checkpoints: nine datasets, and the open vocabulary.
 PUBLISHED_MODES = (
     "coco",
     "lvis",
@@ -35,23 +37,22 @@ PUBLISHED_MODES = (
     "cityscapes",
     ANY_MODE,
 )
-FORMS = ("coco_panoptic", "coco_instances", "boxes", "semantic", "parts", "regions")
-PHRASE_FORMS = ("regions",)
-"""Forms whose annotations have phrases of their own: their sets have no labels."""
 ID_CODINGS = ("grey", "rgb")
 EXIF = ("auto", "raw", "upright")
 KEYS = ("name", "id", "cityscapes")
-"""`name`: the picture's file name; `id`: the image's id; `cityscapes`: city, sequence and frame."""
+"""What the key of a sample in a shard is: the image's file name (`name`), the image's id (`id`), or city, sequence and
+frame (`cityscapes`)."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the sets of one form differ in, as their reader wants it.
+    """The fields of a row that the reader of its form needs.
 
     Attributes:
-        ignored_ids: ids of a label map that are never asked about, in the label file or not.
-        id_coding: how the PNGs of the form `parts` hold ids: `grey` (a pixel = id) or `rgb` (R + 256 G + 65536 B).
-        whole_labels: the classes of the whole objects; None = their maps are not used.
+        ignored_ids: category ids that are never trained or named, whether or not the label file has them.
+        id_coding: how PNGs of the form `parts` store ids: `grey` (the grey value is the id) or `rgb` (R + 256 G +
+            65536 B).
+        whole_labels: the classes of whole objects in a dataset of parts; None: their maps are not used.
         exif: see `Dataset`.
     """
 
@@ -63,28 +64,30 @@ class Rules:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One row.
+    """A row of the table of datasets.
 
     Attributes:
-        name: the set's name in flags and files, and its mode.
-        form: how its annotations are stored, one of `FORMS`.
-        title: how evaluation prints it (`<title> evaluation:`).
-        labels: a table of the project, or the path of a json with `categories`, or of a csv (see `load_labels`). Empty:
-            the names are those of `json_file`, or (training) of the `categories.json` beside the shards.
-        image_dir, mask_dir, json_file: what to predict on: the images; panoptic PNGs (panoptic form), label maps
-            (semantic form), label maps or .mat files of parts, or mask PNGs (instances form, of a csv); annotations
-            (the forms with a json, or a csv).
-        refs_file, split: of the form `regions`, what is said of the masks of `json_file`, and which part of it counts.
-            `split` is also the subfolder of the form `parts`.
-        image_names: where the json says what an image is called, one of `IMAGE_NAMES`.
-        ignored_ids, id_coding, whole_labels: see `Rules`; `whole_labels` is a label file as `labels` is.
-        exif: whether annotations were drawn on the picture as it is stored (`raw`, as in the published sets) or turned
-            by its EXIF orientation (`upright`); `auto` = whichever has the size that the annotations state, upright
-            where the size does not tell.
-        keys: what a shard's sample is called after, one of `KEYS`.
-        exact_names: files have the very names of the json; else other spellings of tools are understood (see
-            `osm.forms.locate`).
-        category_names: how the names of the classes are spelt, one of `CATEGORY_NAMES`.
+        name: the dataset's name in flags and files, and its mode.
+        form: how its annotations are stored: a name in `FORMS`, or `module:Class` of a class derived from `Form`.
+        title: the dataset's name in the output of the evaluation (`<title> evaluation:`).
+        labels: a table of the project, or the path of a json with `categories` or of a csv (see `load_labels`). If
+            empty, the names come from `json_file`, or in training from the `categories.json` beside the shards.
+        image_dir: the folder of the images to predict on.
+        mask_dir: the folder of panoptic PNGs (form `coco_panoptic`), of label maps (`semantic`), of label maps or .mat
+            files of parts (`parts`), or of mask PNGs (`coco_instances` with a csv).
+        json_file: the json or csv of the annotations.
+        refs_file: for the form `regions`, the file of the phrases that describe the masks of `json_file`.
+        split: for the form `regions`, which part of `refs_file` is used. For the form `parts`, the subfolder.
+        image_names: which field of the json has an image's file name, one of `IMAGE_NAMES`.
+        ignored_ids, id_coding: see `Rules`.
+        whole_labels: see `Rules`. The value is a label file as in `labels`.
+        exif: `raw` if annotations were drawn on the stored image, as in the published datasets; `upright` if they were
+            drawn on the image rotated by its EXIF orientation; `auto` to choose whichever has the size that the
+            annotations state, and `upright` if the size does not decide.
+        keys: what the key of a sample in a shard is made of, one of `KEYS`.
+        exact_names: True if files have exactly the names in the json. Otherwise other spellings that tools write are
+            accepted (see `osm.forms.locate`).
+        category_names: how class names are spelt, one of `CATEGORY_NAMES`.
     """
 
     name: str
@@ -107,23 +110,26 @@ class Dataset:
 
     @cached_property
     def label_set(self) -> LabelSet:
-        """The classes. Raises OsmError where they cannot be read, or nothing tells which they are."""
-        if self.labels:
-            labels = load_labels(self.labels)
-        else:
-            from osm.forms import labels_of  # it needs this module
+        """The classes of the dataset.
 
-            labels = labels_of(self)
+        Raises:
+            OsmError: The classes cannot be read, or neither the row nor the annotations name them.
+        """
+        labels = load_labels(self.labels) if self.labels else FORMS.get(self.form).labels_of(self)
         return labels if self.category_names == "plain" else spoken_labels(labels, self.category_names)
 
     @cached_property
     def rules(self) -> Rules:
+        """The fields that the reader of the row's form needs, with label files loaded."""
         whole = None if self.whole_labels is None else load_labels(self.whole_labels)
         return Rules(frozenset(self.ignored_ids), self.id_coding, whole, self.exif)
 
     @property
     def cache_name(self) -> str:
-        """Its folder in a feature cache: a crop with no segment to ask about is drawn anew, so ignored ids count."""
+        """The dataset's folder in a feature cache.
+
+        The name depends on `ignored_ids`, because a crop without a segment to name is drawn again.
+        """
         ids = ",".join(map(str, sorted(set(self.ignored_ids))))
         return f"{self.name}-{hashlib.sha256(ids.encode()).hexdigest()[:8]}" if ids else self.name
 
@@ -132,7 +138,7 @@ _UNLABELLED = 65535  # in a 16-bit label map
 
 
 def _published(name: str, form: str, title: str, **fields: Any) -> Dataset:
-    """A row of a set as its authors publish it; its label file has its name."""
+    """Return the row of a dataset as its authors published it. The label file has the name of the dataset."""
     return Dataset(name, form, title, name, exif="raw", exact_names=True, **fields)
 
 
@@ -141,13 +147,14 @@ BUILTIN = (
     _published("lvis", "coco_instances", "LVIS Instance", image_names="coco_url"),
     _published("v3det", "boxes", "V3Det Detection", keys="id"),
     _published("a847", "semantic", "A-847 Semantic", ignored_ids=(_UNLABELLED,)),
-    # 430 is the class "unknown": part of the vocabulary, but nothing to be learnt.
+    # 430 is the class "unknown". It is in the vocabulary, but it is not trained.
     _published("pc459", "semantic", "PC-459 Semantic", ignored_ids=(_UNLABELLED, 430)),
     _published("partimagenet", "parts", "PartImageNet Semantic", whole_labels="partimagenet_whole"),
     _published("pascal_part", "parts", "Pascal-Part Semantic", id_coding="rgb"),
     _published("ade20k", "coco_panoptic", "ADE20K Panoptic"),
     _published("cityscapes", "coco_panoptic", "Cityscapes Panoptic", image_names="cityscapes", keys="cityscapes"),
-    # What follows has no mode in the published checkpoints. Browsers did not turn pictures when Visual Genome was made.
+    # The following datasets have no mode in the published checkpoints. Visual Genome is `raw` because browsers did not
+    # apply the EXIF orientation when it was annotated.
     Dataset("visual_genome", "regions", "Visual Genome", exif="raw"),
     Dataset("objects365", "boxes", "Objects365 Detection", category_names="alternatives"),
     Dataset("openimages", "coco_instances", "Open Images Instance", exif="raw"),
@@ -160,7 +167,7 @@ _PATHS = ("image_dir", "mask_dir", "json_file", "refs_file")
 
 
 class DatasetTable(Mapping[str, Dataset]):
-    """The rows by name: the built-in ones, and those a user's YAML adds."""
+    """The rows of the table by name: the built-in rows and the rows of users' YAML files."""
 
     def __init__(self, rows: tuple[Dataset, ...] = BUILTIN) -> None:
         self._rows = {row.name: row for row in rows}
@@ -175,19 +182,20 @@ class DatasetTable(Mapping[str, Dataset]):
         return len(self._rows)
 
     def with_row(self, row: Dataset) -> DatasetTable:
-        """The table with a row in the place of that of its name."""
+        """Return the table with a row added, in place of the row of the same name."""
         return DatasetTable(tuple({**self._rows, row.name: row}.values()))
 
     def with_yaml(self, path: str | Path) -> DatasetTable:
-        """The table with the rows of a YAML file added, or with the fields it names changed.
+        """Return the table with the rows of a YAML file.
 
-        The file is `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}` with the fields of a row. Relative
-        paths are relative to the YAML file (with `relative_to: working_folder` beside `datasets`: to the working
-        folder), but a table's own name may stand in `labels` and `whole_labels`. A new set needs a `form`, and `labels`
-        or a `json_file` (whose `categories` are then its labels); one of the form `regions` has no labels.
+        The file is `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}` with the fields of a row. For an
+        existing dataset, the file's fields replace those of the row. Relative paths are relative to the folder of the
+        YAML file, or to the working folder if the file has `relative_to: working_folder` beside `datasets`. `labels`
+        and `whole_labels` may also be the name of a table of the project. A new dataset needs a `form`, and either
+        `labels` or a `json_file` whose `categories` are its labels. A dataset of the form `regions` has no labels.
 
         Raises:
-            OsmError: the file cannot be read, or a row is not right.
+            OsmError: The file cannot be read, or a row is wrong.
         """
         local = localize(path, "dataset table")
         given = check_location(path, "dataset table") if is_remote(path) else str(local)
@@ -222,7 +230,7 @@ class DatasetTable(Mapping[str, Dataset]):
         values: dict[str, Any] = {key: str(value) for key, value in entry.items() if value is not None}
         for key in (*_PATHS, "labels", "whole_labels"):
             value = check_location(values.get(key, ""), f"{where}: {key}")
-            if key in values and (key in _PATHS or suffix_of(value)):  # else the name of a table
+            if key in values and (key in _PATHS or suffix_of(value)):  # otherwise it is the name of a table
                 values[key] = value if is_remote(value) or Path(value).is_absolute() else join(root, value)
         if "exact_names" in values:
             values["exact_names"] = entry["exact_names"]
@@ -234,14 +242,12 @@ class DatasetTable(Mapping[str, Dataset]):
         if name in self._rows:
             row = replace(self._rows[name], **values)
         else:
-            phrased = values.get("form") in PHRASE_FORMS
+            phrased = "form" in values and _form(where, values["form"]).phrased
             labels = values.get("labels", "" if phrased else values.get("json_file"))
             if "form" not in values or labels is None:
                 raise OsmError(f"{where}: a new set needs 'form', and 'labels' or 'json_file'")
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
-        if row.form not in FORMS:
-            raise OsmError(f"{where}: form {row.form!r} is not one of {', '.join(FORMS)}")
-        if row.form in PHRASE_FORMS and row.labels:
+        if _form(where, row.form).phrased and row.labels:
             raise OsmError(
                 f"{where}: labels {row.labels!r}: form {row.form} has none, its names are the phrases of the json_file"
             )
@@ -252,3 +258,10 @@ class DatasetTable(Mapping[str, Dataset]):
             if value not in known:
                 raise OsmError(f"{where}: {field_name} {value!r} is not one of {', '.join(known)}")
         return row
+
+
+def _form(where: str, name: str) -> Any:
+    try:
+        return FORMS.get(name)
+    except OsmError as error:
+        raise OsmError(f"{where}: {error}") from None

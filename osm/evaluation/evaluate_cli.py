@@ -9,9 +9,10 @@ from typing import Any
 
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.evaluation.metrics.base import Metric, Tools
 from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
-from osm.evaluation.metrics.measure import ALL, METRICS, PUBLISHED, SetMeasures, find_tools, measure, read_frequencies
-from osm.evaluation.metrics.scores import Tools
+from osm.evaluation.metrics.measure import SetMeasures, find_tools, measure, read_frequencies
+from osm.evaluation.metrics.scores import ALL, PUBLISHED, select_metrics
 from osm.evaluation.metrics.statistics import Bootstrap
 from osm.evaluation.predict.parts import made_with
 from osm.evaluation.report.compare import compare_folders
@@ -28,6 +29,7 @@ def evaluate(argv: Sequence[str] | None) -> None:
     bootstrap = bootstrap_of(args)
     table = _table(args.datasets)
     frequencies = read_frequencies(args.frequencies, table)
+    metrics = select_metrics(args.metrics)
     if args.metrics == PUBLISHED:
         refuse_unused(args, "bootstrap", "seed", "frequencies")
     results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.parts, table)
@@ -37,8 +39,8 @@ def evaluate(argv: Sequence[str] | None) -> None:
     for note in notes:
         echo(note)
     document = {result.row.name: result.as_json() for result in results}
-    if args.metrics == ALL:
-        for name, measures in _measured(results, bootstrap, frequencies).items():
+    if args.metrics != PUBLISHED:
+        for name, measures in _measured(results, bootstrap, frequencies, metrics).items():
             echo("", *measures.lines(table[name]))
             document[name]["metrics"] = measures.as_json()
     if args.json:
@@ -46,10 +48,13 @@ def evaluate(argv: Sequence[str] | None) -> None:
 
 
 def _measured(
-    results: Sequence[SetResult], bootstrap: Bootstrap, frequencies: Mapping[str, Mapping[int, str]]
+    results: Sequence[SetResult],
+    bootstrap: Bootstrap,
+    frequencies: Mapping[str, Mapping[int, str]],
+    metrics: Sequence[Metric],
 ) -> dict[str, SetMeasures]:
     tools = find_tools()
-    return {one.row.name: measure(one, tools, bootstrap, frequencies.get(one.row.name)) for one in results}
+    return {one.row.name: measure(one, tools, bootstrap, frequencies.get(one.row.name), metrics) for one in results}
 
 
 def _tell(result: SetResult) -> None:
@@ -78,9 +83,9 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
     parser.add_argument(
         "--metrics",
-        choices=METRICS,
         default=PUBLISHED,
-        help="all: after the published lines, further metrics with intervals (docs/evaluation.md) [%(default)s]",
+        help="all: after the published lines, all metrics with intervals (docs/evaluation.md); or some of `osm list "
+        "metrics`, with commas between them, or module:Class [%(default)s]",
     )
     parser.add_argument(
         "--frequencies",
@@ -137,10 +142,11 @@ def compare(argv: Sequence[str] | None) -> None:
     if args.examples < 0:
         raise OsmError(f"--examples {args.examples}: expected 0 or more")
     titles, parts = _titles(args.titles), _parts(args.parts)
-    tools = find_tools() if args.metrics == ALL else Tools()
+    tools = find_tools() if args.metrics != PUBLISHED else Tools()
+    metrics = select_metrics(ALL if args.metrics == PUBLISHED else args.metrics)
     table = _table(args.datasets)
     a, b = (localize(getattr(args, name), name.upper(), folder=True) for name in "ab")
-    found, notes = compare_folders((a, b), parts, table, tools, bootstrap, args.examples)
+    found, notes = compare_folders((a, b), parts, table, tools, bootstrap, args.examples, metrics)
     for comparison in found:
         echo(*comparison_lines(comparison, titles))
     for note in notes:
@@ -181,7 +187,11 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", required=True, metavar="N[,M]", help="the n of generate_pred.py, of A and of B")
     parser.add_argument("--titles", default="A,B", metavar="A,B", help="what they are called (%(default)s)")
     parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: names alone [%(default)s]")
+    parser.add_argument(
+        "--metrics",
+        default=ALL,
+        help="all, published (no metric that needs a sentence encoder or WordNet), or names of metrics [%(default)s]",
+    )
     parser.add_argument("--examples", type=int, default=10, help="masks that changed, of each kind (%(default)s)")
     parser.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
     parser.add_argument("--report", metavar="FILE.html", help="also write a page, here or there")

@@ -1,10 +1,10 @@
-"""What all forms of annotation share. A form is one class: how its annotations are read from a set's files, written to
-and read from a shard's sample, and listed as masks to name.
+"""The base class of all forms of annotation.
 
-An instance is one annotated picture. The converter writes its members, training draws segments of it (`pick`), and
-evaluation lists its masks (`targets`): what is wrong with an annotation is found by the same lines for all three.
+A form is one class. It reads annotations from a dataset's files, writes them to samples of shards, reads them from the
+samples, and lists the masks to name. An instance is one annotated image. The converter writes its members, training
+draws segments of it (`pick`), and evaluation lists its masks (`targets`). All three use the same checks of annotations.
 
-Shapes: (H, W) the picture's own size, height first. A `Size` is (width, height).
+Shapes: (H, W) is the size of the image, height first. A `Size` is (width, height).
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:  # it imports torch, which converters do without
     from osm.io.views import View
 
 ANNOTATION = "annotation: "
-MIN_PIXELS = 100  # a segment counts in training if it covers more than this in the crop
+MIN_PIXELS = 100  # a segment is trained if it covers more pixels of the crop than this
 IMAGE_MEMBERS = ("jpg", "jpeg", "image.png")
-# Values of a json member, each of which takes up to a hundred bytes: images in it are one string each.
+# The largest number of values in a json member. A value takes up to a hundred bytes. An image in it is one value.
 MAX_VALUES = 5_000_000
 _TURNING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 Size = tuple[int, int]
 
 
-# What is left out.
+# Annotations that are left out.
 
 LOSSES = frozenset(
     {
@@ -67,21 +67,23 @@ LOSSES = frozenset(
         "phrase_missing",
     }
 )
-"""Reasons for which an annotation is lost. They count against `--max_bad_annotations`. Crowds, ignored classes and
-masks without a pixel do not; neither do notes like `polygon_unusable` (a polygon of several)."""
+"""Reasons for which an annotation is lost. Lost annotations count against `--max_bad_annotations`. Crowds, ignored
+classes and masks without a pixel do not count, nor do notes such as `polygon_unusable` (one polygon of several)."""
 
 
 class Losses:
-    """Annotations that were left out, by reason, and notes about those that were kept."""
+    """The annotations that were left out, by reason, and notes on annotations that were kept."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str, int]] = []  # reason, message, count
 
     def add(self, reason: str, message: str, count: int = 1) -> None:
+        """Record that `count` annotations were left out, or a note on them."""
         self.found.append((reason, message, count))
 
     @property
     def counts(self) -> Counter[str]:
+        """The number of annotations by reason."""
         counts: Counter[str] = Counter()
         for reason, _, count in self.found:
             counts[reason] += count
@@ -89,15 +91,23 @@ class Losses:
 
     @property
     def lost(self) -> int:
+        """The number of annotations that count against `--max_bad_annotations`."""
         return sum(count for reason, _, count in self.found if reason in LOSSES)
 
     @property
     def first(self) -> str:
+        """The first message on a lost annotation; empty if none is lost."""
         return next((message for reason, message, _ in self.found if reason in LOSSES), "")
 
 
 def too_many_lost(lost: int, kept: int, share: float, first: str) -> str:
-    """Why a run that lost so many annotations fails, or an empty text. Above 0, one loss is always allowed."""
+    """Return why a run with these losses fails, or an empty string if it does not fail.
+
+    Args:
+        lost, kept: the numbers of annotations.
+        share: the largest accepted share of lost annotations. If it is above 0, one loss is always accepted.
+        first: the message on the first lost annotation.
+    """
     allowed = max(1, int(share * (lost + kept))) if share > 0 else 0
     if lost <= allowed and (kept or not lost or share == 1):
         return ""
@@ -107,23 +117,24 @@ def too_many_lost(lost: int, kept: int, share: float, first: str) -> str:
     )
 
 
-# A set's files.
+# The files of a dataset.
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of a set and what its source says about it.
+    """One image of a dataset and its annotations in the source.
 
     Attributes:
-        image: its file. masks: the files of its masks, by the member that they become.
-        record: the json member, but for what the files have to tell. `segments_info` are the annotations that are right
-            as far as that can be told without the picture.
-        stated: the size that the source states.
-        raw: the source's own words, for the prediction file: (image, annotations).
-        places: for each of `segments_info`, its place among the raw annotations.
-        key_hint: what its key begins with; empty = the file's name.
-        order: of its annotations in the source.
-        called: what the source calls the image, where it is not the name of its file.
+        image: the image file.
+        masks: the files of the image's masks, by the name of the sample's member that they become.
+        record: the json member of the sample, without the fields that need the files. Its `segments_info` are the
+            annotations that are valid as far as this can be checked without the image.
+        stated: the image size in the source.
+        raw: (image, annotations) as they are in the source, for the prediction file.
+        places: for each entry of `segments_info`, its index in the raw annotations.
+        key_hint: the start of the sample's key; empty: the name of the image file.
+        order: the position of the annotations in the source.
+        called: the name of the image in the source, if it is not the name of the file.
     """
 
     image: Path
@@ -139,17 +150,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a set holds.
+    """The content of a dataset.
 
     Attributes:
-        entries: all pictures, in the order of the source; those without annotations, too.
-        digest: changes when the annotations do.
-        categories: for `categories.json`; None where the source has no names.
-        arguments: what else decides the content of the shards.
-        losses: annotations that no entry has.
-        left_out: pictures that are no entry, by reason.
-        stated_categories: the source's own `categories`, in any state.
-        no_image: what is said where none of the pictures is there.
+        entries: all images in the order of the source, including images without annotations.
+        digest: a hash that changes when the annotations change.
+        categories: the content of `categories.json`; None if the source has no class names.
+        arguments: all other values that determine the content of the shards.
+        losses: annotations that are in no entry.
+        left_out: the number of images that are in no entry, by reason.
+        stated_categories: the `categories` of the source, unchecked.
+        no_image: the error message if none of the image files exists.
     """
 
     entries: list[Entry]
@@ -162,14 +173,16 @@ class Listing:
     no_image: str = ""
 
 
-# One picture.
+# One image.
 
 
 class Picture:
-    """A picture that is not decoded yet, and whether it is turned upright.
+    """An image file that is not decoded yet.
 
     Attributes:
-        size: (width, height), after turning.
+        source: the bytes or the path of the file.
+        upright: whether the EXIF orientation is applied when the image is decoded.
+        size: (width, height), after the orientation is applied.
     """
 
     def __init__(self, source: bytes | Path, upright: bool = False) -> None:
@@ -186,11 +199,14 @@ class Picture:
     def by_rule(
         cls, source: bytes | Path, exif: str, stated: Callable[[], Size | None], undecided: Callable[[], None]
     ) -> Picture:
-        """Opens a picture whose annotations may have been drawn on the upright or on the raw picture.
+        """Open an image whose annotations were drawn either on the stored or on the upright image.
 
         Args:
-            exif: `raw`, `upright`, or `auto`: whichever has the stated size; upright where the size does not tell.
-            stated: returns the size that the annotations state. undecided: called where the size does not tell.
+            source: the bytes or the path of the file.
+            exif: `raw`, `upright`, or `auto`. `auto` chooses whichever has the size that the annotations state, and
+                upright if the size does not decide.
+            stated: returns the size that the annotations state.
+            undecided: is called if the size does not decide.
         """
         picture = cls.__new__(cls)
         picture.source, picture.upright = source, exif == "upright"
@@ -204,17 +220,19 @@ class Picture:
         return picture
 
     def rgb(self, at_least: Size | None = None) -> Image.Image:
-        """The pixels, 8-bit RGB; see `read_rgb`."""
+        """Decode the image as 8-bit RGB; see `read_rgb`."""
         return read_rgb(self.source, at_least, self.upright)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One mask in a view, bool (crop_height, crop_width), and its class.
+    """A mask in a crop, and its class.
 
     Attributes:
-        boxed: the mask is a box that the data give, and is asked about as one.
-        whole: the class is one of whole objects, in a set of parts.
+        mask: bool (crop_height, crop_width).
+        label: the class.
+        boxed: True if the annotation is a box, which the model gets as a box mask.
+        whole: True if the class is a class of whole objects in a dataset of parts.
     """
 
     mask: np.ndarray
@@ -224,18 +242,19 @@ class Segment:
 
     @property
     def category_id(self) -> int:
+        """The category id of the class."""
         return self.label.id
 
 
 @dataclass(frozen=True)
 class Target:
-    """A mask to name in a val split.
+    """A mask to name in a validation split.
 
     Attributes:
-        place: among the picture's `segments_info`; of a label map, its number.
-        category_id: of its class.
-        draw: makes the bool mask (H, W).
-        boxed: it is a box, and asked about as one.
+        place: the index in the image's `segments_info`, or the number of the segment in a label map.
+        category_id: the category id of the annotated class.
+        draw: returns the bool mask (H, W).
+        boxed: True if the annotation is a box, which the model gets as a box mask.
     """
 
     place: int
@@ -245,26 +264,34 @@ class Target:
 
 
 class Form(ABC):
-    """One annotated picture.
+    """One annotated image.
 
     Args:
-        picture: not decoded. members: of the sample, without the picture. document: the json member.
-        labels, rules: the set's classes and ways.
+        picture: the image, not decoded.
+        members: the members of the sample without the image.
+        document: the json member.
+        labels: the classes of the dataset.
+        rules: the other fields of the dataset's row that the form needs.
 
     Attributes of the class:
-        name: of the form. what: what a set of it is, for the help.
-        needs: the path fields of a row that a val split reads; `image_needs`: those that finding its images takes;
-            `masks_field`: the one that says which masks there are.
-        boxed: its masks are boxes. masks: what its `mask_dir` holds, for the help.
-        mask_members: members that hold masks, and their fields in the published layout.
+        name: the name of the form.
+        what: a description of a dataset in this form, for the help.
+        needs: the path fields of a row that a validation split reads.
+        image_needs: the path fields of a row that are needed to find its images.
+        masks_field: the path field of a row that determines which masks there are.
+        boxed: True if all masks are boxes.
+        masks: a description of the content of `mask_dir`, for the help.
+        mask_members: for each member of a sample with masks, its field in the published layout.
         published: the fields of the json member that the published layout keeps.
-        unannotated: the reason for which a picture without annotations is left out; `nothing_usable`: the one for a
-            picture whose annotations are all unusable.
-        fine: reasons for which a file may give no sample without anything being wrong.
-        prefix, suffix: what stands around the entries of a prediction file.
-        category_key, id_key: where an annotation of a prediction file has its category id, and its own.
-        more_arguments: of its converter, that are in `SetFiles.extra_fields`.
-        unknown_is_lost: what `unknown_in_mask` counts in a val split are annotations that are lost.
+        unannotated: the reason under which images without annotations are counted as left out.
+        nothing_usable: the reason under which images without a usable annotation are counted as left out.
+        fine: reasons for left-out files that do not count as bad samples.
+        prefix, suffix: the text before and after the entries of a prediction file.
+        category_key: the field of the category id in the annotations of a prediction file.
+        id_key: the field of the annotation id in the annotations of a prediction file.
+        more_arguments: the converter's arguments that are stored in `SetFiles.more`.
+        phrased: True if annotations have phrases, so that a dataset in this form has no labels.
+        unknown_is_lost: True if annotations that are counted as `unknown_in_mask` in a validation split are lost.
     """
 
     name: ClassVar[str]
@@ -285,6 +312,7 @@ class Form(ABC):
     id_key: ClassVar[str] = "id"
     more_arguments: ClassVar[tuple[str, ...]] = ()
     unknown_is_lost: ClassVar[bool] = False
+    phrased: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -300,38 +328,43 @@ class Form(ABC):
 
     @abstractmethod
     def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
-        """Reads the annotations. Raises SampleError where they are not in the form."""
+        """Read the annotations.
 
-    # -- from the set's files ----------------------------------------------------------------------------------------
+        Raises:
+            SampleError: The annotations are not in the form.
+        """
+
+    # -- from the files of a dataset ----------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Adds the arguments of its converter that are fields of `SetFiles`."""
+        """Add the arguments of the form's converter. They are fields of `SetFiles`."""
 
     @classmethod
     def whole_folders(cls, files: SetFiles) -> list[str]:
-        """Of remote folders, those that are fetched whole, as no json names the files in them."""
+        """Return the remote folders that are fetched completely, because no json names the files in them."""
         return []
 
     @classmethod
     @abstractmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        """What a set holds, read from what describes it as a whole (a json, the names in its folders).
+        """List the content of a dataset from its json or from the file names in its folders.
 
         Args:
-            labels: the classes there are; None = those of the source.
+            files: the paths of the dataset's files.
+            labels: the classes of the dataset; None: the classes of the source.
 
         Raises:
-            OsmError: a field is wrong, or the source is, beyond single annotations.
+            OsmError: A field or the source is wrong. Mistakes in single annotations are not errors.
         """
 
     @classmethod
     def labels_of(cls, row: Dataset) -> LabelSet:
-        """The classes of a row without `labels`: those of its json.
+        """Return the classes of a row without `labels`, which are the classes of its json.
 
         Raises:
-            OsmError: it has none, or not in the form.
+            OsmError: The row has no json, or its classes are not in the format.
         """
         if row.json_file is None:
             raise OsmError(
@@ -345,14 +378,14 @@ class Form(ABC):
     def check(
         cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
-        """Reads the files of a picture's masks and compares everything with the picture's size.
+        """Read the files of an image's masks, and check masks and annotations against the size of the image.
 
         Returns:
-            the masks' members; the annotations that can be used (None: the form has none in its json); and for each of
-            them its place among the entry's `segments_info` (of a label map: its number).
+            The members with the masks, the usable annotations (None: annotations of this form are not in the json), and
+            for each usable annotation its index in the entry's `segments_info`, or its number in a label map.
 
         Raises:
-            SampleError: nothing of the picture can be used.
+            SampleError: Nothing of the image is usable.
         """
 
     # -- for training ------------------------------------------------------------------------------------------------
@@ -361,68 +394,80 @@ class Form(ABC):
     def pick(
         self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
     ) -> list[Segment]:
-        """Up to `count` different counting segments of a view; empty where the view (or the draw) has none.
-
-        Where the view was fixed beforehand, the draw is not to blame, and every segment of it is tried.
+        """Draw up to `count` different segments of a view. The list is empty if the draw or the view has none.
 
         Args:
-            whole_prob: in a set of parts with maps of whole objects, how often one of these is drawn instead.
+            view: the crop.
+            count: the largest number of segments.
+            rng: the source of randomness.
+            fixed_view: True if the view was chosen independently of the segments. Then every segment is tried.
+            whole_prob: in a dataset of parts with maps of whole objects, the probability that a whole object is drawn.
         """
 
     def faults(self) -> Counter[str]:
-        """Annotations that were to be drawn and could not be used, by reason, each with `ANNOTATION` before it."""
+        """Return the number of unusable drawn annotations by reason. Each reason starts with `ANNOTATION`."""
         return Counter()
 
     @abstractmethod
     def has_segments(self) -> bool:
-        """Whether anything in the sample may be named, whether or not enough of it is in a view."""
+        """Return whether the sample has any segment to name, whether or not it is visible in a view."""
 
     def target(self, segment: Segment, rng: np.random.Generator, prepend_prob: float = 0.0) -> str:
-        """The name that is trained for a segment: the first one of its class.
+        """Return the name that is trained for a segment, which is the first name of its class.
 
         Args:
-            prepend_prob: in a set of parts with maps of whole objects, how often a part is named after its object.
+            segment: the segment.
+            rng: the source of randomness.
+            prepend_prob: in a dataset of parts with maps of whole objects, the probability that the name of the whole
+                object is put before the name of the part.
         """
         return segment.label.target
 
     def image(self) -> Image.Image:
+        """Return the decoded image, 8-bit RGB."""
         return self.picture.rgb()
 
     def pixels(self, view: View) -> np.ndarray:
-        """What a view shows of the image (crop_height, crop_width, 3); no more of it is decoded than is needed."""
+        """Return the pixels of a view, uint8 (crop_height, crop_width, 3).
+
+        JPEGs are decoded at a reduced size if that is enough for the view.
+        """
         return view.image(np.array(self.picture.rgb(view.enough)), (self.width, self.height))
 
     # -- for evaluation ----------------------------------------------------------------------------------------------
 
     @abstractmethod
     def targets(self) -> list[Target]:
-        """The masks to name, in the order of the annotations; crowds apart."""
+        """Return the masks to name in the order of the annotations, without crowds."""
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """The entries in the order of the prediction file."""
+        """Return the entries in the order of the prediction file."""
         return entries
 
     @classmethod
     def images(cls, files: SetFiles) -> tuple[list[Entry], str]:
-        """Every image of a set, whatever masks it has, and a hash that changes when they do; reads `image_needs`."""
+        """Return all images of a dataset, with or without masks, and a hash that changes when the images change.
+
+        Only the fields in `image_needs` are read.
+        """
         listing = cls.listing(files, files.row.label_set)
         return listing.entries, listing.digest
 
     @classmethod
     def words(cls, entry: Entry) -> tuple[Any, list[dict[str, Any]]]:
-        """An entry of the prediction file, a copy of its own, and its annotations within it."""
+        """Return a new entry of the prediction file, and the list of annotations inside it."""
         image, annotations = copy.deepcopy(entry.raw)
         return [image, annotations], annotations
 
     @classmethod
     def key_of(cls, entry: Entry) -> Hashable:
-        """What identifies an entry's image in a prediction file."""
+        """Return the value that identifies the image of an entry in a prediction file."""
         return entry.raw[0]["id"]
 
     @classmethod
     def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
-        """(id, category id) of an entry's annotations but for crowds; None where only pixels tell."""
+        """Return (id, category id) of an entry's annotations without crowds, or None if they are only in the pixels."""
         return [
             (countable(annotation.get("id")), countable(annotation.get("category_id")))
             for annotation in entry.raw[1]
@@ -431,25 +476,26 @@ class Form(ABC):
 
     @classmethod
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
-        """Of each entry of a prediction file's document: what identifies the image (None: nothing does), and the
-        image's annotations, named or not.
+        """Yield the image key and the annotations of each entry of a prediction file.
+
+        The key identifies the image. It is None if the entry has no identifier.
 
         Raises:
-            TypeError, KeyError, ValueError, AttributeError: it is in another form.
+            TypeError, KeyError, ValueError, AttributeError: The document is not in this form.
         """
         for image, of_image in document["pred"]:
             yield image.get("id"), of_image
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """What shows that the class of a prediction file's annotation was another one; empty where nothing does."""
+        """Return why the class of an annotation in a prediction file contradicts `label`, or an empty string."""
         return ""
 
-    # -- of a sample -------------------------------------------------------------------------------------------------
+    # -- from a sample -------------------------------------------------------------------------------------------------
 
     @classmethod
     def stated_size(cls, members: Mapping[str, bytes], document: Mapping[str, Any]) -> Size | None:
-        """The size of the picture that the annotations were drawn on, as the json or a mask has it."""
+        """Return the size of the image that the annotations were drawn on, from the json or from a mask."""
         size = stated_size(document)
         if size is None and cls.mask_members:
             published = next(iter(cls.mask_members.values()))
@@ -465,7 +511,7 @@ class Form(ABC):
                 raise SampleError("size_mismatch", message)
 
     def _map(self, ids: np.ndarray) -> np.ndarray:
-        """A label map, checked to be of the image's size."""
+        """Return a label map after checking that it has the size of the image."""
         if ids.shape != (self.height, self.width):
             size = " x ".join(str(length) for length in ids.shape[1::-1])
             raise SampleError("size_mismatch", f"the mask is {size}, its image {self.width} x {self.height}")
@@ -473,13 +519,15 @@ class Form(ABC):
 
 
 def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
-    """Reads a shard's sample, of either layout.
+    """Read a sample of a shard in the plain or in the published layout.
 
     Args:
-        labels, rules: `label_set` and `rules` of the set's row.
+        form: the form of the dataset.
+        members: the members of the sample.
+        labels, rules: `label_set` and `rules` of the dataset's row.
 
     Raises:
-        SampleError: what is wrong with it.
+        SampleError: The sample is wrong.
     """
     rules = Rules() if rules is None else rules
     if "json" not in members:
@@ -504,10 +552,16 @@ def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, 
 
 
 def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, names: tuple[str, ...]) -> bytes:
-    """A part of a sample: a member of the plain layout, or a base64 string of the published one.
+    """Return a part of a sample, from a member (plain layout) or from a base64 string (published layout).
+
+    Args:
+        members: the members of the sample.
+        document: the json member.
+        key: the field of the json member in the published layout.
+        names: the possible names of the member in the plain layout.
 
     Raises:
-        SampleError: it is in neither, or the string is not base64.
+        SampleError: The sample has neither, or the string is not base64.
     """
     for name in names:
         if name in members:
@@ -524,7 +578,7 @@ def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, 
 
 
 def stated_size(document: Mapping[str, Any]) -> Size | None:
-    """The width and height that a json states, where it states both."""
+    """Return (width, height) from a json, or None if the json lacks one of them."""
     width, height = side(document.get("width")), side(document.get("height"))
     return None if width is None or height is None else (width, height)
 
@@ -533,12 +587,16 @@ _MARKS = ("iscrowd", "ignore")
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation is a crowd, or marked to be ignored."""
+    """Return whether an annotation is a crowd, or marked as ignored."""
     return any(truth(annotation.get(mark)) for mark in _MARKS)
 
 
 def check_marks(annotation: Mapping[str, Any], where: str) -> None:
-    """Raises SampleError `annotation_malformed` where nobody can tell whether an annotation is a crowd."""
+    """Check the fields that mark crowds and ignored annotations.
+
+    Raises:
+        SampleError: `annotation_malformed`, a field is neither true nor false.
+    """
     for mark in _MARKS:
         if truth(annotation.get(mark)) is None:
             value = shown(annotation[mark])
@@ -546,5 +604,5 @@ def check_marks(annotation: Mapping[str, Any], where: str) -> None:
 
 
 def countable(value: Any) -> Hashable:
-    """An id from a file as something that can be a key; no check asks what kind of value an annotation's own id is."""
+    """Return an id from a file as a hashable value. The id of an annotation may be any json value."""
     return value if isinstance(value, (int, str)) else repr(value)

@@ -55,6 +55,7 @@ class Regions(Instances):
     """Regions with phrases. A region with a segmentation is a mask; a region with only a box is named as a box."""
 
     name: ClassVar[str] = "regions"
+    phrased: ClassVar[bool] = True
     what: ClassVar[str] = "regions with phrases, of Visual Genome, RefCOCO or a COCO-like json"
     more_arguments: ClassVar[tuple[str, ...]] = ("refs_file", "split")
 

@@ -57,8 +57,8 @@ def add_segmenter_flags(out: argparse.ArgumentParser) -> None:
     out.add_argument(
         "--segmenter",
         default="auto",
-        help="sam, transformers, embedded (no download) or auto, which is embedded without --sam_checkpoint "
-        "[%(default)s]",
+        help="a segmenter of `osm list segmenters`, module:Class, or auto: embedded (no download) without "
+        "--sam_checkpoint, else sam or transformers [%(default)s]",
     )
     out.add_argument(
         "--sam_checkpoint",

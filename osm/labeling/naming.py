@@ -15,7 +15,7 @@ from PIL import Image
 from osm.io.resizing import fitted_size, nearest_rows
 from osm.recognition.panoptic import MIN_FREE, MIN_PIXELS, MIN_PROB, Merged, merge
 from osm.recognition.recognizer import Recognition, Recognizer
-from osm.recognition.segmenters.base import Segment, Segmenter
+from osm.recognition.segmenters.base import ScoredMask, Segmenter
 
 ALTERNATIVES = 5  # default number of candidate names for a selected region
 
@@ -76,7 +76,7 @@ class NamedImage:
 
     scene: Image.Image
     size: tuple[int, int]
-    segments: list[Segment]
+    segments: list[ScoredMask]
     answers: list[Recognition]
     small: int
     merged: Merged = field(repr=False)
@@ -103,7 +103,7 @@ def name_image(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter,
     return NamedImage(scene, image.size, segments, answers, len(found) - len(segments), merged)
 
 
-def _merged(segments: list[Segment], answers: list[Recognition], request: MapRequest, scene: Image.Image) -> Merged:
+def _merged(segments: list[ScoredMask], answers: list[Recognition], request: MapRequest, scene: Image.Image) -> Merged:
     named = [k for k, answer in enumerate(answers) if not answer.skipped]
     if not named:
         return Merged(np.zeros(scene.size[::-1], np.int32), [], {})

@@ -6,6 +6,7 @@ Every sample is checked before it is written, because an error is cheaper here t
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any
 from osm.data.shard_writer import CATEGORIES, LAYOUTS, SUMMARY, ShardWriter
 from osm.datasets.table import BUILTIN, Dataset
 from osm.errors import OsmError, exit_code, write_failed
-from osm.forms import FORM_CLASSES, Form
+from osm.forms import FORMS, Form, form_class
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
 from osm.forms.instances import OpenImages
 from osm.forms.maps import PascalParts
@@ -57,12 +58,12 @@ class ConvertibleSet:
 
     @property
     def form(self) -> type[Form]:
-        return self.reads or FORM_CLASSES[self.row.form]
+        return self.reads or form_class(self.row.form)
 
 
 def _own(form: str, **more: Any) -> ConvertibleSet:
-    row = Dataset(form, form, FORM_CLASSES[form].what, "")
-    return ConvertibleSet(row, FORM_CLASSES[form].what, **more)
+    row = Dataset(form, form, form_class(form).what, "")
+    return ConvertibleSet(row, form_class(form).what, **more)
 
 
 SETS = {
@@ -87,6 +88,20 @@ SETS = {
     "semantic": _own("semantic"),
     "regions": _own("regions"),
 }
+
+
+def convertible_set(name: str) -> ConvertibleSet:
+    """Return the dataset called `name`, or any dataset of a form that was added to `osm.forms.FORMS`.
+
+    Raises:
+        OsmError: there is no such dataset and no such form.
+    """
+    return SETS[name] if name in SETS else _own(name)
+
+
+def is_added_form(name: str) -> bool:
+    """Return whether `name` is a registered or installed form, or the path of a class (`module:Class`)."""
+    return ":" in name or (name in FORMS and FORMS.origin(name) != "built in")
 
 
 class BadSamplesError(OsmError):
@@ -269,7 +284,7 @@ def _true_or_false(text: str) -> bool:
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Add the arguments of a dataset: the arguments of its form, and the arguments of all converters."""
-    chosen, defaults = SETS[name], ConvertOptions("")
+    chosen, defaults = convertible_set(name), ConvertOptions("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
     if chosen.of_coco:
@@ -300,7 +315,7 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def _files(args: argparse.Namespace) -> SetFiles:
     """Return the files of a dataset from its arguments."""
-    chosen = SETS[args.set]
+    chosen = convertible_set(args.set)
     given = {name: value for name, value in vars(args).items() if name in _FILE_FIELDS}
     extra = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}
     name = args.set if chosen.row.exact_names else chosen.row.form
@@ -310,7 +325,8 @@ def _files(args: argparse.Namespace) -> SetFiles:
 def parser(name: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of one dataset's script, or (None) of `osm prepare`, which takes the dataset's name first."""
     if name is not None:
-        own = CommandParser(description=f"Converts {SETS[name].what} to WebDataset shards.")
+        prog = f"osm prepare {name}" if is_added_form(name) else None
+        own = CommandParser(prog=prog, description=f"Converts {convertible_set(name).what} to WebDataset shards.")
         _add_arguments(own, name)
         return own
     every = CommandParser(prog="osm prepare", description="Converts a dataset to WebDataset shards.")
@@ -338,7 +354,7 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
         max_bad_annotations=args.max_bad_annotations,
     )
     try:
-        convert_set(SETS[args.set], _files(args), options)
+        convert_set(convertible_set(args.set), _files(args), options)
     except (OsmError, OSError) as error:
         logger.error(" ".join(str(error).split()))
         if isinstance(error, BadSamplesError):
@@ -351,5 +367,12 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(argv: Sequence[str] | None = None) -> int:
-    """Run the command `osm prepare SET ...` and return its exit code."""
-    return main(None, argv)
+    """Run `osm prepare SET ...` and return its exit code. SET is a dataset, or the name or `module:Class` of a form."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if given and is_added_form(given[0]):
+            return main(given[0], given[1:])
+    except OsmError as error:  # the form cannot be imported
+        logger.error(" ".join(str(error).split()))
+        return exit_code(error)
+    return main(None, given)

@@ -15,8 +15,9 @@ from osm.data.sample import SampleConfig
 from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
 from osm.data.stream import user_pipeline
-from osm.datasets.table import PHRASE_FORMS, Dataset, DatasetTable
+from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.forms import form_class
 from osm.models import checkpoint
 from osm.models.factory import base_config
 from osm.models.model_config import ModelConfig
@@ -331,7 +332,7 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
     """
     if row.labels:
         return row
-    if row.form in PHRASE_FORMS:
+    if form_class(row.form).phrased:
         return replace(row, json_file=None)
     labels = sibling(expand_shards(shards)[0], CATEGORIES)
     if is_remote(labels):

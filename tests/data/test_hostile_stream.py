@@ -14,12 +14,12 @@ from hostile import END, HUGE, header, jpeg_file, pictures, png_file, seconds, t
 from nine_sets import boxes, grey, semantic, tif
 from stream_sets import SIZE, bands, dataset, instances, panoptic, processor, rectangle, write_shard
 
+from osm import forms
 from osm.data.processor import Processor
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.stream import EpochLoader, StreamConfig
 from osm.datasets.table import Dataset
 from osm.errors import BY_RULE
-from osm.forms import FORM_CLASSES
 from osm.forms.base import LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +141,7 @@ def test_every_reason_is_documented_and_every_documented_one_is_raised() -> None
     reasons, patterns = raised()
     table = documented()
     assert len(reasons) > 25 and patterns == {r"\w+_unreadable", r"\w+_"}
-    reasons |= LOSSES | {form.nothing_usable for form in FORM_CLASSES.values()}
+    reasons |= LOSSES | {form.nothing_usable for form in map(forms.form_class, forms.FORMS.names())}
     assert reasons <= set(table)
     # A converter says `mask_...` where what is named after the image is wrong with a mask.
     made = {reason.replace("image_", "mask_") for reason in reasons if reason.startswith("image_")}

@@ -66,7 +66,7 @@ def test_what_cannot_be_meant_is_refused(segmenter: Any) -> None:
         ([(1, float("nan"))], None, "is not"),
         ([], None, "no point"),
         ([(1, 1)], [False], "no point that the segment must have"),
-        ([(1, 1)], [True, False], "1 points, but `inside` tells of 2"),
+        ([(1, 1)], [True, False], "1 points, but `inside` has 2 values"),
     ]:
         with pytest.raises(OsmError, match=message):
             segmenter.at_points(points, inside)
@@ -158,7 +158,7 @@ def test_the_type_is_in_the_name(kind: str) -> None:
 def test_loading_says_what_is_wrong(built: Any, tmp_path: Path) -> None:  # noqa: F811
     recognizer = Recognizer(*built)
     for options, message in [
-        ({"name": "magic"}, "--segmenter 'magic' is not one of auto, sam"),
+        ({"name": "magic"}, "--segmenter 'magic' is not one of auto, embedded, sam"),
         ({"name": "sam"}, "needs a checkpoint"),
         ({"name": "embedded"}, "recognizer"),
         ({"name": "embedded", "checkpoint": "x.pth", "recognizer": recognizer}, "takes no checkpoint"),

@@ -9,7 +9,7 @@ from PIL import Image
 from skimage.segmentation import felzenszwalb
 
 from osm.errors import OsmError
-from osm.recognition.segmenters.base import Segment, by_area
+from osm.recognition.segmenters.base import ScoredMask, by_area
 
 
 class Areas:
@@ -28,18 +28,18 @@ class Areas:
         self._ids = np.asarray(Image.fromarray(ids).resize(image.size, Image.Resampling.NEAREST))
         self.pictures += 1
 
-    def everything(self) -> list[Segment]:
-        return by_area([Segment(self.ids == number) for number in np.unique(self.ids)])
+    def everything(self) -> list[ScoredMask]:
+        return by_area([ScoredMask(self.ids == number) for number in np.unique(self.ids)])
 
-    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> Segment:
+    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
         (x, y), *_ = points
-        return Segment(self.ids == self.ids[int(y), int(x)])
+        return ScoredMask(self.ids == self.ids[int(y), int(x)])
 
-    def in_box(self, box: Sequence[float]) -> Segment:
+    def in_box(self, box: Sequence[float]) -> ScoredMask:
         x, y, width, height = (int(side) for side in box)
         mask = np.zeros(self.ids.shape, bool)
         mask[y : y + height, x : x + width] = True
-        return Segment(mask)
+        return ScoredMask(mask)
 
     @property
     def ids(self) -> np.ndarray:

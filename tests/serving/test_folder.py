@@ -26,7 +26,7 @@ from osm.labeling.folder_cli import main
 from osm.labeling.naming import MapRequest, name_image
 from osm.models.checkpoint import save_folder
 from osm.recognition.recognizer import Recognizer
-from osm.recognition.segmenters import Segment
+from osm.recognition.segmenters import ScoredMask
 from osm.recognition.segmenters.embedded import EmbeddedSegmenter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,13 +174,13 @@ class Cells:
     def set_image(self, image: Image.Image) -> None:
         self.size = image.size
 
-    def everything(self) -> list[Segment]:
+    def everything(self) -> list[ScoredMask]:
         found = []
         for y in range(0, 40, 2):
             for x in range(0, 40, 2):
                 mask = np.zeros(self.size[::-1], bool)
                 mask[y : y + 2, x : x + 2] = True
-                found.append(Segment(mask))
+                found.append(ScoredMask(mask))
         return found
 
 
@@ -207,7 +207,7 @@ def test_what_is_small_is_counted_and_not_named(recognizer: Recognizer) -> None:
 
 def test_a_failing_segmenter_is_a_failed_picture(recognizer: Recognizer, tmp_path: Path) -> None:
     class Failing(Cells):
-        def everything(self) -> list[Segment]:
+        def everything(self) -> list[ScoredMask]:
             raise RuntimeError("out of something")
 
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")

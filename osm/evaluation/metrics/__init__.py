@@ -1,7 +1,15 @@
-"""What is measured of predictions, from names, probabilities and areas alone: no image, no model but (where it is
-installed) a sentence encoder."""
+"""Metrics of predicted names, computed from names, probabilities and areas alone.
+
+No metric reads an image. The only model is a sentence encoder, where it is installed.
+
+A package adds a metric by deriving from `osm.evaluation.metrics.base.Metric` (or `MaskMetric`) and naming its class in
+the entry-point group `osm.metrics` (see examples/metric), or by `register_metric`. `--metrics` also takes a class as
+`module:Class`.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from osm.evaluation.metrics.published import (
     accepted_forms,
@@ -15,8 +23,14 @@ from osm.evaluation.metrics.published import (
     singular_forms,
 )
 from osm.evaluation.metrics.statistics import ratio, wilson_interval
+from osm.registry import Registry
+
+if TYPE_CHECKING:
+    from osm.evaluation.metrics.base import Metric
 
 __all__ = [
+    "BUILTIN_METRICS",
+    "METRICS",
     "accepted_forms",
     "head_is_correct",
     "in_vocabulary",
@@ -26,6 +40,25 @@ __all__ = [
     "normalize",
     "plural_forms",
     "ratio",
+    "register_metric",
     "singular_forms",
     "wilson_interval",
 ]
+
+BUILTIN_METRICS = {
+    "acc": "osm.evaluation.metrics.scores:Accuracy",
+    "niv": "osm.evaluation.metrics.scores:NotInVocabulary",
+    "semantic_iou": "osm.evaluation.metrics.scores:SemanticIoU",
+    "parts_of_names": "osm.evaluation.metrics.scores:PartsOfNames",
+    "either_vocabulary": "osm.evaluation.metrics.scores:EitherVocabulary",
+    "semantic_similarity": "osm.evaluation.metrics.scores:SemanticSimilarity",
+    "wordnet": "osm.evaluation.metrics.scores:WordNetRelations",
+    "wups": "osm.evaluation.metrics.scores:WuPalmerSimilarity",
+    "acc_by_size": "osm.evaluation.metrics.scores:AccuracyBySize",
+    "acc_by_frequency": "osm.evaluation.metrics.scores:AccuracyByFrequency",
+}
+"""The metrics of this package, in the order of their columns in tables."""
+METRICS: Registry[type[Metric]] = Registry(
+    "metric", "osm.metrics", BUILTIN_METRICS, "osm.evaluation.metrics.base:Metric"
+)
+register_metric = METRICS.register

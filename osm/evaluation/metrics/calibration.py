@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: the reliability table and the expected calibration error.
+"""Calibration of predicted probabilities: the reliability table and the expected calibration error.
 
 Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
 """
@@ -15,7 +15,15 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Bin:
-    """One bin of probabilities: (low, high], the first one with 0; means are None where it is empty."""
+    """One bin of the reliability table.
+
+    Attributes:
+        low: the exclusive lower bound. The first bin includes 0.
+        high: the inclusive upper bound.
+        masks: the number of masks in the bin.
+        prob: the mean probability; None if the bin is empty.
+        acc: the accuracy; None if the bin is empty.
+    """
 
     low: float
     high: float
@@ -26,12 +34,12 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The table of one mode.
+    """The reliability table of one mode.
 
     Attributes:
-        bins: equally wide, from 0 to 1.
-        masks: how many have a probability.
-        without_prob: how many have a prediction without one; they are left out.
+        bins: bins of equal width from 0 to 1.
+        masks: the number of masks with a probability.
+        without_prob: the number of predictions without a probability. They are left out.
     """
 
     bins: tuple[Bin, ...]
@@ -40,7 +48,10 @@ class Calibration:
 
     @property
     def ece(self) -> float | None:
-        """sum over bins of masks of the bin / masks * |acc - mean prob|, 0 to 1; None without any mask."""
+        """Return the expected calibration error, 0 to 1, or None without masks.
+
+        The error is the sum over bins of |accuracy - mean probability|, weighted by the share of masks in the bin.
+        """
         if not self.masks:
             return None
         gaps = [
@@ -49,6 +60,7 @@ class Calibration:
         return sum(gaps) / self.masks
 
     def as_json(self) -> dict[str, Any]:
+        """Return the error, the counts and the bins as plain values."""
         return {
             "ece": self.ece,
             "masks": self.masks,
@@ -58,11 +70,12 @@ class Calibration:
 
 
 def calibrate(probs: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Calibration:
-    """The reliability table.
+    """Compute the reliability table.
 
     Args:
-        probs: float (masks,), 0 to 1, nan where there is none.
-        correct: bool or 0/1 (masks,).
+        probs: float (masks,), 0 to 1, nan for predictions without a probability.
+        correct: bool or 0/1 (masks,), whether the name is right.
+        bins: the number of bins.
     """
     there = ~np.isnan(probs)
     probs, right = probs[there], correct[there].astype(float)

@@ -1,4 +1,4 @@
-"""Scores of prediction files: the published lines, recomputed from the files alone."""
+"""The published figures of prediction files, Acc and Not-In-Vocab, computed from the files alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError
-from osm.evaluation.metrics import in_vocabulary, is_correct, majority_class, ratio
+from osm.evaluation.metrics import majority_class, ratio
+from osm.evaluation.metrics.scores import PUBLISHED, MaskScores, score_masks, select_metrics
 from osm.evaluation.predict.parts import listing
 from osm.evaluation.predict.prediction_files import list_predictions, prediction_path
 from osm.evaluation.predict.records import MaskRecord, SetRecords, read_files
@@ -18,14 +19,26 @@ from osm.evaluation.predict.records import MaskRecord, SetRecords, read_files
 
 @dataclass
 class Score:
-    """One mode of one set: masks with a prediction, the right ones, and those outside of the vocabulary."""
+    """The counts of one mode of one set.
+
+    Attributes:
+        total: masks with a prediction in the mode.
+        correct: masks whose predicted name is right.
+        not_in_vocabulary: masks whose predicted name is no name of the set.
+    """
 
     total: int = 0
     correct: int = 0
     not_in_vocabulary: int = 0
 
+    @classmethod
+    def of(cls, scores: MaskScores) -> Score:
+        """Return the counts of masks that were scored by Acc and NIV."""
+        acc, niv = scores.columns["acc"], scores.columns["niv"]
+        return cls(len(scores.masks), int(acc.sum()), int(niv.sum()))
+
     def line(self) -> str:
-        """The published line's content; nothing is divided where no mask has a prediction in the mode."""
+        """Return the content of the published line, or a note if no mask has a prediction in the mode."""
         if not self.total:
             return "no prediction in this mode"
         return (
@@ -34,7 +47,7 @@ class Score:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The same figures; null where nothing was counted."""
+        """Return the counts and rates as plain values. The rates are None if no mask has a prediction in the mode."""
         return {
             "correct": self.correct,
             "not_in_vocabulary": self.not_in_vocabulary,
@@ -49,12 +62,14 @@ class SetResult:
     """The result of one set.
 
     Attributes:
-        records: what the files say.
-        agnostic, specific: in mode `any`, and in the set's own.
-        without_prediction: annotations with no prediction at all (not counted above), crowd left out.
-        crowd: crowd annotations with no prediction.
-        ignored: annotations with a prediction whose class the row's `ignored_ids` name (not counted above).
-        categories: masks with a prediction by category id.
+        records: the content of the prediction files.
+        agnostic: the counts of mode `any`.
+        specific: the counts of the set's own mode.
+        without_prediction: the number of annotations without a prediction, except crowds. They are in no other count.
+        crowd: the number of crowd annotations without a prediction.
+        ignored: the number of annotations with a prediction whose class is in the row's `ignored_ids`. They are in no
+            other count.
+        categories: for each category id, the number of masks with a prediction.
     """
 
     records: SetRecords
@@ -67,19 +82,20 @@ class SetResult:
 
     @property
     def row(self) -> Dataset:
+        """The set's row in the dataset table."""
         return self.records.row
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """The first meta file's content; empty where there is none."""
+        """The content of the first meta file, or an empty mapping without meta files."""
         return self.records.meta
 
     def lines(self) -> str:
-        """The published output."""
+        """Return the published output."""
         return f"{self.row.title} evaluation:\nAgnostic: {self.agnostic.line()}\nSpecific: {self.specific.line()}"
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for `--json`."""
+        """Return all figures as plain values, for `--json`."""
         majority = majority_class(self.categories)
         return {
             "title": self.row.title,
@@ -97,14 +113,19 @@ class SetResult:
 
 
 def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[list[SetResult], list[str]]:
-    """Evaluates every set of the table that has prediction files in a folder.
+    """Evaluate every set of the table that has prediction files in a folder.
+
+    Args:
+        out_dir: the folder that generate_pred.py wrote.
+        parts: the number of parts that generate_pred.py was run in.
+        table: the rows of the sets, by name.
 
     Returns:
-        The results, and a line for each set left out because it has none.
+        The results, and a line for each set that is left out because it has no prediction files.
 
     Raises:
-        OsmError: no prediction file at all, a part missing, parts that overlap or are of different runs, or a file that
-            is not right.
+        OsmError: There is no prediction file, a part is missing, parts overlap or come from different runs, or the
+            content of a file is wrong.
     """
     if parts < 1:
         raise OsmError(f"number of parts {parts}: expected the n that generate_pred.py was run with, 1 or more")
@@ -133,16 +154,19 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
 
 
 def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
-    """Evaluates the prediction files of one set, all its parts together."""
+    """Evaluate all parts of the prediction files of one set."""
     result = SetResult(read_files(row, paths))
     for image in result.records.images:
         for mask in image.masks:
             _count(result, mask)
+    published = select_metrics(PUBLISHED)
+    result.agnostic = Score.of(score_masks(result.records, ANY_MODE, metrics=published))
+    result.specific = Score.of(score_masks(result.records, row.name, metrics=published))
     return result
 
 
 def _count(result: SetResult, mask: MaskRecord) -> None:
-    """Counts one annotation of a prediction file."""
+    """Count one annotation of a prediction file, except its scores."""
     if not mask.predictions:
         if mask.crowd:
             result.crowd += 1
@@ -152,11 +176,4 @@ def _count(result: SetResult, mask: MaskRecord) -> None:
     if mask.ignored:
         result.ignored += 1
         return
-    labels = result.row.label_set
     result.categories[mask.category_id] += 1
-    for mode, score in ((ANY_MODE, result.agnostic), (result.row.name, result.specific)):
-        if mode in mask.predictions:
-            name = mask.predictions[mode].name
-            score.total += 1
-            score.correct += is_correct(name, labels[mask.category_id].names)
-            score.not_in_vocabulary += not in_vocabulary(name, labels)

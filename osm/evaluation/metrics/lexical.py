@@ -1,9 +1,10 @@
-"""How a predicted name is related to a class's names in WordNet, and how near: WUPS.
+"""Relations between a predicted name and a class's names in WordNet, and Wu and Palmer's similarity (WUPS).
 
-Names are nouns of one or several words; plurals count as their singulars. A name of several words that WordNet lacks
-("striped kettle") is taken as a kind of the longest end of it that WordNet has ("kettle"): below it, and equal to no
-other. A note in brackets is left out ("bow (weapon)"). A relation holds if any sense of the one name has it to any
-sense of the other: which one is meant is not known, so relations are found rather too often than too seldom.
+A name is a noun of one or several words. A plural counts as its singular. If WordNet does not have a name of several
+words ("striped kettle"), the name counts as a hyponym of its longest ending that WordNet has ("kettle"). A note in
+brackets is removed ("bow (weapon)"). A relation between two names holds if it holds between any sense of one name and
+any sense of the other, because the intended senses are unknown. Therefore relations are found too often rather than too
+rarely.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ RELATIONS = {
     "wrong": "none of these",
     "unknown": "not to be judged: WordNet lacks the name, or the class's",
 }
-"""From the nearest to the farthest; the first that holds is counted."""
+"""Relations and their meanings, from the nearest to the farthest. The first one that holds is counted."""
 WUPS_THRESHOLD = 0.9
 _NOTE = re.compile(r"\([^()]*\)")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A name in WordNet: its senses, or (`below`) those of the end of it that WordNet has."""
+class WordNetEntry:
+    """The entry of a name in WordNet.
+
+    Attributes:
+        senses: the senses of the name, or of its longest ending that WordNet has.
+        below: True if the senses are of an ending of the name. The name is then a hyponym of the senses.
+    """
 
     senses: frozenset[int]
     below: bool = False
@@ -41,7 +47,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Judgement:
-    """`relation`: one of `RELATIONS`; `similarity`: Wu and Palmer's, 0 to 1; `by_head`: a name was not found whole."""
+    """The judgement of a predicted name.
+
+    Attributes:
+        relation: one of `RELATIONS`.
+        similarity: Wu and Palmer's similarity, 0 to 1.
+        by_head: True if WordNet has only the last words of the prediction or of a name of the class.
+    """
 
     relation: str
     similarity: float
@@ -49,23 +61,23 @@ class Judgement:
 
 
 class Lexicon:
-    """Judges names by a WordNet; each pair of a prediction and a class is judged once."""
+    """Judges predicted names by WordNet. Each pair of a prediction and a class is judged once and cached."""
 
     def __init__(self, wordnet: WordNet) -> None:
         self.wordnet = wordnet
         self.entry = cache(self._entry)
         self.judge = cache(self._judge)
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str) -> WordNetEntry:
         words = _NOTE.sub(" ", normalize(name)).split()
-        # No longer ends than there are entries: a name from a file may have a million words.
+        # A name in a file may have a million words, so endings longer than the longest entry are not looked up.
         for start in range(max(0, len(words) - self.wordnet.longest), len(words)):
             if senses := self.wordnet.senses(" ".join(words[start:])):
-                return Entry(senses, below=start > 0)
-        return Entry(frozenset())
+                return WordNetEntry(senses, below=start > 0)
+        return WordNetEntry(frozenset())
 
     def _judge(self, prediction: str, names: tuple[str, ...]) -> Judgement:
-        """How a prediction is related to a class with these names: the nearest relation to any of them."""
+        """Return the nearest relation of a prediction to any of the class's names."""
         said, meant = self.entry(prediction), [self.entry(name) for name in names]
         by_head = said.below or any(entry.below for entry in meant)
         if is_correct(prediction, names) or self._same_lemma(prediction, names):
@@ -80,14 +92,17 @@ class Lexicon:
         return Judgement(relation, max(self._similarity(said, entry) for entry in meant), by_head)
 
     def _same_lemma(self, prediction: str, names: Iterable[str]) -> bool:
-        """Whether both are forms of one entry ("men", "man"), which the published plurals miss."""
+        """Return whether the prediction and a name are forms of one entry, such as "men" and "man".
+
+        The published plural rules miss such pairs.
+        """
         lemmas = self.wordnet.lemmas(normalize(prediction))
         return any(lemmas & self.wordnet.lemmas(name) for name in names)
 
-    def _relation(self, said: Entry, meant: Entry) -> str:
+    def _relation(self, said: WordNetEntry, meant: WordNetEntry) -> str:
         if not said.below and not meant.below and said.senses & meant.senses:
             return "synonym"
-        # What is below its entry is more specific than it, and nothing is below what is itself no entry.
+        # A name below its entry is more specific than the entry. No name can be below a name that has no entry itself.
         if not meant.below and any(not meant.senses.isdisjoint(self.wordnet.above(one)) for one in said.senses):
             return "hyponym"
         if not said.below and any(not said.senses.isdisjoint(self.wordnet.above(one)) for one in meant.senses):
@@ -98,13 +113,17 @@ class Lexicon:
             return "whole"
         return "wrong"
 
-    def _similarity(self, said: Entry, meant: Entry) -> float:
+    def _similarity(self, said: WordNetEntry, meant: WordNetEntry) -> float:
         return max(self._wu_palmer(a, b, said.below + meant.below) for a in said.senses for b in meant.senses)
 
     def _wu_palmer(self, a: int, b: int, more: int) -> float:
-        """2 d / (2 d + steps from a and b up to the sense above both that makes it largest); d: that sense's depth.
+        """Return Wu and Palmer's similarity of two senses, the largest over their common hypernyms.
 
-        `more`: steps from names down below a and b.
+        For a common hypernym of depth d, the similarity is 2 d / (2 d + steps from a to it + steps from b to it).
+
+        Args:
+            a, b: the senses.
+            more: the number of additional steps from the names down from a and b.
         """
         above_a, above_b = self.wordnet.above(a), self.wordnet.above(b)
         depths = {common: 2 * self.wordnet.depth(common) for common in above_a.keys() & above_b.keys()}
@@ -112,5 +131,5 @@ class Lexicon:
 
 
 def wups(similarity: float, threshold: float = WUPS_THRESHOLD) -> float:
-    """WUPS of one name (Malinowski and Fritz 2014): similarities below the threshold count a tenth."""
+    """Return WUPS of one name (Malinowski and Fritz 2014): a similarity below the threshold counts a tenth."""
     return similarity if similarity >= threshold else 0.1 * similarity

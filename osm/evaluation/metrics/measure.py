@@ -1,8 +1,8 @@
-"""All metrics of all sets of a folder, recomputed from the prediction files alone."""
+"""The metrics of one set in both modes, with intervals, as tables and as json."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,57 +10,51 @@ from typing import Any
 from osm.datasets.labels import FREQUENCIES
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError, shown
+from osm.evaluation.metrics.base import Metric, Tools
 from osm.evaluation.metrics.calibration import Calibration
 from osm.evaluation.metrics.evaluate import SetResult
 from osm.evaluation.metrics.lexical import Lexicon
-from osm.evaluation.metrics.scores import CLASS, MaskScores, Tools, score_masks
+from osm.evaluation.metrics.scores import CLASS, MaskScores, all_metrics, score_masks
 from osm.evaluation.metrics.statistics import Bootstrap, Rate
 from osm.evaluation.metrics.wordnet import find_wordnet
 from osm.files import read_json
 from osm.storage.cache import localize
 
-PUBLISHED, ALL = METRICS = ("published", "all")
-NAMES = {
-    "acc": "Acc",
-    "niv": "Not-In-Vocab",
-    "semantic_similarity": "Semantic Similarity, target name",
-    "semantic_similarity_best": "Semantic Similarity, best of the class's names",
-    "semantic_iou": "Semantic IoU, target name",
-    "semantic_iou_best": "Semantic IoU, best of the class's names",
-    "wups_0.0": "WUPS at 0.0",
-    "wups_0.9": "WUPS at 0.9",
-    "either_vocabulary": "Acc in any vocabulary",
-}
-
 
 def title_of(key: str) -> str:
-    """A column's name as tables write it."""
-    group, _, name = key.rpartition("/")
-    if not group:
-        return NAMES[key]
-    named = FREQUENCIES.get(name, name) if group == "acc/frequency" else name
-    spoken = {"acc/size": "Acc, {} masks", "acc/frequency": "Acc, {} classes", "lexical": "WordNet: {}"}
-    return spoken.get(group, "parts of names: {}").format(named.replace("_", " "))
+    """Return the title of a column in tables. The key itself is its title if no registered metric has the column."""
+    return next((titles[key] for metric in all_metrics() if key in (titles := metric.titles())), key)
 
 
 @dataclass(frozen=True)
 class ModeMeasures:
-    """One mode of one set: rates by column, classes too, and the reliability table."""
+    """The metrics of one mode of one set.
+
+    Attributes:
+        scores: the scores of the masks.
+        rates: the rate of each column, and the accuracy of each class.
+        calibration: the reliability table.
+    """
 
     scores: MaskScores
     rates: Mapping[str, Rate]
     calibration: Calibration
 
     def main(self) -> dict[str, Rate]:
-        """The rates but for those of single classes."""
+        """Return the rates without the accuracies of single classes."""
         return {key: rate for key, rate in self.rates.items() if not key.startswith(CLASS)}
 
 
 @dataclass(frozen=True)
 class SetMeasures:
-    """One set: its own mode (`specific`) and `any` (`agnostic`); None where it has no prediction of a mode.
+    """The metrics of one set.
 
-    `wordnet`: the release that relations were read from; `notes`: what was left out, and why.
+    Attributes:
+        specific: the metrics of the set's own mode; None if no mask has a prediction in this mode.
+        agnostic: the metrics of mode `any`; None if no mask has a prediction in this mode.
+        bootstrap: the parameters of the intervals.
+        wordnet: the release of WordNet that was used; None without WordNet.
+        notes: what was left out, and why.
     """
 
     specific: ModeMeasures | None
@@ -71,11 +65,12 @@ class SetMeasures:
 
     @property
     def modes(self) -> dict[str, ModeMeasures]:
-        """The modes that are there, by the names that the published output has for them."""
+        """The modes with predictions, by their names in the published output."""
         both = {"specific": self.specific, "agnostic": self.agnostic}
         return {name: mode for name, mode in both.items() if mode is not None}
 
     def as_json(self) -> dict[str, Any]:
+        """Return all figures as plain values."""
         return {
             "bootstrap": {"over": "images", "samples": self.bootstrap.samples, "seed": self.bootstrap.seed},
             **{name: _mode_json(mode) for name, mode in self.modes.items()},
@@ -84,7 +79,7 @@ class SetMeasures:
         }
 
     def lines(self, row: Dataset) -> list[str]:
-        """A readable table."""
+        """Return a table as lines of text."""
         modes = self.modes
         if not modes:
             return [f"{row.title}: no prediction in any mode"]
@@ -95,9 +90,10 @@ class SetMeasures:
             f"samples, seed {self.bootstrap.seed})",
             f"{'':<48}" + "".join(f"{name:>26}" for name in modes),
         ]
+        titles = {key: title for mode in modes.values() for key, title in mode.scores.titles.items()}
         for key in dict.fromkeys(key for mode in modes.values() for key in mode.main()):
             cells = [_cell(mode.rates.get(key)) for mode in modes.values()]
-            lines.append(f"{title_of(key):<48}" + "".join(f"{cell:>26}" for cell in cells))
+            lines.append(f"{titles[key]:<48}" + "".join(f"{cell:>26}" for cell in cells))
         errors = [
             "-" if mode.calibration.ece is None else f"{100 * mode.calibration.ece:.1f}" for mode in modes.values()
         ]
@@ -124,7 +120,7 @@ def _mode_json(mode: ModeMeasures) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def find_tools() -> Tools:
-    """The sentence encoder and WordNet, where they are installed; loaded once."""
+    """Load the sentence encoder and WordNet if they are installed. They are loaded once."""
     encoder, lexicon, notes = None, None, []
     try:
         from osm.recognition.similarity import SentenceEncoder  # imports torch
@@ -144,17 +140,22 @@ def measure(
     tools: Tools,
     bootstrap: Bootstrap | None = None,
     frequencies: Mapping[int, str] | None = None,
+    metrics: Sequence[Metric] | None = None,
 ) -> SetMeasures:
-    """All metrics of one set.
+    """Compute metrics of one set, in its own mode and in mode `any`.
 
     Args:
-        frequencies: r, c or f by category id; None = as the set's labels tell.
+        result: the set's prediction files, read and counted.
+        tools: models and databases that some metrics need.
+        bootstrap: None: the default number of samples.
+        frequencies: LVIS's r, c or f by category id. None: the frequencies of the set's labels.
+        metrics: None: all registered metrics.
     """
     bootstrap = bootstrap or Bootstrap()
     found: dict[str, ModeMeasures | None] = {}
     notes = list(tools.notes)
     for mode in (result.row.name, ANY_MODE):
-        scores = score_masks(result.records, mode, tools, frequencies)
+        scores = score_masks(result.records, mode, tools, frequencies, metrics)
         calibration = scores.calibration()
         if scores.by_head:
             notes.append(f"mode {mode}: {scores.by_head} masks have a name that WordNet knows by its last words alone")
@@ -168,13 +169,18 @@ def measure(
 
 
 def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict[str, dict[int, str]]:
-    """Which classes are rare, common and frequent: set -> category id -> r, c or f.
+    """Read which classes are rare, common and frequent.
 
     Args:
-        given: `SET=FILE`; a json whose `categories` have `frequency`, or `image_count`, as LVIS's have.
+        given: values of `--frequencies`, each `SET=FILE`. The file is a json whose `categories` have `frequency` or
+            `image_count`, as LVIS's have.
+        table: the rows of the sets, by name.
+
+    Returns:
+        set -> category id -> r, c or f.
 
     Raises:
-        OsmError: another form, an unknown set, or a file that tells of none of the set's classes.
+        OsmError: A value has another form, a set is unknown, or a file has the frequency of none of the set's classes.
     """
     found = {}
     for text in given:

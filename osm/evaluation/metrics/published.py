@@ -1,7 +1,8 @@
-"""Acc and NIV, as published, over pure strings.
+"""The published rules of Acc and NIV, for pairs of strings.
 
-*Acc*: the share of the masks whose name is one of their class's names, or a plural or singular form of one.
-*NIV* (not in vocabulary): the share whose name is none of the whole set's names; plural forms do not count here.
+*Acc* is the share of masks whose predicted name is a name of their class, or a plural or singular form of such a name.
+*NIV* (not in vocabulary) is the share of masks whose predicted name is no name of any class of the set. For NIV, plural
+forms of a name are not names.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from osm.datasets.labels import LabelSet
 
 
 def plural_forms(name: str) -> set[str]:
-    """The plurals tried: + s, + es, y -> ies, f -> ves, fe -> ves (right or wrong English alike, as published)."""
+    """Return the accepted plurals: + s, + es, y -> ies, f -> ves, fe -> ves.
+
+    As published, the rules are applied to every name, so some plurals are not English.
+    """
     forms = {name + "s", name + "es"}
     if name.endswith("y"):
         forms.add(name[:-1] + "ies")
@@ -25,7 +29,7 @@ def plural_forms(name: str) -> set[str]:
 
 
 def singular_forms(name: str) -> set[str]:
-    """The singulars tried: without s, without es, ies -> y, ves -> f and fe."""
+    """Return the accepted singulars: without s, without es, ies -> y, ves -> f and fe."""
     forms = set()
     if name.endswith("s"):
         forms.add(name[:-1])
@@ -39,39 +43,42 @@ def singular_forms(name: str) -> set[str]:
 
 
 def accepted_forms(names: Iterable[str]) -> frozenset[str]:
-    """Every answer that counts as right for a class with these names; the empty one never does."""
+    """Return all predictions that are right for a class with these names. The empty prediction is never right."""
     return _accepted(tuple(names))
 
 
-@lru_cache(maxsize=20_000)  # the classes of the largest set, asked about mask by mask
+@lru_cache(maxsize=20_000)  # more than the number of classes of the largest set, because this runs for every mask
 def _accepted(names: tuple[str, ...]) -> frozenset[str]:
     accepted: set[str] = set()
     for name in names:
         accepted |= {name} | plural_forms(name) | singular_forms(name)
-    # A class named "s" would otherwise accept the empty answer.
+    # A class named "s" would otherwise accept the empty prediction.
     return frozenset(accepted - {""})
 
 
 def normalize(prediction: str) -> str:
-    """A prediction as it is compared: lower case (predictions are stored stripped, but with their case)."""
+    """Return a prediction in lower case and without surrounding whitespace, as it is compared with names."""
     return prediction.lower().strip()
 
 
 def is_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Whether the prediction is right for a class with these names."""
+    """Return whether the prediction is right for a class with these names."""
     return normalize(prediction) in accepted_forms(names)
 
 
 def head_is_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Whether the prediction's last word is that of one of the names ("striped kettle": "kettle"), plurals allowed."""
+    """Return whether the prediction's last word is the last word of a name ("kettle" of "striped kettle").
+
+    Plural and singular forms are accepted.
+    """
     words = normalize(prediction).split()
     return bool(words) and words[-1] in accepted_forms(name.split()[-1] for name in names if name.split())
 
 
 def modifiers_are_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Whether all words before the prediction's last one are those of one of the names ("striped kettle": "striped").
+    """Return whether the words before the prediction's last word equal those of a name ("striped" of "striped kettle").
 
-    A one-word prediction has none; that is right only where the whole of it is (a one-word synonym).
+    A one-word prediction is right only if it is an accepted name, for example a one-word synonym.
     """
     names = tuple(names)
     modifiers = normalize(prediction).split()[:-1]
@@ -81,15 +88,21 @@ def modifiers_are_correct(prediction: str, names: Iterable[str]) -> bool:
 
 
 def in_vocabulary(prediction: str, labels: LabelSet) -> bool:
-    """Whether the prediction is a name of any class of the set (synonyms too, plural forms not)."""
+    """Return whether the prediction is a name of any class of the set.
+
+    Synonyms are names. Plural forms are not accepted.
+    """
     return normalize(prediction) in labels.vocabulary
 
 
 def majority_class(counts: Mapping[int, int]) -> tuple[int, float] | None:
-    """What looking at nothing gives: the most frequent category id (the smallest of equals) and its share.
+    """Return the most frequent category id and its share of the masks, or None without masks.
+
+    The share is the accuracy of a model that always predicts this class. Of equally frequent ids, the smallest is
+    returned.
 
     Args:
-        counts: how many counted masks each category id has.
+        counts: for each category id, the number of counted masks.
     """
     total = sum(counts.values())
     if not total:

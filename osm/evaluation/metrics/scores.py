@@ -1,17 +1,19 @@
-"""What every mask scores, metric by metric, and in which groups of masks: the columns that rates are means of."""
+"""The built-in metrics, and the columns that a set of metrics gives for the masks of one mode."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from osm.datasets.labels import FREQUENCIES, LabelClass
 from osm.datasets.table import ANY_MODE, Dataset
+from osm.errors import OsmError
+from osm.evaluation.metrics import BUILTIN_METRICS, METRICS
+from osm.evaluation.metrics.base import Column, MaskMetric, Metric, NamedMasks, Tools, checked_columns
 from osm.evaluation.metrics.calibration import Calibration, calibrate
-from osm.evaluation.metrics.lexical import RELATIONS, Lexicon, wups
+from osm.evaluation.metrics.lexical import RELATIONS, wups
 from osm.evaluation.metrics.published import (
     head_is_correct,
     in_vocabulary,
@@ -23,40 +25,255 @@ from osm.evaluation.metrics.semantic import best_semantic_iou, semantic_iou, sem
 from osm.evaluation.metrics.statistics import Bootstrap, ImageSums, Rate
 from osm.evaluation.predict.records import MaskRecord, SetRecords
 
-if TYPE_CHECKING:
-    from osm.recognition.similarity import SentenceEncoder
-
-# COCO's sizes by area in pixels (its evaluation code, areaRng): below 32^2, below 96^2, and the rest.
+# COCO's sizes by area in pixels (areaRng in its evaluation code): below 32^2, below 96^2, and the rest.
 SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": float("inf")}
 PARTS = ("full_right", "head_right", "modifiers_right")
 SIZE, FREQUENCY, CLASS, LEXICAL, PART = "acc/size/", "acc/frequency/", "acc/class/", "lexical/", "parts_of_names/"
+PUBLISHED, ALL = "published", "all"
+"""Values of `--metrics` that stand for several metrics: Acc and NIV, and all registered metrics."""
 
 
 def size_of(area: float) -> str:
-    """`small`, `medium` or `large`."""
+    """Return `small`, `medium` or `large` for an area in pixels."""
     return next(name for name, limit in SIZES.items() if area < limit)
 
 
-@dataclass(frozen=True)
-class Tools:
-    """What some metrics need; `notes` says of those that are not there why, and what would help."""
+def _floats(values: Iterable[float]) -> np.ndarray:
+    return np.array(list(values), dtype=float)
 
-    encoder: SentenceEncoder | None = None
-    lexicon: Lexicon | None = None
-    notes: tuple[str, ...] = ()
+
+def _target_and_best(metric: Metric) -> dict[str, str]:
+    """Return the titles of two columns: with the class's first name, and the largest value over all its names."""
+    title = metric.title
+    return {metric.name: f"{title}, target name", f"{metric.name}_best": f"{title}, best of the class's names"}
+
+
+# -- the built-in metrics --------------------------------------------------------------------------------------------
+
+
+class Accuracy(Metric):
+    """Acc: the share of masks whose predicted name is one of the class's names, in singular or plural."""
+
+    name, title = "acc", "Acc"
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return 1 for each mask with a right name, else 0."""
+        return {self.name: masks.correct}
+
+
+class NotInVocabulary(Metric):
+    """NIV: the share of masks whose predicted name is no name of any class of the set."""
+
+    name, title = "niv", "Not-In-Vocab"
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return 1 for each mask with a name outside the vocabulary, else 0."""
+        return {self.name: _floats(not in_vocabulary(name, masks.row.label_set) for name in masks.predictions)}
+
+
+class SemanticIoU(Metric):
+    """Semantic IoU: words shared by the predicted name and the class's name, as a share of all their words."""
+
+    name, title = "semantic_iou", "Semantic IoU"
+
+    def titles(self) -> dict[str, str]:
+        """Return the titles of both columns."""
+        return _target_and_best(self)
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return the IoU with the class's first name, and the largest IoU with any of its names."""
+        return {
+            self.name: _floats(semantic_iou(name, label.target) for name, label in masks.pairs),
+            f"{self.name}_best": _floats(best_semantic_iou(name, label.names) for name, label in masks.pairs),
+        }
+
+
+class PartsOfNames(Metric):
+    """Parts of names: whole name, last word and words before it, right or wrong, for names of several words."""
+
+    name, title = "parts_of_names", "parts of names"
+
+    def titles(self) -> dict[str, str]:
+        """Return the titles of the three columns."""
+        return {PART + key: f"{self.title}: {key.replace('_', ' ')}" for key in PARTS}
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return the three columns, or none if no class has a name of several words."""
+        several = np.array([len(label.target.split()) > 1 for label in masks.labels], dtype=bool)
+        if not several.any():
+            return {}
+        head = _floats(head_is_correct(name, label.names) for name, label in masks.pairs)
+        modifiers = _floats(modifiers_are_correct(name, label.names) for name, label in masks.pairs)
+        columns = zip(PARTS, (masks.correct, head, modifiers), strict=True)
+        return {PART + key: np.where(several, values, np.nan) for key, values in columns}
+
+
+class EitherVocabulary(MaskMetric):
+    """Acc in any vocabulary: in mode `any`, the share of masks whose name is one of the annotation's own `names`."""
+
+    name, title = "either_vocabulary", "Acc in any vocabulary"
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return the column in mode `any`, if an annotation has `names`."""
+        given = masks.mode == ANY_MODE and any(mask.names is not None for mask in masks.masks)
+        return super().columns(masks) if given else {}
+
+    def score(self, prediction: str, label: LabelClass, mask: MaskRecord) -> float:
+        """Return 1 if the name is one of the annotation's `names`, else 0; nan if the annotation has none."""
+        return np.nan if mask.names is None else is_correct(prediction, map(normalize, mask.names))
+
+
+class SemanticSimilarity(Metric):
+    """Semantic Similarity: the cosine between sentence embeddings of the predicted name and the class's name."""
+
+    name, title, needs = "semantic_similarity", "Semantic Similarity", ("encoder",)
+
+    def titles(self) -> dict[str, str]:
+        """Return the titles of both columns."""
+        return _target_and_best(self)
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return the cosine with the class's first name, and the largest cosine with any of its names."""
+        assert masks.tools.encoder is not None
+        places: dict[tuple[str, tuple[str, ...]], int] = {}
+        rows = [places.setdefault((normalize(name), label.names), len(places)) for name, label in masks.pairs]
+        target, best = semantic_similarities(masks.tools.encoder, list(places))[rows].reshape(-1, 2).T
+        return {self.name: target, f"{self.name}_best": best}
+
+
+class WordNetRelations(Metric):
+    """WordNet relations: for each relation, the share of masks whose name has it to the class's names."""
+
+    name, title, needs = "wordnet", "WordNet", ("lexicon",)
+
+    def titles(self) -> dict[str, str]:
+        """Return the titles of the columns, one for each of `RELATIONS`."""
+        return {LEXICAL + relation: f"{self.title}: {relation}" for relation in RELATIONS}
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return one column for each of `RELATIONS`."""
+        assert masks.tools.lexicon is not None
+        judge = masks.tools.lexicon.judge
+        found = [judge(normalize(name), label.names).relation for name, label in masks.pairs]
+        return {LEXICAL + relation: _floats(one == relation for one in found) for relation in RELATIONS}
+
+
+class WuPalmerSimilarity(Metric):
+    """WUPS: Wu and Palmer's similarity in WordNet, as it is (at 0.0) and with small values reduced (at 0.9)."""
+
+    name, title, needs = "wups", "WUPS", ("lexicon",)
+
+    def titles(self) -> dict[str, str]:
+        """Return the titles of both columns."""
+        return {"wups_0.0": f"{self.title} at 0.0", "wups_0.9": f"{self.title} at 0.9"}
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return the similarities, and the similarities of which those below 0.9 count a tenth."""
+        assert masks.tools.lexicon is not None
+        judge = masks.tools.lexicon.judge
+        found = [judge(normalize(name), label.names).similarity for name, label in masks.pairs]
+        return {"wups_0.0": _floats(found), "wups_0.9": _floats(map(wups, found))}
+
+
+class AccuracyBySize(Metric):
+    """Acc by mask size: the accuracy over COCO's small, medium and large masks."""
+
+    name, title = "acc_by_size", "Acc by sizes"
+
+    def titles(self) -> dict[str, str]:
+        """Return the titles of the columns, one for each of `SIZES`."""
+        return {SIZE + size: f"Acc, {size} masks" for size in SIZES}
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return one column for each of `SIZES`, or none if the files have no areas."""
+        sizes = [None if mask.area is None else size_of(mask.area) for mask in masks.masks]
+        return _by_group(masks, SIZE, sizes, SIZES, self.title, "the prediction files have no `area`")
+
+
+class AccuracyByFrequency(Metric):
+    """Acc by class frequency: the accuracy over LVIS's rare, common and frequent classes."""
+
+    name, title = "acc_by_frequency", "Acc by frequencies"
+
+    def titles(self) -> dict[str, str]:
+        """Return the titles of the columns, one for each of `FREQUENCIES`."""
+        return {FREQUENCY + key: f"Acc, {name} classes" for key, name in FREQUENCIES.items()}
+
+    def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
+        """Return one column for each of `FREQUENCIES`, or none if no class has a frequency."""
+        given = masks.frequencies
+        often = [label.frequency if given is None else given.get(label.id) or "" for label in masks.labels]
+        hint = "the labels have no `frequency` (evaluate_pred.py reads LVIS's: --frequencies SET=FILE)"
+        return _by_group(masks, FREQUENCY, [one or None for one in often], FREQUENCIES, self.title, hint)
+
+
+def _by_group(
+    masks: NamedMasks, prefix: str, groups: list[str | None], known: Iterable[str], title: str, why: str
+) -> dict[str, Column]:
+    """Return Acc within each group of masks. A mask whose group is None is left out for the reason `why`."""
+    if not groups:
+        return {}
+    without = sum(group is None for group in groups)
+    if without == len(groups):
+        masks.notes.append(f"{title}: left out, {why}")
+        return {}
+    if without:
+        masks.notes.append(f"{title}: without {without} of {len(groups)} masks, of which {why}")
+    places = np.array([str(group) for group in groups])
+    return {prefix + name: np.where(places == name, masks.correct, np.nan) for name in known}
+
+
+# -- metrics by name -------------------------------------------------------------------------------------------------
+
+
+def all_metrics() -> list[Metric]:
+    """Return all metrics of `METRICS`: the built-in ones in the order of the tables, then the others by name."""
+    return [METRICS.get(name)() for name in dict.fromkeys([*BUILTIN_METRICS, *METRICS.names()])]
+
+
+def select_metrics(text: str) -> list[Metric]:
+    """Return the metrics that a value of `--metrics` names.
+
+    Args:
+        text: names of metrics, or `module:Class`, with commas between them. `all` stands for all registered metrics and
+            `published` for Acc and NIV. Acc is always included, because the accuracy of classes is counted from it.
+
+    Raises:
+        OsmError: There is no such metric.
+    """
+    found: dict[type[Metric], Metric] = {Accuracy: Accuracy()}
+    for name in text.split(","):
+        if name == ALL:
+            chosen = all_metrics()
+        elif name == PUBLISHED:
+            chosen = [Accuracy(), NotInVocabulary()]
+        else:
+            try:
+                chosen = [METRICS.get(name)()]
+            except OsmError as error:
+                raise OsmError(f"--metrics {text!r}: {error}; or {ALL}, or {PUBLISHED}") from None
+        for metric in chosen:
+            found.setdefault(type(metric), metric)
+    return list(found.values())
+
+
+# -- scores of masks -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class MaskScores:
-    """One mode's scores of one set.
+    """The scores of a set in one mode.
 
     Attributes:
-        images: int (masks,), the number of each mask's image, of `image_count`.
-        masks: the masks, in the files' order.
-        columns: name -> float (masks,), nan where a mask does not count. Every name is described in docs/evaluation.md.
-        probs: float (masks,), nan where the file has none.
-        classes: str (masks,), the column that Acc of the mask's class is to have.
-        by_head: masks of which a name was found in WordNet by its head alone; None without WordNet.
+        images: int (masks,), the number of each mask's image, below `image_count`.
+        image_count: the number of images.
+        masks: the masks, in the order of the prediction files.
+        columns: key -> float (masks,), nan for masks that do not count. docs/evaluation.md describes the built-in ones.
+        figures: key -> the value of a column that has one value for all masks.
+        titles: the title of each column and figure.
+        probs: float (masks,), the predicted probabilities, nan where the file has none.
+        classes: str (masks,), the key of the column with the accuracy of the mask's class.
+        by_head: the number of masks whose name or class WordNet has only by its last words. None without WordNet.
         notes: what was left out, and why.
     """
 
@@ -66,25 +283,38 @@ class MaskScores:
     columns: dict[str, np.ndarray]
     probs: np.ndarray
     classes: np.ndarray
+    figures: dict[str, float] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
     by_head: int | None = None
     notes: list[str] = field(default_factory=list)
 
     def sums(self) -> ImageSums:
+        """Return the sums of all columns, and of Acc by class, over the masks of each image."""
         return ImageSums(self.images, self.image_count, self.columns, ("acc", self.classes))
 
     def rates(self, bootstrap: Bootstrap) -> dict[str, Rate]:
-        return self.sums().rates(bootstrap)
+        """Return the mean of every column with its interval, and every figure without one."""
+        rates = self.sums().rates(bootstrap)
+        images = len(np.unique(self.images))
+        for key, value in self.figures.items():
+            rates[key] = Rate(None if np.isnan(value) else value, len(self.masks), images)
+        return rates
 
     def calibration(self) -> Calibration:
+        """Return the reliability table of the probabilities."""
         return calibrate(self.probs, self.columns["acc"])
 
 
 def score_masks(
-    records: SetRecords, mode: str, tools: Tools | None = None, frequencies: Mapping[int, str] | None = None
+    records: SetRecords,
+    mode: str,
+    tools: Tools | None = None,
+    frequencies: Mapping[int, str] | None = None,
+    metrics: Sequence[Metric] | None = None,
 ) -> MaskScores:
-    """Scores the counted masks of a set that have a prediction of one mode; see `score_rows`."""
+    """Score the counted masks of a set that have a prediction of one mode; see `score_rows`."""
     rows = [(number, mask) for number, mask in records.counted() if mode in mask.predictions]
-    return score_rows(records.row, rows, records.image_count, mode, tools, frequencies)
+    return score_rows(records.row, rows, records.image_count, mode, tools, frequencies, metrics)
 
 
 def score_rows(
@@ -94,108 +324,53 @@ def score_rows(
     mode: str,
     tools: Tools | None = None,
     frequencies: Mapping[int, str] | None = None,
+    metrics: Sequence[Metric] | None = None,
 ) -> MaskScores:
-    """Scores masks.
+    """Score masks.
 
     Args:
-        row: whose masks they are.
-        rows: for each mask its image's number, and the mask, with a prediction of the mode.
-        tools: None = only what strings tell.
-        frequencies: LVIS's r, c or f by category id; None = as the set's labels tell.
+        row: the row of the masks' set.
+        rows: for each mask the number of its image, and the mask, which has a prediction of the mode.
+        image_count: the number of images.
+        mode: the mode of the predictions.
+        tools: None: metrics that need a tool are left out.
+        frequencies: LVIS's r, c or f by category id. None: the frequencies of the set's labels.
+        metrics: None: all registered metrics. Acc is always computed.
+
+    Raises:
+        OsmError: A column of a metric has the wrong length or an infinite value, or two metrics have one column.
     """
-    masks = [mask for _, mask in rows]
-    labels = [row.label_set[mask.category_id] for mask in masks]
-    said = [mask.predictions[mode].name for mask in masks]
-    pairs = list(zip(said, labels, strict=True))
-    columns = {
-        "acc": _floats(is_correct(name, label.names) for name, label in pairs),
-        "niv": _floats(not in_vocabulary(name, row.label_set) for name, _ in pairs),
-        "semantic_iou": _floats(semantic_iou(name, label.target) for name, label in pairs),
-        "semantic_iou_best": _floats(best_semantic_iou(name, label.names) for name, label in pairs),
-    }
-    probs = [mask.predictions[mode].prob for mask in masks]
+    named = NamedMasks(row, mode, [mask for _, mask in rows], tools or Tools(), frequencies)
+    probs = [mask.predictions[mode].prob for mask in named.masks]
     scores = MaskScores(
         np.array([number for number, _ in rows], dtype=int),
         image_count,
-        masks,
-        columns,
+        named.masks,
+        {},
         np.array([np.nan if prob is None else prob for prob in probs]),
-        np.array([f"{CLASS}{label.id}" for label in labels]),
+        np.array([f"{CLASS}{label.id}" for label in named.labels]),
+        notes=named.notes,
     )
-    _add_parts(scores, pairs)
-    if mode == ANY_MODE:
-        _add_other_names(scores, said)
-    if tools:
-        _add_similarity(scores, pairs, tools)
-        _add_lexical(scores, pairs, tools)
-    _add_groups(scores, labels, frequencies)
+    chosen = all_metrics() if metrics is None else metrics
+    if not any(isinstance(metric, Accuracy) for metric in chosen):
+        chosen = [Accuracy(), *chosen]
+    for metric in chosen:
+        _add_columns(scores, metric, named)
+    if named.tools.lexicon is not None:
+        judge = named.tools.lexicon.judge
+        scores.by_head = sum(judge(normalize(name), label.names).by_head for name, label in named.pairs)
     return scores
 
 
-def _floats(values: Iterable[float]) -> np.ndarray:
-    return np.array(list(values), dtype=float)
-
-
-def _add_parts(scores: MaskScores, pairs: list[tuple[str, LabelClass]]) -> None:
-    """Whole name, last word and the words before, of masks whose class has a name of several words."""
-    several = np.array([len(label.target.split()) > 1 for _, label in pairs], dtype=bool)
-    if several.any():
-        tests = dict(zip(PARTS, (is_correct, head_is_correct, modifiers_are_correct), strict=True))
-        for key, test in tests.items():
-            values = _floats(test(name, label.names) for name, label in pairs)
-            scores.columns[PART + key] = np.where(several, values, np.nan)
-
-
-def _add_other_names(scores: MaskScores, said: list[str]) -> None:
-    """Right by any of the annotation's own `names`, where it has them."""
-    given = [mask.names for mask in scores.masks]
-    if any(names is not None for names in given):
-        scores.columns["either_vocabulary"] = _floats(
-            np.nan if names is None else is_correct(name, map(normalize, names))
-            for name, names in zip(said, given, strict=True)
-        )
-
-
-def _add_similarity(scores: MaskScores, pairs: list[tuple[str, LabelClass]], tools: Tools) -> None:
-    if tools.encoder is None:
+def _add_columns(scores: MaskScores, metric: Metric, named: NamedMasks) -> None:
+    if any(getattr(named.tools, need) is None for need in metric.needs):
         return
-    places: dict[tuple[str, tuple[str, ...]], int] = {}
-    rows = [places.setdefault((normalize(name), label.names), len(places)) for name, label in pairs]
-    cosines = semantic_similarities(tools.encoder, list(places))[rows].reshape(-1, 2)
-    scores.columns["semantic_similarity"], scores.columns["semantic_similarity_best"] = cosines.T
-
-
-def _add_lexical(scores: MaskScores, pairs: list[tuple[str, LabelClass]], tools: Tools) -> None:
-    if tools.lexicon is None:
-        return
-    found = [tools.lexicon.judge(normalize(name), label.names) for name, label in pairs]
-    for relation in RELATIONS:
-        scores.columns[LEXICAL + relation] = _floats(one.relation == relation for one in found)
-    scores.columns["wups_0.0"] = _floats(one.similarity for one in found)
-    scores.columns["wups_0.9"] = _floats(wups(one.similarity) for one in found)
-    scores.by_head = sum(one.by_head for one in found)
-
-
-def _add_groups(scores: MaskScores, labels: list[LabelClass], frequencies: Mapping[int, str] | None) -> None:
-    """Acc within the masks of a size, and of classes of a frequency."""
-    if not labels:
-        return
-    sizes = [None if mask.area is None else size_of(mask.area) for mask in scores.masks]
-    _add_group(scores, SIZE, sizes, SIZES, "sizes", "the prediction files have no `area`")
-    often = [label.frequency if frequencies is None else frequencies.get(label.id) or "" for label in labels]
-    hint = "the labels have no `frequency` (evaluate_pred.py reads LVIS's: --frequencies SET=FILE)"
-    _add_group(scores, FREQUENCY, [one or None for one in often], FREQUENCIES, "frequencies", hint)
-
-
-def _add_group(
-    scores: MaskScores, prefix: str, groups: list[str | None], known: Mapping[str, object], what: str, why: str
-) -> None:
-    without = sum(group is None for group in groups)
-    if without == len(groups):
-        scores.notes.append(f"Acc by {what}: left out, {why}")
-        return
-    if without:
-        scores.notes.append(f"Acc by {what}: without {without} of {len(groups)} masks, of which {why}")
-    places = np.array([str(group) for group in groups])
-    for name in known:
-        scores.columns[prefix + name] = np.where(places == name, scores.columns["acc"], np.nan)
+    titles = metric.titles()
+    for key, column in checked_columns(metric, named).items():
+        if key in scores.titles or key.startswith(CLASS):
+            raise OsmError(f"metric {metric.name!r}: column {key!r} is one of another metric; give it another name")
+        scores.titles[key] = titles[key]
+        if isinstance(column, np.ndarray):
+            scores.columns[key] = column
+        else:
+            scores.figures[key] = column

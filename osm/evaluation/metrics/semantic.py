@@ -1,6 +1,6 @@
-"""Names that are near in words or meaning: Semantic IoU and Semantic Similarity.
+"""Semantic IoU and Semantic Similarity: how close a predicted name is to a class's name in words and in meaning.
 
-As in open-ended recognition's literature (Conti et al., Vocabulary-free Image Classification, NeurIPS 2023).
+Source: Conti et al., Vocabulary-free Image Classification, NeurIPS 2023.
 """
 
 from __future__ import annotations
@@ -20,29 +20,34 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def words(name: str) -> frozenset[str]:
-    """A name's words, lower case: runs of letters and digits."""
+    """Return the words of a name in lower case. A word is a run of letters and digits."""
     return frozenset(_WORD.findall(name.lower()))
 
 
 def semantic_iou(prediction: str, name: str) -> float:
-    """Jaccard index of the two names' words, 0 to 1; plural forms are other words; 0 where there is none."""
+    """Return the Jaccard index of the words of two names, 0 to 1.
+
+    A plural form is a different word. The index of two names without words is 0.
+    """
     said, meant = words(prediction), words(name)
     return len(said & meant) / len(said | meant) if said | meant else 0.0
 
 
 def best_semantic_iou(prediction: str, names: Iterable[str]) -> float:
-    """The largest over a class's names."""
+    """Return the largest Semantic IoU with any of a class's names."""
     return max(semantic_iou(prediction, name) for name in names)
 
 
 def semantic_similarities(encoder: SentenceEncoder, pairs: Sequence[tuple[str, tuple[str, ...]]]) -> np.ndarray:
-    """Cosines of sentence embeddings, -1 to 1, of predictions (lower case) and names.
+    """Compute cosines between sentence embeddings of predictions and class names, -1 to 1.
 
     Args:
-        pairs: a prediction, and its class's names, the target first.
+        encoder: embeds texts.
+        pairs: pairs of a prediction and its class's names, the target name first. Predictions are lower-cased.
 
     Returns:
-        float (pairs, 2): with the target name, and the largest over the names; 0 for an empty prediction.
+        float (pairs, 2): the cosine with the target name, and the largest cosine with any of the names. Both are 0 for
+        an empty prediction.
     """
     found = np.zeros((len(pairs), 2))
     meant = [names for _, names in pairs]

@@ -1,8 +1,8 @@
-"""Rates, and how sure they are: Wilson's interval, and the bootstrap over images.
+"""Rates and their intervals: Wilson's interval, and the bootstrap over images.
 
-Masks of one image are no independent draws (the same scene, the same light, often the same class), so it is images that
-are drawn again, each with all its masks: the cluster bootstrap (Davison and Hinkley, Bootstrap Methods and their
-Application, 1997, section 3.8). An interval is the middle 95 % of the resampled rates.
+Masks of one image are not independent samples, because they share the scene, the light and often the class. Therefore
+the bootstrap resamples images, each with all its masks. This is the cluster bootstrap (Davison and Hinkley, Bootstrap
+Methods and their Application, 1997, section 3.8). An interval is the middle 95 % of the resampled rates.
 """
 
 from __future__ import annotations
@@ -14,24 +14,32 @@ from typing import Any
 
 import numpy as np
 
-_DRAWN_AT_ONCE = 2**20  # images, so that memory stays small for a set of 20,000
+_DRAWN_AT_ONCE = 2**20  # images in a block of samples, which bounds the memory for a set of 20,000 images
 _COLUMNS_AT_ONCE = 256
-_DIGITS = 9  # how sums are ordered, and so their last bits, depends on the machine and on how many columns there are
+# The order of summation depends on the machine and on the number of columns, so the last bits of sums differ. Rates are
+# rounded to this many digits.
+_DIGITS = 9
 
 
 def ratio(count: int, total: int) -> float:
-    """count / total, and nan where nothing was counted."""
+    """Return count / total, or nan if total is 0."""
     return count / total if total else float("nan")
 
 
 def auroc(higher: Sequence[float] | np.ndarray, lower: Sequence[float] | np.ndarray) -> float:
-    """How often one of the first is above one of the second; ties count half. Neither is empty."""
+    """Return the probability that a value of `higher` is above a value of `lower`, where ties count half.
+
+    Neither sequence may be empty.
+    """
     a, b = np.asarray(higher)[:, None], np.asarray(lower)[None]
     return float(((a > b) + 0.5 * (a == b)).mean())
 
 
 def wilson_interval(count: int, total: int) -> tuple[float, float] | None:
-    """The 95 % interval of a share (Wilson's, which holds for few masks and near 0 and 1); None of nothing."""
+    """Return Wilson's 95 % interval of a share, or None if total is 0.
+
+    Unlike the normal approximation, the interval is valid for small totals and for shares near 0 and 1.
+    """
     if not total:
         return None
     z = 1.959963984540054  # the normal distribution's 97.5 % quantile
@@ -43,7 +51,12 @@ def wilson_interval(count: int, total: int) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How often images are drawn anew, and by which seed; 0 samples = no intervals."""
+    """The parameters of the bootstrap.
+
+    Attributes:
+        samples: the number of resampled sets of images; 0: no intervals.
+        seed: the seed of the resampling.
+    """
 
     samples: int = 1000
     seed: int = 0
@@ -54,9 +67,10 @@ class Rate:
     """A mean over masks.
 
     Attributes:
-        value: None where no mask counts.
-        masks, images: how many count, and in how many images.
-        interval: the 95 % interval over images; None where it cannot be had (fewer than two images, or no samples).
+        value: the mean; None if no mask counts.
+        masks: the number of masks that count.
+        images: the number of images with masks that count.
+        interval: the 95 % interval over images; None with fewer than two images or without samples.
     """
 
     value: float | None
@@ -65,17 +79,19 @@ class Rate:
     interval: tuple[float, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
         return {"value": self.value, "masks": self.masks, "images": self.images, "interval": self.interval}
 
 
 class ImageSums:
-    """Sums and counts of every column by image.
+    """The sum and the count of every column over the masks of each image.
 
     Args:
         images: int (masks,), the number of each mask's image.
-        image_count: how many images there are; those without any mask are left out of the draws.
-        columns: name -> float (masks,); nan = the mask does not count in it.
-        split: a column, and str (masks,): one more column for each of these names, over the masks that have it.
+        image_count: the number of images. Images without masks are not resampled.
+        columns: name -> float (masks,), nan for masks that do not count in the column.
+        split: the name of a column, and str (masks,). For each distinct string there is another column with the values
+            of the named column at the masks that have this string.
     """
 
     def __init__(
@@ -91,7 +107,7 @@ class ImageSums:
         self.sums = np.zeros((int(used.sum()), len(self.keys)))
         self.counts = np.zeros_like(self.sums)
         if split and len(groups):
-            # A column of all masks for each of a thousand classes would take gigabytes.
+            # Dense columns over all masks for a thousand classes would take gigabytes.
             cells, of_groups = (int(used.sum()), len(groups)), slice(len(columns), None)
             flat = np.ravel_multi_index(((np.cumsum(used) - 1)[images], places), cells)
             sums = np.bincount(flat, weights=columns[split[0]], minlength=cells[0] * cells[1])
@@ -104,7 +120,7 @@ class ImageSums:
             self.counts[:, place] = np.bincount(images[there], minlength=image_count)[used]
 
     def rates(self, bootstrap: Bootstrap) -> dict[str, Rate]:
-        """Every column's mean over all masks, with its interval."""
+        """Return the mean of every column over all masks, with its interval."""
         sums, counts, images = self.sums.sum(0), self.counts.sum(0), (self.counts > 0).sum(0)
         intervals = self._intervals(bootstrap)
         return {
@@ -115,9 +131,12 @@ class ImageSums:
         }
 
     def resampled(self, bootstrap: Bootstrap) -> Iterator[tuple[slice, np.ndarray]]:
-        """The columns' rates (samples, columns of the slice) in images drawn anew; nan where none of a column's was.
+        """Yield the rates of blocks of columns in resampled images.
 
-        The same seed draws the same images whatever the columns are, which makes differences of two runs paired ones.
+        The same seed draws the same images for any columns, so differences of two runs are paired.
+
+        Yields:
+            A slice of `keys`, and float (samples, columns of the slice), nan where no mask of a column was drawn.
         """
         for first in range(0, len(self.keys), _COLUMNS_AT_ONCE):
             block = slice(first, first + _COLUMNS_AT_ONCE)
@@ -138,7 +157,7 @@ class ImageSums:
 
 
 def draws(images: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
-    """How often each image is in a sample, float (some samples, images), until all samples are there."""
+    """Yield how often each image is in each sample, in blocks float (samples of the block, images)."""
     random = np.random.default_rng(bootstrap.seed)
     some = max(1, _DRAWN_AT_ONCE // max(images, 1))
     for first in range(0, bootstrap.samples, some):
@@ -151,7 +170,7 @@ def draws(images: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
 
 
 def middle(values: np.ndarray) -> tuple[float, float] | None:
-    """The middle 95 % of values, nan left out."""
+    """Return the bounds of the middle 95 % of values without nan, or None if there are none."""
     known = values[~np.isnan(values)]
     if not len(known):
         return None
@@ -165,12 +184,13 @@ def _rounded(value: float) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """B less A over the same masks.
+    """The difference B - A of a rate over the same masks.
 
     Attributes:
-        interval: the paired bootstrap's 95 %.
-        p: two-sided, of no difference: twice the smaller share of samples at or beyond 0, the drawn ones and one more
-            (Davison and Hinkley, section 4.2.3), at most 1.
+        value: the difference; None if one of the rates has no value.
+        interval: the 95 % interval of the paired bootstrap.
+        p: the two-sided p-value of no difference. It is twice the smaller share of samples at or beyond 0, at most 1,
+            where one sample is added to the count and to the total (Davison and Hinkley, section 4.2.3).
     """
 
     value: float | None
@@ -178,14 +198,15 @@ class Difference:
     p: float | None
 
     def as_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
         return {"value": self.value, "interval": self.interval, "p": self.p}
 
 
 def differences(a: ImageSums, b: ImageSums, bootstrap: Bootstrap) -> dict[str, Difference]:
-    """B less A of every column, images drawn for both alike; both have the same columns and images.
+    """Return B - A of every column, with the same images resampled for both.
 
     Raises:
-        ValueError: they have not.
+        ValueError: The columns or the images of A and B differ.
     """
     if a.keys != b.keys or a.sums.shape != b.sums.shape:
         raise ValueError(f"columns {a.keys} of {a.sums.shape} and {b.keys} of {b.sums.shape}: expected the same")

@@ -1,8 +1,8 @@
-"""The nouns of a WordNet database: senses of a name, what is above them, and their parts.
+"""The nouns of a WordNet database: the senses of a name, their hypernyms and their parts.
 
-Read straight from the four noun files that every release and packaging of WordNet has (`index.noun`, `data.noun`,
-`noun.exc`; formats: wndb(5WN), morphology: morphy(7WN)). NLTK's reader wants more files than Debian's package has, and
-refuses folders outside of its own.
+The reader uses only the noun files that every release and packaging of WordNet has (`index.noun`, `data.noun` and
+`noun.exc`). Their formats are described in wndb(5WN) and the morphology in morphy(7WN). NLTK's reader is not used,
+because it needs files that Debian's package lacks and refuses folders outside its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HOW_TO_INSTALL = (
     "folder), or set WNSEARCHDIR to the folder that holds index.noun"
 )
 _INDEX, _DATA, _EXCEPTIONS = "index.noun", "data.noun", "noun.exc"
-# Detachment rules of nouns, in the manual's order.
+# The detachment rules of nouns, in the order of morphy(7WN).
 _ENDINGS = (
     ("s", ""),
     ("ses", "s"),
@@ -38,17 +38,18 @@ _MERONYMS = (b"%m", b"%s", b"%p")  # members, substances, parts
 
 
 class WordNet:
-    """One database.
+    """A WordNet database.
 
     Attributes:
-        longest: words of the entry that has most.
+        longest: the number of words of the longest entry.
+        version: the release, for example "3.0".
 
     Args:
-        read: gives a file's bytes by name.
-        source: where they come from, for messages and results.
+        read: returns the bytes of a file, given its name.
+        source: the folder or archive of the files, for messages and results.
 
     Raises:
-        OsmError: a file is missing, or is not in the format.
+        OsmError: A file is missing, or is not in WordNet's format.
     """
 
     def __init__(self, read: Callable[[str], bytes], source: str) -> None:
@@ -69,18 +70,21 @@ class WordNet:
         self._depths: dict[int, int] = {}
 
     def lemmas(self, name: str) -> set[str]:
-        """The entries that a name is a form of: itself, and its singulars; blanks, hyphens and neither are alike."""
+        """Return the entries for a name: the name itself and its singulars.
+
+        Spellings with spaces, with hyphens and without either are equivalent.
+        """
         written = "_".join(name.lower().split())
         spellings = {written, written.replace("-", "_"), written.replace("_", "-")}
         spellings.add(re.sub("[-_]", "", written))
         return {form for spelling in spellings for form in self._forms(spelling) if form in self._index}
 
     def senses(self, name: str) -> frozenset[int]:
-        """The noun senses of a name, by their place in the data file; none where WordNet does not know it."""
+        """Return the noun senses of a name, as offsets in the data file. The set is empty if WordNet lacks the name."""
         return frozenset(sense for lemma in self.lemmas(name) for sense in self._index[lemma])
 
     def above(self, sense: int) -> dict[int, int]:
-        """A sense itself (0) and all its hypernyms, with the least number of steps up to each."""
+        """Return the sense itself (0 steps) and all its hypernyms, with the smallest number of steps to each."""
         if sense not in self._above:
             steps, level = {sense: 0}, [sense]
             while level:
@@ -91,11 +95,11 @@ class WordNet:
         return self._above[sense]
 
     def parts(self, sense: int) -> frozenset[int]:
-        """The meronyms (parts, members, substances) of a sense and of its hypernyms."""
+        """Return the meronyms (parts, members, substances) of a sense and of its hypernyms."""
         return frozenset().union(*(self._links(one)[1] for one in self.above(sense)))
 
     def depth(self, sense: int) -> int:
-        """How many senses the longest way from the top down to a sense has, both ends counted."""
+        """Return the number of senses on the longest path from the root to a sense, including both."""
         if sense not in self._depths:
             self._depths[sense] = 1 + max((self.depth(up) for up in self._links(sense)[0]), default=0)
         return self._depths[sense]
@@ -108,13 +112,13 @@ class WordNet:
         return [word, *(stem.removesuffix(old) + new + full for old, new in rules if stem.endswith(old))]
 
     def _links(self, sense: int) -> tuple[tuple[int, ...], frozenset[int]]:
-        """A sense's hypernyms and meronyms."""
+        """Return the hypernyms and the meronyms of a sense."""
         if sense not in self._pointers:
             line = self._data[sense : self._data.find(b"\n", sense)].split(b" ")
             try:
                 if int(line[0]) != sense:
                     raise ValueError(sense)
-                start = 4 + 2 * int(line[3], 16)  # after the words, each with its lexical id
+                start = 4 + 2 * int(line[3], 16)  # the pointers follow the words and their lexical ids
                 found = [line[start + 1 + 4 * k : start + 5 + 4 * k] for k in range(int(line[start]))]
                 nouns = [(symbol, int(target)) for symbol, target, kind, _ in found if kind == b"n"]
             except (ValueError, IndexError):
@@ -126,7 +130,7 @@ class WordNet:
 
 def _index_lines(data: bytes) -> Iterator[tuple[str, tuple[int, ...]]]:
     for line in data.decode("utf-8").splitlines():
-        if line and not line.startswith(" "):  # the licence's lines do
+        if line and not line.startswith(" "):  # lines of the licence start with a space
             fields = line.split()
             yield fields[0], tuple(map(int, fields[-int(fields[2]) :]))
 
@@ -138,10 +142,12 @@ def _exception_lines(data: bytes) -> Iterator[tuple[str, list[str]]]:
 
 
 def find_wordnet() -> WordNet:
-    """The first database that is there: in $WNSEARCHDIR, in Debian's place, or in one of NLTK's data folders.
+    """Return the first database found in $WNSEARCHDIR, in the folder of Debian's package or in NLTK's data folders.
+
+    Nothing is downloaded.
 
     Raises:
-        OsmError: there is none; it says what to install. Nothing is downloaded.
+        OsmError: There is no database. The message says what to install.
     """
     chosen = os.environ.get("WNSEARCHDIR")
     if chosen:
@@ -149,7 +155,7 @@ def find_wordnet() -> WordNet:
     for folder in _places():
         if (folder / _INDEX).is_file():
             return _in_folder(folder)
-        archive = folder.with_suffix(".zip")  # as nltk downloads it
+        archive = folder.with_suffix(".zip")  # NLTK downloads archives
         if archive.is_file():
             return _in_zip(archive)
     raise OsmError(f"no WordNet found; {HOW_TO_INSTALL}")

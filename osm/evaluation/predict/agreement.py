@@ -11,7 +11,7 @@ from typing import Any
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, shown
-from osm.forms import FORM_CLASSES, Split, split_of
+from osm.forms import Split, form_class, split_of
 from osm.storage.locations import is_remote
 
 Masks = Counter[tuple[Hashable, Hashable]]
@@ -29,7 +29,7 @@ class Entry:
 def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
     """The set with the paths that generation noted where all of them are still there, else as the table has it."""
     files = meta.get("files")
-    needs = FORM_CLASSES[row.form].needs
+    needs = form_class(row.form).needs
     # Not Path.exists, which fails for texts that can be no path.
     if isinstance(files, Mapping) and all(isinstance(files.get(f), str) and os.path.exists(files[f]) for f in needs):
         return replace(row, **{f: files[f] for f in needs})
@@ -48,7 +48,7 @@ def row_with_names(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
 def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
     """The split that the predictions were made of; None where its files are missing, unreadable or have changed."""
     row = row_with_files(row, meta)
-    places = [getattr(row, field) for field in FORM_CLASSES[row.form].needs]
+    places = [getattr(row, field) for field in form_class(row.form).needs]
     # A URL is the table's: those that generation noted are never asked for.
     if not all(place and (is_remote(place) or os.path.exists(place)) for place in places):
         return None

@@ -20,7 +20,7 @@ from osm.errors import OsmError, write_failed
 from osm.evaluation.predict.alter import ALTERATIONS, blank, other_mask
 from osm.evaluation.predict.prediction_files import meta_path, partial_path, prediction_path
 from osm.files import PartialFile, read_json, write_atomically
-from osm.forms import FORM_CLASSES, Split, split_of
+from osm.forms import Split, form_class, split_of
 from osm.forms.base import too_many_lost
 from osm.forms.proposal_splits import ProposalSplit
 from osm.forms.split import FIELD, MAX_BAD_ANNOTATIONS, Item, check_files, files_stay
@@ -243,7 +243,7 @@ def _start(
     split = (
         split_of(row, max_bad_annotations)
         if proposals is None
-        else ProposalSplit(row, FORM_CLASSES[row.form], proposals, max_bad_annotations)
+        else ProposalSplit(row, form_class(row.form), proposals, max_bad_annotations)
     )
     count = min(len(split), limit or len(split))
     return _Run(split, count, resolved, alter, seed, batch, {}, max_bad_annotations)

@@ -13,13 +13,13 @@ from osm.config import add_settings, find_config
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError, exit_code
 from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, compare, evaluate, refuse_unused
-from osm.evaluation.metrics.measure import ALL, METRICS, PUBLISHED
+from osm.evaluation.metrics.scores import ALL, PUBLISHED
 from osm.evaluation.predict.alter import ALTERATIONS
 from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.evaluation.report.picture import write_picture
 from osm.evaluation.report.report import PAGE, RESULTS, TITLE, write_report
 from osm.files import read_json
-from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
+from osm.forms import MAX_BAD_ANNOTATIONS, Form, form_class
 from osm.quiet import quiet_command
 from osm.recognition import placement
 from osm.recognition.flags import METHOD_HELP, config_options, method_of
@@ -221,7 +221,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
     )
     parser.add_argument("--num_threads", type=int, help="CPU threads of torch")
     for row in table.values():
-        form = FORM_CLASSES[row.form]
+        form = form_class(row.form)
         group = parser.add_argument_group(f"paths of {row.name}")
         for field in form.needs:
             what = PATH_FIELDS.get(field) or f"folder of the {form.masks}"
@@ -240,7 +240,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
     rows, notes, silent = [], [], set()
     for name in table if asked is None else dict.fromkeys(asked):
         row = _with_flags(args, table[name])
-        missing = _missing_path(row, FORM_CLASSES[row.form], args.masks == GROUND_TRUTH)
+        missing = _missing_path(row, form_class(row.form), args.masks == GROUND_TRUTH)
         if missing is None:
             rows.append(row)
         else:
@@ -256,7 +256,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
 
 
 def _with_flags(args: argparse.Namespace, row: Dataset) -> Dataset:
-    given = {field: getattr(args, f"{row.name}_{field}") for field in FORM_CLASSES[row.form].needs}
+    given = {field: getattr(args, f"{row.name}_{field}") for field in form_class(row.form).needs}
     changes = {field: value for field, value in given.items() if value is not None}
     changes = {field: check_location(value, f"--{row.name}_{field}") for field, value in changes.items()}
     if "json_file" in changes and row.labels == row.json_file:
@@ -342,7 +342,12 @@ def report_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--surest", type=int, default=3, help="images of each set with the surest wrong, and right, names (%(default)s)"
     )
-    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: Acc and NIV alone [%(default)s]")
+    parser.add_argument(
+        "--metrics",
+        default=ALL,
+        help="all, published (Acc and NIV alone), or some of `osm list metrics`, with commas between them, or "
+        "module:Class [%(default)s]",
+    )
     add_bootstrap(parser)
     parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
     return parser

@@ -16,7 +16,7 @@ from osm.evaluation.predict.meta import Content, check_content
 from osm.evaluation.predict.parts import UniqueImages, check_all_there, read_metas
 from osm.evaluation.predict.prediction_files import prediction_path
 from osm.files import read_json
-from osm.forms import FORM_CLASSES, Form
+from osm.forms import Form, form_class
 from osm.forms.base import countable, is_crowd
 from osm.forms.instances import read_box
 from osm.forms.split import FIELD
@@ -141,7 +141,7 @@ def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
 
 
 def _read_file(row: Dataset, path: Path) -> list[ImageRecord]:
-    form = FORM_CLASSES[row.form]
+    form = form_class(row.form)
     document, _ = read_json(path, "predictions")
     try:
         return [

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError, shown
+from osm.evaluation.metrics.base import Metric, Tools
 from osm.evaluation.metrics.evaluate import evaluate_folder
-from osm.evaluation.metrics.scores import CLASS, MaskScores, Tools, score_rows
+from osm.evaluation.metrics.scores import CLASS, MaskScores, score_rows
 from osm.evaluation.metrics.statistics import Bootstrap, Difference, Rate, differences
 from osm.evaluation.predict.parts import made_with
 from osm.evaluation.predict.records import MaskRecord, SetRecords
@@ -45,6 +48,7 @@ class ModeComparison:
         ece: of a and of b.
         outcomes: masks by `OUTCOMES`.
         fixed, broken: examples of what only b, or only a has right; the surest names of b first.
+        titles: of the columns.
         a_only, b_only: masks with a prediction in one folder alone, left out.
     """
 
@@ -57,6 +61,7 @@ class ModeComparison:
     broken: list[Change]
     a_only: int
     b_only: int
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def masks(self) -> int:
@@ -103,12 +108,14 @@ def compare_folders(
     tools: Tools | None = None,
     bootstrap: Bootstrap | None = None,
     examples: int = 10,
+    metrics: Sequence[Metric] | None = None,
 ) -> tuple[list[SetComparison], list[str]]:
     """Compares every set that both folders have.
 
     Args:
         folders, parts: of A and B.
         examples: of masks that changed, of each kind, at most.
+        metrics: None: all registered metrics.
 
     Returns:
         The comparisons, and a line for each set that is left out.
@@ -129,11 +136,18 @@ def compare_folders(
     if not both:
         raise OsmError(f"A has {', '.join(a)}, B has {', '.join(b)}: expected a set that is in both")
     return [
-        compare_sets(a[name], b[name], tools or Tools(), bootstrap or Bootstrap(), examples) for name in both
+        compare_sets(a[name], b[name], tools or Tools(), bootstrap or Bootstrap(), examples, metrics) for name in both
     ], notes
 
 
-def compare_sets(a: SetRecords, b: SetRecords, tools: Tools, bootstrap: Bootstrap, examples: int = 10) -> SetComparison:
+def compare_sets(
+    a: SetRecords,
+    b: SetRecords,
+    tools: Tools,
+    bootstrap: Bootstrap,
+    examples: int = 10,
+    metrics: Sequence[Metric] | None = None,
+) -> SetComparison:
     """Compares one set; see `compare_folders`."""
     pairs = _paired(a, b)
     notes = [*tools.notes]
@@ -142,7 +156,7 @@ def compare_sets(a: SetRecords, b: SetRecords, tools: Tools, bootstrap: Bootstra
         notes.append("made from annotation files that are not the same: ids and classes agree, masks may not")
     modes = {}
     for name, mode in (("specific", a.row.name), ("agnostic", ANY_MODE)):
-        compared = _compare_mode(a, pairs, mode, tools, bootstrap, examples)
+        compared = _compare_mode(a, pairs, mode, tools, bootstrap, examples, metrics)
         if compared.masks:
             modes[name] = compared
         else:
@@ -195,12 +209,18 @@ def _by_key(records: SetRecords) -> dict[tuple[tuple[bool, Hashable], Any, int],
 
 
 def _compare_mode(
-    a: SetRecords, pairs: list[Pair], mode: str, tools: Tools, bootstrap: Bootstrap, examples: int
+    a: SetRecords,
+    pairs: list[Pair],
+    mode: str,
+    tools: Tools,
+    bootstrap: Bootstrap,
+    examples: int,
+    metrics: Sequence[Metric] | None,
 ) -> ModeComparison:
     there = [(_has(one, mode), _has(other, mode)) for _, _, one, other in pairs]
     rows = [pair for pair, has in zip(pairs, there, strict=True) if all(has)]
-    of_a = score_rows(a.row, [(number, mask) for number, _, mask, _ in rows], a.image_count, mode, tools)
-    of_b = score_rows(a.row, [(number, mask) for number, _, _, mask in rows], a.image_count, mode, tools)
+    of_a = score_rows(a.row, [(number, mask) for number, _, mask, _ in rows], a.image_count, mode, tools, None, metrics)
+    of_b = score_rows(a.row, [(number, mask) for number, _, _, mask in rows], a.image_count, mode, tools, None, metrics)
     _keep_common(of_a, of_b)
     right = list(zip(of_a.columns["acc"] > 0, of_b.columns["acc"] > 0, strict=True))
     kinds = {(True, True): OUTCOMES[0], (True, False): OUTCOMES[1], (False, True): OUTCOMES[2]}
@@ -211,17 +231,21 @@ def _compare_mode(
         )
         for kind in ((False, True), (True, False))
     }
-    sums_a, sums_b = of_a.sums(), of_b.sums()
+    difference = differences(of_a.sums(), of_b.sums(), bootstrap)
+    for key, value in of_a.figures.items():
+        change = of_b.figures[key] - value
+        difference[key] = Difference(None if np.isnan(change) else change, None, None)
     return ModeComparison(
-        sums_a.rates(bootstrap),
-        sums_b.rates(bootstrap),
-        differences(sums_a, sums_b, bootstrap),
+        of_a.rates(bootstrap),
+        of_b.rates(bootstrap),
+        difference,
         (of_a.calibration().ece, of_b.calibration().ece),
         outcomes,
         changed[False, True][:examples],
         changed[True, False][:examples],
         sum(has == (True, False) for has in there),
         sum(has == (False, True) for has in there),
+        {**of_a.titles},
     )
 
 
@@ -234,6 +258,9 @@ def _keep_common(a: MaskScores, b: MaskScores) -> None:
     common = [key for key in a.columns if key in b.columns]
     a.columns = {key: a.columns[key] for key in common}
     b.columns = {key: b.columns[key] for key in common}
+    figures = [key for key in a.figures if key in b.figures]
+    a.figures = {key: a.figures[key] for key in figures}
+    b.figures = {key: b.figures[key] for key in figures}
 
 
 def _changes(row: Dataset, rows: list[Pair], mode: str) -> list[Change]:

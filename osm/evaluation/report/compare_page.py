@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from osm.evaluation.metrics.measure import title_of
 from osm.evaluation.metrics.statistics import Bootstrap, Difference, Rate
 from osm.evaluation.report.compare import OUTCOMES, Change, ModeComparison, SetComparison
 from osm.evaluation.report.report_html import NOTHING, STYLE, Markup, joined, number, row_of, table, tag
@@ -22,7 +21,7 @@ def comparison_lines(comparison: SetComparison, titles: tuple[str, str]) -> list
         for key in mode.main():
             difference = mode.difference[key]
             cells = f"{_figure(mode.a[key].value):>12}{_figure(mode.b[key].value):>12}{_spread(difference):>24}"
-            lines.append(f"{title_of(key):<48}{cells}{_p(difference.p):>8}")
+            lines.append(f"{mode.titles.get(key, key):<48}{cells}{_p(difference.p):>8}")
         lines.append(f"{'ECE, 15 bins':<48}{_figure(mode.ece[0]):>12}{_figure(mode.ece[1]):>12}")
         lines += [_outcome_line(mode, titles), *_left_out(mode, titles)]
         for what, changes in (("wrong -> right", mode.fixed), ("right -> wrong", mode.broken)):
@@ -92,7 +91,7 @@ def comparison_page(
 def _set(comparison: SetComparison, titles: tuple[str, str]) -> Markup:
     pieces: list[Any] = []
     for name, mode in comparison.modes.items():
-        rows = [_row(title_of(key), mode.a[key], mode.b[key], mode.difference[key]) for key in mode.main()]
+        rows = [_row(mode.titles.get(key, key), mode.a[key], mode.b[key], mode.difference[key]) for key in mode.main()]
         errors = [number(_figure(error)) for error in mode.ece]
         rows.append(row_of("ECE, 15 bins", *errors, *[number(NOTHING)] * 3))
         caption = f"{comparison.row.title}, {name}: {mode.masks} masks in {comparison.images} images, in %"

@@ -14,7 +14,8 @@ import osm
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, shown, write_failed
 from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
-from osm.evaluation.metrics.measure import ALL, METRICS, SetMeasures, find_tools, measure
+from osm.evaluation.metrics.measure import SetMeasures, find_tools, measure
+from osm.evaluation.metrics.scores import ALL, PUBLISHED, select_metrics
 from osm.evaluation.metrics.statistics import Bootstrap
 from osm.evaluation.report.report_counts import Breakdown, break_down, intervals
 from osm.evaluation.report.report_page import page
@@ -97,7 +98,7 @@ def write_report(
         pictures: how many images of each set, at most.
         seed: of the choice of images, and of the bootstrap.
         surest: how many images of each set with the surest wrong names, and with the surest right ones.
-        metrics: `all`, or `published`: Acc and NIV alone.
+        metrics: `all`, `published` (Acc and NIV alone), or names of metrics; see `select_metrics`.
         bootstrap: samples of images for intervals; 0 = none.
 
     Returns:
@@ -112,8 +113,7 @@ def write_report(
     for name, count in (("pictures", pictures), ("surest", surest), ("bootstrap", bootstrap), ("seed", seed)):
         if count < 0:
             raise OsmError(f"{name} {count}: expected 0 or more")
-    if metrics not in METRICS:
-        raise OsmError(f"metrics {metrics!r}: expected one of {', '.join(METRICS)}")
+    chosen = select_metrics(metrics)
     report = Report(title, {}, [], None if run is None else _log(run), _checked_baselines(baselines or {}), _versions())
     for number, (name, folder) in enumerate(predictions.items()):
         try:
@@ -121,8 +121,8 @@ def write_report(
         except OsmError as error:
             raise OsmError(f"predictions {name!r}: {error}") from None
         for entry in sets.values():
-            if metrics == ALL:
-                entry.measures = measure(entry.result, find_tools(), Bootstrap(bootstrap, seed))
+            if metrics != PUBLISHED:
+                entry.measures = measure(entry.result, find_tools(), Bootstrap(bootstrap, seed), metrics=chosen)
             if number == 0:
                 _draw(entry, pictures, surest, seed)
         report.predictions[name] = sets

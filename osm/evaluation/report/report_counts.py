@@ -6,17 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from osm.datasets.table import ANY_MODE, Dataset
-from osm.evaluation.metrics import (
-    head_is_correct,
-    is_correct,
-    modifiers_are_correct,
-    normalize,
-    wilson_interval,
-)
+import numpy as np
+
+from osm.datasets.table import ANY_MODE
+from osm.evaluation.metrics import normalize, wilson_interval
 from osm.evaluation.metrics.evaluate import SetResult
-from osm.evaluation.metrics.scores import PARTS
-from osm.evaluation.predict.records import MaskRecord, SetRecords
+from osm.evaluation.metrics.scores import PART, PARTS, EitherVocabulary, PartsOfNames, score_masks
+from osm.evaluation.predict.records import SetRecords
 
 
 @dataclass
@@ -63,29 +59,28 @@ class Breakdown:
 def break_down(records: SetRecords) -> Breakdown:
     """Counts one set of a folder."""
     result = Breakdown()
-    for _, mask in records.counted():
-        _count_own(result, records.row, mask)
-        if mask.names is not None and ANY_MODE in mask.predictions:
-            result.either["total"] += 1
-            result.either["correct"] += is_correct(mask.predictions[ANY_MODE].name, map(normalize, mask.names))
+    row = records.row
+    own = score_masks(records, row.name, metrics=[PartsOfNames()])
+    for mask, right in zip(own.masks, own.columns["acc"] > 0, strict=True):
+        correct, total = result.classes.get(mask.category_id, (0, 0))
+        result.classes[mask.category_id] = (correct + int(right), total + 1)
+        if not right:
+            name = normalize(mask.predictions[row.name].name)
+            result.confusions[row.label_set[mask.category_id].target, name] += 1
+    for key in PARTS:
+        total, count = _counted(own.columns.get(PART + key))
+        result.parts["total"], result.parts[key] = total, count
+    either = score_masks(records, ANY_MODE, metrics=[EitherVocabulary()])
+    result.either["total"], result.either["correct"] = _counted(either.columns.get(EitherVocabulary.name))
     return result
 
 
-def _count_own(result: Breakdown, row: Dataset, mask: MaskRecord) -> None:
-    if row.name not in mask.predictions:
-        return
-    name = normalize(mask.predictions[row.name].name)
-    category_id, label = mask.category_id, row.label_set[mask.category_id]
-    right = is_correct(name, label.names)
-    correct, total = result.classes.get(category_id, (0, 0))
-    result.classes[category_id] = (correct + right, total + 1)
-    if not right:
-        result.confusions[label.target, name] += 1
-    if len(label.target.split()) > 1:
-        result.parts["total"] += 1
-        result.parts["full_right"] += right
-        result.parts["head_right"] += head_is_correct(name, label.names)
-        result.parts["modifiers_right"] += modifiers_are_correct(name, label.names)
+def _counted(column: np.ndarray | None) -> tuple[int, int]:
+    """Return how many masks count in a column, and how many of them score 1."""
+    if column is None:
+        return 0, 0
+    counted = column[~np.isnan(column)]
+    return len(counted), int(counted.sum())
 
 
 def intervals(result: SetResult) -> dict[str, Any]:

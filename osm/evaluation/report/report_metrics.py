@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from osm.evaluation.metrics.measure import ModeMeasures, SetMeasures, title_of
+from osm.evaluation.metrics.measure import ModeMeasures, SetMeasures
 from osm.evaluation.metrics.scores import FREQUENCY, LEXICAL, PART, SIZE
 from osm.evaluation.metrics.statistics import Rate
 from osm.evaluation.report.report_html import NOTHING, Markup, joined, number, percent, row_of, table, tag
@@ -69,7 +69,8 @@ def _rates_table(name: str, entries: dict[str, SetReport], what: str, wanted: An
     lines = [tag("p", note, class_="dim") for note in dict.fromkeys(notes)]
     if not keys:
         return joined([*lines] or [tag("p", f"{name}: nothing to show.", class_="dim")])
-    rows = [row_of(title_of(key), *(rate_cell(one.rates.get(key)) for one in columns.values())) for key in keys]
+    titles = {key: title for one in columns.values() for key, title in one.scores.titles.items()}
+    rows = [row_of(titles[key], *(rate_cell(one.rates.get(key)) for one in columns.values())) for key in keys]
     return joined([table(f"{name}: {what}", ["", *columns], [tag("tbody", joined(rows))]), *lines])
 
 

@@ -24,7 +24,7 @@ from osm.evaluation.scoring.precision import MaskPrecision, mean_precision
 from osm.evaluation.scoring.proposals import KIND, Proposal, read_proposals
 from osm.evaluation.scoring.quality import PanopticQuality
 from osm.evaluation.scoring.truth import MIOU, PQ, Truth, TruthSplit, class_map, truth_split
-from osm.forms import FORM_CLASSES
+from osm.forms import form_class
 from osm.terminal import ProgressBar
 
 
@@ -120,11 +120,11 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
     check_all_there(row.name, paths)
     metas = read_metas(row.name, paths, KIND)
     meta = next(iter(metas.values()), {})
-    split = truth_split(row, FORM_CLASSES[row.form])
+    split = truth_split(row, form_class(row.form))
     if not options.with_ap and split.scores == (split.precision,):
         only = f"{split.precision} alone is defined: {split.why_not}"
         raise OsmError(f"--without_ap: set {row.name!r} then has no score; {only}")
-    proposals = read_proposals(row, FORM_CLASSES[row.form], paths, mode, metas)
+    proposals = read_proposals(row, form_class(row.form), paths, mode, metas)
     matches = names.match(p.name for of_image in proposals.values() for p in of_image if p.name is not None)
     scores = Scores(row, mode, split, shared=names.shared, meta=meta)
     scores.quality = PanopticQuality() if PQ in split.scores else None

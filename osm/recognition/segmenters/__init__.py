@@ -1,4 +1,8 @@
-"""Where masks come from when nobody brings them: SAM, or what the tower itself sees."""
+"""Segmenters make the masks that the model names: SAM, other mask generators, or segments of the model's own tower.
+
+A package adds a segmenter by deriving from `Segmenter` and naming its class in the entry-point group `osm.segmenters`
+(see examples/segmenter), or by `register_segmenter`. `--segmenter` also takes a class as `module:Class`.
+"""
 
 from __future__ import annotations
 
@@ -6,62 +10,63 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError
-from osm.recognition.segmenters.base import Segment, Segmenter, by_area
+from osm.recognition.segmenters.base import ScoredMask, Segmenter, by_area
+from osm.registry import Registry
 
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognizer
 
-__all__ = ["NAMES", "Segment", "Segmenter", "by_area", "load_segmenter"]
+__all__ = ["AUTO", "SEGMENTERS", "ScoredMask", "Segmenter", "by_area", "load_segmenter", "register_segmenter"]
 
-NAMES = ("auto", "sam", "transformers", "embedded")
+SEGMENTERS: Registry[type[Segmenter]] = Registry(
+    "segmenter",
+    "osm.segmenters",
+    {
+        "sam": "osm.recognition.segmenters.sam:SamSegmenter",
+        "transformers": "osm.recognition.segmenters.mask_generation:MaskGenerationSegmenter",
+        "embedded": "osm.recognition.segmenters.embedded:EmbeddedSegmenter",
+    },
+    "osm.recognition.segmenters.base:Segmenter",
+)
+register_segmenter = SEGMENTERS.register
+AUTO = "auto"
 
 
 def load_segmenter(
-    name: str = "auto",
+    name: str = AUTO,
     checkpoint: str | Path | None = None,
     recognizer: Recognizer | None = None,
     device: str = "auto",
     **options: Any,
 ) -> Segmenter:
-    """A segmenter by its name.
+    """Load a segmenter.
 
     Args:
-        name: `sam`, a checkpoint of segment-anything; `transformers`, a folder or hub id of SAM 2, SAM 3 or another
-            mask generator of transformers; `embedded`, the recognizer's own tower, with no download; `auto`, one of
-            the first two where there is a checkpoint (a `.pth` file: `sam`), else `embedded`.
-        recognizer: whose tower `embedded` sees with.
-        device: of the first two; `embedded` works where the recognizer does.
-        options: of the segmenter (`sam_type` for SAM's files).
+        name: `sam` (a checkpoint of segment-anything), `transformers` (a folder or hub id of SAM 2, SAM 3 or another
+            mask generator of transformers), `embedded` (the tower of the recognizer; needs no checkpoint), the name of
+            a segmenter in `SEGMENTERS`, or `module:Class`. `auto` means `sam` for a `.pth` or `.pt` checkpoint,
+            `transformers` for another checkpoint, and `embedded` without a checkpoint.
+        checkpoint: the weights, for a segmenter that takes a checkpoint.
+        recognizer: the model that will name the masks. `embedded` uses its vision tower.
+        device: where `sam` and `transformers` run. `embedded` runs on the recognizer's device.
+        options: options of the segmenter (`sam_type` for SAM's files).
 
     Raises:
-        OsmError: no such name, or something that it needs is missing or does not fit.
+        OsmError: There is no such segmenter, or something that it needs is missing or does not fit.
+        TypeError: The segmenter does not take one of the options.
     """
-    if name not in NAMES:
-        raise OsmError(f"--segmenter {name!r} is not one of {', '.join(NAMES)}")
-    if name == "auto":
+    if name == AUTO:
         if checkpoint is None:
             name = "embedded"
         else:
             name = "sam" if Path(checkpoint).suffix in (".pth", ".pt") else "transformers"
-    if name == "embedded":
-        from osm.recognition.segmenters.embedded import EmbeddedSegmenter
-
-        if checkpoint is not None:
-            raise OsmError(f"--segmenter embedded takes no checkpoint, but {checkpoint} is given")
-        if recognizer is None:
-            raise OsmError("--segmenter embedded sees with a recognizer's tower: give one")
-        return EmbeddedSegmenter(recognizer, **options)
-    if checkpoint is None:
-        raise OsmError(f"--segmenter {name} needs a checkpoint: --sam_checkpoint {_EXAMPLES[name]}")
-    from osm.models.factory import pick_device
-
-    if name == "sam":
-        from osm.recognition.segmenters.sam import load_sam
-
-        return load_sam(checkpoint, device=pick_device(device), **options)
-    from osm.recognition.segmenters.mask_generation import load_mask_generator
-
-    return load_mask_generator(checkpoint, device=pick_device(device), **options)
-
-
-_EXAMPLES = {"sam": "sam_vit_h_4b8939.pth", "transformers": "facebook/sam2.1-hiera-large"}
+    if name not in SEGMENTERS and ":" not in name:
+        known = ", ".join([AUTO, *SEGMENTERS.names()])
+        raise OsmError(f"--segmenter {name!r} is not one of {known}, or module:Class")
+    found = SEGMENTERS.get(name)
+    if checkpoint is None and found.checkpoint_example:
+        raise OsmError(f"--segmenter {name} needs a checkpoint: --sam_checkpoint {found.checkpoint_example}")
+    if checkpoint is not None and not found.checkpoint_example:
+        raise OsmError(f"--segmenter {name} takes no checkpoint, but {checkpoint} is given")
+    loaded: Segmenter = found.load(checkpoint, recognizer, device, **options)
+    return loaded

@@ -1,51 +1,164 @@
-"""What all segmenters have in common.
+"""The interface of all segmenters, and the checks of their prompts.
 
-Shapes: H, W of the image that is set.
+Shapes: (H, W) is the height and width of the image that was set.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
+from osm.errors import OsmError, shown
+
+if TYPE_CHECKING:
+    from osm.recognition.recognizer import Recognizer
+
+Size = tuple[int, int]
+
 
 @dataclass(frozen=True)
-class Segment:
-    """A mask, bool (H, W) at the image's size, and how good its maker thinks it is (0 to 1)."""
+class ScoredMask:
+    """A mask and the segmenter's confidence in it.
+
+    Attributes:
+        mask: bool (H, W), at the size of the image.
+        score: 0 to 1.
+    """
 
     mask: np.ndarray
     score: float = 1.0
 
     @property
     def area(self) -> int:
+        """The number of pixels in the mask."""
         return int(self.mask.sum())
 
 
-class Segmenter(Protocol):
-    """Makes masks of one image at a time: `set_image` once, then any of the others any number of times.
+class Segmenter(ABC):
+    """Makes masks of one image at a time.
 
-    Each raises OsmError where no image is set, or a box or point lies outside of it.
+    Call `set_image` once for an image, then any of the other methods in any order. The other methods raise OsmError if
+    no image is set, or if a box or a point is outside the image.
+
+    Attributes of the class:
+        name: the segmenter's name in messages and in output files.
+        checkpoint_example: an example of a value for `--sam_checkpoint`. It is empty if the segmenter takes no
+            checkpoint.
     """
 
-    name: str
+    name: ClassVar[str]
+    checkpoint_example: ClassVar[str] = ""
 
+    @classmethod
+    @abstractmethod
+    def load(cls, checkpoint: str | Path | None, recognizer: Recognizer | None, device: str, **options: Any) -> Any:
+        """Build the segmenter.
+
+        Args:
+            checkpoint: a file, a folder or a hub id, as given to `--sam_checkpoint`. `load_segmenter` has checked that
+                it is given if the segmenter has a `checkpoint_example`, and that it is None otherwise.
+            recognizer: the model that will name the masks. A segmenter may use its vision tower.
+            device: "auto", "cpu", "cuda" or another device of torch.
+            options: options of this segmenter.
+
+        Raises:
+            OsmError: A package or the recognizer is missing, or the checkpoint cannot be used.
+        """
+
+    @abstractmethod
     def set_image(self, image: Image.Image) -> None:
-        """Takes an RGB image; the one before is forgotten."""
+        """Take an RGB image, in place of the previous image."""
 
-    def everything(self) -> list[Segment]:
-        """All segments it finds, the largest first; they may overlap."""
+    @abstractmethod
+    def everything(self) -> list[ScoredMask]:
+        """Return all segments of the image, the largest first. Segments may overlap."""
 
-    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> Segment:
-        """The one segment that points (x, y) in pixels mean; `inside`: False for points that it must not have."""
+    @abstractmethod
+    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
+        """Return the segment that the points mark.
 
-    def in_box(self, box: Sequence[float]) -> Segment:
-        """The one segment that a box (x, y, width, height) in pixels means."""
+        Args:
+            points: (x, y) in pixels.
+            inside: for each point, whether the segment must contain it (True) or must not (False). None: all True.
+        """
+
+    @abstractmethod
+    def in_box(self, box: Sequence[float]) -> ScoredMask:
+        """Return the segment that a box (x, y, width, height) in pixels encloses."""
 
 
-def by_area(segments: Sequence[Segment]) -> list[Segment]:
-    """The largest first; equals stay in order."""
+def by_area(segments: Sequence[ScoredMask]) -> list[ScoredMask]:
+    """Return the segments sorted by area, the largest first. Segments of equal area keep their order."""
     return sorted(segments, key=lambda segment: -segment.area)
+
+
+def check_set(size: Size | None) -> Size:
+    """Return the size (width, height) of the image that is set.
+
+    Raises:
+        OsmError: No image is set.
+    """
+    if size is None:
+        raise OsmError("no image is set: set_image comes before everything, at_points and in_box")
+    return size
+
+
+def checked_points(
+    size: Size, points: Sequence[Sequence[float]], inside: Sequence[bool] | None
+) -> tuple[list[tuple[float, float]], list[bool]]:
+    """Return the points (x, y), and for each point whether the segment must contain it.
+
+    Args:
+        size: (width, height) of the image.
+        points, inside: see `Segmenter.at_points`.
+
+    Raises:
+        OsmError: A point is outside the image, or there is no point that the segment must contain.
+    """
+    marks = [True] * len(points) if inside is None else [bool(mark) for mark in inside]
+    if len(marks) != len(points):
+        raise OsmError(f"{len(points)} points, but `inside` has {len(marks)} values")
+    if not any(marks):
+        raise OsmError("no point that the segment must have: give one or more")
+    found = []
+    for k, point in enumerate(points):
+        x, y = _numbers(point, 2, f"point {k}", "[x, y]")
+        if not (0 <= x < size[0] and 0 <= y < size[1]):
+            raise OsmError(f"point {k}: {shown(list(point))} is outside of the image, which is {size[0]} x {size[1]}")
+        found.append((x, y))
+    return found, marks
+
+
+def checked_box(size: Size, box: Sequence[float]) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a box, rounded outwards and clipped to the image.
+
+    Args:
+        size: (width, height) of the image.
+        box: (x, y, width, height) in pixels.
+
+    Raises:
+        OsmError: The box contains no pixel of the image.
+    """
+    x, y, width, height = _numbers(box, 4, "box", "[x, y, width, height]")
+    left, top = max(0, math.floor(x)), max(0, math.floor(y))
+    right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
+    if width <= 0 or height <= 0 or left >= right or top >= bottom:
+        raise OsmError(f"box: {shown(list(box))} has nothing of the image, which is {size[0]} x {size[1]}")
+    return left, top, right, bottom
+
+
+def _numbers(values: Sequence[float], count: int, where: str, what: str) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        numbers = []
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise OsmError(f"{where}: {shown(values)} is not {what}")
+    return numbers

@@ -1,16 +1,18 @@
-"""Masks with no download: what the recognizer's own tower and the colours tell apart.
+"""A segmenter without weights of its own, from the features of the recognizer's vision tower and from colour.
 
-The picture falls into superpixels (Felzenszwalb and Huttenlocher's); those that look alike, by the tower's tokens and
-by colour, are merged pair by pair into a tree, of which the segments that stay themselves for longest are the answer.
-How good that is: docs/demos.md.
+The image is split into superpixels by Felzenszwalb and Huttenlocher's method. Superpixels with similar tower tokens and
+similar colours are merged pair by pair into a tree. The segments that stay unmerged over the widest range of merge
+costs are the result. docs/demos.md reports how accurate they are.
 
-Shapes: H, W of the picture at its working size; n superpixels; g x g tokens of width C.
+Shapes: (H, W) is the size of the image at the working resolution, n is the number of superpixels, and the tower gives
+(g, g, C) tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,29 +21,39 @@ from PIL import Image
 from osm.errors import OsmError
 from osm.io.images import to_rgb
 from osm.io.resizing import fitted_size, nearest_rows
-from osm.recognition.segmenters.base import Segment, by_area
-from osm.recognition.segmenters.checks import Size, check_set, checked_box, checked_points
+from osm.recognition.segmenters.base import (
+    ScoredMask,
+    Segmenter,
+    Size,
+    by_area,
+    check_set,
+    checked_box,
+    checked_points,
+)
 from osm.recognition.segmenters.tree import merged, neighbours
 
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognizer
 
 WORKING_SIDE = 448
-_SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60  # of the superpixels: pixels at the working size
-_COLOUR = 0.7  # its weight beside the tokens'
-_LEAST_AREA = 0.001  # of the picture
-_MARGIN = 0.3  # a superpixel in a box is kept if it is as like the middle as like the surroundings, or nearly
+# Parameters of the superpixel method, in pixels at the working resolution.
+_SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60
+_COLOUR = 0.7  # weight of the colour features relative to the token features
+_LEAST_AREA = 0.001  # as a fraction of the image
+# A superpixel in a box is kept if its similarity to the centre is at most this much below its similarity to the
+# surroundings.
+_MARGIN = 0.3
 
 
-class EmbeddedSegmenter:
-    """Segments of the recognizer's tower and of colour.
+class EmbeddedSegmenter(Segmenter):
+    """Segments an image by the tower features of the recognizer and by colour.
 
     Args:
-        recognizer: whose tower is used, where and as it is; the image set in it stays.
-        segments: as many at most that `everything` gives.
+        recognizer: the model whose vision tower is used. The image that is set in the recognizer does not change.
+        segments: the largest number of segments that `everything` returns.
 
     Raises:
-        OsmError: fewer than one segment wanted, or scikit-image is missing.
+        OsmError: `segments` is below 1, or scikit-image is not installed.
     """
 
     name = "embedded"
@@ -56,8 +68,17 @@ class EmbeddedSegmenter:
         self.recognizer, self.segments = recognizer, segments
         self._size: Size | None = None
 
+    @classmethod
+    def load(
+        cls, checkpoint: str | Path | None, recognizer: Recognizer | None, device: str, **options: Any
+    ) -> EmbeddedSegmenter:
+        """Build the segmenter. It runs on the recognizer's device, so `device` has no effect."""
+        if recognizer is None:
+            raise OsmError("--segmenter embedded sees with a recognizer's tower: give one")
+        return cls(recognizer, **options)
+
     def set_image(self, image: Image.Image) -> None:
-        """Takes an RGB image: its superpixels and their tree are made here."""
+        """Take an RGB image, and compute its superpixels and their merge tree."""
         self._size = None
         image = to_rgb(image)
         factor = min(1.0, WORKING_SIDE / max(image.size))
@@ -75,21 +96,21 @@ class EmbeddedSegmenter:
         self._places = rows[:, None], columns[None]
         self._size = image.size
 
-    def everything(self) -> list[Segment]:
-        """The most lasting segments of the tree; score: how long each lasted, beside the most lasting one."""
+    def everything(self) -> list[ScoredMask]:
+        """Return the most persistent segments of the tree. The score is the persistence relative to the largest one."""
         check_set(self._size)
         tree = self._tree
         lasting = np.where(tree.areas >= _LEAST_AREA * self._labels.size, tree.persistence, 0.0)
         longest = max(lasting.max(), 1e-12)
         chosen = [k for k in np.argsort(-lasting, kind="stable")[: self.segments] if lasting[k] > 0]
-        if not chosen:  # a picture all alike: it is one segment
-            return [Segment(np.ones(self._shape, bool))]
+        if not chosen:  # a uniform image is one segment
+            return [ScoredMask(np.ones(self._shape, bool))]
         return by_area([self._segment(tree.members[k], float(lasting[k] / longest)) for k in chosen])
 
-    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> Segment:
-        """The smallest segment of the tree with all points that it must have, and none of the others.
+    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
+        """Return the smallest segment of the tree that contains all inside points and no other point.
 
-        Where no segment is both, it is the superpixels of the points alone, and those that it must not have go.
+        If there is no such segment, the result is the superpixels of the inside points.
         """
         size = check_set(self._size)
         places, marks = checked_points(size, points, inside)
@@ -102,30 +123,30 @@ class EmbeddedSegmenter:
             members = np.array(sorted(wanted))
         return self._segment(members, 1.0)
 
-    def in_box(self, box: Sequence[float]) -> Segment:
-        """The superpixels in the box that are like its middle rather than like what lies around it."""
+    def in_box(self, box: Sequence[float]) -> ScoredMask:
+        """Return the superpixels in the box that resemble its centre more than its surroundings."""
         left, top, right, bottom = checked_box(check_set(self._size), box)
         inside = np.zeros(self._shape, bool)
         inside[top:bottom, left:right] = True
         kept = self._like_the_middle(left, top, right, bottom)
         mask = inside if kept is None else kept[self._labels][self._places] & inside
-        # Next to nothing is not what anybody draws a box around.
-        return Segment(mask if mask.sum() >= 0.2 * inside.sum() else inside)
+        # A mask of less than a fifth of the box is a failure of the method, so the whole box is returned instead.
+        return ScoredMask(mask if mask.sum() >= 0.2 * inside.sum() else inside)
 
-    # -- the work ----------------------------------------------------------------------------------------------------
+    # -- implementation ------------------------------------------------------------------------------------------------
 
     @property
     def _shape(self) -> tuple[int, int]:
         return self._places[0].shape[0], self._places[1].shape[1]
 
-    def _segment(self, members: np.ndarray, score: float) -> Segment:
+    def _segment(self, members: np.ndarray, score: float) -> ScoredMask:
         chosen = np.zeros(len(self._directions), bool)
         chosen[members] = True
-        return Segment(chosen[self._labels][self._places], score)
+        return ScoredMask(chosen[self._labels][self._places], score)
 
     @torch.inference_mode()
     def _tokens(self, image: Image.Image) -> np.ndarray:
-        """The tower's patch tokens (g, g, C) of the canvas that the image is put on."""
+        """Return the patch tokens (g, g, C) that the tower gives for the padded image."""
         encoder, model = self.recognizer.encoder, self.recognizer.model
         canvas = self.recognizer.processor.canvas(image)[None].to(model.device)
         tokens = encoder.tower_tokens(self.recognizer.processor.pixel_values(canvas), [image.size])
@@ -133,7 +154,7 @@ class EmbeddedSegmenter:
         return patches.reshape(model.windows.grid, model.windows.grid, -1)
 
     def _pooled(self, tokens: np.ndarray, size: Size, areas: np.ndarray) -> np.ndarray:
-        """The mean token (n, C) of each superpixel, between the grid's places bilinearly."""
+        """Return the mean token (n, C) of each superpixel, with tokens interpolated bilinearly between grid cells."""
         from scipy.sparse import coo_matrix
 
         height, width = self._labels.shape
@@ -150,7 +171,7 @@ class EmbeddedSegmenter:
         return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
 
     def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
-        """(n,) which superpixels a box means; None where there is no middle, or nothing around it."""
+        """Return bool (n,), which superpixels a box selects, or None if it has no centre or no surroundings."""
         height, width = self._labels.shape
         scale_x, scale_y = width / self._shape[1], height / self._shape[0]
         x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y
@@ -159,7 +180,7 @@ class EmbeddedSegmenter:
         flat = self._labels.ravel()
         areas = np.bincount(flat)
         inside = np.bincount(flat, covered.ravel()) > 0.5 * areas
-        # How far from the box's middle, in its own widths and heights.
+        # The distance from the centre of the box, in units of its width and height.
         far_x = np.abs(np.bincount(flat, np.broadcast_to(xs, covered.shape).ravel()) / areas - (x0 + x1) / 2)
         far_y = np.abs(np.bincount(flat, np.repeat(ys, width)) / areas - (y0 + y1) / 2)
         far = np.maximum(far_x / max(x1 - x0, 1e-9), far_y / max(y1 - y0, 1e-9))
@@ -172,7 +193,7 @@ class EmbeddedSegmenter:
 
 
 def _superpixels(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) -> labels (H, W), 0 to n - 1."""
+    """Return int labels (H, W), 0 to n - 1, of the superpixels of uint8 pixels (H, W, 3)."""
     from skimage.segmentation import felzenszwalb
 
     labels = felzenszwalb(pixels, scale=_SCALE, sigma=_SIGMA, min_size=_SMALLEST)
@@ -180,7 +201,7 @@ def _superpixels(pixels: np.ndarray) -> np.ndarray:
 
 
 def _colours(pixels: np.ndarray, labels: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """The mean colour (n, 3) of each superpixel, in CIELAB."""
+    """Return the mean colour (n, 3) of each superpixel, in CIELAB."""
     from skimage.color import rgb2lab
 
     lab = rgb2lab(pixels).reshape(-1, 3)
@@ -188,13 +209,19 @@ def _colours(pixels: np.ndarray, labels: np.ndarray, areas: np.ndarray) -> np.nd
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
-    """Rows with their mean taken off, and of length 1 on average."""
+    """Return the rows with their mean subtracted, scaled to a root-mean-square length of 1."""
     features = features - features.mean(0)
     return features / max(float(np.sqrt((features**2).sum(1).mean())), 1e-9)
 
 
 def _between(pixels: int, cells: float, side: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each pixel of a line that covers so many cells of a side: the cells before and after, and their parts."""
+    """Return the two grid cells that each pixel of a line lies between, and their interpolation weights.
+
+    Args:
+        pixels: the number of pixels of the line.
+        cells: how many grid cells the line covers.
+        side: the number of grid cells in a row.
+    """
     middles = np.clip((np.arange(pixels) + 0.5) / pixels * cells - 0.5, 0, side - 1)
     before = np.minimum(np.floor(middles).astype(np.int64), max(side - 2, 0))
     part = middles - before

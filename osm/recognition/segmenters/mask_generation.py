@@ -1,13 +1,13 @@
-"""SAM 2, SAM 3 and their like, by transformers: a folder or a hub id of a model for mask generation.
+"""SAM 2, SAM 3 and similar mask generators, loaded by transformers from a folder or a hub id.
 
-Shapes: H, W of the image that is set.
+Shapes: (H, W) is the height and width of the image that was set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,26 +15,39 @@ from PIL import Image
 
 from osm.errors import OsmError
 from osm.io.images import to_rgb
+from osm.models.factory import pick_device
 from osm.models.weights import Found, from_pretrained_options, model_options
 from osm.quiet import quiet_libraries
-from osm.recognition.segmenters.base import Segment, by_area
-from osm.recognition.segmenters.checks import Size, check_set, checked_box, checked_points
+from osm.recognition.segmenters.base import (
+    ScoredMask,
+    Segmenter,
+    Size,
+    by_area,
+    check_set,
+    checked_box,
+    checked_points,
+)
 
-# Whose processors take points and boxes alike, and whose masks come back at the image's size by themselves.
+if TYPE_CHECKING:
+    from osm.recognition.recognizer import Recognizer
+
+# The processors of these model types take points and boxes in one format and return masks at the size of the image.
 FAMILIES = ("sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam")
-# The published demo's thresholds are for the first SAM. These are transformers' own.
+# The thresholds of the published demo are for the first SAM, so the defaults of transformers are used here.
 EVERYTHING = {"points_per_crop": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95, "points_per_batch": 64}
 
 
-class MaskGenerationSegmenter:
-    """Masks of a SAM 2 or SAM 3 model of transformers.
+class MaskGenerationSegmenter(Segmenter):
+    """Makes masks with a SAM 2 or SAM 3 model of transformers.
 
     Args:
-        model, processor: as AutoModelForMaskGeneration and AutoProcessor load them.
-        options: of the pipeline `mask-generation`, over `EVERYTHING`.
+        model: a model that AutoModelForMaskGeneration loaded.
+        processor: the model's processor, as AutoProcessor loads it.
+        options: options of the pipeline `mask-generation`. They override `EVERYTHING`.
     """
 
     name = "transformers"
+    checkpoint_example = "facebook/sam2.1-hiera-large"
 
     def __init__(self, model: Any, processor: Any, **options: Any) -> None:
         from transformers import pipeline
@@ -48,30 +61,38 @@ class MaskGenerationSegmenter:
         self._image: Image.Image | None = None
         self._embedding: Any = None
 
+    @classmethod
+    def load(
+        cls, checkpoint: str | Path | None, recognizer: Recognizer | None, device: str, **options: Any
+    ) -> MaskGenerationSegmenter:
+        """Load the checkpoint; see `load_mask_generator`."""
+        return load_mask_generator(str(checkpoint), device=pick_device(device), **options)
+
     def set_image(self, image: Image.Image) -> None:
-        """Takes an RGB image; it is embedded when a point or box asks for it."""
+        """Take an RGB image. Its embedding is computed at the first point or box prompt."""
         self._image, self._embedding, self._size = to_rgb(image), None, image.size
 
-    def everything(self) -> list[Segment]:
-        """The pipeline's masks, the largest first; score: the IoU that the model foretells."""
+    def everything(self) -> list[ScoredMask]:
+        """Return the masks of the pipeline, the largest first. The score is the IoU that the model predicts."""
         check_set(self._size)
         found = self._pipeline(self._image, **self._options)
         pairs = zip(found["masks"], found["scores"], strict=True)
-        segments = [Segment(np.asarray(mask, bool), _score(score)) for mask, score in pairs]
+        segments = [ScoredMask(np.asarray(mask, bool), _score(score)) for mask, score in pairs]
         return by_area([segment for segment in segments if segment.mask.any()])
 
-    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> Segment:
-        """One point alone is ambiguous: then the best of the model's answers."""
+    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
+        """Return the mask for the points. A single point is ambiguous, so the best of several masks is returned."""
         places, marks = checked_points(check_set(self._size), points, inside)
         prompt = {"input_points": [[[list(place) for place in places]]], "input_labels": [[[int(m) for m in marks]]]}
         return self._predict(len(places) == 1, prompt)
 
-    def in_box(self, box: Sequence[float]) -> Segment:
+    def in_box(self, box: Sequence[float]) -> ScoredMask:
+        """Return the mask for a box (x, y, width, height) in pixels."""
         corners = checked_box(check_set(self._size), box)
         return self._predict(False, {"input_boxes": [[[float(corner) for corner in corners]]]})
 
     @torch.inference_mode()
-    def _predict(self, several: bool, prompt: dict[str, Any]) -> Segment:
+    def _predict(self, several: bool, prompt: dict[str, Any]) -> ScoredMask:
         inputs = self.processor(images=self._image, return_tensors="pt", **prompt).to(self.model.device)
         sizes, pixels = inputs.pop("original_sizes"), inputs.pop("pixel_values")
         if self._embedding is None:
@@ -80,16 +101,16 @@ class MaskGenerationSegmenter:
         masks = self.processor.post_process_masks(output.pred_masks.cpu(), sizes.cpu())[0][0]
         scores = output.iou_scores[0, 0]
         best = int(scores.argmax())
-        return Segment(np.asarray(masks[best], bool), _score(scores[best]))
+        return ScoredMask(np.asarray(masks[best], bool), _score(scores[best]))
 
 
 def load_mask_generator(
     checkpoint: str | Path, device: str | torch.device = "cpu", **options: Any
 ) -> MaskGenerationSegmenter:
-    """Loads a folder or a hub id.
+    """Load a mask generator from a folder or a hub id.
 
     Raises:
-        OsmError: it cannot be had, or it is no model that this module knows how to ask.
+        OsmError: The checkpoint cannot be loaded, or its model type is not one of `FAMILIES`.
     """
     from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
 

@@ -1,8 +1,8 @@
-"""Segment Anything's checkpoints (sam_vit_h_4b8939.pth and its smaller ones), by the package segment-anything.
+"""The first Segment Anything model (sam_vit_h_4b8939.pth and smaller checkpoints), run by the package segment-anything.
 
     pip install segment-anything opencv-python-headless
 
-Shapes: H, W of the image that is set.
+Shapes: (H, W) is the height and width of the image that was set.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,12 +19,23 @@ from PIL import Image
 
 from osm.errors import OsmError
 from osm.io.images import to_rgb
+from osm.models.factory import pick_device
 from osm.models.weights import load_torch
-from osm.recognition.segmenters.base import Segment, by_area
-from osm.recognition.segmenters.checks import Size, check_set, checked_box, checked_points
+from osm.recognition.segmenters.base import (
+    ScoredMask,
+    Segmenter,
+    Size,
+    by_area,
+    check_set,
+    checked_box,
+    checked_points,
+)
+
+if TYPE_CHECKING:
+    from osm.recognition.recognizer import Recognizer
 
 TYPES = ("vit_h", "vit_l", "vit_b")
-# Of the published demo.
+# The options of the published demo.
 EVERYTHING = {
     "points_per_side": 32,
     "pred_iou_thresh": 0.95,
@@ -33,22 +44,23 @@ EVERYTHING = {
 }
 
 
-class SamSegmenter:
-    """Masks of a Segment Anything model.
+class SamSegmenter(Segmenter):
+    """Makes masks with a Segment Anything model.
 
     Args:
-        sam: a `segment_anything` Sam in eval mode, on the device it is to work on.
-        options: of SamAutomaticMaskGenerator, over the published demo's (`EVERYTHING`).
+        sam: a `segment_anything` Sam in eval mode, on its device.
+        options: options of SamAutomaticMaskGenerator. They override the published demo's (`EVERYTHING`).
 
     Raises:
-        OsmError: a package is missing, or the generator does not take an option.
+        OsmError: A package is not installed, or SamAutomaticMaskGenerator refuses an option.
     """
 
     name = "sam"
+    checkpoint_example = "sam_vit_h_4b8939.pth"
 
     def __init__(self, sam: Any, **options: Any) -> None:
         package = _package()
-        if importlib.util.find_spec("cv2") is None:  # the generator's clean-up of small regions needs it
+        if importlib.util.find_spec("cv2") is None:  # SamAutomaticMaskGenerator removes small regions with OpenCV
             raise OsmError("SAM's masks are cleaned with OpenCV: pip install opencv-python-headless")
         try:
             self._generator = package.SamAutomaticMaskGenerator(sam, **{**EVERYTHING, **options})
@@ -59,47 +71,60 @@ class SamSegmenter:
         self._pixels = np.zeros((0, 0, 3), np.uint8)
         self._embedded = False
 
+    @classmethod
+    def load(
+        cls, checkpoint: str | Path | None, recognizer: Recognizer | None, device: str, **options: Any
+    ) -> SamSegmenter:
+        """Load the checkpoint; see `load_sam`."""
+        return load_sam(str(checkpoint), device=pick_device(device), **options)
+
     def set_image(self, image: Image.Image) -> None:
-        """Takes an RGB image. It is embedded when a point or box asks for it: `everything` embeds it by itself."""
+        """Take an RGB image.
+
+        The image is embedded at the first point or box prompt. `everything` computes embeddings of its own.
+        """
         self._pixels = np.array(to_rgb(image))
         self._size, self._embedded = image.size, False
 
-    def everything(self) -> list[Segment]:
-        """All masks of a grid of points that SAM is sure of, the largest first; score: the IoU it foretells."""
+    def everything(self) -> list[ScoredMask]:
+        """Return the confident masks of a grid of point prompts, the largest first. The score is the predicted IoU."""
         check_set(self._size)
         found = self._generator.generate(self._pixels)
-        return by_area([Segment(mask["segmentation"], _score(mask["predicted_iou"])) for mask in found])
+        return by_area([ScoredMask(mask["segmentation"], _score(mask["predicted_iou"])) for mask in found])
 
-    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> Segment:
-        """One point alone is ambiguous: then the best of SAM's three answers."""
+    def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
+        """Return the mask for the points. A single point is ambiguous, so the best of three masks is returned."""
         places, marks = checked_points(check_set(self._size), points, inside)
         return self._predict(len(places) == 1, point_coords=np.array(places), point_labels=np.array(marks, np.int64))
 
-    def in_box(self, box: Sequence[float]) -> Segment:
+    def in_box(self, box: Sequence[float]) -> ScoredMask:
+        """Return the mask for a box (x, y, width, height) in pixels."""
         corners = checked_box(check_set(self._size), box)
         return self._predict(False, box=np.array(corners, np.float64))
 
-    def _predict(self, several: bool, **prompt: np.ndarray) -> Segment:
+    def _predict(self, several: bool, **prompt: np.ndarray) -> ScoredMask:
         if not self._embedded:
             with torch.no_grad():
                 self._predictor.set_image(self._pixels)
             self._embedded = True
         masks, scores, _ = self._predictor.predict(multimask_output=several, **prompt)
         best = int(scores.argmax())
-        return Segment(masks[best].astype(bool), _score(scores[best]))
+        return ScoredMask(masks[best].astype(bool), _score(scores[best]))
 
 
 def load_sam(
     checkpoint: str | Path, sam_type: str | None = None, device: str | torch.device = "cpu", **options: Any
 ) -> SamSegmenter:
-    """Loads a published `.pth`.
+    """Load a published `.pth` checkpoint.
 
     Args:
-        sam_type: vit_h, vit_l or vit_b; None = as the file name says.
-        options: of `SamSegmenter`.
+        checkpoint: the path of the file.
+        sam_type: vit_h, vit_l or vit_b. None: the type is read from the file name.
+        device: where the model runs.
+        options: options of `SamSegmenter`.
 
     Raises:
-        OsmError: no such file or type, weights that do not fit, or a package is missing.
+        OsmError: The file or the type does not exist, the weights do not fit, or a package is not installed.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -122,7 +147,11 @@ def load_sam(
 
 
 def type_of(path: Path) -> str:
-    """The type that a checkpoint's file name tells. Raises OsmError where it tells none."""
+    """Return the model type in the name of a checkpoint file.
+
+    Raises:
+        OsmError: The name contains no type.
+    """
     found = re.search(r"vit_[hlb](?![a-z0-9])", path.name.lower())
     if found is None:
         raise OsmError(f"--sam_checkpoint {path.name} does not tell its type; give --sam_type {'|'.join(TYPES)}")

@@ -1,4 +1,4 @@
-"""Regions that are merged pair by pair, the likest first, as a tree of segments."""
+"""Bottom-up merging of image regions into a tree of segments, the most similar pair first."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tree:
-    """Nodes 0 to n - 1 are the regions, the others the merged ones in their order.
+    """A merge tree. Nodes 0 to n - 1 are the n regions. The other nodes are merges, in the order they were made.
 
     Attributes:
-        members: of each node the regions in it. areas: in pixels. persistence: how much more its merging with others
-            cost than what it was made by.
+        members: for each node, the numbers of the regions in it.
+        areas: for each node, its area in pixels.
+        persistence: for each node, the cost at which it was merged into its parent minus the cost at which it was made.
     """
 
     members: list[np.ndarray]
@@ -23,13 +24,13 @@ class Tree:
     persistence: np.ndarray
 
     def smallest_with(self, regions: set[int]) -> int | None:
-        """The smallest node that has all these regions; None where no node does."""
+        """Return the smallest node that contains all these regions, or None if there is none."""
         having = [k for k, members in enumerate(self.members) if regions <= set(members.tolist())]
         return min(having, key=lambda k: self.areas[k], default=None)
 
 
 def neighbours(labels: np.ndarray) -> list[set[int]]:
-    """Which regions of a label map (H, W) touch each other."""
+    """Return, for each region of an int label map (H, W), the set of regions that touch it."""
     pairs = np.concatenate(
         [
             np.stack([labels[:, :-1].ravel(), labels[:, 1:].ravel()], 1),
@@ -44,13 +45,16 @@ def neighbours(labels: np.ndarray) -> list[set[int]]:
 
 
 def merged(features: np.ndarray, areas: np.ndarray, touching: Sequence[set[int]]) -> Tree:
-    """Merges touching regions until none are left that touch.
+    """Merge touching regions until no two regions touch.
 
-    The cost of a pair is its squared distance times the root of its smallness (Ward's takes that itself, which puts
-    size before likeness).
+    The cost of merging two regions is the squared distance of their features times sqrt(a * b / (a + b)), where a and b
+    are their relative areas. Ward's method multiplies by a * b / (a + b) itself, which favours small regions too much
+    over similar ones.
 
     Args:
-        features: (n, F). areas: (n,) in pixels. touching: of each region its neighbours.
+        features: float (n, F).
+        areas: float (n,), in pixels.
+        touching: for each region, the regions that touch it.
     """
     means, sizes = list(features), list(areas / areas.sum())
     near = [set(found) for found in touching]
@@ -69,7 +73,7 @@ def merged(features: np.ndarray, areas: np.ndarray, touching: Sequence[set[int]]
         price, a, b = heapq.heappop(heap)
         if not (alive[a] and alive[b]):
             continue
-        highest = max(highest, price)  # a merge may cost less than those it is made of
+        highest = max(highest, price)  # the cost of a merge can be below the costs of earlier merges
         new, size = len(means), sizes[a] + sizes[b]
         means.append((means[a] * sizes[a] + means[b] * sizes[b]) / size)
         sizes.append(size)

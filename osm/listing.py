@@ -1,0 +1,163 @@
+"""`osm list KIND`: the towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs that can be used.
+
+Names and descriptions are read without importing the classes, so a listing is fast and shows broken packages, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from osm.config import config_paths
+from osm.datasets.table import BUILTIN, DatasetTable
+from osm.errors import OsmError
+from osm.files import read_text, read_yaml
+from osm.registry import Registry
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of a listing.
+
+    Attributes:
+        name: the name for flags and config files.
+        origin: where it comes from: "built in", "registered", a file, or the distribution of an installed package.
+        about: one line of description.
+    """
+
+    name: str
+    origin: str
+    about: str
+
+
+# Imported by name, because `osm list forms` need not import what the towers need.
+REGISTRIES = {
+    "towers": "osm.models.towers:TOWERS",
+    "bridges": "osm.models.bridges:BRIDGES",
+    "segmenters": "osm.recognition.segmenters:SEGMENTERS",
+    "metrics": "osm.evaluation.metrics:METRICS",
+    "forms": "osm.datasets.form_registry:FORMS",
+}
+
+
+def parts(kind: str) -> list[Listed]:
+    """Return the parts of one registry, by the keys of `REGISTRIES`."""
+    module, _, attribute = REGISTRIES[kind].partition(":")
+    registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
+    return [Listed(name, registry.origin(name), summary_of(registry.path(name))) for name in registry.names()]
+
+
+def summary_of(path: str) -> str:
+    """Return the first line of the docstring of a class, given as `module:Class`, without importing its module.
+
+    The packages around the module are imported. The result says so if the class is not found.
+    """
+    module, _, attribute = path.partition(":")
+    loaded = sys.modules.get(module)
+    if loaded is not None and hasattr(loaded, attribute):
+        return _first_line(getattr(loaded, attribute).__doc__)
+    try:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            return f"{path} cannot be imported: there is no such module"
+        source = read_text(Path(spec.origin), path)
+        nodes = ast.parse(source).body
+    except (ImportError, SyntaxError, ValueError, OsmError) as error:
+        return f"{path} cannot be imported: {error}"
+    for node in nodes:
+        if isinstance(node, ast.ClassDef) and node.name == attribute:
+            return _first_line(ast.get_docstring(node))
+    return f"{path} cannot be imported: the module does not define the class"
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().split("\n")[0]
+
+
+def llms() -> list[Listed]:
+    """Return the kinds of values that `model.llm.name` takes, and the LLMs of the project's configs."""
+    kinds = {
+        "FOLDER": "a causal language model that transformers saved (docs/families.md has the tested families)",
+        "HUB_ID": "a causal language model on the Hugging Face hub, as owner/name",
+        "FILE.gguf": "a causal language model in a GGUF file",
+    }
+    found = [Listed(name, "built in", about) for name, about in kinds.items()]
+    for path in config_paths():
+        model = read_yaml(path, "config").get("model") or {}
+        name = (model.get("llm") or {}).get("name")
+        if name:
+            found.append(Listed(name, path.name, f"the LLM of the config {path.stem}"))
+    return found
+
+
+def datasets(table: str | None = None) -> list[Listed]:
+    """Return the rows of the dataset table, with those of a user's YAML (`table`)."""
+    rows = DatasetTable().with_yaml(table) if table else DatasetTable()
+    own = {row.name for row in BUILTIN if rows[row.name] == row}
+    return [
+        Listed(row.name, "built in" if row.name in own else str(table), f"{row.title} (form {row.form})")
+        for row in rows.values()
+    ]
+
+
+def configs() -> list[Listed]:
+    """Return the project's configs, each with the first line of its comment."""
+    found = []
+    for path in config_paths():
+        first = read_text(path, "config").split("\n")[0]
+        found.append(Listed(path.stem, "built in", first.removeprefix("#").strip()))
+    return found
+
+
+LISTS: dict[str, Callable[[], list[Listed]]] = {
+    "towers": lambda: parts("towers"),
+    "llms": llms,
+    "bridges": lambda: parts("bridges"),
+    "segmenters": lambda: parts("segmenters"),
+    "metrics": lambda: parts("metrics"),
+    "forms": lambda: parts("forms"),
+    "datasets": datasets,
+    "configs": configs,
+}
+
+
+def list_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags of `osm list`."""
+    parser = CommandParser(
+        prog="osm list", allow_abbrev=False, description="Lists the parts that configs and flags can name."
+    )
+    parser.add_argument("kind", choices=LISTS, help="what to list: %(choices)s", metavar="KIND")
+    parser.add_argument("--datasets", metavar="FILE.yaml", help="with KIND datasets: a YAML with datasets of your own")
+    parser.add_argument("--json", action="store_true", help="print a json list of objects with name, origin and about")
+    return parser
+
+
+@console_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a listing; return the exit code, 2 for a mistake in the call."""
+    args = list_parser().parse_args(argv)
+    try:
+        if args.datasets and args.kind != "datasets":
+            raise OsmError(f"--datasets {args.datasets}: has no effect on a list of {args.kind}; leave it out")
+        found = datasets(args.datasets) if args.datasets else LISTS[args.kind]()
+    except OsmError as error:
+        logger.error(str(error))
+        return 2
+    if args.json:
+        echo(*json.dumps([asdict(one) for one in found], indent=1).split("\n"))
+        return 0
+    widths = [max((len(getattr(one, field)) for one in found), default=0) for field in ("name", "origin")]
+    for one in found:
+        echo(f"{one.name:<{widths[0]}}  {one.origin:<{widths[1]}}  {one.about}")
+    return 0
