@@ -43,22 +43,18 @@ COMMANDS = {
     "folder": Command("finds and names all in the pictures of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"),
     "demo": Command("a page in the browser: click, and read what it is", "osm.serving.web"),
     "generate": Command(
-        "names the masks of val sets (test/generate_pred.py)", "osm.evaluation.predict.predict_cli", "generate_main"
+        "names the masks of val sets (test/generate_pred.py)", "osm.evaluation.predict.generate_cli", "generate_main"
     ),
-    "evaluate": Command(
-        "scores predictions (test/evaluate_pred.py)", "osm.evaluation.predict.predict_cli", "evaluate_main"
-    ),
+    "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.evaluation.evaluate_cli", "evaluate_main"),
     "reproduce": Command(
         "the published benchmark with the published weights, and its figures beside", "osm.evaluation.reproduce"
     ),
-    "compare": Command(
-        "two folders of predictions, mask by mask", "osm.evaluation.predict.predict_cli", "compare_main"
-    ),
+    "compare": Command("two folders of predictions, mask by mask", "osm.evaluation.report.report_cli", "compare_main"),
     "evaluate_proposals": Command(
         "PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)", "osm.evaluation.scoring.proposals_cli"
     ),
-    "report": Command("an HTML page of predictions and scores", "osm.evaluation.predict.predict_cli", "report_main"),
-    "picture": Command("a picture of predictions", "osm.evaluation.predict.predict_cli", "picture_main"),
+    "report": Command("an HTML page of predictions and scores", "osm.evaluation.report.report_cli", "report_main"),
+    "picture": Command("a picture of predictions", "osm.evaluation.report.report_cli", "picture_main"),
 }
 
 

@@ -15,11 +15,13 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from judgements import agreement, sample  # noqa: E402
 
 from osm.datasets.table import ANY_MODE, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
-from osm.evaluation.studies.judged import agreement, sample  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from tower_cases import CASES  # noqa: E402
 
 from osm.errors import OsmError  # noqa: E402
-from osm.evaluation.studies.tower_cases import CASES  # noqa: E402
 from osm.quiet import quiet_command  # noqa: E402
 
 
@@ -26,7 +27,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="names of towers, with commas between them")
     parser.add_argument("--timeout", type=float, default=300, help="seconds a tower [%(default)s]")
     args = parser.parse_args()
-    from osm.evaluation.studies.tower_families import towers_page, try_all
+    from tower_trials import towers_page, try_all
+
     from osm.files import write_output
 
     try:

@@ -8,24 +8,26 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.evaluation.commands import dataset_table, run_command
 from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
 from osm.evaluation.metrics.measure import ALL, METRICS, PUBLISHED, SetMeasures, find_tools, measure, read_frequencies
-from osm.evaluation.metrics.scores import Tools
 from osm.evaluation.metrics.statistics import Bootstrap
-from osm.evaluation.predict.parts import made_with
-from osm.evaluation.report.compare import compare_folders
-from osm.evaluation.report.compare_page import comparison_lines, comparison_page
+from osm.evaluation.predict.prediction_files import made_with
 from osm.storage.cache import localize
 from osm.storage.output import write_text
 from osm.terminal import echo
 
 
-def evaluate(argv: Sequence[str] | None) -> None:
+def evaluate_main(argv: Sequence[str] | None = None) -> int:
+    """Run `evaluate_pred.py out_dir n` and return the exit code."""
+    return run_command(_evaluate, argv)
+
+
+def _evaluate(argv: Sequence[str] | None) -> None:
     args = evaluate_parser().parse_args(argv)
     bootstrap = bootstrap_of(args)
-    table = _table(args.datasets)
+    table = dataset_table(None, args.datasets)
     frequencies = read_frequencies(args.frequencies, table)
     if args.metrics == PUBLISHED:
         refuse_unused(args, "bootstrap", "seed", "frequencies")
@@ -41,7 +43,7 @@ def evaluate(argv: Sequence[str] | None) -> None:
             echo("", *measures.lines(table[name]))
             document[name]["metrics"] = measures.as_json()
     if args.json:
-        write_text(args.json, "--json", [_json(document)])
+        write_text(args.json, "--json", [json_text(document)])
 
 
 def _measured(
@@ -123,67 +125,5 @@ def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
             raise OsmError(f"--{flag} {told}: means nothing with --metrics {PUBLISHED}; give --metrics {ALL} as well")
 
 
-def _table(datasets: str | None) -> Mapping[str, Dataset]:
-    return DatasetTable().with_yaml(datasets) if datasets else DatasetTable()
-
-
-def _json(document: Any) -> str:
+def json_text(document: Any) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
-
-
-def compare(argv: Sequence[str] | None) -> None:
-    args = compare_parser().parse_args(argv)
-    bootstrap = bootstrap_of(args)
-    if args.examples < 0:
-        raise OsmError(f"--examples {args.examples}: expected 0 or more")
-    titles, parts = _titles(args.titles), _parts(args.parts)
-    tools = find_tools() if args.metrics == ALL else Tools()
-    table = _table(args.datasets)
-    a, b = (localize(getattr(args, name), name.upper(), folder=True) for name in "ab")
-    found, notes = compare_folders((a, b), parts, table, tools, bootstrap, args.examples)
-    for comparison in found:
-        echo(*comparison_lines(comparison, titles))
-    for note in notes:
-        echo(note)
-    if args.json:
-        drawn = {"over": "images", "samples": bootstrap.samples, "seed": bootstrap.seed}
-        about = {"titles": titles, "bootstrap": drawn}
-        write_text(args.json, "--json", [_json({**about, "sets": {one.row.name: one.as_json() for one in found}})])
-    if args.report:
-        write_text(args.report, "--report", comparison_page(found, titles, notes, bootstrap))
-
-
-def _parts(text: str) -> tuple[int, int]:
-    numbers = text.split(",")
-    counts = [int(number) for number in numbers if number.isascii() and number.isdigit()]
-    if len(counts) != len(numbers) or len(counts) not in (1, 2) or min(counts) < 1:
-        raise OsmError(f"--parts {text!r}: expected N, or N,M: in how many parts generate_pred.py made A and B")
-    return counts[0], counts[-1]
-
-
-def _titles(text: str) -> tuple[str, str]:
-    titles = [title.strip() for title in text.split(",")]
-    if len(titles) != 2 or not all(titles):
-        raise OsmError(f"--titles {text!r}: expected two, with a comma between them")
-    return titles[0], titles[1]
-
-
-def compare_parser() -> argparse.ArgumentParser:
-    """The flags of `osm compare`."""
-    parser = argparse.ArgumentParser(
-        prog="osm compare",
-        allow_abbrev=False,
-        description="Compares two folders of predictions for the same masks: rates, differences with paired intervals "
-        "over images, and the masks that changed.",
-    )
-    parser.add_argument("a", metavar="A", help="folder of the predictions, or its URL")
-    parser.add_argument("b", metavar="B", help="folder of the others, or its URL")
-    parser.add_argument("--parts", required=True, metavar="N[,M]", help="the n of generate_pred.py, of A and of B")
-    parser.add_argument("--titles", default="A,B", metavar="A,B", help="what they are called (%(default)s)")
-    parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: names alone [%(default)s]")
-    parser.add_argument("--examples", type=int, default=10, help="masks that changed, of each kind (%(default)s)")
-    parser.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
-    parser.add_argument("--report", metavar="FILE.html", help="also write a page, here or there")
-    add_bootstrap(parser)
-    return parser

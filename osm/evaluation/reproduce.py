@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from osm.datasets.table import DatasetTable
-from osm.errors import OsmError, exit_code
+from osm.errors import OsmError
+from osm.evaluation.commands import run_command
 from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 from osm.storage.cache import localize
 from osm.storage.output import write_text
 from osm.terminal import echo
@@ -102,23 +103,18 @@ def compare(result: SetResult, tolerance: float) -> Comparison:
 
 def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], int] = generate_main) -> int:
     """Returns 0 where all six sets are within the tolerance, 1 where not, 2 where nothing could be compared."""
+    return run_command(_reproduce, argv, generate)
+
+
+def _reproduce(argv: Sequence[str] | None, generate: Callable[[Sequence[str]], int]) -> int:
     args = parser().parse_args(argv)
-    try:
-        if args.processes < 1 or not 0 <= args.tolerance < math.inf:
-            raise OsmError(
-                f"--processes {args.processes}, --tolerance {args.tolerance}: 1 or more, and 0 or more, needed"
-            )
-        if status := _generate(args, generate):
-            return status
-        results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.processes, DatasetTable())
-        compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
-        _show(compared, notes, args)
-    except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        echo("interrupted: the same command goes on where it was", file=sys.stderr)
-        return 130
+    if args.processes < 1 or not 0 <= args.tolerance < math.inf:
+        raise OsmError(f"--processes {args.processes}, --tolerance {args.tolerance}: 1 or more, and 0 or more, needed")
+    if status := _generate(args, generate):
+        return status
+    results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.processes, DatasetTable())
+    compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
+    _show(compared, notes, args)
     return int(len(compared) < len(PUBLISHED) or not all(one.within and one.same_masks for one in compared))
 
 

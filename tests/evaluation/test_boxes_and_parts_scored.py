@@ -16,7 +16,7 @@ from six_sets import HEIGHT, WIDTH, AreaNamer
 from three_sets import area, make, picture, write_v3det
 
 from osm.cli import main
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 Pixels = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
 

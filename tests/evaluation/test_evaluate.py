@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import judgements
+import left_out_classes
 import pytest
 from fake_namer import FakeNamer
 from predictions import whole_meta
@@ -17,9 +19,9 @@ from predictions import whole_meta
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation import reproduce
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import compare_main, evaluate_main, picture_main, report_main
-from osm.evaluation.studies import judged, open_ended
+from osm.evaluation.report.report_cli import compare_main, picture_main, report_main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -335,12 +337,12 @@ def test_every_reader_refuses_a_file_that_is_cut_short(
         assert readers[command]() == 2
         error = capsys.readouterr().err.splitlines()[-1]
     else:
-        monkeypatch.setattr(open_ended, "PARTS", 1)
+        monkeypatch.setattr(left_out_classes, "PARTS", 1)
         with pytest.raises(OsmError) as caught:
             if command == "judged":
-                judged.sample(out, 1, tmp_path / "list.json", tmp_path / "sheets", DatasetTable((pets,)), ["pets"])
+                judgements.sample(out, 1, tmp_path / "list.json", tmp_path / "sheets", DatasetTable((pets,)), ["pets"])
             else:
-                open_ended.answers(pets, tmp_path)
+                left_out_classes.answers(pets, tmp_path)
         error = str(caught.value)
     assert f"predictions {out / FILE}: 3 images, but its meta file says 5: the file is cut short" in error
     assert not (tmp_path / "r").exists() and not (tmp_path / "a.jpg").exists() and not (tmp_path / "list.json").exists()

@@ -16,7 +16,7 @@ from PIL import Image
 from six_sets import HEIGHT, WIDTH, AreaNamer, make
 
 from osm.cli import main
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 
 class ColumnNamer(AreaNamer):

@@ -18,7 +18,7 @@ from fake_namer import FakeName, FakeNamer
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions, part_range
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

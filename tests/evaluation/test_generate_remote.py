@@ -15,8 +15,10 @@ from servers import S3Server, registered
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import compare_main, evaluate_main, generate_main, report_main
+from osm.evaluation.predict.generate_cli import generate_main
+from osm.evaluation.report.report_cli import compare_main, report_main
 from osm.storage import remote
 
 HERE = Path(__file__).resolve().parent

@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import judgements
 import numpy as np
 import pytest
 from fake_namer import FakeName, FakeNamer
+from judgements import sample
 from PIL import Image
 
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.studies import judged
-from osm.evaluation.studies.judged import sample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,15 +92,15 @@ def test_mistakes_are_said(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> No
 def test_lists_that_are_none(tmp_path: Path, document: Any, message: str) -> None:
     (tmp_path / "list.json").write_text(json.dumps(document))
     with pytest.raises(OsmError, match=message):
-        judged.agreement(tmp_path / "list.json")
+        judgements.agreement(tmp_path / "list.json")
 
 
 def test_figures_by_hand() -> None:
     # 3 of 4 agree; by chance 1/2 * 3/4 + 1/2 * 1/4 would: (3/4 - 1/2) / (1 - 1/2).
     one, other = np.array([True, True, False, False]), np.array([True, True, True, False])
-    assert judged.cohens_kappa(one, other) == pytest.approx(0.5)
-    assert judged.kendall_tau(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 1
-    assert judged.kendall_tau(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == -1
-    assert np.isnan(judged.kendall_tau(np.ones(3), np.array([3.0, 2, 1])))
+    assert judgements.cohens_kappa(one, other) == pytest.approx(0.5)
+    assert judgements.kendall_tau(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 1
+    assert judgements.kendall_tau(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == -1
+    assert np.isnan(judgements.kendall_tau(np.ones(3), np.array([3.0, 2, 1])))
     # a: one pair tied of three; b: none. 2 in order of 2 * sqrt(2 * 3) / 2.
-    assert judged.kendall_tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(6))
+    assert judgements.kendall_tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(6))

@@ -17,6 +17,7 @@ from osm.datasets.labels import LabelSet
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation import evaluate_cli
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.metrics import measure, wordnet
 from osm.evaluation.metrics.evaluate import evaluate_folder
 from osm.evaluation.metrics.lexical import Lexicon
@@ -25,7 +26,6 @@ from osm.evaluation.metrics.scores import SIZES, Tools, size_of
 from osm.evaluation.metrics.semantic import semantic_iou, semantic_similarities
 from osm.evaluation.metrics.statistics import Bootstrap
 from osm.evaluation.metrics.wordnet import find_wordnet
-from osm.evaluation.predict.predict_cli import evaluate_main
 from osm.evaluation.predict.records import read_set
 
 

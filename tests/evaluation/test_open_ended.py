@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import left_out_classes
 import pytest
+from left_out_classes import Answer, choose, measure
 
 from osm.datasets.labels import LabelSet
 from osm.errors import OsmError
-from osm.evaluation.studies import open_ended
-from osm.evaluation.studies.open_ended import Answer, choose, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {1: "boots", 2: "shoes", 3: "hat", 4: "car", 5: "scarf"}
@@ -82,7 +82,7 @@ def test_figures_by_hand(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert boots_row["nearest_taught"] == "shoes" and boots_row["called_the_nearest"] == 2
     chance = own["similarity_of_names_said_of_other_masks"]
     assert own["similarity_of_the_nearest_taught_name"] > own["similarity_to_the_true_name"] > chance
-    lines = open_ended.table(document).splitlines()
+    lines = left_out_classes.table(document).splitlines()
     assert (
         "| boots | 5 | shoes 2, boot 1, car 1, sock thing 1 | shoes 2, boot 1, car 1, sock thing 1 | shoes |" in lines
     )

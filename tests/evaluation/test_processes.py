@@ -16,8 +16,9 @@ from six_sets import AreaNamer, make
 
 from osm.config import find_config
 from osm.datasets.table import Dataset, DatasetTable
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import _own_device, evaluate_main, generate_main
+from osm.evaluation.predict.generate_cli import _own_device, generate_main
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -14,7 +14,7 @@ from osm.config import find_config
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 # Column by column: the left half; the last column but for its last pixel; nothing.
 LEFT_RLE = {"size": [HEIGHT, WIDTH], "counts": [0, 24, 24]}

@@ -11,8 +11,7 @@ from typing import Any
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError
 from osm.evaluation.metrics import in_vocabulary, is_correct, majority_class, ratio
-from osm.evaluation.predict.parts import listing
-from osm.evaluation.predict.prediction_files import list_predictions, prediction_path
+from osm.evaluation.predict.prediction_files import list_predictions, listing, prediction_path
 from osm.evaluation.predict.records import MaskRecord, SetRecords, read_files
 
 

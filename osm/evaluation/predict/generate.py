@@ -416,7 +416,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
 
 
 def _document(partial: PartialFile, split: Split) -> Iterator[str]:
-    # Entry by entry: LVIS's file is too large to be held twice.
+    # PredictionEntry by entry: LVIS's file is too large to be held twice.
     yield split.prefix
     for number, record in enumerate(partial.records()):
         yield (", " if number else "") + split.text(record["entry"])

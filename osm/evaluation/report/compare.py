@@ -13,7 +13,7 @@ from osm.errors import OsmError, shown
 from osm.evaluation.metrics.evaluate import evaluate_folder
 from osm.evaluation.metrics.scores import CLASS, MaskScores, Tools, score_rows
 from osm.evaluation.metrics.statistics import Bootstrap, Difference, Rate, differences
-from osm.evaluation.predict.parts import made_with
+from osm.evaluation.predict.prediction_files import made_with
 from osm.evaluation.predict.records import MaskRecord, SetRecords
 from osm.forms.base import countable
 

@@ -18,7 +18,7 @@ from osm.evaluation.metrics.measure import ALL, METRICS, SetMeasures, find_tools
 from osm.evaluation.metrics.statistics import Bootstrap
 from osm.evaluation.report.report_counts import Breakdown, break_down, intervals
 from osm.evaluation.report.report_page import page
-from osm.evaluation.report.report_pictures import Picture, choose, choose_surest, draw_pictures
+from osm.evaluation.report.result_images import DrawnImage, choose, choose_surest, draw_pictures
 from osm.files import write_atomically
 from osm.training.tracking import read_log
 
@@ -39,9 +39,9 @@ class SetReport:
     result: SetResult
     breakdown: Breakdown
     measures: SetMeasures | None = None
-    pictures: list[Picture] = field(default_factory=list)
-    worst: list[Picture] = field(default_factory=list)
-    best: list[Picture] = field(default_factory=list)
+    pictures: list[DrawnImage] = field(default_factory=list)
+    worst: list[DrawnImage] = field(default_factory=list)
+    best: list[DrawnImage] = field(default_factory=list)
     picture_notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:

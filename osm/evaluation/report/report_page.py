@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from osm.evaluation.metrics import majority_class
 from osm.evaluation.metrics.scores import CLASS, PART, PARTS
 from osm.evaluation.metrics.statistics import Rate
-from osm.evaluation.predict.parts import made_with
+from osm.evaluation.predict.prediction_files import made_with
 from osm.evaluation.report.report_curve import loss_curve
 from osm.evaluation.report.report_html import (
     NOTHING,
@@ -26,7 +26,7 @@ from osm.evaluation.report.report_html import (
     text,
 )
 from osm.evaluation.report.report_metrics import calibration, further_metrics, sizes
-from osm.evaluation.report.report_pictures import Guess, Picture
+from osm.evaluation.report.result_images import DrawnImage, Guess
 
 if TYPE_CHECKING:
     from osm.evaluation.report.report import Report, SetReport
@@ -272,7 +272,7 @@ def _pictures(title: str, sets: dict[str, SetReport]) -> Markup:
     return joined(pieces)
 
 
-def _figure(name: str, picture: Picture) -> Markup:
+def _figure(name: str, picture: DrawnImage) -> Markup:
     marked = [own or anyone for _, own, anyone in picture.masks]
     right = sum(guess is not None and guess.right for guess in marked)
     alt = f"{picture.file_name}: {len(marked)} numbered masks, {right} named right; they are listed beside it"

@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from osm.config import find_config
-from osm.datasets.table import Dataset, DatasetTable
-from osm.errors import OsmError, exit_code
+from osm.datasets.table import Dataset
+from osm.errors import OsmError
+from osm.evaluation.commands import dataset_table, run_command
 from osm.evaluation.predict.generate import OWN_MODE
-from osm.evaluation.predict.parts import made_with
-from osm.evaluation.predict.prediction_files import prediction_path
-from osm.evaluation.scoring.names import EXACT, NEAREST, ClassNames, Encoder
-from osm.evaluation.scoring.proposals import KIND
-from osm.evaluation.scoring.score_proposals import Options, Scores, score_set
+from osm.evaluation.predict.prediction_files import made_with, prediction_path
+from osm.evaluation.scoring.class_names import EXACT, NEAREST, ClassNames, Encoder
+from osm.evaluation.scoring.named_proposals import KIND
+from osm.evaluation.scoring.score_proposals import Scores, ScoringOptions, score_set
 from osm.storage.cache import localize
 from osm.storage.output import write_text
 from osm.terminal import echo
@@ -48,16 +47,8 @@ _OTHERS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`evaluate_proposals.py out_dir n`; returns the exit code."""
-    try:
-        _evaluate(parser().parse_args(argv))
-    except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        echo("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    """Run `evaluate_proposals.py out_dir n` and return the exit code."""
+    return run_command(_evaluate, argv, interrupted="interrupted")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,14 +80,13 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _evaluate(argv: Sequence[str] | None) -> None:
+    args = parser().parse_args(argv)
     if args.parts < 1:
         raise OsmError(f"number of parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
     args.out_dir = localize(args.out_dir, "out_dir", folder=True)
-    options = Options(args.overlap, args.min_score, not args.without_ap)
-    table = DatasetTable().with_yaml(find_config(args.benchmark))
-    table = table.with_yaml(args.datasets) if args.datasets else table
-    rows = _rows(args, table)
+    options = ScoringOptions(args.overlap, args.min_score, not args.without_ap)
+    rows = _rows(args, dataset_table(args.benchmark, args.datasets))
     encoder = _encoder(args.device) if args.map == NEAREST else None
     document = {}
     for row in rows:

@@ -18,13 +18,11 @@ import numpy as np
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
-from osm.evaluation.predict.parts import check_all_there, read_metas
-from osm.evaluation.scoring.names import ClassNames, Match
-from osm.evaluation.scoring.overlap import MeanOverlap
-from osm.evaluation.scoring.painter import Painter
-from osm.evaluation.scoring.precision import MaskPrecision, mean_precision
-from osm.evaluation.scoring.proposals import KIND, Proposal, read_proposals
-from osm.evaluation.scoring.quality import PanopticQuality
+from osm.evaluation.predict.prediction_files import check_all_there, read_metas
+from osm.evaluation.scoring.class_names import ClassNames, Match
+from osm.evaluation.scoring.map_scores import MeanOverlap, Painter, PanopticQuality
+from osm.evaluation.scoring.mask_precision import MaskPrecision, mean_precision
+from osm.evaluation.scoring.named_proposals import KIND, Proposal, read_proposals
 from osm.evaluation.scoring.truth import MIOU, PQ, Truth, TruthSplit, class_map, truth_split
 from osm.forms import FORM_CLASSES
 from osm.terminal import echo
@@ -33,7 +31,7 @@ _PROGRESS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Options:
+class ScoringOptions:
     """How proposals become a panoptic map, and what is left out.
 
     Attributes:
@@ -107,7 +105,7 @@ class Scores:
         }
 
 
-def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames, options: Options) -> Scores:
+def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames, options: ScoringOptions) -> Scores:
     """Scores the named proposals of one set, all parts together.
 
     Where they were made with `--limit`, only their own images are looked at; else all of the set: what an image
@@ -174,7 +172,7 @@ def _indices(
 class _Image:
     """One image on its way into the scores."""
 
-    def __init__(self, scores: Scores, truth: Truth, options: Options) -> None:
+    def __init__(self, scores: Scores, truth: Truth, options: ScoringOptions) -> None:
         self._scores, self._truth, self._options = scores, truth, options
         things, classes = scores.split.things, scores.row.label_set.classes
         self._painter = Painter(truth.size, classes.keys() - things, options.overlap)

@@ -19,8 +19,8 @@ import numpy as np
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError, shown
-from osm.evaluation.scoring.precision import Federated
-from osm.evaluation.scoring.quality import VOID, Segment
+from osm.evaluation.scoring.map_scores import VOID, PanopticSegment
+from osm.evaluation.scoring.mask_precision import Federated
 from osm.forms import Form, Split
 from osm.forms.base import is_crowd
 from osm.forms.instances import Boxes, corners, draw_box
@@ -56,7 +56,7 @@ class Truth:
 
     size: tuple[int, int]
     segments_HW: np.ndarray | None = None
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[PanopticSegment, ...] = ()
     instances: tuple[Instance, ...] = ()
     federated: Federated | None = None
     counts: Counter[str] = field(default_factory=Counter)
@@ -115,7 +115,7 @@ class PanopticTruth(TruthSplit):
         drawn, places_HW = np.unique(sample.ids, return_inverse=True)
         value_of = np.full(len(drawn), VOID, np.int32)
         place = {int(i): k for k, i in enumerate(drawn)}
-        segments: list[Segment] = []
+        segments: list[PanopticSegment] = []
         for described in sample.described:
             category_id = whole(described.get("category_id"))
             known = category_id is not None and category_id in self.row.label_set
@@ -124,13 +124,13 @@ class PanopticTruth(TruthSplit):
             if known and category_id in self.row.rules.ignored_ids:
                 counts["ignored"] += 1
             else:
-                segments.append(Segment(category_id if known else None, is_crowd(described)))
+                segments.append(PanopticSegment(category_id if known else None, is_crowd(described)))
                 value_of[place[described["id"]]] = len(segments)
         segments_HW = value_of[places_HW].reshape(sample.ids.shape)
         instances = tuple(self._instances(segments_HW, segments))
         return Truth(size, segments_HW, tuple(segments), instances, counts=counts)
 
-    def _instances(self, segments_HW: np.ndarray, segments: list[Segment]) -> Iterator[Instance]:
+    def _instances(self, segments_HW: np.ndarray, segments: list[PanopticSegment]) -> Iterator[Instance]:
         for value, segment in enumerate(segments, 1):
             if segment.category_id is not None and segment.category_id in self.things:
                 yield Instance(segment.category_id, segment.crowd, partial(np.equal, segments_HW, value))
@@ -216,7 +216,7 @@ class MapsTruth(TruthSplit):
         targets = [] if sample is None else sample.targets()
         for k, target in enumerate(targets):
             segments_HW[target.draw()] = k + 1
-        segments = tuple(Segment(target.category_id) for target in targets)
+        segments = tuple(PanopticSegment(target.category_id) for target in targets)
         return Truth(
             size,
             segments_HW,

@@ -11,7 +11,7 @@ Shapes: H, W = an image's sides; T, P = its true and predicted segments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ VOID = 0
 
 
 @dataclass(frozen=True)
-class Segment:
+class PanopticSegment:
     """The k-th of an image's segments; its pixels have the value k + 1 in the image's map, void ones 0.
 
     `category_id`: None of a crowd of no class of the set; it is met by no prediction.
@@ -65,7 +65,7 @@ class PanopticQuality:
     def add(
         self,
         truth_HW: np.ndarray,
-        true_segments: Sequence[Segment],
+        true_segments: Sequence[PanopticSegment],
         predicted_HW: np.ndarray,
         predicted_categories: Sequence[int],
     ) -> None:
@@ -111,3 +111,71 @@ class PanopticQuality:
         found = [figures for i, c in self.classes.items() if among(i) and (figures := c.figures()) is not None]
         means = np.mean(found, axis=0).tolist() if found else [None] * 3
         return {**dict(zip(("pq", "sq", "rq"), means, strict=True)), "classes": len(found)}
+
+
+class MeanOverlap:
+    """Pixel counts by class, added up image by image. Classes are counted from 0, in the order of `categories`."""
+
+    def __init__(self, categories: Sequence[int]) -> None:
+        self.categories = list(categories)
+        self._both_C, self._true_C, self._predicted_C = (np.zeros(len(self.categories), np.int64) for _ in range(3))
+
+    def add(self, truth_HW: np.ndarray, predicted_HW: np.ndarray) -> None:
+        """Counts one image. Both maps: integers, -1 = void, or nothing predicted."""
+        count = len(self.categories)
+        seen = truth_HW >= 0
+        true, predicted = truth_HW[seen], predicted_HW[seen]
+        self._true_C += np.bincount(true, minlength=count)
+        self._predicted_C += np.bincount(predicted[predicted >= 0], minlength=count)
+        self._both_C += np.bincount(true[true == predicted], minlength=count)
+
+    def by_class(self) -> dict[int, float]:
+        """IoU by category id, of the classes that the ground truth shows."""
+        union_C = self._true_C + self._predicted_C - self._both_C
+        shown = np.flatnonzero(self._true_C).tolist()
+        return {self.categories[c]: float(self._both_C[c] / union_C[c]) for c in shown}
+
+    def mean(self) -> dict[str, Any]:
+        """`miou`, 0 to 1 (None where the ground truth shows nothing); `classes`: of how many."""
+        found = list(self.by_class().values())
+        return {"miou": float(np.mean(found)) if found else None, "classes": len(found)}
+
+
+class Painter:
+    """One image's map.
+
+    Args:
+        size: its height and width.
+        merged: the category ids whose masks become one segment (stuff).
+        min_share: what a mask has to have left of its pixels, 0 to 1, so as not to be left out. Those that its own
+            merged segment has already count as left.
+
+    Attributes:
+        segments_HW: int32; 0 = nothing, k + 1 = the segment of the k-th of `categories`.
+        categories: their category ids.
+        hidden: how many masks were left out.
+    """
+
+    def __init__(self, size: tuple[int, int], merged: Container[int], min_share: float) -> None:
+        self.segments_HW = np.zeros(size, np.int32)
+        self.categories: list[int] = []
+        self.hidden = 0
+        self._merged, self._min_share = merged, min_share
+        self._of_class: dict[int, int] = {}
+
+    def add(self, mask_HW: np.ndarray, category_id: int) -> None:
+        """Paints a mask (bool); masks come in the order of their scores, the highest first."""
+        value = self._of_class.get(category_id)
+        area = int(mask_HW.sum())
+        free_HW = mask_HW & (self.segments_HW == 0)
+        free = int(free_HW.sum())
+        own = 0 if value is None else int((self.segments_HW[mask_HW] == value).sum())
+        if not free + own or free + own < self._min_share * area:
+            self.hidden += 1
+            return
+        if value is None:
+            self.categories.append(category_id)
+            value = len(self.categories)
+            if category_id in self._merged:
+                self._of_class[category_id] = value
+        self.segments_HW[free_HW] = value

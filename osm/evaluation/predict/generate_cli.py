@@ -1,4 +1,4 @@
-"""The command lines of `test/generate_pred.py`, `test/evaluate_pred.py` and the report."""
+"""The command line of `test/generate_pred.py`, which is also `osm generate`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from osm.config import find_config
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
-from osm.errors import OsmError, exit_code
-from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, compare, evaluate, refuse_unused
-from osm.evaluation.metrics.measure import ALL, METRICS, PUBLISHED
+from osm.errors import OsmError
+from osm.evaluation.commands import dataset_table, run_command
 from osm.evaluation.predict.alter import ALTERATIONS
 from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
-from osm.evaluation.report.picture import write_picture
-from osm.evaluation.report.report import PAGE, RESULTS, TITLE, write_report
-from osm.files import read_json
 from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
-from osm.quiet import quiet_command
 from osm.recognition import placement
 from osm.recognition.flags import WAY_HELP, way_of
 from osm.storage.cache import localize
-from osm.storage.locations import check_location, is_remote, join
-from osm.storage.output import check_output, locked, open_output
+from osm.storage.locations import check_location, is_remote
+from osm.storage.output import check_output
 from osm.terminal import echo
 
 GROUND_TRUTH = "gt"
@@ -37,40 +31,7 @@ PATH_FIELDS = {"image_dir": "folder of the images", "json_file": "json of the an
 
 def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., Any] | None = None) -> int:
     """`generate_pred.py i n ckpt out_dir`; returns the exit code. `load_namer` is the project's own unless given."""
-    return _exit_code(_generate, argv, load_namer)
-
-
-def evaluate_main(argv: Sequence[str] | None = None) -> int:
-    """`evaluate_pred.py out_dir n`; returns the exit code."""
-    return _exit_code(evaluate, argv)
-
-
-def compare_main(argv: Sequence[str] | None = None) -> int:
-    """`osm compare A B`; returns the exit code."""
-    return _exit_code(compare, argv)
-
-
-def report_main(argv: Sequence[str] | None = None) -> int:
-    """`osm report out_dir`; returns the exit code."""
-    return _exit_code(_report, argv)
-
-
-def picture_main(argv: Sequence[str] | None = None) -> int:
-    """`osm picture`; returns the exit code."""
-    return _exit_code(_picture, argv)
-
-
-@quiet_command
-def _exit_code(command: Callable[..., None], *arguments: Any) -> int:
-    try:
-        command(*arguments)
-    except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        echo("interrupted: the same command goes on where it was", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_generate, argv, load_namer)
 
 
 def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
@@ -79,7 +40,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     files.add_argument("--benchmark", default="benchmark", help="YAML with the sets' paths, or its name in configs/")
     files.add_argument("--datasets", help="YAML with sets of your own")
     known, _ = files.parse_known_args(argv)
-    table = _table(known.benchmark, known.datasets)
+    table = dataset_table(known.benchmark, known.datasets)
     args = _generate_parser(files, table).parse_args(argv)
     check_output(args.out_dir, "out_dir")  # not after the model is loaded
     part, parts = _part(args)
@@ -160,11 +121,6 @@ def _own_device(device: str) -> str:
             f"--nproc_per_node {count}, or say which --device is to be shared"
         )
     return f"cuda:{number}"
-
-
-def _table(benchmark: str, datasets: str | None) -> DatasetTable:
-    table = DatasetTable().with_yaml(find_config(benchmark))
-    return table.with_yaml(datasets) if datasets else table
 
 
 def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> argparse.ArgumentParser:
@@ -268,99 +224,3 @@ def _missing_path(row: Dataset, form: type[Form], with_masks: bool) -> str | Non
         elif not Path(path).exists():
             return f"{field} {path} does not exist (--{row.name}_{field})"
     return None
-
-
-def _report(argv: Sequence[str] | None) -> None:
-    args = report_parser().parse_args(argv)
-    if args.parts < 1:
-        raise OsmError(f"--parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
-    bootstrap = bootstrap_of(args)
-    if args.metrics == PUBLISHED:
-        refuse_unused(args, "bootstrap")
-    for flag in ("pictures", "surest"):
-        if getattr(args, flag) < 0:
-            raise OsmError(f"--{flag} {getattr(args, flag)}: expected 0 or more")
-    folders: dict[str, Path] = {}
-    for given in args.predictions:
-        title, equals, folder = given.partition("=")
-        if not equals or not title.strip() or not folder:
-            raise OsmError(f"--predictions {given!r}: expected TITLE=FOLDER")
-        if title.strip() in folders:
-            raise OsmError(f"--predictions {given!r}: the title {title.strip()!r} is given twice")
-        local = localize(folder, "--predictions", folder=True)
-        if not local.is_dir():
-            raise OsmError(f"--predictions {given!r}: {folder} is not a folder; expected generate_pred.py's out_dir")
-        folders[title.strip()] = local
-    if args.run and is_remote(args.run):
-        args.run = localize(join(check_location(args.run, "--run"), "log.jsonl"), "--run").parent
-    if args.run and not (args.run / "log.jsonl").is_file():
-        raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
-    baselines = read_json(localize(args.baselines, "--baselines"), "--baselines")[0] if args.baselines else None
-    table = _table("benchmark", args.datasets)
-    drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
-    options = {**{name: getattr(args, name) for name in ("run", "pictures", "surest", "metrics")}, **drawn}
-    out_dir = check_output(args.out_dir, "out_dir")
-    if not is_remote(out_dir):
-        write_report(Path(out_dir), folders, args.parts, table, title=args.title, baselines=baselines, **options)
-        echo(Path(out_dir) / PAGE)
-        return
-    output = open_output(out_dir, "out_dir")
-    with locked(output):
-        write_report(output.path, folders, args.parts, table, title=args.title, baselines=baselines, **options)
-        output.put(RESULTS, PAGE)
-    echo(output.location(PAGE))
-
-
-def report_parser() -> argparse.ArgumentParser:
-    """The flags of `osm report`."""
-    parser = argparse.ArgumentParser(
-        prog="osm report",
-        allow_abbrev=False,
-        description="Writes report.html (scores, loss curve, confusions, pictures) and results.json.",
-    )
-    parser.add_argument("out_dir", help="folder of the report, or its URL on s3:// or gs://")
-    parser.add_argument(
-        "--predictions",
-        action="append",
-        required=True,
-        metavar="TITLE=FOLDER",
-        help="prediction files of generate_pred.py, here or at a URL; classes, confusions and pictures are of the "
-        "first ones alone",
-    )
-    parser.add_argument("--parts", type=int, required=True, metavar="N", help="the n generate_pred.py was run with")
-    parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--run", type=Path, help="folder of the training run, for the loss curve")
-    parser.add_argument("--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown beside")
-    parser.add_argument("--pictures", type=int, default=12, help="images of each set by chance, at most (%(default)s)")
-    parser.add_argument(
-        "--surest", type=int, default=3, help="images of each set with the surest wrong, and right, names (%(default)s)"
-    )
-    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: Acc and NIV alone [%(default)s]")
-    add_bootstrap(parser)
-    parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
-    return parser
-
-
-def _picture(argv: Sequence[str] | None) -> None:
-    args = picture_parser().parse_args(argv)
-    for flag in ("images", "columns"):
-        if getattr(args, flag) < 1:
-            raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
-    table = _table("benchmark", args.datasets)
-    out_dir = localize(args.out_dir, "out_dir", folder=True)
-    echo(write_picture(args.output, out_dir, args.parts, table, args.set, args.images, args.columns))
-
-
-def picture_parser() -> argparse.ArgumentParser:
-    """The flags of `osm picture`."""
-    parser = argparse.ArgumentParser(
-        prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
-    )
-    parser.add_argument("out_dir", help="folder of the predictions, or its URL")
-    parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
-    parser.add_argument("output", type=Path, help="the picture, a .jpg")
-    parser.add_argument("--set", required=True, help="whose images")
-    parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--images", type=int, default=6, help="(%(default)s)")
-    parser.add_argument("--columns", type=int, default=3, help="(%(default)s)")
-    return parser

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tower_cases import TowerCase
 
 from osm.config import ModelConfig, QFormerConfig, TowerConfig
 from osm.errors import OsmError
-from osm.evaluation.studies.tower_cases import TowerCase
 from osm.files import read_json, write_output
 from osm.models.bridges.variants import BRIDGES
 from osm.models.factory import build_tower

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from osm.datasets.table import ANY_MODE, Dataset
-from osm.errors import OsmError
+from osm.errors import OsmError, write_failed
 from osm.evaluation.metrics import is_correct, normalize
-from osm.evaluation.metrics.evaluate import SetResult
-from osm.evaluation.predict.agreement import row_with_files
+from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
 from osm.evaluation.predict.alter import resize_nearest
-from osm.evaluation.predict.records import MaskRecord, SetRecords
+from osm.evaluation.predict.records import MaskRecord, SetRecords, row_with_files
 from osm.forms import Split, split_of
 from osm.forms.split import Item
-from osm.recognition.draw import draw_numbered
+from osm.recognition.draw import draw_names, draw_numbered
 
 # Long side of a picture: small images are enlarged so that numbers are legible, large ones would make a huge page.
 _SMALLEST, _LARGEST = 512, 800
@@ -44,7 +45,7 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnImage:
     """One image, drawn.
 
     Attributes:
@@ -85,7 +86,7 @@ def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]
     return wrong[:count], right[:count]
 
 
-def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, Picture], list[str]]:
+def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, DrawnImage], list[str]]:
     """Draws images of one set.
 
     Returns:
@@ -104,7 +105,7 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, P
     if result.meta.get("annotations", split.source_hash) != split.source_hash:
         note = f"{split.source} has changed since the predictions were made; its masks may be others"
         return {}, [note] * len(chosen)
-    pictures: dict[int, Picture] = {}
+    pictures: dict[int, DrawnImage] = {}
     notes = []
     for index in chosen:
         try:
@@ -119,7 +120,7 @@ def masks_by_image(records: SetRecords) -> list[list[MaskRecord]]:
     return [[mask for mask in image.masks if not mask.crowd] for image in records.images]
 
 
-def _draw(split: Split, index: int, masks: list[MaskRecord]) -> Picture:
+def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
     if index >= len(split):
         raise OsmError(f"{split.source}: has {len(split)} images, but predictions are there for image {index}")
     item = split.load(index)
@@ -130,7 +131,7 @@ def _draw(split: Split, index: int, masks: list[MaskRecord]) -> Picture:
     canvas = draw_numbered(*enlarged(item), [_mark(own, anyone) for _, own, anyone in rows])
     buffer = io.BytesIO()
     canvas.save(buffer, "JPEG", quality=_QUALITY)
-    return Picture(item.image_path.name, base64.b64encode(buffer.getvalue()).decode(), canvas.size, rows)
+    return DrawnImage(item.image_path.name, base64.b64encode(buffer.getvalue()).decode(), canvas.size, rows)
 
 
 def enlarged(item: Item) -> tuple[Image.Image, np.ndarray]:
@@ -161,3 +162,68 @@ def _guess(mask: MaskRecord, mode: str, names: tuple[str, ...]) -> Guess | None:
 def _mark(own: Guess | None, anyone: Guess | None) -> bool | None:
     guess = own or anyone
     return None if guess is None else guess.right
+
+
+_GAP = 8
+_TINT = 0.0  # a thing's colour may be what its name is about
+
+
+def write_picture(
+    path: Path, folder: Path, parts: int, table: Mapping[str, Dataset], set_name: str, images: int = 6, columns: int = 3
+) -> Path:
+    """Draws images of one set, evenly spread over it, with their names in the set's own mode.
+
+    A wrong name is followed by the right one in brackets. Images are brought to the size of the first.
+
+    Raises:
+        OsmError: no predictions for that set, or its images are not there.
+    """
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        raise OsmError(f"output {path}: a JPEG is written, expected a name that ends in .jpg")
+    results = {result.row.name: result for result in evaluate_folder(folder, parts, table)[0]}
+    if set_name not in results:
+        raise OsmError(f"--set {set_name!r}: {folder} has predictions of {', '.join(results)}")
+    row = row_with_files(results[set_name].row, results[set_name].meta)
+    records = masks_by_image(results[set_name].records)
+    split = split_of(row)
+    if len(records) != len(split):
+        raise OsmError(f"{folder}: predictions of {len(records)} images, but {split.source} has {len(split)}")
+    count = min(images, len(split))
+    drawn = []
+    for number in range(count):
+        index = number * len(split) // count
+        item = split.load(index)
+        image, masks = enlarged(item)
+        of_image = [records[index][place] for place in item.places]
+        named = [k for k, mask in enumerate(of_image) if mask.counted and set_name in mask.predictions]
+        texts = [_text(row, of_image[k]) for k in named]
+        drawn.append(draw_names(image, masks[named], texts, _TINT))
+    if not drawn:
+        raise OsmError(f"{folder}: no image of {set_name}")
+    _save(path, _tiled(drawn, min(columns, count)))
+    return path
+
+
+def _text(row: Dataset, mask: MaskRecord) -> str:
+    name, label = mask.predictions[row.name].name, row.label_set[mask.category_id]
+    return name if is_correct(name, label.names) else f"{name} [{label.target}]"
+
+
+def _tiled(images: list[Image.Image], columns: int) -> Image.Image:
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), "white")
+    for number, image in enumerate(images):
+        place = (number % columns * (width + _GAP), number // columns * (height + _GAP))
+        canvas.paste(image.resize((width, height)), place)
+    return canvas
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(temporary, "JPEG", quality=88, optimize=True)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_failed(error, f"output {path}", "a file that can be written") from None

@@ -21,7 +21,7 @@ from osm.evaluation.metrics.statistics import auroc
 from osm.evaluation.metrics.wordnet import find_wordnet
 from osm.evaluation.predict.generate import OWN_MODE
 from osm.evaluation.predict.records import SetRecords, prediction_in, read_set
-from osm.evaluation.report.report_pictures import masks_by_image
+from osm.evaluation.report.result_images import masks_by_image
 from osm.files import read_json, write_output
 from osm.forms import Split, split_of
 from osm.recognition.similarity import SentenceEncoder

@@ -1,0 +1,191 @@
+"""The command lines of `osm report`, `osm picture` and `osm compare`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from osm.errors import OsmError
+from osm.evaluation.commands import dataset_table, run_command
+from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, json_text, refuse_unused
+from osm.evaluation.metrics.measure import ALL, METRICS, PUBLISHED, find_tools
+from osm.evaluation.metrics.scores import Tools
+from osm.evaluation.report.compare import compare_folders
+from osm.evaluation.report.compare_page import comparison_lines, comparison_page
+from osm.evaluation.report.report import PAGE, RESULTS, TITLE, write_report
+from osm.evaluation.report.result_images import write_picture
+from osm.files import read_json
+from osm.storage.cache import localize
+from osm.storage.locations import check_location, is_remote, join
+from osm.storage.output import check_output, locked, open_output, write_text
+from osm.terminal import echo
+
+
+def report_main(argv: Sequence[str] | None = None) -> int:
+    """Run `osm report out_dir` and return the exit code."""
+    return run_command(_report, argv)
+
+
+def picture_main(argv: Sequence[str] | None = None) -> int:
+    """Run `osm picture` and return the exit code."""
+    return run_command(_picture, argv)
+
+
+def compare_main(argv: Sequence[str] | None = None) -> int:
+    """Run `osm compare A B` and return the exit code."""
+    return run_command(_compare, argv)
+
+
+def _report(argv: Sequence[str] | None) -> None:
+    args = report_parser().parse_args(argv)
+    if args.parts < 1:
+        raise OsmError(f"--parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
+    bootstrap = bootstrap_of(args)
+    if args.metrics == PUBLISHED:
+        refuse_unused(args, "bootstrap")
+    for flag in ("pictures", "surest"):
+        if getattr(args, flag) < 0:
+            raise OsmError(f"--{flag} {getattr(args, flag)}: expected 0 or more")
+    folders: dict[str, Path] = {}
+    for given in args.predictions:
+        title, equals, folder = given.partition("=")
+        if not equals or not title.strip() or not folder:
+            raise OsmError(f"--predictions {given!r}: expected TITLE=FOLDER")
+        if title.strip() in folders:
+            raise OsmError(f"--predictions {given!r}: the title {title.strip()!r} is given twice")
+        local = localize(folder, "--predictions", folder=True)
+        if not local.is_dir():
+            raise OsmError(f"--predictions {given!r}: {folder} is not a folder; expected generate_pred.py's out_dir")
+        folders[title.strip()] = local
+    if args.run and is_remote(args.run):
+        args.run = localize(join(check_location(args.run, "--run"), "log.jsonl"), "--run").parent
+    if args.run and not (args.run / "log.jsonl").is_file():
+        raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
+    baselines = read_json(localize(args.baselines, "--baselines"), "--baselines")[0] if args.baselines else None
+    table = dataset_table(datasets=args.datasets)
+    drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
+    options = {**{name: getattr(args, name) for name in ("run", "pictures", "surest", "metrics")}, **drawn}
+    out_dir = check_output(args.out_dir, "out_dir")
+    if not is_remote(out_dir):
+        write_report(Path(out_dir), folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        echo(Path(out_dir) / PAGE)
+        return
+    output = open_output(out_dir, "out_dir")
+    with locked(output):
+        write_report(output.path, folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        output.put(RESULTS, PAGE)
+    echo(output.location(PAGE))
+
+
+def report_parser() -> argparse.ArgumentParser:
+    """The flags of `osm report`."""
+    parser = argparse.ArgumentParser(
+        prog="osm report",
+        allow_abbrev=False,
+        description="Writes report.html (scores, loss curve, confusions, pictures) and results.json.",
+    )
+    parser.add_argument("out_dir", help="folder of the report, or its URL on s3:// or gs://")
+    parser.add_argument(
+        "--predictions",
+        action="append",
+        required=True,
+        metavar="TITLE=FOLDER",
+        help="prediction files of generate_pred.py, here or at a URL; classes, confusions and pictures are of the "
+        "first ones alone",
+    )
+    parser.add_argument("--parts", type=int, required=True, metavar="N", help="the n generate_pred.py was run with")
+    parser.add_argument("--datasets", help="YAML with sets of your own")
+    parser.add_argument("--run", type=Path, help="folder of the training run, for the loss curve")
+    parser.add_argument("--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown beside")
+    parser.add_argument("--pictures", type=int, default=12, help="images of each set by chance, at most (%(default)s)")
+    parser.add_argument(
+        "--surest", type=int, default=3, help="images of each set with the surest wrong, and right, names (%(default)s)"
+    )
+    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: Acc and NIV alone [%(default)s]")
+    add_bootstrap(parser)
+    parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
+    return parser
+
+
+def _picture(argv: Sequence[str] | None) -> None:
+    args = picture_parser().parse_args(argv)
+    for flag in ("images", "columns"):
+        if getattr(args, flag) < 1:
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
+    table = dataset_table(datasets=args.datasets)
+    out_dir = localize(args.out_dir, "out_dir", folder=True)
+    echo(write_picture(args.output, out_dir, args.parts, table, args.set, args.images, args.columns))
+
+
+def picture_parser() -> argparse.ArgumentParser:
+    """The flags of `osm picture`."""
+    parser = argparse.ArgumentParser(
+        prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
+    )
+    parser.add_argument("out_dir", help="folder of the predictions, or its URL")
+    parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
+    parser.add_argument("output", type=Path, help="the picture, a .jpg")
+    parser.add_argument("--set", required=True, help="whose images")
+    parser.add_argument("--datasets", help="YAML with sets of your own")
+    parser.add_argument("--images", type=int, default=6, help="(%(default)s)")
+    parser.add_argument("--columns", type=int, default=3, help="(%(default)s)")
+    return parser
+
+
+def _compare(argv: Sequence[str] | None) -> None:
+    args = compare_parser().parse_args(argv)
+    bootstrap = bootstrap_of(args)
+    if args.examples < 0:
+        raise OsmError(f"--examples {args.examples}: expected 0 or more")
+    titles, parts = _titles(args.titles), _parts(args.parts)
+    tools = find_tools() if args.metrics == ALL else Tools()
+    table = dataset_table(None, args.datasets)
+    a, b = (localize(getattr(args, name), name.upper(), folder=True) for name in "ab")
+    found, notes = compare_folders((a, b), parts, table, tools, bootstrap, args.examples)
+    for comparison in found:
+        echo(*comparison_lines(comparison, titles))
+    for note in notes:
+        echo(note)
+    if args.json:
+        drawn = {"over": "images", "samples": bootstrap.samples, "seed": bootstrap.seed}
+        about = {"titles": titles, "bootstrap": drawn}
+        write_text(args.json, "--json", [json_text({**about, "sets": {one.row.name: one.as_json() for one in found}})])
+    if args.report:
+        write_text(args.report, "--report", comparison_page(found, titles, notes, bootstrap))
+
+
+def _parts(text: str) -> tuple[int, int]:
+    numbers = text.split(",")
+    counts = [int(number) for number in numbers if number.isascii() and number.isdigit()]
+    if len(counts) != len(numbers) or len(counts) not in (1, 2) or min(counts) < 1:
+        raise OsmError(f"--parts {text!r}: expected N, or N,M: in how many parts generate_pred.py made A and B")
+    return counts[0], counts[-1]
+
+
+def _titles(text: str) -> tuple[str, str]:
+    titles = [title.strip() for title in text.split(",")]
+    if len(titles) != 2 or not all(titles):
+        raise OsmError(f"--titles {text!r}: expected two, with a comma between them")
+    return titles[0], titles[1]
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    """The flags of `osm compare`."""
+    parser = argparse.ArgumentParser(
+        prog="osm compare",
+        allow_abbrev=False,
+        description="Compares two folders of predictions for the same masks: rates, differences with paired intervals "
+        "over images, and the masks that changed.",
+    )
+    parser.add_argument("a", metavar="A", help="folder of the predictions, or its URL")
+    parser.add_argument("b", metavar="B", help="folder of the others, or its URL")
+    parser.add_argument("--parts", required=True, metavar="N[,M]", help="the n of generate_pred.py, of A and of B")
+    parser.add_argument("--titles", default="A,B", metavar="A,B", help="what they are called (%(default)s)")
+    parser.add_argument("--datasets", help="YAML with sets of your own")
+    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: names alone [%(default)s]")
+    parser.add_argument("--examples", type=int, default=10, help="masks that changed, of each kind (%(default)s)")
+    parser.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
+    parser.add_argument("--report", metavar="FILE.html", help="also write a page, here or there")
+    add_bootstrap(parser)
+    return parser
