@@ -15,7 +15,7 @@ from PIL import Image
 
 from osm.datasets.table import Dataset
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.report.report import write_report
+from osm.evaluation.report.report_page import write_report
 
 VOID = {"meta", "img", "line", "polyline", "rect", "circle"}
 

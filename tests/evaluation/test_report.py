@@ -13,8 +13,8 @@ from mugs import TEXTS, Page, Scripted, predict, report, write_log, write_mugs
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.report.report import write_report
 from osm.evaluation.report.report_cli import report_main
+from osm.evaluation.report.report_page import write_report
 
 
 @pytest.fixture

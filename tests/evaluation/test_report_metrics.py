@@ -15,8 +15,8 @@ from osm.evaluation.metrics.calibration import calibrate
 from osm.evaluation.metrics.scores import Tools
 from osm.evaluation.predict.records import read_set
 from osm.evaluation.report import report as report_module
-from osm.evaluation.report.report import write_report
-from osm.evaluation.report.report_reliability import reliability_plot
+from osm.evaluation.report.charts import reliability_plot
+from osm.evaluation.report.report_page import write_report
 from osm.evaluation.report.result_images import choose_surest
 
 

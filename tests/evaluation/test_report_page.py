@@ -19,8 +19,8 @@ from PIL import Image
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.report.report import write_report
-from osm.evaluation.report.report_curve import loss_curve
+from osm.evaluation.report.charts import loss_curve
+from osm.evaluation.report.report_page import write_report
 from osm.recognition.draw import draw_numbered
 
 

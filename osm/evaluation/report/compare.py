@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError, shown
 from osm.evaluation.metrics.evaluate import evaluate_folder
+from osm.evaluation.metrics.measure import title_of
 from osm.evaluation.metrics.scores import CLASS, MaskScores, Tools, score_rows
 from osm.evaluation.metrics.statistics import Bootstrap, Difference, Rate, differences
 from osm.evaluation.predict.prediction_files import made_with
 from osm.evaluation.predict.records import MaskRecord, SetRecords
+from osm.evaluation.report.page_templates import NOTHING, render_page
 from osm.forms.base import countable
 
+TITLE = "Two runs compared"
 OUTCOMES = ("both_right", "a_alone", "b_alone", "both_wrong")
 
 
@@ -242,3 +245,114 @@ def _changes(row: Dataset, rows: list[Pair], mode: str) -> list[Change]:
         a, b = one.predictions[mode], other.predictions[mode]
         changes.append(Change(image, one.id, row.label_set[one.category_id].target, a.name, b.name, b.prob))
     return sorted(changes, key=lambda change: -(change.prob or 0.0))  # stable: equals stay in the files' order
+
+
+def comparison_lines(comparison: SetComparison, titles: tuple[str, str]) -> list[str]:
+    """Return the comparison of one dataset as a table in plain text."""
+    lines = []
+    for name, mode in comparison.modes.items():
+        lines.append(f"{comparison.row.title}, {name}: {mode.masks} masks, in %")
+        lines.append(f"{'':<48}{titles[0]:>12.12}{titles[1]:>12.12}{'B - A':>24}{'p':>8}")
+        for key in mode.main():
+            difference = mode.difference[key]
+            cells = f"{_figure(mode.a[key].value):>12}{_figure(mode.b[key].value):>12}{_spread(difference):>24}"
+            lines.append(f"{title_of(key):<48}{cells}{_p(difference.p):>8}")
+        lines.append(f"{'ECE, 15 bins':<48}{_figure(mode.ece[0]):>12}{_figure(mode.ece[1]):>12}")
+        lines += [_outcome_line(mode, titles), *_left_out(mode, titles)]
+        for what, changes in (("wrong -> right", mode.fixed), ("right -> wrong", mode.broken)):
+            lines += [f"  {what}: {_example(change)}" for change in changes]
+        lines.append("")
+    return [*lines, *comparison.notes]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _spread(difference: Difference) -> str:
+    if difference.value is None:
+        return "-"
+    low_high = difference.interval
+    interval = "" if low_high is None else f" [{100 * low_high[0]:+.1f}, {100 * low_high[1]:+.1f}]"
+    return f"{100 * difference.value:+.1f}{interval}"
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None else f"{p:.3f}"
+
+
+def _outcome_line(mode: ModeComparison, titles: tuple[str, str]) -> str:
+    both, a_alone, b_alone, neither = (mode.outcomes[name] for name in OUTCOMES)
+    return (
+        f"masks right in both: {both}; in {titles[0]} alone: {a_alone}; in {titles[1]} alone: {b_alone}; "
+        f"in neither: {neither}"
+    )
+
+
+def _left_out(mode: ModeComparison, titles: tuple[str, str]) -> list[str]:
+    counts = zip(titles, (mode.a_only, mode.b_only), strict=True)
+    return [f"left out: {count} masks with a prediction in {title} alone" for title, count in counts if count]
+
+
+def _example(change: Change) -> str:
+    names = f"{change.given}: {change.a or '(nothing)'} -> {change.b or '(nothing)'}"
+    return f"image {change.image}, mask {change.mask}, {names}"
+
+
+def comparison_page(
+    comparisons: Sequence[SetComparison], titles: tuple[str, str], notes: Sequence[str], bootstrap: Bootstrap
+) -> Iterator[str]:
+    """Render the comparison as one HTML page and yield the page in pieces.
+
+    Args:
+        titles: of A and B.
+        notes: for each dataset that was left out, the reason.
+        bootstrap: the one that the intervals were computed with.
+    """
+    return render_page(
+        "comparison.html",
+        title=f"{TITLE}: {titles[0]} and {titles[1]}",
+        titles=titles,
+        bootstrap=bootstrap,
+        comparisons=[
+            {"row": one.row, "notes": one.notes, "modes": [_mode_table(one, name, titles) for name in one.modes]}
+            for one in comparisons
+        ],
+        left_out=notes,
+    )
+
+
+def _mode_table(comparison: SetComparison, name: str, titles: tuple[str, str]) -> dict[str, Any]:
+    """Return what the page shows of one mode of a dataset."""
+    mode = comparison.modes[name]
+    rows = [_page_row(title_of(key), mode.a[key], mode.b[key], mode.difference[key]) for key in mode.main()]
+    errors = dict(zip("ab", (_page_figure(error) for error in mode.ece), strict=True))
+    empty = {"difference": NOTHING, "interval": NOTHING, "p": NOTHING, "significant": False}
+    rows.append({"title": "ECE, 15 bins", **errors, **empty})
+    changes = [("wrong \u2192 right", mode.fixed), ("right \u2192 wrong", mode.broken)]
+    return {
+        "name": name,
+        "caption": f"{comparison.row.title}, {name}: {mode.masks} masks in {comparison.images} images, in %",
+        "rows": rows,
+        "outcomes": _outcome_line(mode, titles),
+        "left_out": _left_out(mode, titles),
+        "changes": [(what, examples) for what, examples in changes if examples],
+    }
+
+
+def _page_row(title: str, a: Rate, b: Rate, difference: Difference) -> dict[str, Any]:
+    """Return one row of a table. A difference whose interval excludes 0 is significant."""
+    interval = difference.interval
+    return {
+        "title": title,
+        "a": _page_figure(a.value),
+        "b": _page_figure(b.value),
+        "difference": NOTHING if difference.value is None else f"{100 * difference.value:+.1f}",
+        "interval": NOTHING if interval is None else f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}",
+        "p": _p(difference.p),
+        "significant": interval is not None and (interval[0] > 0 or interval[1] < 0),
+    }
+
+
+def _page_figure(value: float | None) -> str:
+    return NOTHING if value is None else _figure(value)

@@ -11,9 +11,9 @@ from osm.evaluation.commands import dataset_table, run_command
 from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, json_text, refuse_unused
 from osm.evaluation.metrics.measure import ALL, METRICS, PUBLISHED, find_tools
 from osm.evaluation.metrics.scores import Tools
-from osm.evaluation.report.compare import compare_folders
-from osm.evaluation.report.compare_page import comparison_lines, comparison_page
-from osm.evaluation.report.report import PAGE, RESULTS, TITLE, write_report
+from osm.evaluation.report.compare import compare_folders, comparison_lines, comparison_page
+from osm.evaluation.report.report import TITLE
+from osm.evaluation.report.report_page import PAGE, RESULTS, write_report
 from osm.evaluation.report.result_images import write_picture
 from osm.files import read_json
 from osm.storage.cache import localize
