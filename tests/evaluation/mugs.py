@@ -56,6 +56,12 @@ class Page(HTMLParser):
         return [re.sub("<.*?>", "", cell).replace("\u00a0", " ") for cell in re.findall("<td.*?</td>", found[1])]
 
 
+def chart_lines(source: str, kind: str = "series") -> dict[str, list[tuple[float, float]]]:
+    """Return the points of the lines of a chart, in the units of its SVG, by the number of the line."""
+    found = re.findall(rf'<g data-line="{kind}-(\d+)">\s*<path d="(.*?)"', source, re.DOTALL)
+    return {number: [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)] for number, path in found}
+
+
 def write_mugs(pets: Dataset) -> Dataset:
     """The pets' images, but a striped kettle (or teapot) on the left and a mug on the right."""
     path = Path(str(pets.json_file))

@@ -36,7 +36,7 @@ _SETTINGS: Any = {
     "svg.hashsalt": "osm",
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans", "sans-serif"],
-    "font.size": 11,
+    "font.size": 12,
     "text.parse_math": False,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -71,7 +71,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
     height = _HEIGHT + 70 + rows * _LEGEND_ROW
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((56 / _WIDTH, 1 - (_HEIGHT + 12) / height, (_WIDTH - 68) / _WIDTH, _HEIGHT / height))
+        axes = figure.add_axes((56 / _WIDTH, 1 - (_HEIGHT + 12) / height, (_WIDTH - 76) / _WIDTH, _HEIGHT / height))
         drawn = []
         for number, (key, points) in enumerate(lines.items()):
             # A single point makes no line, so it gets a marker. The total is on top.
