@@ -135,16 +135,16 @@ class _Checks:
 
     def _given(self, text: Any) -> LlmInputs:
         model, arguments = self.model, self._arguments(text)
-        looks = model.look(arguments["segmentation_mask"], arguments["input_context_mask"])
+        features = model.mask_features(arguments["segmentation_mask"], arguments["input_context_mask"])
         state = model.bridge.image_state(model.encode_image(self.pixels))
         instruction = Instruction(text.qformer_ids, text.qformer_mask)
-        condition = model.bridge(state, self.image, looks, instruction, self.modes)
+        condition = model.bridge(state, self.image, features, instruction, self.modes)
         return model.llm_inputs(condition, text.input_ids, text.attention_mask)
 
     def _alone(self, inputs: LlmInputs, row: int) -> LlmInputs:
         """One row without its padding."""
         one, seen = inputs.select(torch.tensor([row])), inputs.mask_RT[row].bool()
-        return LlmInputs(one.embeds_RTW[:, seen], one.mask_RT[:, seen], one.visual)
+        return LlmInputs(one.embeds_RTW[:, seen], one.mask_RT[:, seen], one.gated_kv)
 
     # -- the reference -------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class _Checks:
         embeds = one.embeds_RTW
         if ids:
             embeds = torch.cat([embeds, self.words(torch.tensor([ids])).to(embeds)], 1)
-        with one.shown():
+        with one.conditioned():
             return self.llm(inputs_embeds=embeds.clone(), use_cache=False).logits[0].float()
 
     def _next(self, one: LlmInputs, ids: tuple[int, ...]) -> Tensor:

@@ -68,7 +68,7 @@ def watched(task: TrainTask, meter: Meter) -> Iterator[None]:
         (task.processor, "pixel_values", "pixels"),
         (model, "tower_tokens", "tower"),
         (task_module, "context_mask", "masks"),
-        (model, "look", "masks"),
+        (model, "mask_features", "masks"),
         (model, "add_positions", "bridge"),
         (model.bridge, "image_state", "bridge"),
         (model.bridge, "forward", "bridge"),
@@ -136,16 +136,16 @@ def step_flops(meta_task: TrainTask, batch: Batch) -> dict[str, float]:
     """
     # Fused attention looks into its mask for what it may leave out: on the meta device there is nothing to look at.
     meta_task.model.llm.set_attn_implementation("eager")
-    look, cross_entropy = meta_task.model.look, F.cross_entropy
+    mask_features, cross_entropy = meta_task.model.mask_features, F.cross_entropy
 
-    def looks_on_meta(*masks: Tensor) -> Any:
-        return look(*masks).to("meta")
+    def features_on_meta(*masks: Tensor) -> Any:
+        return mask_features(*masks).to("meta")
 
     def losses_on_meta(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
         return cross_entropy(logits, targets.to("meta"), **options)
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(meta_task.model, "look", looks_on_meta))
+        stack.enter_context(patch.object(meta_task.model, "mask_features", features_on_meta))
         stack.enter_context(patch.object(F, "cross_entropy", losses_on_meta))
         counter = stack.enter_context(FlopCounterMode(display=False))
         meter = Meter(counter.get_total_flops)

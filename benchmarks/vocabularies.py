@@ -26,15 +26,15 @@ from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.evaluation.metrics import accepted_forms, in_vocabulary, normalize  # noqa: E402
 from osm.forms import split_of  # noqa: E402
-from osm.recognition.recognizer import WAYS, Recognizer, load_recognizer  # noqa: E402
+from osm.recognition.recognizer import METHODS, Recognizer, load_recognizer  # noqa: E402
 
 
-def measure(recognizer: Recognizer, row: Dataset, way: str, limit: int | None) -> dict[str, Any]:
+def measure(recognizer: Recognizer, row: Dataset, method: str, limit: int | None) -> dict[str, Any]:
     """Counts of one set, named one way in both modes."""
     split = split_of(row)
     modes = [row.name, ANY_MODE]
     names = sorted({name for label in row.label_set.classes.values() for name in label.names})
-    options = {} if way == "free" else {"vocabulary": names, "way": way}
+    options = {} if method == "free" else {"vocabulary": names, "method": method}
     right, outside, masks, seconds = dict.fromkeys(modes, 0), dict.fromkeys(modes, 0), 0, 0.0
     for index in range(min(len(split), limit or len(split))):
         item = split.load(index)
@@ -69,7 +69,7 @@ def main() -> int:
     out.add_argument("checkpoint")
     out.add_argument("--datasets", required=True, help="a YAML with the sets' val paths")
     out.add_argument("--sets", default="camvid,clothing")
-    out.add_argument("--ways", default=",".join(["free", *WAYS]), help="[%(default)s]")
+    out.add_argument("--ways", default=",".join(["free", *METHODS]), help="[%(default)s]")
     out.add_argument("--limit", type=int, help="images of each set")
     out.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all cores")
     args = out.parse_args()
@@ -80,8 +80,8 @@ def main() -> int:
         recognizer = load_recognizer(args.checkpoint)
         cases = []
         for name in args.sets.split(","):
-            for way in args.ways.split(","):
-                cases.append({"set": name, "way": way, **measure(recognizer, table[name], way, args.limit)})
+            for method in args.ways.split(","):
+                cases.append({"set": name, "way": method, **measure(recognizer, table[name], method, args.limit)})
                 print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
     except OsmError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,8 @@ import yaml
 from osm import quickstart
 from osm.config import load_model_config, load_yaml
 from osm.datasets.table import DatasetTable
-from osm.evaluation import reproduce
+from osm.evaluation import evaluate_cli, reproduce
+from osm.evaluation.predict import generate_cli
 from osm.evaluation.report import report_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
 from osm.labeling import folder_cli
@@ -132,14 +133,14 @@ def test_command_parses(page: str, words: list[str], tmp_path: Path) -> None:
         files = ArgumentParser(add_help=False)
         files.add_argument("--benchmark")
         files.add_argument("--datasets")
-        assert report_cli._generate_parser(files, table).parse_args(arguments).checkpoint
+        assert generate_cli._generate_parser(files, table).parse_args(arguments).checkpoint
     elif script.name.startswith("convert_"):
         assert convert.parser(set_of(script)).parse_args(arguments).output_dir
     elif script.name.startswith("make_"):
         assert originals.parser(set_of(script)).parse_args(arguments).num_workers
     elif script.name == "evaluate_pred.py":
         # It has nothing to read here: a mistake in the call would be argparse's exit.
-        assert report_cli.evaluate_main([str(tmp_path / "none"), *arguments[1:]]) == 2
+        assert evaluate_cli.evaluate_main([str(tmp_path / "none"), *arguments[1:]]) == 2
     else:
         assert script.name in {path.name for path in [*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py")]}
 

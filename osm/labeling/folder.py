@@ -17,7 +17,7 @@ from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.files import replacing, write_atomically
 from osm.io.images import SUFFIXES, as_rgb
-from osm.labeling.naming import MapWish, NamedPicture, box_of, name_picture
+from osm.labeling.naming import MapRequest, NamedPicture, box_of, name_picture
 from osm.recognition.draw import draw_ids
 from osm.recognition.panoptic import as_png
 from osm.recognition.recognizer import Recognizer
@@ -98,13 +98,13 @@ class FolderDemo:
         self,
         recognizer: Recognizer,
         segmenter: Segmenter,
-        wish: MapWish,
+        request: MapRequest,
         settings: Mapping[str, Any],
         overwrite: bool = False,
         panoptic: bool = False,
         alpha: float = 0.7,
     ) -> None:
-        self.recognizer, self.segmenter, self.wish = recognizer, segmenter, wish
+        self.recognizer, self.segmenter, self.request = recognizer, segmenter, request
         self.settings = json.loads(json.dumps(dict(settings)))  # as it is read back
         self.overwrite, self.panoptic, self.alpha = overwrite, panoptic, alpha
 
@@ -122,7 +122,7 @@ class FolderDemo:
                 echo(f"{where}: is there", file=sys.stderr)
                 continue
             try:
-                picture = name_picture(as_rgb(work.image), self.recognizer, self.segmenter, self.wish)
+                picture = name_picture(as_rgb(work.image), self.recognizer, self.segmenter, self.request)
             except Exception as error:  # whatever is the matter with it, the others are to be named
                 reason = str(error) if isinstance(error, OsmError) else f"{type(error).__name__}: {error}"
                 outcome.failed[work.image] = reason

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
 def _run(args: argparse.Namespace) -> int:
     from osm.io.images import SUFFIXES
     from osm.labeling.folder import FolderDemo, images_of, works_of
-    from osm.labeling.naming import MapWish
+    from osm.labeling.naming import MapRequest
     from osm.models.checkpoint import published_state_dict
     from osm.models.weights import fingerprint_tensors
     from osm.recognition.recognizer import load_recognizer
@@ -111,14 +111,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.mode not in recognizer.modes:
         raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}")
     segmenter = segmenter_from(args, recognizer)
-    wish = MapWish(args.mode, tuple(names or ()), args.way, min_area=args.min_area, min_prob=args.min_prob)
+    request = MapRequest(args.mode, tuple(names or ()), args.way, min_area=args.min_area, min_prob=args.min_prob)
     settings = {key: _told(getattr(args, key)) for key in _SETTINGS} | {
         "vocabulary": names,
         "segmenter": segmenter.name,
     }
     # A path may hold another checkpoint by the next run.
     settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))
-    demo = FolderDemo(recognizer, segmenter, wish, settings, args.overwrite, args.panoptic, args.alpha)
+    demo = FolderDemo(recognizer, segmenter, request, settings, args.overwrite, args.panoptic, args.alpha)
     outcome = demo.run(works_of(images, args.output_dir))
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
     echo(f"{outcome.named} pictures named, {outcome.there} were there{failed}: {args.output_dir}")
@@ -155,7 +155,7 @@ def _check(args: argparse.Namespace) -> None:
         raise OsmError(f"--min_area {args.min_area} must be 1 or more")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise OsmError(f"--output_dir {args.output_dir} is no folder")
-    from osm.recognition.recognizer import WAYS
+    from osm.recognition.recognizer import METHODS
 
-    if args.way not in WAYS:
-        raise OsmError(f"--way {args.way!r} is not one of {', '.join(WAYS)}")
+    if args.way not in METHODS:
+        raise OsmError(f"--way {args.way!r} is not one of {', '.join(METHODS)}")

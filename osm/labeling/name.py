@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError, exit_code
 from osm.labeling.folder_cli import add_segmenter_flags, segmenter_from
-from osm.recognition.flags import WAY_HELP, add_checkpoint, way_of
+from osm.recognition.flags import METHOD_HELP, add_checkpoint, method_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import public
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="names, a line each, with commas or in a json: only these may come out",
     )
-    out.add_argument("--way", help=WAY_HELP)
+    out.add_argument("--way", help=METHOD_HELP)
     out.add_argument("--top_k", type=int, default=1, help="so many names of each [%(default)s]")
     out.add_argument("--json", action="store_true", help="one JSON document instead of lines")
     out.add_argument("--device", default="auto", help="[%(default)s]")
@@ -83,7 +83,7 @@ def _answer(args: argparse.Namespace) -> list[str]:
         raise OsmError(f"--mask_id {args.mask_id} says which id of a label map is meant: give --mask FILE as well")
     if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
         raise OsmError("--segmenter, --sam_checkpoint and --sam_type are for --auto: give it as well")
-    way = way_of(args)
+    method = method_of(args)
     image = localize(args.image, "image")
     if not image.is_file():
         raise OsmError(f"{public(args.image)}: no such picture")
@@ -98,7 +98,7 @@ def _answer(args: argparse.Namespace) -> list[str]:
     segments = _segments(args, image, recognizer) if args.auto else []
     masks += [segment["segmentation"] for segment in segments]
     found = recognizer.name(
-        masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, way=way
+        masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, method=method
     )
     what = [f"mask {public(path)}" for path in args.mask or ()]
     what += [f"segment {k} ({s['area']} pixels)" for k, s in enumerate(segments, 1)]

@@ -21,23 +21,23 @@ ALTERNATIVES = 5  # names that are shown of what was pointed at
 
 
 @dataclass(frozen=True)
-class Wish:
+class NamingRequest:
     """How something is to be named; see `Recognizer.name`. An empty vocabulary is none."""
 
     mode: str = "any"
     vocabulary: tuple[str, ...] = ()
-    way: str = "constrained"
+    method: str = "constrained"
     top_k: int = ALTERNATIVES
 
-    def ask(self, recognizer: Recognizer, masks: Sequence[Any]) -> list[Recognition]:
+    def run(self, recognizer: Recognizer, masks: Sequence[Any]) -> list[Recognition]:
         """Names masks of the image that is set."""
         names = list(self.vocabulary) or None
-        answers = recognizer.name(masks, modes=[self.mode], top_k=self.top_k, vocabulary=names, way=self.way)
+        answers = recognizer.name(masks, modes=[self.mode], top_k=self.top_k, vocabulary=names, method=self.method)
         return [of_mode[0] for of_mode in answers]
 
 
 @dataclass(frozen=True)
-class MapWish(Wish):
+class MapRequest(NamingRequest):
     """How a whole picture is to be named, and what of it stays in the map.
 
     Attributes:
@@ -74,28 +74,28 @@ class NamedPicture:
         return encoded(full_size(mask, self.size))
 
 
-def name_picture(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter, wish: MapWish) -> NamedPicture:
+def name_picture(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter, request: MapRequest) -> NamedPicture:
     """Finds, names and merges the segments of an RGB image."""
     scene = image.resize(fitted_size(*image.size, recognizer.processor.input_size), Image.Resampling.BICUBIC)
     segmenter.set_image(scene)
     found = segmenter.everything()
-    segments = [segment for segment in found if segment.area >= wish.min_area]
+    segments = [segment for segment in found if segment.area >= request.min_area]
     answers: list[Recognition] = []
     if segments:
         recognizer.set_image(image)
         # At the picture's own size, as the file has them; RLEs, as hundreds of masks would fill the memory.
         rles = [encoded(full_size(segment.mask, image.size)) for segment in segments]
-        answers = wish.ask(recognizer, rles)
-    merged = _merged(segments, answers, wish, scene)
+        answers = request.run(recognizer, rles)
+    merged = _merged(segments, answers, request, scene)
     return NamedPicture(scene, image.size, segments, answers, len(found) - len(segments), merged)
 
 
-def _merged(segments: list[Segment], answers: list[Recognition], wish: MapWish, scene: Image.Image) -> Merged:
+def _merged(segments: list[Segment], answers: list[Recognition], request: MapRequest, scene: Image.Image) -> Merged:
     named = [k for k, answer in enumerate(answers) if not answer.skipped]
     if not named:
         return Merged(np.zeros(scene.size[::-1], np.int32), [], {})
     masks, probs = [segments[k].mask for k in named], [answers[k].prob for k in named]
-    found = merge(masks, probs, wish.min_prob, wish.min_free, wish.min_pixels)
+    found = merge(masks, probs, request.min_prob, request.min_free, request.min_pixels)
     dropped = {named[k]: why for k, why in found.dropped.items()}
     return Merged(found.ids, [named[k] for k in found.segments], dropped)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from osm.errors import OsmError
-from osm.models.bridges.gated import Visual
+from osm.models.bridges.gated import GatedKeyValues
 from osm.models.llm_inputs import LlmInputs, llm_support
 
 # Newest first. transformers 5.40 takes `past_key_values` away; some models swallow a wrong name in `**kwargs`.
@@ -41,14 +41,14 @@ class DecodingState:
     Attributes:
         cache: the LLM's own; None where it reads everything again at each step.
         embeds_RTW: all embeddings so far; None with a cache.
-        visual: what the gated layers of the LLM attend to, where there are any.
+        gated_kv: what the gated layers of the LLM attend to, where there are any.
         device: of token ids.
         length: how many positions were read.
     """
 
     cache: Any
     embeds_RTW: Tensor | None
-    visual: Visual | None
+    gated_kv: GatedKeyValues | None
     device: torch.device
     length: int
 
@@ -58,7 +58,7 @@ class DecodingState:
         if self.cache is not None:
             select_rows(self.cache, index)
         embeds = None if self.embeds_RTW is None else self.embeds_RTW[index.to(self.embeds_RTW.device)]
-        return replace(self, embeds_RTW=embeds, visual=self.visual and self.visual.select(index))
+        return replace(self, embeds_RTW=embeds, gated_kv=self.gated_kv and self.gated_kv.select(index))
 
     def copied(self, rows: Sequence[int]) -> DecodingState:
         """Selects rows, which may repeat. The old state stays as it is."""
@@ -73,10 +73,10 @@ def read_prefix(llm: nn.Module, inputs: LlmInputs) -> tuple[Tensor, DecodingStat
     """
     embeds, name = inputs.embeds_RTW, cache_argument(llm)
     cached = name is not None and llm_support(llm).cache
-    with inputs.shown():
+    with inputs.conditioned():
         out = llm(inputs_embeds=embeds, use_cache=cached, **_keeping(llm, 1))
     cache = _cache_of(out, str(name)) if cached else None
-    state = DecodingState(cache, None if cached else embeds, inputs.visual, embeds.device, embeds.shape[1])
+    state = DecodingState(cache, None if cached else embeds, inputs.gated_kv, embeds.device, embeds.shape[1])
     return out.logits[:, -1].float(), state
 
 
@@ -109,7 +109,7 @@ def read_tokens(
         words = llm.get_input_embeddings()(tokens).to(state.embeds_RTW)
         state = replace(state, embeds_RTW=torch.cat([state.embeds_RTW, words], 1))
         given |= {"inputs_embeds": state.embeds_RTW, "use_cache": False}
-    with state.visual or contextlib.nullcontext():
+    with state.gated_kv or contextlib.nullcontext():
         logits = llm(**given).logits[:, -tokens.shape[1] :].float()
     state = replace(state, length=state.length + tokens.shape[1])
     return (logits if every_position else logits[:, -1]), state

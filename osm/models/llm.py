@@ -113,7 +113,7 @@ def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels: Tensor) -> tup
     kwargs: dict[str, Any] = {"position_ids": positions(mask)} if "position_ids" in accepted else {}
     if "logits_to_keep" in accepted:
         kwargs["logits_to_keep"] = columns
-    with inputs.shown():
+    with inputs.conditioned():
         logits = llm(inputs_embeds=inputs.embeds_RTW, attention_mask=mask, use_cache=False, **kwargs).logits
     if logits.shape[1] != len(columns):
         logits = logits[:, columns]
@@ -192,7 +192,7 @@ def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
         **ends,
         **options,
     }
-    with inputs.shown():
+    with inputs.conditioned():
         return llm.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=GenerationConfig(**settings))
 
 
@@ -219,7 +219,7 @@ def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
         group = (lengths == length).nonzero().flatten()
         part = inputs.select(group)
         embeds = part.embeds_RTW[part.mask_RT.bool().to(part.embeds_RTW.device)].view(len(group), length, -1)
-        found, state = read_prefix(llm, LlmInputs(embeds, embeds.new_ones(embeds.shape[:2]).long(), part.visual))
+        found, state = read_prefix(llm, LlmInputs(embeds, embeds.new_ones(embeds.shape[:2]).long(), part.gated_kv))
         logits = found.new_empty(rows, found.shape[-1]) if logits is None else logits
         logits[group] = found
         groups.append(group)

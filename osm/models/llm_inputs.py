@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from osm.models.bridges.gated import Visual
+from osm.models.bridges.gated import GatedKeyValues
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -25,22 +25,22 @@ class LlmInputs:
 
     Attributes:
         embeds_RTW: embeddings of prefix and text. mask_RT: 1 where a row has one.
-        visual: what its gated layers see, where there are any.
+        gated_kv: what its gated layers see, where there are any.
     """
 
     embeds_RTW: Tensor
     mask_RT: Tensor
-    visual: Visual | None = None
+    gated_kv: GatedKeyValues | None = None
 
-    def shown(self) -> contextlib.AbstractContextManager[Any]:
+    def conditioned(self) -> contextlib.AbstractContextManager[Any]:
         """The LLM runs within it."""
-        return self.visual or contextlib.nullcontext()
+        return self.gated_kv or contextlib.nullcontext()
 
     def select(self, rows: Tensor) -> LlmInputs:
         """Some rows, in this order; they may repeat."""
-        visual = None if self.visual is None else self.visual.select(rows)
+        gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows)
         return LlmInputs(
-            self.embeds_RTW[rows.to(self.embeds_RTW.device)], self.mask_RT[rows.to(self.mask_RT.device)], visual
+            self.embeds_RTW[rows.to(self.embeds_RTW.device)], self.mask_RT[rows.to(self.mask_RT.device)], gated_kv
         )
 
     def __len__(self) -> int:

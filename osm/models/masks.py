@@ -15,7 +15,7 @@ from torch import Tensor
 
 from osm.errors import SampleError
 
-L = TypeVar("L", bound="Looks")
+L = TypeVar("L", bound="MaskFeatures")
 
 
 def context_mask(mask: Tensor, ratio: float) -> Tensor:
@@ -103,7 +103,7 @@ def mask_to_grid(mask: Tensor, patch: int, how: str) -> Tensor:
 
 
 @dataclass
-class Looks:
+class MaskFeatures:
     """What a bridge needs of R masks, in place of their pixels: a dataclass whose tensors are (R, ...) each.
 
     Attributes:
@@ -132,7 +132,7 @@ class Looks:
         return replace(self, fallbacks=0, **cut)  # type: ignore[arg-type]
 
     @staticmethod
-    def stacked(parts: Sequence[L]) -> L:
+    def stack(parts: Sequence[L]) -> L:
         """Several ones' rows together."""
         columns = [part._values() for part in parts]
         joined = {name: torch.cat([values[name] for values in columns]) for name in columns[0]}
@@ -143,7 +143,7 @@ class Looks:
 
 
 @dataclass
-class VisibleKeys(Looks):
+class VisibleKeys(MaskFeatures):
     """What the queries of each row may attend to.
 
     Attributes:

@@ -22,7 +22,7 @@ from osm.models.bridges.bridge import Bridge, Condition, Instruction
 from osm.models.bridges.instructblip import take_apart
 from osm.models.llm import LlmInputs
 from osm.models.lora import add_lora, lora_parameters, train_dropout
-from osm.models.masks import Looks
+from osm.models.masks import MaskFeatures
 from osm.models.towers.tower import Tower, check_tokens
 from osm.models.windows import SlidingWindows
 
@@ -108,13 +108,13 @@ class OmniScientModel(nn.Module):
 
     # -- masks -------------------------------------------------------------------------------------------------------
 
-    def look(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> Looks:
+    def mask_features(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> MaskFeatures:
         """Masks (R, 1, S, S) of 0 and 1 -> what the bridge needs of each row's."""
         size = self.config.input_size
         for name, mask in (("segmentation_mask", segmentation_mask), ("input_context_mask", input_context_mask)):
             if mask.ndim != 4 or tuple(mask.shape[1:]) != (1, size, size):
                 raise OsmError(f"{name} has shape {tuple(mask.shape)}, (R, 1, {size}, {size}) needed")
-        return self.bridge.look(
+        return self.bridge.mask_features(
             segmentation_mask, input_context_mask, self.tower.patch, self.prefix_tokens, self.config.mask_to_grid
         )
 
@@ -127,13 +127,13 @@ class OmniScientModel(nn.Module):
         if prefix.shape[1]:
             embeds = torch.cat([prefix.to(embeds), embeds], 1)
             attention_mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], 1)
-        return LlmInputs(embeds, attention_mask, condition.visual)
+        return LlmInputs(embeds, attention_mask, condition.gated_kv)
 
     def row_losses(
         self,
         tokens_NLC: Tensor,
         image_index_R: Tensor,
-        looks: Looks,
+        features: MaskFeatures,
         instruction: Instruction,
         modes: Sequence[str],
         input_ids: Tensor,
@@ -142,7 +142,7 @@ class OmniScientModel(nn.Module):
         scored: bool = False,
     ) -> tuple[Tensor, ...]:
         """What `llm.token_losses` gives for each row, from image tokens with positions added."""
-        condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, looks, instruction, modes)
+        condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         ignored = labels.new_full(condition.prefix_RPW.shape[:2], -100)
         return llms.token_losses(self.llm, inputs, torch.cat([ignored, labels], 1), scored)
@@ -177,7 +177,7 @@ class OmniScientModel(nn.Module):
             the mean cross entropy over all supervised tokens, a scalar.
         """
         tokens = self.encode_image(pixel_values)
-        keys = self.look(segmentation_mask, input_context_mask)
+        keys = self.mask_features(segmentation_mask, input_context_mask)
         losses, counts = self.row_losses(
             tokens,
             _image_index(image_index, len(tokens), keys),
@@ -210,7 +210,7 @@ class OmniScientModel(nn.Module):
             the new ids (R, new): no prompt, no BOS; rows that ended early are padded. With
             `return_dict_in_generate=True` a ModelOutput (`sequences`; `scores`, `logits` on request).
         """
-        keys = self.look(segmentation_mask, input_context_mask)
+        keys = self.mask_features(segmentation_mask, input_context_mask)
         tokens = self.encode_image(pixel_values)
         condition = self.bridge(
             self.bridge.image_state(tokens),
@@ -320,7 +320,7 @@ def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:
     return modes
 
 
-def _image_index(image_index: Tensor | None, images: int, keys: Looks) -> Tensor:
+def _image_index(image_index: Tensor | None, images: int, keys: MaskFeatures) -> Tensor:
     if image_index is None:
         if images != len(keys):
             raise OsmError(f"{len(keys)} masks for {images} images: image_index must say which is of which")

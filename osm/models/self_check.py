@@ -110,14 +110,14 @@ class _Examination:
     def _inputs(self) -> LlmInputs:
         with self._refused("does not take what the bridge makes of a mask"):
             text = LlmInputs(self.words(self.ids), torch.ones_like(self.ids))
-            prefix, visual = self._condition()
+            prefix, gated_kv = self._condition()
             if not prefix.shape[1]:
-                return LlmInputs(text.embeds_RTW, text.mask_RT, visual)
+                return LlmInputs(text.embeds_RTW, text.mask_RT, gated_kv)
             prefix = prefix[:, :PREFIX].to(text.embeds_RTW)
             return LlmInputs(
                 torch.cat([prefix, text.embeds_RTW], 1),
                 torch.cat([text.mask_RT.new_ones(prefix.shape[:2]), text.mask_RT], 1),
-                visual,
+                gated_kv,
             )
 
     def _condition(self) -> Any:
@@ -127,15 +127,15 @@ class _Examination:
         masks = torch.zeros(ROWS, 1, size, size, device=tokens.device)
         for row in range(ROWS):
             masks[row, :, row * size // 4 : (row + 2) * size // 4] = 1
-        looks = model.look(masks, torch.ones_like(masks))
+        features = model.mask_features(masks, torch.ones_like(masks))
         ones = torch.ones(ROWS, 2, dtype=torch.long, device=tokens.device)
         state = model.bridge.image_state(model.add_positions(tokens))
         image = torch.zeros(ROWS, dtype=torch.long, device=tokens.device)
         modes = [model.config.modes[row % len(model.config.modes)] for row in range(ROWS)]
-        return model.bridge(state, image, looks, Instruction(ones, ones), modes)
+        return model.bridge(state, image, features, Instruction(ones, ones), modes)
 
     def _plain(self, inputs: LlmInputs) -> Tensor:
-        with self._refused("does not run on embeddings that are no token's"), inputs.shown():
+        with self._refused("does not run on embeddings that are no token's"), inputs.conditioned():
             logits = self.llm(inputs_embeds=inputs.embeds_RTW, use_cache=False).logits
         if not torch.isfinite(logits).all():
             raise self._error("its logits are not finite")
@@ -143,7 +143,7 @@ class _Examination:
 
     def _is_causal(self, inputs: LlmInputs, plain: Tensor) -> None:
         cut = inputs.embeds_RTW[:, :-2]
-        with inputs.shown():
+        with inputs.conditioned():
             logits = self.llm(inputs_embeds=cut, use_cache=False).logits
         if not self._close(logits, plain[:, :-2]):
             raise self._error("it attends to tokens that come later (an encoder, or bidirectional)")
@@ -155,7 +155,7 @@ class _Examination:
         for row in range(ROWS):
             seen = padded.mask_RT[row].bool()
             alone = padded.select(torch.tensor([row]))
-            alone = LlmInputs(alone.embeds_RTW[:, seen], alone.mask_RT[:, seen], alone.visual)
+            alone = LlmInputs(alone.embeds_RTW[:, seen], alone.mask_RT[:, seen], alone.gated_kv)
             loss = token_losses(self.llm, alone, labels[row : row + 1, seen])[0]
             if (loss - together[row]).abs() > (0.5 if self.quantised else 5e-3) * (1 + loss.abs()) ** 0.5:
                 raise self._error("the loss of a row changes with the padding behind it")
@@ -167,25 +167,25 @@ class _Examination:
             mask[row, prefix + length :] = 0
         labels = torch.cat([self.ids.new_full((ROWS, prefix), -100), self.ids], 1)
         labels[:, : prefix + 1] = -100
-        return LlmInputs(inputs.embeds_RTW, mask, inputs.visual), labels.masked_fill(mask == 0, -100)
+        return LlmInputs(inputs.embeds_RTW, mask, inputs.gated_kv), labels.masked_fill(mask == 0, -100)
 
     def _has_gradients(self, inputs: LlmInputs) -> None:
         """No layer cuts the gradient off, and it is the slope of the loss, at what the bridge hands to the LLM."""
         padded, labels = self._padded(inputs)
         prefix = padded.embeds_RTW.shape[1] - TEXT
-        if padded.visual is None:
+        if padded.gated_kv is None:
             given = [padded.embeds_RTW[:, :prefix]]
         else:
-            given = [tensor for pair in padded.visual.keys_values for tensor in pair]
+            given = [tensor for pair in padded.gated_kv.keys_values for tensor in pair]
         leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
 
         def loss(at: list[Tensor]) -> Tensor:
-            embeds, visual = padded.embeds_RTW, padded.visual
-            if visual is None:
+            embeds, gated_kv = padded.embeds_RTW, padded.gated_kv
+            if gated_kv is None:
                 embeds = torch.cat([at[0], embeds[:, prefix:]], 1)
             else:
-                visual = gated.Visual(visual.layers, list(zip(at[::2], at[1::2], strict=True)))
-            return token_losses(self.llm, LlmInputs(embeds, padded.mask_RT, visual), labels)[0].sum()
+                gated_kv = gated.GatedKeyValues(gated_kv.layers, list(zip(at[::2], at[1::2], strict=True)))
+            return token_losses(self.llm, LlmInputs(embeds, padded.mask_RT, gated_kv), labels)[0].sum()
 
         with self._refused("has no gradient"), _cut_off(self.llm) as names:
             gradients = torch.autograd.grad(loss(leaves), leaves)
@@ -236,7 +236,7 @@ class _Examination:
     def _caches(self, inputs: LlmInputs, plain: Tensor) -> bool:
         """Reading a token at a time, in rows that are selected, repeated and copied."""
         start = inputs.embeds_RTW.shape[1] - 3
-        cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.visual)
+        cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.gated_kv)
         logits, state = read_prefix(self.llm, cut)
         right = [self._close(logits, plain[:, start - 1])]
         rows, ids = [2, 0, 1, 2], self.ids[:, -3:]
@@ -252,7 +252,7 @@ class _Examination:
 
     def _reads_chunks(self, inputs: LlmInputs, plain: Tensor) -> bool:
         start = inputs.embeds_RTW.shape[1] - 3
-        cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.visual)
+        cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.gated_kv)
         _, state = read_prefix(self.llm, cut)
         rows = [1, 0, 2, 2]
         copied = state.copied(rows)
@@ -267,7 +267,7 @@ class _Examination:
             seen = padded.mask_RT[row].bool()
             part = padded.select(torch.tensor([row]))
             embeds = torch.cat([part.embeds_RTW[:, seen], self.words(out.sequences[row : row + 1, :-1])], 1)
-            with part.shown():
+            with part.conditioned():
                 logits = self.llm(inputs_embeds=embeds, use_cache=False).logits[0, -len(out.logits) :]
             if not self._close(torch.stack([step[row] for step in out.logits]), logits):
                 return False

@@ -8,7 +8,7 @@ from osm.errors import OsmError
 
 SHIPPED = "osm_small"
 """The trained model that comes with the package."""
-WAY_HELP = "with --vocabulary: constrained, scored or mapped [constrained]"
+METHOD_HELP = "with --vocabulary: constrained, scored or mapped [constrained]"
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="of a .pt file that does not tell its own")
 
 
-def way_of(args: argparse.Namespace) -> str:
+def method_of(args: argparse.Namespace) -> str:
     """How the names of a list come out. Raises OsmError where it is said without a list."""
     if args.way is not None and args.vocabulary is None:
         raise OsmError(f"--way {args.way}: says how names of a list come out; give --vocabulary as well")

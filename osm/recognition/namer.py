@@ -64,11 +64,11 @@ class Namer:
         masks: np.ndarray,
         modes: Sequence[str],
         vocabulary: Sequence[str] | None = None,
-        way: str = "constrained",
+        method: str = "constrained",
         boxed: bool = False,
     ) -> list[dict[str, Name] | None]:
         """Names the masks of one image; see `name_images`."""
-        return self.name_images([image], [masks], modes, vocabulary, way, boxed)[0]
+        return self.name_images([image], [masks], modes, vocabulary, method, boxed)[0]
 
     def name_images(
         self,
@@ -76,14 +76,14 @@ class Namer:
         masks: Sequence[np.ndarray],
         modes: Sequence[str],
         vocabulary: Sequence[str] | None = None,
-        way: str = "constrained",
+        method: str = "constrained",
         boxed: bool = False,
     ) -> list[list[dict[str, Name] | None]]:
         """Names each mask in each mode with the benchmark's prompt, in batches that go across the images.
 
         Args:
             images: RGB. masks: of each image bool (K, H, W) at its size.
-            vocabulary, way: see `Recognizer.name`. boxed: see `Recognizer.name_batch`.
+            vocabulary, method: see `Recognizer.name`. boxed: see `Recognizer.name_batch`.
 
         Returns:
             for each image and mask its name by mode; None where the mask is empty after resizing.
@@ -97,7 +97,9 @@ class Namer:
         modes = list(dict.fromkeys(modes))
         if not modes:
             return [[{} for _ in of_image] for of_image in checked]
-        found = self.recognizer.name_batch(images, checked, modes=modes, vocabulary=vocabulary, way=way, boxed=boxed)
+        found = self.recognizer.name_batch(
+            images, checked, modes=modes, vocabulary=vocabulary, method=method, boxed=boxed
+        )
         return [
             [
                 None if any(answer.skipped for answer in answers) else {a.mode: Name(a.text, a.prob) for a in answers}

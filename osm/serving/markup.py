@@ -53,7 +53,7 @@ def note(sentence: str) -> str:
     return f'<p class="osm-note" role="status">{_escaped(_as_sentence(sentence))}</p>'
 
 
-def answer(one: Named, way: str = "") -> str:
+def answer(one: Named, method: str = "") -> str:
     """The name in large letters, and the likeliest names below with a bar each."""
     found = one.answer
     if found.skipped:
@@ -63,7 +63,7 @@ def answer(one: Named, way: str = "") -> str:
     head = f'<p class="osm-name osm-full" role="status">{_name(found.text)} <small>{found.prob:.1%}</small></p>'
     if found.said:
         head += f'<p class="osm-hint">Said freely: {_name(found.said)}.</p>'
-    cosines = way == "mapped"
+    cosines = method == "mapped"
     rows = "".join(
         f"<tr><td>{rank}</td><td>{_name(other.text)}"
         f'<span class="osm-bar" style="width:{_share(other.prob):.0f}%"></span></td>'

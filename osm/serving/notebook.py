@@ -12,7 +12,7 @@ from PIL import Image
 
 from osm.errors import OsmError
 from osm.io.images import as_rgb
-from osm.labeling.naming import Wish
+from osm.labeling.naming import NamingRequest
 from osm.recognition.draw import draw_names
 from osm.serving import markup
 from osm.serving.engine import Engine, Named, Picture
@@ -36,13 +36,15 @@ class Explorer:
 
     Args:
         image: a path, a PIL image or a uint8 array.
-        wish: how things are named; may be replaced at any time.
+        request: how things are named; may be replaced at any time.
     """
 
-    def __init__(self, engine: Engine, image: Image.Image | np.ndarray | str | Path, wish: Wish | None = None) -> None:
+    def __init__(
+        self, engine: Engine, image: Image.Image | np.ndarray | str | Path, request: NamingRequest | None = None
+    ) -> None:
         title = Path(image).name if isinstance(image, (str, Path)) else "picture"
         self.engine, self.picture = engine, Picture(as_rgb(image), title)
-        self.wish = wish or Wish()
+        self.request = request or NamingRequest()
         self.figure: Figure | None = None
         self._pressed: Any = None  # where the mouse went down
         self._rubber: Any = None  # the box that is being drawn
@@ -59,11 +61,11 @@ class Explorer:
 
     def click(self, x: float, y: float) -> Named:
         """Names what lies at (x, y), in pixels. Raises OsmError outside of the picture."""
-        return self._keep(self.engine.point(self.picture, x, y, self.wish))
+        return self._keep(self.engine.point(self.picture, x, y, self.request))
 
     def box(self, x: float, y: float, width: float, height: float) -> Named:
         """Names what a box in pixels is around. Raises OsmError for one without area, or outside."""
-        return self._keep(self.engine.box(self.picture, (x, y, width, height), self.wish))
+        return self._keep(self.engine.box(self.picture, (x, y, width, height), self.request))
 
     def save(self, path: str | Path) -> Path:
         """Writes masks (COCO's RLE), names and probabilities as JSON."""

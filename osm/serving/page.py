@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from osm.errors import OsmError
-from osm.labeling.naming import Wish
+from osm.labeling.naming import NamingRequest
 from osm.recognition.draw import draw_names
-from osm.recognition.recognizer import WAYS
+from osm.recognition.recognizer import METHODS
 from osm.serving import markup
 from osm.serving.calls import bound_paintings, read_in_place, without_tracebacks
 from osm.serving.engine import Engine, Named, Picture, names_of
@@ -32,12 +32,12 @@ HINTS = {
     EVERYTHING: "Press the button: the picture is cut into segments, and each gets a name.",
 }
 BUTTONS = {PAINT: "Name what is painted", EVERYTHING: "Name everything"}
-_WAYS = {
+_METHODS = {
     "constrained": "Only these can be written",
     "scored": "Each one's exact likelihood",
     "mapped": "Written freely, then the nearest",
 }
-assert tuple(_WAYS) == WAYS
+assert tuple(_METHODS) == METHODS
 _UPLOADS_AT_ONCE = 4  # are read: one that takes seconds does not hold up the others
 _SHOWN_SIDE = 1400  # of the picture on the page: a photo of a phone would be megabytes with every answer
 
@@ -102,7 +102,7 @@ class Page:
         except OsmError as error:
             return _told(markup.error(str(error)))
 
-    def click(self, visit: Visit, by: str, *wish: Any, event: gr.SelectData) -> list[Any]:
+    def click(self, visit: Visit, by: str, *request: Any, event: gr.SelectData) -> list[Any]:
         """A click on the picture: a point, or a corner of a box."""
         if visit.picture is None:
             return _none()
@@ -112,7 +112,7 @@ class Page:
         except (TypeError, ValueError):
             return _told(markup.error("The click is at no place: two numbers are needed"))
         if by != BOX:
-            return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], wish)
+            return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
         if visit.corner is None:
             if not (0 <= x < visit.picture.image.width and 0 <= y < visit.picture.image.height):
                 return _told(markup.error(f"{x:g}, {y:g} is outside of the picture"))
@@ -121,9 +121,9 @@ class Page:
             return [markup.note(f"First corner: {x:.0f}, {y:.0f}. Click the opposite one"), marked, *_same(3)]
         box = _box(visit.corner, (x, y))
         visit.corner = None
-        return self._answer(visit, lambda picture, w: [self.engine.box(picture, box, w)], wish)
+        return self._answer(visit, lambda picture, w: [self.engine.box(picture, box, w)], request)
 
-    def typed(self, visit: Visit, text: str, *wish: Any) -> list[Any]:
+    def typed(self, visit: Visit, text: str, *request: Any) -> list[Any]:
         """`x, y` or `x, y, width, height` in pixels: what a click does, without a mouse."""
         try:
             numbers = [float(part) for part in (text or "").replace(",", " ").split()]
@@ -131,27 +131,29 @@ class Page:
             numbers = []
         if len(numbers) == 2:
             x, y = numbers
-            return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], wish)
+            return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
         if len(numbers) == 4:
-            return self._answer(visit, lambda picture, w: [self.engine.box(picture, numbers, w)], wish)
+            return self._answer(visit, lambda picture, w: [self.engine.box(picture, numbers, w)], request)
         return _told(
             markup.error(f"{(text or '')[:60]!r} is no place: x, y or x, y, width, height are needed, in pixels")
         )
 
-    def press(self, visit: Visit, by: str, painting: dict[str, Any] | None, *wish: Any) -> list[Any]:
+    def press(self, visit: Visit, by: str, painting: dict[str, Any] | None, *request: Any) -> list[Any]:
         """The button of Paint and of Everything."""
         if by == PAINT:
             return self._answer(
-                visit, lambda picture, w: [self.engine.painted(picture, painted_mask(painting, picture.image), w)], wish
+                visit,
+                lambda picture, w: [self.engine.painted(picture, painted_mask(painting, picture.image), w)],
+                request,
             )
         left_out = 0
 
-        def work(picture: Picture, w: Wish) -> list[Named]:
+        def work(picture: Picture, w: NamingRequest) -> list[Named]:
             nonlocal left_out
             found, left_out = self.engine.everything(picture, w)
             return found
 
-        result = self._answer(visit, work, wish, whole=True)
+        result = self._answer(visit, work, request, whole=True)
         if left_out:
             result[0] = markup.note(f"The largest segments are named; {left_out} smaller ones are left out")
         return result
@@ -168,14 +170,18 @@ class Page:
         ]
 
     def _answer(
-        self, visit: Visit, work: Callable[[Picture, Wish], list[Named]], wish: tuple[Any, ...], whole: bool = False
+        self,
+        visit: Visit,
+        work: Callable[[Picture, NamingRequest], list[Named]],
+        request: tuple[Any, ...],
+        whole: bool = False,
     ) -> list[Any]:
         picture = visit.picture
         visit.corner = None
         if picture is None:
             return _none()
         try:
-            asked = wish_of(*wish)
+            asked = request_of(*request)
             found = work(picture, asked)
         except OsmError as error:
             return _told(markup.error(str(error)))
@@ -186,7 +192,7 @@ class Page:
         return [
             "",
             _overlay(picture.image, found, labels),
-            markup.everything(found) if whole else markup.answer(found[0], asked.way if asked.vocabulary else ""),
+            markup.everything(found) if whole else markup.answer(found[0], asked.method if asked.vocabulary else ""),
             markup.history(picture.named),
             gr.DownloadButton(value=self._file(visit, picture), interactive=True),
         ]
@@ -246,7 +252,7 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
                 )
             with gr.Column(scale=2, min_width=300):
                 answer = gr.HTML("", elem_id="osm-answer")
-                wish = _wish_parts(page.engine.modes)
+                request = _request_parts(page.engine.modes)
                 history = gr.HTML(markup.history([]), elem_id="osm-history")
                 download = gr.DownloadButton(
                     "Download masks and names (JSON)", interactive=False, elem_id="osm-download"
@@ -259,16 +265,16 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
         file.upload(page.upload, [visit, file], shown, concurrency_limit=_UPLOADS_AT_ONCE, **private).then(**reset)
         sample.input(page.sample, [visit, sample], shown, **private).then(**reset)
         by.change(**reset)
-        view.select(_click(page), [visit, by, *wish], shown, **private)
-        typed.submit(page.typed, [visit, typed, *wish], shown, **private)
-        button.click(page.press, [visit, by, painting, *wish], shown, **private)
+        view.select(_click(page), [visit, by, *request], shown, **private)
+        typed.submit(page.typed, [visit, typed, *request], shown, **private)
+        button.click(page.press, [visit, by, painting, *request], shown, **private)
     without_tracebacks(blocks)
     return blocks
 
 
-def _wish_parts(modes: tuple[str, ...]) -> list[gr.components.Component]:
+def _request_parts(modes: tuple[str, ...]) -> list[gr.components.Component]:
     """Mode, list of names, and how it is used."""
-    with gr.Accordion("How it answers", open=False, elem_id="osm-wish"):
+    with gr.Accordion("How it answers", open=False, elem_id="osm-request"):
         mode = gr.Dropdown(
             list(modes),
             value="any",
@@ -279,13 +285,15 @@ def _wish_parts(modes: tuple[str, ...]) -> list[gr.components.Component]:
         names = gr.Textbox(
             label="Only these names, one a line", info="Empty: any name", lines=3, max_lines=8, elem_id="osm-names"
         )
-        way = gr.Radio([(text, way) for way, text in _WAYS.items()], value=WAYS[0], label="How they are used")
-    return [mode, names, way]
+        method = gr.Radio(
+            [(text, method) for method, text in _METHODS.items()], value=METHODS[0], label="How they are used"
+        )
+    return [mode, names, method]
 
 
 def _click(page: Page) -> Callable[..., list[Any]]:
-    def click(visit: Visit, by: str, mode: str, names: str, way: str, event: gr.SelectData) -> list[Any]:
-        return page.click(visit, by, mode, names, way, event=event)
+    def click(visit: Visit, by: str, mode: str, names: str, method: str, event: gr.SelectData) -> list[Any]:
+        return page.click(visit, by, mode, names, method, event=event)
 
     return click
 
@@ -303,8 +311,8 @@ def switch(visit: Visit, by: str) -> list[Any]:
     ]
 
 
-def wish_of(mode: str, names: str | None, way: str) -> Wish:
-    return Wish(mode, names_of(names or ""), way)
+def request_of(mode: str, names: str | None, method: str) -> NamingRequest:
+    return NamingRequest(mode, names_of(names or ""), method)
 
 
 def painted_mask(painting: dict[str, Any] | None, image: Image.Image) -> np.ndarray:

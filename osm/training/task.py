@@ -34,13 +34,13 @@ class TrainTask(nn.Module):
         if tokens is None:
             assert batch.canvas is not None
             tokens = model.tower_tokens(self.processor.pixel_values(batch.canvas))
-        looks = model.look(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
-        self.centroid_fallbacks += looks.fallbacks
+        features = model.mask_features(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
+        self.centroid_fallbacks += features.fallbacks
         text = batch.text
         return model.row_losses(
             model.add_positions(tokens),
             batch.image_index,
-            looks,
+            features,
             Instruction(text.qformer_ids, text.qformer_mask),
             batch.modes,
             text.input_ids,

@@ -19,8 +19,10 @@ class Choosing(FakeNamer):
         super().__init__()
         self.asked: list[tuple[Any, str]] = []
 
-    def name_image(self, image: Any, masks: Any, modes: Any, vocabulary: Any = None, way: str = "constrained") -> Any:
-        self.asked.append((vocabulary, way))
+    def name_image(
+        self, image: Any, masks: Any, modes: Any, vocabulary: Any = None, method: str = "constrained"
+    ) -> Any:
+        self.asked.append((vocabulary, method))
         found = super().name_image(image, masks, modes)
         if vocabulary is None:
             return found

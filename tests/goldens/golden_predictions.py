@@ -43,9 +43,9 @@ def record_small() -> dict[str, Any]:
     for name, (boxes, photo) in PHOTOS.items():
         recognizer.set_image(photo())
         found[name] = {"free": [_answers(each) for each in recognizer.name(boxes=boxes, modes=["any", "coco"])]}
-        for way in ("constrained", "scored"):
-            answers = recognizer.name(boxes=boxes, vocabulary=LIST, way=way, top_k=3)
-            found[name][way] = [_answers(each) for each in answers]
+        for method in ("constrained", "scored"):
+            answers = recognizer.name(boxes=boxes, vocabulary=LIST, method=method, top_k=3)
+            found[name][method] = [_answers(each) for each in answers]
     return found
 
 

@@ -54,12 +54,12 @@ def batch(processor: Processor, rows: int = 3) -> dict[str, Any]:
 
 
 def logits(model: OmniScientModel, inputs: dict[str, Any]) -> Tensor:
-    looks = model.look(inputs["segmentation_mask"], inputs["input_context_mask"])
+    features = model.mask_features(inputs["segmentation_mask"], inputs["input_context_mask"])
     instruction = Instruction(inputs["qformer_input_ids"], inputs["qformer_attention_mask"])
     state = model.bridge.image_state(model.encode_image(inputs["pixel_values"]))
-    condition = model.bridge(state, inputs["image_index"], looks, instruction, inputs["dataset_type"])
+    condition = model.bridge(state, inputs["image_index"], features, instruction, inputs["dataset_type"])
     given = model.llm_inputs(condition, inputs["input_ids"], inputs["attention_mask"])
-    with given.shown():
+    with given.conditioned():
         return model.llm(inputs_embeds=given.embeds_RTW, attention_mask=given.mask_RT).logits
 
 

@@ -70,12 +70,12 @@ def ids(rows: int, length: int = 7) -> Tensor:
 
 def given(llm: nn.Module, layers: GatedLayers | None, rows: int, seed: int = 1) -> LlmInputs:
     text = ids(rows)
-    visual = None if layers is None else layers.visual(tokens(rows, seed))
-    return LlmInputs(llm.get_input_embeddings()(text), torch.ones_like(text), visual)
+    gated_kv = None if layers is None else layers.project(tokens(rows, seed))
+    return LlmInputs(llm.get_input_embeddings()(text), torch.ones_like(text), gated_kv)
 
 
 def logits(llm: nn.Module, inputs: LlmInputs) -> Tensor:
-    with inputs.shown():
+    with inputs.conditioned():
         return llm(inputs_embeds=inputs.embeds_RTW, attention_mask=inputs.mask_RT).logits
 
 
@@ -102,7 +102,7 @@ def test_closed_gates_are_the_llm_itself_bitwise_and_opened_ones_are_not(kind: s
     assert not any(module._forward_pre_hooks for module in llm.modules())
 
 
-def reference(llm: nn.Module, layers: GatedLayers, row: Tensor, visual: Tensor) -> Tensor:
+def reference(llm: nn.Module, layers: GatedLayers, row: Tensor, visual_ND: Tensor) -> Tensor:
     """Logits of one row of a Llama: its layers one after the other, the attention of the blocks written out."""
     model = llm.model
     hidden = model.embed_tokens(row)[None]
@@ -112,7 +112,7 @@ def reference(llm: nn.Module, layers: GatedLayers, row: Tensor, visual: Tensor) 
     for number, layer in enumerate(model.layers):
         if (number + 1) % SIZES.every == 0:
             place = number // SIZES.every
-            block, (key, value) = layers.blocks[place], layers.keys_values[place](visual).chunk(2, -1)
+            block, (key, value) = layers.blocks[place], layers.keys_values[place](visual_ND).chunk(2, -1)
             query = block.query(block.norm(hidden[0]))
             heads = []
             for head in range(SIZES.gated_heads):
@@ -132,8 +132,8 @@ def test_a_batch_equals_the_reference_row_by_row() -> None:
     layers.attach(llm)
     found = logits(llm, given(llm, layers, 3))
     layers.detach()
-    for row, visual in enumerate(tokens(3)):
-        expected = reference(llm, layers, ids(3)[row], visual)
+    for row, visual_ND in enumerate(tokens(3)):
+        expected = reference(llm, layers, ids(3)[row], visual_ND)
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -150,7 +150,7 @@ def test_with_a_cache_it_says_what_it_says_without(kind: str) -> None:
         one = inputs.select(torch.tensor([row]))
         embeds = torch.cat([one.embeds_RTW, words], 1)
         with torch.no_grad():
-            return logits(llm, LlmInputs(embeds, torch.ones(embeds.shape[:2]).long(), one.visual))[0, -1].softmax(-1)
+            return logits(llm, LlmInputs(embeds, torch.ones(embeds.shape[:2]).long(), one.gated_kv))[0, -1].softmax(-1)
 
     decoder = Decoder(llm, STOPS, 6)
     names = decoder.greedy(inputs)
@@ -187,7 +187,7 @@ def test_what_is_shown_must_fit_the_rows() -> None:
     layers = gates(llm)
     layers.attach(llm)
     with pytest.raises(OsmError, match="names 3 rows, but 2 masks are shown"):
-        logits(llm, LlmInputs(given(llm, None, 3).embeds_RTW, ids(3) > 0, layers.visual(tokens(2))))
+        logits(llm, LlmInputs(given(llm, None, 3).embeds_RTW, ids(3) > 0, layers.project(tokens(2))))
     layers.detach()
     with pytest.raises(OsmError, match=r"model.flamingo.every 2: an LLM of 4 layers takes 2 gated blocks, these are 3"):
         GatedLayers(SIZES, 32, 3).attach(llm)

@@ -164,8 +164,8 @@ def test_id_0_ends_a_name_where_it_is_a_special_token(first: str, ends: bool, tm
     assert (0 in llms.stop_ids(model.llm)) == ends and tokenizer.eos_token_id in llms.stop_ids(model.llm)
     recognizer = Recognizer(model, processor)
     recognizer.set_image(np.zeros((40, 50, 3), np.uint8))
-    for way in ("constrained", "scored"):
-        found = recognizer.name(boxes=[[5, 5, 20, 20]], vocabulary=["wow!x"], way=way)
+    for method in ("constrained", "scored"):
+        found = recognizer.name(boxes=[[5, 5, 20, 20]], vocabulary=["wow!x"], method=method)
         assert found[0][0].text == "wow!x"
     both = recognizer.name(boxes=[[5, 5, 20, 20]], vocabulary=["wow!x", "wow"], top_k=2)[0][0]
     assert {other.text for other in both.top} == {"wow!x", "wow"}

@@ -7,7 +7,7 @@ import torch
 
 from osm.config import QFormerConfig
 from osm.models.bridges.bridge import Instruction
-from osm.models.bridges.maskqformer import MaskQFormerBridge, seen_keys
+from osm.models.bridges.maskqformer import MaskQFormerBridge, visible_key_indices
 from osm.models.masks import VisibleKeys
 
 MODES = ("coco", "any")
@@ -43,7 +43,7 @@ def test_what_is_seen_alone_is_what_dense_attention_gives(images: int) -> None:
     with torch.no_grad():
         found = bridge(bridge.image_state(tokens), index, keys, instruction, modes).prefix_RPW
     torch.testing.assert_close(found, dense.detach(), atol=1e-5, rtol=1e-5)
-    groups = seen_keys(keys, index.tolist())
+    groups = visible_key_indices(keys, index.tolist())
     assert [group.rows.stop - group.rows.start for group in groups].count(3) == 1
     assert sum(group.rows.stop - group.rows.start for group in groups) == rows and len(groups) == rows - 3
     # And it does depend on what is seen.

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from osm.errors import OsmError, SampleError
 from osm.models.bridges.maskqformer import RowGroups
-from osm.models.bridges.pooling import look_at_regions
+from osm.models.bridges.pooling import region_features
 from osm.models.masks import bounding_boxes, context_mask, mask_to_grid, visible_keys
 from osm.models.osm import OmniScientModel
 
@@ -148,7 +148,7 @@ def test_the_host_does_not_wait_for_each_mask(how: str) -> None:
         masks = some_masks(count)
         with CountsWaits() as counted:
             visible_keys(masks, context_mask(masks, 0.5), patch=8, prefix=0, how=how)
-            look_at_regions(masks, masks, patch=8)
+            region_features(masks, masks, patch=8)
         waits.append(counted.waits)
     assert waits[0] == waits[1] <= 12
 
@@ -162,9 +162,9 @@ def test_masks_of_another_size_are_refused_by_name() -> None:
     model = OmniScientModel.from_instructblip(tiny_instructblip(), 56, 28, 28)
     good, bad = torch.ones(2, 1, 56, 56), torch.ones(2, 1, 28, 28)
     with pytest.raises(OsmError, match=r"segmentation_mask has shape \(2, 1, 28, 28\), \(R, 1, 56, 56\) needed"):
-        model.look(bad, good)
+        model.mask_features(bad, good)
     with pytest.raises(OsmError, match="input_context_mask has shape"):
-        model.look(good, bad)
+        model.mask_features(good, bad)
     with pytest.raises(OsmError, match=r"pixel_values has shape .*\(N, 3, 56, 56\) needed"):
         model.encode_image(torch.ones(2, 3, 28, 28))
 

@@ -109,7 +109,7 @@ def pictures(size: int, count: int = 3) -> Tensor:
 
 
 def bridge_prefix(model: OmniScientModel, inputs: dict[str, Any]) -> tuple[VisibleKeys, Tensor]:
-    keys = model.look(inputs["segmentation_mask"], inputs["input_context_mask"])
+    keys = model.mask_features(inputs["segmentation_mask"], inputs["input_context_mask"])
     instruction = Instruction(inputs["qformer_input_ids"], inputs["qformer_attention_mask"])
     kv = model.bridge.image_state(model.encode_image(inputs["pixel_values"]))
     return keys, model.bridge(kv, inputs["image_index"], keys, instruction, inputs["dataset_type"]).prefix_RPW
@@ -230,7 +230,7 @@ def test_padding_changes_no_rows_loss(text: str) -> None:
     found, counts = model.row_losses(
         model.encode_image(images),
         inputs["image_index"],
-        model.look(inputs["segmentation_mask"], inputs["input_context_mask"]),
+        model.mask_features(inputs["segmentation_mask"], inputs["input_context_mask"]),
         Instruction(inputs["qformer_input_ids"], inputs["qformer_attention_mask"]),
         inputs["dataset_type"],
         inputs["input_ids"],

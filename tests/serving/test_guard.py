@@ -168,7 +168,7 @@ def test_junk_in_calls_is_told_without_a_traceback(visitor: Visitor, capfd: pyte
     click, press = visitor.function("select", "osm-view"), visitor.function("click", "osm-button")
     sample, by = visitor.function("input", "osm-sample"), visitor.function("change", "osm-by")
     assert "64 x 48" in visitor.show(picture())
-    wish = ["any", "", "constrained"]
+    request = ["any", "", "constrained"]
     for number, values, more in (
         (upload, [None, {"path": 5}], {}),
         (upload, [None, 5], {}),
@@ -176,17 +176,17 @@ def test_junk_in_calls_is_told_without_a_traceback(visitor: Visitor, capfd: pyte
         (sample, [None, {"a": 1}], {}),
         (sample, [None, "no such"], {}),
         (by, [None, 7], {}),
-        (typed, [None, None, *wish], {}),
-        (typed, [None, {}, *wish], {}),
-        (typed, [None, "1, 1, inf, inf", *wish], {}),
+        (typed, [None, None, *request], {}),
+        (typed, [None, {}, *request], {}),
+        (typed, [None, "1, 1, inf, inf", *request], {}),
         (typed, [None, "5 5", "no mode", "", "constrained"], {}),
         (typed, [None, "5 5", "any", 5, "no way"], {}),
-        (click, [None, "Point", *wish], {}),
-        (click, [None, "Point", *wish], {"event_data": {}}),
-        (click, [None, "Point", *wish], {"event_data": {"index": "xy", "value": None}}),
-        (click, [None, "Box", *wish], {"event_data": {"index": [1e300, "inf"], "value": None}}),
-        (press, [None, "Paint", {"layers": 5}, *wish], {}),
-        (press, [None, "Paint", {"id": "nobody's", "background": None, "layers": [], "composite": None}, *wish], {}),
+        (click, [None, "Point", *request], {}),
+        (click, [None, "Point", *request], {"event_data": {}}),
+        (click, [None, "Point", *request], {"event_data": {"index": "xy", "value": None}}),
+        (click, [None, "Box", *request], {"event_data": {"index": [1e300, "inf"], "value": None}}),
+        (press, [None, "Paint", {"layers": 5}, *request], {}),
+        (press, [None, "Paint", {"id": "nobody's", "background": None, "layers": [], "composite": None}, *request], {}),
     ):  # fmt: skip
         done = visitor.call(number, values, **more)
         shown = str(done["output"])
@@ -205,7 +205,7 @@ def layer(visitor: Visitor, data: bytes, **fields: str) -> tuple[int, bytes]:
 
 def test_paintings_are_read_within_bounds(page: Any, visitor: Visitor, capfd: pytest.CaptureFixture[str]) -> None:
     press = visitor.function("click", "osm-button")
-    wish = ["any", "", "constrained"]
+    request = ["any", "", "constrained"]
     assert "64 x 48" in visitor.show(picture())
     for fields in (
         {"index": "1000000000"}, {"index": "-1"}, {"index": "x"}, {"type": "x"}, {"fn_name": "__init__"},
@@ -216,7 +216,7 @@ def test_paintings_are_read_within_bounds(page: Any, visitor: Visitor, capfd: py
     def painted(data: bytes) -> str:
         assert layer(visitor, data)[0] == 200
         editor = {"id": "p", "background": None, "layers": [], "composite": None}
-        return str(visitor.call(press, [None, "Paint", editor, *wish])["output"])
+        return str(visitor.call(press, [None, "Paint", editor, *request])["output"])
 
     alpha = np.zeros((48, 64, 4), np.uint8)
     alpha[10:30, 10:40, 3] = 255
@@ -228,7 +228,7 @@ def test_paintings_are_read_within_bounds(page: Any, visitor: Visitor, capfd: py
     path = json.loads(visitor.upload(stream.getvalue(), "layer_0.png")[1])[0]
     file = {"path": path, "orig_name": "layer_0.png", "mime_type": "", "meta": FILE}
     editor = {"background": file, "layers": [file], "composite": file}
-    done = visitor.call(press, [None, "Paint", editor, *wish])
+    done = visitor.call(press, [None, "Paint", editor, *request])
     assert "painted" in str(done["output"]), done
     after = {path for path in page.folder.cache.rglob("*") if page.uploads.folder not in path.parents}
     assert not [path for path in after - before if path.name == "layer_0.png"]

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.backend_bases import MouseEvent
 
 from osm.errors import OsmError
-from osm.labeling.naming import Wish
+from osm.labeling.naming import NamingRequest
 from osm.serving.engine import Engine
 from osm.serving.notebook import Explorer
 from osm.serving.samples import drawn_scene
@@ -50,7 +50,7 @@ def mouse(explorer: Explorer, start: tuple[float, float], end: tuple[float, floa
 def test_by_numbers(explorer: Explorer, tmp_path: Path) -> None:
     width, height = explorer.size
     named = explorer.click(width / 2, height / 2)
-    explorer.wish = Wish(vocabulary=("cat", "dog"), top_k=2)
+    explorer.request = NamingRequest(vocabulary=("cat", "dog"), top_k=2)
     assert explorer.box(10, 20, 100, 80).answer.text in ("cat", "dog")
     assert [one.how for one in explorer.history] == ["point 256, 256", "box 10, 20, 100, 80"]
     assert explorer.history[0] is named and "box 10, 20, 100, 80" in explorer._repr_html_()
@@ -72,11 +72,11 @@ def test_by_mouse(explorer: Explorer) -> None:
 
 def test_a_mistake_of_the_mouse_is_told_in_the_figure(explorer: Explorer) -> None:
     explorer.show()
-    explorer.wish = Wish(mode="colour")
+    explorer.request = NamingRequest(mode="colour")
     mouse(explorer, (100, 200), (100, 200))
     assert not explorer.history and explorer.figure is not None
     assert "mode 'colour'" in explorer.figure.axes[0].get_title()
-    explorer.wish = Wish()
+    explorer.request = NamingRequest()
     mouse(explorer, (100, 200), (900, 200))  # let go outside
     assert not explorer.history and "outside" in explorer.figure.axes[0].get_title()
     canvas = explorer.figure.canvas

@@ -75,7 +75,7 @@ def test_painting_is_scaled_to_the_picture(page: Page, visit: Visit) -> None:
 
 def test_everything_says_what_it_leaves_out(page: Page, visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = page.engine.everything
-    monkeypatch.setattr(page.engine, "everything", lambda picture, wish: whole(picture, wish, most=2))
+    monkeypatch.setattr(page.engine, "everything", lambda picture, request: whole(picture, request, most=2))
     message, _, table, *_ = page.press(visit, EVERYTHING, None, *ANY)
     assert "smaller ones are left out" in message and table.count("<tr>") == 3
 

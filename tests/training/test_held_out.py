@@ -82,7 +82,7 @@ def test_a_name_is_right_where_greedy_search_says_it(workshop: Workshop, tmp_pat
     task, model, processor = trainer.task.eval(), trainer.model, trainer.processor
     answers = []
     with torch.no_grad():
-        keys = model.look(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
+        keys = model.mask_features(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
         image_kv = model.bridge.image_state(model.encode_image(processor.pixel_values(batch.canvas)))
         instruction = Instruction(batch.text.qformer_ids, batch.text.qformer_mask)
         prefix, _ = model.bridge(image_kv, batch.image_index, keys, instruction, batch.modes)

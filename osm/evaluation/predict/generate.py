@@ -63,7 +63,7 @@ class NamerLike(Protocol):
         masks: Sequence[np.ndarray],
         modes: Sequence[str],
         vocabulary: Sequence[str] | None = None,
-        way: str = "constrained",
+        method: str = "constrained",
         boxed: bool = False,
     ) -> Sequence[Sequence[Any]]: ...
 
@@ -125,7 +125,7 @@ def generate_predictions(
     seed: int = 0,
     proposals: str | Path | None = None,
     vocabulary: Sequence[str] | None = None,
-    way: str = "constrained",
+    method: str = "constrained",
     batch: int = 1,
     max_bad_annotations: float = MAX_BAD_ANNOTATIONS,
 ) -> Path | str:
@@ -148,7 +148,7 @@ def generate_predictions(
         alter: one of `ALTERATIONS`.
         seed: of `alter`.
         proposals: a file of masks to name instead of the ground truth.
-        vocabulary, way: only these names, as `osm.recognition.recognizer` takes them.
+        vocabulary, method: only these names, as `osm.recognition.recognizer` takes them.
         batch: images that are named together.
         max_bad_annotations: the share of annotations that may be unusable; above 0, one always may.
 
@@ -162,7 +162,7 @@ def generate_predictions(
     check_part(part, parts)
     run = _start(namer, row, modes, limit, alter, seed, proposals, batch, max_bad_annotations)
     if vocabulary is not None:
-        run = replace(run, restricted={"vocabulary": list(vocabulary), "way": way})
+        run = replace(run, restricted={"vocabulary": list(vocabulary), "method": method})
     header = {
         "checkpoint": namer.fingerprint,
         "set": row.name,
@@ -173,7 +173,7 @@ def generate_predictions(
         "limit": limit,
         "alter": alter,
         "seed": seed,
-        "vocabulary": None if vocabulary is None else [way, len(vocabulary), _digest(vocabulary)],
+        "vocabulary": None if vocabulary is None else [method, len(vocabulary), _digest(vocabulary)],
     }
     name = prediction_path(Path(), row.name, part, parts, run.split.kind).name
     meta_name = meta_path(Path(name), run.split.kind).name

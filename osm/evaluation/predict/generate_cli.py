@@ -17,7 +17,7 @@ from osm.evaluation.predict.alter import ALTERATIONS
 from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
 from osm.recognition import placement
-from osm.recognition.flags import WAY_HELP, way_of
+from osm.recognition.flags import METHOD_HELP, method_of
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote
 from osm.storage.output import check_output
@@ -45,7 +45,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     check_output(args.out_dir, "out_dir")  # not after the model is loaded
     part, parts = _part(args)
     modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
-    way = way_of(args)
+    method = method_of(args)
     if args.num_threads is not None and args.num_threads < 1:
         raise OsmError(f"--num_threads {args.num_threads}: expected 1 or more")
     rows = _rows_at_hand(args, table)
@@ -67,7 +67,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     options["proposals"] = None if args.masks == GROUND_TRUTH else args.masks
     for row in rows:
         names = _names(args.vocabulary, row)
-        generate_predictions(namer, row, part, parts, args.out_dir, **options, vocabulary=names, way=way)
+        generate_predictions(namer, row, part, parts, args.out_dir, **options, vocabulary=names, method=method)
 
 
 def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:
@@ -149,7 +149,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         metavar=f"{SET_NAMES}|FILE",
         help="only these names may come out: all names of the set's own classes, or those of a file",
     )
-    parser.add_argument("--way", help=WAY_HELP)
+    parser.add_argument("--way", help=METHOD_HELP)
     parser.add_argument("--config", help="model config, where the checkpoint does not say")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     placement.add_flags(parser)

@@ -235,7 +235,7 @@ def made_with(meta: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-class OverlapCheck:
+class UniqueImages:
     """The images of a set's prediction files, so that one that is in two of them is found."""
 
     def __init__(self, name: str) -> None:

@@ -14,7 +14,7 @@ from osm.datasets.table import Dataset
 from osm.errors import OsmError, shown
 from osm.evaluation.predict.prediction_files import (
     Content,
-    OverlapCheck,
+    UniqueImages,
     check_all_there,
     check_content,
     prediction_path,
@@ -128,7 +128,7 @@ def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
     metas = read_metas(row.name, paths)
     meta = next(iter(metas.values()), {})
     row = row_with_names(row, meta)
-    seen = OverlapCheck(row.name)
+    seen = UniqueImages(row.name)
     images: list[ImageRecord] = []
     for path in paths:
         of_file = _read_file(row, path)

@@ -12,7 +12,7 @@ import numpy as np
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, shown
-from osm.evaluation.predict.prediction_files import Content, OverlapCheck, check_content
+from osm.evaluation.predict.prediction_files import Content, UniqueImages, check_content
 from osm.evaluation.predict.records import prediction_in
 from osm.files import read_json
 from osm.forms import Form
@@ -59,7 +59,7 @@ def read_proposals(
     """
     images, _ = images_of(row, form)
     found: dict[Path, list[Proposal]] = {}
-    seen = OverlapCheck(row.name)
+    seen = UniqueImages(row.name)
     for path in paths:
         document, _ = read_json(path, "predictions")
         where = f"predictions {path}"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from osm.config import FlamingoConfig, ModelConfig, QFormerConfig
 from osm.errors import OsmError, shown
-from osm.models.bridges.gated import Visual
-from osm.models.masks import Looks
+from osm.models.bridges.gated import GatedKeyValues
+from osm.models.masks import MaskFeatures
 from osm.models.towers.tower import Tower
 
 ImageState = list[tuple[Tensor, ...] | None]
@@ -37,11 +37,11 @@ class Condition(NamedTuple):
     """What the LLM is conditioned on.
 
     Attributes:
-        prefix_RPW: embeddings before BOS. visual: what gated layers within the LLM see, where the variant has any.
+        prefix_RPW: embeddings before BOS. gated_kv: what gated layers within the LLM see, where the variant has any.
     """
 
     prefix_RPW: Tensor
-    visual: Visual | None = None
+    gated_kv: GatedKeyValues | None = None
 
 
 class Bridge(nn.Module):
@@ -76,7 +76,7 @@ class Bridge(nn.Module):
         """
 
     @abstractmethod
-    def look(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> Looks:
+    def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> MaskFeatures:
         """What the bridge needs of masks and context masks (R, 1, S, S), in place of their pixels.
 
         Args:
@@ -92,7 +92,7 @@ class Bridge(nn.Module):
 
     @abstractmethod
     def forward(
-        self, state: ImageState, image_index_R: Tensor, looks: Any, instruction: Instruction, modes: Sequence[str]
+        self, state: ImageState, image_index_R: Tensor, features: Any, instruction: Instruction, modes: Sequence[str]
     ) -> Condition:
         """Conditions the LLM for rows of (image, mask, mode)."""
 

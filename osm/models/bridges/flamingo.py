@@ -20,7 +20,7 @@ from osm.config import FlamingoConfig, ModelConfig
 from osm.errors import OsmError
 from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
 from osm.models.bridges.gated import GatedLayers, decoder_layers, hidden_width
-from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionLooks, look_at_regions, pool
+from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionFeatures, pool, region_features
 from osm.models.towers.tower import Tower
 
 _FREQUENCIES = 6  # of each number of a token's geometry: down to a 64th of the input
@@ -111,9 +111,9 @@ class FlamingoBridge(Bridge):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def look(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> RegionLooks:
+    def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> RegionFeatures:
         assert how == "area"  # of this variant's config
-        return look_at_regions(mask, context, patch)
+        return region_features(mask, context, patch)
 
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
         return [(tokens_NLC.to(self.query.dtype),)]
@@ -122,20 +122,20 @@ class FlamingoBridge(Bridge):
         self,
         state: ImageState,
         image_index_R: Tensor,
-        looks: RegionLooks,
+        features: RegionFeatures,
         instruction: Instruction,
         modes: Sequence[str],
     ) -> Condition:
         """No prefix, and what the gated blocks see: Q resampled tokens and the mode's."""
         (image,) = state
         assert image is not None
-        pooled = pool(image[0], image_index_R, looks, self.config.roi)
+        pooled = pool(image[0], image_index_R, features, self.config.roi)
         tokens = self.projection(self.token_norm(pooled.tokens_RTC))
         tokens = tokens + self.place + self.geometry(fourier(pooled.geometry_RT6).to(tokens))
         queries = torch.cat([self.query.expand(len(tokens), -1, -1), lookup(self.mode_query, modes)], 1)
         for layer in self.resampler:
             queries = layer(queries, tokens, pooled.present_RT)
-        return Condition(queries.new_zeros(len(queries), 0, 0), self.gated.visual(self.norm(queries)))
+        return Condition(queries.new_zeros(len(queries), 0, 0), self.gated.project(self.norm(queries)))
 
     def layers(self) -> list[nn.Module]:
         return [*self.resampler, *self.gated.blocks]

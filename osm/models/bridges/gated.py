@@ -94,18 +94,18 @@ class GatedLayers(nn.Module):
         self.blocks = nn.ModuleList(GatedBlock(config, width) for _ in range(blocks))
         self.keys_values = nn.ModuleList(nn.Linear(config.width, 2 * config.gated_width) for _ in range(blocks))
         self._handles: list[Any] = []
-        self._shown: Visual | None = None
+        self._conditioned_on: GatedKeyValues | None = None
 
-    def visual(self, tokens_RND: Tensor) -> Visual:
+    def project(self, tokens_RND: Tensor) -> GatedKeyValues:
         """What all blocks see of these tokens."""
         found = [
             rearrange(project(tokens_RND), "r n (two h d) -> two r h n d", two=2, h=self.heads)
             for project in self.keys_values
         ]
-        return Visual(self, [(key, value) for key, value in found])
+        return GatedKeyValues(self, [(key, value) for key, value in found])
 
     def attach(self, llm: nn.Module) -> None:
-        """Hooks the blocks to an LLM; without a visual that is shown it goes on as before.
+        """Hooks the blocks to an LLM; without conditioning, it computes as before.
 
         Raises:
             OsmError: it is hooked already, or has no layers that fit.
@@ -136,23 +136,23 @@ class _Hook:
         self.layers, self.number = layers, number
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        shown = self.layers._shown
-        if shown is None:
+        conditioned_on = self.layers._conditioned_on
+        if conditioned_on is None:
             return None
         block = self.layers.blocks[self.number]
         hidden = args[0] if args else kwargs["hidden_states"]
-        kv = shown.of_rows(self.number, len(hidden))
+        kv = conditioned_on.of_rows(self.number, len(hidden))
         mine = hidden.to(kv[0].device, next(block.parameters()).dtype)  # a large LLM's layers may lie elsewhere
         hidden = hidden + block(mine, *kv).to(hidden)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
-class Visual:
-    """What the gated blocks see of R masks; they see it within `with visual:` alone."""
+class GatedKeyValues:
+    """What the gated blocks see of R masks; they see it within `with gated_kv:` alone."""
 
     def __init__(self, layers: GatedLayers, keys_values: Sequence[LayerKV]) -> None:
         self.layers, self.keys_values = layers, list(keys_values)
-        self._before: list[Visual | None] = []
+        self._before: list[GatedKeyValues | None] = []
 
     def __len__(self) -> int:
         return len(self.keys_values[0][0])
@@ -167,15 +167,15 @@ class Visual:
         beams = rows // len(key)
         return key.repeat_interleave(beams, 0), value.repeat_interleave(beams, 0)
 
-    def select(self, rows: Tensor) -> Visual:
+    def select(self, rows: Tensor) -> GatedKeyValues:
         """Of some rows, in this order; they may repeat."""
         rows = rows.to(self.keys_values[0][0].device)
-        return Visual(self.layers, [(key[rows], value[rows]) for key, value in self.keys_values])
+        return GatedKeyValues(self.layers, [(key[rows], value[rows]) for key, value in self.keys_values])
 
-    def __enter__(self) -> Visual:
-        self._before.append(self.layers._shown)
-        self.layers._shown = self
+    def __enter__(self) -> GatedKeyValues:
+        self._before.append(self.layers._conditioned_on)
+        self.layers._conditioned_on = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.layers._shown = self._before.pop()
+        self.layers._conditioned_on = self._before.pop()

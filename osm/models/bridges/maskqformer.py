@@ -60,7 +60,7 @@ class RowGroups:
 
 
 @dataclass
-class SeenKeys:
+class VisibleKeyIndices:
     """Rows side by side that look at the same keys of an image: their places, and the keys of both kinds of queries."""
 
     image: int
@@ -69,16 +69,16 @@ class SeenKeys:
     by_context: Tensor
 
 
-def seen_keys(keys: VisibleKeys, image_index: Sequence[int]) -> list[SeenKeys]:
+def visible_key_indices(keys: VisibleKeys, image_index: Sequence[int]) -> list[VisibleKeyIndices]:
     """What each row sees, as indices; rows that follow each other and see the same (a mask's modes) together."""
-    found: list[SeenKeys] = []
+    found: list[VisibleKeyIndices] = []
     for row, image in enumerate(image_index):
         last = found[-1] if found else None
         if last is not None and last.image == image and _same(keys, row - 1, row):
             last.rows = slice(last.rows.start, row + 1)
         else:
             by_mask, by_context = (x[row].nonzero().flatten() for x in (keys.mask_RL, keys.context_RL))
-            found.append(SeenKeys(image, slice(row, row + 1), by_mask, by_context))
+            found.append(VisibleKeyIndices(image, slice(row, row + 1), by_mask, by_context))
     return found
 
 
@@ -107,11 +107,13 @@ class _Projections(nn.Module):
         out = F.scaled_dot_product_attention(self._split(self.query(x)), *keys_values, visible, dropout)
         return out.transpose(1, 2).flatten(2)
 
-    def attend_to_seen(self, x: Tensor, keys_values: LayerKV, seen: Sequence[SeenKeys], mask_queries: int) -> Tensor:
+    def attend_to_visible(
+        self, x: Tensor, keys_values: LayerKV, visible: Sequence[VisibleKeyIndices], mask_queries: int
+    ) -> Tensor:
         """As `attend`, but what a row does not see is not computed: most of an image, for most masks."""
         query = self._split(self.query(x))
         out = torch.empty_like(query)
-        for group in seen:
+        for group in visible:
             key, value = (part[group.image] for part in keys_values)
             halves = (slice(0, mask_queries), group.by_mask), (slice(mask_queries, None), group.by_context)
             for places, index in halves:
@@ -176,7 +178,7 @@ class MaskQFormerLayer(nn.Module):
         queries: int,
         self_visible: Tensor,
         image_kv: LayerKV | None,
-        image_visible: Tensor | Sequence[SeenKeys],
+        image_visible: Tensor | Sequence[VisibleKeyIndices],
         groups: RowGroups,
         mask_queries: int,
     ) -> Tensor:
@@ -188,7 +190,7 @@ class MaskQFormerLayer(nn.Module):
             if isinstance(image_visible, Tensor):
                 read = groups.unpack(block.attention.attend(groups.pack(query), image_kv, image_visible))
             else:
-                read = block.attention.attend_to_seen(query, image_kv, image_visible, mask_queries)
+                read = block.attention.attend_to_visible(query, image_kv, image_visible, mask_queries)
             query = block.output(read, query)
         query = self.output_query(self.intermediate_query(query), query)
         if self.reads_text and text.shape[1]:
@@ -242,7 +244,7 @@ class MaskQFormer(nn.Module):
         ids_RT: Tensor,
         text_mask_RT: Tensor,
         image_kv: list[LayerKV | None],
-        visible: Tensor | Sequence[SeenKeys],
+        visible: Tensor | Sequence[VisibleKeyIndices],
         groups: RowGroups,
         mask_queries: int,
     ) -> Tensor:
@@ -334,7 +336,7 @@ class MaskQFormerBridge(Bridge):
         spread = embeddings.weight.float().std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
 
-    def look(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
+    def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
         return visible_keys(mask, context, patch, prefix, how)
 
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
@@ -344,7 +346,7 @@ class MaskQFormerBridge(Bridge):
         self,
         state: ImageState,
         image_index_R: Tensor,
-        looks: VisibleKeys,
+        features: VisibleKeys,
         instruction: Instruction,
         modes: Sequence[str],
     ) -> Condition:
@@ -353,7 +355,7 @@ class MaskQFormerBridge(Bridge):
         Args:
             state: every layer's keys and values of the images.
         """
-        keys, rows, config = looks, len(looks), self.config
+        keys, rows, config = features, len(features), self.config
         image_kv = cast(list[LayerKV | None], state)
         images = next(kv[0].shape[0] for kv in image_kv if kv is not None)
         queries = torch.cat(
@@ -365,9 +367,9 @@ class MaskQFormerBridge(Bridge):
             1,
         )
         groups = RowGroups(image_index_R, images)
-        visible: Tensor | list[SeenKeys]
+        visible: Tensor | list[VisibleKeyIndices]
         if queries.device.type == "cpu" and not torch.is_grad_enabled():
-            visible = seen_keys(keys, image_index_R.tolist())
+            visible = visible_key_indices(keys, image_index_R.tolist())
         else:  # one dense attention: what a GPU does best, and what has gradients
             visible = torch.cat(
                 [

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from osm.models.masks import Looks, bounding_boxes, check_not_empty
+from osm.models.masks import MaskFeatures, bounding_boxes, check_not_empty
 
 SINGLES = 3  # mask, context, image
 GEOMETRY = 6  # numbers that tell where a pooled token is from
@@ -23,7 +23,7 @@ _LEAST = 1e-9  # of an area, in cells; a part of one pixel's box is far larger
 
 
 @dataclass
-class RegionLooks(Looks):
+class RegionFeatures(MaskFeatures):
     """Masks in place of their pixels.
 
     Attributes:
@@ -36,7 +36,7 @@ class RegionLooks(Looks):
     context_R4: Tensor
 
 
-def look_at_regions(mask: Tensor, context: Tensor, patch: int) -> RegionLooks:
+def region_features(mask: Tensor, context: Tensor, patch: int) -> RegionFeatures:
     """Of masks and context masks (R, 1, S, S); of a context mask its bounding box counts.
 
     Raises:
@@ -46,7 +46,7 @@ def look_at_regions(mask: Tensor, context: Tensor, patch: int) -> RegionLooks:
     inside = mask if mask.dtype == torch.bool else mask != 0
     coverage = reduce(inside.float(), "r 1 (y p) (x q) -> r (y x)", "mean", p=patch, q=patch)
     boxes, contexts = (_cells(bounding_boxes(pixels), patch) for pixels in (mask, context))
-    return RegionLooks(coverage, boxes, contexts)
+    return RegionFeatures(coverage, boxes, contexts)
 
 
 def _cells(box_R4: Tensor, patch: int) -> Tensor:
@@ -84,11 +84,11 @@ class Pooled:
     present_RT: Tensor
 
 
-def pool(tokens_NLC: Tensor, image_index_R: Tensor, looks: RegionLooks, k: int) -> Pooled:
+def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k: int) -> Pooled:
     """Pools each mask's tokens from its image's; L = prefix + G, of which the grid is the last G."""
-    cells = looks.coverage_RG.shape[1]
-    coverage_R1gg = rearrange(looks.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
-    in_box, in_context = (_areas(box, k, coverage_R1gg.shape[-1]) for box in (looks.box_R4, looks.context_R4))
+    cells = features.coverage_RG.shape[1]
+    coverage_R1gg = rearrange(features.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
+    in_box, in_context = (_areas(box, k, coverage_R1gg.shape[-1]) for box in (features.box_R4, features.context_R4))
     # All of a cell's mask lies in the box, of which the cell may have no more than a strip.
     in_mask = coverage_R1gg * in_box / in_box.sum(1, keepdim=True).clamp(min=_LEAST)
     weights = torch.cat([coverage_R1gg, in_context.sum(1, keepdim=True), in_mask, in_context], 1)
@@ -101,7 +101,7 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, looks: RegionLooks, k: int) 
     inside_RT = torch.cat([whole, area_RT[:, 2 : 2 + k * k], (coverage_R1gg * in_context).sum((2, 3))], 1)
     return Pooled(
         _with_image(pooled_RTC, image_NC[image_index_R]),
-        _geometry(looks, inside_RT, k, coverage_R1gg.shape[-1]),
+        _geometry(features, inside_RT, k, coverage_R1gg.shape[-1]),
         _with_image(area_RT > _LEAST, area_RT.new_ones(len(area_RT), dtype=torch.bool)),
     )
 
@@ -131,11 +131,11 @@ def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Ten
     return torch.cat(means)[torch.cat(order).argsort()]
 
 
-def _geometry(looks: RegionLooks, inside_RT: Tensor, k: int, g: int) -> Tensor:
+def _geometry(features: RegionFeatures, inside_RT: Tensor, k: int, g: int) -> Tensor:
     """(R, T, 6), see `Pooled`. `inside_RT`: the mask's area, in cells, in what each token covers."""
-    whole = torch.tensor([[0.0, 0.0, g, g]], device=looks.box_R4.device).expand_as(looks.box_R4)
-    boxes = [looks.box_R4[:, None], looks.context_R4[:, None], whole[:, None]]
-    for box in (looks.box_R4, looks.context_R4):
+    whole = torch.tensor([[0.0, 0.0, g, g]], device=features.box_R4.device).expand_as(features.box_R4)
+    boxes = [features.box_R4[:, None], features.context_R4[:, None], whole[:, None]]
+    for box in (features.box_R4, features.context_R4):
         ys, xs = parts(box, k)
         top, bottom = (repeat(edges, "r i -> r (i j)", j=k) for edges in (ys[:, :-1], ys[:, 1:]))
         left, right = (repeat(edges, "r j -> r (i j)", i=k) for edges in (xs[:, :-1], xs[:, 1:]))
