@@ -239,17 +239,17 @@ def another_image(document: Any) -> Any:
         (field("counts", 5), "counts 5: expected the numbers of masks named, empty, ..."),
         (field("counts", {"named": -1}), "counts {'named': -1}: expected the numbers"),
         (field("images", "x"), "images 'x': expected a number of images"),
-        (field("items", [0, 9]), "items [0, 9] reach beyond its 5 images"),
+        (field("items", [0, 9]), "items [0, 9] exceed its 5 images"),
         (field("items", [3, 1]), "items [3, 1]: expected [first image, image after the last]"),
         (field("items", "all"), "items 'all': expected [first image"),
-        (field("set", "coco"), "it belongs to set 'coco', and is named as one of 'pets'"),
+        (field("set", "coco"), "it belongs to set 'coco', but its file name is that of 'pets'"),
         (field("modes", "any"), "modes 'any': expected a list of modes"),
         (field("seconds", float("nan")), "seconds nan: expected a number of seconds"),
         (
             field("vocabulary", {"a": "\x1b"}),
             "vocabulary {'a': '\\x1b'}: expected [way, number of names, hash], or null",
         ),
-        (field("limit", 2), "images 5 is over its limit 2"),
+        (field("limit", 2), "images 5 exceeds its limit 2"),
     ],
 )
 def test_a_file_that_does_not_hold_what_it_should(

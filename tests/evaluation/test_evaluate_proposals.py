@@ -200,7 +200,7 @@ def test_semantic(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert scores["semantic"]["miou"] == pytest.approx(5 / 12) and not {"panoptic", "mask_ap"} & set(scores)
     out, err = capsys.readouterr()
     assert "Semantic: mIoU 41.67 (classes: 2)" in out
-    assert "a847: only mIoU is defined: label maps do not tell one thing from another" in err
+    assert "a847: only mIoU is defined: label maps do not distinguish objects of one class" in err
 
 
 def test_a_name_of_an_ignored_class(root: Path) -> None:
@@ -242,7 +242,7 @@ def said(**wrong: Any) -> dict[str, Any]:
         ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', but in ['any'] (see --mode)"),
         ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "open_end_pred 'coco': 'bird': not in the format"),
         ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a text"),
-        ([said(prob=None)], "open_end_pred 'coco': has no prob, which is part of a proposal's score"),
+        ([said(prob=None)], "open_end_pred 'coco': has no prob, which the score of a proposal requires"),
         ([said(prob=-0.1)], "prob -0.1: expected a number from 0 to 1"),
         ([said(prob=5)], "prob 5: expected a number from 0 to 1"),
         ([said(prob=10**400)], "prob 1000"),
@@ -369,7 +369,7 @@ def test_two_entries_of_an_image(root: Path, capsys: pytest.CaptureFixture[str])
     document["images"].append({**document["images"][0], "id": 77})
     path.write_text(json.dumps(document))
     name_all("lvis", [columns(1, 0, 4)], {(0, 4): "airplane"})
-    assert "two entries, 1 and 2, are of the image" in failing(capsys)
+    assert "the entries 1 and 2 both belong to the image" in failing(capsys)
 
 
 def test_images_without_ground_truth(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,7 +190,7 @@ def change_meta(path: Path, **values: Any) -> None:
         ),
         ({"items": [3, 5]}, "starts at image 3 and pc459_pred_0_of_2.json ends at 2: images 2 to 2 are missing"),
         ({"items": [2, 4]}, "pc459_pred_1_of_2.json ends at image 4, but 5 were to be named"),
-        ({"part": 0}, "pc459_pred_1_of_2.json is part 0 of 2, as its meta file says; make part 1 of 2 anew"),
+        ({"part": 0}, "pc459_pred_1_of_2.json is part 0 of 2, as its meta file says; generate part 1 of 2 again"),
         ({"parts": 3}, "pc459_pred_1_of_2.json is part 1 of 3, as its meta file says"),
         ({"annotations": "0"}, "were made with another annotations"),
     ],

@@ -30,19 +30,25 @@ PATH_FIELDS = {"image_dir": "folder of the images", "json_file": "json of the an
 
 
 def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., Any] | None = None) -> int:
-    """`generate_pred.py i n ckpt out_dir`; returns the exit code. `load_namer` is the project's own unless given."""
+    """Run `generate_pred.py i n ckpt out_dir` and return the exit code.
+
+    Args:
+        load_namer: loads the model; None: `osm.recognition.namer.load_namer`.
+    """
     return run_command(_generate, argv, load_namer)
 
 
 def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
-    # The flags of the sets come from the table, which the files named by these two flags make.
+    # These two flags define the table of datasets, and every dataset of the table has flags of its own.
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--benchmark", default="benchmark", help="YAML with the sets' paths, or its name in configs/")
-    files.add_argument("--datasets", help="YAML with sets of your own")
+    files.add_argument(
+        "--benchmark", default="benchmark", help="YAML file with the paths of the datasets, or its name in configs/"
+    )
+    files.add_argument("--datasets", help="YAML file with your own datasets")
     known, _ = files.parse_known_args(argv)
     table = dataset_table(known.benchmark, known.datasets)
     args = _generate_parser(files, table).parse_args(argv)
-    check_output(args.out_dir, "out_dir")  # not after the model is loaded
+    check_output(args.out_dir, "out_dir")  # fail before the model is loaded
     part, parts = _part(args)
     modes = [mode.strip() for mode in args.modes.split(",") if mode.strip()]
     method = method_of(args)
@@ -51,7 +57,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     rows = _rows_at_hand(args, table)
     memory = {**placement.from_flags(args), **({"images_at_once": args.batch} if args.batch > 1 else {})}
     if args.num_threads:
-        import torch  # slow to import: --help and wrong arguments need not wait for it
+        import torch  # slow to import, so --help and invalid arguments are handled before
 
         torch.set_num_threads(args.num_threads)
     if load_namer is None:
@@ -61,7 +67,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
     device = _own_device(args.device) if args.part is None else args.device
     namer = load_namer(args.checkpoint, config=args.config, device=device, **memory)
     for row in rows:
-        resolve_modes(row, modes, namer.modes)  # not after hours of another set
+        resolve_modes(row, modes, namer.modes)  # fail before hours are spent on another dataset
     options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed, "batch": args.batch}
     options["max_bad_annotations"] = args.max_bad_annotations
     options["proposals"] = None if args.masks == GROUND_TRUTH else args.masks
@@ -71,7 +77,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
 
 
 def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:
-    """The list of names that may come out: none, the set's own, or a file's."""
+    """Return the names to choose from: None for any name, those of the dataset, or those of a file."""
     if vocabulary is None:
         return None
     if vocabulary == SET_NAMES:
@@ -86,7 +92,7 @@ def _number_or_auto(text: str) -> int | None:
 
 
 def _part(args: argparse.Namespace) -> tuple[int, int]:
-    """Which part of how many: as the command line says, or (`auto auto`) this process among those of torchrun."""
+    """Return (index of the part, number of parts). `auto auto` means the rank and world size of torchrun."""
     if args.part is not None and args.parts is not None:
         check_part(args.part, args.parts)
         return args.part, args.parts
@@ -102,12 +108,14 @@ def _environment(name: str) -> int:
     text = os.environ.get(name, "")
     if not text.isascii() or not text.isdigit():
         found = f"is {text!r}" if text else "is not set"
-        raise OsmError(f"i n 'auto auto': the environment's {name} {found}; start it with torchrun, or give numbers")
+        raise OsmError(
+            f"i n 'auto auto': the environment variable {name} {found}; start it with torchrun, or give numbers"
+        )
     return int(text)
 
 
 def _own_device(device: str) -> str:
-    """The GPU of this process among those that torchrun started on its machine; other devices as they are."""
+    """Return the device of this process. With `auto` under torchrun it is the GPU of the local rank."""
     if device != "auto" or "LOCAL_RANK" not in os.environ:
         return device
     import torch
@@ -117,8 +125,8 @@ def _own_device(device: str) -> str:
     number, count = _environment("LOCAL_RANK"), torch.cuda.device_count()
     if number >= count:
         raise OsmError(
-            f"--device auto: process {number} of this machine finds {count} GPUs; start torchrun with "
-            f"--nproc_per_node {count}, or say which --device is to be shared"
+            f"--device auto: process {number} of this machine has {count} GPUs available; start torchrun with "
+            f"--nproc_per_node {count}, or name the --device that all processes share"
         )
     return f"cuda:{number}"
 
@@ -128,47 +136,57 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         prog="generate_pred.py",
         parents=[files],
         allow_abbrev=False,
-        description="Names every ground-truth mask of the val sets, and writes <set>_pred_<i>_of_<n>.json.",
+        description="Name every ground-truth mask of the val sets and write <set>_pred_<i>_of_<n>.json.",
     )
     parser.add_argument(
-        "part", metavar="i", type=_number_or_auto, help="which part, counted from 0 (auto: this process of torchrun's)"
+        "part", metavar="i", type=_number_or_auto, help="index of the part, from 0 (auto: the rank under torchrun)"
     )
-    parser.add_argument("parts", metavar="n", type=_number_or_auto, help="of how many (auto: torchrun's processes)")
+    parser.add_argument(
+        "parts", metavar="n", type=_number_or_auto, help="number of parts (auto: the world size under torchrun)"
+    )
     parser.add_argument("checkpoint", metavar="ckpt", help="checkpoint file")
     parser.add_argument("out_dir", help="folder of the predictions, or its URL on s3:// or gs://")
-    parser.add_argument("--sets", help=f"comma-separated, of {', '.join(table)}; default: all whose files are there")
+    parser.add_argument(
+        "--sets", help=f"comma-separated, from {', '.join(table)}; default: all datasets whose files exist"
+    )
     parser.add_argument(
         "--masks",
         default=GROUND_TRUTH,
         metavar=f"{GROUND_TRUTH}|FILE",
-        help="what to name: the set's own masks, or those of a json in COCO's results form ([{image_id or file_name, "
-        "segmentation: {size, counts}}]), for <set>_proposals_<i>_of_<n>.json; with one set in --sets",
+        help="masks to name: the ground truth of the dataset, or those of a json file in COCO's results format ([{image_id "
+        "or file_name, segmentation: {size, counts}}]), which are written to <set>_proposals_<i>_of_<n>.json and "
+        "require exactly one dataset in --sets",
     )
     parser.add_argument(
         "--vocabulary",
         metavar=f"{SET_NAMES}|FILE",
-        help="only these names may come out: all names of the set's own classes, or those of a file",
+        help="the names to choose from: all names of the classes of the dataset, or those of a file",
     )
     parser.add_argument("--way", help=METHOD_HELP)
-    parser.add_argument("--config", help="model config, where the checkpoint does not say")
+    parser.add_argument("--config", help="model config, for a checkpoint that does not contain it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     placement.add_flags(parser)
-    parser.add_argument("--batch", type=int, default=1, help="images that are named together (%(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="number of images that are named together (%(default)s)")
     parser.add_argument(
-        "--modes", default=f"{OWN_MODE},{ANY_MODE}", help=f"comma-separated; {OWN_MODE} = the set's (%(default)s)"
+        "--modes",
+        default=f"{OWN_MODE},{ANY_MODE}",
+        help=f"comma-separated; {OWN_MODE}: the mode of the dataset (%(default)s)",
     )
-    parser.add_argument("--limit", type=int, help="the first so many images of each set alone")
+    parser.add_argument("--limit", type=int, help="maximum number of images per dataset, from its start")
     parser.add_argument(
-        "--alter", choices=ALTERATIONS, default="none", help="wrong inputs, to see that the model uses mask and image"
+        "--alter",
+        choices=ALTERATIONS,
+        default="none",
+        help="deliberately wrong inputs, to test that the model uses mask and image",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --alter shuffle_masks")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of --alter shuffle_masks")
     parser.add_argument(
         "--max_bad_annotations",
         type=float,
         default=MAX_BAD_ANNOTATIONS,
-        help="share of unusable annotations from which a set fails (%(default)s; above 0, one is always allowed)",
+        help="maximum share of unusable annotations of a dataset (%(default)s; above 0, one is always allowed)",
     )
-    parser.add_argument("--num_threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--num_threads", type=int, help="number of CPU threads of torch")
     for row in table.values():
         form = FORM_CLASSES[row.form]
         group = parser.add_argument_group(f"paths of {row.name}")
@@ -179,13 +197,13 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
 
 
 def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset]:
-    """The sets to name: those asked for, else all whose files are there."""
+    """Return the datasets to name: those of --sets, or else all whose files exist."""
     asked = None if args.sets is None else [name.strip() for name in args.sets.split(",") if name.strip()]
     for name in asked or ():
         if name not in table:
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
     if args.masks != GROUND_TRUTH and len(asked or ()) != 1:
-        raise OsmError(f"--masks {args.masks}: proposals are of one set's images; name that one by --sets")
+        raise OsmError(f"--masks {args.masks}: proposals belong to the images of one dataset; name it with --sets")
     rows, notes, silent = [], [], set()
     for name in table if asked is None else dict.fromkeys(asked):
         row = _with_flags(args, table[name])
@@ -194,10 +212,10 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
             rows.append(row)
         else:
             notes.append(f"{name}: left out, {missing}")
-            if asked is None and row.image_dir is None and row.json_file is None:  # nobody has spoken of it
+            if asked is None and row.image_dir is None and row.json_file is None:  # nothing was configured for it
                 silent.add(notes[-1])
     if not rows:
-        raise OsmError("; ".join(["no set with its files there", *notes]))
+        raise OsmError("; ".join(["no dataset has its files", *notes]))
     for note in notes:
         if note not in silent:
             echo(note, file=sys.stderr)
@@ -218,7 +236,7 @@ def _missing_path(row: Dataset, form: type[Form], with_masks: bool) -> str | Non
         path = getattr(row, field)
         if path is None:
             return f"no {field} given (--{row.name}_{field})"
-        if is_remote(path):  # an error, not a set that is left out: somebody wrote the URL
+        if is_remote(path):  # an error instead of a skipped dataset, because a user wrote the URL
             if field not in FOLDERS:
                 localize(path, f"--{row.name}_{field}")
         elif not Path(path).exists():

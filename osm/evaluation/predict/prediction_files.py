@@ -1,4 +1,8 @@
-"""The files of a benchmark folder: predictions, their meta files, and the unfinished part a run can go on from."""
+"""The files of a folder of predictions: their names, their meta files, and whether the parts belong together.
+
+A meta file records how a prediction file was made, and therefore what it must contain. An unfinished part is a file of
+finished images, from which a run resumes.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +21,23 @@ _PREDICTIONS = re.compile(r"(?P<set>[a-z][a-z0-9_]*)_pred_(?P<part>\d+)_of_(?P<p
 
 
 def prediction_path(out_dir: Path, name: str, part: int, parts: int, kind: str = "pred") -> Path:
-    """Where the predictions of one part of a set are (`kind`: `pred`, or `proposals`)."""
+    """Return the path of the predictions of one part. `kind` is `pred`, or `proposals` for named proposals."""
     return out_dir / f"{name}_{kind}_{part}_of_{parts}.json"
 
 
 def meta_path(predictions: Path, kind: str = "pred") -> Path:
-    """The file beside the predictions that says what made them."""
+    """Return the path of the meta file of a prediction file."""
     name, _, part = predictions.name.rpartition(f"_{kind}_")
     return predictions.with_name(f"{name}_meta_{part}" if kind == "pred" else f"{name}_meta_{kind}_{part}")
 
 
 def partial_path(predictions: Path) -> Path:
-    """The file that holds the finished images of an unfinished part."""
+    """Return the path of the file with the finished images of an unfinished part."""
     return predictions.with_suffix(".partial.jsonl")
 
 
 def list_predictions(out_dir: Path) -> Iterator[tuple[str, int]]:
-    """(set, number of parts) of every prediction file in the folder."""
+    """Yield (dataset, number of parts) of every prediction file in the folder."""
     for path in sorted(out_dir.iterdir()):
         if match := _PREDICTIONS.fullmatch(path.name):
             yield match["set"], int(match["parts"])
@@ -82,15 +86,15 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "files": (lambda value: isinstance(value, dict), "{field of the row: path}"),
 }
-"""What each field of a meta file has to be, and how a message says so."""
+"""For each field of a meta file: the check of its value, and how an error message describes the expected value."""
 
 
 def read_meta(path: Path, set_name: str) -> dict[str, Any]:
-    """Reads a meta file and checks every field that is known.
+    """Read a meta file and check every known field.
 
     Raises:
-        OsmError: the file cannot be read, a field is missing or has a value that generation never writes, or the file
-            belongs to another set.
+        OsmError: the file cannot be read, a field is missing or has a value that generate_pred.py never writes, or
+            the file belongs to another dataset.
     """
     meta, _ = read_json(path, "meta file")
     if not isinstance(meta, dict):
@@ -102,23 +106,27 @@ def read_meta(path: Path, set_name: str) -> dict[str, Any]:
         if name in meta and not fits(meta[name]):
             raise OsmError(f"meta file {path}: {name} {shown(meta[name])}: expected {expected}")
     if meta["set"] != set_name:
-        raise OsmError(f"meta file {path}: it belongs to set {shown(meta['set'])}, and is named as one of {set_name!r}")
+        raise OsmError(
+            f"meta file {path}: it belongs to set {shown(meta['set'])}, but its file name is that of {set_name!r}"
+        )
     images, limit = meta.get("images"), meta.get("limit")
     if images is not None and meta["items"][1] > images:
-        raise OsmError(f"meta file {path}: items {meta['items']} reach beyond its {images} images")
+        raise OsmError(f"meta file {path}: items {meta['items']} exceed its {images} images")
     if images is not None and limit is not None and images > limit:
-        raise OsmError(f"meta file {path}: images {images} is over its limit {limit}")
+        raise OsmError(f"meta file {path}: images {images} exceeds its limit {limit}")
     return meta
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a prediction file was found to hold.
+    """The counts of the actual content of a prediction file.
 
     Attributes:
-        entries: images; of proposals, the images that have some.
-        masks: annotations that were to be named. named: those with a prediction. crowd: annotations passed over.
-        modes: for each named mask, the modes that it has a name in.
+        entries: number of images; in a file of proposals, of images with proposals.
+        masks: number of annotations without crowd.
+        named: number of annotations with a prediction.
+        crowd: number of crowd annotations, which are not named.
+        modes: for each named mask, the modes in which it has a name.
     """
 
     entries: int
@@ -129,10 +137,10 @@ class Content:
 
 
 def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
-    """Compares a prediction file with what its meta file says that it holds.
+    """Check that a prediction file contains what its meta file states.
 
     Raises:
-        OsmError: the numbers of images or masks differ, or the modes do.
+        OsmError: the numbers of images or masks differ, or the modes differ.
     """
     start, stop = meta["items"]
     counts = meta["counts"]
@@ -145,15 +153,15 @@ def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
     for what, (here, stated) in expected.items():
         if here != stated:
             raise OsmError(
-                f"predictions {path}: {here} {what}, but its meta file says {stated}: the file is cut short, or is "
-                "another run's; make it anew"
+                f"predictions {path}: {here} {what}, but its meta file says {stated}: the file is cut short, or "
+                "belongs to another run; generate it again"
             )
     wanted = frozenset(meta["modes"])
     odd = next((modes for modes in found.modes if modes != wanted), None)
     if odd is not None:
         raise OsmError(
             f"predictions {path}: a mask is named in {shown(sorted(odd))}, but its meta file says "
-            f"{shown(sorted(wanted))}; make it anew"
+            f"{shown(sorted(wanted))}; generate it again"
         )
 
 
@@ -161,24 +169,28 @@ _SAME_IN_ALL_PARTS = ("annotations", "modes", "limit", "alter", "seed", "vocabul
 
 
 def check_all_there(name: str, paths: Sequence[Path]) -> None:
-    """Raises OsmError where the file of a part is missing."""
+    """Raise OsmError if the file of a part is missing."""
     missing = [path for path in paths if not path.exists()]
     if missing:
         names = ", ".join(path.name for path in missing)
         unfinished = [path.name for path in missing if partial_path(path).exists()]
-        hint = f" (unfinished, go on with generate_pred.py: {', '.join(unfinished)})" if unfinished else ""
+        hint = f" (unfinished, resume with generate_pred.py: {', '.join(unfinished)})" if unfinished else ""
         raise OsmError(f"set {name!r}: {len(missing)} of {len(paths)} parts are missing: {names}{hint}")
 
 
 def read_metas(name: str, paths: Sequence[Path], kind: str = "pred") -> dict[Path, dict[str, Any]]:
-    """The meta files of a set's prediction files, as far as they are there, after a check that they come from one run.
+    """Return the meta files of the prediction files of a dataset, and check that they come from one run.
+
+    Prediction files without a meta file are left out.
 
     Args:
-        name: of the set. kind: of the prediction files (see `osm.evaluation.predict.prediction_files`).
+        name: of the dataset.
+        paths: the prediction files of all parts, in order.
+        kind: `pred`, or `proposals` for named proposals.
 
     Raises:
-        OsmError: a meta file is not right, or they are of different runs, or their ranges of images do not follow one
-            another.
+        OsmError: a meta file is invalid, the meta files come from different runs, or their ranges of images are not
+            consecutive.
     """
     there = {path: meta_path(path, kind) for path in paths}
     found = {path: read_meta(beside, name) for path, beside in there.items() if os.path.lexists(beside)}
@@ -195,13 +207,13 @@ def _check_one_run(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]]
         changed = [key for key in _SAME_IN_ALL_PARTS if meta.get(key) != first.get(key)]
         if changed:
             raise OsmError(
-                f"{name} and {first_name} were made with another {', '.join(changed)}; make one of them anew"
+                f"{name} and {first_name} were made with another {', '.join(changed)}; generate one of them again"
             )
     _check_ranges(paths, metas)
 
 
 def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]]) -> None:
-    """The ranges of images that the meta files state have to follow one another."""
+    """Raise OsmError unless the ranges of images in the meta files are consecutive."""
     stop: int | None = 0
     before = ""
     for part, path in enumerate(paths):
@@ -209,22 +221,22 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
         stated = (meta.get("part", part), meta.get("parts", len(paths)))
         if stated != (part, len(paths)):
             raise OsmError(
-                f"{path.name} is part {stated[0]} of {stated[1]}, as its meta file says; make part {part} of "
-                f"{len(paths)} anew"
+                f"{path.name} is part {stated[0]} of {stated[1]}, as its meta file says; generate part {part} of "
+                f"{len(paths)} again"
             )
         start, end = meta.get("items", (None, None))
         if start is not None and stop is not None and start != stop:
             after = f" and {before} ends at {stop}" if before else ""
             wrong = "the parts overlap" if start < stop else f"images {stop} to {start - 1} are missing"
-            raise OsmError(f"{path.name} starts at image {start}{after}: {wrong}; make one of them anew")
+            raise OsmError(f"{path.name} starts at image {start}{after}: {wrong}; generate one of them again")
         stop, before = end, path.name
     count = next((meta["images"] for meta in metas.values() if "images" in meta), None)
     if count is not None and stop is not None and stop != count:
-        raise OsmError(f"{before} ends at image {stop}, but {count} were to be named; make it anew")
+        raise OsmError(f"{before} ends at image {stop}, but {count} had to be named; generate it again")
 
 
 def made_with(meta: Mapping[str, Any]) -> list[str]:
-    """What a meta file tells that makes scores incomparable with those of the whole set, named freely."""
+    """Return notes on settings of a meta file that make its scores incomparable with those of the whole dataset."""
     notes = []
     if meta.get("alter", "none") != "none":
         notes.append(f"made with --alter {shown(meta['alter'])}")
@@ -236,22 +248,22 @@ def made_with(meta: Mapping[str, Any]) -> list[str]:
 
 
 class UniqueImages:
-    """The images of a set's prediction files, so that one that is in two of them is found."""
+    """Detects images that are in two prediction files of a dataset."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._files: dict[Hashable, Path] = {}
 
     def add(self, key: Hashable, path: Path) -> None:
-        """Raises OsmError where another file has the image, too."""
+        """Record an image of a file. Raise OsmError if another file has the same image."""
         other = path if key is None else self._files.setdefault(key, path)
         if other != path:
             raise OsmError(
                 f"set {self._name!r}: image {shown(key)} is in {other.name} and in {path.name}: the parts overlap; "
-                "make one of them anew"
+                "generate one of them again"
             )
 
 
 def listing(checkpoints: Mapping[str, str]) -> str:
-    """`a.json of <checkpoint>, b.json of <checkpoint>`."""
+    """Return `a.json of <checkpoint>, b.json of <checkpoint>` for an error message."""
     return ", ".join(f"{name} of {checkpoint}" for checkpoint, name in checkpoints.items())

@@ -1,4 +1,4 @@
-"""Two prediction folders side by side, mask by mask: their rates, the differences' intervals, and what changed."""
+"""Comparison of two folders of predictions, mask by mask: rates, differences with intervals, and changed masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ OUTCOMES = ("both_right", "a_alone", "b_alone", "both_wrong")
 
 @dataclass(frozen=True)
 class Change:
-    """A mask that one folder names right and the other one wrong; `image` is its key in the files."""
+    """A mask that has a right name in one folder and a wrong name in the other.
+
+    Attributes:
+        image: key of the image in the prediction files.
+        mask: id of the annotation.
+        given: name of its class.
+        a, b: predicted names.
+        prob: probability of the name in B.
+    """
 
     image: Any
     mask: Any
@@ -40,15 +48,16 @@ class Change:
 
 @dataclass(frozen=True)
 class ModeComparison:
-    """One mode of one set, over the masks that both folders have a prediction of.
+    """The comparison in one mode of one dataset, over the masks that have a prediction in both folders.
 
     Attributes:
         a, b: rates by column, with intervals.
-        difference: b less a, by column, from a paired bootstrap over images.
-        ece: of a and of b.
-        outcomes: masks by `OUTCOMES`.
-        fixed, broken: examples of what only b, or only a has right; the surest names of b first.
-        a_only, b_only: masks with a prediction in one folder alone, left out.
+        difference: b minus a by column, from a paired bootstrap over images.
+        ece: expected calibration errors of a and b.
+        outcomes: number of masks for each of `OUTCOMES`.
+        fixed: examples of masks that only b names right, in descending order of the probability in b.
+        broken: examples of masks that only a names right, in the same order.
+        a_only, b_only: numbers of masks with a prediction in one folder only; they are left out.
     """
 
     a: Mapping[str, Rate]
@@ -66,7 +75,7 @@ class ModeComparison:
         return self.outcomes.total()
 
     def main(self) -> list[str]:
-        """The columns but for single classes'."""
+        """Return the columns, without the accuracy of single classes."""
         return [key for key in self.difference if not key.startswith(CLASS)]
 
     def as_json(self) -> dict[str, Any]:
@@ -87,7 +96,10 @@ class ModeComparison:
 
 @dataclass(frozen=True)
 class SetComparison:
-    """One set: its own mode (`specific`) and `any` (`agnostic`), as far as both folders have predictions of them."""
+    """The comparison of one dataset in own mode (`specific`) and mode `any` (`agnostic`).
+
+    A mode is missing if one of the folders has no predictions in it.
+    """
 
     row: Dataset
     images: int
@@ -107,17 +119,21 @@ def compare_folders(
     bootstrap: Bootstrap | None = None,
     examples: int = 10,
 ) -> tuple[list[SetComparison], list[str]]:
-    """Compares every set that both folders have.
+    """Compare every dataset that is in both folders.
 
     Args:
-        folders, parts: of A and B.
-        examples: of masks that changed, of each kind, at most.
+        folders: folders A and B.
+        parts: number of parts of A and of B.
+        table: the datasets.
+        tools: of the metrics that need more than strings; None: leave these metrics out.
+        bootstrap: for the intervals.
+        examples: maximum number of examples of each kind of change.
 
     Returns:
-        The comparisons, and a line for each set that is left out.
+        The comparisons, and a note for each dataset that is left out.
 
     Raises:
-        OsmError: a folder is not right, no set is in both, or a set's masks are not the same in both.
+        OsmError: a folder is invalid, no dataset is in both, or the masks of a dataset differ.
     """
     found = []
     for side, folder, count in zip("AB", folders, parts, strict=True):
@@ -137,7 +153,7 @@ def compare_folders(
 
 
 def compare_sets(a: SetRecords, b: SetRecords, tools: Tools, bootstrap: Bootstrap, examples: int = 10) -> SetComparison:
-    """Compares one set; see `compare_folders`."""
+    """Compare one dataset (see `compare_folders`)."""
     pairs = _paired(a, b)
     notes = [*tools.notes]
     notes += [f"{side} was {note}" for side, one in (("A", a), ("B", b)) for note in made_with(one.meta)]
@@ -157,10 +173,10 @@ Pair = tuple[int, Any, MaskRecord, MaskRecord]
 
 
 def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
-    """(number of the image, its key, A's mask, B's mask) of every mask, in A's order.
+    """Return (number of the image, key of the image, mask in A, mask in B) of every mask, in the order of A.
 
     Raises:
-        OsmError: their masks, or their masks' classes, are not the same.
+        OsmError: the folders have different masks, or a mask has different classes.
     """
     of_a, of_b = _by_key(a), _by_key(b)
     for one, other, side in ((of_a, of_b, "A"), (of_b, of_a, "B")):
@@ -183,7 +199,10 @@ def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
 
 
 def _by_key(records: SetRecords) -> dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]]:
-    """Every mask but crowd by its image's key (or place, where it has none), its id, and which of equal ids it is."""
+    """Return every mask without crowd by (image, id, index among equal ids).
+
+    The image is identified by its key, or by its position if it has no key.
+    """
     found: dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]] = {}
     times: Counter[Any] = Counter()
     for place, (number, entry) in enumerate(zip(records.numbers, records.images, strict=True)):
@@ -233,7 +252,7 @@ def _has(mask: MaskRecord, mode: str) -> bool:
 
 
 def _keep_common(a: MaskScores, b: MaskScores) -> None:
-    """Drops the columns that one of the two lacks, such as Acc by size where one folder has no areas."""
+    """Remove columns that only one of the two has, such as Acc by size if one folder has no areas."""
     common = [key for key in a.columns if key in b.columns]
     a.columns = {key: a.columns[key] for key in common}
     b.columns = {key: b.columns[key] for key in common}
@@ -244,7 +263,9 @@ def _changes(row: Dataset, rows: list[Pair], mode: str) -> list[Change]:
     for _, image, one, other in rows:
         a, b = one.predictions[mode], other.predictions[mode]
         changes.append(Change(image, one.id, row.label_set[one.category_id].target, a.name, b.name, b.prob))
-    return sorted(changes, key=lambda change: -(change.prob or 0.0))  # stable: equals stay in the files' order
+    return sorted(
+        changes, key=lambda change: -(change.prob or 0.0)
+    )  # stable, so equal probabilities stay in the order of the files
 
 
 def comparison_lines(comparison: SetComparison, titles: tuple[str, str]) -> list[str]:

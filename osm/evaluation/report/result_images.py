@@ -1,4 +1,4 @@
-"""The report's pictures: images of a set with their masks, numbered and marked, and the names beside them."""
+"""Images with their masks and predicted names: the numbered images of the report, and the mosaic of `osm picture`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from osm.forms import Split, split_of
 from osm.forms.split import Item
 from osm.recognition.draw import draw_names, draw_numbered
 
-# Long side of a picture: small images are enlarged so that numbers are legible, large ones would make a huge page.
+# Limits on the long side of a drawn image. Small images are enlarged so that the numbers are legible. Large images are
+# reduced because they would make the page huge.
 _SMALLEST, _LARGEST = 512, 800
 _QUALITY = 85
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A mode's prediction for one mask.
+    """The prediction of one mode for one mask.
 
     Attributes:
-        prob: None where the file has none.
-        right: a name of the mask's class.
-        right_elsewhere: wrong in the set's vocabulary, but among the annotation's `names`.
+        prob: None if the file has no probability.
+        right: whether it is a name of the class of the mask.
+        right_elsewhere: whether it is wrong in the vocabulary of the dataset but among the `names` of the annotation.
     """
 
     name: str
@@ -46,13 +47,14 @@ class Guess:
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """One image, drawn.
+    """One image with its masks drawn on it.
 
     Attributes:
         file_name: of the image.
-        jpeg: base64 of the picture, which is `size` = (width, height) large.
-        masks: for each mask, in the order of the numbers: the class's name, its predictions in the set's own mode and
-            in `any` (None where there is none).
+        jpeg: the drawn image, encoded in base64.
+        size: (width, height) of the drawn image.
+        masks: for each mask, in the order of the numbers, the name of its class and its predictions in own mode and
+            in mode `any`. A missing prediction is None.
     """
 
     file_name: str
@@ -62,18 +64,21 @@ class DrawnImage:
 
 
 def choose(records: SetRecords, count: int, seed: int) -> list[int]:
-    """Up to `count` images of a set, chosen by the seed among those with a named mask, in the set's order."""
+    """Choose up to `count` random images with a named mask. Return their indices in the order of the dataset."""
     masks = masks_by_image(records)
     named = [index for index, of_image in enumerate(masks) if any(mask.counted for mask in of_image)]
     return sorted(random.Random(f"{seed} {records.row.name}").sample(named, min(count, len(named))))
 
 
 def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]]:
-    """The up to `count` images with the surest wrong names, and those with the surest right ones, the surest first.
+    """Choose up to `count` images with the most confident wrong names, and as many with the most confident right names.
 
-    By the mean over an image's masks of the probability, negative where the name is wrong, in the set's own mode, or in
-    `any` where that is the only one; masks without a probability are left out. An image is in one of the two alone:
-    below 0 it is wrong.
+    The confidence of an image is the mean probability over its masks, where wrong names count as negative. The mode is
+    own mode, or `any` if that is the only one. Masks without a probability are left out. An image is in at most one of
+    the two lists: in the first if its mean is below 0, in the second if it is above 0.
+
+    Returns:
+        The indices of the images, the most confident first.
     """
     found = []
     for index, masks in enumerate(masks_by_image(records)):
@@ -87,11 +92,11 @@ def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]
 
 
 def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, DrawnImage], list[str]]:
-    """Draws images of one set.
+    """Draw images of one dataset.
 
     Returns:
-        The pictures by image, and a line for each that could not be drawn, why: images that are not there (any
-        more) are no error of the report.
+        The drawn images by index, and for each image that could not be drawn, the reason. Missing images are not an
+        error of the report.
     """
     chosen = sorted(set(chosen))
     if not chosen:
@@ -116,13 +121,13 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, D
 
 
 def masks_by_image(records: SetRecords) -> list[list[MaskRecord]]:
-    """The annotations of a set's prediction files, image by image, crowd left out."""
+    """Return the annotations of each image, without crowd."""
     return [[mask for mask in image.masks if not mask.crowd] for image in records.images]
 
 
 def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
     if index >= len(split):
-        raise OsmError(f"{split.source}: has {len(split)} images, but predictions are there for image {index}")
+        raise OsmError(f"{split.source}: has {len(split)} images, but there are predictions for image {index}")
     item = split.load(index)
     masks = [masks[place] for place in item.places if place < len(masks)]
     if [mask.id for mask in masks] != [annotation.get(split.id_key) for annotation in item.annotations]:
@@ -135,7 +140,7 @@ def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
 
 
 def enlarged(item: Item) -> tuple[Image.Image, np.ndarray]:
-    """Image and masks (K, H, W) at the picture's size."""
+    """Return the image and its bool masks (K, H, W), resized to the limits of a drawn image."""
     image = item.image()
     scale = min(max(max(image.size), _SMALLEST), _LARGEST) / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -165,18 +170,27 @@ def _mark(own: Guess | None, anyone: Guess | None) -> bool | None:
 
 
 _GAP = 8
-_TINT = 0.0  # a thing's colour may be what its name is about
+_TINT = 0.0  # masks are not tinted, because a name may refer to a colour
 
 
 def write_picture(
     path: Path, folder: Path, parts: int, table: Mapping[str, Dataset], set_name: str, images: int = 6, columns: int = 3
 ) -> Path:
-    """Draws images of one set, evenly spread over it, with their names in the set's own mode.
+    """Draw a mosaic of evenly spaced images of one dataset, with the names that their masks have in own mode.
 
-    A wrong name is followed by the right one in brackets. Images are brought to the size of the first.
+    A wrong name is followed by the correct one in brackets. Images are resized to the size of the first image.
+
+    Args:
+        path: the JPEG file to write.
+        folder: of the prediction files.
+        parts: number of parts of the predictions.
+        table: the datasets.
+        set_name: the dataset whose images are drawn.
+        images: maximum number of images.
+        columns: maximum number of images per row.
 
     Raises:
-        OsmError: no predictions for that set, or its images are not there.
+        OsmError: there are no predictions for the dataset, or its images are missing.
     """
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         raise OsmError(f"output {path}: a JPEG is written, expected a name that ends in .jpg")

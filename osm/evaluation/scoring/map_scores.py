@@ -1,12 +1,8 @@
-"""Panoptic quality of whole images (Kirillov et al., "Panoptic Segmentation", CVPR 2019).
+"""Scores of maps that have at most one segment per pixel: panoptic quality and mean IoU.
 
-A predicted and a true segment of one class match where their IoU is over 0.5. Of a class, over all images,
-SQ = mean IoU of the matches, RQ = TP / (TP + FP / 2 + FN / 2), PQ = SQ * RQ. Void and crowd as in the authors' code
-(panopticapi): void pixels are taken out of a predicted segment before the IoU; a crowd segment is neither matched nor
-missed; an unmatched predicted segment is no false positive where more than half of it lies on void or on crowd of its
-class. A mean over classes leaves out those that have neither a true nor a predicted segment.
+`Painter` makes such a map from overlapping masks.
 
-Shapes: H, W = an image's sides; T, P = its true and predicted segments.
+Shapes: H, W = height and width of an image; T, P = numbers of its true and predicted segments; C = number of classes.
 """
 
 from __future__ import annotations
@@ -22,9 +18,11 @@ VOID = 0
 
 @dataclass(frozen=True)
 class PanopticSegment:
-    """The k-th of an image's segments; its pixels have the value k + 1 in the image's map, void ones 0.
+    """A segment of an image. The pixels of segment k have the value k + 1 in the map of the image; void pixels have 0.
 
-    `category_id`: None of a crowd of no class of the set; it is met by no prediction.
+    Attributes:
+        category_id: its class; None for crowd without a class of the dataset, which no prediction can match.
+        crowd: whether it is crowd.
     """
 
     category_id: int | None
@@ -33,15 +31,15 @@ class PanopticSegment:
 
 @dataclass
 class ClassQuality:
-    """One class, over all images so far."""
+    """Counts of one class over all images added so far: true positives, false positives and false negatives."""
 
     tp: int = 0
     fp: int = 0
     fn: int = 0
-    iou: float = 0.0  # of the tp, added up
+    iou: float = 0.0  # sum over the true positives
 
     def figures(self) -> tuple[float, float, float] | None:
-        """PQ, SQ and RQ, 0 to 1; None where there was nothing to count."""
+        """Return PQ, SQ and RQ, 0 to 1; None if nothing was counted."""
         total = self.tp + (self.fp + self.fn) / 2
         if not total:
             return None
@@ -54,7 +52,15 @@ class ClassQuality:
 
 @dataclass
 class PanopticQuality:
-    """Counts by category id, added up image by image."""
+    """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), counted by category id, image by image.
+
+    A predicted and a true segment of one class match if their IoU exceeds 0.5. Over all images, a class has
+    SQ = mean IoU of its matches, RQ = TP / (TP + FP / 2 + FN / 2) and PQ = SQ * RQ. Void and crowd are treated as in the
+    code of the authors (panopticapi). Void pixels are removed from a predicted segment before the IoU is computed. A
+    crowd segment is neither matched nor missed. An unmatched predicted segment is not a false positive if more than half
+    of it is on void or on crowd of its class. A mean over classes excludes classes that have neither a true nor a
+    predicted segment.
+    """
 
     classes: dict[int, ClassQuality] = field(default_factory=dict)
 
@@ -69,12 +75,13 @@ class PanopticQuality:
         predicted_HW: np.ndarray,
         predicted_categories: Sequence[int],
     ) -> None:
-        """Counts one image.
+        """Count one image.
 
         Args:
-            truth_HW: integers; 0 = void, k + 1 = the k-th of `true_segments`. Each of them has a pixel.
-            predicted_HW: integers; 0 = nothing predicted, k + 1 = a segment of the k-th of `predicted_categories`.
-                Each of them has a pixel.
+            truth_HW: integers; 0: void, k + 1: segment k of `true_segments`. Every segment has a pixel.
+            true_segments: the segments of the ground truth.
+            predicted_HW: integers; 0: nothing predicted, k + 1: predicted segment k. Every segment has a pixel.
+            predicted_categories: category ids of the predicted segments.
         """
         count_T, count_P = len(true_segments), len(predicted_categories)
         pairs_HW = truth_HW.astype(np.int64) * (count_P + 1) + predicted_HW
@@ -88,7 +95,7 @@ class PanopticQuality:
                 continue
             common = int(common_TP[t, p])
             union = int(area_T[t] + area_P[p] - common_TP[VOID, p]) - common
-            if 2 * common > union:  # at most one for each t and p: segments do not overlap
+            if 2 * common > union:  # at most one match for each t and each p, because segments do not overlap
                 matched_T.add(int(t))
                 matched_P.add(int(p))
                 counts = self._of(segment.category_id)
@@ -104,9 +111,13 @@ class PanopticQuality:
                     self._of(category_id).fp += 1
 
     def mean(self, among: Callable[[int], bool] = lambda category_id: True) -> dict[str, Any]:
-        """`pq`, `sq` and `rq`, 0 to 1, averaged over those of the classes that have a segment; `classes`: how many.
+        """Average over the classes that have a segment.
 
-        They are None where no class has one.
+        Args:
+            among: selects category ids.
+
+        Returns:
+            `pq`, `sq` and `rq`, 0 to 1 (None if no class has a segment), and `classes`, the number of classes averaged.
         """
         found = [figures for i, c in self.classes.items() if among(i) and (figures := c.figures()) is not None]
         means = np.mean(found, axis=0).tolist() if found else [None] * 3
@@ -114,14 +125,22 @@ class PanopticQuality:
 
 
 class MeanOverlap:
-    """Pixel counts by class, added up image by image. Classes are counted from 0, in the order of `categories`."""
+    """Mean IoU of label maps, where the IoU of each class is computed over the pixels of all images together.
+
+    IoU = number of pixels that are of the class and predicted as the class / number of pixels that are either. Void
+    pixels are not counted. A pixel without a prediction is missed. As in Detectron2, the mean is over the classes that
+    occur in the ground truth.
+
+    Args:
+        categories: category ids; class c of the maps is the c-th of them.
+    """
 
     def __init__(self, categories: Sequence[int]) -> None:
         self.categories = list(categories)
         self._both_C, self._true_C, self._predicted_C = (np.zeros(len(self.categories), np.int64) for _ in range(3))
 
     def add(self, truth_HW: np.ndarray, predicted_HW: np.ndarray) -> None:
-        """Counts one image. Both maps: integers, -1 = void, or nothing predicted."""
+        """Count one image. Both maps contain classes as integers; -1 is void in the ground truth and no prediction else."""
         count = len(self.categories)
         seen = truth_HW >= 0
         true, predicted = truth_HW[seen], predicted_HW[seen]
@@ -130,30 +149,34 @@ class MeanOverlap:
         self._both_C += np.bincount(true[true == predicted], minlength=count)
 
     def by_class(self) -> dict[int, float]:
-        """IoU by category id, of the classes that the ground truth shows."""
+        """Return the IoU by category id, of the classes that occur in the ground truth."""
         union_C = self._true_C + self._predicted_C - self._both_C
         shown = np.flatnonzero(self._true_C).tolist()
         return {self.categories[c]: float(self._both_C[c] / union_C[c]) for c in shown}
 
     def mean(self) -> dict[str, Any]:
-        """`miou`, 0 to 1 (None where the ground truth shows nothing); `classes`: of how many."""
+        """Return `miou`, 0 to 1 (None if the ground truth is empty), and `classes`, the number of classes averaged."""
         found = list(self.by_class().values())
         return {"miou": float(np.mean(found)) if found else None, "classes": len(found)}
 
 
 class Painter:
-    """One image's map.
+    """Paints overlapping masks of one image into a map with at most one segment per pixel.
+
+    This is the heuristic of Kirillov et al. (2019, section 5). Masks are painted in descending order of their scores,
+    each on the pixels that are still free. A mask with too few free pixels is left out. The masks of a stuff class
+    become one segment.
 
     Args:
-        size: its height and width.
-        merged: the category ids whose masks become one segment (stuff).
-        min_share: what a mask has to have left of its pixels, 0 to 1, so as not to be left out. Those that its own
-            merged segment has already count as left.
+        size: height and width of the image.
+        merged: category ids whose masks become one segment (stuff).
+        min_share: minimum share of the pixels of a mask, 0 to 1, that must be free, or already belong to the merged
+            segment of its class, for the mask to be painted.
 
     Attributes:
-        segments_HW: int32; 0 = nothing, k + 1 = the segment of the k-th of `categories`.
-        categories: their category ids.
-        hidden: how many masks were left out.
+        segments_HW: int32; 0: no segment, k + 1: segment k.
+        categories: category ids of the segments.
+        hidden: number of masks that were left out.
     """
 
     def __init__(self, size: tuple[int, int], merged: Container[int], min_share: float) -> None:
@@ -164,7 +187,7 @@ class Painter:
         self._of_class: dict[int, int] = {}
 
     def add(self, mask_HW: np.ndarray, category_id: int) -> None:
-        """Paints a mask (bool); masks come in the order of their scores, the highest first."""
+        """Paint a mask (bool). Masks must be added in descending order of their scores."""
         value = self._of_class.get(category_id)
         area = int(mask_HW.sum())
         free_HW = mask_HW & (self.segments_HW == 0)
