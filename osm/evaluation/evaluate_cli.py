@@ -1,4 +1,4 @@
-"""The command lines of `test/evaluate_pred.py` and `osm compare`."""
+"""The command line of `test/evaluate_pred.py`, which is also `osm evaluate`, and flags shared with the report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _evaluate(argv: Sequence[str] | None) -> None:
     results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.parts, table)
     for result in results:
         echo(*result.lines().split("\n"))
-        _tell(result)
+        _report_uncounted(result)
     for note in notes:
         echo(note)
     document = {result.row.name: result.as_json() for result in results}
@@ -53,8 +53,8 @@ def _measured(
     return {one.row.name: measure(one, tools, bootstrap, frequencies.get(one.row.name)) for one in results}
 
 
-def _tell(result: SetResult) -> None:
-    """What is not counted; on stderr, as stdout is the published output."""
+def _report_uncounted(result: SetResult) -> None:
+    """Report on stderr what is not counted. Stdout contains the published output."""
     echo(
         f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
         "annotations, not counted",
@@ -62,7 +62,7 @@ def _tell(result: SetResult) -> None:
     )
     unspecific = sum(result.categories.values()) - result.specific.total
     if unspecific:
-        echo(f"{result.row.name}: {unspecific} masks without a prediction in the set's own mode", file=sys.stderr)
+        echo(f"{result.row.name}: {unspecific} masks without a prediction in own mode", file=sys.stderr)
     if result.ignored:
         echo(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted", file=sys.stderr)
     for note in made_with(result.meta):
@@ -70,42 +70,45 @@ def _tell(result: SetResult) -> None:
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
-    """The flags of `evaluate_pred.py`."""
+    """Build the parser of `evaluate_pred.py`."""
     parser = argparse.ArgumentParser(
-        prog="evaluate_pred.py", allow_abbrev=False, description="Prints Acc and Not-In-Vocab of prediction files."
+        prog="evaluate_pred.py", allow_abbrev=False, description="Print Acc and Not-In-Vocab of prediction files."
     )
     parser.add_argument("out_dir", help="folder of the predictions, or its URL")
-    parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
-    parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
+    parser.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
+    parser.add_argument("--datasets", help="YAML file with your own datasets")
+    parser.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
     parser.add_argument(
         "--metrics",
         choices=METRICS,
         default=PUBLISHED,
-        help="all: after the published lines, further metrics with intervals (docs/evaluation.md) [%(default)s]",
+        help="all: also print further metrics with intervals (docs/evaluation.md) [%(default)s]",
     )
     parser.add_argument(
         "--frequencies",
         action="append",
         default=[],
         metavar="SET=FILE",
-        help="a json whose categories say which classes are rare, common and frequent, as LVIS's do",
+        help="json file whose categories have a frequency (rare, common or frequent), like those of LVIS",
     )
     add_bootstrap(parser)
     return parser
 
 
 def add_bootstrap(parser: argparse.ArgumentParser) -> None:
-    """The flags of the intervals; `bootstrap_of` reads them."""
+    """Add the flags of the bootstrap intervals, which `bootstrap_of` reads."""
     known = Bootstrap()
     parser.add_argument(
-        "--bootstrap", type=int, metavar="N", help=f"samples of images for intervals; 0: none [{known.samples}]"
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help=f"number of bootstrap samples over images; 0: no intervals [{known.samples}]",
     )
-    parser.add_argument("--seed", type=int, help=f"of what is drawn by chance [{known.seed}]")
+    parser.add_argument("--seed", type=int, help=f"random seed [{known.seed}]")
 
 
 def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
-    """Raises OsmError where a flag is below 0."""
+    """Return the bootstrap that the flags describe. Raise OsmError if a flag is below 0."""
     known = Bootstrap()
     samples = known.samples if args.bootstrap is None else args.bootstrap
     seed = known.seed if args.seed is None else args.seed
@@ -117,13 +120,14 @@ def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
 
 
 def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
-    """Raises OsmError where one of these is given, which mean something with all metrics alone."""
+    """Raise OsmError if one of these flags is given although it requires `--metrics all`."""
     for flag in flags:
         if getattr(args, flag) not in (None, []):
             value = getattr(args, flag)
-            told = " ".join(value) if isinstance(value, list) else value
-            raise OsmError(f"--{flag} {told}: means nothing with --metrics {PUBLISHED}; give --metrics {ALL} as well")
+            given = " ".join(value) if isinstance(value, list) else value
+            raise OsmError(f"--{flag} {given}: has no effect with --metrics {PUBLISHED}; add --metrics {ALL}")
 
 
 def json_text(document: Any) -> str:
+    """Return the document as json text; nan raises ValueError."""
     return json.dumps(document, indent=1, allow_nan=False) + "\n"

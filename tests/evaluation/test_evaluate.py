@@ -118,7 +118,7 @@ def test_absent_own_mode_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert evaluate_main([str(tmp_path), "1"]) == 0
     captured = capsys.readouterr()
     assert "Agnostic: Acc: 1/1 = 1.0, Not-In-Vocab: 0/1 = 0.0\nSpecific: no prediction in this mode\n" in captured.out
-    assert "coco: 1 masks without a prediction in the set's own mode" in captured.err
+    assert "coco: 1 masks without a prediction in own mode" in captured.err
 
 
 def test_set_outside_of_the_table_is_told(two_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:

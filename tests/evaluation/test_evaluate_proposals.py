@@ -110,8 +110,11 @@ def test_panoptic(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "Masks (COCO's protocol): AP 33.66, AP50 33.66, AP75 33.66 (classes: 1)",
         "Semantic: mIoU 46.67 (classes: 2)",
     ]
-    assert "coco: 3 images, 5 proposals: 5 named as a class, or a form of it, 0 of the class nearest" in err
-    assert "coco: 1 images without a proposal, all they show is missed" in err
+    assert (
+        "coco: 3 images, 5 proposals: 5 with the name of a class, or a form of it, 0 assigned to the class nearest"
+        in err
+    )
+    assert "coco: 1 images without a proposal, whose segments are all missed" in err
 
 
 def test_perfect_proposals(root: Path) -> None:
@@ -166,7 +169,7 @@ def test_names_and_what_has_none(root: Path, capsys: pytest.CaptureFixture[str])
     }  # fmt: skip
     assert exact["panoptic"]["by_class"]["16"] == {"pq": 0, "tp": 0, "fp": 0, "fn": 1} and "mask_ap" not in exact
     err = capsys.readouterr().err
-    assert "1 left without a class, 2 without a name" in err
+    assert "1 without a class, 2 without a name" in err
     nearest = evaluate("--map", "nearest")["coco"]
     assert nearest["counts"]["nearest"] == 1 and nearest["panoptic"]["by_class"]["16"]["tp"] == 1
 
@@ -323,7 +326,7 @@ def test_without_a_meta_file(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     Path("out").mkdir()
     Path("out/coco_proposals_0_of_1.json").write_text(json.dumps([NAMED]))
     assert evaluate()["coco"]["panoptic"]["by_class"]["16"] == {"pq": pytest.approx(1 / 1.5), "tp": 1, "fp": 0, "fn": 1}
-    assert "coco: no meta file says what made the proposals" in capsys.readouterr().err
+    assert "coco: the proposals have no meta file" in capsys.readouterr().err
 
 
 def test_what_the_meta_file_tells(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,8 +151,8 @@ def test_command_line(folder: Path, tools: Tools, tmp_path: Path, capsys: pytest
         (["--frequencies", "mine=x.json"], "--frequencies 'mine=x.json': expected SET=FILE"),
         (["--frequencies", "lvis=absent.json"], "--frequencies lvis absent.json: No such file"),
         (["--json", "/dev/null/x.json"], "--json /dev/null/x.json: "),
-        (["--bootstrap", "50"], "--bootstrap 50: means nothing with --metrics published; give --metrics all as well"),
-        (["--seed", "0"], "--seed 0: means nothing with --metrics published"),
+        (["--bootstrap", "50"], "--bootstrap 50: has no effect with --metrics published; add --metrics all"),
+        (["--seed", "0"], "--seed 0: has no effect with --metrics published"),
     ],
 )
 def test_wrong_flags(folder: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,10 +39,10 @@ _PROGRESS_SECONDS = 10.0
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """The counters of a meta file.
 
-named: annotations with a prediction. crowd: crowd annotations. empty: annotations without a pixel, also if only resizing
-removed them. missing_in_mask: annotations of the json that are not in the PNG. unknown_in_mask: segments of the PNG that
-are not in the json, and ids of a label map that the labels do not define. unusable: invalid annotations, which have no
-prediction.
+named: annotations with a prediction. crowd: crowd annotations. empty: annotations without a pixel, also if only
+resizing removed them. missing_in_mask: annotations of the json that are not in the PNG. unknown_in_mask: segments of
+the PNG that are not in the json, and ids of a label map that the labels do not define. unusable: invalid annotations,
+which have no prediction.
 """
 
 
@@ -106,7 +106,7 @@ def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) 
 
 
 def part_range(count: int, part: int, parts: int) -> range:
-    """Return the items of one part. Every part has count // parts items and the last one also the rest, as published."""
+    """Return the items of one part: count // parts items, and the rest in the last part, as published."""
     each = count // parts
     return range(part * each, count if part == parts - 1 else (part + 1) * each)
 
@@ -221,7 +221,7 @@ def _upload_part(
             for file in (path, meta_file):
                 file.unlink(missing_ok=True)
             return where
-        # A failed upload leaves complete files behind. They are uploaded now, unless a run with other arguments made them.
+        # A failed upload leaves complete files behind, which are uploaded now if their arguments are the same.
         if path.exists() and (not meta_file.exists() or _changed(meta_file, header)):
             path.unlink()
         if not path.exists():
@@ -376,7 +376,7 @@ def _prediction(name: NameLike) -> dict[str, Any]:
 
 
 def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:
-    """Report that the file of the part exists. Raise OsmError if it was made with other arguments: it is not overwritten."""
+    """Report that the file of the part exists. Raise OsmError if it was made with other arguments."""
     if not meta_file.exists():
         _report(f"{where}: finished already, skipped (it has no meta file, so its arguments are unknown)")
         return
@@ -415,7 +415,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         "batch": run.batch,
         "counts": dict(counts),
         "seconds": round(seconds, 3),
-        # The report draws these images. The paths are not in the header because a moved dataset is still the same dataset.
+        # The report draws these images. The paths are not in the header, because a dataset may be moved.
         "files": run.split.source_files,
     }
     try:

@@ -153,9 +153,9 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         "--masks",
         default=GROUND_TRUTH,
         metavar=f"{GROUND_TRUTH}|FILE",
-        help="masks to name: the ground truth of the dataset, or those of a json file in COCO's results format ([{image_id "
-        "or file_name, segmentation: {size, counts}}]), which are written to <set>_proposals_<i>_of_<n>.json and "
-        "require exactly one dataset in --sets",
+        help="masks to name: the ground truth of the dataset, or those of a json file in COCO's results format "
+        "([{image_id or file_name, segmentation: {size, counts}}]), which are written to "
+        "<set>_proposals_<i>_of_<n>.json and require exactly one dataset in --sets",
     )
     parser.add_argument(
         "--vocabulary",

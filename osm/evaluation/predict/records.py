@@ -40,7 +40,7 @@ _MOST_PIXELS = 1e300  # json integers can exceed the range of a float
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The name that one mode gave a mask, as it is in the file, and its probability (0 to 1; None if the file has none)."""
+    """The name of a mask in one mode, as it is in the file, and its probability (0 to 1; None if there is none)."""
 
     name: str
     prob: float | None
@@ -271,7 +271,7 @@ class PredictionEntry:
 
 
 def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
-    """Return the dataset with the paths recorded in the meta file if all of them still exist; otherwise return `row`."""
+    """Return the dataset with the paths recorded in the meta file if all of them exist; otherwise return `row`."""
     files = meta.get("files")
     needs = FORM_CLASSES[row.form].needs
     # Path.exists raises for strings that cannot be a path.

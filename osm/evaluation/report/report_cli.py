@@ -79,11 +79,11 @@ def _report(argv: Sequence[str] | None) -> None:
 
 
 def report_parser() -> argparse.ArgumentParser:
-    """The flags of `osm report`."""
+    """Build the parser of `osm report`."""
     parser = argparse.ArgumentParser(
         prog="osm report",
         allow_abbrev=False,
-        description="Writes report.html (scores, loss curve, confusions, pictures) and results.json.",
+        description="Write report.html (scores, loss curve, confusions, images) and results.json.",
     )
     parser.add_argument("out_dir", help="folder of the report, or its URL on s3:// or gs://")
     parser.add_argument(
@@ -91,18 +91,26 @@ def report_parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="TITLE=FOLDER",
-        help="prediction files of generate_pred.py, here or at a URL; classes, confusions and pictures are of the "
-        "first ones alone",
+        help="folder of prediction files, or its URL; classes, confusions and images are shown for the first one",
     )
-    parser.add_argument("--parts", type=int, required=True, metavar="N", help="the n generate_pred.py was run with")
-    parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--run", type=Path, help="folder of the training run, for the loss curve")
-    parser.add_argument("--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown beside")
-    parser.add_argument("--pictures", type=int, default=12, help="images of each set by chance, at most (%(default)s)")
     parser.add_argument(
-        "--surest", type=int, default=3, help="images of each set with the surest wrong, and right, names (%(default)s)"
+        "--parts", type=int, required=True, metavar="N", help="number of parts that generate_pred.py was run with"
     )
-    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: Acc and NIV alone [%(default)s]")
+    parser.add_argument("--datasets", help="YAML file with your own datasets")
+    parser.add_argument("--run", type=Path, help="folder of the training run, for the loss curve")
+    parser.add_argument(
+        "--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown next to the scores"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=12, help="maximum number of random images per dataset (%(default)s)"
+    )
+    parser.add_argument(
+        "--surest",
+        type=int,
+        default=3,
+        help="number of images per dataset with the most confident wrong, and right, names (%(default)s)",
+    )
+    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: only Acc and NIV [%(default)s]")
     add_bootstrap(parser)
     parser.add_argument("--title", default=TITLE, help="heading of the page (%(default)s)")
     return parser
@@ -119,17 +127,19 @@ def _picture(argv: Sequence[str] | None) -> None:
 
 
 def picture_parser() -> argparse.ArgumentParser:
-    """The flags of `osm picture`."""
+    """Build the parser of `osm picture`."""
     parser = argparse.ArgumentParser(
-        prog="osm picture", allow_abbrev=False, description="Draws some images with the names their masks were given."
+        prog="osm picture",
+        allow_abbrev=False,
+        description="Draw a mosaic of images with the predicted names of their masks.",
     )
     parser.add_argument("out_dir", help="folder of the predictions, or its URL")
-    parser.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
-    parser.add_argument("output", type=Path, help="the picture, a .jpg")
-    parser.add_argument("--set", required=True, help="whose images")
-    parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--images", type=int, default=6, help="(%(default)s)")
-    parser.add_argument("--columns", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
+    parser.add_argument("output", type=Path, help="the .jpg file to write")
+    parser.add_argument("--set", required=True, help="dataset whose images are drawn")
+    parser.add_argument("--datasets", help="YAML file with your own datasets")
+    parser.add_argument("--images", type=int, default=6, help="maximum number of images (%(default)s)")
+    parser.add_argument("--columns", type=int, default=3, help="maximum number of images per row (%(default)s)")
     return parser
 
 
@@ -159,7 +169,7 @@ def _parts(text: str) -> tuple[int, int]:
     numbers = text.split(",")
     counts = [int(number) for number in numbers if number.isascii() and number.isdigit()]
     if len(counts) != len(numbers) or len(counts) not in (1, 2) or min(counts) < 1:
-        raise OsmError(f"--parts {text!r}: expected N, or N,M: in how many parts generate_pred.py made A and B")
+        raise OsmError(f"--parts {text!r}: expected N, or N,M: the numbers of parts of A and B")
     return counts[0], counts[-1]
 
 
@@ -171,21 +181,28 @@ def _titles(text: str) -> tuple[str, str]:
 
 
 def compare_parser() -> argparse.ArgumentParser:
-    """The flags of `osm compare`."""
+    """Build the parser of `osm compare`."""
     parser = argparse.ArgumentParser(
         prog="osm compare",
         allow_abbrev=False,
-        description="Compares two folders of predictions for the same masks: rates, differences with paired intervals "
-        "over images, and the masks that changed.",
+        description="Compare two folders of predictions for the same masks: rates, differences with paired intervals "
+        "over images, and changed masks.",
     )
     parser.add_argument("a", metavar="A", help="folder of the predictions, or its URL")
-    parser.add_argument("b", metavar="B", help="folder of the others, or its URL")
-    parser.add_argument("--parts", required=True, metavar="N[,M]", help="the n of generate_pred.py, of A and of B")
-    parser.add_argument("--titles", default="A,B", metavar="A,B", help="what they are called (%(default)s)")
-    parser.add_argument("--datasets", help="YAML with sets of your own")
-    parser.add_argument("--metrics", choices=METRICS, default=ALL, help="published: names alone [%(default)s]")
-    parser.add_argument("--examples", type=int, default=10, help="masks that changed, of each kind (%(default)s)")
-    parser.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
-    parser.add_argument("--report", metavar="FILE.html", help="also write a page, here or there")
+    parser.add_argument("b", metavar="B", help="folder of the other predictions, or its URL")
+    parser.add_argument("--parts", required=True, metavar="N[,M]", help="numbers of parts of A and B")
+    parser.add_argument("--titles", default="A,B", metavar="A,B", help="titles of A and B (%(default)s)")
+    parser.add_argument("--datasets", help="YAML file with your own datasets")
+    parser.add_argument(
+        "--metrics",
+        choices=METRICS,
+        default=ALL,
+        help="published: only metrics that need no embeddings and no WordNet [%(default)s]",
+    )
+    parser.add_argument(
+        "--examples", type=int, default=10, help="maximum number of examples of each kind of change (%(default)s)"
+    )
+    parser.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
+    parser.add_argument("--report", metavar="FILE.html", help="also write an HTML page, or to a URL")
     add_bootstrap(parser)
     return parser

@@ -1,8 +1,8 @@
 """Assignment of predicted names to the classes of a dataset.
 
 A name is compared with the names of the classes, then with their plural and singular forms (those that the published
-accuracy accepts). Optionally, a name without a match is assigned by meaning, to the class that has the name with the most
-similar sentence embedding. A name or form that two classes have belongs to the class with the lower id.
+accuracy accepts). Optionally, a name without a match is assigned by meaning, to the class that has the name with the
+most similar sentence embedding. A name or form that two classes have belongs to the class with the lower id.
 """
 
 from __future__ import annotations

@@ -54,11 +54,11 @@ class ClassQuality:
 class PanopticQuality:
     """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), counted by category id, image by image.
 
-    A predicted and a true segment of one class match if their IoU exceeds 0.5. Over all images, a class has
-    SQ = mean IoU of its matches, RQ = TP / (TP + FP / 2 + FN / 2) and PQ = SQ * RQ. Void and crowd are treated as in the
-    code of the authors (panopticapi). Void pixels are removed from a predicted segment before the IoU is computed. A
-    crowd segment is neither matched nor missed. An unmatched predicted segment is not a false positive if more than half
-    of it is on void or on crowd of its class. A mean over classes excludes classes that have neither a true nor a
+    A predicted and a true segment of one class match if their IoU exceeds 0.5. Over all images, a class has SQ = mean
+    IoU of its matches, RQ = TP / (TP + FP / 2 + FN / 2) and PQ = SQ * RQ. Void and crowd are treated as in the code of
+    the authors (panopticapi). Void pixels are removed from a predicted segment before the IoU is computed. A crowd
+    segment is neither matched nor missed. An unmatched predicted segment is not a false positive if more than half of
+    it is on void or on crowd of its class. A mean over classes excludes classes that have neither a true nor a
     predicted segment.
     """
 
@@ -140,7 +140,7 @@ class MeanOverlap:
         self._both_C, self._true_C, self._predicted_C = (np.zeros(len(self.categories), np.int64) for _ in range(3))
 
     def add(self, truth_HW: np.ndarray, predicted_HW: np.ndarray) -> None:
-        """Count one image. Both maps contain classes as integers; -1 is void in the ground truth and no prediction else."""
+        """Count one image. Both maps contain classes as integers; -1 means void, or no prediction."""
         count = len(self.categories)
         seen = truth_HW >= 0
         true, predicted = truth_HW[seen], predicted_HW[seen]

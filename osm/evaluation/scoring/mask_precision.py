@@ -5,11 +5,11 @@ The AP of a class is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 of t
 COCO uses the 100 masks of highest score of each image and class. Crowd is neither found nor missed.
 
 LVIS uses the 300 masks of highest score of each image. A class is evaluated only in images that contain it or that are
-verified not to contain it (`neg_category_ids`). Additional predictions of a class are not wrong in an image in which the
-class is not exhaustively annotated (`not_exhaustive_category_ids`).
+verified not to contain it (`neg_category_ids`). Additional predictions of a class are not wrong in an image in which
+the class is not exhaustively annotated (`not_exhaustive_category_ids`).
 
-Shapes: H, W = height and width of an image; T = IoU thresholds, R = recalls, K = classes, A = ranges of area, M = limits
-on the number of masks.
+Shapes: H, W = height and width of an image; T = IoU thresholds, R = recalls, K = classes, A = ranges of area, M =
+limits on the number of masks.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class MaskPrecision:
         return {"image_id": len(self._images), "category_id": category_id, "segmentation": rle}
 
     def by_class(self) -> dict[int, tuple[float, float, float]]:
-        """Return AP, AP at IoU 0.5 and AP at IoU 0.75, 0 to 1, of each class that has an annotation other than crowd."""
+        """Return AP, AP at IoU 0.5 and AP at IoU 0.75, 0 to 1, of each class with an annotation other than crowd."""
         present = sorted(i for i, masks in self._true.items() if not all(mask["iscrowd"] for mask in masks))
         step = max(1, _PAIRS_AT_ONCE // max(1, len(self._images)))
         result: dict[int, tuple[float, float, float]] = {}

@@ -80,8 +80,8 @@ def read_proposals(
             found[image] = [_proposal(form, entry, mode, f"{where}: proposal {number}") for number, entry in numbered]
     if not found:
         raise OsmError(
-            f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); generate "
-            "them again"
+            f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); "
+            "generate them again"
         )
     return found
 

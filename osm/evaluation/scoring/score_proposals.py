@@ -159,7 +159,8 @@ def _indices(
         path = split.image_path(index)
         if path in index_of:
             raise OsmError(
-                f"{split.source}: the entries {index_of[path]} and {index} both belong to the image {path}; expected one"
+                f"{split.source}: the entries {index_of[path]} and {index} both belong to the image {path}; "
+                "expected one"
             )
         index_of[path] = index
     if not index_of:

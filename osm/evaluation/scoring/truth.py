@@ -1,8 +1,8 @@
 """Ground truth of a dataset for the scores of proposals, with one class for each kind of annotation form.
 
 Ignored classes of the dataset (`ignored_ids`) are void. Three faults are counted and reported: segments that are in the
-json but not in the PNG (left out, because they cannot be found), segments that are in the PNG but not in the json (void),
-and invalid annotations.
+json but not in the PNG (left out, because they cannot be found), segments that are in the PNG but not in the json
+(void), and invalid annotations.
 
 Shapes: H, W = height and width of an image.
 """
