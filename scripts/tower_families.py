@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Tries some seventy towers of timm and open_clip with random weights, and writes docs/towers.md.
+"""Test some seventy towers of timm and open_clip with random weights, and write docs/towers.md.
 
-Goes on where it was stopped: what the file of results has is not tried again.
+Towers that are already in the file of results are skipped, so a stopped run can be resumed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/benchmarks/families/towers.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/towers.md", help="[%(default)s]")
-    parser.add_argument("--only", default="", help="names of towers, with commas between them")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds a tower [%(default)s]")
+    parser.add_argument("--only", default="", help="comma-separated names of towers")
+    parser.add_argument("--timeout", type=float, default=300, help="in seconds per tower [%(default)s]")
     args = parser.parse_args()
     from tower_trials import towers_page, try_all
 

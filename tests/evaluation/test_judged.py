@@ -46,7 +46,7 @@ def test_a_sample_is_drawn_and_compared(pets: Dataset, pets_yaml: Path, tmp_path
     assert (sheet == (255, 0, 255)).all(-1).sum() > 6 * 200  # an outline each
     # Verdicts are not overwritten.
     again = run(*asked, "--sets", "pets")
-    assert again.returncode == 2 and "list.json is there already: verdicts would be lost" in again.stderr
+    assert again.returncode == 2 and "list.json exists, and its verdicts would be lost" in again.stderr
     unjudged = run("agreement", tmp_path / "list.json")
     assert unjudged.returncode == 2 and "number 1: verdict '' is not one of right, acceptable, wrong" in unjudged.stderr
 

