@@ -3,9 +3,9 @@
 
     python3 scripts/open_ended.py DATA OUT --seed 0
 
-DATA is the folder of `scripts/osm_small.sh`. That script trains osm-small without the names of 8 clothing classes, whose
-pixels are still in the photos, and names all val masks. This script then reports which names the classes that were
-left out receive, how similar these names are in meaning, and whether the model is less confident about them. It
+DATA is the folder of `scripts/osm_small.sh`. That script trains osm-small without the names of 8 clothing classes,
+whose pixels are still in the photos, and names all val masks. This script then reports which names the classes that
+were left out receive, how similar these names are in meaning, and whether the model is less confident about them. It
 writes OUT/open_ended.json and prints the results as a table. An interrupted run can be resumed.
 """
 

@@ -244,7 +244,7 @@ def said(**wrong: Any) -> dict[str, Any]:
         ([{**NAMED, "open_end_pred": "bird"}], "proposal 0: open_end_pred 'bird' is not {mode: {class, prob}}"),
         ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', but in ['any'] (see --mode)"),
         ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "open_end_pred 'coco': 'bird': not in the format"),
-        ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a text"),
+        ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a string"),
         ([said(prob=None)], "open_end_pred 'coco': has no prob, which the score of a proposal requires"),
         ([said(prob=-0.1)], "prob -0.1: expected a number from 0 to 1"),
         ([said(prob=5)], "prob 5: expected a number from 0 to 1"),

@@ -85,7 +85,7 @@ def test_mistakes_are_said(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> No
         ([], "expected the list that `sample` wrote, found"),
         ([3], "expected the list"),
         ([{"verdict": "wrong", "prediction": "cat"}], "number 1: names None is not a list of texts"),
-        ([{"verdict": "wrong", "prediction": 3, "names": ["cat"]}], "number 1: class 3: expected a text"),
+        ([{"verdict": "wrong", "prediction": 3, "names": ["cat"]}], "number 1: class 3: expected a string"),
         ([{"verdict": "wrong", "prediction": "cat", "names": ["cat"]}], "1 verdicts of one kind; some wrong and some"),
     ],
 )
