@@ -41,11 +41,14 @@ from small_tokenizer import small_tokenizer  # noqa: E402
 from osm.data import processor as processor_module  # noqa: E402
 from osm.data import sample as sample_module  # noqa: E402
 from osm.data import stages
-from osm.data.processor import Processor, fitted_size  # noqa: E402
-from osm.data.prompts import MASK_PROMPTS  # noqa: E402
+from osm.data.processor import (  # noqa: E402
+    MASK_PROMPTS,  # noqa: E402
+    Processor,
+    fitted_size,
+)
 from osm.data.sample import SampleConfig, SampleTransform  # noqa: E402
+from osm.data.shard_index import ShardReader  # noqa: E402
 from osm.data.shard_lists import existing_shards  # noqa: E402
-from osm.data.shard_reader import ShardReader  # noqa: E402
 from osm.data.shards import RawSample, read_shard  # noqa: E402
 from osm.data.stream import SampleStream, StreamConfig  # noqa: E402
 from osm.datasets.labels import load_labels  # noqa: E402

@@ -37,8 +37,10 @@ from small_tokenizer import small_tokenizer  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from osm.config import LlmConfig, ModelConfig, QFormerConfig, TowerConfig  # noqa: E402
-from osm.data.processor import Processor  # noqa: E402
-from osm.data.prompts import TEST_PROMPT  # noqa: E402
+from osm.data.processor import (
+    TEST_PROMPT,  # noqa: E402
+    Processor,  # noqa: E402
+)
 from osm.datasets.labels import load_labels  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.models.bridges.bridge import Instruction  # noqa: E402

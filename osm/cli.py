@@ -39,7 +39,7 @@ COMMANDS = {
     "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli"),
     "export": Command("a trained model as a folder, or as a published .pt", "osm.training.export", "export_main"),
     "import": Command("a published .pt as a folder with its config", "osm.training.export", "import_main"),
-    "name": Command("names masks, boxes or points of a picture, or all in it", "osm.labeling.name"),
+    "name": Command("names masks, boxes or points of a picture, or all in it", "osm.labeling.name_cli"),
     "folder": Command("finds and names all in the pictures of a folder (demo_with_sam.py)", "osm.labeling.folder_cli"),
     "demo": Command("a page in the browser: click, and read what it is", "osm.serving.web"),
     "generate": Command(

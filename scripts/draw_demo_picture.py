@@ -38,16 +38,16 @@ def main() -> int:
 
     from osm.serving import web
 
-    web.use_gradio()
+    web.import_gradio()
     from osm.serving.engine import load_engine
     from osm.serving.page import Limits, Page
 
     engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(args.picture, folder)
-        from osm.serving.samples import samples
+        from osm.serving.page_files import sample_images
 
-        blocks = web.serve(Page(engine, samples(Path(folder)), Limits()), "127.0.0.1", PORT)
+        blocks = web.serve(Page(engine, sample_images(Path(folder)), Limits()), "127.0.0.1", PORT)
         shot = photograph(args.picture.name, args.place, args.width, args.dark)
     blocks.close()
 

@@ -18,8 +18,7 @@ from osm.evaluation import evaluate_cli, reproduce
 from osm.evaluation.predict import generate_cli
 from osm.evaluation.report import report_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
-from osm.labeling import folder_cli
-from osm.labeling import name as name_cli
+from osm.labeling import folder_cli, name_cli
 from osm.prepare import convert
 from osm.prepare.originals import originals_cli as originals
 from osm.serving import web

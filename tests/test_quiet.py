@@ -66,7 +66,7 @@ def test_naming_asks_no_host_and_says_nothing_else(run, tmp_path: Path) -> None:
     assert (errors, hosts) == ([], []) and out.count("\n") == 2
     two = ["--output_dir", str(tmp_path / "vis"), "--segmenter", "embedded"]
     out, errors, hosts = run("-m", "osm", "folder", str(tmp_path / "pictures"), *flags, *two)
-    assert "2 pictures named" in out and hosts == []
+    assert "2 images named" in out and hosts == []
     assert [line.split("] ")[0] for line in errors] == ["[1/2", "[2/2"]  # a line a picture, of the command's own
 
 

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS
 from osm.datasets.labels import load_labels
 
 # Id 0 ends a name, as in the published code; only the pad token may have it.

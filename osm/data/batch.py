@@ -1,6 +1,6 @@
-"""Samples of one set as a batch, and batches of several sets as one.
+"""Collate the samples of one dataset into a batch, and merge the batches of several datasets.
 
-Shapes: N images, R rows (masks), S input size, T text tokens.
+Shapes: N images, R rows (one per mask), S input size, T text tokens, L vision tokens, C vision channels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ from osm.datasets.table import ANY_MODE
 
 @dataclass
 class Batch:
-    """One batch of one set (or several, merged): N images, R masks.
+    """A batch of N images and R masks, from one dataset or merged from several.
 
     Attributes:
-        datasets: (R), the set of each row. modes: (R), the mode it answers in.
-        canvas: uint8 (N, 3, S, S), or None where `tokens` (N, L, C), float16, came from a cache.
-        image_index: (R,), the image of each row. masks: bool (R, 1, S, S).
-        skipped: samples left out since the last batch, by reason.
-        worker, drawn: which worker made it, and how many samples it had drawn of its stream by then.
+        datasets: name of the dataset of each row, R in all.
+        modes: mode in which each row is answered (a dataset's own mode or `any`), R in all.
+        canvas: padded images, uint8 (N, 3, S, S); None if `tokens` is used instead.
+        tokens: vision tokens from the feature cache, float16 (N, L, C); None if `canvas` is used instead.
+        image_index: index of each row's image in 0..N-1, int64 (R).
+        masks: bool (R, 1, S, S).
+        text: token ids and labels of the R prompts and answers.
+        keys: keys of the N samples.
+        skipped: number of samples skipped since the previous batch, by reason.
+        worker: index of the data-loader worker that made the batch.
+        drawn: number of samples that this worker had drawn from its stream when it finished the batch.
     """
 
     datasets: list[str]
@@ -46,10 +52,14 @@ class Batch:
         return len(self.modes)
 
     def to(self, device: torch.device) -> Batch:
+        """Return a copy of the batch on a device. The copy is asynchronous if the batch is in pinned memory."""
         return self._moved(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """Called by the DataLoader, so that the copy to the GPU need not wait."""
+        """Return a copy in pinned memory, so that the transfer to the GPU can be asynchronous.
+
+        The DataLoader calls this method.
+        """
         return self._moved(lambda x: x.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
@@ -65,7 +75,10 @@ class Batch:
 
 
 def merge(batches: Sequence[Batch]) -> Batch:
-    """Returns one batch of all images and rows, texts padded to the longest; of pinned batches a pinned one."""
+    """Return one batch with all images and rows. Texts are padded to the longest one.
+
+    The result is in pinned memory if the first batch is. A single batch is returned unchanged.
+    """
     if len(batches) == 1:
         return batches[0]
     pinned = batches[0].masks.is_pinned()
@@ -76,11 +89,11 @@ def merge(batches: Sequence[Batch]) -> Batch:
 
     def together(parts: list[Tensor | None]) -> Tensor | None:
         present = [part for part in parts if part is not None]
-        return _joined(present, pinned) if present else None
+        return _concatenate(present, pinned) if present else None
 
     text = Text(
         *(
-            _joined(_padded([getattr(b.text, name) for b in batches], -100 if name == "labels" else 0), pinned)
+            _concatenate(_pad_right([getattr(b.text, name) for b in batches], -100 if name == "labels" else 0), pinned)
             for name in vars(batches[0].text)
         )
     )
@@ -89,16 +102,16 @@ def merge(batches: Sequence[Batch]) -> Batch:
         sum((b.modes for b in batches), []),
         together([b.canvas for b in batches]),
         together([b.tokens for b in batches]),
-        _joined(index, pinned),
-        _joined([b.masks for b in batches], pinned),
+        _concatenate(index, pinned),
+        _concatenate([b.masks for b in batches], pinned),
         text,
         sum((b.keys for b in batches), []),
         sum((b.skipped for b in batches), Counter()),
     )
 
 
-def _joined(parts: list[Tensor], pinned: bool) -> Tensor:
-    """Concatenates along the first axis, into pinned memory where a GPU is to copy the result without waiting."""
+def _concatenate(parts: list[Tensor], pinned: bool) -> Tensor:
+    """Concatenate along the first axis. The result is in pinned memory if `pinned` is true."""
     if not pinned:
         return torch.cat(parts)
     first = parts[0]
@@ -112,21 +125,23 @@ def _joined(parts: list[Tensor], pinned: bool) -> Tensor:
     return torch.cat(parts, out=out)
 
 
-def _padded(parts: list[Tensor], value: int) -> list[Tensor]:
+def _pad_right(parts: list[Tensor], value: int) -> list[Tensor]:
     length = max(part.shape[1] for part in parts)
     return [F.pad(part, (0, length - part.shape[1]), value=value) for part in parts]
 
 
-def batch_of(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
-    """Samples of one set as a batch: the first half of its rows in the set's own mode, the rest in `any`.
+def make_batch(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
+    """Collate samples of one dataset. The first half of the rows uses the dataset's own mode, the rest mode `any`.
 
     Args:
-        number: of the batch; a single row takes both modes in turn.
+        name: name of the dataset.
+        supervise: see `Processor.training_text`.
+        number: index of the batch. If the batch has a single row, its mode alternates with this index.
     """
     counts = [len(sample.targets) for sample in samples]
     rows = sum(counts)
     own = rows // 2 if rows > 1 else (number + 1) % 2
-    pictures = [sample.pixels for sample in samples if sample.pixels is not None]
+    images = [sample.pixels for sample in samples if sample.pixels is not None]
     text = processor.training_text(
         [prompt for sample in samples for prompt in sample.prompts],
         [target for sample in samples for target in sample.targets],
@@ -135,7 +150,7 @@ def batch_of(samples: Sequence[Sample], name: str, processor: Processor, supervi
     return Batch(
         [name] * rows,
         [name] * own + [ANY_MODE] * (rows - own),
-        processor.padded_batch(pictures) if pictures else None,
+        processor.padded_batch(images) if images else None,
         None,
         torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
         torch.cat([sample.masks for sample in samples]),

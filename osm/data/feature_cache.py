@@ -1,7 +1,7 @@
-"""Tower tokens of fixed views on disk, so that a CPU can train many epochs.
+"""A cache of vision-tower outputs on disk, which makes training for many epochs on a CPU affordable.
 
-`DIR/<fingerprint>/<set>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens of one view (L, C) as float16, before
-the window position embedding is added.
+`DIR/<fingerprint>/<dataset>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens for one fixed view of an image:
+float16 (L, C) with L tokens and C channels, before the window position embedding is added.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from osm.errors import OsmError
 from osm.files import check_regular_file
 from osm.io.paths import check_local
 
-_MAGIC = b"\x93NUMPY\1\0"  # of the version that we write: another one's header may claim 4 GB
+# The magic bytes of the .npy version that we write. Other versions allow a header of up to 4 GB.
+_MAGIC = b"\x93NUMPY\1\0"
 
 
 class FeatureCache:
-    """Reads and writes the tokens of views.
+    """Reads and writes the cached tokens of views.
 
     Args:
-        folder: shared by all runs. fingerprint: of everything that the tokens depend on (tower, sizes, views).
+        folder: cache folder, which all runs may share.
+        fingerprint: hash of everything that the tokens depend on (tower, sizes, views).
+
+    Raises:
+        OsmError: `folder` is a remote location.
     """
 
     def __init__(self, folder: str | Path, fingerprint: str) -> None:
@@ -35,15 +40,22 @@ class FeatureCache:
         self.folder = Path(folder) / fingerprint
 
     def path(self, dataset: str, key: str, view: int) -> Path:
-        # Keys come from tar members: what could leave the folder is replaced, and the hash keeps the names apart.
+        """Return the path of the file that holds the tokens of one view."""
+        # Keys are names of tar members and could contain a path that leaves the folder. Unsafe characters are
+        # replaced, and the hash keeps the file names distinct.
         name = re.sub(r"[^A-Za-z0-9_-]", "_", key)[-80:]
         return self.folder / dataset / f"{name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.{view}.npy"
 
     def has(self, dataset: str, key: str, view: int) -> bool:
+        """Return whether the tokens of a view are cached."""
         return self.path(dataset, key, view).is_file()
 
     def load(self, dataset: str, key: str, view: int | None) -> Tensor:
-        """float16 (L, C). Raises OsmError where it is missing, broken, or holds something else."""
+        """Return the tokens of a view, float16 (L, C).
+
+        Raises:
+            OsmError: the file is missing, is damaged, or holds an array of another dtype or rank.
+        """
         assert view is not None
         path = self.path(dataset, key, view)
         try:
@@ -51,16 +63,16 @@ class FeatureCache:
             with path.open("rb") as file:
                 if file.read(len(_MAGIC)) != _MAGIC:
                     raise ValueError(f"it does not begin with {_MAGIC!r}")
-            # Mapped first: the file has to be as long as its header claims before memory is taken for it.
+            # Memory-mapping fails if the file is shorter than its header claims, before any memory is allocated.
             tokens = np.lib.format.open_memmap(path, mode="r")
             if tokens.dtype != np.float16 or tokens.ndim != 2:
                 raise ValueError(f"float16 of shape (L, C) needed, found {tokens.dtype} of shape {tokens.shape}")
             return torch.from_numpy(np.array(tokens))
-        except Exception as error:  # a broken header raises about anything
+        except Exception as error:  # a damaged header can raise almost any exception
             raise OsmError(f"--feature_cache: {path} cannot be read ({error}); delete it and start again") from None
 
     def save(self, dataset: str, key: str, view: int, tokens: Tensor) -> None:
-        """Writes under a temporary name first: a crash leaves no half of a file."""
+        """Write the tokens of a view as float16. A crash never leaves a partial file under the final name."""
         path = self.path(dataset, key, view)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")

@@ -1,4 +1,7 @@
-"""From pictures and words to tensors: the canvas of a picture, the ids of a prompt and its answer.
+"""Convert images, masks and texts to tensors.
+
+An image is resized, then padded at the bottom and right to a square canvas. A prompt and its answer become token ids
+with labels. This module also holds the training prompts.
 
 Shapes: N images, S input size, R rows, T tokens.
 """
@@ -21,10 +24,65 @@ from osm.io.resizing import fitted_size, nearest_rows
 MAX_TEXT_TOKENS = 32
 _TEXTS_KEPT = 10_000
 
+# The prompts of training. The benchmark protocol fixes the prompt that is used for evaluation.
+TEST_PROMPT = "What is in the segmentation mask? Assistant:"
+
+MASK_PROMPTS = (
+    TEST_PROMPT,
+    "What does the segmentation mask show? Assistant:",
+    "Name the object in the segmentation mask. Assistant:",
+    "Which thing is covered by the mask? Assistant:",
+    "What is the masked region? Assistant:",
+    "Tell me what the mask covers. Assistant:",
+    "What do you see inside the mask? Assistant:",
+    "Give the name of the masked area. Assistant:",
+    "What is segmented here? Assistant:",
+    "Which category does the mask belong to? Assistant:",
+    "Identify what lies in the mask. Assistant:",
+    "What would you call the masked part? Assistant:",
+    "The mask marks a region of the image. What is it? Assistant:",
+    "What has been outlined by the segmentation mask? Assistant:",
+    "Please name what the mask selects. Assistant:",
+    "What kind of thing fills the mask? Assistant:",
+    "Say what is under the mask. Assistant:",
+    "Which word describes the segmented region? Assistant:",
+    "What can be found in the highlighted mask? Assistant:",
+)
+
+BOX_PROMPTS = (
+    "What is in the bounding box? Assistant:",
+    "What does the bounding box show? Assistant:",
+    "Name the object in the bounding box. Assistant:",
+    "Which thing is enclosed by the box? Assistant:",
+    "What is the boxed object? Assistant:",
+    "Tell me what the box contains. Assistant:",
+    "What do you see inside the box? Assistant:",
+    "Give the name of the object in the box. Assistant:",
+    "What has been boxed here? Assistant:",
+    "Which category does the box belong to? Assistant:",
+    "Identify the object in the bounding box. Assistant:",
+    "What would you call the boxed object? Assistant:",
+    "The box marks an object of the image. What is it? Assistant:",
+    "What has been framed by the bounding box? Assistant:",
+    "Please name what the box selects. Assistant:",
+    "What kind of thing is in the box? Assistant:",
+    "Say what is in the rectangle. Assistant:",
+    "Which word describes the object in the box? Assistant:",
+    "What can be found in the highlighted box? Assistant:",
+)
+
 
 @dataclass
 class Text:
-    """Token ids, all (R, T), padded on the right."""
+    """Tokenized prompts and answers: int64 tensors (R, T), padded on the right.
+
+    Attributes:
+        input_ids: token ids for the LLM.
+        attention_mask: 1 for tokens, 0 for padding.
+        labels: target ids; -100 for positions that are not supervised.
+        qformer_ids: token ids of the prompt alone for the Q-Former (its T may differ).
+        qformer_mask: 1 for tokens, 0 for padding of `qformer_ids`.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -34,12 +92,18 @@ class Text:
 
 
 class Processor:
-    """The transforms that belong to a model.
+    """The image and text transforms of a model.
 
     Args:
-        tokenizer: the LLM's. qformer_tokenizer: the instruction's; None = the LLM's.
-        input_size: S. mean, std: of the tower's RGB input in 0..1.
-        has_prefix: something stands before the text in the LLM, so that its first token can be supervised, too.
+        tokenizer: tokenizer of the LLM.
+        qformer_tokenizer: tokenizer of the Q-Former's instruction; None means the LLM's tokenizer.
+        input_size: side S of the canvas in pixels.
+        mean, std: per-channel normalization of the tower's RGB input, which is in 0..1.
+        has_prefix: whether the LLM's input has a prefix (such as vision tokens) before the text. With a prefix, the
+            first text token can be supervised too.
+
+    Raises:
+        OsmError: the LLM's tokenizer has no end-of-sequence token.
     """
 
     def __init__(
@@ -52,38 +116,44 @@ class Processor:
         has_prefix: bool = True,
     ) -> None:
         if tokenizer.eos_token_id is None:
-            raise OsmError("the LLM's tokenizer has no end token: a name could never end")
+            raise OsmError("the LLM's tokenizer has no end token, so generation could not stop")
         self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
         self.has_prefix = has_prefix
-        self._rows: dict[tuple[str, str], tuple[list[int], int]] = {}  # of the last training texts
+        self._rows: dict[tuple[str, str], tuple[list[int], int]] = {}  # cache of the recently tokenized texts
 
-    # -- pictures ----------------------------------------------------------------------------------------------------
+    # -- images ------------------------------------------------------------------------------------------------------
 
     def canvas(self, image: Image.Image) -> Tensor:
-        """A picture as at test time: longest side to S (bicubic), padded at the bottom and right. uint8 (3, S, S)."""
+        """Return the canvas of an image as at test time, uint8 (3, S, S).
+
+        The longest side is resized to S (bicubic), and the image is padded with zeros at the bottom and right.
+        """
         size = fitted_size(image.width, image.height, self.input_size)
         return self.padded(np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC)))
 
     def padded(self, pixels: np.ndarray) -> Tensor:
-        """(h, w, 3) -> uint8 (3, S, S), zeros below and right of the picture."""
+        """Pad an image (h, w, 3) with zeros at the bottom and right to uint8 (3, S, S)."""
         return self.padded_batch([pixels])[0]
 
-    def padded_batch(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures (h, w, 3) -> uint8 (N, 3, S, S), each written once.
+    def padded_batch(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Pad images (h, w, 3) with zeros at the bottom and right and stack them to uint8 (N, 3, S, S).
 
-        The memory stays (N, S, S, 3): turning it round is for the model's device.
+        The result has the memory layout (N, S, S, 3), channels last. The model converts the layout on its own device.
         """
-        canvas = np.empty((len(pictures), self.input_size, self.input_size, 3), np.uint8)
-        for place, pixels in zip(canvas, pictures, strict=True):
+        canvas = np.empty((len(images), self.input_size, self.input_size, 3), np.uint8)
+        for padded, pixels in zip(canvas, images, strict=True):
             height, width = pixels.shape[:2]
-            place[:height, :width] = pixels
-            place[:height, width:] = 0
-            place[height:] = 0
+            padded[:height, :width] = pixels
+            padded[:height, width:] = 0
+            padded[height:] = 0
         return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
     def canvas_masks(self, masks: np.ndarray) -> Tensor:
-        """Masks (K, H, W) of a picture as at test time: nearest, padded with 0. bool (K, 1, S, S)."""
+        """Return the masks (K, H, W) of an image on its canvas as at test time, bool (K, 1, S, S).
+
+        Masks are resized by nearest neighbor and padded with zeros.
+        """
         _, height, width = masks.shape
         new_width, new_height = fitted_size(width, height, self.input_size)
         rows, columns = nearest_rows(height, new_height), nearest_rows(width, new_width)
@@ -92,25 +162,28 @@ class Processor:
         return torch.from_numpy(canvas)
 
     def pixel_values(self, canvas: Tensor) -> Tensor:
-        """uint8 (N, 3, S, S) -> float32, scaled to 0..1 and normalised, on the canvas's device."""
+        """Scale a canvas, uint8 (N, 3, S, S), to 0..1 and normalize it. The result is float32 on the same device."""
         mean, std = (torch.tensor(v, device=canvas.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (canvas.contiguous().float() / 255 - mean) / std
 
-    # -- words -------------------------------------------------------------------------------------------------------
+    # -- texts -------------------------------------------------------------------------------------------------------
 
     def prompts(self, prompts: Sequence[str]) -> Text:
-        """Prompts alone, for generation (nothing is supervised)."""
+        """Tokenize prompts without answers, for generation. All labels are -100."""
         rows = [self._bos() + self._ids(prompt) for prompt in prompts]
         return self._text(rows, [[-100] * len(row) for row in rows], prompts)
 
     def training_text(self, prompts: Sequence[str], targets: Sequence[str], supervise: str = "all") -> Text:
-        """BOS, prompt, answer, end token: cut on the left to 32 tokens, so that the answer survives.
+        """Tokenize prompts with their answers as BOS, prompt, answer, end token.
+
+        Texts over 32 tokens are truncated on the left, which keeps the answer whole.
 
         Args:
-            supervise: `all` = prompt and answer, but not BOS (published); `answer` = the answer and its end token.
+            supervise: `all` supervises the prompt and the answer but not BOS, as published; `answer` supervises the
+                answer and its end token only.
 
         Raises:
-            SampleError: `answer_too_long`, an answer that alone does not fit.
+            SampleError: `answer_too_long`, an answer does not fit even without its prompt.
         """
         encoded = [self.training_row(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         skip = max(len(self._bos()), int(not self.has_prefix))
@@ -122,8 +195,12 @@ class Processor:
         return self._text(rows, labels, prompts)
 
     def training_row(self, prompt: str, target: str) -> tuple[list[int], int]:
-        """The ids of one training text, and where its answer starts."""
-        # Asked for twice: when a sample is checked, and when its batch is put together.
+        """Return the token ids of one training text and the index of the first token of its answer.
+
+        Raises:
+            SampleError: `answer_too_long`, the answer does not fit even without its prompt.
+        """
+        # Cached because each text is tokenized twice: to validate its sample, and to collate the batch.
         found = self._rows.get((prompt, target))
         if found is None:
             if len(self._rows) >= _TEXTS_KEPT:
@@ -148,7 +225,7 @@ class Processor:
         return [*bos, *ids[cut:], self.tokenizer.eos_token_id], len(bos) + answer_start - cut
 
     def name(self, ids: Sequence[int]) -> str:
-        """Generated ids as a name: special tokens dropped, stripped."""
+        """Decode generated token ids to a name, without special tokens and surrounding white space."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def _ids(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""One training sample: a view of an image, some of its masks, and for each a question and its answer."""
+"""Make training samples. A sample is a random view of an image, some of its masks, and a prompt and answer for each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osm.data.processor import Processor
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, Processor
 from osm.errors import OsmError, SampleError
 from osm.forms import Form, Segment
 from osm.io.resizing import fitted_size
@@ -22,16 +21,21 @@ MAX_TRIES = 500
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How samples are made.
+    """Settings of sample making and augmentation. S is the model's input size in pixels.
 
     Attributes:
-        random_scale_min, random_scale_max: the longest side goes to u * S, u uniform between them.
-        resize: `published` (only images whose short side is under S) or `always`.
-        mask2box_prob: how often a thing's mask becomes its filled box, with a box prompt.
-        part_in_use_whole_prob: in sets of parts with maps of whole objects, how often an object instead of a part.
-        part_in_prepend_object_class_prob: there, how often a part is named after its object ("impala head").
-        masks_per_image: masks of one view that are named.
-        supervise: `all` (prompt and answer) or `answer`.
+        random_scale_min, random_scale_max: bounds of the uniform scale u. The longest side is resized to u * S.
+        resize: `published` resizes only images whose short side is under S; `always` resizes every image.
+        mask2box_prob: probability that the mask of a thing is replaced by its filled bounding box, with a box prompt.
+        part_in_use_whole_prob: probability that a whole object is named instead of a part. Applies to part datasets
+            that also have maps of whole objects.
+        part_in_prepend_object_class_prob: probability that the name of a part is preceded by the class of its object
+            ("impala head"). Applies to the same datasets.
+        masks_per_image: maximum number of masks per view.
+        supervise: `all` supervises prompt and answer; `answer` supervises the answer only.
+
+    Raises:
+        OsmError: a value is out of range. The message names the flag.
     """
 
     random_scale_min: float = 0.5
@@ -62,11 +66,20 @@ class SampleConfig:
 
 @dataclass
 class Sample:
-    """A view and what is asked about it; `pixels` is None where a cache has the tokens of view `cached_view`."""
+    """One view of an image with K masks, each with a prompt and a target answer.
+
+    Attributes:
+        key: key of the sample in its shard.
+        pixels: the view, uint8 (h, w, 3); None if the feature cache holds its tokens.
+        masks: bool (K, 1, S, S), padded like the image.
+        targets: the K answers. prompts: the K prompts.
+        cached_view: number of the fixed view whose tokens are in the feature cache; None without a cache.
+        cache_key: key of the sample in the feature cache.
+    """
 
     key: str
     pixels: np.ndarray | None
-    masks: Tensor  # bool (K, 1, S, S)
+    masks: Tensor
     targets: list[str]
     prompts: list[str]
     cached_view: int | None = None
@@ -74,52 +87,57 @@ class Sample:
 
 
 class SampleTransform:
-    """Makes samples of scenes; every draw comes from the generator that is handed in.
+    """Makes samples from decoded images. All randomness comes from the generator that is passed to each call.
 
     Args:
-        views, seed: with `views` > 0 each image is seen in that many fixed views, drawn from the seed and its key.
+        views: with `views` > 0, each image is used in this number of fixed views only, which a cache can store.
+        seed: seed of the fixed views. A fixed view depends on this seed and the key of the sample.
     """
 
     def __init__(self, config: SampleConfig, processor: Processor, views: int = 0, seed: int = 0) -> None:
         self.config, self.processor, self.views, self.seed = config, processor, views, seed
 
     def __call__(self, scene: Form, key: str, rng: np.random.Generator) -> Sample:
-        """Raises SampleError `no_segment` where no counting segment is found in 500 tries."""
+        """Draw a view, masks, prompts and answers.
+
+        Raises:
+            SampleError: `no_segment`, no view with an eligible segment was found in 500 tries.
+        """
         count, whole_prob = self.config.masks_per_image, self.config.part_in_use_whole_prob
         if self.views:
             number = int(rng.integers(self.views))
             view = self.fixed_view(scene, key, number)
             segments = scene.pick(view, count, rng, fixed_view=True, whole_prob=whole_prob)
             return self._sample(scene, key, view, segments, rng, number)
-        view, segments = self._first_with(
+        view, segments = self._draw_view_until(
             scene, key, rng, lambda view: scene.pick(view, count, rng, whole_prob=whole_prob)
         )
         sample = self._sample(scene, key, view, segments, rng, None)
-        sample.pixels = scene.pixels(view)  # last: what is left out above need not be decoded
+        sample.pixels = scene.pixels(view)  # decode the image last, so that skipped samples are never decoded
         return sample
 
     def fixed_view(self, scene: Form, key: str, number: int) -> View:
-        """View `number` of an image: the same in every epoch, on every rank."""
+        """Return fixed view `number` of an image. The view is the same in every epoch and on every rank."""
         digest = hashlib.sha256(f"{self.seed}:{key}:{number}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        aside = np.random.default_rng(0)  # which segment is found there does not decide about the view
-        return self._first_with(scene, key, rng, lambda view: scene.pick(view, 1, aside, fixed_view=True))[0]
+        segment_rng = np.random.default_rng(0)  # separate, so that picking a segment does not change later views
+        return self._draw_view_until(scene, key, rng, lambda view: scene.pick(view, 1, segment_rng, fixed_view=True))[0]
 
-    def _first_with(
+    def _draw_view_until(
         self, scene: Form, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
     ) -> tuple[View, list[Segment]]:
-        """The first drawn view in which `pick` finds something, and what it finds."""
+        """Draw views until `pick` returns segments. Return the view and these segments."""
         for number in range(MAX_TRIES):
             view = self.draw_view(scene, rng)
             segments = pick(view)
             if segments:
                 return view, segments
-            if number == 0 and not scene.has_segments():  # said at once, not after 500 crops
-                raise SampleError("no_segment", f"sample {key}: nothing in it may be named")
+            if number == 0 and not scene.has_segments():  # fail early instead of after 500 crops
+                raise SampleError("no_segment", f"sample {key}: it has no segment that may be named")
         raise SampleError("no_segment", f"sample {key}: no segment over 100 pixels in {MAX_TRIES} crops")
 
     def draw_view(self, scene: Form, rng: np.random.Generator) -> View:
-        """Random scale, flip and S x S crop."""
+        """Draw a random scale, flip and S x S crop."""
         size, config = self.processor.input_size, self.config
         width, height = scene.width, scene.height
         if config.resize == "always" or min(width, height) < size:

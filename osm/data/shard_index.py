@@ -1,8 +1,8 @@
-"""Where the samples of a shard lie, so that a process reads those alone that it needs.
+"""Random access to the samples of a shard through an index, so that a process reads only the samples it needs.
 
-`000000000.index.json` beside `000000000.tar` holds, for every sample in order, its key, its first byte and its bytes,
-and for one that cannot be read the reason. The converters write it; where it is missing or of another shard, it is made
-from the headers once.
+`000000000.index.json` beside `000000000.tar` holds one entry per sample, in order: its key, its first byte and its
+size in bytes. The entry of an unreadable sample also holds the reason. The converters write the index. If it is missing
+or belongs to another shard, it is built once from the headers of the shard.
 """
 
 from __future__ import annotations
@@ -15,16 +15,26 @@ import os
 import re
 import tarfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from osm.data.shards import MAX_MEMBER_BYTES, SUFFIX, Span, check_there, shard_stays, walk
+from osm.data.shards import (
+    MAX_MEMBER_BYTES,
+    SUFFIX,
+    RawSample,
+    SampleSpan,
+    check_regular_shard,
+    iter_spans,
+    read_span,
+    stop_run_on_io_error,
+)
 from osm.data.tar import BLOCK, TarReader
 from osm.documents import parse_json
 from osm.errors import OsmError, RunStopped, SampleError
@@ -34,22 +44,29 @@ from osm.storage.locations import is_remote, name_of, public, sibling
 from osm.storage.remote import Stat
 
 FORMAT = 1
-MAX_BYTES = 256 << 20  # of an index: some 2 million samples
+MAX_BYTES = 256 << 20  # size limit of an index file, which is enough for about 2 million samples
 _THREADS = 8
 _REASON = re.compile(r"[a-z_]{1,40}")
-_LONGEST = 500  # characters of a message
+_MAX_MESSAGE_CHARACTERS = 500
+_OPEN, _OPEN_CACHED = 16, 4
+"""Number of shards that a reader keeps open, without and with a cache. A cached file that the cache removes still
+occupies the disk while it is open, so the limit with a cache is lower."""
 
 
 @dataclass
 class ShardIndex:
-    """The samples of one shard, n in all; a few bytes each.
+    """The index of one shard with n samples. It takes a few bytes of memory per sample.
 
     Attributes:
-        shard: its location. stat: size and version of the shard that it was made of.
-        start, stop: int64 (n), the bytes of a sample. keys: uint32 (n), CRC-32 of its key.
-        held_out: uint64 (n), its place in the order by which samples are held out; faults: what cannot be read, by
-            place, as (reason, message). of_all: from which place on which global headers hold. source: the index file.
-        same_version: the index names the version of the shard.
+        shard: location of the shard.
+        stat: size and version of the shard when the index was built.
+        start, stop: byte range of each sample, int64 (n).
+        keys: CRC-32 of the key of each sample, uint32 (n).
+        held_out: `held_out_hash` of the key of each sample, uint64 (n).
+        faults: (reason, message) of the samples that cannot be read, by sample number.
+        global_header_starts: (first sample number, fields) of the global pax headers.
+        source: path or URL of the index file; empty if it was not stored.
+        same_version: whether the index names exactly the current version of the shard.
     """
 
     shard: str
@@ -59,7 +76,7 @@ class ShardIndex:
     keys: np.ndarray
     held_out: np.ndarray
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
-    of_all: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    global_header_starts: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     source: str = ""
     same_version: bool = False
 
@@ -67,72 +84,77 @@ class ShardIndex:
         return len(self.start)
 
     def error(self, number: int) -> SampleError | None:
-        """Why a sample cannot be read, or None."""
+        """Return the reason why a sample cannot be read, or None."""
         fault = self.faults.get(number)
         return None if fault is None else SampleError(fault[0], f"{public(self.shard)}: {fault[1]}")
 
     def global_headers(self, number: int) -> dict[str, str]:
-        """What global headers say of a sample's members."""
-        return next((fields for first, fields in reversed(self.of_all) if first <= number), {})
+        """Return the fields of the global pax headers that apply to a sample."""
+        return next((fields for first, fields in reversed(self.global_header_starts) if first <= number), {})
 
-    def held_out_from(self, share: float) -> np.ndarray:
-        """The places of the samples that are held out."""
-        held = self.held_out < np.uint64(held_out_below(share))
+    def held_out_numbers(self, share: float) -> np.ndarray:
+        """Return the numbers of the held-out samples, int64. Unreadable samples are never held out."""
+        held = self.held_out < np.uint64(held_out_threshold(share))
         held[list(self.faults)] = False
         return np.flatnonzero(held)
 
-    def trained_on(self, share: float) -> np.ndarray:
-        """The places of the samples that are not held out; what cannot be read never is."""
+    def training_numbers(self, share: float) -> np.ndarray:
+        """Return the numbers of the training samples, int64. They include the unreadable ones."""
         if not share:
             return np.arange(len(self))
-        kept = self.held_out >= np.uint64(held_out_below(share))
+        kept = self.held_out >= np.uint64(held_out_threshold(share))
         kept[list(self.faults)] = True
         return np.flatnonzero(kept)
 
 
-def held_out_place(key: str) -> int:
-    """A key's place, 0 to 2^64 - 1, in the order by which samples are held out."""
+def held_out_hash(key: str) -> int:
+    """Return the hash of a key, 0 to 2^64 - 1, that decides whether its sample is held out."""
     return int.from_bytes(hashlib.sha256(f"held out: {key}".encode()).digest()[:8], "big")
 
 
-def held_out_below(share: float) -> int:
-    """The first place that is trained on."""
+def held_out_threshold(share: float) -> int:
+    """Return the hash value from which on samples are used for training."""
     return min(math.ceil(share * 2**64), 2**64 - 1)
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether a sample belongs to the share that is not trained on; the same for every run, rank and set."""
-    return held_out_place(key) < held_out_below(share)
+    """Return whether a sample is held out from training. The answer is the same in every run, rank and dataset."""
+    return held_out_hash(key) < held_out_threshold(share)
 
 
-def crc_of(key: str) -> int:
+def key_crc(key: str) -> int:
+    """Return the CRC-32 of a key."""
     return zlib.crc32(key.encode())
 
 
 def index_name(shard: str) -> str:
-    """The name of a shard's index: `000000000.tar` -> `000000000.index.json`."""
+    """Return the file name of a shard's index, such as `000000000.index.json` for `000000000.tar`."""
     name = name_of(shard)
     return f"{name.removesuffix('.tar')}{SUFFIX}" if name.endswith(".tar") else f"{name}.file{SUFFIX}"
 
 
 def index_document(shard: str, stream: BinaryIO, version: str = "") -> dict[str, Any]:
-    """Reads the headers of an open shard and returns its index as a json document."""
+    """Read the headers of an open shard and return its index as a JSON document.
+
+    Args:
+        version: version of the shard (such as an ETag), which the index records.
+    """
     tar = TarReader(stream)
     samples: list[list[Any]] = []
-    of_all: list[list[Any]] = []
+    global_headers: list[list[Any]] = []
     name = public(shard)
     try:
-        for found in walk(name, tar):
-            if isinstance(found, Span):
-                if found.of_all != (of_all[-1][1] if of_all else {}):
-                    of_all.append([len(samples), found.of_all])
+        for found in iter_spans(name, tar):
+            if isinstance(found, SampleSpan):
+                if found.global_headers != (global_headers[-1][1] if global_headers else {}):
+                    global_headers.append([len(samples), found.global_headers])
                 stop = min(found.stop, tar.length)  # the padding after the last member may be missing
                 samples.append([found.key, found.start, stop - found.start])
             else:
                 samples.append(_fault_entry(found, name))
     except (tarfile.TarError, ValueError) as error:
         samples.append(_fault_entry(SampleError("broken_tar", f"{name}: {error}"), name))
-    more = {"global_headers": of_all} if of_all else {}
+    more = {"global_headers": global_headers} if global_headers else {}
     return {"osm_index": FORMAT, "bytes": tar.length, "version": version, **more, "samples": samples}
 
 
@@ -141,14 +163,19 @@ def _fault_entry(error: SampleError, name: str) -> list[Any]:
 
 
 def index_text(document: dict[str, Any]) -> str:
-    """A line a sample: an index can be looked at."""
+    """Serialize an index with one line per sample, so that people can read it."""
     head = {key: value for key, value in document.items() if key != "samples"}
     lines = ",\n".join(json.dumps(sample) for sample in document["samples"])
     return json.dumps(head)[:-1] + f', "samples": [\n{lines}\n]}}\n'
 
 
 def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardIndex | None:
-    """The index of a shard, or None where the bytes are none, or of another shard."""
+    """Parse an index file. Return None if the bytes are not a valid index or belong to another shard.
+
+    Args:
+        stat: current size and version of the shard.
+        source: path or URL of the index file.
+    """
     try:
         document = parse_json(data)
         if document["osm_index"] != FORMAT or document["bytes"] != stat.size:
@@ -159,12 +186,16 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
         rows = document["samples"]
         if len(rows) > stat.size // BLOCK + 2:
             return None
-        faults = {place: (str(row[3]), str(row[4])[:_LONGEST]) for place, row in enumerate(rows) if len(row) > 3}
+        faults = {
+            place: (str(row[3]), str(row[4])[:_MAX_MESSAGE_CHARACTERS])
+            for place, row in enumerate(rows)
+            if len(row) > 3
+        }
         start = np.array([row[1] for row in rows], np.int64)
         stop = start + np.array([row[2] for row in rows], np.int64)
         keys = [row[0] for row in rows]
-        of_all = [(int(first), dict(fields)) for first, fields in document.get("global_headers", ())]
-        texts = [text for _, fields in of_all for pair in fields.items() for text in pair]
+        global_headers = [(int(first), dict(fields)) for first, fields in document.get("global_headers", ())]
+        texts = [text for _, fields in global_headers for pair in fields.items() for text in pair]
         readable = np.ones(len(rows), bool)
         readable[list(faults)] = False
         first, last = start[readable], stop[readable]
@@ -173,67 +204,78 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
             return None
         if not all(_REASON.fullmatch(reason) for reason, _ in faults.values()):
             return None
-        crcs = np.array([crc_of(key) for key in keys], np.uint32)
-        places = np.array([held_out_place(key) for key in keys], np.uint64)
+        crcs = np.array([key_crc(key) for key in keys], np.uint32)
+        hashes = np.array([held_out_hash(key) for key in keys], np.uint64)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         return None
     return ShardIndex(
-        shard, stat, start, stop, crcs, places, faults, of_all, source, bool(version) and version == stat.version
+        shard,
+        stat,
+        start,
+        stop,
+        crcs,
+        hashes,
+        faults,
+        global_headers,
+        source,
+        bool(version) and version == stat.version,
     )
 
 
-def ends_alike(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
-    """Whether a shard ends as its index says: its last sample, and what comes after it.
+def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
+    """Return whether the end of a shard matches its index.
 
-    Of a shard that was made anew with as many bytes, an old index is told by that.
+    The last readable sample and everything after it are compared. This detects the old index of a shard that was
+    rewritten with the same size.
 
     Args:
-        stream: the shard from byte `offset` on, not after the last sample's first.
+        stream: the content of the shard from byte `offset` on. `offset` is at most the start of the last readable
+            sample.
     """
     number = last_readable(index)
     if number < 0:
         return True
     tar = TarReader(stream, int(index.start[number]) - offset, None, index.global_headers(number))
-    found: list[Span | SampleError] = []
+    found: list[SampleSpan | SampleError] = []
     try:
-        found += walk(public(index.shard), tar)
+        found += iter_spans(public(index.shard), tar)
     except (tarfile.TarError, ValueError) as error:
         found.append(SampleError("broken_tar", str(error)))
     wanted = [index.faults[place][0] for place in range(number + 1, len(index))]
     first, others = (found[0] if found else None), found[1:]
     return (
-        isinstance(first, Span)
-        and crc_of(first.key) == int(index.keys[number])
+        isinstance(first, SampleSpan)
+        and key_crc(first.key) == int(index.keys[number])
         and min(first.stop, tar.length) + offset == int(index.stop[number])
         and [error.reason if isinstance(error, SampleError) else "" for error in others] == wanted
     )
 
 
 def last_readable(index: ShardIndex) -> int:
-    """The place of the last sample that can be read; -1 = there is none."""
+    """Return the number of the last readable sample, or -1 if there is none."""
     return next((number for number in reversed(range(len(index))) if number not in index.faults), -1)
 
 
-def discard(index: ShardIndex) -> str:
-    """Removes an index that is not its shard's; returns what a message says of it."""
+def discard_index(index: ShardIndex) -> str:
+    """Delete a local index that does not match its shard. Return a clause for the error message."""
     if is_remote(index.source):
-        return f"delete {public(index.source)}, which is of another one"
+        return f"first delete {public(index.source)}, which is the index of another shard"
     with suppress(OSError):
         Path(index.source).unlink()
-    return "its index is made anew"
+    return "its index will be rebuilt"
 
 
 _Share = tuple[dict[str, ShardIndex], Exception | None]
 
 
 class Indexes:
-    """The indexes of a run's shards; each is read, or made, when it is first asked for.
+    """The indexes of all shards of a run. Each index is read or built at its first use.
 
-    What is known of a shard then holds for the run: another size or version later is an error.
+    The size and version of a shard are then fixed for the run. A shard that changes later is an error.
 
     Args:
-        keep: whether an index that was missing is written, beside the shard or else into the user's cache folder.
-        cache: of remote shards, which are read whole where they have no index.
+        keep: whether to store an index that was missing, beside the shard or else in the user's cache folder.
+        cache: cache of remote shards. A remote shard without an index is read whole to build one.
     """
 
     def __init__(self, keep: bool = True, cache: FileCache | None = None) -> None:
@@ -252,17 +294,21 @@ class Indexes:
         size: int = 1,
         exchange: Callable[[_Share], list[_Share]] | None = None,
     ) -> None:
-        """Finds the indexes of all shards; each of `size` processes does its share, and `exchange` gathers them.
+        """Read or build the indexes of all shards. The work is divided among the ranks.
+
+        Args:
+            rank, size: rank of this process and number of processes.
+            exchange: an all-gather of the shares of all ranks; None for a single process.
 
         Raises:
-            RunStopped: a shard cannot be read; on all processes, whichever met it.
+            RunStopped: a shard cannot be read on any rank. All ranks raise the error.
         """
         mine = [shard for shard in dict.fromkeys(shards) if shard not in self._known][rank::size]
         share: _Share = ({}, None)
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
                 share = dict(zip(mine, pool.map(self._find, mine), strict=True)), None
-        except Exception as error:  # exchanged first, so that all processes raise it and none waits in the exchange
+        except Exception as error:  # gathered before it is raised, so that no rank hangs in the collective call
             share = {}, error
         for found, fault in [share] if exchange is None else exchange(share):
             if fault is not None:
@@ -270,45 +316,45 @@ class Indexes:
             self._known.update(found)
 
     def _find(self, shard: str) -> ShardIndex:
-        check_there(shard)
-        with shard_stays(shard):
+        check_regular_shard(shard)
+        with stop_run_on_io_error(shard):
             return self._find_remote(shard) if is_remote(shard) else self._find_local(shard)
 
     def _find_local(self, shard: str) -> ShardIndex:
         about = os.stat(shard)
         stat = Stat(about.st_size)
-        places = (Path(sibling(shard, index_name(shard))), _aside(os.path.abspath(shard)))
+        paths = (Path(sibling(shard, index_name(shard))), _cache_path(os.path.abspath(shard)))
         with open(shard, "rb") as stream:
-            for path in places:
+            for path in paths:
                 with suppress(OSError):
                     made = path.stat()
                     if path.is_file() and made.st_size <= MAX_BYTES and made.st_mtime_ns >= about.st_mtime_ns:
                         index = parse_index(shard, path.read_bytes(), stat, str(path))
-                        if index is not None and ends_alike(index, stream, 0):
+                        if index is not None and end_matches(index, stream, 0):
                             return index
             document = index_document(shard, stream)
-        return self._made(shard, document, stat, places)
+        return self._store_index(shard, document, stat, paths)
 
     def _find_remote(self, shard: str) -> ShardIndex:
         stat = remote.stat(shard)
-        beside, aside = sibling(shard, index_name(shard)), _aside(canonical(shard))
-        # It need not be there: stores refuse what they do not have, and a signature is for one file alone.
+        beside, aside = sibling(shard, index_name(shard)), _cache_path(canonical(shard))
+        # The index may be missing. Some stores then deny access, and a signed URL is valid for a single file.
         with suppress(FileNotFoundError, OsmError):
             index = parse_index(shard, remote.read_whole(beside, MAX_BYTES), stat, beside)
-            if index is not None and _ends_alike_remotely(index):
+            if index is not None and _remote_end_matches(index):
                 return index
         with suppress(OSError):
             if aside.stat().st_size <= MAX_BYTES:
                 index = parse_index(shard, aside.read_bytes(), stat, str(aside))
-                if index is not None and _ends_alike_remotely(index):
+                if index is not None and _remote_end_matches(index):
                     return index
         with open_whole(shard, stat) if self.cache is None else self.cache.open(shard, stat) as stream:
             document = index_document(shard, stream, stat.version)
-        return self._made(shard, document, stat, (aside,))
+        return self._store_index(shard, document, stat, (aside,))
 
-    def _made(self, shard: str, document: dict[str, Any], stat: Stat, places: Sequence[Path]) -> ShardIndex:
+    def _store_index(self, shard: str, document: dict[str, Any], stat: Stat, paths: Sequence[Path]) -> ShardIndex:
         data, source = index_text(document).encode(), ""
-        for path in places if self.keep else ():
+        for path in paths if self.keep else ():
             temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             try:
                 if path.exists() and not _is_ours(path):
@@ -318,23 +364,27 @@ class Indexes:
                 os.replace(temporary, path)
                 source = str(path)
                 break
-            except OSError:  # a folder of somebody else's: the next place, or made anew next time
+            except OSError:  # the folder is not writable: try the next one; the next run rebuilds an unstored index
                 with suppress(OSError):
                     temporary.unlink()
         index = parse_index(shard, data, stat, source)
         if index is None:
-            raise RunStopped(f"shard {public(shard)}: it was changed while its index was made; start the run again")
+            raise RunStopped(f"shard {public(shard)}: it changed while its index was built; start the run again")
         return index
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is an index: nothing else is written over."""
+    """Return whether a file is an index. Other files are never overwritten."""
     with path.open("rb") as file:
         return file.read(16).startswith(b'{"osm_index"')
 
 
-def _ends_alike_remotely(index: ShardIndex) -> bool:
-    """As `ends_alike`, by one request; a server that sends whole files only is believed."""
+def _remote_end_matches(index: ShardIndex) -> bool:
+    """Check `end_matches` for a remote shard with one range request.
+
+    The index is trusted if it names the shard's version, if the server does not support ranges, or if the range would
+    be too large.
+    """
     if index.same_version:
         return True
     number = last_readable(index)
@@ -345,9 +395,106 @@ def _ends_alike_remotely(index: ShardIndex) -> bool:
         data = remote.read_range(index.shard, start, index.stat.size, index.stat)
     except remote.NoRanges:
         return True
-    return ends_alike(index, io.BytesIO(data), start)
+    return end_matches(index, io.BytesIO(data), start)
 
 
-def _aside(location: str) -> Path:
-    """Where the index lies of a shard whose folder cannot be written."""
+def _cache_path(location: str) -> Path:
+    """Return the path of an index in the user's cache folder, for a shard whose folder is not writable."""
     return default_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(location)).hexdigest()[:32]}.json"
+
+
+class ShardReader:
+    """Reads samples of indexed shards in any order. A reader must not be shared between threads.
+
+    A local shard is read in place. A remote shard is read from its copy in the cache, or by range requests if there is
+    no cache. If the server does not support ranges, the shard is downloaded whole to a temporary file.
+
+    Args:
+        cache: cache of remote shards; None disables caching.
+    """
+
+    def __init__(self, cache: FileCache | None = None) -> None:
+        self.cache = cache
+        self._open: OrderedDict[str, tuple[BinaryIO | None, ExitStack]] = OrderedDict()
+
+    def read(self, index: ShardIndex, number: int) -> RawSample | SampleError:
+        """Return sample `number` of a shard, or the error if the index marks it as unreadable.
+
+        Raises:
+            RunStopped: the shard no longer exists, cannot be read, or has changed since its index was built.
+        """
+        fault = index.error(number)
+        if fault is not None:
+            return fault
+        start, stop = int(index.start[number]), int(index.stop[number])
+        try:
+            return self._read(index, number, start, stop)
+        except remote.NoRanges:
+            self._fetch_whole(index)
+            return self._read(index, number, start, stop)
+        except (tarfile.TarError, ValueError) as error:
+            if isinstance(error, OsmError):
+                raise
+            raise self._shard_changed(index) from None
+
+    def _read(self, index: ShardIndex, number: int, start: int, stop: int) -> RawSample:
+        name = public(index.shard)
+        with stop_run_on_io_error(index.shard):
+            stream = self._stream(index)
+            if stream is None and stop - start > MAX_MEMBER_BYTES:  # large unused members lie between its members
+                raise remote.NoRanges(name)
+            if stream is None:
+                data = remote.read_range(index.shard, start, stop, index.stat)
+                tar = TarReader(io.BytesIO(data), 0, len(data), index.global_headers(number))
+            else:
+                tar = TarReader(stream, start, stop, index.global_headers(number))
+            return self._read_only_sample(index, number, name, tar)
+
+    def close(self) -> None:
+        """Close all shards and remove temporary files."""
+        while self._open:
+            self._open.popitem()[1][1].close()
+
+    def _read_only_sample(self, index: ShardIndex, number: int, name: str, tar: TarReader) -> RawSample:
+        found = list(iter_spans(name, tar))
+        if len(found) != 1 or not isinstance(found[0], SampleSpan) or key_crc(found[0].key) != int(index.keys[number]):
+            raise self._shard_changed(index)
+        return read_span(name, tar, found[0])
+
+    def _shard_changed(self, index: ShardIndex) -> RunStopped:
+        advice = discard_index(index)
+        return RunStopped(
+            f"shard {public(index.shard)}: it was changed while it was in use; start the run again ({advice})"
+        )
+
+    def _stream(self, index: ShardIndex) -> BinaryIO | None:
+        """Return the open shard, or None if it is read by range requests."""
+        shard = index.shard
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard][0]
+        stack = ExitStack()
+        stream: BinaryIO | None = None
+        if not is_remote(shard):
+            check_regular_shard(shard)
+            stream = stack.enter_context(open(shard, "rb"))  # noqa: SIM115 - closed with the stack
+            if stream.seek(0, io.SEEK_END) != index.stat.size:
+                stack.close()
+                raise self._shard_changed(index)
+        elif self.cache is not None:
+            stream = stack.enter_context(self.cache.open(shard, index.stat))
+        else:
+            remote.check_still(shard, index.stat)
+        self._keep(shard, stream, stack)
+        return stream
+
+    def _fetch_whole(self, index: ShardIndex) -> None:
+        stack = ExitStack()
+        stream = stack.enter_context(open_whole(index.shard, index.stat))
+        self._open.pop(index.shard)[1].close()
+        self._keep(index.shard, stream, stack)
+
+    def _keep(self, shard: str, stream: BinaryIO | None, stack: ExitStack) -> None:
+        self._open[shard] = stream, stack
+        while len(self._open) > (_OPEN if self.cache is None else _OPEN_CACHED):
+            self._open.popitem(last=False)[1][1].close()

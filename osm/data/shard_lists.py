@@ -1,4 +1,4 @@
-"""Which shards a pattern names: ranges, lists, globs, files of patterns; local or remote."""
+"""Expand shard patterns: ranges, lists, globs and files of patterns, for local and remote shards."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ from osm.storage.locations import check_location, is_remote, public, public_text
 from osm.terminal import echo
 
 MAX_SHARDS = 1_000_000
-MAX_MISSING = 10  # shards that a range may name too many, however short it is
+MAX_MISSING = 10  # this number of missing shards is tolerated even in a short range
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _GLOB = re.compile(r"[*?[]")
-_JOINED = re.compile(r"::(?![^\[\]/]*\])")  # not within the brackets of an IPv6 address
+_JOINED = re.compile(r"::(?![^\[\]/]*\])")  # excludes the `::` inside an IPv6 address in brackets
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _THREADS = 16
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """Expands `{000..106}` ranges, `{a,b}` lists and `@FILE` (a pattern a line); several patterns are joined by `::`.
+    """Expand a pattern to shard locations.
 
-    Existence is not checked, and globs stay as they are.
+    A pattern may contain ranges `{000..106}` and lists `{a,b}`. `@FILE` stands for the patterns in a file, one per
+    line. Several patterns are joined by `::`. Globs are not expanded, and shards are not checked for existence.
 
     Raises:
-        OsmError: an empty pattern, a malformed brace, over a million shards, or a command (`pipe:` and others).
+        OsmError: a pattern is empty, has a malformed brace, names over a million shards, or is a command such as
+            `pipe:`.
     """
     shards: list[str] = []
-    for part in _parts(pattern):
+    for part in _split_patterns(pattern):
         if not part:
-            raise OsmError(f"shards {_shown(pattern)!r}: expected locations of .tar files, a part of it is empty")
+            raise OsmError(f"shards {_for_message(pattern)!r}: expected locations of .tar files, but a part is empty")
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]
         if "{" in "".join(pieces[::2]) or "}" in "".join(pieces[::2]):
-            raise OsmError(f"shards {_shown(pattern)!r}: braces do not match")
+            raise OsmError(f"shards {_for_message(pattern)!r}: braces do not match")
         if len(shards) + math.prod(map(len, choices)) > MAX_SHARDS:
-            raise OsmError(f"shards {_shown(pattern)!r}: that is over a million shards")
+            raise OsmError(f"shards {_for_message(pattern)!r}: the pattern names over a million shards")
         shards += [check_location("".join(choice), "shards") for choice in product(*choices)]
     return shards
 
 
-def _shown(pattern: str) -> str:
+def _for_message(pattern: str) -> str:
     return public_text(pattern)[:200]
 
 
-def _parts(pattern: str) -> Iterator[str]:
-    """The patterns that `::` joins; those of a file, which has no files of its own, in its place."""
+def _split_patterns(pattern: str) -> Iterator[str]:
+    """Split a pattern at `::` and replace each `@FILE` by the patterns in that file. Files cannot be nested."""
     for part in _JOINED.split(pattern):
         if not part.startswith("@"):
             yield part
@@ -64,15 +66,20 @@ def _parts(pattern: str) -> Iterator[str]:
         lines = [line.strip() for line in read_text(localize(location, "shards @"), "shards @").splitlines()]
         found = [piece for line in lines if line and not line.startswith("#") for piece in _JOINED.split(line)]
         if not found:
-            raise OsmError(f"shards {_shown(part)!r}: the file names none; expected a location or pattern a line")
+            raise OsmError(
+                f"shards {_for_message(part)!r}: the file names no shards; expected a location or pattern per line"
+            )
         for piece in found:
             if piece.startswith("@"):
-                raise OsmError(f"shards {_shown(part)!r}: the line {_shown(piece)!r} names another list")
-            yield _beside(location, piece)
+                raise OsmError(f"shards {_for_message(part)!r}: the line {_for_message(piece)!r} names another list")
+            yield _relative_to_list(location, piece)
 
 
-def _beside(location: str, piece: str) -> str:
-    """A pattern of a list; a relative one is meant from the list's folder, as in most tools: both move together."""
+def _relative_to_list(location: str, piece: str) -> str:
+    """Resolve a relative pattern against the folder of the list file that contains it.
+
+    The list file and its shards can then be moved together.
+    """
     if _ADDRESS.match(piece) or Path(piece).is_absolute():
         return piece
     check_location(piece, "shards")
@@ -86,52 +93,59 @@ def _expand_brace(content: str, pattern: str) -> list[str]:
     found = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", content)
     if not found:
         if "," not in content:
-            what = f"'{{{_shown(content)}}}' is neither a range {{000..106}} nor a list {{a,b}}"
-            raise OsmError(f"shards {_shown(pattern)!r}: {what}")
+            problem = f"'{{{_for_message(content)}}}' is neither a range {{000..106}} nor a list {{a,b}}"
+            raise OsmError(f"shards {_for_message(pattern)!r}: {problem}")
         return content.split(",")
     first, last = found.groups()
     if int(last) < int(first) or int(last) - int(first) >= MAX_SHARDS:
-        raise OsmError(f"shards {_shown(pattern)!r}: the range {{{content}}} is empty or over a million shards")
+        raise OsmError(f"shards {_for_message(pattern)!r}: the range {{{content}}} is empty or over a million shards")
     return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
 
 
 def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
-    """The shards of a pattern that are there; missing ones are reported, as published ranges may name a few too many.
+    """Return the shards of a pattern that exist. Missing shards are reported on standard error.
+
+    A few missing shards are tolerated, because published ranges may be slightly too long.
+
+    Args:
+        flag: name of the flag for messages.
+        report: whether to report missing shards.
 
     Raises:
-        OsmError: none is there, or more than `MAX_MISSING` and at the same time more than half are missing; a glob
-            fits nothing.
-        RunStopped: a server does not answer.
+        OsmError: no shard exists, over `MAX_MISSING` shards and over half of them are missing, or a glob matches
+            nothing.
+        RunStopped: a server does not respond.
     """
-    named = [shard for part in expand_shards(pattern) for shard in _globbed(part, flag)]
+    named = [shard for part in expand_shards(pattern) for shard in _expand_glob(part, flag)]
     if len(named) > MAX_SHARDS:
-        raise OsmError(f"{flag} {_shown(pattern)!r}: that is over a million shards")
+        raise OsmError(f"{flag} {_for_message(pattern)!r}: the pattern names over a million shards")
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = dict(zip(named, pool.map(_is_there, named), strict=True))
-    there = [shard for shard in named if found[shard]]
+        found = dict(zip(named, pool.map(_exists, named), strict=True))
+    existing = [shard for shard in named if found[shard]]
     missing = [shard for shard in named if not found[shard]]
-    shown = _shown(pattern)
-    if not there:
-        raise OsmError(f"{flag} {shown!r}: none of its {len(named)} shards exists (first: {public(named[0])})")
+    if not existing:
+        raise OsmError(
+            f"{flag} {_for_message(pattern)!r}: none of its {len(named)} shards exists (first: {public(named[0])})"
+        )
     if missing:
         message = f"{flag}: {len(missing)} of {len(named)} shards do not exist (first: {public(missing[0])})"
         if len(missing) > max(MAX_MISSING, len(named) // 2):
-            raise OsmError(f"{message}: more than half; correct the range")
+            raise OsmError(f"{message}, which is more than half; correct the range")
         if report:
-            echo(f"warning: {message}; going on without them", file=sys.stderr)
-    return there
+            echo(f"warning: {message}; they are skipped", file=sys.stderr)
+    return existing
 
 
-def _is_there(shard: str) -> bool:
+def _exists(shard: str) -> bool:
     return remote.exists(shard) if is_remote(shard) else Path(shard).is_file()
 
 
-def _globbed(shard: str, flag: str) -> list[str]:
-    """What a glob fits, in order; anything else is itself."""
+def _expand_glob(shard: str, flag: str) -> list[str]:
+    """Return the shards that match a glob, sorted. A location without a glob is returned unchanged."""
     if is_remote(shard):
-        if not re.search(r"[*[]", shard.partition("?")[0]):  # in a URL, a question mark begins the query
+        if not re.search(r"[*[]", shard.partition("?")[0]):  # in a URL, a question mark starts the query
             return [shard]
-        # A key may have brackets of its own.
+        # The key of an object may itself contain brackets.
         found = [shard] if "*" not in shard and remote.exists(shard) else remote.glob(shard)
     else:
         if not _GLOB.search(shard) or Path(shard).exists():
@@ -139,5 +153,5 @@ def _globbed(shard: str, flag: str) -> list[str]:
         found = sorted(glob.glob(shard))
     found = [name for name in found if not name.endswith(SUFFIX)]
     if not found:
-        raise OsmError(f"{flag} {public(shard)}: no shard fits this pattern")
+        raise OsmError(f"{flag} {public(shard)}: no shard matches this pattern")
     return found

@@ -1,4 +1,4 @@
-"""Writes WebDataset shards: the same samples give the same bytes, and a killed run goes on where it stopped."""
+"""Write WebDataset shards. The output is byte-reproducible, and an interrupted conversion resumes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ from osm.storage.output import open_output
 LAYOUTS = ("webdataset", "published")
 SIZES, SUMMARY, PROGRESS = "sizes.json", "summary.json", "progress.json"
 CATEGORIES = "categories.json"
-MAX_NAME_BYTES = 100  # of a member, in USTAR
+MAX_NAME_BYTES = 100  # limit of the USTAR format for the name of a member
 _TEMPORARY = ".tmp"
 _SHARD = re.compile(r"\d{9}\.tar")
-_EXAMPLES = 5  # messages kept of each reason: thousands of missing files say no more than five
-_LOCK_SECONDS = 3.0  # the worker processes of a killed run hold its lock until they notice
+_EXAMPLES = 5  # number of messages kept per reason
+_LOCK_SECONDS = 3.0  # the workers of a killed run hold its lock until they detect that their parent is gone
 
 
 @dataclass
 class Tally:
-    """Counts of the items processed so far, and the first few messages of each reason.
+    """Counts of the items processed so far, with example messages.
 
     Attributes:
-        written: samples. annotations: that they have.
+        written: number of samples written.
+        annotations: number of annotations of these samples.
+        left_out: number of skipped items, by reason.
+        warnings: number of faults in samples that were written, by reason.
+        examples: the first few messages of each reason.
     """
 
     written: int = 0
@@ -45,7 +49,7 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def note(self, counts: Counter[str], reason: str, message: str, count: int = 1) -> bool:
-        """Counts a reason; true while its messages are few enough to be worth printing."""
+        """Add to the count of a reason in `counts`. Return whether the message is among the first few of its reason."""
         counts[reason] += count
         kept = self.examples.setdefault(reason, [])
         if len(kept) >= _EXAMPLES:
@@ -54,6 +58,7 @@ class Tally:
         return True
 
     def as_json(self) -> dict[str, Any]:
+        """Return the tally as a JSON object."""
         return {
             "written": self.written,
             "annotations": self.annotations,
@@ -64,17 +69,19 @@ class Tally:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Tally:
+        """Restore a tally from the result of `as_json`."""
         examples = {reason: list(messages) for reason, messages in value["examples"].items()}
         left_out, warnings = Counter(value["left_out"]), Counter(value["warnings"])
         return cls(value["written"], value["annotations"], left_out, warnings, examples)
 
 
 def shard_name(number: int) -> str:
+    """Return the file name of a shard, such as `000000000.tar`."""
     return f"{number:09d}.tar"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a json file that is at no time half there."""
+    """Write a JSON file atomically."""
     temporary = path.with_name(path.name + _TEMPORARY)
     try:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
@@ -85,22 +92,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class ShardWriter:
-    """Writes samples to `000000000.tar`, `000000001.tar`, ... in `output_dir`; use it in a `with` block.
+    """Writes samples to `000000000.tar`, `000000001.tar`, ... in `output_dir`. It is used as a context manager.
 
-    The caller goes through a fixed list of items, from `next_item` on, and calls `write` or `leave_out` with each
-    item's index, then `finish`. A shard is written under a temporary name and renamed when whole; then `progress.json`
-    is told of it, so that the same run, started again, begins with the first item after the last whole shard.
+    The caller iterates over a fixed list of items, starting at `next_item`, and calls `write` or `leave_out` with the
+    index of each item. At the end, the caller calls `finish`. A shard is written under a temporary name and renamed
+    when it is complete. `progress.json` then records the shard, so that a restarted conversion resumes with the first
+    item after the last complete shard.
 
-    A folder on `s3://` or `gs://` is written the same way: a shard is made in a staging folder of this machine, and
-    uploaded when whole.
+    A folder on `s3://` or `gs://` is written in the same way. Each shard is written to a local staging folder and
+    uploaded when it is complete.
 
     Args:
-        arguments: whatever else decides the content of the shards. A folder that holds the shards of other arguments
-            is refused.
+        output_dir: local folder or remote location of the shards.
+        layout: one of `LAYOUTS`; it is part of the recorded arguments.
+        num_files_per_shard: number of samples per shard.
+        arguments: everything else that determines the content of the shards. If `output_dir` holds shards that were
+            made with other arguments, the writer raises OsmError.
 
     Raises:
-        OsmError: an argument is wrong, `output_dir` holds other shards, or another process is writing there.
-        RunStopped: the server of a remote folder does not answer; so do all methods that write.
+        OsmError: an argument is invalid, `output_dir` holds other shards, or another process is writing there.
+        RunStopped: the server of a remote folder does not respond. All methods that write can raise it too.
     """
 
     def __init__(
@@ -113,7 +124,7 @@ class ShardWriter:
         if layout not in LAYOUTS:
             raise OsmError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
         if num_files_per_shard < 1:
-            raise OsmError(f"num_files_per_shard {num_files_per_shard} has to be 1 or more")
+            raise OsmError(f"num_files_per_shard {num_files_per_shard} must be 1 or more")
         self.num_files_per_shard = num_files_per_shard
         self.arguments = {**(arguments or {}), "layout": layout, "num_files_per_shard": num_files_per_shard}
         self.tally = Tally()
@@ -135,30 +146,37 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Drops an unfinished shard: only `finish` closes one that is not full."""
+        """Delete an incomplete shard and release the lock. Only `finish` keeps a shard that is not full."""
         if self._file is not None:
-            with suppress(OSError):  # on a full disk, what is left to write fails once more
+            with suppress(OSError):  # on a full disk, flushing the remaining data fails again
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
         self._output.unlock()
 
     @property
     def where(self) -> str:
-        """The folder as messages call it."""
+        """The output folder in the form that messages use."""
         return self._output.where
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The whole shards and their numbers of samples."""
+        """The number of samples of each complete shard, by file name."""
         return {shard["name"]: shard["samples"] for shard in self._shards}
 
     def write(self, item: int, key: str, members: Iterable[tuple[str, bytes]], annotations: int = 0) -> None:
-        """Adds a sample: each (extension, bytes) becomes the member `<key>.<extension>`; it has so many annotations."""
+        """Add a sample.
+
+        Args:
+            item: index of the item that the sample was made from.
+            key: key of the sample.
+            members: (extension, bytes) pairs; each becomes the member `<key>.<extension>`.
+            annotations: number of annotations of the sample, for the tally.
+        """
         if self._tar is None:
             self._file = self._temporary.open("wb")
             self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, encoding="utf-8")
         for extension, data in members:
-            info = tarfile.TarInfo(f"{key}.{extension}")  # owner and times are 0 and stay so: fixed bytes
+            info = tarfile.TarInfo(f"{key}.{extension}")  # owner and times default to 0, so the bytes are reproducible
             info.size, info.mode = len(data), 0o644
             self._tar.addfile(info, io.BytesIO(data))
         self._in_shard += 1
@@ -169,21 +187,25 @@ class ShardWriter:
             self._close_shard()
 
     def leave_out(self, item: int, reason: str, message: str) -> bool:
-        """Counts an item that gives no sample; true where the message should be shown."""
+        """Count an item that yields no sample. Return whether the message should be printed."""
         self.next_item = item + 1
         return self.tally.note(self.tally.left_out, reason, message)
 
     def warn(self, reason: str, message: str, count: int = 1) -> bool:
-        """Counts a fault of a sample that is kept (before its `write`); true where the message should be shown."""
+        """Count a fault of a sample that is kept. Return whether the message should be printed.
+
+        It must be called before the `write` of that sample.
+        """
         return self.tally.note(self.tally.warnings, reason, message, count)
 
     def finish(
         self, left_out: Mapping[str, int] | None = None, warnings: Mapping[str, int] | None = None
     ) -> dict[str, Any]:
-        """Closes the last shard, writes `sizes.json` and `summary.json`, and returns the summary.
+        """Close the last shard, write `sizes.json` and `summary.json`, and return the summary.
 
         Args:
-            left_out: by reason, what was left out before it became an item. warnings: what was found by then.
+            left_out: counts by reason of what was skipped before the list of items was made. They are added.
+            warnings: counts by reason of the faults that were found before the list of items was made. They are added.
         """
         if self._tar is not None:
             self._close_shard()
@@ -198,7 +220,7 @@ class ShardWriter:
         return summary
 
     def start_over(self) -> None:
-        """Deletes the shards of the finished run found here, and begins anew."""
+        """Delete the shards of the finished run in this folder and start from the first item."""
         for name in (*self.sizes, *map(index_name, self.sizes), SIZES, SUMMARY):
             self._output.remove(name)
         self._shards, self.tally, self.next_item, self.finished = [], Tally(), 0, False
@@ -234,7 +256,7 @@ class ShardWriter:
         self._write_progress()
 
     def put_json(self, name: str, value: Any) -> None:
-        """Writes a json file beside the shards."""
+        """Write a JSON file beside the shards."""
         write_json(self._output.path / name, value)
         self._output.put(name)
 
@@ -243,19 +265,19 @@ class ShardWriter:
         self.put_json(PROGRESS, {"arguments": self.arguments, "shards": self._shards, "finished": final})
 
     def _resume(self) -> None:
-        """Takes over the whole shards of a run with the same arguments; refuses a folder with any others."""
+        """Adopt the complete shards of a run with the same arguments. Raise OsmError if there are other shards."""
         there = self._output.sizes()
         found = {name for name in there if name.endswith(".tar")}
         record = self._read_progress()
         recorded = [] if record is None else record["shards"]
-        # A shard may have been renamed just before the run was killed, so that the record lacks it: written again.
+        # The run may have been killed between renaming a shard and recording it. That shard is written again.
         strangers = found - {shard["name"] for shard in recorded}
         if record is not None:
             strangers -= {shard_name(len(recorded))}
         if strangers:
             raise OsmError(
-                f"output_dir {self.where} holds {min(strangers)}, which a run of this kind did not write: "
-                "give an empty folder"
+                f"output_dir {self.where} holds {min(strangers)}, which is not a shard of a recorded conversion; "
+                "use an empty folder"
             )
         for shard in recorded:
             if there.get(shard["name"]) != shard["bytes"]:
@@ -290,12 +312,12 @@ class ShardWriter:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             path = self._output.location(PROGRESS)
-            raise OsmError(f"{path}: not the record of a conversion ({error!r}): give an empty output_dir") from None
+            raise OsmError(f"{path}: not the record of a conversion ({error!r}); use an empty output_dir") from None
         ours = json.loads(json.dumps(self.arguments))
         for name in sorted(made_with.keys() | ours.keys()):
             if made_with.get(name) != ours.get(name):
                 raise OsmError(
-                    f"output_dir {self.where} holds the shards of another run: its {name} was "
-                    f"{made_with.get(name)!r}, now it is {ours.get(name)!r}; give an empty folder or the same arguments"
+                    f"output_dir {self.where} holds the shards of another run: its {name} was {made_with.get(name)!r}, "
+                    f"but is now {ours.get(name)!r}; use an empty folder or the same arguments"
                 )
         return record

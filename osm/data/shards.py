@@ -1,6 +1,7 @@
-"""Reading WebDataset shards: tar files whose members of one key are one sample.
+"""Read WebDataset shards: tar files in which consecutive members with the same key form one sample.
 
-Members are read as bytes and decoded by `osm.forms`; nothing is unpickled, no command is run.
+Members are read as bytes, which `osm.forms` decodes later. Reading a shard never unpickles data and never runs a
+command.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from osm.data.tar import Member, TarReader
+from osm.data.tar import TRUNCATED, Member, TarReader
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.files import check_regular_file
 from osm.storage.cache import FileCache, open_whole
 from osm.storage.locations import is_remote, public
 
-MAX_MEMBER_BYTES = 256 << 20  # of a member, and of all that are read of a sample
+MAX_MEMBER_BYTES = 256 << 20  # limit for a member, and for all members of a sample together
 SUFFIX = ".index.json"
-"""What the name of a shard's index ends with."""
+"""Ending of the file name of a shard's index."""
 MEMBERS = ("jpg", "jpeg", "image.png", "png", "part.png", "whole.png", "tif", "json")
-GONE = "it was there when the run began: put it back, and the same command goes on"
+RESUME_HINT = "it existed when the run began; put it back and run the same command to resume"
 
 
 @dataclass
 class RawSample:
-    """One sample as it lies in the shard: member bytes by extension."""
+    """One undecoded sample of a shard: the bytes of its members by extension."""
 
     shard: str
     key: str
@@ -35,7 +36,7 @@ class RawSample:
 
     @property
     def cache_key(self) -> str:
-        """The key with a hash of the members: what is cached of a sample is not taken for that of a changed one."""
+        """Return the key with a hash of the members, so that a changed sample never matches an old cache entry."""
         digest = hashlib.sha256()
         for extension, data in sorted(self.members.items()):
             digest.update(f"{extension} {len(data)} ".encode() + data)
@@ -43,42 +44,46 @@ class RawSample:
 
 
 @dataclass
-class Span:
-    """Where a sample lies in its shard: from the first byte of its first header to before `stop`.
+class SampleSpan:
+    """The byte range of a sample in its shard.
 
     Attributes:
-        of_all: what global headers say of its members.
+        key: key of the sample.
+        start: offset of the first byte of its first tar header.
+        stop: offset of the first byte after the sample.
+        members: its tar members by extension.
+        global_headers: fields of preceding global pax headers, which apply to its members.
     """
 
     key: str
     start: int
     stop: int = 0
     members: dict[str, Member] = field(default_factory=dict)
-    of_all: dict[str, str] = field(default_factory=dict)
+    global_headers: dict[str, str] = field(default_factory=dict)
 
 
 def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSample | SampleError]:
-    """The samples of a shard in order; what cannot be read comes as an error in its place, and the rest goes on.
+    """Yield the samples of a shard in order. An unreadable sample is yielded as a SampleError in its position.
 
-    A remote shard is fetched whole first, to the cache, or else to a temporary file.
+    A remote shard is first downloaded whole, to the cache or else to a temporary file.
 
-    The errors' reasons: `broken_tar` (where the shard ends for us), and for a sample that is left out
-    `member_too_large`, `member_not_a_file` and `member_twice`.
+    The reasons of the errors are `broken_tar`, after which the rest of the shard is skipped, and `member_too_large`,
+    `member_not_a_file` and `member_twice`, which skip one sample.
 
     Raises:
-        RunStopped: the shard is gone, or the disk or the server does not give its bytes.
+        RunStopped: the shard does not exist, or reading it from the disk or the server fails.
     """
-    check_there(location)
+    check_regular_shard(location)
     name = public(location)
     try:
-        with shard_stays(location), _opened(location, cache) as stream:
+        with stop_run_on_io_error(location), _opened(location, cache) as stream:
             tar = TarReader(stream)
-            for found in walk(name, tar):
+            for found in iter_spans(name, tar):
                 yield found if isinstance(found, SampleError) else read_span(name, tar, found)
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, OsmError):
             raise
-        # The sample in progress may lack members: it is dropped with the rest of the shard.
+        # The current sample may lack members, so it is dropped with the rest of the shard.
         yield SampleError("broken_tar", f"{name}: {error}")
 
 
@@ -89,42 +94,48 @@ def _opened(location: str, cache: FileCache | None) -> AbstractContextManager[Bi
 
 
 @contextmanager
-def shard_stays(location: str) -> Iterator[None]:
-    """A shard that is gone, or whose bytes the disk does not give, ends the run.
+def stop_run_on_io_error(location: str) -> Iterator[None]:
+    """Convert an OSError inside the context, such as a missing shard or a failing disk, to RunStopped.
 
-    That is no fault of its content: without it other samples would follow, and the run could not be repeated.
+    Such a shard is not skipped like a damaged sample, because the order of samples would then depend on the failure
+    and the run could not be reproduced.
     """
     try:
         yield
     except FileNotFoundError:
-        raise RunStopped(f"shard {public(location)}: there is no such file; {GONE}") from None
+        raise RunStopped(f"shard {public(location)}: there is no such file; {RESUME_HINT}") from None
     except OSError as error:
-        raise RunStopped(f"shard {public(location)}: {error.strerror or error}; {GONE}") from None
+        raise RunStopped(f"shard {public(location)}: {error.strerror or error}; {RESUME_HINT}") from None
 
 
-def check_there(location: str) -> None:
-    """Raises RunStopped where a local shard is a folder, FIFO or device now."""
+def check_regular_shard(location: str) -> None:
+    """Raise RunStopped if a local shard is now a folder, a FIFO or a device."""
     if is_remote(location):
         return
     try:
         check_regular_file(location, "shard")
     except OsmError as error:
-        raise RunStopped(f"{error}; {GONE}") from None
+        raise RunStopped(f"{error}; {RESUME_HINT}") from None
 
 
-def read_span(name: str, tar: TarReader, span: Span) -> RawSample:
-    """Returns a sample with the bytes of its members."""
+def read_span(name: str, tar: TarReader, span: SampleSpan) -> RawSample:
+    """Read the members of a sample and return it."""
     return RawSample(name, span.key, {extension: tar.read(member) for extension, member in span.members.items()})
 
 
-def walk(name: str, tar: TarReader) -> Iterator[Span | SampleError]:
-    """The samples of an open shard by its headers alone; see `read_shard`.
+def iter_spans(name: str, tar: TarReader) -> Iterator[SampleSpan | SampleError]:
+    """Yield the byte ranges of the samples of an open shard. Only headers are read.
+
+    An unreadable sample is yielded as a SampleError; see `read_shard` for the reasons.
+
+    Args:
+        name: name of the shard for messages.
 
     Raises:
-        tarfile.TarError: the file ends within a member that belongs to a sample; that sample is not to be had.
+        tarfile.TarError: the file ends within a member of a sample. That sample cannot be read.
     """
-    current: Span | None = None
-    left_out = None  # the key of the sample whose further members are passed over
+    current: SampleSpan | None = None
+    skipped_key = None  # further members of this sample are ignored
     for member in tar:
         folder, _, file = member.name.rpartition("/")
         stem, _, extension = file.partition(".")
@@ -134,17 +145,17 @@ def walk(name: str, tar: TarReader) -> Iterator[Span | SampleError]:
         if current is not None and key != current.key:
             yield current
             current = None
-        if key == left_out:
+        if key == skipped_key:
             continue
         if current is None:
-            current, left_out = Span(key, member.header, of_all=dict(tar.of_all)), None
-        fault = _fault(name, member, extension, current)
+            current, skipped_key = SampleSpan(key, member.header, global_headers=dict(tar.global_headers)), None
+        fault = _member_fault(name, member, extension, current)
         if fault is not None:
             yield fault
-            current, left_out = None, key
+            current, skipped_key = None, key
             continue
         if member.start + member.size > tar.length:
-            raise tarfile.ReadError("it ends, or cannot be read on, without an end mark")
+            raise tarfile.ReadError(TRUNCATED)
         current.members[extension], current.stop = member, member.end
     if current is not None:
         yield current
@@ -152,13 +163,16 @@ def walk(name: str, tar: TarReader) -> Iterator[Span | SampleError]:
         yield SampleError("broken_tar", f"{name}: {tar.fault}")
 
 
-def _fault(name: str, member: Member, extension: str, sample: Span) -> SampleError | None:
-    """Why a sample with such a member is left out."""
+def _member_fault(name: str, member: Member, extension: str, sample: SampleSpan) -> SampleError | None:
+    """Return the error for which a sample with this member is skipped, or None if the member is valid."""
     where = f"{name}: {member.name!r}"
-    if not member.plain:
+    if not member.is_regular:
         return SampleError("member_not_a_file", f"{where} is a link, a folder, a device or a sparse file")
     if extension in sample.members:
-        return SampleError("member_twice", f"{where} is there twice; which one belongs to the sample is not known")
+        return SampleError("member_twice", f"{where} occurs twice, so the sample is ambiguous")
     if member.size + sum(other.size for other in sample.members.values()) > MAX_MEMBER_BYTES:
-        return SampleError("member_too_large", f"{where} has {member.size} bytes, too many for a member or its sample")
+        return SampleError(
+            "member_too_large",
+            f"{where} has {member.size} bytes; a sample may have at most {MAX_MEMBER_BYTES} bytes",
+        )
     return None

@@ -1,12 +1,10 @@
-"""The stages of the training stream, each a stage of a `webdataset.DataPipeline`:
+"""The stages of the training stream. Each one is a stage of a `webdataset.DataPipeline`:
 
     ShardPlan -> SeededShuffle -> Resume -> ReadSamples -> ToSample -> ToBatch
 
-The order of samples is decided by their places alone, before anything is read. So a lane (one worker of one rank) reads
-its own samples' bytes only, and a resumed run skips what came before its place without reading it. One generator makes
-every draw of a lane, in the order of its samples.
-
-Shapes: N images, R rows (masks), S input size.
+The order of samples is determined from shard indexes before any sample is read. A lane is the stream of one data-loader
+worker on one rank. Each lane therefore reads only its own samples, and a resumed run skips earlier samples without
+reading them. Each lane has one random generator, which is used in the order of its samples.
 """
 
 from __future__ import annotations
@@ -23,11 +21,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from osm.data.batch import Batch, batch_of
+from osm.data.batch import Batch, make_batch
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
-from osm.data.shard_index import Indexes, is_held_out
-from osm.data.shard_reader import ShardReader
+from osm.data.shard_index import Indexes, ShardReader, is_held_out
 from osm.data.shards import MAX_MEMBER_BYTES, MEMBERS, RawSample
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError
@@ -37,17 +34,22 @@ from osm.storage.locations import is_remote, public_text
 
 T = TypeVar("T")
 MAX_SKIPS_IN_A_ROW = 1000
-_AHEAD = 16
-"""Samples of remote shards that are fetched before their turn."""
+_READ_AHEAD = 16
+"""Number of samples of remote shards that are prefetched."""
 _THREADS = 4
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One of the streams that a set is dealt out to: a worker of a rank, in an epoch.
+    """Identifies the stream of one data-loader worker on one rank in one epoch.
 
     Attributes:
-        dataset: the set's name. salt: another one draws other samples of the same epoch.
+        dataset: name of the dataset.
+        seed: seed of the run.
+        epoch: index of the epoch.
+        rank, world_size: rank of the process and number of ranks.
+        worker, workers: index of the worker in its rank and number of workers per rank.
+        salt: extra seeds. A different salt draws different samples for the same epoch.
     """
 
     dataset: str
@@ -61,45 +63,60 @@ class Lane:
 
     @property
     def number(self) -> int:
-        """Its place among all lanes of the run."""
+        """Index of this lane among all lanes of the run."""
         return self.rank * self.workers + self.worker
 
     @property
     def count(self) -> int:
-        """How many lanes the run has."""
+        """Number of lanes of the run."""
         return self.world_size * self.workers
 
     def generator(self) -> np.random.Generator:
-        """Its own generator."""
-        # The dataset's name is part of the key, so that two sets in the same shards do not walk in step.
+        """Return a new generator for the draws of this lane."""
+        # The name of the dataset is part of the seed, so that two datasets with the same shards use different orders.
         name = int.from_bytes(self.dataset.encode(), "big")
         return np.random.default_rng([self.seed, self.epoch, self.rank, self.worker, name, *self.salt])
 
     def shared_generator(self) -> np.random.Generator:
-        """The same one for all lanes of an epoch: their deals agree."""
+        """Return a new generator that is identical in all lanes of an epoch, so that all lanes shuffle alike."""
         return np.random.default_rng([self.seed, self.epoch, *self.salt])
 
 
-class Place(NamedTuple):
-    """Where a sample lies: which shard of the run, and which sample of it."""
+class SamplePlace(NamedTuple):
+    """The position of a sample: index of its shard in the run, and number of the sample in this shard."""
 
     shard: int
     number: int
 
 
-class Drawn(NamedTuple):
-    """A sample (or its place) of a lane, with its number in the lane, from 1, and what its draws are seeded with."""
+class DrawnSample(NamedTuple):
+    """A sample of a lane, or its position before it is read.
 
-    what: Any
+    Attributes:
+        item: a SamplePlace, and after reading a RawSample or SampleError.
+        number: number of the sample in the lane, starting at 1.
+        seeds: seeds of the generator that makes the draws for this sample, int64 (4).
+    """
+
+    item: Any
     number: int
     seeds: np.ndarray
 
 
 class ShardPlan:
-    """Endless places of samples: of shards drawn with replacement, or of every shard once a pass, dealt to all lanes.
+    """Yields an endless sequence of sample positions for one lane.
 
     Args:
-        rng: the lane's.
+        shards: locations of the shards.
+        indexes: indexes of the shards.
+        lane: the lane whose positions are yielded.
+        rng: generator of the lane.
+        resampled: if true, the lane draws whole shards with replacement. If false, each pass visits every shard once,
+            and its samples are distributed over all lanes.
+        held_out_share: share of the samples that is held out from training.
+
+    Raises:
+        OsmError: the shards contain no sample to train on.
     """
 
     def __init__(
@@ -114,44 +131,44 @@ class ShardPlan:
         self.shards, self.indexes, self.lane, self.rng = shards, indexes, lane, rng
         self.resampled, self.share = resampled, held_out_share
 
-    def __call__(self) -> Iterator[Place]:
+    def __call__(self) -> Iterator[SamplePlace]:
         return self._with_replacement() if self.resampled else self._passes()
 
-    def _with_replacement(self) -> Iterator[Place]:
+    def _with_replacement(self) -> Iterator[SamplePlace]:
         empty = 0
         while True:
             empty += 1
             shard = int(self.rng.integers(len(self.shards)))
-            for number in self._trained_on(shard):
+            for number in self._training_numbers(shard):
                 empty = 0
-                yield Place(shard, int(number))
-            check_some(empty < MAX_SKIPS_IN_A_ROW, self.lane.dataset, self.share, len(self.shards))
+                yield SamplePlace(shard, int(number))
+            require_samples(empty < MAX_SKIPS_IN_A_ROW, self.lane.dataset, self.share, len(self.shards))
 
-    def _passes(self) -> Iterator[Place]:
+    def _passes(self) -> Iterator[SamplePlace]:
         shared = self.lane.shared_generator()
         position = 0
         while True:
             for shard in shared.permutation(len(self.shards)):
-                numbers = self._trained_on(int(shard))
+                numbers = self._training_numbers(int(shard))
                 first = (self.lane.number - position) % self.lane.count
                 position += len(numbers)
                 for number in numbers[first :: self.lane.count]:
-                    yield Place(int(shard), int(number))
-            check_some(position > 0, self.lane.dataset, self.share, len(self.shards))
+                    yield SamplePlace(int(shard), int(number))
+            require_samples(position > 0, self.lane.dataset, self.share, len(self.shards))
 
-    def _trained_on(self, shard: int) -> np.ndarray:
-        return self.indexes[self.shards[shard]].trained_on(self.share)
+    def _training_numbers(self, shard: int) -> np.ndarray:
+        return self.indexes[self.shards[shard]].training_numbers(self.share)
 
 
-def check_some(found: bool, name: str, share: float, shards: int) -> None:
-    """Raises OsmError where a set has no sample to train on."""
+def require_samples(found: bool, name: str, share: float, shards: int) -> None:
+    """Raise OsmError if no sample was found to train on."""
     if not found:
-        left = f" that --held_out_share {share} leaves" if share else ""
-        raise OsmError(f"--{name}_shards: no sample{left} in {shards} shard(s)")
+        remaining = f" that --held_out_share {share} leaves" if share else ""
+        raise OsmError(f"--{name}_shards: no sample{remaining} in {shards} shard(s)")
 
 
 class SeededShuffle:
-    """A shuffle buffer whose order the lane's generator decides."""
+    """A shuffle buffer whose order is determined by the generator of the lane."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng, self.size = rng, size
@@ -168,54 +185,56 @@ class SeededShuffle:
 
 
 class Resume:
-    """Numbers what the lane draws and seeds it; the first `start` are drawn and not looked at."""
+    """Numbers and seeds the samples of a lane, and skips the first `start` samples without reading them."""
 
     def __init__(self, rng: np.random.Generator, start: int) -> None:
         self.rng, self.start = rng, start
 
-    def __call__(self, source: Iterable[Any]) -> Iterator[Drawn]:
-        for number, what in enumerate(source, 1):
+    def __call__(self, source: Iterable[Any]) -> Iterator[DrawnSample]:
+        for number, item in enumerate(source, 1):
             seeds = self.rng.integers(2**63, size=4)
             if number > self.start:
-                yield Drawn(what, number, seeds)
+                yield DrawnSample(item, number, seeds)
 
 
 class ReadSamples:
-    """Reads the sample at each place. Samples of remote shards are fetched in parallel, a few ahead of their turn.
+    """Reads the sample at each position. Samples of remote shards are prefetched by several threads.
 
     Args:
-        cache: of remote shards.
+        shards: locations of the shards.
+        indexes: indexes of the shards.
+        cache: cache of remote shards; None reads them by range requests.
     """
 
     def __init__(self, shards: Sequence[str], indexes: Indexes, cache: FileCache | None = None) -> None:
         self.shards, self.indexes, self.cache = shards, indexes, cache
 
-    def __call__(self, source: Iterable[Drawn]) -> Iterator[Drawn]:
+    def __call__(self, source: Iterable[DrawnSample]) -> Iterator[DrawnSample]:
         if any(map(is_remote, self.shards)):
-            yield from self._ahead(source)
+            yield from self._read_ahead(source)
             return
         reader = ShardReader()
         try:
             for drawn in source:
-                yield drawn._replace(what=self._read(reader, drawn.what))
+                yield drawn._replace(item=self._read(reader, drawn.item))
         finally:
             reader.close()
 
-    def _read(self, reader: ShardReader, place: Place) -> RawSample | SampleError:
+    def _read(self, reader: ShardReader, place: SamplePlace) -> RawSample | SampleError:
         return reader.read(self.indexes[self.shards[place.shard]], place.number)
 
-    def _ahead(self, source: Iterable[Drawn]) -> Iterator[Drawn]:
+    def _read_ahead(self, source: Iterable[DrawnSample]) -> Iterator[DrawnSample]:
         fetcher = _Fetcher(self._read, self.cache)
-        waiting: deque[tuple[Drawn, Future[RawSample | SampleError]]] = deque()
+        waiting: deque[tuple[DrawnSample, Future[RawSample | SampleError]]] = deque()
         try:
             for drawn in source:
-                waiting.append((drawn, fetcher.submit(drawn.what)))
-                if len(waiting) > _AHEAD:
+                waiting.append((drawn, fetcher.submit(drawn.item)))
+                if len(waiting) > _READ_AHEAD:
                     first, fetched = waiting.popleft()
-                    yield first._replace(what=fetched.result())
+                    yield first._replace(item=fetched.result())
             while waiting:
                 first, fetched = waiting.popleft()
-                yield first._replace(what=fetched.result())
+                yield first._replace(item=fetched.result())
         finally:
             for _, fetched in waiting:
                 fetched.cancel()
@@ -223,24 +242,27 @@ class ReadSamples:
 
 
 class _Fetcher:
-    """Threads that read samples before their turn, each with a reader of its own.
+    """A pool of threads that prefetch samples. Each thread has its own reader.
 
-    They are daemons, unlike those of a ThreadPoolExecutor: a server that stalls does not hold up the end of a process.
+    The threads are daemons, unlike the threads of a ThreadPoolExecutor, so that a stalled server does not block the
+    exit of the process.
     """
 
-    def __init__(self, read: Callable[[ShardReader, Place], RawSample | SampleError], cache: FileCache | None) -> None:
+    def __init__(
+        self, read: Callable[[ShardReader, SamplePlace], RawSample | SampleError], cache: FileCache | None
+    ) -> None:
         self._read, self._cache = read, cache
-        self._todo: queue.SimpleQueue[tuple[Future[RawSample | SampleError], Place] | None] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[tuple[Future[RawSample | SampleError], SamplePlace] | None] = queue.SimpleQueue()
         for _ in range(_THREADS):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def submit(self, place: Place) -> Future[RawSample | SampleError]:
+    def submit(self, place: SamplePlace) -> Future[RawSample | SampleError]:
         future: Future[RawSample | SampleError] = Future()
         self._todo.put((future, place))
         return future
 
     def close(self) -> None:
-        """Lets each thread end after what it is reading."""
+        """Stop each thread after the sample that it is reading."""
         for _ in range(_THREADS):
             self._todo.put(None)
 
@@ -260,11 +282,17 @@ class _Fetcher:
 
 
 class UserSamples:
-    """The samples of a user's own pipeline, pass after pass, as ours.
+    """Yields the samples of a user-defined pipeline as RawSample, in endless passes.
 
     Args:
-        make: returns an iterable of webdataset's samples: `__key__`, and the members' bytes by extension.
-        where: begins messages, such as "--pipeline mine:samples".
+        make: returns an iterable of webdataset samples for one pass: mappings with `__key__` and the bytes of the
+            members by extension.
+        where: prefix of messages, such as "--pipeline mine:samples".
+        name: name of the dataset.
+        share: share of the samples that is held out from training.
+
+    Raises:
+        OsmError: the pipeline raised an exception, yielded something else, or yielded no sample to train on.
     """
 
     def __init__(self, make: Callable[[], Iterable[Mapping[str, Any]]], where: str, name: str, share: float) -> None:
@@ -280,8 +308,8 @@ class UserSamples:
                 found = True
                 yield raw
             if not found:
-                left = f" that --held_out_share {self.share} leaves" if self.share else ""
-                raise OsmError(f"{self.where}: it gave no sample{left} for {self.name}")
+                remaining = f" that --held_out_share {self.share} leaves" if self.share else ""
+                raise OsmError(f"{self.where}: it yielded no sample{remaining} for {self.name}")
 
     def _pass(self) -> Iterator[Mapping[str, Any]]:
         try:
@@ -289,7 +317,7 @@ class UserSamples:
         except OsmError:
             raise
         except Exception as error:
-            raise OsmError(f"{self.where}: {raised(error)}") from None
+            raise OsmError(f"{self.where}: {describe_exception(error)}") from None
 
     def _raw(self, given: Mapping[str, Any]) -> RawSample:
         if not isinstance(given, Mapping) or not isinstance(given.get("__key__"), str):
@@ -302,27 +330,33 @@ class UserSamples:
                 continue
             if not isinstance(value, bytes):
                 raise OsmError(
-                    f"{self.where}: sample {raw.key!r}: member {name!r} is a {type(value).__name__}, expected its "
-                    "bytes (leave .decode() out)"
+                    f"{self.where}: sample {raw.key!r}: member {name!r} is of type {type(value).__name__}, expected "
+                    "bytes (remove .decode() from the pipeline)"
                 )
             raw.members[name.lower()] = value
         if sum(map(len, raw.members.values())) > MAX_MEMBER_BYTES:
-            raise OsmError(f"{self.where}: sample {raw.key!r} has over {MAX_MEMBER_BYTES} bytes")
+            raise OsmError(f"{self.where}: sample {raw.key!r} has over {MAX_MEMBER_BYTES} bytes, which is the limit")
         return raw
 
 
-def raised(error: BaseException) -> str:
-    """What a user's own code raised, and where."""
+def describe_exception(error: BaseException) -> str:
+    """Describe an exception from user code: its type, message, file and line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"it raised {type(error).__name__}: {public_text(str(error))[:300]}{place}"
 
 
 class ToSample:
-    """Raw samples become samples that a batch can be made of; what cannot be used is counted and left out.
+    """Decodes raw samples and makes training samples of them. Unusable samples are counted and skipped.
 
     Args:
-        skipped: counts what is left out, by reason.
+        dataset: the dataset that the samples belong to.
+        transform: makes the training samples.
+        skipped: receives the number of skipped samples, by reason.
+        cache: the feature cache, if one is used.
+
+    Raises:
+        OsmError: 1000 consecutive samples were unusable.
     """
 
     def __init__(
@@ -330,11 +364,11 @@ class ToSample:
     ) -> None:
         self.dataset, self.transform, self.skipped, self.cache = dataset, transform, skipped, cache
 
-    def __call__(self, source: Iterable[Drawn]) -> Iterator[tuple[Sample, int]]:
+    def __call__(self, source: Iterable[DrawnSample]) -> Iterator[tuple[Sample, int]]:
         in_a_row = 0
         for drawn in source:
             try:
-                sample, faults = self._sample(drawn.what, np.random.default_rng(drawn.seeds))
+                sample, faults = self._sample(drawn.item, np.random.default_rng(drawn.seeds))
                 in_a_row = 0
                 self.skipped.update(faults)
                 yield sample, drawn.number
@@ -344,7 +378,8 @@ class ToSample:
                 if in_a_row == MAX_SKIPS_IN_A_ROW:
                     raise OsmError(
                         f"--{self.dataset.name}_shards: {in_a_row} samples in a row were unusable "
-                        f"({dict(self.skipped)}); the last: {error}. Is form {self.dataset.form!r} right for this set?"
+                        f"({dict(self.skipped)}); the last: {error}. "
+                        f"Is form {self.dataset.form!r} right for this dataset?"
                     ) from None
 
     def _sample(self, raw: RawSample | SampleError, rng: np.random.Generator) -> tuple[Sample, Counter[str]]:
@@ -355,15 +390,21 @@ class ToSample:
         if self.cache is not None:
             sample.cache_key = raw.cache_key
         for prompt, target in zip(sample.prompts, sample.targets, strict=True):
-            self.transform.processor.training_row(prompt, target)  # raises where the text is too long
+            self.transform.processor.training_row(prompt, target)  # raises SampleError if the answer is too long
         return sample, scene.faults()
 
 
 class ToBatch:
-    """Samples become the batches of a worker.
+    """Collates samples to the batches of one worker.
 
     Args:
-        places: of its batches in the rank's epoch. worker: whose samples they are.
+        dataset: the dataset that the samples belong to.
+        transform: its processor tokenizes the texts.
+        size: number of samples per batch.
+        places: indexes of the batches of this worker among all batches of the rank's epoch.
+        worker: index of the worker, which is recorded in the batches.
+        skipped: number of skipped samples by reason. It is moved into each batch and then reset.
+        cache: the feature cache that holds the vision tokens, if one is used.
     """
 
     def __init__(
@@ -381,13 +422,13 @@ class ToBatch:
 
     def __call__(self, source: Iterable[tuple[Sample, int]]) -> Iterator[Batch]:
         samples = iter(source)
-        for place in self.places:
+        for number in self.places:
             chosen, drawn = [], 0
             for _ in range(self.size):
                 sample, drawn = next(samples)
                 chosen.append(sample)
-            batch = batch_of(
-                chosen, self.dataset.name, self.transform.processor, self.transform.config.supervise, place
+            batch = make_batch(
+                chosen, self.dataset.name, self.transform.processor, self.transform.config.supervise, number
             )
             if self.cache is not None:
                 parts = [self.cache.load(self.dataset.cache_name, s.cache_key, s.cached_view) for s in chosen]

@@ -1,15 +1,22 @@
-"""A set's training stream, decided by (seed, epoch, rank, worker) alone: its stages put together, and its epochs."""
+"""The training stream of a dataset: it connects the stages and serves epochs of batches through DataLoader workers.
+
+The stream is fully determined by (seed, epoch, rank, worker).
+"""
 
 from __future__ import annotations
 
 import importlib
 import math
+import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset import DataPipeline
 
@@ -17,19 +24,32 @@ from osm.data.batch import Batch
 from osm.data.feature_cache import FeatureCache
 from osm.data.sample import Sample, SampleTransform
 from osm.data.shard_index import Indexes
-from osm.data.stages import Lane, ReadSamples, Resume, SeededShuffle, ShardPlan, ToBatch, ToSample, UserSamples, raised
-from osm.data.workers import WorkerFailed, quiet_worker
+from osm.data.stages import (
+    Lane,
+    ReadSamples,
+    Resume,
+    SeededShuffle,
+    ShardPlan,
+    ToBatch,
+    ToSample,
+    UserSamples,
+    describe_exception,
+)
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.storage.cache import FileCache
 
+_SIGTERM_GRACE_SECONDS = 60.0  # time that a worker keeps running after SIGTERM
+
 
 @dataclass(frozen=True)
 class Position:
-    """How far the stream of one rank has come in an epoch.
+    """The progress of one rank's stream in an epoch.
 
     Attributes:
-        batches: that were taken of it. drawn: worker -> samples drawn by the last batch taken of it, bad ones included.
+        batches: number of batches consumed.
+        drawn: worker index -> number of samples, including skipped ones, that the worker had drawn when it finished its
+            last consumed batch.
     """
 
     batches: int = 0
@@ -38,12 +58,19 @@ class Position:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Where a set's samples come from and how they are drawn.
+    """Settings of a dataset's stream: where its samples come from and how they are drawn.
 
     Attributes:
-        held_out_share: of the samples, chosen by their keys: kept for evaluation, and never trained on.
-        shard_cache: a folder for copies of remote shards; empty = none. shard_cache_bytes: that it may hold.
-        pipeline: `module:function`, a pipeline of the user's own instead of our reading and shuffling.
+        shards: locations of the shards.
+        batch_size: number of samples per batch and rank.
+        samples_per_epoch: number of samples per epoch over all ranks.
+        seed: seed of the run.
+        resampled: whether shards are drawn with replacement.
+        shuffle_buffer: size of the shuffle buffer in samples.
+        held_out_share: share of the samples, selected by their keys, that is held out for evaluation.
+        shard_cache: folder for copies of remote shards; empty disables the cache.
+        shard_cache_bytes: size limit of this folder; 0 means unlimited.
+        pipeline: `module:function` of a user-defined pipeline that replaces reading and shuffling; empty for none.
     """
 
     shards: tuple[str, ...]
@@ -59,7 +86,10 @@ class StreamConfig:
 
 
 def batches_per_epoch(samples: int, batch_size: int, world_size: int, workers: int) -> int:
-    """The published count: ceil(samples / (batch x ranks)), then ceil per worker, times workers."""
+    """Return the number of batches per epoch and rank, as published.
+
+    It is ceil(samples / (batch size x ranks)), rounded up to a multiple of the number of workers.
+    """
     workers = max(1, workers)
     return math.ceil(math.ceil(samples / (batch_size * world_size)) / workers) * workers
 
@@ -68,10 +98,12 @@ UserPipeline = Callable[[Sequence[str], Lane], Iterable[Mapping[str, Any]]]
 
 
 def user_pipeline(name: str) -> UserPipeline:
-    """The function that `--pipeline module:function` names: (shards, lane) -> webdataset's samples of one pass.
+    """Import the function that `--pipeline module:function` names.
+
+    The function takes (shards, lane) and returns the webdataset samples of one pass.
 
     Raises:
-        OsmError: there is no such module or function.
+        OsmError: the name is malformed, or the module cannot be imported or has no such function.
     """
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
@@ -81,14 +113,18 @@ def user_pipeline(name: str) -> UserPipeline:
     except ImportError as error:
         raise OsmError(f"--pipeline {name!r}: {error}; is its folder in PYTHONPATH?") from None
     except (Exception, SystemExit) as error:
-        raise OsmError(f"--pipeline {name!r}: {raised(error)}") from None
+        raise OsmError(f"--pipeline {name!r}: {describe_exception(error)}") from None
     if not callable(found):
         raise OsmError(f"--pipeline {name!r}: {module} has no function {function!r}")
     return found
 
 
 def shard_cache(folder: str, most: int) -> FileCache | None:
-    """The cache of remote shards in a folder, bounded by so many bytes (0 = not); None where no folder is given."""
+    """Create the cache of remote shards. Return None if `folder` is empty.
+
+    Args:
+        most: size limit in bytes; 0 means unlimited.
+    """
     if not folder:
         return None
     cache = FileCache(Path(folder), most or None)
@@ -96,8 +132,21 @@ def shard_cache(folder: str, most: int) -> FileCache | None:
     return cache
 
 
+@dataclass(frozen=True)
+class WorkerFailure:
+    """Replaces a batch if a worker fails. The training process then raises `error`."""
+
+    error: OsmError
+
+
 class SampleStream(IterableDataset):
-    """Batches of one set for one rank; each worker draws a stream of its own."""
+    """Iterates over the batches of one dataset for one rank. Each data-loader worker draws its own lane.
+
+    Attributes:
+        epoch: index of the epoch to iterate over.
+        start: position in the epoch at which the iteration starts.
+        salt: see `Lane`.
+    """
 
     def __init__(
         self,
@@ -115,7 +164,7 @@ class SampleStream(IterableDataset):
         self.indexes = indexes or Indexes()
         self.epoch = 0
         self.start = Position()
-        self.salt: tuple[int, ...] = ()  # another one draws other samples of the same epoch
+        self.salt: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is None:
@@ -123,19 +172,21 @@ class SampleStream(IterableDataset):
             return
         try:
             yield from self._batches()
-        except OsmError as error:  # raised here, it would reach the process that trains as the text of a traceback
-            yield WorkerFailed(error)  # type: ignore[misc]
+        except OsmError as error:  # a raised error would reach the training process only as the text of a traceback
+            yield WorkerFailure(error)  # type: ignore[misc]
 
     def lane(self, worker: int, workers: int) -> Lane:
-        """The lane of one of its workers."""
-        where = (self.epoch, self.rank, self.world_size, worker, workers, self.salt)
-        return Lane(self.dataset.name, self.config.seed, *where)
+        """Return the lane of a worker in the current epoch."""
+        return Lane(
+            self.dataset.name, self.config.seed, self.epoch, self.rank, self.world_size, worker, workers, self.salt
+        )
 
     def _batches(self) -> Iterator[Batch]:
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
         total = batches_per_epoch(self.config.samples_per_epoch, self.config.batch_size, self.world_size, workers)
-        # A DataLoader starts at worker 0: on resume, the worker whose turn it is takes that place.
+        # A DataLoader always starts with worker 0. On resume, the lanes are rotated such that worker 0 serves the lane
+        # whose batch is next.
         worker = (number + self.start.batches) % workers
         skipped: Counter[str] = Counter()
         places = range(self.start.batches + number, total, workers)
@@ -144,15 +195,16 @@ class SampleStream(IterableDataset):
         yield from DataPipeline(*self.stages(self.lane(worker, workers), skipped, start), to_batch)
 
     def samples(self, worker: int, workers: int, skipped: Counter[str], start: int = 0) -> Iterator[tuple[Sample, int]]:
-        """Endless samples of one worker, each with how many were drawn by then.
+        """Yield endless samples of one worker, each with the number of samples drawn so far.
 
         Args:
-            skipped: what is left out is counted there by reason. start: so many are drawn and not looked at.
+            skipped: receives the number of skipped samples, by reason.
+            start: number of samples to skip without reading them.
         """
         return iter(DataPipeline(*self.stages(self.lane(worker, workers), skipped, start)))
 
     def stages(self, lane: Lane, skipped: Counter[str], start: int) -> list[Callable[..., Iterator[Any]]]:
-        """The stages up to samples."""
+        """Return the pipeline stages that produce samples; see `samples` for the arguments."""
         rng, config = lane.generator(), self.config
         to_sample = ToSample(self.dataset, self.transform, skipped, self.cache)
         if config.pipeline:
@@ -171,10 +223,18 @@ class SampleStream(IterableDataset):
 
 
 class EpochLoader:
-    """The batches of one set for one process, epoch by epoch, and how far they have been taken.
+    """Loads the batches of one dataset for one process, epoch by epoch, and records the position in the epoch.
 
-    With `emulate` > 0 this process draws the streams of several ranks, as many as it takes to make `emulate` in all:
-    the samples of a larger run on fewer processes.
+    Args:
+        workers: number of data-loader workers per stream; 0 loads in this process.
+        cache: the feature cache, if one is used.
+        emulate: world size to emulate. With `emulate` > 0, each process draws the streams of several ranks, so that
+            fewer processes consume the same samples as a run with `emulate` ranks.
+        pin_memory: whether to copy batches to pinned memory.
+        indexes: indexes of the shards; None creates new ones.
+
+    Raises:
+        OsmError: `emulate` is not a multiple of `world_size`.
     """
 
     def __init__(
@@ -202,13 +262,15 @@ class EpochLoader:
         self.batches = batches_per_epoch(config.samples_per_epoch, config.batch_size, streams, workers)
         self._taken = 0
         self._iterators: list[Any] = []
-        self._drawn: dict[int, dict[int, int]] = {}  # stream -> worker -> samples
+        self._drawn: dict[int, dict[int, int]] = {}  # stream -> worker -> number of samples drawn
 
     def epoch(self, number: int, start: Mapping[int, Position] | None = None, salt: int = 0) -> Iterator[list[Batch]]:
-        """For each step of an epoch the batches of this process's streams.
+        """Yield the batches of this process for each step of an epoch: one batch per stream.
 
         Args:
-            start: stream -> how far it had come. salt: other than 0, other samples of the same epoch are drawn.
+            number: index of the epoch.
+            start: position of each stream to resume from, by the emulated rank of the stream.
+            salt: a nonzero value draws different samples for the same epoch.
         """
         self.close()
         self._drawn = {}
@@ -217,13 +279,13 @@ class EpochLoader:
             stream.start = (start or {}).get(stream.rank, Position())
             self._taken = stream.start.batches
             self._drawn[stream.rank] = dict(stream.start.drawn)
-            # Workers fork before any thread pool has run in them; their own torch threads would fight over the cores.
-            options: dict[str, Any] = {"worker_init_fn": quiet_worker, "pin_memory": self.pin_memory}
+            # `init_worker` limits each worker to one torch thread, because the workers would compete for the cores.
+            options: dict[str, Any] = {"worker_init_fn": init_worker, "pin_memory": self.pin_memory}
             self._iterators.append(iter(DataLoader(stream, batch_size=None, num_workers=self.workers, **options)))
-        return self._counted(zip(*self._iterators, strict=True))
+        return self._track_positions(zip(*self._iterators, strict=True))
 
     def close(self) -> None:
-        """Ends the workers of the last epoch, whatever they are at."""
+        """Terminate the workers of the last epoch immediately."""
         for iterator in self._iterators:
             if hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()
@@ -232,10 +294,10 @@ class EpochLoader:
                         worker.kill()
         self._iterators = []
 
-    def _counted(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[list[Batch]]:
+    def _track_positions(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[list[Batch]]:
         for parts in batches:
             for part in parts:
-                if isinstance(part, WorkerFailed):
+                if isinstance(part, WorkerFailure):
                     raise part.error
             self._taken += 1
             for stream, batch in zip(self.streams, parts, strict=True):
@@ -243,5 +305,19 @@ class EpochLoader:
             yield list(parts)
 
     def positions(self) -> dict[int, Position]:
-        """Stream -> how far it has been taken; what is made in advance does not count."""
+        """Return the position of each stream, by the emulated rank of the stream. Prefetched batches do not count."""
         return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
+
+
+def init_worker(_: int) -> None:
+    """Initialize a data-loader worker: use one torch thread, ignore SIGINT and delay SIGTERM."""
+    torch.set_num_threads(1)
+    # A signal to the process group is meant for the training process, which needs its workers to finish the step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit_later)
+
+
+def _exit_later(*_: Any) -> None:
+    timer = threading.Timer(_SIGTERM_GRACE_SECONDS, os._exit, (0,))
+    timer.daemon = True  # a worker that finishes earlier exits without waiting for the timer
+    timer.start()

@@ -1,7 +1,7 @@
-"""The members of a tar file that nobody has checked.
+"""Iterate over the members of an untrusted tar file.
 
-Not `tarfile`'s own walk, which trusts what headers claim: it reads extended headers into memory however large they say
-they are, goes from one to the next by recursion, and keeps a record of every member.
+The iteration of the standard `tarfile` module trusts the headers: it reads extended headers of any claimed size into
+memory, follows chains of headers by recursion, and keeps a record of every member. This reader bounds all of these.
 """
 
 from __future__ import annotations
@@ -13,55 +13,61 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
-MAX_EXTENDED_BYTES = 1 << 20  # of one extended header: a path of a few thousand bytes, and attributes
+MAX_EXTENDED_BYTES = 1 << 20  # limit for one extended header, which holds a path of a few thousand bytes and attributes
 MAX_NAME = 4096
-_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-# What has no data after its header, whatever size that names.
-_BARE = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
+TRUNCATED = "it is truncated or has no end mark"
+_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+# Members of these types have no data after their header, even if the header claims a size.
+_WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 _EXTENDED = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE),
 )
 _SPARSE = "GNU.sparse."
-_MORE_IN_HEADER, _MORE_IN_BLOCK = 482, 504  # where a sparse file's map says that it goes on
+_MORE_IN_HEADER, _MORE_IN_BLOCK = 482, 504  # offsets of the flag that the map of a sparse file continues
 
 
 @dataclass(frozen=True)
 class Member:
-    """One member: `size` bytes at `start`, if the file is as long as that.
+    """One member of a tar file. All offsets are in bytes.
 
     Attributes:
-        plain: false for links, folders, devices, and sparse files (whose bytes are not those of the file).
-        header: where its first header begins. end: where what follows it begins.
+        name: its path in the archive.
+        start: offset of its data. The file may be too short to contain the data.
+        size: size of its data in bytes.
+        is_regular: false for links, folders, devices and sparse files. The stored bytes of a sparse file differ from
+            its content.
+        header: offset of its first header.
+        end: offset of the next member's first header.
     """
 
     name: str
     start: int
     size: int
-    plain: bool
+    is_regular: bool
     header: int
     end: int
 
 
 class TarReader:
-    """Goes through the members of an open tar file, in constant memory.
+    """Iterates over the members of an open tar file in constant memory.
 
     Args:
-        start, stop: only what lies between; `stop` None = to the archive's end mark.
-        of_all: what global headers before `start` said of the members after them.
+        start, stop: byte range to read. `stop` None means up to the end mark of the archive.
+        global_headers: fields of the global pax headers before `start`.
 
     Attributes:
-        length: bytes of the file.
-        of_all: the same, by now.
-        fault: after the last member, why the archive does not end there as it should; empty where it does.
+        length: size of the file in bytes.
+        global_headers: fields of all global pax headers that were read so far, or passed to the constructor.
+        fault: after the iteration, why the archive does not end correctly; empty if it does.
     """
 
     def __init__(
-        self, stream: BinaryIO, start: int = 0, stop: int | None = None, of_all: Mapping[str, str] | None = None
+        self, stream: BinaryIO, start: int = 0, stop: int | None = None, global_headers: Mapping[str, str] | None = None
     ) -> None:
         self._stream, self._start, self._stop = stream, start, stop
         self.length = stream.seek(0, os.SEEK_END)
-        self.of_all = dict(of_all or {})
+        self.global_headers = dict(global_headers or {})
         self.fault = ""
 
     def __iter__(self) -> Iterator[Member]:
@@ -71,43 +77,43 @@ class TarReader:
             self.fault = str(error)
 
     def read(self, member: Member) -> bytes:
-        """A member's bytes.
+        """Return the data of a member.
 
         Raises:
-            tarfile.ReadError: the file ends before.
+            tarfile.ReadError: the file ends before the member does.
         """
         return self._bytes(member.start, member.size)
 
     def _bytes(self, start: int, size: int) -> bytes:
-        # Looked at first: memory for what a header claims would be taken before it is known not to be there.
+        # The claimed size is checked first, because `read` would allocate that much memory for a truncated file.
         if start + size <= self.length:
             self._stream.seek(start)
             data = self._stream.read(size)
             if len(data) == size:
                 return data
-        raise tarfile.ReadError("it ends, or cannot be read on, without an end mark")
+        raise tarfile.ReadError(TRUNCATED)
 
     def _members(self) -> Iterator[Member]:
         at = header = self._start
-        fields: dict[str, str] | None = None  # what extended headers say of the next member
+        fields: dict[str, str] | None = None  # fields of the extended headers of the next member
         while self._stop is None or at < self._stop:
             block = self._bytes(at, BLOCK)
             if not any(block):
                 if fields is not None:
                     raise tarfile.ReadError("it ends after an extended header")
                 return
-            # A name that is no UTF-8 is spelt in ASCII: keys are hashed and printed.
+            # Names that are not valid UTF-8 are escaped to ASCII, because keys are hashed and printed.
             info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
             at += BLOCK
             if info.type in _EXTENDED:
-                found = self._fields(info, at)
-                at += _blocks(info.size)
+                found = self._read_extended_header(info, at)
+                at += _padded_size(info.size)
                 if info.type == tarfile.XGLTYPE:
-                    self.of_all |= found
+                    self.global_headers |= found
                 else:
                     fields = (fields or {}) | found
                 continue
-            fields = self.of_all | (fields or {})
+            fields = self.global_headers | (fields or {})
             size = _size(fields.get("size"), info.size)
             if info.type == tarfile.GNUTYPE_SPARSE:
                 more = block[_MORE_IN_HEADER]
@@ -117,44 +123,47 @@ class TarReader:
             name = fields.get("path", info.name)
             if len(name) > MAX_NAME:
                 raise tarfile.ReadError(f"a name of {len(name)} characters")
-            end = at + (0 if info.type in _BARE else _blocks(size))
-            yield Member(name, at, size, info.type in _FILES and _SPARSE not in fields, header, end)
+            end = at + (0 if info.type in _WITHOUT_DATA else _padded_size(size))
+            yield Member(name, at, size, info.type in _REGULAR and _SPARSE not in fields, header, end)
             at = header = end
             fields = None
 
-    def _fields(self, info: tarfile.TarInfo, at: int) -> dict[str, str]:
-        """What an extended header says that is used here."""
+    def _read_extended_header(self, info: tarfile.TarInfo, at: int) -> dict[str, str]:
+        """Return the fields of an extended header that this reader uses."""
         if not 0 <= info.size <= MAX_EXTENDED_BYTES:
             raise tarfile.ReadError(f"an extended header of {info.size} bytes")
         data = self._bytes(at, info.size)
         if info.type == tarfile.GNUTYPE_LONGNAME:
             return {"path": _text(data.partition(b"\0")[0])}
-        return {} if info.type == tarfile.GNUTYPE_LONGLINK else _records(data)
+        return {} if info.type == tarfile.GNUTYPE_LONGLINK else _parse_pax_records(data)
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
-def _blocks(size: int) -> int:
+def _padded_size(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
 def _size(given: str | None, in_header: int) -> int:
-    """A member's size: an extended header's before its own, which holds no more than 8 GiB in octal."""
+    """Return the size of a member in bytes.
+
+    The size in an extended header takes precedence, because the octal field of a plain header holds at most 8 GiB.
+    """
     if given is not None and not (given.isascii() and given.isdigit() and len(given) < 20):
         raise tarfile.ReadError(f"a member of size {given[:40]!r}")
     size = in_header if given is None else int(given)
-    if size < 0:  # in base 256 a header can say so; going back by it would never end
+    if size < 0:  # the base-256 encoding allows negative sizes, which would cause an endless loop
         raise tarfile.ReadError(f"a member of size {size}")
     return size
 
 
-def _records(data: bytes) -> dict[str, str]:
-    """What is used here of an extended header: records "LENGTH NAME=VALUE\\n", LENGTH that of the whole record."""
+def _parse_pax_records(data: bytes) -> dict[str, str]:
+    """Parse the pax records "LENGTH NAME=VALUE\\n", where LENGTH counts the whole record. Unused fields are dropped."""
     found: dict[str, str] = {}
     at = 0
-    while at < len(data) and data[at]:  # zeros may fill it up
+    while at < len(data) and data[at]:  # the header may be padded with zeros
         digits = data[at : at + 10].partition(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
         name, equals, value = data[at + len(digits) + 1 : at + length - 1].partition(b"=")

@@ -1,4 +1,4 @@
-"""Pictures of a folder, named whole: for each a picture with masks and names, and a json file with all of it."""
+"""Name all segments of the images in a folder. Write a visualization and a JSON file for each image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.files import replacing, write_atomically
 from osm.io.images import SUFFIXES, as_rgb
-from osm.labeling.naming import MapRequest, NamedPicture, box_of, name_picture
+from osm.labeling.naming import MapRequest, NamedImage, name_image, rle_box
 from osm.recognition.draw import draw_ids
 from osm.recognition.panoptic import as_png
 from osm.recognition.recognizer import Recognizer
@@ -26,72 +26,97 @@ from osm.terminal import echo
 
 
 @dataclass
-class Outcome:
-    """What a run did: how many pictures it named and how many were there, and why each failed one did."""
+class FolderOutcome:
+    """The outcome of a run.
+
+    Attributes:
+        named: number of images named in this run.
+        existing: number of images that were skipped because their results already exist.
+        failed: reason of the failure of each image that could not be named.
+    """
 
     named: int = 0
-    there: int = 0
+    existing: int = 0
     failed: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Work:
-    """One picture, and the files that come of it (`<name>_vis.png`, `<name>.json`, `<name>_panoptic.png`)."""
+class ImageTask:
+    """One image and the location of its output files: `<name>_vis.png`, `<name>.json`, `<name>_panoptic.png`.
+
+    Attributes:
+        image: path of the image.
+        folder: output folder.
+        name: common prefix of the output files.
+    """
 
     image: Path
     folder: Path
     name: str
 
     def file(self, ending: str) -> Path:
+        """Return the path of an output file, such as the one with the ending `_vis.png`."""
         return self.folder / f"{self.name}{ending}"
 
 
-def images_of(places: Sequence[Path], output: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures of folders (not of folders in them) and single files, in order, and what was left out.
+def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[Path]]:
+    """Find the images among files and folders. Subfolders are not searched.
+
+    Returns:
+        The images without duplicates, and the files that were skipped because they are not images. Both are in order.
 
     Raises:
-        OsmError: a place that is not there, the output among them, or no picture at all.
+        OsmError: a path does not exist, the output folder is among them, or there is no image.
     """
     images, others = [], []
     for place in places:
         if place.is_dir():
             if place.resolve() == output.resolve():
-                raise OsmError(f"--output_dir {output} is a folder of pictures itself: the next run would name its own")
-            # `._A.JPG` is what macOS keeps beside A.JPG on disks of others: no picture, and nobody's file.
+                raise OsmError(
+                    f"--output_dir {output} is also an input folder, so the next run would name its own output; "
+                    "use another folder"
+                )
+            # macOS stores metadata in files named `._A.JPG` beside A.JPG. They are neither images nor user files.
             files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("._"))
             images += [path for path in files if path.suffix.lower() in SUFFIXES]
             others += [path for path in files if path.suffix.lower() not in SUFFIXES]
         elif place.is_file():
             images.append(place)
         else:
-            raise OsmError(f"{place}: no such folder or picture")
+            raise OsmError(f"{place}: no such folder or image")
     if not images:
-        raise OsmError(f"{', '.join(map(str, places))}: no picture ({', '.join(SUFFIXES)})")
+        raise OsmError(f"{', '.join(map(str, places))}: no image found ({', '.join(SUFFIXES)})")
     return list(dict.fromkeys(images)), others
 
 
-def works_of(images: Sequence[Path], output: Path) -> list[Work]:
-    """A name for each: its stem, with the suffix where another has that stem, and a number where that is taken too."""
-    stems = Counter(image.stem.lower() for image in images)  # some disks do not tell A from a
+def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
+    """Choose a unique output name for each image.
+
+    The name is the stem of the file. If another image has the same stem, it is the full file name. If that is taken
+    too, a number is appended.
+    """
+    stems = Counter(image.stem.lower() for image in images)  # some file systems ignore case
     taken: set[str] = set()
-    works = []
+    tasks = []
     for image in images:
         name = plain = image.stem if stems[image.stem.lower()] == 1 else image.name
         number = 2
         while name.lower() in taken or (name != image.stem and name.lower() in stems):
             name, number = f"{plain}_{number}", number + 1
         taken.add(name.lower())
-        works.append(Work(image, output, name))
-    return works
+        tasks.append(ImageTask(image, output, name))
+    return tasks
 
 
 class FolderDemo:
-    """Names pictures one after the other; one that fails does not end the run.
+    """Names the images of a folder one by one. A failed image does not end the run.
 
     Args:
-        settings: what the results depend on; a picture's json has them, and a later run with the same ones leaves that
-            picture alone.
-        overwrite: names all again. panoptic: writes `<name>_panoptic.png` too. alpha: of the masks' colours.
+        settings: everything that the results depend on. The JSON file of each image records them. A later run with
+            equal settings skips the image.
+        overwrite: whether to name images again whose results exist.
+        panoptic: whether to write `<name>_panoptic.png` too.
+        alpha: opacity of the mask colors, 0 to 1.
     """
 
     def __init__(
@@ -105,93 +130,98 @@ class FolderDemo:
         alpha: float = 0.7,
     ) -> None:
         self.recognizer, self.segmenter, self.request = recognizer, segmenter, request
-        self.settings = json.loads(json.dumps(dict(settings)))  # as it is read back
+        self.settings = json.loads(json.dumps(dict(settings)))  # normalized for comparison with a parsed JSON file
         self.overwrite, self.panoptic, self.alpha = overwrite, panoptic, alpha
 
-    def run(self, works: Sequence[Work]) -> Outcome:
-        """Names all that is not done; says what it does on standard error.
+    def run(self, tasks: Sequence[ImageTask]) -> FolderOutcome:
+        """Name all images whose results are missing or outdated. Report progress on standard error.
 
         Raises:
             OSError: a result cannot be written.
         """
-        outcome = Outcome()
-        for number, work in enumerate(works, 1):
-            where = f"[{number}/{len(works)}] {work.image}"
-            if not self.overwrite and self._is_done(work):
-                outcome.there += 1
-                echo(f"{where}: is there", file=sys.stderr)
+        outcome = FolderOutcome()
+        for number, task in enumerate(tasks, 1):
+            where = f"[{number}/{len(tasks)}] {task.image}"
+            if not self.overwrite and self._is_done(task):
+                outcome.existing += 1
+                echo(f"{where}: skipped, its results exist", file=sys.stderr)
                 continue
             try:
-                picture = name_picture(as_rgb(work.image), self.recognizer, self.segmenter, self.request)
-            except Exception as error:  # whatever is the matter with it, the others are to be named
+                named = name_image(as_rgb(task.image), self.recognizer, self.segmenter, self.request)
+            except Exception as error:  # any failure of one image must not prevent naming the others
                 reason = str(error) if isinstance(error, OsmError) else f"{type(error).__name__}: {error}"
-                outcome.failed[work.image] = reason
+                outcome.failed[task.image] = reason
                 echo(f"{where}: failed ({reason})", file=sys.stderr)
                 continue
-            self._write(work, picture)
+            self._write(task, named)
             outcome.named += 1
-            echo(f"{where}: {summary(picture)}", file=sys.stderr)
+            echo(f"{where}: {summary(named)}", file=sys.stderr)
         return outcome
 
-    def _is_done(self, work: Work) -> bool:
+    def _is_done(self, task: ImageTask) -> bool:
         try:
-            document = parse_json(work.file(".json").read_bytes())
+            document = parse_json(task.file(".json").read_bytes())
             made = document["made_by"], document["file"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         endings = ["_vis.png", *(["_panoptic.png"] if self.panoptic else [])]
-        return made == (self.settings, _facts(work.image)) and all(work.file(end).is_file() for end in endings)
+        return made == (self.settings, _file_identity(task.image)) and all(task.file(end).is_file() for end in endings)
 
-    def _write(self, work: Work, picture: NamedPicture) -> None:
-        """The json last: where it is whole, so is the rest."""
-        work.file(".json").unlink(missing_ok=True)
-        names = [label_of(picture, k) for k in picture.merged.segments]
-        _save(draw_ids(picture.scene, picture.merged.ids, names, self.alpha), work.file("_vis.png"))
+    def _write(self, task: ImageTask, named: NamedImage) -> None:
+        """Write the results of an image. The JSON file is written last, so its existence implies complete results."""
+        task.file(".json").unlink(missing_ok=True)
+        names = [segment_label(named, k) for k in named.merged.segments]
+        _save(draw_ids(named.scene, named.merged.ids, names, self.alpha), task.file("_vis.png"))
         if self.panoptic:
-            _save(as_png(picture.merged.ids), work.file("_panoptic.png"))
-        document = {"image": str(work.image), "file": _facts(work.image), "made_by": self.settings, **record(picture)}
-        write_atomically(work.file(".json"), [json.dumps(document, indent=1), "\n"])
+            _save(as_png(named.merged.ids), task.file("_panoptic.png"))
+        document = {
+            "image": str(task.image),
+            "file": _file_identity(task.image),
+            "made_by": self.settings,
+            **record(named),
+        }
+        write_atomically(task.file(".json"), [json.dumps(document, indent=1), "\n"])
 
 
-def record(picture: NamedPicture) -> dict[str, Any]:
-    """A named picture as its json file has it: every named segment, and which of them are in the map."""
-    ids = {k: number for number, k in enumerate(picture.merged.segments, 1)}
+def record(named: NamedImage) -> dict[str, Any]:
+    """Return the JSON record of a named image: all named segments, and which of them are in the label map."""
+    ids = {k: number for number, k in enumerate(named.merged.segments, 1)}
     segments = []
-    for k, (segment, answer) in enumerate(zip(picture.segments, picture.answers, strict=True)):
-        rle = picture.rle(segment.mask)
+    for k, (segment, answer) in enumerate(zip(named.segments, named.answers, strict=True)):
+        rle = named.rle(segment.mask)
         found: dict[str, Any] = {"name": answer.text, "prob": answer.prob}
         if answer.skipped:
             found = {"skipped": answer.skipped}
-        found |= {"score": segment.score, "area": segment.area, "bbox": box_of(rle), "segmentation": rle}
+        found |= {"score": segment.score, "area": segment.area, "bbox": rle_box(rle), "segmentation": rle}
         if k in ids:
-            found |= {"id": ids[k], "visible": picture.rle(picture.merged.ids == ids[k])}
-        elif k in picture.merged.dropped:
-            found["dropped"] = picture.merged.dropped[k]
+            found |= {"id": ids[k], "visible": named.rle(named.merged.ids == ids[k])}
+        elif k in named.merged.dropped:
+            found["dropped"] = named.merged.dropped[k]
         segments.append(found)
     return {
-        "size": list(picture.size),
-        "scene_size": list(picture.scene.size),
-        "too_small": picture.small,
+        "size": list(named.size),
+        "scene_size": list(named.scene.size),
+        "too_small": named.small,
         "segments": segments,
     }
 
 
-def label_of(picture: NamedPicture, k: int) -> str:
-    """What is written on a segment."""
-    return picture.answers[k].text or "(nothing)"
+def segment_label(named: NamedImage, k: int) -> str:
+    """Return the text that is drawn on segment `k`."""
+    return named.answers[k].text or "(nothing)"
 
 
-def summary(picture: NamedPicture) -> str:
-    """A line that counts all that became of the segments."""
-    skipped = sum(bool(answer.skipped) for answer in picture.answers)
-    total = len(picture.segments) + picture.small
-    parts = [f"{total} segments", f"{picture.small} too small", f"{len(picture.answers) - skipped} named"]
+def summary(named: NamedImage) -> str:
+    """Return one line with the numbers of segments that were found, named and kept in the label map."""
+    skipped = sum(bool(answer.skipped) for answer in named.answers)
+    total = len(named.segments) + named.small
+    parts = [f"{total} segments", f"{named.small} too small", f"{len(named.answers) - skipped} named"]
     parts += [f"{skipped} without a name"] if skipped else []
-    return ", ".join([*parts, f"{len(picture.merged.segments)} in the picture"])
+    return ", ".join([*parts, f"{len(named.merged.segments)} in the map"])
 
 
-def _facts(image: Path) -> dict[str, int]:
-    """What tells whether a file is the one that was named."""
+def _file_identity(image: Path) -> dict[str, int]:
+    """Return the size and modification time of a file, which detect that it changed since it was named."""
     facts = os.stat(image)
     return {"bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
 

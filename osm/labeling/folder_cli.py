@@ -1,4 +1,4 @@
-"""The command `osm folder` (demo_with_sam.py): every picture of a folder, its segments found and named."""
+"""The command `osm folder` (demo_with_sam.py): find and name the segments of every image in a folder."""
 
 from __future__ import annotations
 
@@ -18,52 +18,57 @@ from osm.terminal import echo
 
 
 def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
-    """The flags of `osm folder`."""
+    """Return the parser of `osm folder`."""
     out = argparse.ArgumentParser(
-        prog=prog, allow_abbrev=False, description="Finds and names the segments of every picture of a folder."
+        prog=prog, allow_abbrev=False, description="Find and name the segments of every image in a folder."
     )
-    out.add_argument(
-        "images", type=Path, nargs="+", help="folders, or pictures (JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF)"
-    )
+    out.add_argument("images", type=Path, nargs="+", help="folders or images (JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF)")
     add_checkpoint(out)
-    out.add_argument("--output_dir", type=Path, default=Path("demo_vis"), help="[%(default)s]")
+    out.add_argument("--output_dir", type=Path, default=Path("demo_vis"), help="folder of the results [%(default)s]")
     add_segmenter_flags(out)
-    out.add_argument("--mode", default="any", help="in which it answers [%(default)s, the open one]")
+    out.add_argument("--mode", default="any", help="mode in which the model answers; any is open-ended [%(default)s]")
     out.add_argument(
         "--vocabulary",
         type=Path,
         metavar="FILE",
-        help="names, a line each, with commas or in a json: only these may come out",
+        help="allowed names: one per line, separated by commas, or a JSON file",
     )
     out.add_argument(
-        "--way", default="constrained", help="with a vocabulary: constrained, scored or mapped [%(default)s]"
+        "--way",
+        default="constrained",
+        help="how the vocabulary is applied: constrained, scored or mapped [%(default)s]",
     )
-    out.add_argument("--min_area", type=int, default=100, help="smaller segments are not named [%(default)s pixels]")
-    out.add_argument("--min_prob", type=float, default=0.2, help="names below it are not drawn [%(default)s]")
-    out.add_argument("--alpha", type=float, default=0.7, help="how much the colours cover, 0 to 1 [%(default)s]")
-    out.add_argument("--max_new_tokens", type=int, default=16, help="of a name [%(default)s]")
-    out.add_argument("--panoptic", action="store_true", help="write the map too, in COCO's panoptic form")
-    out.add_argument("--overwrite", action="store_true", help="name again what is there")
-    out.add_argument("--device", default="auto", help="[%(default)s]")
+    out.add_argument("--min_area", type=int, default=100, help="segments with fewer pixels are not named [%(default)s]")
+    out.add_argument(
+        "--min_prob", type=float, default=0.2, help="names with a lower probability are not drawn [%(default)s]"
+    )
+    out.add_argument("--alpha", type=float, default=0.7, help="opacity of the mask colors, 0 to 1 [%(default)s]")
+    out.add_argument("--max_new_tokens", type=int, default=16, help="maximum number of tokens per name [%(default)s]")
+    out.add_argument("--panoptic", action="store_true", help="also write the label map in COCO's panoptic form")
+    out.add_argument("--overwrite", action="store_true", help="name images again whose results exist")
+    out.add_argument("--device", default="auto", help="device of the model [%(default)s]")
     add_flags(out)
     return out
 
 
 def add_segmenter_flags(out: argparse.ArgumentParser) -> None:
-    """Where the segments come from."""
+    """Add the flags that select a segmenter."""
     out.add_argument(
         "--segmenter",
         default="auto",
-        help="sam, transformers, embedded (no download), or auto: embedded without --sam_checkpoint [%(default)s]",
+        help="sam, transformers, embedded (no download) or auto, which is embedded without --sam_checkpoint "
+        "[%(default)s]",
     )
     out.add_argument(
-        "--sam_checkpoint", metavar="FILE", help="a SAM (.pth), or the folder or hub id of a SAM 2 or 3 of transformers"
+        "--sam_checkpoint",
+        metavar="FILE",
+        help="a SAM checkpoint (.pth), or the folder or hub id of a SAM 2 or 3 model of transformers",
     )
-    out.add_argument("--sam_type", help="vit_h, vit_l or vit_b, where the file's name does not tell")
+    out.add_argument("--sam_type", help="vit_h, vit_l or vit_b; needed if the file name does not contain it")
 
 
 def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
-    """The segmenter that the flags of `add_segmenter_flags` mean."""
+    """Load the segmenter that the flags of `add_segmenter_flags` select."""
     from osm.recognition.segmenters import load_segmenter
 
     checkpoint = args.sam_checkpoint
@@ -74,25 +79,25 @@ def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
     try:
         return load_segmenter(args.segmenter, checkpoint, recognizer, args.device, **options)
     except TypeError:
-        raise OsmError(f"--sam_type {args.sam_type} is for a SAM file (.pth) alone") from None
+        raise OsmError(f"--sam_type {args.sam_type} applies only to a SAM checkpoint file (.pth)") from None
 
 
 @quiet_command
 def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
-    """Returns 0, 1 where a picture failed, or 2 after a user's mistake."""
+    """Run the command. Return 0, 1 if an image failed, or 2 after a user error."""
     args = parser(prog).parse_args(argv)
     try:
         return _run(args)
     except OsmError as error:
         echo(f"error: {error}", file=sys.stderr)
-    except OSError as error:  # of the results' files: what a picture's own raises is its failure alone
+    except OSError as error:  # raised by an output file; an error of an input image only fails that image
         echo(f"error: --output_dir {args.output_dir}: {error}", file=sys.stderr)
     return 2
 
 
 def _run(args: argparse.Namespace) -> int:
     from osm.io.images import SUFFIXES
-    from osm.labeling.folder import FolderDemo, images_of, works_of
+    from osm.labeling.folder import FolderDemo, find_images, image_tasks
     from osm.labeling.naming import MapRequest
     from osm.models.checkpoint import published_state_dict
     from osm.models.weights import fingerprint_tensors
@@ -101,9 +106,12 @@ def _run(args: argparse.Namespace) -> int:
 
     _check(args)
     places = [localize(place, "images", folder=suffix_of(place) not in SUFFIXES) for place in args.images]
-    images, others = images_of(places, args.output_dir)
+    images, others = find_images(places, args.output_dir)
     if others:
-        echo(f"{len(others)} files that are no pictures: {', '.join(p.name for p in others[:5])}", file=sys.stderr)
+        echo(
+            f"{len(others)} files are not images and are skipped: {', '.join(p.name for p in others[:5])}",
+            file=sys.stderr,
+        )
     names = read_names(args.vocabulary) if args.vocabulary else None
     args.output_dir.mkdir(parents=True, exist_ok=True)
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
@@ -112,22 +120,22 @@ def _run(args: argparse.Namespace) -> int:
         raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}")
     segmenter = segmenter_from(args, recognizer)
     request = MapRequest(args.mode, tuple(names or ()), args.way, min_area=args.min_area, min_prob=args.min_prob)
-    settings = {key: _told(getattr(args, key)) for key in _SETTINGS} | {
+    settings = {key: _setting_value(getattr(args, key)) for key in _SETTINGS} | {
         "vocabulary": names,
         "segmenter": segmenter.name,
     }
-    # A path may hold another checkpoint by the next run.
+    # The fingerprint detects that another checkpoint was stored under the same path since the last run.
     settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))
     demo = FolderDemo(recognizer, segmenter, request, settings, args.overwrite, args.panoptic, args.alpha)
-    outcome = demo.run(works_of(images, args.output_dir))
+    outcome = demo.run(image_tasks(images, args.output_dir))
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    echo(f"{outcome.named} pictures named, {outcome.there} were there{failed}: {args.output_dir}")
+    echo(f"{outcome.named} images named, {outcome.existing} skipped{failed}: {args.output_dir}")
     for image, reason in outcome.failed.items():
         echo(f"  {image}: {reason}")
     return 1 if outcome.failed else 0
 
 
-# What a picture's result depends on, beside the picture.
+# The flags that the results of an image depend on.
 _SETTINGS = (
     "checkpoint",
     "config",
@@ -142,8 +150,8 @@ _SETTINGS = (
 )
 
 
-def _told(value: Any) -> Any:
-    """A setting as a picture's json has it."""
+def _setting_value(value: Any) -> Any:
+    """Return a setting in the form that is recorded in the JSON file of an image."""
     return public(value) if isinstance(value, str) else value
 
 
@@ -154,7 +162,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.min_area < 1:
         raise OsmError(f"--min_area {args.min_area} must be 1 or more")
     if args.output_dir.exists() and not args.output_dir.is_dir():
-        raise OsmError(f"--output_dir {args.output_dir} is no folder")
+        raise OsmError(f"--output_dir {args.output_dir} is not a folder")
     from osm.recognition.recognizer import METHODS
 
     if args.way not in METHODS:

@@ -1,6 +1,6 @@
-"""A whole picture named: its segments, a name of each, and the map of those that stay (the published demo's way).
+"""Name every segment of an image and merge the named segments to one label map, as in the published demo.
 
-Shapes: H, W of the picture as the segmenter sees it.
+Shapes: H, W are the height and width of the image that the segmenter receives.
 """
 
 from __future__ import annotations
@@ -17,12 +17,19 @@ from osm.recognition.panoptic import MIN_FREE, MIN_PIXELS, MIN_PROB, Merged, mer
 from osm.recognition.recognizer import Recognition, Recognizer
 from osm.recognition.segmenters.base import Segment, Segmenter
 
-ALTERNATIVES = 5  # names that are shown of what was pointed at
+ALTERNATIVES = 5  # default number of candidate names for a selected region
 
 
 @dataclass(frozen=True)
 class NamingRequest:
-    """How something is to be named; see `Recognizer.name`. An empty vocabulary is none."""
+    """Options for naming masks; see `Recognizer.name`.
+
+    Attributes:
+        mode: mode in which the model answers.
+        vocabulary: the allowed names; empty for free names.
+        method: how the vocabulary is applied (`constrained`, `scored` or `mapped`).
+        top_k: number of candidate names per mask.
+    """
 
     mode: str = "any"
     vocabulary: tuple[str, ...] = ()
@@ -30,7 +37,7 @@ class NamingRequest:
     top_k: int = ALTERNATIVES
 
     def run(self, recognizer: Recognizer, masks: Sequence[Any]) -> list[Recognition]:
-        """Names masks of the image that is set."""
+        """Name masks of the recognizer's current image. Return one answer per mask."""
         names = list(self.vocabulary) or None
         answers = recognizer.name(masks, modes=[self.mode], top_k=self.top_k, vocabulary=names, method=self.method)
         return [of_mode[0] for of_mode in answers]
@@ -38,11 +45,13 @@ class NamingRequest:
 
 @dataclass(frozen=True)
 class MapRequest(NamingRequest):
-    """How a whole picture is to be named, and what of it stays in the map.
+    """Options for naming a whole image and merging its segments to a label map.
+
+    All areas are in pixels of the image resized to the model's input size.
 
     Attributes:
-        min_area: smaller segments are not named. min_prob, min_free, min_pixels: see `osm.recognition.panoptic`. All in
-            pixels of the picture resized to the model's input size.
+        min_area: segments with a smaller area are not named.
+        min_prob, min_free, min_pixels: thresholds of the merge; see `osm.recognition.panoptic`.
     """
 
     top_k: int = 1
@@ -53,13 +62,16 @@ class MapRequest(NamingRequest):
 
 
 @dataclass
-class NamedPicture:
-    """What became of a picture.
+class NamedImage:
+    """The named segments of an image.
 
     Attributes:
-        scene: the picture as the segmenter saw it. size: (width, height) of the picture itself.
-        segments, answers: what was named, and how; the largest first.
-        merged: the map, and which of the segments are in it. small: segments that were too small to be named.
+        scene: the image resized to the model's input size, as passed to the segmenter.
+        size: (width, height) of the original image.
+        segments: the segments that were large enough to be named, the largest first.
+        answers: the answer for each of these segments.
+        small: number of segments that were too small to be named.
+        merged: the label map and the numbers of the segments in it.
     """
 
     scene: Image.Image
@@ -70,12 +82,12 @@ class NamedPicture:
     merged: Merged = field(repr=False)
 
     def rle(self, mask: np.ndarray) -> dict[str, Any]:
-        """A mask (H, W) at the picture's own size, as COCO's compressed RLE."""
-        return encoded(full_size(mask, self.size))
+        """Resize a mask (H, W) to the size of the original image and encode it as a compressed COCO RLE."""
+        return encode_rle(resize_mask(mask, self.size))
 
 
-def name_picture(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter, request: MapRequest) -> NamedPicture:
-    """Finds, names and merges the segments of an RGB image."""
+def name_image(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter, request: MapRequest) -> NamedImage:
+    """Find, name and merge the segments of an RGB image."""
     scene = image.resize(fitted_size(*image.size, recognizer.processor.input_size), Image.Resampling.BICUBIC)
     segmenter.set_image(scene)
     found = segmenter.everything()
@@ -83,11 +95,12 @@ def name_picture(image: Image.Image, recognizer: Recognizer, segmenter: Segmente
     answers: list[Recognition] = []
     if segments:
         recognizer.set_image(image)
-        # At the picture's own size, as the file has them; RLEs, as hundreds of masks would fill the memory.
-        rles = [encoded(full_size(segment.mask, image.size)) for segment in segments]
+        # The masks have the size of the original image, as in the output file. They are encoded as RLEs because
+        # hundreds of decoded masks would take too much memory.
+        rles = [encode_rle(resize_mask(segment.mask, image.size)) for segment in segments]
         answers = request.run(recognizer, rles)
     merged = _merged(segments, answers, request, scene)
-    return NamedPicture(scene, image.size, segments, answers, len(found) - len(segments), merged)
+    return NamedImage(scene, image.size, segments, answers, len(found) - len(segments), merged)
 
 
 def _merged(segments: list[Segment], answers: list[Recognition], request: MapRequest, scene: Image.Image) -> Merged:
@@ -100,24 +113,24 @@ def _merged(segments: list[Segment], answers: list[Recognition], request: MapReq
     return Merged(found.ids, [named[k] for k in found.segments], dropped)
 
 
-def full_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask at another (width, height), by nearest neighbours."""
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a mask to (width, height) by nearest neighbor."""
     if mask.shape == size[::-1]:
         return mask
     rows, columns = nearest_rows(mask.shape[0], size[1]), nearest_rows(mask.shape[1], size[0])
     return mask[rows[:, None], columns[None]]
 
 
-def encoded(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as COCO's compressed RLE, its counts a string."""
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """Encode a bool mask (H, W) as a compressed COCO RLE, whose counts are a string."""
     from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")}
 
 
-def box_of(rle: dict[str, Any]) -> list[float]:
-    """[x, y, width, height] of an RLE."""
+def rle_box(rle: dict[str, Any]) -> list[float]:
+    """Return the bounding box [x, y, width, height] of an RLE in pixels."""
     from pycocotools import mask as coco_mask
 
     return [float(value) for value in coco_mask.toBbox(rle)]

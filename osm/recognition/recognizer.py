@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from osm.data.processor import Processor
-from osm.data.prompts import BOX_PROMPTS, TEST_PROMPT
+from osm.data.processor import BOX_PROMPTS, TEST_PROMPT, Processor
 from osm.errors import OsmError
 from osm.io.images import as_rgb
 from osm.models.bridges.bridge import Instruction

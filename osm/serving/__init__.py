@@ -1,1 +1,1 @@
-"""What people touch: a folder of pictures named whole, a notebook, a page in the browser."""
+"""Interactive demos: a notebook widget and a web page that name regions of an image."""

@@ -1,7 +1,8 @@
-"""What the page's visitors send through gradio: read within bounds, and refused without a traceback.
+"""Patches of gradio that bound the size of painted masks and report malformed calls without a traceback.
 
-gradio's own reading of a painting opens pictures of any kind and size. It cannot be replaced in a subclass, for gradio
-writes a file beside the source of every component's class, nor on an instance, for gradio makes one a visitor.
+gradio decodes a painting as an image of any format and size. This cannot be changed in a subclass, because gradio
+writes a file beside the source of each component class. It cannot be changed on an instance either, because gradio
+creates one instance per visitor. The methods of the class itself are therefore replaced.
 """
 
 from __future__ import annotations
@@ -14,19 +15,23 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-import osm
 from osm.errors import OsmError
 from osm.io.images import decode, open_image
-from osm.serving.storage import Uploads
+from osm.serving.page_files import Uploads
 from osm.terminal import echo
 
-_MOST_PAINTINGS = 8  # that were sent and not read yet; a page sends one right before it is read
+_MAX_PENDING_PAINTINGS = 8  # the page sends a painting right before it is read, so few are pending
 
 
 def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
-    """Makes gradio's image editors decode the layers of paintings alone, within bounds, and keep few of them.
+    """Patch gradio's ImageEditor to decode only the layers of paintings, within a size limit.
 
-    A painting that was uploaded is read where it lies: gradio would copy it, out of reach of the bound on uploads.
+    Only the most recent paintings are kept. An uploaded painting is read in place, because gradio's copy would not
+    count toward the size limit of uploads.
+
+    Args:
+        max_pixels: maximum number of pixels of a painting.
+        uploads: storage of uploads.
     """
     editor: Any = gr.ImageEditor
     if "osm_own" not in vars(editor):
@@ -34,22 +39,22 @@ def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
     accept, move = editor.osm_own
 
     def accept_blobs(self: Any, data: Any) -> None:
-        if data.data["type"] != "layer":  # nobody looks at the others
+        if data.data["type"] != "layer":  # the background and the composite image are not used
             return
         accept(self, data)
-        while len(self.blob_storage) > _MOST_PAINTINGS:
+        while len(self.blob_storage) > _MAX_PENDING_PAINTINGS:
             del self.blob_storage[next(iter(self.blob_storage))]
 
     async def move_to_cache(self: Any, path: Any) -> Any:
         return path if isinstance(path, str) and uploads.holds(Path(path)) else await move(self, path)
 
     def convert(self: Any, file: Any, flatten_on_white: bool = False) -> np.ndarray | None:
-        if file is None or flatten_on_white:  # background and composite
+        if file is None or flatten_on_white:  # only the background and the composite image are flattened
             return None
         try:
             image = open_image(bytes(file) if isinstance(file, (bytes, bytearray, memoryview)) else Path(file.path))
             if image.width * image.height > max_pixels:
-                raise OsmError(f"the painting has {image.width} x {image.height} pixels, {max_pixels} are taken")
+                raise OsmError(f"the painting has {image.width} x {image.height} pixels, at most {max_pixels} allowed")
             return np.asarray(decode(image, "RGBA"))
         except OsmError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -60,7 +65,7 @@ def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
 
 
 def read_in_place(button: Any, uploads: Uploads) -> None:
-    """Makes an upload button give the very file that was sent; gradio's copies are shared by all of one content."""
+    """Patch an upload button to use the uploaded file itself. gradio's copy is shared by all files of equal content."""
 
     async def in_place(path: str) -> str:
         if not uploads.holds(Path(path)):
@@ -71,9 +76,9 @@ def read_in_place(button: Any, uploads: Uploads) -> None:
 
 
 def without_tracebacks(blocks: Any) -> None:
-    """Makes gradio report a malformed call in a line. Only an error of this package itself has a traceback."""
+    """Patch gradio to report a malformed call in one line. Only errors raised by this package keep their traceback."""
 
-    def told(error: Exception) -> gr.Error:
+    def reported(error: Exception) -> gr.Error:
         if isinstance(error, gr.Error):
             error.print_exception = False
             return error
@@ -85,9 +90,9 @@ def without_tracebacks(blocks: Any) -> None:
             try:
                 return await function(*arguments, **more)
             except Exception as error:
-                if _is_ours(error):
+                if _is_raised_by_package(error):
                     raise
-                raise told(error) from None
+                raise reported(error) from None
 
         return run
 
@@ -95,9 +100,9 @@ def without_tracebacks(blocks: Any) -> None:
         setattr(blocks, name, guarded(getattr(blocks, name)))
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether the error was raised by (or below) a function of this package, other than this module's."""
-    package, trace = str(Path(osm.__file__).parent), error.__traceback__
+def _is_raised_by_package(error: Exception) -> bool:
+    """Return whether the traceback contains a function of this package outside this module."""
+    package, trace = str(Path(__file__).parents[1]), error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if file.startswith(package) and file != __file__:

@@ -1,8 +1,10 @@
-"""A model and a segmenter that several people use in turn: a place in a picture becomes a mask, and gets a name."""
+"""The engine of the interactive demos: it turns points, boxes and paintings into masks and names them.
+
+One model and one segmenter are shared by all users of the demo.
+"""
 
 from __future__ import annotations
 
-import importlib
 import math
 import threading
 from collections.abc import Sequence
@@ -13,79 +15,92 @@ import numpy as np
 from PIL import Image
 
 from osm.errors import OsmError
-from osm.labeling.naming import NamingRequest
+from osm.labeling.naming import NamingRequest, encode_rle
 from osm.recognition.recognizer import Recognition, Recognizer
 from osm.recognition.segmenters.base import Segmenter
 
-MOST_SEGMENTS = 40  # of a picture that are named at once: more names cannot be read on it
+MAX_SEGMENTS = 40  # limit for naming everything, because more names would not be readable on the image
 
 
 @dataclass(frozen=True)
-class Named:
-    """A segment of a picture and its name.
+class NamedRegion:
+    """A region of an image and its name.
 
     Attributes:
-        how: what was pointed at, in words. rle: the mask, COCO's compressed RLE with text counts. area: in pixels.
+        selected_by: description of the user's selection, such as "point 80, 60".
+        rle: the mask as a compressed COCO RLE, whose counts are a string.
+        area: area of the mask in pixels.
+        answer: the name and its probability.
     """
 
-    how: str
+    selected_by: str
     rle: dict[str, Any]
     area: int
     answer: Recognition
 
     @property
     def mask(self) -> np.ndarray:
-        """bool (H, W)."""
+        """The mask, bool (H, W)."""
         from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
         return coco_mask.decode(self.rle).astype(bool)
 
 
-@dataclass(eq=False)  # a picture is itself alone, whatever it shows
-class Picture:
-    """An RGB picture and all that was named in it; one of the same pixels is another one."""
+@dataclass(eq=False)  # pictures are compared by identity
+class DemoPicture:
+    """An RGB image in a demo and the regions that were named in it. Two objects with equal pixels are not equal."""
 
     image: Image.Image
     title: str = "picture"
-    named: list[Named] = field(default_factory=list)
+    named: list[NamedRegion] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
-        """What was named, for a JSON file: masks as COCO RLEs, names, probabilities."""
+        """Return a JSON object with the named regions: masks as COCO RLEs, names and probabilities."""
         regions = [
-            {"chosen_by": one.how, "segmentation": one.rle, "area": one.area, **plain(one.answer)} for one in self.named
+            {"chosen_by": one.selected_by, "segmentation": one.rle, "area": one.area, **answer_record(one.answer)}
+            for one in self.named
         ]
         return {"image": self.title, "width": self.image.width, "height": self.image.height, "regions": regions}
 
 
 class Engine:
-    """Names places of pictures; safe to use from several threads, whose pictures never mix.
+    """Names regions of pictures. It is thread-safe.
 
-    The model holds one picture at a time: a call takes the model for itself, and gives it its own picture if it has
-    another one's.
+    The recognizer and the segmenter hold one image at a time. Each call locks both and sets its own picture if another
+    picture is set.
 
     Args:
-        segmenter: makes the masks; None where masks are brought (`painted`) alone.
+        recognizer: names the masks.
+        segmenter: makes masks from points and boxes; None allows only painted masks.
     """
 
     def __init__(self, recognizer: Recognizer, segmenter: Segmenter | None = None) -> None:
         self.recognizer, self.segmenter = recognizer, segmenter
         self.modes: tuple[str, ...] = tuple(recognizer.modes)
         self._lock = threading.Lock()
-        self._encoded: Picture | None = None  # the recognizer's picture
-        self._segmented: Picture | None = None  # the segmenter's
+        self._encoded: DemoPicture | None = None  # the picture that is set in the recognizer
+        self._segmented: DemoPicture | None = None  # the picture that is set in the segmenter
 
-    def point(self, picture: Picture, x: float, y: float, request: NamingRequest) -> Named:
-        """Names what lies at (x, y), in pixels. Raises OsmError outside of the picture, or for a wrong request."""
+    def point(self, picture: DemoPicture, x: float, y: float, request: NamingRequest) -> NamedRegion:
+        """Name the thing at (x, y) in pixels.
+
+        Raises:
+            OsmError: the point is outside the picture, or the request is invalid.
+        """
         self._check_inside(picture, x, y)
         with self._lock:
             mask = self._ready(picture).at_points([(x, y)]).mask
             return self._name(picture, [(f"point {x:g}, {y:g}", mask)], request)[0]
 
-    def box(self, picture: Picture, box: Sequence[float], request: NamingRequest) -> Named:
-        """Names what a box (x, y, width, height) in pixels is around. Raises OsmError as `point`, or for no area."""
+    def box(self, picture: DemoPicture, box: Sequence[float], request: NamingRequest) -> NamedRegion:
+        """Name the thing in a box (x, y, width, height) in pixels.
+
+        Raises:
+            OsmError: the box has no area or starts outside the picture, or the request is invalid.
+        """
         x, y, width, height = box
         if not all(map(math.isfinite, box)):
-            raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} is not made of finite numbers")
+            raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} has a number that is not finite")
         if width <= 0 or height <= 0:
             raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} has no area: its corners must differ in x and y")
         self._check_inside(picture, x, y)
@@ -93,52 +108,69 @@ class Engine:
             mask = self._ready(picture).in_box(box).mask
             return self._name(picture, [("box " + ", ".join(f"{side:g}" for side in box), mask)], request)[0]
 
-    def painted(self, picture: Picture, mask: np.ndarray, request: NamingRequest) -> Named:
-        """Names a mask, bool (H, W) at the picture's size. Raises OsmError for an empty one or another size."""
+    def painted(self, picture: DemoPicture, mask: np.ndarray, request: NamingRequest) -> NamedRegion:
+        """Name a painted mask, bool (H, W) at the size of the picture.
+
+        Raises:
+            OsmError: the mask is empty or has another size, or the request is invalid.
+        """
         if not mask.any():
-            raise OsmError("nothing is painted: paint over what is to be named")
+            raise OsmError("nothing is painted: paint over the thing to name")
         with self._lock:
             return self._name(picture, [("painted", mask)], request)[0]
 
     def everything(
-        self, picture: Picture, request: NamingRequest, most: int = MOST_SEGMENTS
-    ) -> tuple[list[Named], int]:
-        """Names the largest segments that are found, and says how many smaller ones were left out."""
+        self, picture: DemoPicture, request: NamingRequest, max_segments: int = MAX_SEGMENTS
+    ) -> tuple[list[NamedRegion], int]:
+        """Segment the picture and name the largest segments.
+
+        Args:
+            max_segments: maximum number of segments to name.
+
+        Returns:
+            The named segments, the largest first, and the number of smaller segments that were skipped.
+
+        Raises:
+            OsmError: the segmenter found nothing, or the request is invalid.
+        """
         with self._lock:
             segments = self._ready(picture).everything()
             if not segments:
-                raise OsmError("the segmenter finds nothing in this picture: point at something, or paint it")
-            chosen = [(f"segment {k}", segment.mask) for k, segment in enumerate(segments[:most], 1)]
+                raise OsmError("the segmenter found nothing in this picture: point at something, or paint it")
+            chosen = [(f"segment {k}", segment.mask) for k, segment in enumerate(segments[:max_segments], 1)]
             return self._name(picture, chosen, request), len(segments) - len(chosen)
 
     # -- with the lock held --------------------------------------------------------------------------------------------
 
-    def _ready(self, picture: Picture) -> Segmenter:
+    def _ready(self, picture: DemoPicture) -> Segmenter:
         if self.segmenter is None:
-            raise OsmError("there is no segmenter here: paint a mask instead")
+            raise OsmError("no segmenter is loaded: paint a mask instead")
         if self._segmented is not picture:
-            # Not the one before, if this one fails; and a segmenter may look through the recognizer.
+            # Both are reset first, in case `set_image` fails. The segmenter may also use the recognizer's tower and
+            # replace its image.
             self._segmented = self._encoded = None
             self.segmenter.set_image(picture.image)
             self._segmented = picture
         return self.segmenter
 
-    def _name(self, picture: Picture, regions: list[tuple[str, np.ndarray]], request: NamingRequest) -> list[Named]:
+    def _name(
+        self, picture: DemoPicture, regions: list[tuple[str, np.ndarray]], request: NamingRequest
+    ) -> list[NamedRegion]:
         if self._encoded is not picture:
             self._encoded = None
             self.recognizer.set_image(picture.image)
             self._encoded = picture
         answers = request.run(self.recognizer, [mask for _, mask in regions])
         return [
-            Named(how, rle_of(mask), int(mask.sum()), answer)
-            for (how, mask), answer in zip(regions, answers, strict=True)
+            NamedRegion(selected_by, encode_rle(mask), int(mask.sum()), answer)
+            for (selected_by, mask), answer in zip(regions, answers, strict=True)
         ]
 
     @staticmethod
-    def _check_inside(picture: Picture, x: float, y: float) -> None:
+    def _check_inside(picture: DemoPicture, x: float, y: float) -> None:
         width, height = picture.image.size
-        if not (0 <= x < width and 0 <= y < height):  # false for nan, too
-            raise OsmError(f"point {x:g}, {y:g} is outside of the picture, which is {width} x {height} pixels")
+        if not (0 <= x < width and 0 <= y < height):  # this also rejects NaN
+            raise OsmError(f"point {x:g}, {y:g} is outside the picture, which has {width} x {height} pixels")
 
 
 def load_engine(
@@ -149,26 +181,23 @@ def load_engine(
     device: str = "auto",
     config: str | None = None,
 ) -> Engine:
-    """A trained model (folder, hub id or `.pt`) with a segmenter; see `osm.recognition.segmenters.load_segmenter`."""
+    """Load a trained model and a segmenter.
+
+    Args:
+        checkpoint: folder, hub id, `.pt` file or name of an included model.
+        segmenter, sam_checkpoint: see `osm.recognition.segmenters.load_segmenter`.
+        device: device of the model and the segmenter.
+        config: config of the model, if the checkpoint does not contain one.
+    """
     from osm.recognition.recognizer import load_recognizer
+    from osm.recognition.segmenters import load_segmenter
 
-    segmenters: Any = importlib.import_module("osm.recognition.segmenters")
     recognizer = load_recognizer(checkpoint, config=config, device=device)
-    return Engine(
-        recognizer, segmenters.load_segmenter(segmenter, sam_checkpoint, recognizer=recognizer, device=device)
-    )
+    return Engine(recognizer, load_segmenter(segmenter, sam_checkpoint, recognizer=recognizer, device=device))
 
 
-def rle_of(mask: np.ndarray) -> dict[str, Any]:
-    """A bool mask (H, W) as COCO's compressed RLE, its counts as text."""
-    from pycocotools import mask as coco_mask
-
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
-def plain(answer: Recognition) -> dict[str, Any]:
-    """An answer for a JSON file."""
+def answer_record(answer: Recognition) -> dict[str, Any]:
+    """Return an answer as a JSON object."""
     if answer.skipped:
         return {"mode": answer.mode, "skipped": answer.skipped}
     found: dict[str, Any] = {"mode": answer.mode, "name": answer.text, "prob": answer.prob}
@@ -178,6 +207,6 @@ def plain(answer: Recognition) -> dict[str, Any]:
     return found
 
 
-def names_of(text: str) -> tuple[str, ...]:
-    """A name a line; empty lines are none."""
+def parse_names(text: str) -> tuple[str, ...]:
+    """Parse names, one per line. Blank lines and duplicates are ignored."""
     return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))

@@ -1,7 +1,8 @@
-"""What stands before gradio: whom the page answers, which calls it takes, and how much may be sent to it.
+"""ASGI middleware in front of gradio: it checks the origin, kind and size of every request to the demo page.
 
-Every web page that the user visits can reach a page on this machine. It can send requests, and it can read the answers
-if its name is made to point at this machine (DNS rebinding). So the names in Host and Origin are checked.
+Any web site that the user visits can send requests to a server on this machine. With DNS rebinding, in which the site's
+name is made to resolve to this machine, it can also read the responses. The names in the Host and Origin headers are
+therefore checked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from osm.documents import parse_json
-from osm.serving.storage import Uploads, UploadsFull
+from osm.serving.page_files import Uploads, UploadsFull
 from osm.terminal import echo
 
 Scope = MutableMapping[str, Any]
@@ -28,29 +29,32 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 JOIN, UPLOAD, PAINT = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/component_server"
-# What the page itself sends. gradio has many more calls, which nobody needs here.
+# The POST requests that the page itself sends. All other endpoints of gradio are blocked.
 _POSTS = (JOIN, UPLOAD, PAINT, "/gradio_api/reset", "/gradio_api/cancel")
 _JSON_BYTES = 1 << 20
-_FORM_BYTES = 1 << 16  # of a form beside its file
-_MOST_FILES = 8
+_FORM_BYTES = 1 << 16  # allowance for the parts of a form other than its file
+_MAX_FILES = 8
 _SECONDS_WITHOUT_DATA = 30
-_MOST_LAYERS = 4
-_MOST_ARRIVING = 16  # uploads at the same time
+_MAX_LAYERS = 4
+_MAX_CONCURRENT_UPLOADS = 16
 
 
-class Refusal(Exception):
-    """A request that is not answered as it wishes: a status of HTTP (4xx), and why in a sentence."""
+class RequestRefused(Exception):
+    """A request is rejected with an HTTP error status and a sentence that gives the reason."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
 
 
-class Names:
-    """The names by which a page may be called (in Host), ports apart: a tunnel or a container may change these.
+class HostNames:
+    """The host names that requests to the page may use in their Host header.
+
+    Ports are ignored, because a tunnel or a container may change them.
 
     Args:
-        host: what the page listens on. more: further names.
+        host: the address that the page listens on.
+        more: additional names.
     """
 
     def __init__(self, host: str, more: Collection[str] = ()) -> None:
@@ -63,33 +67,39 @@ class Names:
     def __contains__(self, name: str) -> bool:
         if name in self.known:
             return True
-        # Others' machines call an open page by its address; a name that was made to point at it is none.
+        # Other machines may use the IP address of a public page. DNS rebinding always uses a name, never an address.
         return not self.is_local and _is_address(name)
 
 
 class Guard:
-    """An ASGI application before another one, gradio's.
+    """ASGI middleware that checks requests before it passes them to gradio's application.
+
+    Uploads are stored by the middleware itself, because gradio stores files with equal content in one place, which two
+    visitors would then share.
 
     Args:
-        inputs: of each function that the page can call, by its number, how many values it takes.
-        uploads: where uploads go; gradio would put files of one content in one place, which two visitors then share.
+        app: gradio's application.
+        names: allowed host names.
+        inputs: number of input values of each function that the page can call, by function number.
+        uploads: storage for uploads.
+        file_bytes: size limit of an upload in bytes.
         file_bytes: the largest file.
     """
 
-    def __init__(self, app: App, names: Names, inputs: dict[int, int], uploads: Uploads, file_bytes: int) -> None:
+    def __init__(self, app: App, names: HostNames, inputs: dict[int, int], uploads: Uploads, file_bytes: int) -> None:
         self.app, self.names, self.inputs = app, names, inputs
         self.uploads, self.file_bytes = uploads, file_bytes
         self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # the page has none
+        if scope["type"] == "websocket":  # the page uses no websocket
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] != "http":
             await self.app(scope, receive, send)
         else:
             try:
                 await self._answer(scope, receive, send)
-            except Refusal as refusal:
+            except RequestRefused as refusal:
                 await _respond(send, refusal.status, f"{refusal}\n".encode(), "text/plain; charset=utf-8")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,62 +107,62 @@ class Guard:
         method, path = scope["method"], scope["path"].rstrip("/")
         if method == "POST":
             if path not in _POSTS:
-                raise Refusal(404, f"the page has no call {path[:80]!r}")
+                raise RequestRefused(404, f"the page has no call {path[:80]!r}")
             length = _content_length(scope)
-            most = self.file_bytes + _FORM_BYTES if path in (UPLOAD, PAINT) else _JSON_BYTES
-            if length > most:
-                raise Refusal(413, f"{length} bytes exceed the maximum allowed size of {most}")
+            max_bytes = self.file_bytes + _FORM_BYTES if path in (UPLOAD, PAINT) else _JSON_BYTES
+            if length > max_bytes:
+                raise RequestRefused(413, f"{length} bytes exceed the maximum allowed size of {max_bytes}")
             if path == UPLOAD:
                 await self._upload(scope, receive, send)
                 return
-            body = await _body(receive, most)
+            body = await _body(receive, max_bytes)
             if path == PAINT:
                 await _check_painting(scope, body)
             else:
                 self._check_json(path, body)
             receive = _replayed(body, receive)
         elif method not in ("GET", "HEAD"):
-            raise Refusal(405, f"{method[:20]} is not answered here")
+            raise RequestRefused(405, f"method {method[:20]} is not allowed")
         await self._pass_on(scope, receive, send)
 
     def _check_caller(self, scope: Scope) -> None:
         hosts = _values(scope, b"host")
         host = _name(f"//{hosts[0]}") if len(hosts) == 1 else None
         if host is None or host not in self.names:
-            raise Refusal(
+            raise RequestRefused(
                 403,
                 f"Host {', '.join(hosts)[:80]!r} is not a name of this page; --allow_host NAME adds one",
             )
         for origin in _values(scope, b"origin"):
-            place = _place(origin)
-            if place is None or place != _place(f"{place[0]}://{hosts[0]}"):
-                raise Refusal(403, f"Origin {origin[:80]!r} is another page; this one is at {hosts[0]!r}")
+            parts = _origin_parts(origin)
+            if parts is None or parts != _origin_parts(f"{parts[0]}://{hosts[0]}"):
+                raise RequestRefused(403, f"Origin {origin[:80]!r} is another page; this one is at {hosts[0]!r}")
 
     def _check_json(self, path: str, body: bytes) -> None:
-        """A call must be one that the page makes: of a known function, with as many values as it takes."""
+        """Raise RequestRefused unless the call names a function of the page and has the right number of values."""
         try:
             call = parse_json(body)
         except ValueError:
-            raise Refusal(400, "the call is not JSON") from None
+            raise RequestRefused(400, "the call is not JSON") from None
         if not isinstance(call, dict):
-            raise Refusal(422, "the call is not a JSON object")
+            raise RequestRefused(422, "the call is not a JSON object")
         if path != JOIN:
             return
         number, values = call.get("fn_index"), call.get("data")
         if type(number) is not int or number not in self.inputs:
-            raise Refusal(422, f"fn_index {str(number)[:40]} is no function of the page")
+            raise RequestRefused(422, f"fn_index {str(number)[:40]} is no function of the page")
         if not isinstance(values, list) or len(values) != self.inputs[number]:
-            raise Refusal(422, f"data of function {number} is a list of {self.inputs[number]} values")
+            raise RequestRefused(422, f"data of function {number} is a list of {self.inputs[number]} values")
         if not isinstance(call.get("session_hash"), str) or not 1 <= len(call["session_hash"]) <= 64:
-            raise Refusal(422, "session_hash is a text of 1 to 64 letters")
+            raise RequestRefused(422, "session_hash is a text of 1 to 64 letters")
         event = call.get("event_data")
         if event is not None and not isinstance(event, dict):
-            raise Refusal(422, "event_data is an object or null")
+            raise RequestRefused(422, "event_data is an object or null")
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stores the files of a form, each in a folder of its own, and answers their paths, as gradio does."""
-        if self._uploading >= _MOST_ARRIVING:
-            raise Refusal(503, "too many uploads at the same time; try again")
+        """Store each file of a form in its own folder, and respond with the paths as gradio does."""
+        if self._uploading >= _MAX_CONCURRENT_UPLOADS:
+            raise RequestRefused(503, "too many uploads at the same time; try again")
         self._uploading += 1
         try:
             with self.uploads.arriving() as count:
@@ -162,16 +172,16 @@ class Guard:
                 finally:
                     await form.close()
         except UploadsFull as full:
-            raise Refusal(507, f"{full}; try again in a minute") from None
+            raise RequestRefused(507, f"{full}; try again in a minute") from None
         finally:
             self._uploading -= 1
         await _respond(send, 200, json.dumps([str(path) for path in paths]).encode(), "application/json")
 
     async def _store(self, file: Any) -> Path:
         if isinstance(file, str):
-            raise Refusal(422, "files of the form are texts, not files")
+            raise RequestRefused(422, "the files of the form are text fields instead of files")
         if (file.size or 0) > self.file_bytes:
-            raise Refusal(413, f"File size exceeded maximum allowed size of {self.file_bytes} bytes.")
+            raise RequestRefused(413, f"File size exceeded maximum allowed size of {self.file_bytes} bytes.")
         path = self.uploads.new_path(file.filename or "")
         with path.open("xb") as stored:
             while data := await file.read(1 << 20):
@@ -179,70 +189,73 @@ class Guard:
         return path
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A call that makes gradio stumble is a malformed one: a line in the log, and 400."""
-        begun = stumbled = False
+        """Pass a request on to gradio. If gradio fails, log one line and respond with status 400.
+
+        gradio fails with status 500 or an exception if a request is malformed.
+        """
+        started = failed = False
 
         async def relay(message: Message) -> None:
-            nonlocal begun, stumbled
+            nonlocal started, failed
             if message["type"] == "http.response.start":
-                stumbled = message["status"] == 500
-                begun = not stumbled
-            if not stumbled:
+                failed = message["status"] == 500
+                started = not failed
+            if not failed:
                 await send(message)
 
         reason = "an error"
         try:
             await self.app(scope, receive, relay)
         except Exception as error:
-            if begun:  # what is left of an answer that was being sent
+            if started:  # part of the response was already sent, so it can only be ended
                 echo(f"warning: {scope['method']} {scope['path']}: broken off ({error!r:.200})", file=sys.stderr)
                 await send({"type": "http.response.body", "body": b""})
                 return
-            stumbled, reason = True, repr(error)
-        if stumbled:
+            failed, reason = True, repr(error)
+        if failed:
             echo(f"warning: {scope['method']} {scope['path']}: malformed call ({reason[:200]})", file=sys.stderr)
-            raise Refusal(400, "the call is malformed")
+            raise RequestRefused(400, "the call is malformed")
 
 
 async def _check_painting(scope: Scope, body: bytes) -> None:
-    """gradio makes a list as long as a layer's number says."""
+    """Check the form of a painting. gradio allocates a list whose length is the given layer number."""
     form = await _form(scope, _replayed(body, None))
     await form.close()
     index = str(form.get("index") or "0")
-    if index != "null" and not (index.isascii() and index.isdigit() and int(index[:9]) < _MOST_LAYERS):
-        raise Refusal(422, f"index {index[:40]!r} is not the number of a layer, 0 to {_MOST_LAYERS - 1}")
+    if index != "null" and not (index.isascii() and index.isdigit() and int(index[:9]) < _MAX_LAYERS):
+        raise RequestRefused(422, f"index {index[:40]!r} is not the number of a layer, 0 to {_MAX_LAYERS - 1}")
     if form.get("type") not in ("layer", "background", "composite"):
-        raise Refusal(422, "type is layer, background or composite")
+        raise RequestRefused(422, "type is layer, background or composite")
     if form.get("fn_name") != "accept_blobs" or not str(form.get("component_id")).isdigit():
-        raise Refusal(422, "the form is none of the painting's")
+        raise RequestRefused(422, "the form is not the form of a painting")
 
 
 async def _form(scope: Scope, receive: Receive) -> Any:
-    """A form as starlette reads it: its files lie on the disk without a name."""
+    """Parse a multipart form with starlette, which stores the files as unnamed temporary files."""
     from starlette.datastructures import Headers
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     headers = Headers(scope=scope)
     if not headers.get("content-type", "").startswith("multipart/form-data"):
-        raise Refusal(400, "the call is not a form (multipart/form-data)")
+        raise RequestRefused(400, "the call is not a form (multipart/form-data)")
 
     async def stream() -> Any:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refusal(400, "the connection ended early")
+                raise RequestRefused(400, "the connection ended early")
             yield message.get("body", b"")
             if not message.get("more_body"):
                 return
 
     try:
-        return await MultiPartParser(headers, stream(), max_files=_MOST_FILES, max_fields=_MOST_FILES * 2).parse()
+        return await MultiPartParser(headers, stream(), max_files=_MAX_FILES, max_fields=_MAX_FILES * 2).parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        raise Refusal(400, f"the form cannot be read ({str(error)[:80]})") from None
+        raise RequestRefused(400, f"the form cannot be read ({str(error)[:80]})") from None
 
 
 def _counted(receive: Receive, uploads: Uploads, count: list[int]) -> Receive:
-    """What arrives, counted: uploads that are on their way take up room as well."""
+    """Wrap `receive` to count received bytes, because uploads in progress count toward the size limit."""
 
     async def counted() -> Message:
         message = await _in_time(receive)
@@ -252,16 +265,16 @@ def _counted(receive: Receive, uploads: Uploads, count: list[int]) -> Receive:
     return counted
 
 
-async def _body(receive: Receive, most: int) -> bytes:
+async def _body(receive: Receive, max_bytes: int) -> bytes:
     parts, size = [], 0
     while True:
         message = await _in_time(receive)
         if message["type"] == "http.disconnect":
-            raise Refusal(400, "the connection ended early")
+            raise RequestRefused(400, "the connection ended early")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > most:
-            raise Refusal(413, f"more than {most} bytes")
+        if size > max_bytes:
+            raise RequestRefused(413, f"more than {max_bytes} bytes")
         if not message.get("more_body"):
             return b"".join(parts)
 
@@ -270,17 +283,17 @@ async def _in_time(receive: Receive) -> Message:
     try:
         return await asyncio.wait_for(receive(), _SECONDS_WITHOUT_DATA)
     except TimeoutError:
-        raise Refusal(408, f"nothing arrived for {_SECONDS_WITHOUT_DATA} seconds") from None
+        raise RequestRefused(408, f"nothing arrived for {_SECONDS_WITHOUT_DATA} seconds") from None
 
 
 def _replayed(body: bytes, receive: Receive | None) -> Receive:
-    """A body that was read, for whoever reads it next; then what else is received."""
-    given = False
+    """Return a `receive` that first replays a body that was already read, then passes on to the original `receive`."""
+    replayed = False
 
     async def replay() -> Message:
-        nonlocal given
-        if not given:
-            given = True
+        nonlocal replayed
+        if not replayed:
+            replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
         return await receive() if receive is not None else {"type": "http.disconnect"}
 
@@ -291,7 +304,7 @@ async def _respond(send: Send, status: int, body: bytes, kind: str) -> None:
     headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(b"x-content-type-options", b"nosniff")]
     if status >= 400:
-        headers += [(b"connection", b"close")]  # the body that was sent may not have been read
+        headers += [(b"connection", b"close")]  # the body of the request may not have been read completely
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -303,7 +316,7 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 def _content_length(scope: Scope) -> int:
     lengths = _values(scope, b"content-length")
     if len(lengths) != 1 or not lengths[0].isdigit() or len(lengths[0]) > 15:
-        raise Refusal(411, "Content-Length is needed")
+        raise RequestRefused(411, "Content-Length is needed")
     return int(lengths[0])
 
 
@@ -318,8 +331,8 @@ def _name(url: str) -> str | None:
     return parts.hostname
 
 
-def _place(origin: str) -> tuple[str, str, int] | None:
-    """Scheme, name and port of an origin, None where it is none; the port may be the scheme's own."""
+def _origin_parts(origin: str) -> tuple[str, str, int] | None:
+    """Return (scheme, host name, port) of an origin, or None if it is malformed. The port defaults to the scheme's."""
     try:
         parts = urlsplit(origin)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]

@@ -1,18 +1,18 @@
-"""The pieces of HTML that the page is made of, and its style. Names come from models and people: all are escaped."""
+"""HTML fragments and the style sheet of the demo page. All names are untrusted, so they are escaped."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
 
-from osm.serving.engine import Named
+from osm.serving.engine import NamedRegion
 from osm.terminal import printable
 
 INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
-<p>Choose a picture, then point at something in it: the model writes what it sees there. No list of names is given,
-unless you give one.</p></header>"""
+<p>Choose a picture, then point at something in it. The model generates its name. It may use any name, unless you give a
+list of names.</p></header>"""
 
-# `:not(#osm)` outweighs the rules by which gradio hides where the keyboard is.
+# `:not(#osm)` raises the specificity above gradio's own rules, which hide the keyboard focus.
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container main { width: 100%; }
@@ -45,16 +45,17 @@ table.osm-table, .osm-table th, .osm-table td, .osm-table tr { border: 0 !import
 
 
 def error(sentence: str) -> str:
-    """A message that screen readers speak at once."""
+    """Return an error message that screen readers announce immediately."""
     return f'<p class="osm-error" role="alert">{_escaped(_as_sentence(sentence))}</p>'
 
 
 def note(sentence: str) -> str:
+    """Return a status message."""
     return f'<p class="osm-note" role="status">{_escaped(_as_sentence(sentence))}</p>'
 
 
-def answer(one: Named, method: str = "") -> str:
-    """The name in large letters, and the likeliest names below with a bar each."""
+def answer(one: NamedRegion, method: str = "") -> str:
+    """Return the name of a region in large letters, and below it a table of the likeliest names with bars."""
     found = one.answer
     if found.skipped:
         return (
@@ -62,7 +63,7 @@ def answer(one: Named, method: str = "") -> str:
         )
     head = f'<p class="osm-name osm-full" role="status">{_name(found.text)} <small>{found.prob:.1%}</small></p>'
     if found.said:
-        head += f'<p class="osm-hint">Said freely: {_name(found.said)}.</p>'
+        head += f'<p class="osm-hint">Free answer: {_name(found.said)}.</p>'
     cosines = method == "mapped"
     rows = "".join(
         f"<tr><td>{rank}</td><td>{_name(other.text)}"
@@ -74,24 +75,25 @@ def answer(one: Named, method: str = "") -> str:
     return head + _table(f"The {len(found.top)} likeliest names", ("", "Name", unit), rows)
 
 
-def everything(found: Sequence[Named]) -> str:
-    """All segments' names, numbered as on the picture."""
+def everything(found: Sequence[NamedRegion]) -> str:
+    """Return a table of all segments, numbered as on the image."""
     return _table(
         "Everything that was found", ("No.", "Name", "Probability", "Pixels"), _rows(found, numbered=True), True
     )
 
 
-def history(found: Sequence[Named]) -> str:
-    """All that was named in this picture, the latest first."""
+def history(found: Sequence[NamedRegion]) -> str:
+    """Return a table of all regions that were named in this image, the latest first."""
     if not found:
         return '<p class="osm-hint">Nothing has been named in this picture yet.</p>'
     columns = ("Chosen by", "Name", "Probability", "Pixels")
     return _table("Named in this picture, the latest first", columns, _rows(found[::-1]), True)
 
 
-def _rows(found: Sequence[Named], numbered: bool = False) -> str:
+def _rows(found: Sequence[NamedRegion], numbered: bool = False) -> str:
     return "".join(
-        f"<tr><td>{number if numbered else _escaped(one.how)}</td><td>{_name(one.answer.text, one.answer.skipped)}</td>"
+        f"<tr><td>{number if numbered else _escaped(one.selected_by)}</td>"
+        f"<td>{_name(one.answer.text, one.answer.skipped)}</td>"
         f'<td class="osm-number">{"" if one.answer.skipped else f"{one.answer.prob:.1%}"}</td>'
         f'<td class="osm-number">{one.area}</td></tr>'
         for number, one in enumerate(found, 1)
@@ -99,14 +101,14 @@ def _rows(found: Sequence[Named], numbered: bool = False) -> str:
 
 
 def _table(caption: str, columns: Sequence[str], rows: str, scrolls: bool = False) -> str:
-    # The numbers stand at the right, and so do their heads.
+    # Columns of numbers and their headers are right-aligned.
     heads = "".join(
         f'<th scope="col"{" class=osm-number" if name in ("Probability", "Cosine", "Pixels") else ""}>{name}</th>'
         for name in columns
     )
     table = f'<table class="osm-table"><caption>{caption}</caption><thead><tr>{heads}</tr></thead>'
     table += f"<tbody>{rows}</tbody></table>"
-    # What scrolls must be reachable by keyboard.
+    # A scrolling region needs a tabindex, so that keyboard users can reach it.
     return (
         f'<div class="osm-scroll osm-full" tabindex="0" role="region" aria-label="{caption}">{table}</div>'
         if scrolls
@@ -128,6 +130,6 @@ def _share(prob: float) -> float:
 
 def _as_sentence(text: str) -> str:
     text = text.strip()
-    if text.split(" ")[0].isalpha():  # not the name of a file
+    if text.split(" ")[0].isalpha():  # a file name keeps its case
         text = text[:1].upper() + text[1:]
     return text + ("" if text.endswith((".", "!", "?")) else ".")

@@ -1,4 +1,7 @@
-"""A picture in a notebook that answers to clicks and boxes. It works in any interactive backend of matplotlib."""
+"""An image in a notebook that names the regions the user clicks on or draws a box around.
+
+It works with any interactive matplotlib backend.
+"""
 
 from __future__ import annotations
 
@@ -15,71 +18,80 @@ from osm.io.images import as_rgb
 from osm.labeling.naming import NamingRequest
 from osm.recognition.draw import draw_names
 from osm.serving import markup
-from osm.serving.engine import Engine, Named, Picture
+from osm.serving.engine import DemoPicture, Engine, NamedRegion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DRAG = 4.0  # screen pixels: a shorter move of the pressed mouse is a click
-_LINES = 8  # of the history, in the figure; the whole of it is in the HTML table
+_DRAG = 4.0  # in screen pixels; a shorter drag counts as a click
+_LINES = 8  # number of history entries in the figure; the HTML table has all of them
 _ORANGE = "#e69f00"
 
 
 class Explorer:
-    """One picture, and what was named in it.
+    """An interactive image and the regions that were named in it.
 
     >>> explorer = Explorer(load_engine("runs/osm_small/final"), "street.jpg")
     >>> explorer.show()  # click on a thing, or drag a box around it
-    >>> explorer.click(120, 80).answer.text  # the same by numbers
+    >>> explorer.click(120, 80).answer.text  # the same by coordinates
 
-    Its HTML form, which a notebook shows for it, is the table of all that was named.
+    Its HTML representation in a notebook is a table of all named regions.
 
     Args:
-        image: a path, a PIL image or a uint8 array.
-        request: how things are named; may be replaced at any time.
+        engine: the engine that names the regions.
+        image: a path, a PIL image or a uint8 array (H, W, 3).
+        request: naming options, which may be replaced at any time.
     """
 
     def __init__(
         self, engine: Engine, image: Image.Image | np.ndarray | str | Path, request: NamingRequest | None = None
     ) -> None:
         title = Path(image).name if isinstance(image, (str, Path)) else "picture"
-        self.engine, self.picture = engine, Picture(as_rgb(image), title)
+        self.engine, self.picture = engine, DemoPicture(as_rgb(image), title)
         self.request = request or NamingRequest()
         self.figure: Figure | None = None
-        self._pressed: Any = None  # where the mouse went down
-        self._rubber: Any = None  # the box that is being drawn
+        self._pressed: Any = None  # the event of the pressed mouse button
+        self._rubber: Any = None  # the rectangle that is being drawn
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
+        """The (width, height) of the image in pixels."""
         return self.picture.image.size
 
     @property
-    def history(self) -> list[Named]:
-        """All that was named, the earliest first."""
+    def history(self) -> list[NamedRegion]:
+        """All named regions, the earliest first."""
         return self.picture.named
 
-    def click(self, x: float, y: float) -> Named:
-        """Names what lies at (x, y), in pixels. Raises OsmError outside of the picture."""
+    def click(self, x: float, y: float) -> NamedRegion:
+        """Name the thing at (x, y) in pixels.
+
+        Raises:
+            OsmError: the point is outside the image.
+        """
         return self._keep(self.engine.point(self.picture, x, y, self.request))
 
-    def box(self, x: float, y: float, width: float, height: float) -> Named:
-        """Names what a box in pixels is around. Raises OsmError for one without area, or outside."""
+    def box(self, x: float, y: float, width: float, height: float) -> NamedRegion:
+        """Name the thing in a box, given in pixels.
+
+        Raises:
+            OsmError: the box has no area or starts outside the image.
+        """
         return self._keep(self.engine.box(self.picture, (x, y, width, height), self.request))
 
     def save(self, path: str | Path) -> Path:
-        """Writes masks (COCO's RLE), names and probabilities as JSON."""
+        """Write the masks (COCO RLE), names and probabilities of all named regions to a JSON file."""
         path = Path(path)
         path.write_text(json.dumps(self.picture.document(), indent=1), encoding="utf-8")
         return path
 
     def show(self) -> Figure:
-        """The picture, which takes clicks and drags; beside it the likeliest names and the latest ones."""
+        """Show the image, the likeliest names of the last region, and the history. The image accepts mouse input."""
         from matplotlib import pyplot as plt
 
         self.figure = plt.figure(figsize=(9, 5))
         parts = self.figure.add_gridspec(2, 2, width_ratios=(2, 1), left=0.02, right=0.96, top=0.9, bottom=0.08)
-        # Of the figure's axes the first is the picture's, then those of the bars and of the history.
+        # The figure has three axes, in this order: image, bars, history.
         for place in (parts[:, 0], parts[0, 1], parts[1, 1]):
             self.figure.add_subplot(place)
         canvas = self.figure.canvas
@@ -92,7 +104,7 @@ class Explorer:
     def _repr_html_(self) -> str:
         return markup.history(self.history)
 
-    def _keep(self, found: Named) -> Named:
+    def _keep(self, found: NamedRegion) -> NamedRegion:
         self.history.append(found)
         self._draw()
         return found
@@ -114,12 +126,14 @@ class Explorer:
         view.imshow(np.asarray(shown))
         view.set_title(message, fontsize=10)
         past.set_title("Named so far", fontsize=10, loc="left")
-        lines = [f"{one.answer.text or 'no name'}  {one.answer.prob:.0%}  ({one.how})" for one in self.history[::-1]]
+        lines = [
+            f"{one.answer.text or 'no name'}  {one.answer.prob:.0%}  ({one.selected_by})" for one in self.history[::-1]
+        ]
         past.text(0, 1, "\n".join(lines[:_LINES]), va="top", fontsize=8, parse_math=False)
         self.figure.canvas.draw_idle()
 
     def _ours(self, event: Any) -> bool:
-        """Whether an event is on the picture, and not the toolbar's (zoom, pan)."""
+        """Return whether an event is a left click on the image while no toolbar tool (zoom, pan) is active."""
         assert self.figure is not None
         toolbar = self.figure.canvas.toolbar
         return event.inaxes is self.figure.axes[0] and event.button == 1 and not (toolbar and toolbar.mode)
@@ -144,28 +158,28 @@ class Explorer:
         if start is None:
             return
         if event.inaxes is not start.inaxes:
-            self._draw("The box ended outside of the picture: drag it again")
+            self._draw("The box ended outside the picture: drag it again")
             return
         if np.hypot(event.x - start.x, event.y - start.y) < _DRAG:
             self._try(lambda: self.click(start.xdata, start.ydata))
         else:
             self._try(lambda: self.box(*_corners(start, event)))
 
-    def _try(self, work: Callable[[], Named]) -> None:
+    def _try(self, work: Callable[[], NamedRegion]) -> None:
         try:
             work()
-        except OsmError as error:  # nobody sees what an event's handler raises
+        except OsmError as error:  # an exception in an event handler would not be visible
             self._draw(str(error))
 
 
 def _corners(start: Any, end: Any) -> tuple[float, float, float, float]:
     left, right = sorted((start.xdata, end.xdata))
     top, bottom = sorted((start.ydata, end.ydata))
-    left, top = max(0.0, left), max(0.0, top)  # the first pixel's middle is 0: its edge is below
+    left, top = max(0.0, left), max(0.0, top)  # coordinate 0 is the center of the first pixel; its edge is negative
     return left, top, right - left, bottom - top
 
 
-def _draw_bars(axes: Any, named: Named) -> None:
+def _draw_bars(axes: Any, named: NamedRegion) -> None:
     top = named.answer.top
     axes.set_title(f"{named.answer.text or 'no name'}  {named.answer.prob:.1%}", fontsize=12, loc="left")
     axes.barh(range(len(top)), [other.prob for other in top], color=_ORANGE)

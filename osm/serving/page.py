@@ -1,4 +1,7 @@
-"""The page in the browser. It imports gradio: `osm.serving.web` loads it when a page is to be served."""
+"""The layout and the event handlers of the demo page.
+
+This module imports gradio, so `osm.serving.web` imports it only to serve a page.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,8 @@ from osm.recognition.draw import draw_names
 from osm.recognition.recognizer import METHODS
 from osm.serving import markup
 from osm.serving.calls import bound_paintings, read_in_place, without_tracebacks
-from osm.serving.engine import Engine, Named, Picture, names_of
-from osm.serving.samples import uploaded
-from osm.serving.storage import PageFolder, Uploads
+from osm.serving.engine import DemoPicture, Engine, NamedRegion, parse_names
+from osm.serving.page_files import PageFolder, Uploads, read_upload
 from osm.terminal import printable
 
 POINT, BOX, PAINT, EVERYTHING = "Point", "Box", "Paint", "Everything"
@@ -29,34 +31,42 @@ HINTS = {
     POINT: "Click on a thing in the picture.",
     BOX: "Click on two opposite corners of a box around a thing.",
     PAINT: "Paint over a thing, then press the button.",
-    EVERYTHING: "Press the button: the picture is cut into segments, and each gets a name.",
+    EVERYTHING: "Press the button to find and name all segments of the picture.",
 }
-BUTTONS = {PAINT: "Name what is painted", EVERYTHING: "Name everything"}
+BUTTONS = {PAINT: "Name the painted region", EVERYTHING: "Name everything"}
 _METHODS = {
-    "constrained": "Only these can be written",
-    "scored": "Each one's exact likelihood",
-    "mapped": "Written freely, then the nearest",
+    "constrained": "Generate only these names",
+    "scored": "Compute the likelihood of each name",
+    "mapped": "Generate freely, then choose the nearest name",
 }
 assert tuple(_METHODS) == METHODS
-_UPLOADS_AT_ONCE = 4  # are read: one that takes seconds does not hold up the others
-_SHOWN_SIDE = 1400  # of the picture on the page: a photo of a phone would be megabytes with every answer
+_CONCURRENT_READS = 4  # number of uploads decoded at the same time, so that a slow one does not block the others
+_SHOWN_SIDE = 1400  # maximum side of the displayed image in pixels; a full-size photo would take megabytes per answer
 
 
 @dataclass
-class Visit:
-    """What one tab of a browser sees; gradio keeps one for each."""
+class TabState:
+    """The state of one browser tab, which gradio stores.
 
-    picture: Picture | None = None
-    corner: tuple[float, float] | None = None  # of a box, until its second one is clicked
+    Attributes:
+        picture: the current picture.
+        corner: the first corner of a box, until the second one is clicked.
+        key: name of the folder of the tab's result file; empty before the first result.
+    """
+
+    picture: DemoPicture | None = None
+    corner: tuple[float, float] | None = None
     key: str = ""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of uploads: their bytes are counted where they arrive, their pixels once they are there.
+    """Limits of uploads.
 
     Attributes:
-        uploads_mb: of all files that arrived or are arriving, and were not read yet.
+        file_mb: size of a file in MiB.
+        megapixels: number of pixels of an image in millions.
+        uploads_mb: total size in MiB of all pending uploads, including uploads in progress.
     """
 
     file_mb: float = 20.0
@@ -65,101 +75,109 @@ class Limits:
 
     @property
     def pixels(self) -> int:
+        """Maximum number of pixels of an image."""
         return int(self.megapixels * 1e6)
 
     @property
     def file_bytes(self) -> int:
+        """Maximum size of a file in bytes."""
         return int(self.file_mb * 2**20)
 
 
 class Page:
-    """What the page's parts do when they are used; `build` lays them out.
+    """The event handlers of the page. `build` connects them to the layout.
 
-    Each handler returns values for message, picture, answer, history and download, in that order.
+    Each handler returns the new values of message, picture, answer, history and download, in this order.
+
+    Args:
+        engine: names the regions.
+        samples: title and loading function of each sample image.
+        limits: limits of uploads.
     """
 
-    def __init__(self, engine: Engine, pictures: dict[str, Callable[[], Image.Image]], limits: Limits) -> None:
-        self.engine, self.pictures, self.limits = engine, pictures, limits
+    def __init__(self, engine: Engine, samples: dict[str, Callable[[], Image.Image]], limits: Limits) -> None:
+        self.engine, self.samples, self.limits = engine, samples, limits
         self.folder = PageFolder()
         self.uploads = Uploads(self.folder.uploads, int(limits.uploads_mb * 2**20))
 
-    def upload(self, visit: Visit, path: str) -> list[Any]:
-        """Takes an uploaded file, which is removed once it is read."""
+    def upload(self, tab: TabState, path: str) -> list[Any]:
+        """Show an uploaded file. The file is removed after it is read."""
         file = Path(path)
         try:
-            return self._take(visit, Picture(uploaded(file, self.limits.pixels), file.name))
+            return self._take(tab, DemoPicture(read_upload(file, self.limits.pixels), file.name))
         except OsmError as error:
-            return _told(markup.error(str(error)))
+            return _only_message(markup.error(str(error)))
         finally:
             file.unlink(missing_ok=True)
             self.uploads.remove(file)
 
-    def sample(self, visit: Visit, title: str | None) -> list[Any]:
-        if title not in self.pictures:
-            return _told(markup.error("Choose one of the sample pictures in the list"))
+    def sample(self, tab: TabState, title: str | None) -> list[Any]:
+        """Show the sample image with the given title."""
+        if title not in self.samples:
+            return _only_message(markup.error("Choose one of the sample pictures in the list"))
         try:
-            return self._take(visit, Picture(self.pictures[title](), title))
+            return self._take(tab, DemoPicture(self.samples[title](), title))
         except OsmError as error:
-            return _told(markup.error(str(error)))
+            return _only_message(markup.error(str(error)))
 
-    def click(self, visit: Visit, by: str, *request: Any, event: gr.SelectData) -> list[Any]:
-        """A click on the picture: a point, or a corner of a box."""
-        if visit.picture is None:
-            return _none()
-        scale = visit.picture.image.width / shown_size(visit.picture.image)[0]
+    def click(self, tab: TabState, by: str, *request: Any, event: gr.SelectData) -> list[Any]:
+        """Handle a click on the picture, which selects a point or a corner of a box."""
+        if tab.picture is None:
+            return _no_picture()
+        scale = tab.picture.image.width / shown_size(tab.picture.image)[0]
         try:
             x, y = (float(value) * scale for value in event.index)
         except (TypeError, ValueError):
-            return _told(markup.error("The click is at no place: two numbers are needed"))
+            return _only_message(markup.error("The position of the click is malformed: expected two numbers"))
         if by != BOX:
-            return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
-        if visit.corner is None:
-            if not (0 <= x < visit.picture.image.width and 0 <= y < visit.picture.image.height):
-                return _told(markup.error(f"{x:g}, {y:g} is outside of the picture"))
-            visit.corner = (x, y)
-            marked = _with_cross(_shown(visit.picture.image), x / scale, y / scale)
-            return [markup.note(f"First corner: {x:.0f}, {y:.0f}. Click the opposite one"), marked, *_same(3)]
-        box = _box(visit.corner, (x, y))
-        visit.corner = None
-        return self._answer(visit, lambda picture, w: [self.engine.box(picture, box, w)], request)
+            return self._answer(tab, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
+        if tab.corner is None:
+            if not (0 <= x < tab.picture.image.width and 0 <= y < tab.picture.image.height):
+                return _only_message(markup.error(f"{x:g}, {y:g} is outside the picture"))
+            tab.corner = (x, y)
+            marked = _with_cross(_shown(tab.picture.image), x / scale, y / scale)
+            return [markup.note(f"First corner: {x:.0f}, {y:.0f}. Click the opposite one"), marked, *_unchanged(3)]
+        box = _box(tab.corner, (x, y))
+        tab.corner = None
+        return self._answer(tab, lambda picture, w: [self.engine.box(picture, box, w)], request)
 
-    def typed(self, visit: Visit, text: str, *request: Any) -> list[Any]:
-        """`x, y` or `x, y, width, height` in pixels: what a click does, without a mouse."""
+    def typed(self, tab: TabState, text: str, *request: Any) -> list[Any]:
+        """Handle typed coordinates in pixels: `x, y` selects a point, `x, y, width, height` a box."""
         try:
             numbers = [float(part) for part in (text or "").replace(",", " ").split()]
         except ValueError:
             numbers = []
         if len(numbers) == 2:
             x, y = numbers
-            return self._answer(visit, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
+            return self._answer(tab, lambda picture, w: [self.engine.point(picture, x, y, w)], request)
         if len(numbers) == 4:
-            return self._answer(visit, lambda picture, w: [self.engine.box(picture, numbers, w)], request)
-        return _told(
-            markup.error(f"{(text or '')[:60]!r} is no place: x, y or x, y, width, height are needed, in pixels")
+            return self._answer(tab, lambda picture, w: [self.engine.box(picture, numbers, w)], request)
+        return _only_message(
+            markup.error(f"{(text or '')[:60]!r} is not a position: expected x, y or x, y, width, height in pixels")
         )
 
-    def press(self, visit: Visit, by: str, painting: dict[str, Any] | None, *request: Any) -> list[Any]:
-        """The button of Paint and of Everything."""
+    def press(self, tab: TabState, by: str, painting: dict[str, Any] | None, *request: Any) -> list[Any]:
+        """Handle the button of the selection modes Paint and Everything."""
         if by == PAINT:
             return self._answer(
-                visit,
+                tab,
                 lambda picture, w: [self.engine.painted(picture, painted_mask(painting, picture.image), w)],
                 request,
             )
-        left_out = 0
+        skipped = 0
 
-        def work(picture: Picture, w: NamingRequest) -> list[Named]:
-            nonlocal left_out
-            found, left_out = self.engine.everything(picture, w)
+        def work(picture: DemoPicture, w: NamingRequest) -> list[NamedRegion]:
+            nonlocal skipped
+            found, skipped = self.engine.everything(picture, w)
             return found
 
-        result = self._answer(visit, work, request, whole=True)
-        if left_out:
-            result[0] = markup.note(f"The largest segments are named; {left_out} smaller ones are left out")
+        result = self._answer(tab, work, request, whole=True)
+        if skipped:
+            result[0] = markup.note(f"The largest segments are named; {skipped} smaller ones are skipped")
         return result
 
-    def _take(self, visit: Visit, picture: Picture) -> list[Any]:
-        visit.picture, visit.corner = picture, None
+    def _take(self, tab: TabState, picture: DemoPicture) -> list[Any]:
+        tab.picture, tab.corner = picture, None
         size = f"{picture.image.width} x {picture.image.height} pixels"
         return [
             markup.note(f"{picture.title}, {size}"),
@@ -171,22 +189,22 @@ class Page:
 
     def _answer(
         self,
-        visit: Visit,
-        work: Callable[[Picture, NamingRequest], list[Named]],
+        tab: TabState,
+        work: Callable[[DemoPicture, NamingRequest], list[NamedRegion]],
         request: tuple[Any, ...],
         whole: bool = False,
     ) -> list[Any]:
-        picture = visit.picture
-        visit.corner = None
+        picture = tab.picture
+        tab.corner = None
         if picture is None:
-            return _none()
+            return _no_picture()
         try:
-            asked = request_of(*request)
+            asked = parse_request(*request)
             found = work(picture, asked)
         except OsmError as error:
-            return _told(markup.error(str(error)))
-        if visit.picture is not picture:  # another one was chosen meanwhile, and is shown
-            return _same(5)
+            return _only_message(markup.error(str(error)))
+        if tab.picture is not picture:  # the user chose another picture in the meantime
+            return _unchanged(5)
         picture.named += found
         labels = [f"{k} {one.answer.text}" if whole else one.answer.text for k, one in enumerate(found, 1)]
         return [
@@ -194,24 +212,24 @@ class Page:
             _overlay(picture.image, found, labels),
             markup.everything(found) if whole else markup.answer(found[0], asked.method if asked.vocabulary else ""),
             markup.history(picture.named),
-            gr.DownloadButton(value=self._file(visit, picture), interactive=True),
+            gr.DownloadButton(value=self._file(tab, picture), interactive=True),
         ]
 
-    def _file(self, visit: Visit, picture: Picture) -> str:
-        """One file a visit, written anew with every answer."""
-        visit.key = visit.key or uuid4().hex
-        path = self.folder.answers / visit.key / "names.json"
+    def _file(self, tab: TabState, picture: DemoPicture) -> str:
+        """Write the result file of a tab, which each answer overwrites, and return its path."""
+        tab.key = tab.key or uuid4().hex
+        path = self.folder.answers / tab.key / "names.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(picture.document(), indent=1), encoding="utf-8")
         return str(path)
 
 
 def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
-    """The page's parts, and what each of them calls."""
+    """Lay out the page and connect its components to the handlers."""
     bound_paintings(page.limits.pixels, page.uploads)
-    # What the page shows is removed from the disk an hour after.
+    # gradio deletes the displayed files after an hour; it checks every ten minutes.
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        visit = gr.State(Visit())
+        tab = gr.State(TabState())
         gr.HTML(markup.INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
@@ -220,7 +238,7 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
                         "Upload a picture", file_types=["image"], min_width=200, elem_id="osm-upload"
                     )
                     sample = gr.Dropdown(
-                        list(page.pictures),
+                        list(page.samples),
                         value=None,
                         label="Or a sample picture",
                         min_width=200,
@@ -260,30 +278,30 @@ def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
         shown = [message, view, answer, history, download]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [view]}
         parts = [by, hint, view, painting, button]
-        reset: dict[str, Any] = {"fn": switch, "inputs": [visit, by], "outputs": parts[1:], "api_visibility": "private"}
+        reset: dict[str, Any] = {"fn": switch, "inputs": [tab, by], "outputs": parts[1:], "api_visibility": "private"}
         read_in_place(file, page.uploads)
-        file.upload(page.upload, [visit, file], shown, concurrency_limit=_UPLOADS_AT_ONCE, **private).then(**reset)
-        sample.input(page.sample, [visit, sample], shown, **private).then(**reset)
+        file.upload(page.upload, [tab, file], shown, concurrency_limit=_CONCURRENT_READS, **private).then(**reset)
+        sample.input(page.sample, [tab, sample], shown, **private).then(**reset)
         by.change(**reset)
-        view.select(_click(page), [visit, by, *request], shown, **private)
-        typed.submit(page.typed, [visit, typed, *request], shown, **private)
-        button.click(page.press, [visit, by, painting, *request], shown, **private)
+        view.select(_click(page), [tab, by, *request], shown, **private)
+        typed.submit(page.typed, [tab, typed, *request], shown, **private)
+        button.click(page.press, [tab, by, painting, *request], shown, **private)
     without_tracebacks(blocks)
     return blocks
 
 
 def _request_parts(modes: tuple[str, ...]) -> list[gr.components.Component]:
-    """Mode, list of names, and how it is used."""
+    """Create the controls of a naming request: mode, vocabulary and method."""
     with gr.Accordion("How it answers", open=False, elem_id="osm-request"):
         mode = gr.Dropdown(
             list(modes),
             value="any",
             filterable=False,
             label="Mode",
-            info="Names in the manner of one data set, or of any",
+            info="Names as in one dataset, or any names",
         )
         names = gr.Textbox(
-            label="Only these names, one a line", info="Empty: any name", lines=3, max_lines=8, elem_id="osm-names"
+            label="Only these names, one per line", info="Empty: any name", lines=3, max_lines=8, elem_id="osm-names"
         )
         method = gr.Radio(
             [(text, method) for method, text in _METHODS.items()], value=METHODS[0], label="How they are used"
@@ -292,16 +310,16 @@ def _request_parts(modes: tuple[str, ...]) -> list[gr.components.Component]:
 
 
 def _click(page: Page) -> Callable[..., list[Any]]:
-    def click(visit: Visit, by: str, mode: str, names: str, method: str, event: gr.SelectData) -> list[Any]:
-        return page.click(visit, by, mode, names, method, event=event)
+    def click(tab: TabState, by: str, mode: str, names: str, method: str, event: gr.SelectData) -> list[Any]:
+        return page.click(tab, by, mode, names, method, event=event)
 
     return click
 
 
-def switch(visit: Visit, by: str) -> list[Any]:
-    """Shows what a way of choosing needs: hint, picture, painting, button."""
-    visit.corner = None
-    background = _shown(visit.picture.image) if visit.picture is not None and by == PAINT else None
+def switch(tab: TabState, by: str) -> list[Any]:
+    """Show the components that a selection mode needs: hint, picture, painting and button."""
+    tab.corner = None
+    background = _shown(tab.picture.image) if tab.picture is not None and by == PAINT else None
     painting: Any = {"background": background, "layers": [], "composite": background} if background else None
     return [
         _hint(by),
@@ -311,12 +329,13 @@ def switch(visit: Visit, by: str) -> list[Any]:
     ]
 
 
-def request_of(mode: str, names: str | None, method: str) -> NamingRequest:
-    return NamingRequest(mode, names_of(names or ""), method)
+def parse_request(mode: str, names: str | None, method: str) -> NamingRequest:
+    """Convert the values of the controls to a naming request."""
+    return NamingRequest(mode, parse_names(names or ""), method)
 
 
 def painted_mask(painting: dict[str, Any] | None, image: Image.Image) -> np.ndarray:
-    """Where any layer of gradio's editor has colour, bool (H, W) at the picture's size."""
+    """Return the painted region, bool (H, W) at the size of the image: all pixels where any layer has color."""
     mask = np.zeros(image.size[::-1], bool)
     for layer in (painting or {}).get("layers") or ():
         alpha = Image.fromarray(layer[..., 3] > 0)
@@ -325,7 +344,7 @@ def painted_mask(painting: dict[str, Any] | None, image: Image.Image) -> np.ndar
 
 
 def shown_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) at which a picture is sent to the browser."""
+    """Return the (width, height) in pixels at which an image is displayed."""
     scale = min(1.0, _SHOWN_SIDE / max(image.size))
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
@@ -335,7 +354,7 @@ def _shown(image: Image.Image) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
 
 
-def _overlay(image: Image.Image, found: list[Named], labels: list[str]) -> Image.Image:
+def _overlay(image: Image.Image, found: list[NamedRegion], labels: list[str]) -> Image.Image:
     size = shown_size(image)
     masks = [np.asarray(Image.fromarray(one.mask).resize(size, Image.Resampling.NEAREST)) for one in found]
     return draw_names(_shown(image), np.stack(masks), labels, alpha=0.4)
@@ -360,13 +379,13 @@ def _hint(by: str) -> str:
     return f'<p class="osm-hint">{HINTS[by]}</p>'
 
 
-def _same(count: int) -> list[Any]:
+def _unchanged(count: int) -> list[Any]:
     return [gr.skip() for _ in range(count)]
 
 
-def _told(message: str) -> list[Any]:
-    return [message, *_same(4)]
+def _only_message(message: str) -> list[Any]:
+    return [message, *_unchanged(4)]
 
 
-def _none() -> list[Any]:
-    return _told(markup.error("Choose a picture first: upload one, or take a sample"))
+def _no_picture() -> list[Any]:
+    return _only_message(markup.error("Choose a picture first: upload one or select a sample"))

@@ -1,4 +1,4 @@
-"""The command `osm demo`: a page in the browser that names what one points at. Nothing leaves this machine."""
+"""The command `osm demo`: a web page that names what the user points at. The server contacts no other service."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError
 from osm.recognition.flags import add_checkpoint
-from osm.serving.guard import LOOPBACK_NAMES, Guard, Names
+from osm.serving.guard import LOOPBACK_NAMES, Guard, HostNames
 from osm.terminal import echo
 
 if TYPE_CHECKING:  # gradio and torch take seconds to import
     from osm.serving.page import Page
 
-_VISITS = 32  # tabs whose pictures are kept; the one that was used the longest ago is forgotten first
+_MAX_TABS = 32  # number of browser tabs whose state is kept; the least recently used one is dropped first
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,36 +29,40 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="osm demo",
         allow_abbrev=False,
-        description="Serves a page in the browser that names what one points at in a picture.",
+        description="Serve a web page that names what the user points at in an image.",
     )
     add_checkpoint(out)
     out.add_argument("--device", default="auto", help="[%(default)s]")
-    out.add_argument("--segmenter", default="auto", help="what makes masks of points and boxes [%(default)s]")
+    out.add_argument("--segmenter", default="auto", help="segmenter that makes masks of points and boxes [%(default)s]")
     out.add_argument("--sam_checkpoint", metavar="FILE", help="the weights of SAM")
-    out.add_argument("--samples", type=Path, metavar="DIR", help="pictures offered beside the drawn ones")
-    out.add_argument("--host", default="127.0.0.1", help="who may connect: 0.0.0.0 lets anyone [%(default)s]")
+    out.add_argument("--samples", type=Path, metavar="DIR", help="folder of images to offer beside the drawn samples")
+    out.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets anyone connect [%(default)s]"
+    )
     out.add_argument(
         "--allow_host",
         nargs="+",
         metavar="NAME",
-        help="further names by which the page is reached, behind a proxy for instance",
+        help="additional host names of the page, for instance behind a proxy",
     )
     out.add_argument("--port", type=int, default=7860, help="[%(default)s]")
-    out.add_argument("--max_file_mb", type=float, default=20, help="of an upload [%(default)s]")
-    out.add_argument("--max_megapixels", type=float, default=25, help="of an upload [%(default)s]")
+    out.add_argument("--max_file_mb", type=float, default=20, help="size limit of an upload in MiB [%(default)s]")
     out.add_argument(
-        "--max_uploads_mb", type=float, default=200, help="of all uploads that were not read yet [%(default)s]"
+        "--max_megapixels", type=float, default=25, help="limit for the megapixels of an upload [%(default)s]"
+    )
+    out.add_argument(
+        "--max_uploads_mb", type=float, default=200, help="size limit of all pending uploads in MiB [%(default)s]"
     )
     return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 after a user's mistake. Ctrl+C or SIGTERM ends it; nothing that it wrote stays."""
+    """Serve the page until Ctrl+C or SIGTERM, then remove all its files. Return 0, or 2 after a user error."""
     args = parser().parse_args(argv)
     try:
         with _ended_by_signals():
             check(args)
-            with contextlib.closing(serve(page_of(args), args.host, args.port, args.allow_host or ())):
+            with contextlib.closing(serve(load_page(args), args.host, args.port, args.allow_host or ())):
                 echo(f"http://{_in_url(args.host)}:{args.port} (Ctrl+C ends it)", flush=True)
                 threading.Event().wait()
     except OsmError as error:
@@ -71,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Within it, SIGTERM and SIGHUP are a KeyboardInterrupt, so that files are removed; a second one is ignored."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP inside the context, so that files are removed.
+
+    Repeated signals are ignored.
+    """
 
     def stop(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -90,7 +97,11 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises OsmError for a flag that cannot be, before anything is loaded; warns of an open door."""
+    """Validate the flags before anything is loaded, and warn if the page is reachable from other machines.
+
+    Raises:
+        OsmError: a flag has an invalid value, or gradio is not installed.
+    """
     if not 1 <= args.port <= 65535:
         raise OsmError(f"--port {args.port} is not a number from 1 to 65535")
     for flag in ("max_file_mb", "max_megapixels", "max_uploads_mb"):
@@ -101,34 +112,41 @@ def check(args: argparse.Namespace) -> None:
             f"warning: --host {args.host}: the page has no password, and anyone who reaches this machine can use it.",
             file=sys.stderr,
         )
-    use_gradio()
+    import_gradio()
 
 
-def use_gradio() -> None:
-    """Loads gradio such that it calls nobody. Raises OsmError where it is not installed."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+def import_gradio() -> None:
+    """Import gradio with its analytics disabled.
+
+    Raises:
+        OsmError: gradio is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads this variable when it is imported
     try:
         import gradio  # noqa: F401
     except ImportError as error:
         raise OsmError(f"osm demo needs gradio ({error}): pip install 'osm-recognition[demo]'") from None
 
 
-def page_of(args: argparse.Namespace) -> Page:
-    """Loads model, segmenter and samples."""
+def load_page(args: argparse.Namespace) -> Page:
+    """Load the model, the segmenter and the sample images, and return the page."""
     from osm.serving.engine import load_engine
     from osm.serving.page import Limits, Page
-    from osm.serving.samples import samples
+    from osm.serving.page_files import sample_images
 
-    pictures = samples(args.samples)
+    samples = sample_images(args.samples)
     engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint, device=args.device, config=args.config)
-    return Page(engine, pictures, Limits(args.max_file_mb, args.max_megapixels, args.max_uploads_mb))
+    return Page(engine, samples, Limits(args.max_file_mb, args.max_megapixels, args.max_uploads_mb))
 
 
-class Served:
-    """A page that is being served; `close` ends it, and removes what it wrote.
+class PageServer:
+    """A running server of the page. `close` stops the server and removes its files.
+
+    Args:
+        names: additional host names of the page.
 
     Raises:
-        OsmError: the port is taken, or the host is none of this machine's.
+        OsmError: the port is in use, or the host is not an address of this machine.
     """
 
     def __init__(self, page: Page, host: str, port: int, names: Collection[str]) -> None:
@@ -136,32 +154,32 @@ class Served:
         self._before = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
         _use_folder(str(page.folder.cache), str(page.folder.path))
         try:
-            self._blocks = _launched(page, host, port, Names(host, names))
+            self._blocks = _launched(page, host, port, HostNames(host, names))
         except OSError as error:
             self.close()
-            raise OsmError(f"--host {host} --port {port}: cannot be served there ({error})") from None
+            raise OsmError(f"--host {host} --port {port}: the server cannot listen there ({error})") from None
 
     def close(self) -> None:
-        """Ends the server, and removes its files."""
+        """Stop the server and remove its files."""
         if self._blocks is not None:
             self._blocks.close(verbose=False)
         _use_folder(*self._before)
         self._page.folder.close()
 
 
-def serve(page: Page, host: str, port: int, names: Collection[str] = ()) -> Served:
-    """Starts the server in a thread of its own; `close()` of what is returned ends it.
+def serve(page: Page, host: str, port: int, names: Collection[str] = ()) -> PageServer:
+    """Start a server in a separate thread and return it. Its `close` method stops it.
 
     Args:
-        names: further names by which it may be called.
+        names: additional host names of the page.
 
     Raises:
-        OsmError: the port is taken, or the host is none of this machine's.
+        OsmError: the port is in use, or the host is not an address of this machine.
     """
-    return Served(page, host, port, names)
+    return PageServer(page, host, port, names)
 
 
-def _launched(page: Page, host: str, port: int, names: Names) -> Any:
+def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
     import gradio as gr
 
     from osm.serving.markup import CSS
@@ -169,7 +187,7 @@ def _launched(page: Page, host: str, port: int, names: Names) -> Any:
 
     fonts = (gr.themes.Font("system-ui"), gr.themes.Font("sans-serif"))
     mono = (gr.themes.Font("ui-monospace"), gr.themes.Font("monospace"))
-    # Darker than its own: white on them, and text on the page, must be read by weak eyes (4.5 : 1).
+    # These colors are darker than gradio's defaults to give text a contrast of at least 4.5 : 1.
     theme = gr.themes.Base(primary_hue="blue", font=fonts, font_mono=mono).set(
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
@@ -184,7 +202,7 @@ def _launched(page: Page, host: str, port: int, names: Names) -> Any:
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
-        # By now the application is whole, and nobody is connected: the guard stands before all of its own middleware.
+        # The application is complete and has no connections yet, so the guard can wrap all of its middleware.
         inputs = {number: len(function.inputs) for number, function in blocks.fns.items()}
         app.middleware_stack = Guard(app.middleware_stack, names, inputs, page.uploads, page.limits.file_bytes)
         yield
@@ -200,7 +218,7 @@ def _launched(page: Page, host: str, port: int, names: Names) -> Any:
         enable_monitoring=False,
         footer_links=[],
         max_file_size=page.limits.file_bytes,
-        state_session_capacity=_VISITS,
+        state_session_capacity=_MAX_TABS,
         theme=theme,
         css=CSS,
         app_kwargs={"lifespan": guarded},
@@ -209,7 +227,7 @@ def _launched(page: Page, host: str, port: int, names: Names) -> Any:
 
 
 def _use_folder(cache: str | None, temporary: str | None) -> None:
-    """Where gradio, and whatever makes temporary files, puts them."""
+    """Set the folders of gradio's files and of temporary files. None restores the defaults."""
     if cache is None:
         os.environ.pop("GRADIO_TEMP_DIR", None)
     else:

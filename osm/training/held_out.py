@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osm.data.batch import Batch, batch_of
+from osm.data.batch import Batch, make_batch
 from osm.data.processor import Text
 from osm.data.sample import Sample, SampleTransform
-from osm.data.shard_index import Indexes
-from osm.data.shard_reader import ShardReader
+from osm.data.shard_index import Indexes, ShardReader
 from osm.data.shards import RawSample
 from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError, SampleError
@@ -93,7 +92,7 @@ class HeldOut:
                 raise OsmError(f"--held_out_share {self.share}: no sample of {name} to evaluate on ({why}); give more")
             for number in range(-(-len(raws) // (size * self.world.size))):
                 chosen = mine[number * size : (number + 1) * size]
-                batch = batch_of(chosen or filling, dataset.name, self.transform.processor, "answer", number)
+                batch = make_batch(chosen or filling, dataset.name, self.transform.processor, "answer", number)
                 yield in_both_modes(batch), float(bool(chosen))
 
     def _samples(self, dataset: Dataset, raws: list[RawSample], faults: Counter[str]) -> Iterator[Sample]:
@@ -114,7 +113,7 @@ class HeldOut:
                 if len(raws) == self.count:
                     break
                 index = self.indexes[shard]
-                for number in index.held_out_from(self.share)[: self.count - len(raws)]:
+                for number in index.held_out_numbers(self.share)[: self.count - len(raws)]:
                     raw = reader.read(index, int(number))
                     assert isinstance(raw, RawSample)
                     raws.append(raw)

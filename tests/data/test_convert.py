@@ -188,9 +188,9 @@ def test_shard_renamed_before_it_was_recorded(panoptic: Set) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layout": "published"}, "its layout was 'webdataset', now it is 'published'"),
-        ({"num_files_per_shard": 2}, "its num_files_per_shard was 3, now it is 2"),
-        ({"filter_lvis_val": False}, "its filter_lvis_val was True, now it is False"),
+        ({"layout": "published"}, "its layout was 'webdataset', but is now 'published'"),
+        ({"num_files_per_shard": 2}, "its num_files_per_shard was 3, but is now 2"),
+        ({"filter_lvis_val": False}, "its filter_lvis_val was True, but is now False"),
     ],
 )
 def test_other_arguments_are_refused(panoptic: Set, change: dict[str, Any], message: str) -> None:
@@ -211,7 +211,7 @@ def test_changed_json_is_refused(panoptic: Set) -> None:
 def test_foreign_shards_are_refused(panoptic: Set) -> None:
     (panoptic.root / "out").mkdir()
     (panoptic.root / "out" / "000000000.tar").write_bytes(b"someone's")
-    with pytest.raises(OsmError, match=r"holds 000000000.tar, which a run of this kind did not write"):
+    with pytest.raises(OsmError, match=r"holds 000000000.tar, which is not a shard of a recorded conversion"):
         panoptic.convert()
     assert (panoptic.root / "out" / "000000000.tar").read_bytes() == b"someone's"
 

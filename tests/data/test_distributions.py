@@ -12,8 +12,7 @@ import pytest
 from nine_sets import boxes, parts, record, semantic
 from stream_sets import SIZE, bands, processor, rectangle
 
-from osm.data.processor import Processor
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, Processor
 from osm.data.sample import Sample, SampleConfig, SampleTransform
 from osm.datasets.table import Dataset, DatasetTable
 from osm.forms import Form, read_sample

@@ -14,8 +14,7 @@ from nine_sets import boxes, grey, parts, published, semantic, tif
 from PIL import Image
 from stream_sets import SIZE, bands, panoptic_png, processor, write_shard
 
-from osm.data.processor import Processor
-from osm.data.prompts import BOX_PROMPTS
+from osm.data.processor import BOX_PROMPTS, Processor
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.shards import RawSample, read_shard
 from osm.datasets.labels import LabelSet
@@ -145,7 +144,7 @@ def test_an_unknown_id_is_a_sample_left_out() -> None:
 
 
 def test_nothing_to_name_is_said_at_once(prepared: Processor) -> None:
-    with pytest.raises(SampleError, match="nothing in it may be named"):
+    with pytest.raises(SampleError, match="it has no segment that may be named"):
         transform = SampleTransform(SampleConfig(), prepared)
         transform(read(TABLE["a847"], semantic(full(65535))), "key", np.random.default_rng(0))
 

@@ -221,7 +221,7 @@ def test_honest_archives_are_read_as_tarfile_reads_them(tmp_path: Path, form: in
         expected = [(info.name, tar.extractfile(info).read()) for info in tar if info.isfile()]  # type: ignore[union-attr]
     with path.open("rb") as stream:
         reader = TarReader(stream)
-        assert [(member.name, reader.read(member)) for member in reader if member.plain] == expected
+        assert [(member.name, reader.read(member)) for member in reader if member.is_regular] == expected
         assert len(expected) >= 9 and not reader.fault
 
 

@@ -14,8 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 from transformers import BertTokenizer
 
-from osm.data.processor import MAX_TEXT_TOKENS, Processor
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS, TEST_PROMPT
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, MAX_TEXT_TOKENS, TEST_PROMPT, Processor
 from osm.errors import OsmError, SampleError
 from osm.io.resizing import fitted_size
 

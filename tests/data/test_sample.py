@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from stream_sets import COLOURS, SIZE, bands, instances, panoptic, processor, rectangle, scene
 
-from osm.data.processor import Processor
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS, Processor
 from osm.data.sample import Sample, SampleConfig, SampleTransform
 from osm.errors import OsmError, SampleError
 from osm.forms import Form

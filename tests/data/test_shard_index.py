@@ -14,10 +14,9 @@ from servers import FileServer
 from stream_sets import bands, panoptic, write_shard
 
 from osm.config import as_dict
-from osm.data import shard_reader
-from osm.data.shard_index import Indexes, index_document, index_text, parse_index
+from osm.data import shard_index
+from osm.data.shard_index import Indexes, ShardReader, index_document, index_text, parse_index
 from osm.data.shard_lists import expand_shards
-from osm.data.shard_reader import ShardReader
 from osm.data.shards import RawSample
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.storage.cache import FileCache
@@ -66,7 +65,7 @@ def test_a_shard_that_changed_within_is_told_and_its_index_removed(tmp_path: Pat
     other = shard(tmp_path / "b.tar", "x1", "k2", "k3")
     os.utime(other, (1, 1))
     os.replace(other, path)
-    with pytest.raises(RunStopped, match="a.tar: it was changed .*its index is made anew"):
+    with pytest.raises(RunStopped, match="a.tar: it was changed .*its index will be rebuilt"):
         keys(path)
     assert keys(path) == ["x1", "k2", "k3"]
 
@@ -162,7 +161,7 @@ def test_a_span_with_much_that_is_not_ours_is_not_held_in_memory(
     members = panoptic(bands(64, 48))
     between = {"image.png": members["image.png"], "bin": bytes(300_000), "png": members["png"], "json": members["json"]}
     write_shard(tmp_path / "set/a.tar", {"k1": between, "k2": members})
-    monkeypatch.setattr(shard_reader, "MAX_MEMBER_BYTES", 100_000)
+    monkeypatch.setattr(shard_index, "MAX_MEMBER_BYTES", 100_000)
     with FileServer(tmp_path / "set") as server:
         assert keys(server.url("a.tar")) == ["k1", "k2"]
         index, reader = Indexes()[server.url("a.tar")], ShardReader()
@@ -248,9 +247,9 @@ def test_a_large_index_takes_a_few_bytes_a_sample() -> None:
     index = parse_index("a.tar", json.dumps(document).encode(), Stat(1024 * 100_000))
     assert index is not None and len(index) == 100_000
     assert sum(array.nbytes for array in (index.start, index.stop, index.keys, index.held_out)) <= 28 * len(index)
-    held = index.held_out_from(0.1)
-    assert len(np.intersect1d(held, index.trained_on(0.1))) == 0
-    assert len(held) + len(index.trained_on(0.1)) == len(index) and 9_000 < len(held) < 11_000
+    held = index.held_out_numbers(0.1)
+    assert len(np.intersect1d(held, index.training_numbers(0.1))) == 0
+    assert len(held) + len(index.training_numbers(0.1)) == len(index) and 9_000 < len(held) < 11_000
 
 
 def test_faults_keep_their_places(tmp_path: Path) -> None:
@@ -260,4 +259,4 @@ def test_faults_keep_their_places(tmp_path: Path) -> None:
     assert keys(path) == keys(path) == ["k1", "k2", "broken_tar"]
     index = Indexes()[str(path)]
     assert isinstance(index.error(2), SampleError) and index.error(0) is None
-    assert 2 in index.trained_on(0.5) and 2 not in index.held_out_from(1.0)
+    assert 2 in index.training_numbers(0.5) and 2 not in index.held_out_numbers(1.0)

@@ -100,13 +100,13 @@ def test_globs_and_lists_in_files(tmp_path: Path) -> None:
     every = [f"{tmp_path}/{number}.tar" for number in range(3)]
     assert existing_shards(f"{tmp_path}/*.tar", "--coco_shards") == every
     assert existing_shards(f"{tmp_path}/[02].tar::{tmp_path}/1.tar", "--coco_shards") == [every[0], every[2], every[1]]
-    with pytest.raises(OsmError, match=r"--coco_shards .*x\*.tar: no shard fits"):
+    with pytest.raises(OsmError, match=r"--coco_shards .*x\*.tar: no shard matches"):
         existing_shards(f"{tmp_path}/x*.tar", "--coco_shards")
     listed = tmp_path / "train.txt"
     listed.write_text(f"# a comment\n{{0..1}}.tar\n\n{tmp_path}/2.tar\n")
     assert existing_shards(f"@{listed}", "--coco_shards") == every
     assert existing_shards(f"@{listed}::{tmp_path}/0.tar", "--coco_shards") == [*every, every[0]]
-    for text, message in (("", "names none"), ("@train.txt\n", "names another list"), ("pipe:cat x\n", "refused")):
+    for text, message in (("", "names no shards"), ("@train.txt\n", "names another list"), ("pipe:cat x\n", "refused")):
         listed.write_text(text)
         with pytest.raises(OsmError, match=message):
             expand_shards(f"@{listed}")

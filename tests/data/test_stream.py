@@ -23,7 +23,7 @@ from osm.data.stream import EpochLoader, SampleStream, StreamConfig, batches_per
 from osm.errors import OsmError
 from osm.forms import read_sample
 from osm.models.factory import build, load_model_config
-from osm.training import cache as feature_cache
+from osm.training import fill_feature_cache as feature_cache
 from osm.training.distributed import World
 
 BASE = StreamConfig((), batch_size=2, samples_per_epoch=8, seed=5, resampled=True, shuffle_buffer=4)

@@ -291,7 +291,7 @@ def test_the_first_lines_of_a_shard_are_read_by_anyone(folder: Path, served: Fil
 def test_globs_over_http(folder: Path, served: FileServer, urls: tuple[str, ...]) -> None:
     assert tuple(existing_shards(f"{served.address}/*.tar", "--coco_shards")) == urls
     assert tuple(existing_shards(f"{served.address}/00[13].tar", "--coco_shards")) == (urls[1], urls[3])
-    with pytest.raises(OsmError, match=r"--coco_shards .*/x\*.tar: no shard fits"):
+    with pytest.raises(OsmError, match=r"--coco_shards .*/x\*.tar: no shard matches"):
         existing_shards(f"{served.address}/x*.tar", "--coco_shards")
     with pytest.raises(OsmError, match="none of its 2 shards exists"):
         existing_shards(f"{served.address}/{{7,8}}.tar", "--coco_shards")

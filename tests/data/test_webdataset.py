@@ -17,7 +17,7 @@ from osm.data.processor import Processor
 from osm.data.sample import SampleConfig, SampleTransform
 from osm.data.shard_index import Indexes
 from osm.data.shards import RawSample, read_shard
-from osm.data.stages import Lane, Place, SeededShuffle, ShardPlan
+from osm.data.stages import Lane, SamplePlace, SeededShuffle, ShardPlan
 from osm.data.stream import SampleStream, StreamConfig
 from osm.errors import OsmError
 
@@ -114,7 +114,7 @@ def test_stages_stand_in_a_users_own_pipeline(tmp_path: Path) -> None:
     plan = ShardPlan(shards, Indexes(), lane, rng, resampled=False, held_out_share=0)
     places = iter(wds.DataPipeline(plan, SeededShuffle(rng, 2), wds.slice(6)))
     found = list(places)
-    assert len(found) == 6 and all(isinstance(place, Place) for place in found)
+    assert len(found) == 6 and all(isinstance(place, SamplePlace) for place in found)
 
 
 def test_a_users_pipeline_gives_the_samples(prepared: Processor, tmp_path: Path, mine: str) -> None:
@@ -131,8 +131,8 @@ def test_a_users_pipeline_gives_the_samples(prepared: Processor, tmp_path: Path,
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("decoded", "my_pipeline:decoded: sample 's00': member '.*' is a .*, expected its bytes"),
-        ("nothing", "my_pipeline:nothing: it gave no sample for blocks"),
+        ("decoded", "my_pipeline:decoded: sample 's00': member '.*' is of type .*, expected bytes"),
+        ("nothing", "my_pipeline:nothing: it yielded no sample for blocks"),
         ("numbers", "my_pipeline:numbers: expected webdataset samples, .* found int"),
         ("value", "my_pipeline has no function 'value'"),
         ("gone", "my_pipeline has no function 'gone'"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from osm.config import ModelConfig, load_model_config
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS
 from osm.errors import OsmError
 from osm.models.llm import load_llm
 from osm.models.towers.timm_tower import timm_tower

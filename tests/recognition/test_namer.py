@@ -11,8 +11,7 @@ from PIL import Image
 from tiny import EOS, tiny_model_yaml
 
 import osm
-from osm.data.processor import Processor
-from osm.data.prompts import TEST_PROMPT
+from osm.data.processor import TEST_PROMPT, Processor
 from osm.errors import OsmError
 from osm.models.bridges.bridge import Instruction
 from osm.models.factory import build, load_model_config

@@ -11,7 +11,7 @@ from test_recognizer import Built, close
 
 import osm
 from osm.errors import OsmError
-from osm.labeling import name as cli
+from osm.labeling import name_cli as cli
 from osm.recognition.placement import parse_max_memory, spread
 
 

@@ -386,7 +386,7 @@ def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F
         (["--box", "1,2"], "--box '1,2' is not X,Y,W,H"),
         (["--box", "-1,2"], "--box '-1,2' is not X,Y,W,H"),
         (["--point", "-1,2"], "point 0: [-1.0, 2.0] is outside of the image"),
-        (["--box", "1,2,3,4", "--mask_id", "3"], "--mask_id 3 says which id of a label map is meant"),
+        (["--box", "1,2,3,4", "--mask_id", "3"], "--mask_id 3 selects an id of a label map"),
         (["--mask", str(image)], f"--mask {image} has several colours"),
         (["--mask", str(tmp_path / "none.png")], "none.png"),
         (["--point", "1,2", "--vocabulary", str(tmp_path / "none.txt")], "none.txt"),

@@ -16,7 +16,7 @@ from PIL import Image
 from osm.io.images import FORMATS
 from osm.serving import web
 from osm.serving.engine import Engine
-from osm.serving.samples import drawn_scene, samples
+from osm.serving.page_files import drawn_scene, sample_images
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="gradio is not installed")
@@ -76,13 +76,13 @@ def asked() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def address(engine: Engine, asked: list[str]) -> Iterator[str]:
-    web.use_gradio()
+    web.import_gradio()
     from osm.serving.page import Limits, Page
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    blocks = web.serve(Page(engine, samples(), Limits(file_mb=1, megapixels=1)), "127.0.0.1", port)
+    blocks = web.serve(Page(engine, sample_images(), Limits(file_mb=1, megapixels=1)), "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
     blocks.close()
 
@@ -204,7 +204,7 @@ def test_paint(browser: Any, address: str) -> None:
         tab.page.mouse.move(x + 60, y, steps=8)
         tab.page.mouse.up()
         tab.page.wait_for_timeout(500)
-        tab.page.get_by_role("button", name="Name what is painted").click()
+        tab.page.get_by_role("button", name="Name the painted region").click()
         tab.page.wait_for_function(answered)
         if tab.page.locator("#osm-history tbody tr").count():
             break
@@ -220,10 +220,10 @@ def test_mistakes_are_told_in_a_sentence(browser: Any, address: str, tmp_path: P
     tab.page.get_by_text("Choose a picture first").wait_for()
     (tmp_path / "text.jpg").write_text("no picture")
     tab.upload(tmp_path / "text.jpg")
-    tab.page.get_by_text(f"text.jpg is not a picture that can be read: a {FORMATS} is needed.").wait_for()
+    tab.page.get_by_text(f"text.jpg is not a readable image: expected a {FORMATS}.").wait_for()
     Image.new("RGB", (1100, 1000)).save(tmp_path / "wide.png")
     tab.upload(tmp_path / "wide.png")
-    tab.page.get_by_text("wide.png has 1100 x 1000 pixels: at most 1 million are taken.").wait_for()
+    tab.page.get_by_text("wide.png has 1100 x 1000 pixels: at most 1 million allowed.").wait_for()
     (tmp_path / "heavy.png").write_bytes(os.urandom(1_200_000))
     tab.upload(tmp_path / "heavy.png")
     tab.page.get_by_text("exceed the maximum allowed size of 1").wait_for()
@@ -280,7 +280,7 @@ def test_on_a_phone(browser: Any, address: str, scheme: str) -> None:
     tab = Tab(browser, address, **options)
     tab.sample("Drawn scene 3")
     tab.page.get_by_text("How it answers").click()
-    tab.page.get_by_label("Only these names, one a line").fill("cat\ndog")
+    tab.page.get_by_label("Only these names, one per line").fill("cat\ndog")
     tab.ask(0.5, 0.5)
     assert tab.name().split()[0] in ("cat", "dog")
     for by in ("Box", "Paint", "Everything"):

@@ -21,9 +21,9 @@ from test_namer import built  # noqa: F401  (a fixture)
 
 from osm.errors import OsmError
 from osm.io.images import read_panoptic
-from osm.labeling.folder import FolderDemo, Work, images_of, record, works_of
+from osm.labeling.folder import FolderDemo, ImageTask, find_images, image_tasks, record
 from osm.labeling.folder_cli import main
-from osm.labeling.naming import MapRequest, name_picture
+from osm.labeling.naming import MapRequest, name_image
 from osm.models.checkpoint import save_folder
 from osm.recognition.recognizer import Recognizer
 from osm.recognition.segmenters import Segment
@@ -125,26 +125,26 @@ def test_a_bad_picture_does_not_end_the_run(
     arguments = [str(folder), "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "vis"), "--device", "cpu"]
     assert main([*arguments, "--max_new_tokens", "3"]) == 1
     out, err = capsys.readouterr()
-    assert "3 pictures named, 0 were there, 1 failed" in out and "a_bad.png: " in out.splitlines()[-1]
-    assert "1 files that are no pictures: notes.txt" in err
+    assert "3 images named, 0 skipped, 1 failed" in out and "a_bad.png: " in out.splitlines()[-1]
+    assert "1 files are not images and are skipped: notes.txt" in err
     check(tmp_path / "vis", {"b_cmyk", "c_16", "d_turned"})
     assert documents(tmp_path / "vis")["d_turned"]["size"] == [60, 80]
 
     # A second run leaves what is there, and tries what failed once more.
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "vis").iterdir()}
     assert main([*arguments, "--max_new_tokens", "3"]) == 1
-    assert "0 pictures named, 3 were there, 1 failed" in capsys.readouterr().out
+    assert "0 images named, 3 skipped, 1 failed" in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "vis").iterdir()}
     # With other settings, another picture of that name or without one of its files it is named again.
     (folder / "a_bad.png").unlink()
     image.rotate(180).convert("CMYK").save(folder / "b_cmyk.jpg")
     (tmp_path / "vis" / "c_16_vis.png").unlink()
     assert main([*arguments, "--max_new_tokens", "3"]) == 0
-    assert "2 pictures named, 1 were there" in capsys.readouterr().out
+    assert "2 images named, 1 skipped" in capsys.readouterr().out
     assert main([*arguments, "--max_new_tokens", "3", "--min_prob", "0.1"]) == 0
-    assert "3 pictures named, 0 were there" in capsys.readouterr().out
+    assert "3 images named, 0 skipped" in capsys.readouterr().out
     assert main([*arguments, "--max_new_tokens", "3", "--min_prob", "0.1", "--overwrite"]) == 0
-    assert "3 pictures named, 0 were there" in capsys.readouterr().out
+    assert "3 images named, 0 skipped" in capsys.readouterr().out
 
 
 def test_names_with_control_characters(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +158,7 @@ def test_names_with_control_characters(checkpoint: Path, tmp_path: Path, capsys:
     assert main([*arguments, "--max_new_tokens", "3"]) == 1
     out, err = capsys.readouterr()
     shown = r"\x1b[2J\x9b31m\u202e\rfine\nerror: none\udcff"
-    assert f"files that are no pictures: {shown}.txt" in err
+    assert f"files are not images and are skipped: {shown}.txt" in err
     assert f"{shown}.png: failed (image" in err and f"{shown}good.png: " in err
     assert f"{shown}.png: image {folder}/{shown}.png: not a readable" in out
     assert not {"\x1b", "\x9b", "\u202e", "\udcff"} & set(out + err)
@@ -188,7 +188,7 @@ def test_more_than_255_segments(recognizer: Recognizer, tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 56, 3), np.uint8)).save(tmp_path / "a.png")
     request = MapRequest(min_area=1, min_prob=0.0, min_pixels=1)
     demo = FolderDemo(recognizer, Cells(), request, {}, panoptic=True)  # type: ignore[arg-type]
-    assert demo.run(works_of([tmp_path / "a.png"], tmp_path)).named == 1
+    assert demo.run(image_tasks([tmp_path / "a.png"], tmp_path)).named == 1
     ids = read_panoptic(tmp_path / "a_panoptic.png")
     assert len(np.unique(ids)) == 401 and ids.max() == 400
     segments = documents(tmp_path)["a"]["segments"]
@@ -200,7 +200,7 @@ def test_more_than_255_segments(recognizer: Recognizer, tmp_path: Path) -> None:
 
 
 def test_what_is_small_is_counted_and_not_named(recognizer: Recognizer) -> None:
-    picture = name_picture(Image.new("RGB", (56, 56)), recognizer, Cells(), MapRequest())  # type: ignore[arg-type]
+    picture = name_image(Image.new("RGB", (56, 56)), recognizer, Cells(), MapRequest())  # type: ignore[arg-type]
     assert (picture.small, picture.segments, picture.answers) == (400, [], [])
     assert record(picture)["too_small"] == 400 and not picture.merged.ids.any()
 
@@ -211,27 +211,27 @@ def test_a_failing_segmenter_is_a_failed_picture(recognizer: Recognizer, tmp_pat
             raise RuntimeError("out of something")
 
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    outcome = FolderDemo(recognizer, Failing(), MapRequest(), {}).run(works_of([tmp_path / "a.png"], tmp_path))  # type: ignore[arg-type]
+    outcome = FolderDemo(recognizer, Failing(), MapRequest(), {}).run(image_tasks([tmp_path / "a.png"], tmp_path))  # type: ignore[arg-type]
     assert outcome.failed == {tmp_path / "a.png": "RuntimeError: out of something"}
 
 
 def test_no_two_pictures_share_a_name(tmp_path: Path) -> None:
     images = [Path(p) for p in ("x/a.jpg", "x/A.png", "x/b.png", "y/b.png", "x/c.png", "x/a.jpg.png", "x/b.png_2.png")]
-    names = [work.name for work in works_of(images, tmp_path)]
+    names = [work.name for work in image_tasks(images, tmp_path)]
     assert len({name.lower() for name in names}) == len(images)
     assert names[:5] == ["a.jpg_2", "A.png", "b.png", "b.png_3", "c"] and names[5:] == ["a.jpg", "b.png_2"]
-    assert Work(images[0], tmp_path, "q").file("_vis.png") == tmp_path / "q_vis.png"
+    assert ImageTask(images[0], tmp_path, "q").file("_vis.png") == tmp_path / "q_vis.png"
 
 
 def test_places_that_are_wrong(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(OsmError, match="no such folder or picture"):
-        images_of([tmp_path / "none"], tmp_path)
-    with pytest.raises(OsmError, match="no picture"):
-        images_of([tmp_path], tmp_path / "out")
+    with pytest.raises(OsmError, match="no such folder or image"):
+        find_images([tmp_path / "none"], tmp_path)
+    with pytest.raises(OsmError, match="no image found"):
+        find_images([tmp_path], tmp_path / "out")
     Image.new("RGB", (9, 9)).save(tmp_path / "a.PNG")
-    assert images_of([tmp_path, tmp_path / "a.PNG"], tmp_path / "out") == ([tmp_path / "a.PNG"], [])
-    with pytest.raises(OsmError, match="is a folder of pictures itself"):
-        images_of([tmp_path], tmp_path / "." / "")
+    assert find_images([tmp_path, tmp_path / "a.PNG"], tmp_path / "out") == ([tmp_path / "a.PNG"], [])
+    with pytest.raises(OsmError, match="is also an input folder"):
+        find_images([tmp_path], tmp_path / "." / "")
     base = [str(tmp_path), "--checkpoint", str(checkpoint), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     for flags, message in [
         (["--mode", "zebra"], "--mode 'zebra' is not one of"),
@@ -239,8 +239,8 @@ def test_places_that_are_wrong(tmp_path: Path, checkpoint: Path, capsys: pytest.
         (["--min_area", "0"], "--min_area 0 must be"),
         (["--way", "guess"], "--way 'guess'"),
         (["--segmenter", "sam"], "--segmenter sam needs a checkpoint"),
-        (["--sam_type", "vit_b"], "--sam_type vit_b is for a SAM file"),
-        (["--output_dir", str(tmp_path / "a.PNG")], "is no folder"),
+        (["--sam_type", "vit_b"], "--sam_type vit_b applies only to a SAM checkpoint file"),
+        (["--output_dir", str(tmp_path / "a.PNG")], "is not a folder"),
     ]:
         assert main([*base, *flags]) == 2
         error = capsys.readouterr().err
@@ -266,7 +266,7 @@ def test_killed_and_started_again(photos: Path, checkpoint: Path, tmp_path: Path
     assert 1 <= len(there) < 5
     times = {path: path.stat().st_mtime_ns for path in there}
     again = subprocess.run(command(tmp_path / "killed"), env=environment, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0 and f"{5 - len(there)} pictures named, {len(there)} were there" in again.stdout
+    assert again.returncode == 0 and f"{5 - len(there)} images named, {len(there)} skipped" in again.stdout
     assert times == {path: path.stat().st_mtime_ns for path in there}
     subprocess.run(command(tmp_path / "whole"), env=environment, check=True, capture_output=True, timeout=120)
     check(tmp_path / "killed", set(PHOTOS))
@@ -295,7 +295,7 @@ def test_osm_name_auto(photos: Path, checkpoint: Path, recognizer: Recognizer, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("segment 1 (") and lines[-1].startswith("point 3,3 [any]: ")
     assert osm_main([*base, "--point", "3,3", "--sam_checkpoint", "x"]) == 2
-    assert "are for --auto" in capsys.readouterr().err
+    assert "apply only to --auto" in capsys.readouterr().err
     assert osm_main(base) == 2
 
 
@@ -304,6 +304,6 @@ def test_all_kinds_of_pictures_are_found(tmp_path: Path) -> None:
         Image.new("RGB", (9, 9)).save(tmp_path / name)
         (tmp_path / f"._{name}").write_bytes(bytes(9))  # macOS's, of no picture and nobody's file
     (tmp_path / "notes.txt").write_text("no picture")
-    images, others = images_of([tmp_path], tmp_path / "out")
+    images, others = find_images([tmp_path], tmp_path / "out")
     assert [path.name for path in images] == ["a.webp", "b.bmp", "c.GIF", "d.jpg", "e.TIF"]
     assert others == [tmp_path / "notes.txt"]

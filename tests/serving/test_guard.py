@@ -16,7 +16,7 @@ from PIL import Image
 from web_client import FILE, MIB, Visitor, picture, served, stored
 
 from osm.serving.engine import Engine
-from osm.serving.guard import Names
+from osm.serving.guard import HostNames
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
@@ -71,11 +71,11 @@ def test_a_foreign_origin_is_refused_and_nothing_is_stored(page: Any, visitor: V
 
 
 def test_names_of_an_open_page() -> None:
-    names = Names("0.0.0.0", ("Photos.Example.org",))
+    names = HostNames("0.0.0.0", ("Photos.Example.org",))
     for name in ("192.168.0.7", "fe80::1", "localhost", "photos.example.org", socket.gethostname().lower()):
         assert name in names
-    assert "evil.example" not in names and "evil.example" not in Names("192.168.0.7")
-    assert "192.168.0.7" not in Names("127.0.0.1") and "proxy" in Names("127.0.0.1", ["proxy"])
+    assert "evil.example" not in names and "evil.example" not in HostNames("192.168.0.7")
+    assert "192.168.0.7" not in HostNames("127.0.0.1") and "proxy" in HostNames("127.0.0.1", ["proxy"])
 
 
 def test_ipv6_and_further_names(engine: Engine) -> None:
@@ -109,7 +109,7 @@ def test_one_visitors_picture_does_not_hold_up_the_others(
 ) -> None:
     from osm.serving import page as page_module
 
-    release, begun, whole = threading.Event(), threading.Semaphore(0), page_module.uploaded
+    release, begun, whole = threading.Event(), threading.Semaphore(0), page_module.read_upload
 
     def slow(path: Path, max_pixels: int) -> Image.Image:
         if path.name.startswith("slow"):
@@ -117,7 +117,7 @@ def test_one_visitors_picture_does_not_hold_up_the_others(
             assert release.wait(60)
         return whole(path, max_pixels)
 
-    monkeypatch.setattr(page_module, "uploaded", slow)
+    monkeypatch.setattr(page_module, "read_upload", slow)
     said: list[str] = []
     threads = [
         threading.Thread(target=lambda: said.append(Visitor(running[1]).show(picture(), "slow.png"))) for _ in "12"

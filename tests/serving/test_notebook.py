@@ -14,7 +14,7 @@ from osm.errors import OsmError
 from osm.labeling.naming import NamingRequest
 from osm.serving.engine import Engine
 from osm.serving.notebook import Explorer
-from osm.serving.samples import drawn_scene
+from osm.serving.page_files import drawn_scene
 
 NOTEBOOK = Path(__file__).parents[2] / "interactive_demo.ipynb"
 HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ def test_by_numbers(explorer: Explorer, tmp_path: Path) -> None:
     named = explorer.click(width / 2, height / 2)
     explorer.request = NamingRequest(vocabulary=("cat", "dog"), top_k=2)
     assert explorer.box(10, 20, 100, 80).answer.text in ("cat", "dog")
-    assert [one.how for one in explorer.history] == ["point 256, 256", "box 10, 20, 100, 80"]
+    assert [one.selected_by for one in explorer.history] == ["point 256, 256", "box 10, 20, 100, 80"]
     assert explorer.history[0] is named and "box 10, 20, 100, 80" in explorer._repr_html_()
     assert len(json.loads(explorer.save(tmp_path / "names.json").read_text())["regions"]) == 2
     with pytest.raises(OsmError, match="outside"):
@@ -63,9 +63,9 @@ def test_by_numbers(explorer: Explorer, tmp_path: Path) -> None:
 def test_by_mouse(explorer: Explorer) -> None:
     figure = explorer.show()
     mouse(explorer, (100, 200), (100, 200))
-    assert explorer.history[-1].how == "point 100, 200"
+    assert explorer.history[-1].selected_by == "point 100, 200"
     mouse(explorer, (300, 350), (100, 200))
-    assert [round(float(n)) for n in explorer.history[-1].how[4:].split(",")] == [100, 200, 200, 150]
+    assert [round(float(n)) for n in explorer.history[-1].selected_by[4:].split(",")] == [100, 200, 200, 150]
     view, bars, past = figure.axes
     assert len(bars.patches) == len(explorer.history[-1].answer.top) and "point 100, 200" in past.texts[0].get_text()
 

@@ -13,25 +13,25 @@ from PIL import Image
 
 from osm.recognition.recognizer import Alternative, Recognition
 from osm.serving import markup, web
-from osm.serving.engine import Engine, Named, Picture
-from osm.serving.samples import samples
+from osm.serving.engine import DemoPicture, Engine, NamedRegion
+from osm.serving.page_files import sample_images
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
 from osm.serving import page as page_module
-from osm.serving.page import BOX, EVERYTHING, PAINT, POINT, Limits, Page, Visit  # noqa: E402
+from osm.serving.page import BOX, EVERYTHING, PAINT, POINT, Limits, Page, TabState  # noqa: E402
 
 ANY = ("any", "", "constrained")
 
 
 @pytest.fixture
 def page(engine: Engine) -> Page:
-    return Page(engine, samples(), Limits())
+    return Page(engine, sample_images(), Limits())
 
 
 @pytest.fixture
-def visit(page: Page) -> Visit:
-    visit = Visit()
+def visit(page: Page) -> TabState:
+    visit = TabState()
     page.sample(visit, "Drawn scene 1")
     return visit
 
@@ -40,7 +40,7 @@ def at(x: float, y: float) -> Any:
     return SimpleNamespace(index=[x, y])
 
 
-def test_two_clicks_make_a_box(page: Page, visit: Visit) -> None:
+def test_two_clicks_make_a_box(page: Page, visit: TabState) -> None:
     message, marked, *_ = page.click(visit, BOX, *ANY, event=at(300, 200))
     assert "First corner: 300, 200" in message and isinstance(marked, Image.Image)
     message, view, answer, history, download = page.click(visit, BOX, *ANY, event=at(100, 120))
@@ -53,19 +53,19 @@ def test_two_clicks_make_a_box(page: Page, visit: Visit) -> None:
 
 
 def test_clicks_on_a_large_picture_are_scaled_back(page: Page) -> None:
-    visit = Visit(Picture(Image.new("RGB", (2800, 700), "red")))
+    visit = TabState(DemoPicture(Image.new("RGB", (2800, 700), "red")))
     assert page_module.shown_size(visit.picture.image) == (1400, 350)
     _, view, *_ = page.click(visit, POINT, *ANY, event=at(1000, 300))
-    assert view.size == (1400, 350) and visit.picture.named[0].how == "point 2000, 600"
+    assert view.size == (1400, 350) and visit.picture.named[0].selected_by == "point 2000, 600"
 
 
 @pytest.mark.parametrize("text", ["", "here", "1", "1, 2, 3", "900, 20", "nan, 4", "5, 5, 0, 9"])
-def test_a_place_that_is_none(page: Page, visit: Visit, text: str) -> None:
+def test_a_place_that_is_none(page: Page, visit: TabState, text: str) -> None:
     message = page.typed(visit, text, *ANY)[0]
     assert 'class="osm-error" role="alert"' in message and not visit.picture.named
 
 
-def test_painting_is_scaled_to_the_picture(page: Page, visit: Visit) -> None:
+def test_painting_is_scaled_to_the_picture(page: Page, visit: TabState) -> None:
     layer = np.zeros((256, 256, 4), np.uint8)
     layer[100:120, 50:80, 3] = 150
     page.press(visit, PAINT, {"layers": [layer]}, *ANY)
@@ -73,50 +73,50 @@ def test_painting_is_scaled_to_the_picture(page: Page, visit: Visit) -> None:
     assert "nothing is painted" in page.press(visit, PAINT, {"layers": []}, *ANY)[0].lower()
 
 
-def test_everything_says_what_it_leaves_out(page: Page, visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_says_what_it_leaves_out(page: Page, visit: TabState, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = page.engine.everything
-    monkeypatch.setattr(page.engine, "everything", lambda picture, request: whole(picture, request, most=2))
+    monkeypatch.setattr(page.engine, "everything", lambda picture, request: whole(picture, request, max_segments=2))
     message, _, table, *_ = page.press(visit, EVERYTHING, None, *ANY)
-    assert "smaller ones are left out" in message and table.count("<tr>") == 3
+    assert "smaller ones are skipped" in message and table.count("<tr>") == 3
 
 
 def test_without_a_picture(page: Page) -> None:
-    for answer in (page.click(Visit(), POINT, *ANY, event=at(1, 1)), page.press(Visit(), EVERYTHING, None, *ANY)):
+    for answer in (page.click(TabState(), POINT, *ANY, event=at(1, 1)), page.press(TabState(), EVERYTHING, None, *ANY)):
         assert "Choose a picture first" in answer[0]
-    assert "sample pictures in the list" in page.sample(Visit(), "../../etc/passwd")[0]
+    assert "sample pictures in the list" in page.sample(TabState(), "../../etc/passwd")[0]
 
 
-def test_an_answer_for_a_picture_that_is_gone_is_not_shown(page: Page, visit: Visit) -> None:
+def test_an_answer_for_a_picture_that_is_gone_is_not_shown(page: Page, visit: TabState) -> None:
     point = page.engine.point
 
-    def slow(*arguments: Any) -> Named:
+    def slow(*arguments: Any) -> NamedRegion:
         page.sample(visit, "Drawn scene 2")  # chosen while the first is still being named
         return point(*arguments)
 
     page.engine = SimpleNamespace(point=slow)  # type: ignore[assignment]
-    assert page.click(visit, POINT, *ANY, event=at(100, 100)) == page_module._same(5)
+    assert page.click(visit, POINT, *ANY, event=at(100, 100)) == page_module._unchanged(5)
     assert visit.picture.title == "Drawn scene 2" and not visit.picture.named
 
 
 def test_uploads_are_read_and_removed(page: Page, tmp_path: Path) -> None:
-    visit = Visit()
+    visit = TabState()
     Image.new("RGB", (40, 30)).save(tmp_path / "good.png")
     (tmp_path / "text.jpg").write_text("no picture")
     assert "good.png, 40 x 30 pixels" in page.upload(visit, str(tmp_path / "good.png"))[0]
-    assert "text.jpg is not a picture" in page.upload(visit, str(tmp_path / "text.jpg"))[0]
+    assert "text.jpg is not a readable image" in page.upload(visit, str(tmp_path / "text.jpg"))[0]
     assert visit.picture.title == "good.png" and not list(tmp_path.iterdir())
 
 
 def test_names_are_escaped() -> None:
     evil = "<img src=x onerror=alert(1)>"
     answer = Recognition("any", evil, 0.5, top=(Alternative(evil, 0.5),), said=evil)
-    named = Named(evil, {"size": [1, 1], "counts": "01"}, 1, answer)
+    named = NamedRegion(evil, {"size": [1, 1], "counts": "01"}, 1, answer)
     parts = (markup.answer(named), markup.everything([named]), markup.history([named]), markup.error(evil))
     assert all("<img" not in part and "&lt;img" in part for part in parts)
 
 
 def test_markup_of_a_region_without_a_name() -> None:
-    named = Named("point 1, 2", {}, 0, Recognition("any", skipped="the mask is empty"))
+    named = NamedRegion("point 1, 2", {}, 0, Recognition("any", skipped="the mask is empty"))
     assert "The mask is empty." in markup.answer(named) and "no name: the mask is empty" in markup.history([named])
 
 

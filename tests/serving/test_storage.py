@@ -17,7 +17,7 @@ import pytest
 from hostile import seconds
 from web_client import MIB, Visitor, free_port, picture, stored
 
-from osm.serving.storage import PageFolder, remove_leftovers, safe_name
+from osm.serving.page_files import PageFolder, remove_leftovers, safe_name
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
@@ -33,7 +33,7 @@ def test_all_uploads_together_are_bounded(page: Any, visitor: Visitor) -> None:
         assert status == 200
         paths += json.loads(answer)
     status, answer = visitor.upload(b"x" * 900_000)
-    assert status == 507 and answer == b"the uploads that wait to be read take up all of 3 MiB; try again in a minute\n"
+    assert status == 507 and answer == b"the pending uploads use all of 3 MiB; try again in a minute\n"
     assert len(stored(page)) == 3 and "64 x 48" in visitor.show(picture())
     assert "not a picture" in visitor.read(paths[0])
     assert visitor.upload(b"x" * 900_000)[0] == 200
@@ -134,7 +134,7 @@ def test_a_killed_page_is_tidied_up_by_the_next_and_a_running_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = "from osm.serving.storage import PageFolder; f = PageFolder(); print(f.path, flush=True); input()"
+    code = "from osm.serving.page_files import PageFolder; f = PageFolder(); print(f.path, flush=True); input()"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code],

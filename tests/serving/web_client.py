@@ -16,7 +16,7 @@ from PIL import Image
 
 from osm.serving import web
 from osm.serving.engine import Engine
-from osm.serving.samples import samples
+from osm.serving.page_files import sample_images
 
 MIB = 1 << 20
 FILE = {"_type": "gradio.FileData"}
@@ -137,10 +137,10 @@ def picture(color: str = "red") -> bytes:
 @contextlib.contextmanager
 def served(engine: Engine, host: str = "127.0.0.1", names: tuple[str, ...] = ()) -> Iterator[tuple[Any, int]]:
     """A page that takes files of 1 MiB, and 3 MiB in all."""
-    web.use_gradio()
+    web.import_gradio()
     from osm.serving.page import Limits, Page
 
-    page, port = Page(engine, samples(), Limits(file_mb=1, megapixels=1, uploads_mb=3)), free_port()
+    page, port = Page(engine, sample_images(), Limits(file_mb=1, megapixels=1, uploads_mb=3)), free_port()
     with contextlib.closing(web.serve(page, host, port, names)):
         yield page, port
 

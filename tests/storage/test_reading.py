@@ -28,7 +28,7 @@ from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.predict.generate_cli import generate_main
 from osm.forms import split_of
 from osm.labeling.folder_cli import main as name_folder
-from osm.labeling.name import main as name_picture
+from osm.labeling.name_cli import main as name_picture
 from osm.models.factory import build
 from osm.prepare.convert import main as convert
 from osm.recognition.vocabulary import read_names

@@ -16,7 +16,7 @@ from small_disk import mounted
 from stream_sets import bands, panoptic, write_shard
 from tiny_run import Workshop, finish, launcher, losses, start
 
-from osm.data import shard_reader, stages
+from osm.data import shard_index, stages
 from osm.errors import OsmError, RunStopped
 from osm.training import dcp
 from osm.training.config import parse
@@ -105,12 +105,12 @@ def test_a_dead_loader_ends_the_run_with_its_reason(workshop: Workshop, tmp_path
         "from torch.utils.data import get_worker_info\n"
         "from osm.data import stages\n"
         "from osm.training.train_cli import main\n"
-        "made = stages.batch_of\n"
+        "made = stages.make_batch\n"
         "def batch(samples, name, processor, supervise, number):\n"
         "    if number == 3 and get_worker_info() is not None:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return made(samples, name, processor, supervise, number)\n"
-        "stages.batch_of = batch\n"
+        "stages.make_batch = batch\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     arguments = workshop.arguments(tmp_path / "run", "--workers", "2", sets={"pan": (1, 12)})
@@ -127,7 +127,7 @@ def test_a_shard_that_vanishes_ends_the_run_and_is_named(
 ) -> None:
     flags = mixed(workshop, tmp_path / "set", 0)
     lost = tmp_path / "set" / "001.tar"
-    made = stages.batch_of
+    made = stages.make_batch
 
     def batch(samples: Any, name: str, processor: Any, supervise: str, number: int) -> Any:
         if number == 3:
@@ -136,8 +136,8 @@ def test_a_shard_that_vanishes_ends_the_run_and_is_named(
                 lost.mkdir(exist_ok=True)
         return made(samples, name, processor, supervise, number)
 
-    monkeypatch.setattr(stages, "batch_of", batch)
-    monkeypatch.setattr(shard_reader, "_OPEN", 1)  # of two: what is open is read on, gone or not
+    monkeypatch.setattr(stages, "make_batch", batch)
+    monkeypatch.setattr(shard_index, "_OPEN", 1)  # of two: what is open is read on, gone or not
     sets = {"pan": (1, 200)}
     arguments = workshop.arguments(tmp_path / "run", *flags, "--workers", workers, "--shuffle_buffer", "1", sets=sets)
     assert main(arguments) == 3

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from osm.data.prompts import BOX_PROMPTS, MASK_PROMPTS
+from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS
 from osm.datasets.labels import load_labels
 from osm.synthetic.scenes.words import ATTRIBUTES, STUFF, THINGS, Pair, held_out_pairs
 

@@ -1,4 +1,4 @@
-"""The command `osm name`: what is this, in that picture?"""
+"""The command `osm name`: name masks, boxes, points or all segments of one image."""
 
 from __future__ import annotations
 
@@ -23,37 +23,39 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `osm name`."""
+    """Return the parser of `osm name`."""
     out = argparse.ArgumentParser(
         prog="osm name",
         allow_abbrev=False,
-        description="Names what masks, boxes or points show, or all in a picture.",
+        description="Name masks, boxes, points or all segments of an image.",
     )
     out.add_argument("image", help="file or URL of a JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF")
     add_checkpoint(out)
-    out.add_argument("--mask", type=Path, action="append", help="a picture of the same size, white = inside, or a .npy")
-    out.add_argument("--mask_id", type=int, metavar="N", help="every --mask is a label map: inside is the id N")
-    out.add_argument("--box", action="append", metavar="X,Y,W,H", help="in pixels")
-    out.add_argument("--point", action="append", metavar="X,Y", help="in pixels; a small disc around it is named")
-    out.add_argument("--auto", action="store_true", help="all segments that a segmenter finds, the largest first")
+    out.add_argument(
+        "--mask", type=Path, action="append", help="mask image of the same size, white is inside, or a .npy file"
+    )
+    out.add_argument("--mask_id", type=int, metavar="N", help="treat each --mask as a label map and name the id N")
+    out.add_argument("--box", action="append", metavar="X,Y,W,H", help="box to name, in pixels")
+    out.add_argument("--point", action="append", metavar="X,Y", help="point in pixels; a small disc around it is named")
+    out.add_argument("--auto", action="store_true", help="name all segments that a segmenter finds, the largest first")
     add_segmenter_flags(out)
-    out.add_argument("--mode", action="append", help="in which it answers; any is the open one [any]")
+    out.add_argument("--mode", action="append", help="mode in which the model answers; any is open-ended [any]")
     out.add_argument(
         "--vocabulary",
         type=Path,
         metavar="FILE",
-        help="names, a line each, with commas or in a json: only these may come out",
+        help="allowed names: one per line, separated by commas, or a JSON file",
     )
     out.add_argument("--way", help=METHOD_HELP)
-    out.add_argument("--top_k", type=int, default=1, help="so many names of each [%(default)s]")
-    out.add_argument("--json", action="store_true", help="one JSON document instead of lines")
-    out.add_argument("--device", default="auto", help="[%(default)s]")
+    out.add_argument("--top_k", type=int, default=1, help="number of candidate names per region [%(default)s]")
+    out.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
+    out.add_argument("--device", default="auto", help="device of the model [%(default)s]")
     add_flags(out)
     return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 after a user's mistake."""
+    """Run the command. Return 0, or a nonzero exit code after an error."""
     args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         echo(*_answer(args))
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """`--box -5,6,7,8` as `--box=-5,6,7,8`: argparse would take what begins with a minus for a flag."""
+    """Join `--box -5,6,7,8` to `--box=-5,6,7,8`, because argparse would treat the negative number as a flag."""
     found: list[str] = []
     for word in argv:
         if found and found[-1] in ("--box", "--point") and re.match(r"-[\d.]", word):
@@ -80,13 +82,13 @@ def _answer(args: argparse.Namespace) -> list[str]:
     if not (args.mask or boxes or points or args.auto):
         raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H or --point X,Y, or --auto")
     if args.mask_id is not None and not args.mask:
-        raise OsmError(f"--mask_id {args.mask_id} says which id of a label map is meant: give --mask FILE as well")
+        raise OsmError(f"--mask_id {args.mask_id} selects an id of a label map: also give --mask FILE")
     if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
-        raise OsmError("--segmenter, --sam_checkpoint and --sam_type are for --auto: give it as well")
+        raise OsmError("--segmenter, --sam_checkpoint and --sam_type apply only to --auto: also give --auto")
     method = method_of(args)
     image = localize(args.image, "image")
     if not image.is_file():
-        raise OsmError(f"{public(args.image)}: no such picture")
+        raise OsmError(f"{public(args.image)}: no such image")
     from osm.recognition.recognizer import load_recognizer
     from osm.recognition.vocabulary import read_names
 
@@ -100,18 +102,19 @@ def _answer(args: argparse.Namespace) -> list[str]:
     found = recognizer.name(
         masks, boxes=boxes, points=points, modes=args.mode or ["any"], top_k=args.top_k, vocabulary=names, method=method
     )
-    what = [f"mask {public(path)}" for path in args.mask or ()]
-    what += [f"segment {k} ({s['area']} pixels)" for k, s in enumerate(segments, 1)]
-    what += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]
+    titles = [f"mask {public(path)}" for path in args.mask or ()]
+    titles += [f"segment {k} ({s['area']} pixels)" for k, s in enumerate(segments, 1)]
+    titles += [f"box {text}" for text in args.box or ()] + [f"point {text}" for text in args.point or ()]
     if args.json:
         regions = [
-            {"region": w, "answers": [_plain(a) for a in answers]} for w, answers in zip(what, found, strict=True)
+            {"region": title, "answers": [_answer_record(a) for a in answers]}
+            for title, answers in zip(titles, found, strict=True)
         ]
         for region, segment in zip(regions[len(args.mask or ()) :], segments, strict=False):
             region.update(segment)
         document = {"image": public(args.image), "size": list(recognizer.image_size), "regions": regions}
         return json.dumps(document, indent=1).split("\n")
-    return [_line(w, answer) for w, answers in zip(what, found, strict=True) for answer in answers]
+    return [_line(title, answer) for title, answers in zip(titles, found, strict=True) for answer in answers]
 
 
 def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
@@ -121,32 +124,32 @@ def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
 
 
 def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:
-    """All segments of the picture, as RLEs: they are as many as a hundred or more."""
+    """Find all segments of the image. The masks are RLEs, because there may be a hundred or more."""
     from osm.io.images import as_rgb
-    from osm.labeling.naming import box_of, encoded
+    from osm.labeling.naming import encode_rle, rle_box
 
     segmenter = segmenter_from(args, recognizer)
     segmenter.set_image(as_rgb(image))
     found = []
     for segment in segmenter.everything():
-        rle = encoded(segment.mask)
-        found.append({"score": segment.score, "area": segment.area, "bbox": box_of(rle), "segmentation": rle})
+        rle = encode_rle(segment.mask)
+        found.append({"score": segment.score, "area": segment.area, "bbox": rle_box(rle), "segmentation": rle})
     if not found:
-        echo(f"{public(args.image)}: the segmenter {segmenter.name} finds no segment", file=sys.stderr)
+        echo(f"{public(args.image)}: the segmenter {segmenter.name} found no segment", file=sys.stderr)
     return found
 
 
-def _numbers(text: str, count: int, flag: str, what: str) -> list[float]:
+def _numbers(text: str, count: int, flag: str, form: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) != count:
-        raise OsmError(f"{flag} {text!r} is not {what}")
+        raise OsmError(f"{flag} {text!r} is not {form}")
     return numbers
 
 
-def _plain(answer: Recognition) -> dict[str, Any]:
+def _answer_record(answer: Recognition) -> dict[str, Any]:
     found: dict[str, Any] = {"mode": answer.mode, "name": answer.text, "prob": answer.prob}
     if answer.skipped:
         return {"mode": answer.mode, "skipped": answer.skipped}
@@ -159,8 +162,8 @@ def _plain(answer: Recognition) -> dict[str, Any]:
     return found
 
 
-def _line(what: str, answer: Recognition) -> str:
+def _line(title: str, answer: Recognition) -> str:
     if answer.skipped:
-        return f"{what} [{answer.mode}]: no name, {answer.skipped}"
+        return f"{title} [{answer.mode}]: no name, {answer.skipped}"
     names = [(other.text, other.prob) for other in answer.top] or [(answer.text, answer.prob)]
-    return f"{what} [{answer.mode}]: " + ", ".join(f"{text or '(nothing)'} {prob:.1%}" for text, prob in names)
+    return f"{title} [{answer.mode}]: " + ", ".join(f"{text or '(nothing)'} {prob:.1%}" for text, prob in names)

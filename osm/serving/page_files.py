@@ -1,0 +1,231 @@
+"""The image files of the demo page: sample images, uploads, and a private temporary folder per running page.
+
+The folder is removed when the page ends. If the process was killed, the next page removes the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+from PIL import Image
+
+from osm.errors import OsmError, SampleError
+from osm.files import lock
+from osm.io.images import FORMATS, SUFFIXES, as_rgb, open_image
+from osm.terminal import printable
+
+try:
+    import fcntl
+except ImportError:  # Windows: the folder of a killed page is not removed
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX = "osm_demo_"
+_NEW = PREFIX + "new_"
+_LOCK = "lock"
+_BLOCK = 4096  # minimum disk usage of a file in bytes
+# An upload is normally read right after it arrives. Uploads older than the first limit are deleted if space is short.
+# Uploads older than the second limit are always deleted.
+_UNREAD_SECONDS, _MAX_SECONDS = 60, 3600
+_NAME_BYTES = 120
+_SCENES, _SIZE, _SEED = 4, 512, 2024
+
+
+class UploadsFull(Exception):
+    """The size limit of all pending uploads is reached."""
+
+
+class PageFolder:
+    """A private folder in the system's temporary folder. It is removed by `close` or when the object is deleted.
+
+    Each folder holds a locked file. A folder without a lock belongs to a page that was killed, and is removed when the
+    next page starts.
+
+    Attributes:
+        path: the folder.
+        uploads: uploaded files, each in its own subfolder.
+        cache: gradio's files.
+        answers: files that visitors can download.
+    """
+
+    def __init__(self) -> None:
+        remove_leftovers()
+        new = Path(tempfile.mkdtemp(prefix=_NEW)).resolve()
+        self._lock = (new / _LOCK).open("w") if fcntl is not None else None
+        if self._lock is not None:
+            lock(self._lock)
+            # The folder gets its final name only after it is locked, so that no other page takes it for a leftover.
+            new = new.rename(new.with_name(PREFIX + uuid4().hex))
+        self.path = new
+        self.cache = self.path / "cache"
+        self.uploads = self.cache / "uploads"  # gradio accepts only files inside its cache
+        self.answers = self.path / "answers"
+        for folder in (self.uploads, self.answers):
+            folder.mkdir(parents=True)
+        self._remove = weakref.finalize(self, _remove_locked, self.path, self._lock)
+
+    def close(self) -> None:
+        """Remove the folder and its content."""
+        self._remove()
+
+
+class Uploads:
+    """The uploaded files that were not read yet. Their total size is bounded.
+
+    Args:
+        folder: folder of the files.
+        max_bytes: limit for the total size, including uploads in progress.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self._arriving = 0
+
+    @contextlib.contextmanager
+    def arriving(self) -> Iterator[list[int]]:
+        """Count the bytes of one upload request while it is in progress.
+
+        The context manager yields a list with one element, the byte count, which `take` increments.
+        """
+        count = [0]
+        self._remove_older(_MAX_SECONDS)
+        try:
+            yield count
+        finally:
+            self._arriving -= count[0]
+
+    def take(self, count: list[int], size: int) -> None:
+        """Add received bytes to the count of a request.
+
+        Raises:
+            UploadsFull: the total size of uploads would exceed the limit.
+        """
+        if self._stored() + self._arriving + size > self.max_bytes:
+            self._remove_older(_UNREAD_SECONDS)
+            if self._stored() + self._arriving + size > self.max_bytes:
+                raise UploadsFull(f"the pending uploads use all of {self.max_bytes / 2**20:g} MiB")
+        count[0] += size
+        self._arriving += size
+
+    def new_path(self, name: str) -> Path:
+        """Return a path for an upload in a new folder. Uploads with equal content never share a file."""
+        folder = self.folder / uuid4().hex
+        folder.mkdir()
+        return folder / safe_name(name)
+
+    def holds(self, path: Path) -> bool:
+        """Return whether the path belongs to an upload."""
+        return path.parent.parent == self.folder and ".." not in path.parts
+
+    def remove(self, path: Path) -> None:
+        """Remove an upload that was read. Paths outside the uploads folder are ignored."""
+        if self.holds(path):
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+    def _stored(self) -> int:
+        total = 0
+        for folder in self.folder.iterdir():
+            with contextlib.suppress(OSError):  # the upload is being removed
+                total += sum(max(_BLOCK, path.stat().st_size) for path in folder.iterdir())
+        return total
+
+    def _remove_older(self, seconds: float) -> None:
+        before = time.time() - seconds
+        for folder in self.folder.iterdir():
+            with contextlib.suppress(OSError):
+                if folder.stat().st_mtime < before:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def safe_name(name: str) -> str:
+    """Return an untrusted file name in a form that is safe for the disk and for messages."""
+    plain = re.sub(r'[\\/:*?"<>|]', "", printable(name.replace("\\", "/").rsplit("/", 1)[-1])).strip(". ")
+    stem, dot, suffix = plain.rpartition(".")
+    stem, suffix = (stem, suffix) if dot and len(suffix) < 10 else (plain, "")
+    while len(stem.encode()) > _NAME_BYTES:
+        stem = stem[:-1]
+    return (f"{stem}.{suffix}" if suffix else stem) or "picture"
+
+
+def remove_leftovers() -> None:
+    """Remove the folders of killed pages. The folders of running pages and of other users are kept."""
+    if fcntl is None:
+        return
+    for path in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            if path.is_symlink() or path.stat().st_uid != os.getuid():
+                continue
+            if path.name.startswith(_NEW) and time.time() - path.stat().st_mtime < 3600:
+                continue  # the folder may not be locked yet
+            with (path / _LOCK).open("r+") as file:
+                # This raises OSError if the page is running, or if the file system has no locks.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_locked(path: Path, file: IO[str] | None) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if file is not None:
+        file.close()
+
+
+def drawn_scene(number: int) -> Image.Image:
+    """Return drawn scene `number` of the demos, an RGB image of 512 x 512 pixels."""
+    from osm.synthetic.scenes.compose import draw_scene
+    from osm.synthetic.scenes.words import choose_pairs
+
+    return Image.fromarray(draw_scene(_SIZE, choose_pairs("all"), _SEED, number).image)
+
+
+def sample_images(folder: Path | None = None) -> dict[str, Callable[[], Image.Image]]:
+    """Return the sample images: a title and a function that creates the image for each.
+
+    The images of the folder come first, with their file names as titles. The drawn scenes follow.
+
+    Raises:
+        OsmError: the folder does not exist or contains no image.
+    """
+    found: dict[str, Callable[[], Image.Image]] = {}
+    if folder is not None:
+        if not folder.is_dir():
+            raise OsmError(f"--samples {folder}: no such folder")
+        # macOS stores metadata in files named `._<image>` beside the images.
+        paths = (path for path in folder.iterdir() if not path.name.startswith("._"))
+        files = sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise OsmError(f"--samples {folder}: the folder contains no image ({', '.join(SUFFIXES)})")
+        found |= {printable(path.name): partial(as_rgb, path) for path in files}
+    return found | {f"Drawn scene {k + 1}": partial(drawn_scene, k) for k in range(_SCENES)}
+
+
+def read_upload(path: Path, max_pixels: int) -> Image.Image:
+    """Decode an uploaded file as an RGB image. Its size is checked before any pixel is decoded.
+
+    Raises:
+        OsmError: the file is not a readable image, is damaged, or has too many pixels. The message contains the file
+            name without its folder.
+    """
+    try:
+        image = open_image(path)
+    except SampleError as error:
+        if error.reason == "image_too_large":
+            raise OsmError(f"{path.name} is too large: at most {max_pixels / 1e6:g} million pixels allowed") from None
+        raise OsmError(f"{path.name} is not a readable image: expected a {FORMATS}") from None
+    if image.width * image.height > max_pixels:
+        raise OsmError(
+            f"{path.name} has {image.width} x {image.height} pixels: at most {max_pixels / 1e6:g} million allowed"
+        )
+    try:
+        return as_rgb(path)
+    except OsmError:
+        raise OsmError(f"{path.name} is damaged: its data is truncated or corrupt") from None
