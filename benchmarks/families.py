@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from families_table import OUTPUT, PAGE, read_outcomes, write_outcomes, write_section  # noqa: E402
 
-from osm.config import VARIANTS  # noqa: E402
+from osm.models.bridges import BRIDGES  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def run_one(name: str, path: Path) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["OSM_CACHE"] = str(Path(folder) / "cache")  # the self-check runs, whatever was found before
-        for variant in VARIANTS:
+        for variant in BRIDGES.builtin:
             outcome = check_family(FAMILIES[name], variant, Path(folder))
             found[variant] = {key: value.replace(f"{folder}/", "") for key, value in outcome.items()}
     path.write_text(json.dumps(found), encoding="utf-8")
@@ -68,7 +68,7 @@ def run_apart(name: str, timeout: int) -> dict[str, Any]:
         process.join()
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
-    return {variant: {"build": f"error: {said}"} for variant in VARIANTS}
+    return {variant: {"build": f"error: {said}"} for variant in BRIDGES.builtin}
 
 
 def main() -> int:

@@ -20,13 +20,14 @@ from families_llms import Family, tiny_llm_of
 from tiny import randomise, tiny_model_section
 from torch import Tensor
 
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models.bridges.bridge import Instruction
 from osm.models.factory import build, load_folder
-from osm.models.llm import LlmInputs, stop_ids
-from osm.models.llm_inputs import llm_support
+from osm.models.llm import stop_ids
+from osm.models.llm_forward import LlmInputs, llm_support
 from osm.models.masks import context_mask
+from osm.models.model_config import ModelConfig
 from osm.recognition.decode import Decoder
 from osm.recognition.vocabulary import Trie
 
@@ -296,7 +297,7 @@ class _Checks:
     @torch.no_grad()
     def save_load(self) -> None:
         """A saved model, loaded again, gives the same logits bit by bit."""
-        path = self.folder / f"saved_{self.model.config.variant}"
+        path = self.folder / f"saved_{self.model.config.bridge.kind}"
         self.model.save_pretrained(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -36,21 +36,21 @@ from PIL import Image  # noqa: E402
 from small_tokenizer import small_tokenizer  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from osm.config import LlmConfig, ModelConfig, QFormerConfig, TowerConfig  # noqa: E402
-from osm.data.processor import (
-    TEST_PROMPT,  # noqa: E402
-    Processor,  # noqa: E402
-)
+from osm.data.processor import TEST_PROMPT, Processor  # noqa: E402
 from osm.datasets.labels import load_labels  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
 from osm.models.bridges.bridge import Instruction  # noqa: E402
 from osm.models.bridges.flamingo import FlamingoBridge  # noqa: E402
-from osm.models.bridges.maskqformer import MaskQFormerBridge  # noqa: E402
+from osm.models.bridges.maskqformer import (
+    MaskQFormerBridge,  # noqa: E402
+    QFormerConfig,  # noqa: E402
+)
 from osm.models.factory import base_config, pick_device  # noqa: E402
 from osm.models.llm import stop_ids  # noqa: E402
 from osm.models.masks import context_mask  # noqa: E402
+from osm.models.model_config import LlmConfig, ModelConfig  # noqa: E402
 from osm.models.osm import OmniScientModel  # noqa: E402
-from osm.models.towers.tower import RandomTower  # noqa: E402
+from osm.models.towers.tower import RandomTower, RandomTowerConfig  # noqa: E402
 from osm.recognition.recognizer import Recognizer  # noqa: E402
 from osm.training.meter import memory_gib, peak_flops  # noqa: E402
 
@@ -84,9 +84,9 @@ def random_cpu_model(tiny: bool) -> tuple[OmniScientModel, Processor]:
         input_size=size,
         sliding_window_size=size // 5 // 14 * 14 or 14,
         sliding_window_stride=size // 5 // 14 * 14 or 14,
-        tower=TowerConfig(kind="random", patch=14, width=tower.width),
+        tower=RandomTowerConfig(patch=14, width=tower.width),
         llm=LlmConfig(name="random"),
-        qformer=qformer,
+        bridge=qformer,
         modes=MODES,
     )
     model = OmniScientModel(tower, bridge, llm, model_config).eval()

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -22,15 +21,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tower_cases import TowerCase
 
-from osm.config import ModelConfig, QFormerConfig, TowerConfig
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.files import read_json, write_output
-from osm.models.bridges.variants import BRIDGES
+from osm.models.bridges.maskqformer import MaskQFormerBridge, QFormerConfig
 from osm.models.factory import build_tower
+from osm.models.model_config import ModelConfig, TowerConfig
 from osm.models.osm import OmniScientModel
-from osm.models.towers.tower import Tower, said
+from osm.models.towers.tower import Tower, one_line
 from osm.models.windows import SlidingWindows
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 # No published model has these values, so they can only come from the config of the folder.
 MEAN, STD = (0.11, 0.22, 0.33), (0.44, 0.55, 0.66)
@@ -47,10 +49,12 @@ def try_tower(case: TowerCase, folder: Path) -> dict[str, Any]:
     """
     torch.manual_seed(0)
     weights = _write_weights(case, folder)
-    tower = TowerConfig(kind=case.kind, name=case.name, weights=str(folder), strides=case.strides, options=case.options)
+    section = {"kind": case.kind, "name": case.name, "weights": str(folder), "options": case.options}
+    strides = {"strides": case.strides} if case.strides else {}
+    tower = from_dict(TowerConfig, {**section, **strides}, "model.tower")
     side = 2 * case.window
-    sizes = QFormerConfig(1, 16, 2, 16, 1, 2, 2, 0.0, 0)
-    config = ModelConfig("maskqformer", "", side, case.window, case.window, tower=tower, qformer=sizes)
+    bridge = QFormerConfig(1, 16, 2, 16, 1, 2, 2, 0.0, 0)
+    config = ModelConfig("", side, case.window, case.window, tower=tower, bridge=bridge)
     try:
         built, config_tower = build_tower(config)
         model = _around(built, dataclasses.replace(config, tower=config_tower))
@@ -123,7 +127,7 @@ def _around(tower: Tower, config: ModelConfig) -> OmniScientModel:
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     llm = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes))
-    bridge = BRIDGES[config.variant].of(config, tower, llm, 16)
+    bridge = MaskQFormerBridge.of(config, tower, llm, 16)
     return OmniScientModel(tower, bridge, llm, config).eval()
 
 
@@ -186,7 +190,7 @@ def try_all(
         if case.key in results:
             continue
         results[case.key] = _in_a_process(case, timeout, attempt)
-        echo(f"{case.key}: {results[case.key]['outcome']}", file=sys.stderr, flush=True)
+        logger.info(f"{case.key}: {results[case.key]['outcome']}")
         write_output(output, "--output", [json.dumps(document, indent=1, sort_keys=True) + "\n"])
     return document
 
@@ -203,7 +207,7 @@ def _in_a_process(
         try:
             sender.send(attempt(case, Path(folder.name)))
         except Exception as error:
-            sender.send({"outcome": "wrong", "sentence": f"{type(error).__name__}: {said(error)}"})
+            sender.send({"outcome": "wrong", "sentence": f"{type(error).__name__}: {one_line(error)}"})
 
     folder = tempfile.TemporaryDirectory()
     process = processes.Process(target=run)

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from small_tokenizer import small_tokenizer
 
-from osm.config import ModelConfig, load_yaml
+from osm.config import load_yaml
 from osm.data.batch import Batch
 from osm.data.processor import MASK_PROMPTS, Processor
 from osm.data.sample import SampleConfig
 from osm.datasets.labels import load_labels
 from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError
-from osm.models.bridges.variants import BRIDGES
+from osm.models.bridges import BRIDGES
+from osm.models.bridges.gated import FlamingoConfig
 from osm.models.factory import base_config, build
+from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 
 SET = "coco"  # whose names are the answers, and whose mode half of the rows have
@@ -66,8 +68,8 @@ def random_model(config: ModelConfig, tiny: bool, device: torch.device, frozen: 
     """The published model with random weights, made on its device: frozen parts in `frozen`, the bridge in float32."""
     from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 
-    if tiny and config.variant == "flamingo":
-        config = replace(config, flamingo=replace(config.flamingo, width=64, layers=1, every=1, gated_width=64))
+    if tiny and isinstance(config.bridge, FlamingoConfig):
+        config = replace(config, bridge=replace(config.bridge, width=64, layers=1, every=1, gated_width=64))
     sections = {name: shrunk(section) if tiny else section for name, section in PUBLISHED.items()}
     torch.manual_seed(0)
     with torch.device(device):
@@ -80,7 +82,7 @@ def random_model(config: ModelConfig, tiny: bool, device: torch.device, frozen: 
 def random_processor(config: ModelConfig) -> Processor:
     """For a `random_model`. Its vocabulary is so small that a text has about as many tokens as under Vicuna's."""
     tokenizer = small_tokenizer(sorted(load_labels(SET).vocabulary), vocabulary=600)
-    has_prefix = BRIDGES[config.variant].has_prefix
+    has_prefix = BRIDGES.get(config.bridge.kind).has_prefix
     return Processor(tokenizer, tokenizer, config.input_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), has_prefix)
 
 

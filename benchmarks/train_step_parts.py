@@ -19,11 +19,11 @@ from train_step_models import SET, on_meta
 
 from osm.data.batch import Batch
 from osm.models import llm as llms
+from osm.models.losses import reduce_losses
 from osm.training import task as task_module
-from osm.training.optim import make_optimizer
-from osm.training.precision import autocast, hold_frozen
+from osm.training.optimization import autocast, hold_frozen, make_optimizer
 from osm.training.step import MAX_GRAD_NORM
-from osm.training.task import TrainTask, group_index, group_names, row_weights
+from osm.training.task import MixLoss, TrainTask
 
 PARTS = ("copy", "pixels", "tower", "masks", "bridge", "llm", "backward", "optimizer", "other")
 Part = Callable[[str], AbstractContextManager[Any]]
@@ -98,17 +98,17 @@ class TrainStep:
         task.model.to(device).train()
         self.optimizer = make_optimizer(task, learning_rate=1e-5, weight_decay=0.05)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.groups = group_names([SET])
+        self.loss = MixLoss({SET: 1.0})
 
     def __call__(self, batch: Batch, part: Part = contextlib.nullcontext) -> float:
         """Takes the step and returns its loss."""
         with part("copy"):
             batch = batch.to(self.device)
-        index = group_index(batch, self.groups).to(self.device)
+        index = self.loss.group_index(batch).to(self.device)
         with autocast(self.precision, self.device):
             losses, counts = self.task(batch)
-        totals = torch.zeros(len(self.groups), device=self.device).index_add_(0, index, counts.float())
-        loss = (losses * row_weights(index, totals, self.groups, {SET: 1.0})).sum()
+        totals = torch.zeros(len(self.loss.groups), device=self.device).index_add_(0, index, counts.float())
+        loss = reduce_losses(losses, self.loss.row_weights(index, totals))
         with part("backward"):
             loss.backward()
         with part("optimizer"):

@@ -1,4 +1,4 @@
-"""Open-ended visual recognition: given an image and a mask, name what is there, with no class list given.
+"""Open-ended visual recognition: name the object under a mask of an image, without a given list of classes.
 
 >>> model, processor = osm.create_model_and_transforms("osm_small")
 >>> recognizer = osm.load_recognizer("runs/osm_small/final")
@@ -35,7 +35,7 @@ __all__ = [
     "load_recognizer",
 ]
 
-# Loaded when first asked for: converters and the evaluation need no torch, and start at once without it.
+# These names are imported on first access. Converters and the evaluation do not need torch, and start fast without it.
 _HOMES = {
     "OmniScientModel": "osm.models.osm",
     "create_model_and_transforms": "osm.models.factory",

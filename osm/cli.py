@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import osm
 from osm.quiet import quiet_command
-from osm.terminal import echo
+from osm.terminal import JSON_FLAG, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ COMMANDS = {
         "shards of a set in COCO-instances form", "osm.prepare.convert", arguments=("coco_instances",)
     ),
     "train": Command("trains a bridge (train/train.py)", "osm.training.train_cli"),
+    "schema": Command("the JSON schema of the config files", "osm.training.schema"),
     "export": Command("a trained model as a folder, or as a published .pt", "osm.training.export", "export_main"),
     "import": Command("a published .pt as a folder with its config", "osm.training.export", "import_main"),
     "name": Command("names masks, boxes or points of a picture, or all in it", "osm.labeling.name_cli"),
@@ -59,9 +62,12 @@ COMMANDS = {
 
 
 @quiet_command
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. A command's modules are loaded when it is called."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == [JSON_FLAG]:  # it is also a flag of every command
+        arguments = [*arguments[1:], JSON_FLAG]
     if arguments in (["--version"], ["-V"]):
         echo(f"osm {osm.__version__}")
         return 0
@@ -70,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     command = COMMANDS.get(arguments[0])
     if command is None:
-        echo(f"error: osm {arguments[0]}: no such command; they are {', '.join(COMMANDS)}", file=sys.stderr)
+        logger.error(f"osm {arguments[0]}: no such command; they are {', '.join(COMMANDS)}")
         return 2
     function = getattr(importlib.import_module(command.module), command.function)
     return function(*command.arguments, arguments[1:])

@@ -1,6 +1,7 @@
-"""Bounded parsers of json and YAML: no depth, alias or number of digits in anyone's file takes the program down.
+"""Parse JSON and YAML with bounds on nesting, aliases and the digits of numbers.
 
-`osm.files` reads files with them. Nothing else in the project parses YAML.
+Without bounds, a small file could exhaust the memory, the stack or the time of the program. `osm.files` uses these
+parsers to read files, and no other module of the project parses YAML.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import numpy as np
 import yaml
 
 MAX_NESTING = 100
-"""Lists and mappings within each other; annotations have about six, configs four."""
+"""The deepest allowed nesting of lists and mappings. Annotations have about six levels, configs have four."""
 MAX_YAML_BYTES = 16 << 20
-"""PyYAML is slow: a larger file would take minutes."""
+"""The largest YAML text that is parsed. PyYAML would take minutes for a larger one."""
 _MAX_YAML_DIGITS = 400
 _CHUNK = 1 << 24
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without what makes a small file large or deep."""
+    """PyYAML's safe loader, which refuses aliases, deep nesting and very long numbers."""
 
     _depth = 0
 
@@ -49,10 +50,10 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """The document of a YAML text, of plain values alone.
+    """Return the document of a YAML text that consists of plain values.
 
     Raises:
-        ValueError: not YAML, or it has aliases, is nested too deep, or holds a number, date or key that is none.
+        ValueError: the text is not YAML, has aliases, is nested too deeply, or has an invalid number, date or key.
     """
     try:
         loader = _BoundedLoader(text)
@@ -61,35 +62,39 @@ def parse_yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        # Of values with an explicit tag (!!timestamp x) PyYAML raises whatever their parser happens to.
+        # For values with an explicit tag (!!timestamp x), PyYAML raises any error of the parser of that type.
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def parse_json(data: bytes | str, nesting: int | None = MAX_NESTING) -> Any:
-    """The document of a json text.
+    """Return the document of a JSON text.
 
     Args:
-        nesting: how deep it may be; None for what is never copied or written again: as deep as Python reads.
+        nesting: the deepest allowed nesting. None allows any depth that Python can parse. It is for documents that are
+            never copied or written again.
 
     Raises:
-        ValueError: not json, nested too deep, or a number of more digits than Python reads.
+        ValueError: the text is not JSON, is nested too deeply, or has a number with more digits than Python parses.
     """
     raw = data.encode() if isinstance(data, str) else data
     try:
         document = json.loads(data)
     except RecursionError:
         raise ValueError("nested too deep") from None
-    # Recursion over the document (copies, json.dumps) must not fail later on.
+    # Functions that recurse over the document later (copy, json.dumps) must not exceed the recursion limit.
     if nesting is not None and _brackets_deep(raw) > nesting and _depth(document) > nesting:
         raise ValueError(f"nested more than {nesting} deep")
     return document
 
 
 def _brackets_deep(data: bytes) -> int:
-    """The largest number of brackets that are open at once, those within strings counted as well: an estimate."""
+    """Return the largest number of brackets that are open at once.
+
+    The number is an estimate from above because brackets within strings are counted too.
+    """
     deepest = now = 0
     for start in range(0, len(data), _CHUNK):
-        # In ASCII [ and { differ in one bit, and so do ] and }.
+        # In ASCII, [ and { differ in one bit, and ] and } differ in the same bit.
         folded = np.frombuffer(data, np.uint8, min(_CHUNK, len(data) - start), start) | 0x20
         steps = (folded == ord("{")).astype(np.int8)
         steps -= folded == ord("}")
@@ -102,7 +107,7 @@ def _brackets_deep(data: bytes) -> int:
 
 
 def _depth(document: Any) -> int:
-    """How deep lists and objects are within each other."""
+    """Return the number of levels of nested lists and objects."""
     depth, level = 0, [document]
     while level := [one for one in level if isinstance(one, (dict, list))]:
         depth += 1

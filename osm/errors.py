@@ -1,4 +1,4 @@
-"""The errors that a user's input can cause."""
+"""The errors that a user's input can cause, and their exit codes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from osm.terminal import printable
 
 
 class OsmError(ValueError):
-    """A user's mistake: the message names the file, flag or field, its value, and what would be right.
+    """A user's mistake. The message names the file, flag or field, its value, and what would be right.
 
-    Names in it may come from anywhere: the message is made `printable`.
+    The message is made `printable` because it may contain names from untrusted files.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -20,23 +20,27 @@ class OsmError(ValueError):
 
 
 class SampleError(OsmError):
-    """One bad sample. `reason` is the short key under which the skip is counted and reported."""
+    """A bad sample, which is skipped. `reason` is the short key under which the skip is counted and reported."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
-        """Exceptions are rebuilt from the message alone: a worker's could not be passed on."""
+        """Return what pickle needs to rebuild the error in another process.
+
+        By default, pickle would pass the message alone to `__init__`, which takes two arguments.
+        """
         return type(self), (self.reason, str(self))
 
 
 class RunStopped(OsmError):
-    """A run that could not go on, through no flag's fault: its data or disk failed, or its losses did."""
+    """A run that had to stop although its flags were right: its data, its disk or its server failed, or its losses
+    became non-finite."""
 
 
 def exit_code(error: OsmError) -> int:
-    """The exit code of a command that ends with this error: 3 for a run that could not go on, 2 for a mistake."""
+    """Return the exit code of a command that ends with this error: 3 for `RunStopped`, 2 for any other mistake."""
     return 3 if isinstance(error, RunStopped) else 2
 
 
@@ -44,20 +48,23 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 def write_failed(error: OSError, where: str, expected: str) -> OsmError:
-    """The error for a file that could not be written: a disk that is full or broken is no mistake in the call.
+    """Return the error for a file that could not be written.
+
+    It is `RunStopped` if the disk is full or broken, and otherwise an `OsmError` about the path.
 
     Args:
-        where: begins the message. expected: what would be right in a user's place.
+        where: the beginning of the message.
+        expected: the end of the message, which describes a path that would be right.
     """
     reason = error.strerror or str(error)
     if error.errno in _DISK:
-        return RunStopped(f"{where}: {reason}; the same command goes on once there is room again")
+        return RunStopped(f"{where}: {reason}; the same command resumes once there is room again")
     return OsmError(f"{where}: {reason}; expected {expected}")
 
 
-# Reasons for which sampling leaves a sample out though nothing is wrong with its data: no mask of it counts in any crop
-# that was tried, a part of no single object, a name longer than the model's text. Every other reason is a fault of the
-# data. What each means is in docs/datasets.md.
+# The reasons for which sampling skips a sample although its data are correct: no mask of the sample is large enough in
+# any crop that was tried, the mask is a part that belongs to no single object, or the name is longer than the model's
+# text. Every other reason is a fault in the data. docs/datasets.md explains all reasons.
 BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
 
 _short = reprlib.Repr()
@@ -65,8 +72,8 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 
 
 def shown(value: Any) -> str:
-    """A value from somebody's file as a message shows it: cut short, however long or deeply nested it is."""
+    """Return a value from a user's file as text for a message. Long and deeply nested values are shortened."""
     try:
         return _short.repr(value)
-    except ValueError:  # an integer of more digits than Python writes out
+    except ValueError:  # The integer has more digits than Python converts to text.
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__

@@ -1,5 +1,4 @@
-"""Files that survive a kill: json read with errors that name it, texts written whole or not at all, and the unfinished
-list of records that a run goes on from."""
+"""Read text, JSON and YAML files, write files atomically, and keep the finished records of an unfinished job."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import hashlib
 import json
 import os
 import stat
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,16 +13,18 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs that write one file are then not kept apart
+except ImportError:  # On Windows nothing prevents two runs from writing the same file.
     fcntl = None  # type: ignore[assignment]
 
 from osm.documents import MAX_NESTING, MAX_YAML_BYTES, parse_json, parse_yaml
 from osm.errors import OsmError, write_failed
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 MAX_TEXT_BYTES = 64 << 20
-"""Of a text file that a person wrote; lists of names and files have a few hundred KB."""
-_MARKS = (  # UTF-32's begins as UTF-16's does
+"""The largest text file that is read. Lists of names and of files have a few hundred KB."""
+_MARKS = (  # UTF-32 comes first because its byte order mark begins with the mark of UTF-16.
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -41,13 +41,13 @@ _KINDS = (
 
 
 def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
-    """Refuses a path that is something other than a regular file (or a link to one), without opening it.
+    """Raise an error if a path is not a regular file or a link to one, without opening it.
 
-    Opening a FIFO waits for its writer for ever, and a device has no end. A path that cannot be looked up, a missing
-    one for instance, passes: opening it gives the reason.
+    Opening a FIFO would wait for its writer forever, and a device has no end. A path that does not exist or cannot be
+    accessed passes this check because opening it raises an error with the reason.
 
     Args:
-        what: begins the message, such as "checkpoint" or "--masks".
+        what: the beginning of the message, such as "checkpoint" or "--masks".
 
     Raises:
         OsmError: the path is a folder, FIFO, device or socket.
@@ -62,14 +62,18 @@ def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
 
 
 def read_text(path: str | os.PathLike[str], what: str, most: int = MAX_TEXT_BYTES) -> str:
-    """A text file of somebody's, with lines that end in a line feed: UTF-8 with or without a byte order mark, or UTF-16
-    or UTF-32 with one, as Windows' editors write them.
+    """Return the text of a user's file, with all line breaks as line feeds.
+
+    The encoding is UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with a byte order mark, as editors on
+    Windows write them.
 
     Args:
-        what: begins the message, such as "--vocabulary". most: bytes that it may have.
+        what: the beginning of the message, such as "--vocabulary".
+        most: the largest allowed size in bytes.
 
     Raises:
-        OsmError: the file cannot be read, is larger, or is in none of these; a faulty byte is named with its line.
+        OsmError: the file cannot be read, is too large, or has another encoding. The message names a faulty byte and
+            its line.
     """
     check_regular_file(path, what)
     where = f"{what} {os.fspath(path)}"
@@ -94,10 +98,10 @@ def read_text(path: str | os.PathLike[str], what: str, most: int = MAX_TEXT_BYTE
 
 
 def read_json(path: Path, what: str, nesting: int | None = MAX_NESTING) -> tuple[Any, str]:
-    """A json file's document and the SHA-256 of its bytes.
+    """Return the document of a JSON file, and the SHA-256 of the file's bytes in hexadecimal.
 
     Raises:
-        OsmError: the file cannot be read or is no json; `what` says what it should have been.
+        OsmError: the file cannot be read or is not JSON. The message begins with `what`.
     """
     check_regular_file(path, what)
     try:
@@ -110,10 +114,10 @@ def read_json(path: Path, what: str, nesting: int | None = MAX_NESTING) -> tuple
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The document of a YAML file.
+    """Return the document of a YAML file.
 
     Raises:
-        OsmError: the file cannot be read, is too large or is no YAML of plain values; `what` begins the message.
+        OsmError: the file cannot be read, is too large, or is not YAML of plain values. The message begins with `what`.
     """
     text = read_text(path, what, MAX_YAML_BYTES)
     try:
@@ -123,7 +127,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def write_atomically(path: Path, chunks: Iterable[str]) -> None:
-    """Writes a text file so that its name never stands for half of it."""
+    """Write a text file under a temporary name, and rename it when it is complete."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -138,21 +142,21 @@ def write_atomically(path: Path, chunks: Iterable[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes new and renamed entries of a folder survive a power failure, where the system can do that."""
+    """Make new and renamed entries of a folder survive a power failure, if the system supports it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders.
         return
     try:
         os.fsync(handle)
-    except OSError:  # some network disks
+    except OSError:  # Some network disks do not support it.
         pass
     finally:
         os.close(handle)
 
 
 def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
-    """Writes what a flag asks for, into a folder that is made where it is missing.
+    """Write the file that a flag names. Its folder is created if it is missing.
 
     Raises:
         OsmError: the file cannot be written.
@@ -166,7 +170,7 @@ def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes its name once it is whole: after an error, what stood there still does."""
+    """Yield a binary file that replaces `path` when it is complete. After an error, the old file is unchanged."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -180,9 +184,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def lock(file: IO[Any]) -> bool:
-    """Takes a file for this process, until it ends or closes it; False where another one has it.
+    """Lock a file for this process until the process ends or closes the file.
 
-    Where the system has no locks (some network disks), the file counts as taken.
+    Returns:
+        False if another process holds the lock. On systems without locks (some network disks) the result is True.
     """
     if fcntl is None:
         return True
@@ -196,13 +201,14 @@ def lock(file: IO[Any]) -> bool:
 
 
 class PartialFile:
-    """The finished records of a job, one json line each after a header line: what a killed run leaves behind.
+    """The finished records of a job in a file, so that a killed run can be resumed.
 
-    Opening it keeps what a run with the same header left, up to its last whole line; with another header it says so
-    and starts again.
+    The file has a header line, and then one JSON line per record. If an earlier run wrote the same header, its records
+    up to the last complete line are kept. If the header differs, a message names the difference and the file is
+    emptied.
 
     Attributes:
-        done: how many records there are.
+        done: the number of records.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -210,7 +216,7 @@ class PartialFile:
         self.done = 0
         self._header = dict(header)
         self._file = path.open("a+b")
-        if not lock(self._file):  # two runs that write the same file would tear each other's lines
+        if not lock(self._file):  # Two runs that write the same file would mix their lines.
             self._file.close()
             raise OsmError(f"{path}: another running process writes it; wait for it or end it")
         self._recover()
@@ -230,7 +236,7 @@ class PartialFile:
                     self.done += 1
                     end += len(line)
             else:
-                echo(f"{self.path}: made with another {', '.join(changed)}; starting again", file=sys.stderr)
+                logger.info(f"{self.path}: made with another {', '.join(changed)}; starting again")
         self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
         if not end:
@@ -244,25 +250,25 @@ class PartialFile:
             raise write_failed(error, str(self.path), "a file that can be written") from None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one finished record."""
+        """Add one finished record."""
         self._write({"index": self.done, **record})
         self.done += 1
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records in order, read from the file."""
+        """Yield the records in order, read from the file."""
         with self.path.open("rb") as file:
             file.readline()
             for line in file:
                 yield parse_json(line)
 
     def close(self) -> None:
-        """Closes the file and lets other runs have it."""
-        with suppress(OSError):  # after a write that failed, what is left of it fails once more
+        """Close the file and release its lock."""
+        with suppress(OSError):  # After a failed write, closing tries to write the rest again.
             self._file.close()
 
 
 def _whole_line(line: bytes) -> dict[str, Any] | None:
-    """The line's object, or None where a kill or a full disk cut it off."""
+    """Return the JSON object of a line, or None if the line is incomplete after a kill or on a full disk."""
     try:
         record = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:

@@ -1,7 +1,7 @@
-"""`osm quickstart`: the whole system on drawn scenes, stage by stage, with the very commands a user would give.
+"""`osm quickstart`: run the whole system on drawn scenes, in stages that start the same commands as a user would.
 
-Scenes -> shards -> two-process training -> predictions in two parts -> scores -> report and picture. A finished stage
-is not done again, an interrupted one goes on where it was.
+The stages are scenes, shards, training on two processes, predictions in two parts, scores, report and picture. A
+finished stage is not repeated, and an interrupted stage is resumed.
 """
 
 from __future__ import annotations
@@ -21,28 +21,41 @@ from typing import Any
 
 import yaml
 
-from osm.config import load_model_config
+from osm.config import add_settings
 from osm.errors import OsmError, RunStopped, exit_code, write_failed
 from osm.files import read_json, write_atomically
+from osm.models.model_config import load_model_config
 from osm.synthetic.scenes.words import FINE, PLAIN, SETS
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, json_flag, message_logger
+
+logger = message_logger(__name__)
 
 STAGES = "stages.json"
 PARTS = 2
-# glibc would give every large tensor back to the system and fetch it anew, page by page.
+# With its default settings, glibc returns the memory of every large tensor to the system and requests it again.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-_QUIET = {"TQDM_DISABLE": "1"}  # a bar for every loading of a model of 3 MB says nothing
+_QUIET = {"TQDM_DISABLE": "1"}  # Commands that run side by side would draw their bars over each other.
 
 
 @dataclass(frozen=True)
-class Options:
-    """How much is done.
+class QuickstartOptions:
+    """The settings of a quickstart.
 
     Attributes:
-        out: the folder of everything. config: of the model. seed: of the training. test_seed: of the test scenes.
-        train_images: of each set. samples: images of each set an epoch.
-        test_images, held_out_images: named after training. control_images: named before training, with wrong masks
-            and on grey images.
+        out: the folder of all outputs.
+        config: the name or file of the model's config.
+        seed: the seed of the training.
+        test_seed: the seed of the test scenes.
+        processes: the number of training processes.
+        device: the device of the training and the predictions.
+        train_images: the number of drawn training images per dataset.
+        epochs: the number of training epochs.
+        samples: the number of samples per dataset and epoch.
+        batch_size: the batch size per dataset and process.
+        test_images: the number of test images.
+        held_out_images: the number of images with held-out pairs.
+        control_images: the number of test images for each control: before training, with wrong masks, on gray images.
+        settings: values of `--set` for the training.
     """
 
     out: Path
@@ -58,6 +71,7 @@ class Options:
     test_images: int = 170
     held_out_images: int = 90
     control_images: int = 60
+    settings: tuple[str, ...] = ()
 
 
 SHORT: dict[str, Any] = {
@@ -72,7 +86,7 @@ SHORT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """Commands that run side by side, and what to say about them."""
+    """A stage: its name, its description, its commands, and their additional environment variables."""
 
     name: str
     what: str
@@ -84,8 +98,8 @@ def osm_command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "osm", *map(str, arguments)]
 
 
-def stages(options: Options) -> list[Stage]:
-    """All stages, in order."""
+def stages(options: QuickstartOptions) -> list[Stage]:
+    """Return all stages in order."""
     out = options.out
     return [
         Stage("scenes", "drawing two sets to train on, a test split, a split of held-out pairs", _draw(options)),
@@ -94,7 +108,7 @@ def stages(options: Options) -> list[Stage]:
             "training",
             f"training the bridge on {options.processes} processes (tower and LLM are frozen)",
             [_train(options)],
-            # torchrun would say in a box that it sets this to 1.
+            # Without this variable, torchrun sets it to 1 and prints a warning.
             {**_MALLOC, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.processes))},
         ),
         Stage("predictions", "naming the masks of the test scenes, in two parts", _predict(options, "predictions")),
@@ -108,14 +122,14 @@ def stages(options: Options) -> list[Stage]:
     ]
 
 
-def _draw(options: Options) -> list[list[str]]:
+def _draw(options: QuickstartOptions) -> list[list[str]]:
     splits = [
         ("train_fine", options.train_images, 1, "seen", FINE),
         ("train_plain", options.train_images, 2, "seen", PLAIN),
         ("test", options.test_images, options.test_seed, "seen", ",".join(SETS)),
         ("held_out", options.held_out_images, options.test_seed + 1, "held_out", ",".join(SETS)),
     ]
-    # One after the other: each uses all cores.
+    # The commands run one after the other because each uses all cores.
     shared = ["scenes", options.out / "scenes"]
     return [
         osm_command(*shared, "--split", split, "--images", images, "--seed", seed, "--pairs", pairs, "--sets", sets)
@@ -134,9 +148,10 @@ def _convert(out: Path, set_name: str) -> list[str]:
     return osm_command("prepare_panoptic", *folders, *files, "--num_workers", 1)
 
 
-def _train(options: Options) -> list[str]:
+def _train(options: QuickstartOptions) -> list[str]:
     out = options.out
     flags = ["--config", options.config, "--datasets", out / "sets.yaml", "--run_name", out / "run"]
+    flags += [word for setting in options.settings for word in ("--set", setting)]
     flags += ["--seed", options.seed]
     flags += ["--num_epochs", options.epochs, "--save_initial", "--delete_previous_checkpoint"]
     flags += ["--masks_per_image", 6, "--device", _training_device(options)]
@@ -147,17 +162,17 @@ def _train(options: Options) -> list[str]:
     return [sys.executable, *launcher, "-m", "osm", "train", *map(str, flags)]
 
 
-def _training_device(options: Options) -> str:
-    """As asked for; by default the GPUs where there is one for each process, and else the CPU."""
+def _training_device(options: QuickstartOptions) -> str:
+    """Return the device of the training. By default, it is "cuda" if there is a GPU per process, and else "cpu"."""
     if options.device != "auto":
         return options.device
-    import torch  # slow to import, and of no use to the other stages here
+    import torch  # The import is slow, and only this stage needs it.
 
     return "cuda" if torch.cuda.device_count() >= options.processes else "cpu"
 
 
-def _predict(options: Options, kind: str) -> list[list[str]]:
-    """Both parts of the predictions of a kind; they run side by side."""
+def _predict(options: QuickstartOptions, kind: str) -> list[list[str]]:
+    """Return the commands for both parts of one kind of predictions. They run in parallel."""
     out = options.out
     checkpoint = out / "run" / ("initial" if kind == "initial" else "final")
     flags: list[object] = ["--sets", ",".join(SETS), "--device", options.device]
@@ -173,7 +188,7 @@ def _predict(options: Options, kind: str) -> list[list[str]]:
     ]
 
 
-def _evaluate(options: Options) -> list[list[str]]:
+def _evaluate(options: QuickstartOptions) -> list[list[str]]:
     out, table = options.out, ("--datasets", options.out / "sets.yaml")
     return [
         osm_command("evaluate", out / kind, PARTS, *table, "--json", out / f"{kind}.json")
@@ -181,7 +196,7 @@ def _evaluate(options: Options) -> list[list[str]]:
     ]
 
 
-def _report(options: Options) -> list[str]:
+def _report(options: QuickstartOptions) -> list[str]:
     out = options.out
     titles = {
         "after training": "predictions",
@@ -196,14 +211,14 @@ def _report(options: Options) -> list[str]:
     return osm_command("report", out / "report", *given, *flags, "--title", title)
 
 
-def _picture(options: Options) -> list[str]:
+def _picture(options: QuickstartOptions) -> list[str]:
     out = options.out
     flags = ["--set", FINE, "--datasets", out / "sets.yaml"]
     return osm_command("picture", out / "predictions", PARTS, out / "picture.jpg", *flags)
 
 
 def write_tables(out: Path) -> None:
-    """The sets' rows: one YAML for the test split, one for the held-out pairs."""
+    """Write the YAML files with the rows of the datasets, one for the test split and one for the held-out pairs."""
     for split, name in (("test", "sets.yaml"), ("held_out", "sets_held_out.yaml")):
         rows = {
             set_name: {
@@ -222,14 +237,14 @@ def write_tables(out: Path) -> None:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-def run(options: Options) -> dict[str, float]:
-    """Runs all stages that are not done yet.
+def run(options: QuickstartOptions) -> dict[str, float]:
+    """Run all stages that are not finished.
 
     Returns:
-        seconds of each stage (of its last run).
+        stage -> the seconds of its last run.
 
     Raises:
-        OsmError: a stage failed, or the folder was filled with other options.
+        OsmError: a stage failed, or the folder has the outputs of other options.
     """
     out = options.out
     try:
@@ -243,23 +258,25 @@ def run(options: Options) -> dict[str, float]:
     for number, stage in enumerate(everything, 1):
         title = f"[{number}/{len(everything)}] {stage.name}"
         if stage.name in record["seconds"]:
-            echo(f"{title}: done before ({record['seconds'][stage.name]:.0f} s)", flush=True)
+            logger.info(f"{title}: done before ({record['seconds'][stage.name]:.0f} s)", to_stdout=True)
             continue
-        echo(f"{title}: {stage.what}", flush=True)
+        logger.info(f"{title}: {stage.what}", to_stdout=True)
         seconds = _run_stage(stage)
         record["seconds"][stage.name] = round(seconds, 1)
         write_atomically(path, [json.dumps(record, indent=1) + "\n"])
-        echo(f"{title}: {seconds:.0f} s", flush=True)
+        logger.info(f"{title}: {seconds:.0f} s", to_stdout=True)
     return record["seconds"]
 
 
-def _record(path: Path, options: Options) -> dict[str, Any]:
-    """What is noted of the finished stages; OsmError where it is of other options."""
+def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
+    """Return the record of the finished stages. Raises OsmError if it was written with other options."""
     chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
+    chosen["settings"] = list(options.settings)
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
         raise OsmError(f"{path} is not what osm quickstart writes; remove it to run every stage again")
-    found = {"config": Options.config, **record["options"]}  # older folders have no other
+    # Older folders have neither: they used the default config without settings.
+    found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
         raise OsmError(f"{path.parent} was made with another {', '.join(changed)}; choose another folder, or remove it")
@@ -269,12 +286,12 @@ def _record(path: Path, options: Options) -> dict[str, Any]:
 def _run_stage(stage: Stage) -> float:
     started = time.monotonic()
     environment = {**_QUIET, **stage.environment, **os.environ}
-    # Scenes and scores one after the other; the two parts of predictions side by side, as on two GPUs.
+    # Scenes and scores run one after the other. The two parts of predictions run in parallel, as on two GPUs.
     together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
     for batch in [together] if together else [[command] for command in stage.commands]:
         for command in batch:
-            echo(f"$ {shlex.join(command)}", flush=True)
-        processes = [subprocess.Popen(command, env=environment) for command in batch]
+            logger.info(f"$ {shlex.join(command)}", to_stdout=True)
+        processes = [subprocess.Popen([*command, *json_flag()], env=environment) for command in batch]
         try:
             codes = [process.wait() for process in processes]
         except BaseException:
@@ -290,8 +307,8 @@ def _run_stage(stage: Stage) -> float:
     return time.monotonic() - started
 
 
-def summary(options: Options, seconds: Mapping[str, float]) -> str:
-    """The figures, the times, and what to do next."""
+def summary(options: QuickstartOptions, seconds: Mapping[str, float]) -> str:
+    """Return a text with the scores, the times and the next steps."""
     results = read_json(options.out / "report" / "results.json", "results")[0]["predictions"]
     lines = ["", f"{'':<24}{'set':<14}{'masks':>6}{'own mode':>10}{'any':>9}{'any, either':>13}"]
     for title, sets in results.items():
@@ -338,12 +355,13 @@ def _interrupt(*_: object) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `osm quickstart`."""
-    defaults = Options(Path("runs/quickstart"))
-    out = argparse.ArgumentParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
+    """Return the parser of the flags of `osm quickstart`."""
+    defaults = QuickstartOptions(Path("runs/quickstart"))
+    out = CommandParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
     out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
     out.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
     out.add_argument("--config", default=defaults.config, help="of the model: a name or a .yaml file [%(default)s]")
+    add_settings(out)
     out.add_argument("--seed", type=int, default=defaults.seed, help="of the training [%(default)s]")
     out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="of the test scenes [%(default)s]")
     out.add_argument("--processes", type=int, default=defaults.processes, help="of the training [%(default)s]")
@@ -351,10 +369,11 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `osm quickstart`; returns the exit code."""
+    """Run the command `osm quickstart`, and return its exit code."""
     args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: the stage's processes end too
+    signal.signal(signal.SIGTERM, _interrupt)  # As Ctrl-C does, SIGTERM also ends the processes of the stage.
     try:
         if args.processes < 1:
             raise OsmError(f"--processes {args.processes} must be 1 or more")
@@ -363,15 +382,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.test_seed < 10:
             raise OsmError(f"--test_seed {args.test_seed} must be 10 or more: the smaller seeds are for training")
         short = SHORT if args.short else {}
-        load_model_config(args.config)  # what is wrong with it is said now, not after the first minutes
-        options = Options(
-            args.out.resolve(), args.config, args.seed, args.test_seed, args.processes, args.device, **short
+        load_model_config(args.config, args.settings)  # A faulty config fails now instead of after minutes.
+        options = QuickstartOptions(
+            args.out.resolve(),
+            args.config,
+            args.seed,
+            args.test_seed,
+            args.processes,
+            args.device,
+            settings=tuple(args.settings),
+            **short,
         )
         echo(*summary(options, run(options)).split("\n"))
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on where it was", file=sys.stderr)
+        logger.info("interrupted: the same command resumes where it stopped")
         return 130
     return 0

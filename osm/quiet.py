@@ -1,7 +1,8 @@
-"""What libraries print and nobody who runs this program can act on: bars of seconds, advice to their own maintainers.
+"""Silence messages of other libraries that a user of this program cannot act on.
 
-Only within the functions below, and only those lines: what a user set (logging levels, bars that were off,
-`HF_HUB_DISABLE_PROGRESS_BARS=0`) holds, and is as it was afterwards.
+These messages are progress bars that last for seconds, and advice to the libraries' own maintainers. They are silenced
+only within the functions below. A user's settings (logging levels, disabled bars, `HF_HUB_DISABLE_PROGRESS_BARS=0`)
+are respected, and they are restored afterwards.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
-# By logger: how the messages begin, or what they hold, that say nothing about this program's input.
+# Logger -> texts. A message of the logger that contains one of its texts is dropped.
 _LINES = {
-    # torchao, on being imported, to whoever maintains it.
+    # torchao logs this advice to its maintainers when it is imported.
     "torch.utils._pytree": ("register_constant() on Enum",),
-    # timm, of a classifier that a file has and a tower leaves out. What is lacking, `check_complete` finds.
+    # timm reports the weights of a classifier that a tower does not use. `check_complete` reports missing weights.
     "timm.models._builder": ("Unexpected keys (",),
 }
-# Modules that warn of how they call torch themselves (timm, on resampling relative positions).
+# The module of timm that resamples relative positions triggers a warning about its own call of torch.
 _WARNING = r"timm\.layers\.interpolate"
 _GGUF = "transformers.modeling_gguf_pytorch_utils"
 
 
 class _Without(logging.Filter):
-    """Drops records that hold any of these texts."""
+    """Drops records that contain any of these texts."""
 
     def __init__(self, texts: tuple[str, ...]) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class _Without(logging.Filter):
 
 @contextlib.contextmanager
 def quiet_lines() -> Iterator[None]:
-    """Importing and running within it prints none of the lines above; errors and other warnings pass."""
+    """Drop the messages in `_LINES` within the context. Errors and other warnings are still shown."""
     with contextlib.ExitStack() as stack:
         for name, texts in _LINES.items():
             logger, without = logging.getLogger(name), _Without(texts)
@@ -54,7 +55,7 @@ def quiet_lines() -> Iterator[None]:
 
 
 def quiet_command(main: Callable[P, int]) -> Callable[P, int]:
-    """Runs a command's function within `quiet_lines`: libraries are imported in it."""
+    """Decorate a command's entry function, which then imports libraries and runs within `quiet_lines`."""
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -66,7 +67,7 @@ def quiet_command(main: Callable[P, int]) -> Callable[P, int]:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Loading weights within it prints no bars either."""
+    """Drop the messages in `_LINES`, and show no progress bars while weights are loaded, within the context."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_lines())
         stack.enter_context(warnings.catch_warnings())
@@ -81,13 +82,13 @@ def _no_bars() -> Iterator[None]:
     from transformers.utils import logging as told
 
     if told.is_progress_bar_enabled():
-        told.disable_progress_bar()  # huggingface_hub's as well
+        told.disable_progress_bar()  # This also disables the bars of huggingface_hub.
         restore = told.enable_progress_bar
     else:
         restore = _nothing
     reader: Any = _gguf_reader()
     bar = getattr(reader, "tqdm", None)
-    if bar is not None:  # this module asks neither library whether bars are wanted
+    if bar is not None:  # This module ignores the settings of both libraries.
         reader.tqdm = functools.partial(bar, disable=True)
     try:
         yield

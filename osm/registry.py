@@ -1,13 +1,13 @@
-"""Registries of interchangeable parts: towers, bridges, segmenters, metrics and forms, by name.
+"""Registries of interchangeable parts (towers, bridges, ...) by name.
 
-A part is found under one of four names:
+`Registry.get` accepts four kinds of names:
 
 - the name of a part of this package,
-- a name given to `Registry.register` (as `register_tower` and its like do),
-- the name of an entry point that an installed package declares in the registry's group (`osm.towers`, ...),
+- a name that was registered with `Registry.register`, for example by the decorator `register_tower`,
+- the name of an entry point that an installed package declares in the registry's group, for example `osm.towers`,
 - `module:Class`, for a class that can be imported.
 
-Parts are imported when they are first asked for, so listing names imports nothing.
+Parts are imported on first use, so listing the names imports nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 
 Part = TypeVar("Part", bound=type)
+Registered = TypeVar("Registered", bound=type)
 
 _NAME = re.compile(r"[A-Za-z][\w.-]*")
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -30,44 +31,54 @@ class Registry(Generic[Part]):
     """Classes of one kind, by name.
 
     Args:
-        kind: What a part is called in messages: "tower".
-        group: The entry-point group of installed packages: "osm.towers".
-        builtin: The parts of this package: name -> "module:Class".
-        interface: "module:Class" of the base class that every part must be a subclass of. It is checked before a
-            part is used, so that a name in a file cannot make the program call anything else.
+        kind: the word for a part in error messages, for example "tower".
+        group: the entry-point group in which installed packages declare parts, for example "osm.towers".
+        builtin: the parts of this package, as name -> "module:Class".
+        interface: "module:Class" of the base class of all parts. A class is checked against it before it is used, so
+            a name in a file cannot make the program call any other object.
+        default: the name of the part that is used when a config names none.
     """
 
-    def __init__(self, kind: str, group: str, builtin: Mapping[str, str], interface: str) -> None:
-        self.kind, self.group, self.interface = kind, group, interface
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, str], interface: str, default: str = "") -> None:
+        self.kind, self.group, self.interface, self.default = kind, group, interface, default
         self._builtin = dict(builtin)
         self._registered: dict[str, Part] = {}
 
-    def register(self, name: str) -> Callable[[Part], Part]:
-        """A class decorator that registers a part under `name`.
+    @property
+    def builtin(self) -> tuple[str, ...]:
+        """The names of this package's own parts."""
+        return tuple(self._builtin)
+
+    def register(self, name: str) -> Callable[[Registered], Registered]:
+        """Return a class decorator that registers a part under `name`.
 
         Raises:
-            OsmError: Where `name` is not a plain name, or is taken by another class.
+            OsmError: `name` has other characters than a name may have, or another class has the name. The decorator
+                raises it if the class is not a subclass of the interface.
         """
         if not _NAME.fullmatch(name):
-            raise OsmError(f"{self.kind} {name!r}: a name has letters, digits, '.', '_' and '-', a letter first")
+            raise OsmError(
+                f"{self.kind} {name!r}: expected a letter, followed by letters, digits, '.', '_' and '-' only"
+            )
 
-        def add(part: Part) -> Part:
-            taken = name in self._builtin or self._registered.get(name, part) is not part
-            if taken:
-                raise OsmError(f"{self.kind} {name!r}: the name is taken; register it under another one")
-            self._checked(part, name)
-            self._registered[name] = part
+        def add(part: Registered) -> Registered:
+            if name in self._builtin or self._registered.get(name, part) is not part:
+                raise OsmError(f"{self.kind} {name!r}: another {self.kind} has this name; choose a different one")
+            self._registered[name] = self._checked(part, name)
             return part
 
         return add
 
     def names(self) -> list[str]:
-        """All names that `get` finds, apart from `module:Class`: sorted within builtin, registered, installed."""
+        """Return every name that `get` accepts except `module:Class`: built-in, registered, then installed parts.
+
+        Each of the three groups is sorted.
+        """
         names = [*sorted(self._builtin), *sorted(self._registered), *sorted(self._installed())]
         return list(dict.fromkeys(names))
 
     def origin(self, name: str) -> str:
-        """Where a part comes from, for a listing: "built in", "registered", or the distribution that brings it."""
+        """Return where a part comes from: "built in", "registered", or the name of the installed distribution."""
         if name in self._builtin:
             return "built in"
         if name in self._registered:
@@ -79,20 +90,20 @@ class Registry(Generic[Part]):
         return name in self._builtin or name in self._registered or name in self._installed()
 
     def get(self, name: str) -> Part:
-        """The class called `name`, or `module:Class`.
+        """Return the class for a name or for `module:Class`.
 
         Raises:
-            OsmError: Where there is none, where it cannot be imported, or where it is not a subclass of the interface.
+            OsmError: no such part, it cannot be imported, or it is not a subclass of the interface.
         """
         if name in self._registered:
             return self._registered[name]
         if name in self._builtin:
             return self._imported(self._builtin[name], name)
-        if _PATH.fullmatch(name):
+        if is_import_path(name):
             return self._imported(name, name)
         point = self._installed().get(name)
         if point is None:
-            raise OsmError(f"{self.kind} {name!r}: expected one of {', '.join(self.names())}, or module:Class")
+            raise OsmError(f"{self.kind} {shown(name)}: expected one of {', '.join(self.names())}, or module:Class")
         return self._imported(point.value, name)
 
     def _installed(self) -> dict[str, EntryPoint]:
@@ -114,3 +125,8 @@ class Registry(Generic[Part]):
         if not (isinstance(part, type) and issubclass(part, base)):
             raise OsmError(f"{self.kind} {name!r}: expected a subclass of {module}.{attribute}, found {part!r}")
         return part  # type: ignore[return-value]
+
+
+def is_import_path(name: str) -> bool:
+    """Return whether a name has the form `module:Class`."""
+    return _PATH.fullmatch(name) is not None

@@ -6,7 +6,6 @@ Towers that are already in the file of results are skipped, so a stopped run can
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,11 +16,13 @@ from tower_cases import CASES  # noqa: E402
 
 from osm.errors import OsmError  # noqa: E402
 from osm.quiet import quiet_command  # noqa: E402
+from osm.terminal import CommandParser, console_command  # noqa: E402
 
 
 @quiet_command
+@console_command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = CommandParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/benchmarks/families/towers.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/towers.md", help="[%(default)s]")
     parser.add_argument("--only", default="", help="comma-separated names of towers")

@@ -22,6 +22,15 @@ os.environ.setdefault("OSM_CACHE", tempfile.mkdtemp(prefix="osm_test_cache_"))
 BUCKETS = ("bucket", "sets")
 
 
+@pytest.fixture
+def console() -> Iterator[None]:
+    """Shows messages on the terminal as a command does, for tests that call functions of the library."""
+    from osm.terminal import console_messages
+
+    with console_messages():
+        yield
+
+
 @pytest.fixture(scope="module")
 def shared_s3() -> Iterator[S3Server]:
     """A server of a test file, with the buckets `bucket` and `sets`."""

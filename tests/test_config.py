@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from osm.config import ModelConfig, as_dict, find_config, from_dict, load_model_config, load_yaml
+from osm.config import as_dict, find_config, from_dict, load_yaml
 from osm.datasets.labels import load_labels
 from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.models.model_config import ModelConfig, load_model_config
 from osm.training.config import Run, SetConfig, TrainConfig, parse
 from osm.training.train_cli import main
 
@@ -82,10 +83,10 @@ def test_configs_go_through_plain_values_and_back() -> None:
         ({"model": {"imput_size": 5}}, r"model: unknown field 'imput_size'; the fields are .*input_size"),
         ({"model": {"input_size": "big"}}, r"model\.input_size: expected int, found 'big'"),
         ({"model": {"input_size": True}}, r"model\.input_size: expected int, found True"),
-        ({"model": {"tower": {"strides": 5}}}, r"model\.tower\.strides: expected a list, found 5"),
-        ({"model": {"tower": {"strides": ["a"]}}}, r"model\.tower\.strides: expected int, found 'a'"),
+        ({"model": {"tower": {"kind": "timm", "strides": 5}}}, r"model\.tower\.strides: expected a list, found 5"),
+        ({"model": {"tower": {"kind": "timm", "strides": ["a"]}}}, r"model\.tower\.strides: expected int, found 'a'"),
         ({"model": {"qformer": {"dropout": "x"}}}, r"model\.qformer\.dropout: expected float, found 'x'"),
-        ({"model": {"qformer": 7}}, r"model\.qformer: expected a mapping of layers"),
+        ({"model": {"qformer": 7}}, r"model\.qformer: expected a mapping of kind, layers"),
         ({"model": {"modes": ["coco"]}}, r"model\.modes must name 'any'"),
         ({"model": {"variant": "other"}}, r"model\.variant 'other'"),
         ({"model": {"mask_to_grid": "cubic"}}, r"model\.mask_to_grid 'cubic'"),
@@ -214,8 +215,8 @@ def test_both_spellings_of_the_flags_with_dashes() -> None:
         ("--learning_rate -1", "--learning_rate -1.0"),
         ("--batch_size_ade20k 2", "--batch_size_ade20k 2, but no --ade20k_shards"),
         ("--train_num_samples_coco 0", "--train_num_samples_coco 0 must be 1 or more"),
-        ("--sliding_window_size 2000", "--sliding_window_size 2000 must lie between 1 and --input_size 1120"),
-        ("--sliding_window_stride 225", "--sliding_window_stride 225 .* seen by no window"),
+        ("--sliding_window_size 2000", "--sliding_window_size 2000 must be between 1 and --input_size 1120"),
+        ("--sliding_window_stride 225", "--sliding_window_stride 225 .* no window would cover"),
         ("--random_scale_min 2", "--random_scale_min 2.0 and --random_scale_max 1.5"),
         ("--part_in_use_whole_prob 1.2", "--part_in_use_whole_prob 1.2 is not between 0 and 1"),
         ("--part_in_prepend_object_class_prob -1", "--part_in_prepend_object_class_prob -1.0 is not between 0 and 1"),

@@ -12,25 +12,27 @@ import pytest
 import yaml
 
 from osm import quickstart
-from osm.config import load_model_config, load_yaml
+from osm.config import load_yaml
 from osm.datasets.table import DatasetTable
 from osm.evaluation import evaluate_cli, reproduce
 from osm.evaluation.predict import generate_cli
 from osm.evaluation.report import report_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
 from osm.labeling import folder_cli, name_cli
+from osm.models.model_config import load_model_config
 from osm.prepare import convert
 from osm.prepare.originals import originals_cli as originals
 from osm.serving import web
 from osm.synthetic import collages
 from osm.synthetic.scenes import write as scenes
 from osm.training import config as training_config
-from osm.training import export
+from osm.training import export, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "quickstart": quickstart.parser,
+    "schema": schema.parser,
     "scenes": scenes.parser,
     "collages": collages.parser,
     "prepare": convert.parser,

@@ -76,7 +76,7 @@ def test_a_folder_brings_its_own_model_config(trained: tuple[Workshop, Path], tm
     workshop, first = trained
     arguments = workshop.arguments(tmp_path / "second", "--start_from", str(first / "final"), sets={"inst": (2, 12)})
     resolved = parse(without_config(arguments))
-    assert resolved.model.qformer.width == 24 and {"pan", "inst"} <= set(resolved.model.modes)
+    assert resolved.model.bridge.width == 24 and {"pan", "inst"} <= set(resolved.model.modes)
     with pytest.raises(OsmError, match="--input_size: the model of --start_from .* has its own sizes"):
         parse([*without_config(arguments), "--input_size", "112"])
 
@@ -110,7 +110,7 @@ def test_a_pt_file_brings_its_config_and_its_modes(trained: tuple[Workshop, Path
     for path in (checkpoint, first / "final"):
         arguments = workshop.arguments(tmp_path / "second", "--start_from", str(path), sets={"inst": (2, 12)})
         own, named = parse(without_config(arguments)).model, parse(arguments).model
-        assert own.qformer.width == named.qformer.width == 24
+        assert own.bridge.width == named.bridge.width == 24
         assert {"pan", "inst"} <= set(own.modes) & set(named.modes)
         assert not start_from(build(named)[0], path)[1:] and "inst" in named.modes
 
@@ -118,7 +118,7 @@ def test_a_pt_file_brings_its_config_and_its_modes(trained: tuple[Workshop, Path
 def test_a_run_does_not_start_from_itself(trained: tuple[Workshop, Path], capsys: pytest.CaptureFixture[str]) -> None:
     workshop, first = trained
     assert main(workshop.arguments(first, "--start_from", str(first / "final"))) == 2
-    assert "lies in --run_name" in capsys.readouterr().err
+    assert "is inside --run_name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("frozen", [None, 3, {"wings": "abc"}])

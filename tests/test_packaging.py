@@ -21,8 +21,8 @@ import pytest
 import setuptools
 import yaml
 
-from osm.config import load_model_config
 from osm.datasets.table import DatasetTable
+from osm.models.model_config import load_model_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
@@ -158,7 +158,8 @@ INSTALLED = """
 import sys
 from pathlib import Path
 import osm
-from osm.config import find_config, load_model_config
+from osm.config import find_config
+from osm.models.model_config import load_model_config
 from osm.datasets.table import DatasetTable
 from osm.datasets.labels import load_labels
 

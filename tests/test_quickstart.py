@@ -27,10 +27,12 @@ import osm.training.trainer
 from osm import quickstart
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
-from osm.quickstart import SHORT, Options, Stage, main, run, stages
+from osm.quickstart import SHORT, QuickstartOptions, Stage, main, run, stages
 from osm.synthetic.scenes.words import FINE, SETS, categories
 from osm.synthetic.scenes.write import SceneOptions
 from osm.training.config import Run
+
+pytestmark = pytest.mark.usefixtures("console")
 
 KINDS = ("predictions", "held_out", "initial", "shuffle_masks", "blank_image")
 TITLES = ["after training", "held-out pairs", "before training", "masks of other images", "grey images"]
@@ -119,7 +121,7 @@ def after_osm(command: list[str]) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize("changes", [{}, SHORT], ids=["full", "short"])
 def test_every_stage_has_what_it_needs(changes: dict[str, Any], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """All commands, parsed and led as far as the work itself."""
-    options = Options(tmp_path / "out", seed=7, test_seed=70, processes=3, device="cpu", **changes)
+    options = QuickstartOptions(tmp_path / "out", seed=7, test_seed=70, processes=3, device="cpu", **changes)
     options.out.mkdir()
     quickstart.write_tables(options.out)
     dry = DryRun(monkeypatch)
@@ -157,7 +159,9 @@ def test_every_stage_has_what_it_needs(changes: dict[str, Any], tmp_path: Path, 
 
 
 def test_training_is_launched_on_the_processes_asked_for(tmp_path: Path) -> None:
-    (command,) = next(stage for stage in stages(Options(tmp_path, processes=3)) if stage.name == "training").commands
+    (command,) = next(
+        stage for stage in stages(QuickstartOptions(tmp_path, processes=3)) if stage.name == "training"
+    ).commands
     launcher = after_osm(command)[0]
     assert launcher[:2] == ["-m", "torch.distributed.run"]
     assert launcher[launcher.index("--nproc_per_node") + 1] == "3"
@@ -190,18 +194,18 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
     steps = [step("one", "pass"), step("two words", fails), step("three", "pass")]
     monkeypatch.setattr(quickstart, "stages", lambda options: steps)
     with pytest.raises(OsmError, match=r"stage 'two words' failed with code 3: .*python.* -c .*mended"):
-        run(Options(out))
+        run(QuickstartOptions(out))
     assert order() == ["one", "two", "words"]
     assert list(json.loads((out / "stages.json").read_text())["seconds"]) == ["one"]
     assert main([str(out)]) == 3  # the stage's own code
     assert "error: stage 'two words' failed" in capsys.readouterr().err
     Path("order").unlink()
     Path("mended").touch()
-    assert list(run(Options(out))) == ["one", "two words", "three"]
+    assert list(run(QuickstartOptions(out))) == ["one", "two words", "three"]
     assert order() == ["two", "words", "three"]
     printed = capsys.readouterr().out
     assert "[1/3] one: done before" in printed and "[2/3] two words: a test" in printed and "$ " in printed
-    run(Options(out))
+    run(QuickstartOptions(out))
     assert order() == ["two", "words", "three"]
 
 
@@ -215,10 +219,10 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
 )
 def test_other_options_are_refused(changes: dict[str, Any], named: str, out: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(quickstart, "stages", lambda options: [step("one", "pass")])
-    run(Options(out))
+    run(QuickstartOptions(out))
     with pytest.raises(OsmError, match=f"made with another {named}; choose another folder"):
-        run(Options(out, **changes))
-    run(Options(out, device="cuda"))  # it changes no file's meaning
+        run(QuickstartOptions(out, **changes))
+    run(QuickstartOptions(out, device="cuda"))  # it changes no file's meaning
     assert order() == ["one"]
 
 
@@ -230,7 +234,7 @@ def test_both_parts_of_predictions_run_side_by_side(out: Path, monkeypatch: Any)
     )
     commands = [[sys.executable, "-c", code, "generate", own, other] for own, other in (("a", "b"), ("b", "a"))]
     monkeypatch.setattr(quickstart, "stages", lambda options: [Stage("predictions", "two parts", commands)])
-    assert list(run(Options(out))) == ["predictions"]
+    assert list(run(QuickstartOptions(out))) == ["predictions"]
 
 
 def test_a_part_that_is_killed_is_named_with_its_code(out: Path, monkeypatch: Any) -> None:
@@ -239,15 +243,17 @@ def test_a_part_that_is_killed_is_named_with_its_code(out: Path, monkeypatch: An
     commands = [[sys.executable, "-c", "pass", "generate"], kill]
     monkeypatch.setattr(quickstart, "stages", lambda options: [Stage("predictions", "two parts", commands)])
     with pytest.raises(OsmError, match=r"stage 'predictions' failed with code -9: .*os\.kill"):
-        run(Options(out))
+        run(QuickstartOptions(out))
 
 
 @pytest.mark.parametrize(("gpus", "chosen"), [(0, "cpu"), (1, "cpu"), (2, "cuda")])
 def test_training_goes_to_gpus_where_every_process_has_one(gpus: int, chosen: str, out: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    (training,) = next(stage for stage in stages(Options(out)) if stage.name == "training").commands
+    (training,) = next(stage for stage in stages(QuickstartOptions(out)) if stage.name == "training").commands
     assert training[training.index("--device") + 1] == chosen
-    (training,) = next(stage for stage in stages(Options(out, device="cuda:0")) if stage.name == "training").commands
+    (training,) = next(
+        stage for stage in stages(QuickstartOptions(out, device="cuda:0")) if stage.name == "training"
+    ).commands
     assert training[training.index("--device") + 1] == "cuda:0"
 
 
@@ -261,7 +267,7 @@ def test_an_interrupt_ends_what_was_started(name: str, out: Path, monkeypatch: A
         assert main([str(out)]) == 130
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("pid").read_text()), 0)
     assert order() == ["long"]
@@ -287,7 +293,7 @@ def test_the_summary(out: Path) -> None:
     results = {"after training": {FINE: figures}, "held-out pairs": {FINE: {**figures, **parts}}}
     (out / "report").mkdir(parents=True)
     (out / "report" / "results.json").write_text(json.dumps({"predictions": results}))
-    text = quickstart.summary(Options(out), {"scenes": 30.0, "training": 120.0})
+    text = quickstart.summary(QuickstartOptions(out), {"scenes": 30.0, "training": 120.0})
     cells = [line.split() for line in text.splitlines()]
     assert ["after", "training", FINE, "11", "45.6", "%", "-", "100.0", "%"] in cells
     assert "of 8, 25.0 % right in full, 75.0 % in the thing, 50.0 % in the attribute" in text
@@ -328,7 +334,7 @@ def test_the_whole_killed_while_it_trains_and_started_again(tmp_path: Path) -> N
     again = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-4000:]
     assert "[1/11] scenes: done before" in again.stdout
-    options = Options(tmp_path / "out", **SHORT)
+    options = QuickstartOptions(tmp_path / "out", **SHORT)
     record = json.loads((options.out / "stages.json").read_text())
     assert list(record["seconds"]) == [stage.name for stage in stages(options)]
     assert (options.out / "report" / "report.html").stat().st_size > 10_000

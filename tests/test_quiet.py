@@ -14,8 +14,9 @@ from PIL import Image
 from tiny import tiny_llm, tiny_model_section
 from tiny_run import TRAIN, Workshop
 
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.models.factory import build
+from osm.models.model_config import ModelConfig
 from osm.quiet import quiet_libraries, quiet_lines
 
 # Every attempt at the network is written down, and fails as it would without one.

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import ast
+import json
+import logging
 import os
 import pickle
 import sys
 import unicodedata
+import warnings
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from osm.cli import main
 from osm.errors import OsmError, SampleError
-from osm.terminal import echo, printable
+from osm.terminal import ProgressBar, console_messages, echo, message_logger, printable
 
+logger = message_logger("osm.test")
 PACKAGE = Path(__file__).resolve().parents[1] / "osm"
 # Clears the screen, sets the window's title, turns the writing's direction, begins a line of its own, is not UTF-8.
 EVIL = "\x1b[2J\x1b]0;title\x07\x9b31m\u202egnp.\rfine\nerror: none\x7f\x85\u2028\udcff"
@@ -39,10 +45,84 @@ def test_control_characters_are_written_out() -> None:
 def test_errors_and_lines_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
     for error in (OsmError(EVIL), SampleError("image_missing", EVIL), pickle.loads(pickle.dumps(OsmError(EVIL)))):
         assert str(error) == printable(EVIL)
-    echo("a", EVIL, before="\r", end="!\n")
-    echo(EVIL, file=sys.stderr)
+    echo("a", EVIL)
+    with console_messages():
+        logger.info(EVIL)
+        logger.info(EVIL, to_stdout=True)
     out, err = capsys.readouterr()
-    assert out == f"\ra\n{printable(EVIL)}!\n" and err == printable(EVIL) + "\n"
+    assert out == f"a\n{printable(EVIL)}\n{printable(EVIL)}\n" and err == printable(EVIL) + "\n"
+
+
+def test_lines_name_their_level(capsys: pytest.CaptureFixture[str]) -> None:
+    with console_messages():
+        logger.info("a notice")
+        logger.warning("a warning")
+        logger.warning("no mask", fields={"reason": "mask_missing"})
+        logger.error(OsmError("a mistake: 100 %"))
+    lines = ["a notice", "warning: a warning", "warning (mask_missing): no mask", "error: a mistake: 100 %"]
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
+
+
+def test_json_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"loss": float("nan"), "step": 3, "skipped": {"a": 1}, "path": Path(EVIL)}
+    with console_messages(as_json=True), console_messages():  # a command within a command keeps the form
+        logger.info(EVIL, fields=fields, to_stdout=True)
+        logger.warning("two\n  lines")
+        warnings.warn("of Python", stacklevel=1)
+    out, err = capsys.readouterr()
+    first, second, third = map(json.loads, err.splitlines())
+    assert not out and not controls(err)
+    assert datetime.fromisoformat(first.pop("time")).tzinfo is not None
+    shown = {"loss": "nan", "step": 3, "skipped": {"a": 1}, "path": printable(EVIL)}
+    assert first == {"level": "INFO", "logger": "osm.test", "message": printable(EVIL), "fields": shown}
+    assert (second["level"], second["message"], "fields" in second) == ("WARNING", "two\n  lines", False)
+    assert third["logger"] == "py.warnings" and "of Python" in third["message"]
+
+
+def test_a_library_is_silent_and_restores_loggers(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger("osm")
+    before = list(root.handlers), root.level, root.propagate
+    logger.info("nobody configured logging")
+    with ProgressBar("work", 1, "files") as progress:
+        progress.step()
+    with console_messages(as_json=True):
+        assert root.level == logging.INFO
+    assert (list(root.handlers), root.level, root.propagate) == before and capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_every_message_of_a_command_is_json(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["evaluate", str(tmp_path), "1"], ["train", "--nope"], ["nope"], ["prepare", "coco_panoptic"]):
+        arguments = ["--log_json", *command] if place == "first" else [*command, "--log_json"]
+        try:
+            code = main(arguments)
+        except SystemExit as stopped:  # argparse's own
+            code = stopped.code
+        out, err = capsys.readouterr()
+        (message,) = map(json.loads, err.splitlines())
+        assert (code, out, message["level"]) == (2, "", "ERROR"), command
+
+
+def test_progress_is_a_bar_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+
+    def work() -> str:
+        with console_messages(), ProgressBar(f"work {EVIL}", 3, "files", done=1) as progress:
+            progress.step(masks=4)
+            logger.info("between")
+            progress.step(masks=9)
+        return capsys.readouterr().err
+
+    lines = work().splitlines()
+    assert lines[0] == "between" and len(lines) == 2 and not controls(lines[1])
+    assert lines[1].startswith(f"work {printable(EVIL)}: 3/3 files, masks 9, ") and lines[1].endswith(
+        "/s, 0:00:00 left"
+    )
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    bar = work()
+    assert "3/3" in bar and "masks=9" in bar and "\r" in bar and "between\n" in bar
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert "\r" not in work()
 
 
 def test_all_text_leaves_by_echo() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import math
 import re
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -17,7 +16,9 @@ from osm.files import read_text
 from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, public, public_text
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 MAX_SHARDS = 1_000_000
 MAX_MISSING = 10  # this number of missing shards is tolerated even in a short range
@@ -132,7 +133,7 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
         if len(missing) > max(MAX_MISSING, len(named) // 2):
             raise OsmError(f"{message}, which is more than half; correct the range")
         if report:
-            echo(f"warning: {message}; they are skipped", file=sys.stderr)
+            logger.warning(f"{message}; they are skipped")
     return existing
 
 

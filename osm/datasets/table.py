@@ -17,7 +17,7 @@ from osm.datasets.category_names import CATEGORY_NAMES, spoken_labels
 from osm.datasets.labels import LabelSet, load_labels
 from osm.errors import OsmError, shown
 from osm.files import read_yaml
-from osm.io.image_names import IMAGE_NAMES
+from osm.io.paths import IMAGE_NAMES
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, sibling, suffix_of
 

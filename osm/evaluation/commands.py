@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,9 @@ from osm.config import find_config
 from osm.datasets.table import DatasetTable
 from osm.errors import OsmError, exit_code
 from osm.quiet import quiet_command
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 INTERRUPTED = 130
 
@@ -19,20 +20,20 @@ INTERRUPTED = 130
 def run_command(
     command: Callable[..., int | None],
     *arguments: Any,
-    interrupted: str = "interrupted: run the same command again to resume",
+    interrupted: str = "interrupted: the same command resumes where it stopped",
 ) -> int:
     """Call `command(*arguments)` and return the exit code of the process.
 
-    An `OsmError` is printed on stderr and becomes exit code 2 (3 if the run had to stop, see `osm.errors.exit_code`).
-    Ctrl-C prints `interrupted` on stderr and becomes exit code 130. A command that returns nothing succeeded.
+    An `OsmError` is logged and becomes exit code 2 (3 if the run had to stop, see `osm.errors.exit_code`).
+    Ctrl-C logs `interrupted` and becomes exit code 130. A command that returns nothing succeeded.
     """
     try:
         return command(*arguments) or 0
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo(interrupted, file=sys.stderr)
+        logger.info(interrupted)
         return INTERRUPTED
 
 

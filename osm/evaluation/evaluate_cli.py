@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,12 @@ from osm.evaluation.metrics.statistics import Bootstrap
 from osm.evaluation.predict.prediction_files import made_with
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 
+@console_command
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """Run `evaluate_pred.py out_dir n` and return the exit code."""
     return run_command(_evaluate, argv)
@@ -55,23 +57,22 @@ def _measured(
 
 def _report_uncounted(result: SetResult) -> None:
     """Report on stderr what is not counted. Stdout contains the published output."""
-    echo(
+    logger.info(
         f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
-        "annotations, not counted",
-        file=sys.stderr,
+        "annotations, not counted"
     )
     unspecific = sum(result.categories.values()) - result.specific.total
     if unspecific:
-        echo(f"{result.row.name}: {unspecific} masks without a prediction in own mode", file=sys.stderr)
+        logger.info(f"{result.row.name}: {unspecific} masks without a prediction in own mode")
     if result.ignored:
-        echo(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted", file=sys.stderr)
+        logger.info(f"{result.row.name}: {result.ignored} masks of ignored classes, not counted")
     for note in made_with(result.meta):
-        echo(f"{result.row.name}: {note}", file=sys.stderr)
+        logger.info(f"{result.row.name}: {note}")
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
     """Build the parser of `evaluate_pred.py`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="evaluate_pred.py", allow_abbrev=False, description="Print Acc and Not-In-Vocab of prediction files."
     )
     parser.add_argument("out_dir", help="folder of the predictions, or its URL")

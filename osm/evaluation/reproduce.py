@@ -18,7 +18,7 @@ from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
 from osm.evaluation.predict.generate_cli import generate_main
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, json_flag
 
 PASSED_ON = {
     "config": "model config, for a checkpoint that does not contain it; the published ones need: osm",
@@ -105,6 +105,7 @@ def compare(result: SetResult, tolerance: float) -> Comparison:
     return Comparison(result.row.name, ours, published, apart, tolerance)
 
 
+@console_command
 def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], int] = generate_main) -> int:
     """Run `osm reproduce` and return the exit code.
 
@@ -135,7 +136,7 @@ def _generate(args: argparse.Namespace, generate: Callable[[Sequence[str]], int]
     if args.processes == 1:
         return generate(["0", "1", *common])
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes)]
-    command = [sys.executable, *start, "-m", "osm", "generate", "auto", "auto", *common]
+    command = [sys.executable, *start, "-m", "osm", "generate", "auto", "auto", *common, *json_flag()]
     # The exit code of torchrun is 1 for every failure, but here 1 means that the figures differ.
     return 2 if subprocess.run(command).returncode else 0
 
@@ -158,7 +159,7 @@ def _show(compared: list[Comparison], notes: list[str], args: argparse.Namespace
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of `osm reproduce`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm reproduce",
         allow_abbrev=False,
         description="Name the six val sets of the published benchmark and compare the figures with the published ones. "

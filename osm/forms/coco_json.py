@@ -20,9 +20,11 @@ from osm.errors import OsmError, SampleError, shown
 from osm.files import read_json
 from osm.forms.base import Entry, Listing, Losses, SetFiles, Size, check_marks, is_crowd, stated_size
 from osm.forms.locate import FileFinder
-from osm.io.image_names import image_name
-from osm.io.pool import say
+from osm.io.paths import image_name
 from osm.io.values import side, storable, whole
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 _TOLERATED = 0.05  # the share of names that may be spelt in another way
 Annotation = dict[str, Any]
@@ -224,10 +226,9 @@ class CocoJson:
     def _report_guesses(self, finder: FileFinder, count: int) -> None:
         if finder.guessed:
             name, path = finder.guessed[0]
-            say(
-                "warning",
+            logger.warning(
                 f"{self.path}: {len(finder.guessed)} of {count} names are spelt in another way than their files in "
-                f"{finder.folder}: {shown(name)} was taken for {finder.relative(path)!r}",
+                f"{finder.folder}: {shown(name)} was taken for {finder.relative(path)!r}"
             )
 
     def _arguments(self) -> dict[str, Any]:
@@ -258,11 +259,10 @@ class CocoJson:
         if len(other) > _TOLERATED * len(own):
             first = own[other[0]]
             there = repr(known[first.id].target) if first.id in known else "nothing"
-            say(
-                "warning",
+            logger.warning(
                 f"{self.path}: {len(other)} of {len(own)} category ids mean something else in the project's table "
                 f"{table!r} (id {first.id}: {first.target!r}, there {there}): is this another release? To train on it, "
-                "give the set a row whose labels are the categories.json written here",
+                "give the set a row whose labels are the categories.json written here"
             )
 
 

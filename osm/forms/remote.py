@@ -8,8 +8,7 @@ from typing import Any
 
 from osm.forms.base import Form, SetFiles
 from osm.storage import remote
-from osm.storage.cache import localize, user_cache
-from osm.storage.folders import RemoteFolder
+from osm.storage.cache import RemoteFolder, localize, user_cache
 from osm.storage.locations import check_location, is_remote, public
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
-from osm.storage.folders import RemoteFolder
+from osm.storage.cache import RemoteFolder
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The one reader of masks as people have them: arrays, tensors, RLEs, PIL images and files of any of them.
+"""Read the masks that users pass: arrays, tensors, RLEs, PIL images, and files of these.
 
-What is inside is never guessed: a mask that can be read in two ways is refused with the question that it raises.
+The inside of a mask is never guessed. A mask that can be interpreted in two ways raises an error with a question.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from osm.io.images import as_ids, decode, open_image, orientation, to_rgb, turne
 from osm.io.segmentation import draw_segmentation, read_segmentation
 
 Draw = Callable[[], np.ndarray]
-_HALF = 127  # of grey levels; brighter is inside
-_DARK, _BRIGHT = 63, 224  # what is black and white at least, in a mask that has grey levels, too
-_LISTED = 8  # ids in a message
-_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # their noise is no label
+_HALF = 127  # Brighter gray levels are inside.
+_DARK, _BRIGHT = 63, 224  # The limits of black and white in a mask with gray levels.
+_LISTED = 8  # The number of ids that a message lists.
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # Gray levels in these formats may be compression noise.
 _MAX_NPY_HEADER = 10_000
 
 
 @dataclass(frozen=True)
 class _Words:
-    """How the questions are answered by who asks: in Python, or on the command line."""
+    """What a caller can do about an ambiguous mask, in Python or on the command line, for messages."""
 
     label: str
     logits: str
@@ -43,26 +43,28 @@ _FLAG = _Words("give --mask_id N", "save logits > 0", "save it in black and whit
 def as_mask(
     value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
 ) -> np.ndarray:
-    """A mask in any form as bool (H, W); arguments and errors as for `mask_drawer`, which makes none yet."""
+    """Return a mask of any form as bool (H, W). The arguments and errors are the same as for `mask_drawer`."""
     return mask_drawer(value, size_hw, where, logits=logits, label_id=label_id)()
 
 
 def mask_drawer(
     value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
 ) -> Draw:
-    """Checks a mask in any form, and returns what draws it, bool (H, W): 500 of them need not be in memory together.
+    """Check a mask of any form, and return a function that draws it as bool (H, W).
+
+    The mask is drawn later so that hundreds of masks need not be in memory at the same time.
 
     Args:
         value: a numpy array or torch tensor (H, W), (1, H, W) or (H, W, 1) of bool, of 0 and one other number, or of 0
-            to 1 (inside is > 0.5); a COCO RLE; SAM's {"segmentation": mask or RLE}; a PIL image (see
-            `mask_of_picture`).
-        size_hw: (height, width) of the image.
-        where: begins messages.
-        logits: arrays are logits, inside is > 0.
-        label_id: arrays and pictures are label maps, inside is where they have this id.
+            to 1 (inside is > 0.5); a COCO RLE; SAM's {"segmentation": mask or RLE}; or a PIL image (see
+            `read_mask_file`).
+        size_hw: the (height, width) of the image.
+        where: the beginning of messages.
+        logits: whether arrays are logits, for which inside is > 0.
+        label_id: arrays and images are label maps, and inside is where they have this id. None for masks.
 
     Raises:
-        OsmError: another shape, values that can be read in two ways, or none that can be read.
+        OsmError: the mask has another shape, is ambiguous, or cannot be read.
     """
     if label_id is not None and (isinstance(label_id, bool) or not isinstance(label_id, (int, np.integer))):
         raise OsmError(f"label_id {shown(label_id)} is no integer")
@@ -75,21 +77,25 @@ def mask_drawer(
         return _of_mapping(value, size_hw, where, logits, label_id)
     array = _array(value, size_hw, where)
     rule = _rule(array, where, logits, label_id, _CALL)
-    return lambda: rule(_array(value, size_hw, where))  # a tensor stays on its device until then
+    return lambda: rule(_array(value, size_hw, where))  # A tensor stays on its device until it is drawn.
 
 
-def mask_of_picture(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None = None) -> np.ndarray:
-    """The mask in a file, bool (H, W): a picture of the image's size (upright by its EXIF orientation), or a `.npy`.
+def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None = None) -> np.ndarray:
+    """Return the mask in a file as bool (H, W).
 
-    White is inside and black is not; what lies between is cut at half. One colour on black is inside, too. Where the
-    alpha channel varies, it is the mask. A palette is read by its colours.
+    The file is an image of the same size, which is rotated by its EXIF orientation, or a `.npy`. White is inside, black
+    is outside, and gray levels are thresholded in the middle. A single color on black is inside too. If the alpha
+    channel varies, it is the mask. A palette is interpreted by its colors.
 
     Args:
-        size_hw: (height, width) of the image. where: begins messages.
-        label_id: the file is a label map, inside is where it has this id (of a palette: this index).
+        path: the file.
+        size_hw: the (height, width) of the image.
+        where: the beginning of messages.
+        label_id: the file is a label map, and inside is where it has this id, or this index of a palette. None for
+            masks.
 
     Raises:
-        OsmError: it cannot be read, has another size, or raises a question.
+        OsmError: the file cannot be read, has another size, or is ambiguous.
     """
     if path.suffix.lower() == ".npy":
         return _of_npy(path, size_hw, where, label_id)
@@ -105,8 +111,8 @@ def mask_of_picture(path: Path, size_hw: tuple[int, int], where: str, label_id: 
 
 
 def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
-    """A view (H, W) of an array or tensor, checked for its shape and type before it is moved or copied."""
-    torch: Any = sys.modules.get("torch")  # no tensor without it
+    """Return a view (H, W) of an array or tensor. The shape and type are checked before it is moved or copied."""
+    torch: Any = sys.modules.get("torch")  # If torch was not imported, the value is not a tensor.
     if torch is not None and isinstance(value, torch.Tensor):
         _check_shape(tuple(value.shape), value.dtype, size_hw, where)
         if value.device.type == "meta":
@@ -123,9 +129,9 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
             ) from None
     else:
         try:
-            # What is masked out is outside.
+            # Masked entries of the array are outside.
             array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
-        except Exception as error:  # whatever an object's own __array__ raises
+        except Exception as error:  # An object's __array__ may raise any error.
             raise OsmError(
                 f"{where} is a {type(value).__name__} that is no array ({error}): an array, a tensor, a PIL image or "
                 "an RLE is needed"
@@ -155,13 +161,13 @@ def _check_shape(shape: tuple[int, ...], dtype: Any, size_hw: tuple[int, int], w
 def _rule(
     array: np.ndarray, where: str, logits: bool, label_id: int | None, words: _Words
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """What tells the inside of this array; see `mask_drawer`."""
+    """Return the function that maps the array to its inside, bool (H, W). See `mask_drawer`."""
     if label_id is not None:
         _check_id(array, label_id, where)
         return lambda values: values == label_id
     if array.dtype == bool:
         return lambda values: values
-    low, high = array.min().item(), array.max().item()  # NaN where one value is
+    low, high = array.min().item(), array.max().item()  # NaN if a value is NaN.
     if low != low:
         raise OsmError(f"{where} holds NaN: values of 0 and 1, or from 0 to 1, are needed")
     if logits:
@@ -221,7 +227,7 @@ def _of_mapping(
     if "counts" not in value and inner is not None:
         if isinstance(inner, list):
             return _of_segmentation(inner, size_hw, where, label_id)
-        if isinstance(inner, Mapping) and "counts" not in inner:  # within each other without end, perhaps
+        if isinstance(inner, Mapping) and "counts" not in inner:  # The dicts may be nested without end.
             raise OsmError(f"{where}: its segmentation is a dict without counts, an RLE or a mask is needed")
         return mask_drawer(inner, size_hw, where, logits=logits, label_id=label_id)
     if "counts" not in value and "size" not in value:
@@ -254,7 +260,7 @@ def _of_image(
     label_id: int | None,
     words: _Words,
 ) -> np.ndarray:
-    """The mask that a picture shows, decoded or not, once it is upright; see `mask_of_picture`."""
+    """Return the mask in an opened or decoded image, after rotating it upright. See `read_mask_file`."""
     turn = orientation(image)
     _check_size(image.size[::-1] if turn > 4 else image.size, size_hw, where)
     lossy = image.format in _LOSSY
@@ -274,7 +280,7 @@ def _of_image(
         rgba = (image.convert(image.mode.upper()) if image.mode.endswith("a") else image).convert("RGBA")
         alpha = np.asarray(rgba.getchannel("A"))
         most = int(alpha.max())
-        plain = bool(((alpha == 0) | (alpha == most)).all()) and bool((alpha == 0).any())  # an overlay, perhaps faint
+        plain = bool(((alpha == 0) | (alpha == most)).all()) and bool((alpha == 0).any())  # a faint overlay
         seen = alpha > (most // 2 if plain else _HALF)
         if not most:
             raise OsmError(f"{where} is transparent everywhere: a mask in black and white is needed")
@@ -306,9 +312,9 @@ def _ids(image: Image.Image, turn: int, where: str) -> np.ndarray:
 
 
 def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """White, or one colour, on black: (H, W, 3) to bool (H, W)."""
+    """Return the pixels (H, W) of an image (H, W, 3) that are white, or have the only color, on black."""
     value = rgb.max(-1)
-    if ((value - rgb.min(-1)) > 40).mean() <= 0.01:  # grey, but for the noise of JPEGs
+    if ((value - rgb.min(-1)) > 40).mean() <= 0.01:  # The image is gray except for JPEG noise.
         return _of_grey(value, where, words, lossy)
     drawn = value > 0
     colors = rgb[drawn]
@@ -322,14 +328,14 @@ def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nd
 
 
 def _one_color(colors: np.ndarray) -> bool:
-    """Whether nearly all of these, (N, 3), look like the commonest of them."""
+    """Return whether nearly all of the colors (N, 3) are close to the most frequent one."""
     codes = (colors >> 5).astype(np.int32) @ np.array([64, 8, 1], np.int32)
     commonest = np.median(colors[codes == np.bincount(codes).argmax()], axis=0).astype(np.int16)
     return bool((np.abs(colors.astype(np.int16) - commonest).max(-1) > 48).mean() <= 0.02)
 
 
 def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
-    """A picture of 16 or 32 bits: black and another value, or grey levels up to white; else ids."""
+    """Return the mask in an image of 16 or 32 bits, with black and one other value, or with gray levels up to white."""
     low, high = int(values.min()), int(values.max())
     plain = bool(((values == 0) | (values == high)).all())
     if low < 0 or plain:
@@ -342,7 +348,7 @@ def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
 
 
 def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """uint8 (H, W) to bool (H, W): two values, or soft ones that are black and white in the main."""
+    """Return the mask, bool (H, W), in a gray image, uint8 (H, W), that is mainly black and white."""
     counts = np.bincount(grey.reshape(-1), minlength=256)
     found = np.flatnonzero(counts)
     low, high = int(found[0]), int(found[-1])
@@ -356,9 +362,9 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
         _ask_for_id(grey, where, words)
     between = counts[_DARK + 1 : _BRIGHT]
     if not lossy and len(found) > 2:
-        few = len(found) <= _LISTED and between.max() > 0.1 * counts[1:].sum()  # areas of grey, not edges
+        few = len(found) <= _LISTED and between.max() > 0.1 * counts[1:].sum()  # areas of gray, not soft edges
         above = found[found > _HALF]
-        # 0, 1, 2 and 255 are labels and what is ignored. Soft edges have bright values, too.
+        # Values such as 0, 1, 2 and 255 are labels and the ignored label. Soft edges have several bright values.
         ids = low == 0 and len(above) == 1 and found[found <= _HALF][-1] <= _DARK
         if few or ids:
             _ask_for_id(grey, where, words)
@@ -371,7 +377,7 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
 
 
 def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None) -> np.ndarray:
-    """A .npy, its header checked before memory is taken; nothing in it is unpickled."""
+    """Return the mask in a .npy file. Its header is checked before memory is allocated, and nothing is unpickled."""
     check_regular_file(path, where)
     try:
         with path.open("rb") as file:
@@ -389,6 +395,6 @@ def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | No
         raise
     except FileNotFoundError:
         raise OsmError(f"{where}: there is no such file") from None
-    except Exception as error:  # numpy raises what the broken byte happens to cause
+    except Exception as error:  # A broken byte can make numpy raise any error.
         raise OsmError(f"{where}: not a readable .npy ({error})") from None
     return _rule(array, where, False, label_id, _FLAG)(array)

@@ -1,4 +1,4 @@
-"""Rows of a csv that nobody has checked: one line is one row, and what is wrong with a line costs that line."""
+"""Read the rows of an untrusted CSV file. One line is one row, and a faulty line does not affect other lines."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import IO, Any
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file
 
-_MAX_LINE = 1 << 20  # bytes: Open Images' longest hold thousands of clicks
+_MAX_LINE = 1 << 20  # The longest line in bytes. The longest lines of Open Images contain thousands of clicks.
 _MAX_LINES = 20_000_000
 
 
 def csv_rows(path: Path, what: str, digest: Any = None) -> Iterator[tuple[int, list[str] | None]]:
-    """The lines of a csv, but for blank ones: (number from 1, fields); None = the line is no row of a csv in UTF-8.
+    """Yield (line number from 1, fields) for the lines of a CSV file that are not blank.
+
+    The fields are None if the line is not a valid row in UTF-8.
 
     Args:
-        what: begins a message. digest: of hashlib, takes the file's bytes.
+        path: the file.
+        what: the beginning of messages.
+        digest: a hash of hashlib, which is updated with the file's bytes.
 
     Raises:
         OsmError: the file cannot be read, or has too many lines.
@@ -39,13 +43,18 @@ def csv_rows(path: Path, what: str, digest: Any = None) -> Iterator[tuple[int, l
 def csv_records(
     path: Path, what: str, columns: Sequence[str], digest: Any = None
 ) -> Iterator[tuple[int, dict[str, str] | None]]:
-    """The rows of a csv whose first line names its columns, as `csv_rows` has them.
+    """Yield (line number, column -> field) for the rows of a CSV file whose first line names its columns.
+
+    The record is None if the line is not a valid row.
 
     Args:
-        columns: those that have to be among them.
+        path: the file.
+        what: the beginning of messages.
+        columns: the required columns.
+        digest: a hash of hashlib, which is updated with the file's bytes.
 
     Raises:
-        OsmError: as `csv_rows`, or a column is missing or there twice.
+        OsmError: `csv_rows` raises an error, or a required column is missing or repeated.
     """
     names: list[str] | None = None
     for number, fields in csv_rows(path, what, digest):
@@ -65,7 +74,7 @@ def csv_records(
 
 
 def _lines(file: IO[bytes], digest: Any) -> Iterator[bytes]:
-    """Every line; of one that is too long, its beginning with a byte that no text has."""
+    """Yield every line. A line that is too long is cut and gets an invalid byte, so that decoding it fails."""
     while line := file.readline(_MAX_LINE):
         if digest is not None:
             digest.update(line)

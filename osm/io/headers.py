@@ -1,19 +1,38 @@
-"""What a WebP or GIF claims in its first bytes: Pillow takes memory for it before anyone can ask for its size."""
+"""Estimate the memory and time of decoding a WebP, GIF or JPEG from its bytes alone, before Pillow opens it.
+
+Pillow allocates memory for a WebP or GIF before its size can be checked, and a small JPEG can make a decoder repeat its
+work many times.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import IO
 
+import numpy as np
+
 READ_FIRST = 1 << 20
-"""Bytes in which a GIF's first picture must begin: Pillow joins its comments one by one, in quadratic time."""
+"""The first image of a GIF must begin within this number of bytes. Pillow joins the comments before it in quadratic
+time."""
+# The most segments of a file: metadata (at most 64 KiB each), tables and scans. Pillow copies all Exif data again for
+# each Exif segment.
+MAX_SEGMENTS = 1000
+_MAX_EXIF_SEGMENTS = 64
+_READ_FIRST = 1 << 18  # bytes. Few headers are longer.
+_MAX_JUNK = 1 << 16  # Bytes between segments. Pillow skips them one by one.
+
+_END, _SCAN = 0xD9, 0xDA
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The three markers are tables and an extension.
+_ARITHMETIC = frozenset(range(0xC9, 0xD0))
+_ARITHMETIC_COST = 8  # A coefficient can take no bits, but it takes the time of several.
+_ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers without a length.
 
 
 def claimed_size(stream: IO[bytes]) -> tuple[int, int] | None:
-    """(width, height) of a WebP's or GIF's canvas; None for anything else.
+    """Return the (width, height) of the canvas of a WebP or GIF, or None for other formats.
 
     Raises:
-        ValueError: a WebP or GIF in which no picture begins.
+        ValueError: the WebP or GIF contains no image.
     """
     head = stream.read(16)
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
@@ -24,7 +43,10 @@ def claimed_size(stream: IO[bytes]) -> tuple[int, int] | None:
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """Of the first chunk, which libwebp demands to be one of these three; a frame must fit into a canvas (VP8X)."""
+    """Return the size in the first chunk of a WebP. libwebp requires one of three chunk types.
+
+    The frames of a VP8X chunk must fit into its canvas.
+    """
     kind, body = head[12:16], head[20:30]
     if kind == b"VP8X" and len(body) == 10:
         return 1 + _number(body[4:7]), 1 + _number(body[7:10])
@@ -37,14 +59,14 @@ def _webp_size(head: bytes) -> tuple[int, int]:
 
 
 def _gif_size(head: bytes) -> tuple[int, int]:
-    """Of the screen, or of what the first picture makes of it where it reaches beyond."""
+    """Return the size of a GIF's screen, extended to its first image if that image exceeds the screen."""
     place = 13 + _colors(head[10:11])
     while place < len(head):
         mark = head[place]
         place += 1
         if mark == 0x3B:
             break
-        if mark == 0x21:  # an extension: a label, and blocks up to an empty one
+        if mark == 0x21:  # An extension has a label, and blocks up to an empty one.
             place += 1
             while place < len(head) and head[place]:
                 place += 1 + head[place]
@@ -57,7 +79,7 @@ def _gif_size(head: bytes) -> tuple[int, int]:
 
 
 def _colors(flags: Iterable[int]) -> int:
-    """Bytes of the table of colours that these flags announce."""
+    """Return the size in bytes of the color table that the flags announce."""
     return sum(3 << (flag & 7) + 1 for flag in flags if flag & 0x80)
 
 
@@ -67,3 +89,100 @@ def _pairs(data: bytes) -> list[int]:
 
 def _number(data: bytes) -> int:
     return int.from_bytes(data, "little")
+
+
+def check_header(stream: IO[bytes]) -> None:
+    """Check the cost of opening a JPEG, because Pillow reads the segments one by one up to the first scan.
+
+    Other formats pass.
+
+    Raises:
+        ValueError: there are too many segments, or too many bytes outside of segments.
+    """
+    data = stream.read(_READ_FIRST)
+    if data.startswith(b"\xff\xd8") and not _header_ends(data):
+        _header_ends(data + stream.read())
+
+
+def _header_ends(data: bytes) -> bool:
+    """Return whether the first scan begins within the data. Raises ValueError as `check_header` does."""
+    segments = exif = junk = 0
+    place, end = 2, len(data) - 3
+    while place < end:
+        if data[place] != 0xFF or data[place + 1] in (0, 0xFF):
+            place += 1
+            junk += 1
+        elif (marker := data[place + 1]) == _SCAN:
+            return True
+        elif marker in _ALONE:
+            place += 2
+            junk += 2
+        else:
+            length = max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+            segments += 1
+            exif += marker == 0xE1 and data[place + 4 : place + 8] == b"Exif"
+            place += 2 + length
+        if segments > MAX_SEGMENTS or exif > _MAX_EXIF_SEGMENTS or junk > _MAX_JUNK:
+            raise ValueError(
+                f"over {MAX_SEGMENTS} segments, {_MAX_EXIF_SEGMENTS} of them Exif's, or {_MAX_JUNK} bytes of none"
+            )
+    return False
+
+
+def repeated_samples(data: bytes, most: int) -> int:
+    """Return how many samples the scans of a JPEG process repeatedly, beyond once per sample.
+
+    Counting stops above `most`. Data after the end of the image (a video, another image) are not counted.
+
+    Raises:
+        ValueError: there are more than MAX_SEGMENTS segments.
+    """
+    octets = np.frombuffer(data, np.uint8)
+    places = np.flatnonzero(octets[:-1] == 0xFF)
+    after = octets[1:][places]
+    places = places[(after >= 0xC0) & (after != 0xFF) & ((after < 0xD0) | (after > 0xD8))]  # no stuffing, no restarts
+    frame: dict[int, int] = {}  # component -> samples
+    cost, total, work, segments, at = 1, 0, 0, 0, 0
+    while at < len(places):
+        place = int(places[at])
+        marker = data[place + 1]
+        if marker == _END:
+            break
+        segments += 1
+        if segments > MAX_SEGMENTS:
+            raise ValueError(f"over {MAX_SEGMENTS} segments and scans")
+        if marker in _ALONE:
+            at += 1
+            continue
+        length = max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+        body = data[place + 4 : place + 2 + length]
+        if marker in _FRAMES and not frame:
+            frame = _samples(body)
+            total = sum(frame.values())
+            cost = _ARITHMETIC_COST if marker in _ARITHMETIC else 1
+        elif marker == _SCAN:
+            work += cost * _scanned(body, frame)
+            if work - total > most:
+                break
+        at = max(at + 1, int(np.searchsorted(places, place + 2 + length)))
+    return max(0, work - total)
+
+
+def _samples(frame: bytes) -> dict[int, int]:
+    """Return component id -> number of samples of a frame, rounded up to whole blocks of 8 x 8."""
+    height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+    components = [frame[k : k + 3] for k in range(6, len(frame) - 2, 3)]
+    factors = {one[0]: (one[1] >> 4 or 1, one[1] & 15 or 1) for one in components}
+    if not factors:
+        return {}
+    widest, highest = (max(factor[side] for factor in factors.values()) for side in (0, 1))
+    return {
+        name: 64 * -(-width * across // (8 * widest)) * -(-height * down // (8 * highest))
+        for name, (across, down) in factors.items()
+    }
+
+
+def _scanned(scan: bytes, frame: Mapping[int, int]) -> int:
+    """Return the number of samples of the components that a scan contains."""
+    names = scan[1 : 1 + 2 * scan[0] : 2] if scan else b""
+    return sum(frame.get(name, 0) for name in names)

@@ -1,7 +1,7 @@
-"""The one reader of pictures: of a few formats alone, with size and work bounded before any pixel is decoded.
+"""Read images of a few formats. The size and the cost of decoding are checked before any pixel is decoded.
 
-`read_rgb` is the way from a file to 8-bit RGB, for training, prediction and naming alike; `as_rgb` takes arrays and PIL
-images, too. Both convert by `to_rgb`.
+No other module opens images. Training, prediction and naming read a file as 8-bit RGB with `read_rgb`. `as_rgb` also
+accepts arrays and PIL images. Both convert with `to_rgb`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from PIL import Image, UnidentifiedImageError, features
 
 from osm.errors import OsmError, SampleError
 from osm.files import check_regular_file
-from osm.io.headers import claimed_size
-from osm.io.jpeg import check_header, repeated_samples
+from osm.io.headers import check_header, claimed_size, repeated_samples
 
-MAX_PIXELS = 120_000_000  # a 10,000 x 10,000 picture passes
-# The longest side that a JPEG can have. Resizing takes memory in proportion to the ratio of the sides, too.
+MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
+# The longest side that a JPEG can have. The memory of resizing also grows with the ratio of the sides.
 MAX_SIDE = 65_535
-# A scan of a JPEG goes over the whole picture, but may be only a few bytes. This bounds the samples that are gone over
-# after each was read once: 1 to 2 seconds, and 20 scans of a colour picture of MAX_PIXELS pass.
+# A scan of a JPEG processes the whole image, but may have only a few bytes. This bounds the samples that are processed
+# repeatedly to 1 to 2 seconds of work. It allows 20 scans of a color image of MAX_PIXELS.
 MAX_REPEATED_SAMPLES = 2_500_000_000
-# A BMP of runs is decoded in Python: one to two seconds for so many pixels, each of them a run.
+# Pillow decodes a run-length encoded BMP in Python. If each pixel is a run, this many pixels take 1 to 2 seconds.
 MAX_RUN_PIXELS = 2_000_000
-# An AVIF's data may decode to more than its header claims, up to libavif's own bound of 268 million pixels.
-_AVIF = "avif" in features.modules and bool(features.check("avif"))  # not in every Pillow
+# The data of an AVIF may decode to more pixels than its header claims, up to libavif's bound of 268 million pixels.
+_AVIF = "avif" in features.modules and bool(features.check("avif"))  # Some builds of Pillow lack AVIF.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", *(["AVIF"] if _AVIF else []))
 FORMATS = "JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF" if _AVIF else "JPEG, PNG, TIFF, WebP, BMP or GIF"
-"""As a message lists them."""
+"""The readable formats, for messages."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", *([".avif"] if _AVIF else []))
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,23 +42,24 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits of a sample that cameras and programs write
+_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # The bits per sample that cameras and programs write.
 _COMPRESSION, _TIFF_JPEG = 259, 7
-_TIFF_JPEGS = (6, _TIFF_JPEG)  # the older kind, too
-_INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # Pillow's, for a TIFF whose 0 is white
-_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # attributes of an image
+_TIFF_JPEGS = (6, _TIFF_JPEG)  # The first one is the older kind of JPEG in TIFF.
+_INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # raw modes of a TIFF whose 0 is white
+_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # Attributes that we add to an image.
 _ORIENTATION = 0x0112
-_SWAPPED = (5, 6, 7, 8)  # orientations that exchange width and height
+_SWAPPED = (5, 6, 7, 8)  # The orientations that swap width and height.
 _NEEDED = "a PNG or TIFF of one channel of 1 to 16 bits, or with a palette, is needed"
 _TILE_SIDES = (322, 323)
-_PIECES = ((273, 279), (324, 325))  # offsets and lengths: of strips, or of tiles
+_PIECES = ((273, 279), (324, 325))  # The tags of the offsets and lengths of strips, and of tiles.
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:
-    """Opens an image without decoding it, so that its size and mode are known. `decode` gives its pixels.
+    """Open an image without decoding it. Its size and mode are then known, and `decode` decodes its pixels.
 
     Raises:
-        SampleError: `image_unreadable` (missing, not a regular file, none of FORMATS) or `image_too_large`.
+        SampleError: the reason is `image_unreadable` (the file is missing, not a regular file, or not one of FORMATS)
+            or `image_too_large`.
     """
     name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes):
@@ -68,7 +68,7 @@ def open_image(source: bytes | str | Path) -> Image.Image:
         except OsmError as error:
             raise SampleError("image_unreadable", str(error)) from None
     try:
-        with warnings.catch_warnings():  # Pillow warns of sizes that are well within our own bound
+        with warnings.catch_warnings():  # Pillow warns about sizes that we allow.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with _stream(source) as stream:
                 check_header(stream)
@@ -83,9 +83,9 @@ def open_image(source: bytes | str | Path) -> Image.Image:
         raise SampleError("image_too_large", f"image {name}: {error}") from None
     except FileNotFoundError:
         raise SampleError("image_unreadable", f"image {name}: there is no such file") from None
-    except UnidentifiedImageError:  # its text has the address of our stream in it
+    except UnidentifiedImageError:  # Its text contains the memory address of our stream.
         raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS}") from None
-    except Exception as error:  # Pillow raises what the broken byte happens to cause
+    except Exception as error:  # A broken byte can make Pillow raise any error.
         raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS} ({_told(error)})") from None
     _check_size(image.size, name)
     if image.format == "TIFF":
@@ -94,15 +94,15 @@ def open_image(source: bytes | str | Path) -> Image.Image:
 
 
 def _keep_as_stored(image: Image.Image) -> None:
-    """Makes an opened TIFF have its stored size, and keep its stored pixels when it is decoded, as other formats do.
+    """Make an opened TIFF keep its stored size and pixels, as images of other formats do.
 
-    Pillow would turn it by its orientation, and gives the turned size beforehand.
+    Pillow would rotate it by its EXIF orientation during decoding, and already reports the rotated size.
     """
     turn = _stated_turn(image)
     setattr(image, _TURN, turn)
     if turn != 1:
         opened: Any = image
-        del image.getexif()[_ORIENTATION]  # what Pillow goes by: it parses once
+        del image.getexif()[_ORIENTATION]  # Pillow rotates by this entry, which it parses only once.
         if opened.tag_v2.pop(_ORIENTATION, 1) in _SWAPPED and hasattr(opened, "_tile_size"):
             opened._size = opened._tile_size
 
@@ -114,28 +114,28 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _told(error: Exception) -> str:
-    """The error's text without addresses of objects: two runs say the same."""
+    """Return the error's text without memory addresses, so that two runs report the same text."""
     return re.sub(r"<[^<>]* at 0x[0-9A-Fa-f]+>", "the file", str(error))
 
 
 def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
-    """Decodes an opened image, and converts it to a mode.
+    """Decode an opened image, and convert it to a mode.
 
     Raises:
-        SampleError: `image_truncated`, for any fault in its data, and for data that take far more work than the
-            picture's size.
+        SampleError: the reason is `image_truncated` for any fault in the data, and for data whose decoding takes far
+            more work than the size of the image suggests.
     """
     try:
-        if getattr(image, "tile", None):  # else it is decoded already
+        if getattr(image, "tile", None):  # A decoded image has no tiles.
             _check_work(image)
         image.load()
         return image if mode in (None, image.mode) else image.convert(mode)
-    except Exception as error:  # as above
+    except Exception as error:  # A broken byte can make Pillow raise any error.
         raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
 
 
 def _named(image: Image.Image) -> str:
-    """How a message about it begins: with its file, where it has one."""
+    """Return the beginning of a message about the image: the name of its file if it has one."""
     name = getattr(image, "filename", "")
     return f"image {name}: " if name else ""
 
@@ -145,7 +145,7 @@ def _stream(source: bytes | str | Path) -> IO[bytes]:
 
 
 def _check_work(image: Image.Image) -> None:
-    """Raises ValueError for an opened image whose decoding would take far longer than its size says."""
+    """Raise ValueError for an opened image whose decoding would take far longer than its size suggests."""
     if image.format in ("JPEG", "MPO"):
         repeated = repeated_samples(_bytes_of(image), MAX_REPEATED_SAMPLES)
     elif image.format == "TIFF":
@@ -159,7 +159,7 @@ def _check_work(image: Image.Image) -> None:
 
 
 def _check_runs(image: Image.Image) -> None:
-    """Raises ValueError for a BMP of runs that Python would go over for seconds."""
+    """Raise ValueError for a run-length encoded BMP that Pillow would decode for seconds."""
     tiles: Any = image.tile  # type: ignore[attr-defined]
     pixels = image.width * image.height
     if tiles and tiles[0][0] == "bmp_rle":
@@ -179,9 +179,13 @@ def _bytes_of(image: Image.Image) -> bytes:
 
 
 def _check_tiff(image: Image.Image) -> int:
-    """The samples that scans go over again, where the TIFF is made of JPEGs; raises ValueError for oversized tiles."""
+    """Return how many samples are processed repeatedly if the TIFF contains JPEGs.
+
+    Raises:
+        ValueError: the tiles are too large or overlap.
+    """
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
-    # A tile is decoded whole, however little of it is in the picture.
+    # A tile is decoded as a whole, even if only a small part of it is in the image.
     tile = [int(tags.get(tag, 0)) for tag in _TILE_SIDES]
     if all(tile):
         padded = [-(-side // step) * step for side, step in zip(image.size, tile, strict=True)]
@@ -210,38 +214,39 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 
 def orientation(image: Image.Image) -> int:
-    """How a decoded picture must be turned to be upright: EXIF's 1 to 8, 1 where there is none or it is broken.
+    """Return the EXIF orientation of an image, 1 to 8. It is 1 if the image has none or a broken one.
 
-    Of an opened picture of 5 to 8, width and height change places. A TIFF that `open_image` did not open is always 1:
-    Pillow turns it as it decodes it.
+    The orientations 5 to 8 swap the width and height of an opened image. A TIFF that was not opened by `open_image`
+    always has 1 because Pillow rotates it during decoding.
     """
     if image.format == "TIFF":
         return int(getattr(image, _TURN, 1))
-    _raw_mode(image)  # of a PNG, EXIF may lie behind the pixels, which are decoded then
+    _raw_mode(image)  # In a PNG, EXIF may follow the pixels, so getexif() decodes them.
     return _stated_turn(image)
 
 
 def _stated_turn(image: Image.Image) -> int:
     try:
-        with warnings.catch_warnings():  # Pillow's of damaged EXIF
+        with warnings.catch_warnings():  # Pillow warns about damaged EXIF.
             warnings.simplefilter("ignore")
             found = image.getexif().get(_ORIENTATION, 1)
         return int(found) if found in range(1, 9) else 1
-    except Exception:  # as in `open_image`
+    except Exception:  # A broken byte can make Pillow raise any error.
         return 1
 
 
 def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None, upright: bool = False) -> Image.Image:
-    """Decodes an image to 8-bit RGB; a truncated file is an error, never a half-grey picture.
+    """Read an image as 8-bit RGB. A truncated file raises an error instead of returning a partly gray image.
 
     Args:
-        at_least: (width, height) that are enough. A JPEG is then decoded at a half, a quarter or an eighth of its size
-            where that leaves as much: the means of blocks of pixels, for a fraction of the work.
-        upright: turned by its EXIF orientation, as viewers show it (`at_least` is of the turned picture); False = as it
-            is stored, which is what masks of most sets lie on.
+        source: the bytes or the path of the file.
+        at_least: the smallest sufficient (width, height). A JPEG is then decoded at a half, a quarter or an eighth of
+            its size if the result is large enough. Its pixels are means of blocks, for a fraction of the work.
+        upright: whether the image is rotated by its EXIF orientation, as viewers show it. `at_least` then refers to the
+            rotated image. False keeps the stored pixels, to which the masks of most datasets refer.
 
     Raises:
-        SampleError: what `open_image`, `decode` and `to_rgb` raise.
+        SampleError: `open_image`, `decode` or `to_rgb` raises it.
     """
     image = open_image(source)
     turn = orientation(image) if upright else 1
@@ -251,10 +256,13 @@ def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None
 
 
 def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
-    """A path, PIL image or array, uint8 (H, W), (H, W, 3) or (H, W, 4), as 8-bit RGB, upright by its EXIF orientation.
+    """Return an image as 8-bit RGB, rotated by its EXIF orientation.
+
+    Args:
+        image: a path, a PIL image, or an array, uint8 (H, W), (H, W, 3) or (H, W, 4).
 
     Raises:
-        OsmError: no image, or a file that cannot be read.
+        OsmError: the argument is not an image, or the file cannot be read.
     """
     if isinstance(image, (str, Path)):
         return read_rgb(Path(image), upright=True)
@@ -266,40 +274,41 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
         raise OsmError(f"image is a {type(image).__name__}; a PIL image, an array or a path is needed")
     turn = orientation(image)
     found = turned(to_rgb(image), turn)
-    return _settled(found.copy() if found is image else found)  # the caller's own may change
+    return _settled(found.copy() if found is image else found)  # The caller may change its own image.
 
 
 def turned(image: Image.Image, turn: int) -> Image.Image:
-    """A decoded picture, upright; `turn` is its `orientation`."""
+    """Return a decoded image rotated upright. `turn` is the result of `orientation`."""
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def _settled(image: Image.Image) -> Image.Image:
-    """Without an EXIF that would have it turned (again): its masks lie on these pixels."""
+    """Return the image without its EXIF orientation, so that it is not rotated again. Its masks refer to its pixels."""
     if orientation(image) == 1:
         return image
-    image = image.copy()  # Pillow keeps what it has parsed beside `info`
+    image = image.copy()  # Pillow stores the parsed EXIF in another attribute than `info`.
     image.info = {}
     return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts a PIL image to 8-bit RGB, without applying its EXIF orientation.
+    """Convert a PIL image to 8-bit RGB, without applying its EXIF orientation.
 
-    An RGB image without transparency is returned as it is.
+    An RGB image without transparency is returned unchanged. A transparent image is composed on white.
 
-    Transparency lies on white. Integers of more than 8 bits are cut to the upper 8 of the smallest depth (8, 10, 12,
-    14, 16, 24, 32) that holds the picture's maximum: cameras write 12 bits into files of 16. Floats of 0 to 1 are
-    scaled by 255, those up to 255 stay as they are, larger ones are taken as integers.
+    An integer of more than 8 bits is reduced to the upper 8 bits of the smallest depth (8, 10, 12, 14, 16, 24 or 32
+    bits) that holds the maximum of the image, because cameras write 12 bits into files with 16. Floats of 0 to 1 are
+    scaled by 255, floats up to 255 keep their values, and larger floats are treated as integers.
 
     Raises:
-        SampleError: `image_values` for negative values, NaN and infinity; `image_truncated` where the data are broken.
+        SampleError: the reason is `image_values` for negative values, NaN and infinity, and `image_truncated` for
+            broken data.
     """
     try:
         image.load()
         if image.mode == "F" or image.mode.startswith("I"):
             return _of_depth(image)
-        if image.mode in ("La", "RGBa"):  # Pillow converts them to their own kind alone
+        if image.mode in ("La", "RGBa"):  # Pillow converts these modes only to RGBA and LA.
             image = image.convert(image.mode.upper())
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info or _has_alpha(image):
             image = image.convert("RGBA")
@@ -307,7 +316,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except SampleError:
         raise
-    except Exception as error:  # as in `open_image`
+    except Exception as error:  # A broken byte can make Pillow raise any error.
         raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
 
 
@@ -316,9 +325,9 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _of_depth(image: Image.Image) -> Image.Image:
-    """A picture of one channel of integers or floats as RGB; see `to_rgb`."""
+    """Convert an image with one channel of integers or floats to RGB. See `to_rgb`."""
     values = np.asarray(image)
-    low, high = values.min(), values.max()  # either is NaN where one value is
+    low, high = values.min(), values.max()  # Both are NaN if a value is NaN.
     told = f"{_named(image)}values {low:g} to {high:g}"
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
         raise SampleError("image_values", f"{told}: finite ones from 0 on are needed (0 to 1, or 0 to 255)")
@@ -343,24 +352,27 @@ def _of_depth(image: Image.Image) -> Image.Image:
 
 
 def read_ids(source: bytes | str | Path) -> np.ndarray:
-    """Decodes a label map whose pixels are ids, to (H, W); see `as_ids`.
+    """Read a label map, whose pixels are ids, as an array (H, W). See `as_ids`.
 
     Raises:
-        SampleError: `mask_not_ids` where a pixel is no single number, or what `open_image` raises.
+        SampleError: `open_image` or `as_ids` raises it.
     """
     return as_ids(open_image(source))
 
 
 def as_ids(image: Image.Image) -> np.ndarray:
-    """The numbers that an opened label map stores, not turned: uint8 or uint16 (H, W), int32 for 32 bits and signed 16.
+    """Return the stored numbers of an opened label map, without rotating it.
 
-    It has one channel of 1 to 32 bits, or a palette, of which the index counts. Several channels that are equal are
-    one, where none is transparent. Pillow stretches 2 and 4 bits over 0 to 255, and inverts 8 bits and less where a
-    TIFF says that 0 is white; both are undone. Of a picture that was decoded elsewhere that can no longer be told.
+    The label map has one channel of 1 to 32 bits, or a palette, whose indices are returned. Several equal channels are
+    accepted if no pixel is transparent. Pillow scales 2 and 4 bits to 0..255, and inverts up to 8 bits if a TIFF
+    declares that 0 is white. Both are undone unless the image was decoded before this call.
+
+    Returns:
+        uint8 or uint16 (H, W), or int32 (H, W) for 32 bits and signed 16 bits.
 
     Raises:
-        SampleError: `mask_not_ids` where a pixel is no single number, or may have been changed by a JPEG's compression;
-            what `decode` raises.
+        SampleError: the reason is `mask_not_ids` if a pixel is not a single number, or may have been changed by JPEG
+            compression. `decode` may raise it too.
     """
     if image.format in ("JPEG", "MPO") or _holds_jpegs(image):
         raise SampleError("mask_not_ids", f"label map is compressed as JPEG, which changes ids: {_NEEDED}")
@@ -370,7 +382,7 @@ def as_ids(image: Image.Image) -> np.ndarray:
         raise SampleError("mask_not_ids", f"label map has mode {image.mode}: {_NEEDED}")
     ids = np.asarray(image)
     if ids.ndim == 3:
-        clear = image.mode.endswith("A") and bool((ids[..., -1] != 255).any())  # what an id is there, nobody knows
+        clear = image.mode.endswith("A") and bool((ids[..., -1] != 255).any())  # Transparent pixels have no id.
         ids = ids[..., :-1] if image.mode.endswith("A") else ids
         if clear or not (ids == ids[..., :1]).all():
             found = "transparent pixels" if clear else "channels that differ"
@@ -391,7 +403,7 @@ def _holds_jpegs(image: Image.Image) -> bool:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How Pillow unpacks a picture, such as L;4; empty where it was decoded before anybody asked."""
+    """Return Pillow's raw mode of an image, such as L;4, or an empty text if the image was decoded already."""
     tiles: Any = getattr(image, "tile", None)
     if tiles:
         args = tiles[0][3]
@@ -401,13 +413,15 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def read_mask(source: bytes | str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decodes a mask of one object, of 1 or 8 bits: what is not 0 belongs to it. Bool (H, W).
+    """Read the mask of one object, an image of 1 or 8 bits, as bool (H, W). Pixels other than 0 are in the object.
 
     Args:
-        size: (width, height) to bring it to, nearest; None = its own.
+        source: the bytes or the path of the file.
+        size: the (width, height) to which the mask is resized with nearest-neighbour sampling. None keeps its size.
 
     Raises:
-        SampleError: `mask_not_ids` where it has several channels or more bits, or what `open_image` raises.
+        SampleError: the reason is `mask_not_ids` if the mask has several channels or more than 8 bits. `open_image` and
+            `decode` may raise it too.
     """
     image = decode(open_image(source))
     if image.mode not in ("1", "L", "P"):
@@ -418,20 +432,21 @@ def read_mask(source: bytes | str | Path, size: tuple[int, int] | None = None) -
 
 
 def read_panoptic(source: bytes | str | Path) -> np.ndarray:
-    """Decodes a panoptic PNG to int32 ids (H, W), id = R + 256 G + 65536 B.
+    """Read a panoptic PNG as int32 ids (H, W), with id = R + 256 G + 65536 B.
 
     Raises:
-        SampleError: `mask_not_rgb` where the PNG is no 8-bit RGB picture, or what `open_image` raises.
+        SampleError: the reason is `mask_not_rgb` if the PNG is not an 8-bit RGB image. `open_image` and `decode` may
+            raise it too.
     """
     image = decode(open_image(source))
     if image.mode not in ("RGB", "RGBA"):
         raise SampleError("mask_not_rgb", f"panoptic PNG has mode {image.mode}, RGB (id = R + 256 G + 65536 B) needed")
-    # Four bytes a pixel, red first: a little-endian integer with something in its highest byte.
+    # The four bytes of a pixel, red first, are a little-endian integer. Its highest byte is not part of the id.
     rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<i4")
     return (rgbx & 0xFFFFFF).reshape(image.height, image.width)
 
 
 def panoptic_pixels(ids: np.ndarray) -> np.ndarray:
-    """Encodes integer ids (H, W) as the pixels of a panoptic PNG, uint8 (H, W, 3); `read_panoptic` reads them."""
-    ids = ids.astype(np.int64)  # a narrower type cannot hold the divisors
+    """Encode integer ids (H, W) as the pixels of a panoptic PNG, uint8 (H, W, 3), the inverse of `read_panoptic`."""
+    ids = ids.astype(np.int64)  # A narrower type cannot hold the divisors.
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""MATLAB files (version 5) of other people: what they expand to is bounded before scipy reads them."""
+"""Read variables of MATLAB files (version 5), whose decompressed size is checked before scipy reads them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 
 from osm.errors import OsmError, SampleError
 
-MAX_BYTES = 512 * 2**20  # of a file's variables, expanded: a hundred masks of 2000 x 2000 pass
+MAX_BYTES = 512 * 2**20  # The largest decompressed size of a file. A hundred masks of 2000 x 2000 are allowed.
 _HEADER, _TAG = 128, 8
 _COMPRESSED = 15
 _CHUNK = 2**20
 
 
 def read_mat(data: bytes, variable: str) -> Any:
-    """A variable of a .mat file as scipy gives it: arrays, structures as arrays of records.
+    """Return a variable of a .mat file as scipy represents it: arrays, and structures as arrays of records.
 
     Raises:
-        SampleError: `image_unreadable`, `image_too_large` (`mask_...`, once named), or `mask_without_variable`.
+        SampleError: the reason is `image_unreadable`, `image_too_large` (callers that read masks rename both to
+            `mask_...`), or `mask_without_variable`.
         OsmError: scipy is not installed.
     """
     try:
@@ -29,7 +30,7 @@ def read_mat(data: bytes, variable: str) -> Any:
     _check_size(data)
     try:
         found = loadmat(io.BytesIO(data), variable_names=[variable])
-    except Exception as error:  # scipy raises what the broken byte happens to cause
+    except Exception as error:  # A broken byte can make scipy raise any error.
         raise SampleError("image_unreadable", f"is no readable .mat file ({error})") from None
     if variable not in found:
         raise SampleError("mask_without_variable", f"has no variable {variable!r}")
@@ -37,7 +38,7 @@ def read_mat(data: bytes, variable: str) -> Any:
 
 
 def _check_size(data: bytes) -> None:
-    """Goes through the file's variables and expands them bit by bit, keeping nothing."""
+    """Check the decompressed size of the file's variables. They are decompressed in chunks, which are discarded."""
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None:
         raise SampleError("image_unreadable", "is no .mat file of version 5")
@@ -49,7 +50,7 @@ def _check_size(data: bytes) -> None:
             total += len(body)
         else:
             expander = zlib.decompressobj()
-            for start in range(0, len(body), _CHUNK):  # what is not expanded yet is copied every time
+            for start in range(0, len(body), _CHUNK):  # zlib copies the unconsumed input at each call.
                 rest: bytes | memoryview = body[start : start + _CHUNK]
                 while rest and total <= MAX_BYTES:
                     total += len(expander.decompress(rest, _CHUNK))

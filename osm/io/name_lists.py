@@ -1,6 +1,7 @@
-"""Lists of names in text files, as people and tools write them: lines, ids and names, commas, YAML, CVAT's label map.
+"""Read lists of names in the text formats that people and tools write.
 
-What looks like none of these is refused: a list's lines must not be taken for names because nothing else fits.
+The formats are one name per line, an id and a name per line, commas, YAML, and CVAT's label map. A text that matches no
+format is an error, so that the lines of an unknown format are not mistaken for names.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ _MARKUP = re.compile(r"<!doctype|<html|<\?xml|[^:]*\{\s*$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ListedName:
-    """One entry of a list.
+    """One entry of a list of names.
 
     Attributes:
-        place: where it stands, for messages. id: the one that the list gives it; None where it gives none.
-        name: what should be a name; it is not checked.
+        place: its position in the file, for messages.
+        id: its id in the list, or None if the list has no ids.
+        name: the name, which is not checked and may have any type.
     """
 
     place: str
@@ -39,11 +41,12 @@ class ListedName:
 
 @dataclass(frozen=True)
 class NameList:
-    """A list that was read.
+    """A list of names that was read.
 
     Attributes:
-        kind: what it was recognised as; empty for plain lines.
-        blank: the first blank line between names; None where there is none. Where ids are counted, it shifts them.
+        kind: the recognised format. It is empty for plain lines.
+        names: the entries in order.
+        blank: the number of the first blank line between names, or None. If ids are line numbers, it shifts them.
     """
 
     kind: str
@@ -52,10 +55,14 @@ class NameList:
 
 
 def read_name_list(text: str, where: str) -> NameList:
-    """Reads a list of names that is no json.
+    """Parse a list of names that is not JSON.
+
+    Args:
+        text: the content of the file.
+        where: the beginning of messages.
 
     Raises:
-        OsmError: it is of no kind that is known; `where` begins the message.
+        OsmError: the text has no known format.
     """
     numbered = list(enumerate(text.splitlines(), 1))
     lines = [(number, line.strip()) for number, line in numbered if line.strip() and not line.lstrip().startswith("#")]
@@ -80,7 +87,7 @@ def read_name_list(text: str, where: str) -> NameList:
 
 
 def _of_lines(lines: list[tuple[int, str]], numbered: list[tuple[int, str]], where: str) -> NameList:
-    """Plain lines, or cells of a CSV where every line has a comma or names are quoted."""
+    """Parse plain lines, or the cells of a CSV if every line has a comma or a name is quoted."""
     quoted = any(len(line) > 1 and line[0] == line[-1] == '"' for _, line in lines)
     if quoted or all("," in line for _, line in lines):
         return _of_cells(lines, where)
@@ -108,7 +115,7 @@ def _of_cells(lines: list[tuple[int, str]], where: str) -> NameList:
 
 
 def _of_yaml(text: str, where: str) -> NameList:
-    """`names:` a list, or a mapping of ids, as training programs have it."""
+    """Parse a YAML text whose key `names` is a list, or a mapping from ids to names, as training programs write it."""
     try:
         document = parse_yaml(text)
     except ValueError as error:

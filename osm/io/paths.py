@@ -1,15 +1,22 @@
-"""Paths built from names that stand in other people's files."""
+"""Build paths from the file names in annotation files, which are not trusted."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
 
-from osm.errors import OsmError
+from osm.errors import OsmError, shown
 from osm.storage.locations import is_path
+
+IMAGE_NAMES = ("file_name", "coco_url", "cityscapes")
+"""The rules for the name of an image. `file_name`: this field, or the end of `coco_url` if the field is absent.
+`coco_url`: the end of this field, whatever `file_name` is. `cityscapes`: derived from the name of the panoptic PNG."""
+_FRAME = "_gtFine_panoptic.png"
 
 
 def check_local(path: str, where: str) -> None:
-    """Raises OsmError for a URL or a command, where nothing but a local file can be meant."""
+    """Raise OsmError if the path of a local file is a URL or a command."""
     if not is_path(path):
         raise OsmError(
             f"{where} {path[:200]!r}: expected the path of a local file; URLs and commands like `pipe:` are refused "
@@ -18,10 +25,10 @@ def check_local(path: str, where: str) -> None:
 
 
 def safe_join(root: Path, name: str) -> Path:
-    """Joins a file name from a json to the folder it belongs in; it may name a subfolder, but nothing outside.
+    """Join a file name from a JSON file to its folder. The name may contain subfolders of the folder.
 
     Raises:
-        OsmError: the name is empty, absolute or climbs out with `..`.
+        OsmError: the name is empty or absolute, or leaves the folder with `..`.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise OsmError(f"file name {name!r} is not a file name; expected a path below {root}")
@@ -29,3 +36,48 @@ def safe_join(root: Path, name: str) -> Path:
     if relative.is_absolute() or ".." in relative.parts or relative == PurePosixPath("."):
         raise OsmError(f"file name {name!r} leads out of its folder; expected a path below {root}")
     return root / relative
+
+
+def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -> Any:
+    """Return the path of an image below the image folder. It is not checked, so it may be any value of the JSON.
+
+    Args:
+        naming: one of `IMAGE_NAMES`.
+        image: the image's entry in the JSON.
+        mask_name: the name of its panoptic PNG, or None if it has none.
+        where: the beginning of messages.
+
+    Raises:
+        OsmError: the URL or the name of the PNG has an unexpected form.
+    """
+    if naming == "coco_url":
+        return name_by_url(image, where)
+    if naming == "cityscapes" and mask_name is not None:
+        return name_by_frame(mask_name, where)
+    if image.get("file_name") is None and "coco_url" in image:
+        return name_by_url(image, where)
+    return image.get("file_name")
+
+
+def name_by_url(image: dict[str, Any], where: str) -> str:
+    """Return the last folder and file name of `coco_url`, for LVIS, whose `file_name` is not the name of the file."""
+    url = image.get("coco_url")
+    try:
+        parts = PurePosixPath(urlsplit(url).path).parts if isinstance(url, str) else ()
+    except ValueError:
+        parts = ()
+    if len(parts) < 3:
+        expected = "expected an address that ends in a folder and a file (.../train2017/000000155379.jpg)"
+        raise OsmError(f"{where}: coco_url {shown(url)}: {expected}")
+    return "/".join(parts[-2:])
+
+
+def name_by_frame(mask_name: Any, where: str) -> str:
+    """Return the image name for the panoptic PNG of a Cityscapes frame.
+
+    For `aachen_000000_000019_gtFine_panoptic.png` the image is `aachen/aachen_000000_000019_leftImg8bit.png`.
+    """
+    frame = mask_name.removesuffix(_FRAME) if isinstance(mask_name, str) else mask_name
+    if frame == mask_name or "_" not in frame:
+        raise OsmError(f"{where}: its PNG {shown(mask_name)} is not called CITY_SEQUENCE_FRAME{_FRAME}")
+    return f"{frame.split('_')[0]}/{frame}_leftImg8bit.png"

@@ -1,4 +1,4 @@
-"""Sizes and source pixels of a resize, by the published rule and by Pillow's nearest-neighbour sampling."""
+"""Compute the size of a resized image by the published rule, and the source pixels of nearest-neighbour resizing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from PIL import Image
 
 
 def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
-    """(width, height) of a picture whose longest side goes to `target`, by the published rule.
+    """Return the (width, height) of an image that is resized so that it fits into a square, by the published rule.
 
-    A square goes to the target; else the short side goes to target - 1 and, where the long one would then be over the
-    target, the long one to the target.
+    A square image gets the sides `target`. Otherwise the short side becomes target - 1. If the long side would then
+    exceed the target, the long side becomes the target and the short side shrinks in proportion.
     """
     if width == height:
         return target, target
@@ -25,12 +25,20 @@ def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
 
 
 def nearest_rows(size: int, resized: int, start: int = 0, count: int | None = None) -> np.ndarray:
-    """Source indices of pixels start..start+count of Pillow's nearest-neighbour resize."""
+    """Return the source indices of the pixels start..start+count of Pillow's nearest-neighbour resize.
+
+    Args:
+        size: the number of source pixels along the axis.
+        resized: the number of pixels after resizing.
+        start: the first pixel.
+        count: the number of pixels. None means all pixels from `start`.
+    """
     return _nearest(size, resized)[start : resized if count is None else start + count]
 
 
 @lru_cache(maxsize=1024)
 def _nearest(size: int, resized: int) -> np.ndarray:
-    # Asked of Pillow itself: its running sum rounds some exact ties the other way than a formula would.
+    # We let Pillow compute the indices because its running sum rounds some exact ties differently than a closed
+    # formula.
     line = Image.fromarray(np.arange(size, dtype=np.int32)[None])
     return np.asarray(line.resize((resized, 1), Image.Resampling.NEAREST))[0]

@@ -1,8 +1,8 @@
-"""COCO's `segmentation` field to masks: polygons, uncompressed and compressed RLE, from files nobody has checked.
+"""Convert COCO's `segmentation` field to masks: polygons, and uncompressed and compressed RLE, from untrusted files.
 
-Tools spell the field in many ways. `read_segmentation` takes all of them and returns the standard one; `check_fit`
-compares that with an image's size; `decode_segmentation` draws it. Every fault is a `SampleError` whose reason is a key
-to count it by.
+Tools write the field in many forms. `read_segmentation` accepts all of them, checks them against the size of the image,
+and returns the standard form. `draw_segmentation` draws the standard form, and `decode_segmentation` does both. Every
+fault is a `SampleError` with a reason by which it is counted.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from osm.documents import parse_json
 from osm.errors import SampleError, shown
 from osm.io.values import finite, whole
 
-# A polygon may stick out of its image, but pycocotools allocates in proportion to its outline.
+# A polygon may extend beyond its image by this factor. pycocotools allocates memory in proportion to the outline.
 _MAX_OUTSIDE = 10
-# 80 bytes a pixel of the outlines, all told. (Around an image of 10,000 x 10,000 there are 40,000.)
+# The longest outline in pixels. pycocotools allocates 80 bytes per pixel. An image of 10,000 x 10,000 has 40,000.
 _MAX_OUTLINE = 4_000_000
-_MAX_RUNS, _CHARACTERS = 5_000_000, 7  # of a mask, and of a run in COCO's form
-_MERGED = 16  # polygons merged at once: one after the other, each would go over all that is there
+_MAX_RUNS, _CHARACTERS = 5_000_000, 7  # The most runs of a mask, and the most characters of a run in COCO's form.
+_MERGED = 16  # The polygons that are merged in one call. Merging one by one would take quadratic time.
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A segmentation field that was read.
+    """A segmentation field in standard form.
 
     Attributes:
-        value: a list of polygons [x, y, x, y, ...], or an RLE {size: [height, width], counts: a text or integers}. The
-            very object of the file, where that was in this form.
-        unusable: (reason, message) of the polygons that were left out because the others are usable.
+        value: a list of polygons [x, y, x, y, ...], or an RLE {size: [height, width], counts: a text or integers}. It
+            is the object of the file itself if this already had the standard form.
+        unusable: the (reason, message) of each polygon that was left out while others are usable.
     """
 
     value: Any
@@ -41,21 +41,27 @@ class Segmentation:
 
 
 def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmentation:
-    """Reads a segmentation in any spelling, for an image of this height and width.
+    """Convert a segmentation of any form to the standard form.
 
-    Polygons: a list of them, one flat list of coordinates, or lists of points; coordinates may be texts. RLE: `counts`
-    as a text, bytes, the text of a bytes literal (`b'...'`), or a list or array of integers, which may be texts; the
-    last run of zeros may be absent; the RLE may stand in a list.
+    Polygons may be a list of polygons, one flat list of coordinates, or lists of points. Coordinates may be texts. The
+    `counts` of an RLE may be a text, bytes, the text of a bytes literal (`b'...'`), or a list or array of integers or
+    texts. The last run of zeros may be absent. The RLE may be in a list.
+
+    Args:
+        value: the field.
+        size: the (height, width) of the image.
+        where: the beginning of messages.
 
     Raises:
-        SampleError: `annotation_without_mask` (nothing there), `polygon_too_short`, `polygon_not_numbers`,
-            `polygon_outside`, `polygon_outline`, `rle_malformed`, `rle_size` or `segmentation_malformed`.
+        SampleError: the reason is `annotation_without_mask` (the field is empty), `polygon_too_short`,
+            `polygon_not_numbers`, `polygon_outside`, `polygon_outline`, `rle_malformed`, `rle_size` or
+            `segmentation_malformed`.
     """
     if value is None or (isinstance(value, (list, tuple, Mapping)) and not value):
         raise SampleError("annotation_without_mask", f"{where}: has no mask: its segmentation is {shown(value)}")
     if isinstance(value, Mapping):
         return Segmentation(_read_rle(value, size, where))
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # json within json, as data frames write it
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames write JSON as a text within JSON.
         try:
             inner = parse_json(value)
         except ValueError:
@@ -75,16 +81,16 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """The bool mask (H, W) of a segmentation in any spelling, for an image of that height and width.
+    """Return the mask, bool (H, W), of a segmentation of any form, for an image of size (H, W).
 
     Raises:
-        SampleError: as `read_segmentation` does.
+        SampleError: `read_segmentation` raises it.
     """
     return draw_segmentation(read_segmentation(segmentation, size, where).value, size)
 
 
 def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """The bool mask (H, W) of the `value` of a `Segmentation` that was read for this size."""
+    """Return the mask, bool (H, W), of the `value` of a `Segmentation` that was read for the size (H, W)."""
     if isinstance(value, Mapping):
         counts = value["counts"]
         return _draw_runs(_parse_counts(counts, "") if isinstance(counts, str) else counts, size)
@@ -98,16 +104,16 @@ def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _draw_runs(counts: Any, size: tuple[int, int]) -> np.ndarray:
-    """Runs of 0 and 1 in turn, column by column.
+    """Return the mask (H, W) of alternating runs of 0 and 1, column by column.
 
-    Not pycocotools' decoder: it trusts a string's end and its sum.
+    We do not use pycocotools' decoder because it does not check the end of the string and the sum of the runs.
     """
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(size[1], size[0]).T
 
 
 def _read_parts(parts: Any, size: tuple[int, int], where: str) -> Segmentation:
-    """A list with an RLE in it; several parts are united."""
+    """Convert a list that contains an RLE. The mask is the union of its parts."""
     if len(parts) == 1:
         return Segmentation(_read_rle(parts[0], size, where))
     mask = np.zeros(size, bool)
@@ -134,7 +140,7 @@ def _read_parts(parts: Any, size: tuple[int, int], where: str) -> Segmentation:
 
 def _read_polygons(value: Any, size: tuple[int, int], where: str) -> Segmentation:
     limit = _MAX_OUTSIDE * max(size)
-    if isinstance(value, list) and all(_is_plain(polygon, limit) for polygon in value):  # nearly all there are
+    if isinstance(value, list) and all(_is_plain(polygon, limit) for polygon in value):  # the usual case
         _check_outline(value, limit, where)
         return Segmentation(value)
     usable, unusable = [], []
@@ -154,18 +160,18 @@ def _read_polygons(value: Any, size: tuple[int, int], where: str) -> Segmentatio
 
 
 def _is_plain(polygon: Any, limit: float) -> bool:
-    """Whether it is a polygon in the standard form that nothing is wrong with."""
+    """Return whether a polygon has the standard form and no fault."""
     return (
         type(polygon) is list
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
         and {int, float}.issuperset(map(type, polygon))
-        and all(abs(number) <= limit for number in polygon)  # false for nan, too
+        and all(abs(number) <= limit for number in polygon)  # The comparison is also false for NaN.
     )
 
 
 def _check_outline(polygons: list[Any], limit: float, where: str) -> None:
-    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # it cannot be that long otherwise
+    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # Fewer points cannot exceed the bound.
         outline = sum(map(_outline, polygons))
         if outline > _MAX_OUTLINE:
             message = f"{where}: {len(polygons)} polygons with an outline of {outline} pixels are too much"
@@ -177,7 +183,7 @@ def _is(one: Any, other: Any) -> bool:
 
 
 def _as_polygons(value: Any) -> Any:
-    """The polygons of a list that may itself be one: of coordinates, or of points."""
+    """Return a list of polygons. The given list may itself be one polygon of coordinates or of points."""
     if all(not isinstance(part, (list, tuple)) for part in value):
         return [value]
     if len(value) >= 3 and all(_is_point(part) for part in value):
@@ -190,10 +196,10 @@ def _is_point(value: Any) -> bool:
 
 
 def _coordinates(polygon: Any) -> list[int | float | None]:
-    """x, y, x, y, ...; None for what is no finite number."""
+    """Return the coordinates [x, y, x, y, ...] of a polygon, with None for values that are not finite numbers."""
     if not isinstance(polygon, (list, tuple)):
         return [None]
-    if len(polygon) == 1 and isinstance(polygon[0], (list, tuple)):  # one list too many
+    if len(polygon) == 1 and isinstance(polygon[0], (list, tuple)):  # The polygon is in an additional list.
         polygon = polygon[0]
     if polygon and all(_is_point(part) for part in polygon):
         polygon = [value for point in polygon for value in point]
@@ -201,7 +207,10 @@ def _coordinates(polygon: Any) -> list[int | float | None]:
 
 
 def _fault(polygon: list[Any], limit: float, size: tuple[int, int]) -> tuple[str, str] | None:
-    """Why a polygon cannot be drawn: reason, and the end of a sentence. (pycocotools takes two points for a box.)"""
+    """Return why a polygon cannot be drawn, as (reason, end of the message), or None if it can be drawn.
+
+    Polygons of two points are refused because pycocotools interprets them as a box.
+    """
     if None in polygon:
         return "polygon_not_numbers", "has a coordinate that is not a finite number"
     if len(polygon) < 6 or len(polygon) % 2:
@@ -212,7 +221,7 @@ def _fault(polygon: list[Any], limit: float, size: tuple[int, int]) -> tuple[str
 
 
 def _outline(polygon: list[float]) -> int:
-    """The pixels that a polygon's outline is drawn in, and a few more."""
+    """Return an upper bound for the number of pixels of a polygon's outline."""
     points = np.asarray(polygon, np.float64).reshape(-1, 2)
     return int(np.abs(np.roll(points, -1, 0) - points).max(1).sum()) + len(points)
 
@@ -221,7 +230,7 @@ def _outline(polygon: list[float]) -> int:
 
 
 def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapping[str, Any]:
-    """The RLE in the standard form, known to fill the image."""
+    """Convert an RLE to the standard form. Its runs add up to the size of the image."""
     height, width = size
     _check_rle_size(rle.get("size"), size, where)
     counts = _counts(rle.get("counts"), where)
@@ -233,7 +242,7 @@ def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapp
         raise SampleError("rle_malformed", message)
     numbers = _parse_counts(counts, where) if isinstance(counts, str) else counts
     total = sum(numbers)
-    # Writers that stop at the last pixel of the mask leave out the run of zeros that follows it.
+    # Some writers stop at the last pixel of the mask and omit the following run of zeros.
     tail = height * width - total if len(numbers) % 2 == 0 else 0
     if any(count < 0 for count in numbers) or tail < 0 or total + tail != height * width:
         raise SampleError("rle_malformed", f"{where}: RLE counts do not add up to {height} x {width} pixels")
@@ -256,7 +265,7 @@ def _check_rle_size(given: Any, size: tuple[int, int], where: str) -> None:
 
 
 def _counts(given: Any, where: str) -> Any:
-    """Counts as a text, or a list of integers: the very object of the file, where it is one of these."""
+    """Return the counts as a text or a list of integers. A text or list of integers is returned as the same object."""
     if isinstance(given, (bytes, bytearray)):
         return bytes(given).decode("ascii", "replace")
     if isinstance(given, str):
@@ -265,7 +274,7 @@ def _counts(given: Any, where: str) -> Any:
                 literal = ast.literal_eval(given)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 literal = None
-            if isinstance(literal, bytes):  # a bytes object that was written with str()
+            if isinstance(literal, bytes):  # The writer converted bytes with str().
                 return literal.decode("ascii", "replace")
         return given.strip() if given[-1:].isspace() else given
     if isinstance(given, np.ndarray):
@@ -278,7 +287,11 @@ def _counts(given: Any, where: str) -> Any:
 
 
 def _parse_counts(text: str, where: str) -> list[int]:
-    """COCO's string form: 5 bits a character from '0' on, bit 6 = more follow, from the 4th on relative to 2 before."""
+    """Decode COCO's compressed form of the counts.
+
+    Each character, starting from '0', has 5 bits of a number and a sixth bit that tells whether more follow. From the
+    fourth number on, a number is relative to the number two places before it.
+    """
     counts: list[int] = []
     value = shift = 0
     for character in text:

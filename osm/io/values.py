@@ -1,4 +1,4 @@
-"""Values of other people's jsons, read by what they mean: "1" and 1.0 are the integer 1, and `false` is no crowd."""
+"""Interpret the values of untrusted JSON files: "1" and 1.0 are the integer 1, and a flag may be `false`, 0 or "0"."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numbers
 import sys
 from typing import Any
 
-_DIGITS = 38  # an id of more is no id: Python reads integers of thousands of digits
+_DIGITS = 38  # The longest integer. Python parses integers with thousands of digits, but these are not ids.
 
 
 def whole(value: Any) -> int | None:
-    """The integer that a value stands for: an integer, a float without a fraction, or a text of one; else None.
+    """Return a value as an integer if it is an integer, a float without a fraction, or a text of one of these.
 
-    A truth value is no number.
+    Returns:
+        None for all other values, including True and False.
     """
     if isinstance(value, bool):
         return None
@@ -32,9 +33,9 @@ def whole(value: Any) -> int | None:
 
 
 def finite(value: Any) -> int | float | None:
-    """The finite number that a value stands for: a number that a float can hold, or a text of one; else None."""
+    """Return a value as a finite number if it is a number within the range of a float, or a text of one. Else None."""
     if type(value) in (int, float):
-        return value if abs(value) <= sys.float_info.max else None  # false for nan, too
+        return value if abs(value) <= sys.float_info.max else None  # The comparison is also false for NaN.
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
@@ -49,7 +50,10 @@ def finite(value: Any) -> int | float | None:
 
 
 def truth(value: Any) -> bool | None:
-    """What a flag like `iscrowd` says: a truth value, 0 or 1, a text of one of these, or nothing (false); else None."""
+    """Return the value of a flag such as `iscrowd`, or None if it is invalid.
+
+    Valid are True and False, 0 and 1, a text of one of these, and null, which is False.
+    """
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, str):
@@ -59,7 +63,10 @@ def truth(value: Any) -> bool | None:
 
 
 def storable(value: Any) -> bool:
-    """Whether a value can stand in a sample's json: NaN and infinity cannot, nor can what is nested without end."""
+    """Return whether a value can be written to the JSON of a sample.
+
+    NaN, infinity and values that contain themselves cannot be written.
+    """
     if isinstance(value, (int, str)) or value is None:
         return True
     try:
@@ -70,6 +77,6 @@ def storable(value: Any) -> bool:
 
 
 def side(value: Any) -> int | None:
-    """The width or height that a json states; None where it states none (absent, no number, 0 or -1)."""
+    """Return the width or height in a JSON, or None if it is absent, not a number, or not positive."""
     number = whole(value)
     return number if number is not None and number > 0 else None

@@ -1,6 +1,7 @@
-"""A view of an image: a crop of it, resized and possibly flipped, and what of a mask or label map is in it.
+"""Views of an image: a crop of the resized and possibly flipped image, and the same crop of masks and label maps.
 
-A mask is cropped at its image's own size, and only what is left is resized. Shapes: (H, W) an image's own size.
+A mask is cropped at the original size of its image, and only the crop is resized. In shapes, (H, W) is the original
+size of an image.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from PIL import Image
 
 from osm.io.resizing import nearest_rows
 
-_REDUCTIONS = (1, 2, 4, 8)  # sizes at which a JPEG can be decoded
-# A picture that is to shrink may be decoded at a reduced size that is still this many times larger than wanted.
+_REDUCTIONS = (1, 2, 4, 8)  # The factors by which a JPEG can be reduced during decoding.
+# An image that is shrunk may be decoded at a reduced size that is at least this many times the size of the view.
 _SPARE = 2
 
 
 @dataclass(frozen=True)
 class View:
-    """A crop of the resized, possibly flipped image. All in pixels of the resized image."""
+    """A crop of the resized and possibly flipped image. All values are in pixels of the resized image."""
 
     width: int
     height: int
@@ -34,19 +35,19 @@ class View:
 
     @property
     def enough(self) -> tuple[int, int]:
-        """(width, height) at which a picture may be decoded for this view.
+        """The smallest (width, height) at which an image may be decoded for this view.
 
-        Bicubic resampling from twice the size or more is an average over several of the reduced picture's pixels, each
-        itself an average: on photos the difference from resampling the whole picture is about a grey level.
+        Bicubic resampling from at least twice the size averages several pixels of the reduced image, which are averages
+        themselves. On photos the result differs from resampling the full image by about one gray level.
         """
         return _SPARE * self.width, _SPARE * self.height
 
     def image(self, picture: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The crop (crop_height, crop_width, 3).
+        """Return the crop of an image, (crop_height, crop_width, 3).
 
         Args:
-            picture: (H, W, 3), possibly decoded at a reduced size.
-            size: (width, height) of the picture that is not reduced, where `picture` may be.
+            picture: the image, uint8 (H, W, 3), possibly decoded at a reduced size.
+            size: the (width, height) of the full image. None means that `picture` is not reduced.
         """
         found = picture.shape[1], picture.shape[0]
         width, height = size or found
@@ -56,7 +57,7 @@ class View:
             pixels = picture[y, x]
         elif width % by == height % by == 0:
             return self._resized(picture)
-        else:  # its last row or column stands for less than a pixel
+        else:  # The last row or column covers only a part of a pixel.
             image = Image.fromarray(picture)
             reach = (width / by / self.width, height / by / self.height)
             box = (x.start * reach[0], y.start * reach[1], x.stop * reach[0], y.stop * reach[1])
@@ -65,21 +66,22 @@ class View:
         return pixels[:, ::-1] if self.flip else pixels
 
     def _resized(self, picture: np.ndarray) -> np.ndarray:
-        """The crop of the resized picture, by torch's vectorised bicubic kernel.
+        """Return the crop of the resized image, computed by torch's vectorized bicubic kernel.
 
-        It is more than three times as fast as Pillow's, so that what is resized beyond the crop costs less than a crop
-        by Pillow. Both clip to 0..255 between their two passes, whose order may differ: photos come out within two
-        grey levels of Pillow's, hardly any pixel with two; pure noise may differ by more.
+        The kernel is more than three times as fast as Pillow's. Resizing more than the crop is still faster than
+        resizing the crop with Pillow. Both clip to 0..255 between their two passes, but the order of the passes may
+        differ. On photos, the results differ by at most two gray levels, and few pixels differ by two. Pure noise may
+        differ by more.
         """
         array = torch.from_numpy(picture)
-        # Turned round before it grows, and the crop with it.
+        # The image is flipped before it is enlarged, so the crop is mirrored too.
         array = array.flip(1) if self.flip else array
         left = self.width - self.left - self.crop_width if self.flip else self.left
         right, bottom = left + self.crop_width, self.top + self.crop_height
-        # (1, H, W, 3) first, for strides in which torch sees that channels come last: twice as fast as planes.
+        # These strides let torch detect the channels-last layout, which is twice as fast as planes.
         pixels = array[None].permute(0, 3, 1, 2)
         factors = (self.height / pixels.shape[2], self.width / pixels.shape[3])
-        # What lies below and right of the crop, and has no part in its last pixels, is left out.
+        # Pixels below and to the right of the crop that do not contribute to it are left out.
         part = pixels[:, :, : _reach(bottom, factors[0]), : _reach(right, factors[1])]
         found = (int(part.shape[2] * factors[0]), int(part.shape[3] * factors[1]))
         if part.numel() < pixels.numel() and found[0] >= bottom and found[1] >= right:
@@ -90,18 +92,25 @@ class View:
         return resized[0, :, self.top : bottom, left:right].permute(1, 2, 0).numpy()
 
     def labels(self, array: np.ndarray) -> np.ndarray:
-        """A label map or mask (H, W) at the image's own size -> its crop, nearest."""
+        """Return the nearest-neighbour crop of a label map or mask (H, W) at the image's original size."""
         return self.cut(array).enlarge()
 
     def cut(self, array: np.ndarray) -> Cut:
-        """The pixels of a label map that are in the view, each once."""
+        """Return the pixels of a label map (H, W) that are in the view, without repetitions."""
         rows, columns = self._sources(array.shape)
         cut, row_of = _distinct(array, rows, 0)
         cut, column_of = _distinct(cut, columns, 1)
         return Cut(cut, row_of, column_of[::-1] if self.flip else column_of)
 
     def patch(self, mask: np.ndarray, left: int, top: int, shape: tuple[int, int]) -> np.ndarray:
-        """The crop of a mask of which only a part is given: `mask` lies at (left, top) of an image (H, W), else 0."""
+        """Return the crop of a mask that is given as a part of the image.
+
+        Args:
+            mask: bool (h, w). The mask is False outside of it.
+            left: the column of the image at which the part begins.
+            top: the row of the image at which the part begins.
+            shape: the size (H, W) of the image.
+        """
         rows, columns = self._sources(shape)
         out = np.zeros((self.crop_height, self.crop_width), bool)
         y0, y1 = np.searchsorted(rows, (top, top + mask.shape[0]))
@@ -110,7 +119,12 @@ class View:
         return out[:, ::-1] if self.flip else out
 
     def box(self, box: tuple[int, int, int, int], shape: tuple[int, int]) -> tuple[slice, slice]:
-        """Where a box (left, top, right, bottom; right and bottom excluded) of an image (H, W) is in the crop."""
+        """Return the rows and columns of the crop that a box of the image covers.
+
+        Args:
+            box: (left, top, right, bottom) in pixels of the image, with right and bottom excluded.
+            shape: the size (H, W) of the image.
+        """
         rows, columns = self._sources(shape)
         left, right = np.searchsorted(columns, (box[0], box[2])).tolist()
         top, bottom = np.searchsorted(rows, (box[1], box[3])).tolist()
@@ -119,7 +133,7 @@ class View:
         return slice(top, bottom), slice(left, right)
 
     def _sources(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the image that the crop's (before the flip) show; both ascend."""
+        """Return the ascending rows and columns of the image that are the source of the crop before the flip."""
         return (
             nearest_rows(shape[0], self.height, self.top, self.crop_height),
             nearest_rows(shape[1], self.width, self.left, self.crop_width),
@@ -128,10 +142,12 @@ class View:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a view shows of a label map, before it is enlarged.
+    """The pixels of a label map in a view, before enlargement.
 
     Attributes:
-        labels: (h, w). row_of, column_of: which of its rows and columns each of the crop's is.
+        labels: the pixels (h, w).
+        row_of: for each row of the crop, its row in `labels`.
+        column_of: for each column of the crop, its column in `labels`.
     """
 
     labels: np.ndarray
@@ -139,11 +155,14 @@ class Cut:
     column_of: np.ndarray
 
     def enlarge(self, where: np.ndarray | None = None) -> np.ndarray:
-        """The crop of the labels, or of another array (h, w) that was made of them."""
+        """Return the crop of the labels, or of another array (h, w) that was computed from them."""
         return (self.labels if where is None else where).take(self.column_of, 1).take(self.row_of, 0)
 
     def areas(self) -> dict[int, int]:
-        """Id -> pixels of the crop that have it. Counted in runs of equal ids, of which a drawn map has few."""
+        """Return id -> number of pixels of the crop with this id.
+
+        The pixels are counted in runs of equal ids because label maps have few runs.
+        """
         height, width = self.labels.shape
         labels = self.labels.ravel()
         begins = np.empty(self.labels.shape, bool)
@@ -160,16 +179,16 @@ class Cut:
 
 
 def _reach(end: int, factor: float) -> int:
-    """How many of the picture's own pixels the first `end` of the resized ones are made of, at most."""
+    """Return an upper bound for the number of source pixels that contribute to the first `end` resized pixels."""
     support = 2 * max(1.0, 1 / factor)
     return math.ceil(end / factor + support) + 1
 
 
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows (or columns) of ascending indices, each once, and the place among them of every index."""
+    """Return the rows (or columns) at ascending indices without repetitions, and the position of each index in them."""
     first, last = int(indices[0]), int(indices[-1])
-    if last - first < len(indices):  # enlarged (or as it is): a slice has hardly more than what is needed
+    if last - first < len(indices):  # The view is not smaller, so a slice has few unneeded rows.
         part = array[first : last + 1] if axis == 0 else array[:, first : last + 1]
         return part, indices - first
-    # Ascending, and further apart than 1 on average; Pillow's nearest resize repeats none when it shrinks.
+    # When Pillow shrinks an image, its nearest-neighbour resize repeats no index.
     return array.take(indices, axis), np.arange(len(indices))

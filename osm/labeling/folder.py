@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,9 @@ from osm.recognition.draw import draw_ids
 from osm.recognition.panoptic import as_png
 from osm.recognition.recognizer import Recognizer
 from osm.recognition.segmenters.base import Segmenter
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 
 @dataclass
@@ -144,18 +145,18 @@ class FolderDemo:
             where = f"[{number}/{len(tasks)}] {task.image}"
             if not self.overwrite and self._is_done(task):
                 outcome.existing += 1
-                echo(f"{where}: skipped, its results exist", file=sys.stderr)
+                logger.info(f"{where}: skipped, its results exist")
                 continue
             try:
                 named = name_image(as_rgb(task.image), self.recognizer, self.segmenter, self.request)
             except Exception as error:  # any failure of one image must not prevent naming the others
                 reason = str(error) if isinstance(error, OsmError) else f"{type(error).__name__}: {error}"
                 outcome.failed[task.image] = reason
-                echo(f"{where}: failed ({reason})", file=sys.stderr)
+                logger.info(f"{where}: failed ({reason})")
                 continue
             self._write(task, named)
             outcome.named += 1
-            echo(f"{where}: {summary(named)}", file=sys.stderr)
+            logger.info(f"{where}: {summary(named)}")
         return outcome
 
     def _is_done(self, task: ImageTask) -> bool:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from osm.errors import OsmError
 from osm.quiet import quiet_command
-from osm.recognition.flags import add_checkpoint
+from osm.recognition.flags import add_checkpoint, config_options
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, suffix_of
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 
 def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
     """Return the parser of `osm folder`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog=prog, allow_abbrev=False, description="Find and name the segments of every image in a folder."
     )
     out.add_argument("images", type=Path, nargs="+", help="folders or images (JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF)")
@@ -83,15 +84,16 @@ def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
 
 
 @quiet_command
+@console_command
 def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
     """Run the command. Return 0, 1 if an image failed, or 2 after a user error."""
     args = parser(prog).parse_args(argv)
     try:
         return _run(args)
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
     except OSError as error:  # raised by an output file; an error of an input image only fails that image
-        echo(f"error: --output_dir {args.output_dir}: {error}", file=sys.stderr)
+        logger.error(f"--output_dir {args.output_dir}: {error}")
     return 2
 
 
@@ -108,14 +110,11 @@ def _run(args: argparse.Namespace) -> int:
     places = [localize(place, "images", folder=suffix_of(place) not in SUFFIXES) for place in args.images]
     images, others = find_images(places, args.output_dir)
     if others:
-        echo(
-            f"{len(others)} files are not images and are skipped: {', '.join(p.name for p in others[:5])}",
-            file=sys.stderr,
-        )
+        logger.info(f"{len(others)} files are not images and are skipped: {', '.join(p.name for p in others[:5])}")
     names = read_names(args.vocabulary) if args.vocabulary else None
     args.output_dir.mkdir(parents=True, exist_ok=True)
     options = {"max_new_tokens": args.max_new_tokens, **from_flags(args)}
-    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **options)
+    recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **options)
     if args.mode not in recognizer.modes:
         raise OsmError(f"--mode {args.mode!r} is not one of this model's: {', '.join(recognizer.modes)}")
     segmenter = segmenter_from(args, recognizer)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError, exit_code
 from osm.labeling.folder_cli import add_segmenter_flags, segmenter_from
-from osm.recognition.flags import METHOD_HELP, add_checkpoint, method_of
+from osm.recognition.flags import METHOD_HELP, add_checkpoint, config_options, method_of
 from osm.recognition.placement import add_flags, from_flags
 from osm.storage.cache import localize
 from osm.storage.locations import public
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognition, Recognizer
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `osm name`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm name",
         allow_abbrev=False,
         description="Name masks, boxes, points or all segments of an image.",
@@ -54,13 +56,14 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Return 0, or a nonzero exit code after an error."""
     args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         echo(*_answer(args))
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     return 0
 
@@ -93,7 +96,7 @@ def _answer(args: argparse.Namespace) -> list[str]:
     from osm.recognition.vocabulary import read_names
 
     names = read_names(args.vocabulary) if args.vocabulary else None
-    recognizer = load_recognizer(args.checkpoint, config=args.config, device=args.device, **from_flags(args))
+    recognizer = load_recognizer(args.checkpoint, **config_options(args), device=args.device, **from_flags(args))
     recognizer.set_image(image)
     size_hw = recognizer.image_size[::-1]
     masks: list[Any] = [_mask_of(path, size_hw, args.mask_id) for path in args.mask or ()]
@@ -118,9 +121,9 @@ def _answer(args: argparse.Namespace) -> list[str]:
 
 
 def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
-    from osm.io.any_mask import mask_of_picture
+    from osm.io.any_mask import read_mask_file
 
-    return mask_of_picture(localize(path, "--mask"), size_hw, f"--mask {public(path)}", label_id)
+    return read_mask_file(localize(path, "--mask"), size_hw, f"--mask {public(path)}", label_id)
 
 
 def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:
@@ -135,7 +138,7 @@ def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> 
         rle = encode_rle(segment.mask)
         found.append({"score": segment.score, "area": segment.area, "bbox": rle_box(rle), "segmentation": rle})
     if not found:
-        echo(f"{public(args.image)}: the segmenter {segmenter.name} found no segment", file=sys.stderr)
+        logger.info(f"{public(args.image)}: the segmenter {segmenter.name} found no segment")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Files of trained parts: the published `.pt` layout, and our folder with safetensors."""
+"""Reads and writes the trained parts of a model: published `.pt` checkpoints, and folders with safetensors."""
 
 from __future__ import annotations
 
@@ -10,86 +10,101 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from osm.config import ModelConfig, as_dict, from_dict
+from osm.config import as_dict
 from osm.datasets.table import ANY_MODE
 from osm.errors import OsmError, shown
 from osm.files import read_json
+from osm.models.bridges.bridge import Bridge
 from osm.models.lora import lora_parameters, without_lora
+from osm.models.model_config import ModelConfig, stored_model_config
+from osm.models.towers.tower import Tower
 from osm.models.weights import check_finite, fingerprint, fingerprint_tensors, load_safetensors, load_torch
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, suffix_of
 
-if TYPE_CHECKING:
-    from osm.models.bridges.bridge import Bridge
-    from osm.models.osm import OmniScientModel
-
-T = TypeVar("T")
 FORMAT = 1
 FILES = (".pt", ".pth")
-"""What the name of a checkpoint of one file ends with."""
-_LISTED = 100  # entries that a message lists: a config may claim thousands of layers
+"""The suffixes of checkpoints that are a single file."""
+_LISTED = 100  # the number of entries that a message lists, because a wrong config may have thousands of layers
 _FROZEN = ("tower", "llm")
-# Buffers that old transformers versions wrote into checkpoints; they carry nothing.
+# Buffers that old versions of transformers wrote into checkpoints; they hold no trained values.
 IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
-_TWICE = ("base_model.query_tokens", "context_query")  # one tensor under two names, in published files
+_TWICE = ("base_model.query_tokens", "context_query")  # published files hold this tensor under both names
 
 
-def replace_fields(config: T, **changes: Any) -> T:
-    """`dataclasses.replace` for a config."""
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+class CheckpointedModel(Protocol):
+    """The attributes of a model that its checkpoint files depend on.
+
+    Attributes:
+        window_pos_embed, bridge: the trained parts, besides LoRA in the LLM.
+        tower, llm: the frozen parts, of which a checkpoint holds hashes.
+        frozen_hashes: the hashes of the frozen parts, empty until they are first needed.
+    """
+
+    config: ModelConfig
+    window_pos_embed: nn.Parameter
+    bridge: Bridge
+    tower: Tower
+    llm: nn.Module
+    frozen_hashes: dict[str, str]
 
 
 def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without the buffers of `IGNORED_SUFFIXES`."""
     return {key: value for key, value in state.items() if not key.endswith(IGNORED_SUFFIXES)}
 
 
-def published_state_dict(model: OmniScientModel) -> dict[str, Tensor]:
-    """The trained parts under the names of a checkpoint, for `maskqformer` the published ones."""
+def published_state_dict(model: CheckpointedModel) -> dict[str, Tensor]:
+    """Return the trained parts under the names of a checkpoint, which depend on the bridge."""
     state = published_entries(model.window_pos_embed, model.bridge)
     return state | {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
 
 
 def published_entries(window_pos_embed: Tensor, bridge: Bridge) -> dict[str, Tensor]:
-    """The same of parts that are in no model."""
+    """Return the entries of `published_state_dict`, without LoRA, for parts that belong to no model."""
     named = {f"bridge.{key}": value.detach() for key, value in bridge.state_dict().items()}
     return bridge.published_names({"window_pos_embed": window_pos_embed.detach(), **named})
 
 
 def load_published_state_dict(
-    model: OmniScientModel,
+    model: CheckpointedModel,
     state: Mapping[str, Tensor],
     where: str,
     laid_out: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value,
 ) -> None:
-    """Copies published entries into the model.
+    """Copy published entries into the model.
 
     Args:
-        laid_out: makes of a value and its parameter what can be copied there (shards, where the model is in shards).
+        where: the file, for messages.
+        laid_out: converts a value to the layout of its parameter before the copy (shards, if the model is sharded).
 
     Raises:
-        OsmError: lists the entries that are missing, unexpected or of another shape; the model is then unchanged.
+        OsmError: entries are missing, unexpected or have another shape; the message lists them, and the model is
+            unchanged.
     """
     wanted = published_state_dict(model)
     given = fitting(wanted, state, where)
     with torch.no_grad():
         for key, value in wanted.items():
             if key == _TWICE[0]:
-                continue  # the storage of the other
+                continue  # shares the storage of `context_query`
             value.copy_(laid_out(given[key].reshape(value.shape), value))
 
 
 def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The entries of a state that are wanted, without `module.`; their shapes fit but for leading axes of 1.
+    """Return the entries of a state without the prefix `module.`, after comparing them with the wanted entries.
+
+    Shapes may differ in leading axes of size 1.
 
     Raises:
-        OsmError: lists the entries that are missing, unexpected or of another shape, or names the first whose values
-            are nan or infinite.
+        OsmError: entries are missing, unexpected or have another shape (the message lists them), or have values that
+            are nan or infinite (the message names the first).
     """
     given = without_ignored({str(key).replace("module.", ""): value for key, value in state.items()})
     twice = Counter(str(key).replace("module.", "") for key in state)
@@ -114,13 +129,14 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
 
 
 def localized(location: str | Path, what: str) -> str | Path:
-    """A checkpoint as it is, or the local copy of a remote one: of a `.pt` file, or of a folder of `save_folder`.
+    """Return a local checkpoint unchanged, or the local copy of a remote `.pt` file or folder of `save_folder`.
 
     Args:
-        what: begins the message, such as "checkpoint".
+        what: the beginning of a message, such as "checkpoint".
 
     Raises:
-        OsmError: there is no such file. RunStopped: it cannot be fetched.
+        OsmError: there is no such file.
+        RunStopped: the file cannot be downloaded.
     """
     if not is_remote(location):
         return location
@@ -133,7 +149,7 @@ def localized(location: str | Path, what: str) -> str | Path:
 
 
 def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
-    """The config document (None where a `.pt` has none), the entries, and how to name the file in a message."""
+    """Return the config document (None if a `.pt` file has none), the entries, and the file's name for messages."""
     path = localized(path, "--start_from")
     if Path(path).is_dir():
         return *read_folder(Path(path)), str(path)
@@ -142,23 +158,23 @@ def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
 
 
 def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
-    """The model config that trained weights were saved with, if they tell, and the modes they have."""
+    """Return the model config that trained weights were saved with (None if unknown), and the names of their modes."""
     document, state, where = _trained(path)
     config = None if document is None else model_config(document, where)
     names = (str(key).replace("module.", "") for key in state)
     return config, [name.removeprefix("mode_query.") for name in names if name.startswith("mode_query.")]
 
 
-def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
-    """Copies trained weights (a `.pt` file or a folder of `save_folder`) into a model that is to be trained further.
+def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
+    """Copy trained weights (a `.pt` file or a folder of `save_folder`) into a model for further training.
 
-    Modes that the file does not have start as its `any`.
+    A mode that the file lacks is initialized with the file's mode `any`. LoRA starts at zero if the file has none.
 
     Returns:
-        those modes.
+        the modes that the file lacks.
 
     Raises:
-        OsmError: it cannot be read, or does not fit otherwise.
+        OsmError: the file cannot be read, or does not fit the model.
     """
     document, given, where = _trained(path)
     if document is not None:
@@ -170,7 +186,7 @@ def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
     new = [m for m in model.config.modes if not any(f"{table}.{m}" in there for table in tables)]
     for mode in new:
         state |= {f"{table}.{mode}": there[f"{table}.{ANY_MODE}"] for table in tables if f"{table}.{ANY_MODE}" in there}
-    if not any(name.startswith("lora.") for name in there):  # trained without: it starts as no change
+    if not any(name.startswith("lora.") for name in there):  # trained without LoRA, which therefore starts at zero
         state |= {name: value for name, value in published_state_dict(model).items() if name.startswith("lora.")}
     load_published_state_dict(model, state, f"--start_from {path}")
     check_meaning(model, document, f"--start_from {path}")
@@ -178,7 +194,7 @@ def start_from(model: OmniScientModel, path: str | Path) -> list[str]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value can be copied into a parameter; a sparse, quantised, nested or meta tensor cannot."""
+    """Return whether a value can be copied into a parameter: not sparse, quantized, nested or on the meta device."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -193,7 +209,7 @@ def _kind(value: Any) -> str:
 
 
 def _fits(given: torch.Size, wanted: torch.Size) -> bool:
-    """Leading axes of 1 carry nothing."""
+    """Return whether two shapes are equal except for leading axes of size 1."""
 
     def strip(shape: torch.Size) -> tuple[int, ...]:
         sizes = tuple(shape)
@@ -205,10 +221,10 @@ def _fits(given: torch.Size, wanted: torch.Size) -> bool:
 
 
 def read_published(path: str | Path, device: str = "cpu") -> dict[str, Any]:
-    """Reads a `.pt` checkpoint without running any code in it; on the device `meta` without its tensors' values.
+    """Read a `.pt` checkpoint without executing code in it. On the device `meta`, tensor values are not read.
 
     Raises:
-        OsmError: missing, broken, an unsafe pickle, or without `model_state_dict`.
+        OsmError: the file is missing, broken, an unsafe pickle, or has no `model_state_dict`.
     """
     path = localized(path, "checkpoint")
     try:
@@ -220,46 +236,46 @@ def read_published(path: str | Path, device: str = "cpu") -> dict[str, Any]:
     return document
 
 
-def load_published(model: OmniScientModel, path: str | Path) -> dict[str, Any]:
-    """See `OmniScientModel.load_checkpoint`."""
+def load_published(model: CheckpointedModel, path: str | Path) -> dict[str, Any]:
+    """Load a published checkpoint file into a model; see `OmniScientModel.load_checkpoint`."""
     document = read_published(path)
     load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
     return document
 
 
-def frozen_hashes(model: OmniScientModel) -> dict[str, str]:
-    """Fingerprints of the frozen parts, computed once a model; an LLM in 8 or 4 bits has none."""
-    if not hasattr(model, "_frozen_hashes"):
-        model._frozen_hashes = {"tower": fingerprint(model.tower)}
-        if not model.config.llm.quantization:  # its values are then those of a package and a machine
-            model._frozen_hashes["llm"] = fingerprint_tensors(without_lora(model.llm.state_dict()))
-    return dict(model._frozen_hashes)
+def frozen_hashes(model: CheckpointedModel) -> dict[str, str]:
+    """Return hashes of the frozen parts, computed once per model. A quantized LLM has no hash."""
+    if not model.frozen_hashes:
+        model.frozen_hashes = {"tower": fingerprint(model.tower)}
+        if not model.config.llm.quantization:  # quantised values differ between packages and machines
+            model.frozen_hashes["llm"] = fingerprint_tensors(without_lora(model.llm.state_dict()))
+    return dict(model.frozen_hashes)
 
 
-def config_document(model: OmniScientModel) -> dict[str, Any]:
-    """What config.json holds, and train.py's checkpoints beside the published entries."""
+def config_document(model: CheckpointedModel) -> dict[str, Any]:
+    """Return the document for config.json, which checkpoints of `train.py` also hold as `config`."""
     return {"format": FORMAT, "model": as_dict(model.config), "frozen": frozen_hashes(model)}
 
 
 def model_config(document: Any, where: str) -> ModelConfig:
-    """The model config of a config document. Raises OsmError where it is not one."""
+    """Return the model config in a config document. Raises OsmError if the document is not valid."""
     if not isinstance(document, dict) or document.get("format") != FORMAT or "model" not in document:
         raise OsmError(f"{where}: not a config of an OmniScientModel (format {FORMAT})")
     try:
-        return from_dict(ModelConfig, document["model"], f"{where}: model")
-    except OsmError as error:  # of the sections' own checks, which do not know the file
+        return stored_model_config(document["model"], f"{where}: model")
+    except OsmError as error:  # checks of the sections do not know the file
         raise error if where in str(error) else OsmError(f"{where}: {error}") from None
 
 
-def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str) -> None:
-    """Raises OsmError where the frozen parts are not those the bridge was trained with."""
+def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: str) -> None:
+    """Raise OsmError if the frozen parts differ from the frozen parts that the bridge was trained with."""
     found = frozen_hashes(model)
     hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
     if not isinstance(hashes, Mapping) or not set(hashes) <= set(_FROZEN):
         raise OsmError(f"{where}: 'frozen' has to hold the hashes of {', '.join(_FROZEN)}, found {shown(hashes)}")
     for part, expected in hashes.items():
         if not isinstance(expected, str):
-            raise OsmError(f"{where}: the hash of {part!r} is a text, found {shown(expected)}")
+            raise OsmError(f"{where}: the hash of {part!r} must be a string, found {shown(expected)}")
         if part not in found:
             quantization = model.config.llm.quantization
             warnings.warn(
@@ -277,18 +293,18 @@ def check_frozen(model: OmniScientModel, document: Mapping[str, Any], where: str
             )
 
 
-def check_meaning(model: OmniScientModel, document: Any, where: str) -> None:
-    """Raises OsmError where settings that no shape tells (heads, gains, ...) are not those of the trained weights."""
+def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
+    """Raise OsmError if settings that do not change shapes (heads, gains, ...) differ from those used in training."""
     if not isinstance(document, Mapping) or "model" not in document:
         return
     then, now = model_config(document, where), model.config
     different = []
-    for section in ("qformer", "flamingo", "lora"):
+    for section in ("bridge", "lora"):
         one, other = getattr(then, section), getattr(now, section)
-        if section == "lora" and not one.rank:  # it starts anew
+        if section == "lora" and not one.rank:  # LoRA is newly initialized
             continue
         for each in dataclasses.fields(one):
-            values = getattr(one, each.name), getattr(other, each.name)
+            values = getattr(one, each.name), getattr(other, each.name, None)
             if each.name != "dropout" and values[0] != values[1]:
                 different.append(f"model.{section}.{each.name} was {values[0]}, and is {values[1]}")
     if different:
@@ -298,25 +314,25 @@ def check_meaning(model: OmniScientModel, document: Any, where: str) -> None:
         )
 
 
-def save_folder(model: OmniScientModel, folder: Path) -> None:
-    """Writes config.json and model.safetensors."""
+def save_folder(model: CheckpointedModel, folder: Path) -> None:
+    """Write a model's config.json and model.safetensors into a folder."""
     write_folder(folder, config_document(model), published_state_dict(model))
 
 
 def write_folder(folder: Path, document: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Writes both files under temporary names first, so that a crash leaves no half of one."""
+    """Write config.json and model.safetensors under temporary names first, so that a crash leaves no partial file."""
     folder.mkdir(parents=True, exist_ok=True)
     apart = {key: value.cpu().contiguous().clone() for key, value in state.items()}
     save_file(apart, folder / "model.safetensors.tmp", metadata={"format": "pt"})
     (folder / "config.json.tmp").write_text(json.dumps(document, indent=2) + "\n")
-    # safetensors makes files that nobody else may read; a model is shared as any other file is.
+    # safetensors creates files that only their owner can read; we give them the usual permissions.
     shutil.copymode(folder / "config.json.tmp", folder / "model.safetensors.tmp")
     for name in ("model.safetensors", "config.json"):
         os.replace(folder / f"{name}.tmp", folder / name)
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config document and the trained parts of a folder of `save_folder`."""
+    """Return the config document and the trained parts in a folder of `save_folder`."""
     try:
         document = read_json(folder / "config.json", "checkpoint config")[0]
     except OsmError as error:

@@ -1,9 +1,9 @@
-"""Builds models: from a config, a published base, or a checkpoint."""
+"""Build models from a config, a published base model, or a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,28 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoTokenizer, InstructBlipForConditionalGeneration
 
-from osm.config import ModelConfig, find_config, load_model_config
+from osm.config import find_config
 from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.models import checkpoint
-from osm.models.bridges.variants import BRIDGES
+from osm.models.bridges import BRIDGES
+from osm.models.bridges.bridge import Bridge
 from osm.models.llm import check_complete, load_llm, use_tokenizer
+from osm.models.model_config import ModelConfig, TowerConfig, load_model_config
 from osm.models.osm import OmniScientModel
-from osm.models.sizes import check_checkpoint, check_options, check_room
-from osm.models.towers.open_clip_tower import load_clip, open_clip_hub_id, open_clip_tower
-from osm.models.towers.timm_tower import timm_hub_id, timm_normalisation, timm_tower
-from osm.models.towers.tower import RandomTower, Tower
-from osm.models.verdicts import check_model
+from osm.models.self_check import check_model
+from osm.models.sizes import check_checkpoint, check_room
+from osm.models.towers import TOWERS
+from osm.models.towers.tower import Tower, check_tokens
 from osm.models.weights import (
     Found,
-    check_finite,
     from_pretrained_options,
     hub_options,
     load_first,
     model_options,
     shipped_folder,
-    timm_state_dict,
 )
-from osm.storage.locations import is_remote
+from osm.storage.locations import is_remote, public
 
 PUBLISHED_BASE = "Salesforce/instructblip-vicuna-7b"
 
@@ -51,17 +50,21 @@ def create_model_and_transforms(
     llm_channel: int | None = None,
     **overrides: Any,
 ) -> tuple[OmniScientModel, Processor]:
-    """Builds a model, untrained, with the transforms for its input.
+    """Build an untrained model and the transforms of its input.
 
     Args:
-        base_model_name: an InstructBLIP hub id or folder, one of the project's configs (`osm_small`), or a YAML file.
-        input_size, sliding_window_size, sliding_window_stride: pixels; None = the config's.
-        backbone_output_stride, backbone_output_channel, maskqformer_channel, llm_channel: checked against what the
-            parts really have (published flags).
+        base_model_name: an InstructBLIP (hub id or folder), a config of the project (`osm_small`), or a YAML file.
+        input_size: S in pixels; None = the value of the config.
+        sliding_window_size: w in pixels; None = the value of the config.
+        sliding_window_stride: s in pixels; None = the value of the config.
+        backbone_output_stride: the expected patch size of the tower (a published flag).
+        backbone_output_channel: the expected width of the tower (a published flag).
+        maskqformer_channel: the expected width of the bridge (a published flag).
+        llm_channel: the expected width of the LLM (a published flag).
         overrides: other fields of `ModelConfig`.
 
     Raises:
-        OsmError: weights that cannot be found, sizes that do not fit.
+        OsmError: weights are not found, or sizes do not fit.
     """
     sizes: dict[str, Any] = {
         "input_size": input_size,
@@ -73,26 +76,36 @@ def create_model_and_transforms(
     return model, processor
 
 
-def base_config(base_model_name: str, default: str = "osm", **overrides: Any) -> ModelConfig:
-    """The config of a base: one of the project's by name, a YAML file, or `default` around an InstructBLIP."""
+def base_config(
+    base_model_name: str, default: str = "osm", settings: Sequence[str] = (), **overrides: Any
+) -> ModelConfig:
+    """Read the model config for a base model.
+
+    Args:
+        base_model_name: a config of the project, a YAML file, or an InstructBLIP (hub id or folder).
+        default: the config that is used with an InstructBLIP.
+        settings: values of `--set` (see `osm.config.apply_settings`).
+        overrides: fields of `ModelConfig` in place of those of the file; None is ignored.
+    """
     try:
         find_config(base_model_name)
     except OsmError:
         if Path(base_model_name).suffix in (".yaml", ".yml"):
             raise
-        return load_model_config(default, **{**overrides, "base_model_name": base_model_name})
-    return load_model_config(base_model_name, **overrides)
+        return load_model_config(default, settings, **{**overrides, "base_model_name": base_model_name})
+    return load_model_config(base_model_name, settings, **overrides)
 
 
 def check_widths(
     model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
 ) -> None:
-    """Compares the published width flags with the model's parts."""
+    """Raise OsmError if a published width flag (None = not given) differs from the width of the model's part."""
+    llm_part: Any = model.llm
     actual = {
         "--backbone_output_stride": (stride, model.tower.patch),
         "--backbone_output_channel": (channel, model.tower.width),
-        "--maskqformer_channel": (qformer, model.bridge.config.width),
-        "--llm_channel": (llm, model.llm.get_input_embeddings().embedding_dim),
+        "--maskqformer_channel": (qformer, getattr(model.bridge.config, "width", 0)),
+        "--llm_channel": (llm, llm_part.get_input_embeddings().embedding_dim),
     }
     for flag, (given, found) in actual.items():
         if given is not None and given != found:
@@ -100,11 +113,11 @@ def check_widths(
 
 
 def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
-    """Builds a model, untrained, and its processor from a config; the bridge's start follows torch's seed.
+    """Build an untrained model and its processor from a config. Torch's seed decides the bridge's initial values.
 
     Raises:
-        OsmError: weights that cannot be found, sizes that do not fit each other, the weights or the memory, or an LLM
-            that `osm.models.self_check` finds wrong.
+        OsmError: weights are not found; sizes do not fit each other, the weights or the memory; or the LLM fails
+            `osm.models.self_check`.
     """
     check_room(config)
     model, processor = _build_instructblip(config) if config.base_model_name else _build_parts(config)
@@ -115,10 +128,12 @@ def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
 
 def _build_parts(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
     tower, tower_config = build_tower(config)
+    llm: Any
     llm, tokenizer, llm_config = load_llm(config.llm)
     config = replace(config, tower=tower_config, llm=llm_config)
     vocabulary = max(llm.get_input_embeddings().num_embeddings, len(tokenizer))
-    bridge = BRIDGES[config.variant].of(config, tower, llm, vocabulary)
+    kind: type[Bridge] = BRIDGES.get(config.bridge.kind)
+    bridge = kind.of(config, tower, llm, vocabulary)
     use_tokenizer(llm, tokenizer, config.llm.name)
     model = OmniScientModel(tower, bridge, llm, config).eval()
     return model, _processor(model, tokenizer, None)
@@ -129,34 +144,31 @@ def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -
     return Processor(tokenizer, qformer_tokenizer, model.config.input_size, tower.mean, tower.std, has_prefix)
 
 
-def build_tower(config: ModelConfig) -> tuple[Tower, Any]:
-    """The tower of a config without an InstructBLIP base, and its config with `source` filled in."""
-    tower = config.tower
-    if tower.kind == "random":
-        return RandomTower(tower.patch, tower.width, tower.class_token, tower.seed), tower
-    window = config.sliding_window_size
-    if tower.kind == "open_clip":
-        name, hub_id = tower.weights or tower.name, open_clip_hub_id(tower)
-        found, clip = load_first(name, tower.source, partial(load_clip, tower), hub_id)
-        check_finite(clip.state.items(), f"weights of {name!r} ({found.location})")
-        check_options(tower.options, clip.state, name)
-        return open_clip_tower(tower, window, clip), replace(tower, source=found.source)
-    hub_id = tower.weights or timm_hub_id(tower.name)
-    found, state = load_first(
-        tower.weights or tower.name, tower.source, lambda place: timm_state_dict(tower.name, place), hub_id=hub_id
-    )
-    check_options(tower.options, state, tower.weights or tower.name)
-    built = timm_tower(tower.name, tower.strides, window, state, tower.options)
-    built.mean, built.std = timm_normalisation(tower.name, tower.weights, found) or (built.mean, built.std)
-    return built, replace(tower, source=found.source)
+def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
+    """Build the tower of a config without an InstructBLIP base, and run one window of zeros through it.
+
+    Returns:
+        (tower, its config with `source` filled in).
+
+    Raises:
+        OsmError: no such kind of tower, weights that are not found or do not fit, or tokens of unexpected shapes.
+    """
+    section, window = config.tower, config.sliding_window_size
+    kind: type[Tower] = TOWERS.get(section.kind)
+    tower = kind.of(section, window)
+    if not any(True for _ in tower.parameters()):
+        raise OsmError(f"model.tower.kind {section.kind!r}: expected a tower with parameters, found none")
+    check_tokens(tower, window, f"model.tower {section.name or section.kind!r} with windows of {window} pixels")
+    return tower, replace(section, source=tower.source) if tower.source else section
 
 
 def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
-    def load(place: Found) -> tuple[nn.Module, Any, Any]:
+    def load(place: Found) -> tuple[Any, Any, Any]:
         options = from_pretrained_options(place)
-        base, info = InstructBlipForConditionalGeneration.from_pretrained(
+        loaded: Any = InstructBlipForConditionalGeneration.from_pretrained(
             place.location, dtype=torch.float32, output_loading_info=True, **model_options(place)
         )
+        base, info = loaded
         check_complete(info, place.location)
         return (
             base,
@@ -172,47 +184,69 @@ def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor
     return model, _processor(model, tokenizer, qformer_tokenizer)
 
 
-def load_model(name: str | Path, config: str | None = None) -> tuple[OmniScientModel, Processor, dict[str, Any]]:
-    """Loads trained weights: a folder of `save_pretrained` (or a hub id with one), or a `.pt` checkpoint.
+def load_model(
+    name: str | Path, config: str | None = None, settings: Sequence[str] = ()
+) -> tuple[OmniScientModel, Processor, dict[str, Any]]:
+    """Load a trained model: a folder of `save_pretrained` (or a hub id with one), or a `.pt` checkpoint.
 
     Args:
-        name: the folder, hub id or file; a folder or file may be at a URL.
-        config: the model config of a `.pt` file that does not name its own, as the published ones do not [osm].
+        name: the folder, hub id or file. A folder or file may be at a URL.
+        config: the model config of a `.pt` file that does not have its own, as the published files do not [osm].
+        settings: values of `--set` in place of those of `config`.
 
     Returns:
-        model (eval), processor, and what else the file holds.
+        (model in eval mode, processor, the other entries of the file).
 
     Raises:
-        OsmError: not found, does not fit, or trained with other frozen parts.
+        OsmError: the checkpoint is not found, does not fit its config, or was trained with other frozen parts; or
+            there are settings, but the checkpoint has its own config.
     """
     path = Path(checkpoint.localized(name, "checkpoint"))
     if path.suffix in checkpoint.FILES:
         document = checkpoint.read_published(path)
         if "config" in document and config is None:
+            _refuse(settings, name)
             own = checkpoint.model_config(document["config"], f"checkpoint {path}")
             check_checkpoint(own, document["model_state_dict"], f"checkpoint {path}")
             model, processor = build(own)
             checkpoint.check_frozen(model, document["config"], f"checkpoint {path}")
         else:
-            model, processor = build(base_config(config or "osm"))
+            model, processor = build(base_config(config or "osm", settings=settings))
         checkpoint.load_published_state_dict(model, document.pop("model_state_dict"), f"checkpoint {path}")
         return model.eval(), processor, document
+    _refuse(settings, name)
     model, loaded = load_folder(path if is_remote(name) else name)
     assert loaded is not None
     return model, loaded, {}
 
 
+def _refuse(settings: Sequence[str], name: str | Path) -> None:
+    if settings:
+        raise OsmError(
+            f"--set {settings[0]}: the checkpoint {public(str(name))} has its own model config; --set changes the file "
+            "of --config"
+        )
+
+
 def shipped(name: str | Path) -> Path | None:
-    """The folder of a trained model that comes with this package, by its name; a folder of that name goes first."""
+    """Return the folder of a trained model in this package, or None if there is none or a folder has the same name."""
     folder = shipped_folder() / str(name)
     plain = str(name).isidentifier() and not Path(name).exists()
     return folder if plain and (folder / "model.safetensors").is_file() else None
 
 
 def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
-    """Loads a folder of `save_pretrained`, or a hub id that holds one (where there is a network or a cache).
+    """Load a folder of `save_pretrained`, or a hub repository with such a folder.
 
-    With a `base_model` that is handed in there is no processor: its tokenizers are not known.
+    Args:
+        name: the folder, its URL, or the hub id.
+        base_model: the InstructBLIP to build around. None = the frozen parts are loaded by the names in the config.
+
+    Returns:
+        (model, processor). The processor is None with a given `base_model`, because its tokenizers are not known.
+
+    Raises:
+        OsmError: no such folder or repository, or the frozen parts are not those that the bridge was trained with.
     """
     name = checkpoint.localized(name, "checkpoint")
     folder = shipped(name) or Path(name)
@@ -241,7 +275,11 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` = cuda, mps or cpu, the first there is. Raises OsmError for one that is not there."""
+    """Return the torch device. `auto` is the first available one of cuda, mps and cpu.
+
+    Raises:
+        OsmError: the device is not available.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, there in available.items() if there))

@@ -1,6 +1,6 @@
-"""Frozen decoder-only LLMs, conditioned through `inputs_embeds`.
+"""Loads frozen decoder-only LLMs, and computes losses and generations from their `inputs_embeds`.
 
-Shapes: R rows, T positions, W width, V vocabulary.
+Shapes: R rows, T positions, t supervised positions, W width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from osm.config import LlmConfig
 from osm.errors import OsmError
-from osm.models.kv_cache import read_prefix, read_tokens
-from osm.models.llm_inputs import LlmInputs, llm_support, positions
+from osm.models.llm_forward import (
+    LlmInputs,
+    llm_config,
+    llm_support,
+    positions,
+    read_prefix,
+    read_tokens,
+    word_embeddings,
+)
+from osm.models.model_config import LlmConfig
 from osm.models.quantize import check_works, keep_gradients, loading_options, quantization_config, told_plainly
 from osm.models.weights import (
     Found,
@@ -34,11 +41,14 @@ from osm.models.weights import (
 
 
 def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
-    """Loads a causal LM and its tokenizer from the first place that has it.
+    """Load a causal LM and its tokenizer from the first source that has it.
 
     Returns:
-        the model (eval; float32, or as `config.quantization` says), the tokenizer, and the config with `source` set to
-        where it was found.
+        the model (in eval mode; float32, or quantized according to `config.quantization`), the tokenizer, and the
+        config with `source` set to the source that was used.
+
+    Raises:
+        OsmError: the name is empty, or no source has the model.
     """
     if not config.name:
         raise OsmError("model.llm.name is empty: name a folder, a hub id or a .gguf file")
@@ -58,15 +68,16 @@ def _load(found: Found, config: LlmConfig, bits: Any) -> tuple[nn.Module, Any]:
         raise OsmError(f"model.llm.name {location!r}: expected a folder or a .gguf file")
     options = from_pretrained_options(found)
     with told_plainly(config.quantization) if bits is not None else contextlib.nullcontext():
-        llm, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             location, output_loading_info=True, **model_options(found), **loading_options(bits)
         )
+    llm, info = loaded  # a pair with `output_loading_info`
     check_complete(info, location)
     return llm, AutoTokenizer.from_pretrained(location, **options)
 
 
 def check_complete(info: dict[str, Any], location: str) -> None:
-    """Raises OsmError for weights that lack entries: transformers draws those at random, with a warning alone."""
+    """Raise OsmError if weights lack entries, because transformers only warns and initializes them at random."""
     if info["missing_keys"]:
         raise OsmError(
             f"weights at {location} lack {len(info['missing_keys'])} entries: {sorted(info['missing_keys'])[0]}, ..."
@@ -74,9 +85,9 @@ def check_complete(info: dict[str, Any], location: str) -> None:
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
-    llm = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    llm: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     check_attention_scale(llm.config, path)
-    # The values are dequantised by now; with these two left in place it could not be saved.
+    # The values are dequantized at this point, but transformers refuses to save a model that has these attributes.
     llm.hf_quantizer = None
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
@@ -84,61 +95,65 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
 
 
-def token_losses(llm: nn.Module, inputs: LlmInputs, labels: Tensor, scored: bool = False) -> tuple[Tensor, ...]:
-    """Next-token cross entropy of each row.
+def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: bool = False) -> tuple[Tensor, ...]:
+    """Compute the next-token cross entropy of each row.
 
     Args:
-        labels: (R, T), -100 = not supervised.
+        labels_RT: token ids, -100 at positions that are not supervised.
 
     Returns:
-        (R,) summed cross entropy in float32, (R,) number of supervised tokens; if `scored`, (R,) whether each of them
-        was the likeliest one: whether greedy search would say just them.
+        the summed cross entropy (R,) in float32 and the number of supervised tokens (R,). With `scored`, also whether
+        every supervised token is the most likely one (R,), so that greedy search would generate exactly these tokens.
     """
-    logits, targets = _supervised_logits(llm, inputs, labels)
-    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
-    supervised = targets != -100
-    found = losses.sum(1), supervised.sum(1)
-    return (*found, ((logits.argmax(2) == targets) | ~supervised).all(1)) if scored else found
+    logits_RtV, targets_Rt = _supervised_logits(llm, inputs, labels_RT)
+    losses_Rt = F.cross_entropy(logits_RtV.float().transpose(1, 2), targets_Rt, ignore_index=-100, reduction="none")
+    supervised_Rt = targets_Rt != -100
+    found = losses_Rt.sum(1), supervised_Rt.sum(1)
+    return (*found, ((logits_RtV.argmax(2) == targets_Rt) | ~supervised_Rt).all(1)) if scored else found
 
 
-def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (R, t, V) and targets (R, t) of the t positions that some row is supervised at."""
-    targets = labels[:, 1:]
-    # The LM head is the costliest matrix of a small LLM: it runs at these positions only (or at one).
-    columns = (targets != -100).any(0).nonzero().flatten()
-    if len(columns) == 0:
-        columns = columns.new_zeros(1)
+def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits (R, t, V) and targets (R, t) of the t positions at which any row is supervised."""
+    targets_RT = labels_RT[:, 1:]
+    # The LM head is the most expensive matrix of a small LLM, so it runs at these positions only (or at one).
+    columns_t = (targets_RT != -100).any(0).nonzero().flatten()
+    if len(columns_t) == 0:
+        columns_t = columns_t.new_zeros(1)
     accepted = inspect.signature(llm.forward).parameters
-    mask = inputs.mask_RT
-    kwargs: dict[str, Any] = {"position_ids": positions(mask)} if "position_ids" in accepted else {}
+    mask_RT = inputs.mask_RT
+    kwargs: dict[str, Any] = {"position_ids": positions(mask_RT)} if "position_ids" in accepted else {}
     if "logits_to_keep" in accepted:
-        kwargs["logits_to_keep"] = columns
+        kwargs["logits_to_keep"] = columns_t
     with inputs.conditioned():
-        logits = llm(inputs_embeds=inputs.embeds_RTW, attention_mask=mask, use_cache=False, **kwargs).logits
-    if logits.shape[1] != len(columns):
-        logits = logits[:, columns]
-    return logits, targets[:, columns]
+        logits = llm(inputs_embeds=inputs.embeds_RTW, attention_mask=mask_RT, use_cache=False, **kwargs).logits
+    if logits.shape[1] != len(columns_t):
+        logits = logits[:, columns_t]
+    return logits, targets_RT[:, columns_t]
 
 
 def stop_ids(llm: nn.Module) -> list[int]:
-    """Ids that end a name: the LLM's end tokens, and id 0 as published, unless it is a plain token of the tokenizer."""
-    eos = llm.generation_config.eos_token_id if llm.generation_config is not None else None
+    """Return the ids that end a name: the LLM's end tokens and, as published, id 0.
+
+    Id 0 is left out if it is an ordinary token of the tokenizer (see `use_tokenizer`).
+    """
+    generation_config: Any = llm.generation_config
+    eos = generation_config.eos_token_id if generation_config is not None else None
     if eos is None:
-        eos = llm.config.eos_token_id
+        eos = llm_config(llm).eos_token_id
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     return list(dict.fromkeys([*ids, 0] if getattr(llm, "osm_zero_ends_names", True) else ids))
 
 
 def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
-    """Fits an LLM and its tokenizer to each other.
+    """Set the padding token and the end tokens of an LLM and its tokenizer consistently.
 
-    The tokenizer's end token ends names: it ends the training texts, whatever else the LLM's config names. So does id 0
-    where it is a special token of the tokenizer: in the published model it is `<unk>`, in others the letter `!`.
+    The tokenizer's end token ends names because it ends the training texts, whatever the LLM's config specifies. Id 0
+    also ends names if it is a special token: it is `<unk>` in the published model, but the letter `!` in other models.
 
     Raises:
-        OsmError: a start or end token that the LLM has no embedding for.
+        OsmError: the LLM has no embedding for the tokenizer's start or end token.
     """
-    known = llm.get_input_embeddings().num_embeddings
+    known = word_embeddings(llm).num_embeddings
     for which in ("bos", "eos", "pad"):
         token, number = getattr(tokenizer, f"{which}_token"), getattr(tokenizer, f"{which}_token_id")
         if number is None or number < known:
@@ -149,51 +164,58 @@ def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
                 f"has {known} embeddings (ids 0 to {known - 1}); resize its embeddings, or use the tokenizer that it "
                 "was trained with"
             )
-        # Nothing attends to padding, so any token does.
+        # No token attends to padding, so any token can serve as padding.
         tokenizer.pad_token = tokenizer.eos_token
-    plain = 0 not in special_ids(tokenizer)
-    if llm.generation_config is None:
-        llm.generation_config = GenerationConfig()
-    llm.osm_zero_ends_names = not plain
+    generator: Any = llm  # the attributes of transformers' GenerationMixin
+    if generator.generation_config is None:
+        generator.generation_config = GenerationConfig()
+    generator.osm_zero_ends_names = 0 in special_ids(tokenizer)
     if tokenizer.eos_token_id is not None:
         ends = [tokenizer.eos_token_id, *(i for i in stop_ids(llm) if i != 0)]
-        llm.generation_config.eos_token_id = list(dict.fromkeys(ends))
+        generator.generation_config.eos_token_id = list(dict.fromkeys(ends))
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of a tokenizer's special tokens, among them those of its start, end, padding and unknown words."""
+    """Return the ids of all special tokens of a tokenizer, including start, end, padding and unknown word."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return set(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
 
 
 def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
-    """Generation from embeddings, greedy unless told otherwise.
+    """Generate from embeddings, with greedy search by default.
 
-    Padding may stand anywhere in a row: it is moved to the left, where generation needs it.
+    Padding may be anywhere in a row. It is moved to the left, as generation requires.
+
+    Args:
+        options: fields of transformers' `GenerationConfig`.
 
     Returns:
-        what `llm.generate` returns: the new ids (R, new), or a ModelOutput with `return_dict_in_generate=True`.
+        the result of `llm.generate`: the new ids (R, new), or a ModelOutput with `return_dict_in_generate=True`.
 
     Raises:
-        OsmError: an option beyond greedy search, with an LLM whose own `generate` is not right (`LlmSupport.generate`).
+        OsmError: an option needs the LLM's own `generate`, which is not correct (`LlmSupport.generate` is False).
     """
-    stop, pad = stop_ids(llm), llm.config.pad_token_id
+    stop, pad = stop_ids(llm), llm_config(llm).pad_token_id
     ends = {"eos_token_id": stop, "pad_token_id": (stop or [0])[0] if pad is None or pad < 0 else pad}
     if not llm_support(llm).generate:
         return _greedy(llm, inputs, {**ends, **options})
-    embeds, mask = inputs.embeds_RTW, inputs.mask_RT
-    if not mask.all():
-        order = mask.long().argsort(dim=1, stable=True)
-        embeds, mask = embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
+    embeds_RTW, mask_RT = inputs.embeds_RTW, inputs.mask_RT
+    if not mask_RT.all():
+        order_RT = mask_RT.long().argsort(dim=1, stable=True)
+        embeds_RTW = embeds_RTW.gather(1, order_RT[..., None].expand_as(embeds_RTW))
+        mask_RT = mask_RT.gather(1, order_RT)
     settings: dict[str, Any] = {
-        # What an LLM's own generation config may set, and greedy search must not take from there.
+        # The LLM's own generation config may set these fields, which would change greedy search.
         **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0},
-        "bos_token_id": llm.config.bos_token_id,
+        "bos_token_id": llm_config(llm).bos_token_id,
         **ends,
         **options,
     }
     with inputs.conditioned():
-        return llm.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=GenerationConfig(**settings))
+        generator: Any = llm
+        return generator.generate(
+            inputs_embeds=embeds_RTW, attention_mask=mask_RT, generation_config=GenerationConfig(**settings)
+        )
 
 
 _GREEDY = {"do_sample": False, "num_beams": 1, "cache_implementation": None}
@@ -201,7 +223,7 @@ _OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits")
 
 
 def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
-    """Greedy search without transformers' `generate`: rows of one length go through the LLM together, unpadded."""
+    """Run greedy search without transformers' `generate`; rows of equal length form a batch without padding."""
     stop, pad = options.pop("eos_token_id"), options.pop("pad_token_id")
     stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
     wanted = {name: bool(options.pop(name, False)) for name in _OUTPUTS}
@@ -212,33 +234,35 @@ def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
                 f"generate: {name}={value!r} needs transformers' own generate, which is not right for "
                 f"{type(llm).__name__} fed with embeddings; only greedy search is left (max_new_tokens, eos_token_id)"
             )
-    lengths = inputs.mask_RT.sum(1)
+    lengths_R = inputs.mask_RT.sum(1)
     groups, states, rows = [], [], len(inputs)
-    logits: Tensor | None = None
-    for length in lengths.unique().tolist():
-        group = (lengths == length).nonzero().flatten()
+    logits_RV: Tensor | None = None
+    for length in lengths_R.unique().tolist():
+        group = (lengths_R == length).nonzero().flatten()
         part = inputs.select(group)
-        embeds = part.embeds_RTW[part.mask_RT.bool().to(part.embeds_RTW.device)].view(len(group), length, -1)
-        found, state = read_prefix(llm, LlmInputs(embeds, embeds.new_ones(embeds.shape[:2]).long(), part.gated_kv))
-        logits = found.new_empty(rows, found.shape[-1]) if logits is None else logits
-        logits[group] = found
+        embeds_RTW = part.embeds_RTW[part.mask_RT.bool().to(part.embeds_RTW.device)].view(len(group), length, -1)
+        mask_RT = embeds_RTW.new_ones(embeds_RTW.shape[:2]).long()
+        found_RV, state = read_prefix(llm, LlmInputs(embeds_RTW, mask_RT, part.gated_kv))
+        logits_RV = found_RV.new_empty(rows, found_RV.shape[-1]) if logits_RV is None else logits_RV
+        logits_RV[group] = found_RV
         groups.append(group)
         states.append(state)
-    assert logits is not None
+    assert logits_RV is not None
     ids: list[Tensor] = []
     all_logits: list[Tensor] = []
-    ended = torch.zeros(rows, dtype=torch.bool, device=logits.device)
+    ended_R = torch.zeros(rows, dtype=torch.bool, device=logits_RV.device)
     for step in range(steps):
         if step:
             for place, group in enumerate(groups):
-                logits[group], states[place] = read_tokens(llm, ids[-1][group, None].tolist(), states[place])
-        all_logits.append(logits.clone())
-        ids.append(logits.argmax(-1).masked_fill(ended, pad))
-        ended |= torch.isin(ids[-1], torch.tensor(stop, device=logits.device, dtype=torch.long))
-        if ended.all():
+                logits_RV[group], states[place] = read_tokens(llm, ids[-1][group, None].tolist(), states[place])
+        all_logits.append(logits_RV.clone())
+        ids.append(logits_RV.argmax(-1).masked_fill(ended_R, pad))
+        ended_R |= torch.isin(ids[-1], torch.tensor(stop, device=logits_RV.device, dtype=torch.long))
+        if ended_R.all():
             break
-    sequences = torch.stack(ids, 1)
+    sequences_RT = torch.stack(ids, 1)
     if not wanted["return_dict_in_generate"]:
-        return sequences
+        return sequences_RT
     scores, raw = (tuple(all_logits) if wanted[name] else None for name in ("output_scores", "output_logits"))
-    return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores, logits=raw)
+    outputs: dict[str, Any] = {"sequences": sequences_RT, "scores": scores, "logits": raw}
+    return GenerateDecoderOnlyOutput(**outputs)

@@ -1,6 +1,6 @@
-"""LoRA on the frozen LLM, through peft (`pip install 'osm-recognition[lora]'`), put into its own modules in place.
+"""Adds LoRA to the frozen LLM in place, with the package peft (`pip install 'osm-recognition[lora]'`).
 
-What it trains is kept apart from the LLM's weights: by name in checkpoints (`lora.*`), and in float32.
+LoRA's parameters are kept apart from the LLM's weights: checkpoints store them as `lora.*`, and they stay in float32.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from osm.config import LoraConfig
 from osm.errors import OsmError
 from osm.models.bridges.gated import decoder_layers
+from osm.models.model_config import LoraConfig
 
 _MARK = ".lora_"
 
 
 def add_lora(llm: nn.Module, config: LoraConfig) -> None:
-    """Adds trainable low-rank changes that start as none.
+    """Add trainable low-rank updates, which start at zero, to the linear layers that `config.targets` names.
 
     Raises:
-        OsmError: peft is not installed, or the LLM has no such matrices.
+        OsmError: peft is not installed, or a target is not a linear layer of the LLM.
     """
     try:
         import peft
@@ -38,7 +38,8 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
     unknown = [target for target in config.targets if target not in linear]
     if unknown:
         raise OsmError(
-            f"model.lora.targets: {unknown[0]!r} is no linear layer of this LLM; it has {', '.join(sorted(linear))}"
+            f"model.lora.targets: {unknown[0]!r} is not a linear layer of this LLM, which has "
+            f"{', '.join(sorted(linear))}"
         )
     given = peft.LoraConfig(
         r=config.rank,
@@ -58,7 +59,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
 
 
 def _report_left_out(llm: nn.Module) -> None:
-    """Warns where "all linear layers" leaves out much of the LLM, such as experts that are no linear layers."""
+    """Warn if LoRA on all linear layers leaves out much of the LLM, such as experts that are no linear layers."""
     layers = nn.ModuleList(decoder_layers(llm))
     own = {name: p.numel() for name, p in layers.named_parameters() if p.ndim > 1 and _MARK not in name}
     left = {name: size for name, size in own.items() if ".base_layer." not in name}
@@ -73,47 +74,47 @@ def _report_left_out(llm: nn.Module) -> None:
 
 
 def lora_parameters(llm: nn.Module) -> dict[str, nn.Parameter]:
-    """What LoRA trains, by name; empty without it."""
+    """Return LoRA's parameters by name; the dict is empty without LoRA."""
     return {name: parameter for name, parameter in llm.named_parameters() if _MARK in name}
 
 
 def keep_precise(llm: nn.Module) -> None:
-    """LoRA's values in float32, whatever the LLM's own are: they are trained."""
+    """Convert LoRA's parameters to float32, in which they are trained, whatever the LLM's dtype is."""
     for parameter in lora_parameters(llm).values():
         parameter.data = parameter.data.float()
 
 
 def train_dropout(llm: nn.Module, mode: bool) -> None:
-    """LoRA's dropout is on in training, although the LLM around it stays in eval mode."""
+    """Set LoRA's dropout to training mode or eval mode. The LLM around it always stays in eval mode."""
     for name, module in llm.named_modules():
         if name.endswith("lora_dropout"):
             module.train(mode)
 
 
 def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The LLM's own entries under its own names."""
-    # Fused experts are wrapped once for each of their tensors, so that the mark may stand there several times.
+    """Return the LLM's own entries of a state dict, under the names that they have without LoRA."""
+    # peft wraps fused experts once per tensor, so `.base_layer` may occur several times in a row.
     return {re.sub(r"(\.base_layer)+\.", ".", name): value for name, value in state.items() if _MARK not in name}
 
 
 def _fits_rank(size: int, rank: int, name: str) -> bool:
-    """Fused experts have a change of that rank each, side by side."""
+    """Return whether an axis fits the rank. For fused experts, the updates of all experts are concatenated."""
     return size == rank or (".experts." in name and size > 0 and size % rank == 0)
 
 
 def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tensor]:
-    """Names and shapes of a checkpoint's LoRA entries (`lora.*`), as far as they tell without the LLM.
+    """Return a checkpoint's LoRA entries (`lora.*`) as meta tensors, after checks that do not need the LLM.
 
     Raises:
-        OsmError: entries of another rank, of half a pair, or none although there should be some.
+        OsmError: the entries have another rank, lack their other half, or are missing although `rank` is not 0.
     """
     found = {name: value for name, value in state.items() if name.startswith("lora.")}
     if bool(found) != bool(rank):
-        raise OsmError(f"{where} has {len(found)} entries of LoRA, its config has model.lora.rank {rank}")
+        raise OsmError(f"{where} has {len(found)} LoRA entries, but its config has model.lora.rank {rank}")
     for name, value in found.items():
         axis = 0 if "lora_A" in name else 1
         other = name.replace("lora_A", "lora_B") if axis == 0 else name.replace("lora_B", "lora_A")
         fits = isinstance(value, Tensor) and value.ndim == 2 and _fits_rank(value.shape[axis], rank, name)
         if not fits or _MARK not in name or other not in found:
-            raise OsmError(f"{where}: {name} is no half of a change of rank {rank}")
+            raise OsmError(f"{where}: {name} is not one half of a LoRA pair of rank {rank}")
     return {name: torch.empty(value.shape, device="meta") for name, value in found.items()}

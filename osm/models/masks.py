@@ -1,6 +1,7 @@
-"""From masks in pixels to what the bridge's queries may look at.
+"""Computes what a bridge needs to know about masks: boxes, context masks, grid cells and visible keys.
 
-Shapes: R masks (rows), S input size, g = S / p grid cells a side, L = prefix + g^2 keys.
+Shapes: R masks (rows), S input size, p patch size, g = S / p grid cells per side, G = g^2 grid cells,
+L = prefix + G keys.
 """
 
 from __future__ import annotations
@@ -18,44 +19,47 @@ from osm.errors import SampleError
 L = TypeVar("L", bound="MaskFeatures")
 
 
-def context_mask(mask: Tensor, ratio: float) -> Tensor:
-    """The filled, enlarged bounding box of each mask (published: `context_enlarge_ratio`).
+def context_mask(mask_R1SS: Tensor, ratio: float) -> Tensor:
+    """Return a context mask for each mask: its bounding box, enlarged and filled.
+
+    The published flag for `ratio` is `context_enlarge_ratio`.
 
     Args:
-        mask: (R, 1, S, S), non-zero = inside.
-        ratio: by how much of its own size the box grows on each side; < 0 = the whole canvas.
+        mask_R1SS: non-zero inside of the mask.
+        ratio: the share of the box's own size by which it grows on each side; a negative ratio selects the whole
+            canvas.
 
     Returns:
-        (R, 1, S, S) in the dtype of `mask`.
+        (R, 1, S, S) in the dtype of the masks.
 
     Raises:
-        SampleError: `empty_mask`.
+        SampleError: a mask is empty (`empty_mask`).
     """
-    top, left, bottom, right = bounding_boxes(mask).unbind(1)
+    top, left, bottom, right = bounding_boxes(mask_R1SS).unbind(1)
     if ratio < 0:
-        return torch.ones_like(mask)
-    rows = _within(_enlarge(top, bottom, ratio), mask.shape[-2])
-    columns = _within(_enlarge(left, right, ratio), mask.shape[-1])
-    return (rows[:, None, :, None] & columns[:, None, None, :]).to(mask.dtype)
+        return torch.ones_like(mask_R1SS)
+    rows = _within(_enlarge(top, bottom, ratio), mask_R1SS.shape[-2])
+    columns = _within(_enlarge(left, right, ratio), mask_R1SS.shape[-1])
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(mask_R1SS.dtype)
 
 
-def bounding_boxes(mask: Tensor) -> Tensor:
-    """Returns (top, left, bottom, right), inclusive, of every mask (R, 1, S, S), as int64 (R, 4) on its device.
+def bounding_boxes(mask_R1SS: Tensor) -> Tensor:
+    """Return (top, left, bottom, right) of each mask in pixels, ends inclusive, as int64 (R, 4) on the masks' device.
 
-    The host waits for the device once, whatever the number of masks.
+    The host synchronizes with the device once, regardless of the number of masks.
 
     Raises:
-        SampleError: `empty_mask`.
+        SampleError: a mask is empty (`empty_mask`).
     """
-    inside = _inside(mask)[:, 0]
-    sides = [_first_and_last(visible) for visible in (_any_of_row(inside), inside.any(1))]
+    inside_RSS = _inside(mask_R1SS)[:, 0]
+    sides = [_first_and_last(visible_RS) for visible_RS in (_any_of_row(inside_RSS), inside_RSS.any(1))]
     (top, bottom, present), (left, right, _) = sides
     _check_present(present, "mask")
     return torch.stack([top, left, bottom, right], 1)
 
 
 def _first_and_last(visible_RS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the first and last true place of each row (R,), and whether it has one."""
+    """Return the first and last true position of each row, and whether the row has one; each is (R,)."""
     size = visible_RS.shape[1]
     places = torch.arange(size, device=visible_RS.device)
     first = torch.where(visible_RS, places, size).amin(1)
@@ -70,44 +74,48 @@ def _check_present(present_R: Tensor, what: str) -> None:
 
 
 def _enlarge(low_R: Tensor, high_R: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Moves the ends of a side apart by `ratio` of its length, rounded towards 0."""
+    """Move both ends of a side outwards by `ratio` times its length, rounded towards 0."""
     exact = torch.float32 if low_R.device.type == "mps" else torch.float64
     reach = ratio * (high_R - low_R + 1).to(exact)
     return (low_R - reach).long(), (high_R + reach).long()
 
 
 def _within(ends: tuple[Tensor, Tensor], size: int) -> Tensor:
-    """Returns (R, size): whether each place lies between the ends, both included."""
+    """Return whether each position is between the ends, both inclusive, as bool (R, size)."""
     places = torch.arange(size, device=ends[0].device)
     return (places >= ends[0][:, None]) & (places <= ends[1][:, None])
 
 
 def _inside(mask: Tensor) -> Tensor:
-    # A comparison of so many pixels costs as much as a layer of a small model.
+    # Boolean masks skip the comparison, which costs as much as a layer of a small model.
     return mask if mask.dtype == torch.bool else mask != 0
 
 
 def _any_of_row(inside: Tensor) -> Tensor:
-    """bool (..., S) -> (...). In eights first: on a CPU, torch reduces a long last dimension of bools slowly."""
+    """Reduce bool (..., S) to (...) with `any`, groups of 8 first: torch reduces long bool rows slowly on a CPU."""
     if inside.shape[-1] % 8 == 0:
         inside = inside.unflatten(-1, (-1, 8)).any(-1)
     return inside.any(-1)
 
 
-def mask_to_grid(mask: Tensor, patch: int, how: str) -> Tensor:
-    """(R, 1, S, S) -> bool (R, g^2): `nearest` looks at each cell's top-left pixel, `area` at any of its pixels."""
-    inside = _inside(mask)
-    if how == "nearest":
-        return inside[..., ::patch, ::patch].flatten(1).clone()  # never a view: a cell may be set in it
-    return inside.unflatten(-1, (-1, patch)).any(-1).unflatten(-2, (-1, patch)).any(-2).flatten(1)
+def mask_to_grid(mask_R1SS: Tensor, patch: int, method: str) -> Tensor:
+    """Return which grid cells each mask covers, bool (R, G).
+
+    Args:
+        method: `nearest` tests the top-left pixel of each cell, `area` tests whether any pixel of the cell is inside.
+    """
+    inside_R1SS = _inside(mask_R1SS)
+    if method == "nearest":
+        return inside_R1SS[..., ::patch, ::patch].flatten(1).clone()  # a copy, as callers set cells in place
+    return inside_R1SS.unflatten(-1, (-1, patch)).any(-1).unflatten(-2, (-1, patch)).any(-2).flatten(1)
 
 
 @dataclass
 class MaskFeatures:
-    """What a bridge needs of R masks, in place of their pixels: a dataclass whose tensors are (R, ...) each.
+    """Base class of the features that a bridge computes from R masks. Every tensor field has shape (R, ...).
 
     Attributes:
-        fallbacks: rows whose mask had no place of its own on the grid, so that another was used.
+        fallbacks: number of rows whose mask covered no cell of the grid, so that another cell was used.
     """
 
     fallbacks: int = field(default=0, kw_only=True)
@@ -118,13 +126,15 @@ class MaskFeatures:
 
     @property
     def device(self) -> torch.device:
+        """The device of the tensors."""
         return next(iter(self._values().values())).device
 
     def to(self, device: torch.device | str) -> Self:
+        """Return a copy with all tensors on a device."""
         return replace(self, **{name: value.to(device) for name, value in self._values().items()})  # type: ignore[arg-type]
 
     def rows(self) -> list[Self]:
-        """Each row by itself."""
+        """Split into single rows; their `fallbacks` are 0."""
         return [self._row(row) for row in range(len(self))]
 
     def _row(self, row: int) -> Self:
@@ -133,7 +143,7 @@ class MaskFeatures:
 
     @staticmethod
     def stack(parts: Sequence[L]) -> L:
-        """Several ones' rows together."""
+        """Concatenate the rows of several features of one class."""
         columns = [part._values() for part in parts]
         joined = {name: torch.cat([values[name] for values in columns]) for name in columns[0]}
         return replace(parts[0], fallbacks=sum(part.fallbacks for part in parts), **joined)  # type: ignore[arg-type]
@@ -144,49 +154,51 @@ class MaskFeatures:
 
 @dataclass
 class VisibleKeys(MaskFeatures):
-    """What the queries of each row may attend to.
+    """The keys that the queries of each row may attend to.
 
     Attributes:
-        mask_RL, context_RL: bool, the mask queries' keys and the context and mode queries' keys.
-        fallbacks: rows whose mask (or context box) had no cell of its own, so that its centroid's cell was used.
+        mask_RL: bool, the keys that are visible to the mask queries.
+        context_RL: bool, the keys that are visible to the context queries and the mode query.
+        fallbacks: number of rows whose mask or context box covered no cell, so that the cell at its centroid was used.
     """
 
     mask_RL: Tensor
     context_RL: Tensor
 
 
-def check_not_empty(mask: Tensor, context: Tensor) -> None:
-    """Raises SampleError `empty_mask` for a mask or context mask (R, 1, S, S) without a pixel."""
-    for what, pixels in (("mask", mask), ("context mask", context)):
-        _check_present(_any_of_row(_inside(pixels).flatten(1)), what)
+def check_not_empty(mask_R1SS: Tensor, context_R1SS: Tensor) -> None:
+    """Raise SampleError (`empty_mask`) if a mask or a context mask has no pixel."""
+    for what, pixels_R1SS in (("mask", mask_R1SS), ("context mask", context_R1SS)):
+        _check_present(_any_of_row(_inside(pixels_R1SS).flatten(1)), what)
 
 
-def visible_keys(mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
-    """Brings masks and context masks (R, 1, S, S) to the keys [class token of every window | grid, row-major].
+def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, method: str) -> VisibleKeys:
+    """Map masks and context masks to the keys [class token of each window | grid cells, row-major].
 
-    Class tokens are always visible. Without class tokens a row whose mask vanishes on the grid sees the cell at the
-    mask's centroid, and is counted.
+    Class tokens are always visible. Without class tokens, a mask that covers no cell of the grid makes the cell at its
+    centroid visible, and its row is counted in `fallbacks`.
 
     Raises:
-        SampleError: `empty_mask`, a mask or context mask without a pixel.
+        SampleError: a mask or a context mask has no pixel (`empty_mask`).
     """
-    check_not_empty(mask, context)
-    visible, fallbacks = [], torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-    for pixels in (mask, context):
-        grid = mask_to_grid(pixels, patch, how)
-        if prefix == 0 and how == "nearest":  # with `area` no mask is lost
-            lost = ~grid.any(1)
-            # For all rows, so that the host need not know which are lost.
-            grid = grid | (lost[:, None] & F.one_hot(_centroid_cells(pixels, patch), grid.shape[1]).bool())
-            fallbacks |= lost
-        visible.append(torch.cat([grid.new_ones(len(grid), prefix), grid], 1))
-    return VisibleKeys(visible[0], visible[1], fallbacks=int(fallbacks.sum()))
+    check_not_empty(mask_R1SS, context_R1SS)
+    visible, fallbacks_R = [], torch.zeros(len(mask_R1SS), dtype=torch.bool, device=mask_R1SS.device)
+    for pixels_R1SS in (mask_R1SS, context_R1SS):
+        grid_RG = mask_to_grid(pixels_R1SS, patch, method)
+        if prefix == 0 and method == "nearest":  # with `area`, every mask covers a cell
+            lost_R = ~grid_RG.any(1)
+            # Centroids of all rows are computed, so that the host does not have to wait for `lost`.
+            centroid_RG = F.one_hot(_centroid_cells(pixels_R1SS, patch), grid_RG.shape[1]).bool()
+            grid_RG = grid_RG | (lost_R[:, None] & centroid_RG)
+            fallbacks_R |= lost_R
+        visible.append(torch.cat([grid_RG.new_ones(len(grid_RG), prefix), grid_RG], 1))
+    return VisibleKeys(visible[0], visible[1], fallbacks=int(fallbacks_R.sum()))
 
 
-def _centroid_cells(pixels: Tensor, patch: int) -> Tensor:
-    """Returns the number of the cell (row-major) in which the centroid of each mask (R, 1, S, S) lies, int64 (R,)."""
-    inside = _inside(pixels)[:, 0]
-    count = inside.sum((1, 2))
-    places = torch.arange(inside.shape[-1], device=inside.device)
-    y, x = ((inside.sum(axis) * places).sum(1) // (count * patch) for axis in (2, 1))
-    return y * (inside.shape[-1] // patch) + x
+def _centroid_cells(pixels_R1SS: Tensor, patch: int) -> Tensor:
+    """Return the row-major index of the cell at the centroid of each mask, int64 (R,)."""
+    inside_RSS = _inside(pixels_R1SS)[:, 0]
+    count_R = inside_RSS.sum((1, 2))
+    places_S = torch.arange(inside_RSS.shape[-1], device=inside_RSS.device)
+    y_R, x_R = ((inside_RSS.sum(axis) * places_S).sum(1) // (count_R * patch) for axis in (2, 1))
+    return y_R * (inside_RSS.shape[-1] // patch) + x_R

@@ -1,47 +1,50 @@
-"""OmniScientModel: image and mask in, name out (arXiv 2311.08400).
+"""OmniScientModel: names the object inside a mask of an image (arXiv 2311.08400).
 
 Shapes: N images, R rows (masks to name), S input size, G windows, L = G * class tokens + (S/p)^2 image tokens,
-C tower width, P prefix embeddings before BOS, T text tokens.
+C tower width, P prefix embeddings before BOS, T text tokens, W LLM width.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from osm.config import ModelConfig
 from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models import llm as llms
 from osm.models.bridges.bridge import Bridge, Condition, Instruction
-from osm.models.bridges.instructblip import take_apart
-from osm.models.llm import LlmInputs
+from osm.models.instructblip import take_apart
+from osm.models.llm_forward import LlmInputs, word_embeddings
 from osm.models.lora import add_lora, lora_parameters, train_dropout
+from osm.models.losses import group_weights, reduce_losses
 from osm.models.masks import MaskFeatures
+from osm.models.model_config import ModelConfig
 from osm.models.towers.tower import Tower, check_tokens
 from osm.models.windows import SlidingWindows
 
 
 class OmniScientModel(nn.Module):
-    """Frozen tower and LLM with a trainable bridge between them.
+    """A frozen vision tower and a frozen LLM, connected by a trainable bridge.
 
     Args:
         tower: the frozen vision tower.
-        bridge: the trainable part but for `window_pos_embed`.
+        bridge: the trainable bridge. The only other trainable parts are `window_pos_embed` and LoRA.
         llm: a frozen Hugging Face decoder-only causal LM.
-        config: sizes, modes and rules; `config.modes` must be the bridge's.
+        config: sizes, modes and rules; `config.modes` must be the modes of the bridge.
 
     Raises:
-        OsmError: sizes that do not fit each other.
+        OsmError: the sizes of the parts do not fit together.
     """
 
     def __init__(self, tower: Tower, bridge: Bridge, llm: nn.Module, config: ModelConfig) -> None:
         super().__init__()
+        self.frozen_hashes: dict[str, str] = {}  # filled when a checkpoint is first saved or compared
         tower.check_window(config.sliding_window_size)
         self.config = config
         self.windows = SlidingWindows(
@@ -54,22 +57,23 @@ class OmniScientModel(nn.Module):
         self.tower.requires_grad_(False).eval()
         self.llm.requires_grad_(False).eval()
         if lora_parameters(llm):
-            raise OsmError("this LLM has LoRA's changes of another model within it; load it anew")
+            raise OsmError("this LLM already contains the LoRA layers of another model; load the LLM again")
         if config.lora.rank:
             add_lora(llm, config.lora)
         self.bridge.attach(llm)
 
     @property
     def prefix_tokens(self) -> int:
-        """Class tokens in front of the grid: G where the tower has one, else 0."""
+        """The number of class tokens before the grid tokens: G if the tower has a class token, else 0."""
         return self.windows.count * self.tower.class_tokens
 
     @property
     def device(self) -> torch.device:
+        """The device of the trained parts and of the model's outputs."""
         return self.window_pos_embed.device
 
     def train(self, mode: bool = True) -> OmniScientModel:
-        """As usual, but the frozen parts stay in eval mode."""
+        """Set the training mode of the bridge and of LoRA's dropout; the frozen parts stay in eval mode."""
         super().train(mode)
         self.tower.eval()
         self.llm.eval()
@@ -77,9 +81,9 @@ class OmniScientModel(nn.Module):
         return self
 
     def hold_frozen(self, dtype: torch.dtype) -> None:
-        """Keeps the frozen parts in another precision; not an LLM in 8 or 4 bits, nor what LoRA trains in it.
+        """Cast the frozen parts to a dtype, except a quantized LLM, LoRA's parameters and rotary frequencies.
 
-        The frequencies of rotary embeddings stay in float32. In bfloat16 the angles of later positions would be wrong.
+        The frequencies of rotary embeddings stay in float32, because bfloat16 angles of late positions would be wrong.
         """
         self.tower.to(dtype)
         if not self.config.llm.quantization:
@@ -90,7 +94,14 @@ class OmniScientModel(nn.Module):
 
     @torch.no_grad()
     def tower_tokens(self, pixel_values: Tensor) -> Tensor:
-        """(N, 3, S, S), normalised -> frozen tokens (N, L, C): [class token of every window | grid], row-major."""
+        """Run the frozen tower on normalized images (N, 3, S, S).
+
+        Returns:
+            tokens (N, L, C): [class token of each window | grid tokens], both row-major.
+
+        Raises:
+            OsmError: the images have another shape.
+        """
         size = self.config.input_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, size, size):
             raise OsmError(f"pixel_values has shape {tuple(pixel_values.shape)}, (N, 3, {size}, {size}) needed")
@@ -100,16 +111,21 @@ class OmniScientModel(nn.Module):
         return torch.cat([prefix, self.windows.merge(patches)], 1)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """(N, 3, S, S) -> image tokens (N, L, C), window position embedding added."""
+        """Return the image tokens (N, L, C) of images (N, 3, S, S), with the window position embedding added."""
         return self.add_positions(self.tower_tokens(pixel_values))
 
     def add_positions(self, tokens_NLC: Tensor) -> Tensor:
+        """Add the learned window position embedding, in its dtype."""
         return tokens_NLC.to(self.window_pos_embed.dtype) + self.window_pos_embed
 
     # -- masks -------------------------------------------------------------------------------------------------------
 
     def mask_features(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> MaskFeatures:
-        """Masks (R, 1, S, S) of 0 and 1 -> what the bridge needs of each row's."""
+        """Return the bridge's features of masks and context masks (R, 1, S, S) of 0 and 1.
+
+        Raises:
+            OsmError: a mask has another shape. SampleError: a mask is empty.
+        """
         size = self.config.input_size
         for name, mask in (("segmentation_mask", segmentation_mask), ("input_context_mask", input_context_mask)):
             if mask.ndim != 4 or tuple(mask.shape[1:]) != (1, size, size):
@@ -121,13 +137,13 @@ class OmniScientModel(nn.Module):
     # -- text --------------------------------------------------------------------------------------------------------
 
     def llm_inputs(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor) -> LlmInputs:
-        """[bridge's prefix | text] as embeddings, for the LLM, and what its gated layers see."""
-        embeds = self.llm.get_input_embeddings()(input_ids)
-        prefix = condition.prefix_RPW
-        if prefix.shape[1]:
-            embeds = torch.cat([prefix.to(embeds), embeds], 1)
-            attention_mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], 1)
-        return LlmInputs(embeds, attention_mask, condition.gated_kv)
+        """Return the LLM's input: embeddings of [the bridge's prefix | text], and keys and values for gated layers."""
+        embeds_RTW = word_embeddings(self.llm)(input_ids)
+        prefix_RPW = condition.prefix_RPW
+        if prefix_RPW.shape[1]:
+            embeds_RTW = torch.cat([prefix_RPW.to(embeds_RTW), embeds_RTW], 1)
+            attention_mask = torch.cat([attention_mask.new_ones(prefix_RPW.shape[:2]), attention_mask], 1)
+        return LlmInputs(embeds_RTW, attention_mask, condition.gated_kv)
 
     def row_losses(
         self,
@@ -141,7 +157,7 @@ class OmniScientModel(nn.Module):
         labels: Tensor,
         scored: bool = False,
     ) -> tuple[Tensor, ...]:
-        """What `llm.token_losses` gives for each row, from image tokens with positions added."""
+        """Return the result of `llm.token_losses` for each row, given image tokens with positions added."""
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         ignored = labels.new_full(condition.prefix_RPW.shape[:2], -100)
@@ -162,7 +178,10 @@ class OmniScientModel(nn.Module):
         dataset_type: str | Sequence[str] = "any",
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """The training loss.
+        """Return the mean cross entropy per supervised token.
+
+        Training weights the groups of a mix differently (`osm.training.task.MixLoss`), by the same two functions of
+        `osm.models.losses`.
 
         Args:
             pixel_values: (N, 3, S, S), normalised.
@@ -188,7 +207,10 @@ class OmniScientModel(nn.Module):
             attention_mask,
             labels,
         )
-        return losses.sum() / counts.sum().clamp(min=1)
+        # All rows are one group, so the weighted sum is the mean over the tokens.
+        group = torch.zeros(len(losses), dtype=torch.long, device=losses.device)
+        weights = group_weights(group, counts.sum()[None], torch.ones(1, device=losses.device))
+        return reduce_losses(losses, weights)
 
     @torch.no_grad()
     def generate(
@@ -204,11 +226,14 @@ class OmniScientModel(nn.Module):
         image_index: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """Names masks; arguments as for `forward`, and those of `transformers.GenerationConfig`.
+        """Generate the names of masks. The arguments are those of `forward`, without labels.
+
+        Args:
+            options: fields of `transformers.GenerationConfig`.
 
         Returns:
-            the new ids (R, new): no prompt, no BOS; rows that ended early are padded. With
-            `return_dict_in_generate=True` a ModelOutput (`sequences`; `scores`, `logits` on request).
+            the new ids (R, new) without prompt and BOS; rows that ended early are padded. With
+            `return_dict_in_generate=True`, a ModelOutput (`sequences`; also `scores` and `logits` on request).
         """
         keys = self.mask_features(segmentation_mask, input_context_mask)
         tokens = self.encode_image(pixel_values)
@@ -223,7 +248,7 @@ class OmniScientModel(nn.Module):
 
     @torch.no_grad()
     def generate_from(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        """Generation from the bridge's output, for callers that compute an image's part once."""
+        """Generate from the bridge's output, for callers that encode an image once for several calls."""
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         return llms.generate(self.llm, inputs, **{"max_new_tokens": 16, **options})
 
@@ -239,66 +264,55 @@ class OmniScientModel(nn.Module):
         *,
         config: ModelConfig | None = None,
     ) -> OmniScientModel:
-        """Builds the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
+        """Build the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
 
-        The Q-Former, `language_projection` and the query tokens are copied from it (variant `flamingo` takes its ViT
-        and LLM alone); `window_pos_embed` starts N(0, 1) as published; the model is in eval mode. `config` may set what
-        the base does not (modes, mask_to_grid, dropout).
+        The Q-Former, `language_projection` and the query tokens are copied from it (the bridge `flamingo` takes its ViT
+        and LLM alone); `window_pos_embed` starts N(0, 1) as published; the model is in eval mode. `config` sets the
+        fields that the base model does not determine (modes, mask_to_grid, dropout).
 
         Raises:
-            OsmError: a base model of another kind, or sizes that do not fit it.
+            OsmError: the base model is not an InstructBLIP, or the sizes do not fit it.
         """
-        sizes = {
+        sizes: dict[str, Any] = {
             "input_size": input_size,
             "sliding_window_size": sliding_window_size,
             "sliding_window_stride": sliding_window_stride,
         }
         name = getattr(base_model, "name_or_path", "") or "an InstructBLIP that was handed in"
-        config = checkpoint.replace_fields(config or ModelConfig(base_model_name=name), **sizes)
+        config = replace(config or ModelConfig(base_model_name=name), **sizes)
         tower, bridge, config = take_apart(base_model, config)
-        model = cls(tower, bridge, base_model.language_model, config)
+        base: Any = base_model  # `take_apart` checked that it has these parts
+        model = cls(tower, bridge, base.language_model, config)
         nn.init.normal_(model.window_pos_embed)
-        return model.to(base_model.query_tokens.device).eval()
+        return model.to(base.query_tokens.device).eval()
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """What is trained, and nothing else, under the published names (see `osm.models.checkpoint`)."""
+        """Return the trained parameters only, under the published names (see `osm.models.checkpoint`)."""
         return checkpoint.published_state_dict(self)
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
-        """Loads a published checkpoint file (or one of `train.py`) into this model.
+        """Load a published checkpoint file (or a checkpoint of `train.py`) into this model.
 
         Returns:
-            what else the file holds (epoch, optimizer state, ...).
+            the other entries of the file (epoch, optimizer state, ...).
 
         Raises:
-            OsmError: not a checkpoint, or every missing, unexpected and misshapen entry by name.
+            OsmError: the file is not a checkpoint, or entries are missing, unexpected or have another shape; the
+                message lists them.
         """
         return checkpoint.load_published(self, path)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors (trained parts alone); the config holds the frozen parts' hashes."""
-        checkpoint.save_folder(self, Path(folder))
+        """Write config.json, with hashes of the frozen parts, and model.safetensors, with the trained parts only.
 
-    @classmethod
-    def from_pretrained(
-        cls, name: str | Path, device: str | torch.device = "cpu", base_model: nn.Module | None = None
-    ) -> OmniScientModel:
-        """Loads a folder of `save_pretrained`, or a hub id that holds one, in eval mode.
-
-        Args:
-            base_model: the InstructBLIP to build around, where it should not be looked for by its name.
-
-        Raises:
-            OsmError: no such checkpoint, or frozen parts that are not those it was trained with.
+        `osm.load_model` loads such a folder.
         """
-        from osm.models.factory import load_folder
-
-        return load_folder(name, base_model)[0].to(device)
+        checkpoint.save_folder(self, Path(folder))
 
 
 @contextlib.contextmanager
 def _kept_precise(llm: nn.Module) -> Iterator[None]:
-    """Keeps LoRA's values and the frequencies of rotary embeddings as they are while the rest is cast."""
+    """Restore LoRA's parameters and the rotary frequencies on exit, after the rest of the LLM was cast inside."""
     trained = {name: parameter.data for name, parameter in lora_parameters(llm).items()}
     rotary = [
         (module, name, buffer)
@@ -323,6 +337,6 @@ def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:
 def _image_index(image_index: Tensor | None, images: int, keys: MaskFeatures) -> Tensor:
     if image_index is None:
         if images != len(keys):
-            raise OsmError(f"{len(keys)} masks for {images} images: image_index must say which is of which")
+            raise OsmError(f"{len(keys)} masks for {images} images: image_index must give the image of each mask")
         return torch.arange(images, device=keys.device)
     return image_index.to(keys.device)

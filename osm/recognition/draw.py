@@ -1,4 +1,4 @@
-"""Draws named masks on a picture."""
+"""Draws masks and their names on images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from osm.io.images import to_rgb
 
-# Okabe and Ito's palette: told apart by colour-blind eyes too.
+# The palette of Okabe and Ito, whose colours can be distinguished by colour-blind people.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _DARK, _LIGHT = (20, 20, 20), (235, 235, 235)
 
 
 def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alpha: float = 0.5) -> Image.Image:
-    """Colours each mask and writes its name in it, larger masks first.
+    """Colour each mask and write its name into it, larger masks first.
 
     Args:
-        image: RGB. masks: bool (K, H, W) at its size. names: K texts.
+        image: an RGB image.
+        masks: bool (K, H, W) of the image's size.
+        names: K texts.
+        alpha: the opacity of the colours, 0 to 1.
 
     Returns:
         a new RGB image of the same size.
@@ -41,13 +44,15 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
 
 
 def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: float = 0.7) -> Image.Image:
-    """Colours the segments of a map and writes their names at their medians.
+    """Colour the segments of a map and write their names at the medians of their pixels.
 
-    Segments that touch have different colours, and a line between them that is seen on light and on dark.
+    Adjacent segments get different colours where possible, and a border line that is visible on light and dark areas.
 
     Args:
-        image: RGB. ids: int (H, W) at its size, 0 = none, k = the segment of names[k - 1]. alpha: how much of the
-            picture a colour covers.
+        image: an RGB image.
+        ids: int (H, W) of the image's size, 0 = no segment, k = the segment of names[k - 1].
+        names: the name of each segment.
+        alpha: the opacity of the colours, 0 to 1.
 
     Returns:
         a new RGB image of the same size.
@@ -70,13 +75,15 @@ def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: f
     taken: list[tuple[float, float, float, float]] = []
     for k in order:
         ys, xs = np.divmod(places[k], ids.shape[1])
-        frame = tuple(colours[k + 1].astype(int).tolist())  # a label may come to lie beside its segment
+        frame = tuple(
+            colours[k + 1].astype(int).tolist()
+        )  # shows which segment a label belongs to, because labels may be moved
         _write(draw, font, names[k], (xs, ys), image.size, taken, frame)
     return canvas
 
 
 def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
-    """The flat places of every id from 1 to `count`."""
+    """Return the flat pixel indices of each id from 1 to `count`."""
     flat = ids.ravel()
     order = np.argsort(flat, kind="stable")
     ends = np.searchsorted(flat[order], np.arange(1, count + 2))
@@ -84,9 +91,9 @@ def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def _unlike_their_neighbours(ids: np.ndarray, count: int, order: Sequence[int]) -> np.ndarray:
-    """(count,) a place of the palette for each id: one that no neighbour has, or else the one that fewest have."""
+    """Return a palette index for each id (count,): one that no neighbour has, else the one that the fewest have."""
     near: list[set[int]] = [set() for _ in range(count + 1)]
-    for one, other in ((ids[:, :-3], ids[:, 3:]), (ids[:-3], ids[3:])):  # also across a line or a gap
+    for one, other in ((ids[:, :-3], ids[:, 3:]), (ids[:-3], ids[3:])):  # segments up to 3 pixels apart are neighbours
         pairs = np.stack([one.ravel(), other.ravel()], 1)
         for a, b in np.unique(pairs[one.ravel() != other.ravel()], axis=0).tolist():
             near[a].add(b)
@@ -101,18 +108,19 @@ def _unlike_their_neighbours(ids: np.ndarray, count: int, order: Sequence[int]) 
 
 
 def _font_size(size: tuple[int, int], labels: int) -> int:
-    """Smaller where there are many labels, but never too small to be read."""
+    """Return a font size that shrinks with the number of labels, but stays legible."""
     return max(12, round(min(size) / (28 if labels <= 20 else 40 if labels <= 60 else 56)))
 
 
 def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | None]) -> Image.Image:
-    """Outlines each mask and writes its number in it, from 1, with a tick or a cross; larger masks first.
+    """Outline each mask and write its number (from 1) into it, with a tick or a cross; larger masks first.
 
-    Right and wrong are told without colour too: a wrong mask is hatched and its outline dashed.
+    Wrong masks can be recognized without colour: they are hatched, and their outline is dashed.
 
     Args:
-        image: RGB. masks: bool (K, H, W) at its size. right: K marks, None for a mask that was not named (outline and
-            number alone).
+        image: an RGB image.
+        masks: bool (K, H, W) of the image's size.
+        right: for each mask, whether its name is right; None for a mask without a name, which gets no mark.
 
     Returns:
         a new RGB image of the same size.
@@ -133,11 +141,11 @@ def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | 
 
 
 def _colour(pixels: np.ndarray, mask: np.ndarray, color: np.ndarray, right: bool | None) -> None:
-    """Outlines one mask in the pixels (H, W, 3); what it shows keeps its colours, which a name may be about."""
+    """Outline one mask in the pixels (H, W, 3). Its inside keeps its colours, because a name may refer to them."""
     diagonal = np.add(*np.indices(mask.shape))
     if right is False:
         pixels[mask & (diagonal % 14 < 2)] = _DARK
-        pixels[mask & (diagonal % 14 == 2)] = _LIGHT  # seen on black too
+        pixels[mask & (diagonal % 14 == 2)] = _LIGHT  # visible on black areas
     ring = _outline(mask)
     ring |= _outline(mask & ~ring)  # two pixels
     pixels[ring] = color
@@ -146,7 +154,7 @@ def _colour(pixels: np.ndarray, mask: np.ndarray, color: np.ndarray, right: bool
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """The mask's pixels that touch something else."""
+    """Return the mask's pixels that are adjacent to pixels outside of the mask."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
@@ -161,7 +169,7 @@ def _write(
     taken: list[tuple[float, float, float, float]],
     frame: tuple[int, ...] | None = None,
 ) -> None:
-    """The text at the median of a mask's pixels (xs, ys), moved away from earlier labels."""
+    """Write text at the median of a mask's pixels (xs, ys), moved away from earlier labels."""
     xs, ys = places
     text = _shortened(draw, font, text, size[0] - 8)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -180,7 +188,7 @@ def _write_number(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> None:
-    """The number at the mask's pixel next to its median, so that it lies in the mask, and a tick or a cross beside."""
+    """Write a number, with a tick or a cross, at the mask's pixel that is closest to the median of its pixels."""
     ys, xs = np.nonzero(mask)
     nearest = int(np.argmin((xs - np.median(xs)) ** 2 + (ys - np.median(ys)) ** 2))
     left, top, right, bottom = draw.textbbox((0, 0), str(number), font=font)
@@ -190,7 +198,7 @@ def _write_number(
     x, y = _place(float(xs[nearest]), float(ys[nearest]), width, height, size, taken)
     draw.rounded_rectangle((x, y, x + width, y + height), 3, fill=_DARK)
     draw.text((x + 4 - left, y + 3 - top), str(number), font=font, fill=(255, 255, 255))
-    # Drawn, as Pillow's own font has neither sign.
+    # Tick and cross are drawn as lines because Pillow's default font has neither character.
     a, b = x + 8 + digits, y + 3
     if is_right:
         draw.line([(a, b + side * 0.55), (a + side * 0.35, b + side), (a + side, b)], (150, 255, 170), 2)
@@ -202,14 +210,14 @@ def _write_number(
 def _shortened(
     draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, width: float
 ) -> str:
-    """The text, or as much of it as a width holds."""
+    """Return the text, shortened with "..." if it is wider than `width` pixels."""
     whole = text = " ".join(text.split())
     while text and draw.textlength(text if text == whole else text + "...", font=font) > width:
         text = text[:-1]
     return text if text == whole else text + "..."
 
 
-# Where a label may go, in its own widths and heights from where it should be: the nearest first.
+# Candidate offsets of a label from its preferred position, in multiples of its width and height, closest first.
 _OFFSETS = sorted(
     ((x / 2, y) for y in range(-6, 7) for x in range(-6, 7)), key=lambda xy: (4 * xy[0] ** 2 + xy[1] ** 2, -xy[1])
 )
@@ -223,11 +231,14 @@ def _place(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float]:
-    """Left and top of a box about a point: in the picture, and at the nearest place where it covers no box taken, or
-    else where it covers least."""
+    """Return left and top of a box near a point: inside of the image, at the closest position without overlap.
+
+    If every position overlaps a box in `taken`, the position with the smallest overlap is used. The new box is added
+    to `taken`.
+    """
     best = (np.inf, 0.0, 0.0)
     for across, down in _OFFSETS:
-        # Whole pixels: Pillow cuts letters off that begin at a fraction beside the border.
+        # Positions are whole pixels because Pillow clips letters at fractional positions near the border.
         x = min(max(round(middle_x - width / 2 + across * (width + 1)), 0), max(int(size[0] - width - 1), 0))
         y = min(max(round(middle_y - height / 2 + down * (height + 1)), 0), max(int(size[1] - height - 1), 0))
         covered = sum(_common((x, y, x + width, y + height), other) for other in taken)
@@ -241,6 +252,6 @@ def _place(
 
 
 def _common(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
-    """The area that two boxes (left, top, right, bottom) share."""
+    """Return the area of the intersection of two boxes (left, top, right, bottom)."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     return max(0.0, width) * max(0.0, min(one[3], other[3]) - max(one[1], other[1]))

@@ -1,11 +1,11 @@
-"""An image's part of naming, computed once: tower tokens, and what the bridge makes of them whatever the mask.
+"""Encodes images and masks for the bridge: each image once, and each mask once for all modes.
 
-Shapes: N images, G windows, S input size, L image tokens, C tower width.
+Shapes: N images, G windows, S input size, L image tokens, P patches of a window, C tower width, K masks of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,20 +17,24 @@ from osm.data.processor import Processor
 from osm.errors import OsmError
 from osm.io.resizing import fitted_size
 from osm.models.bridges.bridge import ImageState
+from osm.models.masks import MaskFeatures, context_mask
 from osm.models.osm import OmniScientModel
 from osm.recognition.budget import memory_of
+from osm.recognition.regions import Region
+
+_MASKS_AT_ONCE = 32  # masks at the image's own size that are in memory together
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """What is kept of an image: its size (width, height), and what the bridge needs of it (tensors (1, ...))."""
+    """An encoded image: its size (width, height), and the bridge's state for it (tensors of shape (1, ...))."""
 
     size: tuple[int, int]
     state: ImageState
 
 
-def together(images: Sequence[EncodedImage]) -> ImageState:
-    """What the bridge needs of several images."""
+def stack_images(images: Sequence[EncodedImage]) -> ImageState:
+    """Return the bridge's state for several images, in their order."""
     return [
         parts[0] and tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
         for parts in zip(*(image.state for image in images), strict=True)
@@ -38,10 +42,10 @@ def together(images: Sequence[EncodedImage]) -> ImageState:
 
 
 class ImageEncoder:
-    """Encodes images; windows that lie in the padding alone are computed once a model.
+    """Runs the tower and the bridge's image part; a window that holds only padding is computed once per model.
 
     Args:
-        windows_at_once: of all images of a batch; halved where memory does not hold them.
+        windows_at_once: windows per tower batch, over all images. It is halved when memory runs out.
     """
 
     def __init__(self, model: OmniScientModel, processor: Processor, windows_at_once: int = 64) -> None:
@@ -49,63 +53,123 @@ class ImageEncoder:
         self._padding: tuple[Tensor, Tensor] | None = None  # class token and patches of a window of padding
 
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        """RGB images of any sizes."""
+        """Encode RGB images, which may differ in size."""
         model = self.model
-        canvas = torch.stack([self.processor.canvas(image) for image in images]).to(model.device)
+        canvas_N3SS = torch.stack([self.processor.canvas(image) for image in images]).to(model.device)
         sizes = [image.size for image in images]
-        tokens = model.add_positions(self.tower_tokens(self.processor.pixel_values(canvas), sizes))
-        state = model.bridge.image_state(tokens)
+        tokens_NLC = model.add_positions(self.tower_tokens(self.processor.pixel_values(canvas_N3SS), sizes))
+        state = model.bridge.image_state(tokens_NLC)
         return [
             EncodedImage(size, [part and tuple(x[i : i + 1] for x in part) for part in state])
             for i, size in enumerate(sizes)
         ]
 
-    def tower_tokens(self, pixel_values: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """(N, 3, S, S) of images of these (width, height) -> (N, L, C), as `OmniScientModel.tower_tokens`."""
+    def tower_tokens(self, pixels_N3SS: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Return the tokens (N, L, C) of `OmniScientModel.tower_tokens` for images of these (width, height)."""
         model, windows = self.model, self.model.windows
-        split = windows.split(pixel_values.to(next(model.tower.parameters()).dtype))
-        seen = torch.from_numpy(np.concatenate([self._seen(size) for size in sizes])).to(split.device)
-        parts = self._tower(split[seen])
-        padding = self._padding_window(split[0].shape)
-        prefix, patches = (
-            empty[None].expand(len(split), *empty.shape).index_copy(0, seen.nonzero().flatten(), torch.cat(found))
-            for empty, found in zip(padding, zip(*parts, strict=True), strict=True)
+        windows_B3ww = windows.split(pixels_N3SS.to(next(model.tower.parameters()).dtype))  # B = N * G
+        has_image_B = torch.from_numpy(np.concatenate([self._has_image(size) for size in sizes]))
+        has_image_B = has_image_B.to(windows_B3ww.device)
+        encoded = self._run_tower(windows_B3ww[has_image_B])
+        padding = self._padding_window(windows_B3ww[0].shape)
+        prefix, patches_BPC = (
+            empty[None]
+            .expand(len(windows_B3ww), *empty.shape)
+            .index_copy(0, has_image_B.nonzero().flatten(), torch.cat(found))
+            for empty, found in zip(padding, zip(*encoded, strict=True), strict=True)
         )
-        prefix = prefix.reshape(len(pixel_values), model.prefix_tokens, patches.shape[-1])
-        return torch.cat([prefix, windows.merge(patches)], 1)
+        prefix = prefix.reshape(len(pixels_N3SS), model.prefix_tokens, patches_BPC.shape[-1])
+        return torch.cat([prefix, windows.merge(patches_BPC)], 1)
 
-    def _tower(self, windows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Class tokens and patches of windows, in batches that memory holds.
+    def _run_tower(self, windows_B3ww: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return class tokens and patches of windows, one pair per batch that fits into memory.
 
         Raises:
             OsmError: not even one window fits.
         """
         while True:
             try:
-                return [self.model.tower(part) for part in windows.split(self.windows_at_once)]
+                return [self.model.tower(part) for part in windows_B3ww.split(self.windows_at_once)]
             except torch.OutOfMemoryError:
                 if self.windows_at_once == 1:
                     raise OsmError(
-                        "memory does not hold one window of the image in the tower: name on the CPU (--device cpu), or "
-                        "free what else is on the device"
+                        "one window of the image does not fit into memory in the tower: use the CPU (--device cpu), or "
+                        "free memory on the device"
                     ) from None
-            # Outside of the handler: an exception keeps its tensors alive.
-            self.windows_at_once = min(self.windows_at_once, len(windows)) // 2 or 1
+            # We release memory outside of the handler because the exception keeps the batch's tensors alive.
+            self.windows_at_once = min(self.windows_at_once, len(windows_B3ww)) // 2 or 1
             memory = memory_of(self.model.device)
             if memory is not None:
                 memory.release()
 
-    def _seen(self, size: tuple[int, int]) -> np.ndarray:
-        """(G,) which windows show something of an image of that size."""
+    def _has_image(self, size: tuple[int, int]) -> np.ndarray:
+        """Return which windows (G,) overlap an image of this (width, height); the others hold only padding."""
         width, height = fitted_size(*size, self.processor.input_size)
         starts = np.array(self.model.windows.starts)
         return ((starts < height)[:, None] & (starts < width)[None]).flatten()
 
     def _padding_window(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Return class token and patches of a window of padding, computed once per device and dtype."""
         model = self.model
         tower = next(model.tower.parameters())
         if self._padding is None or self._padding[0].device != tower.device or self._padding[0].dtype != tower.dtype:
-            empty = torch.zeros((1, *shape), dtype=torch.uint8, device=tower.device)
-            prefix, patches = model.tower(self.processor.pixel_values(empty).to(tower.dtype))
-            self._padding = (prefix[0], patches[0])
+            empty_13ww = torch.zeros((1, *shape), dtype=torch.uint8, device=tower.device)
+            prefix, patches_1PC = model.tower(self.processor.pixel_values(empty_13ww).to(tower.dtype))
+            self._padding = (prefix[0], patches_1PC[0])
         return self._padding
+
+
+@dataclass(frozen=True)
+class EncodedMask:
+    """The bridge's features of one mask (one row), or the reason why the mask is skipped.
+
+    They replace the mask itself, which takes about a hundred times as much memory.
+    """
+
+    features: MaskFeatures | None = None
+    skipped: str = ""
+
+
+class MaskEncoder:
+    """Computes the bridge's features of regions.
+
+    Attributes:
+        fallbacks: masks so far that covered no cell of the token grid, so that another cell was used.
+    """
+
+    def __init__(self, model: OmniScientModel, processor: Processor) -> None:
+        self.model, self.processor, self.fallbacks = model, processor, 0
+
+    def encode(self, regions: Sequence[Region]) -> Iterator[EncodedMask]:
+        """Encode the regions of one image. Only a few masks are drawn at a time, to bound memory."""
+        for start in range(0, len(regions), _MASKS_AT_ONCE):
+            yield from self._encode_some(regions[start : start + _MASKS_AT_ONCE])
+
+    def _encode_some(self, regions: Sequence[Region]) -> list[EncodedMask]:
+        found: list[EncodedMask | None] = []
+        canvases = []
+        for region in regions:
+            mask = region.mask
+            canvas_11SS = self.processor.canvas_masks(mask[None])
+            if not mask.any():
+                found.append(EncodedMask(skipped="the mask is empty"))
+            elif not canvas_11SS.any():
+                found.append(EncodedMask(skipped="the mask vanishes at the model's input size"))
+            else:
+                found.append(None)
+                canvases.append(canvas_11SS)
+        encoded = iter(self._features(torch.cat(canvases)) if canvases else ())
+        return [skipped or next(encoded) for skipped in found]
+
+    def _features(self, masks_K1SS: Tensor) -> list[EncodedMask]:
+        """Encode masks of at least one pixel each."""
+        masks_K1SS = masks_K1SS.to(self.model.device)
+        context_K1SS = context_mask(masks_K1SS, self.model.config.context_enlarge_ratio)
+        features = self.model.mask_features(masks_K1SS, context_K1SS)
+        self.fallbacks += features.fallbacks
+        return [EncodedMask(row) for row in features.rows()]
+
+
+def stack_masks(masks: Sequence[EncodedMask]) -> MaskFeatures:
+    """Return the features of several masks, one row each; skipped masks are left out."""
+    return MaskFeatures.stack([mask.features for mask in masks if mask.features is not None])

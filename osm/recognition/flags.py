@@ -1,25 +1,33 @@
-"""Flags that several command lines share; nothing here imports torch."""
+"""Flags that several command lines share. This module does not import torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from osm.config import add_settings
 from osm.errors import OsmError
 
 SHIPPED = "osm_small"
-"""The trained model that comes with the package."""
+"""The trained model that is part of the package."""
 METHOD_HELP = "with --vocabulary: constrained, scored or mapped [constrained]"
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """`--checkpoint`, for those who try things out: without it the model that comes with the package."""
+    """Add `--checkpoint`, whose default is the model in the package, and the flags of its config."""
     what = "a trained model: a folder `final`, a hub id or a .pt file [%(default)s, which comes with the package]"
     parser.add_argument("--checkpoint", default=SHIPPED, help=what)
-    parser.add_argument("--config", help="of a .pt file that does not tell its own")
+    parser.add_argument("--config", help="the model config of a .pt file that does not have its own")
+    add_settings(parser)
+
+
+def config_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load_recognizer` that `--config` and `--set` decide."""
+    return {"config": args.config, **({"settings": args.settings} if args.settings else {})}
 
 
 def method_of(args: argparse.Namespace) -> str:
-    """How the names of a list come out. Raises OsmError where it is said without a list."""
+    """Return the naming method (`--way`). Raises OsmError if `--way` is given without `--vocabulary`."""
     if args.way is not None and args.vocabulary is None:
-        raise OsmError(f"--way {args.way}: says how names of a list come out; give --vocabulary as well")
+        raise OsmError(f"--way {args.way} selects how a vocabulary is used; give --vocabulary as well")
     return args.way or "constrained"

@@ -1,4 +1,4 @@
-"""Names the masks of an image. The image is the unit: its tokens, and their keys and values, are computed once."""
+"""Names the masks of images with the benchmark's prompt, for predictions. Each image is encoded once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from osm.recognition.recognizer import Recognizer, load_recognizer
 
 @dataclass(frozen=True)
 class Name:
-    """What a mask is called, and how sure the model is of it.
+    """A mask's name and its probability.
 
-    `prob` is the product of the probabilities of the name's tokens, the end token's excluded; an empty name has that
-    of the end token, the only one there was.
+    `prob` is the product of the probabilities of the name's tokens, without the end token. For an empty name, it is
+    the probability of the end token.
     """
 
     text: str
@@ -34,7 +34,7 @@ class Namer:
     """Names masks with a trained model.
 
     Args:
-        options: of `Recognizer`.
+        options: arguments of `Recognizer`.
     """
 
     def __init__(self, model: OmniScientModel, processor: Processor, **options: Any) -> None:
@@ -42,7 +42,7 @@ class Namer:
 
     @classmethod
     def of(cls, recognizer: Recognizer) -> Namer:
-        """A namer that names with this recognizer."""
+        """Return a namer that uses an existing recognizer."""
         namer = cls.__new__(cls)
         namer._use(recognizer)
         return namer
@@ -55,7 +55,7 @@ class Namer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """Masks that had no cell of the grid to themselves, so far."""
+        """The number of masks so far that covered no cell of the token grid."""
         return self.recognizer.centroid_fallbacks
 
     def name_image(
@@ -67,7 +67,7 @@ class Namer:
         method: str = "constrained",
         boxed: bool = False,
     ) -> list[dict[str, Name] | None]:
-        """Names the masks of one image; see `name_images`."""
+        """Name the masks of one image; see `name_images`."""
         return self.name_images([image], [masks], modes, vocabulary, method, boxed)[0]
 
     def name_images(
@@ -79,20 +79,22 @@ class Namer:
         method: str = "constrained",
         boxed: bool = False,
     ) -> list[list[dict[str, Name] | None]]:
-        """Names each mask in each mode with the benchmark's prompt, in batches that go across the images.
+        """Name each mask in each mode with the benchmark's prompt; batches may span several images.
 
         Args:
-            images: RGB. masks: of each image bool (K, H, W) at its size.
-            vocabulary, method: see `Recognizer.name`. boxed: see `Recognizer.name_batch`.
+            images: RGB images.
+            masks: for each image, bool (K, H, W) of the image's size.
+            vocabulary, method: see `Recognizer.name`.
+            boxed: see `Recognizer.name_batch`.
 
         Returns:
-            for each image and mask its name by mode; None where the mask is empty after resizing.
+            for each image and mask, the name in each mode; None if the mask is empty after resizing.
 
         Raises:
-            OsmError: masks of another size, or a mode that the model does not have.
+            OsmError: masks have another size than their image, or the model does not have a mode.
         """
         if isinstance(modes, str):
-            raise OsmError(f"modes is the text {modes!r}; a list is needed: [{modes!r}]")
+            raise OsmError(f"modes is the string {modes!r}; a list is needed: [{modes!r}]")
         checked = [_checked(image, of_image) for image, of_image in zip(images, masks, strict=True)]
         modes = list(dict.fromkeys(modes))
         if not modes:
@@ -121,6 +123,6 @@ def _checked(image: Image.Image, masks: np.ndarray) -> np.ndarray:
 def load_namer(
     checkpoint: str | Path, *, config: str | None = None, device: str = "auto", max_new_tokens: int = 12, **options: Any
 ) -> Namer:
-    """Loads a checkpoint for naming; arguments as for `load_recognizer`."""
+    """Load a checkpoint as a `Namer`; the arguments are those of `load_recognizer` and `Recognizer`."""
     options = {"config": config, "device": device, "max_new_tokens": max_new_tokens, **options}
     return Namer.of(load_recognizer(checkpoint, **options))

@@ -1,4 +1,4 @@
-"""Named masks that overlap, as one map: every pixel belongs to one segment at most (the published demo's merge).
+"""Merges overlapping masks into a map with at most one segment per pixel, as the published demo does.
 
 Shapes: K masks of H x W.
 """
@@ -18,12 +18,12 @@ MIN_PROB, MIN_FREE, MIN_PIXELS = 0.2, 0.8, 100
 
 @dataclass(frozen=True)
 class Merged:
-    """What the merge left.
+    """The result of a merge.
 
     Attributes:
-        ids: int32 (H, W), 0 = nobody's; else 1 and on, in the order of probability.
-        segments: of each id, from 1 on, which mask it is.
-        dropped: why the others are not in it, by mask.
+        ids: int32 (H, W), 0 = no segment; segments have ids from 1 in descending order of probability.
+        segments: the index of the mask of each id, starting with id 1.
+        dropped: the index of each mask that is not in the map, with the reason.
     """
 
     ids: np.ndarray
@@ -38,15 +38,19 @@ def merge(
     min_free: float = MIN_FREE,
     min_pixels: int = MIN_PIXELS,
 ) -> Merged:
-    """Lays masks down by probability, the highest first (equals in their order); what is taken stays taken.
+    """Paint masks into a map in descending order of probability; a painted pixel is never overwritten.
+
+    Masks of equal probability keep their order. All thresholds are inclusive.
 
     Args:
-        masks: bool (H, W) each. probs: of their names.
-        min_prob: a mask below it is dropped. min_free: so much of a mask must be free yet. min_pixels: so many pixels
-            of it, too. A mask that just meets a bound stays.
+        masks: bool (H, W) each.
+        probs: the probability of each mask's name.
+        min_prob: the lowest probability at which a mask is kept.
+        min_free: the smallest share of a mask's pixels that must still be free.
+        min_pixels: the smallest number of a mask's pixels that must still be free.
 
     Raises:
-        OsmError: no mask, masks of several sizes, or not as many probabilities.
+        OsmError: there is no mask, the masks differ in size, or there are not as many probabilities as masks.
     """
     if len(masks) != len(probs):
         raise OsmError(f"{len(masks)} masks, but {len(probs)} probabilities")
@@ -59,7 +63,7 @@ def merge(
     segments: list[int] = []
     dropped: dict[int, str] = {}
     for k in sorted(range(len(masks)), key=lambda k: -probs[k]):
-        if not probs[k] >= min_prob:  # nan, too
+        if not probs[k] >= min_prob:  # also true for nan
             dropped[k] = f"probability under {min_prob:g}"
             continue
         mask = np.asarray(masks[k], bool)
@@ -67,7 +71,7 @@ def merge(
         left, area = int(free.sum()), int(mask.sum())
         if left < min_pixels:
             dropped[k] = f"under {min_pixels} pixels left"
-        elif left < min_free * area - 1e-6:  # a product that rounds up is no miss
+        elif left < min_free * area - 1e-6:  # tolerance for rounding of the product
             dropped[k] = f"under {min_free:.0%} left"
         else:
             segments.append(k)
@@ -76,10 +80,10 @@ def merge(
 
 
 def as_png(ids: np.ndarray) -> Image.Image:
-    """Ids (H, W) as COCO's panoptic PNGs have them: id = R + 256 G + 65536 B.
+    """Encode ids (H, W) as an RGB image in COCO's panoptic format: id = R + 256 G + 65536 B.
 
     Raises:
-        OsmError: an id below 0, or that three bytes do not hold.
+        OsmError: an id is negative, or does not fit into three bytes.
     """
     if ids.size and not (ids.min() >= 0 and ids.max() < 1 << 24):
         raise OsmError(f"ids from {ids.min()} to {ids.max()}: 0 to {(1 << 24) - 1} fit an RGB pixel")

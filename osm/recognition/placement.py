@@ -1,4 +1,4 @@
-"""Where an LLM lies that does not fit one device: its layers spread over GPUs, the CPU's memory and the disk."""
+"""Distributes the layers of an LLM that does not fit on one device over GPUs, CPU memory and disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError, shown
 
-if TYPE_CHECKING:  # slow to import, and the command lines need no more than the flags
+if TYPE_CHECKING:  # torch is slow to import, and command lines need only the flags of this module
     from torch import nn
 
 DEVICE_MAPS = ("auto", "balanced", "sequential")
@@ -19,7 +19,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B|B)?", re.IGNORECASE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `load_recognizer` that say where a large LLM lies, and what naming takes."""
+    """Add the flags of `load_recognizer` for memory, speed and the placement of a large LLM."""
     group = parser.add_argument_group("memory and speed")
     group.add_argument("--max_batch_tokens", type=int, help="LLM positions decoded together [what the memory holds]")
     group.add_argument("--compiled", action="store_true", default=None, help="compiled decoding steps, for GPUs")
@@ -30,10 +30,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def from_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """Of these flags those that were given, as arguments of `load_recognizer`.
+    """Return the flags of `add_flags` that were given, as arguments of `load_recognizer`.
 
     Raises:
-        OsmError: one that means nothing without --device_map.
+        OsmError: a flag has no effect without --device_map.
     """
     names = ("max_batch_tokens", "compiled", "tf32", "device_map", "max_memory", "offload_folder")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -46,10 +46,10 @@ def from_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_max_memory(text: str) -> dict[int | str, int]:
-    """`0=20GiB,cpu=60GiB` in bytes.
+    """Parse sizes such as `0=20GiB,cpu=60GiB`; the result is in bytes.
 
     Raises:
-        OsmError: a place that is neither a GPU's number nor `cpu`, one that is given twice, or no size.
+        OsmError: a device is neither a GPU's number nor `cpu`, a device is given twice, or a size is not valid.
     """
     found: dict[int | str, int] = {}
     for entry in text.split(","):
@@ -64,7 +64,7 @@ def parse_max_memory(text: str) -> dict[int | str, int]:
 
 
 def _bytes(place: int | str, size: int | str) -> int:
-    """A size as accelerate takes it: of texts it knows fewer, and takes those in small letters for bits."""
+    """Convert a size to bytes. We parse sizes ourselves because accelerate reads lower-case units as bits."""
     if isinstance(size, int):
         return size
     match = _SIZE.fullmatch(size.strip())
@@ -84,17 +84,17 @@ def spread(
     max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | Path | None = None,
 ) -> nn.Module:
-    """Spreads an LLM over devices with accelerate; its inputs and outputs stay where the caller has them.
+    """Distribute an LLM over devices with accelerate. The caller's inputs and outputs keep their device.
 
     Args:
-        device_map: `auto` and `balanced` share the layers out evenly over the GPUs, `sequential` fills one after the
-            other; what does not fit goes to the CPU's memory, then to the disk, and is brought to a GPU when its turn
-            comes. Or a mapping, module name -> device.
-        max_memory: of each GPU (its number) and of the CPU (`cpu`); all there is by default.
-        offload_folder: for what goes to the disk; removed when the program ends.
+        device_map: `auto` and `balanced` distribute the layers evenly over the GPUs, `sequential` fills one GPU after
+            the other. Layers that do not fit are kept in CPU memory, then on disk, and are copied to a GPU when they
+            run. Alternatively, a mapping from module names to devices.
+        max_memory: the limit of each GPU (by its number) and of the CPU (`cpu`); by default all available memory.
+        offload_folder: the folder for layers on disk; they are removed when the program ends.
 
     Raises:
-        OsmError: a map of another name, or one that does not cover the LLM, or no folder for what goes to the disk.
+        OsmError: the map is unknown or does not cover the LLM, or layers go to disk without a folder for them.
     """
     from accelerate import dispatch_model, infer_auto_device_map
     from accelerate.utils import get_balanced_memory
@@ -109,9 +109,9 @@ def spread(
         placed = infer_auto_device_map(llm, max_memory=limits, no_split_module_classes=list(whole))
     else:
         placed = dict(device_map)
-    if placed.get("") == "disk":  # accelerate takes the whole of it by the names of its parts alone
+    if placed.get("") == "disk":  # accelerate needs the names of the parts
         placed = {name: "disk" for name, _ in llm.named_children()}
-    # A module without weights (rotary positions) has nothing to be put on the disk.
+    # A module without weights (such as rotary positions) cannot be stored on disk.
     kept = list(llm.state_dict())
     for name, place in placed.items():
         if place == "disk" and not any(f"{key}.".startswith(f"{name}.") for key in kept):
@@ -119,13 +119,13 @@ def spread(
     if "disk" in placed.values() and offload_folder is None:
         raise OsmError(
             f"--device_map {shown(device_map)}: {list(placed.values()).count('disk')} parts of the LLM go to the disk; "
-            "say where with --offload_folder, or give it more memory with --max_memory"
+            "give a folder for them with --offload_folder, or more memory with --max_memory"
         )
     folder = None
     if "disk" in placed.values():
         try:
             Path(str(offload_folder)).mkdir(parents=True, exist_ok=True)
-            # One of its own: accelerate would take what an older model left there for this one's weights.
+            # We use a new subfolder because accelerate would load files of an older model from a shared folder.
             folder = tempfile.TemporaryDirectory(prefix="llm_", dir=offload_folder)
         except OSError as error:
             raise OsmError(

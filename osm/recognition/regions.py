@@ -1,4 +1,4 @@
-"""What is to be named, in any form: masks, RLEs, boxes, points. All become masks at the image's size."""
+"""Converts regions of any form (masks, RLEs, boxes, points) to masks of the image's size."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from PIL import Image
 from osm.errors import OsmError, shown
 from osm.io.any_mask import mask_drawer
 
-POINT_RADIUS = 0.02  # of the image's longer side: what a point alone stands for
+POINT_RADIUS = 0.02  # the radius of the disc that a point is converted to, as a share of the image's longer side
 
 
 @dataclass(frozen=True)
 class Region:
-    """A mask, made when it is needed (500 masks of a large picture are not in memory together), and whether it is asked
-    about as a box."""
+    """A region of an image. Its mask is drawn on access, so that hundreds of large masks are not in memory together.
+
+    Attributes:
+        draw: returns the mask.
+        boxed: the region is a box, so the prompt for boxes is used.
+    """
 
     draw: Callable[[], np.ndarray]
     boxed: bool = False
 
     @property
     def mask(self) -> np.ndarray:
-        """bool (H, W)."""
+        """The mask, bool (H, W)."""
         return self.draw()
 
 
@@ -38,19 +42,20 @@ def regions_of(
     logits: bool = False,
     label_id: int | None = None,
 ) -> list[Region]:
-    """Masks first, then boxes, then points.
+    """Return the regions of an image: masks first, then boxes, then points.
 
     Args:
         size: (width, height) of the image.
         masks: an array or tensor (K, H, W) or (K, 1, H, W), or a list of masks in any form that `mask_drawer` takes:
-            arrays and tensors (H, W), COCO RLEs ({"size": [H, W], "counts": ...}), SAM's dicts, PIL images. One alone
-            is a list of it.
-        boxes: (K, 4), each (x, y, width, height) in pixels. points: (K, 2), each (x, y) in pixels; a point is a small
-            disc around it. Lists, arrays or tensors; one alone is a list of it.
-        logits, label_id: what the masks hold; see `mask_drawer`.
+            arrays and tensors (H, W), COCO RLEs ({"size": [H, W], "counts": ...}), SAM's dicts, PIL images. A
+            single mask counts as a list of one.
+        boxes: (K, 4), each (x, y, width, height) in pixels; a list, array or tensor, or a single box.
+        points: (K, 2), each (x, y) in pixels; a list, array or tensor, or a single point. A point is converted to a
+            small disc around it.
+        logits, label_id: the meaning of the masks' values; see `mask_drawer`.
 
     Raises:
-        OsmError: names the region and what is wrong with it.
+        OsmError: a region is not valid; the message names the region and the reason.
     """
     more: dict[str, Any] = {"logits": logits, "label_id": label_id}
     found = [
@@ -62,7 +67,7 @@ def regions_of(
 
 
 def _masks(masks: Any, size_hw: tuple[int, int]) -> list[Any]:
-    """The masks one by one; a single one is a list of itself."""
+    """Return the masks as a list; a single mask becomes a list of one."""
     shape = tuple(getattr(masks, "shape", ()))  # of an array or tensor
     alone = len(shape) == 2 or (shape == (*size_hw, 1) and shape[1:] != size_hw)
     return [masks] if alone or isinstance(masks, (Mapping, Image.Image)) else _listed(masks, "masks")
@@ -76,7 +81,7 @@ def _listed(values: Any, what: str) -> list[Any]:
 
 
 def _some(values: Any, count: int, what: str) -> list[Any]:
-    """The boxes or points one by one; a single one, of `count` numbers, is a list of itself."""
+    """Return boxes or points as a list; a single one, of `count` numbers, becomes a list of one."""
     found = _listed(values, what)
     return [found] if len(found) == count and all(np.ndim(value) == 0 for value in found) else found
 
@@ -87,12 +92,12 @@ def _numbers(values: Any, count: int, where: str, what: str) -> list[float]:
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor without values
         numbers = []
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
-        raise OsmError(f"{where}: {_told(values)} is not {what}")
+        raise OsmError(f"{where}: {_formatted(values)} is not {what}")
     return numbers
 
 
-def _told(values: Any) -> str:
-    """A box or point as a message shows it, whether it is a list, an array or a tensor."""
+def _formatted(values: Any) -> str:
+    """Format a box or point (a list, array or tensor) for an error message."""
     if getattr(getattr(values, "device", None), "type", "") == "meta":
         return "a tensor on the device meta"
     return shown(values.tolist() if hasattr(values, "tolist") else values)
@@ -100,11 +105,11 @@ def _told(values: Any) -> str:
 
 def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     x, y, width, height = _numbers(box, 4, where, "[x, y, width, height]")
-    # Rounded outwards and cut at the image's border, as in training.
+    # Boxes are rounded outwards and clipped to the image, as in training.
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
-        raise OsmError(f"{where}: {_told(box)} has nothing of the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"{where}: {_formatted(box)} does not overlap the image, which is {size[0]} x {size[1]}")
 
     def draw() -> np.ndarray:
         mask = np.zeros(size[::-1], bool)
@@ -117,7 +122,7 @@ def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray
 def _disc(point: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     x, y = _numbers(point, 2, where, "[x, y]")
     if not (0 <= x < size[0] and 0 <= y < size[1]):
-        raise OsmError(f"{where}: {_told(point)} is outside of the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"{where}: {_formatted(point)} is outside of the image, which is {size[0]} x {size[1]}")
     radius = max(1.0, POINT_RADIUS * max(size))
 
     def draw() -> np.ndarray:

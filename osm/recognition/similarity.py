@@ -1,4 +1,4 @@
-"""How near names are to each other in meaning: cosines of sentence embeddings (all-MiniLM-L6-v2)."""
+"""Semantic similarity of names: the cosine of their sentence embeddings (all-MiniLM-L6-v2)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _KEPT = 100_000
 
 
 class SentenceEncoder:
-    """Unit vectors of texts; each text is encoded once.
+    """Encodes texts as unit vectors, and caches the vectors.
 
     Raises:
-        OsmError: the model is neither in a folder, nor in the hub's cache, nor in a pip package.
+        OsmError: the model is in no folder, not in the hub's cache, and in no pip package.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -34,31 +34,32 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """float32 (texts, C) on the CPU: means over each text's tokens, of length 1."""
+        """Return one unit vector per text, float32 (texts, C) on the CPU: the normalized mean of its tokens."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if len(self._known) + len(new) > _KEPT:
             self._known, new = {}, list(dict.fromkeys(texts))
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]
-            # A lone half of a surrogate pair is legal in json, but no tokenizer takes it.
+            # JSON may contain lone surrogates, which tokenizers reject.
             legal = [text.encode("utf-8", "replace").decode("utf-8") for text in part]
             tokens = self.tokenizer(legal, padding=True, truncation=True, max_length=128, return_tensors="pt")
             tokens = tokens.to(self.device)
-            hidden = self.model(**tokens).last_hidden_state
-            seen = tokens["attention_mask"][..., None].to(hidden)
-            vectors = F.normalize((hidden * seen).sum(1) / seen.sum(1).clamp(min=1), dim=-1).float().cpu()
+            hidden_BTC = self.model(**tokens).last_hidden_state
+            mask_BT1 = tokens["attention_mask"][..., None].to(hidden_BTC)
+            means_BC = (hidden_BTC * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
+            vectors = F.normalize(means_BC, dim=-1).float().cpu()
             self._known.update(zip(part, vectors, strict=True))
         return torch.stack([self._known[text] for text in texts])
 
     def nearest(self, texts: Sequence[str], names: Sequence[str], count: int = 1) -> list[list[tuple[int, float]]]:
-        """For each text the nearest names' places and their cosines, the nearest first."""
+        """Return for each text the indices of the most similar names and their cosines, in descending order."""
         cosines = self.encode(texts) @ self.encode(names).T
         best = cosines.topk(min(count, len(names)), -1)
         return [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def _load(found: Found) -> tuple[Any, Any]:
-    # A pip source is found by one of its files; its folder is what transformers reads.
+    # A pip source is located by one of its files, but transformers loads the folder of that file.
     place = str(Path(found.location).parent) if found.source == "pip" else found.location
     options = from_pretrained_options(found)
     model, info = AutoModel.from_pretrained(place, output_loading_info=True, **model_options(found))

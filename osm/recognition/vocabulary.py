@@ -1,8 +1,7 @@
-"""Lists of names: as a trie of tokens, and files of them."""
+"""Vocabularies: lists of names, their token tries, and the files that hold them."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from osm.io.name_lists import read_name_list
 from osm.io.values import whole
 from osm.storage.cache import localize
 from osm.storage.locations import public
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 MAX_NAMES = 100_000
 MAX_NAME_LENGTH = 200
@@ -23,10 +24,10 @@ _NAME = f"a text of 1 to {MAX_NAME_LENGTH} characters"
 
 
 class Trie:
-    """Token ids of names, each with the token that ends it.
+    """A trie of the names' token ids, each with its end token.
 
     Attributes:
-        depth: how many ids the longest has.
+        depth: the number of ids of the longest name.
     """
 
     def __init__(self, names: Iterable[Sequence[int]]) -> None:
@@ -39,7 +40,7 @@ class Trie:
                 node = node.setdefault(token, {})
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """The ids that may follow."""
+        """Return the ids that may follow after these ids."""
         node = self._root
         for token in ids:
             node = node[token]
@@ -47,14 +48,15 @@ class Trie:
 
 
 class Vocabulary:
-    """Names that may be said, and their tokens.
+    """The names that may be decoded, and their tokens.
 
     Args:
-        names: each once; blanks around them are dropped, as are capitals.
-        processor, prompt: a name's tokens are those it has as an answer to the prompt.
+        names: duplicates are dropped; names are converted to lower case, and surrounding blanks are removed.
+        processor: tokenizes the names.
+        prompt: the prompt that precedes a name, because a name's tokens depend on the text before it.
 
     Raises:
-        OsmError: no name, an empty or far too long one, or too many.
+        OsmError: there is no name, there are too many, or a name is empty or too long.
     """
 
     def __init__(self, names: Iterable[str], processor: Processor, prompt: str) -> None:
@@ -65,7 +67,7 @@ class Vocabulary:
                 ids, start = processor.training_row(prompt, name)
             except SampleError as error:
                 raise OsmError(f"vocabulary: {error}") from None
-            self.candidates.append(tuple(ids[start:]))  # with the end token
+            self.candidates.append(tuple(ids[start:]))  # includes the end token
         self.trie = Trie(self.candidates)
 
 
@@ -74,9 +76,9 @@ def _is_name(name: Any) -> bool:
 
 
 def check_names(names: Iterable[str]) -> list[str]:
-    """The names, each once, in lower case. Raises OsmError where one is none."""
+    """Return the names in lower case, without duplicates. Raises OsmError if one of them is not valid."""
     if isinstance(names, str):
-        raise OsmError(f"vocabulary is the text {shown(names)}; a list of names is needed")
+        raise OsmError(f"vocabulary is the string {shown(names)}; a list of names is needed")
     if not isinstance(names, Iterable):
         raise OsmError(f"vocabulary is a {type(names).__name__}; a list of names is needed")
     found: dict[str, None] = {}
@@ -92,14 +94,14 @@ def check_names(names: Iterable[str]) -> list[str]:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Names from a text file: one a line, in a list with commas, or in a json.
+    """Read names from a file: one name per line, a list with commas, or JSON.
 
-    Of lines, blank ones and those that begin with # are left out; see `read_name_list` for what else is a list. A json
-    is a list of names, an object of ids and names (either may be the key), or has `categories`. What is not plain lines
-    is said on standard error.
+    Blank lines and lines that begin with # are skipped; `read_name_list` describes the other forms of lists. JSON is a
+    list of names, an object that maps ids to names or names to ids, or an object with `categories`. If the file is not
+    plain lines, its form is reported on standard error.
 
     Raises:
-        OsmError: it cannot be read, or holds no names; names the file and the line.
+        OsmError: the file cannot be read, or holds no names; the message gives the file and the line.
     """
     where = f"--vocabulary {public(path)}"
     text = read_text(localize(path, "--vocabulary"), "--vocabulary")
@@ -116,19 +118,19 @@ def read_names(path: str | Path) -> list[str]:
     except OsmError as error:
         raise OsmError(f"{where}: {error}") from None
     if kind:
-        echo(f"{where}: read as {kind} of {len(names)} names", file=sys.stderr)
+        logger.info(f"{where}: read as {kind} of {len(names)} names")
     return names
 
 
-_Found = list[tuple[str, Any]]  # where each is, and what should be a name
+_Found = list[tuple[str, Any]]  # pairs of the place in the file and the value that should be a name
 
 
 def _of_json(text: str, where: str) -> tuple[str, _Found]:
-    """What the json is, and the names."""
+    """Return the form of a JSON vocabulary, for messages, and its names."""
     try:
         document = parse_json(text)
     except ValueError as error:
-        raise OsmError(f"{where} begins as json does, but is none ({error})") from None
+        raise OsmError(f"{where} begins like JSON, but is not valid JSON ({error})") from None
     kind = "a json list"
     if isinstance(document, dict) and "categories" in document:
         kind, document = "the categories of a json", document["categories"]
@@ -139,6 +141,6 @@ def _of_json(text: str, where: str) -> tuple[str, _Found]:
     if isinstance(document, dict) and all(isinstance(name, str) for name in document.values()):
         return "a json of ids and names", [(f"id {shown(key)}", name) for key, name in document.items()]
     if not isinstance(document, list):
-        raise OsmError(f"{where}: of a json, a list of names, an object of ids and names, or 'categories' is needed")
+        raise OsmError(f"{where}: JSON must be a list of names, an object of ids and names, or have 'categories'")
     entries = [entry.get("name") if isinstance(entry, dict) else entry for entry in document]
     return kind, [(f"entry {number}", name) for number, name in enumerate(entries, 1)]

@@ -7,7 +7,6 @@ creates one instance per visitor. The methods of the class itself are therefore 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ import numpy as np
 from osm.errors import OsmError
 from osm.io.images import decode, open_image
 from osm.serving.page_files import Uploads
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 _MAX_PENDING_PAINTINGS = 8  # the page sends a painting right before it is read, so few are pending
 
@@ -82,7 +83,7 @@ def without_tracebacks(blocks: Any) -> None:
         if isinstance(error, gr.Error):
             error.print_exception = False
             return error
-        echo(f"warning: malformed call ({error!r:.200})", file=sys.stderr)
+        logger.warning(f"malformed call ({error!r:.200})")
         return gr.Error("The call is malformed", print_exception=False)
 
     def guarded(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

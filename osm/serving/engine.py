@@ -180,6 +180,7 @@ def load_engine(
     *,
     device: str = "auto",
     config: str | None = None,
+    settings: Sequence[str] = (),
 ) -> Engine:
     """Load a trained model and a segmenter.
 
@@ -192,7 +193,7 @@ def load_engine(
     from osm.recognition.recognizer import load_recognizer
     from osm.recognition.segmenters import load_segmenter
 
-    recognizer = load_recognizer(checkpoint, config=config, device=device)
+    recognizer = load_recognizer(checkpoint, config=config, settings=settings, device=device)
     return Engine(recognizer, load_segmenter(segmenter, sam_checkpoint, recognizer=recognizer, device=device))
 
 

@@ -11,7 +11,6 @@ import asyncio
 import ipaddress
 import json
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from urllib.parse import urlsplit
 
 from osm.documents import parse_json
 from osm.serving.page_files import Uploads, UploadsFull
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -208,12 +209,12 @@ class Guard:
             await self.app(scope, receive, relay)
         except Exception as error:
             if started:  # part of the response was already sent, so it can only be ended
-                echo(f"warning: {scope['method']} {scope['path']}: broken off ({error!r:.200})", file=sys.stderr)
+                logger.warning(f"{scope['method']} {scope['path']}: broken off ({error!r:.200})")
                 await send({"type": "http.response.body", "body": b""})
                 return
             failed, reason = True, repr(error)
         if failed:
-            echo(f"warning: {scope['method']} {scope['path']}: malformed call ({reason[:200]})", file=sys.stderr)
+            logger.warning(f"{scope['method']} {scope['path']}: malformed call ({reason[:200]})")
             raise RequestRefused(400, "the call is malformed")
 
 

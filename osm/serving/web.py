@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osm.errors import OsmError
-from osm.recognition.flags import add_checkpoint
+from osm.recognition.flags import add_checkpoint, config_options
 from osm.serving.guard import LOOPBACK_NAMES, Guard, HostNames
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 if TYPE_CHECKING:  # gradio and torch take seconds to import
     from osm.serving.page import Page
@@ -26,7 +27,7 @@ _MAX_TABS = 32  # number of browser tabs whose state is kept; the least recently
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `osm demo`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm demo",
         allow_abbrev=False,
         description="Serve a web page that names what the user points at in an image.",
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until Ctrl+C or SIGTERM, then remove all its files. Return 0, or 2 after a user error."""
     args = parser().parse_args(argv)
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 echo(f"http://{_in_url(args.host)}:{args.port} (Ctrl+C ends it)", flush=True)
                 threading.Event().wait()
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return 2
     except KeyboardInterrupt:
         pass
@@ -108,10 +110,7 @@ def check(args: argparse.Namespace) -> None:
         if not getattr(args, flag) > 0:
             raise OsmError(f"--{flag} {getattr(args, flag)} must be over 0")
     if args.host not in LOOPBACK_NAMES:
-        echo(
-            f"warning: --host {args.host}: the page has no password, and anyone who reaches this machine can use it.",
-            file=sys.stderr,
-        )
+        logger.warning(f"--host {args.host}: the page has no password, and anyone who reaches this machine can use it.")
     import_gradio()
 
 
@@ -135,7 +134,9 @@ def load_page(args: argparse.Namespace) -> Page:
     from osm.serving.page_files import sample_images
 
     samples = sample_images(args.samples)
-    engine = load_engine(args.checkpoint, args.segmenter, args.sam_checkpoint, device=args.device, config=args.config)
+    engine = load_engine(
+        args.checkpoint, args.segmenter, args.sam_checkpoint, device=args.device, **config_options(args)
+    )
     return Page(engine, samples, Limits(args.max_file_mb, args.max_megapixels, args.max_uploads_mb))
 
 

@@ -1,8 +1,9 @@
-"""A folder of a node that holds remote files: fetched once, however many processes ask, and bounded.
+"""A local cache of remote files that all processes of a machine share.
 
-A file lies at `<folder>/<protocol>/<host>/<path>`, each part percent-encoded; its size and version lie beside it. It is
-fetched under a temporary name and renamed when whole. Where the folder would grow over its bound, the files that were
-used longest ago are removed; whoever has one open keeps reading it.
+A file is stored at `<folder>/<protocol>/<host>/<path>`, with each part percent-encoded. Its size and version are stored
+in a separate file. A file is fetched once, under a temporary name, and renamed when it is complete. If the cache would
+exceed its size limit, the least recently used files are removed. A process that has a removed file open can still read
+it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -29,33 +30,38 @@ from osm.errors import OsmError, RunStopped, write_failed
 from osm.storage import remote
 from osm.storage.locations import HTTP, check_location, is_remote, join, public, split_url
 from osm.storage.remote import Stat
-from osm.terminal import echo
+from osm.terminal import ProgressBar, message_logger
 
-_OWN = ".osm"  # locks, versions, and files that are being fetched
+logger = message_logger(__name__)
+
+_OWN = ".osm"  # The folder of locks, versions, and files that are being fetched.
 _LOCKS, _META, _PARTS = "locks", "meta", "parts"
 _SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|awsaccesskeyid", re.IGNORECASE)
-_AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # beside its `sig`
-_LONGEST = 255  # bytes of a file's name
-_ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # in a file's name
-_QUERY = "query-"  # begins the name of a folder of files by other queries
+_AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # Azure's, beside `sig`.
+_LONGEST = 255  # The largest length of a file name in bytes.
+_ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that a file name must not have.
+_QUERY = "query-"  # The prefix of a folder whose files were fetched with a query.
 _THREADS = 8
 _WAIT = 0.1  # seconds
-_PROGRESS_SECONDS = 10.0
+_LISTED_FROM = 64  # A folder is listed if this many files are needed. Fewer files are requested one by one.
 
 
 def default_folder() -> Path:
-    """Where remote files other than shards are kept: $OSM_CACHE, or osm/ in the user's cache folder."""
+    """Return the folder of all remote files except shards: $OSM_CACHE, or osm/ in the user's cache folder."""
     given = os.environ.get("OSM_CACHE")
     if given:
         return Path(given)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "osm"
-    except RuntimeError:  # a user without a home, as in some containers
+    except RuntimeError:  # In some containers the user has no home folder.
         return Path(tempfile.gettempdir()) / "osm-cache"
 
 
 def canonical(url: str) -> str:
-    """A URL without what signs it, which is another each time; what else a query holds tells files apart."""
+    """Return a URL without its signature, which changes each time.
+
+    Other query parameters stay because they identify the file.
+    """
     protocol, host, path, query = split_url(url)
     asked = _asked(query)
     return f"{protocol}://{host}/{path}" + (f"?{urlencode(asked)}" if asked else "")
@@ -70,18 +76,18 @@ def _asked(query: str) -> list[tuple[str, str]]:
 
 
 class FileCache:
-    """Remote files as local ones.
+    """A folder with local copies of remote files.
 
     Args:
-        folder: made by the first fetch where it is missing; several processes of a machine may use it at once.
-        limit: bytes that it may hold; None = as many as come.
+        folder: the folder of the cache. The first fetch creates it. Several processes may use it at once.
+        limit: the largest total size in bytes. None means no limit.
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         self.folder, self.limit = Path(os.path.abspath(folder)), limit
 
     def make(self) -> None:
-        """Makes the folder, if it is not there: not before something is fetched, as its disk may not be writable."""
+        """Create the folder if it is missing. This is done at the first fetch because its disk may be read-only."""
         try:
             for name in (_LOCKS, _META, _PARTS):
                 (self.folder / _OWN / name).mkdir(parents=True, exist_ok=True)
@@ -89,24 +95,25 @@ class FileCache:
             raise write_failed(error, f"cache {self.folder}", "a folder that can be written") from None
 
     def path_of(self, url: str) -> Path:
-        """Where a URL's file lies, fetched or not."""
+        """Return the local path of a URL's file, whether or not the file was fetched."""
         protocol, host, path, query = split_url(url)
         names = [part for part in path.split("/") if part]
         if protocol in HTTP:
             names = [unquote(name) for name in names]
         asked = _asked(query)
-        if asked:  # before the name, whose ending says what a file is
+        if asked:  # The query is placed before the name because the suffix of the name tells the file's type.
             names.insert(-1, f"{_QUERY}{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}")
         return self.folder.joinpath(protocol, quote(host, safe="@"), *(_file_name(name) for name in names))
 
     def get(self, url: str, expected: Stat | None = None) -> Path:
-        """The local copy of a remote file, fetched if it is not there or not of that version.
+        """Return the path of the local copy of a remote file. The file is fetched if the copy is missing or outdated.
 
         Args:
-            expected: of the file; without it the server is asked.
+            expected: the size and version of the file. By default, the server is asked.
 
         Raises:
-            FileNotFoundError. RunStopped: it cannot be fetched, or is another file than expected.
+            FileNotFoundError: there is no such remote file.
+            RunStopped: the file cannot be fetched, or it is not the expected version.
         """
         path = self.path_of(url)
         wanted = expected or remote.stat(url)
@@ -119,7 +126,7 @@ class FileCache:
         return path
 
     def open(self, url: str, expected: Stat | None = None) -> BinaryIO:
-        """Opens the local copy; what another process removes meanwhile is fetched again."""
+        """Open the local copy. If another process removes it in the meantime, it is fetched again."""
         for _ in range(5):
             with suppress(FileNotFoundError):
                 path = self.get(url, expected)
@@ -129,11 +136,11 @@ class FileCache:
         raise RunStopped(f"cache {self.folder}: {public(url)} is removed as soon as it is fetched: raise the bound")
 
     def get_tree(self, url: str) -> Path:
-        """The local copy of a remote folder, with all files below it, and no others."""
+        """Return the path of the local copy of a remote folder, with exactly the remote files."""
         started, root = time.time(), self.path_of(url)
         files = {join(url, name): found for name, found in remote.list_files(url).items()}
         there = set(self.get_all(files, url))
-        for _, _, path in self._held(there):  # what is no longer in the folder is not read as if it were
+        for _, _, path in self._held(there):  # Files that are no longer in the remote folder are removed.
             with suppress(OSError):
                 inside = path.is_relative_to(root) and not path.parent.name.startswith(_QUERY)
                 if inside and path.stat().st_mtime < started:
@@ -142,11 +149,12 @@ class FileCache:
         return root
 
     def get_all(self, files: Mapping[str, Stat | None], where: str, missing: bool = False) -> list[Path]:
-        """The local copies of several files, fetched side by side; many of them are told of, with their progress.
+        """Return the paths of the local copies of several files, which are fetched in parallel.
 
         Args:
-            files: URLs, and what is expected of each. where: they are of, for messages.
-            missing: files that are not there are left out; else they are an error.
+            files: URL -> the expected size and version.
+            where: the folder of the files, for messages.
+            missing: whether files that do not exist are left out. Otherwise they raise FileNotFoundError.
         """
         lacking = {
             url: found for url, found in files.items() if found is None or not self._has(self.path_of(url), url, found)
@@ -154,7 +162,10 @@ class FileCache:
         size = sum(found.size for found in lacking.values() if found is not None)
         self._check_room(where, sum(found.size for found in files.values() if found is not None))
         self._check_disk(where, size)
-        progress = _Progress(where, len(lacking), size, self.folder)
+        several = len(lacking) > 1
+        if several:
+            amount = f" ({size / 1e9:.3g} GB)" if size else ""
+            logger.info(f"{public(where)}: fetching {len(lacking)} files{amount} to {self.folder}")
 
         def fetch(item: tuple[str, Stat | None]) -> Path | None:
             try:
@@ -164,7 +175,10 @@ class FileCache:
                     return None
                 raise FileNotFoundError(public(item[0])) from None
 
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with (
+            ProgressBar(public(where), len(lacking), "files", enabled=several) as progress,
+            ThreadPoolExecutor(_THREADS) as pool,
+        ):
             for _ in pool.map(fetch, lacking.items()):
                 progress.step()
         return [path for path in map(self.path_of, files) if path.is_file()]
@@ -189,7 +203,7 @@ class FileCache:
             kept, of = Stat(int(meta["size"]), str(meta["version"])), meta["of"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        # Two URLs may have one path, where the disk does not tell A from a.
+        # Two URLs may share a path on a disk that does not distinguish upper and lower case.
         return of == _digest(url) and kept.size == size and kept.agrees(wanted)
 
     def _mark_used(self, path: Path) -> None:
@@ -209,7 +223,7 @@ class FileCache:
             self._check_disk(url, wanted.size)
             path.parent.mkdir(parents=True, exist_ok=True)
             while not self._reserved(path, part, wanted.size):
-                time.sleep(_WAIT)  # for others to finish what they are fetching
+                time.sleep(_WAIT)  # Other processes finish their fetches in the meantime.
             found = remote.download(url, part, wanted)
             meta.unlink(missing_ok=True)
             os.replace(part, path)
@@ -224,14 +238,18 @@ class FileCache:
             temporary.write_text(json.dumps(record), encoding="utf-8")
             os.replace(temporary, meta)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not error.filename:  # of the server, not of this disk
+            if isinstance(error, FileNotFoundError) and not error.filename:  # It is missing on the server.
                 raise
             raise write_failed(error, f"cache {self.folder}", "a folder that can be written") from None
         finally:
             part.unlink(missing_ok=True)
 
     def _reserved(self, path: Path, part: Path, size: int) -> bool:
-        """Makes room for a file, by removing what was used longest ago; false while what others fetch fills it."""
+        """Make room for a file by removing the least recently used files.
+
+        Returns:
+            False if there is no room because other processes are fetching files.
+        """
         with self._lock(self.folder):
             fetching = sum(self._parts(but=part))
             if self.limit is not None:
@@ -240,22 +258,22 @@ class FileCache:
                 while held and total > self.limit:
                     _, bytes_, oldest = held.pop(0)
                     self._meta(oldest).unlink(missing_ok=True)
-                    with suppress(PermissionError):  # Windows removes nothing that is open
+                    with suppress(PermissionError):  # Windows does not remove open files.
                         oldest.unlink(missing_ok=True)
                         total -= bytes_
                 if total > self.limit:
                     return False
             with part.open("wb") as file:
-                file.truncate(size)  # counted by others before it is there
+                file.truncate(size)  # Other processes count the file with its final size.
             return True
 
     def _parts(self, but: Path) -> Iterator[int]:
-        """The bytes of every file that others are fetching; removes what killed processes have left."""
+        """Yield the size of every file that other processes are fetching, and remove the files of killed processes."""
         for part in (self.folder / _OWN / _PARTS).iterdir():
             if part == but:
                 continue
             lock = FileLock(self._lock_file(part.name))
-            with suppress(OSError):  # it is finished or removed at this moment
+            with suppress(OSError):  # Its process may finish or remove it at this moment.
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:
@@ -267,7 +285,7 @@ class FileCache:
                     lock.release()
 
     def _held(self, but: set[Path]) -> Iterator[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of every file that was fetched; others in the folder are not the cache's."""
+        """Yield (time of last use, bytes, path) of every fetched file except those in `but`."""
         for meta in (self.folder / _OWN / _META).glob("*.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 path = self.folder / parse_json(meta.read_bytes())["path"]
@@ -295,57 +313,42 @@ class FileCache:
             lock.release()
 
 
-class _Progress:
-    """Lines on standard error about many files that are fetched."""
-
-    def __init__(self, where: str, count: int, size: int, folder: Path) -> None:
-        self._where, self._count, self._done = public(where), count, 0
-        self._printed = time.monotonic()
-        if count > 1:
-            told = f" ({size / 1e9:.3g} GB)" if size else ""
-            echo(f"{self._where}: fetching {count} files{told} to {folder}", file=sys.stderr, flush=True)
-
-    def step(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if now - self._printed > _PROGRESS_SECONDS:
-            self._printed = now
-            echo(f"{self._where}: {self._done} of {self._count} files fetched", file=sys.stderr, flush=True)
-
-
 def _digest(url: str) -> str:
-    """Of what a URL names. It is not the URL itself: a query may hold a credential that no rule knows."""
+    """Return a hash of a URL. The URL itself is not stored because its query may contain an unknown credential."""
     return hashlib.sha256(canonical(url).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _file_name(name: str) -> str:
-    """A part of a URL as a file name: itself, wherever a disk can have a file that is called so."""
+    """Return a part of a URL as a file name. It is unchanged if the disk allows it as a file name."""
     text = "".join(quote(letter, safe="") if letter in _ILLEGAL or letter < " " else letter for letter in name)
     if not text.strip("."):
         text = text.replace(".", "%2E")
-    text = text.replace("/", "%2F")  # what was percent-encoded
+    text = text.replace("/", "%2F")  # The slash was percent-encoded in the URL.
     if os.name == "nt":
         text = text.rstrip(" .") or "%20"
     try:
         length = len(os.fsencode(text))
-    except UnicodeEncodeError:  # half a letter
+    except UnicodeEncodeError:  # The text has a lone surrogate.
         text, length = quote(text, errors="surrogatepass"), 3 * len(text)
     return text if length <= _LONGEST else f"{hashlib.sha256(repr(text).encode()).hexdigest()[:32]}{Path(text).suffix}"
 
 
 def user_cache() -> FileCache:
-    """The cache of this user's files: those of a data set, checkpoints, and what else a flag names."""
+    """Return the cache of the remote files that flags name, such as checkpoints and the files of datasets."""
     return FileCache(default_folder() / "files")
 
 
 def localize(location: str | os.PathLike[str], what: str, folder: bool = False) -> Path:
-    """A local path for a location: itself, or the copy of a remote file (or folder, with all below it).
+    """Return the local path of a location. A remote file is fetched first.
 
     Args:
-        what: begins the message, such as "--json_file".
+        location: a local path or a URL.
+        what: the beginning of the message, such as "--json_file".
+        folder: whether a URL names a folder. All files below it are fetched.
 
     Raises:
-        OsmError: there is no such remote file, or it is no location. RunStopped: it cannot be fetched.
+        OsmError: there is no such remote file, or the location is invalid.
+        RunStopped: the file cannot be fetched.
     """
     if not is_remote(location):
         return Path(location) if os.path.lexists(location) else Path(check_location(location, what))
@@ -357,7 +360,7 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
 
 @contextmanager
 def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
-    """A remote file, fetched to a temporary one that is gone afterwards."""
+    """Fetch a remote file to a temporary file, and yield it open. It is removed afterwards."""
     found = expected or remote.stat(url)
     try:
         temporary = tempfile.TemporaryDirectory(prefix="osm_")
@@ -372,3 +375,56 @@ def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
         remote.download(url, path, found)
         with path.open("rb") as file:
             yield file
+
+
+class RemoteFolder:
+    """A remote folder and its local copy, which contains the files that were fetched.
+
+    Args:
+        url: the URL of the folder. The server need not be able to list the folder.
+        cache: the cache that stores the local copy.
+
+    Attributes:
+        root: the local folder. It is created here.
+    """
+
+    def __init__(self, url: str, cache: FileCache) -> None:
+        self.url, self._cache, self.root = url, cache, cache.path_of(url)
+        self._asked: set[str] = set()
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def _listing(self) -> dict[str, Stat | None] | None:
+        try:
+            return remote.list_files(self.url)
+        except FileNotFoundError:
+            return None
+        except RunStopped:
+            raise
+        except OsmError:
+            if self.url.partition(":")[0] in HTTP:  # Many HTTP servers do not list folders.
+                return None
+            raise
+
+    @property
+    def names(self) -> list[str] | None:
+        """The paths of all files in the folder, or None if the server does not list them."""
+        return None if self._listing is None else list(self._listing)
+
+    def fetch(self, paths: Iterable[Path]) -> None:
+        """Fetch the files with these paths below `root`. Files that do not exist on the server are left out.
+
+        Raises:
+            OsmError: access is refused, or the disk has too little room.
+            RunStopped: the server fails.
+        """
+        wanted = {os.path.relpath(path, self.root).replace(os.sep, "/") for path in paths} - self._asked
+        listed: dict[str, Stat | None] | None = None
+        if "_listing" in self.__dict__ or (
+            len(wanted) >= _LISTED_FROM and self.url.partition(":")[0] not in HTTP  # An HTTP listing has no sizes.
+        ):
+            listed = self._listing
+        there = sorted(name for name in wanted if listed is None or name in listed)
+        files = {join(self.url, name): None if listed is None else listed[name] for name in there}
+        self._cache.get_all(files, self.url, missing=True)
+        self._asked |= wanted

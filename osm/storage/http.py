@@ -1,9 +1,9 @@
-"""Files by HTTP: sizes, ranges, whole files, and pages that list folders.
+"""Read files by HTTP: sizes, byte ranges, whole files, and pages that list folders.
 
-Not fsspec's own ways: those take a server that is down for a missing file, read whatever comes into memory, and follow
-the links of a page out of its folder.
+We do not use fsspec's own functions. They report a missing file when the server is down, read answers of any size into
+memory, and follow the links of a page out of its folder.
 
-Every function runs in fsspec's loop; a failure is the error of aiohttp, which `osm.storage.remote` tries again.
+Every function runs in fsspec's event loop. A failure raises the error of aiohttp, and `osm.storage.remote` retries.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ _NO_HEAD = (400, 403, 405, 501)
 _HREF = re.compile(r"""<a\s[^>]*?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORECASE)
 _PAGE_BYTES = 64 << 20
 _MAX_PAGES = 100_000
-_DEEPEST = 32  # folders within each other
+_DEEPEST = 32  # The deepest nesting of folders that is listed.
 
 
 async def stat(fs: Any, url: str) -> Stat:
-    """Size and version. Raises FileNotFoundError, WrongLength (the server does not say how long it is)."""
+    """Return the size and version of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WrongLength: the server does not report the size.
+    """
     session = await fs.set_session()
     async with session.head(fs.encode_url(url), allow_redirects=True) as answer:
         if answer.status in _GONE:
@@ -37,11 +42,11 @@ async def stat(fs: Any, url: str) -> Stat:
         length = answer.headers.get("Content-Length", "")
         if answer.status == 200 and length.isdigit():
             return Stat(int(length), _version(answer.headers))
-    # Some servers refuse HEAD (a signed URL is one for GET alone), or tell no length by it.
+    # Some servers refuse HEAD (a signed URL is valid only for GET), or do not report the size in its answer.
     async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
         if answer.status in _GONE:
             raise FileNotFoundError(public(url))
-        if answer.status != 416:  # which is the answer for an empty file
+        if answer.status != 416:  # 416 is the answer for an empty file.
             answer.raise_for_status()
         length = answer.headers.get("Content-Length", "")
         if answer.status != 200:
@@ -60,16 +65,19 @@ def _plain(tag: str) -> str:
 
 
 def _answer_version(headers: Any, expected: Stat) -> str:
-    """The version that an answer names, if it is of the kind that is expected (some answers lack the ETag)."""
+    """Return the version in an answer, or the expected version if the answer has none or agrees with it."""
     given = [_plain(headers[key]) for key in ("ETag", "Last-Modified") if key in headers]
     return given[0] if given and expected.version not in given else expected.version
 
 
 async def read_range(fs: Any, url: str, start: int, end: int, expected: Stat | None) -> bytes:
-    """The bytes from `start` to before `end`; the answer is compared with what is expected of the file.
+    """Return the bytes `start` to `end` (excluded). The answer is compared with the expected size and version.
 
     Raises:
-        FileNotFoundError, NoRanges, WrongLength. RunStopped: it is another file by now.
+        FileNotFoundError: there is no such file.
+        NoRanges: the server sends only whole files.
+        WrongLength: another number of bytes arrived.
+        RunStopped: the file has changed.
     """
     session = await fs.set_session()
     async with session.get(fs.encode_url(url), headers={"Range": f"bytes={start}-{end - 1}"}) as answer:
@@ -95,10 +103,12 @@ async def read_range(fs: Any, url: str, start: int, end: int, expected: Stat | N
 
 
 async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
-    """Writes a whole file to a path, for servers without ranges; no more of it than is expected.
+    """Download a whole file to a path, from a server without ranges. Reading stops after the expected size.
 
     Raises:
-        FileNotFoundError, WrongLength. RunStopped: it is another file by now.
+        FileNotFoundError: there is no such file.
+        WrongLength: another number of bytes arrived.
+        RunStopped: the file has changed.
     """
     session = await fs.set_session()
     async with session.get(fs.encode_url(url)) as answer:
@@ -120,17 +130,19 @@ async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
 
 
 async def list_names(fs: Any, url: str, most: int) -> list[str]:
-    """The paths of the files below a folder, as the server's pages list them.
+    """Return the paths of the files below a folder, as listed by the server's pages.
 
-    Only links to a page's own files and folders count: nothing leads to another host, upwards, or round in circles.
+    Only links to files and folders directly below a page count, so no link leads to another host, to a parent folder or
+    in a circle.
 
     Raises:
-        FileNotFoundError: there is no such page, or it has no link to a file. OsmError: there are over `most` files.
+        FileNotFoundError: there is no such page, or it has no link to a file.
+        OsmError: there are more than `most` files.
     """
     parts = urlsplit(url)
     root = str(fs.encode_url(urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + "/", "", ""))))
     pages, names = [""], list[str]()
-    for number, page in enumerate(pages):  # which grows meanwhile
+    for number, page in enumerate(pages):  # The loop appends to `pages`.
         if number >= _MAX_PAGES or len(names) > most:
             raise OsmError(f"{public(url)}: over {most} files or {_MAX_PAGES} folders")
         address = root + page
@@ -149,7 +161,7 @@ async def list_names(fs: Any, url: str, most: int) -> list[str]:
 
 
 async def list_page(fs: Any, url: str) -> list[str]:
-    """The names of the files of one folder, as its page lists them, percent-encoded.
+    """Return the percent-encoded names of the files of one folder, as listed by its page.
 
     Raises:
         FileNotFoundError: there is no such page.
@@ -165,7 +177,7 @@ async def _page(fs: Any, url: str) -> str:
             raise FileNotFoundError(public(url))
         answer.raise_for_status()
         if answer.content_type != "text/html":
-            raise FileNotFoundError(public(url))  # a file, where a page was looked for
+            raise FileNotFoundError(public(url))  # The URL is a file instead of a page.
         data = bytearray()
         async for block in answer.content.iter_any():
             data += block
@@ -175,7 +187,10 @@ async def _page(fs: Any, url: str) -> str:
 
 
 def _children(address: str, page: str) -> list[str]:
-    """The links of a page to what lies directly in its folder, each once, percent-encoded; a folder's ends with /."""
+    """Return the links of a page to the entries of its folder, percent-encoded and without repetitions.
+
+    The link to a folder ends with a slash.
+    """
     found: dict[str, None] = {}
     for match in _HREF.finditer(page):
         href = html.unescape(match[1] or match[2] or match[3] or "")

@@ -1,4 +1,4 @@
-"""What a location may be: a local path, or a URL of a protocol that reads files and runs nothing."""
+"""Locations: local paths, and URLs of protocols that read files and never run commands."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from osm.errors import OsmError
 REMOTE = ("http", "https", "s3", "gs", "hf")
 HTTP = ("http", "https")
 WRITABLE = ("s3", "gs")
-# `Path` makes one slash of two: "s3:/bucket/key" is taken for what it was.
+# One slash is accepted because `Path` turns "s3://bucket/key" into "s3:/bucket/key".
 _URL = re.compile(r"(https?|s3|gs|hf|file):/+(?=[^/])", re.IGNORECASE)
 _VERSION = re.compile(r"\?versionId=[^/?]*$")
 _FILE = re.compile(r"file:/*", re.IGNORECASE)
-# What other loaders take for a command (`pipe:`, a bar at either end), another protocol (one letter is a drive of
-# Windows), or standard input.
+# Matches texts that other loaders interpret as a command (`pipe:`, a bar at either end), as another protocol (a single
+# letter is a drive of Windows), or as standard input.
 _NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]+:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
-_QUERY = re.compile(r"\?[^\s,{}]*")  # within a pattern or a sentence
+_QUERY = re.compile(r"\?[^\s,{}]*")  # A query in a pattern or a sentence.
 _WEB = re.compile(r"https?:/", re.IGNORECASE)
 _COMMAND = re.compile(r"\s*(pipe:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 
 
 def is_remote(location: str | os.PathLike[str]) -> bool:
-    """Whether a location is a URL of one of the protocols `REMOTE`."""
+    """Return whether a location is a URL of one of the protocols in `REMOTE`."""
     found = _URL.match(os.fspath(location))
     return found is not None and found[1].lower() != "file"
 
 
 def is_path(text: str) -> bool:
-    """Whether a text can be nothing but a local path: no URL, command or standard input."""
+    """Return whether a text is a local path, and not a URL, a command or standard input."""
     return _NO_PATH.match(text) is None
 
 
 def check_location(location: str | os.PathLike[str], what: str) -> str:
-    """Returns a local path as it is (`file://` taken off), or a URL in one spelling.
+    """Return a local path unchanged (without `file://`), or a URL in its normal form.
 
     Args:
-        what: begins the message, such as "--coco_shards".
+        location: a local path or a URL.
+        what: the beginning of the message, such as "--coco_shards".
 
     Raises:
         OsmError: a command such as `pipe:`, a protocol that is not one of `REMOTE`, or a URL with a password in it.
@@ -71,15 +72,19 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
 
 
 def _hidden(text: str) -> str:
-    """What is no URL of ours as a message may show it: without a password and a query."""
+    """Return a text without its password and its query, for a message about an unsupported URL."""
     return re.sub(r"//[^/]*@", "//***@", text.partition("?")[0]) if "://" in text else text
 
 
 def check_writable(location: str | os.PathLike[str], what: str) -> str:
-    """As `check_location`, for something that is to be written. Raises OsmError also for protocols that only read."""
+    """Return a location as `check_location` does, for a file that will be written.
+
+    Raises:
+        OsmError: `check_location` refuses the location, or its protocol is read-only.
+    """
     given = os.fspath(location)
     if "://" not in given and not _URL.match(given) and not _COMMAND.match(given):
-        return given  # a folder may have a colon in its name
+        return given  # The name of a folder may contain a colon.
     text = check_location(location, what)
     if is_remote(text) and text.partition(":")[0] not in WRITABLE:
         protocols = ", ".join(f"{name}://" for name in WRITABLE)
@@ -88,9 +93,9 @@ def check_writable(location: str | os.PathLike[str], what: str) -> str:
 
 
 def split_url(url: str) -> tuple[str, str, str, str]:
-    """Protocol, host (or bucket), path without its first slash, and query.
+    """Split a URL into protocol, host (or bucket), path without its first slash, and query.
 
-    In a store's key `#` and `?` are letters as any other; of S3, `?versionId=` is a query.
+    In the keys of object stores, `#` and `?` are ordinary characters. Only `?versionId=` of S3 is a query.
     """
     protocol, _, rest = url.partition("://")
     query = ""
@@ -103,7 +108,10 @@ def split_url(url: str) -> tuple[str, str, str, str]:
 
 
 def public(location: str | os.PathLike[str]) -> str:
-    """A location as messages and meta files may show it: without the query, which holds a signed URL's credentials."""
+    """Return a location without its password and query, for messages and meta files.
+
+    The query of a signed URL contains credentials.
+    """
     text = os.fspath(location)
     if not is_remote(text):
         return text
@@ -115,12 +123,16 @@ def public(location: str | os.PathLike[str]) -> str:
 
 
 def public_text(text: str) -> str:
-    """A text without the queries of the http URLs in it, such as a pattern of several locations."""
+    """Return a text, such as a pattern of several locations, without the queries of its HTTP URLs."""
     return "::".join(_QUERY.sub("", part) if _WEB.search(part) else part for part in text.split("::"))
 
 
 def join(folder: str | os.PathLike[str], name: str) -> str:
-    """The location of a file of a folder, by its path there; a signed URL's query stays at the end."""
+    """Return the location of a file in a folder. The query of a signed URL stays at the end.
+
+    Args:
+        name: the path of the file within the folder.
+    """
     text = os.fspath(folder)
     if not is_remote(text):
         return str(Path(text) / name)
@@ -131,7 +143,7 @@ def join(folder: str | os.PathLike[str], name: str) -> str:
 
 
 def sibling(location: str | os.PathLike[str], name: str) -> str:
-    """The location of another file of the folder that a file (or folder) is in."""
+    """Return the location of another file in the parent folder of a location."""
     text = os.fspath(location)
     if not is_remote(text):
         return str(Path(text).parent / name)
@@ -141,7 +153,7 @@ def sibling(location: str | os.PathLike[str], name: str) -> str:
 
 
 def name_of(location: str | os.PathLike[str]) -> str:
-    """The last part of a location."""
+    """Return the last part of a location: the name of a file or folder."""
     text = os.fspath(location)
     if not is_remote(text):
         return Path(text).name
@@ -151,5 +163,5 @@ def name_of(location: str | os.PathLike[str]) -> str:
 
 
 def suffix_of(location: str | os.PathLike[str]) -> str:
-    """What a location's name ends with, in lower case, such as `.pt`."""
+    """Return the suffix of a location's name in lower case, such as `.pt`."""
     return Path(name_of(location)).suffix.lower()

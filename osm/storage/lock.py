@@ -1,4 +1,4 @@
-"""A lock of a remote output: a small object beside it that says who writes there, and when it was last seen to."""
+"""Lock a remote output folder with a small object that names the writing process and the time of its last renewal."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ from osm.storage import remote
 from osm.storage.locations import public
 
 STALE_SECONDS = 600.0
-"""A lock that has not been renewed for so long is nobody's."""
+"""A lock that was not renewed for this time is abandoned."""
 _RENEWED_EVERY = 60.0
-_LAST_RENEWAL = 5.0  # seconds that one on its way may take
+_LAST_RENEWAL = 5.0  # The seconds that a renewal in progress may take.
 _MOST_BYTES = 4096
 _TAKEN_TRIES = 5
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who has a lock.
+    """The process that holds a lock.
 
     Attributes:
-        host: for people. machine: of the system that has the process: a process id means nothing in another.
-        started: of the process, as the system counts: another process may have its id by now.
-        token: of this lock alone. time: when it was renewed, in seconds since 1970.
+        host: the name of its machine, for messages.
+        machine: an identifier of its system. A process id is meaningless in another system.
+        pid: its process id.
+        started: its start time in the system's own count. A later process may have the same id.
+        token: a random identifier of this lock.
+        time: the time of the last renewal in seconds since 1970.
     """
 
     host: str
@@ -47,13 +50,13 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        """This process, with a new token."""
+        """Return an owner that describes this process, with a new token."""
         pid = os.getpid()
         return cls(socket.gethostname(), _machine(), pid, _started(pid) or "", uuid.uuid4().hex, time.time())
 
     @classmethod
     def read(cls, data: bytes) -> Owner:
-        """Raises ValueError where the bytes are no lock."""
+        """Parse the content of a lock. Raises ValueError if the bytes are not a lock."""
         try:
             value = parse_json(data)
             texts = [value[name] for name in ("host", "machine", "started", "token")]
@@ -65,7 +68,7 @@ class Owner:
             raise ValueError(repr(error)) from None
 
     def is_gone(self) -> bool:
-        """Whether it is a process of this machine that has ended."""
+        """Return whether the owner is a process of this machine that has ended."""
         if self.machine != _machine() or os.name != "posix":
             return False
         now = _started(self.pid)
@@ -73,7 +76,10 @@ class Owner:
 
 
 def _machine() -> str:
-    """What is the same for processes that see each other's ids, and for no others: also two containers differ."""
+    """Return an identifier that two processes share only if they see each other's process ids.
+
+    Two containers on one machine have different identifiers.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
@@ -82,14 +88,18 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, in the system's own count (empty where it does not say); None: there is none."""
+    """Return the start time of a process in the system's own count.
+
+    Returns:
+        None if there is no such process. An empty text if the system does not report the start time.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         pass
     if os.name != "posix":
-        return ""  # os.kill would end it
+        return ""  # On Windows, os.kill would end the process.
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -100,18 +110,20 @@ def _started(pid: int) -> str | None:
 
 
 class Lock:
-    """Keeps two runs from writing one remote output; use it in a `with` block.
+    """A context manager that prevents two runs from writing to the same remote output.
 
-    The lock is an object that is only made where there is none, on services that know that (others: it is written and
-    read again). A thread renews it. The lock of a process that has ended is taken over: at once on its own machine,
-    elsewhere after `STALE_SECONDS`; the clocks of the machines have to agree as well as that.
+    The lock is an object that is created only if it does not exist. On services without conditional writes it is
+    written and read back. A thread renews it. If the owner has ended, the lock is taken over: at once on the owner's
+    machine, and elsewhere after `STALE_SECONDS`. The clocks of the machines must agree within this time.
 
     Args:
-        url: of the lock itself.
-        where: what it keeps; begins the messages.
+        url: the URL of the lock object.
+        where: the locked output, at the beginning of messages.
+        renewed_every: the seconds between two renewals.
 
     Raises:
-        OsmError: another process has it, or there is no such bucket. RunStopped: the server does not answer.
+        OsmError: another process holds the lock, or there is no such bucket.
+        RunStopped: the server does not answer.
     """
 
     def __init__(self, url: str, where: str, renewed_every: float = _RENEWED_EVERY) -> None:
@@ -127,16 +139,16 @@ class Lock:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Gives it back. Where the server is gone, it stays, and is nobody's once this process has ended."""
+        """Release the lock. If the server does not answer, the lock object remains until it is abandoned."""
         self._ended.set()
         self._thread.join(_LAST_RENEWAL)
-        with suppress(Exception):  # one try: an error that is on its way out must not wait for another
+        with suppress(Exception):  # There are no retries because an error that is being raised must not be delayed.
             filesystem = remote.filesystem(self.url)
             if Owner.read(filesystem.cat_file(self.url)).token == self._owner.token:
                 filesystem.rm_file(self.url)
 
     def check(self) -> None:
-        """Raises RunStopped where the lock is no longer this process's, as after a pause of the whole machine."""
+        """Raise RunStopped if this process has lost the lock, as after a pause of the whole machine."""
         found = self._read(whole=False)
         if found is None or found.token != self._owner.token:
             taken = "was removed" if found is None else f"was taken over by process {found.pid} of {found.host}"
@@ -146,18 +158,18 @@ class Lock:
         for _ in range(_TAKEN_TRIES):
             found = self._read()
             if found is not None and found.token == self._owner.token:
-                return  # made by a request whose answer was lost
+                return  # A request of ours created it, but its answer was lost.
             if found is not None:
                 self._check_abandoned(found)
                 remote.remove(self.url)
             if self._create():
                 break
         found = self._read()
-        if found is None or found.token != self._owner.token:  # two took it at once: the last one has it
+        if found is None or found.token != self._owner.token:  # If two processes took it at once, the last one has it.
             raise self._refusal(found)
 
     def _check_abandoned(self, found: Owner) -> None:
-        """Raises OsmError where the owner of a lock lives, as far as one can tell from here."""
+        """Raise OsmError unless the owner of a lock has ended or has not renewed the lock for a long time."""
         if not found.is_gone() and time.time() - found.time < STALE_SECONDS:
             raise self._refusal(found)
 
@@ -172,7 +184,12 @@ class Lock:
         )
 
     def _read(self, whole: bool = True) -> Owner | None:
-        """Who has the lock. `whole`: its size is asked for first; once it was our own, that would be a request more."""
+        """Return the owner of the lock, or None if there is no lock.
+
+        Args:
+            whole: whether the size is checked before reading, which takes one more request. It is not needed for a lock
+                that this process wrote.
+        """
         try:
             if whole:
                 return Owner.read(remote.read_whole(self.url, _MOST_BYTES))
@@ -187,7 +204,7 @@ class Lock:
             ) from None
 
     def _create(self) -> bool:
-        """Creates the lock object. Returns False if another process has created one meanwhile."""
+        """Create the lock object. Returns False if another process has created one in the meantime."""
         data = json.dumps(asdict(self._owner)).encode()
 
         def create() -> bool:
@@ -201,7 +218,7 @@ class Lock:
             except OSError as error:
                 if error.errno != errno.ENOSYS:
                     raise
-                filesystem.pipe_file(self.url, data)  # a service without conditions; what is there is read again
+                filesystem.pipe_file(self.url, data)  # It has no conditional writes. The caller reads the lock back.
             return True
 
         try:
@@ -212,7 +229,7 @@ class Lock:
     def _renew(self) -> None:
         filesystem = remote.filesystem(self.url)
         while not self._ended.wait(self._renewed_every):
-            # One try: a server that is gone, and a lock that is lost, end the run at its next upload.
+            # There are no retries. If the server is down or the lock is lost, the next upload ends the run.
             with suppress(Exception):
                 held = Owner.read(filesystem.cat_file(self.url)).token == self._owner.token
                 if held and not self._ended.is_set():

@@ -1,7 +1,8 @@
-"""Where a program writes: a folder of this machine, or one on `s3://` or `gs://` that is staged here.
+"""Output folders: a local folder, or a folder on `s3://` or `gs://` with a local staging folder.
 
-A remote file is made in a staging folder of this machine and uploaded when it is whole, so that none is ever half
-there. The staging folder's name follows from the URL: a killed run, started again on this machine, finds it.
+A remote file is written to the staging folder, and uploaded when it is complete, so a remote file is never partial. The
+name of the staging folder is derived from the URL, so a run that was killed and is started again on this machine finds
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Protocol
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs that write into one folder are then not kept apart
+except ImportError:  # On Windows nothing prevents two runs from writing to the same folder.
     fcntl = None  # type: ignore[assignment]
 
 from osm.errors import OsmError, write_failed
@@ -28,52 +29,52 @@ from osm.storage.locations import check_location, check_writable, is_remote, joi
 from osm.storage.lock import Lock
 
 LOCK = ".osm.lock"
-MAX_JSON_BYTES = 1 << 30  # of what is read back: the record of a conversion has a few hundred bytes a shard
-_NO_KEY = re.compile(r"[?#*\[\]]|[\0-\x1f]")  # of a URL: what a library takes for a version, a pattern or an end
+MAX_JSON_BYTES = 1 << 30  # The largest file that is read back. A conversion's record has a few hundred bytes per shard.
+_NO_KEY = re.compile(r"[?#*\[\]]|[\0-\x1f]")  # Libraries interpret these characters of a URL.
 
 
 class Output(Protocol):
-    """A folder that files are written into.
+    """A folder that files are written to.
 
     Attributes:
-        path: a folder of this machine: a file is made there, whole, and then `put`.
-        where: the folder as messages call it.
+        path: a local folder. A file is completed there, and then published with `put`.
+        where: the name of the folder in messages.
     """
 
     path: Path
     where: str
 
     def location(self, name: str) -> str:
-        """A file's place as messages call it."""
+        """Return the location of a file, for messages."""
 
     def sizes(self) -> dict[str, int]:
-        """What is there, without what is in subfolders, and its bytes; -1 of what is no file."""
+        """Return name -> size in bytes of the folder's entries, without its subfolders' entries. Non-files have -1."""
 
     def read(self, name: str, what: str) -> bytes | None:
-        """A file's content; None where it is not there. Raises OsmError, which begins with `what`."""
+        """Return the content of a file, or None if it is missing. The message of an OsmError begins with `what`."""
 
     def put(self, *names: str) -> None:
-        """What is to be done with files that are whole, in this order.
+        """Publish complete files in this order.
 
         Raises:
-            RunStopped: one cannot be uploaded; all of them are still staged.
+            RunStopped: a file cannot be uploaded. All of the files are still staged.
         """
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it is there."""
+        """Remove a file if it exists."""
 
     def lock(self, seconds: float) -> None:
-        """Keeps other processes out, until `unlock`. Raises OsmError where one is writing there after so long."""
+        """Lock the folder until `unlock`. Raises OsmError if another process still holds the lock after `seconds`."""
 
     def unlock(self) -> None:
-        """Lets others in."""
+        """Release the lock."""
 
     def forget(self, pattern: str) -> None:
-        """Removes what an earlier run has staged and not uploaded, by its name."""
+        """Remove the staged files of an earlier run whose names match the pattern."""
 
 
 class LocalOutput:
-    """A folder of this machine, which is made where it is missing."""
+    """A local folder. It is created if it is missing."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.path, self.where, self._what = path, str(path), what
@@ -97,7 +98,7 @@ class LocalOutput:
             return None
 
     def put(self, *names: str) -> None:
-        pass  # they are where they belong
+        pass  # The files are already in the output folder.
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -117,22 +118,23 @@ class LocalOutput:
                 time.sleep(0.05)
                 continue
             except OSError:
-                pass  # a file system without locks
+                pass  # The file system has no locks.
             self._lock = folder
             return
 
     def unlock(self) -> None:
         if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # not by closing alone: forked workers hold a copy of the descriptor
+            # Closing is not enough because forked workers have a copy of the descriptor.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 
     def forget(self, pattern: str) -> None:
-        pass  # nothing is staged
+        pass  # A local folder has no staged files.
 
 
 class RemoteOutput:
-    """A folder on `s3://` or `gs://`, staged at `path`."""
+    """A folder on `s3://` or `gs://` with the staging folder `path`."""
 
     def __init__(self, url: str, what: str) -> None:
         self.url, self.where, self._what = url, public(url), what
@@ -149,7 +151,7 @@ class RemoteOutput:
         except FileNotFoundError:
             return {}
         own = {name: found for name, found in files.items() if "/" not in name and name != LOCK}
-        return {name: found.size for name, found in own.items() if found is not None}  # stores tell all sizes
+        return {name: found.size for name, found in own.items() if found is not None}  # Object stores report all sizes.
 
     def read(self, name: str, what: str) -> bytes | None:
         try:
@@ -158,7 +160,7 @@ class RemoteOutput:
             return None
 
     def put(self, *names: str) -> None:
-        """Uploads files, then removes the staged ones. Raises RunStopped also where the lock is another's by now."""
+        """Upload files, then remove the staged copies. Raises RunStopped also if another process has taken the lock."""
         for name in names:
             if self._held is not None:
                 self._held.check()
@@ -172,11 +174,11 @@ class RemoteOutput:
         remote.remove(join(self.url, name))
 
     def lock(self, seconds: float = 0.0, name: str = LOCK) -> None:
-        """Takes the lock of the folder, or of a file in it. Files that an earlier run has staged stay."""
+        """Take the lock of the folder, or of a file in it. The staged files of an earlier run are kept."""
         self._held = self._locks.enter_context(Lock(join(self.url, name), f"{self._what} {self.where}"))
 
     def unlock(self) -> None:
-        """Gives the lock back; the staging folder goes where nothing is left in it."""
+        """Release the lock, and remove the staging folder if it is empty."""
         self._held = None
         self._locks.close()
         with suppress(OSError):
@@ -188,20 +190,21 @@ class RemoteOutput:
 
 
 def open_output(location: str | os.PathLike[str], what: str) -> Output:
-    """A folder to write into.
+    """Return the output folder at a location.
 
     Args:
-        what: begins the messages, such as "--output_dir".
+        location: a local path or a URL.
+        what: the beginning of messages, such as "--output_dir".
 
     Raises:
-        OsmError: nothing can be written there.
+        OsmError: the location cannot be written.
     """
     text = check_output(location, what)
     return RemoteOutput(text, what) if is_remote(text) else LocalOutput(Path(text), what)
 
 
 def check_output(location: str | os.PathLike[str], what: str) -> str:
-    """As `check_writable`; a URL is also refused with a letter in it that would make another name of it."""
+    """Return a location as `check_writable` does. A URL with a character that libraries interpret raises OsmError."""
     text = check_writable(location, what)
     if is_remote(text) and (found := _NO_KEY.search(text)):
         raise OsmError(f"{what} {public(text)}: {found[0]!r} in the URL of an output; expected a name without it")
@@ -209,7 +212,7 @@ def check_output(location: str | os.PathLike[str], what: str) -> str:
 
 
 def check_here(location: str | os.PathLike[str], what: str) -> None:
-    """Raises OsmError for a URL, where a program writes many small files that it reads again."""
+    """Raise OsmError if the location of many small files, which the program reads again, is a URL."""
     if is_remote(location):
         raise OsmError(
             f"{what} {public(check_location(location, what))}: it is written on this machine; expected a local path "
@@ -218,10 +221,10 @@ def check_here(location: str | os.PathLike[str], what: str) -> None:
 
 
 def staging_folder(url: str) -> Path:
-    """The folder of this machine where a remote output is made, by its URL; made where it is missing.
+    """Return the local staging folder of a remote output. It is created if it is missing.
 
     Raises:
-        OsmError: it cannot be made.
+        OsmError: the folder cannot be created.
     """
     path = _staging_path(url)
     with staging(path):
@@ -237,17 +240,18 @@ def _staging_path(url: str) -> Path:
 
 
 def disk_of(location: str | os.PathLike[str], what: str) -> str:
-    """How a message calls the folder of this machine that is full or cannot be written."""
+    """Return the name, for messages, of the local folder that is full or cannot be written."""
     if not is_remote(location):
         return f"{what} {location}"
     return f"{what} {public(location)}: its staging folder {_staging_path(check_output(location, what))}"
 
 
 def write_text(location: str | os.PathLike[str], flag: str, chunks: Iterable[str]) -> None:
-    """Writes what a flag asks for to a local file, as `osm.files.write_output` does, or to a remote one.
+    """Write the file that a flag names: a local file, as `osm.files.write_output` does, or a remote file.
 
     Raises:
-        OsmError: the file cannot be written. RunStopped: the server does not answer.
+        OsmError: the file cannot be written.
+        RunStopped: the server does not answer.
     """
     text = check_output(location, flag)
     if not is_remote(text):
@@ -259,7 +263,7 @@ def write_text(location: str | os.PathLike[str], flag: str, chunks: Iterable[str
 
 @contextmanager
 def remote_file(url: str, what: str) -> Iterator[Path]:
-    """A staged file, which is uploaded once the block has ended well; meanwhile other processes are kept out."""
+    """Yield the path of a staged file, which is uploaded if the block succeeds. The remote file is locked meanwhile."""
     folder, _, name = check_output(url, what).rpartition("/")
     if not name or folder.endswith(":/"):
         raise OsmError(f"{what} {public(url)}: expected the URL of a file: bucket, and a name in it")
@@ -271,7 +275,11 @@ def remote_file(url: str, what: str) -> Iterator[Path]:
 
 @contextmanager
 def locked(output: Output, name: str = LOCK) -> Iterator[None]:
-    """Keeps other processes out of a remote output; `name` is that of the lock. Local ones have locks of their own."""
+    """Lock a remote output within the context. A local output is not locked here because its users lock it themselves.
+
+    Args:
+        name: the name of the lock object.
+    """
     if not isinstance(output, RemoteOutput):
         yield
         return
@@ -284,7 +292,7 @@ def locked(output: Output, name: str = LOCK) -> Iterator[None]:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[None]:
-    """An error of the disk in the block becomes one that names the staging folder."""
+    """Turn an error of the disk within the context into an error that names the staging folder."""
     try:
         yield
     except OSError as error:

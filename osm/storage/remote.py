@@ -1,7 +1,7 @@
-"""Bytes of remote files: ranges, whole files, listings and uploads, with retries that end in a sentence.
+"""Read and write remote files with retries: byte ranges, whole files, listings and uploads.
 
-Credentials come from the libraries' own places (AWS_* variables and files, gcloud, HF_TOKEN, ~/.netrc). They are never
-taken from a URL or a flag, so none can reach a log.
+Credentials come from the libraries' usual sources (AWS_* variables and files, gcloud, HF_TOKEN, ~/.netrc). They are
+never taken from a URL or a flag, so they cannot appear in a log.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from osm.storage.stats import NoRanges, Stat, WrongLength, check_unchanged
 
 T = TypeVar("T")
 BLOCK = 16 << 20
-"""Bytes of one request of a download."""
-MAX_FILES = 2_000_000  # of a listing
+"""The number of bytes that one request of a download reads."""
+MAX_FILES = 2_000_000  # The largest listing that is read.
 _ETAGS = ("ETag", "etag", "md5Hash", "sha256", "blob_id", "generation", "Last-Modified", "LastModified", "mtime")
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _MISSING = (FileNotFoundError, IsADirectoryError)
@@ -39,12 +39,12 @@ def _seconds(name: str, default: str) -> list[float]:
 
 
 def retry_delays() -> list[float]:
-    """Seconds before each further try: OSM_RETRY_SECONDS, or 0.5, 1, 2, 4 and 8."""
+    """Return the seconds before each retry: OSM_RETRY_SECONDS, or 0.5, 1, 2, 4 and 8."""
     return _seconds("OSM_RETRY_SECONDS", "0.5,1,2,4,8")
 
 
 def read_timeout() -> float:
-    """Seconds without a byte after which a try has failed: OSM_READ_TIMEOUT, or 60."""
+    """Return the seconds without a received byte after which a try fails: OSM_READ_TIMEOUT, or 60."""
     return (_seconds("OSM_READ_TIMEOUT", "60") or [60.0])[0]
 
 
@@ -53,19 +53,19 @@ def _by_http(url: str) -> bool:
 
 
 def _sync(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of `osm.storage.http` returns, in the filesystem's loop."""
+    """Run a function of `osm.storage.http` in the filesystem's event loop, and return its result."""
     from fsspec.asyn import sync
 
     return sync(fs.loop, function, fs, *arguments)
 
 
 def filesystem(url: str) -> Any:
-    """The fsspec filesystem of a URL, for this process and its thread pool.
+    """Return the fsspec filesystem of a URL, for this process and its threads.
 
     Raises:
         OsmError: the package that reads this protocol is not installed.
     """
-    import fsspec  # slow to import: local paths do without it
+    import fsspec  # The import is slow, and local paths do not need it.
 
     protocol = url.partition(":")[0]
     options: dict[str, Any] = {"use_listings_cache": False}
@@ -73,20 +73,20 @@ def filesystem(url: str) -> Any:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=read_timeout())
-        # Ranges count the bytes of the file itself, not those of a compressed form.
+        # Without compression, byte ranges refer to the bytes of the file itself.
         options["client_kwargs"] = {
             "timeout": limits,
             "headers": {"Accept-Encoding": "identity"},
             "trust_env": True,
         }
     elif protocol == "s3":
-        # The retries are ours, so that each of them is counted and the last one ends the run.
+        # The library's retries are disabled because `retried` counts retries and reports the last failure.
         settings = {"read_timeout": read_timeout(), "connect_timeout": 30, "retries": {"max_attempts": 0}}
         options["config_kwargs"] = settings
     try:
         fs = fsspec.filesystem(protocol, **options)
         if protocol == "s3":
-            fs.retries = 1  # s3fs has five of its own besides
+            fs.retries = 1  # By default, s3fs adds five retries of its own.
         return fs
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gs"}.get(protocol, "")
@@ -95,14 +95,17 @@ def filesystem(url: str) -> Any:
 
 
 def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
-    """What `action` returns, tried again after each of `retry_delays()`.
+    """Return the result of `action`. If it fails, it is retried after each of the delays in `retry_delays()`.
 
     Args:
-        missing: a file that is not there is an error at once. Otherwise it is tried again.
+        url: the URL that the action reads or writes, for messages.
+        missing: whether a missing file is an error at once. Otherwise the action is retried.
 
     Raises:
-        FileNotFoundError: there is no such file. NoRanges: see there.
-        OsmError: access was refused. RunStopped: the last try failed too.
+        FileNotFoundError: there is no such file.
+        NoRanges: the server sends only whole files.
+        OsmError: access was refused.
+        RunStopped: the last retry failed too.
     """
     delays = retry_delays()
     for attempt in range(len(delays) + 1):
@@ -116,7 +119,7 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
             raise
         except PermissionError as error:
             raise OsmError(f"{public(url)}: access is refused ({_reason(error)})") from None
-        except Exception as error:  # each protocol has errors of its own library
+        except Exception as error:  # Each protocol's library has its own errors.
             status = _status(error)
             if status in (401, 403):
                 raise OsmError(f"{public(url)}: access is refused (HTTP {status})") from None
@@ -131,12 +134,12 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
             time.sleep(delays[attempt])
     raise RunStopped(
         f"{public(url)}: {_reason(failure)}, {len(delays) + 1} times; when the server answers again, the same command "
-        "goes on"
+        "resumes"
     )
 
 
 def _status(error: BaseException) -> int:
-    """The HTTP status that an error is about, as aiohttp, gcsfs or the hub's library tell it; 0 = none."""
+    """Return the HTTP status of an error of aiohttp, gcsfs or huggingface_hub, or 0 if it has none."""
     if hasattr(error, "status"):
         number = error.status
     else:
@@ -145,7 +148,7 @@ def _status(error: BaseException) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """An error in a few words, without the addresses that it may quote: they can hold a signature."""
+    """Return a short description of an error, without the URLs in its text, which can contain a signature."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return f"no byte came for {read_timeout():g} s"
     if isinstance(error, WrongLength):
@@ -170,17 +173,18 @@ def _reason(error: BaseException) -> str:
 
 
 def stat(url: str) -> Stat:
-    """Size and version of a remote file.
+    """Return the size and version of a remote file.
 
     Raises:
-        FileNotFoundError: there is none. RunStopped: the server does not answer, or does not say how long it is.
+        FileNotFoundError: there is no such file.
+        RunStopped: the server does not answer, or does not report the size.
     """
 
     def ask() -> Stat:
         fs = filesystem(url)
         if _by_http(url):
             return _sync(fs, http.stat, url)
-        # The hub tells a file's hash only when it is asked to.
+        # The Hugging Face hub reports the hash of a file only with `expand_info`.
         found = fs.info(url, expand_info=True) if url.startswith("hf:") else fs.info(url)
         if found.get("type") == "directory":
             raise FileNotFoundError(f"{public(url)} is a folder")
@@ -198,7 +202,7 @@ def _stat_of(found: dict[str, Any]) -> Stat:
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file."""
+    """Return whether a remote file exists."""
     try:
         stat(url)
     except FileNotFoundError:
@@ -207,14 +211,15 @@ def exists(url: str) -> bool:
 
 
 def read_range(url: str, start: int, end: int, expected: Stat | None = None) -> bytes:
-    """The bytes from `start` to before `end`.
+    """Return the bytes `start` to `end` (excluded) of a remote file.
 
     Args:
-        expected: size and version that the file had; by HTTP the answer itself is compared with them.
+        expected: the size and version that the file had. Only HTTP answers are compared with them.
 
     Raises:
-        FileNotFoundError, NoRanges: the server sends whole files only.
-        RunStopped: it does not answer, sends other lengths, or the file has changed.
+        FileNotFoundError: there is no such file.
+        NoRanges: the server sends only whole files.
+        RunStopped: the server does not answer or sends another number of bytes, or the file has changed.
     """
 
     def get() -> bytes:
@@ -230,7 +235,7 @@ def read_range(url: str, start: int, end: int, expected: Stat | None = None) -> 
 
 
 def read_whole(url: str, most: int) -> bytes:
-    """A whole file in memory. Raises OsmError where it has over `most` bytes."""
+    """Return the content of a remote file. Raises OsmError if it has more than `most` bytes."""
     found = stat(url)
     if found.size > most:
         raise OsmError(f"{public(url)}: {found.size} bytes, over the {most} that such a file may have")
@@ -244,10 +249,14 @@ def read_whole(url: str, most: int) -> bytes:
 
 
 def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
-    """Fetches a whole file to a local path, block by block; a try that fails costs one block.
+    """Download a remote file to a local path block by block, so that a retry repeats only one block.
+
+    Returns:
+        The size and version of the file.
 
     Raises:
-        FileNotFoundError. RunStopped: the server does not answer, sends other lengths, or the file changes meanwhile.
+        FileNotFoundError: there is no such file.
+        RunStopped: the server does not answer or sends another number of bytes, or the file changes meanwhile.
     """
     found = expected or stat(url)
     try:
@@ -255,7 +264,7 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
             for start in range(0, found.size, BLOCK):
                 file.write(read_range(url, start, min(start + BLOCK, found.size), found))
             file.truncate()
-    except NoRanges:  # which only HTTP servers are without
+    except NoRanges:  # Only HTTP servers may lack ranges.
         fs = filesystem(url)
         retried(url, lambda: _sync(fs, http.fetch_whole, url, path, found))
     check_still(url, found)
@@ -263,17 +272,18 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
 
 
 def check_still(url: str, expected: Stat) -> None:
-    """Raises RunStopped where a file is not the one that is expected. By HTTP nothing is asked: `read_range` compares
-    each answer."""
+    """Raise RunStopped if a file has changed. HTTP files are not checked here because `read_range` compares each
+    answer."""
     if not _by_http(url):
         check_unchanged(url, expected, stat(url))
 
 
 def list_files(url: str) -> dict[str, Stat | None]:
-    """The files below a folder by their path in it; None where the listing does not tell their size (by HTTP).
+    """Return path -> size and version of the files below a folder. The value is None in an HTTP listing.
 
     Raises:
-        FileNotFoundError: there is no such folder. OsmError: it holds over `MAX_FILES`.
+        FileNotFoundError: there is no such folder.
+        OsmError: the folder has more than `MAX_FILES` files.
     """
 
     def ask() -> dict[str, Stat | None]:
@@ -287,7 +297,7 @@ def list_files(url: str) -> dict[str, Stat | None]:
         files: dict[str, Stat | None] = {}
         for name, about in found.items():
             relative = name.removeprefix(root)
-            # A key that ends in a slash stands for a folder. No name leads out of the folder.
+            # A key that ends with a slash represents a folder. Names that lead out of the folder are skipped.
             if not name.startswith(root) or not set(relative.split("/")).isdisjoint(("", ".", "..")):
                 continue
             files[relative] = _stat_of(about) if isinstance(about.get("size"), int) else None
@@ -299,7 +309,7 @@ def list_files(url: str) -> dict[str, Stat | None]:
 
 
 def glob(url: str) -> list[str]:
-    """The URLs that a pattern with `*`, `?` or `[` fits, in order."""
+    """Return the sorted URLs that match a pattern with `*`, `?` or `[`."""
 
     def ask() -> list[str]:
         fs, protocol = filesystem(url), url.partition(":")[0]
@@ -317,10 +327,10 @@ def glob(url: str) -> list[str]:
 
 
 def upload(path: Path, url: str) -> None:
-    """Writes a local file to a URL, whole: until it is, the old one stays.
+    """Upload a local file to a URL. The old file is kept until the upload is complete.
 
     Raises:
-        RunStopped: the server does not answer, or the file there has another size after the upload.
+        RunStopped: the server does not answer, or the remote file has another size after the upload.
     """
     size = path.stat().st_size
 
@@ -334,7 +344,7 @@ def upload(path: Path, url: str) -> None:
 
 
 def write(url: str, data: bytes) -> None:
-    """Writes a small file to a URL, whole."""
+    """Write a small file to a URL in one request."""
 
     def put() -> None:
         filesystem(url).pipe_file(url, data)
@@ -343,7 +353,7 @@ def write(url: str, data: bytes) -> None:
 
 
 def remove(url: str) -> None:
-    """Removes a file, if it is there."""
+    """Remove a remote file if it exists."""
 
     def delete() -> None:
         try:
@@ -356,7 +366,7 @@ def remove(url: str) -> None:
 
 @contextmanager
 def as_user_error(url: str, what: str) -> Iterator[None]:
-    """Errors begin with `what`; a file that is not there becomes an OsmError."""
+    """Make errors within the context begin with `what`. A missing file becomes an OsmError."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What is known of a remote file, and the ways in which what comes can differ from it."""
+"""The size and version of a remote file, and the errors of a download that differs from them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from osm.storage.locations import public
 
 @dataclass(frozen=True)
 class Stat:
-    """A file's bytes, and what names its content (an ETag, a hash or a date; empty where the server has none)."""
+    """The size of a remote file in bytes, and its version: an ETag, a hash or a date.
+
+    The version is empty if the server has none.
+    """
 
     size: int
     version: str = ""
 
     def agrees(self, other: Stat) -> bool:
-        """Whether both can be the same content: what one of them does not know cannot differ."""
+        """Return whether both can describe the same content. An unknown version agrees with every version."""
         versions = self.version and other.version
         return self.size == other.size and (not versions or self.version == other.version)
 
 
 class NoRanges(Exception):
-    """The server sends whole files only."""
+    """The server sends only whole files, not ranges of bytes."""
 
 
 class WrongLength(Exception):
-    """Other bytes came than were announced."""
+    """The server sent another number of bytes than it announced."""
 
 
 def check_unchanged(url: str, expected: Stat, now: Stat) -> None:
-    """Raises RunStopped where a file is not the one that it was when the run began."""
+    """Raise RunStopped if the size or version of a file has changed since the run began."""
     if expected.agrees(now):
         return
     sizes = f"{expected.size} bytes, now {now.size}" if expected.size != now.size else "another ETag or date"

@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +29,9 @@ from osm.files import read_json, read_yaml, write_atomically
 from osm.io.images import SUFFIXES, decode, open_image, read_panoptic, read_rgb
 from osm.prepare.originals.work import Panoptic, write_whole
 from osm.storage.output import check_here
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 SPLITS = ("train", "val")
 SIZES = ((640, 480), (480, 640), (560, 560))  # of collages, (width, height)
@@ -196,7 +197,7 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
     if summary.is_file():
         if read_json(summary, "collages")[0] != made:
             raise OsmError(f"{folder} holds collages made with other flags or files; choose another folder")
-        echo(f"{folder}: finished already, {options.images} collages", file=sys.stderr)
+        logger.info(f"{folder}: finished already, {options.images} collages")
         return folder
     try:
         for name in ("images", "panoptic"):
@@ -303,7 +304,7 @@ def _vary(thing: Image.Image, side: int, rng: random.Random) -> Image.Image:
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `osm collages`."""
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm collages",
         allow_abbrev=False,
         description="Pastes cut-outs of known name on photos: a set in COCO-panoptic form.",
@@ -323,6 +324,7 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `osm collages`; returns the exit code."""
     args = parser().parse_args(argv)
@@ -339,9 +341,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         echo(write_collages(args.out / args.split, options))
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command makes the same collages", file=sys.stderr)
+        logger.info("interrupted: the same command makes the same collages")
         return 130
     return 0

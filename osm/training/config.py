@@ -1,4 +1,4 @@
-"""The training config, its flags, and how a YAML and flags become one."""
+"""The training config, and how it is built from a YAML file and command-line flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from osm.config import ModelConfig, from_dict, load_yaml
+from osm.config import add_settings, choice, from_dict, load_yaml
 from osm.data.sample import SampleConfig
 from osm.data.shard_lists import expand_shards
 from osm.data.shard_writer import CATEGORIES
@@ -19,10 +19,12 @@ from osm.datasets.table import PHRASE_FORMS, Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models.factory import base_config
+from osm.models.model_config import ModelConfig
 from osm.storage import remote
 from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public, sibling
-from osm.training.saved import local_checkpoint
+from osm.terminal import CommandParser
+from osm.training.checkpoints import local_checkpoint
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_bfloat16", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -31,7 +33,14 @@ STRATEGIES = ("full", "hybrid")
 
 @dataclass(frozen=True)
 class SetConfig:
-    """One set of the mix; `batch_size` (images a step and process) 0 = the set is not used."""
+    """One dataset of the training mix.
+
+    Attributes:
+        shards: the shards of the dataset; braces expand, as in `{000..106}.tar`.
+        batch_size: images of this dataset in each batch of each process. 0 = the dataset is not used.
+        train_num_samples: images of this dataset in an epoch, over all processes.
+        loss_multiplier: the factor of this dataset's loss.
+    """
 
     shards: str = ""
     batch_size: int = 0
@@ -41,33 +50,61 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained; a field is the flag of the same name.
+    """How a model is trained. Each field is also the flag of the same name.
 
     Attributes:
-        run_name: the folder of the run: checkpoints, log, curve.
-        resume_from_checkpoint: a `.pt` of train.py; empty = the newest one of the run's folder, if there is one.
-        start_from: trained weights (a folder `final`, or a `.pt`) that a new run starts with; optimizer and schedule
-            are fresh. Without --config the file's own model config holds, where it has one.
-        save_initial: write the model of step 0 to `<run_name>/initial`, to be measured beside the trained one.
-        feature_cache, views: train on the tower's tokens of that many fixed views an image, kept in this folder.
-        emulate_world_size: draw the samples of a run on that many processes (0 = as many as there are).
-        num_threads: torch threads of a process on CPU; 0 = cores / processes of this machine.
-        tf32: multiply float32 matrices in TF32 on GPUs that have it (10 bits of mantissa): faster, less exact.
-        wandb: off | offline | online.
-        gradient_checkpointing: recompute the activations of the bridge and the LLM in the backward, for less memory.
-        fsdp: shard the model over the processes (FSDP2). fsdp_sharding_strategy: full | hybrid (shards within groups
-            of fsdp_shard_size processes, 0 = those of one machine; copies of that across the groups).
-        fsdp_use_orig_params: accepted as published; FSDP2 always does.
-        checkpoint_every_steps: a checkpoint that is resumed from, written beside the training (0 = only after epochs
-            and when stopped). keep_checkpoints: so many of these are kept.
-        held_out_share: of the samples, never trained on. eval_every_steps: evaluate on them (0 = never), on
-            eval_samples of each set. best_metric: accuracy | loss: what decides which model is kept as `best`.
-        max_skipped_steps: stop after so many steps in a row whose loss or gradient was not finite.
-        max_bad_samples: stop where more than this share of a set's samples is broken.
-        peak_tflops: of one device, for the MFU; 0 = known GPUs alone.
-        shard_cache, shard_cache_gb: a folder of this machine for copies of remote shards, fetched once, and the GB that
-            it may hold (0 = as many as come).
-        pipeline: `module:function`, a webdataset pipeline of your own instead of our reading and shuffling of shards.
+        run_name: the folder of the run, for checkpoints, log and curve.
+        resume_from_checkpoint: a checkpoint of train.py. Empty = the newest one in the run's folder, if there is one.
+        start_from: trained weights (a folder `final`, or a `.pt`) with which a new run starts, with a fresh optimizer
+            and schedule. Without --config, the model config of that file is used, if it has one.
+        delete_previous_checkpoint: delete the checkpoint of the previous epoch when a new one is written.
+        save_initial: write the model of step 0 to `<run_name>/initial`, to compare the trained model with it.
+        gradient_accumulation_steps: batches in an optimizer step.
+        seed: the seed of the bridge's initial values and of all draws.
+        learning_rate: the peak learning rate of AdamW.
+        lr_scheduler: the shape of the learning rate after the warm-up.
+        warmup_steps: optimizer steps in which the learning rate rises linearly from 0.
+        weight_decay: the weight decay of AdamW.
+        precision: fp32, amp_bf16 or amp_bfloat16 (bfloat16 autocast), bf16 (bfloat16 autocast, and frozen parts in
+            bfloat16 on every device), or fp16 (float16 autocast with a loss scale).
+        num_epochs: the number of epochs.
+        logging_steps: optimizer steps between two lines of the log.
+        workers: data loading processes of each training process. 0 = data is loaded in the training process.
+        dataset_resampled: draw shards with replacement.
+        shuffle_buffer: samples among which the next one is drawn.
+        shard_cache: a local folder for copies of remote shards, so that each shard is downloaded once.
+        shard_cache_gb: the largest size of that folder in GB. 0 = no limit.
+        pipeline: `module:function`, a webdataset pipeline of the user's in place of our reading and shuffling.
+        feature_cache: a folder for the tower's tokens of a fixed number of views of each image. Training then reads
+            these tokens and does not run the tower.
+        views: the number of fixed views of each image in the feature cache.
+        emulate_world_size: draw the samples as a run on that many processes would. 0 = the actual number of processes.
+        dist_backend: the backend of torch.distributed. Empty = nccl on CUDA, gloo elsewhere.
+        dist_url: the address at which the processes meet.
+        no_set_device_rank: do not choose the GPU by the local rank.
+        device: auto, cpu, cuda, cuda:1, ...
+        num_threads: torch threads of each process on the CPU. 0 = cores / processes of this machine.
+        tf32: multiply float32 matrices in TF32 on GPUs that support it (10 bits of mantissa): faster, less exact.
+        wandb: logging to Weights & Biases.
+        wandb_project: the project at Weights & Biases.
+        gradient_checkpointing: recompute the activations of the bridge and the LLM in the backward pass. This takes
+            less memory and more time.
+        fsdp: shard the model over the processes (FSDP2).
+        fsdp_use_orig_params: a published flag, which is accepted. FSDP2 always uses the original parameters.
+        fsdp_sharding_strategy: full, or hybrid (shards within groups of processes, copies across the groups).
+        fsdp_shard_size: processes in such a group. 0 = the processes of one machine.
+        checkpoint_every_steps: optimizer steps between two checkpoints within an epoch, which are written in the
+            background. 0 = checkpoints are written only after epochs and when the run is stopped.
+        keep_checkpoints: the number of checkpoints within epochs that are kept.
+        held_out_share: the share of the samples that is never trained on.
+        eval_every_steps: optimizer steps between two evaluations on the held-out samples. 0 = never.
+        eval_samples: held-out samples of each dataset in an evaluation.
+        best_metric: the metric that decides which model is kept as `best`.
+        max_skipped_steps: stop after this many steps in a row with a non-finite loss or gradient.
+        max_bad_samples: stop if more than this share of a dataset's samples is broken.
+        peak_tflops: the peak TFLOPS of one device, for the MFU. 0 = the value of a known GPU.
+        sample: how samples are made.
+        sets: the datasets of the training mix, by name.
     """
 
     run_name: str = "osm"
@@ -78,10 +115,10 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     seed: int = 42
     learning_rate: float = 1e-4
-    lr_scheduler: str = "constant"
+    lr_scheduler: str = choice("constant", SCHEDULES)
     warmup_steps: int = 5000
     weight_decay: float = 0.1
-    precision: str = "fp32"
+    precision: str = choice("fp32", PRECISIONS)
     num_epochs: int = 1
     logging_steps: int = 100
     workers: int = 1
@@ -99,19 +136,19 @@ class TrainConfig:
     device: str = "auto"
     num_threads: int = 0
     tf32: bool = False
-    wandb: str = "off"
+    wandb: str = choice("off", ("off", "offline", "online"))
     wandb_project: str = "osm"
     gradient_checkpointing: bool = False
     fsdp: bool = False
     fsdp_use_orig_params: bool = False
-    fsdp_sharding_strategy: str = "full"
+    fsdp_sharding_strategy: str = choice("full", STRATEGIES)
     fsdp_shard_size: int = 0
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 2
     held_out_share: float = 0.0
     eval_every_steps: int = 0
     eval_samples: int = 64
-    best_metric: str = "accuracy"
+    best_metric: str = choice("accuracy", ("accuracy", "loss"))
     max_skipped_steps: int = 20
     max_bad_samples: float = 0.05
     peak_tflops: float = 0.0
@@ -150,18 +187,20 @@ class TrainConfig:
 
     def _check_shares(self) -> None:
         if not 0 <= self.max_bad_samples <= 1:
-            raise OsmError(f"--max_bad_samples {self.max_bad_samples} is a share: between 0 and 1")
+            raise OsmError(f"--max_bad_samples {self.max_bad_samples} is a share, which must be between 0 and 1")
         if not 0 <= self.held_out_share < 1:
-            raise OsmError(f"--held_out_share {self.held_out_share} is a share: from 0 to less than 1")
+            raise OsmError(f"--held_out_share {self.held_out_share} is a share, which must be from 0 to less than 1")
         if self.eval_every_steps and not self.held_out_share:
             raise OsmError(
                 f"--eval_every_steps {self.eval_every_steps} needs samples that are not trained on: --held_out_share"
             )
         if self.fsdp and self.precision == "fp16":
-            raise OsmError("--fsdp does not go with --precision fp16, whose loss scale it does not share: amp_bf16")
+            raise OsmError(
+                "--fsdp does not go with --precision fp16, whose loss scale differs between processes; use amp_bf16"
+            )
         if self.fsdp and self.feature_cache:
             raise OsmError(
-                f"--fsdp does not go with --feature_cache {self.feature_cache}: its processes hold no whole tower"
+                f"--fsdp does not go with --feature_cache {self.feature_cache}: no process has the whole tower"
             )
         if not self.fsdp and (self.fsdp_shard_size or self.fsdp_sharding_strategy != "full"):
             raise OsmError("--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp")
@@ -170,9 +209,11 @@ class TrainConfig:
 
     def _check_reading(self) -> None:
         if self.shard_cache_gb and not self.shard_cache:
-            raise OsmError(f"--shard_cache_gb {self.shard_cache_gb:g} needs --shard_cache, the folder that it bounds")
+            raise OsmError(
+                f"--shard_cache_gb {self.shard_cache_gb:g} needs --shard_cache, the folder whose size it limits"
+            )
         if is_remote(self.shard_cache):
-            raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a folder of this machine")
+            raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a local folder")
         if self.pipeline:
             for flag in ("dataset_resampled", "shard_cache", "feature_cache", "eval_every_steps"):
                 if getattr(self, flag):
@@ -186,7 +227,7 @@ class TrainConfig:
         return {name: chosen for name, chosen in self.sets.items() if chosen.batch_size > 0}
 
 
-# Model fields with a flag; the widths are checked against the built model.
+# Model fields that have a flag. The values of WIDTH_FLAGS are compared with the built model.
 MODEL_FLAGS = {
     "base_model_name": str,
     "input_size": int,
@@ -200,7 +241,14 @@ _PUBLISHED_DASHES = ("dist_backend", "dist_url", "no_set_device_rank")
 
 @dataclass(frozen=True)
 class Run:
-    """Everything `train.py` was asked for."""
+    """The whole configuration of a run of `train.py`.
+
+    Attributes:
+        training: how the model is trained.
+        model: the model.
+        widths: the values of WIDTH_FLAGS; None = not given.
+        table: the datasets.
+    """
 
     training: TrainConfig
     model: ModelConfig
@@ -209,12 +257,13 @@ class Run:
 
 
 def parse(argv: Sequence[str] | None = None) -> Run:
-    """Parses the command line; `--datasets` is read first, as its rows bring flags of their own.
+    """Parse the command line. `--datasets` is read first, because each of its rows adds flags.
 
     Raises:
-        OsmError: a value that is not right. SystemExit: an unknown flag (argparse).
+        OsmError: a wrong value.
+        SystemExit: an unknown flag (raised by argparse).
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = CommandParser(add_help=False, allow_abbrev=False)
     first.add_argument("--datasets", default=None)
     path = first.parse_known_args(argv)[0].datasets
     table = DatasetTable().with_yaml(path) if path else DatasetTable()
@@ -223,9 +272,17 @@ def parse(argv: Sequence[str] | None = None) -> Run:
 
 
 def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
-    """Defaults, then the YAML of `--config`, then the flags that were given."""
-    yaml_name = given.get("config", "osm")
-    section = dict(load_yaml(yaml_name).get("training", {}))
+    """Build the configuration of a run. Flags override `--set`, which overrides the YAML file of `--config`.
+
+    Args:
+        given: the flags that were given, by name.
+        table: the datasets.
+
+    Raises:
+        OsmError: a wrong value.
+    """
+    yaml_name, settings = given.get("config", "osm"), given.get("settings", [])
+    section = dict(load_yaml(yaml_name, settings).get("training", {}))
     sample, sets = _mapping(section, "sample"), _mapping(section, "sets")
     sets = {name: _mapping(sets, name, "training.sets") for name in list(sets)}
     for name in (f.name for f in dataclasses.fields(SampleConfig)):
@@ -247,20 +304,19 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         )
     for name, used in training.used_sets.items():
         table = table.with_row(_trained_row(table[name], used.shards))
-        _ = table[name].label_set  # a missing or wrong label file is said now, not after the model is loaded
+        _ = table[name].label_set  # a wrong label file raises here, before the model is loaded
     if training.resume_from_checkpoint:
-        # A remote one is fetched before the processes wait for each other, and anew for each run.
+        # A remote checkpoint is downloaded for each run, before any collective call could time out.
         local_checkpoint.cache_clear()
         local_checkpoint(training.resume_from_checkpoint)
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
     base = given.get("base_model_name", yaml_name)
     own, modes = checkpoint.config_and_modes(training.start_from) if training.start_from else (None, [])
     if own is None or {"config", "base_model_name"} & given.keys():
-        model = base_config(base, default=yaml_name, **overrides)
-    elif overrides:
-        raise OsmError(
-            f"--{next(iter(overrides))}: the model of --start_from {public(training.start_from)} has its own sizes"
-        )
+        model = base_config(base, yaml_name, settings, **overrides)
+    elif overrides or _of_model(settings):
+        flag = next(iter(overrides), "") or f"set {_of_model(settings)[0]}"
+        raise OsmError(f"--{flag}: the model of --start_from {public(training.start_from)} has its own sizes")
     else:
         model = own
     model = model.with_modes([*modes, *training.used_sets])
@@ -268,23 +324,30 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
 
 
 def _trained_row(row: Dataset, shards: str) -> Dataset:
-    """A row as its shards are read: where it has no labels, those of the `categories.json` that the converter wrote
-    beside them; where the samples have phrases of their own, none at all."""
+    """Return the row of a dataset with the labels of its shards.
+
+    A row without labels gets those of the `categories.json` that the converter wrote next to the shards. Samples with
+    their own phrases need no labels.
+    """
     if row.labels:
         return row
     if row.form in PHRASE_FORMS:
         return replace(row, json_file=None)
-    beside = sibling(expand_shards(shards)[0], CATEGORIES)
-    if is_remote(beside):
-        with contextlib.suppress(OsmError):  # it need not be there, and stores refuse what they do not have
-            if remote.exists(beside):
-                return replace(row, labels=str(localize(beside, "labels")))
+    labels = sibling(expand_shards(shards)[0], CATEGORIES)
+    if is_remote(labels):
+        with contextlib.suppress(OsmError):  # the file is optional, and some stores raise for a missing file
+            if remote.exists(labels):
+                return replace(row, labels=str(localize(labels, "labels")))
         return row
-    return replace(row, labels=beside) if Path(beside).exists() else row
+    return replace(row, labels=labels) if Path(labels).exists() else row
+
+
+def _of_model(settings: Sequence[str]) -> list[str]:
+    return [setting for setting in settings if setting.startswith("model.")]
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
-    """Takes a part of a section that flags are laid over."""
+    """Remove a mapping from a section, and return a copy of it, which flags then override."""
     value = section.pop(name, None)
     if not isinstance(value, dict | None):
         raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")
@@ -292,11 +355,12 @@ def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dic
 
 
 def parser(table: DatasetTable) -> argparse.ArgumentParser:
-    """All flags; those of the sets are made from the table's rows. What is not given is absent from the namespace."""
-    out = argparse.ArgumentParser(
+    """Build the parser of all flags. Each dataset adds flags. Flags that are not given are not in the namespace."""
+    out = CommandParser(
         prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
     )
     out.add_argument("--config", help="a config of the project (osm, osm_small, osm_nano) or a YAML file [osm]")
+    add_settings(out)
     out.add_argument("--datasets", help="a YAML that adds sets of your own to the table")
     for name, kind in MODEL_FLAGS.items():
         out.add_argument(f"--{name}", type=kind, help="model; default: the config's")
@@ -335,7 +399,7 @@ def _scalar_fields(cls: type) -> list[_Scalar]:
 
 
 def _set_flags(name: str) -> dict[str, str]:
-    """Flag -> field of `SetConfig`, for one set."""
+    """Return the flags of one dataset, as flag -> field of `SetConfig`."""
     return {
         f"{name}_shards": "shards",
         f"batch_size_{name}": "batch_size",

@@ -1,4 +1,4 @@
-"""Processes: who this one is, how they talk, and what they sum."""
+"""The processes of a run: the rank of this process, its device, and collective calls."""
 
 from __future__ import annotations
 
@@ -20,67 +20,88 @@ T = TypeVar("T")
 
 @dataclass
 class World:
-    """This process among all: works alike with one process and under torchrun.
+    """The rank of this process and its collective calls. With one process, every collective call returns at once.
 
     Attributes:
-        local_size: processes of this machine. aside: a group for what runs beside the training, None with one process.
+        rank: number of this process among all processes.
+        size: number of processes.
+        device: the device of this process.
+        local_size: number of processes on this machine.
+        checkpoint_group: process group for collective calls that run beside the training; None with one process.
     """
 
     rank: int
     size: int
     device: torch.device
     local_size: int = 1
-    aside: dist.ProcessGroup | None = None
+    checkpoint_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
+        """Whether this process is rank 0, which writes files and messages."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes (in place)."""
+        """Sum a tensor over all ranks, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def total(self, counts: Counter[str]) -> Counter[str]:
-        """The counts of all processes together."""
+        """Return the sum of the counts of all ranks."""
         return sum(self.gathered(counts), Counter())
 
     def gathered(self, value: T) -> list[T]:
-        """The values of all processes, by rank; they are pickled, and only ever come from our own processes."""
+        """Return the values of all ranks, ordered by rank.
+
+        The values are exchanged as pickles, which is safe because they only come from processes of the same run.
+        """
         if self.size == 1:
             return [value]
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, value)
-        return everyone
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Returns what `make` returns on the main process; where it raises there, all processes raise. Collective."""
-        outcome: tuple[T | None, Exception | None] = (None, None)
+        """Return on every rank what `make` returns on rank 0.
+
+        Raises:
+            OsmError, OSError: `make` raised it on rank 0. It is then raised on all ranks.
+        """
+        result: tuple[T | None, Exception | None] = (None, None)
         if self.is_main:
             try:
-                outcome = make(), None
+                result = make(), None
             except (OsmError, OSError) as error:
-                outcome = None, error
-        value, fault = self.gathered(outcome)[0]
+                result = None, error
+        value, fault = self.gathered(result)[0]
         if fault is not None:
             raise fault
         return value  # type: ignore[return-value]
 
     def barrier(self) -> None:
+        """Wait until all ranks have called this method."""
         if self.size > 1:
             dist.barrier()
 
     def close(self) -> None:
+        """Leave the process group."""
         if self.size > 1:
             dist.destroy_process_group()
 
 
 def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_threads: int) -> World:
-    """Joins the process group that torchrun describes, if it does.
+    """Choose the device of this process and join the process group of torchrun, if torchrun started this process.
 
     Args:
-        backend: `nccl`, `gloo`, or empty = nccl on CUDA, gloo elsewhere.
+        device: a torch device, or `auto`.
+        backend: `nccl` or `gloo`; empty for nccl on CUDA and gloo on other devices.
+        url: where the processes meet, as `init_method` of `torch.distributed.init_process_group`.
+        no_set_device_rank: do not choose the GPU by the local rank.
+        num_threads: torch threads of this process on CPU; 0 for cores / processes of this machine.
+
+    Raises:
+        OsmError: there are fewer GPUs than processes, or the backend does not support the device.
     """
     rank, size, local = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
     chosen = pick_device(device)
@@ -96,24 +117,24 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
     if chosen.type == "cuda":
         if chosen.index is not None:
             torch.cuda.set_device(chosen)
-        # A device mesh sets the device to LOCAL_RANK where CUDA has not been initialized, whatever `device` says.
+        # If CUDA is not initialized, a device mesh sets the device to LOCAL_RANK and ignores `device`.
         torch.cuda.init()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if chosen.type == "cpu":
         given = os.environ.get("OMP_NUM_THREADS")
-        # torchrun sets OMP_NUM_THREADS=1 by itself, which would leave most cores of a CPU machine idle.
+        # torchrun sets OMP_NUM_THREADS=1 by default, which would leave most cores of a CPU machine idle.
         if num_threads or size > 1 or given is None:
             torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // local_size))
     if size > 1:
         name = backend or ("nccl" if chosen.type == "cuda" else "gloo")
         if name == "nccl" and chosen.type != "cuda":
             raise OsmError(f"--dist-backend nccl needs CUDA, this process runs on {chosen.type}; gloo works there")
-        # Checkpoints are written through the CPU, whatever gradients are exchanged by.
+        # Checkpoints are written through the CPU, so gloo is needed there whatever backend exchanges the gradients.
         _join(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, url)
-        # Of its own: a collective of a checkpoint that is being written must not meet one of the training.
-        aside = dist.new_group(backend="gloo")
-        assert isinstance(aside, dist.ProcessGroup)
-        return World(rank, size, chosen, local_size, aside)
+        # A separate group, so that collective calls of a checkpoint and of the training cannot be confused.
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup)
+        return World(rank, size, chosen, local_size, group)
     return World(rank, size, chosen, local_size)
 
 
@@ -122,8 +143,9 @@ def _join(backend: str, url: str) -> None:
     if url != "env://" or restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         dist.init_process_group(backend, init_method=url)
         return
-    # torchrun's store outlives its processes: without a prefix, those of a restart find the addresses of the dead. With
-    # several agents the count is not the same for all; there torchrun has to make a store a round (see the scripts).
+    # The store of torchrun outlives the processes. Without a prefix, restarted processes would find the addresses of
+    # dead ones. With several agents the restart count is not equal on all of them, so a prefix cannot be used. There,
+    # torchrun has to create a new store for each restart (see the cluster scripts).
     store, rank, size = next(dist.rendezvous(url))
     dist.init_process_group(backend, store=dist.PrefixStore(f"restart {restarts}", store), rank=rank, world_size=size)
 

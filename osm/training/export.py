@@ -1,11 +1,15 @@
-"""Files of a trained model, from one form into another: `osm export` and `osm import`."""
+"""Converts the files of a trained model: the commands `osm export` and `osm import`.
+
+A trained model is a folder (config.json, model.safetensors) or a published `.pt` file. `osm export` writes either form
+from anything that a run writes. `osm import` writes either form from a published file, which does not contain its
+model config.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +19,24 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from osm.config import ModelConfig
+from osm.config import add_settings
 from osm.errors import OsmError, exit_code
 from osm.files import replacing
 from osm.models import checkpoint as files
-from osm.models.bridges.variants import BRIDGES
+from osm.models.bridges import BRIDGES
+from osm.models.bridges.bridge import Bridge
 from osm.models.factory import base_config, build, check_widths
+from osm.models.model_config import ModelConfig
 from osm.models.sizes import blank_entries
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file
-from osm.terminal import echo
-from osm.training import dcp
+from osm.terminal import CommandParser, console_command, echo, message_logger
+from osm.training.checkpoints import readable_checkpoints
 from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
-from osm.training.saved import candidates, run_document
+from osm.training.sharded_layout import RUN_FILE, read_run_document, read_tensors
+
+logger = message_logger(__name__)
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 FOLDER_FILES = ("config.json", "model.safetensors")
@@ -36,13 +44,13 @@ OPTIMIZER = "optimizer_state_dict"
 
 
 class Source(NamedTuple):
-    """Trained parts, as a file or a folder has them.
+    """The content of a file or folder with a trained model.
 
     Attributes:
-        config: the config document; None in a published file.
-        state: the entries under the published names.
-        where: how a message calls it.
-        rest: what else is there: optimizer state, progress, ...
+        config: the config document; None if the file is a published one.
+        state: the tensors under their published names.
+        where: the name of the file or folder in messages.
+        rest: all other entries, such as the optimizer state and the progress.
     """
 
     config: Any
@@ -52,10 +60,13 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path) -> Source:
-    """Reads a run's folder (its newest checkpoint), a `.pt` checkpoint or one of mid-run, or a folder `final`.
+    """Read a trained model.
+
+    Args:
+        path: a run's folder (its newest checkpoint is read), a checkpoint, or a folder such as `final`.
 
     Raises:
-        OsmError: it is none of them, or broken.
+        OsmError: there is no trained model at `path`, or it is broken.
     """
     if not path.exists():
         raise OsmError(f"{path}: no such file or folder; a run's folder, a .pt checkpoint or a folder `final` is read")
@@ -65,36 +76,43 @@ def read_source(path: Path) -> Source:
         return Source(document.pop("config", None), state, f"checkpoint {path}", document)
     if any((path / name).exists() for name in FOLDER_FILES):
         return Source(*files.read_folder(path), f"checkpoint folder {path}", {})
-    if (path / "run.json").is_file():
-        return _in_mid_run(path)
-    newest = next(iter(candidates(path)), None)
+    if (path / RUN_FILE).is_file():
+        return _read_step_folder(path)
+    newest = next(iter(readable_checkpoints(path)), None)
     if newest is None:
         hint = f"; did you mean {path / 'final'}?" if (path / "final" / "config.json").is_file() else ""
         raise OsmError(f"{path} holds no model: no checkpoint, and no {' and '.join(FOLDER_FILES)}{hint}")
     return read_source(newest)
 
 
-def _in_mid_run(path: Path) -> Source:
-    """A checkpoint of `osm.training.dcp`."""
-    document = run_document(path)
-    named = {name.removeprefix("model."): value for name, value in dcp.read_whole(path).items() if name[:6] == "model."}
+def _read_step_folder(path: Path) -> Source:
+    """Read a checkpoint of `osm.training.sharded_layout`."""
+    document = read_run_document(path)
+    tensors = read_tensors(path)
+    named = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     if not any(name.startswith("bridge.") for name in named) or "model" not in document:
         raise OsmError(f"checkpoint {path} holds no model")
-    variant = files.model_config(document["model"], f"checkpoint {path}").variant
+    kind: type[Bridge] = BRIDGES.get(files.model_config(document["model"], f"checkpoint {path}").bridge.kind)
     rest = {"progress": document["progress"]}
-    return Source(document["model"], BRIDGES[variant].published_names(named), f"checkpoint {path}", rest)
+    return Source(document["model"], kind.published_names(named), f"checkpoint {path}", rest)
 
 
 def export(source: Path, out: str | Path, with_optimizer: bool = False, force: bool = False, half: bool = False) -> str:
-    """Writes a trained model in the other form: `out` is a published `.pt` file by its name, else a folder.
+    """Write a trained model as a published `.pt` file or as a folder.
 
-    `out` may be a URL on `s3://` or `gs://`: what is written is staged on this machine and uploaded when whole.
+    Args:
+        source: see `read_source`.
+        out: a name that ends in `.pt` or `.pth` is written as a file, any other name as a folder. It may be a URL on
+            `s3://` or `gs://`. The output is then staged on this machine and uploaded when it is complete.
+        with_optimizer: also write the optimizer state and the progress, so that training can be resumed.
+        force: replace an older model at `out`.
+        half: round the values to float16.
 
     Returns:
-        a line that says what was written.
+        a line that describes what was written.
 
     Raises:
-        OsmError: a source without a model or its config, or an `out` that is in the way.
+        OsmError: the source has no model or no config, or there is something at `out` that must not be replaced.
         RunStopped: the server of a remote `out` does not answer.
     """
     with target(out, force) as path:
@@ -102,37 +120,38 @@ def export(source: Path, out: str | Path, with_optimizer: bool = False, force: b
 
 
 def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool) -> str:
-    """Writes to `path`, which messages call `out`."""
+    """Write to `path`. Messages name the output `out`, which may be the URL that `path` is uploaded to."""
     published = path.suffix in PUBLISHED_SUFFIXES
     if half and with_optimizer:
-        raise OsmError("--half: training does not go on from rounded values; leave out --half, or --with_optimizer")
+        raise OsmError("--half: training cannot be resumed from rounded values; leave out --half or --with_optimizer")
     if with_optimizer and not published:
         raise OsmError(f"--with_optimizer: the folder {out} has no place for it; export to a name that ends in .pt")
     found = read_source(source)
     if found.config is None:
         raise OsmError(
-            f"{found.where} does not tell its model's config, as the published files do not: "
+            f"{found.where} does not contain its model's config, like all published files: "
             f"osm import {source} {out} --config <the config it was trained with>"
         )
     if with_optimizer and OPTIMIZER not in found.rest:
         raise OsmError(f"--with_optimizer: {found.where} has no {OPTIMIZER}")
     wanted = blank_entries(files.model_config(found.config, found.where), found.state, found.where)
     given = files.fitting(wanted, found.state, found.where)
-    # A copy each: an entry may be a view of something larger, which would be written whole.
+    # An entry may be a view of a larger tensor, which would be written as a whole, so each entry is copied.
     entries = {name: given[name].reshape(blank.shape).clone() for name, blank in wanted.items()}
     if half:
         entries = {name: _halved(value, name, found.where) for name, value in entries.items()}
     if (twice := "base_model.query_tokens") in entries:
         entries[twice] = entries["context_query"]
     try:
-        document = json.loads(json.dumps(found.config))  # the same plain values in both forms: lists, no tuples
+        document = json.loads(json.dumps(found.config))  # tuples become lists, as in a JSON file
     except (TypeError, ValueError) as error:
         raise OsmError(f"{found.where}: its config holds more than plain values ({error})") from None
     write(path, document, entries, found.rest if with_optimizer else {})
-    return _told(out, entries, found.where)
+    return _summary(out, entries, found.where)
 
 
 def _halved(value: Tensor, name: str, where: str) -> Tensor:
+    """Return a tensor in float16. Raises OsmError if float16 cannot represent a value."""
     small = value.half()
     if not small.isfinite().all():
         raise OsmError(f"--half: {where}: {name} has values that float16 does not hold (beyond 65504, or not finite)")
@@ -142,17 +161,24 @@ def _halved(value: Tensor, name: str, where: str) -> Tensor:
 def import_published(
     zoo: Path, out: str | Path, config: ModelConfig, widths: Mapping[str, int | None], base: str, force: bool = False
 ) -> str:
-    """Writes a published file, which does not tell its config, as our own: the model is built to check every entry.
+    """Write a published file, which does not contain its model config, as a model with a config.
+
+    The model is built, so that every entry of the file is checked.
 
     Args:
-        config: the model the file was trained in; modes that it has beyond these are added.
-        widths: see `check_widths`. base: how a message names the config.
+        zoo: the published file.
+        out: see `export`.
+        config: the config of the model in which the file was trained. Modes that only the file has are added to it.
+        widths: see `check_widths`.
+        base: the name of the config in messages.
+        force: replace an older model at `out`.
 
     Returns:
-        a line that says what was written.
+        a line that describes what was written.
 
     Raises:
-        OsmError: a file that is none, or does not fit; a base that is not found; an `out` that is in the way.
+        OsmError: the file is not a published one or does not fit the config, the base model is not found, or there is
+            something at `out` that must not be replaced.
         RunStopped: the server of a remote `out` does not answer.
     """
     with target(out, force) as path:
@@ -160,12 +186,12 @@ def import_published(
 
 
 def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mapping[str, int | None], base: str) -> str:
-    """Writes to `path`, which messages call `out`."""
+    """Write to `path`. Messages name the output `out`, which may be the URL that `path` is uploaded to."""
     if zoo.is_dir():
         raise OsmError(f"{zoo} is a folder, and a published .pt file is imported; osm export reads folders")
     found = read_source(zoo)
     if found.config is not None:
-        raise OsmError(f"{found.where} tells its model's config itself: osm export {zoo} {out}")
+        raise OsmError(f"{found.where} contains its model's config: osm export {zoo} {out}")
     model, _ = build(config.with_modes(_modes(found.state)))
     check_widths(model, *(widths.get(flag) for flag in WIDTH_FLAGS))
     try:
@@ -174,16 +200,19 @@ def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mappin
         raise OsmError(f"{error}; {base} is another model than it was trained in; name that one") from None
     document, entries = files.config_document(model), files.published_state_dict(model)
     write(path, document, entries, {})
-    return _told(out, entries, found.where)
+    return _summary(out, entries, found.where)
 
 
 @contextmanager
 def target(out: str | Path, force: bool) -> Iterator[Path]:
-    """Where the block writes a model: `out` itself, or what is uploaded to it once the block has ended well.
+    """Yield the local path to which the block writes a model.
+
+    The path is `out` itself, or for a URL a staged path, which is uploaded when the block ends without an exception.
 
     Raises:
-        OsmError: something stands at `out` that must not, or not without --force, be replaced; or another process
-            writes there. RunStopped: the server does not answer.
+        OsmError: there is something at `out` that must not be replaced (without `force`), or another process writes
+            there.
+        RunStopped: the server does not answer.
     """
     location = check_output(out, "out")
     if not is_remote(location):
@@ -201,7 +230,8 @@ def target(out: str | Path, force: bool) -> Iterator[Path]:
             staged = any((output.path / name).is_file() for name in FOLDER_FILES)
             _check_remote_folder(output.where, there, force, staged)
             yield output.path
-            # A folder is a model's once it has a config: that one goes first and comes last.
+            # A remote folder counts as a model if it has a config. So the old config is removed first, and the new one
+            # is uploaded last.
             config, weights = FOLDER_FILES
             if config in there:
                 output.remove(config)
@@ -209,7 +239,13 @@ def target(out: str | Path, force: bool) -> Iterator[Path]:
 
 
 def _check_remote_folder(out: str, there: Mapping[str, int], force: bool, staged: bool) -> None:
-    """As `check_out`. `staged`: an upload of this machine was cut off, whose weights may be there without a config."""
+    """Check a remote folder as `check_out` checks a local one.
+
+    Args:
+        out: the URL, for messages.
+        there: the sizes of the files in the remote folder.
+        staged: whether this machine has files of an interrupted upload, which may have left weights without a config.
+    """
     config, weights = FOLDER_FILES
     if not there or (staged and config not in there and weights in there):
         return
@@ -221,7 +257,11 @@ def _check_remote_folder(out: str, there: Mapping[str, int], force: bool, staged
 
 
 def check_out(out: Path, force: bool) -> None:
-    """Raises OsmError where something stands at `out` that must not, or not without --force, be replaced."""
+    """Check whether a model may be written to a local path.
+
+    Raises:
+        OsmError: there is something at `out` that is not a model of this form, or a model and `force` is not set.
+    """
     file = out.suffix in PUBLISHED_SUFFIXES
     if not out.exists() or (not file and out.is_dir() and not any(out.iterdir())):
         return
@@ -234,7 +274,11 @@ def check_out(out: Path, force: bool) -> None:
 
 
 def write(out: Path, document: dict[str, Any], entries: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    """Writes a `.pt` file or a folder, which takes its name once it is whole. Raises OsmError where it cannot."""
+    """Write a `.pt` file or a folder under a temporary name, and rename it when it is complete.
+
+    Raises:
+        OsmError: the output cannot be written.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix in PUBLISHED_SUFFIXES:
@@ -251,6 +295,7 @@ def write(out: Path, document: dict[str, Any], entries: dict[str, Tensor], rest:
 
 
 def _modes(names: Iterable[str]) -> list[str]:
+    """Return the modes that have an entry among the names of published entries."""
     return [
         mode
         for table, _, mode in (str(name).replace("module.", "").partition(".") for name in names)
@@ -258,41 +303,43 @@ def _modes(names: Iterable[str]) -> list[str]:
     ]
 
 
-def _told(out: str, entries: Mapping[str, Tensor], where: str) -> str:
+def _summary(out: str, entries: Mapping[str, Tensor], where: str) -> str:
+    """Return the line that describes what was written."""
     return f"{out}: {len(entries)} entries of {where}; modes {', '.join(_modes(entries))}"
 
 
 def export_parser() -> argparse.ArgumentParser:
-    """The flags of `osm export`."""
-    out = argparse.ArgumentParser(
+    """Build the parser of `osm export`."""
+    out = CommandParser(
         prog="osm export",
         allow_abbrev=False,
-        description="Writes a trained model as a folder (config.json, model.safetensors), or as a published .pt file.",
+        description="Write a trained model as a folder (config.json, model.safetensors) or as a published .pt file.",
     )
     out.add_argument(
-        "source", type=Path, help="a run's folder (its newest checkpoint), a .pt file, or a folder `final`"
+        "source", type=Path, help="a run's folder (its newest checkpoint), a .pt file, or a folder such as `final`"
     )
     out.add_argument(
-        "out", help="a name that ends in .pt gives a published file, any other a folder; or a URL on s3:// or gs://"
+        "out", help="a name that ends in .pt for a published file, any other for a folder; or a URL on s3:// or gs://"
     )
     out.add_argument(
-        "--with_optimizer", action="store_true", help="all that the source's .pt holds, so that training can go on"
+        "--with_optimizer", action="store_true", help="also write the optimizer state and progress, to resume training"
     )
-    out.add_argument("--half", action="store_true", help="in float16: half the size, values rounded to 11 bits")
+    out.add_argument("--half", action="store_true", help="write float16: half the size, values rounded to 11 bits")
     out.add_argument("--force", action="store_true", help="replace an older model at OUT")
     return out
 
 
 def import_parser() -> argparse.ArgumentParser:
-    """The flags of `osm import`."""
-    out = argparse.ArgumentParser(
+    """Build the parser of `osm import`."""
+    out = CommandParser(
         prog="osm import",
         allow_abbrev=False,
-        description="Writes a .pt file of the published code, which does not tell its model, as a folder that does.",
+        description="Write a .pt file of the published code, which has no model config, as a model that has one.",
     )
     out.add_argument("zoo", type=Path, metavar="ZOO.pt", help="the published file")
     out.add_argument("out", help="a folder, or a name that ends in .pt; or a URL on s3:// or gs://")
     out.add_argument("--config", default="osm", help="a config of the project, or a YAML file [%(default)s]")
+    add_settings(out)
     for name, kind in MODEL_FLAGS.items():
         out.add_argument(f"--{name}", type=kind, help="default: the config's")
     for name in WIDTH_FLAGS:
@@ -301,14 +348,16 @@ def import_parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def export_main(argv: Sequence[str] | None = None) -> int:
-    """The command `osm export`; returns the exit code."""
+    """Run the command `osm export`, and return its exit code."""
     args = export_parser().parse_args(argv)
     return _run(lambda: export(args.source, args.out, args.with_optimizer, args.force, args.half))
 
 
+@console_command
 def import_main(argv: Sequence[str] | None = None) -> int:
-    """The command `osm import`; returns the exit code."""
+    """Run the command `osm import`, and return its exit code."""
     args = import_parser().parse_args(argv)
     given = vars(args)
     overrides = {name: given[name] for name in MODEL_FLAGS if name != "base_model_name"}
@@ -316,7 +365,7 @@ def import_main(argv: Sequence[str] | None = None) -> int:
     base = " ".join(f"--{flag} {value}" for flag, value in named.items())
 
     def job() -> str:
-        config = base_config(args.base_model_name or args.config, default=args.config, **overrides)
+        config = base_config(args.base_model_name or args.config, args.config, args.settings, **overrides)
         widths = {flag: given[flag] for flag in WIDTH_FLAGS}
         return import_published(args.zoo, args.out, config, widths, base, args.force)
 
@@ -327,6 +376,6 @@ def _run(job: Callable[[], str]) -> int:
     try:
         echo(job())
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     return 0

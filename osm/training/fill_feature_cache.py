@@ -1,4 +1,4 @@
-"""Fills the feature cache before training: the frozen tower runs once a view."""
+"""Fills the feature cache before training, so that the frozen tower runs once for each view of an image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -22,22 +21,27 @@ from osm.forms import read_sample
 from osm.models.checkpoint import frozen_hashes
 from osm.models.osm import OmniScientModel
 from osm.storage.cache import FileCache
-from osm.terminal import echo
+from osm.terminal import ProgressBar, message_logger
 from osm.training.distributed import World
-from osm.training.tracking import Progress
+
+logger = message_logger(__name__)
 
 
 def open_cache(folder: str, model: OmniScientModel, transform: SampleTransform) -> FeatureCache:
-    """The cache that belongs to this tower, these sizes and these views."""
+    """Open the cache of the model's tower.
+
+    The name of its folder is a hash of everything that the tokens depend on: the tower's weights, the sizes and the
+    views. Another tower or another setting gives another folder.
+    """
     config, sample = model.config, transform.config
-    decides = {
+    depends_on = {
         "tower": frozen_hashes(model)["tower"],
         "sizes": [config.input_size, config.sliding_window_size, config.sliding_window_stride],
         "tower_config": as_dict(config.tower),
         "input": [transform.processor.mean, transform.processor.std],
         "views": [transform.seed, sample.random_scale_min, sample.random_scale_max, sample.resize],
     }
-    text = json.dumps(decides, sort_keys=True)
+    text = json.dumps(depends_on, sort_keys=True)
     return FeatureCache(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
@@ -51,56 +55,56 @@ def fill(
     world: World,
     shard_cache: FileCache | None = None,
 ) -> Counter[str]:
-    """Computes this process's share of the missing views of a set; safe to interrupt and run again.
+    """Compute this rank's share of the missing views of a set. The computation can be interrupted and repeated.
 
     Returns:
-        what was left out, by reason (the stream leaves the same samples out).
+        the number of skipped samples by reason. The sample stream skips the same samples.
 
     Raises:
-        OsmError: not enough room on the disk.
+        OsmError: the disk does not have enough free space.
     """
     skipped: Counter[str] = Counter()
-    # Dealt out before looking at what is there: another process may be writing already, and the deals must agree.
-    # Shuffled, so that what an interrupted run has left is dealt out evenly too.
-    everything = [
+    # All ranks must divide the views in the same way. So existing views are removed after the division, because other
+    # ranks may already be writing. The shuffle also balances the views that an interrupted run has not computed.
+    every_view = [
         (shard, raw.cache_key, view)
         for shard in shards
         for raw in read_shard(shard, shard_cache)
         if not isinstance(raw, SampleError)
         for view in range(transform.views)
     ]
-    random.Random(0).shuffle(everything)
+    random.Random(0).shuffle(every_view)
     mine = {
         (shard, key, view)
-        for shard, key, view in everything[world.rank :: world.size]
+        for shard, key, view in every_view[world.rank :: world.size]
         if not cache.has(dataset.cache_name, key, view)
     }
     _check_room(cache, model, len(mine) * world.size)
-    progress = Progress(f"feature cache {dataset.name}", len(mine), world.is_main)
-    for shard in sorted({shard for shard, _, _ in mine}):
-        for raw in read_shard(shard, shard_cache):
-            if isinstance(raw, SampleError):
-                skipped[raw.reason] += 1
-                continue
-            cache_key = raw.cache_key
-            for view in range(transform.views):
-                if (shard, cache_key, view) not in mine:
+    with ProgressBar(f"feature cache {dataset.name}", len(mine), "views", enabled=world.is_main) as progress:
+        for shard in sorted({shard for shard, _, _ in mine}):
+            for raw in read_shard(shard, shard_cache):
+                if isinstance(raw, SampleError):
+                    skipped[raw.reason] += 1
                     continue
-                try:
-                    scene = read_sample(dataset.form, raw.members, dataset.label_set, dataset.rules)
-                    pixels = scene.pixels(transform.fixed_view(scene, raw.key, view))
-                except SampleError as error:
-                    skipped[error.reason] += 1
-                else:
-                    canvas = transform.processor.padded(pixels)[None].to(world.device)
-                    tokens = model.tower_tokens(transform.processor.pixel_values(canvas))[0]
-                    cache.save(dataset.cache_name, cache_key, view, tokens)
-                progress.step()
-    progress.close()
+                cache_key = raw.cache_key
+                for view in range(transform.views):
+                    if (shard, cache_key, view) not in mine:
+                        continue
+                    try:
+                        scene = read_sample(dataset.form, raw.members, dataset.label_set, dataset.rules)
+                        pixels = scene.pixels(transform.fixed_view(scene, raw.key, view))
+                    except SampleError as error:
+                        skipped[error.reason] += 1
+                    else:
+                        canvas = transform.processor.padded(pixels)[None].to(world.device)
+                        tokens = model.tower_tokens(transform.processor.pixel_values(canvas))[0]
+                        cache.save(dataset.cache_name, cache_key, view, tokens)
+                    progress.step()
     return skipped
 
 
 def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None:
+    """Raise OsmError if the disk does not have room for a number of views, and report the size of a large cache."""
     need = views * model.window_pos_embed.numel() * 2
     cache.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(Path(cache.folder)).free
@@ -110,4 +114,4 @@ def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None
             "free; use fewer --views, or another folder"
         )
     if need > 1e9:
-        echo(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}", file=sys.stderr)
+        logger.info(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}")

@@ -1,4 +1,4 @@
-"""Evaluation during training: on samples that are never trained on, chosen by their keys."""
+"""Evaluation during training, on samples that are never trained on. The samples are chosen by their keys."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ from osm.errors import OsmError, SampleError
 from osm.forms import read_sample
 from osm.storage.cache import FileCache
 from osm.training.distributed import World
-from osm.training.precision import autocast
-from osm.training.task import TrainTask, group_index
+from osm.training.optimization import autocast
+from osm.training.task import MixLoss, TrainTask
 
 
 class HeldOut:
-    """The held-out samples of all sets, and how well the model names them.
+    """Evaluates a model on the held-out samples of all sets.
 
     Args:
-        sets: name -> its row of the table, its shards, and its batch size. transform: how samples are made; each is
-            made from its own key, the same every time. count: samples of each set. precision: of the run; the forwards
-            compute in it, as those of the training do. indexes: of the shards. shard_cache: of remote ones.
+        sets: for each set its row of the dataset table, its shards, and its batch size.
+        transform: makes samples. The random values of each sample derive from its key, so they never change.
+        share: the share of the samples that is held out.
+        count: the largest number of samples to evaluate per set.
+        precision: the precision of the training; the forwards of the evaluation compute in it, too.
+        indexes: indexes of the shards.
+        shard_cache: cache for remote shards.
     """
 
     def __init__(
@@ -51,36 +55,44 @@ class HeldOut:
         self.indexes, self.shard_cache = indexes or Indexes(), shard_cache
         self._raws: dict[str, list[RawSample]] = {}
 
-    def evaluate(self, task: TrainTask, groups: list[tuple[str, str]]) -> dict[str, float]:
-        """Loss a token and share of names said exactly, of each set's halves and over all rows.
+    def evaluate(self, task: TrainTask, loss: MixLoss) -> dict[str, float]:
+        """Evaluate a model. All ranks must call this method together.
 
-        A name counts where every token of it, and the end after it, is the likeliest one: greedy search would say it.
+        Returns:
+            `eval/loss`, the mean cross entropy per token, and `eval/accuracy`, the share of rows whose name is exact;
+            both over all rows, and as `eval/loss/<set>/<own|any>` for each group. A name is exact if all its tokens
+            and the end token are the most likely ones, so that greedy search would generate it.
         """
-        sums = torch.zeros(4, len(groups), dtype=torch.float64)  # cross entropy, tokens, names, right ones
+        groups = loss.groups
+        sums = torch.zeros(4, len(groups), dtype=torch.float64)  # cross entropy, tokens, rows, exact rows
         for batch, weight in self._batches():
             with autocast(self.precision, self.world.device):
-                found = task(batch.to(self.world.device), scored=True)
-            losses, counts, right = (x.cpu() for x in found)
-            index = group_index(batch, groups)
-            for place, values in enumerate((losses, counts, torch.ones_like(losses), right)):
+                outputs = task(batch.to(self.world.device), scored=True)
+            losses, counts, exact = (x.cpu() for x in outputs)
+            index = loss.group_index(batch)
+            for place, values in enumerate((losses, counts, torch.ones_like(losses), exact)):
                 sums[place].index_add_(0, index, values.double() * weight)
-        loss, tokens, names, right = self._summed(sums)
+        entropy, tokens, rows, exact = self._sum_over_ranks(sums)
         found = {
-            "eval/loss": float(loss.sum() / tokens.sum().clamp(min=1)),
-            "eval/accuracy": float(right.sum() / names.sum().clamp(min=1)),
+            "eval/loss": float(entropy.sum() / tokens.sum().clamp(min=1)),
+            "eval/accuracy": float(exact.sum() / rows.sum().clamp(min=1)),
         }
         for place, (name, half) in enumerate(groups):
-            if names[place]:
-                found[f"eval/loss/{name}/{half}"] = float(loss[place] / tokens[place])
-                found[f"eval/accuracy/{name}/{half}"] = float(right[place] / names[place])
+            if rows[place]:
+                found[f"eval/loss/{name}/{half}"] = float(entropy[place] / tokens[place])
+                found[f"eval/accuracy/{name}/{half}"] = float(exact[place] / rows[place])
         return found
 
-    def _summed(self, sums: Tensor) -> Tensor:
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
         on_device = sums.float() if self.world.device.type == "mps" else sums
         return self.world.sum(on_device.to(self.world.device)).cpu()
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """This process's share, each with its weight: with FSDP all must run equally many forwards, if for nothing."""
+        """Yield this rank's batches, each with the weight 1, and then batches with the weight 0.
+
+        With FSDP, all ranks must run the same number of forwards, so a rank with fewer samples repeats one of them with
+        the weight 0.
+        """
         for name, (dataset, shards, size) in self.sets.items():
             if name not in self._raws:
                 self._raws[name] = self._find(shards)
@@ -88,7 +100,7 @@ class HeldOut:
             mine = list(self._samples(dataset, raws[self.world.rank :: self.world.size], faults))
             filling = mine[:1] or list(islice(self._samples(dataset, raws, faults), 1))
             if not filling:
-                why = f"all were left out: {dict(faults)}" if faults else f"none in {len(shards)} shard(s)"
+                why = f"all were skipped: {dict(faults)}" if faults else f"none in {len(shards)} shard(s)"
                 raise OsmError(f"--held_out_share {self.share}: no sample of {name} to evaluate on ({why}); give more")
             for number in range(-(-len(raws) // (size * self.world.size))):
                 chosen = mine[number * size : (number + 1) * size]
@@ -96,6 +108,7 @@ class HeldOut:
                 yield in_both_modes(batch), float(bool(chosen))
 
     def _samples(self, dataset: Dataset, raws: list[RawSample], faults: Counter[str]) -> Iterator[Sample]:
+        """Yield the usable samples, and count the others in `faults`."""
         for raw in raws:
             seed = int.from_bytes(hashlib.sha256(f"evaluation: {raw.key}".encode()).digest()[:8], "big")
             try:
@@ -105,7 +118,10 @@ class HeldOut:
                 faults[error.reason] += 1
 
     def _find(self, shards: list[str]) -> list[RawSample]:
-        """The first ones in the shards' order; kept as they lie there, so that they are looked for once."""
+        """Return the first held-out samples in the order of the shards.
+
+        The raw samples are kept in memory, so the shards are searched only once.
+        """
         raws: list[RawSample] = []
         reader = ShardReader(self.shard_cache)
         try:
@@ -123,7 +139,7 @@ class HeldOut:
 
 
 def in_both_modes(batch: Batch) -> Batch:
-    """Every row in its set's own mode, and again in `any`: the figures of both halves are of the same masks."""
+    """Return a batch with every row twice, in the set's own mode and in `any`, so both groups have the same masks."""
     text = Text(*(value.repeat(2, 1) for value in vars(batch.text).values()))
     return replace(
         batch,
@@ -136,6 +152,12 @@ def in_both_modes(batch: Batch) -> Batch:
 
 
 def best_so_far(metric: str, found: Mapping[str, float], best: float | None) -> bool:
-    """Whether these figures are the best yet, by `accuracy` (more is better) or `loss` (less is)."""
+    """Return whether an evaluation is the best one yet.
+
+    Args:
+        metric: `accuracy` (higher is better) or `loss` (lower is better).
+        found: see `HeldOut.evaluate`.
+        best: the best value before; None if there is none.
+    """
     value = found[f"eval/{metric}"]
     return best is None or (value > best if metric == "accuracy" else value < best)

@@ -1,4 +1,4 @@
-"""What is counted between two lines of the log: losses of each set's halves, names, times, FLOPs, memory."""
+"""Measure the losses per dataset and mode, names, times, FLOPs and memory between two lines of the training log."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from osm.models.losses import reduce_losses
 from osm.training.distributed import World
 
 try:
@@ -18,25 +19,29 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Dense bf16 / fp16 TFLOP/s of a device, by its makers' data sheets.
+# The dense bf16 and fp16 TFLOP/s of a device, from the vendor's data sheet.
 PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "A100": 312.0}
 PEAK_TFLOPS |= {"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "V100": 125.0}
 
 
 def peak_flops(device: torch.device, precision: str, given: float) -> float:
-    """FLOP/s of one device at this precision; 0 = not known."""
+    """Return the peak FLOP/s of one device at a precision, or 0 if it is unknown.
+
+    Args:
+        given: the TFLOP/s from `--peak_tflops`, or 0.
+    """
     if given:
         return given * 1e12
     if device.type != "cuda" or precision == "fp32":
         return 0.0
     name = torch.cuda.get_device_name(device)
-    # Longest first, so that an L40S is not taken for an L4.
+    # Longer names come first, so that an L40S does not match L4.
     found = [peak for key, peak in sorted(PEAK_TFLOPS.items(), key=lambda item: -len(item[0])) if key in name]
     return found[0] * 1e12 if found else 0.0
 
 
 def memory_gib(device: torch.device) -> float:
-    """Returns the most that this process has held: of the GPU's memory where it runs on one; 0 where nothing tells."""
+    """Return the peak memory of this process in GiB, on its GPU or else in RAM. It is 0 if it cannot be measured."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if resource is None:
@@ -47,7 +52,16 @@ def memory_gib(device: torch.device) -> float:
 
 @dataclass
 class Interval:
-    """What a meter counted. `halves` has nan where a half had nothing; seconds are this process's own."""
+    """The result of a meter.
+
+    Attributes:
+        loss: the mean loss of an optimizer step.
+        halves: the mean loss of each pair of dataset and mode, or NaN if it had no samples.
+        names: the number of trained names over all ranks.
+        steps: the number of optimizer steps.
+        seconds: the elapsed time of this process.
+        data_seconds: the part of `seconds` that this process waited for data.
+    """
 
     loss: float
     halves: list[float]
@@ -57,6 +71,7 @@ class Interval:
     data_seconds: float
 
     def record(self, groups: list[tuple[str, str]]) -> dict[str, Any]:
+        """Return the fields of a log record. `groups` are the (dataset, mode) of the entries of `halves`."""
         found = zip(groups, self.halves, strict=True)
         return {
             "loss": self.loss,
@@ -68,7 +83,12 @@ class Interval:
 
 
 class Meter:
-    """Sums of what was trained on since the last log line, over all ranks."""
+    """Sums of the losses and counts since the last log line. `result` adds them up over all ranks.
+
+    Args:
+        groups: the number of pairs of dataset and mode.
+        world: the processes of the run.
+    """
 
     def __init__(self, groups: int, world: World) -> None:
         self.world, self.started, self.data_seconds = world, time.monotonic(), 0.0
@@ -77,18 +97,27 @@ class Meter:
         self.rows, self.steps = torch.zeros((), device=world.device), 0
 
     def add(self, index: Tensor, losses: Tensor, counts: Tensor, weights: Tensor, micro_batches: int) -> None:
-        """One forward of this process."""
+        """Add the losses of one forward pass of this process.
+
+        Args:
+            index: the group of each row.
+            losses: the loss of each row.
+            counts: the number that each row contributes to its group.
+            weights: the weight of each row in the loss of the step.
+            micro_batches: the number of micro-batches of the step.
+        """
         place = index.to(self.sums.device)
         self.sums[0].index_add_(0, place, losses.to(self.sums))
         self.sums[1].index_add_(0, place, counts.to(self.sums))
-        self.loss += (losses * weights).sum().to(self.sums) / micro_batches
+        self.loss += reduce_losses(losses, weights).to(self.sums) / micro_batches
 
     def end_step(self, rows: Tensor) -> None:
-        """One optimiser step of all processes, on so many rows."""
+        """Count one optimizer step of all processes. `rows` is the number of its rows over all ranks."""
         self.rows = self.rows + rows
         self.steps += 1
 
     def result(self) -> Interval:
+        """Return the sums over all ranks. This is a collective call."""
         everything = torch.cat([self.sums.flatten(), self.loss[None]]).to(self.world.device)
         everything = self.world.sum(everything).double().cpu()
         sums, loss = everything[:-1].view(2, -1), float(everything[-1])

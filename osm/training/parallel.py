@@ -1,6 +1,6 @@
-"""How a model is laid over the processes: whole on each (DDP), or in shards (FSDP2, full or hybrid).
+"""Distributes a model over the processes: a copy on each (DDP), or shards (FSDP2, full or hybrid).
 
-Also what the rest needs to know of it: when gradients are exchanged, and whole tensors out of shards and back.
+This module also decides when gradients are exchanged, and converts between shards and full tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from osm.training.distributed import World
 from osm.training.task import TrainTask
 
 
-def lay_out(
+def parallelize(
     task: TrainTask,
     world: World,
     fsdp: bool,
@@ -35,55 +35,57 @@ def lay_out(
     shard_size: int,
     values: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """The module whose forward trains `task` on all processes.
+    """Distribute a training task over all processes, and return the module whose forward trains it.
 
-    With FSDP the blocks of the tower, of the LLM and of what is within it are a unit each, gathered when they run; the
-    rest of the bridge, which is small, is one unit with what is left. So trained parameters, gradients and optimizer
-    state are sharded.
+    With FSDP, each block of the tower, of the LLM and of the layers inside the LLM is a unit, which is gathered when it
+    runs. The rest of the bridge is small. It forms one unit with all remaining parameters. Trained parameters,
+    gradients and optimizer state are sharded in the same way.
 
     Args:
-        strategy: `full` = shards over all processes; `hybrid` = over `shard_size` of them (0 = those of a machine), and
-            copies of that beside it.
-        values: on the main process, with FSDP, the values of the parameters of a task of `without_values`. They are
-            sent unit by unit, so that no process but the main one ever holds more than its shards and one unit.
+        strategy: `full` shards over all processes. `hybrid` shards over groups of `shard_size` processes and copies
+            the shards across the groups.
+        shard_size: processes in a group; 0 for the number of processes on one machine.
+        values: with FSDP, on rank 0: the values of the parameters, by name, of a task that `on_meta_device` returned.
+            They are sent unit by unit, so that no rank except rank 0 ever holds more than its shards and one unit.
 
     Raises:
-        OsmError: a shard size that does not divide the number of processes.
+        OsmError: the shard size does not divide the number of processes.
     """
     if fsdp and world.size > 1:
-        mesh = _mesh(world, strategy, shard_size)
+        mesh = _device_mesh(world, strategy, shard_size)
         model = task.model
-        fill = _Filler(task, world, values or {})
-        # Innermost first: gated layers are called from within the LLM's.
+        load_unit = _UnitLoader(task, world, values or {})
+        # Innermost units first, because gated layers run inside layers of the LLM.
         for block in [
             *model.bridge.layers_to_shard(),
             *repeated_blocks(model.tower),
             *decoder_layers(model.llm),
             task,
         ]:
-            whole_ones = fill(block)
+            loaded = load_unit(block)
             fully_shard(block, mesh=mesh)
-            for parameter in whole_ones:  # its shard is a copy; whoever still refers to the whole would keep it
+            # The shards are copies. Free the full storage, because other objects may still refer to it.
+            for parameter in loaded:
                 parameter.untyped_storage().resize_(0)
         return task
     if world.size == 1:
         return task
-    # The frozen parts are the same files everywhere; gigabytes of them need not be sent round at the start.
+    # Every process reads the frozen parts from the same files, so DDP need not broadcast gigabytes at the start.
     frozen = [name for name, parameter in task.named_parameters() if not parameter.requires_grad]
     buffers = [name for name, _ in task.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, [*frozen, *buffers])
     ids = [world.device.index] if world.device.type == "cuda" else None
-    # The buffers are the frozen tower's: they never change. (Newer torch calls the option by another name.)
+    # The buffers belong to the frozen tower and never change. Newer versions of torch have renamed the option.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
     return DistributedDataParallel(task, device_ids=ids, **options)
 
 
-def without_values(task: TrainTask) -> TrainTask:
-    """Copies a task with parameters on the meta device: all of its structure, none of its gigabytes.
+def on_meta_device(task: TrainTask) -> TrainTask:
+    """Copy a task with its parameters on the meta device, so that the copy has the structure without the values.
 
-    Buffers are copied with their values: they are small, and some are in no state dict.
+    Buffers are copied with their values, because they are small and some of them are in no state dict.
     """
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
@@ -92,11 +94,11 @@ def without_values(task: TrainTask) -> TrainTask:
     return copy.deepcopy(task, memo)
 
 
-class _Filler:
-    """Gives the parameters of one unit after the other their place on this process's device, and their values.
+class _UnitLoader:
+    """Moves the parameters of one FSDP unit after the other from the meta device to this process's device.
 
     Args:
-        values: by name, on the main process alone; it sends them.
+        values: the values by name. Only rank 0 has them, and broadcasts them.
     """
 
     def __init__(self, task: TrainTask, world: World, values: Mapping[str, Tensor]) -> None:
@@ -104,26 +106,26 @@ class _Filler:
         self.names = {id(parameter): name for name, parameter in task.named_parameters()}
 
     def __call__(self, unit: nn.Module) -> list[nn.Parameter]:
-        """Returns the parameters that it filled, whole."""
-        filled: dict[int, nn.Parameter] = {}  # a tied weight stays one parameter
+        """Load the parameters of a unit that are on the meta device, and return them."""
+        loaded: dict[int, nn.Parameter] = {}  # by the identity of the old parameter, so that tied weights stay tied
         for module in unit.modules():
-            for name, blank in list(module.named_parameters(recurse=False)):
-                if blank.is_meta:
-                    if id(blank) not in filled:
-                        filled[id(blank)] = self._filled(blank)
-                    setattr(module, name, filled[id(blank)])
-        return list(filled.values())
+            for name, old in list(module.named_parameters(recurse=False)):
+                if old.is_meta:
+                    if id(old) not in loaded:
+                        loaded[id(old)] = self._load(old)
+                    setattr(module, name, loaded[id(old)])
+        return list(loaded.values())
 
-    def _filled(self, blank: nn.Parameter) -> nn.Parameter:
-        # Contiguous, as FSDP needs it: a CNN's weights may lie with their channels last.
-        value = torch.empty(blank.shape, dtype=blank.dtype, device=self.world.device)
+    def _load(self, old: nn.Parameter) -> nn.Parameter:
+        # FSDP needs contiguous tensors, but the weights of a CNN may be stored channels-last.
+        value = torch.empty(old.shape, dtype=old.dtype, device=self.world.device)
         if self.world.is_main:
-            value.copy_(self.values[self.names[id(blank)]])
+            value.copy_(self.values[self.names[id(old)]])
         dist.broadcast(value, 0)
-        return nn.Parameter(value, blank.requires_grad)
+        return nn.Parameter(value, old.requires_grad)
 
 
-def _mesh(world: World, strategy: str, shard_size: int) -> DeviceMesh:
+def _device_mesh(world: World, strategy: str, shard_size: int) -> DeviceMesh:
     kind = world.device.type
     if strategy == "full":
         return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
@@ -134,7 +136,11 @@ def _mesh(world: World, strategy: str, shard_size: int) -> DeviceMesh:
 
 
 def exchanges_gradients(module: nn.Module, exchange: bool) -> contextlib.AbstractContextManager[Any]:
-    """Forward and backward within it exchange gradients, or else keep them for a later one that does."""
+    """Return the context for one forward and backward.
+
+    Args:
+        exchange: whether the backward exchanges gradients. If not, they are accumulated until a backward does.
+    """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(exchange)
     elif isinstance(module, DistributedDataParallel) and not exchange:
@@ -144,7 +150,7 @@ def exchanges_gradients(module: nn.Module, exchange: bool) -> contextlib.Abstrac
 
 @contextlib.contextmanager
 def without_gradients(module: nn.Module) -> Iterator[None]:
-    """For forwards that no backward follows."""
+    """Switch a module to eval mode without gradients, and restore its mode afterwards."""
     training = module.training
     module.eval()
     try:
@@ -153,19 +159,20 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
     finally:
         module.train(training)
         if isinstance(module, FSDPModule):
-            module.reshard()  # the outermost unit stays gathered after a forward, waiting for a backward
+            module.reshard()  # after a forward, the outermost unit stays gathered until a backward
 
 
-def save_activations_less(task: TrainTask) -> None:
-    """Gradient checkpointing where activations are kept for a backward: the bridge's and the frozen LLM's layers."""
+def enable_gradient_checkpointing(task: TrainTask) -> None:
+    """Recompute the activations of each layer of the bridge and of the frozen LLM in the backward."""
     for layer in [*task.model.bridge.layers(), *decoder_layers(task.model.llm)]:
         layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 
 
 def recomputed(forward: Any) -> Any:
-    """A forward whose activations are computed again in the backward.
+    """Wrap a forward so that its activations are computed again in the backward instead of being kept.
 
-    Not transformers' own switch: that one is off in eval mode, in which a frozen LLM is.
+    The gradient checkpointing of transformers is not used, because it is off in eval mode and a frozen LLM is in eval
+    mode.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -176,19 +183,19 @@ def recomputed(forward: Any) -> Any:
     return run
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor out of its shards; all processes have to ask for it together."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a tensor from its shards. All ranks must call this function together. Other tensors are returned as is."""
     if not isinstance(tensor, DTensor):
         return tensor
     mesh = tensor.device_mesh
-    # torch 2.11 crashes (SIGSEGV) where it gathers a DTensor of a GPU by gloo.
+    # torch 2.11 crashes (SIGSEGV) if gloo gathers a DTensor that is on a GPU.
     if mesh.device_type != "cpu" and exchanged_by_gloo(mesh):
-        return whole_through_cpu(tensor)
+        return full_tensor_through_cpu(tensor)
     return tensor.full_tensor()
 
 
-def whole_through_cpu(tensor: DTensor) -> Tensor:
-    """A tensor out of its shards, exchanged in main memory, on its own device; collective."""
+def full_tensor_through_cpu(tensor: DTensor) -> Tensor:
+    """Gather a tensor from its shards in main memory, and return it on its own device. A collective call."""
     mesh, local = tensor.device_mesh, tensor.to_local().cpu()
     on_cpu = DTensor.from_local(
         local, _cpu_mesh(mesh), tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
@@ -197,19 +204,19 @@ def whole_through_cpu(tensor: DTensor) -> Tensor:
 
 
 def exchanged_by_gloo(mesh: DeviceMesh) -> bool:
-    """Whether the mesh's tensors are exchanged by gloo."""
+    """Return whether gloo exchanges the tensors of a mesh."""
     group = mesh.get_group(0)
     return group._get_backend(torch.device(mesh.device_type)).name() == "gloo"
 
 
 @lru_cache
 def _cpu_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """The same processes in the same layout, for tensors on the CPU; the first call for a mesh is collective."""
+    """Return a mesh of the same processes in the same layout on the CPU. The first call for a mesh is collective."""
     return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, laid out as the parameter that it belongs to."""
+def distribute_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Move a full tensor to the device of a parameter, and shard it if the parameter is sharded."""
     if isinstance(parameter, DTensor):
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
     return tensor.to(parameter.device)

@@ -1,4 +1,8 @@
-"""Going on: from the newest checkpoint of a run's folder, or a given one, on as many processes as there are now."""
+"""Resumes a run: loads a checkpoint, and converts its counters for the processes and batch sizes of the new start.
+
+The checkpoint is the one that `--resume_from_checkpoint` names, or else the newest intact one in the run's folder. The
+number of processes may differ from that of the run that wrote it.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +15,46 @@ import torch
 
 from osm.config import as_dict
 from osm.errors import OsmError
-from osm.models import checkpoint as files
 from osm.models.osm import OmniScientModel
 from osm.storage.locations import public
-from osm.terminal import echo
-from osm.training import checkpoint, dcp
+from osm.terminal import message_logger
+from osm.training.checkpoint_layout import UnreadableCheckpoint
+from osm.training.checkpoints import layout_of, local_checkpoint, newest_intact, scan, verify
 from osm.training.config import TrainConfig
 from osm.training.distributed import World
-from osm.training.progress import Progress
-from osm.training.saved import Unreadable, check_whole, local_checkpoint, newest_whole, run_document, scan
+from osm.training.run_position import RunPosition
 
-# What may differ from run to run, and changes nothing that is trained.
-_ASIDE = "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
+logger = message_logger(__name__)
+
+# Settings that may change between two starts of a run without changing what is trained.
+_WITHOUT_EFFECT = (
+    "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
+)
 
 
 def resume(
     config: TrainConfig, model: OmniScientModel, optimizer: torch.optim.Optimizer, world: World
-) -> tuple[Progress, Path | None]:
-    """Loads the checkpoint to go on from, if there is one; a collective call.
+) -> tuple[RunPosition, Path | None]:
+    """Load the checkpoint to resume from, if there is one. All ranks must call this function together.
 
-    A broken checkpoint in the run's folder is set aside, and the newest whole one is taken.
+    Broken checkpoints in the run's folder are set aside, and the newest intact one is loaded.
+
+    Returns:
+        the progress of the run, and the path of the loaded checkpoint; for a new run, initial progress and None.
 
     Raises:
-        OsmError: a given file that cannot be read, or one that does not fit the model; or none is whole.
+        OsmError: the given checkpoint cannot be read, the checkpoint does not fit the model, or the run's folder has
+            checkpoints of which none is intact.
     """
     folder = Path(config.run_name)
     given = local_checkpoint(config.resume_from_checkpoint) if config.resume_from_checkpoint else None
     broken: dict[Path, str] = {}
     if given:
-        world.from_main(lambda: check_whole(given))
-    while path := given or newest_whole(folder, world, broken):
+        world.from_main(lambda: verify(given))
+    while path := given or newest_intact(folder, world, broken):
         try:
-            progress, before = _load(path, model, optimizer)
-        except Unreadable as error:  # of older code, without checksums
+            progress, before = layout_of(path).load(path, model, optimizer)
+        except UnreadableCheckpoint as error:  # possible although it was verified: older code wrote no checksums
             if given:
                 raise
             broken[path] = str(error)
@@ -52,24 +63,26 @@ def resume(
             hint = "" if given else f"\nIt was found in --run_name {folder}; for another run choose another folder"
             raise OsmError(f"{error}{hint}") from None
         progress.check_bounds(_epochs(before, config), _batch_sizes(before, config), f"checkpoint {path}")
-        # Not lower than any in the folder: what is saved next is the newest.
-        progress.saves = max([progress.saves, *(saved.counter for saved in world.from_main(lambda: scan(folder)[0]))])
+        # The counter must not be lower than any in the folder, so that the next checkpoint is the newest one.
+        checkpoints = world.from_main(lambda: scan(folder)[0])
+        progress.saves = max([progress.saves, *(checkpoint.counter for checkpoint in checkpoints)])
         if world.is_main:
             instead = f", not started from {public(config.start_from)}" if config.start_from else ""
-            told = public(config.resume_from_checkpoint) or path
-            echo(f"resumed from {told}: epoch {progress.epoch}, step {progress.step}{instead}", flush=True)
-            _say_changes(before, as_dict(config))
+            name = public(config.resume_from_checkpoint) or path
+            logger.info(f"resumed from {name}: epoch {progress.epoch}, step {progress.step}{instead}", to_stdout=True)
+            _report_changed_settings(before, as_dict(config))
         return progress, path
-    return Progress(), None
+    return RunPosition(), None
 
 
 def _epochs(before: Mapping[str, Any], config: TrainConfig) -> int:
+    """Return the number of epochs, the larger one of the run that wrote the checkpoint and of this run."""
     epochs = before.get("num_epochs")
     return max(config.num_epochs, epochs if type(epochs) is int and epochs < 1 << 32 else 0)
 
 
 def _batch_sizes(before: Mapping[str, Any], config: TrainConfig) -> dict[str, int]:
-    """Returns each set's batch size, the larger one of the run that was saved and of this one."""
+    """Return the batch size of each set, the larger one of the run that wrote the checkpoint and of this run."""
     sizes = {name: chosen.batch_size for name, chosen in config.sets.items()}
     saved = before.get("sets")
     for name, chosen in saved.items() if isinstance(saved, Mapping) else ():
@@ -79,56 +92,61 @@ def _batch_sizes(before: Mapping[str, Any], config: TrainConfig) -> dict[str, in
     return sizes
 
 
-def _load(path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer) -> tuple[Progress, Mapping[str, Any]]:
-    if not path.is_dir():
-        return checkpoint.load(path, model, optimizer)
-    document = run_document(path)
-    files.check_frozen(model, document.get("model", {}), f"checkpoint {path}")
-    dcp.load(path, dcp.state_of(model, optimizer))
-    files.check_meaning(model, document.get("model"), f"checkpoint {path}")
-    config = document["progress"].get("config", {})
-    return Progress.read(document["progress"], f"checkpoint {path}"), config if isinstance(config, Mapping) else {}
-
-
-def _say_changes(before: Any, now: Mapping[str, Any]) -> None:
-    if not isinstance(before, Mapping):
-        return
+def _report_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, value in now.items():
-        if name in before and before[name] != value and name not in _ASIDE.split():
-            echo(f"changed since: {name} was {str(before[name])[:200]}, and is {str(value)[:200]}", flush=True)
+        if name in before and before[name] != value and name not in _WITHOUT_EFFECT.split():
+            logger.info(
+                f"changed since the checkpoint: {name} was {str(before[name])[:200]}, is now {str(value)[:200]}",
+                to_stdout=True,
+            )
 
 
-def streams_of(config: TrainConfig, progress: Progress, world: World) -> int:
-    """How many sample streams the run has: as many as before, where its processes can share them out."""
+def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> int:
+    """Return the number of sample streams of the run.
+
+    A resumed run keeps its number of streams if the ranks can share them equally, so that its samples stay the same.
+    """
     if config.emulate_world_size:
         return config.emulate_world_size
     if progress.streams and progress.streams % world.size == 0:
         if progress.streams != world.size and world.is_main:
-            echo(f"going on with the samples of {progress.streams} processes on {world.size}", flush=True)
+            logger.info(f"resuming the sample streams of {progress.streams} processes on {world.size}", to_stdout=True)
         return progress.streams
     return world.size
 
 
-def placed(progress: Progress, config: TrainConfig, streams: int, batches: int, is_main: bool) -> Progress:
-    """The progress as that of this run, whose epochs may have other batches than those of the run before."""
+def convert_progress(
+    progress: RunPosition, config: TrainConfig, streams: int, batches: int, is_main: bool
+) -> RunPosition:
+    """Return the progress in the units of this run, whose epochs may have another number of batches than before.
+
+    Args:
+        streams: number of sample streams of this run.
+        batches: batches per epoch and stream of this run.
+        is_main: whether this rank reports a conversion.
+
+    Raises:
+        OsmError: an old checkpoint does not contain the units of its step, and they differ from those of this run.
+    """
     accumulation = config.gradient_accumulation_steps
     steps = math.ceil(batches / accumulation)
-    if not progress.streams:  # of a new run, or a file that did not say
+    if not progress.streams:  # a new run, or a checkpoint of older code
         progress.streams, progress.workers, progress.batches_per_epoch = streams, config.workers, batches
         if progress.step != progress.epoch * steps:
             raise OsmError(
                 f"the checkpoint is of step {progress.step} after {progress.epoch} epochs, but an epoch of this run "
-                f"has {steps} steps: go on with the processes, batch size and samples that it was made with"
+                f"has {steps} steps: resume with the processes, batch size and samples of the run that wrote it"
             )
     same_steps = progress.step == progress.epoch * steps + progress.batches / accumulation
-    if same_steps and progress.goes_on_exactly(streams, config.workers, batches):
+    if same_steps and progress.resumes_exactly(streams, config.workers, batches):
         progress.workers = config.workers
         return progress
-    moved = progress.moved_to(streams, config.workers, batches, accumulation)
+    converted = progress.converted_to(streams, config.workers, batches, accumulation)
     if is_main:
-        echo(
-            f"processes, workers, batch sizes or samples are others than before: going on at step {moved.step}, epoch "
-            f"{moved.epoch}, as far in the schedule; the order of samples is another one",
-            flush=True,
+        logger.info(
+            "the number of processes, workers, batches or samples has changed: "
+            f"resuming at step {converted.step}, epoch {converted.epoch}, at the same point of the schedule; "
+            "the order of samples changes",
+            to_stdout=True,
         )
-    return moved
+    return converted

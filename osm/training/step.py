@@ -1,4 +1,4 @@
-"""One optimiser step: forward and backward of every micro-batch, one exchange of gradients, one clip, one update."""
+"""One optimizer step: forward and backward of each micro-batch, one gradient exchange, one clip, one update."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from osm.data.batch import Batch
 from osm.errors import OsmError, RunStopped
+from osm.models.losses import reduce_losses
 from osm.training.config import TrainConfig
 from osm.training.distributed import World
 from osm.training.meter import Meter
-from osm.training.parallel import exchanges_gradients, whole
-from osm.training.precision import autocast
-from osm.training.task import group_index, row_weights, supervised_tokens
+from osm.training.optimization import autocast
+from osm.training.parallel import exchanges_gradients, full_tensor
+from osm.training.task import MixLoss
 
 MAX_GRAD_NORM = 1.0
 
 
 @dataclass
-class Outcome:
-    """Of a step, the same on all processes. `stop`: one of them was asked to end."""
+class StepResult:
+    """The result of an optimizer step. It is equal on all ranks.
+
+    Attributes:
+        norm: norm of the gradient before clipping.
+        skipped: whether the update was skipped, because the loss or the gradient was not finite.
+        stop: whether a rank received a stop signal.
+    """
 
     norm: float
     skipped: bool
@@ -32,11 +39,16 @@ class Outcome:
 
 
 class Stepper:
-    """Takes optimiser steps.
+    """Takes optimizer steps.
 
     Args:
-        forward: the laid-out training task. first_stream: the number of this process's first sample stream.
-        count_flops: count them in the first step (`flops_per_row`); it is a little slower.
+        forward: the training task, as `osm.training.parallel.parallelize` returns it.
+        loss: weights the rows of a step.
+        first_stream: number of this process's first sample stream.
+        count_flops: count the FLOPs of the first batch (`flops_per_row`). The first step is then a little slower.
+
+    Attributes:
+        flops_per_row: FLOPs of forward and backward per row; 0 until they are counted.
     """
 
     def __init__(
@@ -44,14 +56,13 @@ class Stepper:
         forward: nn.Module,
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
-        groups: list[tuple[str, str]],
-        multipliers: Mapping[str, float],
+        loss: MixLoss,
         world: World,
         first_stream: int,
         count_flops: bool = False,
     ) -> None:
         self.forward, self.optimizer, self.config, self.world = forward, optimizer, config, world
-        self.groups, self.multipliers, self.first_stream = groups, multipliers, first_stream
+        self.loss, self.first_stream = loss, first_stream
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.flops_per_row, self._count_flops = 0.0, count_flops
@@ -59,14 +70,17 @@ class Stepper:
 
     def step(
         self, micro_batches: Sequence[Sequence[Batch]], number: int, meter: Meter, stop: Callable[[], bool]
-    ) -> Outcome:
-        """Trains on the batches of each micro-batch, one a sample stream of this process.
+    ) -> StepResult:
+        """Take one optimizer step. All ranks must call this method together.
 
         Args:
-            number: of the step, from 0. stop: whether this process was asked to end, asked when all is computed.
+            micro_batches: for each micro-batch, one batch of each sample stream of this process.
+            number: number of the step, from 0.
+            meter: records the losses.
+            stop: returns whether this process received a stop signal. It is called after the last backward.
 
         Raises:
-            RunStopped: too many steps in a row were skipped.
+            RunStopped: too many consecutive steps were skipped.
         """
         totals = self._totals(micro_batches)
         finite = torch.ones((), dtype=torch.bool, device=self.world.device)
@@ -77,11 +91,11 @@ class Stepper:
                 with exchanges_gradients(self.forward, last):
                     finite &= self._backward(batch.to(self.world.device), totals[place], len(micro_batches), meter)
         self.scaler.unscale_(self.optimizer)
-        norm = float(whole(nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)))
-        # What is not finite on one process, all of them skip together; whoever was asked to stop, all of them do.
-        said = torch.stack([~finite, torch.tensor(stop(), device=finite.device)]).int()
-        broken, stops = self.world.sum(said).tolist()
-        skipped = broken > 0 or not math.isfinite(norm)
+        norm = float(full_tensor(nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)))
+        # If the loss is non-finite or a stop signal arrived on any rank, all ranks skip or stop together.
+        flags = torch.stack([~finite, torch.tensor(stop(), device=finite.device)]).int()
+        non_finite, stops = self.world.sum(flags).tolist()
+        skipped = non_finite > 0 or not math.isfinite(norm)
         if not skipped:
             self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -93,10 +107,16 @@ class Stepper:
                 f"step {number + 1}: the loss or its gradient was not finite, {self.skipped_in_a_row} steps in a row "
                 "(--max_skipped_steps); a lower --learning_rate or --precision fp32 may help"
             )
-        return Outcome(norm, skipped, stops > 0)
+        return StepResult(norm, skipped, stops > 0)
 
     def load_scaler(self, state: Mapping[str, float]) -> None:
-        """Takes the loss scaler's state from a checkpoint; one that was trained without fp16 has none."""
+        """Load the state of the loss scaler from a checkpoint.
+
+        The state is empty if the run that wrote the checkpoint did not use fp16. The scaler then keeps its defaults.
+
+        Raises:
+            OsmError: an entry of the state is missing.
+        """
         if state and self.scaler.is_enabled():
             try:
                 self.scaler.load_state_dict(dict(state))
@@ -104,26 +124,28 @@ class Stepper:
                 raise OsmError(f"the checkpoint's loss scaler lacks {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
-        """Of all processes, for each micro-batch: supervised tokens of each group and, in the last place, rows."""
-        totals = torch.zeros(len(micro_batches), len(self.groups) + 1)
+        """Return the totals over all ranks for each micro-batch: supervised tokens of each group, then rows.
+
+        The shape is (micro-batches, groups + 1).
+        """
+        totals = torch.zeros(len(micro_batches), len(self.loss.groups) + 1)
         for total, batches in zip(totals, micro_batches, strict=True):
             for batch in batches:
-                counts = supervised_tokens(batch).float()
-                total[:-1].index_add_(0, group_index(batch, self.groups), counts)
+                total[:-1] += self.loss.supervised_tokens(batch)
                 total[-1] += len(batch)
         return self.world.sum(totals.to(self.world.device))
 
     def _backward(self, batch: Batch, totals: Tensor, micro_batches: int, meter: Meter) -> Tensor:
-        """One batch. Returns whether its loss was finite (a bool scalar)."""
-        index = group_index(batch, self.groups).to(self.world.device)
-        weights = row_weights(index, totals[:-1], self.groups, self.multipliers)
+        """Run forward and backward of one batch. Returns whether its loss was finite, as a bool scalar."""
+        index = self.loss.group_index(batch).to(self.world.device)
+        weights = self.loss.row_weights(index, totals[:-1])
         counter = FlopCounterMode(display=False) if self._count_flops else None
         if counter is not None:
             counter.__enter__()
         with autocast(self.config.precision, self.world.device):
             losses, counts = self.forward(batch)
-        # Gradients are averaged over the processes, the loss is a sum over them.
-        loss = (losses * weights).sum() * self.world.size / micro_batches
+        # Gradients are averaged over the ranks, but the loss is a sum over them.
+        loss = reduce_losses(losses, weights) * self.world.size / micro_batches
         self.scaler.scale(loss).backward()
         if counter is not None:
             counter.__exit__(None, None, None)
@@ -133,5 +155,5 @@ class Stepper:
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int, stream: int) -> int:
-    """Seeds every forward by itself, so that a resumed run drops the same units as one never stopped."""
+    """Return the random seed of one forward, so that a resumed run drops the same units as an uninterrupted one."""
     return (seed * 1_000_003 + step * 8191 + micro_batch * 131 + stream) % 2**63

@@ -1,10 +1,8 @@
-"""What one sees of a run: a live line, JSON lines, a curve as PNG, wandb where asked for."""
+"""What a run reports: log lines, a progress bar, JSON lines in a file, a loss curve as PNG, and wandb on request."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,53 +10,34 @@ from typing import Any
 from osm.documents import parse_json
 from osm.errors import OsmError
 from osm.files import check_regular_file, lock
-from osm.terminal import echo
+from osm.terminal import ProgressBar, message_logger
 
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-class Progress:
-    """A line on stderr with a count, a rate and the time left, at most once a second."""
-
-    def __init__(self, what: str, total: int, shown: bool = True) -> None:
-        self.what, self.total, self.shown = what, total, shown and total > 0
-        self.done, self.started, self.last = 0, time.monotonic(), 0.0
-
-    def step(self) -> None:
-        self.done += 1
-        if self.shown and time.monotonic() - self.last >= 1:
-            self._print("\r" if sys.stderr.isatty() else "\n")
-
-    def close(self) -> None:
-        if self.shown:
-            self._print("\n")
-
-    def _print(self, end: str) -> None:
-        self.last = time.monotonic()
-        rate = self.done / max(self.last - self.started, 1e-9)
-        left = clock((self.total - self.done) / max(rate, 1e-9))
-        echo(f"{self.what}: {self.done}/{self.total}, {rate:.2f}/s, {left} left", end=end, file=sys.stderr, flush=True)
+logger = message_logger(__name__)
 
 
 class Tracker:
-    """The log of a run; only the main process writes.
+    """The log of a run. Only the main process writes.
 
     Args:
-        folder: `log.jsonl` and `loss.png` go there. wandb: off | offline | online.
+        folder: the folder of `log.jsonl` and `loss.png`.
+        enabled: whether this is the main process.
+        wandb: "off", "offline" or "online".
+        project: the name of the wandb project.
+        config: the configuration of the run, for wandb.
+
+    Raises:
+        OsmError: another process trains in the folder, or wandb is not installed.
     """
 
     def __init__(self, folder: Path, enabled: bool, wandb: str, project: str, config: Mapping[str, Any]) -> None:
         self.folder, self.enabled = folder, enabled
         self._wandb: Any = None
+        self._bar: ProgressBar | None = None
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "log.jsonl").open("a+", encoding="utf-8")
-        if not lock(self._file):  # two runs in one folder would take each other's checkpoints for their own
+        if not lock(self._file):  # two runs in one folder would resume from each other's checkpoints
             self._file.close()
             raise OsmError(f"--run_name {folder}: another process is training there; wait for it, or end it")
         self._end_half_line()
@@ -71,26 +50,44 @@ class Tracker:
             self._wandb = library.init(project=project, name=folder.name, dir=folder, **options)
 
     def _end_half_line(self) -> None:
-        """What a killed run was writing stays alone on its line."""
+        """End the line that a killed run left unfinished, so that the next record begins on a new line."""
         with (self.folder / "log.jsonl").open("rb") as file:
             data = file.read()
         if data and not data.endswith(b"\n"):
             self._file.write("\n")
 
+    def show_progress(self, step: int, total: int) -> None:
+        """Show a progress bar of the optimizer steps if standard error is a terminal.
+
+        Elsewhere the log lines report the progress.
+        """
+        self._bar = ProgressBar("training", total, "steps", step, enabled=self.enabled, lines=False)
+
+    def step(self) -> None:
+        """Count one optimizer step on the progress bar."""
+        if self._bar is not None:
+            self._bar.step()
+
     def log(self, record: Mapping[str, Any]) -> None:
-        """Appends one record, a flat mapping with `step`."""
+        """Append one record, a flat mapping with `step`, to `log.jsonl` and to wandb. The bar shows its loss."""
         if not self.enabled:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self._bar is not None and "loss" in record:
+            self._bar.step(0, loss=f"{record['loss']:.4f}")
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=record.get("step"))
 
-    def say(self, text: str) -> None:
+    def report(self, text: str, fields: Mapping[str, Any] | None = None) -> None:
+        """Log a message that a command shows on standard output; with `--log_json` it has the fields too."""
         if self.enabled:
-            echo(text, flush=True)
+            logger.info(text, fields=fields, to_stdout=True)
 
     def close(self) -> None:
+        """Close the bar, the file and the wandb run."""
+        if self._bar is not None:
+            self._bar.close()
         if self.enabled:
             self._file.close()
             if self._wandb is not None:
@@ -98,10 +95,10 @@ class Tracker:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Returns the step records of a run's log, after a resumed run the latest record of each step.
+    """Return the step records of a run's log. If a run was resumed, the latest record of each step counts.
 
-    A half line is left out. Where a run went on with another batch size or number of processes, its steps were numbered
-    anew; older records with a higher number count steps of another length, and are left out.
+    An unfinished line is skipped. If a run was resumed with another batch size or number of processes, its steps were
+    renumbered. Older records with a higher number are skipped because they count steps of another length.
     """
     records: dict[int, dict[str, Any]] = {}
     check_regular_file(folder / "log.jsonl", "training log")
@@ -118,7 +115,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def draw_curve(folder: Path) -> None:
-    """Draws `loss.png` from `log.jsonl`: the step's loss, and each set's halves."""
+    """Draw `loss.png` from `log.jsonl`: the loss of each step, and each dataset's loss in its own mode and in "any"."""
     import matplotlib
 
     matplotlib.use("Agg")

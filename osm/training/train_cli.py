@@ -1,39 +1,41 @@
-"""The command `train.py`."""
+"""The command line `train.py` and `osm train`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from osm.errors import OsmError, RunStopped
 from osm.quiet import quiet_command
-from osm.terminal import echo
+from osm.terminal import console_command, message_logger
+
+logger = message_logger(__name__)
 
 
 @quiet_command
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses, trains, and turns what ends a run into one line and an exit code.
+    """Parse the command line and train. An error ends the run with one line on stderr and an exit code.
 
     Returns:
-        0 done, 2 a user's mistake, 3 a run that could not go on, 75 stopped by a signal with a checkpoint written, 130
-        interrupted without one.
+        the exit code: 0 if the run is complete, 2 for a user's mistake, 3 if the run could not continue, 75 if a signal
+        ended it after a checkpoint was written, 130 if it was interrupted without one.
     """
     from osm.training.config import parse
-    from osm.training.signals import EXIT_FAILED, EXIT_STOPPED, Stopped
+    from osm.training.stopping import EXIT_FAILED, EXIT_STOPPED, Stopped
     from osm.training.trainer import train
 
     try:
         train(parse(argv))
     except Stopped as stopped:
-        echo(stopped, file=sys.stderr)
+        logger.info(stopped)
         return EXIT_STOPPED
     except RunStopped as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return EXIT_FAILED
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return 2
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
+        logger.info("interrupted: the same command resumes from the newest checkpoint")
         return 130
     return 0

@@ -1,4 +1,8 @@
-"""The training loop: for every optimiser step one batch of every set in use, all sets in one forward and backward."""
+"""The training loop. Every optimizer step takes one batch of each set, and all sets share one forward and backward.
+
+`train` runs a whole training. `Trainer.__init__` builds or resumes everything that a run needs, `Trainer.train` loops
+over the epochs, and `Trainer._epoch` over the steps of one epoch.
+"""
 
 from __future__ import annotations
 
@@ -22,36 +26,39 @@ from osm.data.stream import EpochLoader, Position, StreamConfig, batches_per_epo
 from osm.errors import OsmError, RunStopped
 from osm.files import write_atomically
 from osm.forms.base import ANNOTATION
-from osm.models.checkpoint import config_document, start_from
+from osm.models.checkpoint import frozen_hashes, start_from
 from osm.models.factory import build, check_widths
 from osm.models.osm import OmniScientModel
 from osm.storage.locations import public
-from osm.terminal import echo
-from osm.training import checkpoint, dcp, distributed, parallel
+from osm.terminal import clock, message_logger
+from osm.training import distributed, parallel
 from osm.training import fill_feature_cache as feature_cache
+from osm.training.checkpoints import CheckpointWriter, readable_checkpoints
 from osm.training.config import Run, TrainConfig
-from osm.training.faults import SampleFaults, data_faults
 from osm.training.held_out import HeldOut, best_so_far
 from osm.training.meter import Meter, memory_gib, peak_flops
-from osm.training.optim import advance, go_to_step, make_optimizer, make_schedule
-from osm.training.precision import check_quantized, hold_frozen
-from osm.training.progress import Progress
-from osm.training.resume import placed, resume, streams_of
-from osm.training.saved import candidates
-from osm.training.signals import Stopped, StopSignals
-from osm.training.step import Outcome, Stepper
-from osm.training.task import TrainTask, group_names
-from osm.training.tracking import Tracker, clock, draw_curve
+from osm.training.optimization import advance, check_quantized, go_to_step, hold_frozen, make_optimizer, make_schedule
+from osm.training.published_layout import save_trained_model
+from osm.training.resume import choose_streams, convert_progress, resume
+from osm.training.run_position import RunPosition
+from osm.training.step import Stepper, StepResult
+from osm.training.stopping import SampleFaults, Stopped, StopSignals, report_dead_workers
+from osm.training.task import MixLoss, TrainTask
+from osm.training.tracking import Tracker, draw_curve
+
+logger = message_logger(__name__)
 
 
 def train(run: Run) -> Path:
-    """Trains, from the newest checkpoint of the run's folder if there is one.
+    """Train a model. If the run's folder has checkpoints, training resumes from the newest one.
 
     Returns:
         the folder with the trained model (`<run_name>/final`).
 
     Raises:
-        OsmError: a config, data or checkpoint that is not right. RunStopped: a fault on the way. Stopped: a signal.
+        OsmError: the config, the data or a checkpoint is not valid.
+        RunStopped: the run could not continue.
+        Stopped: a signal ended the run.
     """
     config = run.training
     world = distributed.start(
@@ -60,14 +67,21 @@ def train(run: Run) -> Path:
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     try:
-        with data_faults():
+        with report_dead_workers():
             return Trainer(run, world).train()
     finally:
         world.close()
 
 
 class Trainer:
-    """One process of a run."""
+    """One process of a run. The constructor builds the run, or resumes it from a checkpoint.
+
+    All ranks must construct their trainers together, because the constructor contains collective calls.
+
+    Args:
+        run: the parsed command line.
+        world: the processes of the run.
+    """
 
     def __init__(self, run: Run, world: distributed.World) -> None:
         self.run, self.config, self.world = run, run.training, world
@@ -82,59 +96,62 @@ class Trainer:
         if not config.pipeline:
             every = [shard for shards in self.shards.values() for shard in shards]
             self.indexes.prepare(every, world.rank, world.size, world.gathered)
-        # Fail fast, before gigabytes of weights are loaded. (A resumed run may have the streams of another number of
-        # processes.)
-        if not config.resume_from_checkpoint and not candidates(self.folder):
+        # Fail fast, before loading gigabytes of weights. A resumed run is checked later, because it may have the
+        # streams of another number of processes.
+        if not config.resume_from_checkpoint and not readable_checkpoints(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
-        self.groups = group_names(list(config.used_sets))
+
+        # The model and its optimizer.
         self.task, values = self._make_task()
         self.model, self.processor = self.task.model, self.task.processor
         self.model.train()
+        self.loss = MixLoss({name: chosen.loss_multiplier for name, chosen in config.used_sets.items()})
         if config.gradient_checkpointing:
-            parallel.save_activations_less(self.task)
-        self.forward = parallel.lay_out(
+            parallel.enable_gradient_checkpointing(self.task)
+        self.forward = parallel.parallelize(
             self.task, world, config.fsdp, config.fsdp_sharding_strategy, config.fsdp_shard_size, values
         )
         del values
         self.optimizer = make_optimizer(self.task, config.learning_rate, config.weight_decay)
+
+        # The progress of the run, from a checkpoint if there is one.
         progress, _ = resume(config, self.model, self.optimizer, world)
-        self.streams = streams_of(config, progress, world)
+        self.streams = choose_streams(config, progress, world)
         self.batches = equal_batches(config, self.streams)
         self.steps_per_epoch = math.ceil(self.batches / config.gradient_accumulation_steps)
         step = progress.step
-        self.progress = placed(progress, config, self.streams, self.batches, world.is_main)
+        self.progress = convert_progress(progress, config, self.streams, self.batches, world.is_main)
         self.renumbered_from = step if self.progress.step != step else None
         self.schedule = make_schedule(
             self.optimizer, config.lr_scheduler, config.warmup_steps, self.steps_per_epoch * config.num_epochs
         )
         go_to_step(self.schedule, self.progress.step)
+
+        # The steps and their data.
         self.peak = peak_flops(world.device, config.precision, config.peak_tflops)
+        first_stream = world.rank * (self.streams // world.size)
         self.stepper = Stepper(
-            self.forward,
-            self.optimizer,
-            config,
-            self.groups,
-            {name: chosen.loss_multiplier for name, chosen in config.used_sets.items()},
-            world,
-            world.rank * (self.streams // world.size),
-            count_flops=self.peak > 0,
+            self.forward, self.optimizer, config, self.loss, world, first_stream, count_flops=self.peak > 0
         )
         self.stepper.load_scaler(self.progress.scaler)
         self.faults = SampleFaults(config.max_bad_samples)
-        # Last: filling a feature cache takes long, and a checkpoint that does not fit is an error without it.
+        # The loaders come last, because filling a feature cache takes long and a checkpoint that does not fit should
+        # be reported before that.
         self.loaders = self._make_loaders()
         self.held_out = self._make_held_out()
 
     def _make_task(self) -> tuple[TrainTask, dict[str, Tensor]]:
-        """Builds the model. With FSDP the main process alone reads it, and the others get its structure.
+        """Build the model. With FSDP, only rank 0 reads the weights, and the other ranks receive the structure.
 
         Returns:
-            the task, and on the main process of an FSDP run the values that its parameters are to have.
+            the task, and on rank 0 of an FSDP run the values of its parameters by name.
         """
         config, world = self.config, self.world
         if not config.fsdp or world.size == 1:
             task = self._read_task()
-            checkpoint.share_hashes(task.model, world)
+            # The frozen parts are hashed before they are cast. The hash rounds values to bfloat16, and a value that
+            # was cast to float16 first may round to another bfloat16 value.
+            task.model._frozen_hashes = world.from_main(lambda: frozen_hashes(task.model))
             hold_frozen(task.model, config.precision, world.device)
             task.model.to(world.device)
             return task, {}
@@ -142,15 +159,15 @@ class Trainer:
 
         def structure() -> TrainTask:
             task = self._read_task()
-            checkpoint.frozen_hashes(task.model)
+            frozen_hashes(task.model)  # stored in the model while its parts are whole and not yet cast
             hold_frozen(task.model, config.precision, world.device)
             values.update({name: parameter.detach() for name, parameter in task.named_parameters()})
-            return parallel.without_values(task)
+            return parallel.on_meta_device(task)
 
         return world.from_main(structure), values
 
     def _read_task(self) -> TrainTask:
-        torch.manual_seed(self.config.seed)  # the bridge starts alike on every rank
+        torch.manual_seed(self.config.seed)  # the bridge starts with the same values on every rank
         model, processor = build(self.run.model)
         check_widths(model, *self.run.widths.values())
         self._start_from(model)
@@ -158,19 +175,21 @@ class Trainer:
         return TrainTask(model, processor)
 
     def _start_from(self, model: OmniScientModel) -> None:
+        """Load the trained weights that `--start_from` names, if it is given."""
         path = self.config.start_from
         if not path:
             return
         if Path(path).resolve().is_relative_to(self.folder.resolve()):
             raise OsmError(
-                f"--start_from {public(path)} lies in --run_name {self.folder}, which would be resumed; "
+                f"--start_from {public(path)} is inside --run_name {self.folder}, which would be resumed; "
                 "choose another --run_name for the new run"
             )
         new = start_from(model, path)
         if self.world.is_main:
-            echo(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", flush=True)
+            logger.info(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", to_stdout=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
+        """Build the loader of each set, after filling the feature cache if there is one."""
         config, world = self.config, self.world
         views = config.views if config.feature_cache else 0
         transform = SampleTransform(config.sample, self.processor, views, config.seed)
@@ -182,7 +201,7 @@ class Trainer:
             if cache is not None and self.progress.epoch < config.num_epochs:
                 skipped = feature_cache.fill(cache, self.model, dataset, shards, transform, world, self.shard_cache)
                 if skipped:
-                    echo(f"feature cache {name}: left out {dict(skipped)}", flush=True)
+                    logger.info(f"feature cache {name}: skipped {dict(skipped)}", to_stdout=True)
             stream = StreamConfig(
                 tuple(shards),
                 chosen.batch_size,
@@ -218,10 +237,9 @@ class Trainer:
             name: (self.run.table[name], self.shards[name], chosen.batch_size)
             for name, chosen in config.used_sets.items()
         }
-        transform = SampleTransform(config.sample, self.processor)
         return HeldOut(
             sets,
-            transform,
+            SampleTransform(config.sample, self.processor),
             config.held_out_share,
             config.eval_samples,
             self.world,
@@ -230,74 +248,78 @@ class Trainer:
             self.shard_cache,
         )
 
-    # -- the run -----------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------------------------
 
     def train(self) -> Path:
+        """Train the remaining epochs, and return the folder with the trained model; see the function `train`."""
         config = self.config
         tracker = Tracker(self.folder, self.world.is_main, config.wandb, config.wandb_project, as_dict(config))
-        saver = dcp.Saver(self.folder, config.keep_checkpoints, self.world)
+        writer = CheckpointWriter(self.folder, config.keep_checkpoints, config.delete_previous_checkpoint, self.world)
         try:
-            tracker.say(self._opening())
+            tracker.report(self._first_line())
+            tracker.show_progress(self.progress.step, self.steps_per_epoch * config.num_epochs)
             if self.renumbered_from is not None:
                 tracker.log({"step": self.progress.step, "renumbered_from": self.renumbered_from})
             if self.world.is_main:
                 (self.folder / "stopped").unlink(missing_ok=True)
             if config.save_initial and self.progress.step == 0:
-                checkpoint.save_model(self.model, self.folder / "initial", self.world)
+                save_trained_model(self.model, self.folder / "initial", self.world)
             with StopSignals() as signals:
                 while self.progress.epoch < config.num_epochs:
-                    self._epoch(tracker, saver, signals)
-                    self._end_epoch(tracker)
+                    self._epoch(tracker, writer, signals)
+                    self._end_epoch(writer)
                     if signals.agreed and self.progress.epoch < config.num_epochs:
-                        self._stop(saver, signals)
-            saver.wait()
+                        self._stop(writer, signals)
+            writer.wait()
             final = self.folder / "final"
-            checkpoint.save_model(self.model, final, self.world)
-            tracker.say(f"trained model: {final}")
+            save_trained_model(self.model, final, self.world)
+            tracker.report(f"trained model: {final}")
             self.world.barrier()
             return final
         except OSError as error:
-            raise self._disk_failed(error) from None
+            raise self._disk_failure(error) from None
         finally:
             for loader in self.loaders.values():
                 loader.close()
-            saver.close()
+            writer.close()
             tracker.close()
 
-    def _epoch(self, tracker: Tracker, saver: dcp.Saver, signals: StopSignals) -> None:
+    def _epoch(self, tracker: Tracker, writer: CheckpointWriter, signals: StopSignals) -> None:
+        """Train the remaining steps of the current epoch."""
         config, progress = self.config, self.progress
-        meter = Meter(len(self.groups), self.world)
+        meter = Meter(len(self.loss.groups), self.world)
         for micro_batches in self._micro_batches(meter):
-            outcome = self.stepper.step(micro_batches, progress.step, meter, lambda: bool(signals.received))
+            result = self.stepper.step(micro_batches, progress.step, meter, lambda: bool(signals.received))
             advance(self.schedule)
             progress.step += 1
             progress.batches += len(micro_batches)
-            progress.skipped_steps += outcome.skipped
+            progress.skipped_steps += result.skipped
+            tracker.step()
             last = progress.batches >= self.batches
             if progress.step % config.logging_steps == 0 or last:
-                self._log(tracker, meter, outcome)
-                meter = Meter(len(self.groups), self.world)
+                self._log(tracker, meter, result)
+                meter = Meter(len(self.loss.groups), self.world)
             if self.held_out is not None and (progress.step % config.eval_every_steps == 0):
                 begun = time.monotonic()
                 self._evaluate(tracker, self.held_out)
-                meter.started += time.monotonic() - begun  # not a part of the training's time
-            signals.agreed = outcome.stop
+                meter.started += time.monotonic() - begun  # evaluation does not count as training time
+            signals.agreed = result.stop
             if last:
                 return
-            if outcome.stop:
-                self._stop(saver, signals)
+            if result.stop:
+                self._stop(writer, signals)
             if config.checkpoint_every_steps and progress.step % config.checkpoint_every_steps == 0:
-                self._save(saver)
+                self._start_checkpoint(writer)
 
     def _micro_batches(self, meter: Meter) -> Iterator[list[list[Batch]]]:
-        """For each optimiser step its micro-batches, each with a batch of every stream of this process.
+        """Yield the micro-batches of each optimizer step, each with one batch per sample stream of this process.
 
-        The last step of an epoch may have fewer of them.
+        The last step of an epoch may have fewer micro-batches than the others.
         """
         progress, gathered = self.progress, list[list[Batch]]()
         positions: dict[str, dict[int, Position]] = progress.positions
         sets = [
-            loader.epoch(progress.epoch, positions.get(name) or self._untouched(loader), progress.salt)
+            loader.epoch(progress.epoch, positions.get(name) or self._fresh_positions(loader), progress.salt)
             for name, loader in self.loaders.items()
         ]
         for number in range(progress.batches + 1, self.batches + 1):
@@ -312,33 +334,26 @@ class Trainer:
                 yield gathered
                 gathered = []
 
-    def _untouched(self, loader: EpochLoader) -> dict[int, Position]:
-        """Streams that were not drawn from yet, though a part of the epoch may be over."""
+    def _fresh_positions(self, loader: EpochLoader) -> dict[int, Position]:
+        """Return positions of streams that have drawn no samples yet. A part of the epoch may be over nevertheless."""
         return {stream.rank: Position(self.progress.batches) for stream in loader.streams}
 
-    # -- what comes beside the steps ---------------------------------------------------------------------------------
-
-    def _end_epoch(self, tracker: Tracker) -> None:
+    def _end_epoch(self, writer: CheckpointWriter) -> None:
+        """Advance to the next epoch, and write the checkpoint of the one that ended."""
         progress = self.progress
         epoch = progress.epoch
         progress.epoch, progress.batches, progress.salt, progress.positions = epoch + 1, 0, 0, {}
-        checkpoint.save(
-            self.folder,
-            epoch,
-            self.model,
-            self.optimizer,
-            self.schedule,
-            self._progress_document(),
-            self.config.delete_previous_checkpoint,
-            self.world,
-        )
+        document = self._progress_document()
+        path = writer.write_epoch(epoch, self.model, self.optimizer, self.schedule, document)
         if self.world.is_main:
-            echo(f"checkpoint written: {self.folder / f'checkpoint_{epoch}.pt'}", flush=True)
+            logger.info(f"checkpoint written: {path}", to_stdout=True)
             draw_curve(self.folder)
         self.world.barrier()
 
+    # -- checkpoints and the end of a run ----------------------------------------------------------------------------
+
     def _progress_document(self) -> dict[str, Any]:
-        """Returns the counters for a checkpoint that is about to be written; a collective call, equal on all ranks."""
+        """Return the progress and the config for a new checkpoint, equal on all ranks. A collective call."""
         self.progress.saves += 1
         self.progress.scaler = self.stepper.scaler.state_dict()
         here: dict[str, dict[int, Position]] = {}
@@ -348,54 +363,66 @@ class Trainer:
         self.progress.positions = {
             name: {stream: at for part in everywhere for stream, at in part.get(name, {}).items()} for name in here
         }
-        total = Progress(**{**vars(self.progress), "skipped": self._skipped()})
+        total = RunPosition(**{**vars(self.progress), "skipped": self._skipped_samples()})
         return {**total.document(), "config": json.loads(json.dumps(as_dict(self.config)))}
 
-    def _save(self, saver: dcp.Saver) -> None:
-        state = dcp.state_of(self.model, self.optimizer)
-        document = {"progress": self._progress_document(), "model": config_document(self.model)}
-        saver.save(self.progress.step, state, document)
+    def _start_checkpoint(self, writer: CheckpointWriter) -> None:
+        writer.start_step(self.progress.step, self.model, self.optimizer, self._progress_document())
 
-    def _stop(self, saver: dcp.Saver, signals: StopSignals) -> None:
-        """Ends the run where it is, with a checkpoint."""
-        if self.progress.batches:  # else the epoch's own file is just written
-            self._save(saver)
-            saver.wait()
+    def _stop(self, writer: CheckpointWriter, signals: StopSignals) -> None:
+        """Write a checkpoint, and end the run by raising Stopped."""
+        if self.progress.batches:  # otherwise the checkpoint of the epoch was just written
+            self._start_checkpoint(writer)
+            writer.wait()
         self.world.barrier()
         step = self.progress.step
         if self.world.is_main:
             write_atomically(self.folder / "stopped", [json.dumps({"step": step, "signal": signals.received})])
-        raise Stopped(f"stopped by a signal after step {step}; the same command goes on from there")
+        raise Stopped(f"stopped by a signal after step {step}; run the same command to resume from there")
 
-    def _skipped(self) -> Counter[str]:
+    def _disk_failure(self, error: OSError) -> RunStopped:
+        newest = next(iter(readable_checkpoints(self.folder)), None)
+        return RunStopped(
+            f"--run_name {self.folder} cannot be written ({error}). The newest intact checkpoint: {newest or 'none'}. "
+            "Free disk space, and run the same command to resume from it"
+        )
+
+    # -- figures and messages ----------------------------------------------------------------------------------------
+
+    def _skipped_samples(self) -> Counter[str]:
+        """Return the number of skipped samples by reason, over all ranks and all starts of the run."""
         return self.progress.skipped + self.world.total(self.faults.skipped)
 
     def _evaluate(self, tracker: Tracker, held_out: HeldOut) -> None:
+        """Evaluate on the held-out samples, and save the model as `best` if it is the best one yet."""
         with parallel.without_gradients(self.task):
-            found = held_out.evaluate(self.task, self.groups)
+            found = held_out.evaluate(self.task, self.loss)
         metric = self.config.best_metric
         better = best_so_far(metric, found, self.progress.best)
         if better:
             self.progress.best = found[f"eval/{metric}"]
-            checkpoint.save_model(self.model, self.folder / "best", self.world, {"step": self.progress.step, **found})
+            figures = {"step": self.progress.step, **found}
+            save_trained_model(self.model, self.folder / "best", self.world, figures)
         tracker.log({"step": self.progress.step, "epoch": self.progress.epoch, **found})
-        tracker.say(
+        tracker.report(
             f"held out, step {self.progress.step}: loss {found['eval/loss']:.4f}, "
-            f"{found['eval/accuracy']:.1%} named exactly{', the best yet' if better else ''}"
+            f"{found['eval/accuracy']:.1%} named exactly{', the best yet' if better else ''}",
+            {"step": self.progress.step, **found},
         )
 
-    def _log(self, tracker: Tracker, meter: Meter, outcome: Outcome) -> None:
+    def _log(self, tracker: Tracker, meter: Meter, result: StepResult) -> None:
+        """Write a record to the log, and a line for the user."""
         progress, interval = self.progress, meter.result()
         progress.names += interval.names
-        skipped = self._skipped()
+        skipped = self._skipped_samples()
         fallbacks = self.world.total(Counter(cells=self.task.centroid_fallbacks))["cells"]
         left = (self.steps_per_epoch * self.config.num_epochs - progress.step) * interval.seconds / interval.steps
         record: dict[str, Any] = {
             "step": progress.step,
             "epoch": progress.epoch,
-            **interval.record(self.groups),
+            **interval.record(self.loss.groups),
             "learning_rate": self.schedule.get_last_lr()[0],
-            "grad_norm": outcome.norm,
+            "grad_norm": result.norm,
             "names": progress.names,
             "memory_gib": memory_gib(self.world.device),
             "skipped_steps": progress.skipped_steps,
@@ -408,39 +435,38 @@ class Trainer:
             record["mfu"] = flops / (self.peak * self.world.size)
             mfu = f", MFU {record['mfu']:.1%}"
         tracker.log(record)
-        left_out = _left_out(skipped)
+        left_out = _skipped_in_words(skipped)
         left_out += f", {progress.skipped_steps} steps skipped" if progress.skipped_steps else ""
-        tracker.say(
+        tracker.report(
             f"epoch {progress.epoch} step {progress.step}: loss {interval.loss:.4f}, lr {record['learning_rate']:.2e}, "
-            f"grad {outcome.norm:.2f}, {record['names_per_second']:.2f} names/s, waiting for data "
-            f"{record['data_share']:.0%}, {record['memory_gib']:.1f} GiB{mfu}, {clock(left)} left{left_out}"
+            f"grad {result.norm:.2f}, {record['names_per_second']:.2f} names/s, waiting for data "
+            f"{record['data_share']:.0%}, {record['memory_gib']:.1f} GiB{mfu}, {clock(left)} left{left_out}",
+            {**record, "seconds_left": left},
         )
 
-    def _opening(self) -> str:
+    def _first_line(self) -> str:
+        """Return the message that describes the run at its start."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
         epochs = f"epochs {self.progress.epoch}..{self.config.num_epochs - 1}"
         if self.progress.epoch >= self.config.num_epochs:
             epochs = f"all {self.config.num_epochs} epochs are done"
-        how = f"FSDP {self.config.fsdp_sharding_strategy}" if self.config.fsdp else "whole on each"
+        layout = f"FSDP {self.config.fsdp_sharding_strategy}" if self.config.fsdp else "whole on each"
         if self.config.fsdp and self.world.size == 1:
-            how = "whole: --fsdp has one process to share it out to"
+            layout = "whole: --fsdp has only one process"
         return (
-            f"{self.folder}: {trained / 1e6:.1f} M parameters trained, {frozen / 1e6:.1f} M frozen, {how}; "
+            f"{self.folder}: {trained / 1e6:.1f} M parameters trained, {frozen / 1e6:.1f} M frozen, {layout}; "
             f"{self.world.size} process(es) on {self.world.device.type}; {epochs} of "
             f"{self.steps_per_epoch} steps; sets {', '.join(self.loaders)}"
         )
 
-    def _disk_failed(self, error: OSError) -> RunStopped:
-        whole = next(iter(candidates(self.folder)), None)
-        return RunStopped(
-            f"--run_name {self.folder} cannot be written ({error}). The newest whole checkpoint: {whole or 'none'}. "
-            "Make room, and the same command goes on from it"
-        )
-
 
 def equal_batches(config: TrainConfig, streams: int) -> int:
-    """Batches an epoch of a run on that many processes. Raises OsmError, with the figures, where the sets differ."""
+    """Return the number of batches per epoch and stream.
+
+    Raises:
+        OsmError: the sets give different numbers of batches. The message lists them.
+    """
     counts = {
         name: batches_per_epoch(chosen.train_num_samples, chosen.batch_size, streams, config.workers)
         for name, chosen in config.used_sets.items()
@@ -451,16 +477,13 @@ def equal_batches(config: TrainConfig, streams: int) -> int:
             f"{config.sets[name].batch_size} = {count} batches"
             for name, count in counts.items()
         )
-        raise OsmError(f"the sets must give equally many batches an epoch, but: {figures}")
+        raise OsmError(f"the sets must give the same number of batches per epoch, but: {figures}")
     return next(iter(counts.values()))
 
 
-__all__ = ["TrainConfig", "Trainer", "train"]
-
-
-def _left_out(skipped: Counter[str]) -> str:
-    """How the log's line says what was left out: samples, and annotations of samples that were used."""
+def _skipped_in_words(skipped: Counter[str]) -> str:
+    """Return the part of a log line that counts skipped samples, and unusable annotations of samples that were used."""
     samples = {reason: count for reason, count in skipped.items() if not reason.startswith(ANNOTATION)}
     parts = {reason.removeprefix(ANNOTATION): count for reason, count in skipped.items() if reason not in samples}
-    said = f", {sum(samples.values())} samples skipped {samples}" if samples else ""
-    return said + (f", {sum(parts.values())} annotations unusable {parts}" if parts else "")
+    text = f", {sum(samples.values())} samples skipped {samples}" if samples else ""
+    return text + (f", {sum(parts.values())} annotations unusable {parts}" if parts else "")

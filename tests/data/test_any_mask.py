@@ -15,7 +15,7 @@ from PIL import Image, features
 from pycocotools import mask as coco_mask
 
 from osm.errors import OsmError
-from osm.io.any_mask import as_mask, mask_drawer, mask_of_picture
+from osm.io.any_mask import as_mask, mask_drawer, read_mask_file
 from osm.recognition.regions import regions_of
 
 SIZE = (40, 60)
@@ -233,7 +233,7 @@ def test_a_picture_is_the_mask_that_one_sees(tmp_path: Path, kind: str) -> None:
     image, ending, options = pictures()[kind]
     path = tmp_path / f"mask.{ending}"
     image.save(path, **options)
-    found = mask_of_picture(path, SIZE, f"--mask {path}")
+    found = read_mask_file(path, SIZE, f"--mask {path}")
     assert found.dtype == bool
     wrong = 0 if ending in ("png", "tif", "bmp", "gif") else 12  # pixels, of 2400
     assert found.shape == SIZE and (found != (MASK | (np.arange(40)[:, None] == -1))).sum() <= wrong + 30 * (
@@ -276,7 +276,7 @@ def test_pictures_that_may_mean_two_things_raise_the_question(tmp_path: Path) ->
         path = tmp_path / ("mask.tif" if image.mode in "IF" else "mask.png")
         image.save(path)
         with pytest.raises(OsmError, match=question) as caught:
-            mask_of_picture(path, SIZE, f"--mask {path}")
+            read_mask_file(path, SIZE, f"--mask {path}")
         assert str(caught.value).startswith(f"--mask {path}") and len(str(caught.value).splitlines()) == 1
 
 
@@ -288,9 +288,9 @@ def test_label_maps_in_files(tmp_path: Path) -> None:
                           (palette, "png"), (Image.fromarray(labels).convert("RGB"), "png")):  # fmt: skip
         path = tmp_path / f"labels.{ending}"
         image.save(path)
-        np.testing.assert_array_equal(mask_of_picture(path, SIZE, "--mask x", 3), MASK)
+        np.testing.assert_array_equal(read_mask_file(path, SIZE, "--mask x", 3), MASK)
         with pytest.raises(OsmError, match="--mask x has no pixel of the id 2; it holds 1, 3"):
-            mask_of_picture(path, SIZE, "--mask x", 2)
+            read_mask_file(path, SIZE, "--mask x", 2)
     clear = Image.merge("LA", (Image.fromarray(labels), Image.fromarray(GREY)))
     for image, ending, told in ((Image.fromarray(labels), "jpg", "as JPEG, which changes ids"),
                                 (clear, "png", "mode LA has transparent pixels"),
@@ -298,7 +298,7 @@ def test_label_maps_in_files(tmp_path: Path) -> None:
         path = tmp_path / f"labels.{ending}"
         image.save(path)
         with pytest.raises(OsmError, match=told):
-            mask_of_picture(path, SIZE, "--mask x", 3)
+            read_mask_file(path, SIZE, "--mask x", 3)
 
 
 def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path) -> None:
@@ -306,8 +306,8 @@ def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path) -> None:
     exif[0x0112] = 6
     path = tmp_path / "turned.png"
     Image.fromarray(GREY).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-    np.testing.assert_array_equal(mask_of_picture(path, SIZE, "--mask x"), MASK)
-    np.testing.assert_array_equal(mask_of_picture(path, SIZE, "--mask x", 255), MASK)
+    np.testing.assert_array_equal(read_mask_file(path, SIZE, "--mask x"), MASK)
+    np.testing.assert_array_equal(read_mask_file(path, SIZE, "--mask x", 255), MASK)
     opened, decoded = Image.open(path), Image.open(path)
     decoded.load()
     for image in (opened, decoded):
@@ -321,9 +321,9 @@ def test_arrays_in_files(tmp_path: Path) -> None:
     path = tmp_path / "mask.npy"
     for array in (MASK, GREY, MASK.astype(np.float32), np.asfortranarray(MASK), MASK[None]):
         np.save(path, array)
-        np.testing.assert_array_equal(mask_of_picture(path, SIZE, "--mask x"), MASK)
+        np.testing.assert_array_equal(read_mask_file(path, SIZE, "--mask x"), MASK)
     np.save(path, np.where(MASK, 3, 1))
-    np.testing.assert_array_equal(mask_of_picture(path, SIZE, "--mask x", 3), MASK)
+    np.testing.assert_array_equal(read_mask_file(path, SIZE, "--mask x", 3), MASK)
     for array, question in (
         (np.where(MASK, 9.0, -9.0), "are these logits. save logits > 0"),
         (np.where(MASK, 3, 1), "holds the ids 1, 3: .* --mask_id N"),
@@ -332,13 +332,13 @@ def test_arrays_in_files(tmp_path: Path) -> None:
     ):
         np.save(path, array, allow_pickle=True)
         with pytest.raises(OsmError, match=question):
-            mask_of_picture(path, SIZE, "--mask x")
+            read_mask_file(path, SIZE, "--mask x")
 
 
 def test_arrays_in_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "mask.npy"
     with pytest.raises(OsmError, match="--mask x: there is no such file"):
-        mask_of_picture(path, SIZE, "--mask x")
+        read_mask_file(path, SIZE, "--mask x")
 
     def npy(header: str, version: bytes = b"\1\0") -> bytes:
         return b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header.encode() + bytes(64)
@@ -349,15 +349,15 @@ def test_arrays_in_files_that_are_none(tmp_path: Path) -> None:
                  npy(good[:-3] + " " * 20_000 + "}\n")):  # fmt: skip
         path.write_bytes(data)
         with seconds(5), pytest.raises(OsmError, match="--mask x"):
-            mask_of_picture(path, SIZE, "--mask x")
+            read_mask_file(path, SIZE, "--mask x")
     path.unlink()
     os.mkfifo(path)
     with seconds(5), pytest.raises(OsmError, match="not a regular file, but a FIFO"):
-        mask_of_picture(path, SIZE, "--mask x")
+        read_mask_file(path, SIZE, "--mask x")
 
 
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     for name, told in (("text.png", "not a readable JPEG"), ("none.png", "there is no such file")):
         with pytest.raises(OsmError, match=f"^--mask x: image .*{name}: {told}"):
-            mask_of_picture(tmp_path / name, SIZE, "--mask x")
+            read_mask_file(tmp_path / name, SIZE, "--mask x")

@@ -15,6 +15,8 @@ from osm.datasets.labels import load_labels
 from osm.errors import OsmError
 from osm.prepare.convert import BadSamplesError, prepare
 
+pytestmark = pytest.mark.usefixtures("console")
+
 
 @pytest.fixture
 def panoptic(tmp_path: Path) -> Set:
@@ -246,7 +248,7 @@ def test_a_full_disk_ends_with_a_sentence_and_goes_on(
         capsys.readouterr()
         assert prepare(call) == 3
         said = capsys.readouterr().err
-        assert f"error: output_dir {disk / 'out'}: No space left on device; the same command goes on" in said
+        assert f"error: output_dir {disk / 'out'}: No space left on device; the same command resumes" in said
         assert "Traceback" not in said and not list((disk / "out").glob("*.tmp"))
         filler.unlink()
         assert prepare(call) == 0

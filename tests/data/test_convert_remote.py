@@ -148,7 +148,7 @@ def test_a_server_that_is_gone_ends_the_run_and_the_same_command_goes_on(
         clean_s3.status, clean_s3.methods = {f"{BUCKET}/out/{name}": 500}, {"PUT"}
         assert prepare(call) == 3
         said = capsys.readouterr().err
-        assert f"error: s3://{BUCKET}/out/{name}: " in said and "the same command goes on" in said
+        assert f"error: s3://{BUCKET}/out/{name}: " in said and "the same command resumes" in said
         assert "Traceback" not in said and clean_s3.SECRET not in said
         assert ".osm.lock" not in stored(clean_s3)
     clean_s3.status = {}

@@ -18,8 +18,8 @@ from PIL import Image, ImageFile, PngImagePlugin, features
 from osm.errors import OsmError, SampleError
 from osm.forms.files import read as read_bytes
 from osm.io import images
+from osm.io.headers import repeated_samples
 from osm.io.images import as_rgb, decode, open_image, read_ids, read_panoptic, read_rgb
-from osm.io.jpeg import repeated_samples
 from osm.serving.page_files import read_upload
 from osm.synthetic.collages import Cutout
 
@@ -241,7 +241,11 @@ def test_damage_of_any_kind_is_a_reason() -> None:
 
 def test_pictures_are_opened_and_decoded_in_one_place() -> None:
     """`osm.io.images`, which bounds what that costs."""
-    others = {"data/images.py", "training/dcp.py", "data/collages.py"}  # a pickle's `load()`, and a cut-out's own
+    others = {
+        "data/images.py",
+        "training/sharded_layout.py",
+        "data/collages.py",
+    }  # a pickle's `load()`, and a cut-out's own
     for path in (HERE.parents[1] / "osm").rglob("*.py"):
         name, text = path.relative_to(HERE.parents[1] / "osm").as_posix(), path.read_text()
         if name != "data/images.py":

@@ -178,6 +178,7 @@ def test_a_killed_run_with_other_options_starts_again(split: Path, tmp_path: Pat
     assert files(tmp_path) == files(split)
 
 
+@pytest.mark.usefixtures("console")
 def test_a_finished_split_is_left_alone(split: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in split.rglob("*")}
     monkeypatch.setattr(write, "_draw_one", lambda job: pytest.fail("drawn again"))

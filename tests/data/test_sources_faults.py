@@ -17,6 +17,8 @@ from source_sets import MAKERS, Made, area, spoil, write_ids, write_mat
 from osm.forms.pascal_part import ids
 from osm.io.images import read_panoptic
 
+pytestmark = pytest.mark.usefixtures("console")
+
 OTHER = (SIZE[0] + 2, SIZE[1])
 
 

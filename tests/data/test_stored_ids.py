@@ -13,7 +13,7 @@ from PIL import Image
 
 from osm.errors import SampleError
 from osm.forms.panoptic import _as_rgb
-from osm.io.any_mask import mask_of_picture
+from osm.io.any_mask import read_mask_file
 from osm.io.images import as_ids, read_ids
 
 IDS = np.zeros((6, 16), np.uint8)
@@ -61,7 +61,7 @@ def test_ids_of_every_depth_are_those_that_were_written(bits: int, tmp_path: Pat
     for name, data in maps.items():
         np.testing.assert_array_equal(read_ids(data), ids, err_msg=name)
         (tmp_path / name).write_bytes(data)
-        np.testing.assert_array_equal(mask_of_picture(tmp_path / name, ids.shape, "m", 1), ids == 1, err_msg=name)
+        np.testing.assert_array_equal(read_mask_file(tmp_path / name, ids.shape, "m", 1), ids == 1, err_msg=name)
         np.testing.assert_array_equal(as_ids(Image.open(tmp_path / name)), ids)
     if bits < 16:
         rgb = np.asarray(Image.open(io.BytesIO(_as_rgb(maps["a.png"], {1, 3}))))

@@ -69,6 +69,7 @@ def test_limit_and_modes(pets: Dataset, tmp_path: Path) -> None:
 DAMAGES = (b"", b'{"index": 3, "counts": {"na', b"\0\0\0\n", b'{"index": 7}\n')
 
 
+@pytest.mark.usefixtures("console")
 def test_killed_run_goes_on(pets: Dataset, pets_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     undisturbed = generate_predictions(FakeNamer(), pets, 0, 1, tmp_path / "undisturbed").read_bytes()
     # Its process ends at the fourth image, with no chance to tidy up.
@@ -167,6 +168,7 @@ def interrupt(pets: Dataset, out_dir: Path, **options: Any) -> None:
         generate_predictions(Failing(), pets, 0, 1, out_dir, **options)
 
 
+@pytest.mark.usefixtures("console")
 def test_partial_file_of_another_run_is_not_used(
     pets: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +179,7 @@ def test_partial_file_of_another_run_is_not_used(
     assert f"{NAME}.partial.jsonl: made with another checkpoint, modes; starting again" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("console")
 def test_finished_part_is_skipped(pets: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = generate_predictions(FakeNamer(), pets, 0, 1, tmp_path)
     before = path.stat().st_mtime_ns
@@ -284,7 +287,7 @@ def test_command_line(
         (["--benchmark", "absent.yaml"], "absent.yaml"),
         (["--datasets", "absent.yaml"], "absent.yaml"),
         (["--num_threads", "-1"], "--num_threads -1: expected 1 or more"),
-        (["--way", "scored"], "--way scored: says how names of a list come out; give --vocabulary as well"),
+        (["--way", "scored"], "--way scored selects how a vocabulary is used; give --vocabulary as well"),
     ],
 )
 def test_command_line_errors(

@@ -35,6 +35,7 @@ def without_time(meta: bytes) -> dict[str, Any]:
     return {key: value for key, value in json.loads(meta).items() if key != "seconds"}
 
 
+@pytest.mark.usefixtures("console")
 def test_the_same_files_as_here(
     pets: Dataset, tmp_path: Path, clean_s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +84,7 @@ def test_a_server_that_is_gone(
         clean_s3.status = {f"bucket/out/{name}": 500}
         assert generate_main(command(pets_yaml, URL), lambda checkpoint, **options: FakeNamer()) == 3
         said = capsys.readouterr().err
-        assert f"error: {URL}/{name}: " in said and "the same command goes on" in said
+        assert f"error: {URL}/{name}: " in said and "the same command resumes" in said
         assert "Traceback" not in said and clean_s3.SECRET not in said
     assert clean_s3.names("bucket") == [f"out/{META}"], "the predictions come last"
     clean_s3.status = {}

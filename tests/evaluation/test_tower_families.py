@@ -32,7 +32,7 @@ def test_what_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "patch 16 and 0 class tokens, 8 and 1 expected" in try_tower(other, tmp_path)["sentence"]
     assert try_tower(TowerCase("timm", "levit_128s", (16,), 128, 16), tmp_path)["outcome"] == "wrong"
     monkeypatch.setattr("osm.models.towers.timm_tower._config_beside", lambda *_: None)
-    monkeypatch.setattr("osm.models.factory.timm_state_dict", lambda *_: None)
+    monkeypatch.setattr("osm.models.towers.timm_tower.timm_state_dict", lambda *_: None)
     sentence = try_tower(case, tmp_path)["sentence"]
     assert "are not those of the weights" in sentence and "hold other values than the file" in sentence
 

@@ -17,8 +17,8 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from osm.config import VARIANTS
 from osm.errors import OsmError
+from osm.models.bridges import BRIDGES
 from osm.training.task import TrainTask
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -128,7 +128,7 @@ def test_flops_of_the_published_size(train_step: ModuleType) -> None:
     assert one["bridge"] < four["bridge"] < 4 * one["bridge"]  # an image's keys and values are made once
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_the_count_on_the_meta_device_is_that_of_a_real_step(train_step: ModuleType, config: str, variant: str) -> None:
     models = train_step.models
     sizes = replace(models.published_base(config), variant=variant, mask_to_grid="area")

@@ -18,7 +18,7 @@ from osm.evaluation.predict.generate import generate_predictions
 from osm.forms.base import ANNOTATION, too_many_lost
 from osm.io.views import View
 from osm.prepare.convert import prepare
-from osm.training.faults import SampleFaults
+from osm.training.stopping import SampleFaults
 
 
 @pytest.mark.parametrize(

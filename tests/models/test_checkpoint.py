@@ -15,10 +15,11 @@ from tiny import tiny_instructblip, tiny_instructblip_folder, tiny_llm, tiny_mod
 from torch import Tensor
 
 import osm
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models import checkpoint
-from osm.models.factory import build
+from osm.models.factory import build, load_folder
+from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 
 MODES = ("coco", "lvis", "v3det", "a847", "pc459", "partimagenet", "pascal_part", "ade20k", "cityscapes", "any")
@@ -248,7 +249,7 @@ def answers(model: OmniScientModel) -> Tensor:
 
 def test_saved_and_loaded_answers_the_same(built: tuple[OmniScientModel, Path]) -> None:
     model, folder = built
-    loaded = OmniScientModel.from_pretrained(folder)
+    loaded = load_folder(folder)[0]
     assert not loaded.training and torch.equal(answers(loaded), answers(model))
     assert_equal(loaded.trainable_state_dict(), model.trainable_state_dict())
     assert loaded.config == model.config and loaded.config.llm.source == "folder"
@@ -276,7 +277,7 @@ def test_a_model_around_an_instructblip_folder_survives_saving(tmp_path: Path) -
     instruction = processor.qformer_tokenizer.convert_ids_to_tokens(text.qformer_ids[0].tolist())
     assert instruction[0] == "[CLS]" and instruction[-1] == "[SEP]" and "[UNK]" not in instruction
     model.eval().save_pretrained(tmp_path / "saved")
-    assert torch.equal(answers(OmniScientModel.from_pretrained(tmp_path / "saved")), answers(model))
+    assert torch.equal(answers(load_folder(tmp_path / "saved")[0]), answers(model))
 
 
 @pytest.mark.parametrize("part", ["llm", "tower"])
@@ -289,7 +290,7 @@ def test_other_frozen_parts_are_refused(built: tuple[OmniScientModel, Path], par
         document["model"]["tower"]["seed"] = 5
         (folder / "config.json").write_text(json.dumps(document))
     with pytest.raises(OsmError, match=f"its {part} .* had the hash [0-9a-f]{{12}}.*, the one found here has"):
-        OmniScientModel.from_pretrained(folder)
+        load_folder(folder)[0]
 
 
 @pytest.mark.parametrize(
@@ -310,15 +311,15 @@ def test_broken_folders_are_refused(
     if content is not None:
         (built[1] / file).write_bytes(content)
     with pytest.raises(OsmError, match=message):
-        OmniScientModel.from_pretrained(built[1])
+        load_folder(built[1])[0]
 
 
 def test_folders_that_are_not_there_are_refused(tmp_path: Path) -> None:
     for name in (tmp_path / "nowhere", "nowhere", "not/a/hub-id"):
         with pytest.raises(OsmError, match="no such folder, and not a hub id"):
-            OmniScientModel.from_pretrained(name)
+            load_folder(name)[0]
     with pytest.raises(OsmError, match="no such folder, and the hub does not give it"):
-        OmniScientModel.from_pretrained("nobody/nothing")
+        load_folder("nobody/nothing")[0]
 
 
 def test_a_pt_file_with_its_config_needs_nothing_else(built: tuple[OmniScientModel, Path], tmp_path: Path) -> None:

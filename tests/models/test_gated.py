@@ -18,11 +18,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from osm.config import FlamingoConfig
 from osm.errors import OsmError
 from osm.models import llm as llms
-from osm.models.bridges.gated import GatedLayers, hidden_width, repeated_blocks
-from osm.models.llm import LlmInputs
+from osm.models.bridges.gated import FlamingoConfig, GatedLayers, hidden_width, repeated_blocks
+from osm.models.llm_forward import LlmInputs
 from osm.recognition.decode import Decoder
 from osm.recognition.vocabulary import Trie
 

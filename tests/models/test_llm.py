@@ -18,12 +18,13 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from osm.config import VARIANTS, LlmConfig, ModelConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models import llm as llms
+from osm.models.bridges import BRIDGES
 from osm.models.factory import build
-from osm.models.llm import LlmInputs
-from osm.models.llm_inputs import LlmSupport, set_llm_support
+from osm.models.llm_forward import LlmInputs, LlmSupport, set_llm_support
+from osm.models.model_config import LlmConfig, ModelConfig
 from osm.models.weights import PIP_SOURCES
 from osm.recognition.recognizer import Recognizer
 
@@ -171,7 +172,7 @@ def test_id_0_ends_a_name_where_it_is_a_special_token(first: str, ends: bool, tm
     assert {other.text for other in both.top} == {"wow!x", "wow"}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_special_tokens_that_the_llm_has_no_embedding_for(variant: str, tmp_path: Path) -> None:
     """`[PAD]` was added to the tokenizer, and the LLM was not resized: padding is never read, an end token is."""
     tokenizer = lettered(tmp_path / "llm", extra=("[PAD]",))

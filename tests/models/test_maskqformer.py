@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from osm.config import QFormerConfig
 from osm.models.bridges.bridge import Instruction
-from osm.models.bridges.maskqformer import MaskQFormerBridge, visible_key_indices
+from osm.models.bridges.maskqformer import MaskQFormerBridge, QFormerConfig, visible_key_indices
 from osm.models.masks import VisibleKeys
 
 MODES = ("coco", "any")

@@ -75,7 +75,7 @@ def test_area_counts_a_cell_with_any_coverage() -> None:
 
 def test_class_tokens_are_always_visible_and_need_no_fallback() -> None:
     mask = box(12, 5, 9, 6, 10)
-    keys = visible_keys(mask, box(12, 0, 0, 5, 5), patch=4, prefix=2, how="nearest")
+    keys = visible_keys(mask, box(12, 0, 0, 5, 5), patch=4, prefix=2, method="nearest")
     assert keys.mask_RL.tolist() == [[True] * 2 + [False] * 9]
     assert keys.context_RL.view(-1)[2:].nonzero().flatten().tolist() == [0, 1, 3, 4]
     assert keys.fallbacks == 0 and len(keys) == 1
@@ -84,11 +84,11 @@ def test_class_tokens_are_always_visible_and_need_no_fallback() -> None:
 def test_without_class_tokens_a_lost_mask_sees_its_centroid() -> None:
     """Of three masks the second vanishes with `nearest`; it is counted once although its context vanishes too."""
     masks = torch.cat([box(12, 0, 0, 5, 5), box(12, 5, 9, 6, 10), box(12, 8, 0, 11, 3)])
-    keys = visible_keys(masks, masks, patch=4, prefix=0, how="nearest")
+    keys = visible_keys(masks, masks, patch=4, prefix=0, method="nearest")
     assert [row.nonzero().flatten().tolist() for row in keys.mask_RL] == [[0, 1, 3, 4], [5], [6]]
     assert torch.equal(keys.mask_RL, keys.context_RL)
     assert keys.fallbacks == 1
-    assert visible_keys(masks, masks, patch=4, prefix=0, how="area").fallbacks == 0
+    assert visible_keys(masks, masks, patch=4, prefix=0, method="area").fallbacks == 0
 
 
 def slow_context(mask: Tensor, ratio: float) -> Tensor:
@@ -120,8 +120,8 @@ def test_all_masks_at_once_are_each_mask_by_itself() -> None:
     masks = some_masks(60)
     for ratio in (0.0, 0.5, 0.37):
         assert torch.equal(context_mask(masks, ratio), slow_context(masks, ratio))
-    together = visible_keys(masks, masks, patch=8, prefix=0, how="nearest")
-    one_by_one = [visible_keys(mask[None], mask[None], patch=8, prefix=0, how="nearest") for mask in masks]
+    together = visible_keys(masks, masks, patch=8, prefix=0, method="nearest")
+    one_by_one = [visible_keys(mask[None], mask[None], patch=8, prefix=0, method="nearest") for mask in masks]
     assert torch.equal(together.mask_RL, torch.cat([keys.mask_RL for keys in one_by_one]))
     assert together.fallbacks == sum(keys.fallbacks for keys in one_by_one) > 3
     for mask, row in zip(masks, together.mask_RL, strict=True):
@@ -155,7 +155,7 @@ def test_the_host_does_not_wait_for_each_mask(how: str) -> None:
 
 def test_an_empty_mask_has_no_centroid() -> None:
     with pytest.raises(SampleError, match="empty"):
-        visible_keys(torch.zeros(1, 1, 12, 12), torch.ones(1, 1, 12, 12), patch=4, prefix=0, how="area")
+        visible_keys(torch.zeros(1, 1, 12, 12), torch.ones(1, 1, 12, 12), patch=4, prefix=0, method="area")
 
 
 def test_masks_of_another_size_are_refused_by_name() -> None:

@@ -15,9 +15,8 @@ from tiny import tiny_model_section
 from torch import Tensor
 
 import osm
-from osm.config import TowerConfig
 from osm.errors import OsmError
-from osm.models.towers.open_clip_tower import Clip, load_clip, open_clip_hub_id, open_clip_tower
+from osm.models.towers.open_clip_tower import Clip, OpenClipTowerConfig, load_clip, open_clip_hub_id, open_clip_tower
 from osm.models.towers.tower import CLIP_MEAN, CLIP_STD
 from osm.models.weights import Found
 
@@ -52,8 +51,8 @@ def windows(side: int = SIDE) -> Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def config(name: str = "tiny-vit", **changes: Any) -> TowerConfig:
-    return TowerConfig(kind="open_clip", name=name, **changes)
+def config(name: str = "tiny-vit", **changes: Any) -> OpenClipTowerConfig:
+    return OpenClipTowerConfig(name=name, **changes)
 
 
 @pytest.mark.parametrize("quick", [False, True])

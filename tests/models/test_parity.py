@@ -12,10 +12,10 @@ from reference_osm import Reference, Row, enlarged_box
 from tiny import BOS, EOS, PAD, tiny_instructblip
 from torch import Tensor
 
-from osm.config import ModelConfig
 from osm.errors import OsmError
 from osm.models.bridges.bridge import Condition, Instruction
 from osm.models.masks import VisibleKeys, context_mask
+from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 
 MODES = ("coco", "any", "lvis", "ade20k")

@@ -14,12 +14,13 @@ from tiny import tiny_llm, tiny_model_section
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
-from osm.models import factory, self_check, verdicts
+from osm.models import factory, self_check
 from osm.models.bridges.gated import decoder_layers
 from osm.models.factory import build
-from osm.models.llm_inputs import LlmSupport, llm_support
+from osm.models.llm_forward import LlmSupport, llm_support
+from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 
 
@@ -52,7 +53,7 @@ def make(folder: Path, variant: str = "maskqformer", family: str = "", **changes
 def test_an_llm_that_would_be_wrong_is_refused_when_it_is_built(
     family: str, variant: str, why: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(OsmError, match=rf"model.llm.name .* does not work as the LLM of variant '{variant}': {why}"):
+    with pytest.raises(OsmError, match=rf"model.llm.name .* does not work as the LLM of the bridge '{variant}': {why}"):
         make(tmp_path, variant, family)
     assert make(tmp_path, variant, family, llm={"self_check": False}).config.llm.self_check is False
 
@@ -163,10 +164,10 @@ def test_a_verdict_is_kept_for_an_llm_and_a_bridge(
     assert len(runs) == 3 and len(list(own_cache.glob("*.json"))) == 4
     for broken in ("", "[]", '{"cache": 1, "chunks": true, "generate": true}', "{"):
         kept[0].write_text(broken)
-        assert verdicts._read(kept[0]) is None
-    key = verdicts.check_key(model)
-    monkeypatch.setattr(verdicts, "_version", lambda package: "9.9")
-    assert verdicts.check_key(model) != key
+        assert self_check._read(kept[0]) is None
+    key = self_check.check_key(model)
+    monkeypatch.setattr(self_check, "_version", lambda package: "9.9")
+    assert self_check.check_key(model) != key
 
 
 def test_a_cache_folder_that_cannot_be_written_costs_no_more_than_the_check(

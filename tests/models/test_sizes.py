@@ -15,13 +15,15 @@ from hostile import seconds
 from tiny import tiny_llm, tiny_model_section
 
 import osm
-from osm.config import LlmConfig, ModelConfig, TowerConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models import checkpoint
 from osm.models.factory import build, build_tower
 from osm.models.llm import load_llm
+from osm.models.model_config import LlmConfig, ModelConfig
 from osm.models.osm import OmniScientModel
-from osm.models.sizes import bridge_parameters, machine_memory
+from osm.models.sizes import machine_memory
+from osm.models.towers.timm_tower import TimmTowerConfig
 from osm.models.weights import check_finite
 from osm.training.export import export_main, import_main
 
@@ -87,14 +89,17 @@ def test_a_config_larger_than_its_checkpoint_is_refused_before_it_is_built(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"qformer": {"width": 65536, "heads": 1, "layers": 500}}, r"model.qformer \(layers, .* billion parameters"),
+        (
+            {"qformer": {"width": 65536, "heads": 1, "layers": 500}},
+            r"model.bridge \(maskqformer\): .* billion",
+        ),
         (
             {"tower": {"kind": "random", "patch": 8192, "width": 65536}},
-            r"model.tower \(patch, width\): .* GB in",
+            r"model.tower \(random\): .* GB in",
         ),
         (
             {"input_size": 65536, "tower": {"kind": "random", "patch": 1, "width": 60000}},
-            r"model.input_size and model.tower .* this machine has",
+            r"model.input_size and model.tower: .* this machine has",
         ),
     ],
 )
@@ -110,11 +115,10 @@ def test_a_config_larger_than_the_machine_is_refused(
 def test_parameters_are_counted_from_below(saved: dict[str, Path], variant: str) -> None:
     document, state = checkpoint.read_folder(saved[variant])
     config = checkpoint.model_config(document, "config")
-    sizes = config.qformer if variant == "maskqformer" else config.flamingo
     there = sum(value.numel() for value in state.values())
-    assert 0.1 * there < bridge_parameters(sizes) <= there
-    published = from_dict(ModelConfig, {"base_model_name": "x"}, "model").qformer
-    assert 100e6 < bridge_parameters(published) < 190e6 and machine_memory() > 1 << 30
+    assert 0.1 * there < config.bridge.least_parameters() <= there
+    published = from_dict(ModelConfig, {"base_model_name": "x"}, "model").bridge
+    assert 100e6 < published.least_parameters() < 190e6 and machine_memory() > 1 << 30
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,7 @@ def test_a_tower_larger_than_its_weights_is_refused_before_it_is_built(
 ) -> None:
     path = tmp_path / "vit.pth"
     torch.save({"cls_token": torch.zeros(1, 1, 64), "norm.weight": torch.ones(64)}, path)
-    tower = TowerConfig("timm", "test_vit", str(path), "folder", options)
+    tower = TimmTowerConfig("test_vit", "folder", str(path), options)
     section = {**tiny_model_section(tmp_path), "tower": {"kind": "random"}}
     config = from_dict(ModelConfig, section, "model")
     object.__setattr__(config, "tower", tower)
@@ -214,7 +218,7 @@ def timm_file(folder: Path) -> Callable[[], Any]:
     path = folder / "vit.pth"
     torch.save({"norm.weight": torch.tensor([1.0, float("inf")])}, path)
     config = from_dict(ModelConfig, tiny_model_section(folder.parent), "model")
-    object.__setattr__(config, "tower", TowerConfig("timm", "test_vit", str(path), "folder"))
+    object.__setattr__(config, "tower", TimmTowerConfig("test_vit", "folder", str(path)))
     return lambda: build_tower(config)
 
 

@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from tiny import tiny_model_section
 from torch import Tensor, nn
 
-from osm.config import ModelConfig, TowerConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
-from osm.models import factory
 from osm.models.factory import build, build_tower
+from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
+from osm.models.towers import timm_tower
+from osm.models.towers.timm_tower import TimmTowerConfig
 from osm.models.towers.tower import RandomTower, Tower
 
 Build = Callable[..., tuple[Tower, nn.Module]]
@@ -39,8 +41,8 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({key: value.contiguous() for key, value in whole.state_dict().items()}, folder / "model.safetensors")
         monkeypatch.setenv("OSM_WEIGHTS", str(tmp_path / "weights"))
-        tower = TowerConfig(kind="timm", name=name, strides=strides, options=options, source="folder")
-        config = ModelConfig("maskqformer", "", window, window, window, tower=tower)
+        tower = TimmTowerConfig(name=name, strides=strides, options=options, source="folder")
+        config = ModelConfig("", window, window, window, tower=tower)
         return build_tower(config)[0].eval(), whole
 
     return build_one
@@ -171,9 +173,9 @@ def test_a_tower_of_ones_own_is_tried_as_well(tmp_path: Path) -> None:
 def test_trying_a_tower_leaves_the_random_state(built: Build, name: str, strides: tuple[int, ...]) -> None:
     """A bridge's start follows torch's seed and what timm draws, as it did before towers were tried."""
     tower, _ = built(name, strides, 64)  # the weights' file is there from here on
-    config = TowerConfig(kind="timm", name=name, strides=strides, source="folder")
+    config = TimmTowerConfig(name=name, strides=strides, source="folder")
     torch.manual_seed(3)
-    build_tower(ModelConfig("maskqformer", "", 64, 64, 64, tower=config))
+    build_tower(ModelConfig("", 64, 64, 64, tower=config))
     found = torch.rand(4)
     torch.manual_seed(3)
     if strides:
@@ -205,8 +207,8 @@ HALVES = ((0.5,) * 3, (0.5,) * 3)
 
 
 def tower_of(folder: Path, **changes: Any) -> Tower:
-    tower = TowerConfig(kind="timm", **{"name": "test_vit", "weights": str(folder), **changes})
-    return build_tower(ModelConfig("maskqformer", "", 64, 64, 64, tower=tower))[0]
+    tower = TimmTowerConfig(**{"name": "test_vit", "weights": str(folder), **changes})
+    return build_tower(ModelConfig("", 64, 64, 64, tower=tower))[0]
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +276,7 @@ def test_weights_of_the_hub_bring_their_own(folder: Path, monkeypatch: pytest.Mo
     rewritten = rewrite(folder, folder.parent / f"hub_{config}", *map(list, IMAGENET))
     for module in ("osm.models.weights", "osm.models.towers.timm_tower"):
         monkeypatch.setattr(f"{module}.hf_hub_download", download)
-    monkeypatch.setattr(factory, "timm_tower", lambda *_: RandomTower(16, 8, True, 0))
+    monkeypatch.setattr(timm_tower, "timm_tower", lambda *_: RandomTower(16, 8, True, 0))
     name, weights = "vit_base_patch16_224", "timm/vit_base_patch16_224.dino"
     tower = tower_of(folder, name=name, weights=weights, source="hub")
     assert (tower.mean, tower.std) == IMAGENET and set(asked) == {weights}

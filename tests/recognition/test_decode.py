@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_llm
 from torch import Tensor, nn
 
-from osm.models.llm import LlmInputs
+from osm.models.llm_forward import LlmInputs
 from osm.recognition.decode import Decoder
 from osm.recognition.vocabulary import Trie
 

@@ -84,7 +84,7 @@ def test_windows_that_memory_does_not_hold_are_fewer_at_once(
     assert 1 < max(sizes) <= most and recognizer.encoder.windows_at_once <= most
     close(recognizer.name(some_masks()), expected)
     most = 0
-    with pytest.raises(OsmError, match="memory does not hold one window of the image in the tower"):
+    with pytest.raises(OsmError, match="one window of the image does not fit into memory in the tower"):
         recognizer.set_image(picture(0))
 
 
@@ -225,13 +225,13 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"masks": [{"size": [9, 9], "counts": [81]}]}, "mask 0: RLE size"),
         ({"boxes": [[1, 2, 3]]}, r"box 0: \[1, 2, 3\] is not \[x, y, width, height\]"),
         ({"boxes": [[1, 2, 3, float("nan")]]}, "box 0: .* is not"),
-        ({"boxes": [[0, 0, 5, 5], [80, 0, 5, 5]]}, "box 1: .* has nothing of the image, which is 70 x 50"),
+        ({"boxes": [[0, 0, 5, 5], [80, 0, 5, 5]]}, "box 1: .* does not overlap the image, which is 70 x 50"),
         ({"points": [[70, 1]]}, "point 0: .* is outside of the image, which is 70 x 50"),
         ({"modes": ["no such"]}, "mode 'no such' is not one of this model's"),
         ({"modes": "any"}, r"a list is needed: \['any'\]"),
         ({"top_k": 0}, "top_k 0 must be 1 or more"),
         ({"vocabulary": []}, "vocabulary: no name in it"),
-        ({"vocabulary": "cat"}, "vocabulary is the text 'cat'; a list of names is needed"),
+        ({"vocabulary": "cat"}, "vocabulary is the string 'cat'; a list of names is needed"),
         ({"vocabulary": ["cat", " "]}, "vocabulary: ' ' is no name"),
         ({"vocabulary": ["word " * 39]}, "vocabulary: the answer .* takes over"),
         ({"vocabulary": ["cat"], "method": "guessed"}, "method 'guessed' is not one of constrained, scored, mapped"),
@@ -360,7 +360,7 @@ def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F
         "point 30,30 [any]",
     ]
     assert main([*base, *regions, "--way", "scored"]) == 2
-    assert "--way scored: says how names of a list come out; give --vocabulary as well" in capsys.readouterr().err
+    assert "--way scored selects how a vocabulary is used; give --vocabulary as well" in capsys.readouterr().err
     more = ["--vocabulary", str(names), "--top_k", "2", "--mode", "coco", "--mode", "any", "--json"]
     assert main([*base, *regions, *more]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -36,6 +36,7 @@ def test_plain_lines_are_read_without_a_word(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("console")
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -78,12 +79,12 @@ def test_names_with_commas(tmp_path: Path, text: str, names: list[str]) -> None:
         ("cup, " + "x" * 300, ": line 1: 'xxx"),
         (b"cup\nd\xe9j\xe0", ": line 2: the byte 0xe9 is not UTF-8"),
         ('"cup, plate', "^$|line 1"),
-        ("[cup, plate]", "begins as json does, but is none"),
+        ("[cup, plate]", "begins like JSON, but is not valid JSON"),
         ('{"categories": 3}', "an object of ids and names, or 'categories' is needed"),
         ('["cup", 3]', ": entry 2: 3 is no name"),
         ('[{"id": 1}]', ": entry 1: None is no name"),
         ('{"0": " "}', ": id '0': ' ' is no name"),
-        ("[" * 5000, "begins as json does"),
+        ("[" * 5000, "begins like JSON"),
         ("# nothing\n", ": vocabulary: no name in it"),
         ("[]", ": vocabulary: no name in it"),
         (",\n", ": vocabulary: no name in it"),

@@ -16,8 +16,7 @@ from servers import FileServer, S3Server
 
 from osm.errors import OsmError, RunStopped
 from osm.storage import cache as module
-from osm.storage.cache import FileCache, localize, user_cache
-from osm.storage.folders import RemoteFolder
+from osm.storage.cache import FileCache, RemoteFolder, localize, user_cache
 
 DATA = os.urandom(1000)
 
@@ -172,6 +171,7 @@ def test_a_cache_that_cannot_be(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.usefixtures("console")
 def test_folders(s3: S3Server, cache: FileCache, capsys: pytest.CaptureFixture[str]) -> None:
     bucket = s3.bucket("bkt")
     for name in ("x/a.bin", "x/deep/b.bin", "x2/c.bin"):

@@ -20,7 +20,7 @@ from servers import FileServer, S3Server, registered
 from tiny import tiny_model_yaml
 
 import osm
-from osm.config import as_dict, find_config, load_model_config
+from osm.config import as_dict, find_config
 from osm.datasets.labels import load_labels
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError, RunStopped
@@ -30,6 +30,7 @@ from osm.forms import split_of
 from osm.labeling.folder_cli import main as name_folder
 from osm.labeling.name_cli import main as name_picture
 from osm.models.factory import build
+from osm.models.model_config import load_model_config
 from osm.prepare.convert import main as convert
 from osm.recognition.vocabulary import read_names
 from osm.training.config import SetConfig, TrainConfig

@@ -17,10 +17,11 @@ from tiny_run import Workshop, losses
 from torch import Tensor
 
 from osm.cli import main
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.datasets.table import PUBLISHED_MODES
 from osm.models import checkpoint
-from osm.models.factory import base_config, build
+from osm.models.factory import base_config, build, load_folder
+from osm.models.model_config import ModelConfig
 from osm.models.osm import OmniScientModel
 from osm.training import export
 from osm.training.tracking import read_log
@@ -108,7 +109,7 @@ def test_from_form_to_form_nothing_changes(model: OmniScientModel, source: Path,
     assert list(document["model_state_dict"]) == list(model.trainable_state_dict())
     assert document["config"] == json.loads(json.dumps(checkpoint.config_document(model)))
 
-    loaded = OmniScientModel.from_pretrained(tmp_path / "again")
+    loaded = load_folder(tmp_path / "again")[0]
     assert_equal(loaded.trainable_state_dict(), given)
     assert loaded.config == model.config
     model.save_pretrained(tmp_path / "saved")
@@ -163,7 +164,7 @@ def test_half_the_size(source: Path, tmp_path: Path, refused: Any, monkeypatch: 
     ran("export", source, tmp_path / "shipped" / "little", "--half")
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "shipped/little")]
     assert sizes[1] < 0.6 * sizes[0]
-    rounded = OmniScientModel.from_pretrained(tmp_path / "shipped" / "little").trainable_state_dict()
+    rounded = load_folder(tmp_path / "shipped" / "little")[0].trainable_state_dict()
     given = torch.load(source, weights_only=True)["model_state_dict"]
     for name, value in given.items():
         assert rounded[name].dtype == value.dtype == torch.float32
@@ -177,9 +178,9 @@ def test_half_the_size(source: Path, tmp_path: Path, refused: Any, monkeypatch: 
     # What lies in the package's folder of weights is found by its name, unless there is a folder of that name.
     monkeypatch.setattr("osm.models.factory.shipped_folder", lambda: tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)
-    assert_equal(OmniScientModel.from_pretrained("little").trainable_state_dict(), rounded)
+    assert_equal(load_folder("little")[0].trainable_state_dict(), rounded)
     ran("export", tmp_path / "whole", tmp_path / "little")
-    assert_equal(OmniScientModel.from_pretrained("little").trainable_state_dict(), given)
+    assert_equal(load_folder("little")[0].trainable_state_dict(), given)
 
 
 def test_training_goes_on_from_an_export(workshop: Workshop, tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def plain(path: Path) -> dict[str, Tensor]:
 def test_a_published_file_becomes_ours(base: Path, zoo: Path, tmp_path: Path) -> None:
     flags = ["--config", "osm", "--base_model_name", str(base), *SIZE_FLAGS]
     ran("import", zoo, tmp_path / "ours", *flags, "--llm_channel", "40", "--backbone_output_stride", "14")
-    loaded = OmniScientModel.from_pretrained(tmp_path / "ours")
+    loaded = load_folder(tmp_path / "ours")[0]
     assert_equal(loaded.trainable_state_dict(), plain(zoo))
     assert loaded.config.modes == PUBLISHED_MODES and loaded.config.mask_to_grid == "nearest"
     ran("import", zoo, tmp_path / "ours.pt", *flags)
@@ -369,7 +370,7 @@ def test_modes_beyond_the_published_are_kept(zoo: Path, base: Path, tmp_path: Pa
         document["model_state_dict"][f"module.{table}.toys"] = torch.full((1, 1, width), 2.0)
     torch.save(document, tmp_path / "more.pt")
     ran("import", tmp_path / "more.pt", tmp_path / "ours", "--base_model_name", base, *SIZE_FLAGS)
-    assert OmniScientModel.from_pretrained(tmp_path / "ours").config.modes == (*PUBLISHED_MODES, "toys")
+    assert load_folder(tmp_path / "ours")[0].config.modes == (*PUBLISHED_MODES, "toys")
 
 
 def test_another_base_or_other_sizes_are_refused(zoo: Path, base: Path, tmp_path: Path, refused: Any) -> None:

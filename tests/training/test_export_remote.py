@@ -9,9 +9,10 @@ import torch
 from servers import S3Server, registered
 from tiny import tiny_model_section
 
-from osm.config import ModelConfig, from_dict
+from osm.config import from_dict
 from osm.models import checkpoint
 from osm.models.factory import build
+from osm.models.model_config import ModelConfig
 from osm.training.export import export, export_main
 
 URL = "s3://bucket/model"
@@ -91,7 +92,7 @@ def test_an_upload_that_is_cut_off_leaves_no_model(
         clean_s3.status, clean_s3.methods = {f"bucket/model/{name}": 500}, {"PUT"}
         assert export_main(call) == 3
         said = capsys.readouterr().err
-        assert f"error: {URL}/{name}: " in said and "the same command goes on" in said and clean_s3.SECRET not in said
+        assert f"error: {URL}/{name}: " in said and "the same command resumes" in said and clean_s3.SECRET not in said
         assert "config.json" not in stored(clean_s3), "old weights' config beside new weights would be a third model"
     clean_s3.status = {}
     if not force:

@@ -18,9 +18,9 @@ from tiny_run import Workshop, finish, launcher, losses, start
 
 from osm.data import shard_index, stages
 from osm.errors import OsmError, RunStopped
-from osm.training import dcp
+from osm.training import sharded_layout
+from osm.training.checkpoints import readable_checkpoints
 from osm.training.config import parse
-from osm.training.saved import candidates
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
 from osm.training.trainer import train
@@ -210,8 +210,8 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_it(
     process = start(arguments, launcher(processes) if processes > 1 else ())
     said, _ = process.communicate(timeout=200)
     assert process.returncode == (3 if processes == 1 else 1), said
-    whole = candidates(run)
-    assert whole and f"The newest whole one: {whole[0]}" in said and "No space left on device" in said, said
+    whole = readable_checkpoints(run)
+    assert whole and f"The newest intact one: {whole[0]}" in said and "No space left on device" in said, said
     assert not list((run / "checkpoints").glob("*.tmp"))
     for path in whole[1:]:
         shutil.rmtree(path)
@@ -224,7 +224,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_it(
 def mid_run(workshop: Workshop, run: Path) -> tuple[Path, list[Path]]:
     workshop.train(run, "--checkpoint_every_steps", "2", "--keep_checkpoints", "9", sets={"pan": (1, 8)})
     (run / "checkpoint_0.pt").unlink()
-    return run, candidates(run)
+    return run, readable_checkpoints(run)
 
 
 def test_half_of_a_checkpoint_is_not_taken_for_one(workshop: Workshop, tmp_path: Path, capsys: Any) -> None:
@@ -239,7 +239,7 @@ def test_half_of_a_checkpoint_is_not_taken_for_one(workshop: Workshop, tmp_path:
     assert losses(workshop.train(run, sets={"pan": (1, 8)})) == losses(whole)
     said = capsys.readouterr().out
     assert f"warning: checkpoint {newest} is broken" in said and "set aside as step_00000006.broken" in said
-    assert f"warning: checkpoint {before / 'run.json'}: No such file" in said and f"going on from {first}" in said
+    assert f"warning: checkpoint {before / 'run.json'}: No such file" in said and f"resuming from {first}" in said
     assert f"resumed from {first}: epoch 0, step 2" in said and not left.exists()
     assert {path.name for path in first.parent.glob("*.broken")} == {"step_00000004.broken", "step_00000006.broken"}
 
@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_model_or_none_is_refused(workshop: Workshop, tm
         for data in path.glob("*.distcp"):
             data.write_bytes(b"nothing")
     with pytest.raises(
-        OsmError, match="none of the 3 checkpoints in --run_name .* is whole"
+        OsmError, match="none of the 3 checkpoints in --run_name .* is intact"
     ):  # not begun anew in silence
         train(parse(workshop.arguments(run, sets={"pan": (1, 8)})))
 
@@ -271,33 +271,33 @@ def test_an_evil_checkpoint_is_refused(workshop: Workshop, tmp_path: Path) -> No
     victim = tmp_path / "made by the file"
     good = (newest / ".metadata").read_bytes()
     (newest / ".metadata").write_bytes(pickle.dumps(Evil(victim)))
-    with pytest.raises(OsmError, match="asks for posix.mkdir, which none needs; it is not loaded"):
-        dcp.read_whole(newest)
+    with pytest.raises(OsmError, match="asks for posix.mkdir, which it cannot need; it is not loaded"):
+        sharded_layout.read_tensors(newest)
     given = workshop.arguments(run, "--resume_from_checkpoint", str(newest), sets={"pan": (1, 8)})
     with pytest.raises(OsmError, match=r"\.metadata does not have the checksum|\.metadata has \d+ bytes"):
         train(parse(given))
     assert not victim.exists()
     # Files outside of the folder are not read either, and nothing but tensors is.
     (newest / ".metadata").write_bytes(good)
-    metadata = dcp._Reader(newest).read_metadata()
+    metadata = sharded_layout._TensorReader(newest).read_metadata()
     place = next(iter(metadata.storage_data.values()))
     place.relative_path = "../step_00000004/__0_0.distcp"
     (newest / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(OsmError, match="names a file that is not one of its own"):
-        dcp.read_whole(newest)
+    with pytest.raises(OsmError, match="names a file outside of it"):
+        sharded_layout.read_tensors(newest)
     (newest / ".metadata").write_bytes(good[: len(good) // 2])
-    with pytest.raises(dcp.Unreadable):
-        dcp.read_whole(newest)
+    with pytest.raises(sharded_layout.UnreadableCheckpoint):
+        sharded_layout.read_tensors(newest)
 
 
 def test_the_metadata_alone_may_not_ask_for_memory(workshop: Workshop, tmp_path: Path) -> None:
     _, (newest, *_) = mid_run(workshop, tmp_path / "run")
-    metadata = dcp._Reader(newest).read_metadata()
+    metadata = sharded_layout._TensorReader(newest).read_metadata()
     name = next(name for name in metadata.state_dict_metadata if name.endswith("window_pos_embed"))
     metadata.state_dict_metadata[name].size = torch.Size((1 << 40,))
     (newest / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(OsmError, match="its files are smaller than the tensors that it names"):
-        dcp.read_whole(newest)
+        sharded_layout.read_tensors(newest)
 
 
 def test_a_run_stopped_by_its_data_can_go_on(workshop: Workshop, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from tiny_run import Workshop, finish, launcher, losses, start
 
 import osm
 from osm.cli import main as osm_command
-from osm.config import VARIANTS
-from osm.training import dcp
-from osm.training.saved import candidates
+from osm.models.bridges import BRIDGES
+from osm.training import sharded_layout
+from osm.training.checkpoints import readable_checkpoints
 from osm.training.tracking import read_log
 
 # Two epochs of 8 steps, with dropout; two sets, accumulation 2, and in the last step of an epoch a single micro-batch.
@@ -116,10 +116,10 @@ def test_a_signal_in_mid_accumulation_ends_the_step_first(
     assert code == 75 and "SIGTERM: stopping at the end of this step" in said
     assert "stopped by a signal after step 3" in said and "Traceback" not in said
     assert json.loads((run / "stopped").read_text()) == {"step": 3, "signal": int(signal.SIGTERM)}
-    assert [path.name for path in candidates(run)] == ["step_00000003"]
+    assert [path.name for path in readable_checkpoints(run)] == ["step_00000003"]
     code, said = struck(arguments, signal.SIGINT, 7)  # the epoch's last step
     assert code == 75 and "resumed from" in said and "epoch 0, step 3" in said
-    assert [path.name for path in candidates(run)] == ["checkpoint_0.pt", "step_00000003"]
+    assert [path.name for path in readable_checkpoints(run)] == ["checkpoint_0.pt", "step_00000003"]
     capsys.readouterr()
     assert losses(workshop.train(run, *FLAGS, **OPTIONS)) == losses(whole)
     assert "checkpoint_0.pt: epoch 1, step 8" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_saved_on_two_processes_and_gone_on_with_one_and_three(
     arguments = workshop.arguments(run, *FLAGS, "--fsdp", **options)
     code, said = struck(arguments, signal.SIGTERM, 3, micro_batch=2, rank=1, launcher=launcher(2))
     assert code != 0 and "stopped by a signal after step 4" in said, said
-    assert [path.name for path in candidates(run)] == ["step_00000004"]
+    assert [path.name for path in readable_checkpoints(run)] == ["step_00000004"]
     kept = {path.name for path in (run / "checkpoints" / "step_00000004").iterdir()}
     assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "run.json"} == kept
     three = tmp_path / "three"
@@ -160,14 +160,14 @@ def test_saved_on_two_processes_and_gone_on_with_one_and_three(
     on_three = workshop.arguments(three, *FLAGS, "--keep_checkpoints", "9", **options)
     said = finish(start(on_three, launcher(3)))
     # 4 of 9 steps were done, which are 3 of 6 when three processes share the samples.
-    assert "going on at step 3, epoch 0, as far in the schedule" in said
+    assert "resuming at step 3, epoch 0, at the same point of the schedule" in said
     records = read_log(three)
     assert [record["step"] for record in records] == list(range(4, 13))
     assert records[-1]["learning_rate"] == whole[-1]["learning_rate"]
 
     capsys.readouterr()
     workshop.train(run, *FLAGS, **options)
-    assert "going on with the samples of 2 processes on 1" in capsys.readouterr().out
+    assert "resuming the sample streams of 2 processes on 1" in capsys.readouterr().out
     found = read_log(run)
     assert len(found) == 18
     for one, other in zip(whole, found, strict=True):
@@ -180,7 +180,10 @@ def test_saved_on_two_processes_and_gone_on_with_one_and_three(
 def test_checkpoints_are_kept_and_pruned(workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     workshop.train(run, "--checkpoint_every_steps", "1", "--keep_checkpoints", "3", sets={"pan": (1, 8)})
-    assert [path.name for path in candidates(run)] == ["checkpoint_0.pt", *(f"step_0000000{n}" for n in (7, 6, 5))]
+    assert [path.name for path in readable_checkpoints(run)] == [
+        "checkpoint_0.pt",
+        *(f"step_0000000{n}" for n in (7, 6, 5)),
+    ]
     assert {path.name for path in (run / "checkpoints").iterdir()} == {f"step_0000000{n}" for n in (5, 6, 7)}
 
 
@@ -190,13 +193,13 @@ def test_what_is_written_is_the_state_of_its_step(workshop: Workshop, tmp_path: 
     for every, run in runs.items():
         flags = ("--checkpoint_every_steps", str(every), "--keep_checkpoints", "9")
         workshop.train(run, *flags, sets={"pan": (1, 5)})
-    first, second = (dcp.read_whole(run / "checkpoints" / "step_00000004") for run in runs.values())
+    first, second = (sharded_layout.read_tensors(run / "checkpoints" / "step_00000004") for run in runs.values())
     assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
-    before = dcp.read_whole(runs[1] / "checkpoints" / "step_00000003")
+    before = sharded_layout.read_tensors(runs[1] / "checkpoints" / "step_00000003")
     assert any((first[name] != before[name]).any() for name in first)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_a_checkpoint_of_mid_run_is_exported(workshop: Workshop, tmp_path: Path, capsys: Any, variant: str) -> None:
     run = tmp_path / "run"
     workshop.train(run, "--checkpoint_every_steps", "2", sets={"pan": (1, 3)}, variant=variant)
@@ -204,7 +207,7 @@ def test_a_checkpoint_of_mid_run_is_exported(workshop: Workshop, tmp_path: Path,
     for out in (tmp_path / "model", tmp_path / "model.pt"):
         assert osm_command(["export", str(step), str(out)]) == 0
     model, _, _ = osm.load_model(tmp_path / "model")
-    kept = dcp.read_whole(step)
+    kept = sharded_layout.read_tensors(step)
     named = dict(model.named_parameters())
     trained = [name.removeprefix("model.") for name in kept if name.startswith("model.")]
     assert trained and all(torch.equal(named[name], kept[f"model.{name}"]) for name in trained)

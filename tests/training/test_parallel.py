@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_run import Workshop, finish, launcher, start
 
-from osm.config import VARIANTS
+from osm.models.bridges import BRIDGES
 from osm.models.bridges.gated import repeated_blocks
 from osm.models.weights import fingerprint
 from osm.training.task import TrainTask
@@ -30,7 +30,7 @@ def agree(first: list[dict[str, Any]], second: list[dict[str, Any]], steps: int 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_every_layout_trains_alike(workshop: Workshop, tmp_path: Path, variant: str) -> None:
     """With dropout, too: what is dropped depends on the sample stream, not on the process."""
     layouts = {
@@ -74,7 +74,7 @@ from torch.distributed.tensor import DTensor
 from osm.training import distributed
 from osm.training.config import parse
 from osm.training.trainer import Trainer
-from osm.training.parallel import exchanged_by_gloo, whole, whole_through_cpu
+from osm.training.parallel import exchanged_by_gloo, full_tensor, full_tensor_through_cpu
 
 def local(t):
     return t.to_local().numel() if isinstance(t, DTensor) else t.numel()
@@ -94,7 +94,7 @@ print("share", share(trained), share(state), share(frozen), flush=True)
 # As on GPUs whose gradients gloo exchanges.
 shards = [t for t in (*trained, *state, *frozen) if isinstance(t, DTensor)]
 assert shards and all(exchanged_by_gloo(t.device_mesh) for t in shards)
-assert all(torch.equal(whole_through_cpu(t), whole(t)) for t in shards)
+assert all(torch.equal(full_tensor_through_cpu(t), full_tensor(t)) for t in shards)
 world.close()
 """
 
@@ -157,7 +157,7 @@ def test_one_process_has_nothing_to_share_out(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workshop.train(tmp_path / "run", "--fsdp", sets={"pan": (2, 4)})
-    assert "whole: --fsdp has one process to share it out to" in capsys.readouterr().out
+    assert "whole: --fsdp has only one process" in capsys.readouterr().out
 
 
 def test_blocks_are_found(workshop: Workshop, tmp_path: Path) -> None:

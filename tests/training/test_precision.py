@@ -14,8 +14,8 @@ import osm
 from osm.data import batch
 from osm.models.checkpoint import frozen_hashes
 from osm.models.lora import lora_parameters
-from osm.training.precision import hold_frozen
-from osm.training.saved import run_document
+from osm.training.optimization import hold_frozen
+from osm.training.sharded_layout import read_run_document
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def test_a_model_that_was_trained_in_fp16_loads(workshop: Workshop, tmp_path: Pa
     before = frozen_hashes(osm.load_model(run / "final")[0])
     model, _, _ = osm.load_model(run / "final")
     hold_frozen(model, "fp16", CPU)
-    del model._frozen_hashes  # computed once a model
+    model.frozen_hashes = {}  # computed once a model
     assert frozen_hashes(model) != before  # what the hash would have been
 
 
@@ -39,7 +39,7 @@ def test_the_loss_scale_is_in_checkpoints(workshop: Workshop, tmp_path: Path) ->
     flags = ("--precision", "fp16", "--checkpoint_every_steps", "2", "--keep_checkpoints", "9", "--num_epochs", "2")
     whole = workshop.train(tmp_path / "run", *flags, sets={"pan": (1, 4)})
     step = tmp_path / "run" / "checkpoints" / "step_00000006"
-    kept = run_document(step)["progress"]["scaler"]
+    kept = read_run_document(step)["progress"]["scaler"]
     # The tiny model overflows at first: had it not, the default scale would do as well.
     assert kept["scale"] < 65536.0 and kept["_growth_tracker"] >= 0
     for name, path in (("step", step), ("epoch", tmp_path / "run" / "checkpoint_0.pt")):
@@ -82,7 +82,7 @@ def test_held_out_samples_are_evaluated_in_the_runs_precision(
     )
     assert trainer.held_out is not None
     with torch.no_grad():
-        trainer.held_out.evaluate(trainer.task, trainer.groups)
+        trainer.held_out.evaluate(trainer.task, trainer.loss)
     assert seen and set(seen) == {(True, torch.bfloat16)}
 
 

@@ -10,7 +10,7 @@ import pytest
 from servers import FileServer, S3Server
 from tiny_run import Workshop, losses
 
-from osm.training.saved import step_folders
+from osm.training.sharded_layout import step_folders
 from osm.training.train_cli import main
 
 FLAGS = ("--checkpoint_every_steps", "3", "--keep_checkpoints", "9")

@@ -11,11 +11,12 @@ from tiny_run import Workshop
 from torch import nn
 
 from osm.data.batch import merge
-from osm.training.saved import epoch_files
-from osm.training.task import group_index, group_names, row_weights
+from osm.models.losses import group_weights, reduce_losses
+from osm.training.published_layout import epoch_files
+from osm.training.task import MixLoss
 from osm.training.tracking import read_log
 
-GROUPS = group_names(["a", "b"])
+GROUPS = MixLoss({"a": 1.0, "b": 1.0}).groups
 
 
 def test_groups_are_the_halves_of_each_set() -> None:
@@ -29,7 +30,7 @@ def test_the_loss_is_the_mean_of_the_halves_times_the_multiplier() -> None:
     counts = torch.tensor([5, 7, 4, 6, 2, 3, 8])
     multipliers = {"a": 1.0, "b": 0.25}
     tokens = torch.zeros(4).index_add_(0, index, counts.float())
-    found = (losses * row_weights(index, tokens, GROUPS, multipliers)).sum()
+    found = reduce_losses(losses, MixLoss(multipliers).row_weights(index, tokens))
 
     def half(rows: list[int]) -> float:
         return float(losses[rows].sum() / counts[rows].sum())
@@ -41,17 +42,26 @@ def test_the_loss_is_the_mean_of_the_halves_times_the_multiplier() -> None:
 def test_a_set_with_one_half_has_that_halfs_loss() -> None:
     index, losses, counts = torch.tensor([1, 2]), torch.tensor([6.0, 5.0]), torch.tensor([3.0, 2.0])
     tokens = torch.zeros(4).index_add_(0, index, counts)
-    found = (losses * row_weights(index, tokens, GROUPS, {"a": 1.0, "b": 1.0})).sum()
+    found = reduce_losses(losses, MixLoss({"a": 1.0, "b": 1.0}).row_weights(index, tokens))
     assert float(found) == pytest.approx(6 / 3 + 5 / 2)
+
+
+def test_one_group_has_the_mean_over_its_tokens() -> None:
+    """The loss that `OmniScientModel.forward` returns."""
+    losses, counts = torch.tensor([6.0, 5.0, 0.0]), torch.tensor([3, 2, 0])
+    weights = group_weights(torch.zeros(3, dtype=torch.long), counts.sum()[None], torch.ones(1))
+    assert float(reduce_losses(losses, weights)) == pytest.approx(11 / 5)
+    nothing = group_weights(torch.zeros(1, dtype=torch.long), torch.tensor([0]), torch.ones(1))
+    assert float(reduce_losses(torch.zeros(1), nothing)) == 0
 
 
 def test_tokens_of_all_ranks_share_one_denominator() -> None:
     """Ranks with unlike answers: the mean is over all tokens, not over the ranks' means."""
     ranks = [(torch.tensor([0, 1]), torch.tensor([8.0, 1.0]), torch.tensor([8.0, 1.0]))]
     ranks += [(torch.tensor([0, 1]), torch.tensor([6.0, 9.0]), torch.tensor([2.0, 3.0]))]
-    groups = group_names(["a"])
+    loss = MixLoss({"a": 1.0})
     tokens = sum((torch.zeros(2).index_add_(0, index, counts) for index, _, counts in ranks), torch.zeros(2))
-    total = sum(float((losses * row_weights(index, tokens, groups, {"a": 1.0})).sum()) for index, losses, _ in ranks)
+    total = sum(float(reduce_losses(losses, loss.row_weights(index, tokens))) for index, losses, _ in ranks)
     assert total == pytest.approx((14 / 10 + 10 / 4) / 2)
 
 
@@ -60,7 +70,7 @@ def test_a_model_gives_the_loss_of_its_rows(workshop: Workshop, tmp_path: Path) 
     trainer = workshop.trainer(tmp_path / "run", sets={"pan": (2, 4), "inst": (3, 6)}, dropout=0.0)
     parts = [next(iter(loader.epoch(0)))[0] for loader in trainer.loaders.values()]
     batch = merge(parts)
-    assert group_index(batch, trainer.groups).tolist() == [0, 1, 2, 3, 3]
+    assert trainer.loss.group_index(batch).tolist() == [0, 1, 2, 3, 3]
     with torch.no_grad():
         together = trainer.task(batch)
         alone = [trainer.task(part) for part in parts]
@@ -129,7 +139,7 @@ def test_gradients_are_clipped_once_a_step(workshop: Workshop, tmp_path: Path) -
     total = torch.zeros(())
     for batch in batches:
         losses, counts = trainer.task(batch)
-        index = group_index(batch, trainer.groups)
+        index = trainer.loss.group_index(batch)
         for half in (0, 1):
             total = total + losses[index == half].sum() / counts[index == half].sum() / 2 / len(batches)
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)

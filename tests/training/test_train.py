@@ -13,8 +13,8 @@ import torch
 from tiny_run import Workshop, finish, losses, start
 
 import osm
-from osm.config import VARIANTS
 from osm.datasets.table import PUBLISHED_MODES
+from osm.models.bridges import BRIDGES
 from osm.models.factory import build, load_model_config
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
@@ -80,7 +80,7 @@ def test_two_processes_are_one_that_emulates_them(workshop: Workshop, tmp_path: 
 # Resuming.
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_resuming_goes_on_as_if_never_stopped(workshop: Workshop, tmp_path: Path, capsys: Any, variant: str) -> None:
     options: dict[str, Any] = {
         "sets": BOTH,
@@ -106,8 +106,8 @@ def test_resuming_goes_on_as_if_never_stopped(workshop: Workshop, tmp_path: Path
     other = ("--gradient_accumulation_steps", "2", "--warmup_steps", "8", "--num_epochs", "3")
     assert main(workshop.arguments(tmp_path / "parts", *other, **options)) == 0
     said = capsys.readouterr().out
-    assert "changed since: gradient_accumulation_steps was 1, and is 2" in said
-    assert "going on at step 6, epoch 2" in said and "epoch 2 step 9: loss" in said and "step 10" not in said
+    assert "changed since the checkpoint: gradient_accumulation_steps was 1, is now 2" in said
+    assert "resuming at step 6, epoch 2" in said and "epoch 2 step 9: loss" in said and "step 10" not in said
 
 
 def test_previous_checkpoints_are_deleted_on_demand(workshop: Workshop, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_widths_that_fit_pass(workshop: Workshop, tmp_path: Path) -> None:
 
 def test_unequal_batches_show_the_figures(failing: Callable[..., str]) -> None:
     said = failing(sets={"pan": (2, 8), "inst": (3, 8)})
-    assert "equally many batches" in said
+    assert "the same number of batches" in said
     assert "--train_num_samples_pan 8 / --batch_size_pan 2 = 4 batches" in said
     assert "--train_num_samples_inst 8 / --batch_size_inst 3 = 3 batches" in said
 

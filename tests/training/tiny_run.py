@@ -15,7 +15,7 @@ import yaml
 from stream_sets import CATEGORIES, bands, instances, panoptic, rectangle, write_shard
 from tiny import tiny_llm, tiny_model_section
 
-from osm.config import VARIANTS
+from osm.models.bridges import BRIDGES
 from osm.training.config import parse
 from osm.training.distributed import World
 from osm.training.tracking import read_log
@@ -37,7 +37,7 @@ class Workshop:
             decided.lm_head.weight.mul_(6)
         decided.save_pretrained(root / "llm")
         self.configs = {
-            (variant, dropout): self._config(variant, dropout) for variant in VARIANTS for dropout in (0.0, 0.1)
+            (variant, dropout): self._config(variant, dropout) for variant in BRIDGES.builtin for dropout in (0.0, 0.1)
         }
         labels = root / "categories.json"
         labels.write_text(json.dumps({"categories": CATEGORIES}))
@@ -57,8 +57,8 @@ class Workshop:
         # The one with LoRA, too: what is trained then lies in two places, of which one is among the frozen.
         lora = {"rank": 2, "dropout": dropout} if variant == "flamingo" else {}
         section = tiny_model_section(self.root, variant=variant, lora=lora)
-        sizes = "flamingo" if variant == "flamingo" else "qformer"
-        section[sizes] = {**section[sizes], "dropout": dropout}
+        sizes = section.pop("flamingo" if variant == "flamingo" else "qformer")
+        section["bridge"] = {"kind": section.pop("variant"), **sizes, "dropout": dropout}
         path = self.root / f"{variant}_{dropout}.yaml"
         path.write_text(yaml.safe_dump({"model": section}))
         return path

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,13 +27,14 @@ from osm.forms.proposals import Proposals
 from osm.forms.split import FIELD, MAX_BAD_ANNOTATIONS, Item
 from osm.storage.locations import is_remote
 from osm.storage.output import check_output, locked, open_output, staging
-from osm.terminal import echo
+from osm.terminal import ProgressBar, message_logger
+
+logger = message_logger(__name__)
 
 OWN_MODE = "own"
 # Upper limit on the pixels of all masks in memory (1 byte per pixel). It is enough for the 300 masks of a large LVIS
 # image.
 _MASK_PIXELS = 1 << 29
-_PROGRESS_SECONDS = 10.0
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """The counters of a meta file.
 
@@ -269,18 +268,20 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
     # digit of a probability can depend on the batch.
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
-            _report(f"{where}: resuming after {partial.done} of {len(indices)} images")
+            logger.info(f"{where}: resuming after {partial.done} of {len(indices)} images")
         check_files(run.split, indices[partial.done :])
-        progress = _Progress(path.stem, len(indices), partial.done)
-        for first in range(partial.done // run.batch * run.batch, len(indices), run.batch):
-            started = time.monotonic()
-            with files_stay(run.split, indices[first : first + run.batch]):
-                numbered = [(index, run.split.load(index)) for index in indices[first : first + run.batch]]
-                counts = _name_items(namer, run, numbered)
-            seconds = round((time.monotonic() - started) / len(numbered), 3)
-            for (_, item), count in list(zip(numbered, counts, strict=True))[max(0, partial.done - first) :]:
-                partial.append({"counts": count, "seconds": seconds, "entry": item.entry})
-                progress.step(count["named"])
+        with ProgressBar(path.stem, len(indices), "images", partial.done) as progress:
+            masks = 0
+            for first in range(partial.done // run.batch * run.batch, len(indices), run.batch):
+                started = time.monotonic()
+                with files_stay(run.split, indices[first : first + run.batch]):
+                    numbered = [(index, run.split.load(index)) for index in indices[first : first + run.batch]]
+                    counts = _name_items(namer, run, numbered)
+                seconds = round((time.monotonic() - started) / len(numbered), 3)
+                for (_, item), count in list(zip(numbered, counts, strict=True))[max(0, partial.done - first) :]:
+                    partial.append({"counts": count, "seconds": seconds, "entry": item.entry})
+                    masks += count["named"]
+                    progress.step(masks=masks)
         _finish(path, partial, run, header, indices, where)
     partial_path(path).unlink()
 
@@ -378,13 +379,13 @@ def _prediction(name: NameLike) -> dict[str, Any]:
 def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:
     """Report that the file of the part exists. Raise OsmError if it was made with other arguments."""
     if not meta_file.exists():
-        _report(f"{where}: finished already, skipped (it has no meta file, so its arguments are unknown)")
+        logger.info(f"{where}: finished already, skipped (it has no meta file, so its arguments are unknown)")
         return
     if changed := _changed(meta_file, header):
         raise OsmError(
             f"{where} exists and was made with another {', '.join(changed)}; choose another out_dir, or remove it"
         )
-    _report(f"{where}: finished already, skipped")
+    logger.info(f"{where}: finished already, skipped")
     partial_path(path).unlink(missing_ok=True)  # it remains if the run was killed just before removing it
 
 
@@ -424,7 +425,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
     except OSError as error:
         raise write_failed(error, str(path), "a file that can be written") from None
     left_out = ", ".join(f"{key} {value}" for key, value in counts.items() if key != "named")
-    _report(f"{where}: {counts['named']} masks of {len(indices)} images named ({left_out})")
+    logger.info(f"{where}: {counts['named']} masks of {len(indices)} images named ({left_out})")
 
 
 def _document(partial: PartialFile, split: Split) -> Iterator[str]:
@@ -433,30 +434,3 @@ def _document(partial: PartialFile, split: Split) -> Iterator[str]:
     for number, record in enumerate(partial.records()):
         yield (", " if number else "") + split.text(record["entry"])
     yield split.suffix
-
-
-class _Progress:
-    """Print the progress of a part on stderr, at most every `_PROGRESS_SECONDS` seconds."""
-
-    def __init__(self, title: str, total: int, done: int) -> None:
-        self._title, self._total, self._done, self._masks = title, total, done, 0
-        self._resumed = done
-        self._started = self._printed = time.monotonic()
-
-    def step(self, masks: int) -> None:
-        self._done += 1
-        self._masks += masks
-        now = time.monotonic()
-        if now - self._printed < _PROGRESS_SECONDS and self._done < self._total:
-            return
-        self._printed = now
-        speed = (self._done - self._resumed) / max(now - self._started, 1e-9)
-        minutes = math.ceil((self._total - self._done) / speed / 60)
-        _report(
-            f"{self._title}: {self._done}/{self._total} images, {self._masks} masks, {speed:.2f} images/s, "
-            f"{minutes} min left"
-        )
-
-
-def _report(line: str) -> None:
-    echo(line, file=sys.stderr, flush=True)

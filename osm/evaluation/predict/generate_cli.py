@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from osm.config import add_settings
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation.commands import dataset_table, run_command
@@ -17,11 +17,13 @@ from osm.evaluation.predict.alter import ALTERATIONS
 from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.forms import FORM_CLASSES, MAX_BAD_ANNOTATIONS, Form
 from osm.recognition import placement
-from osm.recognition.flags import METHOD_HELP, method_of
+from osm.recognition.flags import METHOD_HELP, config_options, method_of
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote
 from osm.storage.output import check_output
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, message_logger
+
+logger = message_logger(__name__)
 
 GROUND_TRUTH = "gt"
 SET_NAMES = "set"
@@ -29,6 +31,7 @@ FOLDERS = ("image_dir", "mask_dir")
 PATH_FIELDS = {"image_dir": "folder of the images", "json_file": "json of the annotations"}
 
 
+@console_command
 def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., Any] | None = None) -> int:
     """Run `generate_pred.py i n ckpt out_dir` and return the exit code.
 
@@ -40,7 +43,7 @@ def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., A
 
 def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
     # These two flags define the table of datasets, and every dataset of the table has flags of its own.
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files = CommandParser(add_help=False, allow_abbrev=False)
     files.add_argument(
         "--benchmark", default="benchmark", help="YAML file with the paths of the datasets, or its name in configs/"
     )
@@ -65,7 +68,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
 
         load_namer = load
     device = _own_device(args.device) if args.part is None else args.device
-    namer = load_namer(args.checkpoint, config=args.config, device=device, **memory)
+    namer = load_namer(args.checkpoint, **config_options(args), device=device, **memory)
     for row in rows:
         resolve_modes(row, modes, namer.modes)  # fail before hours are spent on another dataset
     options = {"modes": modes, "limit": args.limit, "alter": args.alter, "seed": args.seed, "batch": args.batch}
@@ -132,7 +135,7 @@ def _own_device(device: str) -> str:
 
 
 def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="generate_pred.py",
         parents=[files],
         allow_abbrev=False,
@@ -163,7 +166,8 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         help="the names to choose from: all names of the classes of the dataset, or those of a file",
     )
     parser.add_argument("--way", help=METHOD_HELP)
-    parser.add_argument("--config", help="model config, for a checkpoint that does not contain it")
+    parser.add_argument("--config", help="the model config of a .pt file that does not have its own")
+    add_settings(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     placement.add_flags(parser)
     parser.add_argument("--batch", type=int, default=1, help="number of images that are named together (%(default)s)")
@@ -218,7 +222,7 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
         raise OsmError("; ".join(["no dataset has its files", *notes]))
     for note in notes:
         if note not in silent:
-            echo(note, file=sys.stderr)
+            logger.info(note)
     return rows
 
 

@@ -19,19 +19,22 @@ from osm.files import read_json
 from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join
 from osm.storage.output import check_output, locked, open_output, write_text
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo
 
 
+@console_command
 def report_main(argv: Sequence[str] | None = None) -> int:
     """Run `osm report out_dir` and return the exit code."""
     return run_command(_report, argv)
 
 
+@console_command
 def picture_main(argv: Sequence[str] | None = None) -> int:
     """Run `osm picture` and return the exit code."""
     return run_command(_picture, argv)
 
 
+@console_command
 def compare_main(argv: Sequence[str] | None = None) -> int:
     """Run `osm compare A B` and return the exit code."""
     return run_command(_compare, argv)
@@ -80,7 +83,7 @@ def _report(argv: Sequence[str] | None) -> None:
 
 def report_parser() -> argparse.ArgumentParser:
     """Build the parser of `osm report`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="osm report",
         allow_abbrev=False,
         description="Write report.html (scores, loss curve, confusions, images) and results.json.",
@@ -128,7 +131,7 @@ def _picture(argv: Sequence[str] | None) -> None:
 
 def picture_parser() -> argparse.ArgumentParser:
     """Build the parser of `osm picture`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="osm picture",
         allow_abbrev=False,
         description="Draw a mosaic of images with the predicted names of their masks.",
@@ -182,7 +185,7 @@ def _titles(text: str) -> tuple[str, str]:
 
 def compare_parser() -> argparse.ArgumentParser:
     """Build the parser of `osm compare`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="osm compare",
         allow_abbrev=False,
         description="Compare two folders of predictions for the same masks: rates, differences with paired intervals "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from osm.evaluation.scoring.named_proposals import KIND
 from osm.evaluation.scoring.score_proposals import Scores, ScoringOptions, score_set
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 # Names of the counts. The first two are reported even if they are 0.
 _PROPOSALS = {
@@ -46,6 +47,7 @@ _OTHERS = {
 }
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `evaluate_proposals.py out_dir n` and return the exit code."""
     return run_command(_evaluate, argv, interrupted="interrupted")
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of `osm evaluate_proposals`."""
-    flags = argparse.ArgumentParser(
+    flags = CommandParser(
         prog="evaluate_proposals.py",
         allow_abbrev=False,
         description="Print panoptic quality, mask or box AP and mean IoU of named proposals.",
@@ -108,7 +110,7 @@ def _evaluate(argv: Sequence[str] | None) -> None:
         document[row.name] = {**scores.as_json(), "map": args.map, "overlap": args.overlap, "min_score": args.min_score}
         echo(*_figures(scores, document[row.name]))
         for note in _notes(scores):
-            echo(f"{row.name}: {note}", file=sys.stderr)
+            logger.info(f"{row.name}: {note}")
     if args.json:
         write_text(args.json, "--json", [json.dumps(document, indent=1, allow_nan=False) + "\n"])
 

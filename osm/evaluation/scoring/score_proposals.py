@@ -6,8 +6,6 @@ Shapes: H, W = height and width of an image.
 from __future__ import annotations
 
 import math
-import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +23,7 @@ from osm.evaluation.scoring.mask_precision import MaskPrecision, mean_precision
 from osm.evaluation.scoring.named_proposals import KIND, Proposal, read_proposals
 from osm.evaluation.scoring.truth import MIOU, PQ, Truth, TruthSplit, class_map, truth_split
 from osm.forms import FORM_CLASSES
-from osm.terminal import echo
-
-_PROGRESS_SECONDS = 10.0
+from osm.terminal import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -140,13 +136,11 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
     asked = [i for i in sorted(row.label_set.classes) if i not in row.rules.ignored_ids]
     scores.overlap = MeanOverlap(asked) if MIOU in split.scores else None
     indices = _indices(split, proposals, meta, scores.counts)
-    shown = time.monotonic()
-    for done, index in enumerate(indices, 1):
-        of_image = proposals.get(split.image_path(index), [])
-        _Image(scores, split.truth(index), options).score(of_image, matches)
-        if time.monotonic() - shown > _PROGRESS_SECONDS:
-            shown = time.monotonic()
-            echo(f"{row.name}: {done}/{len(indices)} images", file=sys.stderr, flush=True)
+    with ProgressBar(row.name, len(indices), "images") as progress:
+        for index in indices:
+            of_image = proposals.get(split.image_path(index), [])
+            _Image(scores, split.truth(index), options).score(of_image, matches)
+            progress.step()
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Variant `flamingo`: tokens pooled by a mask, resampled to a few, and read by a frozen LLM through gated
+"""The bridge `flamingo`: the mask pools image tokens, a resampler reduces them, and the LLM reads them through gated
 cross-attention (Flamingo, Alayrac et al. 2022, https://arxiv.org/abs/2204.14198).
 
 Shapes: N images, R rows (masks), T pooled tokens, Q queries, D width, C token width.
@@ -9,25 +9,25 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from osm.config import FlamingoConfig, ModelConfig
 from osm.errors import OsmError
 from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
-from osm.models.bridges.gated import GatedLayers, decoder_layers, hidden_width
+from osm.models.bridges.gated import FlamingoConfig, GatedLayers, decoder_layers, hidden_width
 from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionFeatures, pool, region_features
+from osm.models.model_config import ModelConfig
 from osm.models.towers.tower import Tower
 
-_FREQUENCIES = 6  # of each number of a token's geometry: down to a 64th of the input
+_FREQUENCIES = 6  # octaves for each value of a token's geometry; the shortest period is 1/16 of the input
 
 
 class ResamplerLayer(nn.Module):
-    """Queries attend to the pooled tokens and to themselves, then a feed-forward (Flamingo, section 3.1.1)."""
+    """The queries attend to the pooled tokens and to themselves; a feed-forward follows (Flamingo, section 3.1.1)."""
 
     def __init__(self, config: FlamingoConfig) -> None:
         super().__init__()
@@ -39,24 +39,28 @@ class ResamplerLayer(nn.Module):
         self.mlp_in, self.mlp_out = nn.Linear(width, config.mlp_width), nn.Linear(config.mlp_width, width)
 
     def forward(self, queries_RQD: Tensor, tokens_RTD: Tensor, present_RT: Tensor) -> Tensor:
-        mine = self.norm(queries_RQD)
-        both = torch.cat([self.token_norm(tokens_RTD), mine], 1)
-        seen = torch.cat([present_RT, present_RT.new_ones(mine.shape[:2])], 1)[:, None, None]
-        query = rearrange(self.query(mine), "r q (h d) -> r h q d", h=self.heads)
+        normed = self.norm(queries_RQD)
+        both = torch.cat([self.token_norm(tokens_RTD), normed], 1)
+        visible = torch.cat([present_RT, present_RT.new_ones(normed.shape[:2])], 1)[:, None, None]
+        query = rearrange(self.query(normed), "r q (h d) -> r h q d", h=self.heads)
         key, value = rearrange(self.key_value(both), "r t (two h d) -> two r h t d", two=2, h=self.heads)
-        read = F.scaled_dot_product_attention(query, key, value, seen)
+        read = F.scaled_dot_product_attention(query, key, value, visible)
         queries_RQD = queries_RQD + self.dropout(self.output(rearrange(read, "r h q d -> r q (h d)")))
         return queries_RQD + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(queries_RQD)))))
 
 
 class FlamingoBridge(Bridge):
-    """Everything that variant `flamingo` trains but `window_pos_embed`.
+    """All trained parameters of the bridge `flamingo`; `window_pos_embed` belongs to the model.
 
     Args:
-        modes: the answer styles; each is one more query, and so one of the visual tokens.
-        token_width: C. llm_width: of the LLM's layers. blocks: gated blocks, one before every n-th of them.
+        config: the sizes of the bridge.
+        modes: the answer styles. Each has a query of its own, whose output is one of the visual tokens.
+        token_width: C, the width of the tower's tokens.
+        llm_width: the width of the LLM's layers.
+        blocks: the number of gated blocks. One is before every n-th layer of the LLM.
     """
 
+    Config = FlamingoConfig
     config: FlamingoConfig
     has_prefix = False
     prefix_length = 0
@@ -79,16 +83,16 @@ class FlamingoBridge(Bridge):
         self.reset_parameters()
 
     @classmethod
-    def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
-        sizes, layers = config.flamingo, len(decoder_layers(llm))
+    def of(cls, config: ModelConfig, tower: Tower, llm: Any, vocabulary: int) -> Self:
+        sizes, layers = _sizes(config), len(decoder_layers(llm))
         if not layers:
             raise OsmError(
                 f"model.llm.name {config.llm.name!r}: no list of its modules has num_hidden_layers entries, "
-                "and gated blocks stand between such layers; choose another LLM, or variant maskqformer"
+                "and gated blocks stand between such layers; choose another LLM, or model.bridge.kind maskqformer"
             )
         if layers < sizes.every:
             raise OsmError(
-                f"model.flamingo.every {sizes.every}: the LLM has {layers} layers: no gated block would stand "
+                f"model.bridge.every {sizes.every}: the LLM has {layers} layers: no gated block would stand "
                 "before any; choose a smaller number"
             )
         return cls(sizes, config.modes, tower.width, hidden_width(llm), layers // sizes.every)
@@ -99,10 +103,10 @@ class FlamingoBridge(Bridge):
         with contextlib.suppress(OsmError):
             while size(f"gated.blocks.{blocks}.norm.weight", 1, 0):
                 blocks += 1
-        return cls(config.flamingo, config.modes, size("window_pos_embed", 3, -1), width, blocks)
+        return cls(_sizes(config), config.modes, size("window_pos_embed", 3, -1), width, blocks)
 
     def reset_parameters(self) -> None:
-        """Queries, modes and places start truncated normal 0.02; matrices keep the variance of what passes them."""
+        """Draw initial values: truncated normal (std 0.02) for queries, modes, places; Xavier uniform for matrices."""
         for query in (self.query, self.place, *self.mode_query.values()):
             nn.init.trunc_normal_(query, std=0.02)
         for module in self.modules():
@@ -112,7 +116,7 @@ class FlamingoBridge(Bridge):
                     nn.init.zeros_(module.bias)
 
     def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> RegionFeatures:
-        assert how == "area"  # of this variant's config
+        assert how == "area"  # FlamingoConfig.check_model requires it
         return region_features(mask, context, patch)
 
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
@@ -126,7 +130,7 @@ class FlamingoBridge(Bridge):
         instruction: Instruction,
         modes: Sequence[str],
     ) -> Condition:
-        """No prefix, and what the gated blocks see: Q resampled tokens and the mode's."""
+        """Return an empty prefix, and the gated key/values of Q resampled tokens and the mode's token."""
         (image,) = state
         assert image is not None
         pooled = pool(image[0], image_index_R, features, self.config.roi)
@@ -151,7 +155,7 @@ class FlamingoBridge(Bridge):
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        gates = [gate for block in self.gated.blocks for gate in (block.gate, block.mlp_gate)]
+        gates = self.gated.gates()
         before = [gate.detach().clone() for gate in gates]
         try:
             with torch.no_grad():
@@ -167,8 +171,13 @@ class FlamingoBridge(Bridge):
         self.gated.blocks.to(dtype)
 
 
+def _sizes(config: ModelConfig) -> FlamingoConfig:
+    assert isinstance(config.bridge, FlamingoConfig)
+    return config.bridge
+
+
 def fourier(numbers: Tensor) -> Tensor:
-    """(..., n) -> (..., n * 13): each number, and its sine and cosine at octaves."""
+    """Return (..., n * 13) for numbers (..., n): each number, then the sines, then the cosines at all octaves."""
     scales = math.pi * 2.0 ** torch.arange(_FREQUENCIES, device=numbers.device, dtype=numbers.dtype)
     angles = (numbers[..., None] * scales).flatten(-2)
     return torch.cat([numbers, angles.sin(), angles.cos()], -1)

@@ -1,8 +1,8 @@
 """Gated cross-attention within a frozen LLM (Flamingo, Alayrac et al. 2022, https://arxiv.org/abs/2204.14198, section
-3.1.2): blocks before every n-th decoder layer, whose gates start closed, so that the LLM starts as it was.
+3.1.2). A block runs before every n-th decoder layer. All gates start closed, so that the LLM is unchanged at first.
 
-The blocks stand outside of the LLM and reach its layers by hooks: its modules, names and files stay what they are, with
-any Hugging Face decoder-only LLM, and taking the hooks away gives it back.
+The blocks are not submodules of the LLM. Forward hooks run them before its layers. The LLM's modules, parameter names
+and files therefore stay unchanged, any decoder-only LLM of Hugging Face works, and removing the hooks restores it.
 
 Shapes: R rows, N visual tokens, T text positions, B blocks, D their attention's width, H heads, W LLM width.
 """
@@ -10,6 +10,7 @@ Shapes: R rows, N visual tokens, T text positions, B blocks, D their attention's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,14 +18,74 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from osm.config import FlamingoConfig
+from osm.config import FieldError
 from osm.errors import OsmError
+from osm.models.model_config import BridgeConfig, ModelConfig, check_dropout, check_heads, check_layers, check_sizes
 
 LayerKV = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class FlamingoConfig(BridgeConfig):
+    """The bridge `flamingo`: a resampler, and gated cross-attention blocks within the LLM.
+
+    Attributes:
+        width: the width of the resampler.
+        heads: the attention heads of the resampler.
+        layers: the layers of the resampler.
+        mlp_width: the width of the resampler's feed-forward.
+        queries: the visual tokens that the resampler makes for each mask, in addition to the mode's token.
+        roi: the cells on each side of the grids in which a mask and its context are pooled.
+        every: a gated block is before every n-th layer of the LLM.
+        gated_width: the width of the attention of the gated blocks.
+        gated_heads: the attention heads of the gated blocks.
+        gated_mlp_width: the width of the feed-forward of the gated blocks.
+        gate_gain: a gate is tanh(gate_gain * parameter). Gates open sooner above 1, for training of few steps.
+        dropout: the dropout of the resampler and of the gated blocks.
+    """
+
+    kind: str = field(default="flamingo", kw_only=True)
+    width: int = 1024
+    heads: int = 16
+    layers: int = 4
+    mlp_width: int = 4096
+    queries: int = 32
+    roi: int = 4
+    every: int = 4
+    gated_width: int = 1024
+    gated_heads: int = 16
+    gated_mlp_width: int = 4096
+    gate_gain: float = 1.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "width heads layers mlp_width queries roi every gated_width gated_heads gated_mlp_width")
+        check_layers(self)
+        if self.roi > 32:
+            raise FieldError(f"roi {self.roi} is over 32: each mask has twice its square in tokens")
+        check_heads(self, "width", "heads")
+        check_heads(self, "gated_width", "gated_heads")
+        check_dropout(self)
+        if not 0 < self.gate_gain <= 1000:
+            raise FieldError(f"gate_gain {self.gate_gain} is not over 0 and at most 1000")
+
+    def check_model(self, model: ModelConfig) -> None:
+        if model.mask_to_grid != "area":
+            raise OsmError(
+                f"model.mask_to_grid {model.mask_to_grid!r}: the bridge flamingo weighs cells by their area; set it to "
+                "area"
+            )
+
+    def least_parameters(self) -> int:
+        resampler = self.layers * self.width * (4 * self.width + 2 * self.mlp_width)
+        return resampler + 2 * self.width * self.gated_width + self.queries * self.width
+
+    def layer_count(self) -> int:
+        return self.layers
+
+
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a network (a transformer's layers); empty where it has none."""
+    """Return the repeated blocks of a network (the layers of a transformer), or an empty list if it has none."""
     lists = [
         list(found)
         for found in module.modules()
@@ -33,10 +94,10 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     return max(lists, key=lambda found: sum(p.numel() for m in found for p in m.parameters()), default=[])
 
 
-def decoder_layers(llm: nn.Module) -> list[nn.Module]:
-    """The decoder layers of an LLM, first to last; a hybrid's are of several classes.
+def decoder_layers(llm: Any) -> list[nn.Module]:
+    """Return the decoder layers of an LLM, first to last. The layers of a hybrid LLM are of several classes.
 
-    Empty where no list of its modules is as long as its config says that it has layers.
+    The list is empty if the LLM has no list of modules with as many entries as its config has layers.
     """
     config = getattr(llm, "config", None)
     count = None if config is None else getattr(config.get_text_config(), "num_hidden_layers", None)
@@ -50,15 +111,16 @@ def decoder_layers(llm: nn.Module) -> list[nn.Module]:
     return max(lists, key=lambda found: sum(p.numel() for m in found for p in m.parameters()), default=[])
 
 
-def hidden_width(llm: nn.Module) -> int:
-    """W between an LLM's layers; its word embeddings may be narrower (OPT-350m)."""
+def hidden_width(llm: Any) -> int:
+    """Return W, the width between the layers of an LLM. Its word embeddings may be narrower (OPT-350m)."""
     return llm.config.get_text_config().hidden_size
 
 
 class GatedBlock(nn.Module):
-    """Attention to visual tokens, then a feed-forward; each adds tanh(gate) of what it finds.
+    """Attention to visual tokens, then a feed-forward. The output of each is scaled by tanh(gain * gate).
 
-    Returns what is to be added, so that at gates of 0 it is exactly 0 in any precision of the LLM.
+    `forward` returns the update of the hidden states, not their sum. With gates of 0 the update is exactly 0 in any
+    precision of the LLM.
     """
 
     def __init__(self, config: FlamingoConfig, width: int) -> None:
@@ -76,16 +138,18 @@ class GatedBlock(nn.Module):
             query, key_RHND.to(query), value_RHND.to(query), dropout_p=self.dropout if self.training else 0.0
         )
         read = self.output(rearrange(read, "r h t d -> r t (h d)"))
-        seen = torch.tanh(self.gain * self.gate) * read
-        mlp = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_RTW + seen))))
-        return seen + torch.tanh(self.gain * self.mlp_gate) * mlp
+        attended = torch.tanh(self.gain * self.gate) * read
+        mlp = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_RTW + attended))))
+        return attended + torch.tanh(self.gain * self.mlp_gate) * mlp
 
 
 class GatedLayers(nn.Module):
-    """The blocks of an LLM, and the keys and values that each makes of a mask's visual tokens, once a mask.
+    """The gated blocks of an LLM, and the projections that compute each block's keys and values once for each mask.
 
     Args:
-        width: of the LLM's layers. blocks: how many of them.
+        config: the sizes of the blocks.
+        width: W, the width of the LLM's layers.
+        blocks: B, the number of blocks.
     """
 
     def __init__(self, config: FlamingoConfig, width: int, blocks: int) -> None:
@@ -96,8 +160,12 @@ class GatedLayers(nn.Module):
         self._handles: list[Any] = []
         self._conditioned_on: GatedKeyValues | None = None
 
+    def gates(self) -> list[nn.Parameter]:
+        """Return the gates of all blocks."""
+        return [gate for block in self.blocks if isinstance(block, GatedBlock) for gate in (block.gate, block.mlp_gate)]
+
     def project(self, tokens_RND: Tensor) -> GatedKeyValues:
-        """What all blocks see of these tokens."""
+        """Return the keys and values of all blocks for visual tokens (R, N, resampler width)."""
         found = [
             rearrange(project(tokens_RND), "r n (two h d) -> two r h n d", two=2, h=self.heads)
             for project in self.keys_values
@@ -105,17 +173,17 @@ class GatedLayers(nn.Module):
         return GatedKeyValues(self, [(key, value) for key, value in found])
 
     def attach(self, llm: nn.Module) -> None:
-        """Hooks the blocks to an LLM; without conditioning, it computes as before.
+        """Add the hooks that run the blocks within an LLM. Without key/values, the LLM computes as before.
 
         Raises:
-            OsmError: it is hooked already, or has no layers that fit.
+            OsmError: the blocks are attached already, or the LLM has a number of layers that does not fit.
         """
         if self._handles:
             raise OsmError("these gated layers are within an LLM already; detach() comes before another attach()")
         layers = decoder_layers(llm)
         if len(layers) // self.every != len(self.blocks):
             raise OsmError(
-                f"model.flamingo.every {self.every}: an LLM of {len(layers)} layers takes {len(layers) // self.every} "
+                f"model.bridge.every {self.every}: an LLM of {len(layers)} layers takes {len(layers) // self.every} "
                 f"gated blocks, these are {len(self.blocks)}"
             )
         for number in range(len(self.blocks)):
@@ -123,14 +191,14 @@ class GatedLayers(nn.Module):
             self._handles.append(layer.register_forward_pre_hook(_Hook(self, number), with_kwargs=True))
 
     def detach(self) -> None:
-        """Takes the hooks away."""
+        """Remove the hooks from the LLM."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
 
 class _Hook:
-    """Runs a block before a decoder layer. An object, and no closure: a copy of a model has copies of these."""
+    """Runs a block before a decoder layer. We use an object instead of a closure, so that deepcopy copies it."""
 
     def __init__(self, layers: GatedLayers, number: int) -> None:
         self.layers, self.number = layers, number
@@ -142,13 +210,15 @@ class _Hook:
         block = self.layers.blocks[self.number]
         hidden = args[0] if args else kwargs["hidden_states"]
         kv = conditioned_on.of_rows(self.number, len(hidden))
-        mine = hidden.to(kv[0].device, next(block.parameters()).dtype)  # a large LLM's layers may lie elsewhere
+        mine = hidden.to(
+            kv[0].device, next(block.parameters()).dtype
+        )  # a layer of a large LLM may be on another device
         hidden = hidden + block(mine, *kv).to(hidden)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
 class GatedKeyValues:
-    """What the gated blocks see of R masks; they see it within `with gated_kv:` alone."""
+    """The keys and values of all gated blocks for R masks. The LLM is conditioned on them within `with gated_kv:`."""
 
     def __init__(self, layers: GatedLayers, keys_values: Sequence[LayerKV]) -> None:
         self.layers, self.keys_values = layers, list(keys_values)
@@ -158,17 +228,17 @@ class GatedKeyValues:
         return len(self.keys_values[0][0])
 
     def of_rows(self, block: int, rows: int) -> LayerKV:
-        """A block's keys and values for a batch of the LLM, which may hold several beams of each row side by side."""
+        """Return a block's keys and values for a batch of the LLM, where each mask may have several adjacent beams."""
         key, value = self.keys_values[block]
         if rows == len(key):
             return key, value
         if rows % len(key):
-            raise OsmError(f"the LLM names {rows} rows, but {len(key)} masks are shown to it")
+            raise OsmError(f"the LLM's batch has {rows} rows, but it is conditioned on {len(key)} masks")
         beams = rows // len(key)
         return key.repeat_interleave(beams, 0), value.repeat_interleave(beams, 0)
 
     def select(self, rows: Tensor) -> GatedKeyValues:
-        """Of some rows, in this order; they may repeat."""
+        """Return the keys and values of some masks, in the order of `rows`, which may repeat."""
         rows = rows.to(self.keys_values[0][0].device)
         return GatedKeyValues(self.layers, [(key[rows], value[rows]) for key, value in self.keys_values])
 

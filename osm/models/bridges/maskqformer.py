@@ -1,8 +1,8 @@
-"""MaskQ-Former: queries that read the image inside a mask and around it (paper, section 3.3).
+"""The bridge `maskqformer`: queries that attend to the image inside a mask and around it (paper, section 3.3).
 
-The layer is InstructBLIP's Q-Former layer, written for many masks an image: keys and values of the image are computed
-once, and the queries of all its masks attend to them together. Parameter names are those of InstructBLIP's Q-Former,
-so its weights and the published checkpoints load by name.
+The layer is InstructBLIP's Q-Former layer for many masks of one image. The image's keys and values are computed once,
+and the queries of all masks attend to them together. The parameters have the names of InstructBLIP's Q-Former, so its
+weights and the published checkpoints load by name.
 
 Shapes: N images, R rows (masks), L image tokens, Q = mask + context + 1 mode queries, T instruction tokens,
 C Q-Former width, H heads, D = C / H.
@@ -12,25 +12,83 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osm.config import ModelConfig, QFormerConfig
-from osm.errors import OsmError
+from osm.config import FieldError
+from osm.errors import OsmError, shown
 from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
 from osm.models.bridges.gated import LayerKV
+from osm.models.checkpoint import without_ignored
 from osm.models.masks import VisibleKeys, visible_keys
+from osm.models.model_config import (
+    LARGEST,
+    BridgeConfig,
+    ModelConfig,
+    check_dropout,
+    check_heads,
+    check_layers,
+    check_sizes,
+)
 from osm.models.towers.tower import Tower
 
-_BASE_PARTS = ("qformer.", "language_projection.")  # those that a published checkpoint has from its base model
+_BASE_PARTS = ("qformer.", "language_projection.")  # these have the prefix `base_model.` in a published checkpoint
+
+
+@dataclass(frozen=True)
+class QFormerConfig(BridgeConfig):
+    """The bridge `maskqformer`. With an InstructBLIP base, all sizes are the base model's own; only the dropout is set.
+
+    Attributes:
+        layers: the number of layers.
+        width: the width of the queries and of the instruction's tokens.
+        heads: the attention heads of a layer.
+        mlp_width: the width of the feed-forwards.
+        cross_attention_frequency: every n-th layer has cross-attention to the image, beginning with the first.
+        mask_queries: the queries that attend to the mask. The LLM reads their outputs.
+        context_queries: the queries that attend to the context of the mask.
+        dropout: the dropout in all layers.
+        instruction_dim: > 0 factorises the instruction's word embedding into (vocabulary x dim) and (dim x width). The
+            bridge then stays small when the instruction is encoded with the large vocabulary of an LLM.
+    """
+
+    kind: str = field(default="maskqformer", kw_only=True)
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    mlp_width: int = 3072
+    cross_attention_frequency: int = 2
+    mask_queries: int = 32
+    context_queries: int = 32
+    dropout: float = 0.1
+    instruction_dim: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "layers width heads mlp_width cross_attention_frequency mask_queries context_queries")
+        check_layers(self)
+        check_dropout(self)
+        if not 0 <= self.instruction_dim <= LARGEST:
+            raise FieldError(f"instruction_dim {shown(self.instruction_dim)} is not 0 to {LARGEST}")
+        check_heads(self, "width", "heads")
+
+    def least_parameters(self) -> int:
+        crossed = -(-self.layers // self.cross_attention_frequency)
+        queries = self.mask_queries + self.context_queries
+        return self.width * (self.layers * 4 * (self.width + self.mlp_width) + crossed * 2 * self.width + queries)
+
+    def layer_count(self) -> int:
+        return self.layers
 
 
 class RowGroups:
-    """Packs the rows of one image side by side, so that they share the image's keys without copies of them."""
+    """Packs the rows of each image together, so that they share the image's keys without copies.
+
+    K is the largest number of rows of an image.
+    """
 
     def __init__(self, image_index: Tensor, images: int) -> None:
         index = image_index.tolist()
@@ -47,21 +105,28 @@ class RowGroups:
         self.trivial = self.slot_R.tolist() == list(range(images * self.per_image))
 
     def pack(self, x: Tensor, fill: float = 0) -> Tensor:
-        """(R, Q, ...) -> (N, K*Q, ...), absent rows filled with `fill`."""
+        """Return x (R, Q, ...) as (N, K*Q, ...), where absent rows have the value `fill`."""
         if not self.trivial:
             packed = x.new_full((self.images * self.per_image, *x.shape[1:]), fill)
             x = packed.index_copy(0, self.slot_R, x)
         return x.reshape(self.images, self.per_image * x.shape[1], *x.shape[2:])
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(N, K*Q, ...) -> (R, Q, ...)."""
+        """Return x (N, K*Q, ...) as (R, Q, ...)."""
         x = x.reshape(self.images * self.per_image, -1, *x.shape[2:])
         return x if self.trivial else x[self.slot_R]
 
 
 @dataclass
 class VisibleKeyIndices:
-    """Rows side by side that look at the same keys of an image: their places, and the keys of both kinds of queries."""
+    """Adjacent rows that attend to the same keys of an image.
+
+    Attributes:
+        image: the index of the image.
+        rows: the rows.
+        by_mask: the indices of the keys that the mask queries attend to.
+        by_context: the indices of the keys that the context and mode queries attend to.
+    """
 
     image: int
     rows: slice
@@ -70,7 +135,7 @@ class VisibleKeyIndices:
 
 
 def visible_key_indices(keys: VisibleKeys, image_index: Sequence[int]) -> list[VisibleKeyIndices]:
-    """What each row sees, as indices; rows that follow each other and see the same (a mask's modes) together."""
+    """Return the visible keys of all rows as indices. Adjacent rows with equal keys (a mask's modes) share one."""
     found: list[VisibleKeyIndices] = []
     for row, image in enumerate(image_index):
         last = found[-1] if found else None
@@ -110,24 +175,24 @@ class _Projections(nn.Module):
     def attend_to_visible(
         self, x: Tensor, keys_values: LayerKV, visible: Sequence[VisibleKeyIndices], mask_queries: int
     ) -> Tensor:
-        """As `attend`, but what a row does not see is not computed: most of an image, for most masks."""
+        """Compute `attend`, but only for the visible keys; for most masks these are a small part of the image."""
         query = self._split(self.query(x))
         out = torch.empty_like(query)
         for group in visible:
             key, value = (part[group.image] for part in keys_values)
             halves = (slice(0, mask_queries), group.by_mask), (slice(mask_queries, None), group.by_context)
             for places, index in halves:
-                # The rows' queries one after the other: they share their keys.
-                asked = query[group.rows, :, places].transpose(0, 1)
+                # The rows share their keys, so their queries are concatenated.
+                queries = query[group.rows, :, places].transpose(0, 1)
                 read = F.scaled_dot_product_attention(
-                    asked.flatten(1, 2)[None], key[:, index][None], value[:, index][None]
+                    queries.flatten(1, 2)[None], key[:, index][None], value[:, index][None]
                 )
-                out[group.rows, :, places] = read[0].unflatten(1, asked.shape[1:3]).transpose(0, 1)
+                out[group.rows, :, places] = read[0].unflatten(1, queries.shape[1:3]).transpose(0, 1)
         return out.transpose(1, 2).flatten(2)
 
 
 class _Residual(nn.Module):
-    """dense -> dropout -> LayerNorm(x + residual), the output half of a BERT block."""
+    """The output half of a BERT block: dense, dropout, then LayerNorm(x + residual)."""
 
     def __init__(self, inner: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -155,7 +220,7 @@ class _Intermediate(nn.Module):
 
 
 class MaskQFormerLayer(nn.Module):
-    """Self-attention over queries and instruction, masked cross-attention of the queries, two feed-forwards."""
+    """Self-attention of queries and instruction, masked cross-attention of the queries, and a feed-forward for each."""
 
     def __init__(self, config: QFormerConfig, key_width: int, index: int) -> None:
         super().__init__()
@@ -163,11 +228,12 @@ class MaskQFormerLayer(nn.Module):
         self.has_cross_attention = index % config.cross_attention_frequency == 0
         if self.has_cross_attention:
             self.crossattention = _Attention(config, key_width)
-        # Of the last layer only the queries are read: its text half has no effect, but the checkpoints hold it.
+        # Only the queries of the last layer are used. Its text half has no effect, but checkpoints contain it.
         self.reads_text = index < config.layers - 1
-        for suffix in ("", "_query"):
-            setattr(self, f"intermediate{suffix}", _Intermediate(config.width, config.mlp_width))
-            setattr(self, f"output{suffix}", _Residual(config.mlp_width, config.width, config.dropout))
+        self.intermediate = _Intermediate(config.width, config.mlp_width)
+        self.output = _Residual(config.mlp_width, config.width, config.dropout)
+        self.intermediate_query = _Intermediate(config.width, config.mlp_width)
+        self.output_query = _Residual(config.mlp_width, config.width, config.dropout)
         if not self.reads_text:
             self.intermediate.requires_grad_(False)
             self.output.requires_grad_(False)
@@ -222,9 +288,12 @@ class _Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(layers)
 
+    def layers(self) -> list[MaskQFormerLayer]:
+        return cast(list[MaskQFormerLayer], list(self.layer))
+
 
 class MaskQFormer(nn.Module):
-    """The transformer alone: queries and instruction in, queries out."""
+    """The transformer, which maps queries and an instruction to queries."""
 
     def __init__(self, config: QFormerConfig, key_width: int, vocabulary: int, positions: int) -> None:
         super().__init__()
@@ -232,10 +301,10 @@ class MaskQFormer(nn.Module):
         self.encoder = _Encoder([MaskQFormerLayer(config, key_width, i) for i in range(config.layers)])
 
     def image_keys_values(self, tokens_NLC: Tensor) -> list[LayerKV | None]:
-        """Every layer's keys and values of the images: all that cross-attention needs of them, once an image."""
+        """Return the images' keys and values for each layer, or None for a layer without cross-attention."""
         return [
             layer.crossattention.attention.keys_values(tokens_NLC) if layer.has_cross_attention else None
-            for layer in self.encoder.layer
+            for layer in self.encoder.layers()
         ]
 
     def forward(
@@ -248,10 +317,16 @@ class MaskQFormer(nn.Module):
         groups: RowGroups,
         mask_queries: int,
     ) -> Tensor:
-        """Returns (R, Q, C).
+        """Return the output queries (R, Q, C).
 
         Args:
-            text_mask_RT: true where a token is seen. visible: (R, Q, L), true where a key is; or the keys themselves.
+            queries_RQC: mask queries, context queries, then the mode's query.
+            ids_RT: the token ids of the instruction.
+            text_mask_RT: true for tokens, false for padding.
+            image_kv: the images' keys and values for each layer.
+            visible: bool (R, Q, L), true for visible keys; or the visible keys as indices.
+            groups: the rows of each image.
+            mask_queries: the number of mask queries.
         """
         count = queries_RQC.shape[1]
         if ids_RT.shape[1] > self.embeddings.position_embeddings.num_embeddings:
@@ -260,18 +335,28 @@ class MaskQFormer(nn.Module):
                 f"{self.embeddings.position_embeddings.num_embeddings}"
             )
         x = self.embeddings(queries_RQC, ids_RT)
-        text_seen = text_mask_RT.bool()
-        self_visible = torch.cat([text_seen.new_ones(len(x), count), text_seen], 1)[:, None, None]
-        # Slots of a group that hold no row see everything: an all-masked softmax would be NaN, and so its gradient.
+        text_visible = text_mask_RT.bool()
+        self_visible = torch.cat([text_visible.new_ones(len(x), count), text_visible], 1)[:, None, None]
+        # Empty slots of a group attend to all keys, because a softmax without keys and its gradient would be NaN.
         image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
-        for layer, kv in zip(self.encoder.layer, image_kv, strict=True):
+        for layer, kv in zip(self.encoder.layers(), image_kv, strict=True):
             x = layer(x, count, self_visible, kv, image_visible, groups, mask_queries)
         return x[:, :count]
 
 
 class MaskQFormerBridge(Bridge):
-    """Bridge `maskqformer`: image tokens, masks, instruction and mode in; embeddings for the LLM's input out."""
+    """The bridge `maskqformer`, which maps image tokens, masks, instructions and modes to a prefix of the LLM's input.
 
+    Args:
+        config: the sizes of the bridge.
+        modes: the answer styles. Each has a query in the Q-Former and an embedding in the prefix.
+        token_width: the width of the tower's tokens.
+        llm_width: the width of the LLM's word embeddings.
+        vocabulary: the size of the instruction tokenizer's vocabulary.
+        positions: the largest number of tokens of an instruction.
+    """
+
+    Config = QFormerConfig
     config: QFormerConfig
 
     def __init__(
@@ -296,17 +381,54 @@ class MaskQFormerBridge(Bridge):
         self.reset_parameters()
 
     @classmethod
-    def of(cls, config: ModelConfig, tower: Tower, llm: nn.Module, vocabulary: int) -> Self:
+    def of(cls, config: ModelConfig, tower: Tower, llm: Any, vocabulary: int) -> Self:
         words = llm.get_input_embeddings()
-        bridge = cls(config.qformer, config.modes, tower.width, words.embedding_dim, vocabulary)
+        bridge = cls(_sizes(config), config.modes, tower.width, words.embedding_dim, vocabulary)
         bridge.match_embeddings(words)
+        return bridge
+
+    @classmethod
+    def of_instructblip(cls, config: ModelConfig, tower: Tower, base_model: Any) -> Self:
+        """Build a bridge with the sizes and weights of an InstructBLIP's Q-Former.
+
+        The mask queries and the context queries both start as the base model's queries.
+        """
+        base, queries = base_model.config.qformer_config, base_model.query_tokens.shape[1]
+        if base.hidden_act != "gelu":
+            raise OsmError(f"base_model's Q-Former uses {base.hidden_act!r}, not 'gelu'")
+        bridge = cls(
+            replace(
+                _sizes(config),
+                layers=base.num_hidden_layers,
+                width=base.hidden_size,
+                heads=base.num_attention_heads,
+                mlp_width=base.intermediate_size,
+                cross_attention_frequency=base.cross_attention_frequency,
+                mask_queries=queries,
+                context_queries=queries,
+                instruction_dim=0,
+            ),
+            config.modes,
+            token_width=tower.width,
+            llm_width=base_model.language_model.get_input_embeddings().embedding_dim,
+            vocabulary=base.vocab_size,
+            positions=base.max_position_embeddings,
+        )
+        bridge.qformer.load_state_dict(without_ignored(base_model.qformer.state_dict()))
+        for module in bridge.qformer.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = base.layer_norm_eps
+        bridge.language_projection.load_state_dict(base_model.language_projection.state_dict())
+        with torch.no_grad():
+            bridge.mask_query.copy_(base_model.query_tokens)
+            bridge.context_query.copy_(base_model.query_tokens)
         return bridge
 
     @classmethod
     def blank(cls, config: ModelConfig, size: Callable[[str, int, int], int]) -> Self:
         embeddings = "base_model.qformer.embeddings"
         return cls(
-            config.qformer,
+            _sizes(config),
             config.modes,
             token_width=size("window_pos_embed", 3, -1),
             llm_width=size("base_model.language_projection.weight", 2, 0),
@@ -315,7 +437,7 @@ class MaskQFormerBridge(Bridge):
         )
 
     def reset_parameters(self) -> None:
-        """Queries and mode embeddings start truncated normal 0.02; matrices keep the variance of what passes them."""
+        """Draw initial values: truncated normal (std 0.02) for queries and embeddings; Xavier uniform for matrices."""
         for query in (
             self.mask_query,
             self.context_query,
@@ -332,7 +454,7 @@ class MaskQFormerBridge(Bridge):
                 nn.init.trunc_normal_(module.weight, std=0.02)
 
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Starts the projection at the scale of the LLM's own word embeddings, so that the LLM takes it as words."""
+        """Scale the initial projection so that the prefix has the standard deviation of the LLM's word embeddings."""
         spread = embeddings.weight.float().std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
 
@@ -350,10 +472,14 @@ class MaskQFormerBridge(Bridge):
         instruction: Instruction,
         modes: Sequence[str],
     ) -> Condition:
-        """A prefix (R, mask_queries + 1, llm_width): the projected mask queries, then the mode's embedding.
+        """Return the prefix (R, mask_queries + 1, llm_width): the projected mask queries, then the mode's embedding.
 
         Args:
-            state: every layer's keys and values of the images.
+            state: the images' keys and values for each layer, from `image_state`.
+            image_index_R: the index of each row's image.
+            features: the visible keys of each row.
+            instruction: the instruction of each row.
+            modes: the mode of each row.
         """
         keys, rows, config = features, len(features), self.config
         image_kv = cast(list[LayerKV | None], state)
@@ -370,7 +496,7 @@ class MaskQFormerBridge(Bridge):
         visible: Tensor | list[VisibleKeyIndices]
         if queries.device.type == "cpu" and not torch.is_grad_enabled():
             visible = visible_key_indices(keys, image_index_R.tolist())
-        else:  # one dense attention: what a GPU does best, and what has gradients
+        else:  # a GPU computes one dense attention faster, and training needs its gradient
             visible = torch.cat(
                 [
                     keys.mask_RL[:, None].expand(-1, config.mask_queries, -1),
@@ -389,10 +515,15 @@ class MaskQFormerBridge(Bridge):
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The published code's names; `base_model.query_tokens` is `context_query` once more."""
+        """Return the entries under the published names. `base_model.query_tokens` repeats `context_query`."""
         state = {}
         for key, value in Bridge.published_names(named).items():
             state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value
-        if "context_query" in state:  # else it is no model of this variant, and said to be none
+        if "context_query" in state:  # without it the checkpoint is not of this bridge, which is reported elsewhere
             state["base_model.query_tokens"] = state["context_query"]
         return state
+
+
+def _sizes(config: ModelConfig) -> QFormerConfig:
+    assert isinstance(config.bridge, QFormerConfig)
+    return config.bridge

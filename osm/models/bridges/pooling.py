@@ -1,7 +1,7 @@
-"""Tokens of the tower pooled by area: inside a mask, in its context box, and in a small grid over each of both.
+"""Area-weighted pooling of the tower's tokens inside a mask, in its context box, and in a small grid over each of both.
 
-A cell of the tower's grid counts by how much of it is covered, so that a mask far smaller than a cell still has the
-whole of its signal, and no box is rounded to cells.
+Each cell of the tower's grid is weighted by the covered share of its area. A mask that is far smaller than a cell
+therefore keeps its full signal, and boxes are not rounded to cells.
 
 Shapes: R masks, S input size, g = S / p cells a side, G = g^2, k RoI cells a side, C token width,
 T = 3 + 2 k^2 pooled tokens: [mask, context, image | k x k in the mask | k x k in the context box].
@@ -18,17 +18,18 @@ from torch import Tensor
 from osm.models.masks import MaskFeatures, bounding_boxes, check_not_empty
 
 SINGLES = 3  # mask, context, image
-GEOMETRY = 6  # numbers that tell where a pooled token is from
-_LEAST = 1e-9  # of an area, in cells; a part of one pixel's box is far larger
+GEOMETRY = 6  # values that describe the position and size of a pooled token
+_LEAST = 1e-9  # the smallest area in cells that is not zero; the grid cells of a one-pixel box are far larger
 
 
 @dataclass
 class RegionFeatures(MaskFeatures):
-    """Masks in place of their pixels.
+    """The coverage and the boxes of R masks.
 
     Attributes:
-        coverage_RG: how much of each cell lies in the mask, 0 to 1.
-        box_R4, context_R4: (top, left, bottom, right) of the mask and of its context, in cells, ends exclusive.
+        coverage_RG: the share of each cell's area that is in the mask, 0 to 1.
+        box_R4: (top, left, bottom, right) of the mask's bounding box, in cells, with exclusive ends.
+        context_R4: the same for the context box.
     """
 
     coverage_RG: Tensor
@@ -37,10 +38,13 @@ class RegionFeatures(MaskFeatures):
 
 
 def region_features(mask: Tensor, context: Tensor, patch: int) -> RegionFeatures:
-    """Of masks and context masks (R, 1, S, S); of a context mask its bounding box counts.
+    """Compute the features of masks and context masks (R, 1, S, S). Only the bounding box of a context mask is used.
+
+    Args:
+        patch: p, the side of a cell in pixels.
 
     Raises:
-        SampleError: `empty_mask`.
+        SampleError: `empty_mask`, a mask or context mask without a pixel.
     """
     check_not_empty(mask, context)
     inside = mask if mask.dtype == torch.bool else mask != 0
@@ -51,19 +55,19 @@ def region_features(mask: Tensor, context: Tensor, patch: int) -> RegionFeatures
 
 def _cells(box_R4: Tensor, patch: int) -> Tensor:
     ends = box_R4.float()
-    ends[:, 2:] += 1  # inclusive pixels
+    ends[:, 2:] += 1  # the boxes are of pixels, with inclusive ends
     return ends / patch
 
 
 def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k x k parts of boxes: edges (R, k + 1) of their rows and of their columns, in cells."""
+    """Return the edges (R, k + 1) of the rows and of the columns of a k x k grid over each box, in cells."""
     steps = torch.linspace(0, 1, k + 1, device=box_R4.device)
     top, left, bottom, right = (side[:, None] for side in box_R4.unbind(1))
     return top + (bottom - top) * steps, left + (right - left) * steps
 
 
 def overlaps(edges_RE: Tensor, cells: int) -> Tensor:
-    """(R, E - 1, cells): how much of each unit cell lies between neighbouring edges."""
+    """Return (R, E - 1, cells), the length of each unit cell that is between two neighbouring edges."""
     low = torch.arange(cells, device=edges_RE.device, dtype=edges_RE.dtype)
     start, end = edges_RE[:, :-1, None], edges_RE[:, 1:, None]
     return (torch.minimum(end, low + 1) - torch.maximum(start, low)).clamp(min=0)
@@ -74,9 +78,10 @@ class Pooled:
     """Pooled tokens of R masks.
 
     Attributes:
-        tokens_RTC: zeros where nothing is pooled. geometry_RT6: (top, left, bottom, right) of what a token covers as
-            shares of the input, the share of it that lies in the mask, and the root of its area.
-        present_RT: false for parts that hold nothing of the mask.
+        tokens_RTC: the mean tokens; zeros where `present_RT` is false.
+        geometry_RT6: the region of each token. Four values are (top, left, bottom, right) as shares of the input. The
+            others are the share of the region that is in the mask, and the square root of the region's area.
+        present_RT: false for cells of the RoI grids that contain nothing of the mask.
     """
 
     tokens_RTC: Tensor
@@ -85,11 +90,18 @@ class Pooled:
 
 
 def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k: int) -> Pooled:
-    """Pools each mask's tokens from its image's; L = prefix + G, of which the grid is the last G."""
+    """Pool the tokens of each mask from the tokens of its image.
+
+    Args:
+        tokens_NLC: the images' tokens. The last G of the L tokens are the grid; class tokens are before them.
+        image_index_R: the index of each mask's image.
+        features: coverage and boxes of the masks.
+        k: the cells on each side of the RoI grids.
+    """
     cells = features.coverage_RG.shape[1]
     coverage_R1gg = rearrange(features.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
     in_box, in_context = (_areas(box, k, coverage_R1gg.shape[-1]) for box in (features.box_R4, features.context_R4))
-    # All of a cell's mask lies in the box, of which the cell may have no more than a strip.
+    # The mask's part of a cell is entirely within the box, even if only a strip of the cell is.
     in_mask = coverage_R1gg * in_box / in_box.sum(1, keepdim=True).clamp(min=_LEAST)
     weights = torch.cat([coverage_R1gg, in_context.sum(1, keepdim=True), in_mask, in_context], 1)
     area_RT = weights.sum((2, 3))
@@ -107,19 +119,19 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
 
 
 def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:
-    """The image's token in its place, after the mask's and the context's."""
+    """Insert the image's entry after those of the mask and the context."""
     return torch.cat([pooled_RT[:, :2], image_R[:, None], pooled_RT[:, 2:]], 1)
 
 
 def _areas(box_R4: Tensor, k: int, g: int) -> Tensor:
-    """(R, k^2, g, g): the area that each part of a box has of each cell."""
+    """Return (R, k^2, g, g), the area in which each part of a box overlaps each cell."""
     ys, xs = parts(box_R4, k)
     areas = torch.einsum("riy,rjx->rijyx", overlaps(ys, g), overlaps(xs, g))
     return rearrange(areas, "r i j y x -> r (i j) y x")
 
 
 def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Tensor:
-    """Weighted means in each row's own image; the rows of an image share its tokens without copies of them."""
+    """Return each row's weighted mean of its image's tokens, without copying the tokens for each row."""
     mean_RTG = mean_RTG.to(grid_NGC.dtype)
     if len(grid_NGC) == 1:
         return mean_RTG @ grid_NGC[0]
@@ -127,12 +139,14 @@ def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Ten
     for image in image_index_R.unique().tolist():
         rows = (image_index_R == image).nonzero().flatten().to(mean_RTG.device)
         order.append(rows)
-        means.append(mean_RTG[rows] @ grid_NGC[image])  # in autocast's dtype, which is not that of the operands
+        means.append(
+            mean_RTG[rows] @ grid_NGC[image]
+        )  # under autocast, the dtype of the product differs from that of its operands
     return torch.cat(means)[torch.cat(order).argsort()]
 
 
 def _geometry(features: RegionFeatures, inside_RT: Tensor, k: int, g: int) -> Tensor:
-    """(R, T, 6), see `Pooled`. `inside_RT`: the mask's area, in cells, in what each token covers."""
+    """Return `Pooled.geometry_RT6`. `inside_RT` is the area of the mask within the region of each token, in cells."""
     whole = torch.tensor([[0.0, 0.0, g, g]], device=features.box_R4.device).expand_as(features.box_R4)
     boxes = [features.box_R4[:, None], features.context_R4[:, None], whole[:, None]]
     for box in (features.box_R4, features.context_R4):

@@ -1,0 +1,28 @@
+"""Frozen vision towers. `TOWERS` finds them by the `kind` that a config names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from osm.registry import Registry
+
+T = TypeVar("T", bound=type)
+# The classes are `type[Tower]`. Naming that type here would need an import of the module that imports this one.
+TOWERS: Registry[Any] = Registry(
+    "tower",
+    group="osm.towers",
+    builtin={
+        "instructblip": "osm.models.instructblip:InstructBlipTower",
+        "open_clip": "osm.models.towers.open_clip_tower:OpenClipTower",
+        "timm": "osm.models.towers.timm_tower:TimmTower",
+        "random": "osm.models.towers.tower:RandomTower",
+    },
+    interface="osm.models.towers.tower:Tower",
+    default="instructblip",
+)
+
+
+def register_tower(name: str) -> Callable[[T], T]:
+    """Return a class decorator that makes a subclass of `Tower` available as `tower: {kind: <name>}`."""
+    return TOWERS.register(name)

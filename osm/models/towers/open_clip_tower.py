@@ -1,34 +1,63 @@
-"""Vision towers of open_clip: its own ViTs and timm's within it (EVA, SigLIP), by open_clip's names and tags.
+"""Vision towers of open_clip: its own ViTs and the timm ViTs that it contains (EVA, SigLIP).
 
-open_clip (`pip install 'osm-recognition[open_clip]'`) is imported where a tower is built.
+Models and weights have open_clip's names and tags. open_clip (`pip install 'osm-recognition[open_clip]'`) is imported
+when a tower is built.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
-from osm.config import TowerConfig
 from osm.errors import OsmError, shown
 from osm.files import read_json
 from osm.models.towers.timm_tower import class_tokens_of, patch_of
-from osm.models.towers.tower import CLIP_MEAN, CLIP_STD, Tower, check_complete, check_tokens, said
-from osm.models.weights import Found, hub_options, state_dict_in
+from osm.models.towers.tower import (
+    CLIP_MEAN,
+    CLIP_STD,
+    PretrainedTowerConfig,
+    Tower,
+    check_complete,
+    check_options,
+    check_tokens,
+    one_line,
+)
+from osm.models.weights import Found, check_finite, hub_options, load_first, state_dict_in
 from osm.quiet import quiet_libraries
 
-# As a repository of open_clip has them; of several files of weights the first.
+# The files of weights in a repository of open_clip; the first existing one is used.
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _CONFIG = "open_clip_config.json"
 _OPTIONS = frozenset(["layers", "width", "head_width", "mlp_ratio", "patch_size"])
 
 
 @dataclass(frozen=True)
+class OpenClipTowerConfig(PretrainedTowerConfig):
+    """A ViT of open_clip.
+
+    Attributes:
+        weights: the name under which the weights are searched, or one of open_clip's tags. Empty = `name`.
+        options: further arguments of open_clip's vision config, for a model of other sizes than open_clip's own.
+    """
+
+    kind: str = field(default="open_clip", kw_only=True)
+
+
+@dataclass(frozen=True)
 class Clip:
-    """A CLIP model's weights, and what they were trained with: the activation, the mean and std of the input."""
+    """The weights of a CLIP model, and the settings with which they were trained.
+
+    Attributes:
+        state: the weights of the whole model.
+        quick_gelu: whether the activation is QuickGELU instead of GELU.
+        mean: the mean of the RGB input, which is in 0..1.
+        std: the standard deviation of the RGB input.
+    """
 
     state: dict[str, Tensor]
     quick_gelu: bool
@@ -37,7 +66,9 @@ class Clip:
 
 
 class OpenClipTower(Tower):
-    """A ViT of open_clip: its class token (if it has one), and its patch tokens after the final norm."""
+    """A ViT of open_clip. It gives the class token, if there is one, and the patch tokens after the final norm."""
+
+    Config = OpenClipTowerConfig
 
     def __init__(self, visual: Any, window: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -51,6 +82,16 @@ class OpenClipTower(Tower):
                 raise ValueError(f"{type(trunk).__name__} is no plain ViT; take timm's model by model.tower.kind timm")
             self.patch, self.width, self.class_tokens = patch, trunk.num_features, class_tokens_of(trunk)
         self.check_window(window)
+
+    @classmethod
+    def of(cls, config: OpenClipTowerConfig, window: int) -> OpenClipTower:
+        name = config.weights or config.name
+        found, clip = load_first(name, config.source, partial(load_clip, config), open_clip_hub_id(config))
+        check_finite(clip.state.items(), f"weights of {name!r} ({found.location})")
+        check_options(config.options, clip.state, name)
+        tower = open_clip_tower(config, window, clip)
+        tower.source = found.source
+        return tower
 
     def check_window(self, window: int) -> None:
         super().check_window(window)
@@ -68,19 +109,20 @@ class OpenClipTower(Tower):
         )
         patches = found["image_intermediates"][-1]
         prefix = found.get("image_intermediates_prefix")
-        # Registers come after the class token, or alone.
+        # Register tokens come after the class token, or there are only register tokens.
         return (patches[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches
 
 
-def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTower:
-    """Builds a tower and fills it.
+def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> OpenClipTower:
+    """Build a tower and load its weights.
 
     Args:
-        config: `name` is open_clip's (`ViT-L-14`, `EVA02-L-14`, ...); `options` override its vision sizes.
-        clip: of a whole model; what is not the vision tower's is left out.
+        config: `name` is a name of open_clip (`ViT-L-14`, `EVA02-L-14`, ...); `options` override its vision sizes.
+        window: w, the side of the windows in pixels.
+        clip: the weights of the whole model. Those of the text tower are ignored.
 
     Raises:
-        OsmError: no such model, one that is no plain ViT, a window that it does not take, or weights that do not fit.
+        OsmError: no such model, the model is not a plain ViT, it does not take such windows, or the weights do not fit.
     """
     for name, value in config.options.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -113,14 +155,14 @@ def open_clip_tower(config: TowerConfig, window: int, clip: Clip) -> OpenClipTow
         tower = OpenClipTower(visual, window, clip.mean, clip.std)
     except OsmError:
         raise
-    except Exception as error:  # odd sizes, and models that are no ViT, raise what their sums happen to cause
-        raise OsmError(f"{about} and options {shown(config.options)}: {said(error)}") from None
+    except Exception as error:  # unusual sizes and models other than ViTs may raise any exception
+        raise OsmError(f"{about} and options {shown(config.options)}: {one_line(error)}") from None
     check_tokens(tower, window, about)
     return tower
 
 
 def _resize(visual: Any, window: int) -> None:
-    """Brings one of timm's models to another window; open_clip itself resamples its own ViTs alone."""
+    """Resize a timm model to another window size. open_clip does this only for its own ViTs."""
     trunk: Any = getattr(visual, "trunk", None)
     size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if size is not None and tuple(size) != (window, window) and hasattr(trunk, "set_input_size"):
@@ -128,8 +170,8 @@ def _resize(visual: Any, window: int) -> None:
             trunk.set_input_size(img_size=(window, window))
 
 
-def open_clip_hub_id(config: TowerConfig) -> str:
-    """The hub repository of a tower's weights: that of the tag, where `weights` is one of open_clip's.
+def open_clip_hub_id(config: OpenClipTowerConfig) -> str:
+    """Return the hub repository of a tower's weights. If `weights` is a tag of open_clip, it is the tag's repository.
 
     Raises:
         OsmError: open_clip is not installed, or has no such model.
@@ -137,11 +179,11 @@ def open_clip_hub_id(config: TowerConfig) -> str:
     return _repository(_tags(config.name).get(config.weights, {}))[0] or config.weights or config.name
 
 
-def load_clip(config: TowerConfig, found: Found) -> Clip:
-    """A CLIP model from one place.
+def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
+    """Load the weights of a CLIP model from one place.
 
     Raises:
-        OsmError: what its weights were trained with is not known.
+        OsmError: the input normalisation or the activation of the weights is not known.
     """
     tags = _tags(config.name)
     known = tags.get(config.weights) or next(
@@ -169,7 +211,7 @@ def load_clip(config: TowerConfig, found: Found) -> Clip:
 
 
 def _own_config(found: Found) -> dict[str, Any] | None:
-    """What lies beside the weights about them, as open_clip's repositories have it."""
+    """Return the normalisation and the activation from the config file next to the weights, if there is one."""
     place = Path(found.location)
     try:
         if found.source == "hub":
@@ -192,7 +234,7 @@ def _own_config(found: Found) -> dict[str, Any] | None:
 
 
 def _download(repository: str, *names: str) -> Path:
-    """The first of these files that a repository has."""
+    """Download the first of these files that exists in a repository."""
     for name in names[:-1]:
         try:
             return Path(hf_hub_download(repository, name, **hub_options()))
@@ -202,7 +244,7 @@ def _download(repository: str, *names: str) -> Path:
 
 
 def _repository(pretrained: dict[str, Any]) -> tuple[str, str]:
-    """The hub id that open_clip has for a tag, and the file where it names one: `owner/name/`, `owner/name/file`."""
+    """Return the hub id of a tag and its file (or an empty name), from `owner/name/` or `owner/name/file`."""
     owner, _, rest = str(pretrained.get("hf_hub") or "").partition("/")
     name, _, file = rest.partition("/")
     return (f"{owner}/{name}", file) if name else ("", "")
@@ -226,7 +268,7 @@ def _model_config(name: str) -> dict[str, Any]:
 
 
 def _tags(name: str) -> dict[str, dict[str, Any]]:
-    """What open_clip knows of a model's published weights, by tag."""
+    """Return the settings of a model's published weights, by tag."""
     library = _library()
     _model_config(name)
     return {tag: library.get_pretrained_cfg(name, tag) or {} for tag in library.list_pretrained_tags_by_model(name)}

@@ -1,11 +1,12 @@
-"""Vision towers of timm: plain ViTs with one grid of tokens, and any model whose feature maps timm can take out.
+"""Vision towers of timm: plain ViTs with one grid of tokens, and any model from which timm can extract feature maps.
 
-Shapes as in `osm.models.towers.tower`. timm is imported where its models are built: an InstructBLIP needs none of it.
+Shapes are as in `osm.models.towers.tower`. timm is imported when a model is built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,67 @@ import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
+from osm.config import FieldError
 from osm.errors import OsmError, shown
 from osm.files import read_json
-from osm.models.towers.tower import Tower, check_complete, check_tokens, said
-from osm.models.weights import Found, hub_options
+from osm.models.model_config import LARGEST
+from osm.models.towers.tower import PretrainedTowerConfig, Tower, check_complete, check_options, check_tokens, one_line
+from osm.models.weights import Found, hub_options, load_first, timm_state_dict
 from osm.quiet import quiet_libraries
 
 _CONFIG = "config.json"
+# Arguments of timm.create_model that no config sets, because they name files or the tower decides them.
+_REFUSED = (
+    "model_name pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir scriptable exportable "
+    "no_jit features_only out_indices num_classes img_size"
+)
 
 
-class TimmVitTower(Tower):
-    """A timm ViT: its class token (if it has one; registers are dropped) and its final, normed patch tokens."""
+@dataclass(frozen=True)
+class TimmTowerConfig(PretrainedTowerConfig):
+    """A model of timm.
 
-    def __init__(self, model: nn.Module, patch: int, window: int) -> None:
+    Attributes:
+        options: further arguments of `timm.create_model`, for a model of other sizes than timm's own.
+        strides: the strides of the feature maps of a CNN, finest first. The coarser maps are upsampled onto the grid of
+            the finest one. Empty for a ViT, whose patch tokens are taken.
+    """
+
+    kind: str = field(default="timm", kw_only=True)
+    strides: tuple[int, ...] = ()
+
+    refused = frozenset(_REFUSED.split())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for place, stride in enumerate(self.strides):
+            if not 1 <= stride <= LARGEST:
+                raise FieldError(f"strides.{place} {shown(stride)} is not 1 to {LARGEST}")
+
+
+class TimmTower(Tower):
+    """A tower of timm: a ViT's patch tokens, or a model's feature maps."""
+
+    Config = TimmTowerConfig
+
+    @classmethod
+    def of(cls, config: TimmTowerConfig, window: int) -> Tower:
+        weights = config.weights or config.name
+        hub_id = config.weights or timm_hub_id(config.name)
+        found, state = load_first(
+            weights, config.source, lambda place: timm_state_dict(config.name, place), hub_id=hub_id
+        )
+        check_options(config.options, state, weights)
+        tower = timm_tower(config.name, config.strides, window, state, config.options)
+        tower.mean, tower.std = timm_normalisation(config.name, config.weights, found) or (tower.mean, tower.std)
+        tower.source = found.source
+        return tower
+
+
+class TimmVitTower(TimmTower):
+    """A timm ViT. It gives the class token, if there is one, and the normalised patch tokens; no register tokens."""
+
+    def __init__(self, model: Any, patch: int, window: int) -> None:
         super().__init__()
         self.model = model
         self.patch, self.width = patch, model.num_features
@@ -34,28 +83,26 @@ class TimmVitTower(Tower):
         self.class_tokens = class_tokens_of(model)
         self.window = window
         self.mean, self.std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        # Models that pool by averaging norm after the pooling, and leave forward_features' tokens as they are.
+        # Models with average pooling apply their norm after the pooling, so forward_features' tokens lack it.
         self.norm_after = isinstance(getattr(model, "norm", None), nn.Identity) and hasattr(model, "fc_norm")
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.model.forward_features(windows)
-        if isinstance(tokens, Mapping):  # NaFlexViT: its tokens beside the mask of those that are padding
+        if isinstance(tokens, Mapping):  # NaFlexViT returns its tokens with a padding mask
             tokens = tokens["patches"]
         if self.norm_after:
             tokens = self.model.fc_norm(tokens)
         return tokens[:, : self.class_tokens], tokens[:, self.skip :]
 
 
-class TimmMapsTower(Tower):
-    """A timm model's feature maps at some strides, the coarser ones upsampled onto the finest one's grid.
+class TimmMapsTower(TimmTower):
+    """A timm model's feature maps at several strides. Coarser maps are upsampled onto the grid of the finest map.
 
-    Each map is normalised over its channels at every place, so that none outweighs the others; then they are
-    concatenated, finest first.
+    Each map is normalised over its channels at every position, so that all maps have the same scale. The maps are then
+    concatenated along the channels, finest first.
     """
 
-    def __init__(
-        self, model: nn.Module, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, model: Any, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
         self.strides = tuple(strides)
@@ -91,13 +138,13 @@ class TimmMapsTower(Tower):
         return patches[:, :0], patches
 
     def _maps(self, windows: Tensor) -> list[Tensor]:
-        """The model's maps (W, channels, h, h), finest first."""
+        """Return the model's maps (W, channels, h, h), finest first."""
         maps = self.model(windows.contiguous(memory_format=torch.channels_last))
         return [features.permute(0, 3, 1, 2) for features in maps] if self.channels_last_maps else maps
 
 
 def timm_hub_id(name: str) -> str:
-    """The hub repository of a timm model's weights (it has the weights' tag in its name).
+    """Return the hub repository of a timm model's weights, whose name contains the tag of the weights.
 
     Raises:
         OsmError: no such model.
@@ -105,7 +152,7 @@ def timm_hub_id(name: str) -> str:
     import timm
 
     try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
         raise OsmError(
             f"model.tower.name {name!r} is not a timm model; timm.list_models() lists them ({error})"
@@ -114,19 +161,21 @@ def timm_hub_id(name: str) -> str:
 
 
 def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The mean and std of the RGB input (0..1) that a timm model's weights were trained with.
+    """Return the mean and std of the RGB input (0..1) with which a timm model's weights were trained.
 
-    They are those of the pip package, else of the `config.json` beside the weights, else of the tag in the weights'
-    name (`timm/vit_base_patch16_224.dino`).
+    They come from the pip package, else from the `config.json` next to the weights, else from the tag in the name of
+    the weights (`timm/vit_base_patch16_224.dino`).
 
     Args:
-        name, weights: as in the config of the tower; found: where the weights were found.
+        name: the name of the model, from the config of the tower.
+        weights: the name of the weights, from the config of the tower.
+        found: where the weights were found.
 
     Returns:
-        (mean, std), or None where nothing says other than the model's own default.
+        (mean, std), or None if the default of the model applies.
 
     Raises:
-        OsmError: a `config.json` whose mean or std cannot be.
+        OsmError: a `config.json` with an impossible mean or std.
     """
     import timm
 
@@ -143,7 +192,7 @@ def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[flo
 
 
 def _config_beside(name: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and std of timm's `config.json`; None where there is no such file, or it is not about this input."""
+    """Return the mean and std from timm's `config.json`; None if there is none or it is of another model."""
     place = Path(found.location)
     if found.source == "hub":
         try:
@@ -157,10 +206,10 @@ def _config_beside(name: str, found: Found) -> tuple[tuple[float, ...], tuple[fl
     document = read_json(path, "timm's config")[0]
     if not isinstance(document, dict):
         raise OsmError(f"{path}: expected timm's config, a mapping, found {shown(document)}")
-    # A single file may lie beside another model's config.
+    # Next to a single file of weights, there may be the config of another model.
     if not place.is_dir() and found.source != "hub" and document.get("architecture") != name.partition(".")[0]:
         return None
-    config = document.get("pretrained_cfg", document)  # old files have it all on one level
+    config = document.get("pretrained_cfg", document)  # in old files all keys are at the top level
     if not isinstance(config, dict) or config.get("mean") is None or config.get("std") is None:
         return None
     values = []
@@ -181,28 +230,31 @@ def timm_tower(
     state_dict: dict[str, Tensor] | None,
     options: Mapping[str, Any] | None = None,
 ) -> Tower:
-    """Builds a timm tower, fills it with `state_dict` and runs one window through it.
+    """Build a timm tower, load its weights and run one window through it.
 
     Args:
-        strides: of the feature maps to take; empty for a ViT with one grid of tokens.
-        state_dict: weights by timm's names; None keeps timm's random start.
+        name: the name of the model in timm.
+        strides: the strides of the feature maps; empty for a ViT with one grid of tokens.
+        window: w, the side of the windows in pixels.
+        state_dict: weights with timm's names; None keeps timm's random initial values.
         options: further arguments of `timm.create_model`.
 
     Raises:
-        OsmError: no such model, strides, options or windows that it does not have, or weights that do not fit it.
+        OsmError: no such model; strides, options or windows that the model does not support; or weights that do not
+            fit.
     """
     timm_hub_id(name)
     options = dict(options or {})
-    if state_dict is not None and not state_dict:  # timm would take none for "download them"
+    if state_dict is not None and not state_dict:  # timm would download weights if this were empty
         raise OsmError(f"weights for {name} hold no tensors")
     try:
         build = _maps_tower if strides else _vit_tower
         return build(name, strides, window, state_dict, options)
     except OsmError:
         raise
-    except Exception as error:  # odd sizes raise what timm's and torch's sums with them happen to cause
+    except Exception as error:  # unusual sizes may raise any exception of timm or torch
         if not options:
-            raise OsmError(f"{_about(name, strides, window)}: it cannot be built ({said(error)})") from None
+            raise OsmError(f"{_about(name, strides, window)}: it cannot be built ({one_line(error)})") from None
         raise OsmError(f"model.tower.options {options} do not suit {name} ({error})") from None
 
 
@@ -211,16 +263,16 @@ def _about(name: str, strides: Sequence[int], window: int) -> str:
     return f"model.tower.name {name!r} with --sliding_window_size {window}{taken}"
 
 
-def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> nn.Module:
-    """A timm model with these weights, resampled by timm where they are of another window size."""
+def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> Any:
+    """Build a timm model with these weights. timm resamples weights of another window size."""
     import timm
 
     if state_dict is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state_dict)}}
-    with quiet_libraries():  # timm names what a file has and a tower leaves out
-        model = timm.create_model(name, **arguments)
+    with quiet_libraries():  # timm logs the entries of a file that the tower does not use
+        model: Any = timm.create_model(name, **arguments)
     for config in (model.pretrained_cfg, getattr(getattr(model, "model", None), "pretrained_cfg", {})):
-        config.pop("state_dict", None)  # or the weights would be held twice
+        config.pop("state_dict", None)  # otherwise the weights would stay in memory twice
     return model
 
 
@@ -230,14 +282,15 @@ def _maps_tower(
     import timm
 
     try:
-        info = timm.create_model(name, features_only=True, **options).feature_info
+        model: Any = timm.create_model(name, features_only=True, **options)
+        info = model.feature_info
     except TypeError:
         raise
-    except Exception as error:  # RuntimeError, AttributeError, AssertionError: each model has its own way to lack them
+    except Exception as error:  # models without feature maps raise different exceptions
         if options and not isinstance(error, (RuntimeError, AttributeError)):
             raise
         raise OsmError(f"model.tower.name {name!r} has no feature maps ({error}); leave tower.strides empty") from None
-    # Of several maps at one stride, as the blocks of a ViT are, the last one: it has seen most of the model.
+    # Several maps may have the same stride, such as the blocks of a ViT. The last one is used.
     places = dict(zip(info.reduction(), info.out_indices, strict=True))
     if list(strides) != sorted(set(strides) & set(places)):
         raise OsmError(
@@ -265,10 +318,10 @@ def _resized_maps(
     options: dict[str, Any],
     error: OsmError,
 ) -> Tower:
-    """The tower built for these windows alone, where the model cannot take them at its own size (swin, coatnet, ...).
+    """Build the tower for this window size only, for models with a fixed input size (swin, coatnet, ...).
 
     Raises:
-        OsmError: nor can it so; the message is that of `error`, with the model's own size.
+        OsmError: this fails, too. The message is that of `error`, with the model's own size.
     """
     import timm
 
@@ -276,8 +329,9 @@ def _resized_maps(
         try:
             tower = _filled_maps(name, strides, indices, state_dict, {**options, "img_size": window})
             check_tokens(tower, window, _about(name, strides, window))
-        except Exception:  # no such argument, or position embeddings that timm does not resample
-            own = timm.get_pretrained_cfg(name).input_size[-1]
+        except Exception:  # the model has no argument img_size, or timm cannot resample its position embeddings
+            config: Any = timm.get_pretrained_cfg(name)
+            own = config.input_size[-1]
             hint = "" if own == window else f"; the model's own windows are of {own} pixels"
             raise OsmError(f"{error}{hint}") from None
     tower.window = window
@@ -299,22 +353,22 @@ def _filled_maps(
         if state_dict is None:
             raise
         raise OsmError(f"weights for {name} do not fit it: {error}") from None
-    if state_dict is not None:  # timm leaves what a file lacks at its random start, and says nothing
+    if state_dict is not None:  # timm silently keeps random values for entries that the file lacks
         given = {_plain(key) for key in state_dict}
         lacking = [key for key in model.state_dict() if _plain(_whole(model, key)) not in given]
         check_complete(name, [_whole(model, key) for key in lacking])
-    config = timm.get_pretrained_cfg(name)
+    config: Any = timm.get_pretrained_cfg(name)
     return TimmMapsTower(model, strides, config.mean, config.std)
 
 
 def _whole(model: nn.Module, key: str) -> str:
-    """An entry's name without what timm's wrappers put before the whole model's (`model.`, `body.`)."""
+    """Return the name of an entry without the prefix of timm's wrappers (`model.`, `body.`)."""
     children = [child for child, _ in model.named_children()]
     return key.partition(".")[2] if children in (["model"], ["body"]) else key
 
 
 def _plain(key: str) -> str:
-    """timm calls `stem.0` of the whole model `stem_0` where it takes out maps."""
+    """Return a name without the renaming by timm's extraction of feature maps (`stem.0` becomes `stem_0`)."""
     return key.replace("_", ".")
 
 
@@ -334,15 +388,15 @@ def _vit_tower(
     patch = patch_of(model)
     if patch is None or not hasattr(model, "num_prefix_tokens"):
         raise OsmError(f"model.tower.name {name!r} is no plain ViT; give tower.strides to use its feature maps")
-    if state_dict is not None:  # as above
+    if state_dict is not None:  # timm silently keeps random values for entries that the file lacks
         check_complete(name, [key for key in model.state_dict() if key not in state_dict])
     tower = TimmVitTower(model, patch, window)
     check_tokens(tower, window, _about(name, strides, window))
     return tower
 
 
-def patch_of(model: nn.Module) -> int | None:
-    """Pixels a side of one token's cell, what a convolutional stem takes in included; None where it is not known."""
+def patch_of(model: Any) -> int | None:
+    """Return the side of a token's cell in pixels, including a convolutional stem; None if it is not known."""
     embed: Any
     for embed in (getattr(model, "patch_embed", None), getattr(model, "embeds", None)):
         if hasattr(embed, "feat_ratio"):
@@ -353,8 +407,8 @@ def patch_of(model: nn.Module) -> int | None:
     return int(info[-1]["reduction"]) if info else None
 
 
-def class_tokens_of(model: nn.Module) -> int:
-    """1 for a timm model whose tokens begin with a class token, 0 for one without it (registers are none)."""
+def class_tokens_of(model: Any) -> int:
+    """Return 1 if the tokens of a timm model begin with a class token, else 0. Register tokens do not count."""
     token = getattr(model, "cls_token", None)
     if token is None:
         token = getattr(getattr(model, "embeds", None), "cls_token", None)

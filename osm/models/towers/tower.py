@@ -1,65 +1,130 @@
-"""Frozen vision towers: anything that turns windows into patch tokens, and a class token where it has one.
+"""The interface of frozen vision towers, which turn windows into patch tokens and class tokens, and their checks.
 
 Shapes: W windows of side w, p patch (stride), P = 1 or 0 class tokens, C width.
-
-Towers of timm and open_clip are built in `osm.models.towers.timm_tower` and `osm.models.towers.open_clip_tower`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osm.errors import OsmError
+from osm.config import FieldError
+from osm.errors import OsmError, shown
+from osm.models.model_config import LARGEST, TowerConfig, check_sizes
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Tower(nn.Module):
-    """Interface: `forward(windows (W, 3, w, w)) -> (class tokens (W, P, C), patches (W, (w/p)^2, C))`.
+    """The interface of a tower: `forward(windows (W, 3, w, w)) -> (class tokens (W, P, C), patches (W, (w/p)^2, C))`.
+
+    A subclass is found by its name in `osm.models.towers.TOWERS`. The model freezes it and keeps it in eval mode. A
+    tower has at least one parameter, because its input is cast to the dtype of its parameters.
 
     Attributes:
-        patch, width: p and C. class_tokens: P.
-        mean, std: of the RGB input in 0..1, (x - mean) / std.
-        window: the only window size the tower takes, or None for any multiple of p.
-        tried: the window sizes at which `check_tokens` has run the tower.
+        Config: the dataclass of this kind's settings.
+        patch: p, the side of a patch in pixels (the stride of the tokens).
+        width: C, the width of a token.
+        class_tokens: P, the number of class tokens of a window.
+        mean: subtracted from the RGB input, which is in 0..1.
+        std: divides the RGB input after the mean is subtracted.
+        window: the only window size that the tower takes, or None for any multiple of p.
+        source: where the weights were found (`osm.models.weights.Found.source`); empty for a tower without weights.
+        tried: the window sizes for which `check_tokens` has run the tower.
     """
 
+    Config: ClassVar[type[TowerConfig]]
     patch: int
     width: int
     class_tokens: int
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     window: int | None = None
+    source: str = ""
     tried: frozenset[int] = frozenset()
 
+    @classmethod
+    def of(cls, config: Any, window: int) -> Tower:
+        """Build a tower and load its weights.
+
+        Args:
+            config: an instance of `cls.Config`.
+            window: w, the side of the windows in pixels.
+
+        Raises:
+            OsmError: the weights are not found or do not fit, or the tower does not take such windows.
+        """
+        raise NotImplementedError
+
     def check_window(self, window: int) -> None:
-        """Raises OsmError where windows of this side do not fit the tower."""
+        """Raise OsmError if the tower does not take windows of this side."""
         if self.window is not None and window != self.window:
             raise OsmError(f"--sliding_window_size {window}: this tower takes windows of {self.window} pixels")
 
 
-class InstructBlipTower(Tower):
-    """InstructBLIP's ViT at its native size, final layer norm included."""
+@dataclass(frozen=True)
+class PretrainedTowerConfig(TowerConfig):
+    """A tower of a library that loads pretrained weights.
 
-    def __init__(self, vision_model: nn.Module) -> None:
-        super().__init__()
-        self.vision_model = vision_model
-        config = vision_model.config
-        self.patch, self.width, self.class_tokens = config.patch_size, config.hidden_size, 1
-        self.window = config.image_size
+    Attributes:
+        weights: the name under which the weights are searched. Empty = `name`.
+        options: sizes of a model that differ from those that the library has under its name.
+    """
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.vision_model(pixel_values=windows).last_hidden_state
-        return tokens[:, :1], tokens[:, 1:]
+    weights: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    refused: ClassVar[frozenset[str]] = frozenset()
+    """Options that decide other things than sizes."""
+
+    def __post_init__(self) -> None:
+        # A checkpoint's config may set the size of a model, but not the files that are read.
+        sizes = (bool, int, float, str)
+        for name, value in self.options.items():
+            values = value if isinstance(value, (list, tuple)) else [value]
+            fits = all(isinstance(item, sizes) and (isinstance(item, str) or abs(item) <= LARGEST) for item in values)
+            if name in self.refused or not fits:
+                what = "is not a size of the model (a number, a word, or a list)"
+                raise FieldError(f"options: {name}: {shown(value)} {what}")
+
+
+@dataclass(frozen=True)
+class RandomTowerConfig(TowerConfig):
+    """A tiny tower of random values, for tests and for trying a data pipeline.
+
+    Attributes:
+        patch: the side of a patch in pixels.
+        width: the width of a token.
+        class_token: whether each window has a class token, the mean of its patches.
+        seed: the seed of the random values.
+    """
+
+    kind: str = field(default="random", kw_only=True)
+    patch: int = 14
+    width: int = 32
+    class_token: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "patch width")
+
+    def token_shape(self, input_size: int) -> tuple[int, int]:
+        return (input_size // self.patch) ** 2, self.width
+
+    def least_parameters(self) -> int:
+        return 3 * self.patch**2 * self.width
 
 
 class RandomTower(Tower):
-    """A tiny tower of random values, drawn from a seed: for tests, and for trying a data pipeline."""
+    """A tiny tower whose values are drawn from a seed."""
+
+    Config = RandomTowerConfig
 
     def __init__(self, patch: int, width: int, class_token: bool, seed: int) -> None:
         super().__init__()
@@ -70,26 +135,33 @@ class RandomTower(Tower):
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * (3 * patch * patch) ** -0.5)
 
+    @classmethod
+    def of(cls, config: RandomTowerConfig, window: int) -> RandomTower:
+        return cls(config.patch, config.width, config.class_token, config.seed)
+
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         patches = self.embedding(windows).flatten(2).transpose(1, 2)
         patches = F.layer_norm(patches, patches.shape[-1:])
         return patches.mean(1, keepdim=True)[:, : self.class_tokens], patches
 
 
-# Above this many parameters a tower is tried on the meta device, which computes shapes alone.
+# A tower with more parameters than this is tried on the meta device, which computes shapes only.
 _LARGE = 100_000_000
+_MARGIN = 8
+"""The weights may have this many times fewer values than the tower's options suggest (grouped convolutions)."""
 
 
 def check_tokens(tower: Tower, window: int, about: str) -> None:
-    """Runs one window of zeros through a tower, and compares what comes out with what the tower promises.
+    """Run one window of zeros through a tower, and compare the shapes of its tokens with the tower's attributes.
 
-    Torch's random state, the tower's mode and its weights stay as they are.
+    Torch's random state, the tower's mode and its weights stay unchanged.
 
     Args:
-        about: the sentence's subject in errors: which model, with which windows.
+        window: w, the side of the window in pixels.
+        about: the subject of error messages: the model and the window size.
 
     Raises:
-        OsmError: the tower does not run on such windows, or its tokens are not (1, P, C) and (1, (w/p)^2, C).
+        OsmError: the tower does not run on such a window, or its tokens are not (1, P, C) and (1, (w/p)^2, C).
     """
     if window in tower.tried:
         return
@@ -99,8 +171,8 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
             prefix, patches = _try(tower.eval(), window)
     except OsmError as error:
         raise OsmError(f"{about}: {error}") from None
-    except Exception as error:  # a model that such windows do not suit raises what its sums happen to cause
-        raise OsmError(f"{about}: the model does not run ({said(error)})") from None
+    except Exception as error:  # a model that does not suit such windows may raise any exception
+        raise OsmError(f"{about}: the model does not run ({one_line(error)})") from None
     finally:
         tower.train(training)
     expected = (1, (window // tower.patch) ** 2, tower.width)
@@ -115,8 +187,8 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
     tower.tried |= {window}
 
 
-def said(error: Exception) -> str:
-    """What a library's error says, on one line of bounded length."""
+def one_line(error: Exception) -> str:
+    """Return the message of a library's error, on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or repr(error)[:300]
 
 
@@ -125,18 +197,46 @@ def _try(tower: Tower, window: int) -> tuple[Tensor, Tensor]:
     like = next(tower.parameters(), torch.zeros(0))
     shape = (1, 3, window, window)
     if sum(parameter.numel() for parameter in tower.parameters()) > _LARGE:
-        # A copy, so that what a model caches in its forward is not left on the meta device.
-        meta: dict[int, object] = {
+        # We run a copy, because a model may cache tensors in its forward, and these would stay on the meta device.
+        meta: dict[int, Any] = {
             id(t): nn.Parameter(t.to("meta"), False) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors
         }
         try:
             return copy.deepcopy(tower, meta)(torch.zeros(shape, dtype=like.dtype, device="meta"))
-        except Exception:  # not every model can: some hold plain tensors, some read values
+        except Exception:  # some models hold plain tensors or read values, so they cannot run on the meta device
             pass
     return tower(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
 
 def check_complete(name: str, lacking: Sequence[str]) -> None:
-    """Raises OsmError where a file lacks entries of a tower."""
+    """Raise OsmError if a file lacks entries of a tower."""
     if lacking:
         raise OsmError(f"weights for {name} lack {len(lacking)} entries, the first is {lacking[0]!r}")
+
+
+def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor] | None, name: str) -> None:
+    """Compare the sizes in a tower's `options` with the weights that will fill the tower.
+
+    Args:
+        state: the weights, or None for a tower that keeps its random start.
+        name: the name of the weights, for the error message.
+
+    Raises:
+        OsmError: the tower would be far larger than the weights.
+    """
+    if state is None:
+        return
+    widths, depths = [0], [0]
+    for option, value in options.items():
+        numbers = [one for one in (value if isinstance(value, (list, tuple)) else [value]) if type(one) is int]
+        if any(word in option for word in ("dim", "width", "channels", "features")):
+            widths += numbers
+        elif any(word in option for word in ("depth", "layers", "blocks")):
+            depths.append(sum(numbers))
+    least = max(1, max(depths)) * max(widths) ** 2
+    there = sum(value.numel() for value in state.values())
+    if max(depths) > len(state) or least > _MARGIN * there:
+        raise OsmError(
+            f"model.tower.options {shown(dict(options))}: a tower of such a size does not fit the weights of {name!r}, "
+            f"which are {len(state)} entries of {there} values"
+        )

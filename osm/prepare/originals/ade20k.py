@@ -15,8 +15,10 @@ from osm.errors import OsmError, SampleError
 from osm.files import read_text
 from osm.forms.files import about, read
 from osm.io.images import open_image, read_panoptic
-from osm.io.pool import say
 from osm.prepare.originals.work import Panoptic, found, ids_of, run, write_panoptic_json
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 WHAT = "ADE20K panoptic, from ADEChallengeData2016 and its instance annotations"
 _SPLITS = {"training": "train", "validation": "val"}
@@ -48,7 +50,7 @@ def make(args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
         maps = found("data_dir", root, f"annotations/{split}/*.png")
         instances = root / "annotations_instance" / split
         if not instances.is_dir():
-            say("warning", f"there is no {instances}: all things of one class become one segment")
+            logger.warning(f"there is no {instances}: all things of one class become one segment")
         target = root / f"ade20k_panoptic_{_SPLITS[split]}"
         target.mkdir(exist_ok=True)
         jobs = [

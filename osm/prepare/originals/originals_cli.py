@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from osm.errors import OsmError, exit_code, write_failed
-from osm.io.pool import default_workers, say
+from osm.io.pool import default_workers
 from osm.prepare.originals import a847, ade20k, cityscapes, pc459
+from osm.terminal import CommandParser, console_command, message_logger
+
+logger = message_logger(__name__)
 
 SETS: dict[str, ModuleType] = {"ade20k": ade20k, "cityscapes": cityscapes, "a847": a847, "pc459": pc459}
 
@@ -23,10 +26,10 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def parser(name: str | None = None) -> argparse.ArgumentParser:
     """The command line of one helper, or (None) of all: the set's name comes first."""
     if name is not None:
-        own = argparse.ArgumentParser(description=f"Makes {SETS[name].WHAT}.")
+        own = CommandParser(description=f"Makes {SETS[name].WHAT}.")
         _add_arguments(own, name)
         return own
-    every = argparse.ArgumentParser(
+    every = CommandParser(
         prog="osm prepare_original", description="Makes from an original release the files that osm prepare reads."
     )
     choices = every.add_subparsers(metavar="SET", required=True, help="prepare_original SET --help tells its arguments")
@@ -35,9 +38,10 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     return every
 
 
-def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int:
+@console_command
+def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
     """Runs a helper; returns the exit code: 1 where some files could not be made, 2 for a mistake in the call."""
-    args = parser(name).parse_args(arguments)
+    args = parser(name).parse_args(argv)
     faults: Counter[str] = Counter()
     try:
         if args.num_workers < 1:
@@ -45,20 +49,21 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
         made = SETS[args.set].make(args, args.num_workers, faults)
     except OSError as error:
         failed = write_failed(error, str(error.filename or "a file"), "a file that can be read or written")
-        say("error", " ".join(str(failed).split()))
+        logger.error(" ".join(str(failed).split()))
         return exit_code(failed)
     except OsmError as error:
-        say("error", " ".join(str(error).split()))
+        logger.error(" ".join(str(error).split()))
         return exit_code(error)
     except KeyboardInterrupt:
-        say("stopped", "start the same command again")
+        logger.info("stopped: start the same command again")
         return 130
-    say("made", f"{made} files")
+    logger.info(f"made: {made} files")
     if faults:
-        say("left out", ", ".join(f"{reason} {count}" for reason, count in sorted(faults.items())))
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(faults.items()))
+        logger.info(f"left out: {counts}", fields=faults)
     return 1 if faults or not made else 0
 
 
-def prepare(arguments: Sequence[str] | None = None) -> int:
+def prepare(argv: Sequence[str] | None = None) -> int:
     """`osm prepare_original SET ...`."""
-    return main(None, arguments)
+    return main(None, argv)

@@ -16,9 +16,11 @@ from osm.forms.files import about, check_folder, read
 from osm.forms.maps import IGNORED
 from osm.io.mat import read_mat
 from osm.io.paths import safe_join
-from osm.io.pool import say
 from osm.prepare.originals.work import give, run, write_train_ids
 from osm.storage.output import check_here
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 WHAT = "PC-459, from Pascal Context's .mat files"
 _SPLITS = {"training": "train", "validation": "val"}
@@ -88,4 +90,4 @@ def _compare(path: Path, labels: LabelSet) -> None:
     if 2 * len(other) > len(listed):
         raise OsmError(f"--labels_txt {path}: {len(other)} of {len(listed)} names differ: this is another list")
     for number in other:
-        say("labels.txt", f"{number + 1}: {listed[number]!r} is {labels[number].target!r} in the table")
+        logger.info(f"labels.txt: {number + 1}: {listed[number]!r} is {labels[number].target!r} in the table")

@@ -20,7 +20,10 @@ from osm.errors import OsmError, SampleError
 from osm.forms.files import about, read
 from osm.forms.maps import IGNORED, categories
 from osm.io.images import panoptic_pixels, read_ids
-from osm.io.pool import Progress, in_order, say
+from osm.io.pool import in_order
+from osm.terminal import ProgressBar, message_logger
+
+logger = message_logger(__name__)
 
 _SHOWN = 5  # messages of each reason
 T = TypeVar("T")
@@ -29,16 +32,16 @@ R = TypeVar("R")
 
 def run(function: Callable[[T], R], jobs: Sequence[T], workers: int, faults: Counter[str]) -> list[R]:
     """The results of the jobs that went well, in order; the others are told of and counted in `faults`."""
-    progress, results = Progress(len(jobs), 0), []
-    for result, reason, message in in_order(partial(_try, function), jobs, workers):
-        if result is not None:
-            results.append(result)
-        else:
-            faults[reason] += 1
-            if faults[reason] <= _SHOWN:
-                say(f"left out ({reason})", message)
-        progress.step()
-    progress.show(end="\n")
+    results = []
+    with ProgressBar("making", len(jobs), "files") as progress:
+        for result, reason, message in in_order(partial(_try, function), jobs, workers):
+            if result is not None:
+                results.append(result)
+            else:
+                faults[reason] += 1
+                if faults[reason] <= _SHOWN:
+                    logger.info(f"left out ({reason}): {message}", fields={"reason": reason})
+            progress.step()
     return results
 
 

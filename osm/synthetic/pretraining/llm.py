@@ -6,7 +6,6 @@ Shapes: R rows, K context slots, T text tokens, W embedding width.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +19,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from osm.models.llm import LlmInputs, generate
+from osm.models.llm import generate
+from osm.models.llm_forward import LlmInputs
 from osm.synthetic.pretraining.corpus import Corpus, Named, seen_documents, tokenizer_text
 from osm.synthetic.pretraining.schedule import warm_cosine
 from osm.synthetic.pretraining.work import read_state
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 PAD, BOS, EOS = 0, 1, 2
 PROMPT_WEIGHT = 0.1
@@ -161,7 +163,7 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            echo(f"llm step {step}/{config.steps}: {loss:.3f} {time.monotonic() - started:.0f} s", file=sys.stderr)
+            logger.info(f"llm step {step}/{config.steps}: {loss:.3f} {time.monotonic() - started:.0f} s")
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
             saved = {"llm": llm.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -18,24 +16,27 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from osm.config import load_model_config
 from osm.errors import OsmError, exit_code
 from osm.files import read_json, write_atomically
+from osm.models.model_config import load_model_config
 from osm.models.weights import shipped_folder
 from osm.synthetic.pretraining.card import model_card
 from osm.synthetic.pretraining.llm import LlmTraining, pretrain_llm
 from osm.synthetic.pretraining.tower import TowerTraining, pretrain_tower
 from osm.synthetic.scenes.words import ATTRIBUTES, STUFF, THINGS, held_out_pairs
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 PARTS = ("llm", "tower")
 FACTS = "pretraining.json"
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="Pre-trains osm-nano's tower and LLM. Interrupted, the same command goes on."
+    parser = CommandParser(
+        allow_abbrev=False, description="Pre-trains osm-nano's tower and LLM. Interrupted, the same command resumes."
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of drawn scenes and checkpoints (2.5 GB)")
     parser.add_argument("--output", type=Path, default=shipped_folder() / "osm_nano", help="[%(default)s]")
@@ -63,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = read_json(args.output / FACTS, "facts")[0]
         write_atomically(args.output / "MODEL_CARD.md", [model_card(facts)])
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        logger.info("interrupted: the same command resumes from the last checkpoint")
         return 130
     echo(args.output)
     return 0

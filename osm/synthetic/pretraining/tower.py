@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,16 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osm.config import ModelConfig
 from osm.errors import OsmError
-from osm.models.towers.timm_tower import timm_tower
+from osm.models.model_config import ModelConfig
+from osm.models.towers.timm_tower import TimmTowerConfig, timm_tower
 from osm.models.towers.tower import Tower
 from osm.models.windows import SlidingWindows
 from osm.synthetic.pretraining.schedule import warm_cosine
 from osm.synthetic.pretraining.work import read_state
 from osm.synthetic.scenes.compose import draw_scene
 from osm.synthetic.scenes.words import ATTRIBUTES, STUFF, THINGS, Pair, choose_pairs
-from osm.terminal import echo
+from osm.terminal import ProgressBar, message_logger
+
+logger = message_logger(__name__)
 
 KINDS = (*THINGS, *STUFF)
 NOTHING = -100  # what no loss looks at
@@ -72,11 +73,13 @@ def draw_all(config: TowerTraining, size: int, folder: Path) -> Drawn:
             np.full((config.scenes, MAX_MASKS + 1, 2), NOTHING, np.int8),
         )
         jobs = ((size, config.seed, index) for index in range(config.scenes))
-        with multiprocessing.get_context("spawn").Pool(config.threads) as pool:
+        with (
+            multiprocessing.get_context("spawn").Pool(config.threads) as pool,
+            ProgressBar("scenes", config.scenes, "scenes") as progress,
+        ):
             for index, (image, ids, labels) in enumerate(pool.imap(_draw, jobs, chunksize=16)):
                 drawn.images[index], drawn.ids[index], drawn.labels[index] = image, ids, labels
-                if index % 500 == 0:
-                    echo(f"scenes: {index}/{config.scenes}", file=sys.stderr, flush=True)
+                progress.step()
         mark.unlink(missing_ok=True)
         for field, name in names.items():
             np.save(folder / name, getattr(drawn, field))
@@ -199,7 +202,10 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    tower = timm_tower(model.tower.name, model.tower.strides, model.sliding_window_size, None, model.tower.options)
+    sizes = model.tower
+    if not isinstance(sizes, TimmTowerConfig):
+        raise OsmError(f"model.tower.kind {sizes.kind!r}: expected timm, whose towers can be trained here")
+    tower = timm_tower(sizes.name, sizes.strides, model.sliding_window_size, None, sizes.options)
     task = TowerTask(tower, model)
     started = time.monotonic()
     drawn = draw_all(config, model.input_size, folder)
@@ -222,7 +228,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
             if step % 40 == 0:
                 rate = {name: round(value, 3) for name, value in right.items()}
                 seconds = time.monotonic() - started
-                echo(f"tower epoch {epoch} step {step}/{steps}: {loss:.3f} {rate} {seconds:.0f} s", file=sys.stderr)
+                logger.info(f"tower epoch {epoch} step {step}/{steps}: {loss:.3f} {rate} {seconds:.0f} s")
         document = {
             "task": task.state_dict(),
             "optimizer": optimizer.state_dict(),

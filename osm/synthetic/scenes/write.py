@@ -12,8 +12,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -37,7 +35,9 @@ from osm.synthetic.scenes.words import (
     name_in,
     stuff_name_in,
 )
-from osm.terminal import echo
+from osm.terminal import CommandParser, ProgressBar, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 SUMMARY = "scenes.json"
 MAX_SIZE, MIN_SIZE = 1120, 64
@@ -94,7 +94,7 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
         changed = [key for key, value in arguments.items() if not isinstance(found, dict) or found.get(key) != value]
         if changed:
             raise OsmError(f"{folder} holds scenes made with another {', '.join(changed)}; choose another folder")
-        echo(f"{folder}: finished already, {options.images} scenes", file=sys.stderr)
+        logger.info(f"{folder}: finished already, {options.images} scenes")
         return folder
     try:
         for name in ("images", "panoptic"):
@@ -120,15 +120,11 @@ def _remove_beyond(folder: Path, images: int) -> None:
 
 
 def _draw_missing(folder: Path, options: SceneOptions, partial: PartialFile, workers: int) -> None:
-    first, started, shown = partial.done, time.monotonic(), time.monotonic()
-    jobs = [(str(folder), options, index) for index in range(first, options.images)]
-    for done, record in enumerate(_in_order(jobs, min(workers, len(jobs))), first + 1):
-        partial.append(record)
-        now = time.monotonic()
-        if now - shown > 2 or done == options.images:
-            shown, rate = now, (done - first) / max(now - started, 1e-9)
-            left = (options.images - done) / rate
-            echo(f"{folder}: {done}/{options.images} scenes, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr)
+    jobs = [(str(folder), options, index) for index in range(partial.done, options.images)]
+    with ProgressBar(folder, options.images, "scenes", partial.done) as progress:
+        for record in _in_order(jobs, min(workers, len(jobs))):
+            partial.append(record)
+            progress.step()
 
 
 def _in_order(jobs: Sequence[tuple[str, SceneOptions, int]], workers: int) -> Iterator[dict[str, Any]]:
@@ -192,7 +188,7 @@ def _segment(set_name: str, segment: dict[str, Any]) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     """The flags of `osm scenes`."""
     defaults = SceneOptions()
-    out = argparse.ArgumentParser(
+    out = CommandParser(
         prog="osm scenes", allow_abbrev=False, description="Draws scenes with panoptic masks and names, from a seed."
     )
     out.add_argument("out", type=Path, help="folder; a split goes to <out>/<split>")
@@ -209,6 +205,7 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `osm scenes`; returns the exit code."""
     args = parser().parse_args(argv)
@@ -222,9 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = SceneOptions(args.images, args.size, args.seed, args.pairs, args.held_out_seed, sets)
         echo(write_scenes(args.out / args.split, options, args.num_workers))
     except OsmError as error:
-        echo(f"error: {error}", file=sys.stderr)
+        logger.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
-        echo("interrupted: the same command goes on where it was", file=sys.stderr)
+        logger.info("interrupted: the same command resumes where it stopped")
         return 130
     return 0

@@ -16,9 +16,9 @@ import pytest
 import torch
 from tiny_run import Workshop, losses
 
-from osm.training import saved
+from osm.training import checkpoint_layout, checkpoints, published_layout, sharded_layout
+from osm.training.checkpoints import readable_checkpoints, scan
 from osm.training.distributed import World
-from osm.training.saved import candidates, scan
 from osm.training.step import Stepper
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
@@ -60,8 +60,8 @@ def test_a_run_that_goes_on_with_fewer_steps_keeps_its_new_checkpoints(
         printed = capsys.readouterr()
         assert f"stopped by a signal after step {step}" in printed.err
         assert start is None or f"resumed from {run / f'checkpoints/step_{start:08d}'}: " in printed.out
-        assert candidates(run)[0].name == f"step_{step:08d}"
-        assert len(saved.step_folders(run)) <= 2
+        assert readable_checkpoints(run)[0].name == f"step_{step:08d}"
+        assert len(sharded_layout.step_folders(run)) <= 2
     capsys.readouterr()
     records = workshop.train(run, *FLAGS, sets={"pan": (1, 12)})
     assert f"resumed from {run / 'checkpoints/step_00000018'}" in capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_a_broken_newest_checkpoint_is_set_aside(
     assert losses(run_of_eight(workshop, run)) == losses(whole)
     printed = capsys.readouterr().out
     before = run / ("checkpoint_0.pt" if newest.is_dir() else "checkpoints/step_00000002")
-    assert f"warning: checkpoint {newest}" in printed and "broken" in printed and f"going on from {before}" in printed
+    assert f"warning: checkpoint {newest}" in printed and "broken" in printed and f"resuming from {before}" in printed
     assert newest.with_name(newest.name + ".broken").exists()
     assert newest.exists()  # written anew on the way
 
@@ -145,9 +145,12 @@ def test_a_changed_run_file_is_not_believed(workshop: Workshop, tmp_path: Path) 
     shutil.copytree(eight(workshop), run)
     path = run / "checkpoints/step_00000006/run.json"
     path.write_text(path.read_text().replace('"step": 6', '"step": 7'))
-    with pytest.raises(saved.Unreadable, match=r"run\.json is broken: its content does not have the checksum it names"):
-        saved.run_document(path.parent)
-    assert path.parent in scan(run)[1] and path.parent not in candidates(run)
+    with pytest.raises(
+        checkpoint_layout.UnreadableCheckpoint,
+        match=r"run\.json is broken: its content does not have the checksum it names",
+    ):
+        sharded_layout.read_run_document(path.parent)
+    assert path.parent in scan(run)[1] and path.parent not in readable_checkpoints(run)
 
 
 def test_a_save_replaces_what_has_its_name(
@@ -158,8 +161,8 @@ def test_a_save_replaces_what_has_its_name(
     stopped(workshop, run, stop_at, 3, 1)
     (run / "checkpoints/step_00000007").mkdir()
     stopped(workshop, run, stop_at, 7, 1)
-    assert candidates(run)[0] == run / "checkpoints/step_00000007"
-    saved.check_whole(run / "checkpoints/step_00000007")
+    assert readable_checkpoints(run)[0] == run / "checkpoints/step_00000007"
+    checkpoints.verify(run / "checkpoints/step_00000007")
     capsys.readouterr()
     workshop.train(run, *FLAGS, sets={"pan": (1, 12)})
     assert "epoch 0, step 7" in capsys.readouterr().out
@@ -171,7 +174,7 @@ def test_a_kill_between_the_last_file_and_the_name_loses_nothing(workshop: Works
     (run / "checkpoint_1.pt").unlink()
     step = run / "checkpoints/step_00000006"
     step.rename(step.with_name("step_00000006.tmp"))
-    assert saved.newest_whole(run, World(0, 1, torch.device("cpu")), {}) == step
+    assert checkpoints.newest_intact(run, World(0, 1, torch.device("cpu")), {}) == step
 
 
 @pytest.mark.parametrize(
@@ -194,10 +197,10 @@ def test_counters_are_bounded_by_the_size_of_the_run(
     run = tmp_path / "run"
     shutil.copytree(eight(workshop), run)
     step = run / "checkpoints/step_00000006"
-    document = saved.run_document(step)
+    document = sharded_layout.read_run_document(step)
     document["progress"] |= change
     (step / "run.json").unlink()
-    saved.write_run_document(step, {name: part for name, part in document.items() if name != "files"})
+    sharded_layout.write_run_document(step, {name: part for name, part in document.items() if name != "files"})
     arguments = workshop.arguments(run, *FLAGS, "--resume_from_checkpoint", str(step), sets={"pan": (1, 4)})
     assert main(arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -208,15 +211,15 @@ def test_files_of_older_code_are_ordered_by_epoch(workshop: Workshop, tmp_path: 
     """They have neither counters nor checksums; whatever is saved after them is newer."""
     run = tmp_path / "run"
     shutil.copytree(eight(workshop), run)
-    for step in saved.step_folders(run):
+    for step in sharded_layout.step_folders(run):
         document = json.loads((step / "run.json").read_text())
         del document["files"], document["sha256"], document["progress"]["saves"]
         (step / "run.json").write_text(json.dumps(document))
-    for path in saved.epoch_files(run).values():
+    for path in published_layout.epoch_files(run).values():
         document = torch.load(path, weights_only=True)
         del document["progress"]["saves"]
         torch.save(document, path)
-    names = [path.name for path in candidates(run)]
+    names = [path.name for path in readable_checkpoints(run)]
     assert names == ["checkpoint_1.pt", "step_00000006", "checkpoint_0.pt", "step_00000002"]
     for name in ("checkpoint_1.pt",):
         (run / name).unlink()
@@ -228,11 +231,11 @@ def test_records_of_a_pt_file_carry_checksums(workshop: Workshop, tmp_path: Path
     """`check_whole` relies on the CRC-32 that torch writes for every record."""
     path = tmp_path / "x.pt"
     torch.save({"model_state_dict": {"a": torch.arange(1000.0)}}, path)
-    saved.check_whole(path)
+    checkpoints.verify(path)
     with zipfile.ZipFile(path) as archive:
         record = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
     data = bytearray(path.read_bytes())
     data[record.header_offset + 200] ^= 1
     path.write_bytes(data)
-    with pytest.raises(saved.Unreadable, match="does not have the checksum"):
-        saved.check_whole(path)
+    with pytest.raises(checkpoint_layout.UnreadableCheckpoint, match="does not have the checksum"):
+        checkpoints.verify(path)

@@ -1,4 +1,4 @@
-"""Where a run is: what a checkpoint must say so that another process, or another number of them, can go on there."""
+"""The position of a run: the counters in a checkpoint from which it is resumed, even with other processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from osm.data.stages import MAX_SKIPS_IN_A_ROW
 from osm.data.stream import Position
 from osm.errors import OsmError, shown
 
-# The largest counts that any run can have; a file that names more is broken.
+# The largest plausible counts. A file with larger counts is broken.
 _LARGE = 1 << 48
 _MOST = {
     **dict.fromkeys(("step", "epoch", "batches", "batches_per_epoch", "salt", "names", "skipped_steps"), _LARGE),
@@ -23,17 +23,25 @@ _MOST = {
 
 
 @dataclass
-class Progress:
-    """Counters of a run, and how far the streams of its epoch have come.
+class RunPosition:
+    """The counters of a run, and the positions of the sample streams of its epoch.
 
     Attributes:
-        step: optimiser steps taken. epoch: that it is in. batches: of that epoch that are done.
-        batches_per_epoch, streams, workers: of the run that counted them.
-        positions: set -> stream -> how far it has come; empty at the start of an epoch.
-        salt: of the epoch's draws (see `osm.data.stream`). skipped: samples by reason, over all processes.
-        best: the best held-out figure yet.
-        saves: checkpoints written so far; it only grows, whatever the batch size and the number of processes are now.
-        scaler: state of the loss scaler with fp16, else empty.
+        step: the number of optimizer steps.
+        epoch: the current epoch.
+        batches: the number of finished batches of the epoch.
+        batches_per_epoch: the batches per epoch of the run that wrote the counters.
+        streams: the number of sample streams of that run.
+        workers: the number of data workers of that run.
+        salt: the salt of the epoch's random draws (see `osm.data.stream`).
+        names: the number of trained names.
+        skipped_steps: the number of optimizer steps that were skipped.
+        skipped: reason -> number of skipped samples, over all processes.
+        positions: dataset -> stream -> its position. It is empty at the start of an epoch.
+        best: the best held-out metric so far.
+        saves: the number of written checkpoints. It only grows, even if the batch size or the number of processes
+            changes.
+        scaler: the state of the loss scaler with fp16, and else empty.
     """
 
     step: int = 0
@@ -52,7 +60,7 @@ class Progress:
     scaler: dict[str, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """As plain json."""
+        """Return the position as a JSON document."""
         found = asdict(self)
         found["skipped"] = dict(self.skipped)
         found["positions"] = {
@@ -62,11 +70,15 @@ class Progress:
         return found
 
     @classmethod
-    def read(cls, document: Mapping[str, Any], where: str) -> Progress:
-        """Reads a document of `document`; fields that it lacks keep their defaults.
+    def read(cls, document: Mapping[str, Any], where: str) -> RunPosition:
+        """Parse the result of `document`. Missing fields keep their defaults.
+
+        Args:
+            document: the JSON document.
+            where: the beginning of messages.
 
         Raises:
-            OsmError: it is none, or a count is negative or larger than any run's.
+            OsmError: the document is invalid, or a count is negative or implausibly large.
         """
         known = {item.name for item in fields(cls)}
         try:
@@ -89,13 +101,15 @@ class Progress:
             raise OsmError(f"{where}: its progress cannot be read ({error})") from None
 
     def check_bounds(self, epochs: int, batch_sizes: Mapping[str, int], where: str) -> None:
-        """Compares the counters with the size of the run that wrote them.
+        """Check the counters against the size of the run that wrote them.
 
         Args:
-            epochs: of that run, or of this one where it has more. batch_sizes: of the sets.
+            epochs: the larger number of epochs of that run and this run.
+            batch_sizes: dataset -> batch size.
+            where: the beginning of messages.
 
         Raises:
-            OsmError: a counter that no such run can have.
+            OsmError: a counter is impossible in such a run.
         """
         if self.epoch > epochs:
             raise OsmError(f"{where}: epoch {self.epoch}, but the run has {epochs}")
@@ -108,7 +122,7 @@ class Progress:
                         f"{where}: stream {stream} of {name} is at batch {position.batches} of an epoch of "
                         f"{self.batches_per_epoch}"
                     )
-                # Every batch's samples, and no more bad ones before each than end a run.
+                # Each sample of a batch may follow at most the number of bad samples that would end the run.
                 most = position.batches * batch_sizes.get(name, 1) * (MAX_SKIPS_IN_A_ROW + 1)
                 for worker, drawn in position.drawn.items():
                     if not 0 <= drawn <= most:
@@ -117,22 +131,30 @@ class Progress:
                             f"{position.batches} batches; at most {most} can be"
                         )
 
-    def goes_on_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
-        """Whether a run with these streams takes the very samples that the run before would have taken."""
+    def resumes_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
+        """Return whether a run with these settings would draw exactly the samples of the earlier run."""
         if (self.streams, self.batches_per_epoch) != (streams, batches_per_epoch):
             return False
         return not self.batches or max(1, self.workers) == max(1, workers)
 
-    def moved_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> Progress:
-        """The same share of the schedule in a run whose epochs have other batches; what is left of the epoch is drawn
-        anew, and may repeat samples of its first part."""
+    def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
+        """Return the position with the same share of the schedule in a run with another number of batches per epoch.
+
+        The rest of the epoch is drawn again, and may repeat samples of its first part.
+
+        Args:
+            streams: the number of sample streams of the new run.
+            workers: the number of data workers of the new run.
+            batches_per_epoch: the batches per epoch of the new run.
+            accumulation: the number of micro-batches per optimizer step.
+        """
         done = self.batches / max(1, self.batches_per_epoch)
         per_epoch = math.ceil(batches_per_epoch / accumulation)
         steps = math.ceil(done * per_epoch)
         epoch, steps = (self.epoch + 1, 0) if steps >= per_epoch and self.batches else (self.epoch, steps)
         batches = steps * accumulation
         step = epoch * per_epoch + steps
-        return Progress(
+        return RunPosition(
             **{
                 **{item.name: getattr(self, item.name) for item in fields(self)},
                 "step": step,

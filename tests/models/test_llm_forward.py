@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from osm.errors import OsmError
-from osm.models.kv_cache import cache_argument, read_prefix, read_tokens, select_rows
-from osm.models.llm_inputs import LlmInputs, LlmSupport, set_llm_support
+from osm.models.llm_forward import (
+    LlmInputs,
+    LlmSupport,
+    cache_argument,
+    read_prefix,
+    read_tokens,
+    select_rows,
+    set_llm_support,
+)
 
 
 class Renamed(nn.Module):

@@ -1,0 +1,69 @@
+"""An InstructBLIP taken apart: its ViT as the tower, and what its weights give to the bridge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from osm.errors import OsmError
+from osm.models.bridges import BRIDGES
+from osm.models.bridges.bridge import Bridge
+from osm.models.model_config import ModelConfig, TowerConfig
+from osm.models.towers.tower import Tower
+
+
+@dataclass(frozen=True)
+class InstructBlipTowerConfig(TowerConfig):
+    """The ViT of the InstructBLIP that `model.base_model_name` names. It has no settings of its own."""
+
+    kind: str = field(default="instructblip", kw_only=True)
+
+    def check_model(self, model: ModelConfig) -> None:
+        if not model.base_model_name:
+            raise OsmError("model.base_model_name is empty, and model.tower.kind 'instructblip' takes its ViT from it")
+
+
+class InstructBlipTower(Tower):
+    """InstructBLIP's ViT at its native window size, with its final layer norm."""
+
+    Config = InstructBlipTowerConfig
+
+    def __init__(self, vision_model: Any) -> None:
+        super().__init__()
+        self.vision_model = vision_model
+        config = vision_model.config
+        self.patch, self.width, self.class_tokens = config.patch_size, config.hidden_size, 1
+        self.window = config.image_size
+
+    @classmethod
+    def of(cls, config: TowerConfig, window: int) -> Tower:
+        raise OsmError(
+            "model.tower.kind 'instructblip' is built with its base model, which model.base_model_name names"
+        )
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.vision_model(pixel_values=windows).last_hidden_state
+        return tokens[:, :1], tokens[:, 1:]
+
+
+def take_apart(base_model: nn.Module, config: ModelConfig) -> tuple[InstructBlipTower, Bridge, ModelConfig]:
+    """Build the tower and the bridge from a `transformers.InstructBlipForConditionalGeneration` of any size.
+
+    Returns:
+        (tower, bridge, config). In the config, the bridge has the sizes that it took from the base model.
+
+    Raises:
+        OsmError: the base model is not an InstructBLIP with a decoder-only LLM, or does not suit the bridge.
+    """
+    base: Any = base_model
+    for part in ("vision_model", "qformer", "language_projection", "language_model", "query_tokens"):
+        if not hasattr(base, part):
+            raise OsmError(f"base_model is a {type(base).__name__} without {part}: no InstructBLIP model")
+    if not base.config.use_decoder_only_language_model:
+        raise OsmError("base_model has an encoder-decoder LLM (Flan-T5); a decoder-only one (Vicuna) is needed")
+    tower = InstructBlipTower(base.vision_model)
+    kind: type[Bridge] = BRIDGES.get(config.bridge.kind)
+    bridge = kind.of_instructblip(config, tower, base)
+    return tower, bridge, replace(config, bridge=bridge.config)

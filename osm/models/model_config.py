@@ -1,0 +1,302 @@
+"""The config of a model: its frozen tower and LLM, its trained bridge and LoRA, and the sizes they share.
+
+The section of a tower or a bridge names its `kind`. The class that `TOWERS` or `BRIDGES` has for the kind has the
+dataclass of its settings as its attribute `Config`, so this module names no kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from osm.config import FieldError, choice, from_dict, load_yaml
+from osm.datasets.table import ANY_MODE, PUBLISHED_MODES
+from osm.errors import OsmError, shown
+from osm.models import old_keys
+from osm.models.bridges import BRIDGES
+from osm.models.towers import TOWERS
+from osm.registry import Registry, is_import_path
+
+LARGEST = 1 << 16
+"""The largest size that a config may have: a checkpoint's config is not trusted."""
+_LARGEST_WINDOW = 1 << 13  # a ViT attends between all patches of a window
+_MOST_LAYERS = 1024
+QUANTIZATIONS = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_int4")
+
+
+def check_sizes(config: Any, names: str) -> None:
+    """Raise FieldError unless each of these fields (separated by spaces) is from 1 to 65536."""
+    for name in names.split():
+        size = getattr(config, name)
+        if not 1 <= size <= LARGEST:
+            raise FieldError(f"{name} {shown(size)} is not 1 to {LARGEST}")
+
+
+def check_layers(config: Any) -> None:
+    """Raise FieldError for more than 1024 layers, because building layers takes time however small they are."""
+    if config.layers > _MOST_LAYERS:
+        raise FieldError(f"layers {config.layers} is over {_MOST_LAYERS}")
+
+
+def check_dropout(config: Any) -> None:
+    """Raise FieldError unless the dropout is at least 0 and less than 1."""
+    if not 0 <= config.dropout < 1:
+        raise FieldError(f"dropout {config.dropout} is not between 0 and 1")
+
+
+def check_heads(config: Any, width: str, heads: str) -> None:
+    """Raise FieldError unless the field `width` is a multiple of the field `heads`."""
+    if getattr(config, width) % getattr(config, heads):
+        raise FieldError(f"{width} {getattr(config, width)} is not a multiple of {heads} {getattr(config, heads)}")
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """The frozen vision tower. Each kind has a subclass with its own settings.
+
+    Attributes:
+        kind: the name of the tower's class in `TOWERS`, or `module:Class`.
+        name: the model's name in the library that builds it.
+        source: where the weights come from. Empty = the first of local folder, this package, hub, and pip package
+            that has them (`osm.models.weights`).
+    """
+
+    kind: str = field(default="", kw_only=True)
+    name: str = ""
+    source: str = ""
+
+    @classmethod
+    def resolve(cls, values: Any, where: str) -> tuple[type[TowerConfig], Any, dict[str, str]]:
+        """Return the config class of the kind, and its values (see `osm.config.from_dict`)."""
+        if cls is not TowerConfig:
+            return cls, values, {}
+        chosen, given = _of_kind(TOWERS, values, where)
+        return chosen, old_keys.tower_fields(chosen, given, where), {}
+
+    def stored(self) -> dict[str, Any]:
+        """Return the values as a checkpoint has them."""
+        return old_keys.stored_tower(dataclasses.asdict(self))
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise OsmError if the rest of the model's config does not suit this tower."""
+
+    def token_shape(self, input_size: int) -> tuple[int, int] | None:
+        """Return (number of patch tokens, width) for an input, or None where only the built tower tells."""
+        return None
+
+    def least_parameters(self) -> int:
+        """Return a lower bound of the number of parameters, or 0 where only the built tower tells."""
+        return 0
+
+
+@dataclass(frozen=True)
+class BridgeConfig:
+    """The trained bridge between tower and LLM. Each kind has a subclass with its own settings.
+
+    Attributes:
+        kind: the name of the bridge's class in `BRIDGES`, or `module:Class`.
+    """
+
+    kind: str = field(default="", kw_only=True)
+
+    @classmethod
+    def resolve(cls, values: Any, where: str) -> tuple[type[BridgeConfig], Any, dict[str, str]]:
+        """Return the config class of the kind, and its values (see `osm.config.from_dict`)."""
+        return *(_of_kind(BRIDGES, values, where) if cls is BridgeConfig else (cls, values)), {}
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise OsmError if the rest of the model's config does not suit this bridge."""
+
+    def least_parameters(self) -> int:
+        """Return a lower bound of the number of parameters, without those that depend on the tower or the LLM."""
+        return 0
+
+    def layer_count(self) -> int:
+        """Return the number of layers, which cannot be larger than the number of a checkpoint's entries."""
+        return 0
+
+
+def _of_kind(registry: Registry[Any], values: Any, where: str) -> tuple[type, Any]:
+    """Return the config class of the kind that a section names (or of the default kind), and the section with its kind.
+
+    A section that is not a mapping is returned as it is, because `from_dict` reports it.
+    """
+    kind = values.get("kind", registry.default) if isinstance(values, Mapping) else registry.default
+    if not isinstance(kind, str):
+        raise OsmError(f"{where}.kind: expected str, found {shown(kind)}")
+    try:
+        chosen = registry.get(kind)
+    except OsmError as error:
+        raise OsmError(f"{where}.kind: {error}") from None
+    return chosen.Config, {**values, "kind": kind} if isinstance(values, Mapping) else values
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """The frozen decoder-only LLM.
+
+    Attributes:
+        name: a folder, a hub id or a GGUF file.
+        source: where the weights come from, as for the tower.
+        quantization: holds the weights in 8 or 4 bits, by bitsandbytes or torchao (`osm.models.quantize`). Empty =
+            the weights as they are.
+        self_check: compares cached, padded and embedded text with the plain computation when the model is built, once
+            for each LLM (`osm.models.self_check`). false = the LLM is trusted.
+    """
+
+    name: str = ""
+    source: str = ""
+    quantization: str = choice("", ("", *QUANTIZATIONS))
+    self_check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.quantization and self.quantization not in QUANTIZATIONS:
+            raise OsmError(
+                f"model.llm.quantization {shown(self.quantization)} is not one of {', '.join(QUANTIZATIONS)}, or empty"
+            )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates of the LLM's matrices, trained with the bridge (Hu et al., https://arxiv.org/abs/2106.09685).
+
+    Attributes:
+        rank: the rank of the updates. 0 = no updates: the LLM stays as it is.
+        alpha: updates are scaled by alpha / rank.
+        dropout: applied to the LoRA input.
+        targets: the last part of the names of the matrices that get updates. Empty = all linear layers but the head.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank <= 4096:
+            raise OsmError(f"model.lora.rank {shown(self.rank)} is not 0 to 4096")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise OsmError(f"model.lora.alpha {self.alpha} must be over 0")
+        if not 0 <= self.dropout < 1:
+            raise OsmError(f"model.lora.dropout {self.dropout} is not between 0 and 1")
+        if not self.rank and (self.alpha, self.dropout, self.targets) != (16.0, 0.0, ()):
+            raise OsmError(
+                "model.lora.rank is 0, so the other settings of model.lora have no effect; set it to 8, for example"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides what a model computes.
+
+    Attributes:
+        base_model_name: an InstructBLIP (hub id or folder) that provides tower, LLM and Q-Former. Empty = the model is
+            built from `tower` and `llm`.
+        input_size: S, the side of the square canvas in pixels.
+        sliding_window_size: w, the side of a window in pixels.
+        sliding_window_stride: s, the distance of neighbouring windows in pixels.
+        mask_to_grid: how a mask selects cells of the tower's grid. `nearest` is the published rule. With `area`, a
+            cell is selected by any coverage; the bridge `flamingo` weighs it by its coverage.
+        context_enlarge_ratio: how much larger the context box is than the box of the mask; < 0 = the whole canvas.
+        tower: the frozen vision tower.
+        llm: the frozen LLM.
+        bridge: the trained bridge between tower and LLM.
+        lora: trained low-rank updates of the LLM.
+        modes: the answer styles, each with its own learned embeddings. `any` is always one of them.
+    """
+
+    base_model_name: str = ""
+    input_size: int = 1120
+    sliding_window_size: int = 224
+    sliding_window_stride: int = 224
+    mask_to_grid: str = choice("nearest", ("nearest", "area"))
+    context_enlarge_ratio: float = 0.5
+    tower: TowerConfig = field(default_factory=lambda: from_dict(TowerConfig, {}, "model.tower"))
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    bridge: BridgeConfig = field(default_factory=lambda: from_dict(BridgeConfig, {}, "model.bridge"))
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    modes: tuple[str, ...] = PUBLISHED_MODES
+
+    @classmethod
+    def resolve(cls, values: Any, where: str) -> tuple[type[ModelConfig], Any, dict[str, str]]:
+        """Return the values with the old keys renamed (see `osm.config.from_dict`)."""
+        return cls, *old_keys.renamed(values, where)
+
+    def stored(self) -> dict[str, Any]:
+        """Return the values as a checkpoint has them."""
+        return old_keys.stored_model(dataclasses.asdict(self), self.tower.stored())
+
+    def __post_init__(self) -> None:
+        if self.mask_to_grid not in ("nearest", "area"):
+            raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} is not nearest or area")
+        if self.llm.quantization and self.base_model_name:
+            raise OsmError(
+                f"model.llm.quantization {self.llm.quantization!r}: the LLM of an InstructBLIP (model.base_model_name "
+                f"{self.base_model_name!r}) cannot be quantised; set model.tower and model.llm instead"
+            )
+        self.bridge.check_model(self)
+        if self.input_size > LARGEST:
+            raise OsmError(f"--input_size {shown(self.input_size)} is over {LARGEST}")
+        if not math.isfinite(self.context_enlarge_ratio):
+            raise OsmError(f"--context_enlarge_ratio {self.context_enlarge_ratio} is not a finite number")
+        if not 1 <= self.sliding_window_size <= self.input_size:
+            raise OsmError(
+                f"--sliding_window_size {self.sliding_window_size} must be between 1 and --input_size {self.input_size}"
+            )
+        if self.sliding_window_size > _LARGEST_WINDOW:
+            raise OsmError(f"--sliding_window_size {self.sliding_window_size} is over {_LARGEST_WINDOW}")
+        if not 1 <= self.sliding_window_stride <= self.sliding_window_size:
+            raise OsmError(
+                f"--sliding_window_stride {self.sliding_window_stride} must be between 1 and --sliding_window_size "
+                f"{self.sliding_window_size}, otherwise no window would cover some parts of the image"
+            )
+        self.tower.check_model(self)
+        if ANY_MODE not in self.modes or len(set(self.modes)) != len(self.modes):
+            raise OsmError(f"model.modes must name '{ANY_MODE}' and no mode twice, found {list(self.modes)}")
+
+    def with_modes(self, names: Iterable[str]) -> ModelConfig:
+        """Return the config with a mode for each of `names`; modes that it has already keep their place."""
+        added = tuple(name for name in dict.fromkeys(names) if name not in self.modes)
+        return dataclasses.replace(self, modes=self.modes + added)
+
+
+def load_model_config(name: str, settings: Sequence[str] = (), **overrides: Any) -> ModelConfig:
+    """Read the model section of a config.
+
+    Args:
+        name: as for `osm.config.find_config`.
+        settings: values of `--set` (see `osm.config.apply_settings`).
+        overrides: fields of `ModelConfig` (plain values) that replace those of the file; None is ignored.
+
+    Raises:
+        OsmError: the config is not found, or a field is unknown or wrong.
+    """
+    where = f"config {name}: model"
+    section = load_yaml(name, settings).get("model", {})
+    old_keys.report(section, where)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return from_dict(ModelConfig, old_keys.overlaid(section, given, where), where)
+
+
+def stored_model_config(section: Any, where: str) -> ModelConfig:
+    """Build the model config that a checkpoint holds.
+
+    Fields that older code stored for every kind of tower are ignored where this kind has none of that name.
+
+    Raises:
+        OsmError: a field is unknown or wrong, or a kind is a `module:Class` that has not been imported yet. A
+            checkpoint may come from anyone, so reading one imports no module that it names.
+    """
+    for part, registry in (("tower", TOWERS), ("bridge", BRIDGES)):
+        inner = section.get(part) if isinstance(section, Mapping) else None
+        kind = inner.get("kind") if isinstance(inner, Mapping) else None
+        if isinstance(kind, str) and is_import_path(kind) and kind.partition(":")[0] not in sys.modules:
+            raise OsmError(
+                f"{where}.{part}.kind {shown(kind)}: a checkpoint does not make this program import a module; import "
+                f"{kind.partition(':')[0]} first, or install the {registry.kind} as an entry point of {registry.group}"
+            )
+    return from_dict(ModelConfig, old_keys.without_unused(section), where)

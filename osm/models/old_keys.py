@@ -1,0 +1,147 @@
+"""The older layout of a model's config, which checkpoints have and config files may still have.
+
+It has `variant` in place of `bridge.kind`, the bridge's settings in the sections `qformer` and `flamingo`, and the
+settings of every kind of tower in one section. Checkpoints are written in this layout, so that they stay the same files
+and older code can read them. A tower or bridge that is not listed here is stored as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from osm.config import from_dict
+from osm.errors import OsmError, shown
+from osm.models.bridges import BRIDGES
+from osm.models.towers import TOWERS
+from osm.terminal import echo
+
+BRIDGE_SECTIONS = {"maskqformer": "qformer", "flamingo": "flamingo"}
+"""The old section of each kind of bridge."""
+TOWER_KINDS = ("instructblip", "open_clip", "timm", "random")
+TOWER_FIELDS: dict[str, Any] = {
+    "kind": "instructblip",
+    "name": "",
+    "weights": "",
+    "source": "",
+    "options": {},
+    "strides": (),
+    "patch": 14,
+    "width": 32,
+    "class_token": True,
+    "seed": 0,
+}
+"""The old section of a tower, with its defaults, in the order in which checkpoints have it."""
+
+
+def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
+    """Return a model section with new keys, and which key of the file each renamed field has.
+
+    Raises:
+        OsmError: old and new keys together, an unknown variant, or settings of a bridge that is not the one chosen.
+    """
+    if not isinstance(values, Mapping):
+        return values, {}
+    sections = [name for name in BRIDGE_SECTIONS.values() if name in values]
+    if not sections and "variant" not in values:
+        return values, {}
+    if "bridge" in values:
+        old = "variant" if "variant" in values else sections[0]
+        raise OsmError(f"{where}.{old} is an older key of {where}.bridge, which is there as well; leave it out")
+    kind = values.get("variant", BRIDGES.default)
+    if not isinstance(kind, str) or kind not in BRIDGE_SECTIONS:
+        raise OsmError(
+            f"{where}.variant {shown(kind)}: expected {' or '.join(BRIDGE_SECTIONS)}; other bridges are named by "
+            f"{where}.bridge.kind"
+        )
+    own = BRIDGE_SECTIONS[kind]
+    for other, section in BRIDGE_SECTIONS.items():
+        if section in values and section != own:
+            config = BRIDGES.get(other).Config
+            if from_dict(config, values[section], f"{where}.{section}") != config():
+                raise OsmError(f"{where}.{section} has no effect with {where}.variant {kind!r}; leave one of them out")
+    kept = {key: value for key, value in values.items() if key != "variant" and key not in BRIDGE_SECTIONS.values()}
+    bridge = values.get(own, {})
+    return {**kept, "bridge": {"kind": kind, **bridge} if isinstance(bridge, Mapping) else bridge}, {"bridge": own}
+
+
+def report(section: Any, where: str) -> None:
+    """Print once that a config file has old keys, and which keys are in use now."""
+    old = [key for key in ("variant", *BRIDGE_SECTIONS.values()) if isinstance(section, Mapping) and key in section]
+    if old:
+        _print_once(f"{where}: {', '.join(old)}: these older keys are still read; the new key is bridge: {{kind: ...}}")
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    echo(line, file=sys.stderr)
+
+
+def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
+    """Return a model section with `overrides` in place of its fields; each of the two may have old or new keys."""
+    if not isinstance(section, Mapping):
+        return section
+    old = {"variant", *BRIDGE_SECTIONS.values()}
+    if "bridge" in overrides:
+        section = {key: value for key, value in section.items() if key not in old}
+    elif old & overrides.keys() and isinstance(section.get("bridge"), Mapping):
+        bridge = dict(section["bridge"])
+        kind = bridge.pop("kind", BRIDGES.default)
+        section = {key: value for key, value in section.items() if key != "bridge"} | {"variant": kind}
+        if kind in BRIDGE_SECTIONS and overrides.get("variant", kind) == kind:
+            section[BRIDGE_SECTIONS[kind]] = bridge
+    return {**section, **overrides}
+
+
+def tower_fields(config: type, values: Any, where: str) -> Any:
+    """Return a tower's section without the old fields that this kind of tower does not have.
+
+    Raises:
+        OsmError: such a field has another value than its default, so that it was meant to have an effect.
+    """
+    if not isinstance(values, Mapping) or values.get("kind") not in TOWER_KINDS:
+        return values
+    names = {each.name for each in dataclasses.fields(config)}
+    kept = {}
+    for key, value in values.items():
+        if key in names or key not in TOWER_FIELDS:
+            kept[key] = value
+        elif (tuple(value) if isinstance(value, list) else value) != TOWER_FIELDS[key]:
+            raise OsmError(f"{where}.{key} {shown(value)} has no effect with kind {values['kind']!r}; leave it out")
+    return kept
+
+
+def without_unused(section: Any) -> Any:
+    """Return a checkpoint's model section without the fields that its kind of tower does not have."""
+    tower = section.get("tower") if isinstance(section, Mapping) else None
+    if not isinstance(tower, Mapping) or tower.get("kind") not in TOWER_KINDS:
+        return section
+    names = {each.name for each in dataclasses.fields(TOWERS.get(tower["kind"]).Config)}
+    return {**section, "tower": {key: value for key, value in tower.items() if key in names or key not in TOWER_FIELDS}}
+
+
+def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a tower's values as a checkpoint has them."""
+    if values["kind"] not in TOWER_KINDS:
+        return values
+    return {key: values.get(key, default) for key, default in TOWER_FIELDS.items()}
+
+
+def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's values as a checkpoint has them. `tower` is the stored section of the tower."""
+    values = {**values, "tower": tower}
+    bridge = values["bridge"]
+    if bridge["kind"] not in BRIDGE_SECTIONS:
+        return values
+    stored: dict[str, Any] = {"variant": bridge["kind"]}
+    for key, value in values.items():
+        if key != "bridge":
+            stored[key] = value
+            continue
+        for kind, section in BRIDGE_SECTIONS.items():
+            sizes = bridge if kind == bridge["kind"] else dataclasses.asdict(BRIDGES.get(kind).Config())
+            stored[section] = {name: size for name, size in sizes.items() if name != "kind"}
+    return stored

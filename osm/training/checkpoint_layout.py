@@ -1,0 +1,113 @@
+"""Defines what a checkpoint of a training run is, and the interface of the two layouts in which checkpoints are stored.
+
+A checkpoint holds everything that is needed to resume a run: the trained parameters, the optimizer state, and the
+counters and stream positions of the run (`RunPosition`). It holds no random state, because every random draw derives
+from the seed and from the position of the sample. Of the frozen parts of the model, it holds only the hashes.
+
+A run writes checkpoints in two layouts:
+
+- `PublishedLayout`: one file `<run_name>/checkpoint_<epoch>.pt` after each epoch, with the published entries.
+- `ShardedLayout`: one folder `<run_name>/checkpoints/step_<n>/` within an epoch. Every rank writes its own shards
+  while the training continues.
+
+`osm.training.checkpoints` writes, orders, verifies, prunes and finds the checkpoints of both layouts.
+`osm.training.resume` loads one of them into a run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from osm.errors import OsmError, shown
+from osm.models.osm import OmniScientModel
+from osm.training.run_position import RunPosition
+
+
+class UnreadableCheckpoint(OsmError):
+    """A checkpoint is damaged or incomplete. A checkpoint of another model raises a plain OsmError instead."""
+
+
+@dataclass(frozen=True, order=True)
+class Checkpoint:
+    """One checkpoint in a run's folder. Checkpoints compare by age, so the newest one is the greatest.
+
+    Every checkpoint carries a counter that only grows. Step and epoch numbers cannot order checkpoints, because they
+    may decrease when a run is resumed with another batch size or another number of processes. Checkpoints of older
+    code have the counter 0 and are ordered by epoch and batch.
+
+    Attributes:
+        counter: number of checkpoints that the run had written, including this one; 0 in files of older code.
+        epoch: epoch in which a resumed run continues.
+        batches: batches of that epoch that are already done.
+        path: the `.pt` file or the step folder.
+    """
+
+    counter: int
+    epoch: int
+    batches: int
+    path: Path
+
+
+class CheckpointLayout(ABC):
+    """One way to store a checkpoint on disk."""
+
+    @abstractmethod
+    def paths(self, folder: Path) -> list[Path]:
+        """Return the checkpoints of this layout in a run's folder, whether or not they are intact."""
+
+    @abstractmethod
+    def read_header(self, path: Path) -> Checkpoint:
+        """Read the counters of a checkpoint without its tensors.
+
+        Raises:
+            UnreadableCheckpoint: the counters cannot be read.
+        """
+
+    @abstractmethod
+    def verify(self, path: Path) -> None:
+        """Compare the stored bytes with their checksums.
+
+        Raises:
+            UnreadableCheckpoint: a file is missing, cannot be read, or differs from what was written.
+        """
+
+    @abstractmethod
+    def load(
+        self, path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer
+    ) -> tuple[RunPosition, Mapping[str, Any]]:
+        """Load a checkpoint into a model and its optimizer. All ranks must call this method together.
+
+        The optimizer keeps its own hyperparameters. Only its state is loaded.
+
+        Returns:
+            the progress from which the run continues, and the training config of the run that wrote the checkpoint
+            (empty if the checkpoint does not contain it).
+
+        Raises:
+            UnreadableCheckpoint: the checkpoint is damaged.
+            OsmError: the checkpoint belongs to another model, or contains something else.
+        """
+
+
+def read_count(path: Path, progress: Any, name: str) -> int:
+    """Return one counter of a checkpoint's progress document; 0 if the document does not contain it.
+
+    Raises:
+        UnreadableCheckpoint: the value is not a count.
+    """
+    count = progress.get(name, 0) if isinstance(progress, Mapping) else 0
+    if type(count) is not int or not 0 <= count < 1 << 62:
+        raise UnreadableCheckpoint(f"checkpoint {path}: progress.{name} is {shown(count)}, a count is needed")
+    return count
+
+
+def config_in(progress: Any) -> Mapping[str, Any]:
+    """Return the training config stored in a progress document; empty if the document does not contain one."""
+    config = progress.get("config") if isinstance(progress, Mapping) else None
+    return config if isinstance(config, Mapping) else {}

@@ -1,0 +1,97 @@
+"""The optimizer, the learning-rate schedule, and the precision in which a run computes."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from osm.errors import OsmError
+from osm.models.osm import OmniScientModel
+from osm.models.quantize import check_device
+
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Return the trainable parameters in two groups, with and without weight decay.
+
+    The weights of linear layers decay. Biases, norms, queries and embeddings do not.
+    """
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                (decayed if isinstance(owner, nn.Linear) and name == "weight" else kept).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Build AdamW over the trainable parameters of a module; see `parameter_groups`."""
+    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=learning_rate)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, name: str, warmup_steps: int, total_steps: int) -> LRScheduler:
+    """Build one of the published schedules: constant, linear or cosine, each with a linear warmup.
+
+    Args:
+        total_steps: number of optimizer steps of the whole run. The linear and cosine schedules reach 0 there.
+    """
+    return get_scheduler(_SCHEDULES[name], optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+
+
+def advance(schedule: LRScheduler) -> None:
+    """Advance a schedule by one step. If the first optimizer step was skipped, torch's warning is suppressed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        schedule.step()
+
+
+def go_to_step(schedule: LRScheduler, step: int) -> None:
+    """Set a new schedule, and the learning rates of its optimizer, to their state after a number of steps."""
+    if step:
+        state = {**schedule.state_dict(), "last_epoch": step - 1, "_step_count": step}
+        schedule.load_state_dict(state)
+        schedule.step()
+
+
+def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) -> None:
+    """Cast the frozen parts to half precision if that saves memory without changing the precision of trained values.
+
+    Raises:
+        OsmError: the device does not support `precision`.
+    """
+    if precision == "fp16" and device.type not in ("cuda", "cpu"):
+        raise OsmError(f"--precision fp16 needs CUDA or a CPU, this process runs on {device.type}; fp32 works there")
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    if half is None and precision.startswith("amp_") and device.type == "cuda":
+        half = torch.bfloat16
+    if half is not None:
+        model.hold_frozen(half)
+
+
+def check_quantized(model: OmniScientModel, fsdp: bool, device: torch.device) -> None:
+    """Check whether training supports the quantization of the LLM.
+
+    Raises:
+        OsmError: the device cannot run an LLM in 8 or 4 bits, or FSDP would have to shard packed weights.
+    """
+    name = model.config.llm.quantization
+    check_device(model.llm, name, device)
+    if name and fsdp:
+        raise OsmError(
+            f"model.llm.quantization {name!r} with --fsdp: packed weights cannot be cut into shards; leave one out"
+        )
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a forward computes: none for fp32, else autocast to float16 or bfloat16."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)

@@ -1,0 +1,151 @@
+"""The JSON schema of the config files, built from the config dataclasses: types, choices, defaults, descriptions.
+
+`osm schema` prints it. An editor that knows it completes the keys of a config and marks the unknown ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from osm.config import as_dict
+from osm.models.bridges import BRIDGES
+from osm.models.model_config import BridgeConfig, ModelConfig, TowerConfig
+from osm.models.old_keys import BRIDGE_SECTIONS, TOWER_FIELDS, TOWER_KINDS
+from osm.models.towers import TOWERS
+from osm.registry import Registry
+from osm.terminal import echo
+from osm.training.config import TrainConfig
+
+_SIMPLE: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_PARTS: dict[type, Registry[Any]] = {TowerConfig: TOWERS, BridgeConfig: BRIDGES}
+_ENTRY = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): (.*)$")
+# PyYAML reads 1e-4 as a string, and `osm.config.from_dict` makes it a number.
+_NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[-+]?[0-9.]+[eE][-+]?[0-9]+$"}]}
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a config file with its sections `model` and `training`."""
+    model = _object(ModelConfig)
+    model["properties"] |= _old_keys()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A config of osm",
+        "type": "object",
+        "properties": {"model": _or_empty(model), "training": _or_empty(_object(TrainConfig))},
+        "additionalProperties": False,
+    }
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """Return the description of each field of a dataclass, from the section `Attributes:` of its docstring.
+
+    The docstrings of base classes describe the inherited fields.
+    """
+    found: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        text = inspect.cleandoc(each.__doc__ or "")
+        names: list[str] = []
+        for line in text.partition("Attributes:\n")[2].splitlines():
+            entry = _ENTRY.match(line.removeprefix("    "))
+            if entry and not line.startswith("     "):
+                names = entry[1].split(", ")
+                found |= dict.fromkeys(names, entry[2])
+            elif line.startswith("     ") and names:
+                found |= {name: f"{found[name]} {line.strip()}" for name in names}
+            else:
+                names = []
+    return found
+
+
+def _object(cls: type) -> dict[str, Any]:
+    """Return the schema of a mapping with the fields of a dataclass."""
+    hints, described = typing.get_type_hints(cls), descriptions(cls)
+    properties = {}
+    for each in dataclasses.fields(cls):
+        schema = _of_hint(hints[each.name])
+        if "choices" in each.metadata:
+            schema = {"enum": list(each.metadata["choices"])}
+        if each.name in described:
+            schema = {**schema, "description": described[each.name]}
+        properties[each.name] = schema | _default(each)
+    summary = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    return {"type": "object", "description": summary, "properties": properties, "additionalProperties": False}
+
+
+def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return {}
+    if isinstance(value, tuple(_PARTS)):  # the default depends on the kind
+        return {}
+    plain = as_dict(value) if dataclasses.is_dataclass(value) else value
+    return {"default": json.loads(json.dumps(plain))}
+
+
+def _of_hint(hint: Any) -> dict[str, Any]:
+    """Return the schema of the values that `osm.config.from_dict` takes for a type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is float:
+        return dict(_NUMBER)
+    if hint in _SIMPLE:
+        return {"type": _SIMPLE[hint]}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [{"type": "null"}, *(_of_hint(each) for each in arguments if each is not type(None))]}
+    if origin is tuple:
+        return {"type": "array", "items": _of_hint(arguments[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _of_hint(arguments[1])}
+    if hint in _PARTS:
+        return _part(_PARTS[hint], hint)
+    return _object(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else {}
+
+
+def _part(registry: Registry[Any], base: type) -> dict[str, Any]:
+    """Return the schema of a section with a `kind`: each known kind has its own fields."""
+    kinds = []
+    for name in registry.names():
+        schema = _object(registry.get(name).Config)
+        if name in TOWER_KINDS:  # older files have the fields of every kind
+            schema["properties"] = {key: {} for key in TOWER_FIELDS} | schema["properties"]
+        schema["properties"]["kind"] = {"const": name}
+        kinds.append(schema | ({} if name == registry.default else {"required": ["kind"]}))
+    known = {"properties": {"kind": {"enum": registry.names()}}}
+    kinds.append({"type": "object", "required": ["kind"], "not": known, "properties": {"kind": {"pattern": ":"}}})
+    return {"anyOf": kinds, "description": inspect.cleandoc(base.__doc__ or "").partition("\n\n")[0]}
+
+
+def _old_keys() -> dict[str, Any]:
+    """Return the schemas of the older keys of the section `model`."""
+    found: dict[str, Any] = {"variant": {"enum": list(BRIDGE_SECTIONS), "deprecated": True}}
+    for kind, section in BRIDGE_SECTIONS.items():
+        schema = _object(BRIDGES.get(kind).Config)
+        del schema["properties"]["kind"]
+        found[section] = {**schema, "deprecated": True}
+    return found
+
+
+def _or_empty(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [dict(schema), {"type": "null"}]}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `osm schema`, which has no flags."""
+    return argparse.ArgumentParser(prog="osm schema", description="Prints the JSON schema of the config files.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `osm schema`, and return its exit code."""
+    parser().parse_args(argv)
+    echo(*json.dumps(config_schema(), indent=2).split("\n"))
+    return 0

@@ -1,0 +1,349 @@
+"""Stores a checkpoint as a folder of shards: `<run_name>/checkpoints/step_<n>/`.
+
+`torch.distributed.checkpoint` writes the trained parameters and the optimizer state (`.metadata` and `*.distcp`). Each
+rank writes its own shards, and any number of ranks can read them. The file `run.json` holds everything else: the
+progress of the run, the model config, and the size and SHA-256 of every other file. A folder is complete when it has a
+`run.json` and is no longer named `step_<n>.tmp`.
+
+`.metadata` is a pickle. Up to version 2.14, torch's `FileSystemReader` unpickles it without restrictions, so a
+manipulated file could run any code, and `torch.load(weights_only=True)` only reads files that `torch.save` wrote. So
+`_TensorReader` reads the metadata with an unpickler that accepts only the classes that such metadata consists of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import filesystem as dcp_files
+from torch.distributed.checkpoint import metadata as dcp_metadata
+
+from osm.errors import OsmError
+from osm.files import read_json, write_atomically
+from osm.models import checkpoint as files
+from osm.models.osm import OmniScientModel
+from osm.training.checkpoint_layout import Checkpoint, CheckpointLayout, UnreadableCheckpoint, config_in, read_count
+from osm.training.distributed import World
+from osm.training.run_position import RunPosition
+
+STEPS_FOLDER = "checkpoints"
+RUN_FILE = "run.json"
+DCP_ERRORS = (Exception, dcp.CheckpointException)  # torch's exception does not derive from Exception
+_STEP_FOLDER = re.compile(r"step_(\d{8,})")
+_SHARD_FILE = re.compile(r"\.metadata|__\d+_\d+\.distcp")
+_READ_BYTES = 16 << 20
+_MAX_METADATA_BYTES = 64 << 20
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint that is written after a number of optimizer steps."""
+    return folder / STEPS_FOLDER / f"step_{step:08d}"
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Return the step folders in a run's folder, whether or not they are intact."""
+    return sorted(path for path in (folder / STEPS_FOLDER).glob("step_*") if is_step_name(path.name))
+
+
+def is_step_name(name: str) -> bool:
+    """Return whether a folder of this name is a step folder."""
+    return _STEP_FOLDER.fullmatch(name) is not None
+
+
+def unfinished_folders(folder: Path) -> list[Path]:
+    """Return the step folders that were being written or removed when the run was killed."""
+    return list((folder / STEPS_FOLDER).glob("step_*.tmp"))
+
+
+def shard_files(names: Any) -> list[str] | None:
+    """Return the names of a step folder's data files among `names`; None if `names` is not a table of files."""
+    return [name for name in names if _SHARD_FILE.fullmatch(str(name))] if isinstance(names, dict) else None
+
+
+class ShardedLayout(CheckpointLayout):
+    """Reads and writes step folders."""
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Return the step folders in a run's folder, ordered by step."""
+        return step_folders(folder)
+
+    def read_header(self, path: Path) -> Checkpoint:
+        """Read the counters of a step folder from `run.json`; see `CheckpointLayout.read_header`."""
+        progress = read_run_document(path)["progress"]
+        counter, epoch, batches = (read_count(path, progress, name) for name in ("saves", "epoch", "batches"))
+        return Checkpoint(counter, epoch, batches, path)
+
+    def verify(self, path: Path) -> None:
+        """Compare each file of a step folder with its size and SHA-256; see `CheckpointLayout.verify`.
+
+        Step folders of older code have no checksums and pass.
+        """
+        expected_files = read_run_document(path).get("files")
+        if expected_files is None:
+            return
+        if not isinstance(expected_files, dict) or not all(_SHARD_FILE.fullmatch(str(name)) for name in expected_files):
+            raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: 'files' is not a table of its files")
+        for name, expected in expected_files.items():
+            file = path / name
+            if file.is_symlink() or not file.is_file():
+                raise UnreadableCheckpoint(f"checkpoint {path} is broken: {name} is missing")
+            try:
+                found = _size_and_digest(file)
+            except OSError as error:
+                raise UnreadableCheckpoint(f"checkpoint {path} cannot be read ({name}: {error.strerror})") from None
+            if found[0] != expected[0]:
+                raise UnreadableCheckpoint(
+                    f"checkpoint {path} is broken: {name} has {found[0]} bytes, {expected[0]} were written"
+                )
+            if found != expected:
+                raise UnreadableCheckpoint(
+                    f"checkpoint {path} is broken: {name} does not have the checksum with which it was written"
+                )
+
+    def write_shards(self, folder: Path, tensors: Mapping[str, Tensor], world: World) -> Future[Any]:
+        """Copy the tensors and start writing this rank's shards of them. All ranks must call this method together.
+
+        Args:
+            folder: the temporary folder, which exists.
+            tensors: see `checkpoint_tensors`. They may change as soon as this method returns.
+
+        Returns:
+            a future that completes when the shards of all ranks are written.
+        """
+        _ignore_single_process_warning()
+        written = dcp.async_save(
+            dict(tensors), checkpoint_id=folder, process_group=world.checkpoint_group, no_dist=world.size == 1
+        )
+        assert isinstance(written, Future)
+        return written
+
+    def load(
+        self, path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer
+    ) -> tuple[RunPosition, Mapping[str, Any]]:
+        """Load a step folder, whatever number of ranks wrote it; see `CheckpointLayout.load`."""
+        document, where = read_run_document(path), f"checkpoint {path}"
+        files.check_frozen(model, document.get("model", {}), where)
+        _load_tensors(path, checkpoint_tensors(model, optimizer))
+        files.check_meaning(model, document.get("model"), where)
+        return RunPosition.read(document["progress"], where), config_in(document["progress"])
+
+
+def replace_step_folder(temporary: Path, path: Path) -> None:
+    """Rename a finished temporary folder to `path`. An older or broken checkpoint of that name is removed."""
+    replaced = _rename_for_removal(path) if path.exists() else None
+    temporary.replace(path)
+    if replaced is not None:
+        shutil.rmtree(replaced)
+
+
+def remove_step_folder(path: Path) -> None:
+    """Remove a checkpoint. A kill during the removal leaves no incomplete folder under the name of a checkpoint."""
+    shutil.rmtree(_rename_for_removal(path))
+
+
+def _rename_for_removal(path: Path) -> Path:
+    renamed = path.with_name(path.name + ".old.tmp")
+    shutil.rmtree(renamed, ignore_errors=True)
+    return path.rename(renamed)
+
+
+# -- run.json ---------------------------------------------------------------------------------------------------------
+
+
+def write_run_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write `run.json`, with the size and SHA-256 of every other file of the checkpoint and with its own SHA-256."""
+    sums = {file.name: _size_and_digest(file) for file in sorted(path.iterdir()) if _SHARD_FILE.fullmatch(file.name)}
+    content = {**document, "files": sums}
+    write_atomically(path / RUN_FILE, [json.dumps({**content, "sha256": _document_digest(content)})])
+
+
+def read_run_document(path: Path) -> dict[str, Any]:
+    """Return the content of a step folder's `run.json`.
+
+    Raises:
+        UnreadableCheckpoint: the file is missing, broken, or differs from what was written.
+    """
+    try:
+        document, _ = read_json(path / RUN_FILE, "checkpoint")
+    except OsmError as error:
+        raise UnreadableCheckpoint(str(error)) from None
+    if not isinstance(document, dict) or not isinstance(document.get("progress"), dict):
+        raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: it contains no progress of a run")
+    digest = document.pop("sha256", None)
+    if digest is not None and digest != _document_digest(document):
+        raise UnreadableCheckpoint(
+            f"checkpoint {path / RUN_FILE} is broken: its content does not have the checksum it names"
+        )
+    return document
+
+
+def _document_digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _size_and_digest(path: Path) -> list[Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+        return [file.tell(), digest.hexdigest()]
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name: trained parameters, the rest of the bridge, and optimizer state.
+
+    Optimizer state that does not exist yet is created with zeros.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        # Published files contain a few bridge parameters that are not trained. LoRA's parameters are part of the LLM.
+        if parameter.requires_grad or not name.startswith(("tower.", "llm.")):
+            tensors[f"model.{name}"] = parameter.detach()
+        if parameter.requires_grad:
+            state = optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            tensors.update({f"optimizer.{name}.{key}": value for key, value in state.items()})
+    return tensors
+
+
+def _load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read a checkpoint into existing tensors. All ranks must call this function together.
+
+    Raises:
+        OsmError: the checkpoint belongs to another model; every missing, unexpected and misshapen entry is listed.
+    """
+    reader, stored = _open(path, UnreadableCheckpoint)
+    problems = [f"missing: {name}" for name in tensors if name not in stored]
+    problems += [f"unexpected: {name}" for name in stored if name not in tensors]
+    for name in tensors.keys() & stored.keys():
+        if tuple(stored[name].size) != tuple(tensors[name].shape):
+            sizes = f"{tuple(stored[name].size)} in the file, {tuple(tensors[name].shape)} in the model"
+            problems.append(f"shape of {name}: {sizes}")
+    if problems:
+        listed = "\n  ".join(sorted(problems))
+        raise OsmError(f"checkpoint {path} does not fit this model ({len(problems)} entries):\n  {listed}")
+    _read_into(path, reader, tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a step folder by name, whole and in this process alone.
+
+    Raises:
+        OsmError: the checkpoint cannot be read.
+    """
+    reader, stored = _open(path, OsmError)
+    sizes = {name: (entry.size, entry.properties.dtype) for name, entry in stored.items()}
+    try:
+        available = sum(file.stat().st_size for file in path.glob("*.distcp"))
+    except OSError as error:
+        raise OsmError(f"checkpoint {path}: {error}") from None
+    if sum(size.numel() * dtype.itemsize for size, dtype in sizes.values()) > available:
+        raise OsmError(f"checkpoint {path}: its files are smaller than the tensors that it names")
+    tensors = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in sizes.items()}
+    _read_into(path, reader, tensors, no_dist=True)
+    return tensors
+
+
+def _open(path: Path, missing: type[OsmError]) -> tuple[_TensorReader, dict[str, dcp_metadata.TensorStorageMetadata]]:
+    """Return a reader and the entries of a step folder. Raises `missing` if the metadata file cannot be opened."""
+    reader = _TensorReader(path)
+    try:
+        return reader, reader.read_metadata().state_dict_metadata  # type: ignore[return-value]  # checked by the reader
+    except OSError as error:
+        raise missing(f"checkpoint {path}: {error}") from None
+
+
+def _read_into(path: Path, reader: _TensorReader, tensors: dict[str, Tensor], no_dist: bool = False) -> None:
+    try:
+        _ignore_single_process_warning()
+        dcp.load(tensors, storage_reader=reader, no_dist=no_dist)
+    except DCP_ERRORS as error:  # torch raises many kinds of exceptions for broken files
+        raise UnreadableCheckpoint(f"checkpoint {path} cannot be read ({last_line(error)})") from None
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an exception's text that is not blank; the name of its class if there is none."""
+    lines = (line for line in reversed(str(error).splitlines()) if line.strip())
+    return next(lines, type(error).__name__).strip()
+
+
+def _ignore_single_process_warning() -> None:
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+
+class _TensorReader(FileSystemReader):
+    """Reads tensors only. Unlike its base class, it runs no code that a file names; see the module docstring."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> dcp_metadata.Metadata:
+        path = Path(self.path) / ".metadata"
+        with path.open("rb") as file:
+            try:
+                if path.stat().st_size > _MAX_METADATA_BYTES:
+                    raise OsmError(f"checkpoint {path}: over {_MAX_METADATA_BYTES >> 20} MiB")
+                metadata = _MetadataUnpickler(file).load()
+            except OsmError:
+                raise
+            except Exception as error:  # a broken pickle can raise any exception
+                raise UnreadableCheckpoint(f"checkpoint {path} is broken ({type(error).__name__}: {error})") from None
+        self._check(metadata, path)
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+    def _check(self, metadata: Any, path: Path) -> None:
+        entries = getattr(metadata, "state_dict_metadata", None)
+        storage = getattr(metadata, "storage_data", None)
+        if not isinstance(entries, dict) or not isinstance(storage, dict) or metadata.storage_meta is None:
+            raise OsmError(f"checkpoint {path} is not a checkpoint of a training run")
+        for name, entry in entries.items():
+            if not isinstance(name, str) or not isinstance(entry, dcp_metadata.TensorStorageMetadata):
+                raise OsmError(f"checkpoint {path}: entry {str(name)[:80]!r} is not a tensor")
+        for location in storage.values():
+            inside = re.fullmatch(r"__\d+_\d+\.distcp", str(getattr(location, "relative_path", "")))
+            if not isinstance(location, dcp_files._StorageInfo) or not inside or location.transform_descriptors:
+                raise OsmError(f"checkpoint {path} names a file outside of it: {str(location)[:120]}")
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Unpickles the classes that the metadata of dense tensors consists of, and raises OsmError for any other."""
+
+    _CLASSES = {
+        "torch.distributed.checkpoint.metadata": (
+            "Metadata",
+            "TensorStorageMetadata",
+            "TensorProperties",
+            "ChunkStorageMetadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "_MEM_FORMAT_ENCODING",
+        ),
+        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+        "torch.serialization": ("_get_layout",),
+        "torch": ("Size", "float32", "float64", "bfloat16", "float16", "int64", "int32"),
+        "pathlib": ("PosixPath", "WindowsPath"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in self._CLASSES.get(module, ()):
+            raise OsmError(f"a checkpoint's .metadata asks for {module}.{name}, which it cannot need; it is not loaded")
+        return super().find_class(module, name)
