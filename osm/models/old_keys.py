@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,9 @@ from osm.config import from_dict
 from osm.errors import OsmError, shown
 from osm.models.bridges import BRIDGES
 from osm.models.towers import TOWERS
-from osm.terminal import echo
+from osm.terminal import message_logger
+
+logger = message_logger(__name__)
 
 BRIDGE_SECTIONS = {"maskqformer": "qformer", "flamingo": "flamingo"}
 """The old section of each kind of bridge."""
@@ -69,15 +70,17 @@ def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
 
 
 def report(section: Any, where: str) -> None:
-    """Print once that a config file has old keys, and which keys are in use now."""
+    """Report once that a config file has old keys, and which keys are in use now."""
     old = [key for key in ("variant", *BRIDGE_SECTIONS.values()) if isinstance(section, Mapping) and key in section]
     if old:
-        _print_once(f"{where}: {', '.join(old)}: these older keys are still read; the new key is bridge: {{kind: ...}}")
+        _report_once(
+            f"{where}: {', '.join(old)}: these older keys are still read; the new key is bridge: {{kind: ...}}"
+        )
 
 
 @functools.cache
-def _print_once(line: str) -> None:
-    echo(line, file=sys.stderr)
+def _report_once(line: str) -> None:
+    logger.info(line)
 
 
 def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:

@@ -123,7 +123,7 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
     """Write to `path`. Messages name the output `out`, which may be the URL that `path` is uploaded to."""
     published = path.suffix in PUBLISHED_SUFFIXES
     if half and with_optimizer:
-        raise OsmError("--half: training cannot be resumed from rounded values; leave out --half or --with_optimizer")
+        raise OsmError("--half: training cannot be resumed from rounded values; leave out --half, or --with_optimizer")
     if with_optimizer and not published:
         raise OsmError(f"--with_optimizer: the folder {out} has no place for it; export to a name that ends in .pt")
     found = read_source(source)

@@ -21,7 +21,7 @@ from osm.models.model_config import BridgeConfig, ModelConfig, TowerConfig
 from osm.models.old_keys import BRIDGE_SECTIONS, TOWER_FIELDS, TOWER_KINDS
 from osm.models.towers import TOWERS
 from osm.registry import Registry
-from osm.terminal import echo
+from osm.terminal import CommandParser, console_command, echo
 from osm.training.config import TrainConfig
 
 _SIMPLE: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -141,9 +141,10 @@ def _or_empty(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `osm schema`, which has no flags."""
-    return argparse.ArgumentParser(prog="osm schema", description="Prints the JSON schema of the config files.")
+    return CommandParser(prog="osm schema", description="Prints the JSON schema of the config files.")
 
 
+@console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm schema`, and return its exit code."""
     parser().parse_args(argv)

@@ -151,7 +151,7 @@ class Trainer:
             task = self._read_task()
             # The frozen parts are hashed before they are cast. The hash rounds values to bfloat16, and a value that
             # was cast to float16 first may round to another bfloat16 value.
-            task.model._frozen_hashes = world.from_main(lambda: frozen_hashes(task.model))
+            task.model.frozen_hashes = world.from_main(lambda: frozen_hashes(task.model))
             hold_frozen(task.model, config.precision, world.device)
             task.model.to(world.device)
             return task, {}

@@ -141,13 +141,13 @@ class CountsWaits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("how", ["nearest", "area"])
-def test_the_host_does_not_wait_for_each_mask(how: str) -> None:
+@pytest.mark.parametrize("method", ["nearest", "area"])
+def test_the_host_does_not_wait_for_each_mask(method: str) -> None:
     waits = []
     for count in (2, 40):
         masks = some_masks(count)
         with CountsWaits() as counted:
-            visible_keys(masks, context_mask(masks, 0.5), patch=8, prefix=0, how=how)
+            visible_keys(masks, context_mask(masks, 0.5), patch=8, prefix=0, method=method)
             region_features(masks, masks, patch=8)
         waits.append(counted.waits)
     assert waits[0] == waits[1] <= 12

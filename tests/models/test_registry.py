@@ -143,6 +143,7 @@ def test_a_checkpoint_imports_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 # Old and new keys.
 
 
+@pytest.mark.usefixtures("console")
 def test_old_and_new_keys_mean_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = tiny_model_section(tmp_path, variant="flamingo")
     new = {key: value for key, value in old.items() if key not in ("variant", "flamingo")}
