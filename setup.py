@@ -17,7 +17,12 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["osm", "osm.*"]), "osm.configs"],
     package_dir={"osm": "osm", "osm.configs": "configs"},
-    package_data={"osm": ["weights/**", "py.typed"], "osm.datasets": ["labels/*"], "osm.configs": ["*.yaml"]},
+    package_data={
+        "osm": ["weights/**", "py.typed"],
+        "osm.datasets": ["labels/*"],
+        "osm.evaluation.report": ["templates/*"],
+        "osm.configs": ["*.yaml"],
+    },
     entry_points={"console_scripts": ["osm = osm.cli:main"]},
     # requirements.txt repeats this list (tests/test_packaging.py).
     install_requires=[
@@ -36,6 +41,8 @@ setup(
         "pybase64>=1.4",
         "pyyaml>=6.0.1",
         "matplotlib>=3.9",
+        "jinja2>=3.1",
+        "markupsafe>=2.1",  # jinja2 escapes with it
         "einops>=0.8",
         "webdataset>=1.0",
         "fsspec>=2025.3",

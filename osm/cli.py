@@ -58,27 +58,25 @@ COMMANDS = {
     "demo": Command("serves a page that names what is clicked in an image", "osm.serving.web"),
     "generate": Command(
         "names the masks of validation sets (test/generate_pred.py)",
-        "osm.evaluation.predict.predict_cli",
+        "osm.evaluation.predict.generate_cli",
         "generate_main",
     ),
-    "evaluate": Command(
-        "computes metrics of predictions (test/evaluate_pred.py)", "osm.evaluation.predict.predict_cli", "evaluate_main"
-    ),
+    "evaluate": Command("scores predictions (test/evaluate_pred.py)", "osm.evaluation.evaluate_cli", "evaluate_main"),
     "reproduce": Command(
         "runs the published benchmark with the published weights and compares the figures", "osm.evaluation.reproduce"
     ),
     "compare": Command(
-        "compares two folders of predictions, mask by mask", "osm.evaluation.predict.predict_cli", "compare_main"
+        "compares two folders of predictions, mask by mask", "osm.evaluation.report.report_cli", "compare_main"
     ),
     "evaluate_proposals": Command(
         "computes PQ, mask AP and mIoU of named proposals (test/evaluate_proposals.py)",
         "osm.evaluation.scoring.proposals_cli",
     ),
     "report": Command(
-        "writes an HTML page of predictions and metrics", "osm.evaluation.predict.predict_cli", "report_main"
+        "writes an HTML page of predictions and metrics", "osm.evaluation.report.report_cli", "report_main"
     ),
+    "picture": Command("draws predictions on images", "osm.evaluation.report.report_cli", "picture_main"),
     "list": Command("lists towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs", "osm.listing"),
-    "picture": Command("draws predictions on images", "osm.evaluation.predict.predict_cli", "picture_main"),
 }
 
 

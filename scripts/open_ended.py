@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Leaves classes of photos out of training, and measures what the model then calls them.
+"""Train without some classes of photos, and measure which names the model then gives them.
 
     python3 scripts/open_ended.py DATA OUT --seed 0
 
-DATA as for `scripts/osm_small.sh`, which trains osm-small with 8 of the clothing classes never asked about (their
-pixels are in the photos), and names all val masks. Of the classes left out are then reported: what they are called, how
-near that is in meaning, and whether the model is less sure of them. Interrupted, it goes on where it was.
-Writes OUT/open_ended.json and prints it as a table.
+DATA is the folder of `scripts/osm_small.sh`. That script trains osm-small without the names of 8 clothing classes,
+whose pixels are still in the photos, and names all val masks. This script then reports which names the classes that
+were left out receive, how similar these names are in meaning, and whether the model is less confident about them. It
+writes OUT/open_ended.json and prints the results as a table. An interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from left_out_classes import RESULT, SET, answers, choose, measure, table  # noqa: E402
 
 from osm.datasets.table import DatasetTable  # noqa: E402
 from osm.errors import OsmError  # noqa: E402
-from osm.evaluation.studies.open_ended import RESULT, SET, answers, choose, measure, table  # noqa: E402
 from osm.files import read_json, write_output  # noqa: E402
 
 
 def train(data: Path, out: Path, left_out: list[int]) -> None:
-    """Trains and predicts, or goes on with it; refuses a folder that another choice was trained in."""
+    """Train and predict, or resume. Raise OsmError if the folder belongs to a training with other classes."""
     chosen = out / "left_out.json"
     if chosen.exists() and read_json(chosen, "classes left out")[0] != left_out:
-        raise OsmError(f"{out} was begun with other classes left out ({chosen}); give another OUT, or remove it")
-    # Going on with what osm_small.sh trained would measure a model that was taught the classes.
+        raise OsmError(f"{out} contains a training without other classes ({chosen}); give another OUT, or remove it")
+    # A run of osm_small.sh itself was trained with the classes, so resuming it would measure the wrong model.
     if not chosen.exists() and (out / "run").exists():
-        raise OsmError(f"{out / 'run'}: trained without {chosen.name}, so with all classes; give another OUT")
+        raise OsmError(f"{out / 'run'}: has no {chosen.name}, so it was trained with all classes; give another OUT")
     write_output(chosen, "OUT", [json.dumps(left_out) + "\n"])
     settings = {f"IGNORED_{SET.upper()}": ", ".join(map(str, left_out)), "ONLY_PREDICT": "1", "PYTHON": sys.executable}
     command = ["bash", str(ROOT / "scripts" / "osm_small.sh"), str(data), str(out)]
     if (status := subprocess.run(command, env={**os.environ, **settings}, stdout=sys.stderr).returncode) != 0:
-        raise OsmError(f"{' '.join(command)} ended with {status}; the same command goes on where it was")
+        raise OsmError(f"{' '.join(command)} ended with {status}; run the same command again to resume")
 
 
 def main() -> int:
     out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     out.add_argument("data", type=Path)
     out.add_argument("out", type=Path)
-    out.add_argument("--classes", type=int, default=8, help="that are left out [%(default)s]")
-    out.add_argument("--seed", type=int, default=0, help="of their choice [%(default)s]")
+    out.add_argument("--classes", type=int, default=8, help="number of classes that are left out [%(default)s]")
+    out.add_argument("--seed", type=int, default=0, help="random seed of the choice of classes [%(default)s]")
     args = out.parse_args()
     try:
         left_out = choose(args.data, args.classes, args.seed)

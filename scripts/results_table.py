@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from left_out_classes import RESULT  # noqa: E402
+from left_out_classes import table as open_ended_table  # noqa: E402
 
 from osm.evaluation.metrics.measure import title_of  # noqa: E402
-from osm.evaluation.studies.open_ended import RESULT  # noqa: E402
-from osm.evaluation.studies.open_ended import table as open_ended_table  # noqa: E402
 from osm.training.tracking import read_log  # noqa: E402
 
 

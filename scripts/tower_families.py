@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Tries some seventy towers of timm and open_clip with random weights, and writes docs/towers.md.
+"""Test some seventy towers of timm and open_clip with random weights, and write docs/towers.md.
 
-Goes on where it was stopped: what the file of results has is not tried again.
+Towers that are already in the file of results are skipped, so a stopped run can be resumed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from tower_cases import CASES  # noqa: E402
 
 from osm.errors import OsmError  # noqa: E402
-from osm.evaluation.studies.tower_cases import CASES  # noqa: E402
 from osm.quiet import quiet_command  # noqa: E402
 from osm.terminal import CommandParser, console_command  # noqa: E402
 
@@ -24,10 +25,11 @@ def main() -> int:
     parser = CommandParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/benchmarks/families/towers.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/towers.md", help="[%(default)s]")
-    parser.add_argument("--only", default="", help="names of towers, with commas between them")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds a tower [%(default)s]")
+    parser.add_argument("--only", default="", help="comma-separated names of towers")
+    parser.add_argument("--timeout", type=float, default=300, help="in seconds per tower [%(default)s]")
     args = parser.parse_args()
-    from osm.evaluation.studies.tower_families import towers_page, try_all
+    from tower_trials import towers_page, try_all
+
     from osm.files import write_output
 
     try:

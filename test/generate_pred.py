@@ -6,6 +6,6 @@ from pathlib import Path
 if __name__ == "__main__":
     # So that it runs from a checkout that is not installed.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from osm.evaluation.predict.predict_cli import generate_main
+    from osm.evaluation.predict.generate_cli import generate_main
 
     sys.exit(generate_main())

@@ -15,7 +15,8 @@ from osm import quickstart
 from osm.config import load_yaml
 from osm.datasets.table import DatasetTable
 from osm.evaluation import evaluate_cli, reproduce
-from osm.evaluation.predict import predict_cli as benchmark_cli
+from osm.evaluation.predict import generate_cli
+from osm.evaluation.report import report_cli
 from osm.evaluation.scoring import proposals_cli as scoring_cli
 from osm.labeling import folder_cli, name_cli
 from osm.models.model_config import load_model_config
@@ -42,11 +43,11 @@ COMMAND_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "demo_with_sam.py": folder_cli.parser,
     "export": export.export_parser,
     "import": export.import_parser,
-    "compare": evaluate_cli.compare_parser,
+    "compare": report_cli.compare_parser,
     "reproduce": reproduce.parser,
     "test/evaluate_proposals.py": scoring_cli.parser,
-    "report": benchmark_cli.report_parser,
-    "picture": benchmark_cli.picture_parser,
+    "report": report_cli.report_parser,
+    "picture": report_cli.picture_parser,
 }
 VARIABLES = {"SAVE_PATH": "shards", "DATA_PATH": "data", "i": "0", "GPU_COUNT": "8", "CKPT_PATH": "osm_final.pt"}
 
@@ -133,14 +134,14 @@ def test_command_parses(page: str, words: list[str], tmp_path: Path) -> None:
         files = ArgumentParser(add_help=False)
         files.add_argument("--benchmark")
         files.add_argument("--datasets")
-        assert benchmark_cli._generate_parser(files, table).parse_args(arguments).checkpoint
+        assert generate_cli._generate_parser(files, table).parse_args(arguments).checkpoint
     elif script.name.startswith("convert_"):
         assert convert.parser(set_of(script)).parse_args(arguments).output_dir
     elif script.name.startswith("make_"):
         assert originals.parser(set_of(script)).parse_args(arguments).num_workers
     elif script.name == "evaluate_pred.py":
         # It has nothing to read here: a mistake in the call would be argparse's exit.
-        assert benchmark_cli.evaluate_main([str(tmp_path / "none"), *arguments[1:]]) == 2
+        assert evaluate_cli.evaluate_main([str(tmp_path / "none"), *arguments[1:]]) == 2
     else:
         assert script.name in {path.name for path in [*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py")]}
 

@@ -15,7 +15,8 @@ from osm.data.shards import read_shard
 from osm.datasets.labels import load_labels
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
-from osm.evaluation.predict.predict_cli import evaluate_main, report_main
+from osm.evaluation.evaluate_cli import evaluate_main
+from osm.evaluation.report.report_cli import report_main
 from osm.forms.base import SetFiles
 from osm.forms.coco_json import CocoJson
 from osm.forms.set_files import read_file

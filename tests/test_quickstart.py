@@ -18,7 +18,8 @@ from PIL import Image
 
 import osm.cli
 import osm.evaluation.evaluate_cli
-import osm.evaluation.predict.predict_cli
+import osm.evaluation.predict.generate_cli
+import osm.evaluation.report.report_cli
 import osm.prepare.convert
 import osm.recognition.namer
 import osm.synthetic.scenes.write
@@ -53,9 +54,10 @@ class DryRun:
         monkeypatch.setattr(osm.prepare.convert, "convert_set", self.convert)
         monkeypatch.setattr(osm.training.trainer, "train", self.train)
         monkeypatch.setattr(osm.recognition.namer, "load_namer", self.load_namer)
-        for name in ("generate_predictions", "evaluate_folder", "write_report", "write_picture"):
-            home = osm.evaluation.evaluate_cli if name == "evaluate_folder" else osm.evaluation.predict.predict_cli
-            monkeypatch.setattr(home, name, getattr(self, name))
+        monkeypatch.setattr(osm.evaluation.predict.generate_cli, "generate_predictions", self.generate_predictions)
+        monkeypatch.setattr(osm.evaluation.evaluate_cli, "evaluate_folder", self.evaluate_folder)
+        monkeypatch.setattr(osm.evaluation.report.report_cli, "write_report", self.write_report)
+        monkeypatch.setattr(osm.evaluation.report.report_cli, "write_picture", self.write_picture)
 
     def draw(self, folder: Path, options: SceneOptions, workers: int | None) -> Path:
         self.scenes[folder.name] = options

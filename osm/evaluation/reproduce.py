@@ -1,4 +1,4 @@
-"""`osm reproduce`: names the six published val sets with the published weights, and compares the figures."""
+"""`osm reproduce`: name the six published val sets with the published weights and compare the figures."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from osm.datasets.table import DatasetTable
-from osm.errors import OsmError, exit_code
+from osm.errors import OsmError
+from osm.evaluation.commands import run_command
 from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 from osm.storage.cache import localize
 from osm.storage.output import write_text
-from osm.terminal import CommandParser, console_command, echo, json_flag, message_logger
-
-logger = message_logger(__name__)
+from osm.terminal import CommandParser, console_command, echo, json_flag
 
 PASSED_ON = {
-    "config": "of a checkpoint that does not tell its own, as the published ones: osm",
-    "benchmark": "YAML with the sets' paths, or its name in configs/",
-    "datasets": "YAML with other paths of the sets",
-    "sets": "comma-separated; default: those six whose files are there",
-    "limit": "the first so many images of each set alone, to try it",
-    "batch": "images that are named together",
+    "config": "model config, for a checkpoint that does not contain it; the published ones need: osm",
+    "benchmark": "YAML file with the paths of the datasets, or its name in configs/",
+    "datasets": "YAML file with other paths of the datasets",
+    "sets": "comma-separated; default: those of the six datasets whose files exist",
+    "limit": "maximum number of images per dataset, for a trial",
+    "batch": "number of images that are named together",
     "device": "auto, cpu, cuda, cuda:1, ...",
-    "num_threads": "CPU threads of torch",
-    "max_batch_tokens": "LLM positions decoded together",
+    "num_threads": "number of CPU threads of torch",
+    "max_batch_tokens": "maximum number of LLM tokens in one batch",
 }
-"""Flags of `generate_pred.py` that do not change what is asked."""
+"""Flags of `generate_pred.py` that do not change the benchmark."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one set, in percent, and of how many masks."""
+    """The figures of one dataset, in percent, and its number of masks."""
 
     acc_any: float
     acc_own: float
@@ -54,12 +53,12 @@ PUBLISHED = {
     "a847": Figures(76.54, 78.11, 0.81, 0.49, 20369),
     "pc459": Figures(80.57, 83.01, 3.74, 0.54, 31137),
 }
-"""The figures published with the model zoo's checkpoint, in float16."""
+"""The figures published for the checkpoint of the model zoo, in float16."""
 RATES = {"acc_any": "Acc any", "acc_own": "Acc own", "niv_any": "NIV any", "niv_own": "NIV own"}
 
 
 def figures(result: SetResult) -> Figures:
-    """What evaluation found, as the published figures are."""
+    """Return the figures of a dataset, rounded like the published ones."""
     modes = {"any": result.agnostic, "own": result.specific}
     for mode, score in modes.items():
         if not score.total:
@@ -71,7 +70,7 @@ def figures(result: SetResult) -> Figures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One set beside its published figures; `apart` by rate, in points."""
+    """One dataset with its published figures. `apart` contains the differences by rate, in percentage points."""
 
     name: str
     ours: Figures
@@ -88,7 +87,7 @@ class Comparison:
         return all(abs(points) <= self.tolerance for points in self.apart.values())
 
     def line(self) -> str:
-        """A row of the table."""
+        """Return the row of the table."""
         cells = [f"{getattr(self.ours, key):.2f} ({points:+.2f})" for key, points in self.apart.items()]
         masks = f"{self.ours.masks}" + ("" if self.same_masks else f" (published: {self.published.masks})")
         verdict = "reproduced" if self.within else "not reproduced"
@@ -96,7 +95,11 @@ class Comparison:
 
 
 def compare(result: SetResult, tolerance: float) -> Comparison:
-    """A set's figures beside those of the table."""
+    """Compare the figures of a dataset with the published ones.
+
+    Args:
+        tolerance: maximum difference in percentage points.
+    """
     ours, published = figures(result), PUBLISHED[result.row.name]
     apart = {key: round(getattr(ours, key) - getattr(published, key), 2) for key in RATES}
     return Comparison(result.row.name, ours, published, apart, tolerance)
@@ -104,24 +107,25 @@ def compare(result: SetResult, tolerance: float) -> Comparison:
 
 @console_command
 def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], int] = generate_main) -> int:
-    """Returns 0 where all six sets are within the tolerance, 1 where not, 2 where nothing could be compared."""
+    """Run `osm reproduce` and return the exit code.
+
+    The code is 0 if all six datasets are within the tolerance, 1 if not, and 2 if nothing could be compared.
+
+    Args:
+        generate: the command line of `generate_pred.py`.
+    """
+    return run_command(_reproduce, argv, generate)
+
+
+def _reproduce(argv: Sequence[str] | None, generate: Callable[[Sequence[str]], int]) -> int:
     args = parser().parse_args(argv)
-    try:
-        if args.processes < 1 or not 0 <= args.tolerance < math.inf:
-            raise OsmError(
-                f"--processes {args.processes}, --tolerance {args.tolerance}: 1 or more, and 0 or more, needed"
-            )
-        if status := _generate(args, generate):
-            return status
-        results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.processes, DatasetTable())
-        compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
-        _show(compared, notes, args)
-    except OsmError as error:
-        logger.error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        logger.info("interrupted: the same command resumes where it stopped")
-        return 130
+    if args.processes < 1 or not 0 <= args.tolerance < math.inf:
+        raise OsmError(f"--processes {args.processes}, --tolerance {args.tolerance}: 1 or more, and 0 or more, needed")
+    if status := _generate(args, generate):
+        return status
+    results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.processes, DatasetTable())
+    compared = [compare(result, args.tolerance) for result in results if result.row.name in PUBLISHED]
+    _show(compared, notes, args)
     return int(len(compared) < len(PUBLISHED) or not all(one.within and one.same_masks for one in compared))
 
 
@@ -133,7 +137,7 @@ def _generate(args: argparse.Namespace, generate: Callable[[Sequence[str]], int]
         return generate(["0", "1", *common])
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes)]
     command = [sys.executable, *start, "-m", "osm", "generate", "auto", "auto", *common, *json_flag()]
-    # Not torchrun's own status, which is 1 for every failure: that says here that the figures are others.
+    # The exit code of torchrun is 1 for every failure, but here 1 means that the figures differ.
     return 2 if subprocess.run(command).returncode else 0
 
 
@@ -154,19 +158,24 @@ def _show(compared: list[Comparison], notes: list[str], args: argparse.Namespace
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `osm reproduce`."""
+    """Build the parser of `osm reproduce`."""
     out = CommandParser(
         prog="osm reproduce",
         allow_abbrev=False,
-        description="Names the published benchmark's six val sets and compares the figures with the published ones; in "
-        "brackets, the difference in points. A run that was killed goes on.",
+        description="Name the six val sets of the published benchmark and compare the figures with the published ones. "
+        "The brackets contain the differences in percentage points. A killed run can be resumed.",
     )
-    out.add_argument("checkpoint", metavar="ckpt", help="the model zoo's file, or another model")
+    out.add_argument("checkpoint", metavar="ckpt", help="checkpoint of the model zoo, or another model")
     out.add_argument("out_dir", help="folder of the predictions, or its URL on s3:// or gs://")
-    out.add_argument("--processes", type=int, default=1, help="one a GPU [%(default)s]")
-    out.add_argument("--tolerance", type=float, default=0.5, help="in points, of every figure [%(default)s]")
-    out.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
-    group = out.add_argument_group("as of generate_pred.py")
+    out.add_argument("--processes", type=int, default=1, help="number of processes, one per GPU [%(default)s]")
+    out.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.5,
+        help="maximum difference of every figure in percentage points [%(default)s]",
+    )
+    out.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
+    group = out.add_argument_group("flags of generate_pred.py")
     for name, what in PASSED_ON.items():
         group.add_argument(f"--{name}", help=what)
     return out

@@ -13,7 +13,7 @@ from tiny import tiny_model_yaml
 from osm.data.feature_cache import FeatureCache
 from osm.datasets.table import DatasetTable
 from osm.errors import OsmError
-from osm.evaluation.predict import predict_cli as benchmark
+from osm.evaluation.predict import generate_cli as benchmark
 from osm.io.paths import check_local
 from osm.prepare import convert
 from osm.training import train_cli as training

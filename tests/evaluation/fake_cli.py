@@ -9,7 +9,7 @@ from typing import Any
 
 from six_sets import AreaNamer
 
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 
 class Slow(AreaNamer):
@@ -22,7 +22,7 @@ if __name__ == "__main__":
     if os.path.basename(sys.argv[1]) in ("generate_pred.py", "evaluate_pred.py"):  # as an interpreter of scripts
         script = os.path.basename(sys.argv.pop(1))
         if script == "evaluate_pred.py":
-            from osm.evaluation.predict.predict_cli import evaluate_main
+            from osm.evaluation.evaluate_cli import evaluate_main
 
             sys.exit(evaluate_main(sys.argv[1:]))
         print(f"part {sys.argv[1]} sees {os.environ.get('CUDA_VISIBLE_DEVICES')}", file=sys.stderr)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from osm.datasets.table import Dataset
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.report.report import write_report
+from osm.evaluation.report.report_page import write_report
 
 VOID = {"meta", "img", "line", "polyline", "rect", "circle"}
 
@@ -54,6 +54,12 @@ class Page(HTMLParser):
         found = re.search(rf'<tr[^>]*><th scope="row">{re.escape(header)}</th>(.*?)</tr>', self.source)
         assert found, header
         return [re.sub("<.*?>", "", cell).replace("\u00a0", " ") for cell in re.findall("<td.*?</td>", found[1])]
+
+
+def chart_lines(source: str, kind: str = "series") -> dict[str, list[tuple[float, float]]]:
+    """Return the points of the lines of a chart, in the units of its SVG, by the number of the line."""
+    found = re.findall(rf'<g data-line="{kind}-(\d+)">\s*<path d="(.*?)"', source, re.DOTALL)
+    return {number: [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)] for number, path in found}
 
 
 def write_mugs(pets: Dataset) -> Dataset:

@@ -16,7 +16,7 @@ from six_sets import HEIGHT, WIDTH, AreaNamer
 from three_sets import area, make, picture, write_v3det
 
 from osm.cli import main
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 Pixels = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
 
@@ -97,7 +97,7 @@ def test_box_ap_by_hand(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert "V3Det Detection proposals, mode v3det, percent:" in out and "Boxes (COCO's protocol): AP 88.79" in out
     assert "v3det: only box AP is defined: boxes overlap" in err
-    assert "v3det: 1 annotations with a fault, left out" in err
+    assert "v3det: 1 invalid annotations, left out" in err
     assert main(["evaluate_proposals", "out", "1", "--map", "exact", "--without_ap"]) == 2
     assert "--without_ap: set 'v3det' then has no score; box AP alone is defined" in capsys.readouterr().err
 

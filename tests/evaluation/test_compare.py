@@ -12,14 +12,14 @@ from mugs import Page
 from predictions import FIRST, SECOND, segment, whole_meta, write_parts
 
 from osm.cli import main
-from osm.evaluation import evaluate_cli
 from osm.evaluation.metrics.scores import Tools
-from osm.evaluation.predict.predict_cli import compare_main
+from osm.evaluation.report import report_cli
+from osm.evaluation.report.report_cli import compare_main
 
 
 @pytest.fixture(autouse=True)
 def no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate_cli, "find_tools", lambda: Tools(notes=("Semantic Similarity: left out, no weights",)))
+    monkeypatch.setattr(report_cli, "find_tools", lambda: Tools(notes=("Semantic Similarity: left out, no weights",)))
 
 
 @pytest.fixture

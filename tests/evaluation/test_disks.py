@@ -15,7 +15,9 @@ from PIL import Image
 from small_disk import fill, mounted
 
 from osm.datasets.table import Dataset
-from osm.evaluation.predict.predict_cli import evaluate_main, generate_main, report_main
+from osm.evaluation.evaluate_cli import evaluate_main
+from osm.evaluation.predict.generate_cli import generate_main
+from osm.evaluation.report.report_cli import report_main
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import judgements
+import left_out_classes
 import pytest
 from fake_namer import FakeNamer
 from predictions import whole_meta
@@ -17,9 +19,9 @@ from predictions import whole_meta
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation import reproduce
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import compare_main, evaluate_main, picture_main, report_main
-from osm.evaluation.studies import judged, open_ended
+from osm.evaluation.report.report_cli import compare_main, picture_main, report_main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,7 +118,7 @@ def test_absent_own_mode_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert evaluate_main([str(tmp_path), "1"]) == 0
     captured = capsys.readouterr()
     assert "Agnostic: Acc: 1/1 = 1.0, Not-In-Vocab: 0/1 = 0.0\nSpecific: no prediction in this mode\n" in captured.out
-    assert "coco: 1 masks without a prediction in the set's own mode" in captured.err
+    assert "coco: 1 masks without a prediction in own mode" in captured.err
 
 
 def test_set_outside_of_the_table_is_told(two_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,17 +239,17 @@ def another_image(document: Any) -> Any:
         (field("counts", 5), "counts 5: expected the numbers of masks named, empty, ..."),
         (field("counts", {"named": -1}), "counts {'named': -1}: expected the numbers"),
         (field("images", "x"), "images 'x': expected a number of images"),
-        (field("items", [0, 9]), "items [0, 9] reach beyond its 5 images"),
+        (field("items", [0, 9]), "items [0, 9] exceed its 5 images"),
         (field("items", [3, 1]), "items [3, 1]: expected [first image, image after the last]"),
         (field("items", "all"), "items 'all': expected [first image"),
-        (field("set", "coco"), "it belongs to set 'coco', and is named as one of 'pets'"),
+        (field("set", "coco"), "it belongs to set 'coco', but its file name is that of 'pets'"),
         (field("modes", "any"), "modes 'any': expected a list of modes"),
         (field("seconds", float("nan")), "seconds nan: expected a number of seconds"),
         (
             field("vocabulary", {"a": "\x1b"}),
             "vocabulary {'a': '\\x1b'}: expected [way, number of names, hash], or null",
         ),
-        (field("limit", 2), "images 5 is over its limit 2"),
+        (field("limit", 2), "images 5 exceeds its limit 2"),
     ],
 )
 def test_a_file_that_does_not_hold_what_it_should(
@@ -335,12 +337,12 @@ def test_every_reader_refuses_a_file_that_is_cut_short(
         assert readers[command]() == 2
         error = capsys.readouterr().err.splitlines()[-1]
     else:
-        monkeypatch.setattr(open_ended, "PARTS", 1)
+        monkeypatch.setattr(left_out_classes, "PARTS", 1)
         with pytest.raises(OsmError) as caught:
             if command == "judged":
-                judged.sample(out, 1, tmp_path / "list.json", tmp_path / "sheets", DatasetTable((pets,)), ["pets"])
+                judgements.sample(out, 1, tmp_path / "list.json", tmp_path / "sheets", DatasetTable((pets,)), ["pets"])
             else:
-                open_ended.answers(pets, tmp_path)
+                left_out_classes.answers(pets, tmp_path)
         error = str(caught.value)
     assert f"predictions {out / FILE}: 3 images, but its meta file says 5: the file is cut short" in error
     assert not (tmp_path / "r").exists() and not (tmp_path / "a.jpg").exists() and not (tmp_path / "list.json").exists()

@@ -16,7 +16,7 @@ from PIL import Image
 from six_sets import HEIGHT, WIDTH, AreaNamer, make
 
 from osm.cli import main
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 
 class ColumnNamer(AreaNamer):
@@ -110,8 +110,11 @@ def test_panoptic(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "Masks (COCO's protocol): AP 33.66, AP50 33.66, AP75 33.66 (classes: 1)",
         "Semantic: mIoU 46.67 (classes: 2)",
     ]
-    assert "coco: 3 images, 5 proposals: 5 named as a class, or a form of it, 0 of the class nearest" in err
-    assert "coco: 1 images without a proposal, all they show is missed" in err
+    assert (
+        "coco: 3 images, 5 proposals: 5 with the name of a class, or a form of it, 0 assigned to the class nearest"
+        in err
+    )
+    assert "coco: 1 images without a proposal, whose segments are all missed" in err
 
 
 def test_perfect_proposals(root: Path) -> None:
@@ -166,7 +169,7 @@ def test_names_and_what_has_none(root: Path, capsys: pytest.CaptureFixture[str])
     }  # fmt: skip
     assert exact["panoptic"]["by_class"]["16"] == {"pq": 0, "tp": 0, "fp": 0, "fn": 1} and "mask_ap" not in exact
     err = capsys.readouterr().err
-    assert "1 left without a class, 2 without a name" in err
+    assert "1 without a class, 2 without a name" in err
     nearest = evaluate("--map", "nearest")["coco"]
     assert nearest["counts"]["nearest"] == 1 and nearest["panoptic"]["by_class"]["16"]["tp"] == 1
 
@@ -200,7 +203,7 @@ def test_semantic(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert scores["semantic"]["miou"] == pytest.approx(5 / 12) and not {"panoptic", "mask_ap"} & set(scores)
     out, err = capsys.readouterr()
     assert "Semantic: mIoU 41.67 (classes: 2)" in out
-    assert "a847: only mIoU is defined: label maps do not tell one thing from another" in err
+    assert "a847: only mIoU is defined: label maps do not distinguish objects of one class" in err
 
 
 def test_a_name_of_an_ignored_class(root: Path) -> None:
@@ -241,8 +244,8 @@ def said(**wrong: Any) -> dict[str, Any]:
         ([{**NAMED, "open_end_pred": "bird"}], "proposal 0: open_end_pred 'bird' is not {mode: {class, prob}}"),
         ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', but in ['any'] (see --mode)"),
         ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "open_end_pred 'coco': 'bird': not in the format"),
-        ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a text"),
-        ([said(prob=None)], "open_end_pred 'coco': has no prob, which is part of a proposal's score"),
+        ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a string"),
+        ([said(prob=None)], "open_end_pred 'coco': has no prob, which the score of a proposal requires"),
         ([said(prob=-0.1)], "prob -0.1: expected a number from 0 to 1"),
         ([said(prob=5)], "prob 5: expected a number from 0 to 1"),
         ([said(prob=10**400)], "prob 1000"),
@@ -323,7 +326,7 @@ def test_without_a_meta_file(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     Path("out").mkdir()
     Path("out/coco_proposals_0_of_1.json").write_text(json.dumps([NAMED]))
     assert evaluate()["coco"]["panoptic"]["by_class"]["16"] == {"pq": pytest.approx(1 / 1.5), "tp": 1, "fp": 0, "fn": 1}
-    assert "coco: no meta file says what made the proposals" in capsys.readouterr().err
+    assert "coco: the proposals have no meta file" in capsys.readouterr().err
 
 
 def test_what_the_meta_file_tells(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,7 +372,7 @@ def test_two_entries_of_an_image(root: Path, capsys: pytest.CaptureFixture[str])
     document["images"].append({**document["images"][0], "id": 77})
     path.write_text(json.dumps(document))
     name_all("lvis", [columns(1, 0, 4)], {(0, 4): "airplane"})
-    assert "two entries, 1 and 2, are of the image" in failing(capsys)
+    assert "the entries 1 and 2 both belong to the image" in failing(capsys)
 
 
 def test_images_without_ground_truth(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from fake_namer import FakeName, FakeNamer
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions, part_range
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -84,7 +84,7 @@ def test_killed_run_goes_on(pets: Dataset, pets_yaml: Path, tmp_path: Path, caps
         namer = FakeNamer()
         assert generate_predictions(namer, pets, 0, 1, out_dir).read_bytes() == undisturbed
         assert len(namer.calls) == 2
-        assert "going on after 3 of 5 images" in capsys.readouterr().err
+        assert "resuming after 3 of 5 images" in capsys.readouterr().err
         counts = [load(folder / META)["counts"] for folder in (tmp_path / "undisturbed", out_dir)]
         assert counts[0] == counts[1]
         assert sorted(os.listdir(out_dir)) == [META, f"{NAME}.json"]
@@ -281,7 +281,7 @@ def test_command_line(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "no set with its files there; coco: left out, image_dir coco/val2017 does not exist"),
+        ([], "no dataset has its files; coco: left out, image_dir coco/val2017 does not exist"),
         (["--sets", "coco,cats"], "--sets: unknown set 'cats'; the sets are coco, lvis"),
         (["--sets", "v3det"], "v3det: left out, image_dir V3Det does not exist (--v3det_image_dir)"),
         (["--benchmark", "absent.yaml"], "absent.yaml"),
@@ -310,5 +310,5 @@ def test_script(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "test" / "generate_pred.py"), "0", "1", "my.pt", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no set with its files there; coco: left out, image_dir coco/val2017 does")
+    assert done.stderr.startswith("error: no dataset has its files; coco: left out, image_dir coco/val2017 does")
     assert len(done.stderr.splitlines()) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_namer import FakeName, FakeNamer
 
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 
 class Choosing(FakeNamer):

@@ -15,8 +15,10 @@ from servers import S3Server, registered
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import compare_main, evaluate_main, generate_main, report_main
+from osm.evaluation.predict.generate_cli import generate_main
+from osm.evaluation.report.report_cli import compare_main, report_main
 from osm.storage import remote
 
 HERE = Path(__file__).resolve().parent
@@ -47,7 +49,7 @@ def test_the_same_files_as_here(
     capsys.readouterr()
     generate_predictions(idle, pets, 0, 1, URL)
     assert not idle.calls and f"{URL}/{NAME}: finished already, skipped" in capsys.readouterr().err
-    with pytest.raises(OsmError, match=f"{URL}/{NAME} is there already, made with another limit; choose another"):
+    with pytest.raises(OsmError, match=f"{URL}/{NAME} exists and was made with another limit; choose another"):
         generate_predictions(idle, pets, 0, 1, URL, limit=2)
     assert clean_s3.SECRET.encode() not in clean_s3.read("bucket", f"out/{META}")
 

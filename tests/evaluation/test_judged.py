@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import judgements
 import numpy as np
 import pytest
 from fake_namer import FakeName, FakeNamer
+from judgements import sample
 from PIL import Image
 
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.studies import judged
-from osm.evaluation.studies.judged import sample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +46,7 @@ def test_a_sample_is_drawn_and_compared(pets: Dataset, pets_yaml: Path, tmp_path
     assert (sheet == (255, 0, 255)).all(-1).sum() > 6 * 200  # an outline each
     # Verdicts are not overwritten.
     again = run(*asked, "--sets", "pets")
-    assert again.returncode == 2 and "list.json is there already: verdicts would be lost" in again.stderr
+    assert again.returncode == 2 and "list.json exists, and its verdicts would be lost" in again.stderr
     unjudged = run("agreement", tmp_path / "list.json")
     assert unjudged.returncode == 2 and "number 1: verdict '' is not one of right, acceptable, wrong" in unjudged.stderr
 
@@ -85,22 +85,22 @@ def test_mistakes_are_said(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> No
         ([], "expected the list that `sample` wrote, found"),
         ([3], "expected the list"),
         ([{"verdict": "wrong", "prediction": "cat"}], "number 1: names None is not a list of texts"),
-        ([{"verdict": "wrong", "prediction": 3, "names": ["cat"]}], "number 1: class 3: expected a text"),
+        ([{"verdict": "wrong", "prediction": 3, "names": ["cat"]}], "number 1: class 3: expected a string"),
         ([{"verdict": "wrong", "prediction": "cat", "names": ["cat"]}], "1 verdicts of one kind; some wrong and some"),
     ],
 )
 def test_lists_that_are_none(tmp_path: Path, document: Any, message: str) -> None:
     (tmp_path / "list.json").write_text(json.dumps(document))
     with pytest.raises(OsmError, match=message):
-        judged.agreement(tmp_path / "list.json")
+        judgements.agreement(tmp_path / "list.json")
 
 
 def test_figures_by_hand() -> None:
     # 3 of 4 agree; by chance 1/2 * 3/4 + 1/2 * 1/4 would: (3/4 - 1/2) / (1 - 1/2).
     one, other = np.array([True, True, False, False]), np.array([True, True, True, False])
-    assert judged.cohens_kappa(one, other) == pytest.approx(0.5)
-    assert judged.kendall_tau(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 1
-    assert judged.kendall_tau(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == -1
-    assert np.isnan(judged.kendall_tau(np.ones(3), np.array([3.0, 2, 1])))
+    assert judgements.cohens_kappa(one, other) == pytest.approx(0.5)
+    assert judgements.kendall_tau(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 1
+    assert judgements.kendall_tau(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == -1
+    assert np.isnan(judgements.kendall_tau(np.ones(3), np.array([3.0, 2, 1])))
     # a: one pair tied of three; b: none. 2 in order of 2 * sqrt(2 * 3) / 2.
-    assert judged.kendall_tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(6))
+    assert judgements.kendall_tau(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(2 / np.sqrt(6))

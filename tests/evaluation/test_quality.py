@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from osm.evaluation.scoring.overlap import MeanOverlap
-from osm.evaluation.scoring.painter import Painter
-from osm.evaluation.scoring.quality import PanopticQuality, Segment
+from osm.evaluation.scoring.map_scores import MeanOverlap, Painter, PanopticQuality, PanopticSegment
 
 CAT, DOG, SKY = 0, 5, 9
-A_CAT, A_DOG, A_SKY, CROWD = Segment(CAT), Segment(DOG), Segment(SKY), Segment(CAT, True)
+A_CAT, A_DOG, A_SKY, CROWD = (
+    PanopticSegment(CAT),
+    PanopticSegment(DOG),
+    PanopticSegment(SKY),
+    PanopticSegment(CAT, True),
+)
 
 
 def row(text: str) -> np.ndarray:
@@ -20,14 +23,16 @@ def row(text: str) -> np.ndarray:
     return np.array([[int(character) for character in text]])
 
 
-def counts(truth: str, true: list[Segment], predicted: str, categories: list[int]) -> dict[int, tuple[int, int, int]]:
+def counts(
+    truth: str, true: list[PanopticSegment], predicted: str, categories: list[int]
+) -> dict[int, tuple[int, int, int]]:
     """(TP, FP, FN) by class."""
     quality = PanopticQuality()
     quality.add(row(truth), true, row(predicted), categories)
     return {i: (c.tp, c.fp, c.fn) for i, c in quality.classes.items()}
 
 
-CASES: dict[str, tuple[str, list[Segment], str, list[int], dict[int, tuple[int, int, int]]]] = {
+CASES: dict[str, tuple[str, list[PanopticSegment], str, list[int], dict[int, tuple[int, int, int]]]] = {
     "perfect": ("11112222", [A_CAT, A_DOG], "22221111", [DOG, CAT], {CAT: (1, 0, 0), DOG: (1, 0, 0)}),
     "one missed": ("11112222", [A_CAT, A_DOG], "11110000", [CAT], {CAT: (1, 0, 0), DOG: (0, 0, 1)}),
     "one too many": ("11110000", [A_CAT], "11111200", [CAT, CAT], {CAT: (1, 0, 0)}),  # it lies on void
@@ -72,7 +77,7 @@ CASES: dict[str, tuple[str, list[Segment], str, list[int], dict[int, tuple[int, 
     # A crowd in the place of a segment: neither a match nor a false positive.
     "crowd found": ("1111", [CROWD], "1111", [CAT], {}),
     "void and crowd together": ("00112222", [CROWD, A_SKY], "11111100", [CAT], {SKY: (0, 0, 1)}),
-    "crowd of no class": ("1111", [Segment(None, True)], "1111", [CAT], {CAT: (0, 1, 0)}),
+    "crowd of no class": ("1111", [PanopticSegment(None, True)], "1111", [CAT], {CAT: (0, 1, 0)}),
     "nothing there, nothing said": ("0000", [], "0000", [], {}),
 }
 
@@ -85,15 +90,15 @@ def test_counts(case: str) -> None:
 
 def test_void_is_taken_out_of_the_union() -> None:
     quality = PanopticQuality()
-    quality.add(row("11110000"), [Segment(CAT)], row("01111100"), [CAT])
+    quality.add(row("11110000"), [PanopticSegment(CAT)], row("01111100"), [CAT])
     assert quality.classes[CAT].iou == 3 / 4
 
 
 def test_figures() -> None:
     quality = PanopticQuality()
     # CAT: IoU 3/4, then one missed; DOG: one too many alone; SKY: IoU 1.
-    quality.add(row("1111222"), [Segment(CAT), Segment(SKY)], row("1110222"), [CAT, SKY])
-    quality.add(row("1111"), [Segment(CAT)], row("1000"), [DOG])
+    quality.add(row("1111222"), [PanopticSegment(CAT), PanopticSegment(SKY)], row("1110222"), [CAT, SKY])
+    quality.add(row("1111"), [PanopticSegment(CAT)], row("1000"), [DOG])
     assert quality.classes[CAT].figures() == (pytest.approx(0.75 / 1.5), 0.75, pytest.approx(1 / 1.5))
     assert quality.classes[DOG].figures() == (0, 0, 0)
     assert quality.mean(lambda i: i == SKY) == {"pq": 1, "sq": 1, "rq": 1, "classes": 1}
@@ -103,7 +108,9 @@ def test_figures() -> None:
     assert quality.mean(lambda i: i == 77) == {"pq": None, "sq": None, "rq": None, "classes": 0}
 
 
-def slow(truth: np.ndarray, true: list[Segment], predicted: np.ndarray, categories: list[int]) -> dict[int, Any]:
+def slow(
+    truth: np.ndarray, true: list[PanopticSegment], predicted: np.ndarray, categories: list[int]
+) -> dict[int, Any]:
     """The definition, set by set of pixels."""
 
     def pixels(image: np.ndarray, value: int) -> set[int]:
@@ -152,7 +159,7 @@ def test_against_the_definition() -> None:
     matches = 0
     for _ in range(300):
         truth, count = random_map(random)
-        true = [Segment(int(random.choice([CAT, DOG, SKY])), bool(random.random() < 0.2)) for _ in range(count)]
+        true = [PanopticSegment(int(random.choice([CAT, DOG, SKY])), bool(random.random() < 0.2)) for _ in range(count)]
         predicted, count = random_map(random)
         categories = random.choice([CAT, DOG, SKY], count).tolist()
         if random.random() < 0.7 and true:  # else hardly anything would match

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mugs import TEXTS, Page, Scripted, predict, report, write_log, write_mugs
+from mugs import TEXTS, Page, Scripted, chart_lines, predict, report, write_log, write_mugs
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import report_main
-from osm.evaluation.report.report import write_report
+from osm.evaluation.report.report_cli import report_main
+from osm.evaluation.report.report_page import write_report
 
 
 @pytest.fixture
@@ -97,12 +97,12 @@ def test_training(mugs: Dataset, folder: Path, tmp_path: Path) -> None:
     )
     assert (document["training"]["steps"], document["training"]["names"]) == (40, 28)
     assert document["training"]["last"]["loss"] == 0.5
-    lines = page.all("polyline")
+    lines = chart_lines(page.source)
     assert len(lines) == 3
-    assert len(str(lines[-1]["points"]).split()) == 3  # nan is on no axis
+    assert [len(points) for points in lines.values()] == [3, 3, 3]  # nan is on no axis
     assert page.all("svg")[0]["aria-label"] == "Loss curve: 8 at step 10, 0.5 at step 40"
     assert "no_mask 3" in page.text
-    for tick in ("5", "2", "1", "0.5", "optimiser step", "all sets, summed", "a/any"):
+    for tick in ("5", "2", "1", "0.5", "optimizer step", "all sets, summed", "a/any"):
         assert f">{tick}</text>" in page.source
     document, _ = report(tmp_path, folder, mugs, run=write_log(tmp_path / "run", 8.0, float("inf")))
     assert document["training"]["last"]["loss"] is None

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mugs import Page, predict, report, write_mugs
+from mugs import Page, chart_lines, predict, report, write_mugs
 
 from osm.datasets.table import Dataset
 from osm.evaluation.metrics.calibration import calibrate
 from osm.evaluation.metrics.scores import Tools
 from osm.evaluation.predict.records import read_set
 from osm.evaluation.report import report as report_module
-from osm.evaluation.report.report import write_report
-from osm.evaluation.report.report_pictures import choose_surest
-from osm.evaluation.report.report_reliability import reliability_plot
+from osm.evaluation.report.charts import reliability_plot
+from osm.evaluation.report.report_page import write_report
+from osm.evaluation.report.result_images import choose_surest
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +101,10 @@ def test_calibration(mugs: Dataset, folder: Path, tmp_path: Path) -> None:
 def test_plot() -> None:
     table = calibrate(np.array([0.9, 0.9, 0.1]), np.array([1, 0, 0]))
     plot = reliability_plot("<pets>", {"own mode": table, "any": calibrate(np.array([np.nan]), np.array([1]))})
-    assert "&lt;pets&gt;" in plot and plot.count("<circle") == 2 and plot.count("<polyline") == 1
+    (line,) = chart_lines(plot).values()
+    assert "&lt;pets&gt;" in plot and len(line) == 2
     # Half of those at 0.9 are right: below the diagonal.
-    assert f'cx="{56 + 0.9 * 300:.1f}" cy="{12 + 0.5 * 300:.1f}"' in plot
+    assert line[1] == pytest.approx((56 + 0.9 * 300, 12 + 0.5 * 300), abs=0.01)
     assert reliability_plot("pets", {"any": calibrate(np.array([np.nan]), np.array([1]))}) == ""
 
 

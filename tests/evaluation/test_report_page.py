@@ -7,20 +7,21 @@ import io
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mugs import Page, Scripted, predict, report, write_mugs
+from mugs import Page, Scripted, chart_lines, predict, report, write_mugs
 from PIL import Image
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.report.report import write_report
-from osm.evaluation.report.report_curve import loss_curve
+from osm.evaluation.report.charts import loss_curve
+from osm.evaluation.report.report_page import write_report
 from osm.recognition.draw import draw_numbered
 
 
@@ -168,10 +169,28 @@ def test_instances_form(tmp_path: Path) -> None:
 
 def test_curve_of_little_or_much() -> None:
     assert loss_curve([{"step": 1, "loss": float("nan")}]) == ""
-    assert loss_curve([{"step": 1, "loss": 3.0}]).count("<circle") == 1
+    one = loss_curve([{"step": 1, "loss": 3.0}])
+    assert [len(points) for points in chart_lines(one).values()] == [1] and "<use" in one
     long = loss_curve([{"step": step, "loss": 1.0 + step} for step in range(100_000)])
-    assert len(long) < 20_000
+    assert len(long) < 30_000
     assert "100000 at step 99999" in long.replace("1e+05", "100000")
+
+
+def test_labels_of_a_chart_are_neither_markup_nor_formulas() -> None:
+    labels = ["_hidden/own", "$x^2$/own", "<b>/own", "\u6c34/own", "very " * 20 + "long/own"]
+    records = [{"step": step, "loss": 1.0, **{f"loss/{label}": 1.0 for label in labels}} for step in (1, 2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chart = loss_curve(records)
+    for shown in (
+        ">_hidden/own<",
+        ">$x^2$/own<",
+        ">&lt;b&gt;/own<",
+        ">\u6c34/own<",
+        ">very very very very very very very \u2026<",
+    ):
+        assert shown in chart
+    assert chart == loss_curve(records)
 
 
 EVIL = "<script>alert('1')</script>\"&\ud800\x1b[31m\x9b\u202e"
@@ -200,8 +219,7 @@ def test_everything_is_escaped(mugs: Dataset, tmp_path: Path) -> None:
     assert len(page.all("script")) == 1
     assert "alert('1')" not in page.source
     assert (
-        page.source.count("&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;&quot;&amp;\\ud800\\x1b[31m\\x9b\\u202e")
-        > 20
+        page.source.count("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&#34;&amp;\\ud800\\x1b[31m\\x9b\\u202e") > 20
     )
     assert not set("\ud800\x1b\x9b\u202e") & set(page.source)
     assert not [a for _, attributes in page.elements for a in attributes if a.startswith("on")]

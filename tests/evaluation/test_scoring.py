@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from osm.datasets.labels import LabelSet
-from osm.evaluation.scoring.names import ClassNames, Match
-from osm.evaluation.scoring.precision import Federated, MaskPrecision, mean_precision
+from osm.evaluation.scoring.class_names import ClassNames, Match
+from osm.evaluation.scoring.mask_precision import Federated, MaskPrecision, mean_precision
 
 LABELS = LabelSet.from_categories(
     [
@@ -179,7 +179,7 @@ def test_classes_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = [(i, (i,)) for i in range(5)]
     found = [(i, (i,), 0.9 - i / 10) for i in range(3)]
     whole = ap(truth, found)
-    monkeypatch.setattr("osm.evaluation.scoring.precision._PAIRS_AT_ONCE", 2)
+    monkeypatch.setattr("osm.evaluation.scoring.mask_precision._PAIRS_AT_ONCE", 2)
     assert ap(truth, found) == whole == {i: (float(i < 3),) * 3 for i in range(5)}
 
 

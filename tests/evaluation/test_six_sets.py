@@ -15,10 +15,11 @@ from six_sets import SETS, AreaNamer, make
 from osm.config import find_config
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.metrics.evaluate import evaluate_set
 from osm.evaluation.predict.generate import generate_predictions
-from osm.evaluation.predict.predict_cli import evaluate_main, generate_main
-from osm.evaluation.report.report_pictures import draw_pictures
+from osm.evaluation.predict.generate_cli import generate_main
+from osm.evaluation.report.result_images import draw_pictures
 from osm.forms import split_of
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from tower_cases import CASES, TowerCase
+from tower_trials import towers_page, try_all, try_tower
 
 from osm.errors import OsmError
-from osm.evaluation.studies.tower_cases import CASES, TowerCase
-from osm.evaluation.studies.tower_families import towers_page, try_all, try_tower
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs/benchmarks/families/towers.json"

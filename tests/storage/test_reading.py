@@ -24,7 +24,8 @@ from osm.config import as_dict, find_config
 from osm.datasets.labels import load_labels
 from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError, RunStopped
-from osm.evaluation.predict.predict_cli import evaluate_main, generate_main
+from osm.evaluation.evaluate_cli import evaluate_main
+from osm.evaluation.predict.generate_cli import generate_main
 from osm.forms import split_of
 from osm.labeling.folder_cli import main as name_folder
 from osm.labeling.name_cli import main as name_picture

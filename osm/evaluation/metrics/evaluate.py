@@ -12,8 +12,7 @@ from osm.datasets.table import ANY_MODE, Dataset
 from osm.errors import OsmError
 from osm.evaluation.metrics import majority_class, ratio
 from osm.evaluation.metrics.scores import PUBLISHED, MaskScores, score_masks, select_metrics
-from osm.evaluation.predict.parts import listing
-from osm.evaluation.predict.prediction_files import list_predictions, prediction_path
+from osm.evaluation.predict.prediction_files import list_predictions, listing, prediction_path
 from osm.evaluation.predict.records import MaskRecord, SetRecords, read_files
 
 

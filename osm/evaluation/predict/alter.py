@@ -1,7 +1,7 @@
-"""Inputs made wrong on purpose: a model that looks at mask and image must then name much worse.
+"""Deliberately wrong inputs: a model that uses mask and image must name them much worse.
 
 `shuffle_masks`: every annotation gets the mask of a random annotation of another image of the split.
-`blank_image`: every image is one mid-grey area.
+`blank_image`: every image is replaced by a uniform mid-grey image.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ _TRIES = 1000
 
 
 def blank(image: Image.Image) -> Image.Image:
-    """A mid-grey image of the same size."""
+    """Return a mid-grey image of the same size."""
     return Image.new("RGB", image.size, _MID_GREY)
 
 
 def other_mask(split: Split, count: int, index: int, position: int, size: tuple[int, int], seed: int) -> np.ndarray:
-    """The mask of a random other annotation, brought to `size` by nearest neighbour.
+    """Return the mask of a random other annotation, resized to `size` (H, W) by nearest neighbour.
 
-    It depends on the seed and the annotation alone, so that parts and restarts change nothing; no mask is kept.
+    The choice depends only on the seed and the annotation, so parts and restarts do not change it.
 
     Args:
-        split: where masks come from.
-        count: its first so many items are drawn from.
-        index, position: the annotation that the mask is for (item, place among those to be named).
+        split: the items that masks are drawn from.
+        count: masks are drawn from the first `count` items.
+        index: item of the annotation that gets the mask.
+        position: index of that annotation within its item.
 
     Raises:
         OsmError: no other annotation with a mask was found.
@@ -53,7 +54,7 @@ def other_mask(split: Split, count: int, index: int, position: int, size: tuple[
 
 
 def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask (h, w) at another size (H, W)."""
+    """Resize a mask (h, w) to (H, W) by nearest neighbour."""
     rows = np.arange(size[0]) * mask.shape[0] // size[0]
     columns = np.arange(size[1]) * mask.shape[1] // size[1]
     return mask[rows[:, None], columns]

@@ -1,4 +1,4 @@
-"""Prediction files: every ground-truth mask of a val split, or proposal, named in the set's own mode and in `any`."""
+"""Writing of prediction files: name every ground-truth mask of a val split, or every proposal, in one or more modes."""
 
 from __future__ import annotations
 
@@ -31,16 +31,21 @@ from osm.terminal import ProgressBar, message_logger
 logger = message_logger(__name__)
 
 OWN_MODE = "own"
-# Masks of one image that are in memory together (1 byte a pixel): the 300 of a large LVIS image, at once.
+# Upper limit on the pixels of all masks in memory (1 byte per pixel). It is enough for the 300 masks of a large LVIS
+# image.
 _MASK_PIXELS = 1 << 29
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
-"""What a meta file counts: annotations named, crowd, without a pixel (also after resizing), in the json but not in the
-PNG; segments in the PNG but not in the json, and ids of a label map that the labels lack; and annotations with a fault,
-which have no prediction."""
+"""The counters of a meta file.
+
+named: annotations with a prediction. crowd: crowd annotations. empty: annotations without a pixel, also if only
+resizing removed them. missing_in_mask: annotations of the json that are not in the PNG. unknown_in_mask: segments of
+the PNG that are not in the json, and ids of a label map that the labels do not define. unusable: invalid annotations,
+which have no prediction.
+"""
 
 
 class NameLike(Protocol):
-    """A name and its probability."""
+    """A name and its probability, 0 to 1."""
 
     @property
     def text(self) -> str: ...
@@ -49,7 +54,7 @@ class NameLike(Protocol):
 
 
 class NamerLike(Protocol):
-    """What generation needs of a namer."""
+    """The interface of `osm.recognition.namer.Namer` that `generate_predictions` uses."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -68,7 +73,7 @@ class NamerLike(Protocol):
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for all images of a run; `count` items of the split are in use, `batch` of them at once."""
+    """The settings that all images of a run share: the first `count` items of the split, in batches of `batch`."""
 
     split: Split
     count: int
@@ -76,15 +81,15 @@ class _Run:
     alter: str
     seed: int
     batch: int
-    restricted: dict[str, Any]  # to the names of a list: further arguments of `name_images`
+    restricted: dict[str, Any]  # arguments of `name_images` that restrict the names to a list
     max_bad_annotations: float
 
 
 def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
-    """The modes to name a set in: `own` stands for the set's name.
+    """Return the modes in which a dataset is named. `own` is replaced by the name of the dataset.
 
     Raises:
-        OsmError: the checkpoint has no such mode.
+        OsmError: no mode is given, or the checkpoint does not have one of the modes.
     """
     resolved = tuple(dict.fromkeys(row.name if mode == OWN_MODE else mode for mode in modes))
     if not resolved:
@@ -99,7 +104,7 @@ def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) 
 
 
 def part_range(count: int, part: int, parts: int) -> range:
-    """The items of one part: count // parts each, and the rest in the last, as published."""
+    """Return the items of one part: count // parts items, and the rest in the last part, as published."""
     each = count // parts
     return range(part * each, count if part == parts - 1 else (part + 1) * each)
 
@@ -127,35 +132,38 @@ def generate_predictions(
     batch: int = 1,
     max_bad_annotations: float = MAX_BAD_ANNOTATIONS,
 ) -> Path | str:
-    """Names one part of a set and writes `<set>_pred_<part>_of_<parts>.json` and its meta file.
+    """Name one part of a dataset and write `<set>_pred_<part>_of_<parts>.json` and its meta file.
 
-    With `proposals` it names those, and writes `<set>_proposals_<part>_of_<parts>.json`.
+    With `proposals`, name the proposals instead and write `<set>_proposals_<part>_of_<parts>.json`.
 
-    A killed run leaves its finished images behind and the next one with the same arguments goes on from there; the
-    file is then the same, byte for byte (on a GPU, where the namer's `max_batch_tokens` is given). A finished part is
-    left as it is.
+    A killed run keeps its finished images, and the next run with the same arguments resumes after them. The resulting
+    file is then byte for byte the one of an uninterrupted run (on a GPU only if `max_batch_tokens` of the namer is
+    set). A finished part is not changed.
 
     Args:
         namer: names masks (see `osm.recognition.namer`).
-        row: the set, with its paths.
-        part, parts: which part, counted from 0, of how many.
-        out_dir: made where it is missing; or a URL on `s3://` or `gs://`: then the finished images of a part are
-            kept on this machine, and its files are uploaded when they are whole.
-        modes: `own` (the set's), `any`, or others of the checkpoint.
-        limit: the first so many images of the set alone.
+        row: the dataset with its paths.
+        part: index of the part, from 0.
+        parts: number of parts.
+        out_dir: folder of the prediction files, created if it does not exist; or a URL on `s3://` or `gs://`. With a
+            URL, finished images are kept on this machine, and the files are uploaded once they are complete.
+        modes: `own` (the mode of the dataset), `any`, or other modes of the checkpoint.
+        limit: maximum number of images, counted from the start of the dataset. None: no limit.
         alter: one of `ALTERATIONS`.
-        seed: of `alter`.
-        proposals: a file of masks to name instead of the ground truth.
-        vocabulary, method: only these names, as `osm.recognition.recognizer` takes them.
-        batch: images that are named together.
-        max_bad_annotations: the share of annotations that may be unusable; above 0, one always may.
+        seed: random seed of `alter`.
+        proposals: file of masks that are named instead of the ground truth.
+        vocabulary: the names to choose from. None: any name.
+        method: how the choice is made (see `osm.recognition.recognizer`).
+        batch: number of images that are named together.
+        max_bad_annotations: maximum share of unusable annotations, 0 to 1. If it is above 0, one unusable annotation
+            is always allowed.
 
     Returns:
-        The prediction file, or its URL.
+        The path of the prediction file, or its URL.
 
     Raises:
-        OsmError: wrong arguments or data, or a file of that name made with other ones.
-        RunStopped: the disk is full, or the server of a remote folder does not answer.
+        OsmError: arguments or data are invalid, or the file exists and was made with other arguments.
+        RunStopped: the disk is full, or the server of a remote folder does not respond.
     """
     check_part(part, parts)
     run = _start(namer, row, modes, limit, alter, seed, proposals, batch, max_bad_annotations)
@@ -198,7 +206,7 @@ def _upload_part(
     meta_name: str,
     header: dict[str, Any],
 ) -> str:
-    """Names a part in the staging folder of a remote one and uploads it, unless it is there."""
+    """Name a part in the local staging folder and upload it, unless the remote folder already has it."""
     output = open_output(out_dir, "out_dir")
     path, meta_file, where = output.path / name, output.path / meta_name, output.location(name)
     with locked(output, f"{name}.lock"), staging(output.path):
@@ -211,7 +219,7 @@ def _upload_part(
             for file in (path, meta_file):
                 file.unlink(missing_ok=True)
             return where
-        # What an upload that failed has left is whole; if another run made it, nobody waits for it.
+        # A failed upload leaves complete files behind, which are uploaded now if their arguments are the same.
         if path.exists() and (not meta_file.exists() or _changed(meta_file, header)):
             path.unlink()
         if not path.exists():
@@ -254,12 +262,12 @@ def _digest(names: Sequence[str]) -> str:
 
 
 def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any], where: str) -> None:
-    """Names what is left of a part, and turns it into the prediction file; messages call it `where`."""
-    # Batches count from the part's start, so that a run that goes on has those of the run that was killed: what is
-    # computed together can move a probability's last digit.
+    """Name the remaining images of a part and write the prediction file, which messages call `where`."""
+    # Batches are counted from the start of the part, so that a resumed run has the batches of the killed run. The last
+    # digit of a probability can depend on the batch.
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
-            logger.info(f"{where}: going on after {partial.done} of {len(indices)} images")
+            logger.info(f"{where}: resuming after {partial.done} of {len(indices)} images")
         check_files(run.split, indices[partial.done :])
         with ProgressBar(path.stem, len(indices), "images", partial.done) as progress:
             masks = 0
@@ -278,10 +286,14 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
 
 
 @dataclass
-class _Ask:
-    """Some masks of one item of a batch (its place there), (K, H, W), and their places among its annotations.
+class _MaskChunk:
+    """Some masks of one image.
 
-    `boxed`: all of them are boxes; else none is.
+    Attributes:
+        place: index of the image in the batch.
+        positions: indices of the masks among the annotations of the image.
+        masks: bool (K, H, W).
+        boxed: whether all of these masks are boxes; otherwise none is.
     """
 
     place: int
@@ -291,27 +303,27 @@ class _Ask:
 
 
 def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]]) -> list[dict[str, int]]:
-    """Adds the predictions to the items' entries and returns what was counted of each."""
+    """Add the predictions to the entries of the items. Return the counters of each item."""
     named = [0] * len(numbered)
     for _, item in numbered:
         for annotation in item.annotations:
-            annotation.pop(FIELD, None)  # annotations that are themselves a prediction file
+            annotation.pop(FIELD, None)  # the annotations may themselves come from a prediction file
     every = (
-        ask
+        chunk
         for boxed in (False, True)
         for place, (index, item) in enumerate(numbered)
-        for ask in _asks(run, place, index, item, boxed)
+        for chunk in _mask_chunks(run, place, index, item, boxed)
     )
-    for asks in _packed(every):
-        images = [_image(run, numbered[ask.place][1]) for ask in asks]
-        further = {**run.restricted, **({"boxed": True} if asks[0].boxed else {})}
-        found = namer.name_images(images, [ask.masks for ask in asks], run.modes, **further)
-        for ask, of_image in zip(asks, found, strict=True):
-            for k, names in zip(ask.positions, of_image, strict=True):
+    for chunks in _packed(every):
+        images = [_image(run, numbered[chunk.place][1]) for chunk in chunks]
+        further = {**run.restricted, **({"boxed": True} if chunks[0].boxed else {})}
+        found = namer.name_images(images, [chunk.masks for chunk in chunks], run.modes, **further)
+        for chunk, of_image in zip(chunks, found, strict=True):
+            for k, names in zip(chunk.positions, of_image, strict=True):
                 if names is not None:
-                    annotation = numbered[ask.place][1].annotations[k]
+                    annotation = numbered[chunk.place][1].annotations[k]
                     annotation[FIELD] = {mode: _prediction(names[mode]) for mode in run.modes}
-                    named[ask.place] += 1
+                    named[chunk.place] += 1
     return [
         {
             **dict.fromkeys(COUNTS, 0),
@@ -328,13 +340,13 @@ def _image(run: _Run, item: Item) -> Image.Image:
     return blank(image) if run.alter == "blank_image" else image
 
 
-def _asks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterator[_Ask]:
-    """The masks of an item that have a pixel, its boxes or the others; few enough at once."""
-    chunk = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
+def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterator[_MaskChunk]:
+    """Yield the non-empty masks of an item, either its boxes or its other masks, in chunks that fit into memory."""
+    at_once = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
     of_kind = [k for k, is_box in enumerate(item.boxed) if is_box is boxed]
-    for first in range(0, len(of_kind), chunk):
+    for first in range(0, len(of_kind), at_once):
         positions, masks = [], []
-        for k in of_kind[first : first + chunk]:
+        for k in of_kind[first : first + at_once]:
             mask = item.mask(k)
             if not mask.any():
                 continue
@@ -343,18 +355,18 @@ def _asks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterato
             positions.append(k)
             masks.append(mask)
         if positions:
-            yield _Ask(place, positions, np.stack(masks), boxed)
+            yield _MaskChunk(place, positions, np.stack(masks), boxed)
 
 
-def _packed(asks: Iterable[_Ask]) -> Iterator[list[_Ask]]:
-    """What is named together: as much as may be in memory, and boxes apart from other masks."""
-    pack: list[_Ask] = []
-    for ask in asks:
-        full = sum(other.masks.size for other in pack) + ask.masks.size > _MASK_PIXELS
-        if pack and (full or pack[0].boxed is not ask.boxed):
+def _packed(chunks: Iterable[_MaskChunk]) -> Iterator[list[_MaskChunk]]:
+    """Group chunks that are named together: as many as fit into memory, with boxes apart from other masks."""
+    pack: list[_MaskChunk] = []
+    for chunk in chunks:
+        full = sum(other.masks.size for other in pack) + chunk.masks.size > _MASK_PIXELS
+        if pack and (full or pack[0].boxed is not chunk.boxed):
             yield pack
             pack = []
-        pack.append(ask)
+        pack.append(chunk)
     if pack:
         yield pack
 
@@ -364,26 +376,26 @@ def _prediction(name: NameLike) -> dict[str, Any]:
 
 
 def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:
-    """Says that the part's file is there already; one made with other arguments is an error, never overwritten."""
+    """Report that the file of the part exists. Raise OsmError if it was made with other arguments."""
     if not meta_file.exists():
-        logger.info(f"{where}: finished already, skipped (no meta file beside it says what made it)")
+        logger.info(f"{where}: finished already, skipped (it has no meta file, so its arguments are unknown)")
         return
     if changed := _changed(meta_file, header):
         raise OsmError(
-            f"{where} is there already, made with another {', '.join(changed)}; choose another out_dir, or remove it"
+            f"{where} exists and was made with another {', '.join(changed)}; choose another out_dir, or remove it"
         )
     logger.info(f"{where}: finished already, skipped")
-    partial_path(path).unlink(missing_ok=True)  # there where the run was killed at the very end
+    partial_path(path).unlink(missing_ok=True)  # it remains if the run was killed just before removing it
 
 
 def _changed(meta_file: Path, header: dict[str, Any]) -> list[str]:
-    """The arguments that a meta file has otherwise."""
+    """Return the arguments whose values differ in the meta file."""
     meta, _ = read_json(meta_file, "meta file")
     return [key for key in header if not isinstance(meta, dict) or meta.get(key) != header[key]]
 
 
 def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any], indices: range, where: str) -> None:
-    """Turns the finished images into the prediction file; the meta file first, so that it is never missing."""
+    """Write the meta file and then the prediction file, so that a prediction file never lacks its meta file."""
     counts = Counter(dict.fromkeys(COUNTS, 0))
     seconds = 0.0
     for record in partial.records():
@@ -394,7 +406,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
     if run.split.kind == Split.kind and run.split.form.unknown_is_lost:
         lost += counts["unknown_in_mask"]
     failed = too_many_lost(lost, kept, run.max_bad_annotations, run.split.first_fault)
-    if failed:  # the finished images stay: with a larger share, the same command ends at once
+    if failed:  # the finished images are kept, so the same command with a larger share finishes at once
         raise OsmError(f"set {run.split.row.name!r}: {failed}")
     meta = {
         **header,
@@ -403,7 +415,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         "batch": run.batch,
         "counts": dict(counts),
         "seconds": round(seconds, 3),
-        # For the report's pictures. Not in the header: a moved data set is still the same one.
+        # The report draws these images. The paths are not in the header, because a dataset may be moved.
         "files": run.split.source_files,
     }
     try:
@@ -416,7 +428,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
 
 
 def _document(partial: PartialFile, split: Split) -> Iterator[str]:
-    # Entry by entry: LVIS's file is too large to be held twice.
+    # Entry by entry, because the file of LVIS is too large to be in memory twice.
     yield split.prefix
     for number, record in enumerate(partial.records()):
         yield (", " if number else "") + split.text(record["entry"])

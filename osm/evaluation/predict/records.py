@@ -1,37 +1,46 @@
-"""Prediction files as plain records: the one reader that scores, metrics, report, pictures and comparison share."""
+"""The reader of prediction files, used by scores, metrics, report and comparison.
+
+The content is checked against the meta files and, if the annotations of the dataset are available, against them.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, shown
-from osm.evaluation.predict.agreement import Entry, check_masks, row_with_names, split_at_hand
-from osm.evaluation.predict.meta import Content, check_content
-from osm.evaluation.predict.parts import UniqueImages, check_all_there, read_metas
-from osm.evaluation.predict.prediction_files import prediction_path
+from osm.evaluation.predict.prediction_files import (
+    Content,
+    UniqueImages,
+    check_all_there,
+    check_content,
+    prediction_path,
+    read_metas,
+)
 from osm.files import read_json
-from osm.forms import Form, form_class
+from osm.forms import Form, Split, form_class, split_of
 from osm.forms.base import countable, is_crowd
 from osm.forms.instances import read_box
 from osm.forms.split import FIELD
+from osm.storage.locations import is_remote
 
 NAMES = "names"
-"""The field of an annotation that lists every name that is right for it, in any vocabulary."""
+"""The field of an annotation that lists every correct name, in any vocabulary."""
 
-# A product of probabilities in float32 may end a rounding error above 1.
+# A product of float32 probabilities can exceed 1 by a rounding error.
 _ROUNDING = 1e-4
-_MOST_PIXELS = 1e300  # what a float holds, and json's integers need not
+_MOST_PIXELS = 1e300  # json integers can exceed the range of a float
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one mode named a mask: the name as the file has it, and its probability (0 to 1) where the file has one."""
+    """The name of a mask in one mode, as it is in the file, and its probability (0 to 1; None if there is none)."""
 
     name: str
     prob: float | None
@@ -42,12 +51,15 @@ class MaskRecord:
     """One annotation of a prediction file.
 
     Attributes:
-        id: its own id (of a semantic map: the class's).
-        category_id: a key of the set's labels, where it has a prediction and its class is not ignored.
-        area: in pixels, where it has a prediction and the file tells; of a box without an `area`, width by height.
-        names: every name that is right in any vocabulary, where it has a prediction and the file tells.
-        predictions: by mode; empty = it was not named.
-        ignored: it has a prediction, but its class is one of the row's `ignored_ids`.
+        id: id of the annotation (in a semantic map: id of the class).
+        category_id: a key of the labels of the dataset, if the annotation has a prediction and its class is not
+            ignored.
+        crowd: whether it is a crowd annotation.
+        area: in pixels, if the annotation has a prediction and the file contains an area; width times height for a
+            box without `area`.
+        names: every correct name in any vocabulary, if the annotation has a prediction and the file contains them.
+        predictions: by mode; empty if the annotation was not named.
+        ignored: whether it has a prediction although its class is one of the `ignored_ids` of the dataset.
     """
 
     id: Any
@@ -60,13 +72,13 @@ class MaskRecord:
 
     @property
     def counted(self) -> bool:
-        """Whether it is scored."""
+        """Whether the annotation is scored."""
         return bool(self.predictions) and not self.ignored
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One entry of a prediction file; `key` identifies the image (None: nothing does)."""
+    """One entry of a prediction file. `key` identifies the image; None: the file does not identify it."""
 
     key: Hashable
     path: Path
@@ -75,14 +87,14 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class SetRecords:
-    """All parts of one set; `meta` is the first meta file's content, empty where there is none."""
+    """All parts of one dataset. `meta` is the content of the first meta file; it is empty without meta files."""
 
     row: Dataset
     images: tuple[ImageRecord, ...]
     meta: Mapping[str, Any]
 
     def counted(self) -> Iterator[tuple[int, MaskRecord]]:
-        """The masks that are scored, each with the number of its image; entries of equal key are one image."""
+        """Yield the scored masks, each with the number of its image. Entries with equal keys are one image."""
         for number, entry in zip(self.numbers, self.images, strict=True):
             for mask in entry.masks:
                 if mask.counted:
@@ -90,12 +102,12 @@ class SetRecords:
 
     @cached_property
     def image_count(self) -> int:
-        """How many images the numbers of `counted` are of."""
+        """The number of distinct images."""
         return max(self.numbers, default=-1) + 1
 
     @cached_property
     def numbers(self) -> list[int]:
-        """The number of each entry's image."""
+        """For each entry, the number of its image."""
         numbers: dict[Hashable, int] = {}
         return [
             numbers.setdefault(place if entry.key is None else ("key", entry.key), len(numbers))
@@ -104,19 +116,20 @@ class SetRecords:
 
 
 def read_set(row: Dataset, folder: Path, parts: int) -> SetRecords:
-    """Reads all parts of one set of a folder; see `read_files`."""
+    """Read all parts of one dataset from a folder (see `read_files`)."""
     return read_files(row, [prediction_path(folder, row.name, part, parts) for part in range(parts)])
 
 
 def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
-    """Reads the prediction files of one set, all its parts.
+    """Read the prediction files of all parts of one dataset.
 
-    Each file is compared with its meta file, where there is one, and with the set's own annotations, where they are at
-    hand: a file that is cut short, empty or another set's is refused.
+    Each file is compared with its meta file, if there is one, and with the annotations of the dataset, if they are
+    available. Files that are truncated, empty or from another dataset are rejected.
 
     Raises:
-        OsmError: a part is missing, parts overlap or are of different runs, a file does not hold what its meta file or
-            the set says, or a value is not what the format has; it names the file, and the annotation, field and value.
+        OsmError: a part is missing, parts overlap or come from different runs, a file does not contain what its meta
+            file or the dataset requires, or a value is invalid. The message names the file, and the annotation, field
+            and value.
     """
     check_all_there(row.name, paths)
     metas = read_metas(row.name, paths)
@@ -133,7 +146,7 @@ def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
         images += of_file
     _check_not_empty(row, paths, images, metas)
     if split := split_at_hand(row, meta):
-        of_path: dict[Path, list[Entry]] = {path: [] for path in paths}
+        of_path: dict[Path, list[PredictionEntry]] = {path: [] for path in paths}
         for image in images:
             of_path[image.path].append(_entry(image))
         check_masks(split, [(path, metas.get(path, {}), of_path[path]) for path in paths], meta.get("images"))
@@ -155,27 +168,27 @@ def _read_file(row: Dataset, path: Path) -> list[ImageRecord]:
 
 
 def content_of(images: Sequence[ImageRecord]) -> Content:
-    """What there is in the entries of a prediction file."""
+    """Count the content of a prediction file."""
     masks = [mask for image in images for mask in image.masks]
     named = [mask for mask in masks if mask.predictions and not mask.crowd]
     crowd = sum(mask.crowd for mask in masks)
     return Content(len(images), len(masks) - crowd, len(named), crowd, [frozenset(mask.predictions) for mask in named])
 
 
-def _entry(image: ImageRecord) -> Entry:
+def _entry(image: ImageRecord) -> PredictionEntry:
     masks = ((countable(mask.id), countable(mask.category_id)) for mask in image.masks if not mask.crowd)
-    return Entry(image.key, Counter(masks))
+    return PredictionEntry(image.key, Counter(masks))
 
 
 def _check_not_empty(
     row: Dataset, paths: Sequence[Path], images: Sequence[ImageRecord], metas: Mapping[Path, Mapping[str, Any]]
 ) -> None:
-    """Raises OsmError where the files hold nothing to score, unless meta files say that there was nothing."""
+    """Raise OsmError if the files contain nothing to score, unless their meta files state that there was nothing."""
     if any(mask.predictions for image in images for mask in image.masks):
         return
     names = ", ".join(path.name for path in paths)
     if not images:
-        raise OsmError(f"set {row.name!r}: no image in {names} (in {paths[0].parent}); make the predictions anew")
+        raise OsmError(f"set {row.name!r}: no image in {names} (in {paths[0].parent}); generate the predictions again")
     if len(metas) < len(paths):
         raise OsmError(
             f"set {row.name!r}: no mask of the {len(images)} images of {names} (in {paths[0].parent}) is named; "
@@ -207,12 +220,20 @@ def _mask(row: Dataset, form: type[Form], annotation: Mapping[str, Any], path: P
 
 
 def prediction_in(value: Any, where: str) -> Prediction:
-    """What a file has of one mode. Raises OsmError where it is not in the format."""
+    """Return the prediction of one mode.
+
+    Args:
+        value: from the file.
+        where: start of the error message.
+
+    Raises:
+        OsmError: the value is invalid.
+    """
     if not isinstance(value, Mapping) or "class" not in value:
         raise OsmError(f"{where}: {shown(value)}: not in the format, expected {{class: a name, prob: 0 to 1}}")
     name, prob = value["class"], value.get("prob")
     if not isinstance(name, str):
-        raise OsmError(f"{where}: class {shown(name)}: expected a text, the name that was predicted")
+        raise OsmError(f"{where}: class {shown(name)}: expected a string, the predicted name")
     if prob is None:
         return Prediction(name, None)
     if isinstance(prob, bool) or not isinstance(prob, (int, float)) or not 0 <= prob <= 1 + _ROUNDING:
@@ -233,5 +254,120 @@ def _names(annotation: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
         return None
     names = annotation[NAMES]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of texts, every name that is right for it")
+        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of texts, the correct names")
     return tuple(names)
+
+
+Masks = Counter[tuple[Hashable, Hashable]]
+"""The number of annotations with each (id, category id), without crowd."""
+
+
+@dataclass(frozen=True)
+class PredictionEntry:
+    """The masks of one entry of a prediction file. `key` identifies the image; None: the file does not identify it."""
+
+    key: Hashable
+    masks: Masks
+
+
+def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
+    """Return the dataset with the paths recorded in the meta file if all of them exist; otherwise return `row`."""
+    files = meta.get("files")
+    needs = form_class(row.form).needs
+    # Path.exists raises for strings that cannot be a path.
+    if isinstance(files, Mapping) and all(isinstance(files.get(f), str) and os.path.exists(files[f]) for f in needs):
+        return replace(row, **{f: files[f] for f in needs})
+    return row
+
+
+def row_with_names(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
+    """Return the dataset with the json file recorded in the meta file, if the table does not define its names.
+
+    `row` is returned unchanged if the table defines the names, or if the recorded file no longer exists.
+    """
+    files = meta.get("files")
+    path = files.get("json_file") if isinstance(files, Mapping) else None
+    if row.labels or row.json_file is not None or not isinstance(path, str) or not os.path.exists(path):
+        return row
+    return replace(row, json_file=path)
+
+
+def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
+    """Return the split that the predictions were made from; None if its files are missing, unreadable or changed."""
+    row = row_with_files(row, meta)
+    places = [getattr(row, field) for field in form_class(row.form).needs]
+    # Only URLs of the table are read. URLs recorded in a meta file are not.
+    if not all(place and (is_remote(place) or os.path.exists(place)) for place in places):
+        return None
+    try:
+        split = split_of(row, max_bad_annotations=1.0)
+    except OsmError:
+        return None
+    return split if meta.get("annotations", split.source_hash) == split.source_hash else None
+
+
+def check_masks(
+    split: Split, parts: Sequence[tuple[Path, Mapping[str, Any], Sequence[PredictionEntry]]], images: int | None
+) -> None:
+    """Compare the entries of the prediction files of a dataset with the split.
+
+    Args:
+        split: the images and masks of the dataset.
+        parts: for each file its path, the content of its meta file (empty without one) and its entries.
+        images: number of images of the split that had to be named; None: all of them.
+
+    Raises:
+        OsmError: an image or a mask does not belong to the split, or an image of the split is missing.
+    """
+    count = len(split) if images is None else images
+    if count > len(split):
+        raise OsmError(f"{parts[0][0]}: made of {count} images, but {split.source} has {len(split)}")
+    places: dict[Hashable, list[int]] = {}
+    wanted: dict[Hashable, Masks | None] = {}
+    for index in range(count):
+        key, named = split.outline(index)
+        places.setdefault(key, []).append(index)
+        before = wanted.get(key)
+        wanted[key] = None if named is None else Counter(named) + (before or Counter())
+    found: dict[Hashable, tuple[Path, Masks]] = {}
+    for path, meta, entries in parts:
+        for entry in entries:
+            if entry.key is None:  # the file does not identify its images
+                return
+            _check_place(split, path, meta, entry.key, places.get(entry.key, []))
+            found.setdefault(entry.key, (path, Counter()))[1].update(entry.masks)
+    for key, expected in wanted.items():
+        if key in found:
+            if expected is not None and found[key][1] != expected:
+                raise OsmError(_other_masks(split, found[key][0], key, found[key][1], expected))
+        elif expected is None or expected:
+            raise OsmError(
+                f"set {split.row.name!r}: image {shown(key)} of {split.source} is in none of "
+                f"{', '.join(path.name for path, _, _ in parts)}: a file is cut short; generate it again"
+                + ("" if images is not None else " (predictions with --limit need their meta file)")
+            )
+
+
+def _check_place(split: Split, path: Path, meta: Mapping[str, Any], key: Hashable, places: Sequence[int]) -> None:
+    """Raise OsmError if an image does not belong to the split, or belongs to another part."""
+    if not places:
+        raise OsmError(
+            f"predictions {path}: image {shown(key)} is not among the images of {split.source} that had to be named: "
+            "the predictions are for another set"
+        )
+    if "items" in meta:
+        start, stop = meta["items"]
+        if not any(start <= place < stop for place in places):
+            raise OsmError(
+                f"predictions {path}: image {shown(key)} is number {places[0]} of {split.source}, but its meta file "
+                f"says that it holds {start} to {stop - 1}; generate it again"
+            )
+
+
+def _other_masks(split: Split, path: Path, key: Hashable, found: Masks, wanted: Masks) -> str:
+    """Return the error message about the first mask that differs between a file and the split."""
+    strange, lost = found - wanted, wanted - found
+    own_id, category = next(iter(strange or lost))
+    which = f"mask {shown(own_id)} of category {shown(category)}"
+    what = f"has {which}, which {split.source} has not" if strange else f"lacks {which} of {split.source}"
+    return f"predictions {path}: image {shown(key)} {what}: the predictions are for other masks"

@@ -1,9 +1,9 @@
-"""Two prediction folders side by side, mask by mask: their rates, the differences' intervals, and what changed."""
+"""Comparison of two folders of predictions, mask by mask: rates, differences with intervals, and changed masks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,26 @@ from osm.evaluation.metrics.base import Metric, Tools
 from osm.evaluation.metrics.evaluate import evaluate_folder
 from osm.evaluation.metrics.scores import CLASS, MaskScores, score_rows
 from osm.evaluation.metrics.statistics import Bootstrap, Difference, Rate, differences
-from osm.evaluation.predict.parts import made_with
+from osm.evaluation.predict.prediction_files import made_with
 from osm.evaluation.predict.records import MaskRecord, SetRecords
+from osm.evaluation.report.page_templates import NOTHING, render_page
 from osm.forms.base import countable
 
+TITLE = "Two runs compared"
 OUTCOMES = ("both_right", "a_alone", "b_alone", "both_wrong")
 
 
 @dataclass(frozen=True)
 class Change:
-    """A mask that one folder names right and the other one wrong; `image` is its key in the files."""
+    """A mask that has a right name in one folder and a wrong name in the other.
+
+    Attributes:
+        image: key of the image in the prediction files.
+        mask: id of the annotation.
+        given: name of its class.
+        a, b: predicted names.
+        prob: probability of the name in B.
+    """
 
     image: Any
     mask: Any
@@ -40,16 +50,17 @@ class Change:
 
 @dataclass(frozen=True)
 class ModeComparison:
-    """One mode of one set, over the masks that both folders have a prediction of.
+    """The comparison in one mode of one dataset, over the masks that have a prediction in both folders.
 
     Attributes:
         a, b: rates by column, with intervals.
-        difference: b less a, by column, from a paired bootstrap over images.
-        ece: of a and of b.
-        outcomes: masks by `OUTCOMES`.
-        fixed, broken: examples of what only b, or only a has right; the surest names of b first.
-        titles: of the columns.
-        a_only, b_only: masks with a prediction in one folder alone, left out.
+        difference: b minus a by column, from a paired bootstrap over images.
+        ece: expected calibration errors of a and b.
+        outcomes: number of masks for each of `OUTCOMES`.
+        fixed: examples of masks that only b names right, in descending order of the probability in b.
+        broken: examples of masks that only a names right, in the same order.
+        titles: titles of the columns.
+        a_only, b_only: numbers of masks with a prediction in one folder only; they are left out.
     """
 
     a: Mapping[str, Rate]
@@ -68,7 +79,7 @@ class ModeComparison:
         return self.outcomes.total()
 
     def main(self) -> list[str]:
-        """The columns but for single classes'."""
+        """Return the columns, without the accuracy of single classes."""
         return [key for key in self.difference if not key.startswith(CLASS)]
 
     def as_json(self) -> dict[str, Any]:
@@ -89,7 +100,10 @@ class ModeComparison:
 
 @dataclass(frozen=True)
 class SetComparison:
-    """One set: its own mode (`specific`) and `any` (`agnostic`), as far as both folders have predictions of them."""
+    """The comparison of one dataset in own mode (`specific`) and mode `any` (`agnostic`).
+
+    A mode is missing if one of the folders has no predictions in it.
+    """
 
     row: Dataset
     images: int
@@ -110,18 +124,22 @@ def compare_folders(
     examples: int = 10,
     metrics: Sequence[Metric] | None = None,
 ) -> tuple[list[SetComparison], list[str]]:
-    """Compares every set that both folders have.
+    """Compare every dataset that is in both folders.
 
     Args:
-        folders, parts: of A and B.
-        examples: of masks that changed, of each kind, at most.
-        metrics: None: all registered metrics.
+        folders: folders A and B.
+        parts: number of parts of A and of B.
+        table: the datasets.
+        tools: of the metrics that need more than strings; None: leave these metrics out.
+        bootstrap: for the intervals.
+        examples: maximum number of examples of each kind of change.
+        metrics: the metrics that are compared; None: all registered metrics.
 
     Returns:
-        The comparisons, and a line for each set that is left out.
+        The comparisons, and a note for each dataset that is left out.
 
     Raises:
-        OsmError: a folder is not right, no set is in both, or a set's masks are not the same in both.
+        OsmError: a folder is invalid, no dataset is in both, or the masks of a dataset differ.
     """
     found = []
     for side, folder, count in zip("AB", folders, parts, strict=True):
@@ -148,7 +166,7 @@ def compare_sets(
     examples: int = 10,
     metrics: Sequence[Metric] | None = None,
 ) -> SetComparison:
-    """Compares one set; see `compare_folders`."""
+    """Compare one dataset (see `compare_folders`)."""
     pairs = _paired(a, b)
     notes = [*tools.notes]
     notes += [f"{side} was {note}" for side, one in (("A", a), ("B", b)) for note in made_with(one.meta)]
@@ -168,10 +186,10 @@ Pair = tuple[int, Any, MaskRecord, MaskRecord]
 
 
 def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
-    """(number of the image, its key, A's mask, B's mask) of every mask, in A's order.
+    """Return (number of the image, key of the image, mask in A, mask in B) of every mask, in the order of A.
 
     Raises:
-        OsmError: their masks, or their masks' classes, are not the same.
+        OsmError: the folders have different masks, or a mask has different classes.
     """
     of_a, of_b = _by_key(a), _by_key(b)
     for one, other, side in ((of_a, of_b, "A"), (of_b, of_a, "B")):
@@ -194,7 +212,10 @@ def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
 
 
 def _by_key(records: SetRecords) -> dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]]:
-    """Every mask but crowd by its image's key (or place, where it has none), its id, and which of equal ids it is."""
+    """Return every mask without crowd by (image, id, index among equal ids).
+
+    The image is identified by its key, or by its position if it has no key.
+    """
     found: dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]] = {}
     times: Counter[Any] = Counter()
     for place, (number, entry) in enumerate(zip(records.numbers, records.images, strict=True)):
@@ -254,7 +275,7 @@ def _has(mask: MaskRecord, mode: str) -> bool:
 
 
 def _keep_common(a: MaskScores, b: MaskScores) -> None:
-    """Drops the columns that one of the two lacks, such as Acc by size where one folder has no areas."""
+    """Remove columns that only one of the two has, such as Acc by size if one folder has no areas."""
     common = [key for key in a.columns if key in b.columns]
     a.columns = {key: a.columns[key] for key in common}
     b.columns = {key: b.columns[key] for key in common}
@@ -268,4 +289,117 @@ def _changes(row: Dataset, rows: list[Pair], mode: str) -> list[Change]:
     for _, image, one, other in rows:
         a, b = one.predictions[mode], other.predictions[mode]
         changes.append(Change(image, one.id, row.label_set[one.category_id].target, a.name, b.name, b.prob))
-    return sorted(changes, key=lambda change: -(change.prob or 0.0))  # stable: equals stay in the files' order
+    return sorted(
+        changes, key=lambda change: -(change.prob or 0.0)
+    )  # stable, so equal probabilities stay in the order of the files
+
+
+def comparison_lines(comparison: SetComparison, titles: tuple[str, str]) -> list[str]:
+    """Return the comparison of one dataset as a table in plain text."""
+    lines = []
+    for name, mode in comparison.modes.items():
+        lines.append(f"{comparison.row.title}, {name}: {mode.masks} masks, in %")
+        lines.append(f"{'':<48}{titles[0]:>12.12}{titles[1]:>12.12}{'B - A':>24}{'p':>8}")
+        for key in mode.main():
+            difference = mode.difference[key]
+            cells = f"{_figure(mode.a[key].value):>12}{_figure(mode.b[key].value):>12}{_spread(difference):>24}"
+            lines.append(f"{mode.titles.get(key, key):<48}{cells}{_p(difference.p):>8}")
+        lines.append(f"{'ECE, 15 bins':<48}{_figure(mode.ece[0]):>12}{_figure(mode.ece[1]):>12}")
+        lines += [_outcome_line(mode, titles), *_left_out(mode, titles)]
+        for what, changes in (("wrong -> right", mode.fixed), ("right -> wrong", mode.broken)):
+            lines += [f"  {what}: {_example(change)}" for change in changes]
+        lines.append("")
+    return [*lines, *comparison.notes]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _spread(difference: Difference) -> str:
+    if difference.value is None:
+        return "-"
+    low_high = difference.interval
+    interval = "" if low_high is None else f" [{100 * low_high[0]:+.1f}, {100 * low_high[1]:+.1f}]"
+    return f"{100 * difference.value:+.1f}{interval}"
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None else f"{p:.3f}"
+
+
+def _outcome_line(mode: ModeComparison, titles: tuple[str, str]) -> str:
+    both, a_alone, b_alone, neither = (mode.outcomes[name] for name in OUTCOMES)
+    return (
+        f"masks right in both: {both}; in {titles[0]} alone: {a_alone}; in {titles[1]} alone: {b_alone}; "
+        f"in neither: {neither}"
+    )
+
+
+def _left_out(mode: ModeComparison, titles: tuple[str, str]) -> list[str]:
+    counts = zip(titles, (mode.a_only, mode.b_only), strict=True)
+    return [f"left out: {count} masks with a prediction in {title} alone" for title, count in counts if count]
+
+
+def _example(change: Change) -> str:
+    names = f"{change.given}: {change.a or '(nothing)'} -> {change.b or '(nothing)'}"
+    return f"image {change.image}, mask {change.mask}, {names}"
+
+
+def comparison_page(
+    comparisons: Sequence[SetComparison], titles: tuple[str, str], notes: Sequence[str], bootstrap: Bootstrap
+) -> Iterator[str]:
+    """Render the comparison as one HTML page and yield the page in pieces.
+
+    Args:
+        titles: of A and B.
+        notes: for each dataset that was left out, the reason.
+        bootstrap: the one that the intervals were computed with.
+    """
+    return render_page(
+        "comparison.html",
+        title=f"{TITLE}: {titles[0]} and {titles[1]}",
+        titles=titles,
+        bootstrap=bootstrap,
+        comparisons=[
+            {"row": one.row, "notes": one.notes, "modes": [_mode_table(one, name, titles) for name in one.modes]}
+            for one in comparisons
+        ],
+        left_out=notes,
+    )
+
+
+def _mode_table(comparison: SetComparison, name: str, titles: tuple[str, str]) -> dict[str, Any]:
+    """Return what the page shows of one mode of a dataset."""
+    mode = comparison.modes[name]
+    rows = [_page_row(mode.titles.get(key, key), mode.a[key], mode.b[key], mode.difference[key]) for key in mode.main()]
+    errors = dict(zip("ab", (_page_figure(error) for error in mode.ece), strict=True))
+    empty = {"difference": NOTHING, "interval": NOTHING, "p": NOTHING, "significant": False}
+    rows.append({"title": "ECE, 15 bins", **errors, **empty})
+    changes = [("wrong \u2192 right", mode.fixed), ("right \u2192 wrong", mode.broken)]
+    return {
+        "name": name,
+        "caption": f"{comparison.row.title}, {name}: {mode.masks} masks in {comparison.images} images, in %",
+        "rows": rows,
+        "outcomes": _outcome_line(mode, titles),
+        "left_out": _left_out(mode, titles),
+        "changes": [(what, examples) for what, examples in changes if examples],
+    }
+
+
+def _page_row(title: str, a: Rate, b: Rate, difference: Difference) -> dict[str, Any]:
+    """Return one row of a table. A difference whose interval excludes 0 is significant."""
+    interval = difference.interval
+    return {
+        "title": title,
+        "a": _page_figure(a.value),
+        "b": _page_figure(b.value),
+        "difference": NOTHING if difference.value is None else f"{100 * difference.value:+.1f}",
+        "interval": NOTHING if interval is None else f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}",
+        "p": _p(difference.p),
+        "significant": interval is not None and (interval[0] > 0 or interval[1] < 0),
+    }
+
+
+def _page_figure(value: float | None) -> str:
+    return NOTHING if value is None else _figure(value)

@@ -1,9 +1,8 @@
-"""The report of a folder of predictions: one HTML file without anything beside it, and its figures as json."""
+"""What a report of prediction folders contains: the figures and images of every dataset, and the training log."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,54 +11,52 @@ from typing import Any
 
 import osm
 from osm.datasets.table import Dataset
-from osm.errors import OsmError, shown, write_failed
+from osm.errors import OsmError, shown
 from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
 from osm.evaluation.metrics.measure import SetMeasures, find_tools, measure
 from osm.evaluation.metrics.scores import ALL, PUBLISHED, select_metrics
 from osm.evaluation.metrics.statistics import Bootstrap
 from osm.evaluation.report.report_counts import Breakdown, break_down, intervals
-from osm.evaluation.report.report_page import page
-from osm.evaluation.report.report_pictures import Picture, choose, choose_surest, draw_pictures
-from osm.files import write_atomically
+from osm.evaluation.report.result_images import DrawnImage, choose, choose_surest, draw_pictures
 from osm.training.tracking import read_log
 
 TITLE = "Open-ended recognition: results"
-PAGE, RESULTS = "report.html", "results.json"
 
 
 @dataclass
 class SetReport:
-    """What the report says of one set in one folder.
+    """What the report states about one dataset in one folder of predictions.
 
     Attributes:
-        measures: None where only the published metrics are asked for.
-        pictures, worst, best: of the main folder alone: chosen by chance, and the surest wrong and right images.
-        picture_notes: why some are missing.
+        measures: None if only the published metrics were requested.
+        pictures: a random sample of images. Only the main folder has images.
+        worst, best: the images with the most confident wrong names, and with the most confident right names.
+        picture_notes: for each image that could not be drawn, the reason.
     """
 
     result: SetResult
     breakdown: Breakdown
     measures: SetMeasures | None = None
-    pictures: list[Picture] = field(default_factory=list)
-    worst: list[Picture] = field(default_factory=list)
-    best: list[Picture] = field(default_factory=list)
+    pictures: list[DrawnImage] = field(default_factory=list)
+    worst: list[DrawnImage] = field(default_factory=list)
+    best: list[DrawnImage] = field(default_factory=list)
     picture_notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """All figures of `evaluate_pred.py --json`, and the report's own."""
+        """Return all figures of `evaluate_pred.py --json`, and those of the report alone."""
         measured = {"metrics": self.measures.as_json()} if self.measures else {}
         return {**self.result.as_json(), "intervals": intervals(self.result), **self.breakdown.as_json(), **measured}
 
 
 @dataclass
 class Report:
-    """All that the page shows.
+    """Everything that the page shows.
 
     Attributes:
-        predictions: title -> set -> figures; the first is the main one.
-        notes: what was left out.
-        records: of the training log; None without a run.
-        baselines: set -> name -> figure.
+        predictions: title -> dataset -> figures; the first title is the main one.
+        notes: for each dataset that was left out, the reason.
+        records: the records of the training log; None without a training run.
+        baselines: dataset -> name -> figure.
         versions: package -> version.
     """
 
@@ -70,9 +67,21 @@ class Report:
     baselines: dict[str, dict[str, Any]]
     versions: dict[str, str]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of `results.json`. Numbers that are not finite become null, which json requires."""
+        last = self.records[-1] if self.records else None
+        document = {
+            "predictions": {
+                title: {name: entry.as_json() for name, entry in sets.items()}
+                for title, sets in self.predictions.items()
+            },
+            "training": last and {"last": last, "steps": last["step"], "names": last.get("names")},
+            "baselines": self.baselines,
+        }
+        return _finite(document)
 
-def write_report(
-    out_dir: Path,
+
+def collect_report(
     predictions: Mapping[str, Path],
     parts: int,
     table: Mapping[str, Dataset],
@@ -84,29 +93,10 @@ def write_report(
     surest: int = 3,
     metrics: str = ALL,
     bootstrap: int = 1000,
-) -> dict[str, Any]:
-    """Writes `report.html` and `results.json` into `out_dir`, over older ones; the same input gives the same bytes.
+) -> Report:
+    """Evaluate folders of predictions, draw images and read the training log.
 
-    Args:
-        out_dir: made where it is missing.
-        predictions: title -> folder of prediction files. The first is the main one: it gets accuracy by class,
-            confusions and pictures; all get their scores.
-        parts: the n that generate_pred.py was run with, the same for all folders.
-        table: the sets; their paths are used where those that generation noted are not there.
-        run: folder of a training run, for its loss curve.
-        baselines: {set: {name: percent}}, shown beside the scores.
-        pictures: how many images of each set, at most.
-        seed: of the choice of images, and of the bootstrap.
-        surest: how many images of each set with the surest wrong names, and with the surest right ones.
-        metrics: `all`, `published` (Acc and NIV alone), or names of metrics; see `select_metrics`.
-        bootstrap: samples of images for intervals; 0 = none.
-
-    Returns:
-        What is in `results.json`.
-
-    Raises:
-        OsmError: no or wrong prediction files, a run without a log, baselines in another form, or an `out_dir` that
-            cannot be written. Missing images are no error: the page says so.
+    The arguments and errors are those of `osm.evaluation.report.report_page.write_report`.
     """
     if not predictions:
         raise OsmError("predictions: none given; expected a title and a folder, one or more")
@@ -127,18 +117,11 @@ def write_report(
                 _draw(entry, pictures, surest, seed)
         report.predictions[name] = sets
         report.notes += [f"{name}: {note}" for note in notes]
-    document = _document(report)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(out_dir / RESULTS, [json.dumps(document, indent=1, allow_nan=False) + "\n"])
-        write_atomically(out_dir / PAGE, page(report))
-    except OSError as error:
-        raise write_failed(error, f"out_dir {out_dir}", "a folder that can be written") from None
-    return document
+    return report
 
 
 def _sets(folder: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[dict[str, SetReport], list[str]]:
-    """What the report says of the sets of one folder, and what was left out."""
+    """Evaluate the datasets of one folder. Return their reports, and a note for each dataset that was left out."""
     results, notes = evaluate_folder(folder, parts, table)
     return {result.row.name: SetReport(result, break_down(result.records)) for result in results}, notes
 
@@ -153,21 +136,8 @@ def _draw(entry: SetReport, pictures: int, surest: int, seed: int) -> None:
     )
 
 
-def _document(report: Report) -> dict[str, Any]:
-    """What is in `results.json`."""
-    last = report.records[-1] if report.records else None
-    document = {
-        "predictions": {
-            title: {name: entry.as_json() for name, entry in sets.items()} for title, sets in report.predictions.items()
-        },
-        "training": last and {"last": last, "steps": last["step"], "names": last.get("names")},
-        "baselines": report.baselines,
-    }
-    return _finite(document)
-
-
 def _finite(value: Any) -> Any:
-    """The same with null for nan and infinite numbers (a loss that ran away), which json has not."""
+    """Replace nan and infinite numbers (of a diverged loss) by None."""
     if isinstance(value, Mapping):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -186,7 +156,7 @@ def _log(run: Path) -> list[dict[str, Any]]:
 
 
 def _checked_baselines(baselines: Any) -> dict[str, dict[str, Any]]:
-    """set -> name -> figure; what is nested deeper gets names with slashes."""
+    """Return dataset -> name -> figure. Names that are nested deeper are joined by slashes."""
     if not isinstance(baselines, Mapping):
         raise OsmError(f"baselines: expected {{set: {{name: percent}}}}, found {shown(baselines)}")
     for name, figures in baselines.items():
@@ -206,7 +176,7 @@ def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _versions() -> dict[str, str]:
     versions = {"osm": osm.__version__}
     try:
-        versions["torch"] = importlib.metadata.version("torch")  # without importing it
+        versions["torch"] = importlib.metadata.version("torch")  # does not import torch
     except importlib.metadata.PackageNotFoundError:
         versions["torch"] = "not installed"
     return versions

@@ -1,121 +1,150 @@
-"""The report as one HTML page that needs no network and nothing beside it."""
+"""The report as one HTML page, and its figures as json."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from osm.evaluation.metrics import majority_class
-from osm.evaluation.metrics.scores import CLASS, PART, PARTS
+from osm.datasets.table import Dataset
+from osm.errors import write_failed
+from osm.evaluation.metrics import majority_class, wilson_interval
+from osm.evaluation.metrics.measure import ModeMeasures, SetMeasures
+from osm.evaluation.metrics.scores import ALL, CLASS, FREQUENCY, LEXICAL, PART, PARTS, SIZE
 from osm.evaluation.metrics.statistics import Rate
-from osm.evaluation.predict.parts import made_with
-from osm.evaluation.report.report_curve import loss_curve
-from osm.evaluation.report.report_html import (
-    NOTHING,
-    SCRIPT,
-    STYLE,
-    Markup,
-    column,
-    joined,
-    number,
-    percent,
-    row_of,
-    share,
-    table,
-    tag,
-    text,
-)
-from osm.evaluation.report.report_metrics import calibration, further_metrics, sizes
-from osm.evaluation.report.report_pictures import Guess, Picture
+from osm.evaluation.predict.prediction_files import made_with
+from osm.evaluation.report.charts import loss_curve, reliability_plot
+from osm.evaluation.report.page_templates import NOTHING, percent, render_page
+from osm.evaluation.report.report import TITLE, Report, SetReport, collect_report
+from osm.evaluation.report.result_images import DrawnImage
+from osm.files import write_atomically
 
-if TYPE_CHECKING:
-    from osm.evaluation.report.report import Report, SetReport
-
+PAGE, RESULTS = "report.html", "results.json"
 CONFUSIONS = 25
-_MANY_CLASSES = 60  # from here on the table is folded
-_MANY_MASKS = 15
-_FEW = 5  # masks below which a class is not called one of the worst; and how many of those are
+MODES = {"specific": "own mode", "agnostic": "any"}
+_MANY_CLASSES = 60  # A table of more classes is folded.
+_MANY_MASKS = 15  # A table of more masks is folded.
+_FEW = 5  # The number of worst classes listed, and the number of masks below which a class is not listed among them.
+
+
+@dataclass(frozen=True)
+class ShareOfMasks:
+    """A share of masks, with its 95 % interval.
+
+    Attributes:
+        interval: None if `total` is 0.
+        over_images: whether the interval is a bootstrap interval over images; otherwise it is Wilson's.
+    """
+
+    count: int
+    total: int
+    interval: tuple[float, float] | None
+    over_images: bool
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """The share of masks of one class whose name is right."""
+
+    name: str
+    share: ShareOfMasks
+
+
+def write_report(
+    out_dir: Path,
+    predictions: Mapping[str, Path],
+    parts: int,
+    table: Mapping[str, Dataset],
+    run: Path | None = None,
+    baselines: Mapping[str, Any] | None = None,
+    pictures: int = 12,
+    seed: int = 0,
+    title: str = TITLE,
+    surest: int = 3,
+    metrics: str = ALL,
+    bootstrap: int = 1000,
+) -> dict[str, Any]:
+    """Write `report.html` and `results.json` into `out_dir`, replacing older ones.
+
+    The same input gives the same bytes.
+
+    Args:
+        out_dir: is created if it does not exist.
+        predictions: title -> folder of prediction files. The first folder is the main one: the page shows its accuracy
+            by class, its confusions and its images. All folders are scored.
+        parts: the n that generate_pred.py was run with; it is the same for all folders.
+        table: the datasets. Their paths are used where the paths recorded by generate_pred.py no longer exist.
+        run: folder of a training run, for its loss curve.
+        baselines: {dataset: {name: percent}}, shown next to the scores.
+        pictures: maximum number of randomly chosen images per dataset.
+        seed: of the random choice of images, and of the bootstrap.
+        surest: number of images per dataset with the most confident wrong names, and of those with the most confident
+            right names.
+        metrics: `all`, `published` (only Acc and NIV), or names of metrics (see `select_metrics`).
+        bootstrap: number of bootstrap samples over images, for the intervals; 0: no intervals.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        OsmError: prediction files are missing or invalid, the run has no log, the baselines have another structure, or
+            `out_dir` cannot be written. Missing images are not an error: the page reports them.
+    """
+    report = collect_report(
+        predictions, parts, table, run, baselines, pictures, seed, title, surest, metrics, bootstrap
+    )
+    document = report.as_json()
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(out_dir / RESULTS, [json.dumps(document, indent=1, allow_nan=False) + "\n"])
+        write_atomically(out_dir / PAGE, page(report))
+    except OSError as error:
+        raise write_failed(error, f"out_dir {out_dir}", "a folder that can be written") from None
+    return document
 
 
 def page(report: Report) -> Iterator[str]:
-    """The page in pieces."""
-    title, main = next(iter(report.predictions.items()))
-    sections = [
-        ("scores", "Scores", _scores(report)),
-        ("training", "Training", _training(report)),
-        *_measured(report, title, main),
-        ("classes", "Accuracy by class", _for_sets(title, main, _classes)),
-        ("confusions", "Commonest confusions", _for_sets(title, main, _confusions)),
-        ("pictures", "Pictures", _pictures(title, main)),
-    ]
-    links = joined(tag("a", heading, href=f"#{key}") for key, heading, _ in sections)
-    yield (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{tag('title', report.title)}\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header>{tag('h1', report.title)}\n{tag('nav', links, aria_label='Sections')}</header>\n<main>\n"
+    """Render the report and yield the HTML page in pieces."""
+    main_title, main = next(iter(report.predictions.items()))
+    measured = any(entry.measures for sets in report.predictions.values() for entry in sets.values())
+    sections = {"scores": "Scores", "training": "Training"}
+    if measured:
+        sections["metrics"] = "Further metrics"
+        sections["sizes"] = "Accuracy by mask size and class frequency"
+        sections["calibration"] = "Calibration"
+    sections |= {"classes": "Accuracy by class", "confusions": "Commonest confusions", "pictures": "Pictures"}
+    return render_page(
+        "report.html",
+        title=report.title,
+        main_title=main_title,
+        sections=list(sections.items()),
+        scores=list(_scores(report)),
+        parts_of_names=list(_parts_of_names(report)),
+        made_with=_made_with(report),
+        left_out=report.notes,
+        training=_training(report),
+        further_metrics=[_rates(report, name, "further metrics", _is_further) for name in _set_names(report)],
+        size_metrics=[_rates(report, name, "Acc by size and frequency", _is_of_group) for name in _set_names(report)],
+        calibration=[_calibration(name, entry) for name, entry in main.items()],
+        classes=[_classes(name, entry) for name, entry in main.items()],
+        confusions=[_confusions(name, entry) for name, entry in main.items()],
+        pictures=[_pictures(name, entry) for name, entry in main.items()],
+        versions=[f"{name} {version}" for name, version in report.versions.items()],
+        checkpoints=[(title, ", ".join(_fingerprints(sets))) for title, sets in report.predictions.items()],
     )
-    for key, heading, content in sections:
-        yield tag("section", tag("h2", heading), "\n", content, id=key) + "\n"
-    yield f"</main>\n{_footer(report)}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
 
 
-def _measured(report: Report, title: str, main: dict[str, SetReport]) -> Iterator[tuple[str, str, Markup]]:
-    """The sections that need more than the published metrics."""
-    if any(entry.measures for sets in report.predictions.values() for entry in sets.values()):
-        yield "metrics", "Further metrics", further_metrics(report)
-        yield "sizes", "Accuracy by mask size and class frequency", sizes(report)
-        about = (
-            f"Of the predictions \u201c{title}\u201d: on the dotted line, as many names of a probability are right "
-            "as it says; below it they are too sure of themselves. Larger dots stand for more masks."
-        )
-        plots = [calibration(name, entry) for name, entry in main.items()]
-        yield "calibration", "Calibration", joined([tag("p", about, class_="dim"), *plots])
+def _set_names(report: Report) -> list[str]:
+    """Return the datasets of all folders, each once."""
+    return list(dict.fromkeys(name for sets in report.predictions.values() for name in sets))
 
 
-def _scores(report: Report) -> Markup:
-    pieces: list[Any] = [
-        tag(
-            "p",
-            "Acc: the share of masks whose name is one of their class's names, or a plural or singular form of one. "
-            "NIV (not in vocabulary): the share whose name is none of the set's names. Own mode asks for the set's "
-            "vocabulary, any for none. Majority class: the Acc of always giving the commonest name. Small figures "
-            "are counts; 95 % intervals show where the pointer rests, and are in results.json (over images, where it "
-            "says so; else Wilson's, which takes masks for independent of each other).",
-        ),
-        _score_table(report),
-        _parts_table(report),
-    ]
-    altered = {
-        f"{title}: {note}"
-        for title, sets in report.predictions.items()
-        for entry in sets.values()
-        for note in made_with(entry.result.meta)
-    }
-    pieces += [tag("p", line, class_="dim") for line in sorted(altered)]
-    if report.notes:
-        notes = tag("ul", *(tag("li", note) for note in report.notes))
-        pieces.append(tag("details", tag("summary", "Sets left out"), notes))
-    return joined(pieces)
-
-
-def _score_table(report: Report) -> Markup:
-    head = ["predictions", "masks", "own mode Acc", "any Acc", "any, any right name", "own mode NIV", "any NIV"]
-    head += ["majority class", "masks without prediction"]
-    names = dict.fromkeys([name for sets in report.predictions.values() for name in sets] + list(report.baselines))
-    bodies = []
-    for name in names:
-        entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
-        heading = next((f"{entry.result.row.title} ({name})" for entry in entries.values()), name)
-        rows = [tag("tr", tag("th", heading, scope="rowgroup", colspan=len(head)))]
-        rows += [row_of(title, *_score_cells(entry)) for title, entry in entries.items()]
-        for baseline, value in report.baselines.get(name, {}).items():
-            cells = [tag("td", NOTHING, class_="n") for _ in head[3:]]
-            figure = f"{value:.1f}\u00a0%" if isinstance(value, (int, float)) else value
-            label = tag("th", f"{baseline} (baseline)", scope="row")
-            rows.append(tag("tr", label, cells[0], number(figure), *cells[1:], class_="base"))
-        bodies.append(tag("tbody", joined(rows)))
-    return table("Scores by set and predictions", head, bodies)
+def _share(count: int, total: int, rate: Rate | None = None) -> ShareOfMasks:
+    """Return a share with the bootstrap interval of the rate; if it has none, with Wilson's interval."""
+    over_images = rate.interval if rate else None
+    return ShareOfMasks(count, total, over_images or wilson_interval(count, total), bool(over_images))
 
 
 def _rate(entry: SetReport, mode: str, key: str) -> Rate | None:
@@ -123,52 +152,68 @@ def _rate(entry: SetReport, mode: str, key: str) -> Rate | None:
     return measures.rates.get(key) if measures else None
 
 
-def _score_cells(entry: SetReport) -> Iterator[Markup]:
+def _scores(report: Report) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the table of scores, dataset by dataset."""
+    for name in dict.fromkeys([*_set_names(report), *report.baselines]):
+        entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
+        baselines = [
+            (baseline, f"{value:.1f}\u00a0%" if isinstance(value, (int, float)) else value)
+            for baseline, value in report.baselines.get(name, {}).items()
+        ]
+        yield {
+            "heading": next((f"{entry.result.row.title} ({name})" for entry in entries.values()), name),
+            "rows": [_score_row(title, entry) for title, entry in entries.items()],
+            "baselines": baselines,
+        }
+
+
+def _score_row(title: str, entry: SetReport) -> dict[str, Any]:
     result, either = entry.result, entry.breakdown.either
     own, anyone = result.specific, result.agnostic
     majority = majority_class(result.categories)
-    yield number(sum(result.categories.values()))
-    yield share(own.correct, own.total, strong=True, rate=_rate(entry, "specific", "acc"))
-    yield share(anyone.correct, anyone.total, strong=True, rate=_rate(entry, "agnostic", "acc"))
-    yield share(either["correct"], either["total"], rate=_rate(entry, "agnostic", "either_vocabulary"))
-    yield share(own.not_in_vocabulary, own.total, rate=_rate(entry, "specific", "niv"))
-    yield share(anyone.not_in_vocabulary, anyone.total, rate=_rate(entry, "agnostic", "niv"))
-    if majority is None:
-        yield number(NOTHING)
-    else:
-        name = result.row.label_set[majority[0]].target
-        yield tag("td", percent(majority[1]), " ", tag("small", name), class_="n")
-    yield number(result.without_prediction)
+    return {
+        "title": title,
+        "masks": sum(result.categories.values()),
+        "own": _share(own.correct, own.total, _rate(entry, "specific", "acc")),
+        "any": _share(anyone.correct, anyone.total, _rate(entry, "agnostic", "acc")),
+        "either": _share(either["correct"], either["total"], _rate(entry, "agnostic", "either_vocabulary")),
+        "own_niv": _share(own.not_in_vocabulary, own.total, _rate(entry, "specific", "niv")),
+        "any_niv": _share(anyone.not_in_vocabulary, anyone.total, _rate(entry, "agnostic", "niv")),
+        "majority": majority and (majority[1], result.row.label_set[majority[0]].target),
+        "without": result.without_prediction,
+    }
 
 
-def _parts_table(report: Report) -> Markup:
-    bodies = []
-    names = dict.fromkeys(name for sets in report.predictions.values() for name in sets)
-    for name in names:
+def _parts_of_names(report: Report) -> Iterator[dict[str, Any]]:
+    """Yield the accuracy of whole names, last words and the words before them, of the datasets that have such names."""
+    for name in _set_names(report):
         rows = []
         for title, sets in report.predictions.items():
             if name in sets and (counts := sets[name].breakdown.parts)["total"]:
-                entry = sets[name]
-                rates = [_rate(entry, "specific", PART + key) for key in PARTS]
-                figures = [
-                    share(counts[key], counts["total"], rate=rate) for key, rate in zip(PARTS, rates, strict=True)
+                shares = [
+                    _share(counts[key], counts["total"], _rate(sets[name], "specific", PART + key)) for key in PARTS
                 ]
-                rows.append(row_of(title, number(counts["total"]), *figures))
+                rows.append({"title": title, "masks": counts["total"], "shares": shares})
         if rows:
-            heading = tag("tr", tag("th", name, scope="rowgroup", colspan=2 + len(PARTS)))
-            bodies.append(tag("tbody", joined([heading, *rows])))
-    if not bodies:
-        return tag("p", "Parts of names: no mask of a class whose name has several words.", class_="dim")
-    caption = "Parts of names: own mode, masks whose class has a name of several words"
-    head = ["predictions", "masks", "whole name right", "last word right", "words before it right"]
-    return table(caption, head, bodies)
+            yield {"name": name, "rows": rows}
 
 
-def _training(report: Report) -> Markup:
-    if report.records is None:
-        return tag("p", "No training run was given.", class_="dim")
+def _made_with(report: Report) -> list[str]:
+    """Return notes on predictions that were not made in the standard way, such as with a limit."""
+    return sorted(
+        {
+            f"{title}: {note}"
+            for title, sets in report.predictions.items()
+            for entry in sets.values()
+            for note in made_with(entry.result.meta)
+        }
+    )
+
+
+def _training(report: Report) -> dict[str, Any] | None:
+    """Return the facts of the last logged step and the loss curve; None without a run, {} without a step."""
     if not report.records:
-        return tag("p", "The run's log has no step yet.", class_="dim")
+        return None if report.records is None else {}
     last = report.records[-1]
     skipped = last.get("skipped_samples") or {}
     reasons = (
@@ -181,133 +226,109 @@ def _training(report: Report) -> Markup:
         "skipped samples": reasons or "none",
         "skipped steps": last.get("skipped_steps", NOTHING),
     }
-    curve = loss_curve(report.records) or tag("p", "No loss that a log axis can show.", class_="dim")
-    rows = tag("tbody", joined(row_of(key, value) for key, value in facts.items()))
-    figure = tag(
-        "figure", Markup(curve), tag("figcaption", "Loss by step; the halves of each set are thin.", class_="dim")
-    )
-    return joined([table("Training run", ["", "at the last logged step"], [rows]), figure])
+    return {"facts": list(facts.items()), "curve": loss_curve(report.records)}
 
 
-def _for_sets(title: str, sets: dict[str, SetReport], show: Any) -> Markup:
-    """A part of the page for each set of the main predictions that has some in its own mode."""
-    pieces: list[Any] = [tag("p", f"Of the predictions \u201c{title}\u201d, in each set's own mode.", class_="dim")]
-    for name, entry in sets.items():
-        if entry.breakdown.classes:
-            pieces.append(show(name, entry))
-        else:
-            pieces.append(tag("p", f"{name}: no prediction in its own mode.", class_="dim"))
-    return joined(pieces)
+def _is_of_group(key: str) -> bool:
+    return key.startswith((SIZE, FREQUENCY))
 
 
-def _classes(name: str, entry: SetReport) -> Markup:
+def _is_further(key: str) -> bool:
+    return not key.startswith((SIZE, FREQUENCY, PART))
+
+
+def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
+    """Return a table of the wanted rates of one dataset, with a column for each folder and mode."""
+    entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
+    columns: dict[str, ModeMeasures] = {
+        f"{title}, {MODES[mode]}" if len(entries) > 1 else MODES[mode]: measures
+        for title, entry in entries.items()
+        if entry.measures
+        for mode, measures in entry.measures.modes.items()
+    }
+    keys = [key for key in dict.fromkeys(k for one in columns.values() for k in one.main()) if wanted(key)]
+    titles = {key: title for one in columns.values() for key, title in one.scores.titles.items()}
+    notes = [note for entry in entries.values() if entry.measures for note in _notes(entry.measures, wanted)]
+    return {
+        "name": name,
+        "caption": f"{name}: {what}",
+        "columns": list(columns),
+        "rows": [(titles[key], [one.rates.get(key) for one in columns.values()]) for key in keys],
+        "notes": list(dict.fromkeys(notes)),
+    }
+
+
+def _notes(measures: SetMeasures, wanted: Callable[[str], bool]) -> list[str]:
+    """Return the notes that belong to a table: those on groups of masks, or all others except those on calibration."""
+    return [note for note in measures.notes if ("Acc by " in note) != wanted(LEXICAL) and "calibration" not in note]
+
+
+def _calibration(name: str, entry: SetReport) -> dict[str, Any]:
+    """Return the calibration plot of one dataset and the bins of its reliability table."""
+    if entry.measures is None:
+        return {"name": name, "plot": "", "missing": "not measured.", "notes": []}
+    modes = {MODES[key]: mode.calibration for key, mode in entry.measures.modes.items()}
+    return {
+        "name": name,
+        "plot": reliability_plot(name, modes),
+        "missing": "no prediction has a probability.",
+        "errors": ", ".join(f"{mode} {percent(one.ece)}" for mode, one in modes.items() if one.ece is not None),
+        "bins": [(mode, one) for mode, table in modes.items() for one in table.bins if one.masks],
+        "notes": [note for note in entry.measures.notes if "calibration" in note],
+    }
+
+
+def _classes(name: str, entry: SetReport) -> dict[str, Any]:
+    """Return the accuracy of every class, the classes with the most masks first, and the worst frequent classes."""
     labels = entry.result.row.label_set
-    classes = entry.breakdown.classes.items()
-    counted = [(labels[key].target, *counts, _rate(entry, "specific", f"{CLASS}{key}")) for key, counts in classes]
-    counted.sort(key=lambda one: (-one[2], one[0]))
-    head = [
-        column(tag("button", "class", type="button")),
-        column(tag("button", "masks", type="button"), aria_sort="descending"),
-        column(tag("button", "Acc", type="button")),
-        column("of all its masks"),
-    ]
-    rows = []
-    for target, correct, total, rate in counted:
-        bar = tag("span", tag("span", style=f"width:{100 * correct / total:.1f}%"), class_="bar", aria_hidden="true")
-        cell = share(correct, total, rate=rate).replace("<td", f'<td data-v="{correct / total:.6f}"', 1)
-        rows.append(row_of(target, number(total), Markup(cell), tag("td", bar)))
-    made = table(f"{name}: {len(counted)} classes", head, [tag("tbody", joined(rows))], class_="sort")
-    if len(counted) > _MANY_CLASSES:
-        made = tag("details", tag("summary", f"{name}: all {len(counted)} classes"), made)
-    return joined([made, _worst(name, counted)])
-
-
-def _worst(name: str, counted: list[tuple[str, int, int, Rate | None]]) -> Markup:
-    often = [one for one in counted if one[2] >= _FEW and one[1] < one[2]]
-    worst = sorted(often, key=lambda one: (one[1] / one[2], -one[2], one[0]))[:_FEW]
-    listed = ", ".join(f"{target} {correct}/{total}" for target, correct, total, _ in worst)
-    return tag("p", f"{name}, lowest of the classes with {_FEW} masks or more: {listed or 'none has an error'}.")
-
-
-def _confusions(name: str, entry: SetReport) -> Markup:
-    pairs = entry.breakdown.commonest(CONFUSIONS)
-    if not pairs:
-        return tag("p", f"{name}: no wrong name.")
-    rows = [row_of(given, predicted or "(nothing)", number(count)) for given, predicted, count in pairs]
-    body = tag("tbody", joined(rows))
-    wrong = entry.breakdown.confusions.total()
-    caption = f"{name}: {len(pairs)} of {len(entry.breakdown.confusions)} confusions; {wrong} wrong masks in all"
-    return table(caption, ["given", "predicted", "masks"], [body])
-
-
-def _pictures(title: str, sets: dict[str, SetReport]) -> Markup:
-    pieces: list[Any] = [
-        tag(
-            "p",
-            f"Of the predictions \u201c{title}\u201d, images of each set: those that have the surest "
-            "wrong and right names (the mean over an image's masks of the probability, negative where the name is "
-            "wrong), and some by chance. \u2713: right, with a solid outline. "
-            "\u2717: wrong, hatched and with a dashed outline. Number alone: no prediction. The picture's mark is that "
-            "of the set's own mode, or of mode any where that is the only one. (\u2713): wrong in the set's "
-            "vocabulary, but a right name in another one.",
-            class_="dim",
-        )
-    ]
-    for name, entry in sets.items():
-        pieces.append(tag("h3", name))
-        groups = {
-            "Surest and wrong": entry.worst,
-            "Surest and right": entry.best,
-            "Chosen by chance": entry.pictures,
-        }
-        for heading, chosen in groups.items():
-            if chosen:
-                figures = tag("div", joined(_figure(name, one) for one in chosen), class_="pictures")
-                pieces += [tag("h4", heading), figures]
-        if entry.picture_notes:
-            count, first = len(entry.picture_notes), entry.picture_notes[0]
-            pieces.append(tag("p", f"Pictures that could not be drawn: {count}. {first}"))
-        elif not any(groups.values()):
-            pieces.append(tag("p", "No pictures asked for, or no mask with a prediction.", class_="dim"))
-    return joined(pieces)
-
-
-def _figure(name: str, picture: Picture) -> Markup:
-    marked = [own or anyone for _, own, anyone in picture.masks]
-    right = sum(guess is not None and guess.right for guess in marked)
-    alt = f"{picture.file_name}: {len(marked)} numbered masks, {right} named right; they are listed beside it"
-    width, height = picture.size
-    source = f"data:image/jpeg;base64,{picture.jpeg}"
-    image = Markup(f'<img src="{source}" width="{width}" height="{height}" loading="lazy" alt="{text(alt)}">')
     rows = [
-        row_of(place, given, _guess(own), _guess(anyone)) for place, (given, own, anyone) in enumerate(picture.masks, 1)
+        ClassAccuracy(labels[key].target, _share(right, total, _rate(entry, "specific", f"{CLASS}{key}")))
+        for key, (right, total) in entry.breakdown.classes.items()
     ]
-    head = ["no.", "given", "own mode", "any"]
-    listed = table(f"{name}: {picture.file_name}", head, [tag("tbody", joined(rows))])
-    if len(rows) > _MANY_MASKS:
-        listed = tag("details", tag("summary", f"{len(rows)} masks, {right} right"), listed)
-    return tag("figure", image, "\n", tag("figcaption", listed))
+    rows.sort(key=lambda row: (-row.share.total, row.name))
+    frequent = [row for row in rows if row.share.total >= _FEW and row.share.count < row.share.total]
+    frequent.sort(key=lambda row: (row.share.count / row.share.total, -row.share.total, row.name))
+    return {
+        "name": name,
+        "rows": rows,
+        "folded": len(rows) > _MANY_CLASSES,
+        "worst": frequent[:_FEW],
+        "enough": _FEW,
+    }
 
 
-def _guess(guess: Guess | None) -> Markup:
-    if guess is None:
-        return tag("td", NOTHING)
-    sign = "\u2713" if guess.right else "(\u2713)" if guess.right_elsewhere else "\u2717"
-    spoken = "right" if guess.right else "right in another vocabulary" if guess.right_elsewhere else "wrong"
-    mark = tag("span", sign, class_="no" if sign == "\u2717" else "ok", role="img", aria_label=spoken)
-    prob = tag("small", NOTHING if guess.prob is None else percent(guess.prob))
-    return tag("td", mark, " ", guess.name or "(nothing)", " ", prob)
+def _confusions(name: str, entry: SetReport) -> dict[str, Any]:
+    """Return the most frequent pairs of class name and wrong prediction."""
+    pairs = entry.breakdown.commonest(CONFUSIONS)
+    every, wrong = len(entry.breakdown.confusions), entry.breakdown.confusions.total()
+    return {
+        "name": name,
+        "predicted": bool(entry.breakdown.classes),
+        "pairs": pairs,
+        "caption": f"{name}: {len(pairs)} of {every} confusions; {wrong} wrong masks in all",
+    }
 
 
-def _footer(report: Report) -> Markup:
-    checkpoints = [
-        tag("li", f"{title}: ", tag("code", ", ".join(sorted(_fingerprints(sets))) or "not noted"))
-        for title, sets in report.predictions.items()
-    ]
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    return tag("footer", tag("h2", "Made with"), tag("p", versions), tag("p", "Checkpoints:"), tag("ul", *checkpoints))
+def _pictures(name: str, entry: SetReport) -> dict[str, Any]:
+    groups = {"Surest and wrong": entry.worst, "Surest and right": entry.best, "Chosen by chance": entry.pictures}
+    return {
+        "name": name,
+        "groups": [(heading, [_picture(one) for one in images]) for heading, images in groups.items() if images],
+        "notes": entry.picture_notes,
+    }
 
 
-def _fingerprints(sets: dict[str, SetReport]) -> set[str]:
+def _picture(image: DrawnImage) -> dict[str, Any]:
+    """Return one drawn image with its number of right names, in own mode or else in mode `any`."""
+    marked = [own or anyone for _, own, anyone in image.masks]
+    return {
+        "drawn": image,
+        "right": sum(guess is not None and guess.right for guess in marked),
+        "folded": len(marked) > _MANY_MASKS,
+    }
+
+
+def _fingerprints(sets: Mapping[str, SetReport]) -> list[str]:
+    """Return the fingerprints of the checkpoints that the predictions of a folder were made with."""
     found = (entry.result.meta.get("checkpoint") for entry in sets.values())
-    return {str(fingerprint) for fingerprint in found if fingerprint is not None}
+    return sorted({str(fingerprint) for fingerprint in found if fingerprint is not None})

@@ -8,26 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from osm.config import find_config
-from osm.datasets.table import Dataset, DatasetTable
-from osm.errors import OsmError, exit_code
+from osm.datasets.table import Dataset
+from osm.errors import OsmError
+from osm.evaluation.commands import dataset_table, run_command
 from osm.evaluation.predict.generate import OWN_MODE
-from osm.evaluation.predict.parts import made_with
-from osm.evaluation.predict.prediction_files import prediction_path
-from osm.evaluation.scoring.names import EXACT, NEAREST, ClassNames, Encoder
-from osm.evaluation.scoring.proposals import KIND
-from osm.evaluation.scoring.score_proposals import Options, Scores, score_set
+from osm.evaluation.predict.prediction_files import made_with, prediction_path
+from osm.evaluation.scoring.class_names import EXACT, NEAREST, ClassNames, Encoder
+from osm.evaluation.scoring.named_proposals import KIND
+from osm.evaluation.scoring.score_proposals import Scores, ScoringOptions, score_set
 from osm.storage.cache import localize
 from osm.storage.output import write_text
 from osm.terminal import CommandParser, console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
-# What the counts are called. Of the first two it is said even where they are 0.
+# Names of the counts. The first two are reported even if they are 0.
 _PROPOSALS = {
-    "exact": "named as a class, or a form of it",
-    "nearest": "of the class nearest in meaning",
-    "without_class": "left without a class",
+    "exact": "with the name of a class, or a form of it",
+    "nearest": "assigned to the class nearest in meaning",
+    "without_class": "without a class",
     "unnamed": "without a name",
     "of_ignored_class": "of an ignored class, left out",
     "empty": "without a pixel",
@@ -36,69 +35,72 @@ _PROPOSALS = {
 }
 _TITLES = {"miou": "mIoU"}
 _OTHERS = {
-    "images_without_proposals": "images without a proposal, all they show is missed",
+    "images_without_proposals": "images without a proposal, whose segments are all missed",
     "images_beyond_limit": "images left out: the proposals were named with --limit",
     "images_without_truth": "images with proposals and no ground truth, left out",
-    "truth_ignored": "true masks of ignored classes, void",
+    "truth_ignored": "ground-truth masks of ignored classes, void",
     "truth_missing_in_mask": "segments of the json without a pixel, left out",
     "truth_unknown_in_mask": "segments of the PNGs that are not in the json, void",
-    "truth_unknown_ids": "ids of label maps, and parts of .mat files, that the labels lack, void",
-    "truth_unusable": "annotations with a fault, left out",
-    "truth_crowd_without_class": "crowd annotations of no class of the set, left out",
+    "truth_unknown_ids": "ids of label maps, and parts of .mat files, that the labels do not define, void",
+    "truth_unusable": "invalid annotations, left out",
+    "truth_crowd_without_class": "crowd annotations without a class of the dataset, left out",
 }
 
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """`evaluate_proposals.py out_dir n`; returns the exit code."""
-    try:
-        _evaluate(parser().parse_args(argv))
-    except OsmError as error:
-        logger.error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        logger.info("interrupted")
-        return 130
-    return 0
+    """Run `evaluate_proposals.py out_dir n` and return the exit code."""
+    return run_command(_evaluate, argv, interrupted="interrupted")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `osm evaluate_proposals`."""
+    """Build the parser of `osm evaluate_proposals`."""
     flags = CommandParser(
         prog="evaluate_proposals.py",
         allow_abbrev=False,
-        description="Prints panoptic quality, mask or box AP and mean IoU of named proposals.",
+        description="Print panoptic quality, mask or box AP and mean IoU of named proposals.",
     )
     flags.add_argument("out_dir", help="folder of <set>_proposals_<i>_of_<n>.json, or its URL")
-    flags.add_argument("parts", metavar="n", type=int, help="how many parts generate_pred.py was run in")
-    flags.add_argument("--sets", help="comma-separated; default: all that have proposals in out_dir")
-    flags.add_argument("--benchmark", default="benchmark", help="YAML with the sets' paths, or its name in configs/")
-    flags.add_argument("--datasets", help="YAML with sets of your own")
-    flags.add_argument("--mode", default=OWN_MODE, help=f"whose names count; {OWN_MODE} = the set's (%(default)s)")
+    flags.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
+    flags.add_argument("--sets", help="comma-separated; default: all datasets with proposals in out_dir")
+    flags.add_argument(
+        "--benchmark", default="benchmark", help="YAML file with the paths of the datasets, or its name in configs/"
+    )
+    flags.add_argument("--datasets", help="YAML file with your own datasets")
+    flags.add_argument(
+        "--mode",
+        default=OWN_MODE,
+        help=f"mode whose names are scored; {OWN_MODE}: the mode of the dataset (%(default)s)",
+    )
     flags.add_argument(
         "--map",
         choices=(EXACT, NEAREST),
         default=NEAREST,
-        help="names that are none of the set's: the class nearest in meaning, or none [%(default)s]",
+        help="what happens to names that no class has: nearest assigns the class nearest in meaning, exact assigns "
+        "none [%(default)s]",
     )
     flags.add_argument(
-        "--overlap", type=float, default=0.8, help="masks with less than this share left are not painted [%(default)s]"
+        "--overlap",
+        type=float,
+        default=0.8,
+        help="minimum share of free pixels of a mask that is painted [%(default)s]",
     )
-    flags.add_argument("--min_score", type=float, default=0.0, help="masks below it are not painted [%(default)s]")
-    flags.add_argument("--without_ap", action="store_true", help="no mask or box AP")
-    flags.add_argument("--device", default="cpu", help="of --map nearest: cpu, cuda, ... [%(default)s]")
-    flags.add_argument("--json", help="also write the figures to this file, here or at a URL on s3:// or gs://")
+    flags.add_argument(
+        "--min_score", type=float, default=0.0, help="minimum score of a mask that is painted [%(default)s]"
+    )
+    flags.add_argument("--without_ap", action="store_true", help="do not compute mask or box AP")
+    flags.add_argument("--device", default="cpu", help="device of --map nearest: cpu, cuda, ... [%(default)s]")
+    flags.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
     return flags
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _evaluate(argv: Sequence[str] | None) -> None:
+    args = parser().parse_args(argv)
     if args.parts < 1:
         raise OsmError(f"number of parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
     args.out_dir = localize(args.out_dir, "out_dir", folder=True)
-    options = Options(args.overlap, args.min_score, not args.without_ap)
-    table = DatasetTable().with_yaml(find_config(args.benchmark))
-    table = table.with_yaml(args.datasets) if args.datasets else table
-    rows = _rows(args, table)
+    options = ScoringOptions(args.overlap, args.min_score, not args.without_ap)
+    rows = _rows(args, dataset_table(args.benchmark, args.datasets))
     encoder = _encoder(args.device) if args.map == NEAREST else None
     document = {}
     for row in rows:
@@ -118,7 +120,7 @@ def _paths(args: argparse.Namespace, row: Dataset) -> list[Path]:
 
 
 def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Dataset]:
-    """The sets to score: those asked for, else all that have a part there."""
+    """Return the datasets to score: those of --sets, or else all that have a part in the folder."""
     if not args.out_dir.is_dir():
         raise OsmError(f"{args.out_dir} is not a folder; expected the out_dir of generate_pred.py")
     if args.sets is None:
@@ -148,7 +150,7 @@ def _encoder(device: str) -> Encoder:
 
 
 def _figures(scores: Scores, document: Mapping[str, Any]) -> list[str]:
-    """The figures that are defined, in percent."""
+    """Return lines with the figures that are defined, in percent."""
     lines = [f"{scores.row.title} proposals, mode {scores.mode}, percent:"]
     for group, figures in document.get("panoptic", {}).items():
         if group != "by_class":
@@ -172,16 +174,16 @@ def _percent(value: float | None) -> str:
 
 
 def _notes(scores: Scores) -> list[str]:
-    """What was counted, left out and not defined."""
+    """Return notes on what was counted, left out or not defined."""
     counts, meta = scores.counts, scores.meta
     parts = [f"{counts[key]} {what}" for key, what in _PROPOSALS.items() if counts[key] or key in (EXACT, NEAREST)]
     notes = [f"{counts['images']} images, {counts['proposals']} proposals: {', '.join(parts)}"]
     notes += [f"{counts[key]} {what}" for key, what in _OTHERS.items() if counts[key]]
     if scores.shared:
         names = ", ".join(sorted(scores.shared)[:3])
-        notes.append(f"{len(scores.shared)} names are of several classes (the lowest id counts), such as {names}")
+        notes.append(f"{len(scores.shared)} names belong to several classes (the lowest id is used), such as {names}")
     if scores.split.why_not:
         notes.append(f"only {', '.join(scores.split.scores)} is defined: {scores.split.why_not}")
     if not meta:
-        notes.append("no meta file says what made the proposals; they are taken as those of the whole set")
+        notes.append("the proposals have no meta file; they are assumed to cover the whole dataset")
     return notes + made_with(meta)

@@ -1,6 +1,6 @@
-"""Scores of named proposals: PQ, mask or box AP and mean IoU of a set, in one pass over its images.
+"""Scores of named proposals: PQ, mask or box AP and mean IoU of a dataset, in one pass over its images.
 
-Shapes: H, W = an image's sides.
+Shapes: H, W = height and width of an image.
 """
 
 from __future__ import annotations
@@ -16,26 +16,24 @@ import numpy as np
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
-from osm.evaluation.predict.parts import check_all_there, read_metas
-from osm.evaluation.scoring.names import ClassNames, Match
-from osm.evaluation.scoring.overlap import MeanOverlap
-from osm.evaluation.scoring.painter import Painter
-from osm.evaluation.scoring.precision import MaskPrecision, mean_precision
-from osm.evaluation.scoring.proposals import KIND, Proposal, read_proposals
-from osm.evaluation.scoring.quality import PanopticQuality
+from osm.evaluation.predict.prediction_files import check_all_there, read_metas
+from osm.evaluation.scoring.class_names import ClassNames, Match
+from osm.evaluation.scoring.map_scores import MeanOverlap, Painter, PanopticQuality
+from osm.evaluation.scoring.mask_precision import MaskPrecision, mean_precision
+from osm.evaluation.scoring.named_proposals import KIND, Proposal, read_proposals
 from osm.evaluation.scoring.truth import MIOU, PQ, Truth, TruthSplit, class_map, truth_split
 from osm.forms import form_class
 from osm.terminal import ProgressBar
 
 
 @dataclass(frozen=True)
-class Options:
-    """How proposals become a panoptic map, and what is left out.
+class ScoringOptions:
+    """How proposals become a panoptic map, and whether AP is computed.
 
     Attributes:
-        overlap: what a proposal has to have left of its pixels so as to be painted, 0 to 1.
-        min_score: those below are not painted (AP looks at all).
-        with_ap: whether AP is wanted.
+        overlap: minimum share of the pixels of a proposal, 0 to 1, that must be free for it to be painted.
+        min_score: proposals with a lower score are not painted. AP uses all proposals.
+        with_ap: whether AP is computed.
     """
 
     overlap: float = 0.8
@@ -51,13 +49,17 @@ class Options:
 
 @dataclass
 class Scores:
-    """What one set's proposals are worth.
+    """The scores of the proposals of one dataset.
 
     Attributes:
-        quality, precision, overlap: None where they are not defined for the set's form, or not wanted.
-        counts: images and proposals, by what became of them.
-        shared: names that several classes of the set have.
-        meta: the first meta file's content; empty where there is none.
+        row: the dataset.
+        mode: the mode whose names are scored.
+        split: the ground truth.
+        quality, precision, overlap: PQ, AP and mean IoU; None if a score is not defined for the form of the dataset or
+            was not requested.
+        counts: numbers of images and proposals by outcome.
+        shared: names that several classes of the dataset have.
+        meta: content of the first meta file; empty without meta files.
     """
 
     row: Dataset
@@ -71,7 +73,7 @@ class Scores:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, 0 to 1; null where there is nothing to average. Classes by category id."""
+        """Return all figures, 0 to 1; None if there is nothing to average. Classes are keyed by category id."""
         things = self.split.things
         document: dict[str, Any] = {"title": self.row.title, "mode": self.mode}
         if self.quality is not None:
@@ -103,19 +105,21 @@ class Scores:
         }
 
 
-def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames, options: Options) -> Scores:
-    """Scores the named proposals of one set, all parts together.
+def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames, options: ScoringOptions) -> Scores:
+    """Score the named proposals of all parts of one dataset.
 
-    Where they were made with `--limit`, only their own images are looked at; else all of the set: what an image
-    without proposals shows is missed.
+    All images of the dataset are scored, so the segments of an image without proposals are missed. With proposals that
+    were named with `--limit`, only images with proposals are scored.
 
     Args:
-        paths: `<set>_proposals_<i>_of_<n>.json`, i from 0 on.
-        mode: which of a proposal's names counts.
-        names: from names to the set's classes.
+        row: the dataset.
+        paths: `<set>_proposals_<i>_of_<n>.json`, with i from 0.
+        mode: the mode whose names are scored.
+        names: assigns names to the classes of the dataset.
+        options: for the panoptic map and AP.
 
     Raises:
-        OsmError: a part is missing, parts of different runs, an entry that is not right, or ground truth that is not.
+        OsmError: a part is missing, parts come from different runs, or an entry or the ground truth is invalid.
     """
     check_all_there(row.name, paths)
     metas = read_metas(row.name, paths, KIND)
@@ -143,13 +147,14 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
 def _indices(
     split: TruthSplit, proposals: Mapping[Path, list[Proposal]], meta: Mapping[str, Any], counts: Counter[str]
 ) -> list[int]:
-    """The images to score."""
+    """Return the indices of the images to score, and count the others."""
     index_of: dict[Path, int] = {}
     for index in range(len(split)):
         path = split.image_path(index)
         if path in index_of:
             raise OsmError(
-                f"{split.source}: two entries, {index_of[path]} and {index}, are of the image {path}; expected one"
+                f"{split.source}: the entries {index_of[path]} and {index} both belong to the image {path}; "
+                "expected one"
             )
         index_of[path] = index
     if not index_of:
@@ -166,9 +171,9 @@ def _indices(
 
 
 class _Image:
-    """One image on its way into the scores."""
+    """Scores the proposals of one image."""
 
-    def __init__(self, scores: Scores, truth: Truth, options: Options) -> None:
+    def __init__(self, scores: Scores, truth: Truth, options: ScoringOptions) -> None:
         self._scores, self._truth, self._options = scores, truth, options
         things, classes = scores.split.things, scores.row.label_set.classes
         self._painter = Painter(truth.size, classes.keys() - things, options.overlap)
@@ -181,7 +186,7 @@ class _Image:
             scores.precision.add_image(truth.size, truth.federated)
             for instance in truth.instances:
                 scores.precision.add_truth(instance.mask(), instance.category_id, instance.crowd)
-        # Equal scores stay in the file's order.
+        # The sort is stable, so equal scores stay in the order of the file.
         for proposal in sorted(proposals, key=lambda proposal: -proposal.score):
             self._add(proposal, matches)
         if truth.segments_HW is not None:
@@ -189,7 +194,7 @@ class _Image:
             self._count(truth.segments_HW)
 
     def _add(self, proposal: Proposal, matches: Mapping[str, Match]) -> None:
-        """Finds out a proposal's class, and hands it on."""
+        """Find the class of a proposal, add it to AP and paint it."""
         scores = self._scores
         scores.counts["proposals"] += 1
         if proposal.name is None:

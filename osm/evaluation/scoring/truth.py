@@ -1,9 +1,10 @@
-"""What a set's images really show, as scoring wants it: one class a kind of form.
+"""Ground truth of a dataset for the scores of proposals, with one class for each kind of annotation form.
 
-Classes that the set's row ignores (`ignored_ids`) are void. Counted and reported: segments that a json has and its PNG
-lacks (they cannot be found, and are left out), those of a PNG that its json lacks (void), and annotations with a fault.
+Ignored classes of the dataset (`ignored_ids`) are void. Three faults are counted and reported: segments that are in the
+json but not in the PNG (left out, because they cannot be found), segments that are in the PNG but not in the json
+(void), and invalid annotations.
 
-Shapes: H, W = the image's sides.
+Shapes: H, W = height and width of an image.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, SampleError, shown
-from osm.evaluation.scoring.precision import Federated
-from osm.evaluation.scoring.quality import VOID, Segment
+from osm.evaluation.scoring.map_scores import VOID, PanopticSegment
+from osm.evaluation.scoring.mask_precision import Federated
 from osm.forms import Form, Split
 from osm.forms.base import is_crowd
 from osm.forms.coco_panoptic import Panoptic
@@ -35,7 +36,7 @@ PQ, AP, BOX_AP, MIOU = "PQ", "mask AP", "box AP", "mIoU"
 
 @dataclass(frozen=True)
 class Instance:
-    """A mask (H, W) of a class, made when it is called for."""
+    """A mask of a class. Calling `mask` computes its pixels, bool (H, W)."""
 
     category_id: int
     crowd: bool
@@ -44,32 +45,33 @@ class Instance:
 
 @dataclass(frozen=True)
 class Truth:
-    """One image.
+    """The ground truth of one image.
 
     Attributes:
         size: height and width.
-        segments_HW, segments: the map of segments, and what they are (see `quality`); None where segments may overlap.
+        segments_HW: the map of segments (see `PanopticSegment`); None if segments may overlap.
+        segments: the segments of the map.
         instances: the masks of things.
-        federated: what LVIS knows of an image.
-        counts: what was left out.
+        federated: what LVIS states about the image.
+        counts: numbers of annotations that were left out, by reason.
     """
 
     size: tuple[int, int]
     segments_HW: np.ndarray | None = None
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[PanopticSegment, ...] = ()
     instances: tuple[Instance, ...] = ()
     federated: Federated | None = None
     counts: Counter[str] = field(default_factory=Counter)
 
 
 class TruthSplit(Split):
-    """The images of a set, with what they show.
+    """The images of a dataset with their ground truth.
 
     Attributes:
         scores: which of PQ, mask AP, box AP and mIoU are defined.
-        why_not: why the others are not.
-        things: the ids of the classes whose masks are instances; the masks of the others are merged.
-        federated: whether LVIS's protocol applies to AP.
+        why_not: the reason why the other scores are not defined.
+        things: ids of the classes whose masks are instances. The masks of the other classes are merged.
+        federated: whether AP uses the protocol of LVIS.
     """
 
     scores: ClassVar[tuple[str, ...]]
@@ -79,16 +81,16 @@ class TruthSplit(Split):
 
     @property
     def precision(self) -> str:
-        """Which AP is defined; empty where none is."""
+        """The AP that is defined; "" if none is."""
         return next((score for score in self.scores if score in (AP, BOX_AP)), "")
 
     @abstractmethod
     def truth(self, index: int) -> Truth:
-        """What an image shows."""
+        """Return the ground truth of an image."""
 
 
 class PanopticTruth(TruthSplit):
-    """COCO-panoptic form: everything is defined; the instances are the segments of things."""
+    """COCO-panoptic form: all scores are defined. The instances are the segments of things."""
 
     scores = (PQ, AP, MIOU)
 
@@ -115,7 +117,7 @@ class PanopticTruth(TruthSplit):
         drawn, places_HW = np.unique(sample.ids, return_inverse=True)
         value_of = np.full(len(drawn), VOID, np.int32)
         place = {int(i): k for k, i in enumerate(drawn)}
-        segments: list[Segment] = []
+        segments: list[PanopticSegment] = []
         for described in sample.described:
             category_id = whole(described.get("category_id"))
             known = category_id is not None and category_id in self.row.label_set
@@ -124,20 +126,20 @@ class PanopticTruth(TruthSplit):
             if known and category_id in self.row.rules.ignored_ids:
                 counts["ignored"] += 1
             else:
-                segments.append(Segment(category_id if known else None, is_crowd(described)))
+                segments.append(PanopticSegment(category_id if known else None, is_crowd(described)))
                 value_of[place[described["id"]]] = len(segments)
         segments_HW = value_of[places_HW].reshape(sample.ids.shape)
         instances = tuple(self._instances(segments_HW, segments))
         return Truth(size, segments_HW, tuple(segments), instances, counts=counts)
 
-    def _instances(self, segments_HW: np.ndarray, segments: list[Segment]) -> Iterator[Instance]:
+    def _instances(self, segments_HW: np.ndarray, segments: list[PanopticSegment]) -> Iterator[Instance]:
         for value, segment in enumerate(segments, 1):
             if segment.category_id is not None and segment.category_id in self.things:
                 yield Instance(segment.category_id, segment.crowd, partial(np.equal, segments_HW, value))
 
 
 class InstancesTruth(TruthSplit):
-    """COCO- and LVIS-instances form: masks may overlap, and most of an image has none."""
+    """COCO- and LVIS-instances form: masks may overlap, and most pixels have no mask."""
 
     scores = (AP,)
     why_not = "annotations of instances may overlap and leave most pixels without any"
@@ -162,7 +164,7 @@ class InstancesTruth(TruthSplit):
         for annotation in (annotation for annotation in raw if is_crowd(annotation)):
             category_id = whole(annotation.get("category_id"))
             if category_id is None or category_id not in self.row.label_set:
-                counts["crowd_without_class"] += 1  # the others are checked
+                counts["crowd_without_class"] += 1  # all other annotations have a valid class
             elif category_id in self.row.rules.ignored_ids:
                 counts["ignored"] += 1
             else:
@@ -170,7 +172,7 @@ class InstancesTruth(TruthSplit):
         return Truth(size, instances=tuple(instances), federated=self._about(image), counts=counts)
 
     def _crowd(self, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-        """A crowd's mask (H, W); all False where it has none."""
+        """Return the mask (H, W) of a crowd annotation; all False if it has no valid mask."""
         where = f"{self.source}: annotation {shown(annotation.get('id'))} of image {shown(annotation['image_id'])}"
         try:
             return self._shape(annotation, size, where)
@@ -178,7 +180,7 @@ class InstancesTruth(TruthSplit):
             return np.zeros(size, bool)
 
     def _shape(self, annotation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
-        """An annotation's mask (H, W). Raises SampleError where it has none."""
+        """Return the mask (H, W) of an annotation. Raise SampleError if it has no valid mask."""
         return decode_segmentation(annotation.get("segmentation"), size, where)
 
     def _about(self, image: dict[str, Any]) -> Federated:
@@ -192,21 +194,24 @@ class InstancesTruth(TruthSplit):
 
 
 class BoxesTruth(InstancesTruth):
-    """Boxes: AP of the filled ones, rounded outwards to pixels as proposals are. That is box AP by pixels."""
+    """Boxes: the AP of filled boxes, which are rounded outwards to pixels like proposals. This is box AP by pixels."""
 
     scores = (BOX_AP,)
-    why_not = "boxes overlap, and hold pixels of other things"
+    why_not = "boxes overlap, and contain pixels of other things"
 
     def _shape(self, annotation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
         return draw_box(corners(annotation.get("bbox"), (size[1], size[0]), where), size)
 
 
 class MapsTruth(TruthSplit):
-    """Label maps: a class is one segment, whatever number of things it is. What is of no class is void; in a set of
-    parts that is all but the parts, so what proposals cover beside them is not counted."""
+    """Label maps: the pixels of a class are one segment, regardless of the number of objects.
+
+    Pixels without a class are void. In a dataset of parts, these are all pixels outside the parts, so proposals are not
+    scored there.
+    """
 
     scores = (MIOU,)
-    why_not = "label maps do not tell one thing from another"
+    why_not = "label maps do not distinguish objects of one class"
     things: frozenset[int] = frozenset()
 
     def truth(self, index: int) -> Truth:
@@ -216,7 +221,7 @@ class MapsTruth(TruthSplit):
         targets = [] if sample is None else sample.targets()
         for k, target in enumerate(targets):
             segments_HW[target.draw()] = k + 1
-        segments = tuple(Segment(target.category_id) for target in targets)
+        segments = tuple(PanopticSegment(target.category_id) for target in targets)
         return Truth(
             size,
             segments_HW,
@@ -234,11 +239,20 @@ _TRUTHS: tuple[tuple[type[Form], type[TruthSplit]], ...] = (
 
 
 def truth_split(row: Dataset, form: type[Form]) -> TruthSplit:
-    """The images of a set with what they show: as the first class above says that its form derives from."""
+    """Return the ground truth of a dataset, by the first class of `_TRUTHS` that its form derives from."""
     return next(truths for base, truths in _TRUTHS if issubclass(form, base))(row, form)
 
 
 def class_map(segments_HW: np.ndarray, categories: Collection[int | None], place: dict[int, int]) -> np.ndarray:
-    """A map of segments as one of classes: integers (H, W), the class's `place`, -1 where there is none."""
+    """Convert a map of segments to a map of classes.
+
+    Args:
+        segments_HW: integers; 0: no segment, k + 1: segment k.
+        categories: category ids of the segments; None: no class.
+        place: category id -> class of the returned map.
+
+    Returns:
+        Integers (H, W); -1: no class.
+    """
     places = [-1 if i is None else place.get(i, -1) for i in categories]
     return np.array([-1, *places], np.int64)[segments_HW]

@@ -1,4 +1,4 @@
-"""Predictions judged by a person, and how far each metric agrees: `scripts/judged.py`."""
+"""Agreement of the metrics with the verdicts of a person on sampled predictions (`scripts/judged.py`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from osm.evaluation.metrics.statistics import auroc
 from osm.evaluation.metrics.wordnet import find_wordnet
 from osm.evaluation.predict.generate import OWN_MODE
 from osm.evaluation.predict.records import SetRecords, prediction_in, read_set
-from osm.evaluation.report.report_pictures import masks_by_image
+from osm.evaluation.report.result_images import masks_by_image
 from osm.files import read_json, write_output
 from osm.forms import Split, split_of
 from osm.recognition.similarity import SentenceEncoder
@@ -42,20 +42,27 @@ def sample(
     each: int = 10,
     seed: int = 0,
 ) -> None:
-    """Draws predictions; writes the list, its verdicts empty, and the sheets.
+    """Sample predictions. Write them as a list with empty verdicts, and as sheets of images.
 
     Args:
-        folder, parts: the predictions. sets: of the table.
-        each: so many right ones, and wrong ones, of each set, as far as there are.
+        folder: of the prediction files.
+        parts: number of parts of the predictions.
+        out_list: the json list to write.
+        sheets: folder of the sheets.
+        table: the datasets.
+        sets: names of the datasets to sample from.
+        mode: of the predictions.
+        each: number of right predictions, and of wrong ones, to sample from each dataset, if it has as many.
+        seed: of the sampling.
 
     Raises:
-        OsmError: there is a list already, an unknown set, or wrong predictions.
+        OsmError: the list exists, a dataset is unknown, or the predictions are invalid.
     """
     for flag, count in (("parts", parts), ("--each", each)):
         if count < 1:
             raise OsmError(f"{flag} {count}: expected 1 or more")
     if out_list.exists():
-        raise OsmError(f"{out_list} is there already: verdicts would be lost; remove it, or give another name")
+        raise OsmError(f"{out_list} exists, and its verdicts would be lost; remove it, or give another name")
     drawn: list[tuple[dict[str, Any], Image.Image]] = []
     for name in sets:
         if name not in table:
@@ -69,37 +76,37 @@ def sample(
         for right in (True, False):
             some = [entry for entry in known if is_correct(entry["prediction"], entry["names"]) == right]
             for entry in rng.sample(some, min(each, len(some))):
-                drawn.append((entry, pictured(split, entry)))
+                drawn.append((entry, draw_mask(split, entry)))
     if not drawn:
         raise OsmError(
             f"{folder}: no prediction in mode {mode!r} of {', '.join(sets) or 'no set'} (see --mode, --sets)"
         )
-    random.Random(seed).shuffle(drawn)  # else the order tells which are right
+    random.Random(seed).shuffle(drawn)  # otherwise the order reveals which names are right
     for number, (entry, _) in enumerate(drawn, 1):
         entry["number"] = number
     try:
         sheets.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(drawn), COLUMNS * ROWS):
-            sheet(drawn[start : start + COLUMNS * ROWS]).save(sheets / f"{start // (COLUMNS * ROWS) + 1:02}.png")
+            draw_sheet(drawn[start : start + COLUMNS * ROWS]).save(sheets / f"{start // (COLUMNS * ROWS) + 1:02}.png")
     except OSError as error:
         raise write_failed(error, f"sheets {sheets}", "a folder that can be written") from None
     write_output(out_list, "out_list", [json.dumps([{**entry, "verdict": ""} for entry, _ in drawn], indent=1) + "\n"])
 
 
 def candidates(records: SetRecords, mode: str) -> list[dict[str, Any]]:
-    """Every prediction of a set in one mode."""
+    """Return every prediction of a dataset in one mode."""
     found, row = [], records.row
     for index, (image, masks) in enumerate(zip(records.images, masks_by_image(records), strict=True)):
         for place, mask in enumerate(masks):
             if mask.counted and mode in mask.predictions:
-                names, said = list(row.label_set[mask.category_id].names), mask.predictions[mode]
+                names, predicted = list(row.label_set[mask.category_id].names), mask.predictions[mode]
                 where = {"set": row.name, "image": image.key, "segment": mask.id, "at": [index, place]}
-                found.append({**where, "names": names, "prediction": said.name, "prob": said.prob})
+                found.append({**where, "names": names, "prediction": predicted.name, "prob": predicted.prob})
     return found
 
 
-def pictured(split: Split, entry: dict[str, Any]) -> Image.Image:
-    """The mask's surroundings with its outline, SIDE pixels a side."""
+def draw_mask(split: Split, entry: dict[str, Any]) -> Image.Image:
+    """Crop the image around the mask and draw the outline of the mask. The result has SIDE x SIDE pixels."""
     index, place = entry.pop("at")
     item = split.load(index) if index < len(split) else None
     k = item.places.index(place) if item and place in item.places else None
@@ -130,8 +137,8 @@ def pictured(split: Split, entry: dict[str, Any]) -> Image.Image:
     return Image.fromarray(crop)
 
 
-def sheet(pairs: list[tuple[dict[str, Any], Image.Image]]) -> Image.Image:
-    """Numbered pictures with what each mask was called."""
+def draw_sheet(pairs: list[tuple[dict[str, Any], Image.Image]]) -> Image.Image:
+    """Arrange images in a grid, each with its number and the predicted name."""
     page = Image.new("RGB", (COLUMNS * (SIDE + 8), ROWS * (SIDE + 40)), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(22)
     for place, (entry, picture) in enumerate(pairs):
@@ -142,8 +149,8 @@ def sheet(pairs: list[tuple[dict[str, Any], Image.Image]]) -> Image.Image:
 
 
 def agreement(path: Path) -> None:
-    """Prints how each metric agrees with the verdicts of a list."""
-    entries = judged_in(path)
+    """Print how well each metric agrees with the verdicts of a list."""
+    entries = read_verdicts(path)
     verdicts = [entry["verdict"] for entry in entries]
     echo(f"{len(entries)} predictions: " + ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS))
     true = np.array([verdict != "wrong" for verdict in verdicts])
@@ -154,26 +161,26 @@ def agreement(path: Path) -> None:
         "| says right or wrong | agrees | true, called wrong | wrong, called right | kappa |",
         "|---|---|---|---|---|",
     )
-    for name, said in flags.items():
-        agrees, kappa = (said == true).mean(), cohens_kappa(said, true)
-        echo(f"| {name} | {100 * agrees:.0f} % | {(true & ~said).sum()} | {(said & ~true).sum()} | {kappa:.2f} |")
+    for name, flag in flags.items():
+        agrees, kappa = (flag == true).mean(), cohens_kappa(flag, true)
+        echo(f"| {name} | {100 * agrees:.0f} % | {(true & ~flag).sum()} | {(flag & ~true).sum()} | {kappa:.2f} |")
     echo("", "| graded | true above wrong (AUROC) | rank correlation (Kendall's tau-b) |", "|---|---|---|")
     for name, values in scores.items():
         echo(f"| {name} | {auroc(values[true], values[~true]):.2f} | {kendall_tau(values, grades):.2f} |")
     echo("", "Of the metric Acc and the verdict they differ in:")
-    for entry, is_true, said in zip(entries, true, flags["Acc"], strict=True):
-        if is_true != said:
+    for entry, is_true, flag in zip(entries, true, flags["Acc"], strict=True):
+        if is_true != flag:
             echo(
                 f"- {entry['number']} ({entry['set']}): {entry['prediction']!r} for {entry['names'][0]!r}: "
                 f"{entry['verdict']}"
             )
 
 
-def judged_in(path: Path) -> list[dict[str, Any]]:
-    """The entries of a list whose verdicts are filled in.
+def read_verdicts(path: Path) -> list[dict[str, Any]]:
+    """Read a list whose verdicts are filled in.
 
     Raises:
-        OsmError: it is none, or its verdicts are all alike, which no metric can agree with more or less.
+        OsmError: the file is not such a list, or all verdicts are of one kind, so that agreement is undefined.
     """
     entries, _ = read_json(path, "list")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
@@ -192,9 +199,13 @@ def judged_in(path: Path) -> list[dict[str, Any]]:
 
 
 def metrics(entries: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What the metrics say of each prediction: right or wrong, and in grades."""
-    said, names = [entry["prediction"] for entry in entries], [tuple(entry["names"]) for entry in entries]
-    pairs = list(zip(said, names, strict=True))
+    """Apply the metrics to each prediction.
+
+    Returns:
+        The metrics that are true or false, and the metrics that are graded, each by name, as arrays (predictions,).
+    """
+    predicted, names = [entry["prediction"] for entry in entries], [tuple(entry["names"]) for entry in entries]
+    pairs = list(zip(predicted, names, strict=True))
     cosines = semantic_similarities(SentenceEncoder(), pairs)[:, 1]
     lexicon = Lexicon(find_wordnet())
     judged = [lexicon.judge(normalize(text), of_class) for text, of_class in pairs]
@@ -217,13 +228,13 @@ def metrics(entries: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[
 
 
 def cohens_kappa(one: np.ndarray, other: np.ndarray) -> float:
-    """Agreement beyond chance (Cohen 1960)."""
+    """Return the agreement of two bool arrays beyond chance (Cohen 1960)."""
     chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
     return float(((one == other).mean() - chance) / (1 - chance))
 
 
 def kendall_tau(one: np.ndarray, other: np.ndarray) -> float:
-    """Kendall's tau-b: pairs in the same order less pairs in the other, ties taken out; nan where one is all ties."""
+    """Return Kendall's tau-b: concordant minus discordant pairs, corrected for ties; nan if one array is constant."""
     a, b = (np.sign(values[:, None] - values[None]) for values in (one, other))
     untied = math.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum()) / untied if untied else math.nan

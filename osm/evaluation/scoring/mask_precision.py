@@ -1,11 +1,15 @@
-"""Average precision of masks, by the protocols of COCO and LVIS; `faster-coco-eval` counts.
+"""Average precision of masks by the protocols of COCO and LVIS, computed by `faster-coco-eval`.
 
-AP of a class: the mean over the IoUs 0.50, 0.55, ..., 0.95 of the precision at 101 recalls. COCO: the 100 masks of
-highest score of each image and class; crowd is neither found nor missed. LVIS: the 300 of each image; a class is looked
-at only in images that have it or are verified to be without it (`neg_category_ids`), and what is found beyond the
-annotations of an image that has not all of a class annotated (`not_exhaustive_category_ids`) is not wrong.
+The AP of a class is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 of the precision at 101 recalls.
 
-Shapes: H, W = an image's sides; T = IoU thresholds, R = recalls, K = classes, A = ranges of area, M = numbers of masks.
+COCO uses the 100 masks of highest score of each image and class. Crowd is neither found nor missed.
+
+LVIS uses the 300 masks of highest score of each image. A class is evaluated only in images that contain it or that are
+verified not to contain it (`neg_category_ids`). Additional predictions of a class are not wrong in an image in which
+the class is not exhaustively annotated (`not_exhaustive_category_ids`).
+
+Shapes: H, W = height and width of an image; T = IoU thresholds, R = recalls, K = classes, A = ranges of area, M =
+limits on the number of masks.
 """
 
 from __future__ import annotations
@@ -19,24 +23,24 @@ import numpy as np
 from osm.errors import OsmError
 
 _COCO_MASKS, _LVIS_MASKS = 100, 300
-# The library holds an object for each image and class.
+# Limit on images times classes per call, because the library keeps an object for each pair.
 _PAIRS_AT_ONCE = 1_000_000
-_AP50, _AP75 = 0, 5  # places among the IoU thresholds
+_AP50, _AP75 = 0, 5  # indices of the IoU thresholds
 
 
 @dataclass(frozen=True)
 class Federated:
-    """What an image of LVIS tells of classes that it has no annotation of, or not all of."""
+    """The classes that an image of LVIS is verified not to contain, and those that are not exhaustively annotated."""
 
     absent: tuple[int, ...] = ()
     not_exhaustive: tuple[int, ...] = ()
 
 
 class MaskPrecision:
-    """Masks of all images, as RLEs, until `by_class` counts them.
+    """Collects the masks of all images as RLEs, from which `by_class` computes the average precision.
 
     Args:
-        federated: LVIS's protocol; else COCO's.
+        federated: use the protocol of LVIS; otherwise that of COCO.
 
     Raises:
         OsmError: `faster-coco-eval` is not installed.
@@ -55,30 +59,35 @@ class MaskPrecision:
         self._true: dict[int, list[dict[str, Any]]] = {}
         self._found: dict[int, list[dict[str, Any]]] = {}
         self._room = 0
-        self._looked_at: set[int] = set()  # classes, in this image
+        self._evaluated: set[int] = set()  # classes that are evaluated in the current image
 
     def add_image(self, size: tuple[int, int], about: Federated | None = None) -> None:
-        """Begins the next image, of that height and width; the masks added after it are its own."""
+        """Start the next image, to which the following masks belong.
+
+        Args:
+            size: height and width.
+            about: what LVIS states about the image.
+        """
         about = about or Federated()
         image = {"id": len(self._images) + 1, "height": size[0], "width": size[1]}
         lists = {"neg_category_ids": about.absent, "not_exhaustive_category_ids": about.not_exhaustive}
         self._images.append({**image, **{key: list(value) for key, value in lists.items()}})
         self._room = _LVIS_MASKS
-        self._looked_at = set(about.absent)
+        self._evaluated = set(about.absent)
 
     def add_truth(self, mask_HW: np.ndarray, category_id: int, crowd: bool = False) -> None:
-        """Adds an annotated mask (bool)."""
-        self._looked_at.add(category_id)
-        # Boxes are not looked at, but the library wants them.
+        """Add an annotated mask (bool)."""
+        self._evaluated.add(category_id)
+        # The library requires boxes but does not use them for masks.
         entry = {"iscrowd": int(crowd), "area": int(mask_HW.sum()), "bbox": [0, 0, 0, 0]}
         self._true.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), **entry})
 
     def add_found(self, mask_HW: np.ndarray, category_id: int, score: float) -> None:
-        """Adds a predicted mask (bool); those of an image come after its true ones, the highest score first."""
+        """Add a predicted mask (bool): after the annotated masks of its image, in descending order of the scores."""
         if self.federated:
             self._room -= 1
-            # Left to the library, these would end it in an error where an image has no others.
-            if self._room < 0 or category_id not in self._looked_at:
+            # The library fails on these masks if an image has no others.
+            if self._room < 0 or category_id not in self._evaluated:
                 return
         self._found.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), "score": score})
 
@@ -89,7 +98,7 @@ class MaskPrecision:
         return {"image_id": len(self._images), "category_id": category_id, "segmentation": rle}
 
     def by_class(self) -> dict[int, tuple[float, float, float]]:
-        """AP, AP at IoU 0.5 and at 0.75, 0 to 1, by category id, of classes with an annotation that is no crowd."""
+        """Return AP, AP at IoU 0.5 and AP at IoU 0.75, 0 to 1, of each class with an annotation other than crowd."""
         present = sorted(i for i, masks in self._true.items() if not all(mask["iscrowd"] for mask in masks))
         step = max(1, _PAIRS_AT_ONCE // max(1, len(self._images)))
         result: dict[int, tuple[float, float, float]] = {}
@@ -100,7 +109,7 @@ class MaskPrecision:
     def _count(self, categories: Sequence[int]) -> dict[int, tuple[float, float, float]]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        # Ids from 1: 0 stands for "not matched". The frequency is asked for, and not used.
+        # Ids start at 1, because 0 means "not matched". The library requires the frequency but does not use it here.
         true = [{**mask, "id": k} for k, mask in enumerate(_of(self._true, categories), 1)]
         names = [{"id": i, "name": str(i), "frequency": "f"} for i in categories]
         truth = COCO({"images": self._images, "annotations": true, "categories": names}, print_function=_quiet)
@@ -122,8 +131,10 @@ class MaskPrecision:
 def mean_precision(
     by_class: dict[int, tuple[float, float, float]], among: Callable[[int], bool] = lambda category_id: True
 ) -> dict[str, Any]:
-    """`ap`, `ap50` and `ap75`, 0 to 1, averaged over those of the classes (None where there are none); `classes`: how
-    many."""
+    """Return `ap`, `ap50` and `ap75`, averaged over the classes selected by `among` (None if there is none).
+
+    `classes` is the number of classes averaged.
+    """
     found = [figures for i, figures in by_class.items() if among(i)]
     means = np.mean(found, axis=0).tolist() if found else [None] * 3
     return {**dict(zip(("ap", "ap50", "ap75"), means, strict=True)), "classes": len(found)}
@@ -134,4 +145,4 @@ def _of(masks: dict[int, list[dict[str, Any]]], categories: Collection[int]) -> 
 
 
 def _quiet(*_: object) -> None:
-    """The library says how far it is, line by line."""
+    """Discard the progress messages of the library."""

@@ -1,8 +1,8 @@
-"""From the name that a mask was given to a class of the set.
+"""Assignment of predicted names to the classes of a dataset.
 
-First by the name itself, then by its plural and singular forms (those that count as right in the published accuracy),
-then, if wanted, by meaning: the class that has the name with the most similar sentence embedding. A name, or form, that
-two classes have is that of the class with the lower id.
+A name is compared with the names of the classes, then with their plural and singular forms (those that the published
+accuracy accepts). Optionally, a name without a match is assigned by meaning, to the class that has the name with the
+most similar sentence embedding. A name or form that two classes have belongs to the class with the lower id.
 """
 
 from __future__ import annotations
@@ -15,33 +15,34 @@ from osm.datasets.labels import LabelClass, LabelSet
 from osm.evaluation.metrics import accepted_forms, normalize
 
 EXACT, NEAREST, WITHOUT = "exact", "nearest", "without_class"
-_AT_ONCE = 1024  # names whose cosines to all of the set's are in memory together
+_AT_ONCE = 1024  # number of names whose cosines to all names of the dataset are in memory together
 
 
 class Encoder(Protocol):
-    """What is needed of a `SentenceEncoder`."""
+    """The interface of `osm.recognition.similarity.SentenceEncoder` that `ClassNames` uses."""
 
     def nearest(self, texts: Sequence[str], names: Sequence[str], count: int = 1) -> list[list[tuple[int, float]]]: ...
 
 
 @dataclass(frozen=True)
 class Match:
-    """A name's class (None: it has none), and how it was found: `exact`, `nearest` or `without_class`."""
+    """The class of a name (None: no class), and how it was found: `exact`, `nearest` or `without_class`."""
 
     category_id: int | None
     how: str
 
 
 class ClassNames:
-    """The names of a set's classes.
+    """Assigns names to the classes of a dataset.
 
     Args:
-        labels: the set's.
-        ignored: ids of classes that are not asked about. A name of theirs is found exactly, never by meaning.
-        encoder: for what has no class otherwise; None = such names stay without one.
+        labels: the classes of the dataset.
+        ignored: ids of classes that are not scored. Their names are matched exactly, never by meaning.
+        encoder: for names without an exact match; None: these names get no class.
 
     Attributes:
-        shared: names that two classes or more have, forms left aside, with the ids of these classes.
+        shared: name -> ids of the classes, for names that two or more classes have (without plural and singular
+            forms).
     """
 
     def __init__(self, labels: LabelSet, ignored: Collection[int] = (), encoder: Encoder | None = None) -> None:
@@ -59,7 +60,7 @@ class ClassNames:
         self._candidates = _owners(label for label in classes if label.id not in ignored)
 
     def match(self, texts: Iterable[str]) -> dict[str, Match]:
-        """The class of each text, as it is written."""
+        """Return the match of each text. The keys are the texts as given."""
         found: dict[str, Match] = {}
         left: dict[str, list[str]] = {}
         for text in dict.fromkeys(texts):
@@ -86,7 +87,7 @@ class ClassNames:
 
 
 def _owners(classes: Iterable[LabelClass]) -> dict[str, int]:
-    """Names with the first class that has each."""
+    """Return name -> id of the first class that has the name."""
     owners: dict[str, int] = {}
     for label in classes:
         for name in label.names:

@@ -1,4 +1,4 @@
-"""The towers of `scripts/tower_families.py`: small ones of timm's and open_clip's families, with what is expected."""
+"""The towers that `scripts/tower_families.py` tests: small models of the families of timm and open_clip."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TowerCase:
-    """A tower with random weights.
+    """A tower with random weights, and its expected properties.
 
     Attributes:
-        kind, name, strides, window: as in a model config; the weights are of the model's own window size.
-        patch, class_tokens: what it should give; 0 for the patch of a tower that is refused.
-        options: of the tower's config, for fewer layers than the model has.
-        cheap: whether it is among the few that every test run tries.
+        kind, name, strides, window: as in a model config. The weights have the native window size of the model.
+        patch: expected patch size; 0 if the tower must be rejected.
+        class_tokens: expected number of class tokens.
+        cheap: whether every test run includes the tower.
+        options: of the tower config, to build fewer layers than the model has.
     """
 
     kind: str
@@ -28,7 +29,7 @@ class TowerCase:
 
     @property
     def key(self) -> str:
-        """Names the case in the file of results."""
+        """The key of the case in the file of results."""
         return f"{self.kind}:{self.name}:{','.join(map(str, self.strides))}:{self.window}"
 
 

@@ -1,4 +1,4 @@
-"""What a model calls classes of photos that it was not taught: `scripts/open_ended.py`."""
+"""The names that a model gives to classes that were left out of its training (`scripts/open_ended.py`)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 
 from osm.datasets.labels import LabelSet, load_labels
 from osm.datasets.table import ANY_MODE, Dataset
-from osm.errors import OsmError
-from osm.errors import shown as describe
+from osm.errors import OsmError, shown
 from osm.evaluation.metrics import accepted_forms, normalize
 from osm.evaluation.metrics.lexical import RELATIONS, Lexicon
 from osm.evaluation.metrics.statistics import auroc
@@ -23,14 +22,14 @@ from osm.files import read_json
 from osm.recognition.similarity import SentenceEncoder
 
 SET = "clothing"
-AT_LEAST = 10  # val masks of a class that may be left out: a figure of fewer says nothing
+AT_LEAST = 10  # minimum number of val masks of a class that is left out; fewer give no useful figure
 RESULT = "open_ended.json"
-PARTS = 2  # as scripts/osm_small.sh predicts
+PARTS = 2  # number of parts of the predictions of scripts/osm_small.sh
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One val mask in one mode."""
+    """The prediction for one val mask in one mode."""
 
     category_id: int
     mode: str
@@ -39,7 +38,7 @@ class Answer:
 
 
 def segments(data: Path, split: str) -> Counter[int]:
-    """How many masks of each category a split has."""
+    """Return the number of masks of each category in a split."""
     document, _ = read_json(data / SET / split / "panoptic.json", "DATA")
     return Counter(
         s["category_id"] for a in document["annotations"] for s in a["segments_info"] if not s.get("iscrowd")
@@ -47,7 +46,7 @@ def segments(data: Path, split: str) -> Counter[int]:
 
 
 def choose(data: Path, count: int, seed: int) -> list[int]:
-    """The category ids that are left out."""
+    """Choose the category ids that are left out, at random by the seed."""
     often = sorted(key for key, masks in segments(data, "val").items() if masks >= AT_LEAST)
     if not 0 < count < len(often):
         raise OsmError(f"--classes {count}: {len(often)} classes have {AT_LEAST} val masks or more; fewer are needed")
@@ -55,30 +54,38 @@ def choose(data: Path, count: int, seed: int) -> list[int]:
 
 
 def answers(row: Dataset, out: Path) -> list[Answer]:
-    """All val masks of the set, in both modes.
+    """Read the predictions for all val masks of the dataset, in both modes.
 
     Args:
-        row: of the set, as the run's own table has it.
+        row: the dataset, with the paths of the run.
+        out: folder of the run.
     """
     found = []
     for _, mask in read_set(row, out / "predictions", PARTS).counted():
         for mode, prediction in mask.predictions.items():
             if prediction.prob is None:
-                raise OsmError(f"{out}: mask {describe(mask.id)} of {SET} has no prob in mode {mode!r}")
+                raise OsmError(f"{out}: mask {shown(mask.id)} of {SET} has no prob in mode {mode!r}")
             found.append(Answer(mask.category_id, mode, normalize(prediction.name), prediction.prob))
     return found
 
 
 def measure(data: Path, labels: LabelSet, left_out: list[int], found: list[Answer]) -> dict[str, Any]:
-    """What is said of the classes left out and of the others, by mode."""
-    encoder, shown = SentenceEncoder(), segments(data, "train")
-    taught = {labels[key].target for key in shown if key not in left_out}
+    """Measure the names of the classes that were left out, and those of the other classes, by mode.
+
+    Args:
+        data: folder of the datasets.
+        labels: the classes.
+        left_out: ids of the classes that were left out of training.
+        found: the predictions.
+    """
+    encoder, trained = SentenceEncoder(), segments(data, "train")
+    taught = {labels[key].target for key in trained if key not in left_out}
     elsewhere = names_of_the_other_sets(data)
-    missing = {labels[key].target: shown[key] for key in left_out}
+    missing = {labels[key].target: trained[key] for key in left_out}
     modes = {}
     for mode in (SET, ANY_MODE):
         ours = [a for a in found if a.mode == mode and a.category_id in left_out]
-        others = [a for a in found if a.mode == mode and a.category_id in shown and a.category_id not in left_out]
+        others = [a for a in found if a.mode == mode and a.category_id in trained and a.category_id not in left_out]
         texts = {labels[key].target: [a.text or "(nothing)" for a in ours if a.category_id == key] for key in left_out}
         modes["own" if mode == SET else mode] = {
             "masks": len(ours),
@@ -90,13 +97,13 @@ def measure(data: Path, labels: LabelSet, left_out: list[int], found: list[Answe
             **nearness(encoder, texts, [a.text or "(nothing)" for a in others], sorted(taught)),
             "related_in_wordnet": related(texts, labels, left_out),
             "taught_surer_than_left_out_auroc": round(auroc([a.prob for a in others], [a.prob for a in ours]), 3),
-            "classes": {target: of_class(encoder, target, said, sorted(taught)) for target, said in texts.items()},
+            "classes": {target: of_class(encoder, target, names, sorted(taught)) for target, names in texts.items()},
         }
     return {"left_out": missing, "also_taught_by_another_set": sorted(elsewhere & missing.keys()), "modes": modes}
 
 
 def names_of_the_other_sets(data: Path) -> set[str]:
-    """They are taught as well, so a word from there is not taken for a new one."""
+    """Return the class names of the other datasets of the training. They are trained too, so they are not new words."""
     coco, camvid = (
         read_json(data / name / "train" / "panoptic.json", "DATA")[0]["categories"] for name in ("coco_mini", "camvid")
     )
@@ -110,30 +117,37 @@ def names_of_the_other_sets(data: Path) -> set[str]:
 def nearness(
     encoder: SentenceEncoder, texts: dict[str, list[str]], chance: list[str], taught: list[str]
 ) -> dict[str, float]:
-    """Mean cosines to the true names (the keys of `texts`): of what was said, and what they are to be held against."""
-    said = mean(cosines(encoder, target, of_target) for target, of_target in texts.items())
+    """Return mean cosines to the true names, which are the keys of `texts`.
+
+    The cosines are those of the predicted names and, for comparison, those of the names of other masks and of the most
+    similar trained name.
+    """
+    predicted = mean(cosines(encoder, target, of_target) for target, of_target in texts.items())
     nearest = mean([cosines(encoder, target, taught).max()] * len(of_target) for target, of_target in texts.items())
     return {
-        "similarity_to_the_true_name": round(said, 3),
+        "similarity_to_the_true_name": round(predicted, 3),
         "similarity_of_names_said_of_other_masks": round(mean(cosines(encoder, t, chance) for t in texts), 3),
         "similarity_of_the_nearest_taught_name": round(nearest, 3),
     }
 
 
-def of_class(encoder: SentenceEncoder, target: str, said: list[str], taught: list[str]) -> dict[str, Any]:
-    """What the masks of one class left out are called."""
+def of_class(encoder: SentenceEncoder, target: str, predicted: list[str], taught: list[str]) -> dict[str, Any]:
+    """Summarize the predicted names of one class that was left out."""
     nearest = taught[int(cosines(encoder, target, taught).argmax())]
     return {
-        "masks": len(said),
-        "called": dict(Counter(said).most_common(5)),
-        "similarity": round(float(np.mean(cosines(encoder, target, said))), 3),
+        "masks": len(predicted),
+        "called": dict(Counter(predicted).most_common(5)),
+        "similarity": round(float(np.mean(cosines(encoder, target, predicted))), 3),
         "nearest_taught": nearest,
-        "called_the_nearest": said.count(nearest),
+        "called_the_nearest": predicted.count(nearest),
     }
 
 
 def related(texts: dict[str, list[str]], labels: LabelSet, left_out: list[int]) -> dict[str, float] | str:
-    """Shares of the relations of what is said to what it is, in percent, or why there are none."""
+    """Return the shares of WordNet relations between predicted and true names, in percent.
+
+    Without WordNet, return the reason as text.
+    """
     try:
         lexicon = Lexicon(find_wordnet())
     except OsmError as error:
@@ -145,26 +159,27 @@ def related(texts: dict[str, list[str]], labels: LabelSet, left_out: list[int]) 
 
 
 def is_right(answer: Answer, labels: LabelSet) -> bool:
+    """Return whether the predicted name is accepted by the published accuracy."""
     return answer.text in accepted_forms(labels[answer.category_id].names)
 
 
 def share(flags: Iterable[bool]) -> float:
-    """Of a sequence of truths, in percent."""
+    """Return the share of true values, in percent."""
     return round(100 * float(np.mean(list(flags))), 1)
 
 
 def mean(parts: Iterable[Any]) -> float:
-    """Over all that the parts hold."""
+    """Return the mean over all values of all parts."""
     return float(np.concatenate([np.asarray(part, dtype=float) for part in parts]).mean())
 
 
 def cosines(encoder: SentenceEncoder, target: str, texts: list[str]) -> np.ndarray:
-    """How near each text is to a name."""
+    """Return the cosine of each text with a name."""
     return (encoder.encode(texts) @ encoder.encode([target])[0]).numpy()
 
 
 def table(document: dict[str, Any]) -> str:
-    """Markdown: the shares, then what each class is called."""
+    """Return the results as Markdown: a table of shares, and a table of the names of each class."""
     modes = document["modes"]
     lines = ["| classes left out | own mode | `any` |", "|---|---|---|"]
     for key in [key for key in modes["own"] if key != "classes"]:
@@ -181,6 +196,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def written(value: Any) -> str:
+    """Format a value as the text of a cell."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {share}" for name, share in value.items() if share)
     return str(value)

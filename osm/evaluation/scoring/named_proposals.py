@@ -1,4 +1,4 @@
-"""Files of named proposals, as `generate_pred.py --masks FILE` writes them."""
+"""Reader of named proposals, the files that `generate_pred.py --masks FILE` writes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError, shown
-from osm.evaluation.predict.meta import Content, check_content
-from osm.evaluation.predict.parts import UniqueImages
+from osm.evaluation.predict.prediction_files import Content, UniqueImages, check_content
 from osm.evaluation.predict.records import prediction_in
 from osm.files import read_json
 from osm.forms import Form
@@ -27,13 +26,13 @@ KIND = ProposalSplit.kind
 
 @dataclass(frozen=True)
 class Proposal:
-    """One mask.
+    """A proposed mask with its name.
 
     Attributes:
-        where: its file and number, for messages.
-        draw: makes its bool mask (H, W) at an image's (height, width); checked as far as it can be without its pixels.
-        name: None where generation gave none (no pixel, also after resizing).
-        score: the file's `score` (1 where it has none) times the probability of the name.
+        where: file and number of the proposal, for error messages.
+        draw: returns the bool mask (H, W) for the (height, width) of the image. Only the pixels are still unchecked.
+        name: None if the mask was not named because it has no pixel, also if only resizing removed the last one.
+        score: the `score` of the file (1 if it has none) times the probability of the name.
     """
 
     where: str
@@ -49,14 +48,18 @@ def read_proposals(
     mode: str,
     metas: Mapping[Path, Mapping[str, Any]] | None = None,
 ) -> dict[Path, list[Proposal]]:
-    """The proposals of all parts, by the path of their image.
+    """Read the proposals of all parts. Return them by the path of their image.
 
     Args:
-        metas: the meta files that are there, by the path of the prediction file that each belongs to.
+        row: the dataset.
+        form: the form of its annotations.
+        paths: the files of all parts.
+        mode: the mode whose names are read.
+        metas: the content of the existing meta files, by the path of the file that each belongs to.
 
     Raises:
-        OsmError: an entry that is not right, an image in two parts, no proposal in any file, a file that does not hold
-            what its meta file says, or no name at all in that mode.
+        OsmError: an entry is invalid, an image is in two parts, no file has a proposal, a file does not contain what
+            its meta file states, or a proposal has no name in that mode.
     """
     images, _ = images_of(row, form)
     found: dict[Path, list[Proposal]] = {}
@@ -66,7 +69,7 @@ def read_proposals(
         where = f"predictions {path}"
         losses = Losses()
         listed = by_image(row, form, images, document, where, losses)
-        if losses.found:  # generation leaves out what cannot be used: the file is another one now
+        if losses.found:  # generate_pred.py skips unusable proposals, so the file was changed afterwards
             raise OsmError(losses.first)
         of_file = {image: numbered for image, (_, numbered) in listed.items()}
         entries = [entry for numbered in of_file.values() for _, entry in numbered]
@@ -77,14 +80,14 @@ def read_proposals(
             found[image] = [_proposal(form, entry, mode, f"{where}: proposal {number}") for number, entry in numbered]
     if not found:
         raise OsmError(
-            f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); make "
-            "them anew"
+            f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); "
+            "generate them again"
         )
     return found
 
 
 def _content(images: int, entries: Sequence[Mapping[str, Any]]) -> Content:
-    """What there is in one file; every proposal is named, `iscrowd` or not."""
+    """Count the content of one file. Proposals with `iscrowd` are named like all others."""
     named = [entry[FIELD] for entry in entries if entry.get(FIELD)]
     return Content(
         images, len(entries), len(named), 0, [frozenset(modes) for modes in named if isinstance(modes, dict)]
@@ -105,7 +108,7 @@ def _proposal(form: type[Form], entry: dict[str, Any], mode: str, where: str) ->
         raise OsmError(f"{where}: no name in mode {mode!r}, but in {shown(list(names))} (see --mode)")
     said = prediction_in(names[mode], f"{where}: {FIELD} {mode!r}")
     if said.prob is None:
-        raise OsmError(f"{where}: {FIELD} {mode!r}: has no prob, which is part of a proposal's score")
+        raise OsmError(f"{where}: {FIELD} {mode!r}: has no prob, which the score of a proposal requires")
     return Proposal(where, draw, said.name, float(score) * said.prob)
 
 

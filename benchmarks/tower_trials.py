@@ -1,6 +1,7 @@
-"""Tries towers of many families with random weights, as a config would name them: `scripts/tower_families.py`.
+"""Tests of towers of many families with random weights (`scripts/tower_families.py`).
 
-Each case runs in a process of its own, from a folder of weights that this module writes, through the whole model.
+Each case runs in a process of its own. It builds the tower from a folder of weights that this module writes, as a model
+config does, and runs the whole model.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tower_cases import TowerCase
 
 from osm.config import from_dict
 from osm.errors import OsmError
-from osm.evaluation.studies.tower_cases import TowerCase
 from osm.files import read_json, write_output
 from osm.models.bridges.maskqformer import MaskQFormerBridge, QFormerConfig
 from osm.models.factory import build_tower
@@ -33,18 +34,18 @@ from osm.terminal import message_logger
 
 logger = message_logger(__name__)
 
-# Of no published model, so that they can only come from the folder's config.
+# No published model has these values, so they can only come from the config of the folder.
 MEAN, STD = (0.11, 0.22, 0.33), (0.44, 0.55, 0.66)
 _NO_TEXT = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8}
 
 
 def try_tower(case: TowerCase, folder: Path) -> dict[str, Any]:
-    """Builds a case's tower from weights written into `folder`, and checks all that it promises.
+    """Build the tower of a case from weights written into `folder`, and check its properties.
 
     Returns:
-        outcome: `right`, `refused` or `wrong`; `sentence`, why, unless it is right; else patch, width, class_tokens,
-        resampled (tensors that were brought to the window's size) and place (`yes` where a change in one cell's
-        pixels shows most in that cell's token, else `unclear`).
+        `outcome`: `right`, `refused` or `wrong`. `sentence`: the reason, unless the outcome is right. For a tower that
+        was built also `patch`, `width`, `class_tokens`, `resampled` (number of tensors that were resized to the window)
+        and `place` (`yes` if a change of the pixels of one cell changes the token of that cell most, else `unclear`).
     """
     torch.manual_seed(0)
     weights = _write_weights(case, folder)
@@ -71,7 +72,7 @@ def try_tower(case: TowerCase, folder: Path) -> dict[str, Any]:
 
 
 def _faults(case: TowerCase, model: OmniScientModel, weights: Mapping[str, Tensor]) -> list[str]:
-    """What is not as it should be, a phrase each."""
+    """Return a phrase for each property that is not as expected."""
     tower, faults = model.tower, []
     if (tower.patch, tower.class_tokens) != (case.patch, case.class_tokens):
         faults.append(
@@ -121,7 +122,7 @@ def _place(tower: Tower, window: int) -> str:
 
 
 def _around(tower: Tower, config: ModelConfig) -> OmniScientModel:
-    """The smallest model with this tower."""
+    """Build the smallest model with this tower."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -131,7 +132,7 @@ def _around(tower: Tower, config: ModelConfig) -> OmniScientModel:
 
 
 def _write_weights(case: TowerCase, folder: Path) -> dict[str, Tensor]:
-    """A random model's weights and config, as timm and open_clip write them; every parameter is unlike any other."""
+    """Write weights and config of a random model in the format of timm or open_clip. All parameters are distinct."""
     whole, name, document = (_timm_model if case.kind == "timm" else _clip_model)(case)
     with torch.no_grad():
         for parameter in whole.parameters():
@@ -158,7 +159,7 @@ def _clip_model(case: TowerCase) -> tuple[nn.Module, str, dict[str, Any]]:
     return model, "open_clip_model.safetensors", config
 
 
-# -- many of them ----------------------------------------------------------------------------------------------------
+# -- all cases ----------------------------------------------------------------------------------------------------
 
 
 def try_all(
@@ -167,13 +168,16 @@ def try_all(
     timeout: float,
     attempt: Callable[[TowerCase, Path], dict[str, Any]] = try_tower,
 ) -> dict[str, Any]:
-    """Tries the cases that `output` lacks, each in a process of its own, and keeps the results there.
+    """Test the cases that `output` does not contain, each in a process of its own, and add their results to `output`.
 
     Args:
-        timeout: seconds a case. attempt: what is done with a case and an empty folder.
+        cases: the towers.
+        output: json file of the results.
+        timeout: in seconds per case.
+        attempt: tests a case in an empty folder.
 
     Raises:
-        OsmError: `output` is there and holds no such results.
+        OsmError: `output` exists and does not contain such results.
     """
     document: dict[str, Any] = {"versions": {}, "towers": {}}
     if output.is_file():
@@ -194,7 +198,7 @@ def try_all(
 def _in_a_process(
     case: TowerCase, timeout: float, attempt: Callable[[TowerCase, Path], dict[str, Any]]
 ) -> dict[str, Any]:
-    """A fork: what takes longest, importing the libraries, is done."""
+    """Test a case in a forked process, which has already imported the libraries."""
     processes = multiprocessing.get_context("fork")
     receiver, sender = processes.Pipe(duplex=False)
 
@@ -223,7 +227,7 @@ def _in_a_process(
 
 
 def towers_page(document: Mapping[str, Any], cases: Sequence[TowerCase]) -> str:
-    """docs/towers.md: a row for each case, made of the results alone."""
+    """Return the text of docs/towers.md, with a row for each case that has a result."""
     results = document["towers"]
     outcomes = [result["outcome"] for result in results.values()]
     right, refused, wrong = (outcomes.count(outcome) for outcome in ("right", "refused", "wrong"))

@@ -1,0 +1,245 @@
+"""The charts of the report, drawn by matplotlib as inline SVG: the loss curve and the calibration plot.
+
+The same data gives the same bytes. Text and axes take their colours from the style sheet of the page, so the charts
+follow its light or dark theme.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+from osm.evaluation.metrics.calibration import Calibration
+from osm.terminal import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The palette of Okabe and Ito, which colour-blind readers can tell apart, without its yellow, which is hard to see on
+# white. The dashes differ as well.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MODE_STYLES: dict[str, dict[str, Any]] = {
+    "own mode": {"color": "#0072b2"},
+    "any": {"color": "#d55e00", "dashes": (4, 2)},
+}
+# Colours that occur nowhere else; in the finished SVG they become variables of the page's style sheet.
+_INK, _GRID, _FRAME = "#010101", "#020202", "#030303"
+_CSS_COLOURS = {_INK: "currentColor", _GRID: "var(--line)", _FRAME: "var(--dim)"}
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "osm",
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans", "sans-serif"],
+    "font.size": 12,
+    "text.parse_math": False,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FRAME,
+    "axes.axisbelow": True,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "grid.color": _GRID,
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_WIDTH, _HEIGHT = 760, 300  # of the loss curve, in points; the SVG has one unit per point
+_LEGEND_COLUMNS, _LEGEND_ROW = 3, 20
+_LONGEST_LABEL = 36
+_MOST_POINTS = 400
+
+
+def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
+    """Draw the loss of a training run by optimizer step, on a logarithmic axis.
+
+    Args:
+        records: of the training log (see `read_log`). The total `loss` is a thick line. Every `loss/<set>/<mode>` is a
+            thin line: both modes of a set share a colour, and mode `any` is dashed.
+
+    Returns:
+        The SVG; "" if no record has a positive, finite loss.
+    """
+    keys = ["loss", *sorted({key for record in records for key in record if key.startswith("loss/")})]
+    lines = {key: points for key in keys if (points := _points(records, key))}
+    if not lines:
+        return Markup("")
+    rows = math.ceil(len(lines) / _LEGEND_COLUMNS)
+    height = _HEIGHT + 70 + rows * _LEGEND_ROW
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((56 / _WIDTH, 1 - (_HEIGHT + 12) / height, (_WIDTH - 76) / _WIDTH, _HEIGHT / height))
+        drawn = []
+        for number, (key, points) in enumerate(lines.items()):
+            # A single point makes no line, so it gets a marker. The total is on top.
+            style = _loss_style(key, number)
+            marker = "o" if len(points) == 1 else ""
+            order = 3 if key == "loss" else 2
+            (line,) = axes.plot(*zip(*points, strict=True), marker=marker, zorder=order, clip_on=False, **style)
+            line.set_gid(f"series-{number}")
+            drawn.append(line)
+        _scale_loss_axes(axes, [point for points in lines.values() for point in points])
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("cross-entropy per token")
+        box = (50 / _WIDTH, 0, (_WIDTH - 60) / _WIDTH, 0.1)
+        labels = [_placeholder(number) for number in range(len(drawn))]
+        legend: Any = {"loc": "lower left", "bbox_to_anchor": box, "mode": "expand", "ncols": _LEGEND_COLUMNS}
+        figure.legend(drawn, labels, frameon=False, **legend)
+
+    total = lines.get("loss") or next(iter(lines.values()))
+    spoken = f"Loss curve: {total[0][1]:.3g} at step {total[0][0]:g}, {total[-1][1]:.3g} at step {total[-1][0]:g}"
+    labels = ["all sets, summed" if key == "loss" else key.removeprefix("loss/") for key in lines]
+    return _svg((_WIDTH, height), draw, "curve", spoken, labels)
+
+
+def reliability_plot(name: str, modes: Mapping[str, Calibration]) -> Markup:
+    """Draw the calibration of one dataset.
+
+    The upper plot has the accuracy of each bin over its mean probability; the area of a dot grows with its number of
+    masks. The bars below it are the numbers of masks.
+
+    Args:
+        name: of the dataset.
+        modes: the reliability tables of `own mode` and `any`.
+
+    Returns:
+        The SVG; "" if no mask has a probability.
+    """
+    modes = {mode: table for mode, table in modes.items() if table.masks}
+    if not modes:
+        return Markup("")
+    width, height, side, bars = 486, 424, 300, 60
+
+    def draw(figure: Figure) -> None:
+        upper = figure.add_axes((56 / width, 1 - (side + 12) / height, side / width, side / height))
+        lower = figure.add_axes((56 / width, 42 / height, side / width, bars / height))
+        upper.plot([0, 1], [0, 1], color=_FRAME, linewidth=1, linestyle=":", clip_on=False)
+        drawn = []
+        for place, (mode, table) in enumerate(modes.items()):
+            bins = [(one.prob, one.acc, one.masks) for one in table.bins if one.prob is not None]
+            probs, accs, masks = zip(*bins, strict=True)
+            style = _MODE_STYLES[mode]
+            (line,) = upper.plot(probs, accs, linewidth=1.5, clip_on=False, **style)
+            line.set_gid(f"series-{place}")
+            sizes = [(4 + 10 * math.sqrt(count / table.masks)) ** 2 for count in masks]
+            dots = upper.scatter(probs, accs, sizes, style["color"], alpha=0.6, linewidths=0, clip_on=False, zorder=3)
+            dots.set_gid(f"dots-{place}")
+            part = [(one.high - one.low) / len(modes) for one in table.bins]
+            lefts = [one.low + place * step for one, step in zip(table.bins, part, strict=True)]
+            counts = [one.masks for one in table.bins]
+            lower.bar(lefts, counts, [0.9 * step for step in part], align="edge", color=style["color"], clip_on=False)
+            drawn.append(line)
+        _scale_reliability_axes(upper, lower, max(one.masks for table in modes.values() for one in table.bins))
+        placeholders = [_placeholder(number) for number in range(len(drawn))]
+        figure.legend(drawn, placeholders, loc="upper left", bbox_to_anchor=(362 / width, 1), frameon=False)
+
+    errors = ", ".join(f"{mode} ECE {100 * (table.ece or 0):.1f} %" for mode, table in modes.items())
+    return _svg((width, height), draw, "curve plot", f"Calibration of {name}: {errors}", list(modes))
+
+
+def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """Return (step, loss) of the records with a positive, finite loss, thinned out evenly; the last one is kept."""
+    values = [(record["step"], record.get(key)) for record in records]
+    points = [
+        (float(step), float(loss))
+        for step, loss in values
+        if isinstance(loss, (int, float)) and math.isfinite(loss) and loss > 0
+    ]
+    every = math.ceil(len(points) / _MOST_POINTS) or 1
+    return points[::-1][::every][::-1]
+
+
+def _loss_style(key: str, number: int) -> dict[str, Any]:
+    if key == "loss":
+        return {"color": _INK, "linewidth": 2.5}
+    # Both modes of a set are neighbours in the order of names, so they share a colour.
+    dashes = {"dashes": (5, 2.5)} if key.endswith("/any") else {}
+    return {"color": _COLOURS[(number - 1) // 2 % len(_COLOURS)], "linewidth": 1.2, **dashes}
+
+
+def _scale_loss_axes(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Set limits and round ticks: at 1, 2 and 5 of each decade, or at the decades alone if there are many."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    steps, losses = zip(*points, strict=True)
+    first, last = min(0.0, *steps), max(*steps, 1.0)
+    low, high = math.log10(min(losses)) - 0.05, math.log10(max(losses)) + 0.05
+    axes.set_yscale("log")
+    axes.set_xlim(first, last)
+    axes.set_ylim(10**low, 10**high)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=last - first > 6))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 3 else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    _format_axes(axes)
+
+
+def _scale_reliability_axes(upper: Axes, lower: Axes, most: int) -> None:
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    for axes in (upper, lower):
+        axes.set_xlim(0, 1)
+        axes.set_xticks(ticks)
+    upper.set_ylim(0, 1)
+    upper.set_yticks(ticks)
+    upper.set_xticklabels([])
+    upper.set_ylabel("share that is right (Acc)")
+    lower.set_ylim(0, most)
+    lower.set_yticks([0, most])
+    lower.set_xlabel("probability; bars: masks per bin")
+    _format_axes(upper, keep_x=False)
+    _format_axes(lower)
+    for side in ("top", "right", "left"):
+        lower.spines[side].set_visible(False)
+    lower.grid(False)
+
+
+def _format_axes(axes: Axes, keep_x: bool = True) -> None:
+    """Draw the grid, and numbers without trailing zeros, but no tick marks."""
+    if keep_x:
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    # A clip path would be a reference to a URL within the page; nothing is drawn outside the axes anyway.
+    axes.grid(True, clip_on=False, linewidth=1)
+    axes.tick_params(bottom=False, left=False)
+
+
+def _placeholder(number: int) -> str:
+    """Return the text that stands for a label of the legend while matplotlib computes the layout.
+
+    Labels come from files. They are inserted, escaped, into the finished SVG, so matplotlib neither interprets them
+    nor warns about letters that its font lacks.
+    """
+    return f"label-{number:018d}"
+
+
+def _svg(
+    size: tuple[int, int], draw: Callable[[Figure], None], class_: str, spoken: str, labels: Sequence[str]
+) -> Markup:
+    """Draw a figure of (width, height) points and return it as an SVG element with an accessible name."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure((size[0] / 72, size[1] / 72))
+        figure.patch.set_visible(False)
+        draw(figure)
+        for axes in figure.axes:
+            axes.patch.set_visible(False)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata=_NO_METADATA)
+    document = stream.getvalue()
+    document = document[document.index("<svg ") + len("<svg ") :]
+    # Matplotlib's ids would occur once for each chart of the page. Those of the lines become data attributes.
+    document = re.sub(r'<g id="((?:series|dots)-\d+)">', r'<g data-line="\1">', document)
+    document = re.sub(r'<g id="[^"]*">', "<g>", document)
+    document = re.sub(r" *\n", "\n", document)
+    for colour, variable in _CSS_COLOURS.items():
+        document = document.replace(colour, variable)
+    for number, label in enumerate(labels):
+        short = label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
+        document = document.replace(f">{_placeholder(number)}<", f">{escape(printable(short))}<")
+    attributes = Markup('class="{}" role="img" aria-label="{}"').format(class_, printable(spoken))
+    return Markup(f"<svg {attributes} {document.rstrip()}")

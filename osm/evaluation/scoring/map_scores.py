@@ -1,0 +1,204 @@
+"""Scores of maps that have at most one segment per pixel: panoptic quality and mean IoU.
+
+`Painter` makes such a map from overlapping masks.
+
+Shapes: H, W = height and width of an image; T, P = numbers of its true and predicted segments; C = number of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+VOID = 0
+
+
+@dataclass(frozen=True)
+class PanopticSegment:
+    """A segment of an image. The pixels of segment k have the value k + 1 in the map of the image; void pixels have 0.
+
+    Attributes:
+        category_id: its class; None for crowd without a class of the dataset, which no prediction can match.
+        crowd: whether it is crowd.
+    """
+
+    category_id: int | None
+    crowd: bool = False
+
+
+@dataclass
+class ClassQuality:
+    """Counts of one class over all images added so far: true positives, false positives and false negatives."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+    iou: float = 0.0  # sum over the true positives
+
+    def figures(self) -> tuple[float, float, float] | None:
+        """Return PQ, SQ and RQ, 0 to 1; None if nothing was counted."""
+        total = self.tp + (self.fp + self.fn) / 2
+        if not total:
+            return None
+        return self.iou / total, self.iou / self.tp if self.tp else 0.0, self.tp / total
+
+    def as_json(self) -> dict[str, Any]:
+        figures = self.figures()
+        return {"pq": figures and figures[0], "tp": self.tp, "fp": self.fp, "fn": self.fn}
+
+
+@dataclass
+class PanopticQuality:
+    """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), counted by category id, image by image.
+
+    A predicted and a true segment of one class match if their IoU exceeds 0.5. Over all images, a class has SQ = mean
+    IoU of its matches, RQ = TP / (TP + FP / 2 + FN / 2) and PQ = SQ * RQ. Void and crowd are treated as in the code of
+    the authors (panopticapi). Void pixels are removed from a predicted segment before the IoU is computed. A crowd
+    segment is neither matched nor missed. An unmatched predicted segment is not a false positive if more than half of
+    it is on void or on crowd of its class. A mean over classes excludes classes that have neither a true nor a
+    predicted segment.
+    """
+
+    classes: dict[int, ClassQuality] = field(default_factory=dict)
+
+    def _of(self, category_id: int | None) -> ClassQuality:
+        assert category_id is not None, "only a crowd has no class"
+        return self.classes.setdefault(category_id, ClassQuality())
+
+    def add(
+        self,
+        truth_HW: np.ndarray,
+        true_segments: Sequence[PanopticSegment],
+        predicted_HW: np.ndarray,
+        predicted_categories: Sequence[int],
+    ) -> None:
+        """Count one image.
+
+        Args:
+            truth_HW: integers; 0: void, k + 1: segment k of `true_segments`. Every segment has a pixel.
+            true_segments: the segments of the ground truth.
+            predicted_HW: integers; 0: nothing predicted, k + 1: predicted segment k. Every segment has a pixel.
+            predicted_categories: category ids of the predicted segments.
+        """
+        count_T, count_P = len(true_segments), len(predicted_categories)
+        pairs_HW = truth_HW.astype(np.int64) * (count_P + 1) + predicted_HW
+        common_TP = np.bincount(pairs_HW.ravel(), minlength=(count_T + 1) * (count_P + 1))
+        common_TP = common_TP.reshape(count_T + 1, count_P + 1)
+        area_T, area_P = common_TP.sum(1), common_TP.sum(0)
+        matched_T, matched_P = set(), set()
+        for t, p in np.argwhere(common_TP[1:, 1:]) + 1:
+            segment = true_segments[t - 1]
+            if segment.crowd or segment.category_id != predicted_categories[p - 1]:
+                continue
+            common = int(common_TP[t, p])
+            union = int(area_T[t] + area_P[p] - common_TP[VOID, p]) - common
+            if 2 * common > union:  # at most one match for each t and each p, because segments do not overlap
+                matched_T.add(int(t))
+                matched_P.add(int(p))
+                counts = self._of(segment.category_id)
+                counts.tp += 1
+                counts.iou += common / union
+        for t, segment in enumerate(true_segments, 1):
+            if not segment.crowd and t not in matched_T:
+                self._of(segment.category_id).fn += 1
+        for p, category_id in enumerate(predicted_categories, 1):
+            if p not in matched_P:
+                crowds = [t for t, s in enumerate(true_segments, 1) if s.crowd and s.category_id == category_id]
+                if 2 * int(common_TP[[VOID, *crowds], p].sum()) <= int(area_P[p]):
+                    self._of(category_id).fp += 1
+
+    def mean(self, among: Callable[[int], bool] = lambda category_id: True) -> dict[str, Any]:
+        """Average over the classes that have a segment.
+
+        Args:
+            among: selects category ids.
+
+        Returns:
+            `pq`, `sq` and `rq`, 0 to 1 (None if no class has a segment), and `classes`, the number of classes averaged.
+        """
+        found = [figures for i, c in self.classes.items() if among(i) and (figures := c.figures()) is not None]
+        means = np.mean(found, axis=0).tolist() if found else [None] * 3
+        return {**dict(zip(("pq", "sq", "rq"), means, strict=True)), "classes": len(found)}
+
+
+class MeanOverlap:
+    """Mean IoU of label maps, where the IoU of each class is computed over the pixels of all images together.
+
+    IoU = number of pixels that are of the class and predicted as the class / number of pixels that are either. Void
+    pixels are not counted. A pixel without a prediction is missed. As in Detectron2, the mean is over the classes that
+    occur in the ground truth.
+
+    Args:
+        categories: category ids; class c of the maps is the c-th of them.
+    """
+
+    def __init__(self, categories: Sequence[int]) -> None:
+        self.categories = list(categories)
+        self._both_C, self._true_C, self._predicted_C = (np.zeros(len(self.categories), np.int64) for _ in range(3))
+
+    def add(self, truth_HW: np.ndarray, predicted_HW: np.ndarray) -> None:
+        """Count one image. Both maps contain classes as integers; -1 means void, or no prediction."""
+        count = len(self.categories)
+        seen = truth_HW >= 0
+        true, predicted = truth_HW[seen], predicted_HW[seen]
+        self._true_C += np.bincount(true, minlength=count)
+        self._predicted_C += np.bincount(predicted[predicted >= 0], minlength=count)
+        self._both_C += np.bincount(true[true == predicted], minlength=count)
+
+    def by_class(self) -> dict[int, float]:
+        """Return the IoU by category id, of the classes that occur in the ground truth."""
+        union_C = self._true_C + self._predicted_C - self._both_C
+        shown = np.flatnonzero(self._true_C).tolist()
+        return {self.categories[c]: float(self._both_C[c] / union_C[c]) for c in shown}
+
+    def mean(self) -> dict[str, Any]:
+        """Return `miou`, 0 to 1 (None if the ground truth is empty), and `classes`, the number of classes averaged."""
+        found = list(self.by_class().values())
+        return {"miou": float(np.mean(found)) if found else None, "classes": len(found)}
+
+
+class Painter:
+    """Paints overlapping masks of one image into a map with at most one segment per pixel.
+
+    This is the heuristic of Kirillov et al. (2019, section 5). Masks are painted in descending order of their scores,
+    each on the pixels that are still free. A mask with too few free pixels is left out. The masks of a stuff class
+    become one segment.
+
+    Args:
+        size: height and width of the image.
+        merged: category ids whose masks become one segment (stuff).
+        min_share: minimum share of the pixels of a mask, 0 to 1, that must be free, or already belong to the merged
+            segment of its class, for the mask to be painted.
+
+    Attributes:
+        segments_HW: int32; 0: no segment, k + 1: segment k.
+        categories: category ids of the segments.
+        hidden: number of masks that were left out.
+    """
+
+    def __init__(self, size: tuple[int, int], merged: Container[int], min_share: float) -> None:
+        self.segments_HW = np.zeros(size, np.int32)
+        self.categories: list[int] = []
+        self.hidden = 0
+        self._merged, self._min_share = merged, min_share
+        self._of_class: dict[int, int] = {}
+
+    def add(self, mask_HW: np.ndarray, category_id: int) -> None:
+        """Paint a mask (bool). Masks must be added in descending order of their scores."""
+        value = self._of_class.get(category_id)
+        area = int(mask_HW.sum())
+        free_HW = mask_HW & (self.segments_HW == 0)
+        free = int(free_HW.sum())
+        own = 0 if value is None else int((self.segments_HW[mask_HW] == value).sum())
+        if not free + own or free + own < self._min_share * area:
+            self.hidden += 1
+            return
+        if value is None:
+            self.categories.append(category_id)
+            value = len(self.categories)
+            if category_id in self._merged:
+                self._of_class[category_id] = value
+        self.segments_HW[free_HW] = value
