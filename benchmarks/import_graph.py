@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The folders and top-level modules of the package, from upstream to downstream. A module imports from its own room
 # and from those before it.
-ORDER = (
-    *(
+ORDER = tuple(
+    [
         "terminal",
         "errors",
         "registry",
@@ -30,9 +30,19 @@ ORDER = (
         "config",
         "forms",
         "data",
-    ),
-    *("prepare", "models", "training", "recognition", "labeling", "evaluation", "synthetic", "serving"),
-    *("quickstart", "listing", "cli", "__main__"),
+        "prepare",
+        "models",
+        "training",
+        "recognition",
+        "labeling",
+        "evaluation",
+        "synthetic",
+        "serving",
+        "listing",
+        "quickstart",
+        "cli",
+        "__main__",
+    ]
 )
 
 

@@ -25,8 +25,8 @@ from osm.prepare.originals import originals_cli as originals
 from osm.serving import web
 from osm.synthetic import collages
 from osm.synthetic.scenes import write as scenes
-from osm.training import config as training_config
 from osm.training import export, schema
+from osm.training import train_config as training_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "dataset_preparation" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

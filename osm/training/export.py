@@ -33,8 +33,8 @@ from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file
 from osm.terminal import CommandParser, console_command, echo, message_logger
 from osm.training.checkpoints import readable_checkpoints
-from osm.training.config import MODEL_FLAGS, WIDTH_FLAGS
 from osm.training.sharded_layout import RUN_FILE, read_run_document, read_tensors
+from osm.training.train_config import MODEL_FLAGS, WIDTH_FLAGS
 
 logger = message_logger(__name__)
 

@@ -20,9 +20,9 @@ from osm.storage.locations import public
 from osm.terminal import message_logger
 from osm.training.checkpoint_layout import UnreadableCheckpoint
 from osm.training.checkpoints import layout_of, local_checkpoint, newest_intact, scan, verify
-from osm.training.config import TrainConfig
 from osm.training.distributed import World
 from osm.training.run_position import RunPosition
+from osm.training.train_config import TrainConfig
 
 logger = message_logger(__name__)
 

@@ -22,7 +22,7 @@ from osm.models.old_keys import BRIDGE_SECTIONS, TOWER_FIELDS, TOWER_KINDS
 from osm.models.towers import TOWERS
 from osm.registry import Registry
 from osm.terminal import CommandParser, console_command, echo
-from osm.training.config import TrainConfig
+from osm.training.train_config import TrainConfig
 
 _SIMPLE: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _PARTS: dict[type, Registry[Any]] = {TowerConfig: TOWERS, BridgeConfig: BRIDGES}

@@ -13,12 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from osm.data.batch import Batch
 from osm.errors import OsmError, RunStopped
 from osm.models.losses import reduce_losses
-from osm.training.config import TrainConfig
 from osm.training.distributed import World
 from osm.training.meter import Meter
 from osm.training.optimization import autocast
 from osm.training.parallel import exchanges_gradients, full_tensor
 from osm.training.task import MixLoss
+from osm.training.train_config import TrainConfig
 
 MAX_GRAD_NORM = 1.0
 

@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0 if the run is complete, 2 for a user's mistake, 3 if the run could not continue, 75 if a signal
         ended it after a checkpoint was written, 130 if it was interrupted without one.
     """
-    from osm.training.config import parse
     from osm.training.stopping import EXIT_FAILED, EXIT_STOPPED, Stopped
+    from osm.training.train_config import parse
     from osm.training.trainer import train
 
     try:

@@ -34,7 +34,6 @@ from osm.terminal import clock, message_logger
 from osm.training import distributed, parallel
 from osm.training import fill_feature_cache as feature_cache
 from osm.training.checkpoints import CheckpointWriter, readable_checkpoints
-from osm.training.config import Run, TrainConfig
 from osm.training.held_out import HeldOut, best_so_far
 from osm.training.meter import Meter, memory_gib, peak_flops
 from osm.training.optimization import advance, check_quantized, go_to_step, hold_frozen, make_optimizer, make_schedule
@@ -45,6 +44,7 @@ from osm.training.step import Stepper, StepResult
 from osm.training.stopping import SampleFaults, Stopped, StopSignals, report_dead_workers
 from osm.training.task import MixLoss, TrainTask
 from osm.training.tracking import Tracker, draw_curve
+from osm.training.train_config import Run, TrainConfig
 
 logger = message_logger(__name__)
 

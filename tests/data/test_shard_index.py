@@ -21,7 +21,7 @@ from osm.data.shards import RawSample
 from osm.errors import OsmError, RunStopped, SampleError
 from osm.storage.cache import FileCache
 from osm.storage.remote import Stat
-from osm.training.config import SetConfig, TrainConfig
+from osm.training.train_config import SetConfig, TrainConfig
 
 
 @pytest.fixture(autouse=True)

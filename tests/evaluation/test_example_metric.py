@@ -14,18 +14,19 @@ from predictions import FIRST, SECOND, write_parts
 from osm.datasets.table import DatasetTable
 from osm.errors import OsmError
 from osm.evaluation import evaluate_cli
+from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.metrics import METRICS, register_metric
 from osm.evaluation.metrics.base import Metric, Tools
 from osm.evaluation.metrics.evaluate import evaluate_folder
 from osm.evaluation.metrics.scores import score_masks, select_metrics
-from osm.evaluation.predict.predict_cli import compare_main, evaluate_main, report_main
-from osm.evaluation.report import report
+from osm.evaluation.report import report, report_cli
+from osm.evaluation.report.report_cli import compare_main, report_main
 from osm.listing import main
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (evaluate_cli, report):
+    for module in (evaluate_cli, report, report_cli):
         monkeypatch.setattr(module, "find_tools", Tools)
     monkeypatch.setattr(METRICS, "_registered", {})
     return write_parts(tmp_path / "pred", FIRST, SECOND)

@@ -18,7 +18,8 @@ from tiny_run import Workshop
 
 from osm.datasets.table import DatasetTable
 from osm.errors import OsmError
-from osm.evaluation.predict.predict_cli import evaluate_main, generate_main
+from osm.evaluation.evaluate_cli import evaluate_main
+from osm.evaluation.predict.generate_cli import generate_main
 from osm.training.tracking import read_log
 
 

@@ -33,7 +33,7 @@ from osm.models.factory import build
 from osm.models.model_config import load_model_config
 from osm.prepare.convert import main as convert
 from osm.recognition.vocabulary import read_names
-from osm.training.config import SetConfig, TrainConfig
+from osm.training.train_config import SetConfig, TrainConfig
 
 FILES = ("image_dir", "mask_dir", "json_file")
 

@@ -36,8 +36,8 @@ def worker(out: str, arguments: list[str]) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401  what every process imports is not the model's
 
     from osm.models.osm import OmniScientModel
-    from osm.training.config import parse
     from osm.training.distributed import start
+    from osm.training.train_config import parse
     from osm.training.trainer import Trainer
 
     run = parse(arguments)

@@ -19,7 +19,7 @@ from tiny_run import ENVIRONMENT, TRAIN, Workshop, finish, losses, start
 from torch.distributed import run as torchrun
 
 from osm.datasets.table import PUBLISHED_MODES, DatasetTable
-from osm.training import config
+from osm.training import train_config as config
 from osm.training.tracking import read_log
 
 ROOT = TRAIN.parents[1]

@@ -16,10 +16,10 @@ from stream_sets import CATEGORIES, bands, instances, panoptic, rectangle, write
 from tiny import tiny_llm, tiny_model_section
 
 from osm.models.bridges import BRIDGES
-from osm.training.config import parse
 from osm.training.distributed import World
 from osm.training.tracking import read_log
 from osm.training.train_cli import main
+from osm.training.train_config import parse
 from osm.training.trainer import Trainer
 
 TRAIN = Path(__file__).resolve().parents[2] / "train" / "train.py"
