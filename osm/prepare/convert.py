@@ -169,8 +169,8 @@ def _fill(
             if built.reason and writer.leave_out(index, built.reason, built.message):
                 logger.info(f"left out ({built.reason}): {built.message}", fields={"reason": built.reason})
             for reason, message, count in built.losses.found:
-                told = reason in _ONCE and writer.tally.warnings[reason] > count
-                if writer.warn(reason, message, count) and not told:
+                already_printed = reason in _ONCE and writer.tally.warnings[reason] > 0
+                if writer.warn(reason, message, count) and not already_printed:
                     logger.warning(message, fields={"reason": reason})
             if not built.reason:
                 writer.write(index, items[index][0], built.members, built.annotations)
