@@ -31,6 +31,26 @@ def console() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model whose queries are large enough to lead its LLM."""
+    import torch
+    from tiny import tiny_model_yaml
+
+    from osm.models.factory import build
+    from osm.models.model_config import load_model_config
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("demo")
+    model, _ = build(load_model_config(str(tiny_model_yaml(folder))))
+    with torch.no_grad():
+        for parameter in model.bridge.parameters():
+            if parameter.requires_grad and parameter.ndim > 1:
+                parameter.mul_(3).add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder / "final")
+    return folder / "final"
+
+
 @pytest.fixture(scope="module")
 def shared_s3() -> Iterator[S3Server]:
     """A server of a test file, with the buckets `bucket` and `sets`."""

@@ -75,6 +75,7 @@ class MaskGenerationSegmenter(Segmenter):
     def everything(self) -> list[ScoredMask]:
         """Return the masks of the pipeline, the largest first. The score is the IoU that the model predicts."""
         check_set(self._size)
+        assert self._image is not None
         found = self._pipeline(self._image, **self._options)
         pairs = zip(found["masks"], found["scores"], strict=True)
         segments = [ScoredMask(np.asarray(mask, bool), _score(score)) for mask, score in pairs]

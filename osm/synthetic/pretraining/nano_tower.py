@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -248,7 +248,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
         }
         write_state(path, document)
     return {
-        "state_dict": tower.model.state_dict(),
+        "state_dict": cast(nn.Module, tower.model).state_dict(),
         "accuracy": evaluate(task, model.input_size, config),
         "seconds": round(time.monotonic() - started),
     }
