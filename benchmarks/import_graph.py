@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -88,34 +89,41 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def draw(graph: Mapping[str, set[str]], path: Path) -> None:
-    """Draws the rooms in their order, with an arrow for every pair of rooms of which one imports from the other."""
+    """Draw a matrix of the number of imports of each room (row) from each room (column), in the order of `ORDER`.
+
+    An upward arrow would be a number above the diagonal.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     rooms = [name for name in ORDER if name != "__main__"]
-    pairs = {(room(a), room(b)) for a, targets in graph.items() for b in targets if room(a) != room(b)}
-    lines: dict[str, int] = dict.fromkeys(rooms, 0)
+    pairs = Counter((room(a), room(b)) for a, targets in graph.items() for b in targets)
+    lines = Counter[str]()
     for file in package_files():
-        if room(module_name(file)) in lines:
-            lines[room(module_name(file))] += len(file.read_text(encoding="utf-8").splitlines())
-    figure, axes = plt.subplots(figsize=(9, 11))
-    height = {name: -index for index, name in enumerate(rooms)}
-    for a, b in sorted(pairs):
-        if a in height and b in height:
-            bend = 0.06 + 0.028 * abs(height[a] - height[b])
-            style = {"arrowstyle": "-|>", "color": "tab:blue" if height[a] < height[b] else "tab:red", "alpha": 0.35}
-            style["connectionstyle"] = f"arc3,rad={bend}"
-            axes.annotate("", (0.32, height[b]), (0.32, height[a]), arrowprops=style)
-    for name in rooms:
-        label = f"{name}  ({lines[name]:,} lines)"
-        axes.text(0.3, height[name], label, ha="right", va="center", fontsize=11, family="monospace")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(-len(rooms), 1)
-    axes.set_title("An arrow points from the importing folder to the imported one.\nNone points downward.", fontsize=11)
-    axes.axis("off")
-    figure.savefig(path, dpi=100, bbox_inches="tight")
+        lines[room(module_name(file))] += len(file.read_text(encoding="utf-8").splitlines())
+    counts = [[pairs[row, column] for column in rooms] for row in rooms]
+    figure, axes = plt.subplots(figsize=(11, 9))
+    shades = [
+        [count**0.5 if place < number else 0 for place, count in enumerate(row)] for number, row in enumerate(counts)
+    ]
+    axes.imshow(shades, cmap="Blues", vmax=2 * max(map(max, shades)))
+    for number, row in enumerate(counts):
+        for place, count in enumerate(row):
+            if number == place:
+                axes.text(place, number, "\u25a0", ha="center", va="center", color="0.75")
+            elif count:
+                axes.text(place, number, count, ha="center", va="center", fontsize=8, color="black")
+    axes.set_xticks(range(len(rooms)), rooms, rotation=60, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(len(rooms)), [f"{name}  ({lines[name]:,} lines)" for name in rooms])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_xlabel("imported folder or module (upstream on the left); the numbers count imports of modules")
+    axes.set_ylabel("importing folder or module (upstream at the top)")
+    for side in axes.spines.values():
+        side.set_visible(False)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
 
 
