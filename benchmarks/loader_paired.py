@@ -25,9 +25,8 @@ CHILD = """
 import json, sys, time
 sys.path.insert(0, "benchmarks")
 import loader, torch
-from osm.datasets.table import DatasetTable
 torch.set_num_threads(1)
-processor, table = loader.make_processor(int(sys.argv[1])), DatasetTable()
+processor, table = loader.make_processor(int(sys.argv[1])), loader.DatasetTable()
 for line in sys.stdin:
     name, shard, samples = json.loads(line)
     begun = time.process_time()
@@ -37,17 +36,17 @@ for line in sys.stdin:
 
 
 class Side:
-    """A checkout's process."""
+    """A checkout's process: it reads a line of JSON for each case, and answers with seconds."""
 
-    def __init__(self, checkout: Path, input_size: int) -> None:
+    def __init__(self, checkout: Path, argument: Any, program: str = CHILD) -> None:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", CHILD, str(input_size)]
+        command = [sys.executable, "-c", program, str(argument)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=checkout, env=environment, stdin=pipe, stdout=pipe, text=True)
 
-    def seconds(self, name: str, shard: str, samples: int) -> float:
+    def seconds(self, *case: Any) -> float:
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps([name, shard, samples]) + "\n")
+        self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
