@@ -1,4 +1,4 @@
-"""The command line of `test/evaluate_pred.py`, which is also `osm evaluate`, and flags shared with the report."""
+"""The command line of `test/evaluate_pred.py` (also `osm evaluate`), and the flags that it shares with the report."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _measured(
 
 
 def _report_uncounted(result: SetResult) -> None:
-    """Report on stderr what is not counted. Stdout contains the published output."""
+    """Log the masks that are not counted. The log goes to stderr, because stdout has the published output."""
     logger.info(
         f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
         "annotations, not counted"
@@ -77,7 +77,7 @@ def _report_uncounted(result: SetResult) -> None:
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
-    """Build the parser of `evaluate_pred.py`."""
+    """Return the argument parser of `evaluate_pred.py`."""
     parser = CommandParser(
         prog="evaluate_pred.py", allow_abbrev=False, description="Print Acc and Not-In-Vocab of prediction files."
     )
@@ -115,7 +115,7 @@ def add_bootstrap(parser: argparse.ArgumentParser) -> None:
 
 
 def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
-    """Return the bootstrap that the flags describe. Raise OsmError if a flag is below 0."""
+    """Return the bootstrap parameters set by the flags. Raise OsmError if a flag is negative."""
     known = Bootstrap()
     samples = known.samples if args.bootstrap is None else args.bootstrap
     seed = known.seed if args.seed is None else args.seed
@@ -127,7 +127,7 @@ def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
 
 
 def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
-    """Raise OsmError if one of these flags is given although it requires `--metrics all`."""
+    """Raise OsmError if any of the given flags is set, because they have no effect without `--metrics all`."""
     for flag in flags:
         if getattr(args, flag) not in (None, []):
             value = getattr(args, flag)
@@ -136,5 +136,5 @@ def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
 
 
 def json_text(document: Any) -> str:
-    """Return the document as json text; nan raises ValueError."""
+    """Return the document as JSON text. Raise ValueError if it contains nan."""
     return json.dumps(document, indent=1, allow_nan=False) + "\n"

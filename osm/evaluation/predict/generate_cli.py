@@ -1,4 +1,4 @@
-"""The command line of `test/generate_pred.py`, which is also `osm generate`."""
+"""The command line of `test/generate_pred.py` (also `osm generate`)."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., A
     """Run `generate_pred.py i n ckpt out_dir` and return the exit code.
 
     Args:
-        load_namer: loads the model; None: `osm.recognition.namer.load_namer`.
+        argv: the command-line arguments; None reads them from `sys.argv`.
+        load_namer: the function that loads the model; None uses `osm.recognition.namer.load_namer`.
     """
     return run_command(_generate, argv, load_namer)
 
 
 def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
-    # These two flags define the table of datasets, and every dataset of the table has flags of its own.
+    # --benchmark and --datasets are parsed first: they define the table of datasets, and every dataset has flags.
     files = CommandParser(add_help=False, allow_abbrev=False)
     files.add_argument(
         "--benchmark", default="benchmark", help="YAML file with the paths of the datasets, or its name in configs/"
@@ -80,7 +81,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
 
 
 def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:
-    """Return the names to choose from: None for any name, those of the dataset, or those of a file."""
+    """Return the names to choose from: None for any name, the dataset's class names, or the names in a file."""
     if vocabulary is None:
         return None
     if vocabulary == SET_NAMES:
@@ -95,7 +96,7 @@ def _number_or_auto(text: str) -> int | None:
 
 
 def _part(args: argparse.Namespace) -> tuple[int, int]:
-    """Return (index of the part, number of parts). `auto auto` means the rank and world size of torchrun."""
+    """Return (index of the part, number of parts). `auto auto` stands for the rank and world size of torchrun."""
     if args.part is not None and args.parts is not None:
         check_part(args.part, args.parts)
         return args.part, args.parts
@@ -118,7 +119,7 @@ def _environment(name: str) -> int:
 
 
 def _own_device(device: str) -> str:
-    """Return the device of this process. With `auto` under torchrun it is the GPU of the local rank."""
+    """Return the device of this process. Under torchrun, `auto` is the GPU of the local rank."""
     if device != "auto" or "LOCAL_RANK" not in os.environ:
         return device
     import torch
@@ -201,7 +202,7 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
 
 
 def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset]:
-    """Return the datasets to name: those of --sets, or else all whose files exist."""
+    """Return the datasets to name: the datasets in --sets, or else all datasets whose files exist."""
     asked = None if args.sets is None else [name.strip() for name in args.sets.split(",") if name.strip()]
     for name in asked or ():
         if name not in table:

@@ -1,4 +1,4 @@
-"""The command lines of `osm report`, `osm picture` and `osm compare`."""
+"""The command-line interfaces of `osm report`, `osm picture` and `osm compare`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _report(argv: Sequence[str] | None) -> None:
 
 
 def report_parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm report`."""
+    """Return the argument parser of `osm report`."""
     parser = CommandParser(
         prog="osm report",
         allow_abbrev=False,
@@ -136,7 +136,7 @@ def _picture(argv: Sequence[str] | None) -> None:
 
 
 def picture_parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm picture`."""
+    """Return the argument parser of `osm picture`."""
     parser = CommandParser(
         prog="osm picture",
         allow_abbrev=False,
@@ -191,7 +191,7 @@ def _titles(text: str) -> tuple[str, str]:
 
 
 def compare_parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm compare`."""
+    """Return the argument parser of `osm compare`."""
     parser = CommandParser(
         prog="osm compare",
         allow_abbrev=False,
