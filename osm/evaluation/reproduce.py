@@ -122,7 +122,10 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
 def _reproduce(argv: Sequence[str] | None, generate: Callable[[Sequence[str]], int]) -> int:
     args = parser().parse_args(argv)
     if args.processes < 1 or not 0 <= args.tolerance < math.inf:
-        raise OsmError(f"--processes {args.processes}, --tolerance {args.tolerance}: 1 or more, and 0 or more, needed")
+        raise OsmError(
+            f"--processes {args.processes}, --tolerance {args.tolerance}: expected at least 1 process and a finite "
+            "tolerance of at least 0"
+        )
     if status := _generate(args, generate):
         return status
     results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.processes, DatasetTable())

@@ -110,7 +110,7 @@ def test_restarts_and_parts(root: Path) -> None:
     # Ground truth beside it, and another file of proposals.
     generate_predictions(AreaNamer(), row, 0, 1, root / "out")
     write(root, [{"image_id": 139, "segmentation": LEFT_RLE}])
-    with pytest.raises(OsmError, match="coco_proposals_0_of_1.json exists and was made with another annotations"):
+    with pytest.raises(OsmError, match="coco_proposals_0_of_1.json exists and was made with a different annotations"):
         generate_predictions(AreaNamer(), row, 0, 1, root / "out", proposals=file)
 
 

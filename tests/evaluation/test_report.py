@@ -118,7 +118,7 @@ def test_without_a_log(mugs: Dataset, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "log.jsonl").write_text("")
     assert "The run's log has no step yet." in report(tmp_path, folder, mugs, run=tmp_path / "run")[1].text
     (tmp_path / "run" / "log.jsonl").write_text("3\n")
-    with pytest.raises(OsmError, match="is no training log"):
+    with pytest.raises(OsmError, match="is not a training log"):
         report(tmp_path, folder, mugs, run=tmp_path / "run")
 
 
@@ -143,7 +143,7 @@ def test_names_in_another_form(mugs: Dataset, folder: Path, tmp_path: Path, name
     document = json.loads(path.read_text())
     document[0]["segments_info"][0]["names"] = names
     path.write_text(json.dumps(document))
-    with pytest.raises(OsmError, match=r"'trained': .*pets_pred_0_of_1\.json: annotation 1: names .* list of texts"):
+    with pytest.raises(OsmError, match=r"'trained': .*pets_pred_0_of_1\.json: annotation 1: names .* list of strings"):
         report(tmp_path, folder, mugs)
 
 

@@ -142,11 +142,11 @@ def checked_columns(metric: Metric, masks: NamedMasks) -> dict[str, Column]:
     for key, column in metric.columns(masks).items():
         where = f"metric {metric.name!r}: column {key!r}"
         if key not in metric.titles():
-            raise OsmError(f"{where} is not one of those that it has titles for: {', '.join(metric.titles())}")
+            raise OsmError(f"{where} has no title; the columns with a title are {', '.join(metric.titles())}")
         values = np.asarray(column, dtype=float)
         if values.shape not in ((), (len(masks.masks),)):
             raise OsmError(f"{where} has shape {values.shape}; expected one value, or {len(masks.masks)} for the masks")
         if np.isinf(values).any():
-            raise OsmError(f"{where} has an infinite value; expected finite numbers, or nan for masks left out")
+            raise OsmError(f"{where} has an infinite value; expected finite numbers, or nan for skipped masks")
         found[key] = values if values.shape else float(values)
     return found

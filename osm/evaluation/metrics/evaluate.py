@@ -153,7 +153,7 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
         raise OsmError("; ".join([f"{out_dir}: no prediction file for {parts} parts", *notes]))
     checkpoints = {str(result.meta["checkpoint"]): result.row.name for result in results if "checkpoint" in result.meta}
     if len(checkpoints) > 1:
-        raise OsmError(f"{out_dir}: predictions of different checkpoints: {listing(checkpoints)}")
+        raise OsmError(f"{out_dir} mixes predictions from different checkpoints: {listing(checkpoints)}")
     return results, notes
 
 

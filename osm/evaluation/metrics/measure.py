@@ -197,7 +197,7 @@ def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict
         found[name] = {key: group for key, group in groups.items() if group and key in table[name].label_set}
         if not found[name]:
             raise OsmError(
-                f"--frequencies {text!r}: no category of {file} has a class of set {name!r} as its id and a "
+                f"--frequencies {text!r}: no category in {file} has the id of a class of set {name!r} and a "
                 "`frequency` or `image_count`"
             )
     return found

@@ -374,7 +374,7 @@ def _add_columns(scores: MaskScores, metric: Metric, named: NamedMasks) -> None:
     titles = metric.titles()
     for key, column in checked_columns(metric, named).items():
         if key in scores.titles or key.startswith(CLASS):
-            raise OsmError(f"metric {metric.name!r}: column {key!r} is one of another metric; give it another name")
+            raise OsmError(f"metric {metric.name!r}: column {key!r} already exists in another metric; rename it")
         scores.titles[key] = titles[key]
         if isinstance(column, np.ndarray):
             scores.columns[key] = column

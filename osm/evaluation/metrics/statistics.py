@@ -211,7 +211,7 @@ def differences(a: ImageSums, b: ImageSums, bootstrap: Bootstrap) -> dict[str, D
         ValueError: A and B have different columns or different images.
     """
     if a.keys != b.keys or a.sums.shape != b.sums.shape:
-        raise ValueError(f"columns {a.keys} of {a.sums.shape} and {b.keys} of {b.sums.shape}: expected the same")
+        raise ValueError(f"A has columns {a.keys} {a.sums.shape}, B has {b.keys} {b.sums.shape}: expected the same")
     first, second = a.rates(Bootstrap(0)), b.rates(Bootstrap(0))
     drawn: list[np.ndarray] = []
     if bootstrap.samples:

@@ -52,7 +52,7 @@ def other_mask(split: Split, count: int, index: int, position: int, size: tuple[
         mask = resize_nearest(item.mask(k), size)
         if mask.any():
             return mask
-    raise OsmError(f"set {split.row.name!r}: no second mask to shuffle with among its first {count} images")
+    raise OsmError(f"set {split.row.name!r}: found no other mask to shuffle with in its first {count} images")
 
 
 def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -108,8 +108,8 @@ def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) 
     for mode in resolved:
         if mode not in available:
             raise OsmError(
-                f"modes: set {row.name!r} is to be named in mode {mode!r}, but the checkpoint has "
-                f"{', '.join(available)} (for the open mode alone: --modes {ANY_MODE})"
+                f"modes: set {row.name!r} needs mode {mode!r}, but the checkpoint has only "
+                f"{', '.join(available)} (for open-vocabulary names only: --modes {ANY_MODE})"
             )
     return resolved
 
@@ -259,7 +259,7 @@ def _start(
         raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
     resolved = resolve_modes(row, modes, namer.modes)
     if not 0 <= max_bad_annotations <= 1:
-        raise OsmError(f"max_bad_annotations {max_bad_annotations} is a share: 0 to 1")
+        raise OsmError(f"max_bad_annotations {max_bad_annotations}: expected a share from 0 to 1")
     split = (
         split_of(row, max_bad_annotations)
         if proposals is None
@@ -394,7 +394,8 @@ def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: 
         return
     if changed := _changed(meta_file, header):
         raise OsmError(
-            f"{where} exists and was made with another {', '.join(changed)}; choose another out_dir, or remove it"
+            f"{where} exists and was made with a different {', '.join(changed)}; choose another out_dir, or remove the "
+            "file"
         )
     logger.info(f"{where}: finished already, skipped")
     partial_path(path).unlink(missing_ok=True)  # the file remains if the run was killed just before it was removed

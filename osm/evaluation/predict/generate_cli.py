@@ -129,8 +129,8 @@ def _own_device(device: str) -> str:
     number, count = _environment("LOCAL_RANK"), torch.cuda.device_count()
     if number >= count:
         raise OsmError(
-            f"--device auto: process {number} of this machine has {count} GPUs available; start torchrun with "
-            f"--nproc_per_node {count}, or name the --device that all processes share"
+            f"--device auto: process {number} of this machine has no GPU among the {count} available; start "
+            f"torchrun with --nproc_per_node {count}, or name the --device that all processes share"
         )
     return f"cuda:{number}"
 

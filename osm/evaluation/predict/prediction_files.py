@@ -107,7 +107,7 @@ def read_meta(path: Path, set_name: str) -> dict[str, Any]:
             raise OsmError(f"meta file {path}: {name} {shown(meta[name])}: expected {expected}")
     if meta["set"] != set_name:
         raise OsmError(
-            f"meta file {path}: it belongs to set {shown(meta['set'])}, but its file name is that of {set_name!r}"
+            f"meta file {path}: its content is of set {shown(meta['set'])}, but its file name is of set {set_name!r}"
         )
     images, limit = meta.get("images"), meta.get("limit")
     if images is not None and meta["items"][1] > images:
@@ -154,13 +154,13 @@ def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
         if here != stated:
             raise OsmError(
                 f"predictions {path}: {here} {what}, but its meta file says {stated}: the file is cut short, or "
-                "belongs to another run; generate it again"
+                "belongs to a different run; generate it again"
             )
     wanted = frozenset(meta["modes"])
     odd = next((modes for modes in found.modes if modes != wanted), None)
     if odd is not None:
         raise OsmError(
-            f"predictions {path}: a mask is named in {shown(sorted(odd))}, but its meta file says "
+            f"predictions {path}: a mask has names in the modes {shown(sorted(odd))}, but the meta file says "
             f"{shown(sorted(wanted))}; generate it again"
         )
 
@@ -201,13 +201,13 @@ def read_metas(name: str, paths: Sequence[Path], kind: str = "pred") -> dict[Pat
 def _check_one_run(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]]) -> None:
     checkpoints = {str(meta.get("checkpoint")): name for name, meta in metas.items()}
     if len(checkpoints) > 1:
-        raise OsmError(f"parts of different checkpoints: {listing(checkpoints)}")
+        raise OsmError(f"the parts come from different checkpoints: {listing(checkpoints)}")
     first_name, first = next(iter(metas.items()), ("", {}))
     for name, meta in metas.items():
         changed = [key for key in _SAME_IN_ALL_PARTS if meta.get(key) != first.get(key)]
         if changed:
             raise OsmError(
-                f"{name} and {first_name} were made with another {', '.join(changed)}; generate one of them again"
+                f"{name} and {first_name} were made with a different {', '.join(changed)}; generate one of them again"
             )
     _check_ranges(paths, metas)
 
@@ -221,7 +221,7 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
         stated = (meta.get("part", part), meta.get("parts", len(paths)))
         if stated != (part, len(paths)):
             raise OsmError(
-                f"{path.name} is part {stated[0]} of {stated[1]}, as its meta file says; generate part {part} of "
+                f"{path.name} is part {stated[0]} of {stated[1]} according to its meta file; generate part {part} of "
                 f"{len(paths)} again"
             )
         start, end = meta.get("items", (None, None))
@@ -232,7 +232,7 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
         stop, before = end, path.name
     count = next((meta["images"] for meta in metas.values() if "images" in meta), None)
     if count is not None and stop is not None and stop != count:
-        raise OsmError(f"{before} ends at image {stop}, but {count} had to be named; generate it again")
+        raise OsmError(f"{before} ends at image {stop}, but {count} images had to be named; generate it again")
 
 
 def made_with(meta: Mapping[str, Any]) -> list[str]:
@@ -265,5 +265,5 @@ class UniqueImages:
 
 
 def listing(checkpoints: Mapping[str, str]) -> str:
-    """Return `a.json of <checkpoint>, b.json of <checkpoint>` for an error message."""
-    return ", ".join(f"{name} of {checkpoint}" for checkpoint, name in checkpoints.items())
+    """Return `a.json from <checkpoint>, b.json from <checkpoint>` for an error message."""
+    return ", ".join(f"{name} from {checkpoint}" for checkpoint, name in checkpoints.items())

@@ -192,8 +192,8 @@ def _check_not_empty(
         raise OsmError(f"set {row.name!r}: no image in {names} (in {paths[0].parent}); generate the predictions again")
     if len(metas) < len(paths):
         raise OsmError(
-            f"set {row.name!r}: no mask of the {len(images)} images of {names} (in {paths[0].parent}) is named; "
-            "expected files that generate_pred.py wrote"
+            f"set {row.name!r}: no mask in the {len(images)} images of {names} (in {paths[0].parent}) has a "
+            "prediction; expected files written by generate_pred.py"
         )
 
 
@@ -255,7 +255,7 @@ def _names(annotation: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
         return None
     names = annotation[NAMES]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of texts, the correct names")
+        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of strings, the correct names")
     return tuple(names)
 
 
@@ -322,7 +322,7 @@ def check_masks(
     """
     count = len(split) if images is None else images
     if count > len(split):
-        raise OsmError(f"{parts[0][0]}: made of {count} images, but {split.source} has {len(split)}")
+        raise OsmError(f"{parts[0][0]}: made from {count} images, but {split.source} has {len(split)}")
     places: dict[Hashable, list[int]] = {}
     wanted: dict[Hashable, Masks | None] = {}
     for index in range(count):
@@ -354,14 +354,14 @@ def _check_place(split: Split, path: Path, meta: Mapping[str, Any], key: Hashabl
     if not places:
         raise OsmError(
             f"predictions {path}: image {shown(key)} is not among the images of {split.source} that had to be named: "
-            "the predictions are for another set"
+            "the predictions are for a different set"
         )
     if "items" in meta:
         start, stop = meta["items"]
         if not any(start <= place < stop for place in places):
             raise OsmError(
-                f"predictions {path}: image {shown(key)} is number {places[0]} of {split.source}, but its meta file "
-                f"says that it holds {start} to {stop - 1}; generate it again"
+                f"predictions {path}: image {shown(key)} has index {places[0]} in {split.source}, but the "
+                f"meta file says that the part has images {start} to {stop - 1}; generate the part again"
             )
 
 
@@ -370,5 +370,5 @@ def _other_masks(split: Split, path: Path, key: Hashable, found: Masks, wanted: 
     strange, lost = found - wanted, wanted - found
     own_id, category = next(iter(strange or lost))
     which = f"mask {shown(own_id)} of category {shown(category)}"
-    what = f"has {which}, which {split.source} has not" if strange else f"lacks {which} of {split.source}"
-    return f"predictions {path}: image {shown(key)} {what}: the predictions are for other masks"
+    what = f"has {which}, which is not in {split.source}" if strange else f"lacks {which} of {split.source}"
+    return f"predictions {path}: image {shown(key)} {what}: the predictions are for different masks"

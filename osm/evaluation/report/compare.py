@@ -152,7 +152,7 @@ def compare_folders(
     notes += [f"{name}: left out, in B alone" for name in b if name not in a]
     both = [name for name in a if name in b]
     if not both:
-        raise OsmError(f"A has {', '.join(a)}, B has {', '.join(b)}: expected a set that is in both")
+        raise OsmError(f"A has {', '.join(a)}, B has {', '.join(b)}: expected at least one common set")
     return [
         compare_sets(a[name], b[name], tools or Tools(), bootstrap or Bootstrap(), examples, metrics) for name in both
     ], notes
@@ -171,7 +171,7 @@ def compare_sets(
     notes = [*tools.notes]
     notes += [f"{side} was {note}" for side, one in (("A", a), ("B", b)) for note in made_with(one.meta)]
     if a.meta.get("annotations") != b.meta.get("annotations") and a.meta and b.meta:
-        notes.append("made from annotation files that are not the same: ids and classes agree, masks may not")
+        notes.append("made from different annotation files: ids and classes agree, but masks may differ")
     modes = {}
     for name, mode in (("specific", a.row.name), ("agnostic", ANY_MODE)):
         compared = _compare_mode(a, pairs, mode, tools, bootstrap, examples, metrics)
@@ -196,8 +196,8 @@ def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
         lost = next((key for key in one if key not in other), None)
         if lost is not None:
             raise OsmError(
-                f"set {a.row.name!r}: A has {len(of_a)} masks in {a.image_count} images, B {len(of_b)} in "
-                f"{b.image_count}; in {side} alone, first: image {shown(lost[0][1])}, mask {shown(lost[1])}; expected "
+                f"set {a.row.name!r}: A has {len(of_a)} masks in {a.image_count} images, B has {len(of_b)} masks in "
+                f"{b.image_count} images; only {side} has image {shown(lost[0][1])}, mask {shown(lost[1])}; expected "
                 "predictions for the same masks"
             )
     pairs = []

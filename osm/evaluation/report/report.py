@@ -102,7 +102,7 @@ def collect_report(
     The arguments and errors are the same as in `osm.evaluation.report.report_page.write_report`.
     """
     if not predictions:
-        raise OsmError("predictions: none given; expected a title and a folder, one or more")
+        raise OsmError("predictions: none given; expected at least one title and folder")
     for name, count in (("pictures", pictures), ("surest", surest), ("bootstrap", bootstrap), ("seed", seed)):
         if count < 0:
             raise OsmError(f"{name} {count}: expected 0 or more")
@@ -149,13 +149,13 @@ def _finite(value: Any) -> Any:
 
 
 def _log(run: Path) -> list[dict[str, Any]]:
-    wanted = "expected a folder that train.py wrote"
+    wanted = "expected a folder written by train.py"
     try:
         return read_log(run)
     except OSError as error:
         raise OsmError(f"run {run}: log.jsonl: {error.strerror}; {wanted}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise OsmError(f"run {run}: log.jsonl is no training log ({error!r}); {wanted}") from None
+        raise OsmError(f"run {run}: log.jsonl is not a training log ({error!r}); {wanted}") from None
 
 
 def _checked_baselines(baselines: Any) -> dict[str, dict[str, Any]]:

@@ -65,7 +65,7 @@ def _report(argv: Sequence[str] | None) -> None:
     if args.run and is_remote(args.run):
         args.run = localize(join(check_location(args.run, "--run"), "log.jsonl"), "--run").parent
     if args.run and not (args.run / "log.jsonl").is_file():
-        raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
+        raise OsmError(f"--run {args.run}: the folder has no log.jsonl; expected a folder written by train.py")
     baselines = read_json(localize(args.baselines, "--baselines"), "--baselines")[0] if args.baselines else None
     table = dataset_table(datasets=args.datasets)
     drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
@@ -186,7 +186,7 @@ def _parts(text: str) -> tuple[int, int]:
 def _titles(text: str) -> tuple[str, str]:
     titles = [title.strip() for title in text.split(",")]
     if len(titles) != 2 or not all(titles):
-        raise OsmError(f"--titles {text!r}: expected two, with a comma between them")
+        raise OsmError(f"--titles {text!r}: expected two comma-separated titles")
     return titles[0], titles[1]
 
 

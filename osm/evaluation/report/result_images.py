@@ -111,7 +111,7 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, D
     except OsmError as error:
         return {}, [str(error)] * len(chosen)
     if result.meta.get("annotations", split.source_hash) != split.source_hash:
-        note = f"{split.source} has changed since the predictions were made; its masks may be others"
+        note = f"{split.source} has changed since the predictions were made, so its masks may differ"
         return {}, [note] * len(chosen)
     pictures: dict[int, DrawnImage] = {}
     notes = []
@@ -134,7 +134,7 @@ def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
     item = split.load(index)
     masks = [masks[place] for place in item.places if place < len(masks)]
     if [mask.id for mask in masks] != [annotation.get(split.id_key) for annotation in item.annotations]:
-        raise OsmError(f"{item.image_path}: the predictions are for other masks than {split.source} has")
+        raise OsmError(f"{item.image_path}: the predictions are for different masks than those in {split.source}")
     rows = [_names(split.row, mask) for mask in masks]
     canvas = draw_numbered(*enlarged(item), [_mark(own, anyone) for _, own, anyone in rows])
     buffer = io.BytesIO()
@@ -196,15 +196,15 @@ def write_picture(
         OsmError: There are no predictions for the dataset, or its images are missing.
     """
     if path.suffix.lower() not in (".jpg", ".jpeg"):
-        raise OsmError(f"output {path}: a JPEG is written, expected a name that ends in .jpg")
+        raise OsmError(f"output {path}: expected a file name that ends in .jpg, because the output is a JPEG")
     results = {result.row.name: result for result in evaluate_folder(folder, parts, table)[0]}
     if set_name not in results:
-        raise OsmError(f"--set {set_name!r}: {folder} has predictions of {', '.join(results)}")
+        raise OsmError(f"--set {set_name!r}: {folder} only has predictions for {', '.join(results)}")
     row = row_with_files(results[set_name].row, results[set_name].meta)
     records = masks_by_image(results[set_name].records)
     split = split_of(row)
     if len(records) != len(split):
-        raise OsmError(f"{folder}: predictions of {len(records)} images, but {split.source} has {len(split)}")
+        raise OsmError(f"{folder}: predictions for {len(records)} images, but {split.source} has {len(split)}")
     count = min(images, len(split))
     drawn = []
     for number in range(count):

@@ -26,7 +26,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Match:
-    """The class id of a name (None if no class matches) and the kind of match: `exact`, `nearest` or `without_class`."""
+    """The class id of a name (None for no match) and the kind of match: `exact`, `nearest` or `without_class`."""
 
     category_id: int | None
     how: str

@@ -51,8 +51,8 @@ class MaskPrecision:
             import faster_coco_eval  # noqa: F401
         except ImportError:
             raise OsmError(
-                "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]', or leave AP "
-                "out by --without_ap"
+                "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]', or skip "
+                "AP with --without_ap"
             ) from None
         self.federated = federated
         self._images: list[dict[str, Any]] = []

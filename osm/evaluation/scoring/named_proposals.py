@@ -100,14 +100,17 @@ def _proposal(form: type[Form], entry: dict[str, Any], mode: str, where: str) ->
     given = finite(entry.get("score"))
     score = 1.0 if given is None else given
     if score < 0:
-        raise OsmError(f"{where}: score {shown(score)} is negative; it is multiplied by the name's probability")
+        raise OsmError(
+            f"{where}: score {shown(score)} is negative; it must be at least 0, because it is multiplied by the "
+            "probability of the name"
+        )
     names, draw = entry.get(FIELD), partial(_draw, entry, form.boxed, where)
     if names is None:
         return Proposal(where, draw, None, 0.0)
     if not isinstance(names, dict):
         raise OsmError(f"{where}: {FIELD} {shown(names)} is not {{mode: {{class, prob}}}}")
     if mode not in names:
-        raise OsmError(f"{where}: no name in mode {mode!r}, but in {shown(list(names))} (see --mode)")
+        raise OsmError(f"{where}: no name in mode {mode!r}, only in {shown(list(names))} (see --mode)")
     said = prediction_in(names[mode], f"{where}: {FIELD} {mode!r}")
     if said.prob is None:
         raise OsmError(f"{where}: {FIELD} {mode!r}: has no prob, which the score of a proposal requires")

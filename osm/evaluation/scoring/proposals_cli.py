@@ -132,7 +132,7 @@ def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Datase
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
     if not asked:
         raise OsmError(
-            f"{args.out_dir}: no <set>_{KIND}_<i>_of_{args.parts}.json of a set of the table ({', '.join(table)}; see "
+            f"{args.out_dir}: no <set>_{KIND}_<i>_of_{args.parts}.json of a set in the table ({', '.join(table)}; see "
             "--datasets)"
         )
     return [table[name] for name in asked]

@@ -126,8 +126,8 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
     meta = next(iter(metas.values()), {})
     split = truth_split(row, form_class(row.form))
     if not options.with_ap and split.scores == (split.precision,):
-        only = f"{split.precision} alone is defined: {split.why_not}"
-        raise OsmError(f"--without_ap: set {row.name!r} then has no score; {only}")
+        only = f"only {split.precision} is defined: {split.why_not}"
+        raise OsmError(f"--without_ap: set {row.name!r} would have no score; {only}")
     proposals = read_proposals(row, form_class(row.form), paths, mode, metas)
     matches = names.match(p.name for of_image in proposals.values() for p in of_image if p.name is not None)
     scores = Scores(row, mode, split, shared=names.shared, meta=meta)
@@ -154,11 +154,11 @@ def _indices(
         if path in index_of:
             raise OsmError(
                 f"{split.source}: the entries {index_of[path]} and {index} both belong to the image {path}; "
-                "expected one"
+                "expected one entry"
             )
         index_of[path] = index
     if not index_of:
-        raise OsmError(f"{split.source}: no image in it")
+        raise OsmError(f"{split.source}: contains no image")
     for path in proposals.keys() - index_of.keys():
         counts["images_without_truth"] += 1
         counts["of_images_without_truth"] += len(proposals[path])

@@ -142,7 +142,7 @@ class InstancesTruth(TruthSplit):
     """Ground truth in COCO- or LVIS-instances form. Masks may overlap, and most pixels have no mask."""
 
     scores = (AP,)
-    why_not = "annotations of instances may overlap and leave most pixels without any"
+    why_not = "annotations of instances may overlap, and most pixels have no annotation"
 
     def __init__(self, row: Dataset, form: type[Form]) -> None:
         super().__init__(row, form)
@@ -197,7 +197,7 @@ class BoxesTruth(InstancesTruth):
     """Ground truth of boxes. Box AP is computed on filled boxes, whose edges are rounded outwards to whole pixels."""
 
     scores = (BOX_AP,)
-    why_not = "boxes overlap, and contain pixels of other things"
+    why_not = "boxes overlap, and contain pixels of other objects"
 
     def _shape(self, annotation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
         return draw_box(corners(annotation.get("bbox"), (size[1], size[0]), where), size)
