@@ -62,7 +62,9 @@ def figures(result: SetResult) -> Figures:
     modes = {"any": result.agnostic, "own": result.specific}
     for mode, score in modes.items():
         if not score.total:
-            raise OsmError(f"set {result.row.name!r}: no prediction in mode {mode}; generate it in both modes")
+            raise OsmError(
+                f"set {result.row.name!r}: no prediction in mode {mode}; generate the predictions in both modes"
+            )
     rates = {f"acc_{mode}": 100 * score.correct / score.total for mode, score in modes.items()}
     rates |= {f"niv_{mode}": 100 * score.not_in_vocabulary / score.total for mode, score in modes.items()}
     return Figures(**{key: round(value, 2) for key, value in rates.items()}, masks=result.agnostic.total)
@@ -70,7 +72,7 @@ def figures(result: SetResult) -> Figures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The metrics of one dataset and the published values. `apart` has their differences in percentage points."""
+    """The metrics of one dataset and the published values. `apart` has ours - published in percentage points."""
 
     name: str
     ours: Figures

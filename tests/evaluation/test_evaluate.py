@@ -148,7 +148,7 @@ def test_no_prediction_at_all(two_parts: Path, capsys: pytest.CaptureFixture[str
             {"checkpoint": "b"},
             "the parts come from different checkpoints: coco_pred_0_of_2.json from a, coco_pred_1_of_2.json from b",
         ),
-        ({"checkpoint": "a", "alter": "blank_image"}, "were made with a different alter"),
+        ({"checkpoint": "a", "alter": "blank_image"}, "were made with different values of alter"),
     ],
 )
 def test_parts_of_different_runs(

@@ -281,7 +281,7 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     name_all("coco", COCO[:3], BIRDS, part="0 2")
     assert "1 of 2 parts are missing: coco_proposals_1_of_2.json" in failing(capsys, parts=2)
     name_all("coco", COCO[:2], BIRDS, part="1 2")
-    assert "made with a different annotations" in failing(capsys, parts=2)
+    assert "made with different values of annotations" in failing(capsys, parts=2)
     meta = Path("out/coco_meta_proposals_1_of_2.json")
     meta.write_text(meta.read_text().replace("fake-1", "fake-2"))
     assert "the parts come from different checkpoints: coco_proposals_0_of_2.json from fake-1" in failing(

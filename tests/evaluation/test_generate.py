@@ -188,7 +188,7 @@ def test_finished_part_is_skipped(pets: Dataset, tmp_path: Path, capsys: pytest.
     assert not namer.calls
     assert path.stat().st_mtime_ns == before
     assert f"{NAME}.json: finished already, skipped" in capsys.readouterr().err
-    with pytest.raises(OsmError, match="made with a different checkpoint; choose another out_dir"):
+    with pytest.raises(OsmError, match="made with a different value of checkpoint; choose another out_dir"):
         generate_predictions(FakeNamer(fingerprint="fake-2"), pets, 0, 1, tmp_path)
 
 

@@ -194,7 +194,7 @@ def change_meta(path: Path, **values: Any) -> None:
         ({"items": [2, 4]}, "pc459_pred_1_of_2.json ends at image 4, but 5 images had to be named"),
         ({"part": 0}, "pc459_pred_1_of_2.json is part 0 of 2 according to its meta file; generate part 1 of 2 again"),
         ({"parts": 3}, "pc459_pred_1_of_2.json is part 1 of 3 according to its meta file"),
-        ({"annotations": "0"}, "were made with a different annotations"),
+        ({"annotations": "0"}, "were made with different values of annotations"),
     ],
 )
 def test_parts_that_do_not_belong_together(

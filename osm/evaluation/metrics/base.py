@@ -90,7 +90,7 @@ class NamedMasks:
 class Metric(ABC):
     """A metric that is computed over the named masks of a dataset.
 
-    Attributes of the class:
+    Attributes:
         name: the metric's name in `METRICS`, also used as the column key of a metric with a single column.
         title: the title of that single column in tables.
         needs: the fields of `Tools` that must not be None. If any of these fields is None, the metric is skipped.

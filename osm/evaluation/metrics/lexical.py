@@ -3,8 +3,8 @@
 A name is a noun of one or several words. A plural is treated as its singular. If WordNet does not contain a name of
 several words ("striped kettle"), the name counts as a hyponym of its longest ending that WordNet contains ("kettle"). A
 note in parentheses, as in "bow (weapon)", is removed from the name. A relation between two names holds if it holds
-between any sense of one name and any sense of the other, because the intended senses are unknown. Therefore relations
-are found too often rather than too rarely.
+between any sense of one name and any sense of the other, because the intended senses are unknown. Therefore a
+relation is more likely to be found wrongly than to be missed.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from osm.storage.cache import localize
 
 
 def title_of(key: str) -> str:
-    """Return the title of a column in tables. If no registered metric has the column, its key is its title."""
+    """Return the title of a column in tables. If no registered metric has the column, return its key."""
     return next((titles[key] for metric in all_metrics() if key in (titles := metric.titles())), key)
 
 

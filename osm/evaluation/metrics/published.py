@@ -29,7 +29,7 @@ def plural_forms(name: str) -> set[str]:
 
 
 def singular_forms(name: str) -> set[str]:
-    """Return the accepted singular forms of a name: without s, without es, ies -> y, ves -> f and fe."""
+    """Return the accepted singular forms of a name: with s or es removed, ies -> y, ves -> f or fe."""
     forms = set()
     if name.endswith("s"):
         forms.add(name[:-1])
@@ -57,7 +57,7 @@ def _accepted(names: tuple[str, ...]) -> frozenset[str]:
 
 
 def normalize(prediction: str) -> str:
-    """Return a prediction in lower case without surrounding whitespace, which is compared with class names."""
+    """Normalize a prediction for comparison with class names: lower case, without surrounding whitespace."""
     return prediction.lower().strip()
 
 
@@ -76,7 +76,7 @@ def head_is_correct(prediction: str, names: Iterable[str]) -> bool:
 
 
 def modifiers_are_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Return whether the words before the last equal those of a class name ("striped" of "striped kettle").
+    """Return whether prediction and class name have the same words before the last ("striped" of "striped kettle").
 
     A one-word prediction is correct only if it is an accepted name, for example a one-word synonym.
     """

@@ -122,7 +122,7 @@ class EitherVocabulary(MaskMetric):
         return super().columns(masks) if given else {}
 
     def score(self, prediction: str, label: LabelClass, mask: MaskRecord) -> float:
-        """Return 1 if the predicted name is one of the annotation's `names`, else 0; nan if it has no `names`."""
+        """Return 1 if the predicted name is one of the annotation's `names`, else 0; nan if the annotation has none."""
         return np.nan if mask.names is None else is_correct(prediction, map(normalize, mask.names))
 
 
@@ -145,7 +145,7 @@ class SemanticSimilarity(Metric):
 
 
 class WordNetRelations(Metric):
-    """WordNet relations: for each relation, the share of masks whose predicted name has it to the class's names."""
+    """WordNet relations: the share of masks whose predicted name has a given relation to the class's names."""
 
     name, title, needs = "wordnet", "WordNet", ("lexicon",)
 
@@ -162,7 +162,7 @@ class WordNetRelations(Metric):
 
 
 class WuPalmerSimilarity(Metric):
-    """WUPS: the Wu-Palmer similarity in WordNet, unchanged (at 0.0), or divided by 10 where below 0.9 (at 0.9)."""
+    """WUPS: the Wu-Palmer similarity in WordNet, unchanged (at 0.0) or with values below 0.9 divided by 10 (at 0.9)."""
 
     name, title, needs = "wups", "WUPS", ("lexicon",)
 

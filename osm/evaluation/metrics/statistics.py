@@ -17,8 +17,8 @@ import numpy as np
 
 _DRAWN_AT_ONCE = 2**20  # images per block of bootstrap samples; bounds the memory for a dataset of 20,000 images
 _COLUMNS_AT_ONCE = 256
-# Floating-point sums differ in their last bits between machines and numbers of columns, because the order of summation
-# does. Rates are therefore rounded to this many digits.
+# Rates are rounded to this many digits, because the last bits of their sums depend on the order of summation, which
+# differs between machines and with the number of columns.
 _DIGITS = 9
 
 
@@ -158,7 +158,7 @@ class ImageSums:
 
 
 def draws(images: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
-    """Yield how often each image occurs in each bootstrap sample, in blocks float (samples in the block, images)."""
+    """Yield how often each image occurs in each bootstrap sample, as float blocks (samples in the block, images)."""
     random = np.random.default_rng(bootstrap.seed)
     some = max(1, _DRAWN_AT_ONCE // max(images, 1))
     for first in range(0, bootstrap.samples, some):

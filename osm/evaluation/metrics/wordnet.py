@@ -84,7 +84,7 @@ class WordNet:
         return frozenset(sense for lemma in self.lemmas(name) for sense in self._index[lemma])
 
     def above(self, sense: int) -> dict[int, int]:
-        """Return the sense itself (0 steps) and all its hypernyms, with the minimum number of steps to each one."""
+        """Return a sense (0 steps) and all its hypernyms, with the minimum number of steps to each hypernym."""
         if sense not in self._above:
             steps, level = {sense: 0}, [sense]
             while level:

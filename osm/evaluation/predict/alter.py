@@ -1,4 +1,4 @@
-"""Deliberately wrong inputs, to test a model: if it uses the mask and the image, they make its names much worse.
+"""Deliberately wrong inputs, which must make the names of a model much worse if it uses the mask and the image.
 
 `shuffle_masks`: every annotation gets the mask of a random annotation from a different image of the split.
 `blank_image`: every image is replaced by a uniform mid-gray image.

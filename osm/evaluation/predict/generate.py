@@ -231,7 +231,7 @@ def _upload_part(
             for file in (path, meta_file):
                 file.unlink(missing_ok=True)
             return where
-        # A failed upload leaves complete files behind. They are uploaded now if their arguments are the same.
+        # A failed upload leaves complete files behind. The files are uploaded now if their arguments match.
         if path.exists() and (not meta_file.exists() or _changed(meta_file, header)):
             path.unlink()
         if not path.exists():
@@ -275,8 +275,8 @@ def _digest(names: Sequence[str]) -> str:
 
 def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any], where: str) -> None:
     """Name the remaining images of a part and write the prediction file. Messages show its location as `where`."""
-    # Batches are counted from the start of the part, so that a resumed run has the same batches as the killed run,
-    # because the last digit of a probability can depend on the batch.
+    # Batches are counted from the start of the part, so that a resumed run has the same batches as the killed run.
+    # This matters because the last digit of a probability can depend on the batch.
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
             logger.info(f"{where}: resuming after {partial.done} of {len(indices)} images")
@@ -388,14 +388,14 @@ def _prediction(name: NameLike) -> dict[str, Any]:
 
 
 def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:
-    """Log that the file of the part exists. Raise OsmError if it was made with different arguments."""
+    """Log that the file of the part exists. Raise OsmError if the file was made with different arguments."""
     if not meta_file.exists():
         logger.info(f"{where}: finished already, skipped (it has no meta file, so its arguments are unknown)")
         return
     if changed := _changed(meta_file, header):
         raise OsmError(
-            f"{where} exists and was made with a different {', '.join(changed)}; choose another out_dir, or remove the "
-            "file"
+            f"{where} exists, but was made with a different value of {', '.join(changed)}; choose another out_dir, or "
+            "remove the file"
         )
     logger.info(f"{where}: finished already, skipped")
     partial_path(path).unlink(missing_ok=True)  # the file remains if the run was killed just before it was removed

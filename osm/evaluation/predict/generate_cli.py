@@ -208,7 +208,9 @@ def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset
         if name not in table:
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
     if args.masks != GROUND_TRUTH and len(asked or ()) != 1:
-        raise OsmError(f"--masks {args.masks}: proposals belong to the images of one dataset; name it with --sets")
+        raise OsmError(
+            f"--masks {args.masks}: proposals belong to the images of one dataset; name the dataset with --sets"
+        )
     rows, notes, silent = [], [], set()
     for name in table if asked is None else dict.fromkeys(asked):
         row = _with_flags(args, table[name])

@@ -154,14 +154,14 @@ def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
         if here != stated:
             raise OsmError(
                 f"predictions {path}: {here} {what}, but its meta file says {stated}: the file is cut short, or "
-                "belongs to a different run; generate it again"
+                "belongs to a different run; generate the file again"
             )
     wanted = frozenset(meta["modes"])
     odd = next((modes for modes in found.modes if modes != wanted), None)
     if odd is not None:
         raise OsmError(
             f"predictions {path}: a mask has names in the modes {shown(sorted(odd))}, but the meta file says "
-            f"{shown(sorted(wanted))}; generate it again"
+            f"{shown(sorted(wanted))}; generate the file again"
         )
 
 
@@ -207,7 +207,8 @@ def _check_one_run(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]]
         changed = [key for key in _SAME_IN_ALL_PARTS if meta.get(key) != first.get(key)]
         if changed:
             raise OsmError(
-                f"{name} and {first_name} were made with a different {', '.join(changed)}; generate one of them again"
+                f"{name} and {first_name} were made with different values of {', '.join(changed)}; generate one of "
+                "the two again"
             )
     _check_ranges(paths, metas)
 
@@ -228,11 +229,11 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
         if start is not None and stop is not None and start != stop:
             after = f" and {before} ends at {stop}" if before else ""
             wrong = "the parts overlap" if start < stop else f"images {stop} to {start - 1} are missing"
-            raise OsmError(f"{path.name} starts at image {start}{after}: {wrong}; generate one of them again")
+            raise OsmError(f"{path.name} starts at image {start}{after}: {wrong}; generate one of the two files again")
         stop, before = end, path.name
     count = next((meta["images"] for meta in metas.values() if "images" in meta), None)
     if count is not None and stop is not None and stop != count:
-        raise OsmError(f"{before} ends at image {stop}, but {count} images had to be named; generate it again")
+        raise OsmError(f"{before} ends at image {stop}, but {count} images had to be named; generate the file again")
 
 
 def made_with(meta: Mapping[str, Any]) -> list[str]:
@@ -260,7 +261,7 @@ class UniqueImages:
         if other != path:
             raise OsmError(
                 f"set {self._name!r}: image {shown(key)} is in {other.name} and in {path.name}: the parts overlap; "
-                "generate one of them again"
+                "generate one of the two files again"
             )
 
 

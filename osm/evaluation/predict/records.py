@@ -108,7 +108,7 @@ class SetRecords:
 
     @cached_property
     def numbers(self) -> list[int]:
-        """The index of the image of each entry; entries with equal keys have the same index."""
+        """For each entry, the index of its image. Entries with equal keys have the same index."""
         numbers: dict[Hashable, int] = {}
         return [
             numbers.setdefault(place if entry.key is None else ("key", entry.key), len(numbers))
@@ -344,7 +344,7 @@ def check_masks(
         elif expected is None or expected:
             raise OsmError(
                 f"set {split.row.name!r}: image {shown(key)} of {split.source} is in none of "
-                f"{', '.join(path.name for path, _, _ in parts)}: a file is cut short; generate it again"
+                f"{', '.join(path.name for path, _, _ in parts)}: a file is cut short; generate the file again"
                 + ("" if images is not None else " (predictions with --limit need their meta file)")
             )
 

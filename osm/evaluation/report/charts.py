@@ -74,7 +74,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
         axes = figure.add_axes((56 / _WIDTH, 1 - (_HEIGHT + 12) / height, (_WIDTH - 76) / _WIDTH, _HEIGHT / height))
         drawn = []
         for number, (key, points) in enumerate(lines.items()):
-            # A single point makes no line, so it gets a marker. The total is on top.
+            # A single point makes no line, so it is drawn with a marker. The total loss is drawn on top.
             style = _loss_style(key, number)
             marker = "o" if len(points) == 1 else ""
             order = 3 if key == "loss" else 2
@@ -161,7 +161,7 @@ def _loss_style(key: str, number: int) -> dict[str, Any]:
 
 
 def _scale_loss_axes(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Set axis limits and ticks. Losses have ticks at 1, 2 and 5 of each decade, or only at decades in a wide range."""
+    """Set axis limits and ticks. The loss axis has ticks at 1, 2 and 5 of each decade, or only at decades."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     steps, losses = zip(*points, strict=True)
@@ -209,8 +209,8 @@ def _format_axes(axes: Axes, keep_x: bool = True) -> None:
 def _placeholder(number: int) -> str:
     """Return the placeholder of a legend label, which matplotlib uses to compute the layout.
 
-    The actual labels come from files. They are escaped and inserted into the finished SVG, so that matplotlib neither
-    interprets the labels nor warns about characters that its font lacks.
+    The actual labels come from files. The labels are escaped and inserted into the finished SVG, so that matplotlib
+    neither interprets the labels nor warns about characters that its font lacks.
     """
     return f"label-{number:018d}"
 

@@ -124,7 +124,7 @@ def collect_report(
 
 
 def _sets(folder: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[dict[str, SetReport], list[str]]:
-    """Evaluate the datasets of one folder. Return their reports, and a note for each dataset that was skipped."""
+    """Evaluate the datasets of one folder. Return the reports, and a note for each skipped dataset."""
     results, notes = evaluate_folder(folder, parts, table)
     return {result.row.name: SetReport(result, break_down(result.records)) for result in results}, notes
 

@@ -24,8 +24,8 @@ from osm.files import write_atomically
 PAGE, RESULTS = "report.html", "results.json"
 CONFUSIONS = 25
 MODES = {"specific": "own mode", "agnostic": "any"}
-_MANY_CLASSES = 60  # A table with more classes is collapsed on the page.
-_MANY_MASKS = 15  # A table with more masks is collapsed on the page.
+_MANY_CLASSES = 60  # A table with more classes than this is collapsed on the page.
+_MANY_MASKS = 15  # A table with more masks than this is collapsed on the page.
 _FEW = 5  # The number of worst classes listed. A class with fewer masks than this is never listed as one of the worst.
 
 
@@ -262,7 +262,11 @@ def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) 
 
 
 def _notes(measures: SetMeasures, wanted: Callable[[str], bool]) -> list[str]:
-    """Return the notes for a table: those on groups of masks, or all others except those on calibration."""
+    """Return the notes that are shown below a table.
+
+    A table by size or frequency has the notes on groups of masks. Any other table has the remaining notes, except the
+    notes on calibration.
+    """
     return [note for note in measures.notes if ("Acc by " in note) != wanted(LEXICAL) and "calibration" not in note]
 
 

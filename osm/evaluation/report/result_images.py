@@ -73,12 +73,12 @@ def choose(records: SetRecords, count: int, seed: int) -> list[int]:
 
 
 def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]]:
-    """Choose up to `count` images with the most confident wrong names, and up to `count` with the most confident right.
+    """Choose up to `count` images each for the most confident wrong names and for the most confident right names.
 
-    The confidence of an image is the mean probability over its masks, where wrong names count as negative. The
-    predictions of the dataset's own mode are used, or of mode `any` if a mask has no other prediction. Masks without a
-    probability are skipped. No image is in both lists: the first list has images with a mean below 0, and the second
-    list has images with a mean above 0.
+    The confidence of an image is the mean probability over its masks, where wrong names count as negative. For each
+    mask, the prediction of the dataset's own mode is used, or the prediction of mode `any` if there is no other. Masks
+    without a probability are skipped. No image is in both lists: the first list has images with a mean below 0, and the
+    second list has images with a mean above 0.
 
     Returns:
         The indices of the images with wrong names, and of the images with right names, the most confident first.

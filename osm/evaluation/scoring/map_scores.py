@@ -129,8 +129,8 @@ class MeanOverlap:
     """Mean IoU of label maps, where the IoU of each class is computed over the pixels of all images together.
 
     The IoU of a class is the number of pixels where truth and prediction are both the class, divided by the number of
-    pixels where at least one of the two is. Void pixels are excluded. A pixel without a prediction counts as missed. As
-    in Detectron2, the mean is over the classes that occur in the ground truth.
+    pixels where truth or prediction is the class. Void pixels are excluded. A pixel without a prediction counts as
+    missed. As in Detectron2, the mean is over the classes that occur in the ground truth.
 
     Args:
         categories: category ids. Class c in the maps has the id `categories[c]`.
@@ -170,7 +170,7 @@ class Painter:
 
     Args:
         size: height and width of the image.
-        merged: category ids of the stuff classes, the masks of each of which become one segment.
+        merged: category ids of the stuff classes. All masks of a stuff class become one segment.
         min_share: minimum share (0 to 1) of a mask's pixels that must be free, or already belong to the merged segment
             of its class, for the mask to be painted.
 

@@ -86,7 +86,7 @@ class MaskPrecision:
         """Add a predicted mask (bool), after the image's annotated masks and in descending order of the scores."""
         if self.federated:
             self._room -= 1
-            # The library fails if an image has only masks of classes that are not evaluated, so they are skipped.
+            # The library fails if an image has only masks of classes that are not evaluated, so such masks are skipped.
             if self._room < 0 or category_id not in self._evaluated:
                 return
         self._found.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), "score": score})
@@ -109,7 +109,7 @@ class MaskPrecision:
     def _count(self, categories: Sequence[int]) -> dict[int, tuple[float, float, float]]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        # Ids start at 1, because the library uses 0 for "not matched". It requires `frequency`, which is unused here.
+        # Ids start at 1, because the library uses 0 for "not matched". The library requires but ignores `frequency`.
         true = [{**mask, "id": k} for k, mask in enumerate(_of(self._true, categories), 1)]
         names = [{"id": i, "name": str(i), "frequency": "f"} for i in categories]
         truth = COCO({"images": self._images, "annotations": true, "categories": names}, print_function=_quiet)

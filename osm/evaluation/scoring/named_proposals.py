@@ -83,7 +83,7 @@ def read_proposals(
     if not found:
         raise OsmError(
             f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); "
-            "generate them again"
+            "generate the proposals again"
         )
     return found
 

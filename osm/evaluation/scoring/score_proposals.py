@@ -73,7 +73,7 @@ class Scores:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all metrics (0 to 1), by category id for single classes. A mean over no classes is None."""
+        """Return all metrics (0 to 1). Class metrics are keyed by category id, and a mean over no classes is None."""
         things = self.split.things
         document: dict[str, Any] = {"title": self.row.title, "mode": self.mode}
         if self.quality is not None:
