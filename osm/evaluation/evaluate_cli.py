@@ -84,19 +84,19 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument("out_dir", help="folder of the predictions, or its URL")
     parser.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
     parser.add_argument("--datasets", help="YAML file with your own datasets")
-    parser.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
+    parser.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
     parser.add_argument(
         "--metrics",
         default=PUBLISHED,
-        help="all: after the published lines, print all metrics with intervals (docs/evaluation.md); or some of "
-        "`osm list metrics`, separated by commas, or module:Class [%(default)s]",
+        help="all: after the published lines, print all metrics with intervals (docs/evaluation.md); or "
+        "comma-separated names from `osm list metrics`, or module:Class [%(default)s]",
     )
     parser.add_argument(
         "--frequencies",
         action="append",
         default=[],
         metavar="SET=FILE",
-        help="json file whose categories have a frequency (rare, common or frequent), like those of LVIS",
+        help="JSON file whose categories have a frequency (rare, common or frequent), as in LVIS",
     )
     add_bootstrap(parser)
     return parser
@@ -109,7 +109,7 @@ def add_bootstrap(parser: argparse.ArgumentParser) -> None:
         "--bootstrap",
         type=int,
         metavar="N",
-        help=f"number of bootstrap samples over images; 0: no intervals [{known.samples}]",
+        help=f"number of bootstrap samples over images; 0 disables intervals [{known.samples}]",
     )
     parser.add_argument("--seed", type=int, help=f"random seed [{known.seed}]")
 

@@ -21,10 +21,10 @@ from osm.storage.output import write_text
 from osm.terminal import CommandParser, console_command, echo, json_flag
 
 PASSED_ON = {
-    "config": "model config, for a checkpoint that does not contain it; the published ones need: osm",
+    "config": "model config, for a checkpoint that does not contain one; published checkpoints need: osm",
     "benchmark": "YAML file with the paths of the datasets, or its name in configs/",
     "datasets": "YAML file with other paths of the datasets",
-    "sets": "comma-separated; default: those of the six datasets whose files exist",
+    "sets": "comma-separated; default: all of the six datasets whose files exist",
     "limit": "maximum number of images per dataset, for a trial",
     "batch": "number of images that are named together",
     "device": "auto, cpu, cuda, cuda:1, ...",
@@ -169,8 +169,8 @@ def parser() -> argparse.ArgumentParser:
     out = CommandParser(
         prog="osm reproduce",
         allow_abbrev=False,
-        description="Name the six val sets of the published benchmark and compare the figures with the published ones. "
-        "The brackets contain the differences in percentage points. A killed run can be resumed.",
+        description="Name the six val sets of the published benchmark and compare the metrics with the published "
+        "values. The brackets contain the differences in percentage points. A killed run can be resumed.",
     )
     out.add_argument("checkpoint", metavar="ckpt", help="checkpoint of the model zoo, or another model")
     out.add_argument("out_dir", help="folder of the predictions, or its URL on s3:// or gs://")
@@ -179,9 +179,9 @@ def parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         default=0.5,
-        help="maximum difference of every figure in percentage points [%(default)s]",
+        help="maximum difference of every metric from the published value, in percentage points [%(default)s]",
     )
-    out.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
+    out.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
     group = out.add_argument_group("flags of generate_pred.py")
     for name, what in PASSED_ON.items():
         group.add_argument(f"--{name}", help=what)

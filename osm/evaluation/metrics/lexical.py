@@ -19,13 +19,13 @@ from osm.evaluation.metrics.wordnet import WordNet
 
 RELATIONS = {
     "exact": "one of the class's names, singular or plural",
-    "synonym": "in one synset with one of them",
-    "hyponym": "a kind of it: more specific than the class",
-    "hypernym": "the class is a kind of it: more general",
-    "part": "a part, member or substance of it",
-    "whole": "the class is a part, member or substance of it",
-    "wrong": "none of these",
-    "unknown": "not to be judged: WordNet lacks the name, or the class's",
+    "synonym": "in the same synset as one of the class's names",
+    "hyponym": "a kind of the class: more specific",
+    "hypernym": "the class is a kind of the predicted name: more general",
+    "part": "a part, member or substance of the class",
+    "whole": "the class is a part, member or substance of the predicted name",
+    "wrong": "none of the other relations",
+    "unknown": "undefined, because WordNet lacks the predicted name or all names of the class",
 }
 """The WordNet relations and their meanings, from the closest to the most distant. Only the first that holds counts."""
 WUPS_THRESHOLD = 0.9

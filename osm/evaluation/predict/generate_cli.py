@@ -157,17 +157,17 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         "--masks",
         default=GROUND_TRUTH,
         metavar=f"{GROUND_TRUTH}|FILE",
-        help="masks to name: the ground truth of the dataset, or those of a json file in COCO's results format "
+        help="masks to name: the ground truth of the dataset, or the masks in a JSON file in COCO's results format "
         "([{image_id or file_name, segmentation: {size, counts}}]), which are written to "
         "<set>_proposals_<i>_of_<n>.json and require exactly one dataset in --sets",
     )
     parser.add_argument(
         "--vocabulary",
         metavar=f"{SET_NAMES}|FILE",
-        help="the names to choose from: all names of the classes of the dataset, or those of a file",
+        help="the names to choose from: all class names of the dataset, or the names in a file",
     )
     parser.add_argument("--way", help=METHOD_HELP)
-    parser.add_argument("--config", help="the model config of a .pt file that does not have its own")
+    parser.add_argument("--config", help="the model config for a .pt file that does not contain one")
     add_settings(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     placement.add_flags(parser)

@@ -112,12 +112,13 @@ def report_parser() -> argparse.ArgumentParser:
         "--surest",
         type=int,
         default=3,
-        help="number of images per dataset with the most confident wrong, and right, names (%(default)s)",
+        help="number of images per dataset with the most confident wrong names, and with the most confident right "
+        "names (%(default)s)",
     )
     parser.add_argument(
         "--metrics",
         default=ALL,
-        help="all, published (only Acc and NIV), or some of `osm list metrics`, separated by commas, or module:Class "
+        help="all, published (only Acc and NIV), or comma-separated names from `osm list metrics`, or module:Class "
         "[%(default)s]",
     )
     add_bootstrap(parser)
@@ -199,7 +200,7 @@ def compare_parser() -> argparse.ArgumentParser:
         "over images, and changed masks.",
     )
     parser.add_argument("a", metavar="A", help="folder of the predictions, or its URL")
-    parser.add_argument("b", metavar="B", help="folder of the other predictions, or its URL")
+    parser.add_argument("b", metavar="B", help="folder of the predictions to compare with A, or its URL")
     parser.add_argument("--parts", required=True, metavar="N[,M]", help="numbers of parts of A and B")
     parser.add_argument("--titles", default="A,B", metavar="A,B", help="titles of A and B (%(default)s)")
     parser.add_argument("--datasets", help="YAML file with your own datasets")
@@ -212,7 +213,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--examples", type=int, default=10, help="maximum number of examples of each kind of change (%(default)s)"
     )
-    parser.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
-    parser.add_argument("--report", metavar="FILE.html", help="also write an HTML page, or to a URL")
+    parser.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
+    parser.add_argument("--report", metavar="FILE.html", help="also write an HTML page to this file, or to a URL")
     add_bootstrap(parser)
     return parser

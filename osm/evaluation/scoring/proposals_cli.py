@@ -83,14 +83,14 @@ def parser() -> argparse.ArgumentParser:
         "--overlap",
         type=float,
         default=0.8,
-        help="minimum share of free pixels of a mask that is painted [%(default)s]",
+        help="minimum share of a mask's pixels that must be free for the mask to be painted [%(default)s]",
     )
     flags.add_argument(
-        "--min_score", type=float, default=0.0, help="minimum score of a mask that is painted [%(default)s]"
+        "--min_score", type=float, default=0.0, help="minimum score for a mask to be painted [%(default)s]"
     )
     flags.add_argument("--without_ap", action="store_true", help="do not compute mask or box AP")
     flags.add_argument("--device", default="cpu", help="device of --map nearest: cpu, cuda, ... [%(default)s]")
-    flags.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
+    flags.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
     return flags
 
 
