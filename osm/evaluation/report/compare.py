@@ -397,7 +397,7 @@ def _page_row(title: str, a: Rate, b: Rate, difference: Difference) -> dict[str,
         "b": _page_figure(b.value),
         "difference": NOTHING if difference.value is None else f"{100 * difference.value:+.1f}",
         "interval": NOTHING if interval is None else f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}",
-        "p": _p(difference.p),
+        "p": NOTHING if difference.p is None else _p(difference.p),
         "significant": interval is not None and (interval[0] > 0 or interval[1] < 0),
     }
 
