@@ -127,7 +127,9 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
             "--half cannot be combined with --with_optimizer, because training cannot be resumed from half precision"
         )
     if with_optimizer and not published:
-        raise OsmError(f"--with_optimizer: a folder ({out}) cannot store it; export to a name that ends in .pt")
+        raise OsmError(
+            f"--with_optimizer: a folder ({out}) cannot store the optimizer state; export to a name that ends in .pt"
+        )
     found = read_source(source)
     if found.config is None:
         raise OsmError(

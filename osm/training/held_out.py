@@ -103,7 +103,9 @@ class HeldOut:
             filling = mine[:1] or list(islice(self._samples(dataset, raws, faults), 1))
             if not filling:
                 why = f"all were skipped: {dict(faults)}" if faults else f"none in {len(shards)} shard(s)"
-                raise OsmError(f"--held_out_share {self.share}: {name} has no held-out samples ({why}); hold out more")
+                raise OsmError(
+                    f"--held_out_share {self.share}: {name} has no usable held-out samples ({why}); hold out more"
+                )
             for number in range(-(-len(raws) // (size * self.world.size))):
                 chosen = mine[number * size : (number + 1) * size]
                 batch = make_batch(chosen or filling, dataset.name, self.transform.processor, "answer", number)

@@ -149,7 +149,7 @@ def test_the_optimizer_comes_along_where_it_is_asked_for(source: Path, tmp_path:
         assert found[name] == given[name]
     assert torch.equal(found["optimizer_state_dict"]["state"][0]["exp_avg"], torch.ones(3))
 
-    assert "cannot store it; export to a name that ends in .pt" in refused(
+    assert "cannot store the optimizer state; export to a name that ends in .pt" in refused(
         "export", source, tmp_path / "folder", "--with_optimizer"
     )
     ran("export", source, tmp_path / "folder")
@@ -231,7 +231,7 @@ def test_what_is_there_is_replaced_only_by_force(source: Path, tmp_path: Path, r
     assert "holds no model that could be replaced" in refused("export", source, tmp_path / "photos", "--force")
     assert "holds no model that could be replaced" in refused("export", source, tmp_path / "photos/a.jpg", "--force")
     (tmp_path / "folder.pt").mkdir()
-    assert "is a folder, and a name that ends in .pt" in refused("export", source, tmp_path / "folder.pt", "--force")
+    assert "is a folder, but a name that ends in .pt" in refused("export", source, tmp_path / "folder.pt", "--force")
     assert "cannot be written" in refused("export", source, tmp_path / "photos" / "a.jpg" / "out")
 
 

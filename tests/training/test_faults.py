@@ -246,7 +246,7 @@ def test_half_of_a_checkpoint_is_not_taken_for_one(workshop: Workshop, tmp_path:
 
 def test_a_checkpoint_of_another_model_or_none_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     run, found = mid_run(workshop, tmp_path / "run")
-    with pytest.raises(OsmError, match=r"does not fit this model[\s\S]*missing: [\s\S]*choose another folder"):
+    with pytest.raises(OsmError, match=r"does not fit this model[\s\S]*missing: [\s\S]*choose a different folder"):
         train(parse(workshop.arguments(run, sets={"inst": (1, 8)})))
     for path in found:
         for data in path.glob("*.distcp"):
