@@ -137,7 +137,7 @@ def convert_progress(
         if progress.step != progress.epoch * steps:
             raise OsmError(
                 f"the checkpoint is at step {progress.step} after {progress.epoch} epochs, but this run has "
-                f"{steps} steps per epoch; resume with the number of processes, batch size and samples of the original run"
+                f"{steps} per epoch; resume with the number of processes, batch size and samples of the earlier run"
             )
     same_steps = progress.step == progress.epoch * steps + progress.batches / accumulation
     if same_steps and progress.resumes_exactly(streams, config.workers, batches):

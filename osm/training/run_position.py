@@ -128,7 +128,7 @@ class RunPosition:
                     if not 0 <= drawn <= most:
                         raise OsmError(
                             f"{where}: worker {worker} of stream {stream} of {name} has drawn {drawn} samples for "
-                            f"{position.batches} batches, but {most} is the largest possible number"
+                            f"{position.batches} batches; at most {most} are possible"
                         )
 
     def resumes_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
