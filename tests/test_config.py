@@ -90,7 +90,7 @@ def test_configs_go_through_plain_values_and_back() -> None:
         ({"model": {"modes": ["coco"]}}, r"model\.modes must name 'any'"),
         ({"model": {"variant": "other"}}, r"model\.variant 'other'"),
         ({"model": {"mask_to_grid": "cubic"}}, r"model\.mask_to_grid 'cubic'"),
-        ({"model": [1]}, r"model has to be a mapping"),
+        ({"model": [1]}, r"model must be a mapping"),
         ({"models": {}}, r"unknown section 'models'"),
         ([1], r"expected the sections"),
         ("a: [", r"config .*tiny\.yaml"),
