@@ -34,8 +34,8 @@ class Registry(Generic[Part]):
         kind: the word for a part in error messages, for example "tower".
         group: the entry-point group in which installed packages declare parts, for example "osm.towers".
         builtin: name -> "module:Class" for the parts that are built into this package.
-        interface: "module:Class" of the base class of all parts. Every class must be a subclass of it, as is checked
-            before the class is used. A name in an untrusted file therefore cannot make the program call arbitrary objects.
+        interface: "module:Class" of the base class of all parts. Each class is checked to be a subclass before
+            it is used, so that a name in an untrusted file cannot make the program call arbitrary objects.
         default: the name of the part that is used if a config does not name a part.
     """
 
