@@ -115,7 +115,7 @@ def find_config(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     shipped = [path.stem for path in config_paths()]
-    raise OsmError(f"config {name!r} is neither a .yaml file nor one of the project's: {', '.join(shipped)}")
+    raise OsmError(f"config {name!r} is neither a .yaml file nor a config of the project ({', '.join(shipped)})")
 
 
 def config_paths() -> list[Path]:

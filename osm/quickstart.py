@@ -287,7 +287,10 @@ def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
     found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
-        raise OsmError(f"{path.parent} was made with another {', '.join(changed)}; choose another folder, or remove it")
+        raise OsmError(
+            f"{path.parent} was made with different values of {', '.join(changed)}; choose a different folder, or "
+            "remove it"
+        )
     return record
 
 

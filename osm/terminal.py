@@ -216,9 +216,9 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def json_flag() -> list[str]:
-    """Return `--log_json` if this command logs JSON, so that `osm` commands that it starts also log JSON; else no flag.
+    """Return the list `["--log_json"]` if this command logs JSON messages, and otherwise an empty list.
 
-    The result is a list of arguments, to append to the command line of the started command.
+    Append the list to the arguments of an `osm` command that this command starts, so that both use the same format.
     """
     console = _console()
     return [JSON_FLAG] if console is not None and console.as_json else []

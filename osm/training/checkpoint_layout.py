@@ -36,7 +36,7 @@ class UnreadableCheckpoint(OsmError):
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """One checkpoint in a run's folder. Checkpoints compare by age, so the newest one is the greatest.
+    """One checkpoint in a run's folder. Checkpoints are ordered by age, so the newest checkpoint is the greatest.
 
     Every checkpoint stores a counter that only increases. Step and epoch numbers cannot order checkpoints, because
     they may decrease when a run is resumed with a different batch size or number of processes. Checkpoints written by
@@ -104,7 +104,9 @@ def read_count(path: Path, progress: Any, name: str) -> int:
     """
     count = progress.get(name, 0) if isinstance(progress, Mapping) else 0
     if type(count) is not int or not 0 <= count < 1 << 62:
-        raise UnreadableCheckpoint(f"checkpoint {path}: progress.{name} is {shown(count)}, a count is needed")
+        raise UnreadableCheckpoint(
+            f"checkpoint {path}: progress.{name} is {shown(count)}, but must be an integer from 0"
+        )
     return count
 
 

@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run, and finds the newest intact one.
+"""Writes the checkpoints of a training run, and finds the newest intact checkpoint.
 
 `osm.training.checkpoint_layout` defines the contents and the two on-disk layouts of checkpoints. The functions of this
 module handle both layouts in the same way. A checkpoint is written under a temporary name and renamed when the
@@ -68,7 +68,7 @@ def verify(path: Path) -> None:
 def scan(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     """List the checkpoints in a run's folder.
 
-    Only the headers of the checkpoints are read. Use `verify` to compare their checksums.
+    Only the headers of the checkpoints are read. `verify` compares the checksums of a checkpoint.
 
     Returns:
         the checkpoints, newest first; and the checkpoints whose header cannot be read, as path -> reason.
@@ -92,7 +92,7 @@ def readable_checkpoints(folder: Path) -> list[Path]:
 def newest_intact(folder: Path, world: World, known_broken: Mapping[Path, str]) -> Path | None:
     """Find the newest checkpoint in a run's folder whose checksums match. All ranks must call this function together.
 
-    Once an intact checkpoint is found, the broken ones are renamed and a warning is logged for each.
+    Once an intact checkpoint is found, the broken checkpoints are renamed, and a warning is logged for each.
 
     Args:
         known_broken: checkpoints that could not be loaded although their checksums match, as path -> reason.
@@ -152,7 +152,7 @@ def _finish_renaming(folder: Path) -> None:
             verify(temporary)
             temporary.rename(path)
         except (OsmError, OSError):
-            continue  # The folder is incomplete. `CheckpointWriter` removes such folders.
+            continue  # an incomplete folder, which `CheckpointWriter` removes
 
 
 @functools.cache
@@ -259,7 +259,7 @@ class CheckpointWriter:
         """Remove all step folders except the newest `keep` folders and the folder that was just written."""
         readable = []
         for path in step_folders(self.folder):
-            # A broken folder is kept here. When the run is resumed, the folder is renamed to `<name>.broken`.
+            # A broken step folder is kept here, because resuming the run renames the folder to `<name>.broken`.
             with contextlib.suppress(UnreadableCheckpoint):
                 readable.append(_SHARDED.read_header(path))
         for old in sorted(readable, reverse=True)[self.keep :]:

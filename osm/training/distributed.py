@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass
 class World:
-    """This process's rank and device, and its collective calls. A single-process run needs no communication.
+    """This process's rank and device, and its collective calls, which return immediately in a single-process run.
 
     Attributes:
         rank: rank of this process among all processes, from 0.

@@ -120,7 +120,7 @@ def export(source: Path, out: str | Path, with_optimizer: bool = False, force: b
 
 
 def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool) -> str:
-    """Export a model to the local `path`. Messages refer to it as `out`, which may be the URL of the later upload."""
+    """Export a model to the local `path`. Messages call the output `out`, which may be the URL of a later upload."""
     published = path.suffix in PUBLISHED_SUFFIXES
     if half and with_optimizer:
         raise OsmError(
@@ -133,7 +133,7 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
     found = read_source(source)
     if found.config is None:
         raise OsmError(
-            f"{found.where} does not contain its model's config, like all published files: "
+            f"{found.where} does not contain its model's config, like all published files; use "
             f"osm import {source} {out} --config <the config it was trained with>"
         )
     if with_optimizer and OPTIMIZER not in found.rest:
@@ -149,13 +149,13 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
     try:
         document = json.loads(json.dumps(found.config))  # tuples become lists, as in a JSON file
     except (TypeError, ValueError) as error:
-        raise OsmError(f"{found.where}: its config holds more than plain values ({error})") from None
+        raise OsmError(f"{found.where}: its config contains values that JSON does not support ({error})") from None
     write(path, document, entries, found.rest if with_optimizer else {})
     return _summary(out, entries, found.where)
 
 
 def _halved(value: Tensor, name: str, where: str) -> Tensor:
-    """Return a tensor converted to float16. Raises OsmError if float16 cannot represent one of its values."""
+    """Return a tensor converted to float16. Raises OsmError if float16 cannot represent one of the values."""
     small = value.half()
     if not small.isfinite().all():
         raise OsmError(f"--half: {where}: float16 cannot represent some values of {name} (above 65504, or not finite)")
@@ -167,7 +167,7 @@ def import_published(
 ) -> str:
     """Convert a published file, which does not contain its model config, to a model with a config.
 
-    The model is built, so that every entry of the file is checked against it.
+    The config's model is built, so that every entry of the file is checked against the model.
 
     Args:
         zoo: the published file.
@@ -191,12 +191,12 @@ def import_published(
 
 
 def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mapping[str, int | None], base: str) -> str:
-    """Import a model to the local `path`. Messages refer to it as `out`, which may be the URL of the later upload."""
+    """Import a model to the local `path`. Messages call the output `out`, which may be the URL of a later upload."""
     if zoo.is_dir():
         raise OsmError(f"{zoo} is a folder; osm import reads a published .pt file, and osm export reads folders")
     found = read_source(zoo)
     if found.config is not None:
-        raise OsmError(f"{found.where} contains its model's config: osm export {zoo} {out}")
+        raise OsmError(f"{found.where} already contains its model's config; use osm export {zoo} {out}")
     model, _ = build(config.with_modes(_modes(found.state)))
     check_widths(model, *(widths.get(flag) for flag in WIDTH_FLAGS))
     try:

@@ -145,7 +145,7 @@ class HeldOut:
 def in_both_modes(batch: Batch) -> Batch:
     """Return a batch with every row twice: once in its dataset's own mode, and once in the open-vocabulary mode `any`.
 
-    Both groups of rows therefore have the same masks.
+    The metrics of both modes are therefore measured on the same masks.
     """
     text = Text(*(value.repeat(2, 1) for value in vars(batch.text).values()))
     return replace(

@@ -37,7 +37,7 @@ def epoch_file(folder: Path, epoch: int) -> Path:
 
 
 def epoch_files(folder: Path) -> dict[int, Path]:
-    """Return epoch -> path of the `.pt` checkpoints in a run's folder, in order of the epochs, intact or not."""
+    """Return a mapping epoch -> path of the `.pt` checkpoints in a run's folder, sorted by epoch, intact or not."""
     found = [(_epoch_of(path), path) for path in folder.glob("checkpoint_*.pt") if _EPOCH_FILE.fullmatch(path.name)]
     return dict(sorted(found))
 
@@ -76,7 +76,7 @@ class PublishedLayout(CheckpointLayout):
             raise UnreadableCheckpoint(f"checkpoint {path} is broken ({type(error).__name__}: {error})") from None
         if damaged is not None:
             raise UnreadableCheckpoint(
-                f"checkpoint {path} is broken: its record {damaged!r} does not have the checksum that the file gives"
+                f"checkpoint {path} is broken: its record {damaged!r} does not match its stored checksum"
             )
 
     def write(
@@ -182,8 +182,8 @@ def save_trained_model(
 ) -> None:
     """Write the trained parameters as a folder (config.json, model.safetensors).
 
-    All ranks must call this function together. A run writes the folders `final`, `best` and `initial` with it. These
-    folders are models, not checkpoints, so a run cannot be resumed from them.
+    All ranks must call this function together. A run writes the folders `final`, `best` and `initial` with this
+    function. These folders contain models, not checkpoints, so a run cannot be resumed from these folders.
 
     Args:
         figures: evaluation metrics, which are written to `figures.json` in the same folder.

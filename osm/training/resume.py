@@ -1,7 +1,7 @@
 """Resumes a run: loads a checkpoint, and adapts its counters to the current number of processes and batch sizes.
 
-The checkpoint is given with `--resume_from_checkpoint`; by default it is the newest intact checkpoint in the run's
-folder. The number of processes may differ from that of the run that wrote the checkpoint.
+The checkpoint is given with `--resume_from_checkpoint`; by default, the newest intact checkpoint in the run's folder is
+loaded. The number of processes may differ from that of the run that wrote the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from osm.training.train_config import TrainConfig
 
 logger = message_logger(__name__)
 
-# Settings that may change when a run is resumed without affecting what is trained.
+# Settings that may be changed before a run is resumed, because they do not affect what is trained.
 _WITHOUT_EFFECT = (
     "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
 )
@@ -136,8 +136,8 @@ def convert_progress(
         progress.streams, progress.workers, progress.batches_per_epoch = streams, config.workers, batches
         if progress.step != progress.epoch * steps:
             raise OsmError(
-                f"the checkpoint is at step {progress.step} after {progress.epoch} epochs, but this run has "
-                f"{steps} per epoch; resume with the number of processes, batch size and samples of the earlier run"
+                f"the checkpoint is at step {progress.step} after {progress.epoch} epochs, but this run has {steps} "
+                "steps per epoch; resume with the number of processes, batch size and samples of the earlier run"
             )
     same_steps = progress.step == progress.epoch * steps + progress.batches / accumulation
     if same_steps and progress.resumes_exactly(streams, config.workers, batches):

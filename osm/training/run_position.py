@@ -101,7 +101,7 @@ class RunPosition:
             raise OsmError(f"{where}: its progress cannot be read ({error})") from None
 
     def check_bounds(self, epochs: int, batch_sizes: Mapping[str, int], where: str) -> None:
-        """Check the counters against the size of the run that wrote them.
+        """Check that the counters are possible for the run that wrote the checkpoint.
 
         Args:
             epochs: the larger number of epochs: that of the run that wrote the counters, or that of this run.
@@ -140,7 +140,7 @@ class RunPosition:
     def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
         """Return the equivalent position, at the same fraction of the schedule, in a run with a different epoch length.
 
-        The rest of the epoch is drawn anew, and may repeat samples from the first part of the epoch.
+        The samples for the rest of the epoch are drawn anew, and may repeat samples from the first part of the epoch.
 
         Args:
             streams: the number of sample streams of the new run.
@@ -171,7 +171,7 @@ class RunPosition:
 
 def _bounded(name: str, value: Any, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{name} is {shown(value)}, a whole number from 0 to {most} is needed")
+        raise ValueError(f"{name} is {shown(value)}, but must be an integer from 0 to {most}")
     return value
 
 

@@ -45,7 +45,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """Return field name -> description for a dataclass, from the `Attributes:` section of its docstring.
+    """Return a mapping field name -> description for a dataclass, from the `Attributes:` section of its docstring.
 
     The descriptions of inherited fields come from the docstrings of the base classes.
     """

@@ -112,12 +112,10 @@ class ShardedLayout(CheckpointLayout):
                     f"checkpoint {path} is broken: {name} has {found[0]} bytes, but {expected[0]} were written"
                 )
             if found != expected:
-                raise UnreadableCheckpoint(
-                    f"checkpoint {path} is broken: {name} does not have the checksum with which it was written"
-                )
+                raise UnreadableCheckpoint(f"checkpoint {path} is broken: {name} does not match its stored checksum")
 
     def write_shards(self, folder: Path, tensors: Mapping[str, Tensor], world: World) -> Future[Any]:
-        """Copy the tensors, and start writing this rank's shards of the copies in the background.
+        """Copy the tensors, and start writing this rank's shards in the background.
 
         All ranks must call this method together.
 
@@ -190,7 +188,7 @@ def read_run_document(path: Path) -> dict[str, Any]:
     digest = document.pop("sha256", None)
     if digest is not None and digest != _document_digest(document):
         raise UnreadableCheckpoint(
-            f"checkpoint {path / RUN_FILE} is broken: its content does not have the checksum it names"
+            f"checkpoint {path / RUN_FILE} is broken: its content does not match its stored checksum"
         )
     return document
 
@@ -271,9 +269,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _open(path: Path, missing: type[OsmError]) -> tuple[_TensorReader, dict[str, dcp_metadata.TensorStorageMetadata]]:
-    """Return a reader for a step folder and the metadata of its tensors. Raises `missing` if the file cannot be opened.
+    """Open the `.metadata` file of a step folder, and return a reader and the metadata of each tensor by name.
 
-    The file is the folder's `.metadata`.
+    Raises:
+        missing: the `.metadata` file cannot be opened. `missing` is a class of exceptions.
+        OsmError: the metadata are broken, or contain something that is not allowed.
     """
     reader = _TensorReader(path)
     try:

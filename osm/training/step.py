@@ -124,7 +124,7 @@ class Stepper:
                 raise OsmError(f"the checkpoint's loss scaler state has no entry {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
-        """Count the supervised tokens of each group of rows, and the rows, in each micro-batch over all ranks.
+        """Count the rows and each group's supervised tokens in each micro-batch, over all ranks.
 
         The result has the shape (micro-batches, groups + 1), with the number of rows in the last column.
         """

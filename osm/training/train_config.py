@@ -414,7 +414,7 @@ def _scalar_fields(cls: type) -> list[_Scalar]:
 
 
 def _set_flags(name: str) -> dict[str, str]:
-    """Return flag name -> field of `SetConfig` for the flags of one dataset."""
+    """Return a mapping flag name -> field of `SetConfig` for the flags of one dataset."""
     return {
         f"{name}_shards": "shards",
         f"batch_size_{name}": "batch_size",

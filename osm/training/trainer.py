@@ -337,9 +337,10 @@ class Trainer:
                 gathered = []
 
     def _fresh_positions(self, loader: EpochLoader) -> dict[int, Position]:
-        """Return the positions of this process's sample streams if no samples have been drawn from the streams yet.
+        """Return the initial positions of this process's sample streams, from which no samples have been drawn yet.
 
-        The positions need not be at the start of the epoch, because a resumed run may start new streams within it.
+        An initial position need not be the start of the epoch, because a resumed run may start new streams within an
+        epoch.
         """
         return {stream.rank: Position(self.progress.batches) for stream in loader.streams}
 

@@ -313,7 +313,7 @@ def not_plain(document: dict[str, Any]) -> None:
         (no_config, "not a config of an OmniScientModel"),
         (odd_field, "unknown field 'colour'"),
         (odd_mode, "no model can have its config's sizes and modes"),
-        (not_plain, "its config holds more than plain values"),
+        (not_plain, "its config contains values that JSON does not support"),
     ],
 )
 def test_what_does_not_hang_together_is_refused(
