@@ -138,7 +138,7 @@ def list_parser() -> argparse.ArgumentParser:
         prog="osm list", allow_abbrev=False, description="Lists the parts that configs and flags can name."
     )
     parser.add_argument("kind", choices=LISTS, help="what to list: %(choices)s", metavar="KIND")
-    parser.add_argument("--datasets", metavar="FILE.yaml", help="with KIND datasets: a YAML with datasets of your own")
+    parser.add_argument("--datasets", metavar="FILE.yaml", help="a YAML file with your own datasets, for KIND datasets")
     parser.add_argument("--json", action="store_true", help="print a json list of objects with name, origin and about")
     return parser
 

@@ -110,8 +110,12 @@ def stages(options: QuickstartOptions) -> list[Stage]:
     """Return all stages of a quickstart in order."""
     out = options.out
     return [
-        Stage("scenes", "drawing two sets to train on, a test split, a split of held-out pairs", _draw(options)),
-        Stage("shards", "checking and packing them into WebDataset shards", [_convert(out, name) for name in SETS]),
+        Stage("scenes", "drawing two training datasets, a test split and a split of held-out pairs", _draw(options)),
+        Stage(
+            "shards",
+            "checking the scenes and packing them into WebDataset shards",
+            [_convert(out, name) for name in SETS],
+        ),
         Stage(
             "training",
             f"training the bridge on {options.processes} processes (tower and LLM are frozen)",
@@ -122,8 +126,8 @@ def stages(options: QuickstartOptions) -> list[Stage]:
         Stage("predictions", "naming the masks of the test scenes, in two parts", _predict(options, "predictions")),
         Stage("held-out pairs", "naming things in pairs that no stage has seen", _predict(options, "held_out")),
         Stage("before training", "the same model at step 0", _predict(options, "initial")),
-        Stage("wrong masks", "each mask exchanged for one of another image", _predict(options, "shuffle_masks")),
-        Stage("grey images", "the image replaced by a grey one", _predict(options, "blank_image")),
+        Stage("wrong masks", "each mask replaced by a mask of a different image", _predict(options, "shuffle_masks")),
+        Stage("grey images", "each image replaced by a gray image", _predict(options, "blank_image")),
         Stage("scores", "Acc and Not-In-Vocab, as published", _evaluate(options)),
         Stage("report", "one HTML page and results.json", [_report(options)]),
         Stage("picture", "some test scenes with their names", [_picture(options)]),
@@ -369,13 +373,17 @@ def parser() -> argparse.ArgumentParser:
     """Return the argument parser of `osm quickstart`."""
     defaults = QuickstartOptions(Path("runs/quickstart"))
     out = CommandParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
-    out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
-    out.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
-    out.add_argument("--config", default=defaults.config, help="of the model: a name or a .yaml file [%(default)s]")
+    out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of all outputs [%(default)s]")
+    out.add_argument("--short", action="store_true", help="a run of a few minutes, to check that everything works")
+    out.add_argument(
+        "--config", default=defaults.config, help="config of the model: a name or a .yaml file [%(default)s]"
+    )
     add_settings(out)
-    out.add_argument("--seed", type=int, default=defaults.seed, help="of the training [%(default)s]")
-    out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="of the test scenes [%(default)s]")
-    out.add_argument("--processes", type=int, default=defaults.processes, help="of the training [%(default)s]")
+    out.add_argument("--seed", type=int, default=defaults.seed, help="seed of the training [%(default)s]")
+    out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="seed of the test scenes [%(default)s]")
+    out.add_argument(
+        "--processes", type=int, default=defaults.processes, help="number of training processes [%(default)s]"
+    )
     out.add_argument("--device", default=defaults.device, help="auto, cpu, cuda, ... [%(default)s]")
     return out
 

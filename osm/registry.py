@@ -63,7 +63,7 @@ class Registry(Generic[Part]):
 
         def add(part: Registered) -> Registered:
             if name in self._builtin or self._registered.get(name, part) is not part:
-                raise OsmError(f"{self.kind} {name!r}: another {self.kind} has this name; choose a different one")
+                raise OsmError(f"{self.kind} {name!r}: another {self.kind} has this name; choose a different name")
             self._registered[name] = self._checked(part, name)
             return part
 

@@ -36,7 +36,7 @@ class UnreadableCheckpoint(OsmError):
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """One checkpoint in a run's folder. Checkpoints are ordered by age, so the newest checkpoint is the greatest.
+    """One checkpoint in a run's folder. Checkpoints are ordered by age, so the newest is the greatest.
 
     Every checkpoint stores a counter that only increases. Step and epoch numbers cannot order checkpoints, because
     they may decrease when a run is resumed with a different batch size or number of processes. Checkpoints written by

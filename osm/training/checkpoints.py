@@ -270,7 +270,7 @@ class CheckpointWriter:
         shutil.rmtree(path.with_name(path.name + ".tmp"), ignore_errors=True)
         newest = next(iter(readable_checkpoints(self.folder)), None) or "none in that folder"
         return RunStopped(
-            f"checkpoint {path} could not be written ({last_line(error)}). The newest intact one: {newest}. "
+            f"checkpoint {path} could not be written ({last_line(error)}). The newest intact checkpoint: {newest}. "
             "Free disk space, and run the same command to resume from it"
         )
 

@@ -138,7 +138,7 @@ def draw_curve(folder: Path) -> None:
         points = [(r["step"], r[name]) for r in records if name in r]
         style = "--" if name.endswith("/any") else "-"
         axes.plot(*zip(*points, strict=True), style, linewidth=1, label=name.removeprefix("loss/"))
-    axes.set(xlabel="optimiser step", ylabel="cross entropy of a token", yscale="log")
+    axes.set(xlabel="optimizer step", ylabel="cross entropy of a token", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
     temporary = folder / "loss.png.tmp"

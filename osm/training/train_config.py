@@ -376,9 +376,9 @@ def parser(table: DatasetTable) -> argparse.ArgumentParser:
     )
     out.add_argument("--config", help="a config of the project (osm, osm_small, osm_nano) or a YAML file [osm]")
     add_settings(out)
-    out.add_argument("--datasets", help="a YAML that adds sets of your own to the table")
+    out.add_argument("--datasets", help="a YAML file that adds your own datasets to the table")
     for name, kind in MODEL_FLAGS.items():
-        out.add_argument(f"--{name}", type=kind, help="model; default: the config's")
+        out.add_argument(f"--{name}", type=kind, help="a field of the model config [value in the config]")
     for name in WIDTH_FLAGS:
         out.add_argument(f"--{name}", type=int, help="checked against the base model")
     for cls in (TrainConfig, SampleConfig):

@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_it(
     said, _ = process.communicate(timeout=200)
     assert process.returncode == (3 if processes == 1 else 1), said
     whole = readable_checkpoints(run)
-    assert whole and f"The newest intact one: {whole[0]}" in said and "No space left on device" in said, said
+    assert whole and f"The newest intact checkpoint: {whole[0]}" in said and "No space left on device" in said, said
     assert not list((run / "checkpoints").glob("*.tmp"))
     for path in whole[1:]:
         shutil.rmtree(path)
