@@ -35,7 +35,8 @@ __all__ = [
     "load_recognizer",
 ]
 
-# These names are imported on first access. Converters and the evaluation do not need torch, and start fast without it.
+# These names are imported on first access, because converters and the evaluation do not need torch and start faster
+# without importing torch.
 _HOMES = {
     "OmniScientModel": "osm.models.osm",
     "create_model_and_transforms": "osm.models.factory",

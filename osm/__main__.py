@@ -1,4 +1,4 @@
-"""`python -m osm` is the command `osm`."""
+"""Runs the command `osm` as `python -m osm`."""
 
 import sys
 

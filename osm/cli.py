@@ -16,11 +16,13 @@ logger = message_logger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """A command, which calls `module.function(*arguments, argv)`. The function returns the exit code.
+    """A command of `osm`, which calls `module.function(*arguments, argv)`. The function returns the exit code.
 
     Attributes:
-        what: one line for the help.
-        module, function, arguments: the function to call.
+        what: a one-line description for the help text.
+        module: the module that defines the function.
+        function: the name of the function to call.
+        arguments: the arguments that precede `argv` in the call.
     """
 
     what: str
@@ -83,9 +85,9 @@ COMMANDS = {
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. The module of a command is imported when the command is called."""
+    """Run a command and return its exit code. A command's module is imported only when the command is called."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == [JSON_FLAG]:  # it is also a flag of every command
+    if arguments[:1] == [JSON_FLAG]:  # every command accepts this flag itself
         arguments = [*arguments[1:], JSON_FLAG]
     if arguments in (["--version"], ["-V"]):
         echo(f"osm {osm.__version__}")
@@ -95,14 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     command = COMMANDS.get(arguments[0])
     if command is None:
-        logger.error(f"osm {arguments[0]}: no such command; they are {', '.join(COMMANDS)}")
+        logger.error(f"osm {arguments[0]}: no such command; the commands are {', '.join(COMMANDS)}")
         return 2
     function = getattr(importlib.import_module(command.module), command.function)
     return function(*command.arguments, arguments[1:])
 
 
 def usage() -> str:
-    """Return the help text with all commands."""
+    """Return the help text of `osm`, which lists all commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.what}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: osm COMMAND ... (osm COMMAND --help)", "", *lines])

@@ -1,4 +1,4 @@
-"""Configs as dataclasses: reading them from YAML files and `--set`, with errors that name the wrong field."""
+"""Reads config dataclasses from YAML files and values of `--set`, with errors that name the invalid field."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ SECTIONS = ("model", "training")
 
 
 class FieldError(OsmError):
-    """A wrong value of a field, raised by the `__post_init__` of a config whose place in the file is not known there.
+    """An invalid value of a field, raised by a config's `__post_init__`, which does not know the field's full path.
 
-    The message begins with the field's name. `from_dict` puts the path of the section before it.
+    The message begins with the field's name. `from_dict` prepends the path of the config's section in the file.
     """
 
 
 def choice(default: str, choices: Sequence[str]) -> Any:
-    """Return a dataclass field that takes one of `choices`; the JSON schema lists them."""
+    """Return a dataclass field whose value must be one of `choices`. The JSON schema lists the choices."""
     return dataclasses.field(default=default, metadata={"choices": tuple(choices)})
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build a config dataclass from plain values, as they come from YAML or JSON.
+    """Build a config dataclass from plain values that were parsed from YAML or JSON.
 
-    A class may have a method `resolve(values, where)`, which returns the class to build, the values of its fields, and
-    the keys under which the file has those fields that it names differently.
+    A class may have a method `resolve(values, where)`, which returns three objects: the class to build, the values of
+    its fields, and a mapping field name -> key in the file, for fields that the file stores under a different key.
 
     Args:
-        where: the path of the section, with which error messages begin.
+        where: the path of the config's section in the file, with which error messages begin.
 
     Raises:
-        OsmError: an unknown field, or a wrong type or value. The message begins with the path of the field.
+        OsmError: a field is unknown, or its type or value is invalid. The message begins with the path of the field.
     """
     written: Mapping[str, str] = {}
     resolve = getattr(cls, "resolve", None)
@@ -82,7 +82,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise OsmError(f"{where}: expected a mapping, found {shown(value)}")
         return {key: _convert(typing.get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:  # YAML reads 1e-4 as a string
+        try:  # PyYAML reads 1e-4 as a string
             return float(value)
         except ValueError:
             pass
@@ -95,11 +95,11 @@ def find_config(name: str) -> Path:
     """Return the path of a config file.
 
     Args:
-        name: an existing file, a URL (the path is that of its local copy), or the name of a config in the project's
-            `configs/` (`osm`, `osm_small`, ...).
+        name: an existing file, a URL (the returned path is that of a local copy), or the name of a config in the
+            project's `configs/` (`osm`, `osm_small`, ...).
 
     Raises:
-        OsmError: no such file and no such config.
+        OsmError: `name` is neither an existing file nor the name of a config.
     """
     if is_remote(name):
         if suffix_of(name) not in (".yaml", ".yml"):
@@ -115,7 +115,7 @@ def find_config(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     shipped = [path.stem for path in config_paths()]
-    raise OsmError(f"config {name!r} is neither a .yaml file nor one of the project's: {', '.join(shipped)}")
+    raise OsmError(f"config {name!r} is neither a .yaml file nor a config of the project ({', '.join(shipped)})")
 
 
 def config_paths() -> list[Path]:
@@ -125,20 +125,20 @@ def config_paths() -> list[Path]:
 
 
 def _config_folders() -> list[Path]:
-    # In an installed package, the top-level configs/ is the package osm.configs. In a checkout it is beside osm/.
+    # In an installed package, the configs are in the package osm.configs. In a checkout, configs/ is next to osm/.
     package = Path(str(resources.files("osm")))
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
 def load_yaml(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a config file as a mapping of its sections (`model`, `training`).
+    """Read a config file as a mapping from section name (`model`, `training`) to the section's values.
 
     Args:
-        name: as for `find_config`.
-        settings: values of `--set`, which replace those of the file (see `apply_settings`).
+        name: see `find_config`.
+        settings: the values of `--set`, which override the values in the file (see `apply_settings`).
 
     Raises:
-        OsmError: the file is not found or not YAML, a section is unknown, or a setting is malformed.
+        OsmError: the file is not found or is not YAML, a section is unknown, or a setting is malformed.
     """
     path = find_config(name)
     document = read_yaml(path, "config")
@@ -150,32 +150,34 @@ def load_yaml(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     sections = {section: {} if values is None else values for section, values in document.items()}
     for section, values in sections.items():
         if not isinstance(values, dict):
-            raise OsmError(f"config {path}: {section} has to be a mapping, found {shown(values)}")
+            raise OsmError(f"config {path}: {section} must be a mapping, found {shown(values)}")
     return apply_settings(sections, settings)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the flag `--set`, which every command that reads a config file has. Its values are in `args.settings`."""
+    """Add the flag `--set` to the parser of a command that reads a config file. Its values are in `args.settings`."""
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="settings",
         metavar="PATH=VALUE",
-        help="a value in place of that of the config file, for example --set model.llm.name=Qwen/Qwen2.5-0.5B; the "
-        "value is YAML; may be repeated",
+        help="a value that overrides the config file, for example --set model.llm.name=Qwen/Qwen2.5-0.5B; the value is "
+        "YAML; may be repeated",
     )
 
 
 def apply_settings(sections: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of a config's sections with values of `--set` in place of its own.
+    """Return a copy of a config's sections in which the values of `--set` override the config's own values.
 
     Args:
-        settings: `path=value` each. The path is dotted and begins with a section (`model.llm.name`); the value is YAML.
-            Keys that the config lacks are added. The fields are checked later, as those of the file are.
+        settings: strings of the form `path=value`. The path is dotted and begins with a section (`model.llm.name`), and
+            the value is YAML. Keys that the config lacks are added. Like the fields of the file, the fields are
+            checked later, by `from_dict`.
 
     Raises:
-        OsmError: no `=`, a path outside the sections or through a value that is not a mapping, or invalid YAML.
+        OsmError: a setting has no `=`, its path is outside the sections or leads through a value that is not a mapping,
+            or its value is invalid YAML.
     """
     changed = {name: _copied(section) for name, section in sections.items()}
     for setting in settings:
@@ -206,7 +208,8 @@ def _copied(value: Any) -> Any:
 def as_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain values for YAML and JSON, without the signatures of signed URLs.
 
-    A class may have a method `stored()`, which returns the values in the layout that checkpoints have.
+    If the config's class has a method `stored()`, the values are those that `stored()` returns, in the layout that
+    checkpoints use.
     """
     values = config.stored() if hasattr(config, "stored") else dataclasses.asdict(config)
     plain: dict[str, Any] = _without_signatures(values)

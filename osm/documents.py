@@ -1,7 +1,7 @@
-"""Parse JSON and YAML with bounds on nesting, aliases and the digits of numbers.
+"""Parses JSON and YAML safely: nesting depth and digits of numbers are limited, and YAML aliases are not allowed.
 
-Without bounds, a small file could exhaust the memory, the stack or the time of the program. `osm.files` uses these
-parsers to read files, and no other module of the project parses YAML.
+Without these limits, a small file could exhaust the program's memory or stack, or take very long to parse. `osm.files`
+reads files with these parsers, and no other module of the project parses YAML.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ import numpy as np
 import yaml
 
 MAX_NESTING = 100
-"""The deepest allowed nesting of lists and mappings. Annotations have about six levels, configs have four."""
+"""The maximum nesting depth of lists and mappings. Annotations have about six levels, and configs have four."""
 MAX_YAML_BYTES = 16 << 20
-"""The largest YAML text that is parsed. PyYAML would take minutes for a larger one."""
+"""The maximum size of a YAML text. PyYAML would take minutes to parse a larger text."""
 _MAX_YAML_DIGITS = 400
 _CHUNK = 1 << 24
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses aliases, deep nesting and very long numbers."""
+    """A version of PyYAML's safe loader that rejects aliases, deep nesting and very long numbers."""
 
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(
-                None, None, f"aliases (*{self.peek_event().anchor}) are refused: write the value out", self._mark()
+                None,
+                None,
+                f"aliases (*{self.peek_event().anchor}) are not supported: write out the value",
+                self._mark(),
             )
         self._depth += 1
         if self._depth > MAX_NESTING:
@@ -41,7 +44,10 @@ class _BoundedLoader(yaml.SafeLoader):
         value = super().construct_scalar(node)
         if len(value) > _MAX_YAML_DIGITS and not node.tag.endswith((":str", ":binary")):
             raise yaml.constructor.ConstructorError(
-                None, None, f"a number or date of {len(value)} characters, over {_MAX_YAML_DIGITS}", node.start_mark
+                None,
+                None,
+                f"a number or date of {len(value)} characters, but at most {_MAX_YAML_DIGITS} are allowed",
+                node.start_mark,
             )
         return value
 
@@ -50,7 +56,7 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the document of a YAML text that consists of plain values.
+    """Parse a YAML text into plain Python values.
 
     Raises:
         ValueError: the text is not YAML, has aliases, is nested too deeply, or has an invalid number, date or key.
@@ -62,16 +68,16 @@ def parse_yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        # For values with an explicit tag (!!timestamp x), PyYAML raises any error of the parser of that type.
+        # For a value with an explicit tag (!!timestamp x), PyYAML passes on any exception of the type's own parser.
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def parse_json(data: bytes | str, nesting: int | None = MAX_NESTING) -> Any:
-    """Return the document of a JSON text.
+    """Parse a JSON text into Python objects.
 
     Args:
-        nesting: the deepest allowed nesting. None allows any depth that Python can parse. It is for documents that are
-            never copied or written again.
+        nesting: the maximum nesting depth, or None for any depth that Python can parse. None is only for documents that
+            are never copied or serialized again.
 
     Raises:
         ValueError: the text is not JSON, is nested too deeply, or has a number with more digits than Python parses.
@@ -80,21 +86,22 @@ def parse_json(data: bytes | str, nesting: int | None = MAX_NESTING) -> Any:
     try:
         document = json.loads(data)
     except RecursionError:
-        raise ValueError("nested too deep") from None
-    # Functions that recurse over the document later (copy, json.dumps) must not exceed the recursion limit.
+        raise ValueError("nested too deeply") from None
+    # The depth is limited so that recursive functions that use the document later (copy, json.dumps) do not exceed the
+    # recursion limit.
     if nesting is not None and _brackets_deep(raw) > nesting and _depth(document) > nesting:
         raise ValueError(f"nested more than {nesting} deep")
     return document
 
 
 def _brackets_deep(data: bytes) -> int:
-    """Return the largest number of brackets that are open at once.
+    """Return an upper bound of the nesting depth of a JSON text: the largest number of simultaneously open brackets.
 
-    The number is an estimate from above because brackets within strings are counted too.
+    The number may be larger than the nesting depth, because brackets within strings are counted too.
     """
     deepest = now = 0
     for start in range(0, len(data), _CHUNK):
-        # In ASCII, [ and { differ in one bit, and ] and } differ in the same bit.
+        # In ASCII, `[` and `{` differ only in the bit 0x20, and so do `]` and `}`. Setting the bit merges each pair.
         folded = np.frombuffer(data, np.uint8, min(_CHUNK, len(data) - start), start) | 0x20
         steps = (folded == ord("{")).astype(np.int8)
         steps -= folded == ord("}")
@@ -107,7 +114,7 @@ def _brackets_deep(data: bytes) -> int:
 
 
 def _depth(document: Any) -> int:
-    """Return the number of levels of nested lists and objects."""
+    """Return the nesting depth of the lists and objects in a document."""
     depth, level = 0, [document]
     while level := [one for one in level if isinstance(one, (dict, list))]:
         depth += 1

@@ -1,4 +1,4 @@
-"""The errors that a user's input can cause, and their exit codes."""
+"""The exceptions for errors that a user can correct, and the exit codes of commands that end with such an error."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from osm.terminal import printable
 
 
 class OsmError(ValueError):
-    """A user's mistake. The message names the file, flag or field, its value, and what would be right.
+    """A user's mistake. The message names the file, flag or field, its value, and a value that would be valid.
 
-    The message is made `printable` because it may contain names from untrusted files.
+    The message is made `printable`, because it may contain names from untrusted files.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -20,27 +20,26 @@ class OsmError(ValueError):
 
 
 class SampleError(OsmError):
-    """A bad sample, which is skipped. `reason` is the short key under which the skip is counted and reported."""
+    """A sample that cannot be used and is skipped. Skipped samples are counted and reported by their `reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
-        """Return what pickle needs to rebuild the error in another process.
+        """Return the arguments with which pickle rebuilds the error in a different process.
 
-        By default, pickle would pass the message alone to `__init__`, which takes two arguments.
+        By default, pickle would pass only the message to `__init__`, which takes two arguments.
         """
         return type(self), (self.reason, str(self))
 
 
 class RunStopped(OsmError):
-    """A run that had to stop although its flags were right: its data, its disk or its server failed, or its losses
-    became non-finite."""
+    """A run with valid flags that had to stop: its data, its disk or a server failed, or its losses were not finite."""
 
 
 def exit_code(error: OsmError) -> int:
-    """Return the exit code of a command that ends with this error: 3 for `RunStopped`, 2 for any other mistake."""
+    """Return the exit code of a command that ends with `error`: 3 for `RunStopped`, and 2 for any other `OsmError`."""
     return 3 if isinstance(error, RunStopped) else 2
 
 
@@ -48,13 +47,13 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 def write_failed(error: OSError, where: str, expected: str) -> OsmError:
-    """Return the error for a file that could not be written.
+    """Return the error to raise for a file that could not be written.
 
-    It is `RunStopped` if the disk is full or broken, and otherwise an `OsmError` about the path.
+    The result is a `RunStopped` if the disk is full or broken, and otherwise an `OsmError` about the path.
 
     Args:
         where: the beginning of the message.
-        expected: the end of the message, which describes a path that would be right.
+        expected: the end of the message, which describes a path that would be valid.
     """
     reason = error.strerror or str(error)
     if error.errno in _DISK:
@@ -62,9 +61,9 @@ def write_failed(error: OSError, where: str, expected: str) -> OsmError:
     return OsmError(f"{where}: {reason}; expected {expected}")
 
 
-# The reasons for which sampling skips a sample although its data are correct: no mask of the sample is large enough in
-# any crop that was tried, the mask is a part that belongs to no single object, or the name is longer than the model's
-# text. Every other reason is a fault in the data. docs/datasets.md explains all reasons.
+# The reasons for which a sample with correct data is skipped: no mask of the sample is large enough in any of the crops
+# that were tried, the mask is a part that does not belong to exactly one object, or the name is longer than the model's
+# maximum text length. Every other reason means a fault in the data. docs/datasets.md explains all reasons.
 BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
 
 _short = reprlib.Repr()
@@ -72,8 +71,8 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 
 
 def shown(value: Any) -> str:
-    """Return a value from a user's file as text for a message. Long and deeply nested values are shortened."""
+    """Return a value from a user's file as text for an error message, shortened if it is long or deeply nested."""
     try:
         return _short.repr(value)
-    except ValueError:  # The integer has more digits than Python converts to text.
+    except ValueError:  # an integer with more digits than Python converts to text
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__

@@ -1,4 +1,4 @@
-"""Read text, JSON and YAML files, write files atomically, and keep the finished records of an unfinished job."""
+"""Reads text, JSON and YAML files, writes files atomically, and stores the finished records of a job to resume it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # On Windows nothing prevents two runs from writing the same file.
+except ImportError:  # Windows has no fcntl, so nothing prevents two runs from writing the same file there.
     fcntl = None  # type: ignore[assignment]
 
 from osm.documents import MAX_NESTING, MAX_YAML_BYTES, parse_json, parse_yaml
@@ -23,8 +23,8 @@ from osm.terminal import message_logger
 logger = message_logger(__name__)
 
 MAX_TEXT_BYTES = 64 << 20
-"""The largest text file that is read. Lists of names and of files have a few hundred KB."""
-_MARKS = (  # UTF-32 comes first because its byte order mark begins with the mark of UTF-16.
+"""The maximum size of a text file. Typical lists of names or files have a few hundred KB."""
+_MARKS = (  # UTF-32 comes before UTF-16, because the byte order mark of UTF-32 begins with that of UTF-16.
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -41,13 +41,13 @@ _KINDS = (
 
 
 def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
-    """Raise an error if a path is not a regular file or a link to one, without opening it.
+    """Raise OsmError if a path is not a regular file or a link to a regular file, without opening the path.
 
-    Opening a FIFO would wait for its writer forever, and a device has no end. A path that does not exist or cannot be
-    accessed passes this check because opening it raises an error with the reason.
+    Opening a FIFO could wait forever for a writer, and reading a device may never end. A path that does not exist or
+    cannot be accessed passes this check, because opening the path later raises an error with the reason.
 
     Args:
-        what: the beginning of the message, such as "checkpoint" or "--masks".
+        what: the beginning of the error message, such as "checkpoint" or "--masks".
 
     Raises:
         OsmError: the path is a folder, FIFO, device or socket.
@@ -62,18 +62,18 @@ def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
 
 
 def read_text(path: str | os.PathLike[str], what: str, most: int = MAX_TEXT_BYTES) -> str:
-    """Return the text of a user's file, with all line breaks as line feeds.
+    """Return the text of a user's file, with all line breaks converted to line feeds.
 
-    The encoding is UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with a byte order mark, as editors on
-    Windows write them.
+    The encoding may be UTF-8 with or without a byte order mark. UTF-16 and UTF-32, which editors on Windows may write,
+    need a byte order mark.
 
     Args:
-        what: the beginning of the message, such as "--vocabulary".
-        most: the largest allowed size in bytes.
+        what: the beginning of the error message, such as "--vocabulary".
+        most: the maximum size in bytes.
 
     Raises:
-        OsmError: the file cannot be read, is too large, or has another encoding. The message names a faulty byte and
-            its line.
+        OsmError: the file cannot be read, is too large, or has a different encoding. The message names the first
+            invalid byte and its line.
     """
     check_regular_file(path, what)
     where = f"{what} {os.fspath(path)}"
@@ -83,22 +83,24 @@ def read_text(path: str | os.PathLike[str], what: str, most: int = MAX_TEXT_BYTE
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise OsmError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > most:
-        raise OsmError(f"{where}: over {most} bytes")
+        raise OsmError(f"{where}: over {most} bytes, which is the maximum size")
     coding = next((coding for mark, coding in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(coding)
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].decode(coding, "replace").count("\n")
         byte, kind = error.object[error.start], coding.removesuffix("-sig").upper()
-        raise OsmError(f"{where}: line {line}: the byte 0x{byte:02x} is not {kind}: save it as UTF-8") from None
+        raise OsmError(f"{where}: line {line}: the byte 0x{byte:02x} is not {kind}; save the file as UTF-8") from None
     if "\0" in text:
         line = 1 + text[: text.index("\0")].count("\n")
-        raise OsmError(f"{where}: line {line}: a NUL, which no text has (UTF-16 without its mark?): save it as UTF-8")
+        raise OsmError(
+            f"{where}: line {line}: text must not contain a NUL (UTF-16 without a byte order mark?); save it as UTF-8"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, what: str, nesting: int | None = MAX_NESTING) -> tuple[Any, str]:
-    """Return the document of a JSON file, and the SHA-256 of the file's bytes in hexadecimal.
+    """Return the parsed content of a JSON file, and the hexadecimal SHA-256 of the file's bytes.
 
     Raises:
         OsmError: the file cannot be read or is not JSON. The message begins with `what`.
@@ -114,10 +116,11 @@ def read_json(path: Path, what: str, nesting: int | None = MAX_NESTING) -> tuple
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Return the document of a YAML file.
+    """Return the parsed content of a YAML file.
 
     Raises:
-        OsmError: the file cannot be read, is too large, or is not YAML of plain values. The message begins with `what`.
+        OsmError: the file cannot be read, is too large, or is not YAML with plain values only. The message begins with
+            `what`.
     """
     text = read_text(path, what, MAX_YAML_BYTES)
     try:
@@ -127,7 +130,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def write_atomically(path: Path, chunks: Iterable[str]) -> None:
-    """Write a text file under a temporary name, and rename it when it is complete."""
+    """Write a text file under a temporary name, and rename the file when it is complete."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -142,21 +145,21 @@ def write_atomically(path: Path, chunks: Iterable[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new and renamed entries of a folder survive a power failure, if the system supports it."""
+    """Sync a folder to disk, so that new and renamed files survive a power failure, if the system supports syncing."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows cannot open folders.
         return
     try:
         os.fsync(handle)
-    except OSError:  # Some network disks do not support it.
+    except OSError:  # Some network disks do not support syncing a folder.
         pass
     finally:
         os.close(handle)
 
 
 def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
-    """Write the file that a flag names. Its folder is created if it is missing.
+    """Write the file whose path is given with a flag. The file's folder is created if it does not exist.
 
     Raises:
         OsmError: the file cannot be written.
@@ -170,7 +173,7 @@ def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a binary file that replaces `path` when it is complete. After an error, the old file is unchanged."""
+    """Yield a temporary binary file that finally replaces `path`. After an error, the file at `path` is unchanged."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -187,7 +190,8 @@ def lock(file: IO[Any]) -> bool:
     """Lock a file for this process until the process ends or closes the file.
 
     Returns:
-        False if another process holds the lock. On systems without locks (some network disks) the result is True.
+        whether the lock was acquired: False if another process holds the lock. On systems without locks (some network
+            disks), the result is True.
     """
     if fcntl is None:
         return True
@@ -201,14 +205,14 @@ def lock(file: IO[Any]) -> bool:
 
 
 class PartialFile:
-    """The finished records of a job in a file, so that a killed run can be resumed.
+    """A file that stores the finished records of a job, so that a killed run can be resumed.
 
-    The file has a header line, and then one JSON line per record. If an earlier run wrote the same header, its records
-    up to the last complete line are kept. If the header differs, a message names the difference and the file is
-    emptied.
+    The file has a header line, followed by one JSON line per record. If an earlier run wrote the same header, its
+    records up to the last complete line are kept. If the header differs, a message names the differing fields, and the
+    file is emptied.
 
     Attributes:
-        done: the number of records.
+        done: the number of finished records.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -218,7 +222,7 @@ class PartialFile:
         self._file = path.open("a+b")
         if not lock(self._file):  # Two runs that write the same file would mix their lines.
             self._file.close()
-            raise OsmError(f"{path}: another running process writes it; wait for it or end it")
+            raise OsmError(f"{path}: another running process writes this file; wait until it ends, or stop it")
         self._recover()
 
     def _recover(self) -> None:
@@ -250,12 +254,12 @@ class PartialFile:
             raise write_failed(error, str(self.path), "a file that can be written") from None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one finished record."""
+        """Append one finished record to the file."""
         self._write({"index": self.done, **record})
         self.done += 1
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield the records in order, read from the file."""
+        """Read the records from the file, and yield them in order."""
         with self.path.open("rb") as file:
             file.readline()
             for line in file:
@@ -263,12 +267,12 @@ class PartialFile:
 
     def close(self) -> None:
         """Close the file and release its lock."""
-        with suppress(OSError):  # After a failed write, closing tries to write the rest again.
+        with suppress(OSError):  # After a failed write, closing the file tries to write the remaining bytes again.
             self._file.close()
 
 
 def _whole_line(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object of a line, or None if the line is incomplete after a kill or on a full disk."""
+    """Return the JSON object on a line, or None if the line is incomplete because of a kill or a full disk."""
     try:
         record = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:

@@ -1,6 +1,6 @@
-"""`osm list KIND`: the towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs that can be used.
+"""`osm list KIND`: lists the available towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs.
 
-Names and descriptions are read without importing the classes, so a listing is fast and shows broken packages, too.
+Names and descriptions are read without importing the listed classes, so listing is fast and includes broken packages.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Listed:
     """One line of a listing.
 
     Attributes:
-        name: the name for flags and config files.
-        origin: where it comes from: "built in", "registered", a file, or the distribution of an installed package.
-        about: one line of description.
+        name: the name by which flags and config files refer to the listed part.
+        origin: "built in", "registered", the name of a file, or the name of the installed distribution.
+        about: a one-line description.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Listed:
     about: str
 
 
-# Imported by name, because `osm list forms` need not import what the towers need.
+# Registries are imported by name when they are listed, so that `osm list forms` does not import the towers' packages.
 REGISTRIES = {
     "towers": "osm.models.towers:TOWERS",
     "bridges": "osm.models.bridges:BRIDGES",
@@ -52,16 +52,16 @@ REGISTRIES = {
 
 
 def parts(kind: str) -> list[Listed]:
-    """Return the parts of one registry, by the keys of `REGISTRIES`."""
+    """Return one line for each part in the registry that `kind`, a key of `REGISTRIES`, selects."""
     module, _, attribute = REGISTRIES[kind].partition(":")
     registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
     return [Listed(name, registry.origin(name), summary_of(registry.path(name))) for name in registry.names()]
 
 
 def summary_of(path: str) -> str:
-    """Return the first line of the docstring of a class, given as `module:Class`, without importing its module.
+    """Return the first docstring line of the class at `path` (`module:Class`), without importing the module.
 
-    The packages around the module are imported. The result says so if the class is not found.
+    Parent packages of the module are imported. If the class is not found, the result is a message with the reason.
     """
     module, _, attribute = path.partition(":")
     loaded = sys.modules.get(module)
@@ -86,7 +86,7 @@ def _first_line(docstring: str | None) -> str:
 
 
 def llms() -> list[Listed]:
-    """Return the kinds of values that `model.llm.name` takes, and the LLMs of the project's configs."""
+    """Return the kinds of values that `model.llm.name` accepts, and the LLMs of the project's configs."""
     kinds = {
         "FOLDER": "a causal language model that transformers saved (docs/families.md has the tested families)",
         "HUB_ID": "a causal language model on the Hugging Face hub, as owner/name",
@@ -102,7 +102,7 @@ def llms() -> list[Listed]:
 
 
 def datasets(table: str | None = None) -> list[Listed]:
-    """Return the rows of the dataset table, with those of a user's YAML (`table`)."""
+    """Return one line for each dataset of the dataset table, including the datasets of a user's YAML file (`table`)."""
     rows = DatasetTable().with_yaml(table) if table else DatasetTable()
     own = {row.name for row in BUILTIN if rows[row.name] == row}
     return [
@@ -112,7 +112,7 @@ def datasets(table: str | None = None) -> list[Listed]:
 
 
 def configs() -> list[Listed]:
-    """Return the project's configs, each with the first line of its comment."""
+    """Return the project's configs, each described by the first line of the comment in its file."""
     found = []
     for path in config_paths():
         first = read_text(path, "config").split("\n")[0]
@@ -133,23 +133,23 @@ LISTS: dict[str, Callable[[], list[Listed]]] = {
 
 
 def list_parser() -> argparse.ArgumentParser:
-    """Return the parser of the flags of `osm list`."""
+    """Return the argument parser of `osm list`."""
     parser = CommandParser(
         prog="osm list", allow_abbrev=False, description="Lists the parts that configs and flags can name."
     )
     parser.add_argument("kind", choices=LISTS, help="what to list: %(choices)s", metavar="KIND")
-    parser.add_argument("--datasets", metavar="FILE.yaml", help="with KIND datasets: a YAML with datasets of your own")
+    parser.add_argument("--datasets", metavar="FILE.yaml", help="a YAML file with your own datasets, for KIND datasets")
     parser.add_argument("--json", action="store_true", help="print a json list of objects with name, origin and about")
     return parser
 
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a listing; return the exit code, 2 for a mistake in the call."""
+    """Run the command `osm list`, and return its exit code: 0, or 2 for invalid arguments."""
     args = list_parser().parse_args(argv)
     try:
         if args.datasets and args.kind != "datasets":
-            raise OsmError(f"--datasets {args.datasets}: has no effect on a list of {args.kind}; leave it out")
+            raise OsmError(f"--datasets {args.datasets} has no effect on a list of {args.kind}; remove the flag")
         found = datasets(args.datasets) if args.datasets else LISTS[args.kind]()
     except OsmError as error:
         logger.error(str(error))

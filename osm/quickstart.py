@@ -1,4 +1,4 @@
-"""`osm quickstart`: run the whole system on drawn scenes, in stages that start the same commands as a user would.
+"""`osm quickstart`: runs the complete pipeline on synthetic scenes, in stages that call the same commands as a user.
 
 The stages are scenes, shards, training on two processes, predictions in two parts, scores, report and picture. A
 finished stage is not repeated, and an interrupted stage is resumed.
@@ -34,7 +34,7 @@ STAGES = "stages.json"
 PARTS = 2
 # With its default settings, glibc returns the memory of every large tensor to the system and requests it again.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-_QUIET = {"TQDM_DISABLE": "1"}  # Commands that run side by side would draw their bars over each other.
+_QUIET = {"TQDM_DISABLE": "1"}  # Commands that run in parallel would draw their progress bars over each other.
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ class QuickstartOptions:
         samples: the number of samples per dataset and epoch.
         batch_size: the batch size per dataset and process.
         test_images: the number of test images.
-        held_out_images: the number of images with held-out pairs.
-        control_images: the number of test images for each control: before training, with wrong masks, on gray images.
-        settings: values of `--set` for the training.
+        held_out_images: the number of test images with attribute-thing pairs that training never sees.
+        control_images: the number of test images for each control experiment: the untrained model, wrong masks, and
+            gray images.
+        settings: the values of `--set` for the training.
     """
 
     out: Path
@@ -86,7 +87,14 @@ SHORT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its name, its description, its commands, and their additional environment variables."""
+    """One stage of the quickstart.
+
+    Attributes:
+        name: the name of the stage.
+        what: a one-line description.
+        commands: the commands of the stage.
+        environment: additional environment variables of the commands.
+    """
 
     name: str
     what: str
@@ -99,23 +107,27 @@ def osm_command(*arguments: object) -> list[str]:
 
 
 def stages(options: QuickstartOptions) -> list[Stage]:
-    """Return all stages in order."""
+    """Return all stages of a quickstart in order."""
     out = options.out
     return [
-        Stage("scenes", "drawing two sets to train on, a test split, a split of held-out pairs", _draw(options)),
-        Stage("shards", "checking and packing them into WebDataset shards", [_convert(out, name) for name in SETS]),
+        Stage("scenes", "drawing two training datasets, a test split and a split of held-out pairs", _draw(options)),
+        Stage(
+            "shards",
+            "checking the scenes and packing them into WebDataset shards",
+            [_convert(out, name) for name in SETS],
+        ),
         Stage(
             "training",
             f"training the bridge on {options.processes} processes (tower and LLM are frozen)",
             [_train(options)],
-            # Without this variable, torchrun sets it to 1 and prints a warning.
+            # If OMP_NUM_THREADS is not set, torchrun sets it to 1 and prints a warning.
             {**_MALLOC, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.processes))},
         ),
         Stage("predictions", "naming the masks of the test scenes, in two parts", _predict(options, "predictions")),
         Stage("held-out pairs", "naming things in pairs that no stage has seen", _predict(options, "held_out")),
         Stage("before training", "the same model at step 0", _predict(options, "initial")),
-        Stage("wrong masks", "each mask exchanged for one of another image", _predict(options, "shuffle_masks")),
-        Stage("grey images", "the image replaced by a grey one", _predict(options, "blank_image")),
+        Stage("wrong masks", "each mask replaced by a mask of a different image", _predict(options, "shuffle_masks")),
+        Stage("grey images", "each image replaced by a gray image", _predict(options, "blank_image")),
         Stage("scores", "Acc and Not-In-Vocab, as published", _evaluate(options)),
         Stage("report", "one HTML page and results.json", [_report(options)]),
         Stage("picture", "some test scenes with their names", [_picture(options)]),
@@ -129,7 +141,7 @@ def _draw(options: QuickstartOptions) -> list[list[str]]:
         ("test", options.test_images, options.test_seed, "seen", ",".join(SETS)),
         ("held_out", options.held_out_images, options.test_seed + 1, "held_out", ",".join(SETS)),
     ]
-    # The commands run one after the other because each uses all cores.
+    # The commands run one after the other, because each command uses all cores.
     shared = ["scenes", options.out / "scenes"]
     return [
         osm_command(*shared, "--split", split, "--images", images, "--seed", seed, "--pairs", pairs, "--sets", sets)
@@ -163,16 +175,16 @@ def _train(options: QuickstartOptions) -> list[str]:
 
 
 def _training_device(options: QuickstartOptions) -> str:
-    """Return the device of the training. By default, it is "cuda" if there is a GPU per process, and else "cpu"."""
+    """Return the training device: by default "cuda" if there is a GPU for each training process, otherwise "cpu"."""
     if options.device != "auto":
         return options.device
-    import torch  # The import is slow, and only this stage needs it.
+    import torch  # imported here, because importing torch is slow and only the training stage needs it
 
     return "cuda" if torch.cuda.device_count() >= options.processes else "cpu"
 
 
 def _predict(options: QuickstartOptions, kind: str) -> list[list[str]]:
-    """Return the commands for both parts of one kind of predictions. They run in parallel."""
+    """Return the two commands that generate one kind of predictions. They run in parallel, one for each part."""
     out = options.out
     checkpoint = out / "run" / ("initial" if kind == "initial" else "final")
     flags: list[object] = ["--sets", ",".join(SETS), "--device", options.device]
@@ -218,7 +230,7 @@ def _picture(options: QuickstartOptions) -> list[str]:
 
 
 def write_tables(out: Path) -> None:
-    """Write the YAML files with the rows of the datasets, one for the test split and one for the held-out pairs."""
+    """Write two YAML files with rows of the dataset table: one for the test split, and one for the held-out pairs."""
     for split, name in (("test", "sets.yaml"), ("held_out", "sets_held_out.yaml")):
         rows = {
             set_name: {
@@ -238,13 +250,13 @@ def write_tables(out: Path) -> None:
 
 
 def run(options: QuickstartOptions) -> dict[str, float]:
-    """Run all stages that are not finished.
+    """Run all stages that are not finished yet.
 
     Returns:
-        stage -> the seconds of its last run.
+        stage name -> duration of its last run in seconds.
 
     Raises:
-        OsmError: a stage failed, or the folder has the outputs of other options.
+        OsmError: a stage failed, or the folder contains outputs of a quickstart with different options.
     """
     out = options.out
     try:
@@ -269,24 +281,27 @@ def run(options: QuickstartOptions) -> dict[str, float]:
 
 
 def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
-    """Return the record of the finished stages. Raises OsmError if it was written with other options."""
+    """Return the record of the finished stages. Raises OsmError if it was written with different options."""
     chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
     chosen["settings"] = list(options.settings)
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
-        raise OsmError(f"{path} is not what osm quickstart writes; remove it to run every stage again")
-    # Older folders have neither: they used the default config without settings.
+        raise OsmError(f"{path} was not written by osm quickstart; remove the file to run every stage again")
+    # Records written by older code have no config and settings, because they used the default config without settings.
     found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
-        raise OsmError(f"{path.parent} was made with another {', '.join(changed)}; choose another folder, or remove it")
+        raise OsmError(
+            f"{path.parent} was made with different values of {', '.join(changed)}; choose a different folder, or "
+            "remove it"
+        )
     return record
 
 
 def _run_stage(stage: Stage) -> float:
     started = time.monotonic()
     environment = {**_QUIET, **stage.environment, **os.environ}
-    # Scenes and scores run one after the other. The two parts of predictions run in parallel, as on two GPUs.
+    # The two parts of the predictions run in parallel, as on two GPUs. All other commands run one after the other.
     together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
     for batch in [together] if together else [[command] for command in stage.commands]:
         for command in batch:
@@ -308,7 +323,7 @@ def _run_stage(stage: Stage) -> float:
 
 
 def summary(options: QuickstartOptions, seconds: Mapping[str, float]) -> str:
-    """Return a text with the scores, the times and the next steps."""
+    """Return a text with the scores, the duration of each stage and suggested next steps."""
     results = read_json(options.out / "report" / "results.json", "results")[0]["predictions"]
     lines = ["", f"{'':<24}{'set':<14}{'masks':>6}{'own mode':>10}{'any':>9}{'any, either':>13}"]
     for title, sets in results.items():
@@ -355,16 +370,20 @@ def _interrupt(*_: object) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the flags of `osm quickstart`."""
+    """Return the argument parser of `osm quickstart`."""
     defaults = QuickstartOptions(Path("runs/quickstart"))
     out = CommandParser(prog="osm quickstart", allow_abbrev=False, description=__doc__.splitlines()[0])
-    out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of everything [%(default)s]")
-    out.add_argument("--short", action="store_true", help="a few minutes, to see that everything runs")
-    out.add_argument("--config", default=defaults.config, help="of the model: a name or a .yaml file [%(default)s]")
+    out.add_argument("out", type=Path, nargs="?", default=defaults.out, help="folder of all outputs [%(default)s]")
+    out.add_argument("--short", action="store_true", help="a run of a few minutes, to check that everything works")
+    out.add_argument(
+        "--config", default=defaults.config, help="config of the model: a name or a .yaml file [%(default)s]"
+    )
     add_settings(out)
-    out.add_argument("--seed", type=int, default=defaults.seed, help="of the training [%(default)s]")
-    out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="of the test scenes [%(default)s]")
-    out.add_argument("--processes", type=int, default=defaults.processes, help="of the training [%(default)s]")
+    out.add_argument("--seed", type=int, default=defaults.seed, help="seed of the training [%(default)s]")
+    out.add_argument("--test_seed", type=int, default=defaults.test_seed, help="seed of the test scenes [%(default)s]")
+    out.add_argument(
+        "--processes", type=int, default=defaults.processes, help="number of training processes [%(default)s]"
+    )
     out.add_argument("--device", default=defaults.device, help="auto, cpu, cuda, ... [%(default)s]")
     return out
 
@@ -373,16 +392,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm quickstart`, and return its exit code."""
     args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # As Ctrl-C does, SIGTERM also ends the processes of the stage.
+    signal.signal(signal.SIGTERM, _interrupt)  # Like Ctrl-C, SIGTERM also ends the processes of the running stage.
     try:
         if args.processes < 1:
             raise OsmError(f"--processes {args.processes} must be 1 or more")
         if args.seed < 0:
             raise OsmError(f"--seed {args.seed} must be 0 or more")
         if args.test_seed < 10:
-            raise OsmError(f"--test_seed {args.test_seed} must be 10 or more: the smaller seeds are for training")
+            raise OsmError(f"--test_seed {args.test_seed} must be 10 or more, because smaller seeds are for training")
         short = SHORT if args.short else {}
-        load_model_config(args.config, args.settings)  # A faulty config fails now instead of after minutes.
+        load_model_config(args.config, args.settings)  # so that an invalid config fails now instead of after minutes
         options = QuickstartOptions(
             args.out.resolve(),
             args.config,

@@ -1,8 +1,8 @@
-"""Silence messages of other libraries that a user of this program cannot act on.
+"""Silences messages of third-party libraries that a user of this program cannot act on.
 
-These messages are progress bars that last for seconds, and advice to the libraries' own maintainers. They are silenced
-only within the functions below. A user's settings (logging levels, disabled bars, `HF_HUB_DISABLE_PROGRESS_BARS=0`)
-are respected, and they are restored afterwards.
+The silenced messages are short-lived progress bars, and advice to the libraries' own maintainers. Messages are silenced
+only within the functions of this module. A user's settings (logging levels, disabled progress bars,
+`HF_HUB_DISABLE_PROGRESS_BARS=0`) are respected, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
-# Logger -> texts. A message of the logger that contains one of its texts is dropped.
+# Logger name -> texts. A message of the logger is dropped if it contains one of the texts.
 _LINES = {
-    # torchao logs this advice to its maintainers when it is imported.
+    # Importing torchao logs this message, which is advice for torchao's maintainers.
     "torch.utils._pytree": ("register_constant() on Enum",),
-    # timm reports the weights of a classifier that a tower does not use. `check_complete` reports missing weights.
+    # timm reports classifier weights that a tower does not use. Missing weights are reported by `check_complete`.
     "timm.models._builder": ("Unexpected keys (",),
 }
-# The module of timm that resamples relative positions triggers a warning about its own call of torch.
+# timm's module that resamples relative position tables triggers a warning about timm's own use of torch.
 _WARNING = r"timm\.layers\.interpolate"
 _GGUF = "transformers.modeling_gguf_pytorch_utils"
 
 
 class _Without(logging.Filter):
-    """Drops records that contain any of these texts."""
+    """A logging filter that drops messages that contain any of the given texts."""
 
     def __init__(self, texts: tuple[str, ...]) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _Without(logging.Filter):
 
 @contextlib.contextmanager
 def quiet_lines() -> Iterator[None]:
-    """Drop the messages in `_LINES` within the context. Errors and other warnings are still shown."""
+    """Drop the messages listed in `_LINES` within the context. Errors and all other warnings are still shown."""
     with contextlib.ExitStack() as stack:
         for name, texts in _LINES.items():
             logger, without = logging.getLogger(name), _Without(texts)
@@ -55,7 +55,7 @@ def quiet_lines() -> Iterator[None]:
 
 
 def quiet_command(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorate a command's entry function, which then imports libraries and runs within `quiet_lines`."""
+    """Decorate a command's entry function to run within `quiet_lines`, including the imports that it makes."""
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -67,7 +67,7 @@ def quiet_command(main: Callable[P, int]) -> Callable[P, int]:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Drop the messages in `_LINES`, and show no progress bars while weights are loaded, within the context."""
+    """Hide the messages listed in `_LINES` and the progress bars for loading weights within the context."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_lines())
         stack.enter_context(warnings.catch_warnings())
@@ -82,13 +82,13 @@ def _no_bars() -> Iterator[None]:
     from transformers.utils import logging as told
 
     if told.is_progress_bar_enabled():
-        told.disable_progress_bar()  # This also disables the bars of huggingface_hub.
+        told.disable_progress_bar()  # also disables the progress bars of huggingface_hub
         restore = told.enable_progress_bar
     else:
         restore = _nothing
     reader: Any = _gguf_reader()
     bar = getattr(reader, "tqdm", None)
-    if bar is not None:  # This module ignores the settings of both libraries.
+    if bar is not None:  # transformers' GGUF reader ignores the progress-bar settings of both libraries
         reader.tqdm = functools.partial(bar, disable=True)
     try:
         yield

@@ -1,13 +1,13 @@
-"""Registries of interchangeable parts (towers, bridges, ...) by name.
+"""Registries, which find the class of an interchangeable part (a tower, a bridge, ...) by name.
 
 `Registry.get` accepts four kinds of names:
 
-- the name of a part of this package,
+- the name of a part that is built into this package,
 - a name that was registered with `Registry.register`, for example by the decorator `register_tower`,
 - the name of an entry point that an installed package declares in the registry's group, for example `osm.towers`,
-- `module:Class`, for a class that can be imported.
+- `module:Class`, for any class that can be imported.
 
-Parts are imported on first use, so listing the names imports nothing.
+A part is imported on first use, so listing the names imports no parts.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*
 
 
 class Registry(Generic[Part]):
-    """Classes of one kind, by name.
+    """A registry of parts of one kind, for example towers, which are classes that are found by name.
 
     Args:
         kind: the word for a part in error messages, for example "tower".
         group: the entry-point group in which installed packages declare parts, for example "osm.towers".
-        builtin: the parts of this package, as name -> "module:Class".
-        interface: "module:Class" of the base class of all parts. A class is checked against it before it is used, so
-            a name in a file cannot make the program call any other object.
-        default: the name of the part that is used when a config names none.
+        builtin: name -> "module:Class" for the parts that are built into this package.
+        interface: "module:Class" of the base class of all parts. Each class is checked to be a subclass before
+            it is used, so that a name in an untrusted file cannot make the program call arbitrary objects.
+        default: the name of the part that is used if a config does not name a part.
     """
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str], interface: str, default: str = "") -> None:
@@ -46,15 +46,15 @@ class Registry(Generic[Part]):
 
     @property
     def builtin(self) -> tuple[str, ...]:
-        """The names of this package's own parts."""
+        """The names of the parts that are built into this package."""
         return tuple(self._builtin)
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
         """Return a class decorator that registers a part under `name`.
 
         Raises:
-            OsmError: `name` has other characters than a name may have, or another class has the name. The decorator
-                raises it if the class is not a subclass of the interface.
+            OsmError: `name` contains invalid characters. The decorator also raises OsmError if a different part already
+                has the name, or if the class is not a subclass of the interface.
         """
         if not _NAME.fullmatch(name):
             raise OsmError(
@@ -63,16 +63,16 @@ class Registry(Generic[Part]):
 
         def add(part: Registered) -> Registered:
             if name in self._builtin or self._registered.get(name, part) is not part:
-                raise OsmError(f"{self.kind} {name!r}: another {self.kind} has this name; choose a different one")
+                raise OsmError(f"{self.kind} {name!r}: another {self.kind} has this name; choose a different name")
             self._registered[name] = self._checked(part, name)
             return part
 
         return add
 
     def names(self) -> list[str]:
-        """Return every name that `get` accepts except `module:Class`: built-in, registered, then installed parts.
+        """Return the names of all known parts: first built-in parts, then registered parts, then installed parts.
 
-        Each of the three groups is sorted.
+        Each of the three groups is sorted. `get` also accepts any `module:Class`.
         """
         names = [*sorted(self._builtin), *sorted(self._registered), *sorted(self._installed())]
         return list(dict.fromkeys(names))
@@ -87,7 +87,7 @@ class Registry(Generic[Part]):
         return "module" if point is None else (point.dist.name if point.dist else point.value)
 
     def path(self, name: str) -> str:
-        """Return "module:Class" of a part, without importing it."""
+        """Return "module:Class" for the name of a part, without importing the part."""
         if name in self._registered:
             part = self._registered[name]
             return f"{part.__module__}:{part.__qualname__}"
@@ -98,10 +98,10 @@ class Registry(Generic[Part]):
         return name in self._builtin or name in self._registered or name in self._installed()
 
     def get(self, name: str) -> Part:
-        """Return the class for a name or for `module:Class`.
+        """Return the class of a part, given its name or `module:Class`.
 
         Raises:
-            OsmError: no such part, it cannot be imported, or it is not a subclass of the interface.
+            OsmError: no part has this name, the part cannot be imported, or it is not a subclass of the interface.
         """
         if name in self._registered:
             return self._registered[name]

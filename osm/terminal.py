@@ -1,10 +1,10 @@
-"""Text for people: results on standard output, messages through `logging`, progress bars through `tqdm`.
+"""Terminal output of commands: results on standard output, messages through `logging`, progress bars through `tqdm`.
 
-A command's results (names, tables, JSON) are printed by `echo`. Its messages (warnings, notices, progress) are records
-of loggers below "osm", which modules create with `message_logger`. Only a command's entry function shows these records
-on the terminal (`console_command`), so a program that imports this package decides itself what happens to them.
+A command's results (names, tables, JSON) are printed by `echo`. Its messages (warnings, notices, progress) are logged
+by child loggers of "osm", which modules create with `message_logger`. Only a command's entry function shows log records
+on the terminal (`console_command`), so a program that imports this package controls what happens to the records.
 
-Text from files and models loses its control characters before it is shown (`printable`).
+Before text from files and models is shown, its control characters are escaped (`printable`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from typing import Any, NoReturn, ParamSpec
 P = ParamSpec("P")
 
 LOGGER = "osm"
-"""The logger above all loggers of this package."""
+"""The name of the parent logger of all loggers in this package."""
 JSON_FLAG = "--log_json"
 LINE_SECONDS = 10.0
-"""The time between two lines of a progress bar that is not on a terminal."""
+"""The minimum number of seconds between two progress messages, which replace the progress bar without a terminal."""
 
-# The characters that are written out: C0 (except tab and line feed), DEL and C1; characters that change the direction
-# of text; other line breaks; and lone surrogates, which represent the bytes of a file name that is not UTF-8. A line
-# feed is written out too, unless the next line is indented by two spaces. Our own continuation lines are indented, so
-# text from a file cannot imitate a message of ours.
+# The characters that are escaped: C0 (except tab and line feed), DEL and C1; characters that change the direction of
+# text; Unicode line breaks; and lone surrogates, which represent the bytes of a file name that is not UTF-8. A line
+# feed is escaped too, unless the next line is indented by two spaces. This package's own continuation lines are
+# indented, so text from a file cannot imitate a message of this package.
 _CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
     "|\n(?!  )"
@@ -46,9 +46,9 @@ _NAMES = {"\n": "\\n", "\r": "\\r"}
 
 
 def printable(text: object) -> str:
-    """Return the text with control characters written out (`\\x1b`, `\\n`, `\\u202e`), for a terminal or a page.
+    """Return a text with its control characters escaped (`\\x1b`, `\\n`, `\\u202e`), for a terminal or a web page.
 
-    A line break is kept if the next line is indented by two spaces.
+    A line feed is kept if the next line is indented by two spaces.
     """
     return _CONTROL.sub(lambda found: _escaped(found[0]), str(text))
 
@@ -59,12 +59,12 @@ def _escaped(letter: str) -> str:
 
 
 def echo(*lines: object, flush: bool = False) -> None:
-    """Print a command's results to standard output, one line per argument, each made `printable`."""
+    """Print a command's results to standard output, one line per argument. Each line is made `printable`."""
     print("\n".join(map(printable, lines)), flush=flush)
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as h:mm:ss."""
+    """Format a duration in seconds as h:mm:ss."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
@@ -75,32 +75,32 @@ def clock(seconds: float) -> str:
 class MessageLogger(logging.LoggerAdapter[logging.Logger]):
     """A logger whose messages are made `printable` when they are logged.
 
-    Its methods take two more keyword arguments:
-        fields: values that belong to the message. They are in the JSON object of `--log_json`, and in `record.fields`.
+    The logging methods accept two additional keyword arguments:
+        fields: structured values to log with the message, in the JSON object of `--log_json` and in `record.fields`.
         to_stdout: whether a command shows the message on standard output instead of standard error.
     """
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
-        """Clean the message, and move our keyword arguments into the record."""
+        """Make the message `printable`, and move the additional keyword arguments into the log record."""
         fields, to_stdout = kwargs.pop("fields", None) or {}, kwargs.pop("to_stdout", False)
         kwargs["extra"] = {**kwargs.get("extra", {}), "fields": dict(fields), "to_stdout": to_stdout}
         return printable(msg), kwargs
 
 
 def message_logger(module: str) -> MessageLogger:
-    """Return the logger of a module, for `message_logger(__name__)`."""
+    """Return the message logger of a module. Call this function as `message_logger(__name__)`."""
     return MessageLogger(logging.getLogger(module))
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as a line for people.
+    """Formats a log record as a line of plain text.
 
-    The line begins with "error: ", "warning: " or "warning (REASON): " if the record has such a level, and REASON is
-    its field `reason`.
+    The line of an error begins with "error: ", and the line of a warning begins with "warning: ", or with
+    "warning (REASON): " if the record has a field `reason`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the printable line."""
+        """Return the record as a `printable` line of text."""
         prefix = {logging.ERROR: "error: ", logging.WARNING: "warning: "}.get(record.levelno, "")
         reason = getattr(record, "fields", {}).get("reason")
         if reason and record.levelno == logging.WARNING:
@@ -109,10 +109,10 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as a JSON object on one line, with `time` (UTC), `level`, `logger`, `message` and `fields`."""
+    """Formats a log record as a one-line JSON object: `time` (UTC), `level`, `logger`, `message` and `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the object; `fields` is absent if the record has none."""
+        """Return the JSON object as text. The key `fields` is absent if the record has no fields."""
         document: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -125,7 +125,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as strict JSON can hold it: non-finite numbers and unknown types become strings."""
+    """Convert a value for strict JSON: non-finite numbers and values of unsupported types become strings."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -136,9 +136,9 @@ def _plain(value: Any) -> Any:
 
 
 class ConsoleHandler(logging.Handler):
-    """Shows records on the terminal: as lines for people, or all on standard error as JSON.
+    """Shows log records on the terminal, as lines of plain text or as JSON objects. All JSON goes to standard error.
 
-    The streams are looked up for each record because tests and notebooks replace them.
+    `sys.stdout` and `sys.stderr` are looked up for each record, because tests and notebooks replace these streams.
     """
 
     def __init__(self, as_json: bool) -> None:
@@ -147,7 +147,7 @@ class ConsoleHandler(logging.Handler):
         self.setFormatter(JsonFormatter() if as_json else LineFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record. A progress bar moves out of its way."""
+        """Print one record. Progress bars are cleared first, and redrawn below the record."""
         to_stdout = getattr(record, "to_stdout", False) and not self.as_json
         for bar in _BARS:
             bar.clear()
@@ -166,7 +166,8 @@ def console_messages(as_json: bool = False) -> Iterator[None]:
     """Show this package's messages on the terminal within the context, and restore the loggers afterwards.
 
     Args:
-        as_json: whether messages and Python's warnings are JSON objects. A context within one with JSON has it too.
+        as_json: whether messages and Python's warnings are shown as JSON objects. A context inside a context with JSON
+            also uses JSON.
     """
     logger, outer = logging.getLogger(LOGGER), _console()
     if outer is not None and (outer.as_json or not as_json):
@@ -199,9 +200,9 @@ def _captured_warnings() -> Iterator[None]:
 
 
 def console_command(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorate a command's entry function, which has a parameter `argv`: its messages are shown on the terminal.
+    """Decorate a command's entry function to show its messages on the terminal. The function needs a parameter `argv`.
 
-    With `--log_json` among the arguments they are JSON objects.
+    If `argv` contains `--log_json`, the messages are shown as JSON objects.
     """
     signature = inspect.signature(main)
 
@@ -215,13 +216,16 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def json_flag() -> list[str]:
-    """Return the arguments with which a command of ours that this one starts reports messages in the same form."""
+    """Return the list `["--log_json"]` if this command logs JSON messages, and otherwise an empty list.
+
+    Append the list to the arguments of an `osm` command that this command starts, so that both use the same format.
+    """
     console = _console()
     return [JSON_FLAG] if console is not None and console.as_json else []
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The argument parser of every command; it adds `--log_json`, which is evaluated by `console_command`."""
+    """The argument parser of every command. It adds the flag `--log_json`, which `console_command` evaluates."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -240,23 +244,23 @@ class CommandParser(argparse.ArgumentParser):
 
 # -- progress ----------------------------------------------------------------------------------------------------------
 
-_BARS: list[Any] = []  # the tqdm bars that are on the terminal now
+_BARS: list[Any] = []  # the tqdm bars that are currently shown on the terminal
 
 
 class ProgressBar:
-    """The progress of a job: a `tqdm` bar on a terminal, and otherwise a message now and then.
+    """Shows the progress of a job, as a `tqdm` bar on a terminal and otherwise as occasional log messages.
 
-    Messages have the level INFO and the logger "osm.progress". There is one every `LINE_SECONDS`, and one at the end.
-    Nothing is shown to a program that only imports this package and does not configure `logging`. A user gets messages
-    instead of a bar with `TQDM_DISABLE=1`.
+    Progress messages are logged at level INFO by the logger "osm.progress", at most one every `LINE_SECONDS` and one at
+    the end. A program that only imports this package and does not configure `logging` shows nothing. With the
+    environment variable `TQDM_DISABLE=1`, messages replace the bar on a terminal too.
 
     Args:
-        title: what is worked on.
+        title: a short description of the job.
         total: the number of units of work.
         unit: the plural name of a unit, such as "images".
         done: the number of units that an earlier run finished.
-        enabled: False shows nothing, for all ranks but the first.
-        lines: False shows nothing where there is no terminal, for a job that logs lines of its own.
+        enabled: whether any progress is shown; False on all ranks except rank 0.
+        lines: whether messages replace the bar if there is no terminal; False for a job that logs its own lines.
     """
 
     def __init__(
@@ -280,10 +284,11 @@ class ProgressBar:
         self.close()
 
     def step(self, units: int = 1, **fields: object) -> None:
-        """Count finished units.
+        """Add a number of finished units to the progress.
 
         Args:
-            fields: further figures that are shown, such as `masks=20`.
+            units: the number of units that were finished since the last call.
+            fields: additional values to show, such as `masks=20`.
         """
         self.done += units
         if self._bar is not None:
@@ -304,7 +309,7 @@ class ProgressBar:
         )
 
     def close(self) -> None:
-        """End the bar. It stays on the terminal as it is."""
+        """Close the progress bar. Its last state remains on the terminal."""
         if self._bar is not None:
             _BARS.remove(self._bar)
             self._bar.close()
@@ -319,10 +324,10 @@ def _bars_are_shown() -> bool:
 
 @functools.cache
 def _tqdm_class() -> Any:
-    """Return tqdm's class without its monitor thread and its lock between processes.
+    """Return a subclass of `tqdm` without a monitor thread and without a lock between processes.
 
-    Processes are forked while a bar is shown, so neither may exist. The import takes a tenth of a second, which only
-    jobs with a bar spend.
+    Processes are forked while a progress bar is shown, which is not safe with a running thread or a shared lock. tqdm
+    is imported on first use, because the import takes a tenth of a second.
     """
     from tqdm import tqdm
 

@@ -90,7 +90,7 @@ def test_configs_go_through_plain_values_and_back() -> None:
         ({"model": {"modes": ["coco"]}}, r"model\.modes must name 'any'"),
         ({"model": {"variant": "other"}}, r"model\.variant 'other'"),
         ({"model": {"mask_to_grid": "cubic"}}, r"model\.mask_to_grid 'cubic'"),
-        ({"model": [1]}, r"model has to be a mapping"),
+        ({"model": [1]}, r"model must be a mapping"),
         ({"models": {}}, r"unknown section 'models'"),
         ([1], r"expected the sections"),
         ("a: [", r"config .*tiny\.yaml"),
@@ -113,7 +113,10 @@ def test_mistakes_in_a_model_section(tmp_path: Path, document: Any, message: str
         ({"sample": [3]}, r"training\.sample: expected a mapping, found \[3\]"),
         ({"sets": {"coco": 3}}, r"training\.sets\.coco: expected a mapping, found 3"),
         ({"sets": {"coco": {"size": 3}}}, r"training\.sets\.coco: unknown field 'size'"),
-        ({"sets": {"coca": {}}}, r"training\.sets: 'coca' is no dataset; name it in --datasets\. Known: coco, lvis"),
+        (
+            {"sets": {"coca": {}}},
+            r"training\.sets: unknown dataset 'coca'; define it in --datasets\. Known: coco, lvis",
+        ),
     ],
 )
 def test_mistakes_in_a_training_section(tmp_path: Path, section: Any, message: str) -> None:
@@ -223,11 +226,11 @@ def test_both_spellings_of_the_flags_with_dashes() -> None:
         ("--fsdp --fsdp_sharding_strategy half", "--fsdp_sharding_strategy 'half' is not one of full, hybrid"),
         ("--fsdp_sharding_strategy hybrid", "--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp"),
         ("--fsdp --fsdp_shard_size 2", "--fsdp_shard_size 2 needs --fsdp_sharding_strategy hybrid"),
-        ("--fsdp --precision fp16", "--fsdp does not go with --precision fp16"),
-        ("--fsdp --feature_cache cache", "--fsdp does not go with --feature_cache cache"),
-        ("--held_out_share 1", "--held_out_share 1.0 is a share"),
-        ("--eval_every_steps 5", "--eval_every_steps 5 needs samples that are not trained on: --held_out_share"),
-        ("--max_bad_samples 3", "--max_bad_samples 3.0 is a share"),
+        ("--fsdp --precision fp16", "--fsdp cannot be combined with --precision fp16"),
+        ("--fsdp --feature_cache cache", "--fsdp cannot be combined with --feature_cache cache"),
+        ("--held_out_share 1", "--held_out_share 1.0 must be at least 0 and less than 1"),
+        ("--eval_every_steps 5", "--eval_every_steps 5 needs held-out samples; set --held_out_share"),
+        ("--max_bad_samples 3", "--max_bad_samples 3.0 must be between 0 and 1"),
         ("--max_skipped_steps 0", "--max_skipped_steps 0 must be 1 or more"),
         ("--keep_checkpoints 0", "--keep_checkpoints 0 must be 1 or more"),
         ("--checkpoint_every_steps -1", "--checkpoint_every_steps -1 must be 0 or more"),
@@ -240,7 +243,7 @@ def test_flags_that_are_not_right(flags: str, message: str) -> None:
 
 
 def test_no_set_at_all() -> None:
-    with pytest.raises(OsmError, match="no set is used: .* coco, lvis"):
+    with pytest.raises(OsmError, match="no dataset is used; .* coco, lvis"):
         parse(["--coco_shards", "x.tar"])
 
 

@@ -19,7 +19,7 @@ from osm.synthetic.collages import read_table
 ROOT = Path(__file__).resolve().parents[1]
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
 HOSTILE_YAML = {
-    "aliases": (BOMB + "datasets: {mine: {form: *a9}}\n", r"aliases \(\*a0\) are refused"),
+    "aliases": (BOMB + "datasets: {mine: {form: *a9}}\n", r"aliases \(\*a0\) are not supported"),
     "nested": ("[" * 5000, "nested more than 100 deep"),
     "block lists": ("".join("  " * n + "-\n" for n in range(300)), "nested more than 100 deep"),
     "digits": (f"datasets: {'9' * 5000}", "a number or date of 5000 characters"),

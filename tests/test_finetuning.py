@@ -77,7 +77,7 @@ def test_a_folder_brings_its_own_model_config(trained: tuple[Workshop, Path], tm
     arguments = workshop.arguments(tmp_path / "second", "--start_from", str(first / "final"), sets={"inst": (2, 12)})
     resolved = parse(without_config(arguments))
     assert resolved.model.bridge.width == 24 and {"pan", "inst"} <= set(resolved.model.modes)
-    with pytest.raises(OsmError, match="--input_size: the model of --start_from .* has its own sizes"):
+    with pytest.raises(OsmError, match="--input_size cannot change the model of --start_from .*; remove the flag"):
         parse([*without_config(arguments), "--input_size", "112"])
 
 

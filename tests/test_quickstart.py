@@ -220,7 +220,7 @@ def test_a_failing_stage_is_named_and_the_next_run_goes_on(out: Path, monkeypatc
 def test_other_options_are_refused(changes: dict[str, Any], named: str, out: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(quickstart, "stages", lambda options: [step("one", "pass")])
     run(QuickstartOptions(out))
-    with pytest.raises(OsmError, match=f"made with another {named}; choose another folder"):
+    with pytest.raises(OsmError, match=f"made with different values of {named}; choose a different folder"):
         run(QuickstartOptions(out, **changes))
     run(QuickstartOptions(out, device="cuda"))  # it changes no file's meaning
     assert order() == ["one"]

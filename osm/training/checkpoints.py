@@ -1,8 +1,9 @@
-"""Writes the checkpoints of a run, and finds the newest intact one.
+"""Writes the checkpoints of a training run, and finds the newest intact checkpoint.
 
-`osm.training.checkpoint_layout` defines what a checkpoint is and which two layouts there are. The functions of this
-module treat both layouts alike. A checkpoint is written under a temporary name and renamed when it is complete. A
-broken checkpoint in a run's folder is renamed to `<name>.broken`, and the newest intact one is used instead.
+`osm.training.checkpoint_layout` defines the contents and the two on-disk layouts of checkpoints. The functions of this
+module handle both layouts in the same way. A checkpoint is written under a temporary name and renamed when the
+checkpoint is complete. A broken checkpoint in a run's folder is renamed to `<name>.broken`, and the newest intact
+checkpoint is used instead.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ _PUBLISHED, _SHARDED = PublishedLayout(), ShardedLayout()
 
 
 def layout_of(path: Path) -> CheckpointLayout:
-    """Return the layout of a checkpoint: sharded for a folder, published for a file."""
+    """Return the layout of a checkpoint: `ShardedLayout` for a folder, `PublishedLayout` for a file."""
     return _SHARDED if path.is_dir() else _PUBLISHED
 
 
 def verify(path: Path) -> None:
-    """Compare a checkpoint with its checksums. Raises UnreadableCheckpoint if they differ."""
+    """Compare the files of a checkpoint with their checksums. Raises UnreadableCheckpoint if a file differs."""
     layout_of(path).verify(path)
 
 
@@ -67,16 +68,16 @@ def verify(path: Path) -> None:
 def scan(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     """List the checkpoints in a run's folder.
 
-    Only their headers are read. `verify` compares the checksums.
+    Only the headers of the checkpoints are read. `verify` compares the checksums of a checkpoint.
 
     Returns:
-        the checkpoints, newest first; and those whose header cannot be read, with the reason.
+        the checkpoints, newest first; and the checkpoints whose header cannot be read, as path -> reason.
     """
     found, broken = [], dict[Path, str]()
     for layout in (_PUBLISHED, _SHARDED):
         for path in layout.paths(folder):
             try:
-                # A folder named like a `.pt` file is read as a step folder, and reported as broken.
+                # A folder whose name ends in `.pt` is read as a step folder, and is therefore reported as broken.
                 found.append(layout_of(path).read_header(path))
             except OsmError as error:
                 broken[path] = str(error)
@@ -89,18 +90,18 @@ def readable_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_intact(folder: Path, world: World, known_broken: Mapping[Path, str]) -> Path | None:
-    """Find the newest checkpoint in a run's folder whose checksums match. All ranks must call it together.
+    """Find the newest checkpoint in a run's folder whose checksums match. All ranks must call this function together.
 
-    Broken checkpoints are renamed, with a warning, once an intact one is found.
+    Once an intact checkpoint is found, the broken checkpoints are renamed, and a warning is logged for each.
 
     Args:
-        known_broken: checkpoints that could not be loaded although their checksums match, with the reason.
+        known_broken: checkpoints that could not be loaded although their checksums match, as path -> reason.
 
     Returns:
         the path of the checkpoint; None if the folder has no checkpoints.
 
     Raises:
-        OsmError: there are checkpoints, but none is intact.
+        OsmError: the folder has checkpoints, but none of them is intact.
     """
     return world.from_main(lambda: _newest_intact(folder, known_broken))
 
@@ -122,14 +123,14 @@ def _newest_intact(folder: Path, known_broken: Mapping[Path, str]) -> Path | Non
         return checkpoint.path
     if broken:
         raise OsmError(
-            f"none of the {len(broken)} checkpoints in --run_name {folder} is intact; to start anew, choose another "
-            "folder or remove them:\n  " + "\n  ".join(broken.values())
+            f"none of the {len(broken)} checkpoints in --run_name {folder} is intact; to start from scratch, choose a "
+            "different folder or remove the checkpoints:\n  " + "\n  ".join(broken.values())
         )
     return None
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a broken checkpoint. Returns the part of a warning that reports the new name."""
+    """Rename a broken checkpoint to `<name>.broken`, and return a clause for a warning that reports the new name."""
     for number in range(1, 1000):
         target = path.with_name(f"{path.name}.broken{number if number > 1 else ''}")
         if not target.exists():
@@ -142,7 +143,7 @@ def _set_aside(path: Path) -> str:
 
 
 def _finish_renaming(folder: Path) -> None:
-    """Rename step folders that are complete but still have their temporary name, because the run was killed."""
+    """Rename complete step folders that still have a temporary name because the run was killed before the rename."""
     for temporary in unfinished_folders(folder):
         path = temporary.with_suffix("")
         if path.exists() or not is_step_name(path.name):
@@ -151,18 +152,18 @@ def _finish_renaming(folder: Path) -> None:
             verify(temporary)
             temporary.rename(path)
         except (OsmError, OSError):
-            continue  # The folder is incomplete. The next save removes it.
+            continue  # an incomplete folder, which `CheckpointWriter` removes
 
 
 @functools.cache
 def local_checkpoint(location: str) -> Path:
-    """Return the local path of the checkpoint given by `--resume_from_checkpoint`.
+    """Return the local path of the checkpoint that is given with `--resume_from_checkpoint`.
 
     A remote checkpoint is downloaded into the cache once per run.
 
     Raises:
-        OsmError: there is no such file.
-        RunStopped: the file cannot be fetched.
+        OsmError: the remote file does not exist.
+        RunStopped: the remote file cannot be downloaded.
     """
     flag = "--resume_from_checkpoint"
     if not is_remote(location):
@@ -174,7 +175,7 @@ def local_checkpoint(location: str) -> Path:
     names = shard_files(read_run_document(folder).get("files"))
     if names is None:  # a checkpoint of older code, which does not list its files
         return localize(url, flag, folder=True)
-    # Missing files are not an error here, because `verify` reports them.
+    # A missing file is not an error here, because `verify` reports missing files.
     user_cache().get_all({join(url, name): None for name in names}, url, missing=True)
     return folder
 
@@ -187,8 +188,8 @@ class CheckpointWriter:
 
     Args:
         folder: the run's folder.
-        keep: number of step folders to keep; older ones are removed.
-        delete_previous: remove the previous `.pt` checkpoint after writing a new one.
+        keep: number of step folders to keep; older step folders are removed.
+        delete_previous: remove the previous `.pt` checkpoint after a new `.pt` checkpoint is written.
     """
 
     def __init__(self, folder: Path, keep: int, delete_previous: bool, world: World) -> None:
@@ -208,14 +209,14 @@ class CheckpointWriter:
         schedule: LRScheduler,
         progress: Mapping[str, Any],
     ) -> Path:
-        """Write the `.pt` checkpoint after an epoch, and return its path.
+        """Write the `.pt` checkpoint of a finished epoch, and return the path of the file.
 
         Raises:
             OSError: the file cannot be written.
         """
         path = epoch_file(self.folder, epoch)
         previous = None
-        if self.delete_previous and self.world.is_main:  # otherwise no other checkpoint needs to be opened
+        if self.delete_previous and self.world.is_main:  # otherwise no existing checkpoint needs to be opened
             previous = next((p for p in readable_checkpoints(self.folder) if p.is_file()), None)
         _PUBLISHED.write(path, epoch, model, optimizer, schedule, progress, self.world)
         if previous is not None and previous != path:
@@ -225,10 +226,10 @@ class CheckpointWriter:
     def start_step(
         self, step: int, model: OmniScientModel, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
     ) -> None:
-        """Copy the state and start writing a step folder, while the training continues.
+        """Copy the training state, and start writing it to a step folder in the background while training continues.
 
         Raises:
-            RunStopped: this checkpoint or the one before could not be written.
+            RunStopped: this checkpoint or the previous checkpoint could not be written.
         """
         self.wait()
         path = step_folder(self.folder, step)
@@ -255,10 +256,10 @@ class CheckpointWriter:
             raise self._failure(path, error) from None
 
     def _prune(self, written: Path) -> None:
-        """Remove all step folders except the newest ones and the one that was just written."""
+        """Remove all step folders except the newest `keep` folders and the folder that was just written."""
         readable = []
         for path in step_folders(self.folder):
-            # A broken folder stays. The next start sets it aside.
+            # A broken step folder is kept here, because resuming the run renames the folder to `<name>.broken`.
             with contextlib.suppress(UnreadableCheckpoint):
                 readable.append(_SHARDED.read_header(path))
         for old in sorted(readable, reverse=True)[self.keep :]:
@@ -269,16 +270,16 @@ class CheckpointWriter:
         shutil.rmtree(path.with_name(path.name + ".tmp"), ignore_errors=True)
         newest = next(iter(readable_checkpoints(self.folder)), None) or "none in that folder"
         return RunStopped(
-            f"checkpoint {path} could not be written ({last_line(error)}). The newest intact one: {newest}. "
+            f"checkpoint {path} could not be written ({last_line(error)}). The newest intact checkpoint: {newest}. "
             "Free disk space, and run the same command to resume from it"
         )
 
     def wait(self) -> None:
-        """Wait until the pending step folder is complete. Raises RunStopped if it could not be written."""
+        """Wait until the pending step folder is complete. Raises RunStopped if the folder could not be written."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """End the writing thread, whether or not its work succeeded."""
+        """Shut down the background writer thread, whether or not its last checkpoint could be written."""
         self._thread.shutdown(wait=True)

@@ -1,4 +1,4 @@
-"""The processes of a run: the rank of this process, its device, and collective calls."""
+"""The processes of a training run: this process's rank and device, and collective calls over all ranks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ T = TypeVar("T")
 
 @dataclass
 class World:
-    """The rank of this process and its collective calls. With one process, every collective call returns at once.
+    """This process's rank and device, and its collective calls, which return immediately in a single-process run.
 
     Attributes:
-        rank: number of this process among all processes.
+        rank: rank of this process among all processes, from 0.
         size: number of processes.
         device: the device of this process.
         local_size: number of processes on this machine.
-        checkpoint_group: process group for collective calls that run beside the training; None with one process.
+        checkpoint_group: a separate process group for collective calls that run concurrently with the training; None
+            in a single-process run.
     """
 
     rank: int
@@ -38,23 +39,23 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is rank 0, which writes files and messages."""
+        """Whether this process is rank 0, the rank that writes files and messages."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks, in place, and return it."""
+        """Sum a tensor over all ranks in place, and return the tensor."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def total(self, counts: Counter[str]) -> Counter[str]:
-        """Return the sum of the counts of all ranks."""
+        """Return the counts summed over all ranks."""
         return sum(self.gathered(counts), Counter())
 
     def gathered(self, value: T) -> list[T]:
         """Return the values of all ranks, ordered by rank.
 
-        The values are exchanged as pickles, which is safe because they only come from processes of the same run.
+        The values are exchanged as pickles, which is safe because they come only from processes of the same run.
         """
         if self.size == 1:
             return [value]
@@ -63,10 +64,10 @@ class World:
         return values
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Return on every rank what `make` returns on rank 0.
+        """Call `make` on rank 0, and return its result on every rank.
 
         Raises:
-            OsmError, OSError: `make` raised it on rank 0. It is then raised on all ranks.
+            OsmError, OSError: `make` raised this error on rank 0. The error is then raised on all ranks.
         """
         result: tuple[T | None, Exception | None] = (None, None)
         if self.is_main:
@@ -85,7 +86,7 @@ class World:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Destroy the process group, if the run has more than one process."""
         if self.size > 1:
             dist.destroy_process_group()
 
@@ -95,13 +96,14 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
 
     Args:
         device: a torch device, or `auto`.
-        backend: `nccl` or `gloo`; empty for nccl on CUDA and gloo on other devices.
-        url: where the processes meet, as `init_method` of `torch.distributed.init_process_group`.
+        backend: `nccl` or `gloo`; empty for nccl on CUDA and gloo on all other devices.
+        url: the `init_method` of `torch.distributed.init_process_group`, at which the processes rendezvous.
         no_set_device_rank: do not choose the GPU by the local rank.
-        num_threads: torch threads of this process on CPU; 0 for cores / processes of this machine.
+        num_threads: number of torch threads of this process on a CPU; 0 for the machine's cores divided by its
+            processes.
 
     Raises:
-        OsmError: there are fewer GPUs than processes, or the backend does not support the device.
+        OsmError: this machine has fewer GPUs than processes, or the backend does not support the device.
     """
     rank, size, local = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
     chosen = pick_device(device)
@@ -110,14 +112,14 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
     if chosen.type == "cuda" and not no_set_device_rank and chosen.index is None:
         if local >= torch.cuda.device_count():
             raise OsmError(
-                f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
-                f"--nproc_per_node {torch.cuda.device_count()}, or --device cpu"
+                f"local rank {local} has no GPU, because this machine has only {torch.cuda.device_count()}; "
+                f"use --nproc_per_node {torch.cuda.device_count()}, or --device cpu"
             )
         chosen = torch.device("cuda", local)
     if chosen.type == "cuda":
         if chosen.index is not None:
             torch.cuda.set_device(chosen)
-        # If CUDA is not initialized, a device mesh sets the device to LOCAL_RANK and ignores `device`.
+        # If CUDA is not initialized yet, a device mesh sets the current device to LOCAL_RANK and ignores `device`.
         torch.cuda.init()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if chosen.type == "cpu":
@@ -128,10 +130,10 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
     if size > 1:
         name = backend or ("nccl" if chosen.type == "cuda" else "gloo")
         if name == "nccl" and chosen.type != "cuda":
-            raise OsmError(f"--dist-backend nccl needs CUDA, this process runs on {chosen.type}; gloo works there")
-        # Checkpoints are written through the CPU, so gloo is needed there whatever backend exchanges the gradients.
+            raise OsmError(f"--dist-backend nccl requires CUDA, but this process runs on {chosen.type}; use gloo")
+        # Checkpoints are written from CPU tensors, so CPU tensors need gloo whichever backend exchanges the gradients.
         _join(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, url)
-        # A separate group, so that collective calls of a checkpoint and of the training cannot be confused.
+        # A separate group keeps the collective calls of checkpoint writing apart from those of the training.
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)
         return World(rank, size, chosen, local_size, group)
@@ -143,9 +145,9 @@ def _join(backend: str, url: str) -> None:
     if url != "env://" or restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         dist.init_process_group(backend, init_method=url)
         return
-    # The store of torchrun outlives the processes. Without a prefix, restarted processes would find the addresses of
-    # dead ones. With several agents the restart count is not equal on all of them, so a prefix cannot be used. There,
-    # torchrun has to create a new store for each restart (see the cluster scripts).
+    # torchrun's store outlives the processes. Without a prefix, restarted processes would find the addresses of dead
+    # processes. With several torchrun agents (machines), the restart count may differ between agents, so the count
+    # cannot be a prefix. In that case, torchrun must create a new store for each restart (see the cluster scripts).
     store, rank, size = next(dist.rendezvous(url))
     dist.init_process_group(backend, store=dist.PrefixStore(f"restart {restarts}", store), rank=rank, world_size=size)
 

@@ -1,8 +1,8 @@
-"""Converts the files of a trained model: the commands `osm export` and `osm import`.
+"""Converts trained models between file formats: the commands `osm export` and `osm import`.
 
-A trained model is a folder (config.json, model.safetensors) or a published `.pt` file. `osm export` writes either form
-from anything that a run writes. `osm import` writes either form from a published file, which does not contain its
-model config.
+A trained model is stored as a folder (config.json, model.safetensors) or as a published `.pt` file. `osm export`
+converts any output of a training run to either format. `osm import` converts a published file, which does not contain
+its model config, to either format.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ OPTIMIZER = "optimizer_state_dict"
 
 
 class Source(NamedTuple):
-    """The content of a file or folder with a trained model.
+    """The contents of a file or folder that stores a trained model.
 
     Attributes:
-        config: the config document; None if the file is a published one.
-        state: the tensors under their published names.
-        where: the name of the file or folder in messages.
-        rest: all other entries, such as the optimizer state and the progress.
+        config: the model config as a document; None for a published file, which contains no config.
+        state: the model's tensors by their published names.
+        where: the file or folder as it is called in messages.
+        rest: all remaining entries, such as the optimizer state and the progress.
     """
 
     config: Any
@@ -60,16 +60,16 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path) -> Source:
-    """Read a trained model.
+    """Read a trained model from a run's folder, a checkpoint or a model folder.
 
     Args:
-        path: a run's folder (its newest checkpoint is read), a checkpoint, or a folder such as `final`.
+        path: a run's folder (its newest checkpoint is read), a checkpoint, or a model folder such as `final`.
 
     Raises:
-        OsmError: there is no trained model at `path`, or it is broken.
+        OsmError: `path` contains no trained model, or the model's files are broken.
     """
     if not path.exists():
-        raise OsmError(f"{path}: no such file or folder; a run's folder, a .pt checkpoint or a folder `final` is read")
+        raise OsmError(f"{path}: no such file or folder; expected a run's folder, a .pt checkpoint or a folder `final`")
     if not path.is_dir():
         document = files.read_published(path)
         state = document.pop("model_state_dict")
@@ -86,7 +86,7 @@ def read_source(path: Path) -> Source:
 
 
 def _read_step_folder(path: Path) -> Source:
-    """Read a checkpoint of `osm.training.sharded_layout`."""
+    """Read a trained model from a step folder, a checkpoint in the layout of `osm.training.sharded_layout`."""
     document = read_run_document(path)
     tensors = read_tensors(path)
     named = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
@@ -102,17 +102,17 @@ def export(source: Path, out: str | Path, with_optimizer: bool = False, force: b
 
     Args:
         source: see `read_source`.
-        out: a name that ends in `.pt` or `.pth` is written as a file, any other name as a folder. It may be a URL on
-            `s3://` or `gs://`. The output is then staged on this machine and uploaded when it is complete.
+        out: a name that ends in `.pt` or `.pth` is written as a file, any other name as a folder. `out` may be a URL
+            that begins with `s3://` or `gs://`. The output is then staged on this machine, and uploaded once complete.
         with_optimizer: also write the optimizer state and the progress, so that training can be resumed.
-        force: replace an older model at `out`.
+        force: replace an existing model at `out`.
         half: round the values to float16.
 
     Returns:
         a line that describes what was written.
 
     Raises:
-        OsmError: the source has no model or no config, or there is something at `out` that must not be replaced.
+        OsmError: the source has no model or no config, or `out` already exists and must not be replaced.
         RunStopped: the server of a remote `out` does not answer.
     """
     with target(out, force) as path:
@@ -120,23 +120,27 @@ def export(source: Path, out: str | Path, with_optimizer: bool = False, force: b
 
 
 def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool) -> str:
-    """Write to `path`. Messages name the output `out`, which may be the URL that `path` is uploaded to."""
+    """Export a model to the local `path`. Messages call the output `out`, which may be the URL of a later upload."""
     published = path.suffix in PUBLISHED_SUFFIXES
     if half and with_optimizer:
-        raise OsmError("--half: training cannot be resumed from rounded values; leave out --half, or --with_optimizer")
+        raise OsmError(
+            "--half cannot be combined with --with_optimizer, because training cannot be resumed from half precision"
+        )
     if with_optimizer and not published:
-        raise OsmError(f"--with_optimizer: the folder {out} has no place for it; export to a name that ends in .pt")
+        raise OsmError(
+            f"--with_optimizer: a folder ({out}) cannot store the optimizer state; export to a name that ends in .pt"
+        )
     found = read_source(source)
     if found.config is None:
         raise OsmError(
-            f"{found.where} does not contain its model's config, like all published files: "
+            f"{found.where} does not contain its model's config, like all published files; use "
             f"osm import {source} {out} --config <the config it was trained with>"
         )
     if with_optimizer and OPTIMIZER not in found.rest:
         raise OsmError(f"--with_optimizer: {found.where} has no {OPTIMIZER}")
     wanted = blank_entries(files.model_config(found.config, found.where), found.state, found.where)
     given = files.fitting(wanted, found.state, found.where)
-    # An entry may be a view of a larger tensor, which would be written as a whole, so each entry is copied.
+    # Each entry is copied, because an entry may be a view of a larger tensor, and torch.save stores the whole storage.
     entries = {name: given[name].reshape(blank.shape).clone() for name, blank in wanted.items()}
     if half:
         entries = {name: _halved(value, name, found.where) for name, value in entries.items()}
@@ -145,40 +149,41 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
     try:
         document = json.loads(json.dumps(found.config))  # tuples become lists, as in a JSON file
     except (TypeError, ValueError) as error:
-        raise OsmError(f"{found.where}: its config holds more than plain values ({error})") from None
+        raise OsmError(f"{found.where}: its config contains values that JSON does not support ({error})") from None
     write(path, document, entries, found.rest if with_optimizer else {})
     return _summary(out, entries, found.where)
 
 
 def _halved(value: Tensor, name: str, where: str) -> Tensor:
-    """Return a tensor in float16. Raises OsmError if float16 cannot represent a value."""
+    """Return a tensor converted to float16. Raises OsmError if float16 cannot represent one of the values."""
     small = value.half()
     if not small.isfinite().all():
-        raise OsmError(f"--half: {where}: {name} has values that float16 does not hold (beyond 65504, or not finite)")
+        raise OsmError(f"--half: {where}: float16 cannot represent some values of {name} (above 65504, or not finite)")
     return small
 
 
 def import_published(
     zoo: Path, out: str | Path, config: ModelConfig, widths: Mapping[str, int | None], base: str, force: bool = False
 ) -> str:
-    """Write a published file, which does not contain its model config, as a model with a config.
+    """Convert a published file, which does not contain its model config, to a model with a config.
 
-    The model is built, so that every entry of the file is checked.
+    The config's model is built, so that every entry of the file is checked against the model.
 
     Args:
         zoo: the published file.
         out: see `export`.
-        config: the config of the model in which the file was trained. Modes that only the file has are added to it.
+        config: the config of the model that the file was trained with. Modes that only the file has are added to the
+            written config.
         widths: see `check_widths`.
-        base: the name of the config in messages.
-        force: replace an older model at `out`.
+        base: the config as it is called in messages.
+        force: replace an existing model at `out`.
 
     Returns:
         a line that describes what was written.
 
     Raises:
-        OsmError: the file is not a published one or does not fit the config, the base model is not found, or there is
-            something at `out` that must not be replaced.
+        OsmError: the file is not a published file or does not fit the config, the base model is not found, or `out`
+            already exists and must not be replaced.
         RunStopped: the server of a remote `out` does not answer.
     """
     with target(out, force) as path:
@@ -186,18 +191,18 @@ def import_published(
 
 
 def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mapping[str, int | None], base: str) -> str:
-    """Write to `path`. Messages name the output `out`, which may be the URL that `path` is uploaded to."""
+    """Import a model to the local `path`. Messages call the output `out`, which may be the URL of a later upload."""
     if zoo.is_dir():
-        raise OsmError(f"{zoo} is a folder, and a published .pt file is imported; osm export reads folders")
+        raise OsmError(f"{zoo} is a folder; osm import reads a published .pt file, and osm export reads folders")
     found = read_source(zoo)
     if found.config is not None:
-        raise OsmError(f"{found.where} contains its model's config: osm export {zoo} {out}")
+        raise OsmError(f"{found.where} already contains its model's config; use osm export {zoo} {out}")
     model, _ = build(config.with_modes(_modes(found.state)))
     check_widths(model, *(widths.get(flag) for flag in WIDTH_FLAGS))
     try:
         files.load_published_state_dict(model, found.state, found.where)
     except OsmError as error:
-        raise OsmError(f"{error}; {base} is another model than it was trained in; name that one") from None
+        raise OsmError(f"{error}; {base} is not the model that the file was trained with; name that model") from None
     document, entries = files.config_document(model), files.published_state_dict(model)
     write(path, document, entries, {})
     return _summary(out, entries, found.where)
@@ -205,13 +210,14 @@ def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mappin
 
 @contextmanager
 def target(out: str | Path, force: bool) -> Iterator[Path]:
-    """Yield the local path to which the block writes a model.
+    """Yield the local path to which the body of the `with` statement writes a model.
 
-    The path is `out` itself, or for a URL a staged path, which is uploaded when the block ends without an exception.
+    The path is `out` itself, or for a URL a local staging path, which is uploaded when the body ends without an
+    exception.
 
     Raises:
-        OsmError: there is something at `out` that must not be replaced (without `force`), or another process writes
-            there.
+        OsmError: `out` already exists and must not be replaced (without `force`), or a different process is writing to
+            `out`.
         RunStopped: the server does not answer.
     """
     location = check_output(out, "out")
@@ -221,7 +227,7 @@ def target(out: str | Path, force: bool) -> Iterator[Path]:
     elif location.endswith(PUBLISHED_SUFFIXES):
         with remote_file(location, "out") as path:
             if not force and remote.exists(location):
-                raise OsmError(f"{location} is there already: name another, or replace it with --force")
+                raise OsmError(f"{location} already exists: choose a different name, or replace it with --force")
             yield path
     else:
         output = open_output(location, "out")
@@ -230,8 +236,8 @@ def target(out: str | Path, force: bool) -> Iterator[Path]:
             staged = any((output.path / name).is_file() for name in FOLDER_FILES)
             _check_remote_folder(output.where, there, force, staged)
             yield output.path
-            # A remote folder counts as a model if it has a config. So the old config is removed first, and the new one
-            # is uploaded last.
+            # A remote folder counts as a model only if it has a config. To keep an interrupted upload from looking like
+            # a model, the old config is removed first, and the new config is uploaded last.
             config, weights = FOLDER_FILES
             if config in there:
                 output.remove(config)
@@ -239,42 +245,45 @@ def target(out: str | Path, force: bool) -> Iterator[Path]:
 
 
 def _check_remote_folder(out: str, there: Mapping[str, int], force: bool, staged: bool) -> None:
-    """Check a remote folder as `check_out` checks a local one.
+    """Check whether a model may be written to a remote folder; the counterpart of `check_out` for URLs.
 
     Args:
         out: the URL, for messages.
-        there: the sizes of the files in the remote folder.
-        staged: whether this machine has files of an interrupted upload, which may have left weights without a config.
+        there: file name -> size of the files in the remote folder.
+        staged: whether this machine has staged files of an interrupted upload, which may have left weights without a
+            config in the remote folder.
     """
     config, weights = FOLDER_FILES
     if not there or (staged and config not in there and weights in there):
         return
     if not {config, weights} & there.keys():
-        raise OsmError(f"{out} is there and holds no model that could be replaced: name another folder, or a .pt file")
+        raise OsmError(f"{out} already exists but holds no model that could be replaced; choose a different path")
     if not force:
-        half = "" if config in there else f" (without its {config}, as an upload that was cut off leaves it)"
-        raise OsmError(f"{out} is there already{half}: name another, or replace it with --force")
+        half = "" if config in there else f" (without its {config}, probably because an upload was interrupted)"
+        raise OsmError(f"{out} already exists{half}: choose a different name, or replace it with --force")
 
 
 def check_out(out: Path, force: bool) -> None:
     """Check whether a model may be written to a local path.
 
     Raises:
-        OsmError: there is something at `out` that is not a model of this form, or a model and `force` is not set.
+        OsmError: `out` exists and is not a model in the same file format, or is a model and `force` is not set.
     """
     file = out.suffix in PUBLISHED_SUFFIXES
     if not out.exists() or (not file and out.is_dir() and not any(out.iterdir())):
         return
     if file and not out.is_file():
-        raise OsmError(f"{out} is a folder, and a name that ends in {out.suffix} is written as a file: name another")
+        raise OsmError(
+            f"{out} is a folder, but a name that ends in {out.suffix} is for a file; choose a different name"
+        )
     if not file and not any((out / name).is_file() for name in FOLDER_FILES):
-        raise OsmError(f"{out} is there and holds no model that could be replaced: name another folder, or a .pt file")
+        raise OsmError(f"{out} already exists but holds no model that could be replaced; choose a different path")
     if not force:
-        raise OsmError(f"{out} is there already: name another, or replace it with --force")
+        raise OsmError(f"{out} already exists: choose a different name, or replace it with --force")
 
 
 def write(out: Path, document: dict[str, Any], entries: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    """Write a `.pt` file or a folder under a temporary name, and rename it when it is complete.
+    """Write a model as a `.pt` file or folder under a temporary name, and rename the output when it is complete.
 
     Raises:
         OsmError: the output cannot be written.
@@ -295,7 +304,7 @@ def write(out: Path, document: dict[str, Any], entries: dict[str, Tensor], rest:
 
 
 def _modes(names: Iterable[str]) -> list[str]:
-    """Return the modes that have an entry among the names of published entries."""
+    """Return the modes that have an entry `mode_query.<mode>` among the names of a model's published entries."""
     return [
         mode
         for table, _, mode in (str(name).replace("module.", "").partition(".") for name in names)
@@ -304,12 +313,12 @@ def _modes(names: Iterable[str]) -> list[str]:
 
 
 def _summary(out: str, entries: Mapping[str, Tensor], where: str) -> str:
-    """Return the line that describes what was written."""
+    """Return a line that describes a written model: the output, the number of entries, the source and the modes."""
     return f"{out}: {len(entries)} entries of {where}; modes {', '.join(_modes(entries))}"
 
 
 def export_parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm export`."""
+    """Return the argument parser of `osm export`."""
     out = CommandParser(
         prog="osm export",
         allow_abbrev=False,
@@ -330,7 +339,7 @@ def export_parser() -> argparse.ArgumentParser:
 
 
 def import_parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm import`."""
+    """Return the argument parser of `osm import`."""
     out = CommandParser(
         prog="osm import",
         allow_abbrev=False,

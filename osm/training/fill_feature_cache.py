@@ -1,4 +1,4 @@
-"""Fills the feature cache before training, so that the frozen tower runs once for each view of an image."""
+"""Fills the feature cache before training, so that the frozen tower runs only once for each view of an image."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ logger = message_logger(__name__)
 
 
 def open_cache(folder: str, model: OmniScientModel, transform: SampleTransform) -> FeatureCache:
-    """Open the cache of the model's tower.
+    """Open the feature cache, which stores the output tokens of the model's frozen tower.
 
-    The name of its folder is a hash of everything that the tokens depend on: the tower's weights, the sizes and the
-    views. Another tower or another setting gives another folder.
+    The name of the cache folder is a hash of everything that the tokens depend on: the tower's weights and config, the
+    input sizes, the image normalization and the views. A different tower or setting results in a different folder.
     """
     config, sample = model.config, transform.config
     depends_on = {
@@ -55,7 +55,9 @@ def fill(
     world: World,
     shard_cache: FileCache | None = None,
 ) -> Counter[str]:
-    """Compute this rank's share of the missing views of a set. The computation can be interrupted and repeated.
+    """Compute and cache the tower tokens of this rank's share of a dataset's views, except the views already cached.
+
+    If the computation is interrupted, calling this function again computes only the views that are still missing.
 
     Returns:
         the number of skipped samples by reason. The sample stream skips the same samples.
@@ -64,8 +66,9 @@ def fill(
         OsmError: the disk does not have enough free space.
     """
     skipped: Counter[str] = Counter()
-    # All ranks must divide the views in the same way. So existing views are removed after the division, because other
-    # ranks may already be writing. The shuffle also balances the views that an interrupted run has not computed.
+    # All ranks must divide the views in the same way. A rank may already be writing views while a slower rank still
+    # lists them, so views in the cache are removed only after the division. The shuffle also balances the work that an
+    # interrupted run left over.
     every_view = [
         (shard, raw.cache_key, view)
         for shard in shards
@@ -104,14 +107,14 @@ def fill(
 
 
 def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None:
-    """Raise OsmError if the disk does not have room for a number of views, and report the size of a large cache."""
+    """Raise OsmError if the disk has too little free space for `views` views, and log the size of a large cache."""
     need = views * model.window_pos_embed.numel() * 2
     cache.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(Path(cache.folder)).free
     if need > free:
         raise OsmError(
-            f"--feature_cache {cache.folder.parent}: {views} views need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
-            "free; use fewer --views, or another folder"
+            f"--feature_cache {cache.folder.parent}: {views} views need {need / 1e9:.1f} GB, but only "
+            f"{free / 1e9:.1f} GB are free; use fewer --views, or a different folder"
         )
     if need > 1e9:
         logger.info(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}")

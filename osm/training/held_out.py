@@ -1,4 +1,4 @@
-"""Evaluation during training, on samples that are never trained on. The samples are chosen by their keys."""
+"""Evaluation during training, on held-out samples. Samples are held out by their keys, and never trained on."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from osm.training.task import MixLoss, TrainTask
 
 
 class HeldOut:
-    """Evaluates a model on the held-out samples of all sets.
+    """Evaluates a model on the held-out samples of all datasets.
 
     Args:
-        sets: for each set its row of the dataset table, its shards, and its batch size.
-        transform: makes samples. The random values of each sample derive from its key, so they never change.
-        share: the share of the samples that is held out.
-        count: the largest number of samples to evaluate per set.
-        precision: the precision of the training; the forwards of the evaluation compute in it, too.
+        sets: dataset name -> its row of the dataset table, its shards, and its batch size.
+        transform: makes training samples from raw samples. The random values of a sample derive from its key, so they
+            are the same in every evaluation.
+        share: the fraction of the samples that is held out.
+        count: the largest number of samples to evaluate per dataset.
+        precision: the training precision, in which the evaluation also runs its forward passes.
         indexes: indexes of the shards.
         shard_cache: cache for remote shards.
     """
@@ -56,12 +57,13 @@ class HeldOut:
         self._raws: dict[str, list[RawSample]] = {}
 
     def evaluate(self, task: TrainTask, loss: MixLoss) -> dict[str, float]:
-        """Evaluate a model. All ranks must call this method together.
+        """Evaluate a model on the held-out samples. All ranks must call this method together.
 
         Returns:
-            `eval/loss`, the mean cross entropy per token, and `eval/accuracy`, the share of rows whose name is exact;
-            both over all rows, and as `eval/loss/<set>/<own|any>` for each group. A name is exact if all its tokens
-            and the end token are the most likely ones, so that greedy search would generate it.
+            `eval/loss`, the mean cross entropy per token, and `eval/accuracy`, the fraction of rows whose name is
+            predicted exactly. Both metrics are computed over all rows, and also for each group, as
+            `eval/loss/<set>/<own|any>`. A name is predicted exactly if each of its tokens and the end token is the most
+            likely token, so that greedy search would generate the name.
         """
         groups = loss.groups
         sums = torch.zeros(4, len(groups), dtype=torch.float64)  # cross entropy, tokens, rows, exact rows
@@ -88,10 +90,10 @@ class HeldOut:
         return self.world.sum(on_device.to(self.world.device)).cpu()
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """Yield this rank's batches, each with the weight 1, and then batches with the weight 0.
+        """Yield this rank's batches, each with the weight 1, followed by padding batches with the weight 0.
 
-        With FSDP, all ranks must run the same number of forwards, so a rank with fewer samples repeats one of them with
-        the weight 0.
+        With FSDP, all ranks must run the same number of forward passes, so a rank with fewer samples repeats one of its
+        samples with the weight 0.
         """
         for name, (dataset, shards, size) in self.sets.items():
             if name not in self._raws:
@@ -101,14 +103,16 @@ class HeldOut:
             filling = mine[:1] or list(islice(self._samples(dataset, raws, faults), 1))
             if not filling:
                 why = f"all were skipped: {dict(faults)}" if faults else f"none in {len(shards)} shard(s)"
-                raise OsmError(f"--held_out_share {self.share}: no sample of {name} to evaluate on ({why}); give more")
+                raise OsmError(
+                    f"--held_out_share {self.share}: {name} has no usable held-out samples ({why}); hold out more"
+                )
             for number in range(-(-len(raws) // (size * self.world.size))):
                 chosen = mine[number * size : (number + 1) * size]
                 batch = make_batch(chosen or filling, dataset.name, self.transform.processor, "answer", number)
                 yield in_both_modes(batch), float(bool(chosen))
 
     def _samples(self, dataset: Dataset, raws: list[RawSample], faults: Counter[str]) -> Iterator[Sample]:
-        """Yield the usable samples, and count the others in `faults`."""
+        """Yield the usable samples, and count the skipped samples by reason in `faults`."""
         for raw in raws:
             seed = int.from_bytes(hashlib.sha256(f"evaluation: {raw.key}".encode()).digest()[:8], "big")
             try:
@@ -118,9 +122,9 @@ class HeldOut:
                 faults[error.reason] += 1
 
     def _find(self, shards: list[str]) -> list[RawSample]:
-        """Return the first held-out samples in the order of the shards.
+        """Return the first held-out samples, at most `count`, in the order of the shards.
 
-        The raw samples are kept in memory, so the shards are searched only once.
+        `_batches` keeps the raw samples in memory, so the shards are searched only once.
         """
         raws: list[RawSample] = []
         reader = ShardReader(self.shard_cache)
@@ -139,7 +143,10 @@ class HeldOut:
 
 
 def in_both_modes(batch: Batch) -> Batch:
-    """Return a batch with every row twice, in the set's own mode and in `any`, so both groups have the same masks."""
+    """Return a batch with every row twice: once in its dataset's own mode, and once in the open-vocabulary mode `any`.
+
+    The metrics of both modes are therefore measured on the same masks.
+    """
     text = Text(*(value.repeat(2, 1) for value in vars(batch.text).values()))
     return replace(
         batch,
@@ -152,12 +159,12 @@ def in_both_modes(batch: Batch) -> Batch:
 
 
 def best_so_far(metric: str, found: Mapping[str, float], best: float | None) -> bool:
-    """Return whether an evaluation is the best one yet.
+    """Return whether an evaluation is better than every earlier evaluation of the run.
 
     Args:
         metric: `accuracy` (higher is better) or `loss` (lower is better).
-        found: see `HeldOut.evaluate`.
-        best: the best value before; None if there is none.
+        found: the metrics that `HeldOut.evaluate` returned.
+        best: the best earlier value of the metric; None if there is no earlier evaluation.
     """
     value = found[f"eval/{metric}"]
     return best is None or (value > best if metric == "accuracy" else value < best)

@@ -1,4 +1,4 @@
-"""Measure the losses per dataset and mode, names, times, FLOPs and memory between two lines of the training log."""
+"""Measures the values of a training log line: the losses per dataset and mode, throughput, FLOPs and memory."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# The dense bf16 and fp16 TFLOP/s of a device, from the vendor's data sheet.
+# Device name -> peak bf16 and fp16 TFLOP/s without sparsity, from the vendors' data sheets.
 PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "A100": 312.0}
 PEAK_TFLOPS |= {"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "V100": 125.0}
 
 
 def peak_flops(device: torch.device, precision: str, given: float) -> float:
-    """Return the peak FLOP/s of one device at a precision, or 0 if it is unknown.
+    """Return the peak FLOP/s of one device at a precision, or 0 if the peak is unknown.
 
     Args:
-        given: the TFLOP/s from `--peak_tflops`, or 0.
+        given: the TFLOP/s from `--peak_tflops`, or 0 if the flag is not given.
     """
     if given:
         return given * 1e12
     if device.type != "cuda" or precision == "fp32":
         return 0.0
     name = torch.cuda.get_device_name(device)
-    # Longer names come first, so that an L40S does not match L4.
+    # Longer names are compared first, because the name of an L40S also contains "L4".
     found = [peak for key, peak in sorted(PEAK_TFLOPS.items(), key=lambda item: -len(item[0])) if key in name]
     return found[0] * 1e12 if found else 0.0
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the peak memory of this process in GiB, on its GPU or else in RAM. It is 0 if it cannot be measured."""
+    """Return this process's peak memory in GiB: GPU memory on CUDA, otherwise RAM; 0 if it cannot be measured."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if resource is None:
@@ -52,15 +52,15 @@ def memory_gib(device: torch.device) -> float:
 
 @dataclass
 class Interval:
-    """The result of a meter.
+    """What a `Meter` measured between two lines of the training log.
 
     Attributes:
         loss: the mean loss of an optimizer step.
-        halves: the mean loss of each pair of dataset and mode, or NaN if it had no samples.
-        names: the number of trained names over all ranks.
+        halves: the mean loss of each (dataset, mode) pair; NaN for a pair without samples.
+        names: the number of names that were trained on, over all ranks.
         steps: the number of optimizer steps.
         seconds: the elapsed time of this process.
-        data_seconds: the part of `seconds` that this process waited for data.
+        data_seconds: the part of `seconds` in which this process waited for data.
     """
 
     loss: float
@@ -71,7 +71,7 @@ class Interval:
     data_seconds: float
 
     def record(self, groups: list[tuple[str, str]]) -> dict[str, Any]:
-        """Return the fields of a log record. `groups` are the (dataset, mode) of the entries of `halves`."""
+        """Return the fields of a log record. `groups` lists the (dataset, mode) pair of each entry of `halves`."""
         found = zip(groups, self.halves, strict=True)
         return {
             "loss": self.loss,
@@ -83,10 +83,10 @@ class Interval:
 
 
 class Meter:
-    """Sums of the losses and counts since the last log line. `result` adds them up over all ranks.
+    """Accumulates this rank's losses and counts since the last log line. `result` sums them over all ranks.
 
     Args:
-        groups: the number of pairs of dataset and mode.
+        groups: the number of (dataset, mode) pairs.
         world: the processes of the run.
     """
 
@@ -100,9 +100,9 @@ class Meter:
         """Add the losses of one forward pass of this process.
 
         Args:
-            index: the group of each row.
+            index: the index of each row's (dataset, mode) pair.
             losses: the loss of each row.
-            counts: the number that each row contributes to its group.
+            counts: the number of supervised tokens of each row.
             weights: the weight of each row in the loss of the step.
             micro_batches: the number of micro-batches of the step.
         """
@@ -112,12 +112,12 @@ class Meter:
         self.loss += reduce_losses(losses, weights).to(self.sums) / micro_batches
 
     def end_step(self, rows: Tensor) -> None:
-        """Count one optimizer step of all processes. `rows` is the number of its rows over all ranks."""
+        """Count one optimizer step. `rows` is the number of rows that the step trained on, over all ranks."""
         self.rows = self.rows + rows
         self.steps += 1
 
     def result(self) -> Interval:
-        """Return the sums over all ranks. This is a collective call."""
+        """Return the measurements over all ranks. All ranks must call this method together."""
         everything = torch.cat([self.sums.flatten(), self.loss[None]]).to(self.world.device)
         everything = self.world.sum(everything).double().cpu()
         sums, loss = everything[:-1].view(2, -1), float(everything[-1])

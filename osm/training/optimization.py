@@ -1,4 +1,4 @@
-"""The optimizer, the learning-rate schedule, and the precision in which a run computes."""
+"""The optimizer, the learning-rate schedule, and the numerical precision of a training run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return the trainable parameters in two groups, with and without weight decay.
+    """Return the trainable parameters as two optimizer groups: one with weight decay, and one without.
 
-    The weights of linear layers decay. Biases, norms, queries and embeddings do not.
+    Weight decay applies to the weights of linear layers, but not to biases, norms, queries and embeddings.
     """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
@@ -33,28 +33,30 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Build AdamW over the trainable parameters of a module; see `parameter_groups`."""
+    """Return an AdamW optimizer for the trainable parameters of a module; see `parameter_groups`."""
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=learning_rate)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, name: str, warmup_steps: int, total_steps: int) -> LRScheduler:
-    """Build one of the published schedules: constant, linear or cosine, each with a linear warmup.
+    """Return one of the published learning-rate schedules: constant, linear or cosine, each with a linear warmup.
 
     Args:
-        total_steps: number of optimizer steps of the whole run. The linear and cosine schedules reach 0 there.
+        name: `constant`, `linear` or `cosine`.
+        warmup_steps: number of optimizer steps of the warmup.
+        total_steps: number of optimizer steps of the whole run, at whose end the linear and cosine schedules reach 0.
     """
     return get_scheduler(_SCHEDULES[name], optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
 
 
 def advance(schedule: LRScheduler) -> None:
-    """Advance a schedule by one step. If the first optimizer step was skipped, torch's warning is suppressed."""
+    """Advance a schedule by one step, without torch's warning if the first optimizer step was skipped."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         schedule.step()
 
 
 def go_to_step(schedule: LRScheduler, step: int) -> None:
-    """Set a new schedule, and the learning rates of its optimizer, to their state after a number of steps."""
+    """Fast-forward a new schedule, and the learning rates of its optimizer, to a given optimizer step."""
     if step:
         state = {**schedule.state_dict(), "last_epoch": step - 1, "_step_count": step}
         schedule.load_state_dict(state)
@@ -62,13 +64,15 @@ def go_to_step(schedule: LRScheduler, step: int) -> None:
 
 
 def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) -> None:
-    """Cast the frozen parts to half precision if that saves memory without changing the precision of trained values.
+    """Cast the frozen parts of a model to half precision, if the training precision allows half-precision weights.
+
+    The cast saves memory. The trained parameters keep their precision.
 
     Raises:
         OsmError: the device does not support `precision`.
     """
     if precision == "fp16" and device.type not in ("cuda", "cpu"):
-        raise OsmError(f"--precision fp16 needs CUDA or a CPU, this process runs on {device.type}; fp32 works there")
+        raise OsmError(f"--precision fp16 requires CUDA or a CPU, but this process runs on {device.type}; use fp32")
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     if half is None and precision.startswith("amp_") and device.type == "cuda":
         half = torch.bfloat16
@@ -77,7 +81,7 @@ def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) ->
 
 
 def check_quantized(model: OmniScientModel, fsdp: bool, device: torch.device) -> None:
-    """Check whether training supports the quantization of the LLM.
+    """Check whether the LLM's quantization is supported in training.
 
     Raises:
         OsmError: the device cannot run an LLM in 8 or 4 bits, or FSDP would have to shard packed weights.
@@ -86,12 +90,12 @@ def check_quantized(model: OmniScientModel, fsdp: bool, device: torch.device) ->
     check_device(model.llm, name, device)
     if name and fsdp:
         raise OsmError(
-            f"model.llm.quantization {name!r} with --fsdp: packed weights cannot be cut into shards; leave one out"
+            f"model.llm.quantization {name!r} cannot be combined with --fsdp, because packed weights cannot be sharded"
         )
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which a forward computes: none for fp32, else autocast to float16 or bfloat16."""
+    """Return the autocast context of the forward passes: float16 or bfloat16, or a null context for fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)

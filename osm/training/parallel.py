@@ -1,6 +1,6 @@
-"""Distributes a model over the processes: a copy on each (DDP), or shards (FSDP2, full or hybrid).
+"""Distributes a model over the processes of a run, either replicated (DDP) or sharded (FSDP2, full or hybrid).
 
-This module also decides when gradients are exchanged, and converts between shards and full tensors.
+This module also controls when gradients are exchanged, and converts between sharded and full tensors.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def parallelize(
     shard_size: int,
     values: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """Distribute a training task over all processes, and return the module whose forward trains it.
+    """Distribute a training task over all processes, and return the module to call in the forward pass.
 
-    With FSDP, each block of the tower, of the LLM and of the layers inside the LLM is a unit, which is gathered when it
-    runs. The rest of the bridge is small. It forms one unit with all remaining parameters. Trained parameters,
-    gradients and optimizer state are sharded in the same way.
+    With FSDP, each block of the tower, each layer of the LLM and each gated bridge layer inside the LLM is one FSDP
+    unit, whose parameters are gathered when the unit runs. All remaining parameters, such as the rest of the small
+    bridge, form one more unit. Trained parameters, gradients and optimizer state are sharded in the same way.
 
     Args:
-        strategy: `full` shards over all processes. `hybrid` shards over groups of `shard_size` processes and copies
+        strategy: `full` shards over all processes. `hybrid` shards over groups of `shard_size` processes and replicates
             the shards across the groups.
-        shard_size: processes in a group; 0 for the number of processes on one machine.
-        values: with FSDP, on rank 0: the values of the parameters, by name, of a task that `on_meta_device` returned.
-            They are sent unit by unit, so that no rank except rank 0 ever holds more than its shards and one unit.
+        shard_size: number of processes in a group; 0 for the number of processes on one machine.
+        values: with FSDP, on rank 0: parameter name -> value, for a task that `on_meta_device` returned. The values are
+            broadcast unit by unit, so that every other rank holds at most its shards and one full unit.
 
     Raises:
         OsmError: the shard size does not divide the number of processes.
@@ -55,7 +55,7 @@ def parallelize(
         mesh = _device_mesh(world, strategy, shard_size)
         model = task.model
         load_unit = _UnitLoader(task, world, values or {})
-        # Innermost units first, because gated layers run inside layers of the LLM.
+        # The innermost units are sharded first, because gated layers run inside layers of the LLM.
         for block in [
             *model.bridge.layers_to_shard(),
             *repeated_blocks(model.tower),
@@ -64,18 +64,19 @@ def parallelize(
         ]:
             loaded = load_unit(block)
             fully_shard(block, mesh=mesh)
-            # The shards are copies. Free the full storage, because other objects may still refer to it.
+            # The shards are copies. The full storage is freed explicitly, because other objects may still refer to it.
             for parameter in loaded:
                 parameter.untyped_storage().resize_(0)
         return task
     if world.size == 1:
         return task
-    # Every process reads the frozen parts from the same files, so DDP need not broadcast gigabytes at the start.
+    # Every process reads the frozen parts from the same files, so DDP need not broadcast gigabytes at startup.
     frozen = [name for name, parameter in task.named_parameters() if not parameter.requires_grad]
     buffers = [name for name, _ in task.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, [*frozen, *buffers])
     ids = [world.device.index] if world.device.type == "cuda" else None
-    # The buffers belong to the frozen tower and never change. Newer versions of torch have renamed the option.
+    # The buffers are not synchronized, because they belong to the frozen tower and never change. Newer versions of
+    # torch have renamed the option `broadcast_buffers` to `forward_sync_buffers`.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
@@ -83,9 +84,9 @@ def parallelize(
 
 
 def on_meta_device(task: TrainTask) -> TrainTask:
-    """Copy a task with its parameters on the meta device, so that the copy has the structure without the values.
+    """Return a copy of a task whose parameters are on the meta device, with shapes but without values.
 
-    Buffers are copied with their values, because they are small and some of them are in no state dict.
+    Buffers are copied with their values, because buffers are small and some are not stored in any state dict.
     """
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
@@ -95,10 +96,10 @@ def on_meta_device(task: TrainTask) -> TrainTask:
 
 
 class _UnitLoader:
-    """Moves the parameters of one FSDP unit after the other from the meta device to this process's device.
+    """Loads the parameters of an FSDP model from the meta device to this process's device, one unit at a time.
 
     Args:
-        values: the values by name. Only rank 0 has them, and broadcasts them.
+        values: parameter name -> value. Only rank 0 has the values, and broadcasts them.
     """
 
     def __init__(self, task: TrainTask, world: World, values: Mapping[str, Tensor]) -> None:
@@ -106,8 +107,8 @@ class _UnitLoader:
         self.names = {id(parameter): name for name, parameter in task.named_parameters()}
 
     def __call__(self, unit: nn.Module) -> list[nn.Parameter]:
-        """Load the parameters of a unit that are on the meta device, and return them."""
-        loaded: dict[int, nn.Parameter] = {}  # by the identity of the old parameter, so that tied weights stay tied
+        """Load those parameters of a unit that are still on the meta device, and return the loaded parameters."""
+        loaded: dict[int, nn.Parameter] = {}  # by the id of the meta parameter, so that tied weights stay tied
         for module in unit.modules():
             for name, old in list(module.named_parameters(recurse=False)):
                 if old.is_meta:
@@ -136,10 +137,11 @@ def _device_mesh(world: World, strategy: str, shard_size: int) -> DeviceMesh:
 
 
 def exchanges_gradients(module: nn.Module, exchange: bool) -> contextlib.AbstractContextManager[Any]:
-    """Return the context for one forward and backward.
+    """Return a context for one forward and backward pass, with or without a gradient exchange between the ranks.
 
     Args:
-        exchange: whether the backward exchanges gradients. If not, they are accumulated until a backward does.
+        exchange: whether the backward pass exchanges gradients. If not, gradients accumulate on each rank until a
+            later backward pass exchanges them.
     """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(exchange)
@@ -150,7 +152,7 @@ def exchanges_gradients(module: nn.Module, exchange: bool) -> contextlib.Abstrac
 
 @contextlib.contextmanager
 def without_gradients(module: nn.Module) -> Iterator[None]:
-    """Switch a module to eval mode without gradients, and restore its mode afterwards."""
+    """Switch a module to eval mode with gradients disabled, and restore the module's mode afterwards."""
     training = module.training
     module.eval()
     try:
@@ -159,20 +161,20 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
     finally:
         module.train(training)
         if isinstance(module, FSDPModule):
-            module.reshard()  # after a forward, the outermost unit stays gathered until a backward
+            module.reshard()  # after a forward pass, the outermost unit would stay gathered until a backward pass
 
 
 def enable_gradient_checkpointing(task: TrainTask) -> None:
-    """Recompute the activations of each layer of the bridge and of the frozen LLM in the backward."""
+    """Recompute the activations of each bridge layer and each layer of the frozen LLM in the backward pass."""
     for layer in [*task.model.bridge.layers(), *decoder_layers(task.model.llm)]:
         layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 
 
 def recomputed(forward: Any) -> Any:
-    """Wrap a forward so that its activations are computed again in the backward instead of being kept.
+    """Wrap a `forward` method so that its activations are recomputed in the backward pass instead of stored.
 
-    The gradient checkpointing of transformers is not used, because it is off in eval mode and a frozen LLM is in eval
-    mode.
+    The gradient checkpointing of transformers is not used, because transformers disables it in eval mode, and a frozen
+    LLM is in eval mode.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -184,18 +186,21 @@ def recomputed(forward: Any) -> Any:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a tensor from its shards. All ranks must call this function together. Other tensors are returned as is."""
+    """Gather a DTensor from its shards, or return a plain tensor as is. All ranks must call this function together."""
     if not isinstance(tensor, DTensor):
         return tensor
     mesh = tensor.device_mesh
-    # torch 2.11 crashes (SIGSEGV) if gloo gathers a DTensor that is on a GPU.
+    # torch 2.11 crashes (SIGSEGV) when gloo gathers a DTensor that is on a GPU.
     if mesh.device_type != "cpu" and exchanged_by_gloo(mesh):
         return full_tensor_through_cpu(tensor)
     return tensor.full_tensor()
 
 
 def full_tensor_through_cpu(tensor: DTensor) -> Tensor:
-    """Gather a tensor from its shards in main memory, and return it on its own device. A collective call."""
+    """Gather a tensor from its shards in CPU memory, and move the result to the device of the shards.
+
+    All ranks must call this function together.
+    """
     mesh, local = tensor.device_mesh, tensor.to_local().cpu()
     on_cpu = DTensor.from_local(
         local, _cpu_mesh(mesh), tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
@@ -204,19 +209,19 @@ def full_tensor_through_cpu(tensor: DTensor) -> Tensor:
 
 
 def exchanged_by_gloo(mesh: DeviceMesh) -> bool:
-    """Return whether gloo exchanges the tensors of a mesh."""
+    """Return whether the tensors of a device mesh are exchanged with the gloo backend."""
     group = mesh.get_group(0)
     return group._get_backend(torch.device(mesh.device_type)).name() == "gloo"
 
 
 @lru_cache
 def _cpu_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """Return a mesh of the same processes in the same layout on the CPU. The first call for a mesh is collective."""
+    """Return a CPU mesh with the processes and layout of `mesh`. The first call for a mesh is a collective call."""
     return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 
 def distribute_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Move a full tensor to the device of a parameter, and shard it if the parameter is sharded."""
+    """Move a full tensor to the device of a parameter, and shard the tensor if the parameter is sharded."""
     if isinstance(parameter, DTensor):
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
     return tensor.to(parameter.device)

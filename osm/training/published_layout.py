@@ -1,8 +1,8 @@
-"""Stores trained parameters under their published names: checkpoints after epochs, and folders with trained models.
+"""Stores trained parameters under their published names, in epoch checkpoints and in folders with trained models.
 
-A checkpoint after an epoch is the file `<run_name>/checkpoint_<epoch>.pt`. It has the published entries
-(`epoch`, `model_state_dict`, `optimizer_state_dict`, `lr_scheduler_state_dict`) and two further ones: `config`, the
-model config with the hashes of the frozen parts, and `progress`, which exact resuming needs.
+The checkpoint that is written after an epoch is the file `<run_name>/checkpoint_<epoch>.pt`. The file has the published
+entries (`epoch`, `model_state_dict`, `optimizer_state_dict`, `lr_scheduler_state_dict`) and two additional entries:
+`config`, the model config with the hashes of the frozen parts, and `progress`, which is needed to resume exactly.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def epoch_file(folder: Path, epoch: int) -> Path:
 
 
 def epoch_files(folder: Path) -> dict[int, Path]:
-    """Return the `.pt` checkpoints in a run's folder by epoch, in order, whether or not they are intact."""
+    """Return a mapping epoch -> path of the `.pt` checkpoints in a run's folder, sorted by epoch, intact or not."""
     found = [(_epoch_of(path), path) for path in folder.glob("checkpoint_*.pt") if _EPOCH_FILE.fullmatch(path.name)]
     return dict(sorted(found))
 
@@ -49,7 +49,7 @@ def _epoch_of(path: Path) -> int:
 
 
 class PublishedLayout(CheckpointLayout):
-    """Reads and writes `checkpoint_<epoch>.pt`."""
+    """Reads and writes the checkpoints `checkpoint_<epoch>.pt`."""
 
     def paths(self, folder: Path) -> list[Path]:
         """Return the `.pt` checkpoints in a run's folder, ordered by epoch."""
@@ -58,14 +58,14 @@ class PublishedLayout(CheckpointLayout):
     def read_header(self, path: Path) -> Checkpoint:
         """Read the counters of a `.pt` checkpoint; see `CheckpointLayout.read_header`."""
         try:
-            document = files.read_published(path, device="meta")  # without the values of its tensors
+            document = files.read_published(path, device="meta")  # without the values of the tensors
         except OsmError as error:
             raise UnreadableCheckpoint(str(error)) from None
         counter = read_count(path, document.get("progress"), "saves")
         return Checkpoint(counter, _epoch_of(path) + 1, 0, path)
 
     def verify(self, path: Path) -> None:
-        """Compare each record of a `.pt` file with its CRC-32; see `CheckpointLayout.verify`."""
+        """Compare each record of a `.pt` file (a zip archive) with its CRC-32; see `CheckpointLayout.verify`."""
         check_regular_file(path, "checkpoint")
         try:
             with zipfile.ZipFile(path) as archive:
@@ -76,7 +76,7 @@ class PublishedLayout(CheckpointLayout):
             raise UnreadableCheckpoint(f"checkpoint {path} is broken ({type(error).__name__}: {error})") from None
         if damaged is not None:
             raise UnreadableCheckpoint(
-                f"checkpoint {path} is broken: its record {damaged!r} does not have the checksum of the file"
+                f"checkpoint {path} is broken: its record {damaged!r} does not match its stored checksum"
             )
 
     def write(
@@ -100,7 +100,7 @@ class PublishedLayout(CheckpointLayout):
             "epoch": epoch,
             "model_state_dict": {key: full_tensor(value).cpu() for key, value in model.trainable_state_dict().items()},
             "optimizer_state_dict": _full_optimizer_state(optimizer),
-            # The lambdas of a schedule cannot be loaded with weights_only=True. They are rebuilt from the config.
+            # Lambdas cannot be loaded with weights_only=True. A resumed run rebuilds its schedule from the config.
             "lr_scheduler_state_dict": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
             "config": files.config_document(model),
             "progress": progress,
@@ -120,12 +120,12 @@ class PublishedLayout(CheckpointLayout):
         files.check_meaning(model, document.get("config"), where)
         if "optimizer_state_dict" not in document or "epoch" not in document:
             raise OsmError(
-                f"{where} has no optimizer state, so it cannot be resumed; --start_from starts a new run with it"
+                f"{where} has no optimizer state, so it cannot be resumed; --start_from starts a new run from it"
             )
         _load_optimizer(optimizer, document["optimizer_state_dict"], where)
         stored, epoch = document.get("progress"), document["epoch"]
         if type(epoch) is not int:
-            raise OsmError(f"{where}: its epoch is {shown(epoch)}, a whole number is needed")
+            raise OsmError(f"{where}: its epoch is {shown(epoch)}, but must be an integer")
         counters = dict(stored) if isinstance(stored, Mapping) else {}
         progress = RunPosition.read({**counters, "epoch": epoch + 1, "batches": 0, "positions": {}}, where)
         return progress, config_in(stored)
@@ -180,13 +180,13 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, document: Any, where: str)
 def save_trained_model(
     model: OmniScientModel, folder: Path, world: World, figures: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the trained parameters as a folder (config.json, model.safetensors). All ranks must call it together.
+    """Write the trained parameters as a folder (config.json, model.safetensors).
 
-    A run writes the folders `final`, `best` and `initial` with this function. They are models, not checkpoints: a run
-    cannot be resumed from them.
+    All ranks must call this function together. A run writes the folders `final`, `best` and `initial` with this
+    function. These folders contain models, not checkpoints, so a run cannot be resumed from these folders.
 
     Args:
-        figures: evaluation results that are written into the same folder, as `figures.json`.
+        figures: evaluation metrics, which are written to `figures.json` in the same folder.
     """
     state = {key: full_tensor(value) for key, value in files.published_state_dict(model).items()}
     if world.is_main:

@@ -1,7 +1,7 @@
-"""Resumes a run: loads a checkpoint, and converts its counters for the processes and batch sizes of the new start.
+"""Resumes a run: loads a checkpoint, and adapts its counters to the current number of processes and batch sizes.
 
-The checkpoint is the one that `--resume_from_checkpoint` names, or else the newest intact one in the run's folder. The
-number of processes may differ from that of the run that wrote it.
+The checkpoint is given with `--resume_from_checkpoint`; by default, the newest intact checkpoint in the run's folder is
+loaded. The number of processes may differ from that of the run that wrote the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from osm.training.train_config import TrainConfig
 
 logger = message_logger(__name__)
 
-# Settings that may change between two starts of a run without changing what is trained.
+# Settings that may be changed before a run is resumed, because they do not affect what is trained.
 _WITHOUT_EFFECT = (
     "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
 )
@@ -37,14 +37,14 @@ def resume(
 ) -> tuple[RunPosition, Path | None]:
     """Load the checkpoint to resume from, if there is one. All ranks must call this function together.
 
-    Broken checkpoints in the run's folder are set aside, and the newest intact one is loaded.
+    Broken checkpoints in the run's folder are renamed to `<name>.broken`, and the newest intact checkpoint is loaded.
 
     Returns:
         the progress of the run, and the path of the loaded checkpoint; for a new run, initial progress and None.
 
     Raises:
         OsmError: the given checkpoint cannot be read, the checkpoint does not fit the model, or the run's folder has
-            checkpoints of which none is intact.
+            checkpoints but none of them is intact.
     """
     folder = Path(config.run_name)
     given = local_checkpoint(config.resume_from_checkpoint) if config.resume_from_checkpoint else None
@@ -54,16 +54,16 @@ def resume(
     while path := given or newest_intact(folder, world, broken):
         try:
             progress, before = layout_of(path).load(path, model, optimizer)
-        except UnreadableCheckpoint as error:  # possible although it was verified: older code wrote no checksums
+        except UnreadableCheckpoint as error:  # `verify` cannot detect damage if older code wrote no checksums
             if given:
                 raise
             broken[path] = str(error)
             continue
         except OsmError as error:
-            hint = "" if given else f"\nIt was found in --run_name {folder}; for another run choose another folder"
+            hint = "" if given else f"\nIt was found in --run_name {folder}; choose a different folder for a new run"
             raise OsmError(f"{error}{hint}") from None
         progress.check_bounds(_epochs(before, config), _batch_sizes(before, config), f"checkpoint {path}")
-        # The counter must not be lower than any in the folder, so that the next checkpoint is the newest one.
+        # The counter must not be lower than any counter in the folder, so that the next checkpoint will be the newest.
         checkpoints = world.from_main(lambda: scan(folder)[0])
         progress.saves = max([progress.saves, *(checkpoint.counter for checkpoint in checkpoints)])
         if world.is_main:
@@ -76,13 +76,13 @@ def resume(
 
 
 def _epochs(before: Mapping[str, Any], config: TrainConfig) -> int:
-    """Return the number of epochs, the larger one of the run that wrote the checkpoint and of this run."""
+    """Return the larger number of epochs: that of the run that wrote the checkpoint, or that of this run."""
     epochs = before.get("num_epochs")
     return max(config.num_epochs, epochs if type(epochs) is int and epochs < 1 << 32 else 0)
 
 
 def _batch_sizes(before: Mapping[str, Any], config: TrainConfig) -> dict[str, int]:
-    """Return the batch size of each set, the larger one of the run that wrote the checkpoint and of this run."""
+    """Return for each dataset the larger batch size: that of the run that wrote the checkpoint, or that of this run."""
     sizes = {name: chosen.batch_size for name, chosen in config.sets.items()}
     saved = before.get("sets")
     for name, chosen in saved.items() if isinstance(saved, Mapping) else ():
@@ -102,9 +102,10 @@ def _report_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> int:
-    """Return the number of sample streams of the run.
+    """Return the number of independent sample streams from which the ranks of the run draw their samples.
 
-    A resumed run keeps its number of streams if the ranks can share them equally, so that its samples stay the same.
+    A resumed run keeps its number of streams if the streams can be divided equally among the ranks, so that the run
+    draws the same samples as before.
     """
     if config.emulate_world_size:
         return config.emulate_world_size
@@ -118,24 +119,25 @@ def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> 
 def convert_progress(
     progress: RunPosition, config: TrainConfig, streams: int, batches: int, is_main: bool
 ) -> RunPosition:
-    """Return the progress in the units of this run, whose epochs may have another number of batches than before.
+    """Convert a checkpoint's progress for this run, whose epochs may have a different number of batches.
 
     Args:
         streams: number of sample streams of this run.
         batches: batches per epoch and stream of this run.
-        is_main: whether this rank reports a conversion.
+        is_main: whether this rank logs that the progress was converted.
 
     Raises:
-        OsmError: an old checkpoint does not contain the units of its step, and they differ from those of this run.
+        OsmError: the checkpoint was written by older code, which did not store the number of batches per epoch, and its
+            step does not match the steps per epoch of this run.
     """
     accumulation = config.gradient_accumulation_steps
     steps = math.ceil(batches / accumulation)
-    if not progress.streams:  # a new run, or a checkpoint of older code
+    if not progress.streams:  # a new run, or a checkpoint written by older code
         progress.streams, progress.workers, progress.batches_per_epoch = streams, config.workers, batches
         if progress.step != progress.epoch * steps:
             raise OsmError(
-                f"the checkpoint is of step {progress.step} after {progress.epoch} epochs, but an epoch of this run "
-                f"has {steps} steps: resume with the processes, batch size and samples of the run that wrote it"
+                f"the checkpoint is at step {progress.step} after {progress.epoch} epochs, but this run has {steps} "
+                "steps per epoch; resume with the number of processes, batch size and samples of the earlier run"
             )
     same_steps = progress.step == progress.epoch * steps + progress.batches / accumulation
     if same_steps and progress.resumes_exactly(streams, config.workers, batches):

@@ -1,4 +1,4 @@
-"""The position of a run: the counters in a checkpoint from which it is resumed, even with other processes."""
+"""The position of a run: the counters in a checkpoint, with which any number of processes can resume the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from osm.data.stages import MAX_SKIPS_IN_A_ROW
 from osm.data.stream import Position
 from osm.errors import OsmError, shown
 
-# The largest plausible counts. A file with larger counts is broken.
+# The largest plausible counts. A checkpoint with a larger count is broken.
 _LARGE = 1 << 48
 _MOST = {
     **dict.fromkeys(("step", "epoch", "batches", "batches_per_epoch", "salt", "names", "skipped_steps"), _LARGE),
@@ -24,24 +24,24 @@ _MOST = {
 
 @dataclass
 class RunPosition:
-    """The counters of a run, and the positions of the sample streams of its epoch.
+    """The counters of a run, and the positions of its sample streams within the current epoch.
 
     Attributes:
-        step: the number of optimizer steps.
+        step: the number of optimizer steps so far.
         epoch: the current epoch.
-        batches: the number of finished batches of the epoch.
+        batches: the number of finished batches of the current epoch.
         batches_per_epoch: the batches per epoch of the run that wrote the counters.
         streams: the number of sample streams of that run.
         workers: the number of data workers of that run.
         salt: the salt of the epoch's random draws (see `osm.data.stream`).
-        names: the number of trained names.
+        names: the number of names that were trained on.
         skipped_steps: the number of optimizer steps that were skipped.
         skipped: reason -> number of skipped samples, over all processes.
-        positions: dataset -> stream -> its position. It is empty at the start of an epoch.
-        best: the best held-out metric so far.
-        saves: the number of written checkpoints. It only grows, even if the batch size or the number of processes
-            changes.
-        scaler: the state of the loss scaler with fp16, and else empty.
+        positions: dataset -> stream -> position of the stream; empty at the start of an epoch.
+        best: the best value of the held-out metric so far.
+        saves: the number of written checkpoints. Unlike `step`, `saves` never decreases when the batch size or the
+            number of processes changes.
+        scaler: the state of the loss scaler with fp16; empty for any other precision.
     """
 
     step: int = 0
@@ -71,11 +71,11 @@ class RunPosition:
 
     @classmethod
     def read(cls, document: Mapping[str, Any], where: str) -> RunPosition:
-        """Parse the result of `document`. Missing fields keep their defaults.
+        """Parse a JSON document that the method `document` returned. Missing fields keep their defaults.
 
         Args:
             document: the JSON document.
-            where: the beginning of messages.
+            where: the beginning of error messages.
 
         Raises:
             OsmError: the document is invalid, or a count is negative or implausibly large.
@@ -101,46 +101,46 @@ class RunPosition:
             raise OsmError(f"{where}: its progress cannot be read ({error})") from None
 
     def check_bounds(self, epochs: int, batch_sizes: Mapping[str, int], where: str) -> None:
-        """Check the counters against the size of the run that wrote them.
+        """Check that the counters are possible for the run that wrote the checkpoint.
 
         Args:
-            epochs: the larger number of epochs of that run and this run.
+            epochs: the larger number of epochs: that of the run that wrote the counters, or that of this run.
             batch_sizes: dataset -> batch size.
-            where: the beginning of messages.
+            where: the beginning of error messages.
 
         Raises:
-            OsmError: a counter is impossible in such a run.
+            OsmError: a counter is larger than is possible in such a run.
         """
         if self.epoch > epochs:
             raise OsmError(f"{where}: epoch {self.epoch}, but the run has {epochs}")
         if self.batches > self.batches_per_epoch and self.streams:
-            raise OsmError(f"{where}: batch {self.batches} of an epoch of {self.batches_per_epoch}")
+            raise OsmError(f"{where}: batch {self.batches}, but an epoch has only {self.batches_per_epoch}")
         for name, streams in self.positions.items():
             for stream, position in streams.items():
                 if not 0 <= position.batches <= self.batches_per_epoch:
                     raise OsmError(
-                        f"{where}: stream {stream} of {name} is at batch {position.batches} of an epoch of "
+                        f"{where}: stream {stream} of {name} is at batch {position.batches}, but an epoch has only "
                         f"{self.batches_per_epoch}"
                     )
-                # Each sample of a batch may follow at most the number of bad samples that would end the run.
+                # Before each used sample, at most MAX_SKIPS_IN_A_ROW bad samples are drawn; more would end the run.
                 most = position.batches * batch_sizes.get(name, 1) * (MAX_SKIPS_IN_A_ROW + 1)
                 for worker, drawn in position.drawn.items():
                     if not 0 <= drawn <= most:
                         raise OsmError(
                             f"{where}: worker {worker} of stream {stream} of {name} has drawn {drawn} samples for "
-                            f"{position.batches} batches; at most {most} can be"
+                            f"{position.batches} batches; at most {most} are possible"
                         )
 
     def resumes_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
-        """Return whether a run with these settings would draw exactly the samples of the earlier run."""
+        """Return whether a run with the given settings would draw exactly the same samples as the earlier run."""
         if (self.streams, self.batches_per_epoch) != (streams, batches_per_epoch):
             return False
         return not self.batches or max(1, self.workers) == max(1, workers)
 
     def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
-        """Return the position with the same share of the schedule in a run with another number of batches per epoch.
+        """Return the equivalent position, at the same fraction of the schedule, in a run with a different epoch length.
 
-        The rest of the epoch is drawn again, and may repeat samples of its first part.
+        The samples for the rest of the epoch are drawn anew, and may repeat samples from the first part of the epoch.
 
         Args:
             streams: the number of sample streams of the new run.
@@ -171,11 +171,11 @@ class RunPosition:
 
 def _bounded(name: str, value: Any, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{name} is {shown(value)}, a whole number from 0 to {most} is needed")
+        raise ValueError(f"{name} is {shown(value)}, but must be an integer from 0 to {most}")
     return value
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} holds {shown(value)}, a number is needed")
+        raise ValueError(f"{name} is {shown(value)}, but must be a number")
     return value

@@ -1,6 +1,6 @@
-"""The JSON schema of the config files, built from the config dataclasses: types, choices, defaults, descriptions.
+"""Builds the JSON schema of the config files from the config dataclasses: types, choices, defaults and descriptions.
 
-`osm schema` prints it. An editor that knows it completes the keys of a config and marks the unknown ones.
+`osm schema` prints the schema. An editor that loads the schema completes the keys of a config and marks unknown keys.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from osm.training.train_config import TrainConfig
 _SIMPLE: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _PARTS: dict[type, Registry[Any]] = {TowerConfig: TOWERS, BridgeConfig: BRIDGES}
 _ENTRY = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): (.*)$")
-# PyYAML reads 1e-4 as a string, and `osm.config.from_dict` makes it a number.
+# PyYAML reads 1e-4 as a string, which `osm.config.from_dict` converts to a number.
 _NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[-+]?[0-9.]+[eE][-+]?[0-9]+$"}]}
 
 
 def config_schema() -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) of a config file with its sections `model` and `training`."""
+    """Return the JSON schema (draft 2020-12) of a config file, which has the sections `model` and `training`."""
     model = _object(ModelConfig)
     model["properties"] |= _old_keys()
     return {
@@ -45,9 +45,9 @@ def config_schema() -> dict[str, Any]:
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """Return the description of each field of a dataclass, from the section `Attributes:` of its docstring.
+    """Return a mapping field name -> description for a dataclass, from the `Attributes:` section of its docstring.
 
-    The docstrings of base classes describe the inherited fields.
+    The descriptions of inherited fields come from the docstrings of the base classes.
     """
     found: dict[str, str] = {}
     for each in reversed(cls.__mro__):
@@ -66,7 +66,7 @@ def descriptions(cls: type) -> dict[str, str]:
 
 
 def _object(cls: type) -> dict[str, Any]:
-    """Return the schema of a mapping with the fields of a dataclass."""
+    """Return the schema of a mapping whose keys are the fields of a dataclass."""
     hints, described = typing.get_type_hints(cls), descriptions(cls)
     properties = {}
     for each in dataclasses.fields(cls):
@@ -87,14 +87,14 @@ def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
         value = field.default_factory()
     else:
         return {}
-    if isinstance(value, tuple(_PARTS)):  # the default depends on the kind
+    if isinstance(value, tuple(_PARTS)):  # the default values depend on the section's `kind`
         return {}
     plain = as_dict(value) if dataclasses.is_dataclass(value) else value
     return {"default": json.loads(json.dumps(plain))}
 
 
 def _of_hint(hint: Any) -> dict[str, Any]:
-    """Return the schema of the values that `osm.config.from_dict` takes for a type."""
+    """Return the schema of the values that `osm.config.from_dict` accepts for a type hint."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is float:
         return dict(_NUMBER)
@@ -112,11 +112,11 @@ def _of_hint(hint: Any) -> dict[str, Any]:
 
 
 def _part(registry: Registry[Any], base: type) -> dict[str, Any]:
-    """Return the schema of a section with a `kind`: each known kind has its own fields."""
+    """Return the schema of a section whose allowed fields depend on the value of its key `kind`."""
     kinds = []
     for name in registry.names():
         schema = _object(registry.get(name).Config)
-        if name in TOWER_KINDS:  # older files have the fields of every kind
+        if name in TOWER_KINDS:  # configs written by older code have the fields of every kind
             schema["properties"] = {key: {} for key in TOWER_FIELDS} | schema["properties"]
         schema["properties"]["kind"] = {"const": name}
         kinds.append(schema | ({} if name == registry.default else {"required": ["kind"]}))
@@ -126,7 +126,7 @@ def _part(registry: Registry[Any], base: type) -> dict[str, Any]:
 
 
 def _old_keys() -> dict[str, Any]:
-    """Return the schemas of the older keys of the section `model`."""
+    """Return the schemas of the deprecated keys of the section `model`, which older configs use."""
     found: dict[str, Any] = {"variant": {"enum": list(BRIDGE_SECTIONS), "deprecated": True}}
     for kind, section in BRIDGE_SECTIONS.items():
         schema = _object(BRIDGES.get(kind).Config)
@@ -140,7 +140,7 @@ def _or_empty(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of `osm schema`, which has no flags."""
+    """Return the argument parser of `osm schema`, which has no flags of its own."""
     return CommandParser(prog="osm schema", description="Prints the JSON schema of the config files.")
 
 

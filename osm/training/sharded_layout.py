@@ -1,13 +1,14 @@
-"""Stores a checkpoint as a folder of shards: `<run_name>/checkpoints/step_<n>/`.
+"""Stores a checkpoint as a step folder, `<run_name>/checkpoints/step_<n>/`, which consists of shards.
 
 `torch.distributed.checkpoint` writes the trained parameters and the optimizer state (`.metadata` and `*.distcp`). Each
-rank writes its own shards, and any number of ranks can read them. The file `run.json` holds everything else: the
-progress of the run, the model config, and the size and SHA-256 of every other file. A folder is complete when it has a
-`run.json` and is no longer named `step_<n>.tmp`.
+rank writes its own shards, and any number of ranks can read them. The file `run.json` contains everything else: the
+progress of the run, the model config, and the size and SHA-256 of every other file. A step folder is complete when it
+contains a `run.json` and its name no longer ends in `.tmp`.
 
-`.metadata` is a pickle. Up to version 2.14, torch's `FileSystemReader` unpickles it without restrictions, so a
-manipulated file could run any code, and `torch.load(weights_only=True)` only reads files that `torch.save` wrote. So
-`_TensorReader` reads the metadata with an unpickler that accepts only the classes that such metadata consists of.
+`.metadata` is a pickle. Up to version 2.14, torch's `FileSystemReader` unpickles this file without restrictions, so a
+manipulated file could run arbitrary code. `torch.load(weights_only=True)` is no alternative, because it only reads
+files that `torch.save` wrote. Therefore, `_TensorReader` reads `.metadata` with an unpickler that accepts only the
+classes that are needed to describe dense tensors.
 """
 
 from __future__ import annotations
@@ -51,17 +52,17 @@ _MAX_METADATA_BYTES = 64 << 20
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Return the path of the checkpoint that is written after a number of optimizer steps."""
+    """Return the path of the step folder that is written after `step` optimizer steps."""
     return folder / STEPS_FOLDER / f"step_{step:08d}"
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """Return the step folders in a run's folder, whether or not they are intact."""
+    """Return the step folders in a run's folder, ordered by step, whether or not the folders are intact."""
     return sorted(path for path in (folder / STEPS_FOLDER).glob("step_*") if is_step_name(path.name))
 
 
 def is_step_name(name: str) -> bool:
-    """Return whether a folder of this name is a step folder."""
+    """Return whether `name` is the name of a step folder."""
     return _STEP_FOLDER.fullmatch(name) is not None
 
 
@@ -71,7 +72,7 @@ def unfinished_folders(folder: Path) -> list[Path]:
 
 
 def shard_files(names: Any) -> list[str] | None:
-    """Return the names of a step folder's data files among `names`; None if `names` is not a table of files."""
+    """Return the data files that the entry `files` of a `run.json` lists; None if the entry is missing or invalid."""
     return [name for name in names if _SHARD_FILE.fullmatch(str(name))] if isinstance(names, dict) else None
 
 
@@ -83,21 +84,21 @@ class ShardedLayout(CheckpointLayout):
         return step_folders(folder)
 
     def read_header(self, path: Path) -> Checkpoint:
-        """Read the counters of a step folder from `run.json`; see `CheckpointLayout.read_header`."""
+        """Read the counters of a step folder from its `run.json`; see `CheckpointLayout.read_header`."""
         progress = read_run_document(path)["progress"]
         counter, epoch, batches = (read_count(path, progress, name) for name in ("saves", "epoch", "batches"))
         return Checkpoint(counter, epoch, batches, path)
 
     def verify(self, path: Path) -> None:
-        """Compare each file of a step folder with its size and SHA-256; see `CheckpointLayout.verify`.
+        """Compare each file of a step folder with its stored size and SHA-256; see `CheckpointLayout.verify`.
 
-        Step folders of older code have no checksums and pass.
+        A step folder that was written by older code has no checksums, and passes without a check.
         """
         expected_files = read_run_document(path).get("files")
         if expected_files is None:
             return
         if not isinstance(expected_files, dict) or not all(_SHARD_FILE.fullmatch(str(name)) for name in expected_files):
-            raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: 'files' is not a table of its files")
+            raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: 'files' is not a mapping of the folder's files")
         for name, expected in expected_files.items():
             file = path / name
             if file.is_symlink() or not file.is_file():
@@ -108,19 +109,19 @@ class ShardedLayout(CheckpointLayout):
                 raise UnreadableCheckpoint(f"checkpoint {path} cannot be read ({name}: {error.strerror})") from None
             if found[0] != expected[0]:
                 raise UnreadableCheckpoint(
-                    f"checkpoint {path} is broken: {name} has {found[0]} bytes, {expected[0]} were written"
+                    f"checkpoint {path} is broken: {name} has {found[0]} bytes, but {expected[0]} were written"
                 )
             if found != expected:
-                raise UnreadableCheckpoint(
-                    f"checkpoint {path} is broken: {name} does not have the checksum with which it was written"
-                )
+                raise UnreadableCheckpoint(f"checkpoint {path} is broken: {name} does not match its stored checksum")
 
     def write_shards(self, folder: Path, tensors: Mapping[str, Tensor], world: World) -> Future[Any]:
-        """Copy the tensors and start writing this rank's shards of them. All ranks must call this method together.
+        """Copy the tensors, and start writing this rank's shards in the background.
+
+        All ranks must call this method together.
 
         Args:
-            folder: the temporary folder, which exists.
-            tensors: see `checkpoint_tensors`. They may change as soon as this method returns.
+            folder: the temporary folder, which must exist.
+            tensors: see `checkpoint_tensors`. Their values may change as soon as this method returns.
 
         Returns:
             a future that completes when the shards of all ranks are written.
@@ -135,7 +136,7 @@ class ShardedLayout(CheckpointLayout):
     def load(
         self, path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer
     ) -> tuple[RunPosition, Mapping[str, Any]]:
-        """Load a step folder, whatever number of ranks wrote it; see `CheckpointLayout.load`."""
+        """Load a step folder that any number of ranks may have written; see `CheckpointLayout.load`."""
         document, where = read_run_document(path), f"checkpoint {path}"
         files.check_frozen(model, document.get("model", {}), where)
         _load_tensors(path, checkpoint_tensors(model, optimizer))
@@ -144,7 +145,7 @@ class ShardedLayout(CheckpointLayout):
 
 
 def replace_step_folder(temporary: Path, path: Path) -> None:
-    """Rename a finished temporary folder to `path`. An older or broken checkpoint of that name is removed."""
+    """Rename a finished temporary folder to `path`. An existing checkpoint at `path` is removed, even if broken."""
     replaced = _rename_for_removal(path) if path.exists() else None
     temporary.replace(path)
     if replaced is not None:
@@ -152,7 +153,7 @@ def replace_step_folder(temporary: Path, path: Path) -> None:
 
 
 def remove_step_folder(path: Path) -> None:
-    """Remove a checkpoint. A kill during the removal leaves no incomplete folder under the name of a checkpoint."""
+    """Remove a step folder. The folder is renamed first, so that a kill leaves no incomplete checkpoint at `path`."""
     shutil.rmtree(_rename_for_removal(path))
 
 
@@ -166,7 +167,7 @@ def _rename_for_removal(path: Path) -> Path:
 
 
 def write_run_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write `run.json`, with the size and SHA-256 of every other file of the checkpoint and with its own SHA-256."""
+    """Write the `run.json` of `path`, with the size and SHA-256 of each data file and of its own content."""
     sums = {file.name: _size_and_digest(file) for file in sorted(path.iterdir()) if _SHARD_FILE.fullmatch(file.name)}
     content = {**document, "files": sums}
     write_atomically(path / RUN_FILE, [json.dumps({**content, "sha256": _document_digest(content)})])
@@ -176,18 +177,18 @@ def read_run_document(path: Path) -> dict[str, Any]:
     """Return the content of a step folder's `run.json`.
 
     Raises:
-        UnreadableCheckpoint: the file is missing, broken, or differs from what was written.
+        UnreadableCheckpoint: the file is missing, is broken, or has changed since it was written.
     """
     try:
         document, _ = read_json(path / RUN_FILE, "checkpoint")
     except OsmError as error:
         raise UnreadableCheckpoint(str(error)) from None
     if not isinstance(document, dict) or not isinstance(document.get("progress"), dict):
-        raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: it contains no progress of a run")
+        raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: expected the key 'progress' with the run's progress")
     digest = document.pop("sha256", None)
     if digest is not None and digest != _document_digest(document):
         raise UnreadableCheckpoint(
-            f"checkpoint {path / RUN_FILE} is broken: its content does not have the checksum it names"
+            f"checkpoint {path / RUN_FILE} is broken: its content does not match its stored checksum"
         )
     return document
 
@@ -208,13 +209,14 @@ def _size_and_digest(path: Path) -> list[Any]:
 
 
 def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name: trained parameters, the rest of the bridge, and optimizer state.
+    """Return the tensors of a checkpoint by name: trained parameters, frozen bridge parameters and optimizer state.
 
-    Optimizer state that does not exist yet is created with zeros.
+    Missing optimizer state, as before the first step, is created as zeros.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        # Published files contain a few bridge parameters that are not trained. LoRA's parameters are part of the LLM.
+        # Published files also contain a few bridge parameters that are not trained. LoRA parameters belong to the LLM,
+        # and are stored because they are trained.
         if parameter.requires_grad or not name.startswith(("tower.", "llm.")):
             tensors[f"model.{name}"] = parameter.detach()
         if parameter.requires_grad:
@@ -228,10 +230,11 @@ def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read a checkpoint into existing tensors. All ranks must call this function together.
+    """Read the tensors of a checkpoint into existing tensors. All ranks must call this function together.
 
     Raises:
-        OsmError: the checkpoint belongs to another model; every missing, unexpected and misshapen entry is listed.
+        OsmError: the checkpoint belongs to a different model. The message lists every entry that is missing,
+            unexpected or has the wrong shape.
     """
     reader, stored = _open(path, UnreadableCheckpoint)
     problems = [f"missing: {name}" for name in tensors if name not in stored]
@@ -247,7 +250,7 @@ def _load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a step folder by name, whole and in this process alone.
+    """Load all tensors of a step folder by name as full, unsharded tensors, without using other ranks.
 
     Raises:
         OsmError: the checkpoint cannot be read.
@@ -259,14 +262,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise OsmError(f"checkpoint {path}: {error}") from None
     if sum(size.numel() * dtype.itemsize for size, dtype in sizes.values()) > available:
-        raise OsmError(f"checkpoint {path}: its files are smaller than the tensors that it names")
+        raise OsmError(f"checkpoint {path}: its files are smaller than the tensors that its metadata lists")
     tensors = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in sizes.items()}
     _read_into(path, reader, tensors, no_dist=True)
     return tensors
 
 
 def _open(path: Path, missing: type[OsmError]) -> tuple[_TensorReader, dict[str, dcp_metadata.TensorStorageMetadata]]:
-    """Return a reader and the entries of a step folder. Raises `missing` if the metadata file cannot be opened."""
+    """Open the `.metadata` file of a step folder, and return a reader and the metadata of each tensor by name.
+
+    Raises:
+        missing: the `.metadata` file cannot be opened. `missing` is a class of exceptions.
+        OsmError: the metadata are broken, or contain something that is not allowed.
+    """
     reader = _TensorReader(path)
     try:
         return reader, reader.read_metadata().state_dict_metadata  # type: ignore[return-value]  # checked by the reader
@@ -278,12 +286,12 @@ def _read_into(path: Path, reader: _TensorReader, tensors: dict[str, Tensor], no
     try:
         _ignore_single_process_warning()
         dcp.load(tensors, storage_reader=reader, no_dist=no_dist)
-    except DCP_ERRORS as error:  # torch raises many kinds of exceptions for broken files
+    except DCP_ERRORS as error:  # torch raises many different exceptions for broken files
         raise UnreadableCheckpoint(f"checkpoint {path} cannot be read ({last_line(error)})") from None
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line of an exception's text that is not blank; the name of its class if there is none."""
+    """Return the last non-blank line of an exception's message, or the exception's class name if there is none."""
     lines = (line for line in reversed(str(error).splitlines()) if line.strip())
     return next(lines, type(error).__name__).strip()
 
@@ -293,7 +301,7 @@ def _ignore_single_process_warning() -> None:
 
 
 class _TensorReader(FileSystemReader):
-    """Reads tensors only. Unlike its base class, it runs no code that a file names; see the module docstring."""
+    """Reads only tensors. Unlike its base class, this reader never runs code from a file; see the module docstring."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> dcp_metadata.Metadata:
         path = Path(self.path) / ".metadata"
@@ -321,11 +329,11 @@ class _TensorReader(FileSystemReader):
         for location in storage.values():
             inside = re.fullmatch(r"__\d+_\d+\.distcp", str(getattr(location, "relative_path", "")))
             if not isinstance(location, dcp_files._StorageInfo) or not inside or location.transform_descriptors:
-                raise OsmError(f"checkpoint {path} names a file outside of it: {str(location)[:120]}")
+                raise OsmError(f"checkpoint {path} refers to a file outside its folder: {str(location)[:120]}")
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Unpickles the classes that the metadata of dense tensors consists of, and raises OsmError for any other."""
+    """Unpickles only the classes that are needed to describe dense tensors, and raises OsmError for any other class."""
 
     _CLASSES = {
         "torch.distributed.checkpoint.metadata": (
@@ -345,5 +353,5 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in self._CLASSES.get(module, ()):
-            raise OsmError(f"a checkpoint's .metadata asks for {module}.{name}, which it cannot need; it is not loaded")
+            raise OsmError(f".metadata refers to {module}.{name}, which is not allowed; the checkpoint is not loaded")
         return super().find_class(module, name)

@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward of each micro-batch, one gradient exchange, one clip, one update."""
+"""One optimizer step: forward and backward of each micro-batch, gradient exchange, gradient clipping and update."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass
 class StepResult:
-    """The result of an optimizer step. It is equal on all ranks.
+    """The result of an optimizer step, which is the same on all ranks.
 
     Attributes:
         norm: norm of the gradient before clipping.
@@ -39,16 +39,16 @@ class StepResult:
 
 
 class Stepper:
-    """Takes optimizer steps.
+    """Runs the optimizer steps of a training process.
 
     Args:
-        forward: the training task, as `osm.training.parallel.parallelize` returns it.
+        forward: the training task, as returned by `osm.training.parallel.parallelize`.
         loss: weights the rows of a step.
-        first_stream: number of this process's first sample stream.
-        count_flops: count the FLOPs of the first batch (`flops_per_row`). The first step is then a little slower.
+        first_stream: index of this process's first sample stream.
+        count_flops: count the FLOPs of the first batch (`flops_per_row`), which makes the first step a little slower.
 
     Attributes:
-        flops_per_row: FLOPs of forward and backward per row; 0 until they are counted.
+        flops_per_row: FLOPs of the forward and backward pass per row; 0 until the FLOPs are counted.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Stepper:
             micro_batches: for each micro-batch, one batch of each sample stream of this process.
             number: number of the step, from 0.
             meter: records the losses.
-            stop: returns whether this process received a stop signal. It is called after the last backward.
+            stop: returns whether this process received a stop signal. `stop` is called after the last backward pass.
 
         Raises:
             RunStopped: too many consecutive steps were skipped.
@@ -92,7 +92,7 @@ class Stepper:
                     finite &= self._backward(batch.to(self.world.device), totals[place], len(micro_batches), meter)
         self.scaler.unscale_(self.optimizer)
         norm = float(full_tensor(nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)))
-        # If the loss is non-finite or a stop signal arrived on any rank, all ranks skip or stop together.
+        # If any rank has a non-finite loss or received a stop signal, all ranks skip the update or stop together.
         flags = torch.stack([~finite, torch.tensor(stop(), device=finite.device)]).int()
         non_finite, stops = self.world.sum(flags).tolist()
         skipped = non_finite > 0 or not math.isfinite(norm)
@@ -104,15 +104,15 @@ class Stepper:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if self.skipped_in_a_row == self.config.max_skipped_steps:
             raise RunStopped(
-                f"step {number + 1}: the loss or its gradient was not finite, {self.skipped_in_a_row} steps in a row "
-                "(--max_skipped_steps); a lower --learning_rate or --precision fp32 may help"
+                f"step {number + 1}: the loss or its gradient was not finite in {self.skipped_in_a_row} consecutive "
+                "steps (--max_skipped_steps); a lower --learning_rate or --precision fp32 may help"
             )
         return StepResult(norm, skipped, stops > 0)
 
     def load_scaler(self, state: Mapping[str, float]) -> None:
         """Load the state of the loss scaler from a checkpoint.
 
-        The state is empty if the run that wrote the checkpoint did not use fp16. The scaler then keeps its defaults.
+        If the run that wrote the checkpoint did not use fp16, the state is empty, and the scaler keeps its defaults.
 
         Raises:
             OsmError: an entry of the state is missing.
@@ -121,12 +121,12 @@ class Stepper:
             try:
                 self.scaler.load_state_dict(dict(state))
             except KeyError as error:
-                raise OsmError(f"the checkpoint's loss scaler lacks {error}") from None
+                raise OsmError(f"the checkpoint's loss scaler state has no entry {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
-        """Return the totals over all ranks for each micro-batch: supervised tokens of each group, then rows.
+        """Count the rows and each group's supervised tokens in each micro-batch, over all ranks.
 
-        The shape is (micro-batches, groups + 1).
+        The result has the shape (micro-batches, groups + 1), with the number of rows in the last column.
         """
         totals = torch.zeros(len(micro_batches), len(self.loss.groups) + 1)
         for total, batches in zip(totals, micro_batches, strict=True):
@@ -136,7 +136,7 @@ class Stepper:
         return self.world.sum(totals.to(self.world.device))
 
     def _backward(self, batch: Batch, totals: Tensor, micro_batches: int, meter: Meter) -> Tensor:
-        """Run forward and backward of one batch. Returns whether its loss was finite, as a bool scalar."""
+        """Run the forward and backward pass of one batch, and return whether its loss is finite, as a bool scalar."""
         index = self.loss.group_index(batch).to(self.world.device)
         weights = self.loss.row_weights(index, totals[:-1])
         counter = FlopCounterMode(display=False) if self._count_flops else None
@@ -144,7 +144,7 @@ class Stepper:
             counter.__enter__()
         with autocast(self.config.precision, self.world.device):
             losses, counts = self.forward(batch)
-        # Gradients are averaged over the ranks, but the loss is a sum over them.
+        # DDP and FSDP average gradients over the ranks, but the loss of a step is the sum over the ranks.
         loss = reduce_losses(losses, weights) * self.world.size / micro_batches
         self.scaler.scale(loss).backward()
         if counter is not None:
@@ -155,5 +155,8 @@ class Stepper:
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int, stream: int) -> int:
-    """Return the random seed of one forward, so that a resumed run drops the same units as an uninterrupted one."""
+    """Return the dropout seed of one forward pass, so that a resumed run drops the same units as an uninterrupted run.
+
+    The seed depends only on the run's seed and on the position of the forward pass within the run.
+    """
     return (seed * 1_000_003 + step * 8191 + micro_batch * 131 + stream) % 2**63

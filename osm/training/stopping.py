@@ -1,4 +1,4 @@
-"""Everything that ends a run before its last epoch: signals, too many broken samples, and data workers that died."""
+"""Handles the events that end a run early: stop signals, too many broken samples, and data workers that die."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from osm.terminal import message_logger
 
 logger = message_logger(__name__)
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal ended the run, and the same command resumes it
-EXIT_FAILED = 3  # the run ended itself
-_MIN_SAMPLES = 100  # samples of a set that must be counted before the share of broken ones is compared with the limit
+EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal ended the run, and the same command resumes the run
+EXIT_FAILED = 3  # the run stopped because of a problem that it detected
+_MIN_SAMPLES = 100  # number of a dataset's samples from which on its share of broken samples is compared with the limit
 
 
 class Stopped(OsmError):
@@ -27,13 +27,13 @@ class Stopped(OsmError):
 
 
 class StopSignals:
-    """A context in which the first SIGTERM or SIGINT is recorded instead of ending the process.
+    """A context manager that records the first SIGTERM or SIGINT instead of letting it end the process.
 
-    The run then ends after the current step, with a checkpoint. A second SIGINT ends the process at once.
+    After the current step, the run writes a checkpoint and ends. A second SIGINT ends the process immediately.
 
     Attributes:
-        received: the number of the signal that this process received; 0 if it received none.
-        agreed: whether all ranks know that a rank received a signal.
+        received: the number of the signal that this process received; 0 if this process received none.
+        agreed: whether all ranks know that some rank received a signal.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # Python sets signal handlers in the main thread only.
+        # Python allows only the main thread to set signal handlers.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._record)
@@ -60,13 +60,13 @@ class StopSignals:
 
 
 class SampleFaults:
-    """Counts the samples that this process skipped, and ends the run if too many samples of a set are broken.
+    """Counts the samples that this process skipped, and ends the run if too many samples of a dataset are broken.
 
     Args:
-        limit: the largest share of a set's samples that may be broken.
+        limit: the largest allowed fraction of broken samples in a dataset.
 
     Attributes:
-        skipped: number of skipped samples by reason, over all sets.
+        skipped: number of skipped samples by reason, over all datasets.
     """
 
     def __init__(self, limit: float) -> None:
@@ -76,10 +76,10 @@ class SampleFaults:
         self._samples: Counter[str] = Counter()
 
     def add(self, name: str, batch: Batch) -> None:
-        """Count a batch of one set.
+        """Count the used and the skipped samples of one dataset's batch.
 
         Raises:
-            RunStopped: the share of broken samples in the set is above the limit.
+            RunStopped: the fraction of broken samples in the dataset is above the limit.
         """
         self.skipped.update(batch.skipped)
         samples = {reason: count for reason, count in batch.skipped.items() if not reason.startswith(ANNOTATION)}
@@ -90,19 +90,19 @@ class SampleFaults:
         if broken and self._samples[name] >= _MIN_SAMPLES and share > self.limit:
             raise RunStopped(
                 f"--{name}_shards: {share:.1%} of {self._samples[name]} samples are broken {dict(broken)}, more than "
-                f"--max_bad_samples {self.limit}; repair the shards, or allow more"
+                f"--max_bad_samples {self.limit}; repair the shards, or raise the limit"
             )
 
 
 @contextlib.contextmanager
 def report_dead_workers() -> Iterator[None]:
-    """Raise RunStopped, with an explanation, instead of torch's error for a data worker that died."""
+    """Convert torch's error for a data-loader worker that died into a RunStopped with an explanation."""
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise RunStopped(
-            f"a process that loads data died ({str(error).splitlines()[0]}): out of memory, or killed. "
+            f"a data-loader worker died ({str(error).splitlines()[0]}), because it was killed or out of memory. "
             "Run the same command to resume from the newest checkpoint; fewer --workers need less memory"
         ) from None

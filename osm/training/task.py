@@ -1,9 +1,9 @@
-"""The training task: the loss of each row of a batch, and the weights with which the rows are summed.
+"""The training task: the loss of each row of a batch, and the weight of each row in the loss of a step.
 
-A further loss term is computed in `TrainTask.forward` and added to the loss of each row, so that it is part of the
-module that DDP and FSDP wrap. `MixLoss` then weights it like the cross entropy. Its settings belong in `TrainConfig`.
+To add a loss term, compute it in `TrainTask.forward`, the module that DDP and FSDP wrap, and add it to the loss of each
+row. `MixLoss` then weights the new term like the cross entropy. Settings of a loss term belong in `TrainConfig`.
 
-Shapes: R rows, G groups (two for each set of the mix).
+Shapes: R rows, G groups of rows (two groups for each dataset that is trained on).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from osm.models.osm import OmniScientModel
 
 
 class TrainTask(nn.Module):
-    """Computes the cross entropy of each row of a batch. It does not depend on the names of the datasets."""
+    """Computes the cross entropy of each row of a batch. The result does not depend on the datasets' names."""
 
     def __init__(self, model: OmniScientModel, processor: Processor) -> None:
         super().__init__()
@@ -31,14 +31,15 @@ class TrainTask(nn.Module):
         self.centroid_fallbacks = 0
 
     def forward(self, batch: Batch, scored: bool = False) -> tuple[Tensor, ...]:
-        """Return the losses of a batch.
+        """Return the losses of the rows of a batch.
 
         Args:
-            scored: also return whether the model names each row exactly.
+            scored: also return whether the model predicts the name of each row exactly.
 
         Returns:
             (R,) the cross entropy summed over the supervised tokens of each row, float32; (R,) the number of supervised
-            tokens; and if `scored`, (R,) whether every supervised token was the most likely one.
+            tokens of each row; and if `scored`, (R,) whether each of the row's supervised tokens was the most likely
+            token.
         """
         model = self.model
         tokens = batch.tokens
@@ -62,18 +63,18 @@ class TrainTask(nn.Module):
 
 
 class MixLoss:
-    """Weights the rows of a step, which come from a mix of sets.
+    """Weights the rows of a step, which come from a mix of datasets.
 
-    Each set has two groups of rows: those that answer in the set's own mode, and those that answer in the mode `any`.
-    The loss of a group is its summed cross entropy divided by its supervised tokens, both over all ranks. The loss of a
-    set is the mean of its two groups (or the only group that has tokens), times the set's multiplier. The loss of
-    the step is the sum over the sets.
+    Each dataset has two groups of rows: the rows in the dataset's own mode, and the rows in the open-vocabulary mode
+    `any`. The loss of a group is its summed cross entropy divided by its number of supervised tokens, both over all
+    ranks. The loss of a dataset is the mean loss of its two groups, multiplied by the dataset's `loss_multiplier`. A
+    group without tokens is excluded from the mean. The loss of the step is the sum over the datasets.
 
     Args:
-        multipliers: the `loss_multiplier` of each set that is used, from the training config.
+        multipliers: dataset name -> `loss_multiplier` from the training config, for each dataset that is used.
 
     Attributes:
-        groups: (set, "own" | "any") for each group. The two groups of a set are adjacent.
+        groups: (dataset name, "own" | "any") for each group. The two groups of a dataset are adjacent.
     """
 
     def __init__(self, multipliers: Mapping[str, float]) -> None:
@@ -81,26 +82,26 @@ class MixLoss:
         self.multipliers = [multipliers[name] for name, _ in self.groups]
 
     def group_index(self, batch: Batch) -> Tensor:
-        """Return the index into `groups` of each row, (R,)."""
+        """Return for each row of a batch the index of its group in `groups`, shape (R,)."""
         rows = zip(batch.datasets, batch.modes, strict=True)
         keys = [(name, ANY_MODE if mode == ANY_MODE else "own") for name, mode in rows]
         return torch.tensor([self.groups.index(key) for key in keys])
 
     def supervised_tokens(self, batch: Batch) -> Tensor:
-        """Return the number of supervised tokens of each group in a batch, float32 (G,).
+        """Return the number of supervised tokens of each group in a batch, float32, shape (G,).
 
-        They are the tokens that `TrainTask.forward` counts, because the processor supervises no token that has no
-        token before it.
+        The counts equal those of `TrainTask.forward`, because the processor never supervises the first token of a row,
+        which no earlier token predicts.
         """
         counts = (batch.text.labels != -100).sum(1).float()
         return torch.zeros(len(self.groups)).index_add_(0, self.group_index(batch), counts)
 
     def row_weights(self, index_R: Tensor, counts_G: Tensor) -> Tensor:
-        """Return the weight of each row (R,), with which `reduce_losses` gives the row's share of the step's loss.
+        """Return the weight of each row in the step's loss, shape (R,), for `reduce_losses`.
 
         Args:
-            index_R: see `group_index`.
-            counts_G: supervised tokens of each group over all ranks.
+            index_R: the index of each row's group; see `group_index`.
+            counts_G: number of supervised tokens of each group over all ranks.
         """
         multiplier_G = torch.tensor(self.multipliers, device=counts_G.device)
         present_G = (counts_G > 0).to(counts_G)

@@ -1,4 +1,4 @@
-"""What a run reports: log lines, a progress bar, JSON lines in a file, a loss curve as PNG, and wandb on request."""
+"""Reports the progress of a run: log lines, a progress bar, a JSONL log, a PNG loss curve, and optionally wandb."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ logger = message_logger(__name__)
 
 
 class Tracker:
-    """The log of a run. Only the main process writes.
+    """Writes the log of a run, on the main process only.
 
     Args:
         folder: the folder of `log.jsonl` and `loss.png`.
-        enabled: whether this is the main process.
+        enabled: whether this process is the main process.
         wandb: "off", "offline" or "online".
         project: the name of the wandb project.
-        config: the configuration of the run, for wandb.
+        config: the configuration of the run, which is sent to wandb.
 
     Raises:
-        OsmError: another process trains in the folder, or wandb is not installed.
+        OsmError: a different process is training in the folder, or wandb is not installed.
     """
 
     def __init__(self, folder: Path, enabled: bool, wandb: str, project: str, config: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Tracker:
         self._file = (folder / "log.jsonl").open("a+", encoding="utf-8")
         if not lock(self._file):  # two runs in one folder would resume from each other's checkpoints
             self._file.close()
-            raise OsmError(f"--run_name {folder}: another process is training there; wait for it, or end it")
+            raise OsmError(f"--run_name {folder}: another process is training there; wait until it ends, or stop it")
         self._end_half_line()
         if wandb != "off":
             try:
@@ -50,7 +50,10 @@ class Tracker:
             self._wandb = library.init(project=project, name=folder.name, dir=folder, **options)
 
     def _end_half_line(self) -> None:
-        """End the line that a killed run left unfinished, so that the next record begins on a new line."""
+        """Terminate an incomplete last log line, which a killed run left, so that the next record gets its own line.
+
+        The incomplete line stays in the file, and `read_log` skips it.
+        """
         with (self.folder / "log.jsonl").open("rb") as file:
             data = file.read()
         if data and not data.endswith(b"\n"):
@@ -59,7 +62,7 @@ class Tracker:
     def show_progress(self, step: int, total: int) -> None:
         """Show a progress bar of the optimizer steps if standard error is a terminal.
 
-        Elsewhere the log lines report the progress.
+        If standard error is not a terminal, only the log lines report the progress.
         """
         self._bar = ProgressBar("training", total, "steps", step, enabled=self.enabled, lines=False)
 
@@ -69,7 +72,10 @@ class Tracker:
             self._bar.step()
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one record, a flat mapping with `step`, to `log.jsonl` and to wandb. The bar shows its loss."""
+        """Append one record to `log.jsonl` and wandb, and show its loss in the progress bar.
+
+        A record is a flat mapping that includes the key `step`.
+        """
         if not self.enabled:
             return
         self._file.write(json.dumps(record) + "\n")
@@ -80,12 +86,12 @@ class Tracker:
             self._wandb.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=record.get("step"))
 
     def report(self, text: str, fields: Mapping[str, Any] | None = None) -> None:
-        """Log a message that a command shows on standard output; with `--log_json` it has the fields too."""
+        """Log a message that a command shows on standard output. With `--log_json`, the message includes the fields."""
         if self.enabled:
             logger.info(text, fields=fields, to_stdout=True)
 
     def close(self) -> None:
-        """Close the bar, the file and the wandb run."""
+        """Close the progress bar, the log file and the wandb run."""
         if self._bar is not None:
             self._bar.close()
         if self.enabled:
@@ -95,10 +101,10 @@ class Tracker:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the step records of a run's log. If a run was resumed, the latest record of each step counts.
+    """Return the step records of a run's log. If a resumed run repeated a step, the latest record of the step is kept.
 
-    An unfinished line is skipped. If a run was resumed with another batch size or number of processes, its steps were
-    renumbered. Older records with a higher number are skipped because they count steps of another length.
+    Incomplete lines are skipped. If a run was resumed with a different batch size or number of processes, its steps
+    were renumbered. Older records with higher step numbers are then skipped, because their steps had a different size.
     """
     records: dict[int, dict[str, Any]] = {}
     check_regular_file(folder / "log.jsonl", "training log")
@@ -115,7 +121,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def draw_curve(folder: Path) -> None:
-    """Draw `loss.png` from `log.jsonl`: the loss of each step, and each dataset's loss in its own mode and in "any"."""
+    """Draw `loss.png` from `log.jsonl`: the loss per step, and each dataset's loss in its own and in mode `any`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -132,7 +138,7 @@ def draw_curve(folder: Path) -> None:
         points = [(r["step"], r[name]) for r in records if name in r]
         style = "--" if name.endswith("/any") else "-"
         axes.plot(*zip(*points, strict=True), style, linewidth=1, label=name.removeprefix("loss/"))
-    axes.set(xlabel="optimiser step", ylabel="cross entropy of a token", yscale="log")
+    axes.set(xlabel="optimizer step", ylabel="cross entropy of a token", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
     temporary = folder / "loss.png.tmp"

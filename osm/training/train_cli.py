@@ -1,4 +1,4 @@
-"""The command line `train.py` and `osm train`."""
+"""The command-line entry point of `train.py` and `osm train`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0 if the run is complete, 2 for a user's mistake, 3 if the run could not continue, 75 if a signal
-        ended it after a checkpoint was written, 130 if it was interrupted without one.
+        ended the run after a checkpoint was written, 130 if the run was interrupted before a checkpoint was written.
     """
     from osm.training.stopping import EXIT_FAILED, EXIT_STOPPED, Stopped
     from osm.training.train_config import parse

@@ -1,4 +1,4 @@
-"""The training config, and how it is built from a YAML file and command-line flags."""
+"""The training config, which is built from a YAML file and command-line flags."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class SetConfig:
     """One dataset of the training mix.
 
     Attributes:
-        shards: the shards of the dataset; braces expand, as in `{000..106}.tar`.
+        shards: the shards of the dataset; brace ranges are expanded, as in `{000..106}.tar`.
         batch_size: images of this dataset in each batch of each process. 0 = the dataset is not used.
-        train_num_samples: images of this dataset in an epoch, over all processes.
-        loss_multiplier: the factor of this dataset's loss.
+        train_num_samples: images of this dataset per epoch, over all processes.
+        loss_multiplier: the factor by which this dataset's loss is multiplied.
     """
 
     shards: str = ""
@@ -51,60 +51,64 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. Each field is also the flag of the same name.
+    """How a model is trained. Each field is also a command-line flag of the same name.
 
     Attributes:
-        run_name: the folder of the run, for checkpoints, log and curve.
-        resume_from_checkpoint: a checkpoint of train.py. Empty = the newest one in the run's folder, if there is one.
-        start_from: trained weights (a folder `final`, or a `.pt`) with which a new run starts, with a fresh optimizer
-            and schedule. Without --config, the model config of that file is used, if it has one.
+        run_name: the folder of the run, for its checkpoints, log and loss curve.
+        resume_from_checkpoint: a checkpoint written by train.py. Empty = the newest checkpoint in the run's folder, if
+            there is one.
+        start_from: trained weights (a folder `final`, or a `.pt` file) from which a new run starts, with a fresh
+            optimizer and schedule. Without --config, the model config in that file is used, if the file has one.
         delete_previous_checkpoint: delete the checkpoint of the previous epoch when a new one is written.
-        save_initial: write the model of step 0 to `<run_name>/initial`, to compare the trained model with it.
-        gradient_accumulation_steps: batches in an optimizer step.
-        seed: the seed of the bridge's initial values and of all draws.
+        save_initial: write the untrained model (step 0) to `<run_name>/initial`, for comparison with the trained model.
+        gradient_accumulation_steps: number of batches per optimizer step.
+        seed: the seed of the bridge's initial values and of all random draws.
         learning_rate: the peak learning rate of AdamW.
-        lr_scheduler: the shape of the learning rate after the warm-up.
-        warmup_steps: optimizer steps in which the learning rate rises linearly from 0.
+        lr_scheduler: the shape of the learning-rate schedule after the warmup.
+        warmup_steps: optimizer steps during which the learning rate rises linearly from 0.
         weight_decay: the weight decay of AdamW.
         precision: fp32, amp_bf16 or amp_bfloat16 (bfloat16 autocast), bf16 (bfloat16 autocast, and frozen parts in
             bfloat16 on every device), or fp16 (float16 autocast with a loss scale).
         num_epochs: the number of epochs.
         logging_steps: optimizer steps between two lines of the log.
-        workers: data loading processes of each training process. 0 = data is loaded in the training process.
+        workers: data-loader workers of each training process. 0 = data is loaded in the training process.
         dataset_resampled: draw shards with replacement.
-        shuffle_buffer: samples among which the next one is drawn.
-        shard_cache: a local folder for copies of remote shards, so that each shard is downloaded once.
-        shard_cache_gb: the largest size of that folder in GB. 0 = no limit.
-        pipeline: `module:function`, a webdataset pipeline of the user's in place of our reading and shuffling.
+        shuffle_buffer: size of the shuffle buffer, in samples, from which the next sample is drawn.
+        shard_cache: a local folder for copies of remote shards, so that each shard is downloaded only once.
+        shard_cache_gb: the largest size of the folder `shard_cache` in GB. 0 = no limit.
+        pipeline: `module:function`, a webdataset pipeline of your own that replaces the built-in reading and shuffling.
         feature_cache: a folder for the tower's tokens of a fixed number of views of each image. Training then reads
             these tokens and does not run the tower.
         views: the number of fixed views of each image in the feature cache.
-        emulate_world_size: draw the samples as a run on that many processes would. 0 = the actual number of processes.
-        dist_backend: the backend of torch.distributed. Empty = nccl on CUDA, gloo elsewhere.
-        dist_url: the address at which the processes meet.
+        emulate_world_size: draw the samples that a run with this many processes would draw. 0 = the actual number of
+            processes.
+        dist_backend: the backend of torch.distributed. Empty = nccl on CUDA, gloo on all other devices.
+        dist_url: the address at which the processes rendezvous (the `init_method` of torch.distributed).
         no_set_device_rank: do not choose the GPU by the local rank.
         device: auto, cpu, cuda, cuda:1, ...
-        num_threads: torch threads of each process on the CPU. 0 = cores / processes of this machine.
-        tf32: multiply float32 matrices in TF32 on GPUs that support it (10 bits of mantissa): faster, less exact.
-        wandb: logging to Weights & Biases.
-        wandb_project: the project at Weights & Biases.
-        gradient_checkpointing: recompute the activations of the bridge and the LLM in the backward pass. This takes
+        num_threads: torch threads of each process on the CPU. 0 = the machine's cores divided by its processes.
+        tf32: multiply float32 matrices in TF32 (10-bit mantissa) on GPUs that support TF32, which is faster but less
+            exact.
+        wandb: whether to log to Weights & Biases, and in which mode.
+        wandb_project: the name of the project at Weights & Biases.
+        gradient_checkpointing: recompute the activations of the bridge and the LLM in the backward pass, which takes
             less memory and more time.
         fsdp: shard the model over the processes (FSDP2).
-        fsdp_use_orig_params: a published flag, which is accepted. FSDP2 always uses the original parameters.
-        fsdp_sharding_strategy: full, or hybrid (shards within groups of processes, copies across the groups).
-        fsdp_shard_size: processes in such a group. 0 = the processes of one machine.
+        fsdp_use_orig_params: a flag of the published code, which has no effect. FSDP2 always uses the original
+            parameters.
+        fsdp_sharding_strategy: full, or hybrid (sharded within groups of processes, replicated across the groups).
+        fsdp_shard_size: processes per group of the hybrid strategy. 0 = the processes of one machine.
         checkpoint_every_steps: optimizer steps between two checkpoints within an epoch, which are written in the
             background. 0 = checkpoints are written only after epochs and when the run is stopped.
-        keep_checkpoints: the number of checkpoints within epochs that are kept.
-        held_out_share: the share of the samples that is never trained on.
-        eval_every_steps: optimizer steps between two evaluations on the held-out samples. 0 = never.
-        eval_samples: held-out samples of each dataset in an evaluation.
-        best_metric: the metric that decides which model is kept as `best`.
-        max_skipped_steps: stop after this many steps in a row with a non-finite loss or gradient.
-        max_bad_samples: stop if more than this share of a dataset's samples is broken.
-        peak_tflops: the peak TFLOPS of one device, for the MFU. 0 = the value of a known GPU.
-        sample: how samples are made.
+        keep_checkpoints: the number of checkpoints from within epochs that are kept.
+        held_out_share: the fraction of the samples that is held out for evaluation, and never trained on.
+        eval_every_steps: optimizer steps between two evaluations on the held-out samples. 0 = no evaluation.
+        eval_samples: number of held-out samples per dataset in an evaluation.
+        best_metric: the evaluation metric that decides which model is saved as `best`.
+        max_skipped_steps: stop after this many consecutive steps with a non-finite loss or gradient.
+        max_bad_samples: stop if more than this fraction of a dataset's samples is broken.
+        peak_tflops: the peak TFLOP/s of one device, from which the MFU is computed. 0 = the known value of the GPU.
+        sample: how training samples are made from images and annotations.
         sets: the datasets of the training mix, by name.
     """
 
@@ -188,20 +192,20 @@ class TrainConfig:
 
     def _check_shares(self) -> None:
         if not 0 <= self.max_bad_samples <= 1:
-            raise OsmError(f"--max_bad_samples {self.max_bad_samples} is a share, which must be between 0 and 1")
+            raise OsmError(f"--max_bad_samples {self.max_bad_samples} must be between 0 and 1")
         if not 0 <= self.held_out_share < 1:
-            raise OsmError(f"--held_out_share {self.held_out_share} is a share, which must be from 0 to less than 1")
+            raise OsmError(f"--held_out_share {self.held_out_share} must be at least 0 and less than 1")
         if self.eval_every_steps and not self.held_out_share:
-            raise OsmError(
-                f"--eval_every_steps {self.eval_every_steps} needs samples that are not trained on: --held_out_share"
-            )
+            raise OsmError(f"--eval_every_steps {self.eval_every_steps} needs held-out samples; set --held_out_share")
         if self.fsdp and self.precision == "fp16":
             raise OsmError(
-                "--fsdp does not go with --precision fp16, whose loss scale differs between processes; use amp_bf16"
+                "--fsdp cannot be combined with --precision fp16, because the loss scale would differ between "
+                "processes; use amp_bf16"
             )
         if self.fsdp and self.feature_cache:
             raise OsmError(
-                f"--fsdp does not go with --feature_cache {self.feature_cache}: no process has the whole tower"
+                f"--fsdp cannot be combined with --feature_cache {self.feature_cache}, because no process has the "
+                "whole tower"
             )
         if not self.fsdp and (self.fsdp_shard_size or self.fsdp_sharding_strategy != "full"):
             raise OsmError("--fsdp_sharding_strategy and --fsdp_shard_size need --fsdp")
@@ -219,7 +223,7 @@ class TrainConfig:
             for flag in ("dataset_resampled", "shard_cache", "feature_cache", "eval_every_steps"):
                 if getattr(self, flag):
                     raise OsmError(
-                        f"--{flag} does not go with --pipeline {self.pipeline}, which reads the shards itself"
+                        f"--{flag} cannot be combined with --pipeline {self.pipeline}, which reads the shards itself"
                     )
             user_pipeline(self.pipeline)
 
@@ -228,7 +232,7 @@ class TrainConfig:
         return {name: chosen for name, chosen in self.sets.items() if chosen.batch_size > 0}
 
 
-# Model fields that have a flag. The values of WIDTH_FLAGS are compared with the built model.
+# Model fields that have a flag. The values of WIDTH_FLAGS are only checked against the built model.
 MODEL_FLAGS = {
     "base_model_name": str,
     "input_size": int,
@@ -242,13 +246,13 @@ _PUBLISHED_DASHES = ("dist_backend", "dist_url", "no_set_device_rank")
 
 @dataclass(frozen=True)
 class Run:
-    """The whole configuration of a run of `train.py`.
+    """The complete configuration of a run of `train.py`.
 
     Attributes:
-        training: how the model is trained.
-        model: the model.
-        widths: the values of WIDTH_FLAGS; None = not given.
-        table: the datasets.
+        training: the training config.
+        model: the model config.
+        widths: the values of WIDTH_FLAGS; None = the flag is not given.
+        table: the dataset table.
     """
 
     training: TrainConfig
@@ -258,11 +262,11 @@ class Run:
 
 
 def parse(argv: Sequence[str] | None = None) -> Run:
-    """Parse the command line. `--datasets` is read first, because each of its rows adds flags.
+    """Parse the command line of `train.py`. `--datasets` is read first, because each dataset in that file adds flags.
 
     Raises:
-        OsmError: a wrong value.
-        SystemExit: an unknown flag (raised by argparse).
+        OsmError: a value is invalid.
+        SystemExit: argparse found an unknown flag.
     """
     first = CommandParser(add_help=False, allow_abbrev=False)
     first.add_argument("--datasets", default=None)
@@ -273,14 +277,16 @@ def parse(argv: Sequence[str] | None = None) -> Run:
 
 
 def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
-    """Build the configuration of a run. Flags override `--set`, which overrides the YAML file of `--config`.
+    """Build the configuration of a run from flags and the config file.
+
+    Flags override the values of `--set`, which override those of the YAML file of `--config`.
 
     Args:
-        given: the flags that were given, by name.
-        table: the datasets.
+        given: flag name -> value, for the flags that were given.
+        table: the dataset table.
 
     Raises:
-        OsmError: a wrong value.
+        OsmError: a value is invalid.
     """
     yaml_name, settings = given.get("config", "osm"), given.get("settings", [])
     section = dict(load_yaml(yaml_name, settings).get("training", {}))
@@ -296,18 +302,21 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
             sets[name] = {**sets.get(name, {}), **chosen}
     unknown = sorted(set(sets) - set(table))
     if unknown:
-        raise OsmError(f"training.sets: {unknown[0]!r} is no dataset; name it in --datasets. Known: {', '.join(table)}")
+        raise OsmError(
+            f"training.sets: unknown dataset {unknown[0]!r}; define it in --datasets. Known: {', '.join(table)}"
+        )
     scalars = {f.name: given[f.name] for f in _scalar_fields(TrainConfig) if f.name in given}
     training = from_dict(TrainConfig, {**section, **scalars, "sample": sample, "sets": sets}, "training")
     if not training.used_sets:
         raise OsmError(
-            "no set is used: give --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table)
+            "no dataset is used; give --batch_size_<set> and --<set>_shards for at least one of " + ", ".join(table)
         )
     for name, used in training.used_sets.items():
         table = table.with_row(_trained_row(table[name], used.shards))
-        _ = table[name].label_set  # a wrong label file raises here, before the model is loaded
+        _ = table[name].label_set  # raises for an invalid label file here, before the model is loaded
     if training.resume_from_checkpoint:
-        # A remote checkpoint is downloaded for each run, before any collective call could time out.
+        # A remote checkpoint is downloaded here, once per run, because a long download during a collective call could
+        # exceed the timeout of the call.
         local_checkpoint.cache_clear()
         local_checkpoint(training.resume_from_checkpoint)
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
@@ -317,7 +326,9 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         model = base_config(base, yaml_name, settings, **overrides)
     elif overrides or _of_model(settings):
         flag = next(iter(overrides), "") or f"set {_of_model(settings)[0]}"
-        raise OsmError(f"--{flag}: the model of --start_from {public(training.start_from)} has its own sizes")
+        raise OsmError(
+            f"--{flag} cannot change the model of --start_from {public(training.start_from)}; remove the flag"
+        )
     else:
         model = own
     model = model.with_modes([*modes, *training.used_sets])
@@ -325,10 +336,10 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
 
 
 def _trained_row(row: Dataset, shards: str) -> Dataset:
-    """Return the row of a dataset with the labels of its shards.
+    """Return a dataset's row of the dataset table with the labels that belong to its shards.
 
-    A row without labels gets those of the `categories.json` that the converter wrote next to the shards. Samples with
-    their own phrases need no labels.
+    If the row has no labels, they are taken from the `categories.json` that the converter wrote next to the shards.
+    Datasets whose samples have their own phrases need no labels.
     """
     if row.labels:
         return row
@@ -336,7 +347,7 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
         return replace(row, json_file=None)
     labels = sibling(expand_shards(shards)[0], CATEGORIES)
     if is_remote(labels):
-        with contextlib.suppress(OsmError):  # the file is optional, and some stores raise for a missing file
+        with contextlib.suppress(OsmError):  # the file is optional, and some stores raise an error if it is missing
             if remote.exists(labels):
                 return replace(row, labels=str(localize(labels, "labels")))
         return row
@@ -348,7 +359,7 @@ def _of_model(settings: Sequence[str]) -> list[str]:
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
-    """Remove a mapping from a section, and return a copy of it, which flags then override."""
+    """Remove a mapping from a section, and return a copy of the mapping, whose values flags may override."""
     value = section.pop(name, None)
     if not isinstance(value, dict | None):
         raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")
@@ -356,15 +367,18 @@ def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dic
 
 
 def parser(table: DatasetTable) -> argparse.ArgumentParser:
-    """Build the parser of all flags. Each dataset adds flags. Flags that are not given are not in the namespace."""
+    """Return the argument parser of `train.py`, with additional flags for each dataset of the table.
+
+    Flags that are not given are absent from the parsed namespace.
+    """
     out = CommandParser(
         prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
     )
     out.add_argument("--config", help="a config of the project (osm, osm_small, osm_nano) or a YAML file [osm]")
     add_settings(out)
-    out.add_argument("--datasets", help="a YAML that adds sets of your own to the table")
+    out.add_argument("--datasets", help="a YAML file that adds your own datasets to the table")
     for name, kind in MODEL_FLAGS.items():
-        out.add_argument(f"--{name}", type=kind, help="model; default: the config's")
+        out.add_argument(f"--{name}", type=kind, help="a field of the model config [value in the config]")
     for name in WIDTH_FLAGS:
         out.add_argument(f"--{name}", type=int, help="checked against the base model")
     for cls in (TrainConfig, SampleConfig):
@@ -400,7 +414,7 @@ def _scalar_fields(cls: type) -> list[_Scalar]:
 
 
 def _set_flags(name: str) -> dict[str, str]:
-    """Return the flags of one dataset, as flag -> field of `SetConfig`."""
+    """Return a mapping flag name -> field of `SetConfig` for the flags of one dataset."""
     return {
         f"{name}_shards": "shards",
         f"batch_size_{name}": "batch_size",

@@ -1,7 +1,7 @@
-"""The training loop. Every optimizer step takes one batch of each set, and all sets share one forward and backward.
+"""The training loop. Each micro-batch contains one batch of every dataset, in a single forward and backward pass.
 
-`train` runs a whole training. `Trainer.__init__` builds or resumes everything that a run needs, `Trainer.train` loops
-over the epochs, and `Trainer._epoch` over the steps of one epoch.
+`train` performs a complete training run. `Trainer.__init__` builds or resumes everything that a run needs,
+`Trainer.train` loops over the epochs, and `Trainer._epoch` loops over the steps of one epoch.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ logger = message_logger(__name__)
 
 
 def train(run: Run) -> Path:
-    """Train a model. If the run's folder has checkpoints, training resumes from the newest one.
+    """Train a model. If the run's folder has checkpoints, training resumes from the newest checkpoint.
 
     Returns:
         the folder with the trained model (`<run_name>/final`).
 
     Raises:
-        OsmError: the config, the data or a checkpoint is not valid.
+        OsmError: the config, the data or a checkpoint is invalid.
         RunStopped: the run could not continue.
         Stopped: a signal ended the run.
     """
@@ -74,7 +74,7 @@ def train(run: Run) -> Path:
 
 
 class Trainer:
-    """One process of a run. The constructor builds the run, or resumes it from a checkpoint.
+    """One process of a training run. The constructor sets up a new run, or resumes a run from a checkpoint.
 
     All ranks must construct their trainers together, because the constructor contains collective calls.
 
@@ -96,12 +96,12 @@ class Trainer:
         if not config.pipeline:
             every = [shard for shards in self.shards.values() for shard in shards]
             self.indexes.prepare(every, world.rank, world.size, world.gathered)
-        # Fail fast, before loading gigabytes of weights. A resumed run is checked later, because it may have the
-        # streams of another number of processes.
+        # A new run is checked before gigabytes of weights are loaded. A resumed run is checked later, because it may
+        # keep the number of sample streams of the run that wrote the checkpoint.
         if not config.resume_from_checkpoint and not readable_checkpoints(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
 
-        # The model and its optimizer.
+        # Build the model and its optimizer.
         self.task, values = self._make_task()
         self.model, self.processor = self.task.model, self.task.processor
         self.model.train()
@@ -114,7 +114,7 @@ class Trainer:
         del values
         self.optimizer = make_optimizer(self.task, config.learning_rate, config.weight_decay)
 
-        # The progress of the run, from a checkpoint if there is one.
+        # Restore the progress of the run from a checkpoint, if there is one.
         progress, _ = resume(config, self.model, self.optimizer, world)
         self.streams = choose_streams(config, progress, world)
         self.batches = equal_batches(config, self.streams)
@@ -127,7 +127,7 @@ class Trainer:
         )
         go_to_step(self.schedule, self.progress.step)
 
-        # The steps and their data.
+        # Prepare the optimizer steps and their data.
         self.peak = peak_flops(world.device, config.precision, config.peak_tflops)
         first_stream = world.rank * (self.streams // world.size)
         self.stepper = Stepper(
@@ -135,13 +135,15 @@ class Trainer:
         )
         self.stepper.load_scaler(self.progress.scaler)
         self.faults = SampleFaults(config.max_bad_samples)
-        # The loaders come last, because filling a feature cache takes long and a checkpoint that does not fit should
-        # be reported before that.
+        # The loaders are made last, because filling a feature cache takes a long time, and a checkpoint that does not
+        # fit the model should be reported before.
         self.loaders = self._make_loaders()
         self.held_out = self._make_held_out()
 
     def _make_task(self) -> tuple[TrainTask, dict[str, Tensor]]:
-        """Build the model. With FSDP, only rank 0 reads the weights, and the other ranks receive the structure.
+        """Build the model and its training task.
+
+        With FSDP, only rank 0 reads the weights, and the other ranks receive the model without parameter values.
 
         Returns:
             the task, and on rank 0 of an FSDP run the values of its parameters by name.
@@ -150,7 +152,7 @@ class Trainer:
         if not config.fsdp or world.size == 1:
             task = self._read_task()
             # The frozen parts are hashed before they are cast. The hash rounds values to bfloat16, and a value that
-            # was cast to float16 first may round to another bfloat16 value.
+            # was first cast to float16 may round to a different bfloat16 value.
             task.model.frozen_hashes = world.from_main(lambda: frozen_hashes(task.model))
             hold_frozen(task.model, config.precision, world.device)
             task.model.to(world.device)
@@ -159,7 +161,7 @@ class Trainer:
 
         def structure() -> TrainTask:
             task = self._read_task()
-            frozen_hashes(task.model)  # stored in the model while its parts are whole and not yet cast
+            frozen_hashes(task.model)  # stores the hashes in the model before its parts are cast and sharded
             hold_frozen(task.model, config.precision, world.device)
             values.update({name: parameter.detach() for name, parameter in task.named_parameters()})
             return parallel.on_meta_device(task)
@@ -175,21 +177,21 @@ class Trainer:
         return TrainTask(model, processor)
 
     def _start_from(self, model: OmniScientModel) -> None:
-        """Load the trained weights that `--start_from` names, if it is given."""
+        """Load the trained weights that are given with `--start_from`, if any."""
         path = self.config.start_from
         if not path:
             return
         if Path(path).resolve().is_relative_to(self.folder.resolve()):
             raise OsmError(
-                f"--start_from {public(path)} is inside --run_name {self.folder}, which would be resumed; "
-                "choose another --run_name for the new run"
+                f"--start_from {public(path)} is inside --run_name {self.folder}, whose run would be resumed; "
+                "choose a different --run_name for the new run"
             )
         new = start_from(model, path)
         if self.world.is_main:
             logger.info(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", to_stdout=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
-        """Build the loader of each set, after filling the feature cache if there is one."""
+        """Build the data loader of each dataset, after filling the feature cache if a cache is used."""
         config, world = self.config, self.world
         views = config.views if config.feature_cache else 0
         transform = SampleTransform(config.sample, self.processor, views, config.seed)
@@ -314,7 +316,7 @@ class Trainer:
     def _micro_batches(self, meter: Meter) -> Iterator[list[list[Batch]]]:
         """Yield the micro-batches of each optimizer step, each with one batch per sample stream of this process.
 
-        The last step of an epoch may have fewer micro-batches than the others.
+        The last step of an epoch may have fewer micro-batches than the preceding steps.
         """
         progress, gathered = self.progress, list[list[Batch]]()
         positions: dict[str, dict[int, Position]] = progress.positions
@@ -335,11 +337,15 @@ class Trainer:
                 gathered = []
 
     def _fresh_positions(self, loader: EpochLoader) -> dict[int, Position]:
-        """Return positions of streams that have drawn no samples yet. A part of the epoch may be over nevertheless."""
+        """Return the initial positions of this process's sample streams, from which no samples have been drawn yet.
+
+        An initial position need not be the start of the epoch, because a resumed run may start new streams within an
+        epoch.
+        """
         return {stream.rank: Position(self.progress.batches) for stream in loader.streams}
 
     def _end_epoch(self, writer: CheckpointWriter) -> None:
-        """Advance to the next epoch, and write the checkpoint of the one that ended."""
+        """Advance to the next epoch, and write the checkpoint of the epoch that ended."""
         progress = self.progress
         epoch = progress.epoch
         progress.epoch, progress.batches, progress.salt, progress.positions = epoch + 1, 0, 0, {}
@@ -353,7 +359,10 @@ class Trainer:
     # -- checkpoints and the end of a run ----------------------------------------------------------------------------
 
     def _progress_document(self) -> dict[str, Any]:
-        """Return the progress and the config for a new checkpoint, equal on all ranks. A collective call."""
+        """Return the progress and the config for a new checkpoint, the same on all ranks.
+
+        All ranks must call this method together.
+        """
         self.progress.saves += 1
         self.progress.scaler = self.stepper.scaler.state_dict()
         here: dict[str, dict[int, Position]] = {}
@@ -370,7 +379,7 @@ class Trainer:
         writer.start_step(self.progress.step, self.model, self.optimizer, self._progress_document())
 
     def _stop(self, writer: CheckpointWriter, signals: StopSignals) -> None:
-        """Write a checkpoint, and end the run by raising Stopped."""
+        """Write a checkpoint, and raise Stopped to end the run."""
         if self.progress.batches:  # otherwise the checkpoint of the epoch was just written
             self._start_checkpoint(writer)
             writer.wait()
@@ -390,11 +399,11 @@ class Trainer:
     # -- figures and messages ----------------------------------------------------------------------------------------
 
     def _skipped_samples(self) -> Counter[str]:
-        """Return the number of skipped samples by reason, over all ranks and all starts of the run."""
+        """Return the number of skipped samples by reason, over all ranks and since the run first started."""
         return self.progress.skipped + self.world.total(self.faults.skipped)
 
     def _evaluate(self, tracker: Tracker, held_out: HeldOut) -> None:
-        """Evaluate on the held-out samples, and save the model as `best` if it is the best one yet."""
+        """Evaluate the model on the held-out samples, and save it as `best` if its metric is the best so far."""
         with parallel.without_gradients(self.task):
             found = held_out.evaluate(self.task, self.loss)
         metric = self.config.best_metric
@@ -411,7 +420,7 @@ class Trainer:
         )
 
     def _log(self, tracker: Tracker, meter: Meter, result: StepResult) -> None:
-        """Write a record to the log, and a line for the user."""
+        """Write a record to the log, and log a line with the main values for the user."""
         progress, interval = self.progress, meter.result()
         progress.names += interval.names
         skipped = self._skipped_samples()
@@ -445,7 +454,7 @@ class Trainer:
         )
 
     def _first_line(self) -> str:
-        """Return the message that describes the run at its start."""
+        """Return the message that describes the run and that is logged when the run starts."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
         epochs = f"epochs {self.progress.epoch}..{self.config.num_epochs - 1}"
@@ -462,10 +471,10 @@ class Trainer:
 
 
 def equal_batches(config: TrainConfig, streams: int) -> int:
-    """Return the number of batches per epoch and stream.
+    """Return the number of batches per epoch and sample stream, which must be the same for all datasets.
 
     Raises:
-        OsmError: the sets give different numbers of batches. The message lists them.
+        OsmError: the datasets have different numbers of batches, which the message lists.
     """
     counts = {
         name: batches_per_epoch(chosen.train_num_samples, chosen.batch_size, streams, config.workers)
@@ -477,12 +486,12 @@ def equal_batches(config: TrainConfig, streams: int) -> int:
             f"{config.sets[name].batch_size} = {count} batches"
             for name, count in counts.items()
         )
-        raise OsmError(f"the sets must give the same number of batches per epoch, but: {figures}")
+        raise OsmError(f"all datasets must have the same number of batches per epoch, but they differ: {figures}")
     return next(iter(counts.values()))
 
 
 def _skipped_in_words(skipped: Counter[str]) -> str:
-    """Return the part of a log line that counts skipped samples, and unusable annotations of samples that were used."""
+    """Return a clause for a log line that counts the skipped samples and the unusable annotations of used samples."""
     samples = {reason: count for reason, count in skipped.items() if not reason.startswith(ANNOTATION)}
     parts = {reason.removeprefix(ANNOTATION): count for reason, count in skipped.items() if reason not in samples}
     text = f", {sum(samples.values())} samples skipped {samples}" if samples else ""

@@ -147,7 +147,7 @@ def test_a_changed_run_file_is_not_believed(workshop: Workshop, tmp_path: Path) 
     path.write_text(path.read_text().replace('"step": 6', '"step": 7'))
     with pytest.raises(
         checkpoint_layout.UnreadableCheckpoint,
-        match=r"run\.json is broken: its content does not have the checksum it names",
+        match=r"run\.json is broken: its content does not match its stored checksum",
     ):
         sharded_layout.read_run_document(path.parent)
     assert path.parent in scan(run)[1] and path.parent not in readable_checkpoints(run)
@@ -180,12 +180,12 @@ def test_a_kill_between_the_last_file_and_the_name_loses_nothing(workshop: Works
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"epoch": 10**30}, "a count is needed|epoch is"),
+        ({"epoch": 10**30}, "must be an integer from 0|epoch is"),
         ({"epoch": 10**9}, "epoch 1000000000, but the run has 2"),
-        ({"batches": 10**6}, "batch 1000000 of an epoch of 4"),
+        ({"batches": 10**6}, "batch 1000000, but an epoch has only 4"),
         ({"positions": {"pan": {"0": [2, {"0": 10**12}]}}}, "has drawn 1000000000000 samples for 2 batches; at most"),
-        ({"positions": {"pan": {"0": [10**12, {"0": 2}]}}}, "is at batch 1000000000000 of an epoch of 4"),
-        ({"streams": 10**9}, "streams is 1000000000, a whole number from 0"),
+        ({"positions": {"pan": {"0": [10**12, {"0": 2}]}}}, "is at batch 1000000000000, but an epoch has only 4"),
+        ({"streams": 10**9}, "streams is 1000000000, but must be an integer from 0"),
         ({"step": -1}, "step is -1"),
         ({"best": "x" * 9999}, "its progress cannot be read"),
     ],
@@ -237,5 +237,5 @@ def test_records_of_a_pt_file_carry_checksums(workshop: Workshop, tmp_path: Path
     data = bytearray(path.read_bytes())
     data[record.header_offset + 200] ^= 1
     path.write_bytes(data)
-    with pytest.raises(checkpoint_layout.UnreadableCheckpoint, match="does not have the checksum"):
+    with pytest.raises(checkpoint_layout.UnreadableCheckpoint, match="does not match its stored checksum"):
         checkpoints.verify(path)

@@ -149,7 +149,7 @@ def test_the_optimizer_comes_along_where_it_is_asked_for(source: Path, tmp_path:
         assert found[name] == given[name]
     assert torch.equal(found["optimizer_state_dict"]["state"][0]["exp_avg"], torch.ones(3))
 
-    assert "has no place for it; export to a name that ends in .pt" in refused(
+    assert "cannot store the optimizer state; export to a name that ends in .pt" in refused(
         "export", source, tmp_path / "folder", "--with_optimizer"
     )
     ran("export", source, tmp_path / "folder")
@@ -170,11 +170,13 @@ def test_half_the_size(source: Path, tmp_path: Path, refused: Any, monkeypatch: 
         assert rounded[name].dtype == value.dtype == torch.float32
         torch.testing.assert_close(rounded[name], value, rtol=2**-11, atol=2**-24)
     both = ("--half", "--with_optimizer")
-    assert "leave out --half, or --with_optimizer" in refused("export", source, tmp_path / "x.pt", *both)
+    assert "--half cannot be combined with --with_optimizer" in refused("export", source, tmp_path / "x.pt", *both)
     document = torch.load(source, weights_only=True)
     document["model_state_dict"]["context_query"][0, 0, 0] = 1e6
     torch.save(document, source)
-    assert "context_query has values that float16 does not hold" in refused("export", source, tmp_path / "x", "--half")
+    assert "float16 cannot represent some values of context_query" in refused(
+        "export", source, tmp_path / "x", "--half"
+    )
     # What lies in the package's folder of weights is found by its name, unless there is a folder of that name.
     monkeypatch.setattr("osm.models.factory.shipped_folder", lambda: tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)
@@ -214,7 +216,7 @@ def test_what_is_there_is_replaced_only_by_force(source: Path, tmp_path: Path, r
     before, model_before = file.read_bytes(), (folder / "model.safetensors").read_bytes()
     for out in (file, folder):
         assert refused("export", source, out).endswith(
-            f"{out} is there already: name another, or replace it with --force\n"
+            f"{out} already exists: choose a different name, or replace it with --force\n"
         )
     assert file.read_bytes() == before and (folder / "model.safetensors").read_bytes() == model_before
     for out in (file, folder):
@@ -229,7 +231,7 @@ def test_what_is_there_is_replaced_only_by_force(source: Path, tmp_path: Path, r
     assert "holds no model that could be replaced" in refused("export", source, tmp_path / "photos", "--force")
     assert "holds no model that could be replaced" in refused("export", source, tmp_path / "photos/a.jpg", "--force")
     (tmp_path / "folder.pt").mkdir()
-    assert "is a folder, and a name that ends in .pt" in refused("export", source, tmp_path / "folder.pt", "--force")
+    assert "is a folder, but a name that ends in .pt" in refused("export", source, tmp_path / "folder.pt", "--force")
     assert "cannot be written" in refused("export", source, tmp_path / "photos" / "a.jpg" / "out")
 
 
@@ -311,7 +313,7 @@ def not_plain(document: dict[str, Any]) -> None:
         (no_config, "not a config of an OmniScientModel"),
         (odd_field, "unknown field 'colour'"),
         (odd_mode, "no model can have its config's sizes and modes"),
-        (not_plain, "its config holds more than plain values"),
+        (not_plain, "its config contains values that JSON does not support"),
     ],
 )
 def test_what_does_not_hang_together_is_refused(
@@ -377,7 +379,7 @@ def test_another_base_or_other_sizes_are_refused(zoo: Path, base: Path, tmp_path
     out = tmp_path / "ours"
     other = refused("import", zoo, out, "--config", tiny_model_yaml(tmp_path))
     assert "missing: " in other and "does not fit this model" in other
-    assert f"--config {tmp_path / 'tiny.yaml'} is another model than it was trained in" in other
+    assert f"--config {tmp_path / 'tiny.yaml'} is not the model that the file was trained with" in other
     flags = ["--base_model_name", base, *SIZE_FLAGS]
     smaller = refused("import", zoo, out, *flags, "--input_size", "28")
     assert "shape of window_pos_embed: (1, 20, 32) in the file, (1, 5, 32) in the model" in smaller

@@ -63,14 +63,17 @@ def test_what_stands_there_is_not_replaced_without_force(
     for out in (URL, "s3://bucket/osm.pt"):
         assert export_main([str(source), out]) == 0
         assert export_main([str(source), out]) == 2
-        assert f"error: {out} is there already: name another, or replace it with --force" in capsys.readouterr().err
+        assert (
+            f"error: {out} already exists: choose a different name, or replace it with --force"
+            in capsys.readouterr().err
+        )
         before = clean_s3.names("bucket")
         assert export_main([str(source), out, "--force", "--half"]) == 0
         assert clean_s3.names("bucket") == before
     assert len(stored(clean_s3)["model.safetensors"]) < len(clean_s3.read("bucket", "osm.pt"))
     clean_s3.put("bucket", "photos/cat.jpg", b"cat")
     assert export_main([str(source), "s3://bucket/photos", "--force"]) == 2
-    assert "s3://bucket/photos is there and holds no model that could be replaced" in capsys.readouterr().err
+    assert "s3://bucket/photos already exists but holds no model that could be replaced" in capsys.readouterr().err
     assert export_main([str(source), "https://host/model?token=secret"]) == 2
     said = capsys.readouterr().err
     assert "error: out https://host/model: it can be read, but not written" in said and "secret" not in said
@@ -98,7 +101,7 @@ def test_an_upload_that_is_cut_off_leaves_no_model(
     if not force:
         monkeypatch.setenv("OSM_CACHE", str(tmp_path / "another machine"))
         assert export_main(call) == 2
-        assert f"{URL} is there already (without its config.json, as an upload that" in capsys.readouterr().err
+        assert f"{URL} already exists (without its config.json, probably because" in capsys.readouterr().err
         monkeypatch.setenv("OSM_CACHE", str(tmp_path / "cache"))
     assert export_main(call) == 0
     export(source, tmp_path / "model")

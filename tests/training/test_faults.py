@@ -91,7 +91,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(workshop: Workshop, tmp_pat
     process = start(["1,2,4,5,6", *arguments], (), spoilt)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 3, said
-    assert "error: step 7: the loss or its gradient was not finite, 3 steps in a row (--max_skipped_steps)" in said
+    assert "error: step 7: the loss or its gradient was not finite in 3 consecutive steps (--max_skipped_steps)" in said
     assert "Traceback" not in said
 
 
@@ -117,7 +117,7 @@ def test_a_dead_loader_ends_the_run_with_its_reason(workshop: Workshop, tmp_path
     process = start(arguments, (), script)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 3, said
-    assert "error: a process that loads data died (DataLoader worker" in said
+    assert "error: a data-loader worker died (DataLoader worker" in said
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_it(
     said, _ = process.communicate(timeout=200)
     assert process.returncode == (3 if processes == 1 else 1), said
     whole = readable_checkpoints(run)
-    assert whole and f"The newest intact one: {whole[0]}" in said and "No space left on device" in said, said
+    assert whole and f"The newest intact checkpoint: {whole[0]}" in said and "No space left on device" in said, said
     assert not list((run / "checkpoints").glob("*.tmp"))
     for path in whole[1:]:
         shutil.rmtree(path)
@@ -246,7 +246,7 @@ def test_half_of_a_checkpoint_is_not_taken_for_one(workshop: Workshop, tmp_path:
 
 def test_a_checkpoint_of_another_model_or_none_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     run, found = mid_run(workshop, tmp_path / "run")
-    with pytest.raises(OsmError, match=r"does not fit this model[\s\S]*missing: [\s\S]*choose another folder"):
+    with pytest.raises(OsmError, match=r"does not fit this model[\s\S]*missing: [\s\S]*choose a different folder"):
         train(parse(workshop.arguments(run, sets={"inst": (1, 8)})))
     for path in found:
         for data in path.glob("*.distcp"):
@@ -271,10 +271,10 @@ def test_an_evil_checkpoint_is_refused(workshop: Workshop, tmp_path: Path) -> No
     victim = tmp_path / "made by the file"
     good = (newest / ".metadata").read_bytes()
     (newest / ".metadata").write_bytes(pickle.dumps(Evil(victim)))
-    with pytest.raises(OsmError, match="asks for posix.mkdir, which it cannot need; it is not loaded"):
+    with pytest.raises(OsmError, match="refers to posix.mkdir, which is not allowed; the checkpoint is not loaded"):
         sharded_layout.read_tensors(newest)
     given = workshop.arguments(run, "--resume_from_checkpoint", str(newest), sets={"pan": (1, 8)})
-    with pytest.raises(OsmError, match=r"\.metadata does not have the checksum|\.metadata has \d+ bytes"):
+    with pytest.raises(OsmError, match=r"\.metadata does not match its stored checksum|\.metadata has \d+ bytes"):
         train(parse(given))
     assert not victim.exists()
     # Files outside of the folder are not read either, and nothing but tensors is.
@@ -283,7 +283,7 @@ def test_an_evil_checkpoint_is_refused(workshop: Workshop, tmp_path: Path) -> No
     place = next(iter(metadata.storage_data.values()))
     place.relative_path = "../step_00000004/__0_0.distcp"
     (newest / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(OsmError, match="names a file outside of it"):
+    with pytest.raises(OsmError, match="refers to a file outside its folder"):
         sharded_layout.read_tensors(newest)
     (newest / ".metadata").write_bytes(good[: len(good) // 2])
     with pytest.raises(sharded_layout.UnreadableCheckpoint):
@@ -296,7 +296,7 @@ def test_the_metadata_alone_may_not_ask_for_memory(workshop: Workshop, tmp_path:
     name = next(name for name in metadata.state_dict_metadata if name.endswith("window_pos_embed"))
     metadata.state_dict_metadata[name].size = torch.Size((1 << 40,))
     (newest / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(OsmError, match="its files are smaller than the tensors that it names"):
+    with pytest.raises(OsmError, match="its files are smaller than the tensors that its metadata lists"):
         sharded_layout.read_tensors(newest)
 
 
