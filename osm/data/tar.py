@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
-MAX_EXTENDED_BYTES = (
-    1 << 20
-)  # limit for one extended header, which holds attributes and a path of at most a few thousand bytes
+MAX_EXTENDED_BYTES = 1 << 20  # limit for one extended header, which holds attributes and a path of a few kilobytes
 MAX_NAME = 4096
 TRUNCATED = "it is truncated or has no end mark"
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)

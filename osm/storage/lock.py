@@ -192,8 +192,8 @@ class Lock:
         """Return the owner of the lock, or None if there is no lock.
 
         Args:
-            whole: whether the size of the lock object is checked before reading, which takes one more request. The check
-                is not needed for a lock that this process wrote.
+            whole: whether the size of the lock object is checked before reading, which takes one more request. This
+                check is not needed for a lock that this process wrote.
         """
         try:
             if whole:

@@ -62,8 +62,8 @@ BAD: list[tuple[str, str, Callable[[Made], Any], str]] = [
     ("partimagenet", "mask_not_png", lambda s: Image.new("L", SIZE).save(mask(s, "part.png"), "TIFF"), "is a TIFF"),
     ("partimagenet", "size_mismatch", lambda s: Image.new("L", OTHER).save(mask(s, "part.png")), "is 26 x 16"),
     ("pascal_part", "image_missing", lambda s: image(s).unlink(), "2008_000000.jpg: there is no such file"),
-    ("pascal_part", "mask_unreadable", lambda s: spoil(mat(s)), "2008_000000.mat: is no readable .mat file"),
-    ("pascal_part", "mask_unreadable", lambda s: mat(s).write_bytes(b"no" * 99), "is no .mat file of version 5"),
+    ("pascal_part", "mask_unreadable", lambda s: spoil(mat(s)), "2008_000000.mat: is not a readable .mat file"),
+    ("pascal_part", "mask_unreadable", lambda s: mat(s).write_bytes(b"no" * 99), "is not a .mat file of version 5"),
     ("pascal_part", "size_mismatch", lambda s: write_image(image(s), 1, OTHER), "mask of 'cow:head' is 24 x 16"),
 ]
 
