@@ -66,7 +66,7 @@ class FeatureCache:
             # Memory-mapping fails if the file is shorter than its header claims, before any memory is allocated.
             tokens = np.lib.format.open_memmap(path, mode="r")
             if tokens.dtype != np.float16 or tokens.ndim != 2:
-                raise ValueError(f"float16 of shape (L, C) needed, found {tokens.dtype} of shape {tokens.shape}")
+                raise ValueError(f"expected float16 of shape (L, C), found {tokens.dtype} of shape {tokens.shape}")
             return torch.from_numpy(np.array(tokens))
         except Exception as error:  # a damaged header can raise almost any exception
             raise OsmError(f"--feature_cache: {path} cannot be read ({error}); delete it and start again") from None

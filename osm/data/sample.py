@@ -53,17 +53,17 @@ class SampleConfig:
         if not 0 < self.random_scale_min <= self.random_scale_max:
             raise OsmError(
                 f"--random_scale_min {self.random_scale_min} and --random_scale_max {self.random_scale_max}: "
-                "0 < min <= max needed"
+                "expected 0 < min <= max"
             )
         if self.resize not in ("published", "always"):
-            raise OsmError(f"--resize {self.resize!r} is not published or always")
+            raise OsmError(f"--resize {self.resize!r} is neither published nor always")
         for flag in ("mask2box_prob", "part_in_use_whole_prob", "part_in_prepend_object_class_prob"):
             if not 0 <= getattr(self, flag) <= 1:
                 raise OsmError(f"--{flag} {getattr(self, flag)} is not between 0 and 1")
         if self.masks_per_image < 1:
             raise OsmError(f"--masks_per_image {self.masks_per_image} must be 1 or more")
         if self.supervise not in ("all", "answer"):
-            raise OsmError(f"--supervise {self.supervise!r} is not all or answer")
+            raise OsmError(f"--supervise {self.supervise!r} is neither all nor answer")
 
 
 @dataclass
@@ -136,8 +136,10 @@ class SampleTransform:
             if segments:
                 return view, segments
             if number == 0 and not scene.has_segments():  # fail early instead of after 500 crops
-                raise SampleError("no_segment", f"sample {key}: it has no segment that may be named")
-        raise SampleError("no_segment", f"sample {key}: no segment over 100 pixels in {MAX_TRIES} crops")
+                raise SampleError("no_segment", f"sample {key}has no segment that may be named")
+        raise SampleError(
+            "no_segment", f"sample {key}: no segment of over 100 pixels was found in {MAX_TRIES} random crops"
+        )
 
     def draw_view(self, scene: Form, rng: np.random.Generator) -> View:
         """Draw a random scale, flip and S x S crop."""

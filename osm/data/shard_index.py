@@ -374,7 +374,7 @@ class Indexes:
                     temporary.unlink()
         index = parse_index(shard, data, stat, source)
         if index is None:
-            raise RunStopped(f"shard {public(shard)}: it changed while its index was built; start the run again")
+            raise RunStopped(f"shard {public(shard)}: the shard changed while its index was built; start the run again")
         return index
 
 
@@ -469,7 +469,7 @@ class ShardReader:
     def _shard_changed(self, index: ShardIndex) -> RunStopped:
         advice = discard_index(index)
         return RunStopped(
-            f"shard {public(index.shard)}: it was changed while it was in use; start the run again ({advice})"
+            f"shard {public(index.shard)}: the shard was changed while it was in use; start the run again ({advice})"
         )
 
     def _stream(self, index: ShardIndex) -> BinaryIO | None:

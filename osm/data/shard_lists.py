@@ -42,13 +42,15 @@ def expand_shards(pattern: str) -> list[str]:
     shards: list[str] = []
     for part in _split_patterns(pattern):
         if not part:
-            raise OsmError(f"shards {_for_message(pattern)!r}: expected locations of .tar files, but a part is empty")
+            raise OsmError(
+                f"shards {_for_message(pattern)!r}: expected locations of .tar files, but one of them is empty"
+            )
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]
         if "{" in "".join(pieces[::2]) or "}" in "".join(pieces[::2]):
             raise OsmError(f"shards {_for_message(pattern)!r}: braces do not match")
         if len(shards) + math.prod(map(len, choices)) > MAX_SHARDS:
-            raise OsmError(f"shards {_for_message(pattern)!r}: the pattern names over a million shards")
+            raise OsmError(f"shards {_for_message(pattern)!r}: the pattern expands to over a million shards")
         shards += [check_location("".join(choice), "shards") for choice in product(*choices)]
     return shards
 
@@ -122,7 +124,7 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
     """
     named = [shard for part in expand_shards(pattern) for shard in _expand_glob(part, flag)]
     if len(named) > MAX_SHARDS:
-        raise OsmError(f"{flag} {_for_message(pattern)!r}: the pattern names over a million shards")
+        raise OsmError(f"{flag} {_for_message(pattern)!r}: the pattern expands to over a million shards")
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(named, pool.map(_exists, named), strict=True))
     existing = [shard for shard in named if found[shard]]

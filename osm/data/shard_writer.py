@@ -324,7 +324,7 @@ class ShardWriter:
         for name in sorted(made_with.keys() | ours.keys()):
             if made_with.get(name) != ours.get(name):
                 raise OsmError(
-                    f"output_dir {self.where} holds the shards of another run: its {name} was {made_with.get(name)!r}, "
-                    f"but is now {ours.get(name)!r}; use an empty folder or the same arguments"
+                    f"output_dir {self.where} holds the shards of a run with different arguments ({name} was "
+                    f"{made_with.get(name)!r}, but is now {ours.get(name)!r}); use an empty folder, or these arguments"
                 )
         return record

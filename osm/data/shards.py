@@ -23,7 +23,7 @@ MAX_MEMBER_BYTES = 256 << 20  # limit for a member, and for all members of a sam
 SUFFIX = ".index.json"
 """Ending of the file name of a shard's index."""
 MEMBERS = ("jpg", "jpeg", "image.png", "png", "part.png", "whole.png", "tif", "json")
-RESUME_HINT = "it existed when the run began; put it back and run the same command to resume"
+RESUME_HINT = "the shard existed when the run began; put it back and run the same command to resume"
 
 
 @dataclass

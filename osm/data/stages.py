@@ -3,9 +3,9 @@
     ShardPlan -> SeededShuffle -> Resume -> ReadSamples -> ToSample -> ToBatch
 
 A lane is the sample stream of one (rank, data-loader worker) pair. The order of samples is determined from shard
-indexes before any sample is read, so each lane reads only its own samples, and a resumed run skips earlier samples
-without reading them. Each lane has one random generator, from which all random numbers for its samples are drawn in
-order.
+indexes before any sample is read. Each lane therefore reads only its own samples, and a resumed run skips earlier
+samples without reading them. Each lane has one random generator, from which all random numbers for its samples are
+drawn in order.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class _Fetcher:
         return future
 
     def close(self) -> None:
-        """Stop each thread as soon as it has read its current sample."""
+        """Stop all threads, each as soon as its current sample is read."""
         for _ in range(_THREADS):
             self._todo.put(None)
 
@@ -315,7 +315,7 @@ class UserSamples:
                 yield raw
             if not found:
                 remaining = f" that --held_out_share {self.share} leaves" if self.share else ""
-                raise OsmError(f"{self.where}: it yielded no sample{remaining} for {self.name}")
+                raise OsmError(f"{self.where}: the pipeline yielded no sample{remaining} for {self.name}")
 
     def _pass(self) -> Iterator[Mapping[str, Any]]:
         try:
@@ -328,7 +328,7 @@ class UserSamples:
     def _raw(self, given: Mapping[str, Any]) -> RawSample:
         if not isinstance(given, Mapping) or not isinstance(given.get("__key__"), str):
             raise OsmError(
-                f"{self.where}: expected webdataset samples, mappings with a '__key__', found {type(given).__name__}"
+                f"{self.where}: expected webdataset samples (mappings with a '__key__'), found {type(given).__name__}"
             )
         raw = RawSample(str(given.get("__url__", self.where)), given["__key__"])
         for name, value in given.items():
@@ -385,7 +385,7 @@ class ToSample:
                     raise OsmError(
                         f"--{self.dataset.name}_shards: {in_a_row} samples in a row were unusable "
                         f"({dict(self.skipped)}); the last: {error}. "
-                        f"Is form {self.dataset.form!r} right for this dataset?"
+                        f"Is {self.dataset.form!r} the correct annotation form for this dataset?"
                     ) from None
 
     def _sample(self, raw: RawSample | SampleError, rng: np.random.Generator) -> tuple[Sample, Counter[str]]:

@@ -67,9 +67,9 @@ def mask_drawer(
         OsmError: the mask is ambiguous, cannot be read, or does not have the shape of its image.
     """
     if label_id is not None and (isinstance(label_id, bool) or not isinstance(label_id, (int, np.integer))):
-        raise OsmError(f"label_id {shown(label_id)} is no integer")
+        raise OsmError(f"label_id {shown(label_id)} is not an integer")
     if logits and label_id is not None:
-        raise OsmError(f"logits=True and label_id={label_id}: a mask is either, not both")
+        raise OsmError(f"logits=True and label_id={label_id}: logits and label_id cannot be combined")
     if isinstance(value, Image.Image):
         mask = _of_image(value, size_hw, where, label_id, _CALL)
         return lambda: mask
@@ -136,13 +136,15 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
             array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
         except Exception as error:  # An object's __array__ may raise any error.
             raise OsmError(
-                f"{where} is a {type(value).__name__} that is no array ({error}): an array, a tensor, a PIL image or "
-                "an RLE is needed"
+                f"{where} is a {type(value).__name__} that is not an array ({error}); expected an array, a tensor, a "
+                "PIL image or an RLE"
             ) from None
         _check_shape(array.shape, array.dtype, size_hw, where)
     if array.dtype.kind not in "buif":
         height, width = size_hw
-        raise OsmError(f"{where} has shape {array.shape} and type {array.dtype}: ({height}, {width}) of 0 and 1 needed")
+        raise OsmError(
+            f"{where} has shape {array.shape} and type {array.dtype}: expected 0 and 1 in shape ({height}, {width})"
+        )
     return array.reshape(size_hw)
 
 
@@ -153,12 +155,12 @@ def _check_shape(shape: tuple[int, ...], dtype: Any, size_hw: tuple[int, int], w
         return
     hint = ""
     if len(shape) in (3, 4) and shape[-2:] == one:
-        hint = f"; it holds {np.prod(shape[:-2], dtype=int)} masks, and one is meant: pass one of them"
+        hint = f"; it holds {np.prod(shape[:-2], dtype=int)} masks; pass a single mask"
     elif shape == (width, height):
         hint = "; its sides are exchanged: pass mask.T"
     elif len(shape) == 3 and shape[:2] == one:
-        hint = f"; it has {shape[2]} channels: pass the one that is meant"
-    raise OsmError(f"{where} has shape {shape} and type {dtype}: ({height}, {width}) of 0 and 1 needed{hint}")
+        hint = f"; it has {shape[2]} channels; pass a single channel"
+    raise OsmError(f"{where} has shape {shape} and type {dtype}: expected 0 and 1 in shape ({height}, {width}){hint}")
 
 
 def _rule(
@@ -172,7 +174,7 @@ def _rule(
         return lambda values: values
     low, high = array.min().item(), array.max().item()  # NaN if a value is NaN.
     if low != low:
-        raise OsmError(f"{where} holds NaN: values of 0 and 1, or from 0 to 1, are needed")
+        raise OsmError(f"{where} holds NaN; expected values of 0 and 1, or from 0 to 1")
     if logits:
         if low >= 0 and high <= 1 and ((array > 0) & (array < 1)).any():
             raise OsmError(
@@ -186,13 +188,15 @@ def _rule(
     if array.dtype.kind == "f" and 0 < high <= 1 and not (low == high == 1):
         if (array > 0.5).all():
             raise OsmError(
-                f"{where} has values {low:g} to {high:g}, all over 0.5: is all of the image meant? {words.threshold}"
+                f"{where} has values {low:g} to {high:g}, all over 0.5: is the whole image inside? {words.threshold}"
             )
         return lambda values: values > 0.5
     if array.dtype.kind == "f" and not (np.isfinite(high) and (array == np.floor(array)).all()):
-        raise OsmError(f"{where} has values {low:g} to {high:g}: are these logits? {words.logits}; else 0 to 1 needed")
+        raise OsmError(
+            f"{where} has values {low:g} to {high:g}: are these logits? {words.logits}; if not, expected 0 to 1"
+        )
     if low == high and high not in (0, 1, 255) and not (array.dtype.kind == "u" and high == np.iinfo(array.dtype).max):
-        raise OsmError(f"{where} is {high:g} everywhere: is all of the image meant? {words.label}")
+        raise OsmError(f"{where} is {high:g} everywhere: is the whole image inside the mask? {words.label}")
     if not ((array == 0) | (array == high)).all():
         _ask_for_id(array, where, words)
     return lambda values: values != 0
@@ -203,10 +207,10 @@ def _ask_for_id(array: np.ndarray, where: str, words: _Words) -> NoReturn:
     ids = ids[ids != 0]
     if len(ids) > _LISTED and array.max() == 255:
         raise OsmError(
-            f"{where} has {len(ids)} values up to 255: is it soft ({words.threshold}), or are these ids "
+            f"{where} has {len(ids)} values up to 255: is it a soft mask ({words.threshold}), or are the values ids "
             f"({words.label})?"
         )
-    raise OsmError(f"{where} holds the ids {_listed(ids)}: which one is meant? {words.label}")
+    raise OsmError(f"{where} holds the ids {_listed(ids)}: which id marks the object? {words.label}")
 
 
 def _listed(ids: np.ndarray) -> str:
@@ -215,7 +219,7 @@ def _listed(ids: np.ndarray) -> str:
 
 def _check_id(array: np.ndarray, label_id: int, where: str) -> None:
     if array.dtype == bool:
-        raise OsmError(f"{where} is a mask of True and False, which has no ids: leave the id {label_id} out")
+        raise OsmError(f"{where} is a mask of True and False, which has no ids; omit the id {label_id}")
     if not (array == label_id).any():
         raise OsmError(f"{where} has no pixel of the id {label_id}; it holds {_listed(np.unique(array))}")
 
@@ -231,18 +235,18 @@ def _of_mapping(
         if isinstance(inner, list):
             return _of_segmentation(inner, size_hw, where, label_id)
         if isinstance(inner, Mapping) and "counts" not in inner:  # Dicts could be nested infinitely.
-            raise OsmError(f"{where}: its segmentation is a dict without counts, an RLE or a mask is needed")
+            raise OsmError(f"{where}: its segmentation is a dict without counts; expected an RLE or a mask")
         return mask_drawer(inner, size_hw, where, logits=logits, label_id=label_id)
     if "counts" not in value and "size" not in value:
         raise OsmError(
-            f"{where} is a dict with {shown(sorted(map(str, value)))}: an RLE (size, counts) or a 'segmentation' needed"
+            f"{where} is a dict with {shown(sorted(map(str, value)))}: expected an RLE (size, counts) or 'segmentation'"
         )
     return _of_segmentation(value, size_hw, where, label_id)
 
 
 def _of_segmentation(segmentation: Any, size_hw: tuple[int, int], where: str, label_id: int | None) -> Draw:
     if label_id is not None:
-        raise OsmError(f"{where} is an RLE or polygons, which have no ids: leave the id {label_id} out")
+        raise OsmError(f"{where} is an RLE or polygons, which have no ids; omit the id {label_id}")
     value = read_segmentation(segmentation, size_hw, where).value
     return lambda: draw_segmentation(value, size_hw)
 
@@ -252,7 +256,7 @@ def _of_segmentation(segmentation: Any, size_hw: tuple[int, int], where: str, la
 
 def _check_size(size: tuple[int, int], size_hw: tuple[int, int], where: str) -> None:
     if size != size_hw[::-1]:
-        turn = ": turned by a quarter, perhaps as the picture is stored" if size == size_hw else ""
+        turn = ": rotated by 90 degrees, perhaps because the EXIF orientation was ignored" if size == size_hw else ""
         raise OsmError(f"{where} is {size[0]} x {size[1]}, its image {size_hw[1]} x {size_hw[0]}{turn}")
 
 
@@ -286,16 +290,14 @@ def _of_image(
         plain = bool(((alpha == 0) | (alpha == most)).all()) and bool((alpha == 0).any())  # a faint overlay
         seen = alpha > (most // 2 if plain else _HALF)
         if not most:
-            raise OsmError(f"{where} is transparent everywhere: a mask in black and white is needed")
+            raise OsmError(f"{where} is transparent everywhere; expected a mask in black and white")
         if not seen.any():
-            raise OsmError(
-                f"{where} has an alpha channel of at most {most} of 255: a mask in black and white is needed"
-            )
+            raise OsmError(f"{where} has an alpha channel of at most {most} of 255; expected a mask in black and white")
         if not seen.all():
             bright = np.asarray(rgba)[..., :3].max(-1)[seen] > _HALF
             if bright.any() and not bright.all():
                 raise OsmError(
-                    f"{where} varies in its alpha channel and in its brightness: which is the mask? Save that one alone"
+                    f"{where} varies in alpha and in brightness: which of the two is the mask? Save only this one"
                 )
             return seen
         image = rgba.convert("RGB")
@@ -356,11 +358,13 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
     found = np.flatnonzero(counts)
     low, high = int(found[0]), int(found[-1])
     if len(found) == 1 and low not in (0, 1, 255):
-        raise OsmError(f"{where} is {low} everywhere: is all of the image meant? Then white (255) is needed")
+        raise OsmError(
+            f"{where} is {low} everywhere: is the whole image inside the mask? If so, make the mask white (255)"
+        )
     if len(found) == 1 or (len(found) == 2 and low == 0):
         return grey != 0
     if low > _HALF:
-        raise OsmError(f"{where} is bright everywhere ({low} to {high}): black outside and white inside are needed")
+        raise OsmError(f"{where} is bright everywhere ({low} to {high}); expected black outside and white inside")
     if low > _DARK or high < _BRIGHT:
         _ask_for_id(grey, where, words)
     between = counts[_DARK + 1 : _BRIGHT]
@@ -391,7 +395,7 @@ def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | No
                 raise ValueError(f"version {version}")
             shape, _, dtype = read_header[version](file, max_header_size=_MAX_NPY_HEADER)
             if dtype.kind not in "buif":
-                raise OsmError(f"{where} has the type {dtype}: an array of numbers is needed")
+                raise OsmError(f"{where} has the type {dtype}; expected an array of numbers")
             _check_shape(shape, dtype, size_hw, where)
             file.seek(0)
             array = np.lib.format.read_array(file, allow_pickle=False).reshape(size_hw)
@@ -400,5 +404,5 @@ def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | No
     except FileNotFoundError:
         raise OsmError(f"{where}: there is no such file") from None
     except Exception as error:  # A broken byte can make numpy raise any error.
-        raise OsmError(f"{where}: not a readable .npy ({error})") from None
+        raise OsmError(f"{where}: not a readable .npy file ({error})") from None
     return _rule(array, where, False, label_id, _FLAG)(array)

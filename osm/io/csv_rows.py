@@ -32,7 +32,7 @@ def csv_rows(path: Path, what: str, digest: Any = None) -> Iterator[tuple[int, l
         with path.open("rb") as file:
             for number, line in enumerate(_lines(file, digest), 1):
                 if number > _MAX_LINES:
-                    raise OsmError(f"{what} {path}: has over {_MAX_LINES} lines")
+                    raise OsmError(f"{what} {path}: the file has over {_MAX_LINES} lines")
                 fields = _fields(line, "utf-8-sig" if number == 1 else "utf-8")
                 if fields != []:
                     yield number, fields
@@ -62,7 +62,7 @@ def csv_records(
             names = [name.strip() for name in fields or ()]
             if any(names.count(name) != 1 for name in columns):
                 raise OsmError(
-                    f"{what} {path}: its first line has to name the columns {', '.join(columns)}, each once; found "
+                    f"{what} {path}: the first line must name each of the columns {', '.join(columns)} once; found "
                     f"{shown(names)}"
                 )
         elif fields is not None and len(fields) == len(names):
@@ -70,7 +70,7 @@ def csv_records(
         else:
             yield number, None
     if names is None:
-        raise OsmError(f"{what} {path}: is empty; expected the columns {', '.join(columns)}")
+        raise OsmError(f"{what} {path}: the file is empty; expected the columns {', '.join(columns)}")
 
 
 def _lines(file: IO[bytes], digest: Any) -> Iterator[bytes]:

@@ -98,7 +98,8 @@ def open_image(source: bytes | str | Path) -> Image.Image:
 def _keep_as_stored(image: Image.Image) -> None:
     """Make an opened TIFF keep its stored size and pixels, as images in all other formats do.
 
-    Otherwise, Pillow rotates a TIFF by its EXIF orientation during decoding, and reports the rotated size before.
+    Otherwise, Pillow rotates a TIFF by its EXIF orientation during decoding, and reports the rotated size even before
+    decoding.
     """
     turn = _stated_turn(image)
     setattr(image, _TURN, turn)
@@ -194,7 +195,7 @@ def _check_tiff(image: Image.Image) -> int:
     if all(tile):
         padded = [-(-side // step) * step for side, step in zip(image.size, tile, strict=True)]
         if padded[0] * padded[1] > 2 * MAX_PIXELS:
-            raise ValueError(f"tiles of {tile[0]} x {tile[1]}, of which a picture of {2 * MAX_PIXELS} pixels is made")
+            raise ValueError(f"tiles of {tile[0]} x {tile[1]} add up to over {2 * MAX_PIXELS} pixels")
     if tags.get(_COMPRESSION) != _TIFF_JPEG:
         return 0
     data = _bytes_of(image)
@@ -274,10 +275,12 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
         return read_rgb(Path(image), upright=True)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-            raise OsmError(f"image: array {image.shape} of {image.dtype}; uint8 (H, W), (H, W, 3) or (H, W, 4) needed")
+            raise OsmError(
+                f"image: array {image.shape} of {image.dtype}; expected uint8 (H, W), (H, W, 3) or (H, W, 4)"
+            )
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise OsmError(f"image is a {type(image).__name__}; a PIL image, an array or a path is needed")
+        raise OsmError(f"image is a {type(image).__name__}; expected a PIL image, an array or a path")
     turn = orientation(image)
     found = turned(to_rgb(image), turn)
     return _settled(found.copy() if found is image else found)  # The caller may modify its own image later.

@@ -129,5 +129,7 @@ def _of_yaml(text: str, where: str) -> NameList:
     elif isinstance(names, list) and names:
         found = [ListedName(f"names, entry {number}", number, name) for number, name in enumerate(names)]
     else:
-        raise OsmError(f"{where}: names {shown(names)} is neither a list nor a mapping of ids; expected {ALLOWED}")
+        raise OsmError(
+            f"{where}: names {shown(names)} is neither a list nor a mapping from ids to names; expected {ALLOWED}"
+        )
     return NameList("the names of a YAML file", found)

@@ -20,8 +20,8 @@ def check_local(path: str, where: str) -> None:
     """Raise OsmError if the path of a local file is a URL or a command."""
     if not is_path(path):
         raise OsmError(
-            f"{where} {path[:200]!r}: expected the path of a local file; URLs and commands like `pipe:` are refused "
-            "(./ before it, for a file that is called so)"
+            f"{where} {path[:200]!r}: expected a local path; URLs and commands like `pipe:` are not supported "
+            "(if this is the name of a file, put ./ before it)"
         )
 
 
@@ -32,7 +32,7 @@ def safe_join(root: Path, name: str) -> Path:
         OsmError: the name is empty or absolute, or leaves the folder with `..`.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise OsmError(f"file name {name!r} is not a file name; expected a path below {root}")
+        raise OsmError(f"file name {name!r} is not valid; expected a path below {root}")
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or relative == PurePosixPath("."):
         raise OsmError(f"file name {name!r} leads out of its folder; expected a path below {root}")
@@ -81,5 +81,7 @@ def name_by_frame(mask_name: Any, where: str) -> str:
     """
     frame = mask_name.removesuffix(_FRAME) if isinstance(mask_name, str) else mask_name
     if frame == mask_name or "_" not in frame:
-        raise OsmError(f"{where}: its PNG {shown(mask_name)} is not called CITY_SEQUENCE_FRAME{_FRAME}")
+        raise OsmError(
+            f"{where}: the name of its PNG, {shown(mask_name)}, is not of the form CITY_SEQUENCE_FRAME{_FRAME}"
+        )
     return f"{frame.split('_')[0]}/{frame}_leftImg8bit.png"

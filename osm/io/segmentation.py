@@ -61,7 +61,7 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
             `segmentation_malformed`.
     """
     if value is None or (isinstance(value, (list, tuple, Mapping)) and not value):
-        raise SampleError("annotation_without_mask", f"{where}: has no mask: its segmentation is {shown(value)}")
+        raise SampleError("annotation_without_mask", f"{where}: has no mask because its segmentation is {shown(value)}")
     if isinstance(value, Mapping):
         return Segmentation(_read_rle(value, size, where))
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames store JSON as a text within JSON.
@@ -158,7 +158,9 @@ def _read_polygons(value: Any, size: tuple[int, int], where: str) -> Segmentatio
             unusable.append((fault[0], f"{where}: polygon {shown(given)} {fault[1]}"))
     if not usable:
         if all(isinstance(polygon, (list, tuple)) and not polygon for polygon in value):
-            raise SampleError("annotation_without_mask", f"{where}: has no mask: its segmentation is {shown(value)}")
+            raise SampleError(
+                "annotation_without_mask", f"{where}: has no mask because its segmentation is {shown(value)}"
+            )
         raise SampleError(*unusable[0])
     _check_outline(usable, limit, where)
     return Segmentation(usable, tuple(unusable))
@@ -240,10 +242,10 @@ def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapp
     _check_rle_size(rle.get("size"), size, where)
     counts = _counts(rle.get("counts"), where)
     if not counts:
-        raise SampleError("annotation_without_mask", f"{where}: has no mask: its RLE has no counts")
+        raise SampleError("annotation_without_mask", f"{where}: has no mask because its RLE has no counts")
     most = min(_MAX_RUNS, height * width + 1)
     if len(counts) > (_CHARACTERS * most if isinstance(counts, str) else most):
-        message = f"{where}: RLE counts of length {len(counts)} are too many for {height} x {width} pixels"
+        message = f"{where}: RLE counts of length {len(counts)} is too long for {height} x {width} pixels"
         raise SampleError("rle_malformed", message)
     numbers = _parse_counts(counts, where) if isinstance(counts, str) else counts
     total = sum(numbers)

@@ -1,7 +1,7 @@
 """A local cache of remote files. All processes of a machine share the cache.
 
 A file is stored at `<folder>/<protocol>/<host>/<path>`, with each part percent-encoded. The size and version of a file
-are stored in a separate file. Each file is fetched once, under a temporary name, and renamed when it is complete. If
+are stored in a separate file. Each file is fetched once, under a temporary name, and renamed when it is complete. When
 the cache would exceed its size limit, the least recently used files are removed. A process that has opened a file can
 still read the file after its removal.
 """
@@ -204,8 +204,8 @@ class FileCache:
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise RunStopped(
-                f"{public(url)}: {size} bytes are to be fetched, but the disk of {self.folder} has {free} free; make "
-                "room, or choose another folder (OSM_CACHE)"
+                f"{public(url)}: {size} bytes must be fetched, but the disk of {self.folder} has {free} free; free "
+                "some space, or choose a different folder (OSM_CACHE)"
             )
 
     def _has(self, path: Path, url: str, wanted: Stat) -> bool:
@@ -381,8 +381,8 @@ def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
         raise write_failed(error, f"temporary folder {tempfile.gettempdir()}", "one that can be written") from None
     with temporary as folder:
         if found.size > free:
-            told = f"{found.size} bytes are to be fetched, but {folder} has {free} free"
-            raise RunStopped(f"{public(url)}: {told}; make room, or choose another folder (TMPDIR)")
+            told = f"{found.size} bytes must be fetched, but {folder} has {free} free"
+            raise RunStopped(f"{public(url)}: {told}; free some space, or choose a different folder (TMPDIR)")
         path = Path(folder) / "file"
         remote.download(url, path, found)
         with path.open("rb") as file:

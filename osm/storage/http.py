@@ -183,7 +183,7 @@ async def _page(fs: Any, url: str) -> str:
         async for block in answer.content.iter_any():
             data += block
             if len(data) > _PAGE_BYTES:
-                raise OsmError(f"{public(url)}: the page that lists it has over {_PAGE_BYTES} bytes")
+                raise OsmError(f"{public(url)}: the page that lists this folder has over {_PAGE_BYTES} bytes")
         return data.decode("utf-8", "replace")
 
 

@@ -56,8 +56,8 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
         if not is_path(text):
             raise OsmError(
                 f"{what} {_hidden(text)[:200]!r}: expected a local path, or a URL that begins with "
-                f"{', '.join(f'{name}://' for name in REMOTE)}; commands like `pipe:` are refused "
-                "(./ before it, for a file that is called so)"
+                f"{', '.join(f'{name}://' for name in REMOTE)}; commands like `pipe:` are not supported "
+                "(if this is the name of a file, put ./ before it)"
             )
         return text
     protocol, rest = found[1].lower(), text[found.end() :]
@@ -67,11 +67,11 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
     host = rest.partition("/")[0]
     if "@" in host and protocol != "hf":
         raise OsmError(
-            f"{what} {protocol}://***@{host.rpartition('@')[2]}: a password in a URL would end up in logs; use the "
-            "library's own way (AWS_* variables, ~/.netrc, gcloud, HF_TOKEN)"
+            f"{what} {protocol}://***@{host.rpartition('@')[2]}: a password in a URL would end up in logs; pass "
+            "credentials in the usual way of the library (AWS_* variables, ~/.netrc, gcloud, HF_TOKEN)"
         )
     if ".." in unquote(rest.partition("?")[0]).split("/") or "\0" in rest:
-        raise OsmError(f"{what} {public(text)}: '..' in a URL; expected the address itself")
+        raise OsmError(f"{what} {public(text)}: '..' in a URL is not supported; expected the URL without '..'")
     return f"{protocol}://{rest}"
 
 
@@ -92,7 +92,7 @@ def check_writable(location: str | os.PathLike[str], what: str) -> str:
     text = check_location(location, what)
     if is_remote(text) and text.partition(":")[0] not in WRITABLE:
         protocols = ", ".join(f"{name}://" for name in WRITABLE)
-        raise OsmError(f"{what} {public(text)}: it can be read, but not written; expected a local path, {protocols}")
+        raise OsmError(f"{what} {public(text)}: the location is read-only; expected a local path, {protocols}")
     return text
 
 

@@ -157,7 +157,7 @@ class Lock:
         found = self._read(whole=False)
         if found is None or found.token != self._owner.token:
             taken = "was removed" if found is None else f"was taken over by process {found.pid} of {found.host}"
-            raise RunStopped(f"{self.where}: the lock {public(self.url)} {taken} while this run was writing there")
+            raise RunStopped(f"{self.where}: the lock {public(self.url)} {taken} while this run was writing")
 
     def _take(self) -> None:
         for _ in range(_TAKEN_TRIES):

@@ -1,7 +1,7 @@
 """Read and write remote files with retries: byte ranges, whole files, listings and uploads.
 
-Credentials come from the libraries' usual sources (AWS_* variables and files, gcloud, HF_TOKEN, ~/.netrc). They are
-never taken from a URL or a flag, so they cannot appear in a log.
+Credentials come from the libraries' usual sources (AWS_* variables and files, gcloud, HF_TOKEN, ~/.netrc). Credentials
+are never taken from a URL or a flag, so that they cannot appear in a log.
 """
 
 from __future__ import annotations

@@ -202,9 +202,9 @@ def test_connections_that_break_off_are_tried_again(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ({"drop_after": 100, "drop_times": None}, r"/00\d.tar: the connection broke off, 3 times"),
+        ({"drop_after": 100, "drop_times": None}, r"/00\d.tar: the connection broke off \(tried 3 times\)"),
         ({"stall": True, "stall_times": None}, r"/00\d.tar: no byte came for 0.5 s \(tried 3 times\)"),
-        ({"status": {f"{n:03d}.tar": 503 for n in range(4)}}, r"/00\d.tar: HTTP 503, 3 times"),
+        ({"status": {f"{n:03d}.tar": 503 for n in range(4)}}, r"/00\d.tar: HTTP 503 \(tried 3 times\)"),
         ({"lie": -50}, r"/00\d.tar: .*(changed|bytes were requested)"),
     ],
 )

@@ -199,7 +199,11 @@ WRONG: list[tuple[str, Callable[[Made], Any], str]] = [
     ("lvis", lambda s: s.document["annotations"].clear() or s.document.pop("annotations"), "has no list 'annotations'"),
     ("v3det", lambda s: s.document["images"][1].update(file_name="../x.jpg"), "--image_dir .*'../x.jpg' leads out"),
     ("v3det", lambda s: s.document["images"][1].update(file_name="/etc/passwd"), "leads out of its folder"),
-    ("cityscapes", lambda s: s.document["annotations"][1].update(file_name="x.png"), "'x.png' is not called CITY"),
+    (
+        "cityscapes",
+        lambda s: s.document["annotations"][1].update(file_name="x.png"),
+        "'x.png', is not of the form CITY",
+    ),
     (
         "cityscapes",
         lambda s: s.document["annotations"][1].update(file_name="../a_1_gtFine_panoptic.png"),
@@ -242,4 +246,4 @@ def test_changed_files_are_another_set(tmp_path: Path, capsys: pytest.CaptureFix
     assert made.convert(tmp_path / "out") == 0
     write_image(made.paths["image_dir"] / "more.jpg", 1)
     assert made.convert(tmp_path / "out") == 2
-    assert "holds the shards of another run: its files_sha256 was" in capsys.readouterr().err
+    assert "holds the shards of a run with different arguments (files_sha256 was" in capsys.readouterr().err

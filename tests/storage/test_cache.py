@@ -158,7 +158,7 @@ def test_a_disk_without_room_is_seen_before(
     url = server.url(put(shelf, "x/a.bin"))
     monkeypatch.setattr(module, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=999)))
     for get in (lambda: cache.get(url), lambda: cache.get_tree(server.url("x"))):
-        with pytest.raises(RunStopped, match="1000 bytes are to be fetched, but the disk of .* has 999 free"):
+        with pytest.raises(RunStopped, match="1000 bytes must be fetched, but the disk of .* has 999 free"):
             get()
     assert server.requests(method="GET") <= 1 and not parts(cache)  # the page of the folder
 

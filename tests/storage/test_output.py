@@ -180,7 +180,7 @@ def test_an_upload_that_fails_leaves_the_old_file_and_the_staged_one(clean_s3: S
     output = open_output("s3://bucket/out", "--output_dir")
     (output.path / "a.json").write_text("new")
     clean_s3.status, clean_s3.methods = {"bucket/out/a.json": 500}, {"PUT"}
-    with locked(output), pytest.raises(RunStopped, match=r"s3://bucket/out/a.json: .*the same command resumes"):
+    with locked(output), pytest.raises(RunStopped, match=r"s3://bucket/out/a.json: .*the same command again to resume"):
         output.put("a.json")
     assert clean_s3.read("bucket", "out/a.json") == b"old"
     clean_s3.status = {}
