@@ -325,6 +325,7 @@ class ShardWriter:
             if made_with.get(name) != ours.get(name):
                 raise OsmError(
                     f"output_dir {self.where} holds the shards of a run with different arguments ({name} was "
-                    f"{made_with.get(name)!r}, but is now {ours.get(name)!r}); use an empty folder, or these arguments"
+                    f"{made_with.get(name)!r}, but is now {ours.get(name)!r}); use an empty folder "
+                    "or the same arguments"
                 )
         return record

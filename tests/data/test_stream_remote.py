@@ -253,7 +253,7 @@ def test_a_local_shard_that_changes_ends_the_run(prepared: Processor, tmp_path: 
     indexes.prepare([str(path)])
     for data in (path.read_bytes().replace(b"s1.", b"t1."), path.read_bytes()[:-1024]):
         path.write_bytes(data)
-        with pytest.raises(RunStopped, match="0.tar: it was changed while it was in use"):
+        with pytest.raises(RunStopped, match="0.tar: the shard was changed while it was in use"):
             epoch(prepared, tmp_path, config((str(path),)), indexes=indexes)
 
 

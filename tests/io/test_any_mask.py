@@ -81,7 +81,7 @@ ASKED: dict[str, tuple[Any, str]] = {
     "text": ("mask.png", "shape"),
     "objects": (np.full(SIZE, None), "type object"),
     "complex": (MASK.astype(complex), "type complex128"),
-    "ragged": ([[0, 1], [1]], "is a list that is no array"),
+    "ragged": ([[0, 1], [1]], "is a list that is not an array"),
     "nothing": (None, "shape"),
     "meta": (torch.from_numpy(MASK).to("meta"), "on the meta device, which has no values"),
     "meta of another shape": (torch.zeros(2, 3, device="meta"), r"shape \(2, 3\)"),
