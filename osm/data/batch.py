@@ -134,7 +134,7 @@ def _pad_right(parts: list[Tensor], value: int) -> list[Tensor]:
 def make_batch(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
     """Collate samples of one dataset into a batch.
 
-    Its first half of rows uses the dataset's own mode, the rest mode `any`.
+    The first half of the rows uses the dataset's own mode, and the second half uses the open-vocabulary mode `any`.
 
     Args:
         name: name of the dataset.

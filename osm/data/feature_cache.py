@@ -1,7 +1,8 @@
 """An on-disk cache of vision-tower outputs, which makes training for many epochs on a CPU affordable.
 
 `DIR/<fingerprint>/<dataset>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens for one fixed view of an image:
-float16 (L, C) with L tokens and C channels. The window position embedding is not added yet.
+float16 (L, C) with L tokens and C channels. The tokens do not contain the window position embedding, which is added
+later.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Processor:
     # -- images ------------------------------------------------------------------------------------------------------
 
     def canvas(self, image: Image.Image) -> Tensor:
-        """Return an image on its canvas as at test time, uint8 (3, S, S).
+        """Return an image on a square canvas, as at test time, uint8 (3, S, S).
 
         The image is resized so that its longest side is S (bicubic), then padded with zeros at the bottom and right.
         """
@@ -135,7 +135,7 @@ class Processor:
         return self.padded(np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC)))
 
     def padded(self, pixels: np.ndarray) -> Tensor:
-        """Pad an image (h, w, 3) with zeros at the bottom and right to uint8 (3, S, S)."""
+        """Pad an image (h, w, 3) with zeros at the bottom and right. The result is a tensor, uint8 (3, S, S)."""
         return self.padded_batch([pixels])[0]
 
     def padded_batch(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -152,7 +152,7 @@ class Processor:
         return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
     def canvas_masks(self, masks: np.ndarray) -> Tensor:
-        """Return the masks (K, H, W) of an image on the image's canvas as at test time, bool (K, 1, S, S).
+        """Return the masks (K, H, W) of an image on the image's canvas, as at test time, bool (K, 1, S, S).
 
         Masks are resized with nearest-neighbor sampling and padded with zeros.
         """

@@ -379,7 +379,7 @@ class Indexes:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a file is an index, because files that are not an index must never be overwritten."""
+    """Return whether an existing file is an index. Files that are not an index must never be overwritten."""
     with path.open("rb") as file:
         return file.read(16).startswith(b'{"osm_index"')
 
@@ -388,7 +388,7 @@ def _remote_end_matches(index: ShardIndex) -> bool:
     """Return `end_matches` for a remote shard, using one range request.
 
     The index is trusted without a request if it names the shard's current version or if the range would be too large.
-    It is also trusted if the server does not support ranges.
+    An index is also trusted if the server does not support range requests.
     """
     if index.same_version:
         return True

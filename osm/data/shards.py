@@ -65,9 +65,9 @@ class SampleSpan:
 def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSample | SampleError]:
     """Yield the samples of a shard in order. An unreadable sample is yielded as a SampleError in its position.
 
-    A remote shard is first downloaded whole, to the cache or, without a cache, to a temporary file. The reasons of the
-    errors are `broken_tar`, after which the rest of the shard is skipped, and `member_too_large`, `member_not_a_file`
-    and `member_twice`, which skip one sample.
+    A remote shard is first downloaded whole, to the cache or, without a cache, to a temporary file. The reason of a
+    SampleError is `broken_tar`, `member_too_large`, `member_not_a_file` or `member_twice`. After `broken_tar`, the rest
+    of the shard is skipped. For the other reasons, only one sample is skipped.
 
     Raises:
         RunStopped: the shard does not exist, or reading it from the disk or the server fails.

@@ -64,12 +64,12 @@ class Lane:
 
     @property
     def number(self) -> int:
-        """Index of this lane among all lanes of the run."""
+        """The index of this lane among all lanes of the run."""
         return self.rank * self.workers + self.worker
 
     @property
     def count(self) -> int:
-        """Number of lanes of the run."""
+        """The number of lanes of the run."""
         return self.world_size * self.workers
 
     def generator(self) -> np.random.Generator:
@@ -203,7 +203,7 @@ class Resume:
 
 
 class ReadSamples:
-    """Reads the sample at each position that it is given. Several threads prefetch samples of remote shards.
+    """Reads the sample at each given position. Several threads prefetch samples of remote shards.
 
     Args:
         shards: locations of the shards.

@@ -134,7 +134,7 @@ def shard_cache(folder: str, most: int) -> FileCache | None:
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """Sent instead of a batch if a data-loader worker fails. The training process then raises `error`."""
+    """Sent by a data-loader worker instead of a batch if the worker fails. The training process then raises `error`."""
 
     error: OsmError
 
@@ -315,7 +315,7 @@ class EpochLoader:
 def init_worker(_: int) -> None:
     """Initialize a data-loader worker: use one torch thread, ignore SIGINT and delay SIGTERM."""
     torch.set_num_threads(1)
-    # A signal to the process group is meant for the training process. To finish its step, it needs its workers.
+    # A signal to the process group is meant for the training process, which needs running workers to finish its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_later)
 

@@ -1,8 +1,8 @@
 """Iterate over the members of an untrusted tar file.
 
 Python's `tarfile` module trusts the headers: it reads extended headers of any claimed size into memory, follows chains
-of headers by recursion, and keeps a record of every member. This reader bounds header sizes, the length of header
-chains and its memory.
+of headers by recursion, and keeps a record of every member. TarReader limits the size of headers and the length of
+header chains, and uses constant memory.
 """
 
 from __future__ import annotations

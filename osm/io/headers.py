@@ -22,11 +22,7 @@ _READ_FIRST = 1 << 18  # The number of bytes that are read first. Few headers ar
 _MAX_JUNK = 1 << 16  # The maximum number of bytes between segments, which Pillow skips one by one.
 
 _END, _SCAN = 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {
-    0xC4,
-    0xC8,
-    0xCC,
-}  # The excluded three markers are those of tables and an extension.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The excluded markers start tables or an extension.
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _ARITHMETIC_COST = 8  # With arithmetic coding, a coefficient can take 0 bits, but decoding it is slow.
 _ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers that no length follows.
@@ -134,7 +130,7 @@ def _header_ends(data: bytes) -> bool:
 
 
 def repeated_samples(data: bytes, most: int) -> int:
-    """Return how many samples the scans of a JPEG process again, after each sample was processed once.
+    """Return how many samples the scans of a JPEG process repeatedly. The first time of each sample is not counted.
 
     Counting stops when the number exceeds `most`. Data after the end of the image (a video or a second image) is not
     counted.

@@ -1,7 +1,7 @@
 """Read images in the supported formats. The size and the cost of decoding are checked before any pixel is decoded.
 
-No other module opens images. Training, prediction and naming read an image file as 8-bit RGB with `read_rgb`. Arrays
-and PIL images are also accepted by `as_rgb`. The conversion to RGB is done by `to_rgb` in all cases.
+No other module opens images. Training, prediction and naming read an image file as 8-bit RGB with `read_rgb`. `as_rgb`
+also accepts arrays and PIL images. `read_rgb` and `as_rgb` convert images with `to_rgb`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _PIECES = ((273, 279), (324, 325))  # TIFF tags: (offsets, lengths) of strips, a
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:
-    """Open an image without decoding its pixels, which `decode` does. The size and mode of the opened image are known.
+    """Open an image without decoding its pixels. The size and mode are then known, and `decode` decodes the pixels.
 
     Raises:
         SampleError: the reason is `image_unreadable` (the file is missing, not a regular file, or not in one of the
@@ -246,8 +246,8 @@ def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None
     Args:
         source: the content of the file as bytes, or the path of the file.
         at_least: the smallest sufficient (width, height). A JPEG is then decoded at a half, a quarter or an eighth of
-            its size if the result is large enough. Decoding at a reduced size is faster. Its pixels are means of
-            blocks.
+            its size if the result is large enough. Decoding at a reduced size is faster, and each pixel is the mean of
+            a block.
         upright: whether the image is rotated by its EXIF orientation, as image viewers do. `at_least` then refers to
             the rotated image. False keeps the stored pixels, to which the masks of most datasets refer.
 

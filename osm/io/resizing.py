@@ -11,8 +11,8 @@ from PIL import Image
 def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
     """Return the (width, height) to which an image is resized to fit into a square, by the published rule.
 
-    A square image is resized to target x target. Otherwise, the short side becomes target - 1. If the long side would
-    then exceed `target`, the long side becomes `target` instead, and the short side shrinks in proportion.
+    A square image is resized to `target` x `target`. Otherwise, the short side becomes `target` - 1. If the long side
+    would then exceed `target`, the long side becomes `target` instead, and the short side shrinks in proportion.
     """
     if width == height:
         return target, target

@@ -95,7 +95,7 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) ->
 
 
 def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the mask, bool (H, W), of a `Segmentation`'s `value`, which was read for an image of size (H, W)."""
+    """Draw the `value` of a `Segmentation` as a mask, bool (H, W), where (H, W) is the size of its image."""
     if isinstance(value, Mapping):
         counts = value["counts"]
         return _draw_runs(_parse_counts(counts, "") if isinstance(counts, str) else counts, size)
@@ -296,8 +296,9 @@ def _counts(given: Any, where: str) -> Any:
 def _parse_counts(text: str, where: str) -> list[int]:
     """Decode the `counts` of a compressed COCO RLE.
 
-    Each character, minus the code of '0', holds 5 bits of a number, and a sixth bit that tells whether more characters
-    of the number follow. From the fourth number on, the difference from the number two positions earlier is stored.
+    The character code minus that of '0' has five bits of a number, and a sixth bit that tells whether the number
+    continues in the next character. From the fourth number on, the difference from the number two positions earlier is
+    stored.
     """
     counts: list[int] = []
     value = shift = 0

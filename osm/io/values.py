@@ -1,4 +1,7 @@
-"""Interpret values in untrusted JSON files. For example, "1" and 1.0 are the integer 1, and 0 and "0" are false."""
+"""Interpret values in untrusted JSON files.
+
+For example, "1" and 1.0 are read as the integer 1, and a flag may be `false`, 0 or "0".
+"""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ class View:
     def enough(self) -> tuple[int, int]:
         """The smallest (width, height) at which an image may be decoded for this view.
 
-        When a reduced image of at least twice the size is resampled bicubically, each result averages several pixels,
-        which are averages themselves. On photos, the result differs from resampling the full image by about one gray
-        level.
+        An image that is decoded at a reduced size is resampled bicubically. If the reduced image has at least twice the
+        size of the view, each resampled pixel averages several pixels, which are averages themselves. On photos, the
+        result differs from resampling the full image by about one gray level.
         """
         return _SPARE * self.width, _SPARE * self.height
 
@@ -157,7 +157,7 @@ class Cut:
     column_of: np.ndarray
 
     def enlarge(self, where: np.ndarray | None = None) -> np.ndarray:
-        """Return the full-size crop of the labels, or of an array (h, w) that was computed from the labels."""
+        """Enlarge the labels, or an array (h, w) that was computed from the labels, to the size of the crop."""
         return (self.labels if where is None else where).take(self.column_of, 1).take(self.row_of, 0)
 
     def areas(self) -> dict[int, int]:

@@ -90,7 +90,7 @@ class FileCache:
     def make(self) -> None:
         """Create the cache folder if it is missing.
 
-        It is not created before the first fetch, as its disk may be read-only.
+        The folder is created at the first fetch instead of in the constructor, because its disk may be read-only.
         """
         try:
             for name in (_LOCKS, _META, _PARTS):
@@ -134,7 +134,7 @@ class FileCache:
     def open(self, url: str, expected: Stat | None = None) -> BinaryIO:
         """Open the local copy of a remote file.
 
-        If another process removes the copy before it is open, it is fetched again.
+        If another process removes the copy before it can be opened, the file is fetched again.
         """
         for _ in range(5):
             with suppress(FileNotFoundError):

@@ -72,7 +72,7 @@ def _answer_version(headers: Any, expected: Stat) -> str:
 
 
 async def read_range(fs: Any, url: str, start: int, end: int, expected: Stat | None) -> bytes:
-    """Return the bytes `start` to `end` (excluded) of a file. The size and version in the response must be as expected.
+    """Return the bytes `start` to `end` (excluded) of a file. The response must have the expected size and version.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -104,7 +104,7 @@ async def read_range(fs: Any, url: str, start: int, end: int, expected: Stat | N
 
 
 async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
-    """Download a whole file to a path, from a server without range requests. At most the expected size is read.
+    """Download a whole file to a path, from a server without range requests. Reading stops after the expected size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -188,7 +188,7 @@ async def _page(fs: Any, url: str) -> str:
 
 
 def _children(address: str, page: str) -> list[str]:
-    """Return the entries of a folder to which its HTML page links, percent-encoded and without duplicates.
+    """Return the entries of a folder that are linked on its HTML page, percent-encoded and without duplicates.
 
     The entry of a subfolder ends with a slash.
     """

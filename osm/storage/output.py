@@ -212,7 +212,7 @@ def open_output(location: str | os.PathLike[str], what: str) -> Output:
 def check_output(location: str | os.PathLike[str], what: str) -> str:
     """Return a location as `check_writable` does.
 
-    Raise OsmError for a URL with characters that have a special meaning.
+    Raise OsmError for a URL with characters that have a special meaning, such as `?` and `*`.
     """
     text = check_writable(location, what)
     if is_remote(text) and (found := _NO_KEY.search(text)):
@@ -251,7 +251,7 @@ def _staging_path(url: str) -> Path:
 
 
 def disk_of(location: str | os.PathLike[str], what: str) -> str:
-    """Return, for error messages, the name of the local folder in which a file of an output could not be written."""
+    """Return the name of the local folder that is full or not writable, for an error message about an output."""
     if not is_remote(location):
         return f"{what} {location}"
     return f"{what} {public(location)}: its staging folder {_staging_path(check_output(location, what))}"

@@ -279,7 +279,7 @@ def check_still(url: str, expected: Stat) -> None:
 
 
 def list_files(url: str) -> dict[str, Stat | None]:
-    """Return path -> size and version of the files below a remote folder. In an HTTP listing, the values are None.
+    """Return path -> size and version of the files below a remote folder. The values are None for an HTTP folder.
 
     Raises:
         FileNotFoundError: there is no such folder.

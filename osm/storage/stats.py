@@ -1,4 +1,4 @@
-"""The size and version of a remote file, and the errors that are raised if a download does not match them."""
+"""The size and version of a remote file, and the errors that are raised if a download does not match its file."""
 
 from __future__ import annotations
 
