@@ -23,12 +23,13 @@ class Batch:
     """A batch of N images and R masks, from one dataset or merged from several.
 
     Attributes:
-        datasets: name of the dataset of each row, R in all.
-        modes: mode in which each row is answered (a dataset's own mode or `any`), R in all.
-        canvas: padded images, uint8 (N, 3, S, S); None if `tokens` is used instead.
-        tokens: vision tokens from the feature cache, float16 (N, L, C); None if `canvas` is used instead.
+        datasets: name of each row's dataset, a list of R texts.
+        modes: mode in which each row is answered, a list of R texts. A mode is the dataset's own mode or the
+            open-vocabulary mode `any`.
+        canvas: padded images, uint8 (N, 3, S, S). None if `tokens` is used instead.
+        tokens: vision tokens from the feature cache, float16 (N, L, C). None if `canvas` is used instead.
         image_index: index of each row's image in 0..N-1, int64 (R).
-        masks: bool (R, 1, S, S).
+        masks: the mask of each row on its image's canvas, bool (R, 1, S, S).
         text: token ids and labels of the R prompts and answers.
         keys: keys of the N samples.
         skipped: number of samples skipped since the previous batch, by reason.
@@ -52,7 +53,7 @@ class Batch:
         return len(self.modes)
 
     def to(self, device: torch.device) -> Batch:
-        """Return a copy of the batch on a device. The copy is asynchronous if the batch is in pinned memory."""
+        """Return a copy of the batch on a device. A batch in pinned memory is copied asynchronously."""
         return self._moved(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
@@ -75,9 +76,9 @@ class Batch:
 
 
 def merge(batches: Sequence[Batch]) -> Batch:
-    """Return one batch with all images and rows. Texts are padded to the longest one.
+    """Merge batches into one batch with all images and rows. Texts are padded to the length of the longest text.
 
-    The result is in pinned memory if the first batch is. A single batch is returned unchanged.
+    The merged batch is in pinned memory if the first batch is. A single batch is returned unchanged.
     """
     if len(batches) == 1:
         return batches[0]
@@ -111,7 +112,7 @@ def merge(batches: Sequence[Batch]) -> Batch:
 
 
 def _concatenate(parts: list[Tensor], pinned: bool) -> Tensor:
-    """Concatenate along the first axis. The result is in pinned memory if `pinned` is true."""
+    """Concatenate tensors along the first axis. The result is in pinned memory if `pinned` is true."""
     if not pinned:
         return torch.cat(parts)
     first = parts[0]
@@ -131,11 +132,13 @@ def _pad_right(parts: list[Tensor], value: int) -> list[Tensor]:
 
 
 def make_batch(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
-    """Collate samples of one dataset. The first half of the rows uses the dataset's own mode, the rest mode `any`.
+    """Collate samples of one dataset into a batch.
+
+    The first half of the rows uses the dataset's own mode, and the second half uses the open-vocabulary mode `any`.
 
     Args:
         name: name of the dataset.
-        supervise: see `Processor.training_text`.
+        supervise: `all` or `answer`, see `Processor.training_text`.
         number: index of the batch. If the batch has a single row, its mode alternates with this index.
     """
     counts = [len(sample.targets) for sample in samples]

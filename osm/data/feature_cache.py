@@ -1,7 +1,8 @@
-"""A cache of vision-tower outputs on disk, which makes training for many epochs on a CPU affordable.
+"""An on-disk cache of vision-tower outputs, which makes training for many epochs on a CPU affordable.
 
 `DIR/<fingerprint>/<dataset>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens for one fixed view of an image:
-float16 (L, C) with L tokens and C channels, before the window position embedding is added.
+float16 (L, C) with L tokens and C channels. The tokens do not contain the window position embedding, which is added
+later.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from osm.errors import OsmError
 from osm.files import check_regular_file
 from osm.io.paths import check_local
 
-# The magic bytes of the .npy version that we write. Other versions allow a header of up to 4 GB.
+# The magic bytes of version 1.0 of the .npy format, which we write. Later versions allow a header of up to 4 GB.
 _MAGIC = b"\x93NUMPY\1\0"
 
 
 class FeatureCache:
-    """Reads and writes the cached tokens of views.
+    """Reads and writes the cached tower tokens of views.
 
     Args:
-        folder: cache folder, which all runs may share.
-        fingerprint: hash of everything that the tokens depend on (tower, sizes, views).
+        folder: cache folder, which several runs can share.
+        fingerprint: hash of all settings that the tokens depend on (tower, sizes, views).
 
     Raises:
         OsmError: `folder` is a remote location.
@@ -41,8 +42,8 @@ class FeatureCache:
 
     def path(self, dataset: str, key: str, view: int) -> Path:
         """Return the path of the file that holds the tokens of one view."""
-        # Keys are names of tar members and could contain a path that leaves the folder. Unsafe characters are
-        # replaced, and the hash keeps the file names distinct.
+        # Keys come from the names of tar members and could contain a path that leads out of the folder. Therefore,
+        # unsafe characters are replaced. The hash keeps the file names distinct.
         name = re.sub(r"[^A-Za-z0-9_-]", "_", key)[-80:]
         return self.folder / dataset / f"{name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.{view}.npy"
 
@@ -54,7 +55,7 @@ class FeatureCache:
         """Return the tokens of a view, float16 (L, C).
 
         Raises:
-            OsmError: the file is missing, is damaged, or holds an array of another dtype or rank.
+            OsmError: the file is missing or damaged, or holds an array with a different dtype or number of dimensions.
         """
         assert view is not None
         path = self.path(dataset, key, view)
@@ -66,7 +67,7 @@ class FeatureCache:
             # Memory-mapping fails if the file is shorter than its header claims, before any memory is allocated.
             tokens = np.lib.format.open_memmap(path, mode="r")
             if tokens.dtype != np.float16 or tokens.ndim != 2:
-                raise ValueError(f"float16 of shape (L, C) needed, found {tokens.dtype} of shape {tokens.shape}")
+                raise ValueError(f"expected float16 of shape (L, C), found {tokens.dtype} of shape {tokens.shape}")
             return torch.from_numpy(np.array(tokens))
         except Exception as error:  # a damaged header can raise almost any exception
             raise OsmError(f"--feature_cache: {path} cannot be read ({error}); delete it and start again") from None

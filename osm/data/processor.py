@@ -1,7 +1,7 @@
-"""Convert images, masks and texts to tensors.
+"""Convert images, masks and texts to tensors for the model.
 
-An image is resized, then padded at the bottom and right to a square canvas. A prompt and its answer become token ids
-with labels. This module also holds the training prompts.
+An image is resized, then padded at the bottom and right to a square canvas. A prompt and its answer are converted to
+token ids and labels. This module also holds the training prompts.
 
 Shapes: N images, S input size, R rows, T tokens.
 """
@@ -24,7 +24,7 @@ from osm.io.resizing import fitted_size, nearest_rows
 MAX_TEXT_TOKENS = 32
 _TEXTS_KEPT = 10_000
 
-# The prompts of training. The benchmark protocol fixes the prompt that is used for evaluation.
+# The prompts for training. For evaluation, the benchmark protocol prescribes TEST_PROMPT.
 TEST_PROMPT = "What is in the segmentation mask? Assistant:"
 
 MASK_PROMPTS = (
@@ -79,9 +79,10 @@ class Text:
     Attributes:
         input_ids: token ids for the LLM.
         attention_mask: 1 for tokens, 0 for padding.
-        labels: target ids; -100 for positions that are not supervised.
-        qformer_ids: token ids of the prompt alone for the Q-Former (its T may differ).
-        qformer_mask: 1 for tokens, 0 for padding of `qformer_ids`.
+        labels: target token ids; -100 at positions that are not supervised.
+        qformer_ids: token ids of the prompt without the answer, for the Q-Former. T may differ from that of
+            `input_ids`.
+        qformer_mask: attention mask of `qformer_ids`, 1 for tokens and 0 for padding.
     """
 
     input_ids: Tensor
@@ -98,7 +99,8 @@ class Processor:
         tokenizer: tokenizer of the LLM.
         qformer_tokenizer: tokenizer of the Q-Former's instruction; None means the LLM's tokenizer.
         input_size: side S of the canvas in pixels.
-        mean, std: per-channel normalization of the tower's RGB input, which is in 0..1.
+        mean, std: per-channel mean and standard deviation for normalizing the tower's RGB input, whose values are in
+            0..1.
         has_prefix: whether the LLM's input has a prefix (such as vision tokens) before the text. With a prefix, the
             first text token can be supervised too.
 
@@ -116,7 +118,7 @@ class Processor:
         has_prefix: bool = True,
     ) -> None:
         if tokenizer.eos_token_id is None:
-            raise OsmError("the LLM's tokenizer has no end token, so generation could not stop")
+            raise OsmError("the LLM's tokenizer has no end-of-sequence token, so generation could not stop")
         self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
         self.has_prefix = has_prefix
@@ -125,21 +127,21 @@ class Processor:
     # -- images ------------------------------------------------------------------------------------------------------
 
     def canvas(self, image: Image.Image) -> Tensor:
-        """Return the canvas of an image as at test time, uint8 (3, S, S).
+        """Return an image on a square canvas, as at test time, uint8 (3, S, S).
 
-        The longest side is resized to S (bicubic), and the image is padded with zeros at the bottom and right.
+        The image is resized so that its longest side is S (bicubic), then padded with zeros at the bottom and right.
         """
         size = fitted_size(image.width, image.height, self.input_size)
         return self.padded(np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC)))
 
     def padded(self, pixels: np.ndarray) -> Tensor:
-        """Pad an image (h, w, 3) with zeros at the bottom and right to uint8 (3, S, S)."""
+        """Pad an image (h, w, 3) with zeros at the bottom and right. The result is a tensor, uint8 (3, S, S)."""
         return self.padded_batch([pixels])[0]
 
     def padded_batch(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Pad images (h, w, 3) with zeros at the bottom and right and stack them to uint8 (N, 3, S, S).
+        """Pad images (h, w, 3) with zeros at the bottom and right and stack them into a tensor, uint8 (N, 3, S, S).
 
-        The result has the memory layout (N, S, S, 3), channels last. The model converts the layout on its own device.
+        The result has the channels-last memory layout (N, S, S, 3). The model converts the layout on its own device.
         """
         canvas = np.empty((len(images), self.input_size, self.input_size, 3), np.uint8)
         for padded, pixels in zip(canvas, images, strict=True):
@@ -150,9 +152,9 @@ class Processor:
         return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
     def canvas_masks(self, masks: np.ndarray) -> Tensor:
-        """Return the masks (K, H, W) of an image on its canvas as at test time, bool (K, 1, S, S).
+        """Return the masks (K, H, W) of an image on the image's canvas, as at test time, bool (K, 1, S, S).
 
-        Masks are resized by nearest neighbor and padded with zeros.
+        Masks are resized with nearest-neighbor sampling and padded with zeros.
         """
         _, height, width = masks.shape
         new_width, new_height = fitted_size(width, height, self.input_size)
@@ -162,7 +164,7 @@ class Processor:
         return torch.from_numpy(canvas)
 
     def pixel_values(self, canvas: Tensor) -> Tensor:
-        """Scale a canvas, uint8 (N, 3, S, S), to 0..1 and normalize it. The result is float32 on the same device."""
+        """Scale canvases, uint8 (N, 3, S, S), to 0..1 and normalize them. The result is float32 on the same device."""
         mean, std = (torch.tensor(v, device=canvas.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (canvas.contiguous().float() / 255 - mean) / std
 
@@ -174,16 +176,16 @@ class Processor:
         return self._text(rows, [[-100] * len(row) for row in rows], prompts)
 
     def training_text(self, prompts: Sequence[str], targets: Sequence[str], supervise: str = "all") -> Text:
-        """Tokenize prompts with their answers as BOS, prompt, answer, end token.
+        """Tokenize prompts with their answers. A text consists of BOS, prompt, answer and end token.
 
-        Texts over 32 tokens are truncated on the left, which keeps the answer whole.
+        A text of more than 32 tokens is truncated on the left, so that its answer is kept whole.
 
         Args:
-            supervise: `all` supervises the prompt and the answer but not BOS, as published; `answer` supervises the
-                answer and its end token only.
+            supervise: `all` supervises the prompt and the answer but not BOS, as published; `answer` only supervises
+                the answer and its end token.
 
         Raises:
-            SampleError: `answer_too_long`, an answer does not fit even without its prompt.
+            SampleError: the reason is `answer_too_long`: an answer does not fit even without its prompt.
         """
         encoded = [self.training_row(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         skip = max(len(self._bos()), int(not self.has_prefix))
@@ -198,9 +200,9 @@ class Processor:
         """Return the token ids of one training text and the index of the first token of its answer.
 
         Raises:
-            SampleError: `answer_too_long`, the answer does not fit even without its prompt.
+            SampleError: the reason is `answer_too_long`: the answer does not fit even without its prompt.
         """
-        # Cached because each text is tokenized twice: to validate its sample, and to collate the batch.
+        # Results are cached because each text is tokenized twice, to validate its sample and to collate the batch.
         found = self._rows.get((prompt, target))
         if found is None:
             if len(self._rows) >= _TEXTS_KEPT:
@@ -225,7 +227,7 @@ class Processor:
         return [*bos, *ids[cut:], self.tokenizer.eos_token_id], len(bos) + answer_start - cut
 
     def name(self, ids: Sequence[int]) -> str:
-        """Decode generated token ids to a name, without special tokens and surrounding white space."""
+        """Decode generated token ids to a predicted name, without special tokens and surrounding white space."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def _ids(self, text: str) -> list[int]:

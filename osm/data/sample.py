@@ -1,4 +1,4 @@
-"""Make training samples. A sample is a random view of an image, some of its masks, and a prompt and answer for each."""
+"""Make training samples: a random view of an image, some of the image's masks, and a prompt and answer per mask."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ MAX_TRIES = 500
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Settings of sample making and augmentation. S is the model's input size in pixels.
+    """Settings for making and augmenting training samples. S is the model's input size in pixels.
 
     Attributes:
-        random_scale_min, random_scale_max: bounds of the uniform scale u. The longest side is resized to u * S.
-        resize: `published` resizes only images whose short side is under S; `always` resizes every image.
-        mask2box_prob: probability that the mask of a thing is replaced by its filled bounding box, with a box prompt.
-        part_in_use_whole_prob: probability that a whole object is named instead of a part. Applies to part datasets
+        random_scale_min, random_scale_max: bounds of the uniformly drawn scale u. The longest side of the image is
+            resized to u * S.
+        resize: `published` resizes only images whose shortest side is smaller than S; `always` resizes every image.
+        mask2box_prob: probability that the mask of a thing is replaced by its filled bounding box and gets a prompt
+            that asks about a box.
+        part_in_use_whole_prob: probability that a whole object is named instead of a part. It applies to part datasets
             that also have maps of whole objects.
         part_in_prepend_object_class_prob: probability that the name of a part is preceded by the class of its object
-            ("impala head"). Applies to the same datasets.
+            ("impala head"). It applies to part datasets that also have maps of whole objects.
         masks_per_image: maximum number of masks per view.
         supervise: `all` supervises prompt and answer; `answer` supervises the answer only.
 
@@ -51,17 +53,17 @@ class SampleConfig:
         if not 0 < self.random_scale_min <= self.random_scale_max:
             raise OsmError(
                 f"--random_scale_min {self.random_scale_min} and --random_scale_max {self.random_scale_max}: "
-                "0 < min <= max needed"
+                "expected 0 < min <= max"
             )
         if self.resize not in ("published", "always"):
-            raise OsmError(f"--resize {self.resize!r} is not published or always")
+            raise OsmError(f"--resize {self.resize!r} is neither published nor always")
         for flag in ("mask2box_prob", "part_in_use_whole_prob", "part_in_prepend_object_class_prob"):
             if not 0 <= getattr(self, flag) <= 1:
                 raise OsmError(f"--{flag} {getattr(self, flag)} is not between 0 and 1")
         if self.masks_per_image < 1:
             raise OsmError(f"--masks_per_image {self.masks_per_image} must be 1 or more")
         if self.supervise not in ("all", "answer"):
-            raise OsmError(f"--supervise {self.supervise!r} is not all or answer")
+            raise OsmError(f"--supervise {self.supervise!r} is neither all nor answer")
 
 
 @dataclass
@@ -72,9 +74,9 @@ class Sample:
         key: key of the sample in its shard.
         pixels: the view, uint8 (h, w, 3); None if the feature cache holds its tokens.
         masks: bool (K, 1, S, S), padded like the image.
-        targets: the K answers. prompts: the K prompts.
-        cached_view: number of the fixed view whose tokens are in the feature cache; None without a cache.
-        cache_key: key of the sample in the feature cache.
+        targets: the K target answers. prompts: the K prompts.
+        cached_view: number of the fixed view whose tower tokens are in the feature cache; None without a cache.
+        cache_key: key under which the sample's tower tokens are stored in the feature cache.
     """
 
     key: str
@@ -90,15 +92,16 @@ class SampleTransform:
     """Makes samples from decoded images. All randomness comes from the generator that is passed to each call.
 
     Args:
-        views: with `views` > 0, each image is used in this number of fixed views only, which a cache can store.
-        seed: seed of the fixed views. A fixed view depends on this seed and the key of the sample.
+        views: with `views` > 0, each image is only used in this number of fixed views, whose tower tokens can be
+            cached.
+        seed: seed of the fixed views. A fixed view depends on this seed, its number and the key of the sample.
     """
 
     def __init__(self, config: SampleConfig, processor: Processor, views: int = 0, seed: int = 0) -> None:
         self.config, self.processor, self.views, self.seed = config, processor, views, seed
 
     def __call__(self, scene: Form, key: str, rng: np.random.Generator) -> Sample:
-        """Draw a view, masks, prompts and answers.
+        """Make a sample with a random view, masks, prompts and answers.
 
         Raises:
             SampleError: `no_segment`, no view with an eligible segment was found in 500 tries.
@@ -117,7 +120,7 @@ class SampleTransform:
         return sample
 
     def fixed_view(self, scene: Form, key: str, number: int) -> View:
-        """Return fixed view `number` of an image. The view is the same in every epoch and on every rank."""
+        """Return the fixed view `number` of an image, which is the same in every epoch and on every rank."""
         digest = hashlib.sha256(f"{self.seed}:{key}:{number}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         segment_rng = np.random.default_rng(0)  # separate, so that picking a segment does not change later views
@@ -126,15 +129,17 @@ class SampleTransform:
     def _draw_view_until(
         self, scene: Form, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
     ) -> tuple[View, list[Segment]]:
-        """Draw views until `pick` returns segments. Return the view and these segments."""
+        """Draw views until `pick` returns segments, and return the view and its segments."""
         for number in range(MAX_TRIES):
             view = self.draw_view(scene, rng)
             segments = pick(view)
             if segments:
                 return view, segments
             if number == 0 and not scene.has_segments():  # fail early instead of after 500 crops
-                raise SampleError("no_segment", f"sample {key}: it has no segment that may be named")
-        raise SampleError("no_segment", f"sample {key}: no segment over 100 pixels in {MAX_TRIES} crops")
+                raise SampleError("no_segment", f"sample {key}has no segment that may be named")
+        raise SampleError(
+            "no_segment", f"sample {key}: no segment of over 100 pixels was found in {MAX_TRIES} random crops"
+        )
 
     def draw_view(self, scene: Form, rng: np.random.Generator) -> View:
         """Draw a random scale, flip and S x S crop."""

@@ -1,8 +1,8 @@
 """Random access to the samples of a shard through an index, so that a process reads only the samples it needs.
 
-`000000000.index.json` beside `000000000.tar` holds one entry per sample, in order: its key, its first byte and its
-size in bytes. The entry of an unreadable sample also holds the reason. The converters write the index. If it is missing
-or belongs to another shard, it is built once from the headers of the shard.
+`000000000.index.json` beside `000000000.tar` holds one entry per sample, in order: the sample's key, the offset of its
+first byte, and its size in bytes. The entry of an unreadable sample also holds the reason. The converters write the
+index. If the index is missing or belongs to a different shard, it is built once from the headers of the shard.
 """
 
 from __future__ import annotations
@@ -49,24 +49,25 @@ _THREADS = 8
 _REASON = re.compile(r"[a-z_]{1,40}")
 _MAX_MESSAGE_CHARACTERS = 500
 _OPEN, _OPEN_CACHED = 16, 4
-"""Number of shards that a reader keeps open, without and with a cache. A cached file that the cache removes still
-occupies the disk while it is open, so the limit with a cache is lower."""
+"""The number of shards that a reader keeps open, without and with a cache. The limit with a cache is lower, because a
+file that the cache has removed still occupies disk space while it is open."""
 
 
 @dataclass
 class ShardIndex:
-    """The index of one shard with n samples. It takes a few bytes of memory per sample.
+    """The index of one shard with n samples, which takes a few bytes of memory per sample.
 
     Attributes:
         shard: location of the shard.
-        stat: size and version of the shard when the index was built.
+        stat: size and version of the shard at the time when the index was built.
         start, stop: byte range of each sample, int64 (n).
         keys: CRC-32 of the key of each sample, uint32 (n).
         held_out: `held_out_hash` of the key of each sample, uint64 (n).
-        faults: (reason, message) of the samples that cannot be read, by sample number.
-        global_header_starts: (first sample number, fields) of the global pax headers.
+        faults: sample number -> (reason, message), for the samples that cannot be read.
+        global_header_starts: for each global pax header, the number of the first sample that it applies to, and its
+            fields.
         source: path or URL of the index file; empty if it was not stored.
-        same_version: whether the index names exactly the current version of the shard.
+        same_version: whether the version in the index equals the current version of the shard.
     """
 
     shard: str
@@ -84,7 +85,7 @@ class ShardIndex:
         return len(self.start)
 
     def error(self, number: int) -> SampleError | None:
-        """Return the reason why a sample cannot be read, or None."""
+        """Return the error because of which a sample cannot be read, or None if the sample can be read."""
         fault = self.faults.get(number)
         return None if fault is None else SampleError(fault[0], f"{public(self.shard)}: {fault[1]}")
 
@@ -99,7 +100,7 @@ class ShardIndex:
         return np.flatnonzero(held)
 
     def training_numbers(self, share: float) -> np.ndarray:
-        """Return the numbers of the training samples, int64. They include the unreadable ones."""
+        """Return the numbers of the training samples, int64. Unreadable samples are included."""
         if not share:
             return np.arange(len(self))
         kept = self.held_out >= np.uint64(held_out_threshold(share))
@@ -108,17 +109,17 @@ class ShardIndex:
 
 
 def held_out_hash(key: str) -> int:
-    """Return the hash of a key, 0 to 2^64 - 1, that decides whether its sample is held out."""
+    """Return a hash of a sample's key, 0 to 2^64 - 1, which decides whether the sample is held out."""
     return int.from_bytes(hashlib.sha256(f"held out: {key}".encode()).digest()[:8], "big")
 
 
 def held_out_threshold(share: float) -> int:
-    """Return the hash value from which on samples are used for training."""
+    """Return the smallest `held_out_hash` of a sample that is used for training."""
     return min(math.ceil(share * 2**64), 2**64 - 1)
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Return whether a sample is held out from training. The answer is the same in every run, rank and dataset."""
+    """Return whether a sample is held out from training, which is the same in every run, rank and dataset."""
     return held_out_hash(key) < held_out_threshold(share)
 
 
@@ -137,7 +138,7 @@ def index_document(shard: str, stream: BinaryIO, version: str = "") -> dict[str,
     """Read the headers of an open shard and return its index as a JSON document.
 
     Args:
-        version: version of the shard (such as an ETag), which the index records.
+        version: version of the shard (such as an ETag), which is recorded in the index.
     """
     tar = TarReader(stream)
     samples: list[list[Any]] = []
@@ -170,7 +171,9 @@ def index_text(document: dict[str, Any]) -> str:
 
 
 def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardIndex | None:
-    """Parse an index file. Return None if the bytes are not a valid index or belong to another shard.
+    """Parse an index file.
+
+    Return None if the bytes are not a valid index, or if the index belongs to a different shard.
 
     Args:
         stat: current size and version of the shard.
@@ -225,8 +228,8 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
 def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
     """Return whether the end of a shard matches its index.
 
-    The last readable sample and everything after it are compared. This detects the old index of a shard that was
-    rewritten with the same size.
+    Only the last readable sample and the bytes after it are compared. This comparison detects an index that is outdated
+    because its shard was replaced by a different shard of the same size.
 
     Args:
         stream: the content of the shard from byte `offset` on. `offset` is at most the start of the last readable
@@ -257,7 +260,7 @@ def last_readable(index: ShardIndex) -> int:
 
 
 def discard_index(index: ShardIndex) -> str:
-    """Delete a local index that does not match its shard. Return a clause for the error message."""
+    """Delete a local index that does not match its shard, and return a clause for the error message."""
     if is_remote(index.source):
         return f"first delete {public(index.source)}, which is the index of another shard"
     with suppress(OSError):
@@ -269,13 +272,15 @@ _Share = tuple[dict[str, ShardIndex], Exception | None]
 
 
 class Indexes:
-    """The indexes of all shards of a run. Each index is read or built at its first use.
+    """The indexes of all shards of a run, each of which is read or built when it is first used.
 
-    The size and version of a shard are then fixed for the run. A shard that changes later is an error.
+    From then on, the size and version of the shard must not change during the run. A shard that changes later raises an
+    error.
 
     Args:
-        keep: whether to store an index that was missing, beside the shard or else in the user's cache folder.
-        cache: cache of remote shards. A remote shard without an index is read whole to build one.
+        keep: whether a missing index is stored after it was built: beside the shard or, if that folder is not writable,
+            in the user's cache folder.
+        cache: cache of remote shards. If a remote shard has no index, the whole shard is read to build the index.
     """
 
     def __init__(self, keep: bool = True, cache: FileCache | None = None) -> None:
@@ -298,10 +303,10 @@ class Indexes:
 
         Args:
             rank, size: rank of this process and number of processes.
-            exchange: an all-gather of the shares of all ranks; None for a single process.
+            exchange: an all-gather that returns the indexes and errors of all ranks; None for a single process.
 
         Raises:
-            RunStopped: a shard cannot be read on any rank. All ranks raise the error.
+            RunStopped: a shard cannot be read. If one rank fails, all ranks raise its error.
         """
         mine = [shard for shard in dict.fromkeys(shards) if shard not in self._known][rank::size]
         share: _Share = ({}, None)
@@ -338,7 +343,7 @@ class Indexes:
     def _find_remote(self, shard: str) -> ShardIndex:
         stat = remote.stat(shard)
         beside, aside = sibling(shard, index_name(shard)), _cache_path(canonical(shard))
-        # The index may be missing. Some stores then deny access, and a signed URL is valid for a single file.
+        # If the index is missing, some stores deny access, and a signed URL of the shard is not valid for the index.
         with suppress(FileNotFoundError, OsmError):
             index = parse_index(shard, remote.read_whole(beside, MAX_BYTES), stat, beside)
             if index is not None and _remote_end_matches(index):
@@ -369,21 +374,21 @@ class Indexes:
                     temporary.unlink()
         index = parse_index(shard, data, stat, source)
         if index is None:
-            raise RunStopped(f"shard {public(shard)}: it changed while its index was built; start the run again")
+            raise RunStopped(f"shard {public(shard)}: the shard changed while its index was built; start the run again")
         return index
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a file is an index. Other files are never overwritten."""
+    """Return whether an existing file is an index. Files that are not an index must never be overwritten."""
     with path.open("rb") as file:
         return file.read(16).startswith(b'{"osm_index"')
 
 
 def _remote_end_matches(index: ShardIndex) -> bool:
-    """Check `end_matches` for a remote shard with one range request.
+    """Return `end_matches` for a remote shard, using one range request.
 
-    The index is trusted if it names the shard's version, if the server does not support ranges, or if the range would
-    be too large.
+    The index is trusted without a request if it names the shard's current version or if the range would be too large.
+    An index is also trusted if the server does not support range requests.
     """
     if index.same_version:
         return True
@@ -399,15 +404,15 @@ def _remote_end_matches(index: ShardIndex) -> bool:
 
 
 def _cache_path(location: str) -> Path:
-    """Return the path of an index in the user's cache folder, for a shard whose folder is not writable."""
+    """Return the path in the user's cache folder for the index of a shard whose own folder is not writable."""
     return default_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(location)).hexdigest()[:32]}.json"
 
 
 class ShardReader:
-    """Reads samples of indexed shards in any order. A reader must not be shared between threads.
+    """Reads samples of indexed shards in any order. Threads must not share a reader.
 
     A local shard is read in place. A remote shard is read from its copy in the cache, or by range requests if there is
-    no cache. If the server does not support ranges, the shard is downloaded whole to a temporary file.
+    no cache. If the server does not support range requests, the whole shard is downloaded to a temporary file.
 
     Args:
         cache: cache of remote shards; None disables caching.
@@ -418,7 +423,7 @@ class ShardReader:
         self._open: OrderedDict[str, tuple[BinaryIO | None, ExitStack]] = OrderedDict()
 
     def read(self, index: ShardIndex, number: int) -> RawSample | SampleError:
-        """Return sample `number` of a shard, or the error if the index marks it as unreadable.
+        """Return sample `number` of a shard, or the sample's error if the index marks it as unreadable.
 
         Raises:
             RunStopped: the shard no longer exists, cannot be read, or has changed since its index was built.
@@ -464,11 +469,11 @@ class ShardReader:
     def _shard_changed(self, index: ShardIndex) -> RunStopped:
         advice = discard_index(index)
         return RunStopped(
-            f"shard {public(index.shard)}: it was changed while it was in use; start the run again ({advice})"
+            f"shard {public(index.shard)}: the shard was changed while it was in use; start the run again ({advice})"
         )
 
     def _stream(self, index: ShardIndex) -> BinaryIO | None:
-        """Return the open shard, or None if it is read by range requests."""
+        """Return the open file of a shard, or None if the shard is read by range requests."""
         shard = index.shard
         if shard in self._open:
             self._open.move_to_end(shard)

@@ -1,4 +1,4 @@
-"""Expand shard patterns: ranges, lists, globs and files of patterns, for local and remote shards."""
+"""Expand shard patterns (ranges, lists, globs and files that list patterns) for local and remote shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from osm.terminal import message_logger
 logger = message_logger(__name__)
 
 MAX_SHARDS = 1_000_000
-MAX_MISSING = 10  # this number of missing shards is tolerated even in a short range
+MAX_MISSING = 10  # up to this number of missing shards is tolerated, even in a short range
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _GLOB = re.compile(r"[*?[]")
 _JOINED = re.compile(r"::(?![^\[\]/]*\])")  # excludes the `::` inside an IPv6 address in brackets
@@ -36,19 +36,21 @@ def expand_shards(pattern: str) -> list[str]:
     line. Several patterns are joined by `::`. Globs are not expanded, and shards are not checked for existence.
 
     Raises:
-        OsmError: a pattern is empty, has a malformed brace, names over a million shards, or is a command such as
+        OsmError: a pattern is empty, has malformed braces, expands to over a million shards, or is a command such as
             `pipe:`.
     """
     shards: list[str] = []
     for part in _split_patterns(pattern):
         if not part:
-            raise OsmError(f"shards {_for_message(pattern)!r}: expected locations of .tar files, but a part is empty")
+            raise OsmError(
+                f"shards {_for_message(pattern)!r}: expected locations of .tar files, but one of them is empty"
+            )
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]
         if "{" in "".join(pieces[::2]) or "}" in "".join(pieces[::2]):
             raise OsmError(f"shards {_for_message(pattern)!r}: braces do not match")
         if len(shards) + math.prod(map(len, choices)) > MAX_SHARDS:
-            raise OsmError(f"shards {_for_message(pattern)!r}: the pattern names over a million shards")
+            raise OsmError(f"shards {_for_message(pattern)!r}: the pattern expands to over a million shards")
         shards += [check_location("".join(choice), "shards") for choice in product(*choices)]
     return shards
 
@@ -58,7 +60,10 @@ def _for_message(pattern: str) -> str:
 
 
 def _split_patterns(pattern: str) -> Iterator[str]:
-    """Split a pattern at `::` and replace each `@FILE` by the patterns in that file. Files cannot be nested."""
+    """Split a pattern at `::` and replace each `@FILE` by the patterns in the file.
+
+    The file cannot name another `@FILE`.
+    """
     for part in _JOINED.split(pattern):
         if not part.startswith("@"):
             yield part
@@ -77,9 +82,9 @@ def _split_patterns(pattern: str) -> Iterator[str]:
 
 
 def _relative_to_list(location: str, piece: str) -> str:
-    """Resolve a relative pattern against the folder of the list file that contains it.
+    """Resolve a relative pattern against the folder of the list file that contains the pattern.
 
-    The list file and its shards can then be moved together.
+    A list file and its shards can therefore be moved together.
     """
     if _ADDRESS.match(piece) or Path(piece).is_absolute():
         return piece
@@ -104,22 +109,22 @@ def _expand_brace(content: str, pattern: str) -> list[str]:
 
 
 def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
-    """Return the shards of a pattern that exist. Missing shards are reported on standard error.
+    """Return the existing shards of a pattern. Missing shards are reported on standard error.
 
-    A few missing shards are tolerated, because published ranges may be slightly too long.
+    A few missing shards are tolerated, because published ranges may name slightly more shards than exist.
 
     Args:
-        flag: name of the flag for messages.
+        flag: name of the flag, for messages.
         report: whether to report missing shards.
 
     Raises:
-        OsmError: no shard exists, over `MAX_MISSING` shards and over half of them are missing, or a glob matches
-            nothing.
+        OsmError: no shard exists, more than `MAX_MISSING` shards and more than half of all shards are missing, or a
+            glob matches nothing.
         RunStopped: a server does not respond.
     """
     named = [shard for part in expand_shards(pattern) for shard in _expand_glob(part, flag)]
     if len(named) > MAX_SHARDS:
-        raise OsmError(f"{flag} {_for_message(pattern)!r}: the pattern names over a million shards")
+        raise OsmError(f"{flag} {_for_message(pattern)!r}: the pattern expands to over a million shards")
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(named, pool.map(_exists, named), strict=True))
     existing = [shard for shard in named if found[shard]]
@@ -146,7 +151,7 @@ def _expand_glob(shard: str, flag: str) -> list[str]:
     if is_remote(shard):
         if not re.search(r"[*[]", shard.partition("?")[0]):  # in a URL, a question mark starts the query
             return [shard]
-        # The key of an object may itself contain brackets.
+        # Brackets may be part of the object's key instead of a pattern.
         found = [shard] if "*" not in shard and remote.exists(shard) else remote.glob(shard)
     else:
         if not _GLOB.search(shard) or Path(shard).exists():

@@ -1,4 +1,4 @@
-"""Write WebDataset shards. The output is byte-reproducible, and an interrupted conversion resumes."""
+"""Write WebDataset shards. The output is byte-reproducible, and an interrupted conversion can be resumed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from osm.storage.output import open_output
 LAYOUTS = ("webdataset", "published")
 SIZES, SUMMARY, PROGRESS = "sizes.json", "summary.json", "progress.json"
 CATEGORIES = "categories.json"
-MAX_NAME_BYTES = 100  # limit of the USTAR format for the name of a member
+MAX_NAME_BYTES = 100  # the longest member name that the USTAR format allows
 _TEMPORARY = ".tmp"
 _SHARD = re.compile(r"\d{9}\.tar")
-_EXAMPLES = 5  # number of messages kept per reason
-_LOCK_SECONDS = 3.0  # the workers of a killed run hold its lock until they detect that their parent is gone
+_EXAMPLES = 5  # the number of example messages kept per reason
+_LOCK_SECONDS = 3.0  # the workers of a killed run hold its lock until they notice that their parent process has ended
 
 
 @dataclass
@@ -36,10 +36,10 @@ class Tally:
 
     Attributes:
         written: number of samples written.
-        annotations: number of annotations of these samples.
+        annotations: number of annotations in the written samples.
         left_out: number of skipped items, by reason.
-        warnings: number of faults in samples that were written, by reason.
-        examples: the first few messages of each reason.
+        warnings: number of faults in written samples, by reason.
+        examples: the first few messages for each reason.
     """
 
     written: int = 0
@@ -49,7 +49,7 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def note(self, counts: Counter[str], reason: str, message: str, count: int = 1) -> bool:
-        """Add to the count of a reason in `counts`. Return whether the message is among the first few of its reason."""
+        """Add `count` to the count of a reason. Return whether the message is among the first few for this reason."""
         counts[reason] += count
         kept = self.examples.setdefault(reason, [])
         if len(kept) >= _EXAMPLES:
@@ -92,26 +92,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class ShardWriter:
-    """Writes samples to `000000000.tar`, `000000001.tar`, ... in `output_dir`. It is used as a context manager.
+    """Context manager that writes samples to `000000000.tar`, `000000001.tar`, ... in `output_dir`.
 
     The caller iterates over a fixed list of items, starting at `next_item`, and calls `write` or `leave_out` with the
     index of each item. At the end, the caller calls `finish`. A shard is written under a temporary name and renamed
     when it is complete. `progress.json` then records the shard, so that a restarted conversion resumes with the first
     item after the last complete shard.
 
-    A folder on `s3://` or `gs://` is written in the same way. Each shard is written to a local staging folder and
-    uploaded when it is complete.
+    For an output folder on `s3://` or `gs://`, each shard is written to a local staging folder and uploaded when it is
+    complete.
 
     Args:
         output_dir: local folder or remote location of the shards.
-        layout: one of `LAYOUTS`; it is part of the recorded arguments.
+        layout: one of `LAYOUTS`. The layout is part of the recorded arguments.
         num_files_per_shard: number of samples per shard.
-        arguments: everything else that determines the content of the shards. If `output_dir` holds shards that were
-            made with other arguments, the writer raises OsmError.
+        arguments: all other arguments that determine the content of the shards. If `output_dir` holds shards that were
+            made with different arguments, the writer raises OsmError.
 
     Raises:
-        OsmError: an argument is invalid, `output_dir` holds other shards, or another process is writing there.
-        RunStopped: the server of a remote folder does not respond. All methods that write can raise it too.
+        OsmError: an argument is invalid, `output_dir` holds shards of a different conversion, or another process is
+            writing to `output_dir`.
+        RunStopped: the server of a remote folder does not respond. All methods that write files can raise RunStopped
+            too.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Delete an incomplete shard and release the lock. Only `finish` keeps a shard that is not full."""
+        """Release the lock and delete a shard that is not full. (Only `finish` keeps a shard that is not full.)"""
         if self._file is not None:
             with suppress(OSError):  # on a full disk, flushing the remaining data fails again
                 self._file.close()
@@ -155,7 +157,7 @@ class ShardWriter:
 
     @property
     def where(self) -> str:
-        """The output folder in the form that messages use."""
+        """The output folder as it is shown in messages."""
         return self._output.where
 
     @property
@@ -169,7 +171,7 @@ class ShardWriter:
         Args:
             item: index of the item that the sample was made from.
             key: key of the sample.
-            members: (extension, bytes) pairs; each becomes the member `<key>.<extension>`.
+            members: (extension, bytes) pairs. Each pair becomes the member `<key>.<extension>`.
             annotations: number of annotations of the sample, for the tally.
         """
         if self._tar is None:
@@ -187,14 +189,14 @@ class ShardWriter:
             self._close_shard()
 
     def leave_out(self, item: int, reason: str, message: str) -> bool:
-        """Count an item that yields no sample. Return whether the message should be printed."""
+        """Count an item from which no sample is made, and return whether the message should be printed."""
         self.next_item = item + 1
         return self.tally.note(self.tally.left_out, reason, message)
 
     def warn(self, reason: str, message: str, count: int = 1) -> bool:
-        """Count a fault of a sample that is kept. Return whether the message should be printed.
+        """Count a fault in a sample that is kept, and return whether the message should be printed.
 
-        It must be called before the `write` of that sample.
+        This method must be called before `write` is called for the sample.
         """
         return self.tally.note(self.tally.warnings, reason, message, count)
 
@@ -204,8 +206,10 @@ class ShardWriter:
         """Close the last shard, write `sizes.json` and `summary.json`, and return the summary.
 
         Args:
-            left_out: counts by reason of what was skipped before the list of items was made. They are added.
-            warnings: counts by reason of the faults that were found before the list of items was made. They are added.
+            left_out: reason -> number of items that were skipped before the list of items was made. These counts are
+                added to the summary.
+            warnings: reason -> number of faults that were found before the list of items was made. These counts are
+                added to the summary.
         """
         if self._tar is not None:
             self._close_shard()
@@ -265,12 +269,15 @@ class ShardWriter:
         self.put_json(PROGRESS, {"arguments": self.arguments, "shards": self._shards, "finished": final})
 
     def _resume(self) -> None:
-        """Adopt the complete shards of a run with the same arguments. Raise OsmError if there are other shards."""
+        """Keep the complete shards of an earlier run with the same arguments.
+
+        Raise OsmError if there are other shards.
+        """
         there = self._output.sizes()
         found = {name for name in there if name.endswith(".tar")}
         record = self._read_progress()
         recorded = [] if record is None else record["shards"]
-        # The run may have been killed between renaming a shard and recording it. That shard is written again.
+        # The run may have been killed between renaming a shard and recording it. An unrecorded shard is written again.
         strangers = found - {shard["name"] for shard in recorded}
         if record is not None:
             strangers -= {shard_name(len(recorded))}
@@ -312,12 +319,13 @@ class ShardWriter:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             path = self._output.location(PROGRESS)
-            raise OsmError(f"{path}: not the record of a conversion ({error!r}); use an empty output_dir") from None
+            raise OsmError(f"{path}: not a valid conversion record ({error!r}); use an empty output_dir") from None
         ours = json.loads(json.dumps(self.arguments))
         for name in sorted(made_with.keys() | ours.keys()):
             if made_with.get(name) != ours.get(name):
                 raise OsmError(
-                    f"output_dir {self.where} holds the shards of another run: its {name} was {made_with.get(name)!r}, "
-                    f"but is now {ours.get(name)!r}; use an empty folder or the same arguments"
+                    f"output_dir {self.where} holds the shards of a run with different arguments ({name} was "
+                    f"{made_with.get(name)!r}, but is now {ours.get(name)!r}); use an empty folder "
+                    "or the same arguments"
                 )
         return record

@@ -23,12 +23,12 @@ MAX_MEMBER_BYTES = 256 << 20  # limit for a member, and for all members of a sam
 SUFFIX = ".index.json"
 """Ending of the file name of a shard's index."""
 MEMBERS = ("jpg", "jpeg", "image.png", "png", "part.png", "whole.png", "tif", "json")
-RESUME_HINT = "it existed when the run began; put it back and run the same command to resume"
+RESUME_HINT = "the shard existed when the run began; put it back and run the same command to resume"
 
 
 @dataclass
 class RawSample:
-    """One undecoded sample of a shard: the bytes of its members by extension."""
+    """One undecoded sample of a shard: extension -> bytes of the member with this extension."""
 
     shard: str
     key: str
@@ -36,7 +36,7 @@ class RawSample:
 
     @property
     def cache_key(self) -> str:
-        """Return the key with a hash of the members, so that a changed sample never matches an old cache entry."""
+        """Return the sample's key and a hash of its members. A changed sample then never matches an old cache entry."""
         digest = hashlib.sha256()
         for extension, data in sorted(self.members.items()):
             digest.update(f"{extension} {len(data)} ".encode() + data)
@@ -49,10 +49,10 @@ class SampleSpan:
 
     Attributes:
         key: key of the sample.
-        start: offset of the first byte of its first tar header.
+        start: byte offset of the sample's first tar header.
         stop: offset of the first byte after the sample.
-        members: its tar members by extension.
-        global_headers: fields of preceding global pax headers, which apply to its members.
+        members: extension -> tar member.
+        global_headers: fields of all global pax headers before the sample, which apply to the sample's members.
     """
 
     key: str
@@ -65,10 +65,9 @@ class SampleSpan:
 def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSample | SampleError]:
     """Yield the samples of a shard in order. An unreadable sample is yielded as a SampleError in its position.
 
-    A remote shard is first downloaded whole, to the cache or else to a temporary file.
-
-    The reasons of the errors are `broken_tar`, after which the rest of the shard is skipped, and `member_too_large`,
-    `member_not_a_file` and `member_twice`, which skip one sample.
+    A remote shard is first downloaded whole, to the cache or, without a cache, to a temporary file. The reason of a
+    SampleError is `broken_tar`, `member_too_large`, `member_not_a_file` or `member_twice`. After `broken_tar`, the rest
+    of the shard is skipped. For the other reasons, only one sample is skipped.
 
     Raises:
         RunStopped: the shard does not exist, or reading it from the disk or the server fails.
@@ -95,10 +94,10 @@ def _opened(location: str, cache: FileCache | None) -> AbstractContextManager[Bi
 
 @contextmanager
 def stop_run_on_io_error(location: str) -> Iterator[None]:
-    """Convert an OSError inside the context, such as a missing shard or a failing disk, to RunStopped.
+    """Convert an OSError inside the context, caused for example by a missing shard or a failing disk, to RunStopped.
 
-    Such a shard is not skipped like a damaged sample, because the order of samples would then depend on the failure
-    and the run could not be reproduced.
+    A shard that cannot be read is not skipped like a damaged sample, because the order of samples would then depend on
+    the failure and the run could not be reproduced.
     """
     try:
         yield
@@ -109,7 +108,7 @@ def stop_run_on_io_error(location: str) -> Iterator[None]:
 
 
 def check_regular_shard(location: str) -> None:
-    """Raise RunStopped if a local shard is now a folder, a FIFO or a device."""
+    """Raise RunStopped if a local shard is not a regular file but a folder, a FIFO or a device."""
     if is_remote(location):
         return
     try:
@@ -132,7 +131,7 @@ def iter_spans(name: str, tar: TarReader) -> Iterator[SampleSpan | SampleError]:
         name: name of the shard for messages.
 
     Raises:
-        tarfile.TarError: the file ends within a member of a sample. That sample cannot be read.
+        tarfile.TarError: the file ends within a member, so the sample of this member cannot be read.
     """
     current: SampleSpan | None = None
     skipped_key = None  # further members of this sample are ignored
@@ -164,7 +163,7 @@ def iter_spans(name: str, tar: TarReader) -> Iterator[SampleSpan | SampleError]:
 
 
 def _member_fault(name: str, member: Member, extension: str, sample: SampleSpan) -> SampleError | None:
-    """Return the error for which a sample with this member is skipped, or None if the member is valid."""
+    """Return the error because of which the sample of an invalid member is skipped, or None if the member is valid."""
     where = f"{name}: {member.name!r}"
     if not member.is_regular:
         return SampleError("member_not_a_file", f"{where} is a link, a folder, a device or a sparse file")

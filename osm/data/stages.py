@@ -1,10 +1,11 @@
-"""The stages of the training stream. Each one is a stage of a `webdataset.DataPipeline`:
+"""The stages of the training stream, which are chained in a `webdataset.DataPipeline`:
 
     ShardPlan -> SeededShuffle -> Resume -> ReadSamples -> ToSample -> ToBatch
 
-The order of samples is determined from shard indexes before any sample is read. A lane is the stream of one data-loader
-worker on one rank. Each lane therefore reads only its own samples, and a resumed run skips earlier samples without
-reading them. Each lane has one random generator, which is used in the order of its samples.
+A lane is the sample stream of one (rank, data-loader worker) pair. The order of samples is determined from shard
+indexes before any sample is read. Each lane therefore reads only its own samples, and a resumed run skips earlier
+samples without reading them. Each lane has one random generator, from which all random numbers for its samples are
+drawn in order.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from osm.storage.locations import is_remote, public_text
 T = TypeVar("T")
 MAX_SKIPS_IN_A_ROW = 1000
 _READ_AHEAD = 16
-"""Number of samples of remote shards that are prefetched."""
+"""The number of samples that are prefetched from remote shards."""
 _THREADS = 4
 
 
 @dataclass(frozen=True)
 class Lane:
-    """Identifies the stream of one data-loader worker on one rank in one epoch.
+    """Identifies a lane: the sample stream of one data-loader worker on one rank in one epoch.
 
     Attributes:
         dataset: name of the dataset.
@@ -49,7 +50,7 @@ class Lane:
         epoch: index of the epoch.
         rank, world_size: rank of the process and number of ranks.
         worker, workers: index of the worker in its rank and number of workers per rank.
-        salt: extra seeds. A different salt draws different samples for the same epoch.
+        salt: additional seeds. With a different salt, the lane draws different samples in the same epoch.
     """
 
     dataset: str
@@ -63,39 +64,43 @@ class Lane:
 
     @property
     def number(self) -> int:
-        """Index of this lane among all lanes of the run."""
+        """The index of this lane among all lanes of the run."""
         return self.rank * self.workers + self.worker
 
     @property
     def count(self) -> int:
-        """Number of lanes of the run."""
+        """The number of lanes of the run."""
         return self.world_size * self.workers
 
     def generator(self) -> np.random.Generator:
-        """Return a new generator for the draws of this lane."""
-        # The name of the dataset is part of the seed, so that two datasets with the same shards use different orders.
+        """Return a new random generator that is seeded for this lane."""
+        # The name of the dataset is part of the seed, so that two datasets with the same shards are shuffled
+        # differently.
         name = int.from_bytes(self.dataset.encode(), "big")
         return np.random.default_rng([self.seed, self.epoch, self.rank, self.worker, name, *self.salt])
 
     def shared_generator(self) -> np.random.Generator:
-        """Return a new generator that is identical in all lanes of an epoch, so that all lanes shuffle alike."""
+        """Return a new random generator with the same seed in all lanes of an epoch.
+
+        All lanes then shuffle shards alike.
+        """
         return np.random.default_rng([self.seed, self.epoch, *self.salt])
 
 
 class SamplePlace(NamedTuple):
-    """The position of a sample: index of its shard in the run, and number of the sample in this shard."""
+    """The position of a sample: the index of its shard in the run's list, and its number within the shard."""
 
     shard: int
     number: int
 
 
 class DrawnSample(NamedTuple):
-    """A sample of a lane, or its position before it is read.
+    """A sample of a lane, or only the sample's position if it has not been read yet.
 
     Attributes:
-        item: a SamplePlace, and after reading a RawSample or SampleError.
+        item: a SamplePlace before the sample is read, and a RawSample or SampleError afterwards.
         number: number of the sample in the lane, starting at 1.
-        seeds: seeds of the generator that makes the draws for this sample, int64 (4).
+        seeds: seeds of the random generator for this sample, int64 (4).
     """
 
     item: Any
@@ -110,7 +115,7 @@ class ShardPlan:
         shards: locations of the shards.
         indexes: indexes of the shards.
         lane: the lane whose positions are yielded.
-        rng: generator of the lane.
+        rng: random generator of the lane.
         resampled: if true, the lane draws whole shards with replacement. If false, each pass visits every shard once,
             and its samples are distributed over all lanes.
         held_out_share: share of the samples that is held out from training.
@@ -168,7 +173,7 @@ def require_samples(found: bool, name: str, share: float, shards: int) -> None:
 
 
 class SeededShuffle:
-    """A shuffle buffer whose order is determined by the generator of the lane."""
+    """A shuffle buffer whose order is determined by the random generator of its lane."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng, self.size = rng, size
@@ -185,7 +190,7 @@ class SeededShuffle:
 
 
 class Resume:
-    """Numbers and seeds the samples of a lane, and skips the first `start` samples without reading them."""
+    """Gives each sample of a lane its number and seeds, and skips the first `start` samples without reading them."""
 
     def __init__(self, rng: np.random.Generator, start: int) -> None:
         self.rng, self.start = rng, start
@@ -198,7 +203,7 @@ class Resume:
 
 
 class ReadSamples:
-    """Reads the sample at each position. Samples of remote shards are prefetched by several threads.
+    """Reads the sample at each given position. Several threads prefetch samples of remote shards.
 
     Args:
         shards: locations of the shards.
@@ -262,7 +267,7 @@ class _Fetcher:
         return future
 
     def close(self) -> None:
-        """Stop each thread after the sample that it is reading."""
+        """Stop all threads, each as soon as its current sample is read."""
         for _ in range(_THREADS):
             self._todo.put(None)
 
@@ -282,17 +287,18 @@ class _Fetcher:
 
 
 class UserSamples:
-    """Yields the samples of a user-defined pipeline as RawSample, in endless passes.
+    """Yields the samples of a user-defined pipeline as RawSample objects. The pipeline is restarted whenever it ends.
 
     Args:
-        make: returns an iterable of webdataset samples for one pass: mappings with `__key__` and the bytes of the
-            members by extension.
+        make: function that returns the webdataset samples of one pass as an iterable. A sample is a mapping with
+            `__key__` and, for each member, its extension and bytes.
         where: prefix of messages, such as "--pipeline mine:samples".
         name: name of the dataset.
         share: share of the samples that is held out from training.
 
     Raises:
-        OsmError: the pipeline raised an exception, yielded something else, or yielded no sample to train on.
+        OsmError: the pipeline raised an exception, yielded something other than webdataset samples, or yielded no
+            sample to train on.
     """
 
     def __init__(self, make: Callable[[], Iterable[Mapping[str, Any]]], where: str, name: str, share: float) -> None:
@@ -309,7 +315,7 @@ class UserSamples:
                 yield raw
             if not found:
                 remaining = f" that --held_out_share {self.share} leaves" if self.share else ""
-                raise OsmError(f"{self.where}: it yielded no sample{remaining} for {self.name}")
+                raise OsmError(f"{self.where}: the pipeline yielded no sample{remaining} for {self.name}")
 
     def _pass(self) -> Iterator[Mapping[str, Any]]:
         try:
@@ -322,7 +328,7 @@ class UserSamples:
     def _raw(self, given: Mapping[str, Any]) -> RawSample:
         if not isinstance(given, Mapping) or not isinstance(given.get("__key__"), str):
             raise OsmError(
-                f"{self.where}: expected webdataset samples, mappings with a '__key__', found {type(given).__name__}"
+                f"{self.where}: expected webdataset samples (mappings with a '__key__'), found {type(given).__name__}"
             )
         raw = RawSample(str(given.get("__url__", self.where)), given["__key__"])
         for name, value in given.items():
@@ -335,7 +341,7 @@ class UserSamples:
                 )
             raw.members[name.lower()] = value
         if sum(map(len, raw.members.values())) > MAX_MEMBER_BYTES:
-            raise OsmError(f"{self.where}: sample {raw.key!r} has over {MAX_MEMBER_BYTES} bytes, which is the limit")
+            raise OsmError(f"{self.where}: sample {raw.key!r} exceeds the limit of {MAX_MEMBER_BYTES} bytes")
         return raw
 
 
@@ -347,12 +353,12 @@ def describe_exception(error: BaseException) -> str:
 
 
 class ToSample:
-    """Decodes raw samples and makes training samples of them. Unusable samples are counted and skipped.
+    """Decodes raw samples and turns them into training samples. Unusable samples are counted and skipped.
 
     Args:
         dataset: the dataset that the samples belong to.
         transform: makes the training samples.
-        skipped: receives the number of skipped samples, by reason.
+        skipped: counter to which skipped samples are added, by reason.
         cache: the feature cache, if one is used.
 
     Raises:
@@ -379,7 +385,7 @@ class ToSample:
                     raise OsmError(
                         f"--{self.dataset.name}_shards: {in_a_row} samples in a row were unusable "
                         f"({dict(self.skipped)}); the last: {error}. "
-                        f"Is form {self.dataset.form!r} right for this dataset?"
+                        f"Is {self.dataset.form!r} the correct annotation form for this dataset?"
                     ) from None
 
     def _sample(self, raw: RawSample | SampleError, rng: np.random.Generator) -> tuple[Sample, Counter[str]]:
@@ -395,15 +401,16 @@ class ToSample:
 
 
 class ToBatch:
-    """Collates samples to the batches of one worker.
+    """Collates the samples of one data-loader worker into batches.
 
     Args:
         dataset: the dataset that the samples belong to.
-        transform: its processor tokenizes the texts.
+        transform: the sample transform, whose processor tokenizes the texts.
         size: number of samples per batch.
-        places: indexes of the batches of this worker among all batches of the rank's epoch.
+        places: for each batch of this worker, its index among all batches of the rank in the epoch.
         worker: index of the worker, which is recorded in the batches.
-        skipped: number of skipped samples by reason. It is moved into each batch and then reset.
+        skipped: number of skipped samples, by reason. Each batch takes over the counts so far, and the counter is
+            reset.
         cache: the feature cache that holds the vision tokens, if one is used.
     """
 

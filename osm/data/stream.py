@@ -1,6 +1,6 @@
-"""The training stream of a dataset: it connects the stages and serves epochs of batches through DataLoader workers.
+"""The training stream of a dataset: the stages are connected and run in DataLoader workers, epoch by epoch.
 
-The stream is fully determined by (seed, epoch, rank, worker).
+The samples of each worker are fully determined by (seed, epoch, rank, worker).
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.storage.cache import FileCache
 
-_SIGTERM_GRACE_SECONDS = 60.0  # time that a worker keeps running after SIGTERM
+_SIGTERM_GRACE_SECONDS = 60.0  # the time for which a worker keeps running after SIGTERM
 
 
 @dataclass(frozen=True)
 class Position:
-    """The progress of one rank's stream in an epoch.
+    """How far one rank's stream has advanced in an epoch.
 
     Attributes:
         batches: number of batches consumed.
-        drawn: worker index -> number of samples, including skipped ones, that the worker had drawn when it finished its
-            last consumed batch.
+        drawn: worker index -> number of samples that the worker had drawn when it finished its last consumed batch.
+            Skipped samples are included.
     """
 
     batches: int = 0
@@ -67,7 +67,7 @@ class StreamConfig:
         seed: seed of the run.
         resampled: whether shards are drawn with replacement.
         shuffle_buffer: size of the shuffle buffer in samples.
-        held_out_share: share of the samples, selected by their keys, that is held out for evaluation.
+        held_out_share: share of the samples that is held out for validation. Samples are selected by their keys.
         shard_cache: folder for copies of remote shards; empty disables the cache.
         shard_cache_bytes: size limit of this folder; 0 means unlimited.
         pipeline: `module:function` of a user-defined pipeline that replaces reading and shuffling; empty for none.
@@ -86,9 +86,9 @@ class StreamConfig:
 
 
 def batches_per_epoch(samples: int, batch_size: int, world_size: int, workers: int) -> int:
-    """Return the number of batches per epoch and rank, as published.
+    """Return the number of batches per epoch and rank, by the published rule.
 
-    It is ceil(samples / (batch size x ranks)), rounded up to a multiple of the number of workers.
+    The number is ceil(samples / (batch size x ranks)), rounded up to a multiple of the number of workers.
     """
     workers = max(1, workers)
     return math.ceil(math.ceil(samples / (batch_size * world_size)) / workers) * workers
@@ -98,7 +98,7 @@ UserPipeline = Callable[[Sequence[str], Lane], Iterable[Mapping[str, Any]]]
 
 
 def user_pipeline(name: str) -> UserPipeline:
-    """Import the function that `--pipeline module:function` names.
+    """Import the function that is given as `--pipeline module:function`.
 
     The function takes (shards, lane) and returns the webdataset samples of one pass.
 
@@ -134,13 +134,15 @@ def shard_cache(folder: str, most: int) -> FileCache | None:
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """Replaces a batch if a worker fails. The training process then raises `error`."""
+    """Sent by a data-loader worker instead of a batch if the worker fails. The training process then raises `error`."""
 
     error: OsmError
 
 
 class SampleStream(IterableDataset):
-    """Iterates over the batches of one dataset for one rank. Each data-loader worker draws its own lane.
+    """Iterates over the batches of one dataset for one rank.
+
+    Each data-loader worker reads its own sample stream (lane).
 
     Attributes:
         epoch: index of the epoch to iterate over.
@@ -185,8 +187,8 @@ class SampleStream(IterableDataset):
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
         total = batches_per_epoch(self.config.samples_per_epoch, self.config.batch_size, self.world_size, workers)
-        # A DataLoader always starts with worker 0. On resume, the lanes are rotated such that worker 0 serves the lane
-        # whose batch is next.
+        # A DataLoader always takes its first batch from worker 0. On resume, the lanes are rotated so that worker 0
+        # serves the lane whose batch is next.
         worker = (number + self.start.batches) % workers
         skipped: Counter[str] = Counter()
         places = range(self.start.batches + number, total, workers)
@@ -195,16 +197,16 @@ class SampleStream(IterableDataset):
         yield from DataPipeline(*self.stages(self.lane(worker, workers), skipped, start), to_batch)
 
     def samples(self, worker: int, workers: int, skipped: Counter[str], start: int = 0) -> Iterator[tuple[Sample, int]]:
-        """Yield endless samples of one worker, each with the number of samples drawn so far.
+        """Yield the endless samples of one data-loader worker, each with the number of samples drawn so far.
 
         Args:
-            skipped: receives the number of skipped samples, by reason.
+            skipped: counter to which skipped samples are added, by reason.
             start: number of samples to skip without reading them.
         """
         return iter(DataPipeline(*self.stages(self.lane(worker, workers), skipped, start)))
 
     def stages(self, lane: Lane, skipped: Counter[str], start: int) -> list[Callable[..., Iterator[Any]]]:
-        """Return the pipeline stages that produce samples; see `samples` for the arguments."""
+        """Return the pipeline stages that produce the samples of a lane. See `samples` for the arguments."""
         rng, config = lane.generator(), self.config
         to_sample = ToSample(self.dataset, self.transform, skipped, self.cache)
         if config.pipeline:
@@ -226,9 +228,9 @@ class EpochLoader:
     """Loads the batches of one dataset for one process, epoch by epoch, and records the position in the epoch.
 
     Args:
-        workers: number of data-loader workers per stream; 0 loads in this process.
+        workers: number of data-loader workers per stream. With 0, this process loads the batches.
         cache: the feature cache, if one is used.
-        emulate: world size to emulate. With `emulate` > 0, each process draws the streams of several ranks, so that
+        emulate: world size to emulate. With `emulate` > 0, each process reads the streams of several ranks, so that
             fewer processes consume the same samples as a run with `emulate` ranks.
         pin_memory: whether to copy batches to pinned memory.
         indexes: indexes of the shards; None creates new ones.
@@ -265,11 +267,11 @@ class EpochLoader:
         self._drawn: dict[int, dict[int, int]] = {}  # stream -> worker -> number of samples drawn
 
     def epoch(self, number: int, start: Mapping[int, Position] | None = None, salt: int = 0) -> Iterator[list[Batch]]:
-        """Yield the batches of this process for each step of an epoch: one batch per stream.
+        """Yield the batches of this process for each step of an epoch, one batch per stream.
 
         Args:
             number: index of the epoch.
-            start: position of each stream to resume from, by the emulated rank of the stream.
+            start: for each emulated rank, the position from which its stream resumes.
             salt: a nonzero value draws different samples for the same epoch.
         """
         self.close()
@@ -279,7 +281,8 @@ class EpochLoader:
             stream.start = (start or {}).get(stream.rank, Position())
             self._taken = stream.start.batches
             self._drawn[stream.rank] = dict(stream.start.drawn)
-            # `init_worker` limits each worker to one torch thread, because the workers would compete for the cores.
+            # `init_worker` limits each worker to one torch thread, because the workers would otherwise compete for the
+            # CPU cores.
             options: dict[str, Any] = {"worker_init_fn": init_worker, "pin_memory": self.pin_memory}
             self._iterators.append(iter(DataLoader(stream, batch_size=None, num_workers=self.workers, **options)))
         return self._track_positions(zip(*self._iterators, strict=True))
@@ -305,14 +308,14 @@ class EpochLoader:
             yield list(parts)
 
     def positions(self) -> dict[int, Position]:
-        """Return the position of each stream, by the emulated rank of the stream. Prefetched batches do not count."""
+        """Return emulated rank -> position of its stream. Batches that are only prefetched do not count."""
         return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
 
 
 def init_worker(_: int) -> None:
     """Initialize a data-loader worker: use one torch thread, ignore SIGINT and delay SIGTERM."""
     torch.set_num_threads(1)
-    # A signal to the process group is meant for the training process, which needs its workers to finish the step.
+    # A signal to the process group is meant for the training process, which needs running workers to finish its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_later)
 

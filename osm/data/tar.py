@@ -1,7 +1,8 @@
 """Iterate over the members of an untrusted tar file.
 
-The iteration of the standard `tarfile` module trusts the headers: it reads extended headers of any claimed size into
-memory, follows chains of headers by recursion, and keeps a record of every member. This reader bounds all of these.
+Python's `tarfile` module trusts the headers: it reads extended headers of any claimed size into memory, follows chains
+of headers by recursion, and keeps a record of every member. TarReader limits the size of headers and the length of
+header chains, and uses constant memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
-MAX_EXTENDED_BYTES = 1 << 20  # limit for one extended header, which holds a path of a few thousand bytes and attributes
+MAX_EXTENDED_BYTES = 1 << 20  # limit for one extended header, which holds attributes and a path of a few kilobytes
 MAX_NAME = 4096
 TRUNCATED = "it is truncated or has no end mark"
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -24,7 +25,7 @@ _EXTENDED = (
     *(tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE),
 )
 _SPARSE = "GNU.sparse."
-_MORE_IN_HEADER, _MORE_IN_BLOCK = 482, 504  # offsets of the flag that the map of a sparse file continues
+_MORE_IN_HEADER, _MORE_IN_BLOCK = 482, 504  # offsets of the flag that says that the map of a sparse file continues
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ class TarReader:
     """Iterates over the members of an open tar file in constant memory.
 
     Args:
-        start, stop: byte range to read. `stop` None means up to the end mark of the archive.
+        start, stop: byte range to read. If `stop` is None, members are read up to the end mark of the archive.
         global_headers: fields of the global pax headers before `start`.
 
     Attributes:
         length: size of the file in bytes.
-        global_headers: fields of all global pax headers that were read so far, or passed to the constructor.
-        fault: after the iteration, why the archive does not end correctly; empty if it does.
+        global_headers: fields of the global pax headers that were read so far or passed to the constructor.
+        fault: after the iteration, the reason why the end of the archive is invalid. Empty if the end is valid.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class TarReader:
         return self._bytes(member.start, member.size)
 
     def _bytes(self, start: int, size: int) -> bytes:
-        # The claimed size is checked first, because `read` would allocate that much memory for a truncated file.
+        # The claimed size is checked first, because `read` would allocate memory of this size even if the file is
+        # truncated.
         if start + size <= self.length:
             self._stream.seek(start)
             data = self._stream.read(size)
@@ -129,7 +131,7 @@ class TarReader:
             fields = None
 
     def _read_extended_header(self, info: tarfile.TarInfo, at: int) -> dict[str, str]:
-        """Return the fields of an extended header that this reader uses."""
+        """Return the fields of an extended header, without the fields that this reader does not use."""
         if not 0 <= info.size <= MAX_EXTENDED_BYTES:
             raise tarfile.ReadError(f"an extended header of {info.size} bytes")
         data = self._bytes(at, info.size)
@@ -160,7 +162,10 @@ def _size(given: str | None, in_header: int) -> int:
 
 
 def _parse_pax_records(data: bytes) -> dict[str, str]:
-    """Parse the pax records "LENGTH NAME=VALUE\\n", where LENGTH counts the whole record. Unused fields are dropped."""
+    """Parse pax records, "LENGTH NAME=VALUE\\n", where LENGTH is that of the whole record.
+
+    Unused fields are dropped.
+    """
     found: dict[str, str] = {}
     at = 0
     while at < len(data) and data[at]:  # the header may be padded with zeros

@@ -1,6 +1,6 @@
-"""Read the masks that users pass: arrays, tensors, RLEs, PIL images, and files of these.
+"""Read the masks that users pass as arrays, tensors, RLEs, PIL images, or files.
 
-The inside of a mask is never guessed. A mask that can be interpreted in two ways raises an error with a question.
+Which pixels are inside a mask is never guessed. For an ambiguous mask, an error asks how it should be interpreted.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from osm.io.images import as_ids, decode, open_image, orientation, to_rgb, turne
 from osm.io.segmentation import draw_segmentation, read_segmentation
 
 Draw = Callable[[], np.ndarray]
-_HALF = 127  # Brighter gray levels are inside.
-_DARK, _BRIGHT = 63, 224  # The limits of black and white in a mask with gray levels.
-_LISTED = 8  # The number of ids that a message lists.
+_HALF = 127  # Gray levels above this value are inside the mask.
+_DARK, _BRIGHT = 63, 224  # The largest gray level of black, and the smallest gray level of white.
+_LISTED = 8  # The maximum number of ids that an error message lists.
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # Gray levels in these formats may be compression noise.
 _MAX_NPY_HEADER = 10_000
 
 
 @dataclass(frozen=True)
 class _Words:
-    """What a caller can do about an ambiguous mask, in Python or on the command line, for messages."""
+    """Advice for error messages about an ambiguous mask, in Python or on the command line."""
 
     label: str
     logits: str
@@ -43,33 +43,33 @@ _FLAG = _Words("give --mask_id N", "save logits > 0", "save it in black and whit
 def as_mask(
     value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
 ) -> np.ndarray:
-    """Return a mask of any form as bool (H, W). The arguments and errors are the same as for `mask_drawer`."""
+    """Return a mask in any supported format as bool (H, W). The arguments and errors are those of `mask_drawer`."""
     return mask_drawer(value, size_hw, where, logits=logits, label_id=label_id)()
 
 
 def mask_drawer(
     value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
 ) -> Draw:
-    """Check a mask of any form, and return a function that draws it as bool (H, W).
+    """Check a mask in any supported format, and return a function that draws the mask as bool (H, W).
 
-    The mask is drawn later so that hundreds of masks need not be in memory at the same time.
+    The mask is drawn when the function is called, so that hundreds of masks need not be in memory at the same time.
 
     Args:
-        value: a numpy array or torch tensor (H, W), (1, H, W) or (H, W, 1) of bool, of 0 and one other number, or of 0
-            to 1 (inside is > 0.5); a COCO RLE; SAM's {"segmentation": mask or RLE}; or a PIL image (see
-            `read_mask_file`).
-        size_hw: the (height, width) of the image.
-        where: the beginning of messages.
-        logits: whether arrays are logits, for which inside is > 0.
-        label_id: arrays and images are label maps, and inside is where they have this id. None for masks.
+        value: a numpy array or torch tensor of shape (H, W), (1, H, W) or (H, W, 1); a COCO RLE; SAM's {"segmentation":
+            mask or RLE}; or a PIL image (see `read_mask_file`). The values of an array or tensor are bool, 0 and one
+            other number, or numbers from 0 to 1 (values > 0.5 are inside).
+        size_hw: the (height, width) of the image to which the mask belongs.
+        where: the beginning of error messages.
+        logits: whether an array or tensor holds logits, whose values > 0 are inside.
+        label_id: the id whose pixels are inside, if an array or image is a label map. None if it is a mask.
 
     Raises:
-        OsmError: the mask has another shape, is ambiguous, or cannot be read.
+        OsmError: the mask is ambiguous, cannot be read, or does not have the shape of its image.
     """
     if label_id is not None and (isinstance(label_id, bool) or not isinstance(label_id, (int, np.integer))):
-        raise OsmError(f"label_id {shown(label_id)} is no integer")
+        raise OsmError(f"label_id {shown(label_id)} is not an integer")
     if logits and label_id is not None:
-        raise OsmError(f"logits=True and label_id={label_id}: a mask is either, not both")
+        raise OsmError(f"logits=True and label_id={label_id}: logits and label_id cannot be combined")
     if isinstance(value, Image.Image):
         mask = _of_image(value, size_hw, where, label_id, _CALL)
         return lambda: mask
@@ -77,25 +77,26 @@ def mask_drawer(
         return _of_mapping(value, size_hw, where, logits, label_id)
     array = _array(value, size_hw, where)
     rule = _rule(array, where, logits, label_id, _CALL)
-    return lambda: rule(_array(value, size_hw, where))  # A tensor stays on its device until it is drawn.
+    return lambda: rule(_array(value, size_hw, where))  # A tensor stays on its device until the mask is drawn.
 
 
 def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None = None) -> np.ndarray:
     """Return the mask in a file as bool (H, W).
 
-    The file is an image of the same size, which is rotated by its EXIF orientation, or a `.npy`. White is inside, black
-    is outside, and gray levels are thresholded in the middle. A single color on black is inside too. If the alpha
-    channel varies, it is the mask. A palette is interpreted by its colors.
+    The file is a `.npy`, or an image of the same size, which is rotated by its EXIF orientation. White pixels are
+    inside, black pixels are outside, and gray levels are thresholded at half brightness. If there is a single color on
+    black, its pixels are inside too. If the alpha channel varies, it is used as the mask. A palette is interpreted by
+    its colors.
 
     Args:
-        path: the file.
-        size_hw: the (height, width) of the image.
-        where: the beginning of messages.
-        label_id: the file is a label map, and inside is where it has this id, or this index of a palette. None for
-            masks.
+        path: the path of the mask file.
+        size_hw: the (height, width) of the image to which the mask belongs.
+        where: the beginning of error messages.
+        label_id: the id (or palette index) whose pixels are inside, if the file is a label map. None if the file is a
+            mask.
 
     Raises:
-        OsmError: the file cannot be read, has another size, or is ambiguous.
+        OsmError: the file cannot be read, is ambiguous, or does not have the size of its image.
     """
     if path.suffix.lower() == ".npy":
         return _of_npy(path, size_hw, where, label_id)
@@ -111,12 +112,14 @@ def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: i
 
 
 def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
-    """Return a view (H, W) of an array or tensor. The shape and type are checked before it is moved or copied."""
+    """Return a view (H, W) of an array or tensor. Its shape and type are checked before its data is moved or copied."""
     torch: Any = sys.modules.get("torch")  # If torch was not imported, the value is not a tensor.
     if torch is not None and isinstance(value, torch.Tensor):
         _check_shape(tuple(value.shape), value.dtype, size_hw, where)
         if value.device.type == "meta":
-            raise OsmError(f"{where} is a tensor on the device meta, which holds no values: one with values is needed")
+            raise OsmError(
+                f"{where} is a tensor on the meta device, which has no values; expected a tensor with values"
+            )
         try:
             tensor = value.detach()
             tensor = (tensor if tensor.layout == torch.strided else tensor.to_dense()).cpu()
@@ -129,17 +132,19 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
             ) from None
     else:
         try:
-            # Masked entries of the array are outside.
+            # Masked entries of a masked array are outside.
             array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
         except Exception as error:  # An object's __array__ may raise any error.
             raise OsmError(
-                f"{where} is a {type(value).__name__} that is no array ({error}): an array, a tensor, a PIL image or "
-                "an RLE is needed"
+                f"{where} is a {type(value).__name__} that is not an array ({error}); expected an array, a tensor, a "
+                "PIL image or an RLE"
             ) from None
         _check_shape(array.shape, array.dtype, size_hw, where)
     if array.dtype.kind not in "buif":
         height, width = size_hw
-        raise OsmError(f"{where} has shape {array.shape} and type {array.dtype}: ({height}, {width}) of 0 and 1 needed")
+        raise OsmError(
+            f"{where} has shape {array.shape} and type {array.dtype}: expected 0 and 1 in shape ({height}, {width})"
+        )
     return array.reshape(size_hw)
 
 
@@ -150,18 +155,18 @@ def _check_shape(shape: tuple[int, ...], dtype: Any, size_hw: tuple[int, int], w
         return
     hint = ""
     if len(shape) in (3, 4) and shape[-2:] == one:
-        hint = f"; it holds {np.prod(shape[:-2], dtype=int)} masks, and one is meant: pass one of them"
+        hint = f"; it holds {np.prod(shape[:-2], dtype=int)} masks; pass a single mask"
     elif shape == (width, height):
         hint = "; its sides are exchanged: pass mask.T"
     elif len(shape) == 3 and shape[:2] == one:
-        hint = f"; it has {shape[2]} channels: pass the one that is meant"
-    raise OsmError(f"{where} has shape {shape} and type {dtype}: ({height}, {width}) of 0 and 1 needed{hint}")
+        hint = f"; it has {shape[2]} channels; pass a single channel"
+    raise OsmError(f"{where} has shape {shape} and type {dtype}: expected 0 and 1 in shape ({height}, {width}){hint}")
 
 
 def _rule(
     array: np.ndarray, where: str, logits: bool, label_id: int | None, words: _Words
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function that maps the array to its inside, bool (H, W). See `mask_drawer`."""
+    """Return the function that maps the array to a mask, bool (H, W). See `mask_drawer`."""
     if label_id is not None:
         _check_id(array, label_id, where)
         return lambda values: values == label_id
@@ -169,7 +174,7 @@ def _rule(
         return lambda values: values
     low, high = array.min().item(), array.max().item()  # NaN if a value is NaN.
     if low != low:
-        raise OsmError(f"{where} holds NaN: values of 0 and 1, or from 0 to 1, are needed")
+        raise OsmError(f"{where} holds NaN; expected values of 0 and 1, or from 0 to 1")
     if logits:
         if low >= 0 and high <= 1 and ((array > 0) & (array < 1)).any():
             raise OsmError(
@@ -183,13 +188,15 @@ def _rule(
     if array.dtype.kind == "f" and 0 < high <= 1 and not (low == high == 1):
         if (array > 0.5).all():
             raise OsmError(
-                f"{where} has values {low:g} to {high:g}, all over 0.5: is all of the image meant? {words.threshold}"
+                f"{where} has values {low:g} to {high:g}, all over 0.5: is the whole image inside? {words.threshold}"
             )
         return lambda values: values > 0.5
     if array.dtype.kind == "f" and not (np.isfinite(high) and (array == np.floor(array)).all()):
-        raise OsmError(f"{where} has values {low:g} to {high:g}: are these logits? {words.logits}; else 0 to 1 needed")
+        raise OsmError(
+            f"{where} has values {low:g} to {high:g}: are these logits? {words.logits}; if not, expected 0 to 1"
+        )
     if low == high and high not in (0, 1, 255) and not (array.dtype.kind == "u" and high == np.iinfo(array.dtype).max):
-        raise OsmError(f"{where} is {high:g} everywhere: is all of the image meant? {words.label}")
+        raise OsmError(f"{where} is {high:g} everywhere: is the whole image inside the mask? {words.label}")
     if not ((array == 0) | (array == high)).all():
         _ask_for_id(array, where, words)
     return lambda values: values != 0
@@ -200,10 +207,10 @@ def _ask_for_id(array: np.ndarray, where: str, words: _Words) -> NoReturn:
     ids = ids[ids != 0]
     if len(ids) > _LISTED and array.max() == 255:
         raise OsmError(
-            f"{where} has {len(ids)} values up to 255: is it soft ({words.threshold}), or are these ids "
+            f"{where} has {len(ids)} values up to 255: is it a soft mask ({words.threshold}), or are the values ids "
             f"({words.label})?"
         )
-    raise OsmError(f"{where} holds the ids {_listed(ids)}: which one is meant? {words.label}")
+    raise OsmError(f"{where} holds the ids {_listed(ids)}: which id marks the object? {words.label}")
 
 
 def _listed(ids: np.ndarray) -> str:
@@ -212,7 +219,7 @@ def _listed(ids: np.ndarray) -> str:
 
 def _check_id(array: np.ndarray, label_id: int, where: str) -> None:
     if array.dtype == bool:
-        raise OsmError(f"{where} is a mask of True and False, which has no ids: leave the id {label_id} out")
+        raise OsmError(f"{where} is a mask of True and False, which has no ids; omit the id {label_id}")
     if not (array == label_id).any():
         raise OsmError(f"{where} has no pixel of the id {label_id}; it holds {_listed(np.unique(array))}")
 
@@ -227,29 +234,29 @@ def _of_mapping(
     if "counts" not in value and inner is not None:
         if isinstance(inner, list):
             return _of_segmentation(inner, size_hw, where, label_id)
-        if isinstance(inner, Mapping) and "counts" not in inner:  # The dicts may be nested without end.
-            raise OsmError(f"{where}: its segmentation is a dict without counts, an RLE or a mask is needed")
+        if isinstance(inner, Mapping) and "counts" not in inner:  # Dicts could be nested infinitely.
+            raise OsmError(f"{where}: its segmentation is a dict without counts; expected an RLE or a mask")
         return mask_drawer(inner, size_hw, where, logits=logits, label_id=label_id)
     if "counts" not in value and "size" not in value:
         raise OsmError(
-            f"{where} is a dict with {shown(sorted(map(str, value)))}: an RLE (size, counts) or a 'segmentation' needed"
+            f"{where} is a dict with {shown(sorted(map(str, value)))}: expected an RLE (size, counts) or 'segmentation'"
         )
     return _of_segmentation(value, size_hw, where, label_id)
 
 
 def _of_segmentation(segmentation: Any, size_hw: tuple[int, int], where: str, label_id: int | None) -> Draw:
     if label_id is not None:
-        raise OsmError(f"{where} is an RLE or polygons, which have no ids: leave the id {label_id} out")
+        raise OsmError(f"{where} is an RLE or polygons, which have no ids; omit the id {label_id}")
     value = read_segmentation(segmentation, size_hw, where).value
     return lambda: draw_segmentation(value, size_hw)
 
 
-# Pictures.
+# Images.
 
 
 def _check_size(size: tuple[int, int], size_hw: tuple[int, int], where: str) -> None:
     if size != size_hw[::-1]:
-        turn = ": turned by a quarter, perhaps as the picture is stored" if size == size_hw else ""
+        turn = ": rotated by 90 degrees, perhaps because the EXIF orientation was ignored" if size == size_hw else ""
         raise OsmError(f"{where} is {size[0]} x {size[1]}, its image {size_hw[1]} x {size_hw[0]}{turn}")
 
 
@@ -260,7 +267,7 @@ def _of_image(
     label_id: int | None,
     words: _Words,
 ) -> np.ndarray:
-    """Return the mask in an opened or decoded image, after rotating it upright. See `read_mask_file`."""
+    """Return the mask in an opened or decoded image, after rotating the image upright. See `read_mask_file`."""
     turn = orientation(image)
     _check_size(image.size[::-1] if turn > 4 else image.size, size_hw, where)
     lossy = image.format in _LOSSY
@@ -283,16 +290,14 @@ def _of_image(
         plain = bool(((alpha == 0) | (alpha == most)).all()) and bool((alpha == 0).any())  # a faint overlay
         seen = alpha > (most // 2 if plain else _HALF)
         if not most:
-            raise OsmError(f"{where} is transparent everywhere: a mask in black and white is needed")
+            raise OsmError(f"{where} is transparent everywhere; expected a mask in black and white")
         if not seen.any():
-            raise OsmError(
-                f"{where} has an alpha channel of at most {most} of 255: a mask in black and white is needed"
-            )
+            raise OsmError(f"{where} has an alpha channel of at most {most} of 255; expected a mask in black and white")
         if not seen.all():
             bright = np.asarray(rgba)[..., :3].max(-1)[seen] > _HALF
             if bright.any() and not bright.all():
                 raise OsmError(
-                    f"{where} varies in its alpha channel and in its brightness: which is the mask? Save that one alone"
+                    f"{where} varies in alpha and in brightness: which of the two is the mask? Save only this one"
                 )
             return seen
         image = rgba.convert("RGB")
@@ -312,7 +317,7 @@ def _ids(image: Image.Image, turn: int, where: str) -> np.ndarray:
 
 
 def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """Return the pixels (H, W) of an image (H, W, 3) that are white, or have the only color, on black."""
+    """Return the mask (H, W) of the pixels in white, or in the only color, of an image (H, W, 3) on black."""
     value = rgb.max(-1)
     if ((value - rgb.min(-1)) > 40).mean() <= 0.01:  # The image is gray except for JPEG noise.
         return _of_grey(value, where, words, lossy)
@@ -323,7 +328,7 @@ def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nd
     inside = value > _HALF
     dim = ((value > _DARK) & ~inside).mean()
     if inside.all() or not inside.any() or dim > 0.05 or not _one_color(rgb[inside]):
-        raise OsmError(f"{where} has several colours: which one is meant? Save that one in white on black")
+        raise OsmError(f"{where} has several colors: which color marks the object? Save its pixels in white on black")
     return inside
 
 
@@ -335,7 +340,7 @@ def _one_color(colors: np.ndarray) -> bool:
 
 
 def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
-    """Return the mask in an image of 16 or 32 bits, with black and one other value, or with gray levels up to white."""
+    """Return the mask in an image of 16 or 32 bits that holds 0 and one other value, or gray levels up to white."""
     low, high = int(values.min()), int(values.max())
     plain = bool(((values == 0) | (values == high)).all())
     if low < 0 or plain:
@@ -353,23 +358,26 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
     found = np.flatnonzero(counts)
     low, high = int(found[0]), int(found[-1])
     if len(found) == 1 and low not in (0, 1, 255):
-        raise OsmError(f"{where} is {low} everywhere: is all of the image meant? Then white (255) is needed")
+        raise OsmError(
+            f"{where} is {low} everywhere: is the whole image inside the mask? If so, make the mask white (255)"
+        )
     if len(found) == 1 or (len(found) == 2 and low == 0):
         return grey != 0
     if low > _HALF:
-        raise OsmError(f"{where} is bright everywhere ({low} to {high}): black outside and white inside are needed")
+        raise OsmError(f"{where} is bright everywhere ({low} to {high}); expected black outside and white inside")
     if low > _DARK or high < _BRIGHT:
         _ask_for_id(grey, where, words)
     between = counts[_DARK + 1 : _BRIGHT]
     if not lossy and len(found) > 2:
         few = len(found) <= _LISTED and between.max() > 0.1 * counts[1:].sum()  # areas of gray, not soft edges
         above = found[found > _HALF]
-        # Values such as 0, 1, 2 and 255 are labels and the ignored label. Soft edges have several bright values.
+        # Values such as 0, 1, 2 and 255 are label ids and the ignore label. A soft edge has several bright values
+        # instead.
         ids = low == 0 and len(above) == 1 and found[found <= _HALF][-1] <= _DARK
         if few or ids:
             _ask_for_id(grey, where, words)
     if between.sum() > 0.5 * grey.size:
-        raise OsmError(f"{where} is grey for the most part: is it a mask? Black outside and white inside are needed")
+        raise OsmError(f"{where} is mostly gray; is it a mask? Expected black outside and white inside")
     return grey > _HALF
 
 
@@ -377,7 +385,7 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
 
 
 def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None) -> np.ndarray:
-    """Return the mask in a .npy file. Its header is checked before memory is allocated, and nothing is unpickled."""
+    """Return the mask in a .npy file. The header is checked before memory is allocated, and nothing is unpickled."""
     check_regular_file(path, where)
     try:
         with path.open("rb") as file:
@@ -387,7 +395,7 @@ def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | No
                 raise ValueError(f"version {version}")
             shape, _, dtype = read_header[version](file, max_header_size=_MAX_NPY_HEADER)
             if dtype.kind not in "buif":
-                raise OsmError(f"{where} has the type {dtype}: an array of numbers is needed")
+                raise OsmError(f"{where} has the type {dtype}; expected an array of numbers")
             _check_shape(shape, dtype, size_hw, where)
             file.seek(0)
             array = np.lib.format.read_array(file, allow_pickle=False).reshape(size_hw)
@@ -396,5 +404,5 @@ def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | No
     except FileNotFoundError:
         raise OsmError(f"{where}: there is no such file") from None
     except Exception as error:  # A broken byte can make numpy raise any error.
-        raise OsmError(f"{where}: not a readable .npy ({error})") from None
+        raise OsmError(f"{where}: not a readable .npy file ({error})") from None
     return _rule(array, where, False, label_id, _FLAG)(array)

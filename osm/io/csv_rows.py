@@ -10,29 +10,29 @@ from typing import IO, Any
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file
 
-_MAX_LINE = 1 << 20  # The longest line in bytes. The longest lines of Open Images contain thousands of clicks.
+_MAX_LINE = 1 << 20  # The maximum length of a line in bytes. The longest lines of Open Images hold thousands of clicks.
 _MAX_LINES = 20_000_000
 
 
 def csv_rows(path: Path, what: str, digest: Any = None) -> Iterator[tuple[int, list[str] | None]]:
-    """Yield (line number from 1, fields) for the lines of a CSV file that are not blank.
+    """Yield (line number, fields) for each line of a CSV file that is not blank. Line numbers begin at 1.
 
-    The fields are None if the line is not a valid row in UTF-8.
+    The fields are None if the line is not valid UTF-8 or not a valid CSV row.
 
     Args:
-        path: the file.
-        what: the beginning of messages.
-        digest: a hash of hashlib, which is updated with the file's bytes.
+        path: the path of the CSV file.
+        what: the beginning of error messages.
+        digest: a hashlib hash object, which is updated with the file's bytes.
 
     Raises:
-        OsmError: the file cannot be read, or has too many lines.
+        OsmError: the file cannot be read, or has more than `_MAX_LINES` lines.
     """
     check_regular_file(path, what)
     try:
         with path.open("rb") as file:
             for number, line in enumerate(_lines(file, digest), 1):
                 if number > _MAX_LINES:
-                    raise OsmError(f"{what} {path}: has over {_MAX_LINES} lines")
+                    raise OsmError(f"{what} {path}: the file has over {_MAX_LINES} lines")
                 fields = _fields(line, "utf-8-sig" if number == 1 else "utf-8")
                 if fields != []:
                     yield number, fields
@@ -43,18 +43,18 @@ def csv_rows(path: Path, what: str, digest: Any = None) -> Iterator[tuple[int, l
 def csv_records(
     path: Path, what: str, columns: Sequence[str], digest: Any = None
 ) -> Iterator[tuple[int, dict[str, str] | None]]:
-    """Yield (line number, column -> field) for the rows of a CSV file whose first line names its columns.
+    """Yield (line number, {column: field}) for each row of a CSV file whose first line names the columns.
 
     The record is None if the line is not a valid row.
 
     Args:
-        path: the file.
-        what: the beginning of messages.
-        columns: the required columns.
-        digest: a hash of hashlib, which is updated with the file's bytes.
+        path: the path of the CSV file.
+        what: the beginning of error messages.
+        columns: the names of the required columns.
+        digest: a hashlib hash object, which is updated with the file's bytes.
 
     Raises:
-        OsmError: `csv_rows` raises an error, or a required column is missing or repeated.
+        OsmError: the file cannot be read or has too many lines, or a required column is missing or repeated.
     """
     names: list[str] | None = None
     for number, fields in csv_rows(path, what, digest):
@@ -62,7 +62,7 @@ def csv_records(
             names = [name.strip() for name in fields or ()]
             if any(names.count(name) != 1 for name in columns):
                 raise OsmError(
-                    f"{what} {path}: its first line has to name the columns {', '.join(columns)}, each once; found "
+                    f"{what} {path}: the first line must name each of the columns {', '.join(columns)} once; found "
                     f"{shown(names)}"
                 )
         elif fields is not None and len(fields) == len(names):
@@ -70,11 +70,11 @@ def csv_records(
         else:
             yield number, None
     if names is None:
-        raise OsmError(f"{what} {path}: is empty; expected the columns {', '.join(columns)}")
+        raise OsmError(f"{what} {path}: the file is empty; expected the columns {', '.join(columns)}")
 
 
 def _lines(file: IO[bytes], digest: Any) -> Iterator[bytes]:
-    """Yield every line. A line that is too long is cut and gets an invalid byte, so that decoding it fails."""
+    """Yield every line of a file. An overlong line is cut and gets an invalid byte, so that it cannot be decoded."""
     while line := file.readline(_MAX_LINE):
         if digest is not None:
             digest.update(line)

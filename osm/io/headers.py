@@ -1,7 +1,7 @@
 """Estimate the memory and time of decoding a WebP, GIF or JPEG from its bytes alone, before Pillow opens it.
 
-Pillow allocates memory for a WebP or GIF before its size can be checked, and a small JPEG can make a decoder repeat its
-work many times.
+The estimate is needed because Pillow allocates memory for a WebP or GIF before the size of the image can be checked,
+and because a small JPEG can make a decoder process the whole image many times.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import IO
 import numpy as np
 
 READ_FIRST = 1 << 20
-"""The first image of a GIF must begin within this number of bytes. Pillow joins the comments before it in quadratic
-time."""
-# The most segments of a file: metadata (at most 64 KiB each), tables and scans. Pillow copies all Exif data again for
-# each Exif segment.
+"""The first image of a GIF must begin within this number of bytes, because Pillow needs quadratic time to join the
+comments before the first image."""
+# The maximum number of segments of a JPEG: metadata (at most 64 KiB each), tables and scans. For each Exif segment,
+# Pillow copies the Exif data of all earlier segments again.
 MAX_SEGMENTS = 1000
 _MAX_EXIF_SEGMENTS = 64
-_READ_FIRST = 1 << 18  # bytes. Few headers are longer.
-_MAX_JUNK = 1 << 16  # Bytes between segments. Pillow skips them one by one.
+_READ_FIRST = 1 << 18  # The number of bytes that are read first. Few headers are longer.
+_MAX_JUNK = 1 << 16  # The maximum number of bytes between segments, which Pillow skips one by one.
 
 _END, _SCAN = 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The three markers are tables and an extension.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The excluded markers start tables or an extension.
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
-_ARITHMETIC_COST = 8  # A coefficient can take no bits, but it takes the time of several.
-_ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers without a length.
+_ARITHMETIC_COST = 8  # With arithmetic coding, a coefficient can take 0 bits, but decoding it is slow.
+_ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers that no length follows.
 
 
 def claimed_size(stream: IO[bytes]) -> tuple[int, int] | None:
-    """Return the (width, height) of the canvas of a WebP or GIF, or None for other formats.
+    """Return the (width, height) of the canvas of a WebP or GIF, or None for all other formats.
 
     Raises:
         ValueError: the WebP or GIF contains no image.
@@ -43,9 +43,9 @@ def claimed_size(stream: IO[bytes]) -> tuple[int, int] | None:
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """Return the size in the first chunk of a WebP. libwebp requires one of three chunk types.
+    """Return the image size in the first chunk of a WebP, which must have one of the three chunk types of libwebp.
 
-    The frames of a VP8X chunk must fit into its canvas.
+    The size of a VP8X chunk is that of the canvas, into which all frames must fit.
     """
     kind, body = head[12:16], head[20:30]
     if kind == b"VP8X" and len(body) == 10:
@@ -55,18 +55,18 @@ def _webp_size(head: bytes) -> tuple[int, int]:
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     if kind == b"VP8 " and len(body) == 10 and body[3:6] == b"\x9d\x01\x2a":
         return _number(body[6:8]) & 0x3FFF, _number(body[8:10]) & 0x3FFF
-    raise ValueError("no picture begins in this WebP")
+    raise ValueError("no image begins in this WebP")
 
 
 def _gif_size(head: bytes) -> tuple[int, int]:
-    """Return the size of a GIF's screen, extended to its first image if that image exceeds the screen."""
+    """Return the size of a GIF's logical screen, enlarged if its first image exceeds the screen."""
     place = 13 + _colors(head[10:11])
     while place < len(head):
         mark = head[place]
         place += 1
         if mark == 0x3B:
             break
-        if mark == 0x21:  # An extension has a label, and blocks up to an empty one.
+        if mark == 0x21:  # An extension has a label and blocks, the last of which is empty.
             place += 1
             while place < len(head) and head[place]:
                 place += 1 + head[place]
@@ -75,11 +75,11 @@ def _gif_size(head: bytes) -> tuple[int, int]:
             left, top, width, height = _pairs(head[place : place + 8])
             screen = _pairs(head[6:10])
             return max(screen[0], left + width), max(screen[1], top + height)
-    raise ValueError(f"no picture begins in the first {READ_FIRST} bytes of this GIF")
+    raise ValueError(f"no image begins in the first {READ_FIRST} bytes of this GIF")
 
 
 def _colors(flags: Iterable[int]) -> int:
-    """Return the size in bytes of the color table that the flags announce."""
+    """Return the size in bytes of the color table that a GIF's flags declare."""
     return sum(3 << (flag & 7) + 1 for flag in flags if flag & 0x80)
 
 
@@ -92,12 +92,12 @@ def _number(data: bytes) -> int:
 
 
 def check_header(stream: IO[bytes]) -> None:
-    """Check the cost of opening a JPEG, because Pillow reads the segments one by one up to the first scan.
+    """Reject a JPEG that is expensive to open, because Pillow reads the segments one by one up to the first scan.
 
-    Other formats pass.
+    Other formats are not checked.
 
     Raises:
-        ValueError: there are too many segments, or too many bytes outside of segments.
+        ValueError: the JPEG has too many segments, or too many bytes outside of segments.
     """
     data = stream.read(_READ_FIRST)
     if data.startswith(b"\xff\xd8") and not _header_ends(data):
@@ -105,7 +105,7 @@ def check_header(stream: IO[bytes]) -> None:
 
 
 def _header_ends(data: bytes) -> bool:
-    """Return whether the first scan begins within the data. Raises ValueError as `check_header` does."""
+    """Return whether the first scan of a JPEG begins within `data`. Raise ValueError as `check_header` does."""
     segments = exif = junk = 0
     place, end = 2, len(data) - 3
     while place < end:
@@ -124,18 +124,19 @@ def _header_ends(data: bytes) -> bool:
             place += 2 + length
         if segments > MAX_SEGMENTS or exif > _MAX_EXIF_SEGMENTS or junk > _MAX_JUNK:
             raise ValueError(
-                f"over {MAX_SEGMENTS} segments, {_MAX_EXIF_SEGMENTS} of them Exif's, or {_MAX_JUNK} bytes of none"
+                f"over {MAX_SEGMENTS} segments, {_MAX_EXIF_SEGMENTS} Exif segments, or {_MAX_JUNK} other bytes"
             )
     return False
 
 
 def repeated_samples(data: bytes, most: int) -> int:
-    """Return how many samples the scans of a JPEG process repeatedly, beyond once per sample.
+    """Return how many samples the scans of a JPEG process repeatedly. The first time of each sample is not counted.
 
-    Counting stops above `most`. Data after the end of the image (a video, another image) are not counted.
+    Counting stops when the number exceeds `most`. Data after the end of the image (a video or a second image) is not
+    counted.
 
     Raises:
-        ValueError: there are more than MAX_SEGMENTS segments.
+        ValueError: the JPEG has more than MAX_SEGMENTS segments.
     """
     octets = np.frombuffer(data, np.uint8)
     places = np.flatnonzero(octets[:-1] == 0xFF)
@@ -169,7 +170,7 @@ def repeated_samples(data: bytes, most: int) -> int:
 
 
 def _samples(frame: bytes) -> dict[int, int]:
-    """Return component id -> number of samples of a frame, rounded up to whole blocks of 8 x 8."""
+    """Return component id -> number of samples of the component in a frame, rounded up to whole blocks of 8 x 8."""
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     components = [frame[k : k + 3] for k in range(6, len(frame) - 2, 3)]
     factors = {one[0]: (one[1] >> 4 or 1, one[1] & 15 or 1) for one in components}
@@ -183,6 +184,6 @@ def _samples(frame: bytes) -> dict[int, int]:
 
 
 def _scanned(scan: bytes, frame: Mapping[int, int]) -> int:
-    """Return the number of samples of the components that a scan contains."""
+    """Return the total number of samples of the components that a JPEG scan contains."""
     names = scan[1 : 1 + 2 * scan[0] : 2] if scan else b""
     return sum(frame.get(name, 0) for name in names)

@@ -1,7 +1,7 @@
-"""Read images of a few formats. The size and the cost of decoding are checked before any pixel is decoded.
+"""Read images in the supported formats. The size and the cost of decoding are checked before any pixel is decoded.
 
-No other module opens images. Training, prediction and naming read a file as 8-bit RGB with `read_rgb`. `as_rgb` also
-accepts arrays and PIL images. Both convert with `to_rgb`.
+No other module opens images. Training, prediction and naming read an image file as 8-bit RGB with `read_rgb`. `as_rgb`
+also accepts arrays and PIL images. `read_rgb` and `as_rgb` convert images with `to_rgb`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from osm.files import check_regular_file
 from osm.io.headers import check_header, claimed_size, repeated_samples
 
 MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
-# The longest side that a JPEG can have. The memory of resizing also grows with the ratio of the sides.
+# The maximum side length in pixels, which is that of JPEG. Sides are limited because the memory that resizing needs
+# grows with the ratio of the sides.
 MAX_SIDE = 65_535
-# A scan of a JPEG processes the whole image, but may have only a few bytes. This bounds the samples that are processed
-# repeatedly to 1 to 2 seconds of work. It allows 20 scans of a color image of MAX_PIXELS.
+# The maximum number of samples that the scans of a JPEG may process again. A scan of a few bytes can process the whole
+# image. The limit bounds the additional work to 1 to 2 seconds, and allows 20 scans of a color image of MAX_PIXELS.
 MAX_REPEATED_SAMPLES = 2_500_000_000
-# Pillow decodes a run-length encoded BMP in Python. If each pixel is a run, this many pixels take 1 to 2 seconds.
+# The maximum number of pixels of a run-length encoded BMP, which Pillow decodes in Python. If each pixel is a run, this
+# number of pixels takes 1 to 2 seconds.
 MAX_RUN_PIXELS = 2_000_000
-# The data of an AVIF may decode to more pixels than its header claims, up to libavif's bound of 268 million pixels.
-_AVIF = "avif" in features.modules and bool(features.check("avif"))  # Some builds of Pillow lack AVIF.
+# The data of an AVIF may decode to more pixels than its header claims, up to libavif's limit of 268 million pixels.
+_AVIF = "avif" in features.modules and bool(features.check("avif"))  # Some builds of Pillow do not support AVIF.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", *(["AVIF"] if _AVIF else []))
 FORMATS = "JPEG, PNG, TIFF, WebP, BMP, GIF or AVIF" if _AVIF else "JPEG, PNG, TIFF, WebP, BMP or GIF"
-"""The readable formats, for messages."""
+"""The names of the readable image formats, for error messages."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", *([".avif"] if _AVIF else []))
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,24 +44,24 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # The bits per sample that cameras and programs write.
+_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # The numbers of bits per sample that cameras and programs use.
 _COMPRESSION, _TIFF_JPEG = 259, 7
-_TIFF_JPEGS = (6, _TIFF_JPEG)  # The first one is the older kind of JPEG in TIFF.
-_INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # raw modes of a TIFF whose 0 is white
-_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # Attributes that we add to an image.
+_TIFF_JPEGS = (6, _TIFF_JPEG)  # The first value is the old-style JPEG compression of TIFF.
+_INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # raw modes of TIFFs in which 0 is white
+_RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # Names of attributes that we add to a PIL image.
 _ORIENTATION = 0x0112
 _SWAPPED = (5, 6, 7, 8)  # The orientations that swap width and height.
 _NEEDED = "a PNG or TIFF of one channel of 1 to 16 bits, or with a palette, is needed"
 _TILE_SIDES = (322, 323)
-_PIECES = ((273, 279), (324, 325))  # The tags of the offsets and lengths of strips, and of tiles.
+_PIECES = ((273, 279), (324, 325))  # TIFF tags: (offsets, lengths) of strips, and of tiles.
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:
-    """Open an image without decoding it. Its size and mode are then known, and `decode` decodes its pixels.
+    """Open an image without decoding its pixels. The size and mode are then known, and `decode` decodes the pixels.
 
     Raises:
-        SampleError: the reason is `image_unreadable` (the file is missing, not a regular file, or not one of FORMATS)
-            or `image_too_large`.
+        SampleError: the reason is `image_unreadable` (the file is missing, not a regular file, or not in one of the
+            FORMATS) or `image_too_large`.
     """
     name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes):
@@ -83,7 +85,7 @@ def open_image(source: bytes | str | Path) -> Image.Image:
         raise SampleError("image_too_large", f"image {name}: {error}") from None
     except FileNotFoundError:
         raise SampleError("image_unreadable", f"image {name}: there is no such file") from None
-    except UnidentifiedImageError:  # Its text contains the memory address of our stream.
+    except UnidentifiedImageError:  # The error's text contains the memory address of our stream.
         raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS}") from None
     except Exception as error:  # A broken byte can make Pillow raise any error.
         raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS} ({_told(error)})") from None
@@ -94,36 +96,37 @@ def open_image(source: bytes | str | Path) -> Image.Image:
 
 
 def _keep_as_stored(image: Image.Image) -> None:
-    """Make an opened TIFF keep its stored size and pixels, as images of other formats do.
+    """Make an opened TIFF keep its stored size and pixels, as images in all other formats do.
 
-    Pillow would rotate it by its EXIF orientation during decoding, and already reports the rotated size.
+    Otherwise, Pillow rotates a TIFF by its EXIF orientation during decoding, and reports the rotated size even before
+    decoding.
     """
     turn = _stated_turn(image)
     setattr(image, _TURN, turn)
     if turn != 1:
         opened: Any = image
-        del image.getexif()[_ORIENTATION]  # Pillow rotates by this entry, which it parses only once.
+        del image.getexif()[_ORIENTATION]  # Pillow rotates the image by this entry, which it parses only once.
         if opened.tag_v2.pop(_ORIENTATION, 1) in _SWAPPED and hasattr(opened, "_tile_size"):
             opened._size = opened._tile_size
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
     if size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE:
-        message = f"image {name}: {size[0]} x {size[1]} is over {MAX_PIXELS} pixels, or longer than {MAX_SIDE}"
+        message = f"image {name}: {size[0]} x {size[1]} is over {MAX_PIXELS} pixels, or a side is over {MAX_SIDE}"
         raise SampleError("image_too_large", message)
 
 
 def _told(error: Exception) -> str:
-    """Return the error's text without memory addresses, so that two runs report the same text."""
+    """Return an error's text without memory addresses, so that two runs report the same text."""
     return re.sub(r"<[^<>]* at 0x[0-9A-Fa-f]+>", "the file", str(error))
 
 
 def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
-    """Decode an opened image, and convert it to a mode.
+    """Decode an opened image, and convert it to the PIL mode `mode`.
 
     Raises:
-        SampleError: the reason is `image_truncated` for any fault in the data, and for data whose decoding takes far
-            more work than the size of the image suggests.
+        SampleError: the reason is `image_truncated` if the data has any fault, or if decoding the data takes far more
+            work than the size of the image suggests.
     """
     try:
         if getattr(image, "tile", None):  # A decoded image has no tiles.
@@ -135,7 +138,7 @@ def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
 
 
 def _named(image: Image.Image) -> str:
-    """Return the beginning of a message about the image: the name of its file if it has one."""
+    """Return the beginning of an error message about an image: the file name, or an empty text if there is no file."""
     name = getattr(image, "filename", "")
     return f"image {name}: " if name else ""
 
@@ -145,7 +148,7 @@ def _stream(source: bytes | str | Path) -> IO[bytes]:
 
 
 def _check_work(image: Image.Image) -> None:
-    """Raise ValueError for an opened image whose decoding would take far longer than its size suggests."""
+    """Raise ValueError if decoding an opened image would take far longer than the size of the image suggests."""
     if image.format in ("JPEG", "MPO"):
         repeated = repeated_samples(_bytes_of(image), MAX_REPEATED_SAMPLES)
     elif image.format == "TIFF":
@@ -155,18 +158,20 @@ def _check_work(image: Image.Image) -> None:
     else:
         return
     if repeated > MAX_REPEATED_SAMPLES:
-        raise ValueError(f"its scans go over more than {MAX_REPEATED_SAMPLES} samples again")
+        raise ValueError(f"its scans process more than {MAX_REPEATED_SAMPLES} samples repeatedly")
 
 
 def _check_runs(image: Image.Image) -> None:
-    """Raise ValueError for a run-length encoded BMP that Pillow would decode for seconds."""
+    """Raise ValueError for a run-length encoded BMP that Pillow would need several seconds to decode."""
     tiles: Any = image.tile  # type: ignore[attr-defined]
     pixels = image.width * image.height
     if tiles and tiles[0][0] == "bmp_rle":
         if pixels > MAX_RUN_PIXELS:
-            raise ValueError(f"a BMP of runs, {image.width} x {image.height} is over {MAX_RUN_PIXELS} pixels")
+            raise ValueError(
+                f"a run-length encoded BMP, {image.width} x {image.height} is over {MAX_RUN_PIXELS} pixels"
+            )
         if len(_bytes_of(image)) > 4 * pixels + (1 << 16):
-            raise ValueError("a BMP whose runs are far longer than the picture")
+            raise ValueError("a run-length encoded BMP whose runs are far longer than the image")
 
 
 def _bytes_of(image: Image.Image) -> bytes:
@@ -179,18 +184,18 @@ def _bytes_of(image: Image.Image) -> bytes:
 
 
 def _check_tiff(image: Image.Image) -> int:
-    """Return how many samples are processed repeatedly if the TIFF contains JPEGs.
+    """Check the tiles of a TIFF, and return how many samples are processed repeatedly if the TIFF contains JPEGs.
 
     Raises:
-        ValueError: the tiles are too large or overlap.
+        ValueError: the strips or tiles are too large or overlap.
     """
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
-    # A tile is decoded as a whole, even if only a small part of it is in the image.
+    # A tile is decoded as a whole, even if only a small part of the tile is in the image.
     tile = [int(tags.get(tag, 0)) for tag in _TILE_SIDES]
     if all(tile):
         padded = [-(-side // step) * step for side, step in zip(image.size, tile, strict=True)]
         if padded[0] * padded[1] > 2 * MAX_PIXELS:
-            raise ValueError(f"tiles of {tile[0]} x {tile[1]}, of which a picture of {2 * MAX_PIXELS} pixels is made")
+            raise ValueError(f"tiles of {tile[0]} x {tile[1]} add up to over {2 * MAX_PIXELS} pixels")
     if tags.get(_COMPRESSION) != _TIFF_JPEG:
         return 0
     data = _bytes_of(image)
@@ -214,10 +219,10 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, 1 to 8. It is 1 if the image has none or a broken one.
+    """Return the EXIF orientation of an image, 1 to 8. The result is 1 if the orientation is missing or invalid.
 
-    The orientations 5 to 8 swap the width and height of an opened image. A TIFF that was not opened by `open_image`
-    always has 1 because Pillow rotates it during decoding.
+    The orientations 5 to 8 swap the width and height of an opened image. The result is always 1 for a TIFF that was not
+    opened by `open_image`, because Pillow rotates such a TIFF during decoding.
     """
     if image.format == "TIFF":
         return int(getattr(image, _TURN, 1))
@@ -239,14 +244,16 @@ def read_rgb(source: bytes | str | Path, at_least: tuple[int, int] | None = None
     """Read an image as 8-bit RGB. A truncated file raises an error instead of returning a partly gray image.
 
     Args:
-        source: the bytes or the path of the file.
+        source: the content of the file as bytes, or the path of the file.
         at_least: the smallest sufficient (width, height). A JPEG is then decoded at a half, a quarter or an eighth of
-            its size if the result is large enough. Its pixels are means of blocks, for a fraction of the work.
-        upright: whether the image is rotated by its EXIF orientation, as viewers show it. `at_least` then refers to the
-            rotated image. False keeps the stored pixels, to which the masks of most datasets refer.
+            its size if the result is large enough. Decoding at a reduced size is faster, and each pixel is the mean of
+            a block.
+        upright: whether the image is rotated by its EXIF orientation, as image viewers do. `at_least` then refers to
+            the rotated image. False keeps the stored pixels, to which the masks of most datasets refer.
 
     Raises:
-        SampleError: `open_image`, `decode` or `to_rgb` raises it.
+        SampleError: the image cannot be opened, decoded or converted. See `open_image`, `decode` and `to_rgb` for the
+            reasons.
     """
     image = open_image(source)
     turn = orientation(image) if upright else 1
@@ -259,7 +266,7 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     """Return an image as 8-bit RGB, rotated by its EXIF orientation.
 
     Args:
-        image: a path, a PIL image, or an array, uint8 (H, W), (H, W, 3) or (H, W, 4).
+        image: a path, a PIL image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4).
 
     Raises:
         OsmError: the argument is not an image, or the file cannot be read.
@@ -268,25 +275,27 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
         return read_rgb(Path(image), upright=True)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-            raise OsmError(f"image: array {image.shape} of {image.dtype}; uint8 (H, W), (H, W, 3) or (H, W, 4) needed")
+            raise OsmError(
+                f"image: array {image.shape} of {image.dtype}; expected uint8 (H, W), (H, W, 3) or (H, W, 4)"
+            )
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise OsmError(f"image is a {type(image).__name__}; a PIL image, an array or a path is needed")
+        raise OsmError(f"image is a {type(image).__name__}; expected a PIL image, an array or a path")
     turn = orientation(image)
     found = turned(to_rgb(image), turn)
-    return _settled(found.copy() if found is image else found)  # The caller may change its own image.
+    return _settled(found.copy() if found is image else found)  # The caller may modify its own image later.
 
 
 def turned(image: Image.Image, turn: int) -> Image.Image:
-    """Return a decoded image rotated upright. `turn` is the result of `orientation`."""
+    """Return a decoded image rotated upright. `turn` is the EXIF orientation that `orientation` returns."""
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def _settled(image: Image.Image) -> Image.Image:
-    """Return the image without its EXIF orientation, so that it is not rotated again. Its masks refer to its pixels."""
+    """Return the image without its EXIF orientation, because rotating the image again would not rotate its masks."""
     if orientation(image) == 1:
         return image
-    image = image.copy()  # Pillow stores the parsed EXIF in another attribute than `info`.
+    image = image.copy()  # Pillow also stores the parsed EXIF outside of `info`.
     image.info = {}
     return image
 
@@ -294,21 +303,21 @@ def _settled(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a PIL image to 8-bit RGB, without applying its EXIF orientation.
 
-    An RGB image without transparency is returned unchanged. A transparent image is composed on white.
+    An RGB image without transparency is returned unchanged. A transparent image is composited on white.
 
-    An integer of more than 8 bits is reduced to the upper 8 bits of the smallest depth (8, 10, 12, 14, 16, 24 or 32
-    bits) that holds the maximum of the image, because cameras write 12 bits into files with 16. Floats of 0 to 1 are
-    scaled by 255, floats up to 255 keep their values, and larger floats are treated as integers.
+    Integers of more than 8 bits are reduced to their upper 8 bits. The assumed depth is the smallest of 8, 10, 12, 14,
+    16, 24 and 32 bits that can represent the maximum of the image, because cameras store 12-bit values in 16-bit files.
+    Floats from 0 to 1 are scaled by 255, floats up to 255 keep their values, and larger floats are treated as integers.
 
     Raises:
-        SampleError: the reason is `image_values` for negative values, NaN and infinity, and `image_truncated` for
-            broken data.
+        SampleError: the reason is `image_values` if a value is negative, NaN or infinite, and `image_truncated` if the
+            data is broken.
     """
     try:
         image.load()
         if image.mode == "F" or image.mode.startswith("I"):
             return _of_depth(image)
-        if image.mode in ("La", "RGBa"):  # Pillow converts these modes only to RGBA and LA.
+        if image.mode in ("La", "RGBa"):  # Pillow can convert these two modes only to LA and RGBA.
             image = image.convert(image.mode.upper())
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info or _has_alpha(image):
             image = image.convert("RGBA")
@@ -330,15 +339,15 @@ def _of_depth(image: Image.Image) -> Image.Image:
     low, high = values.min(), values.max()  # Both are NaN if a value is NaN.
     told = f"{_named(image)}values {low:g} to {high:g}"
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
-        raise SampleError("image_values", f"{told}: finite ones from 0 on are needed (0 to 1, or 0 to 255)")
+        raise SampleError("image_values", f"{told}: values must be finite and at least 0 (0 to 1, or 0 to 255)")
     if image.mode == "F":
         if 1 < high < 2:
-            raise SampleError("image_values", f"{told}: 0 to 1 or 0 to 255 is needed, and this is neither")
+            raise SampleError("image_values", f"{told}: expected values from 0 to 1, or from 0 to 255")
         if 1 < high <= 255:
             return image.convert("RGB")
     depth = next((bits for bits in _DEPTHS if high < 2**bits), None)
     if depth is None:
-        raise SampleError("image_values", f"{told}: at most 32 bits are needed")
+        raise SampleError("image_values", f"{told}: expected values of at most 32 bits")
     if image.mode != "F":
         grey = (values >> (depth - 8)).astype(np.uint8)
     elif high <= 1:
@@ -352,27 +361,28 @@ def _of_depth(image: Image.Image) -> Image.Image:
 
 
 def read_ids(source: bytes | str | Path) -> np.ndarray:
-    """Read a label map, whose pixels are ids, as an array (H, W). See `as_ids`.
+    """Read a label map, in which each pixel is an id, as an array (H, W). See `as_ids`.
 
     Raises:
-        SampleError: `open_image` or `as_ids` raises it.
+        SampleError: the label map cannot be opened or converted. See `open_image` and `as_ids` for the reasons.
     """
     return as_ids(open_image(source))
 
 
 def as_ids(image: Image.Image) -> np.ndarray:
-    """Return the stored numbers of an opened label map, without rotating it.
+    """Return the ids that are stored in an opened label map, without rotating the label map.
 
-    The label map has one channel of 1 to 32 bits, or a palette, whose indices are returned. Several equal channels are
-    accepted if no pixel is transparent. Pillow scales 2 and 4 bits to 0..255, and inverts up to 8 bits if a TIFF
-    declares that 0 is white. Both are undone unless the image was decoded before this call.
+    The label map has one channel of 1 to 32 bits, or a palette, whose indices are returned. Several channels with equal
+    values are accepted if no pixel is transparent. Pillow scales values of 2 and 4 bits to 0..255, and inverts values
+    of up to 8 bits if a TIFF declares that 0 is white. The scaling and the inversion are undone unless the image was
+    decoded before this call.
 
     Returns:
         uint8 or uint16 (H, W), or int32 (H, W) for 32 bits and signed 16 bits.
 
     Raises:
-        SampleError: the reason is `mask_not_ids` if a pixel is not a single number, or may have been changed by JPEG
-            compression. `decode` may raise it too.
+        SampleError: the reason is `mask_not_ids` if a pixel is not a single number, or if JPEG compression may have
+            changed ids. If the image cannot be decoded, the reason is that of `decode`.
     """
     if image.format in ("JPEG", "MPO") or _holds_jpegs(image):
         raise SampleError("mask_not_ids", f"label map is compressed as JPEG, which changes ids: {_NEEDED}")
@@ -403,7 +413,7 @@ def _holds_jpegs(image: Image.Image) -> bool:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's raw mode of an image, such as L;4, or an empty text if the image was decoded already."""
+    """Return Pillow's raw mode of an image, such as `L;4`, or an empty text if the image is already decoded."""
     tiles: Any = getattr(image, "tile", None)
     if tiles:
         args = tiles[0][3]
@@ -413,19 +423,20 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def read_mask(source: bytes | str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read the mask of one object, an image of 1 or 8 bits, as bool (H, W). Pixels other than 0 are in the object.
+    """Read the mask of one object from an image of 1 or 8 bits, as bool (H, W). Nonzero pixels are in the object.
 
     Args:
-        source: the bytes or the path of the file.
-        size: the (width, height) to which the mask is resized with nearest-neighbour sampling. None keeps its size.
+        source: the content of the file as bytes, or the path of the file.
+        size: the (width, height) to which the mask is resized with nearest-neighbor sampling. None keeps the mask's own
+            size.
 
     Raises:
-        SampleError: the reason is `mask_not_ids` if the mask has several channels or more than 8 bits. `open_image` and
-            `decode` may raise it too.
+        SampleError: the reason is `mask_not_ids` if the mask has several channels or more than 8 bits. If the image
+            cannot be read, the reason is that of `open_image` or `decode`.
     """
     image = decode(open_image(source))
     if image.mode not in ("1", "L", "P"):
-        raise SampleError("mask_not_ids", f"mask has mode {image.mode}, one channel of 1 or 8 bits needed")
+        raise SampleError("mask_not_ids", f"mask has mode {image.mode}; expected one channel of 1 or 8 bits")
     if size is not None and size != image.size:
         image = image.resize(size, Image.Resampling.NEAREST)
     return np.asarray(image) != 0
@@ -435,18 +446,21 @@ def read_panoptic(source: bytes | str | Path) -> np.ndarray:
     """Read a panoptic PNG as int32 ids (H, W), with id = R + 256 G + 65536 B.
 
     Raises:
-        SampleError: the reason is `mask_not_rgb` if the PNG is not an 8-bit RGB image. `open_image` and `decode` may
-            raise it too.
+        SampleError: the reason is `mask_not_rgb` if the PNG is not an 8-bit RGB image. If the PNG cannot be read, the
+            reason is that of `open_image` or `decode`.
     """
     image = decode(open_image(source))
     if image.mode not in ("RGB", "RGBA"):
-        raise SampleError("mask_not_rgb", f"panoptic PNG has mode {image.mode}, RGB (id = R + 256 G + 65536 B) needed")
-    # The four bytes of a pixel, red first, are a little-endian integer. Its highest byte is not part of the id.
+        raise SampleError(
+            "mask_not_rgb", f"panoptic PNG has mode {image.mode}; expected RGB (id = R + 256 G + 65536 B)"
+        )
+    # The four bytes of a pixel, red first, are read as a little-endian integer, whose highest byte is not part of the
+    # id.
     rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<i4")
     return (rgbx & 0xFFFFFF).reshape(image.height, image.width)
 
 
 def panoptic_pixels(ids: np.ndarray) -> np.ndarray:
     """Encode integer ids (H, W) as the pixels of a panoptic PNG, uint8 (H, W, 3), the inverse of `read_panoptic`."""
-    ids = ids.astype(np.int64)  # A narrower type cannot hold the divisors.
+    ids = ids.astype(np.int64)  # A narrower type cannot represent the divisors.
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Read variables of MATLAB files (version 5), whose decompressed size is checked before scipy reads them."""
+"""Read variables of MATLAB files (version 5). The decompressed size is checked before scipy reads a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from osm.errors import OsmError, SampleError
 
-MAX_BYTES = 512 * 2**20  # The largest decompressed size of a file. A hundred masks of 2000 x 2000 are allowed.
+MAX_BYTES = 512 * 2**20  # The maximum decompressed size of a file. A hundred masks of 2000 x 2000 pixels are allowed.
 _HEADER, _TAG = 128, 8
 _COMPRESSED = 15
 _CHUNK = 2**20
@@ -19,29 +19,29 @@ def read_mat(data: bytes, variable: str) -> Any:
     """Return a variable of a .mat file as scipy represents it: arrays, and structures as arrays of records.
 
     Raises:
-        SampleError: the reason is `image_unreadable`, `image_too_large` (callers that read masks rename both to
-            `mask_...`), or `mask_without_variable`.
+        SampleError: the reason is `image_unreadable`, `image_too_large` or `mask_without_variable`. Callers that read
+            masks rename the first two reasons to `mask_...`.
         OsmError: scipy is not installed.
     """
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise OsmError("reading .mat files needs scipy: pip install 'osm-recognition[prepare]'") from None
+        raise OsmError("reading .mat files requires scipy: pip install 'osm-recognition[prepare]'") from None
     _check_size(data)
     try:
         found = loadmat(io.BytesIO(data), variable_names=[variable])
     except Exception as error:  # A broken byte can make scipy raise any error.
-        raise SampleError("image_unreadable", f"is no readable .mat file ({error})") from None
+        raise SampleError("image_unreadable", f"is not a readable .mat file ({error})") from None
     if variable not in found:
         raise SampleError("mask_without_variable", f"has no variable {variable!r}")
     return found[variable]
 
 
 def _check_size(data: bytes) -> None:
-    """Check the decompressed size of the file's variables. They are decompressed in chunks, which are discarded."""
+    """Check the decompressed size of the file's variables, by decompressing chunks that are then discarded."""
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None:
-        raise SampleError("image_unreadable", "is no .mat file of version 5")
+        raise SampleError("image_unreadable", "is not a .mat file of version 5")
     at, total = _HEADER, 0
     while at + _TAG <= len(data):
         kind, size = struct.unpack_from(f"{order}II", data, at)
@@ -50,7 +50,7 @@ def _check_size(data: bytes) -> None:
             total += len(body)
         else:
             expander = zlib.decompressobj()
-            for start in range(0, len(body), _CHUNK):  # zlib copies the unconsumed input at each call.
+            for start in range(0, len(body), _CHUNK):  # At each call, zlib copies the input that is not consumed.
                 rest: bytes | memoryview = body[start : start + _CHUNK]
                 while rest and total <= MAX_BYTES:
                     total += len(expander.decompress(rest, _CHUNK))

@@ -1,7 +1,7 @@
 """Read lists of names in the text formats that people and tools write.
 
-The formats are one name per line, an id and a name per line, commas, YAML, and CVAT's label map. A text that matches no
-format is an error, so that the lines of an unknown format are not mistaken for names.
+The supported formats are one name per line, an id and a name per line, comma-separated names, YAML, and CVAT's label
+map. A text in a different format raises an error, so that lines of an unknown format are not mistaken for names.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MARKUP = re.compile(r"<!doctype|<html|<\?xml|[^:]*\{\s*$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ListedName:
-    """One entry of a list of names.
+    """One entry of a list of class names.
 
     Attributes:
-        place: its position in the file, for messages.
-        id: its id in the list, or None if the list has no ids.
+        place: the position of the entry in the file, for error messages.
+        id: the id of the entry, or None if the list has no ids.
         name: the name, which is not checked and may have any type.
     """
 
@@ -41,12 +41,13 @@ class ListedName:
 
 @dataclass(frozen=True)
 class NameList:
-    """A list of names that was read.
+    """A list of class names that was read from a file.
 
     Attributes:
-        kind: the recognised format. It is empty for plain lines.
+        kind: the detected format. Empty if the list has one name per line.
         names: the entries in order.
-        blank: the number of the first blank line between names, or None. If ids are line numbers, it shifts them.
+        blank: the number of the first blank line between names, or None. If line numbers are used as ids, a blank line
+            shifts the ids that follow.
     """
 
     kind: str
@@ -55,21 +56,21 @@ class NameList:
 
 
 def read_name_list(text: str, where: str) -> NameList:
-    """Parse a list of names that is not JSON.
+    """Parse a list of class names in any supported text format. JSON is not supported here.
 
     Args:
         text: the content of the file.
         where: the beginning of messages.
 
     Raises:
-        OsmError: the text has no known format.
+        OsmError: the text is not in a supported format.
     """
     numbered = list(enumerate(text.splitlines(), 1))
     lines = [(number, line.strip()) for number, line in numbered if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
         return NameList("", [])
     if _MARKUP.match(lines[0][1]):
-        raise OsmError(f"{where}: line {lines[0][0]}: {shown(lines[0][1])} is no name; expected {ALLOWED}")
+        raise OsmError(f"{where}: line {lines[0][0]}: {shown(lines[0][1])} is not a name; expected {ALLOWED}")
     if any(re.match(r"names\s*:", line) for _, line in lines):
         return _of_yaml(text, where)
     if all(_CVAT.fullmatch(line) for _, line in lines):
@@ -87,13 +88,13 @@ def read_name_list(text: str, where: str) -> NameList:
 
 
 def _of_lines(lines: list[tuple[int, str]], numbered: list[tuple[int, str]], where: str) -> NameList:
-    """Parse plain lines, or the cells of a CSV if every line has a comma or a name is quoted."""
+    """Parse one name per line. If every line has a comma or a name is quoted, parse the lines as a CSV instead."""
     quoted = any(len(line) > 1 and line[0] == line[-1] == '"' for _, line in lines)
     if quoted or all("," in line for _, line in lines):
         return _of_cells(lines, where)
     for number, line in lines:
         if "\t" in line or all(";" in other for _, other in lines):
-            raise OsmError(f"{where}: line {number}: {shown(line)} is no name; expected {ALLOWED}")
+            raise OsmError(f"{where}: line {number}: {shown(line)} is not a name; expected {ALLOWED}")
     blank = next(
         (number for number, line in numbered if not line.strip() and lines[0][0] < number < lines[-1][0]), None
     )
@@ -106,25 +107,29 @@ def _of_cells(lines: list[tuple[int, str]], where: str) -> NameList:
         try:
             cells = next(csv.reader([line], skipinitialspace=True, strict=True))
         except csv.Error as error:
-            raise OsmError(f"{where}: line {number}: {shown(line)} is no row of a CSV ({error})") from None
+            raise OsmError(f"{where}: line {number}: {shown(line)} is not a valid CSV row ({error})") from None
         found += [ListedName(f"line {number}", None, cell.strip()) for cell in cells if cell.strip()]
     for one in found:
         if one.name.replace(".", "").isdigit():
-            raise OsmError(f"{where}: {one.place}: {shown(one.name)} is a number; of a list with commas, all are names")
+            raise OsmError(
+                f"{where}: {one.place}: {shown(one.name)} is a number; a comma-separated list must contain only names"
+            )
     return NameList("a list with commas", found)
 
 
 def _of_yaml(text: str, where: str) -> NameList:
-    """Parse a YAML text whose key `names` is a list, or a mapping from ids to names, as training programs write it."""
+    """Parse a YAML text, as written by training programs. Its key `names` is a list, or a mapping from ids to names."""
     try:
         document = parse_yaml(text)
     except ValueError as error:
-        raise OsmError(f"{where}: looks like YAML, but is none ({error}); expected {ALLOWED}") from None
+        raise OsmError(f"{where}: looks like YAML, but is not valid ({error}); expected {ALLOWED}") from None
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, dict) and names and all(whole(key) is not None for key in names):
         found = [ListedName(f"names, id {shown(key)}", whole(key), name) for key, name in names.items()]
     elif isinstance(names, list) and names:
         found = [ListedName(f"names, entry {number}", number, name) for number, name in enumerate(names)]
     else:
-        raise OsmError(f"{where}: names {shown(names)} is neither a list nor a mapping of ids; expected {ALLOWED}")
+        raise OsmError(
+            f"{where}: names {shown(names)} is neither a list nor a mapping from ids to names; expected {ALLOWED}"
+        )
     return NameList("the names of a YAML file", found)

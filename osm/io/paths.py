@@ -1,4 +1,4 @@
-"""Build paths from the file names in annotation files, which are not trusted."""
+"""Build paths from the untrusted file names in annotation files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from osm.errors import OsmError, shown
 from osm.storage.locations import is_path
 
 IMAGE_NAMES = ("file_name", "coco_url", "cityscapes")
-"""The rules for the name of an image. `file_name`: this field, or the end of `coco_url` if the field is absent.
-`coco_url`: the end of this field, whatever `file_name` is. `cityscapes`: derived from the name of the panoptic PNG."""
+"""The rules by which the file name of an image is found. With `file_name`, it is the value of the field `file_name`, or
+the end of `coco_url` if there is no `file_name`. With `coco_url`, it is the end of the field `coco_url`, even if there
+is a `file_name`. With `cityscapes`, it is derived from the file name of the panoptic PNG."""
 _FRAME = "_gtFine_panoptic.png"
 
 
@@ -19,19 +20,19 @@ def check_local(path: str, where: str) -> None:
     """Raise OsmError if the path of a local file is a URL or a command."""
     if not is_path(path):
         raise OsmError(
-            f"{where} {path[:200]!r}: expected the path of a local file; URLs and commands like `pipe:` are refused "
-            "(./ before it, for a file that is called so)"
+            f"{where} {path[:200]!r}: expected a local path; URLs and commands like `pipe:` are not supported "
+            "(if this is the name of a file, put ./ before it)"
         )
 
 
 def safe_join(root: Path, name: str) -> Path:
-    """Join a file name from a JSON file to its folder. The name may contain subfolders of the folder.
+    """Join a file name from a JSON file to its folder. The file name may contain subfolders.
 
     Raises:
         OsmError: the name is empty or absolute, or leaves the folder with `..`.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise OsmError(f"file name {name!r} is not a file name; expected a path below {root}")
+        raise OsmError(f"file name {name!r} is not valid; expected a path below {root}")
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or relative == PurePosixPath("."):
         raise OsmError(f"file name {name!r} leads out of its folder; expected a path below {root}")
@@ -39,16 +40,16 @@ def safe_join(root: Path, name: str) -> Path:
 
 
 def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -> Any:
-    """Return the path of an image below the image folder. It is not checked, so it may be any value of the JSON.
+    """Return the path of an image below the image folder. The path is an unchecked value, which may have any JSON type.
 
     Args:
-        naming: one of `IMAGE_NAMES`.
+        naming: the rule for the file name, one of `IMAGE_NAMES`.
         image: the image's entry in the JSON.
-        mask_name: the name of its panoptic PNG, or None if it has none.
-        where: the beginning of messages.
+        mask_name: the file name of the image's panoptic PNG, or None if the image has no panoptic PNG.
+        where: the beginning of error messages.
 
     Raises:
-        OsmError: the URL or the name of the PNG has an unexpected form.
+        OsmError: the URL or the file name of the PNG has an unexpected format.
     """
     if naming == "coco_url":
         return name_by_url(image, where)
@@ -60,7 +61,7 @@ def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -
 
 
 def name_by_url(image: dict[str, Any], where: str) -> str:
-    """Return the last folder and file name of `coco_url`, for LVIS, whose `file_name` is not the name of the file."""
+    """Return the last folder and file name in `coco_url`. In LVIS, `file_name` is not the name of the image file."""
     url = image.get("coco_url")
     try:
         parts = PurePosixPath(urlsplit(url).path).parts if isinstance(url, str) else ()
@@ -73,11 +74,14 @@ def name_by_url(image: dict[str, Any], where: str) -> str:
 
 
 def name_by_frame(mask_name: Any, where: str) -> str:
-    """Return the image name for the panoptic PNG of a Cityscapes frame.
+    """Return the file name of the image that belongs to the panoptic PNG of a Cityscapes frame.
 
-    For `aachen_000000_000019_gtFine_panoptic.png` the image is `aachen/aachen_000000_000019_leftImg8bit.png`.
+    For example, the image of `aachen_000000_000019_gtFine_panoptic.png` is
+    `aachen/aachen_000000_000019_leftImg8bit.png`.
     """
     frame = mask_name.removesuffix(_FRAME) if isinstance(mask_name, str) else mask_name
     if frame == mask_name or "_" not in frame:
-        raise OsmError(f"{where}: its PNG {shown(mask_name)} is not called CITY_SEQUENCE_FRAME{_FRAME}")
+        raise OsmError(
+            f"{where}: the name of its PNG, {shown(mask_name)}, is not of the form CITY_SEQUENCE_FRAME{_FRAME}"
+        )
     return f"{frame.split('_')[0]}/{frame}_leftImg8bit.png"

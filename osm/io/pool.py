@@ -1,4 +1,4 @@
-"""Map a function over many items in several processes, with the results in order."""
+"""Apply a function to many items in several processes, and return the results in the order of the items."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from osm.errors import OsmError
 
-_AHEAD = 4  # Unread results per worker. This bounds the memory.
+_AHEAD = 4  # The maximum number of unread results per worker, which bounds the memory usage.
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -25,7 +25,7 @@ def default_workers() -> int:
 
 
 def _start_worker() -> None:
-    """Prepare a worker process: it ignores Ctrl-C, which its parent handles, and exits when its parent is killed."""
+    """Make a worker process ignore Ctrl-C, which its parent handles, and exit when the parent process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -47,7 +47,7 @@ def in_order(function: Callable[[T], R], items: Sequence[T], workers: int) -> It
         workers: the number of processes. With 1, the function is called in this process.
 
     Raises:
-        OsmError: a worker was killed, for example by the system because it had no free memory.
+        OsmError: a worker process was killed, for example by the system because there was no free memory.
     """
     if workers == 1 or len(items) < 2:
         yield from map(function, items)

@@ -1,4 +1,4 @@
-"""Compute the size of a resized image by the published rule, and the source pixels of nearest-neighbour resizing."""
+"""Compute the size of a resized image by the published rule, and the source pixels of nearest-neighbor resizing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from PIL import Image
 
 
 def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
-    """Return the (width, height) of an image that is resized so that it fits into a square, by the published rule.
+    """Return the (width, height) to which an image is resized to fit into a square, by the published rule.
 
-    A square image gets the sides `target`. Otherwise the short side becomes target - 1. If the long side would then
-    exceed the target, the long side becomes the target and the short side shrinks in proportion.
+    A square image is resized to `target` x `target`. Otherwise, the short side becomes `target` - 1. If the long side
+    would then exceed `target`, the long side becomes `target` instead, and the short side shrinks in proportion.
     """
     if width == height:
         return target, target
@@ -25,20 +25,20 @@ def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
 
 
 def nearest_rows(size: int, resized: int, start: int = 0, count: int | None = None) -> np.ndarray:
-    """Return the source indices of the pixels start..start+count of Pillow's nearest-neighbour resize.
+    """Return the source indices of resized pixels, as in Pillow's nearest-neighbor resizing.
 
     Args:
         size: the number of source pixels along the axis.
         resized: the number of pixels after resizing.
-        start: the first pixel.
-        count: the number of pixels. None means all pixels from `start`.
+        start: the index of the first resized pixel.
+        count: the number of resized pixels. None means all pixels from `start` on.
     """
     return _nearest(size, resized)[start : resized if count is None else start + count]
 
 
 @lru_cache(maxsize=1024)
 def _nearest(size: int, resized: int) -> np.ndarray:
-    # We let Pillow compute the indices because its running sum rounds some exact ties differently than a closed
+    # We let Pillow compute the indices, because its running sum rounds some exact ties differently than a closed
     # formula.
     line = Image.fromarray(np.arange(size, dtype=np.int32)[None])
     return np.asarray(line.resize((resized, 1), Image.Resampling.NEAREST))[0]

@@ -1,8 +1,9 @@
-"""Convert COCO's `segmentation` field to masks: polygons, and uncompressed and compressed RLE, from untrusted files.
+"""Convert COCO's `segmentation` field (polygons, or uncompressed or compressed RLE) in untrusted files to masks.
 
-Tools write the field in many forms. `read_segmentation` accepts all of them, checks them against the size of the image,
-and returns the standard form. `draw_segmentation` draws the standard form, and `decode_segmentation` does both. Every
-fault is a `SampleError` with a reason by which it is counted.
+The field has many variants, because annotation tools write it differently. `read_segmentation` accepts these variants,
+checks the field against the size of the image, and converts it to the standard form. `draw_segmentation` draws a mask
+from the standard form, and `decode_segmentation` reads the field and draws the mask. Every fault raises a `SampleError`
+with a reason, by which faults are counted.
 """
 
 from __future__ import annotations
@@ -18,22 +19,24 @@ from osm.documents import parse_json
 from osm.errors import SampleError, shown
 from osm.io.values import finite, whole
 
-# A polygon may extend beyond its image by this factor. pycocotools allocates memory in proportion to the outline.
+# A polygon may extend beyond its image by at most this many times the image's size, because pycocotools allocates
+# memory in proportion to the outline.
 _MAX_OUTSIDE = 10
-# The longest outline in pixels. pycocotools allocates 80 bytes per pixel. An image of 10,000 x 10,000 has 40,000.
+# The maximum length of an outline in pixels, because pycocotools allocates 80 bytes per pixel. The outline of an image
+# of 10,000 x 10,000 pixels has 40,000 pixels.
 _MAX_OUTLINE = 4_000_000
-_MAX_RUNS, _CHARACTERS = 5_000_000, 7  # The most runs of a mask, and the most characters of a run in COCO's form.
-_MERGED = 16  # The polygons that are merged in one call. Merging one by one would take quadratic time.
+_MAX_RUNS, _CHARACTERS = 5_000_000, 7  # The maximum number of runs of a mask, and of characters of a compressed run.
+_MERGED = 16  # The number of polygons that are merged in one call. Merging one by one would take quadratic time.
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A segmentation field in standard form.
+    """A segmentation field in the standard form.
 
     Attributes:
-        value: a list of polygons [x, y, x, y, ...], or an RLE {size: [height, width], counts: a text or integers}. It
-            is the object of the file itself if this already had the standard form.
-        unusable: the (reason, message) of each polygon that was left out while others are usable.
+        value: a list of polygons [x, y, x, y, ...], or an RLE {size: [height, width], counts: a text or integers}. If
+            the file already has the standard form, the value is the unchanged object of the file.
+        unusable: the (reason, message) of each polygon that was skipped, if at least one polygon is usable.
     """
 
     value: Any
@@ -41,16 +44,16 @@ class Segmentation:
 
 
 def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmentation:
-    """Convert a segmentation of any form to the standard form.
+    """Convert a segmentation field of any variant to the standard form.
 
-    Polygons may be a list of polygons, one flat list of coordinates, or lists of points. Coordinates may be texts. The
-    `counts` of an RLE may be a text, bytes, the text of a bytes literal (`b'...'`), or a list or array of integers or
-    texts. The last run of zeros may be absent. The RLE may be in a list.
+    Polygons may be a list of polygons, one flat list of coordinates, or lists of points. Coordinates may be texts. An
+    RLE may be in a list. The `counts` of an RLE may be a text, bytes, the text of a bytes literal (`b'...'`), or a list
+    or array of integers or texts. The last run of an RLE may be missing if it is a run of zeros.
 
     Args:
-        value: the field.
+        value: the value of the `segmentation` field.
         size: the (height, width) of the image.
-        where: the beginning of messages.
+        where: the beginning of error messages.
 
     Raises:
         SampleError: the reason is `annotation_without_mask` (the field is empty), `polygon_too_short`,
@@ -58,14 +61,16 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
             `segmentation_malformed`.
     """
     if value is None or (isinstance(value, (list, tuple, Mapping)) and not value):
-        raise SampleError("annotation_without_mask", f"{where}: has no mask: its segmentation is {shown(value)}")
+        raise SampleError("annotation_without_mask", f"{where}: has no mask because its segmentation is {shown(value)}")
     if isinstance(value, Mapping):
         return Segmentation(_read_rle(value, size, where))
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames write JSON as a text within JSON.
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames store JSON as a text within JSON.
         try:
             inner = parse_json(value)
         except ValueError:
-            raise SampleError("segmentation_malformed", f"{where}: segmentation {shown(value)} is no json") from None
+            raise SampleError(
+                "segmentation_malformed", f"{where}: segmentation {shown(value)} is not valid JSON"
+            ) from None
         return read_segmentation(inner, size, where)
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -81,16 +86,16 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """Return the mask, bool (H, W), of a segmentation of any form, for an image of size (H, W).
+    """Return the mask, bool (H, W), of a segmentation field of any variant, for an image of size (H, W).
 
     Raises:
-        SampleError: `read_segmentation` raises it.
+        SampleError: the field is invalid. See `read_segmentation` for the reasons.
     """
     return draw_segmentation(read_segmentation(segmentation, size, where).value, size)
 
 
 def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the mask, bool (H, W), of the `value` of a `Segmentation` that was read for the size (H, W)."""
+    """Draw the `value` of a `Segmentation` as a mask, bool (H, W), where (H, W) is the size of its image."""
     if isinstance(value, Mapping):
         counts = value["counts"]
         return _draw_runs(_parse_counts(counts, "") if isinstance(counts, str) else counts, size)
@@ -106,14 +111,14 @@ def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
 def _draw_runs(counts: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the mask (H, W) of alternating runs of 0 and 1, column by column.
 
-    We do not use pycocotools' decoder because it does not check the end of the string and the sum of the runs.
+    We do not use pycocotools' decoder, because it checks neither the end of the string nor the sum of the runs.
     """
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(size[1], size[0]).T
 
 
 def _read_parts(parts: Any, size: tuple[int, int], where: str) -> Segmentation:
-    """Convert a list that contains an RLE. The mask is the union of its parts."""
+    """Convert a list that contains an RLE to the standard form. The mask is the union of the masks in the list."""
     if len(parts) == 1:
         return Segmentation(_read_rle(parts[0], size, where))
     mask = np.zeros(size, bool)
@@ -153,28 +158,30 @@ def _read_polygons(value: Any, size: tuple[int, int], where: str) -> Segmentatio
             unusable.append((fault[0], f"{where}: polygon {shown(given)} {fault[1]}"))
     if not usable:
         if all(isinstance(polygon, (list, tuple)) and not polygon for polygon in value):
-            raise SampleError("annotation_without_mask", f"{where}: has no mask: its segmentation is {shown(value)}")
+            raise SampleError(
+                "annotation_without_mask", f"{where}: has no mask because its segmentation is {shown(value)}"
+            )
         raise SampleError(*unusable[0])
     _check_outline(usable, limit, where)
     return Segmentation(usable, tuple(unusable))
 
 
 def _is_plain(polygon: Any, limit: float) -> bool:
-    """Return whether a polygon has the standard form and no fault."""
+    """Return whether a polygon has the standard form and can be drawn."""
     return (
         type(polygon) is list
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
         and {int, float}.issuperset(map(type, polygon))
-        and all(abs(number) <= limit for number in polygon)  # The comparison is also false for NaN.
+        and all(abs(number) <= limit for number in polygon)  # This comparison is also false for NaN.
     )
 
 
 def _check_outline(polygons: list[Any], limit: float, where: str) -> None:
-    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # Fewer points cannot exceed the bound.
+    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # With fewer points, the outline cannot exceed the limit.
         outline = sum(map(_outline, polygons))
         if outline > _MAX_OUTLINE:
-            message = f"{where}: {len(polygons)} polygons with an outline of {outline} pixels are too much"
+            message = f"{where}: {len(polygons)} polygons with an outline of {outline} pixels, which is too much"
             raise SampleError("polygon_outline", message)
 
 
@@ -183,7 +190,7 @@ def _is(one: Any, other: Any) -> bool:
 
 
 def _as_polygons(value: Any) -> Any:
-    """Return a list of polygons. The given list may itself be one polygon of coordinates or of points."""
+    """Return a list of polygons. The argument may also be a single polygon, given as coordinates or as points."""
     if all(not isinstance(part, (list, tuple)) for part in value):
         return [value]
     if len(value) >= 3 and all(_is_point(part) for part in value):
@@ -199,7 +206,7 @@ def _coordinates(polygon: Any) -> list[int | float | None]:
     """Return the coordinates [x, y, x, y, ...] of a polygon, with None for values that are not finite numbers."""
     if not isinstance(polygon, (list, tuple)):
         return [None]
-    if len(polygon) == 1 and isinstance(polygon[0], (list, tuple)):  # The polygon is in an additional list.
+    if len(polygon) == 1 and isinstance(polygon[0], (list, tuple)):  # The polygon is nested in an additional list.
         polygon = polygon[0]
     if polygon and all(_is_point(part) for part in polygon):
         polygon = [value for point in polygon for value in point]
@@ -207,9 +214,9 @@ def _coordinates(polygon: Any) -> list[int | float | None]:
 
 
 def _fault(polygon: list[Any], limit: float, size: tuple[int, int]) -> tuple[str, str] | None:
-    """Return why a polygon cannot be drawn, as (reason, end of the message), or None if it can be drawn.
+    """Return why a polygon cannot be drawn, as (reason, end of the error message), or None if it can be drawn.
 
-    Polygons of two points are refused because pycocotools interprets them as a box.
+    Polygons of two points are rejected, because pycocotools interprets two points as a box.
     """
     if None in polygon:
         return "polygon_not_numbers", "has a coordinate that is not a finite number"
@@ -230,19 +237,19 @@ def _outline(polygon: list[float]) -> int:
 
 
 def _read_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Mapping[str, Any]:
-    """Convert an RLE to the standard form. Its runs add up to the size of the image."""
+    """Convert an RLE to the standard form, in which the runs add up to the number of pixels of the image."""
     height, width = size
     _check_rle_size(rle.get("size"), size, where)
     counts = _counts(rle.get("counts"), where)
     if not counts:
-        raise SampleError("annotation_without_mask", f"{where}: has no mask: its RLE has no counts")
+        raise SampleError("annotation_without_mask", f"{where}: has no mask because its RLE has no counts")
     most = min(_MAX_RUNS, height * width + 1)
     if len(counts) > (_CHARACTERS * most if isinstance(counts, str) else most):
-        message = f"{where}: RLE counts of length {len(counts)} are too many for {height} x {width} pixels"
+        message = f"{where}: RLE counts of length {len(counts)} is too long for {height} x {width} pixels"
         raise SampleError("rle_malformed", message)
     numbers = _parse_counts(counts, where) if isinstance(counts, str) else counts
     total = sum(numbers)
-    # Some writers stop at the last pixel of the mask and omit the following run of zeros.
+    # Some programs omit the run of zeros that follows the last pixel of the mask.
     tail = height * width - total if len(numbers) % 2 == 0 else 0
     if any(count < 0 for count in numbers) or tail < 0 or total + tail != height * width:
         raise SampleError("rle_malformed", f"{where}: RLE counts do not add up to {height} x {width} pixels")
@@ -265,7 +272,7 @@ def _check_rle_size(given: Any, size: tuple[int, int], where: str) -> None:
 
 
 def _counts(given: Any, where: str) -> Any:
-    """Return the counts as a text or a list of integers. A text or list of integers is returned as the same object."""
+    """Return the counts of an RLE as a text or a list of integers. A text or list of integers is returned unchanged."""
     if isinstance(given, (bytes, bytearray)):
         return bytes(given).decode("ascii", "replace")
     if isinstance(given, str):
@@ -274,7 +281,7 @@ def _counts(given: Any, where: str) -> Any:
                 literal = ast.literal_eval(given)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 literal = None
-            if isinstance(literal, bytes):  # The writer converted bytes with str().
+            if isinstance(literal, bytes):  # The program that wrote the file converted bytes with str().
                 return literal.decode("ascii", "replace")
         return given.strip() if given[-1:].isspace() else given
     if isinstance(given, np.ndarray):
@@ -287,17 +294,18 @@ def _counts(given: Any, where: str) -> Any:
 
 
 def _parse_counts(text: str, where: str) -> list[int]:
-    """Decode COCO's compressed form of the counts.
+    """Decode the `counts` of a compressed COCO RLE.
 
-    Each character, starting from '0', has 5 bits of a number and a sixth bit that tells whether more follow. From the
-    fourth number on, a number is relative to the number two places before it.
+    The character code minus that of '0' has five bits of a number, and a sixth bit that tells whether the number
+    continues in the next character. From the fourth number on, the difference from the number two positions earlier is
+    stored.
     """
     counts: list[int] = []
     value = shift = 0
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64 or shift > 60:
-            message = f"{where}: RLE counts {text[:40]!r} are not in COCO's compressed form"
+            message = f"{where}: RLE counts {text[:40]!r} are not valid compressed counts"
             raise SampleError("rle_malformed", message)
         value |= (code & 0x1F) << shift
         shift += 5

@@ -1,4 +1,7 @@
-"""Interpret the values of untrusted JSON files: "1" and 1.0 are the integer 1, and a flag may be `false`, 0 or "0"."""
+"""Interpret values in untrusted JSON files.
+
+For example, "1" and 1.0 are read as the integer 1, and a flag may be `false`, 0 or "0".
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ import numbers
 import sys
 from typing import Any
 
-_DIGITS = 38  # The longest integer. Python parses integers with thousands of digits, but these are not ids.
+_DIGITS = 38  # The maximum number of digits of an integer. Longer integers can be parsed, but are not ids.
 
 
 def whole(value: Any) -> int | None:
-    """Return a value as an integer if it is an integer, a float without a fraction, or a text of one of these.
+    """Return a value as an integer if it is an integer, a float without a fraction, or the text of such a number.
 
     Returns:
-        None for all other values, including True and False.
+        The integer, or None for all other values, including True and False.
     """
     if isinstance(value, bool):
         return None
@@ -33,7 +36,7 @@ def whole(value: Any) -> int | None:
 
 
 def finite(value: Any) -> int | float | None:
-    """Return a value as a finite number if it is a number within the range of a float, or a text of one. Else None."""
+    """Return a number, or the text of a number, as a finite number. Return None for any other value."""
     if type(value) in (int, float):
         return value if abs(value) <= sys.float_info.max else None  # The comparison is also false for NaN.
     if isinstance(value, bool):
@@ -52,7 +55,7 @@ def finite(value: Any) -> int | float | None:
 def truth(value: Any) -> bool | None:
     """Return the value of a flag such as `iscrowd`, or None if it is invalid.
 
-    Valid are True and False, 0 and 1, a text of one of these, and null, which is False.
+    Valid values are True, False, 0, 1, the text of one of these values, and null, which means False.
     """
     if value is None or isinstance(value, bool):
         return bool(value)
@@ -63,9 +66,9 @@ def truth(value: Any) -> bool | None:
 
 
 def storable(value: Any) -> bool:
-    """Return whether a value can be written to the JSON of a sample.
+    """Return whether a value can be stored in the JSON of a sample.
 
-    NaN, infinity and values that contain themselves cannot be written.
+    NaN, infinity and values that contain themselves cannot be stored.
     """
     if isinstance(value, (int, str)) or value is None:
         return True
@@ -77,6 +80,9 @@ def storable(value: Any) -> bool:
 
 
 def side(value: Any) -> int | None:
-    """Return the width or height in a JSON, or None if it is absent, not a number, or not positive."""
+    """Return a width or height from a JSON as an integer.
+
+    Return None if it is missing, not a number, or not positive.
+    """
     number = whole(value)
     return number if number is not None and number > 0 else None

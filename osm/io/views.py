@@ -1,7 +1,7 @@
-"""Views of an image: a crop of the resized and possibly flipped image, and the same crop of masks and label maps.
+"""Views of an image. A view is a crop of the resized and possibly flipped image, and of its masks and label maps.
 
-A mask is cropped at the original size of its image, and only the crop is resized. In shapes, (H, W) is the original
-size of an image.
+A mask is cropped at the original size of its image, and only the crop is resized. Shapes: (H, W) is the original size
+of an image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from PIL import Image
 from osm.io.resizing import nearest_rows
 
 _REDUCTIONS = (1, 2, 4, 8)  # The factors by which a JPEG can be reduced during decoding.
-# An image that is shrunk may be decoded at a reduced size that is at least this many times the size of the view.
+# If a view shrinks its image, the image may be decoded at a reduced size, which must be at least this many times the
+# size of the view.
 _SPARE = 2
 
 
@@ -37,8 +38,9 @@ class View:
     def enough(self) -> tuple[int, int]:
         """The smallest (width, height) at which an image may be decoded for this view.
 
-        Bicubic resampling from at least twice the size averages several pixels of the reduced image, which are averages
-        themselves. On photos the result differs from resampling the full image by about one gray level.
+        An image that is decoded at a reduced size is resampled bicubically. If the reduced image has at least twice the
+        size of the view, each resampled pixel averages several pixels, which are averages themselves. On photos, the
+        result differs from resampling the full image by about one gray level.
         """
         return _SPARE * self.width, _SPARE * self.height
 
@@ -47,7 +49,7 @@ class View:
 
         Args:
             picture: the image, uint8 (H, W, 3), possibly decoded at a reduced size.
-            size: the (width, height) of the full image. None means that `picture` is not reduced.
+            size: the (width, height) of the full image. None means that `picture` is the full image.
         """
         found = picture.shape[1], picture.shape[0]
         width, height = size or found
@@ -57,7 +59,7 @@ class View:
             pixels = picture[y, x]
         elif width % by == height % by == 0:
             return self._resized(picture)
-        else:  # The last row or column covers only a part of a pixel.
+        else:  # The last row or column of the reduced image covers only a part of a pixel.
             image = Image.fromarray(picture)
             reach = (width / by / self.width, height / by / self.height)
             box = (x.start * reach[0], y.start * reach[1], x.stop * reach[0], y.stop * reach[1])
@@ -68,20 +70,20 @@ class View:
     def _resized(self, picture: np.ndarray) -> np.ndarray:
         """Return the crop of the resized image, computed by torch's vectorized bicubic kernel.
 
-        The kernel is more than three times as fast as Pillow's. Resizing more than the crop is still faster than
-        resizing the crop with Pillow. Both clip to 0..255 between their two passes, but the order of the passes may
-        differ. On photos, the results differ by at most two gray levels, and few pixels differ by two. Pure noise may
-        differ by more.
+        The kernel is more than three times as fast as Pillow's kernel. Resizing more than the crop with torch is still
+        faster than resizing the crop with Pillow. Both kernels clip to 0..255 between their two passes, but the order
+        of the passes may differ. On photos, the results of the two kernels differ by at most two gray levels, and few
+        pixels differ by two. On pure noise, the results may differ by more.
         """
         array = torch.from_numpy(picture)
-        # The image is flipped before it is enlarged, so the crop is mirrored too.
+        # The image is flipped before it is resized, so the position of the crop is mirrored too.
         array = array.flip(1) if self.flip else array
         left = self.width - self.left - self.crop_width if self.flip else self.left
         right, bottom = left + self.crop_width, self.top + self.crop_height
-        # These strides let torch detect the channels-last layout, which is twice as fast as planes.
+        # With these strides, torch detects the channels-last layout, which is twice as fast as separate planes.
         pixels = array[None].permute(0, 3, 1, 2)
         factors = (self.height / pixels.shape[2], self.width / pixels.shape[3])
-        # Pixels below and to the right of the crop that do not contribute to it are left out.
+        # Pixels below and to the right of the crop that do not contribute to the crop are omitted.
         part = pixels[:, :, : _reach(bottom, factors[0]), : _reach(right, factors[1])]
         found = (int(part.shape[2] * factors[0]), int(part.shape[3] * factors[1]))
         if part.numel() < pixels.numel() and found[0] >= bottom and found[1] >= right:
@@ -92,24 +94,24 @@ class View:
         return resized[0, :, self.top : bottom, left:right].permute(1, 2, 0).numpy()
 
     def labels(self, array: np.ndarray) -> np.ndarray:
-        """Return the nearest-neighbour crop of a label map or mask (H, W) at the image's original size."""
+        """Return the nearest-neighbor crop of a label map or mask (H, W) that has the image's original size."""
         return self.cut(array).enlarge()
 
     def cut(self, array: np.ndarray) -> Cut:
-        """Return the pixels of a label map (H, W) that are in the view, without repetitions."""
+        """Return the rows and columns of a label map (H, W) that are in the view, each of them once."""
         rows, columns = self._sources(array.shape)
         cut, row_of = _distinct(array, rows, 0)
         cut, column_of = _distinct(cut, columns, 1)
         return Cut(cut, row_of, column_of[::-1] if self.flip else column_of)
 
     def patch(self, mask: np.ndarray, left: int, top: int, shape: tuple[int, int]) -> np.ndarray:
-        """Return the crop of a mask that is given as a part of the image.
+        """Return the crop of a mask that is given only for a rectangular part of the image.
 
         Args:
-            mask: bool (h, w). The mask is False outside of it.
-            left: the column of the image at which the part begins.
-            top: the row of the image at which the part begins.
-            shape: the size (H, W) of the image.
+            mask: the part of the mask, bool (h, w). The mask is False outside of this part.
+            left: the image column at which the part begins.
+            top: the image row at which the part begins.
+            shape: the original size (H, W) of the image.
         """
         rows, columns = self._sources(shape)
         out = np.zeros((self.crop_height, self.crop_width), bool)
@@ -123,7 +125,7 @@ class View:
 
         Args:
             box: (left, top, right, bottom) in pixels of the image, with right and bottom excluded.
-            shape: the size (H, W) of the image.
+            shape: the original size (H, W) of the image.
         """
         rows, columns = self._sources(shape)
         left, right = np.searchsorted(columns, (box[0], box[2])).tolist()
@@ -133,7 +135,7 @@ class View:
         return slice(top, bottom), slice(left, right)
 
     def _sources(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ascending rows and columns of the image that are the source of the crop before the flip."""
+        """Return the image rows and columns from which the crop is sampled before the flip, in ascending order."""
         return (
             nearest_rows(shape[0], self.height, self.top, self.crop_height),
             nearest_rows(shape[1], self.width, self.left, self.crop_width),
@@ -142,12 +144,12 @@ class View:
 
 @dataclass(frozen=True)
 class Cut:
-    """The pixels of a label map in a view, before enlargement.
+    """The pixels of a label map that are in a view, before the crop is enlarged.
 
     Attributes:
         labels: the pixels (h, w).
-        row_of: for each row of the crop, its row in `labels`.
-        column_of: for each column of the crop, its column in `labels`.
+        row_of: for each row of the crop, the index of its row in `labels`.
+        column_of: for each column of the crop, the index of its column in `labels`.
     """
 
     labels: np.ndarray
@@ -155,13 +157,13 @@ class Cut:
     column_of: np.ndarray
 
     def enlarge(self, where: np.ndarray | None = None) -> np.ndarray:
-        """Return the crop of the labels, or of another array (h, w) that was computed from them."""
+        """Enlarge the labels, or an array (h, w) that was computed from the labels, to the size of the crop."""
         return (self.labels if where is None else where).take(self.column_of, 1).take(self.row_of, 0)
 
     def areas(self) -> dict[int, int]:
-        """Return id -> number of pixels of the crop with this id.
+        """Return id -> number of pixels in the crop that have this id.
 
-        The pixels are counted in runs of equal ids because label maps have few runs.
+        Runs of equal ids are counted instead of single pixels, because label maps have few runs.
         """
         height, width = self.labels.shape
         labels = self.labels.ravel()
@@ -185,10 +187,10 @@ def _reach(end: int, factor: float) -> int:
 
 
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows (or columns) at ascending indices without repetitions, and the position of each index in them."""
+    """Return the rows (or columns) at the sorted unique indices, and the position of each index among them."""
     first, last = int(indices[0]), int(indices[-1])
-    if last - first < len(indices):  # The view is not smaller, so a slice has few unneeded rows.
+    if last - first < len(indices):  # The image is not shrunk, so a slice has few rows that are not needed.
         part = array[first : last + 1] if axis == 0 else array[:, first : last + 1]
         return part, indices - first
-    # When Pillow shrinks an image, its nearest-neighbour resize repeats no index.
+    # When Pillow shrinks an image, its nearest-neighbor resize uses each index at most once.
     return array.take(indices, axis), np.arange(len(indices))

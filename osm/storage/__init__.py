@@ -1,1 +1,1 @@
-"""Files wherever they lie: local paths, and http(s), s3, gs and hf through fsspec."""
+"""Read and write files at local paths, and at http(s), s3, gs and hf URLs through fsspec."""

@@ -1,9 +1,9 @@
-"""A local cache of remote files that all processes of a machine share.
+"""A local cache of remote files. All processes of a machine share the cache.
 
-A file is stored at `<folder>/<protocol>/<host>/<path>`, with each part percent-encoded. Its size and version are stored
-in a separate file. A file is fetched once, under a temporary name, and renamed when it is complete. If the cache would
-exceed its size limit, the least recently used files are removed. A process that has a removed file open can still read
-it.
+A file is stored at `<folder>/<protocol>/<host>/<path>`, with each part percent-encoded. The size and version of a file
+are stored in a separate file. Each file is fetched once, under a temporary name, and renamed when it is complete. When
+the cache would exceed its size limit, the least recently used files are removed. A process that has opened a file can
+still read the file after its removal.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from osm.terminal import ProgressBar, message_logger
 
 logger = message_logger(__name__)
 
-_OWN = ".osm"  # The folder of locks, versions, and files that are being fetched.
+_OWN = ".osm"  # The folder for locks, for the versions of files, and for files that are being fetched.
 _LOCKS, _META, _PARTS = "locks", "meta", "parts"
 _SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|awsaccesskeyid", re.IGNORECASE)
-_AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # Azure's, beside `sig`.
-_LONGEST = 255  # The largest length of a file name in bytes.
-_ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that a file name must not have.
+_AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # Query parameters of Azure's signatures, besides `sig`.
+_LONGEST = 255  # The maximum length of a file name in bytes.
+_ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that a file name must not contain.
 _QUERY = "query-"  # The prefix of a folder whose files were fetched with a query.
 _THREADS = 8
 _WAIT = 0.1  # seconds
-_LISTED_FROM = 64  # A folder is listed if this many files are needed. Fewer files are requested one by one.
+_LISTED_FROM = 64  # A folder is listed if at least this many files are needed. Fewer files are requested one by one.
 
 
 def default_folder() -> Path:
-    """Return the folder of all remote files except shards: $OSM_CACHE, or osm/ in the user's cache folder."""
+    """Return the cache folder of all remote files except shards: $OSM_CACHE, or osm/ in the user's cache folder."""
     given = os.environ.get("OSM_CACHE")
     if given:
         return Path(given)
@@ -58,9 +58,9 @@ def default_folder() -> Path:
 
 
 def canonical(url: str) -> str:
-    """Return a URL without its signature, which changes each time.
+    """Return a URL without its signature, because the signature of the same file is different each time.
 
-    Other query parameters stay because they identify the file.
+    Other query parameters are kept because they identify the file.
     """
     protocol, host, path, query = split_url(url)
     asked = _asked(query)
@@ -79,15 +79,19 @@ class FileCache:
     """A folder with local copies of remote files.
 
     Args:
-        folder: the folder of the cache. The first fetch creates it. Several processes may use it at once.
-        limit: the largest total size in bytes. None means no limit.
+        folder: the folder of the cache, which is created when the first file is fetched. Several processes may use the
+            same folder at the same time.
+        limit: the maximum total size of the files in bytes. None means no limit.
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         self.folder, self.limit = Path(os.path.abspath(folder)), limit
 
     def make(self) -> None:
-        """Create the folder if it is missing. This is done at the first fetch because its disk may be read-only."""
+        """Create the cache folder if it is missing.
+
+        The folder is created at the first fetch instead of in the constructor, because its disk may be read-only.
+        """
         try:
             for name in (_LOCKS, _META, _PARTS):
                 (self.folder / _OWN / name).mkdir(parents=True, exist_ok=True)
@@ -95,25 +99,27 @@ class FileCache:
             raise write_failed(error, f"cache {self.folder}", "a folder that can be written") from None
 
     def path_of(self, url: str) -> Path:
-        """Return the local path of a URL's file, whether or not the file was fetched."""
+        """Return the path at which the file of a URL is cached, whether or not the file has been fetched."""
         protocol, host, path, query = split_url(url)
         names = [part for part in path.split("/") if part]
         if protocol in HTTP:
             names = [unquote(name) for name in names]
         asked = _asked(query)
-        if asked:  # The query is placed before the name because the suffix of the name tells the file's type.
+        if asked:  # The query is placed before the file name so that the path keeps the suffix, which tells the type.
             names.insert(-1, f"{_QUERY}{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}")
         return self.folder.joinpath(protocol, quote(host, safe="@"), *(_file_name(name) for name in names))
 
     def get(self, url: str, expected: Stat | None = None) -> Path:
-        """Return the path of the local copy of a remote file. The file is fetched if the copy is missing or outdated.
+        """Return the path of the local copy of a remote file.
+
+        The file is fetched if the copy is missing or outdated.
 
         Args:
-            expected: the size and version of the file. By default, the server is asked.
+            expected: the expected size and version of the file. By default, they are requested from the server.
 
         Raises:
             FileNotFoundError: there is no such remote file.
-            RunStopped: the file cannot be fetched, or it is not the expected version.
+            RunStopped: the file cannot be fetched, or its size or version is not as expected.
         """
         path = self.path_of(url)
         wanted = expected or remote.stat(url)
@@ -126,21 +132,26 @@ class FileCache:
         return path
 
     def open(self, url: str, expected: Stat | None = None) -> BinaryIO:
-        """Open the local copy. If another process removes it in the meantime, it is fetched again."""
+        """Open the local copy of a remote file.
+
+        If another process removes the copy before it can be opened, the file is fetched again.
+        """
         for _ in range(5):
             with suppress(FileNotFoundError):
                 path = self.get(url, expected)
                 return path.open("rb")
             if not remote.exists(url):
                 raise FileNotFoundError(public(url))
-        raise RunStopped(f"cache {self.folder}: {public(url)} is removed as soon as it is fetched: raise the bound")
+        raise RunStopped(
+            f"cache {self.folder}: {public(url)} is removed as soon as it is fetched: raise the size limit"
+        )
 
     def get_tree(self, url: str) -> Path:
-        """Return the path of the local copy of a remote folder, with exactly the remote files."""
+        """Return the path of the local copy of a remote folder. Files that the remote folder lacks are removed."""
         started, root = time.time(), self.path_of(url)
         files = {join(url, name): found for name, found in remote.list_files(url).items()}
         there = set(self.get_all(files, url))
-        for _, _, path in self._held(there):  # Files that are no longer in the remote folder are removed.
+        for _, _, path in self._held(there):  # Remove files that are no longer in the remote folder.
             with suppress(OSError):
                 inside = path.is_relative_to(root) and not path.parent.name.startswith(_QUERY)
                 if inside and path.stat().st_mtime < started:
@@ -152,9 +163,10 @@ class FileCache:
         """Return the paths of the local copies of several files, which are fetched in parallel.
 
         Args:
-            files: URL -> the expected size and version.
-            where: the folder of the files, for messages.
-            missing: whether files that do not exist are left out. Otherwise they raise FileNotFoundError.
+            files: URL -> the expected size and version of its file.
+            where: the remote folder that contains the files, for messages.
+            missing: whether files that do not exist are skipped. Otherwise, FileNotFoundError is raised for a missing
+                file.
         """
         lacking = {
             url: found for url, found in files.items() if found is None or not self._has(self.path_of(url), url, found)
@@ -185,15 +197,15 @@ class FileCache:
 
     def _check_room(self, url: str, size: int) -> None:
         if self.limit is not None and size > self.limit:
-            raise OsmError(f"cache {self.folder}: {public(url)} has {size} bytes, over its bound of {self.limit}")
+            raise OsmError(f"cache {self.folder}: {public(url)} has {size} bytes, over its size limit of {self.limit}")
 
     def _check_disk(self, url: str, size: int) -> None:
         self.make()
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise RunStopped(
-                f"{public(url)}: {size} bytes are to be fetched, but the disk of {self.folder} has {free} free; make "
-                "room, or choose another folder (OSM_CACHE)"
+                f"{public(url)}: {size} bytes must be fetched, but the disk of {self.folder} has {free} free; free "
+                "some space, or choose a different folder (OSM_CACHE)"
             )
 
     def _has(self, path: Path, url: str, wanted: Stat) -> bool:
@@ -203,7 +215,7 @@ class FileCache:
             kept, of = Stat(int(meta["size"]), str(meta["version"])), meta["of"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        # Two URLs may share a path on a disk that does not distinguish upper and lower case.
+        # Two URLs have the same path on a disk that does not distinguish upper and lower case.
         return of == _digest(url) and kept.size == size and kept.agrees(wanted)
 
     def _mark_used(self, path: Path) -> None:
@@ -223,7 +235,7 @@ class FileCache:
             self._check_disk(url, wanted.size)
             path.parent.mkdir(parents=True, exist_ok=True)
             while not self._reserved(path, part, wanted.size):
-                time.sleep(_WAIT)  # Other processes finish their fetches in the meantime.
+                time.sleep(_WAIT)  # Wait until other processes have finished fetching their files.
             found = remote.download(url, part, wanted)
             meta.unlink(missing_ok=True)
             os.replace(part, path)
@@ -238,17 +250,17 @@ class FileCache:
             temporary.write_text(json.dumps(record), encoding="utf-8")
             os.replace(temporary, meta)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not error.filename:  # It is missing on the server.
+            if isinstance(error, FileNotFoundError) and not error.filename:  # The file is missing on the server.
                 raise
             raise write_failed(error, f"cache {self.folder}", "a folder that can be written") from None
         finally:
             part.unlink(missing_ok=True)
 
     def _reserved(self, path: Path, part: Path, size: int) -> bool:
-        """Make room for a file by removing the least recently used files.
+        """Reserve space for a file by removing the least recently used files.
 
         Returns:
-            False if there is no room because other processes are fetching files.
+            False if there is not enough space because other processes are fetching files.
         """
         with self._lock(self.folder):
             fetching = sum(self._parts(but=part))
@@ -264,16 +276,16 @@ class FileCache:
                 if total > self.limit:
                     return False
             with part.open("wb") as file:
-                file.truncate(size)  # Other processes count the file with its final size.
+                file.truncate(size)  # Other processes then count the file with its final size.
             return True
 
     def _parts(self, but: Path) -> Iterator[int]:
-        """Yield the size of every file that other processes are fetching, and remove the files of killed processes."""
+        """Yield the size of every file that another process is fetching. Remove partial files of killed processes."""
         for part in (self.folder / _OWN / _PARTS).iterdir():
             if part == but:
                 continue
             lock = FileLock(self._lock_file(part.name))
-            with suppress(OSError):  # Its process may finish or remove it at this moment.
+            with suppress(OSError):  # The process that fetches the file may rename or remove it at this moment.
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:
@@ -285,7 +297,7 @@ class FileCache:
                     lock.release()
 
     def _held(self, but: set[Path]) -> Iterator[tuple[float, int, Path]]:
-        """Yield (time of last use, bytes, path) of every fetched file except those in `but`."""
+        """Yield (time of last use, size in bytes, path) of every cached file whose path is not in `but`."""
         for meta in (self.folder / _OWN / _META).glob("*.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 path = self.folder / parse_json(meta.read_bytes())["path"]
@@ -305,7 +317,7 @@ class FileCache:
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or "its disk has no locks"
             raise OsmError(
-                f"cache {self.folder}: {reason}; expected a folder of a disk of this machine (OSM_CACHE)"
+                f"cache {self.folder}: {reason}; expected a folder on a local disk of this machine (OSM_CACHE)"
             ) from None
         try:
             yield
@@ -314,12 +326,12 @@ class FileCache:
 
 
 def _digest(url: str) -> str:
-    """Return a hash of a URL. The URL itself is not stored because its query may contain an unknown credential."""
+    """Return a hash of a URL, which is stored instead of the URL because a query may contain credentials."""
     return hashlib.sha256(canonical(url).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _file_name(name: str) -> str:
-    """Return a part of a URL as a file name. It is unchanged if the disk allows it as a file name."""
+    """Return a file name for a part of a URL. The part is returned unchanged if it is a valid file name."""
     text = "".join(quote(letter, safe="") if letter in _ILLEGAL or letter < " " else letter for letter in name)
     if not text.strip("."):
         text = text.replace(".", "%2E")
@@ -334,7 +346,7 @@ def _file_name(name: str) -> str:
 
 
 def user_cache() -> FileCache:
-    """Return the cache of the remote files that flags name, such as checkpoints and the files of datasets."""
+    """Return the cache of remote files that are given by flags, such as checkpoints and files of datasets."""
     return FileCache(default_folder() / "files")
 
 
@@ -343,8 +355,8 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
 
     Args:
         location: a local path or a URL.
-        what: the beginning of the message, such as "--json_file".
-        folder: whether a URL names a folder. All files below it are fetched.
+        what: the beginning of error messages, such as "--json_file".
+        folder: whether a URL is that of a folder. All files below the folder are fetched.
 
     Raises:
         OsmError: there is no such remote file, or the location is invalid.
@@ -360,7 +372,7 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
 
 @contextmanager
 def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
-    """Fetch a remote file to a temporary file, and yield it open. It is removed afterwards."""
+    """Fetch a remote file to a temporary file, and yield the open file. The temporary file is removed afterwards."""
     found = expected or remote.stat(url)
     try:
         temporary = tempfile.TemporaryDirectory(prefix="osm_")
@@ -369,8 +381,8 @@ def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
         raise write_failed(error, f"temporary folder {tempfile.gettempdir()}", "one that can be written") from None
     with temporary as folder:
         if found.size > free:
-            told = f"{found.size} bytes are to be fetched, but {folder} has {free} free"
-            raise RunStopped(f"{public(url)}: {told}; make room, or choose another folder (TMPDIR)")
+            told = f"{found.size} bytes must be fetched, but {folder} has {free} free"
+            raise RunStopped(f"{public(url)}: {told}; free some space, or choose a different folder (TMPDIR)")
         path = Path(folder) / "file"
         remote.download(url, path, found)
         with path.open("rb") as file:
@@ -378,14 +390,14 @@ def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
 
 
 class RemoteFolder:
-    """A remote folder and its local copy, which contains the files that were fetched.
+    """A remote folder and its local copy, which contains only those files that were fetched.
 
     Args:
-        url: the URL of the folder. The server need not be able to list the folder.
+        url: the URL of the folder. Servers that cannot list the folder are supported.
         cache: the cache that stores the local copy.
 
     Attributes:
-        root: the local folder. It is created here.
+        root: the local folder, which the constructor creates.
     """
 
     def __init__(self, url: str, cache: FileCache) -> None:
@@ -408,14 +420,14 @@ class RemoteFolder:
 
     @property
     def names(self) -> list[str] | None:
-        """The paths of all files in the folder, or None if the server does not list them."""
+        """The paths of all files in the remote folder, or None if the server cannot list the folder."""
         return None if self._listing is None else list(self._listing)
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Fetch the files with these paths below `root`. Files that do not exist on the server are left out.
+        """Fetch the files with the given paths below `root`. Files that do not exist on the server are skipped.
 
         Raises:
-            OsmError: access is refused, or the disk has too little room.
+            OsmError: access is denied, or the file is larger than the limit of the cache.
             RunStopped: the server fails.
         """
         wanted = {os.path.relpath(path, self.root).replace(os.sep, "/") for path in paths} - self._asked

@@ -1,9 +1,10 @@
-"""Read files by HTTP: sizes, byte ranges, whole files, and pages that list folders.
+"""Read files over HTTP: their sizes, byte ranges, whole files, and pages that list folders.
 
-We do not use fsspec's own functions. They report a missing file when the server is down, read answers of any size into
-memory, and follow the links of a page out of its folder.
+We do not use fsspec's own HTTP functions, because they report a missing file when the server is down, read responses of
+any size into memory, and follow links that lead out of the listed folder.
 
-Every function runs in fsspec's event loop. A failure raises the error of aiohttp, and `osm.storage.remote` retries.
+The coroutines run in fsspec's event loop. If a request fails, they raise aiohttp's error, and `osm.storage.remote`
+retries the request.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NO_HEAD = (400, 403, 405, 501)
 _HREF = re.compile(r"""<a\s[^>]*?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORECASE)
 _PAGE_BYTES = 64 << 20
 _MAX_PAGES = 100_000
-_DEEPEST = 32  # The deepest nesting of folders that is listed.
+_DEEPEST = 32  # The maximum depth of nested folders that are listed.
 
 
 async def stat(fs: Any, url: str) -> Stat:
@@ -42,17 +43,17 @@ async def stat(fs: Any, url: str) -> Stat:
         length = answer.headers.get("Content-Length", "")
         if answer.status == 200 and length.isdigit():
             return Stat(int(length), _version(answer.headers))
-    # Some servers refuse HEAD (a signed URL is valid only for GET), or do not report the size in its answer.
+    # Some servers refuse HEAD requests (a signed URL is valid only for GET), or do not report the size in the response.
     async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
         if answer.status in _GONE:
             raise FileNotFoundError(public(url))
-        if answer.status != 416:  # 416 is the answer for an empty file.
+        if answer.status != 416:  # The server responds with status 416 if the file is empty.
             answer.raise_for_status()
         length = answer.headers.get("Content-Length", "")
         if answer.status != 200:
             length = answer.headers.get("Content-Range", "").rpartition("/")[2]
         if not length.isdigit():
-            raise WrongLength("the server does not say how long the file is")
+            raise WrongLength("the server does not report the size of the file")
         return Stat(int(length), _version(answer.headers))
 
 
@@ -65,18 +66,18 @@ def _plain(tag: str) -> str:
 
 
 def _answer_version(headers: Any, expected: Stat) -> str:
-    """Return the version in an answer, or the expected version if the answer has none or agrees with it."""
+    """Return the version in a response, or the expected version if the response has no version or an equal version."""
     given = [_plain(headers[key]) for key in ("ETag", "Last-Modified") if key in headers]
     return given[0] if given and expected.version not in given else expected.version
 
 
 async def read_range(fs: Any, url: str, start: int, end: int, expected: Stat | None) -> bytes:
-    """Return the bytes `start` to `end` (excluded). The answer is compared with the expected size and version.
+    """Return the bytes `start` to `end` (excluded) of a file. The response must have the expected size and version.
 
     Raises:
         FileNotFoundError: there is no such file.
         NoRanges: the server sends only whole files.
-        WrongLength: another number of bytes arrived.
+        WrongLength: the server sent a different number of bytes.
         RunStopped: the file has changed.
     """
     session = await fs.set_session()
@@ -96,18 +97,18 @@ async def read_range(fs: Any, url: str, start: int, end: int, expected: Stat | N
         async for block in answer.content.iter_any():
             data += block
             if len(data) > end - start:
-                raise WrongLength(f"{end - start} bytes were asked for, more came")
+                raise WrongLength(f"{end - start} bytes were requested, but the server sent more")
         if len(data) != end - start:
-            raise WrongLength(f"{end - start} bytes were asked for, {len(data)} came")
+            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)}")
         return bytes(data)
 
 
 async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
-    """Download a whole file to a path, from a server without ranges. Reading stops after the expected size.
+    """Download a whole file to a path, from a server without range requests. Reading stops after the expected size.
 
     Raises:
         FileNotFoundError: there is no such file.
-        WrongLength: another number of bytes arrived.
+        WrongLength: the server sent a different number of bytes.
         RunStopped: the file has changed.
     """
     session = await fs.set_session()
@@ -123,20 +124,20 @@ async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
             async for block in answer.content.iter_any():
                 came += len(block)
                 if came > expected.size:
-                    raise WrongLength(f"{expected.size} bytes were announced, more came")
+                    raise WrongLength(f"{expected.size} bytes were announced, but the server sent more")
                 file.write(block)
         if came != expected.size:
-            raise WrongLength(f"{expected.size} bytes were announced, {came} came")
+            raise WrongLength(f"{expected.size} bytes were announced, but the server sent {came}")
 
 
 async def list_names(fs: Any, url: str, most: int) -> list[str]:
-    """Return the paths of the files below a folder, as listed by the server's pages.
+    """Return the paths of all files below a folder, as listed by the server's HTML pages.
 
-    Only links to files and folders directly below a page count, so no link leads to another host, to a parent folder or
-    in a circle.
+    Only links to files and folders directly below a page are followed, so that links to a different host, links to a
+    parent folder and circular links are ignored.
 
     Raises:
-        FileNotFoundError: there is no such page, or it has no link to a file.
+        FileNotFoundError: the page does not exist, or contains no link to a file.
         OsmError: there are more than `most` files.
     """
     parts = urlsplit(url)
@@ -161,7 +162,7 @@ async def list_names(fs: Any, url: str, most: int) -> list[str]:
 
 
 async def list_page(fs: Any, url: str) -> list[str]:
-    """Return the percent-encoded names of the files of one folder, as listed by its page.
+    """Return the percent-encoded names of the files in one folder, as listed by the folder's HTML page.
 
     Raises:
         FileNotFoundError: there is no such page.
@@ -177,19 +178,19 @@ async def _page(fs: Any, url: str) -> str:
             raise FileNotFoundError(public(url))
         answer.raise_for_status()
         if answer.content_type != "text/html":
-            raise FileNotFoundError(public(url))  # The URL is a file instead of a page.
+            raise FileNotFoundError(public(url))  # The URL is that of a file instead of an HTML page.
         data = bytearray()
         async for block in answer.content.iter_any():
             data += block
             if len(data) > _PAGE_BYTES:
-                raise OsmError(f"{public(url)}: the page that lists it has over {_PAGE_BYTES} bytes")
+                raise OsmError(f"{public(url)}: the page that lists this folder has over {_PAGE_BYTES} bytes")
         return data.decode("utf-8", "replace")
 
 
 def _children(address: str, page: str) -> list[str]:
-    """Return the links of a page to the entries of its folder, percent-encoded and without repetitions.
+    """Return the entries of a folder that are linked on its HTML page, percent-encoded and without duplicates.
 
-    The link to a folder ends with a slash.
+    The entry of a subfolder ends with a slash.
     """
     found: dict[str, None] = {}
     for match in _HREF.finditer(page):

@@ -1,4 +1,7 @@
-"""Locations: local paths, and URLs of protocols that read files and never run commands."""
+"""Check and split locations.
+
+A location is a local path, or a URL whose protocol reads files and never runs commands.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ WRITABLE = ("s3", "gs")
 _URL = re.compile(r"(https?|s3|gs|hf|file):/+(?=[^/])", re.IGNORECASE)
 _VERSION = re.compile(r"\?versionId=[^/?]*$")
 _FILE = re.compile(r"file:/*", re.IGNORECASE)
-# Matches texts that other loaders interpret as a command (`pipe:`, a bar at either end), as another protocol (a single
-# letter is a drive of Windows), or as standard input.
+# Matches texts that other loaders interpret as a command (`pipe:`, or `|` at either end), as standard input, or as a
+# different protocol. (A single letter before a colon is a Windows drive.)
 _NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]+:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
-_QUERY = re.compile(r"\?[^\s,{}]*")  # A query in a pattern or a sentence.
+_QUERY = re.compile(r"\?[^\s,{}]*")  # The query of a URL that is part of a pattern or a sentence.
 _WEB = re.compile(r"https?:/", re.IGNORECASE)
 _COMMAND = re.compile(r"\s*(pipe:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
@@ -32,7 +35,7 @@ def is_remote(location: str | os.PathLike[str]) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Return whether a text is a local path, and not a URL, a command or standard input."""
+    """Return whether a text is a local path instead of a URL, a command or `-` for standard input."""
     return _NO_PATH.match(text) is None
 
 
@@ -41,10 +44,11 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
 
     Args:
         location: a local path or a URL.
-        what: the beginning of the message, such as "--coco_shards".
+        what: the beginning of error messages, such as "--coco_shards".
 
     Raises:
-        OsmError: a command such as `pipe:`, a protocol that is not one of `REMOTE`, or a URL with a password in it.
+        OsmError: the location is a command such as `pipe:`, has a protocol that is not in `REMOTE`, or is a URL that
+            contains a password.
     """
     text = os.fspath(location)
     found = _URL.match(text)
@@ -52,8 +56,8 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
         if not is_path(text):
             raise OsmError(
                 f"{what} {_hidden(text)[:200]!r}: expected a local path, or a URL that begins with "
-                f"{', '.join(f'{name}://' for name in REMOTE)}; commands like `pipe:` are refused "
-                "(./ before it, for a file that is called so)"
+                f"{', '.join(f'{name}://' for name in REMOTE)}; commands like `pipe:` are not supported "
+                "(if this is the name of a file, put ./ before it)"
             )
         return text
     protocol, rest = found[1].lower(), text[found.end() :]
@@ -63,39 +67,39 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
     host = rest.partition("/")[0]
     if "@" in host and protocol != "hf":
         raise OsmError(
-            f"{what} {protocol}://***@{host.rpartition('@')[2]}: a password in a URL would end up in logs; use the "
-            "library's own way (AWS_* variables, ~/.netrc, gcloud, HF_TOKEN)"
+            f"{what} {protocol}://***@{host.rpartition('@')[2]}: a password in a URL would end up in logs; pass "
+            "credentials in the usual way of the library (AWS_* variables, ~/.netrc, gcloud, HF_TOKEN)"
         )
     if ".." in unquote(rest.partition("?")[0]).split("/") or "\0" in rest:
-        raise OsmError(f"{what} {public(text)}: '..' in a URL; expected the address itself")
+        raise OsmError(f"{what} {public(text)}: '..' in a URL is not supported; expected the URL without '..'")
     return f"{protocol}://{rest}"
 
 
 def _hidden(text: str) -> str:
-    """Return a text without its password and its query, for a message about an unsupported URL."""
+    """Return the text of an unsupported URL without its password and query, for an error message."""
     return re.sub(r"//[^/]*@", "//***@", text.partition("?")[0]) if "://" in text else text
 
 
 def check_writable(location: str | os.PathLike[str], what: str) -> str:
-    """Return a location as `check_location` does, for a file that will be written.
+    """Check the location of a file that will be written, and return the location as `check_location` does.
 
     Raises:
-        OsmError: `check_location` refuses the location, or its protocol is read-only.
+        OsmError: the location is invalid (see `check_location`), or its protocol is read-only.
     """
     given = os.fspath(location)
     if "://" not in given and not _URL.match(given) and not _COMMAND.match(given):
-        return given  # The name of a folder may contain a colon.
+        return given  # The name of a local folder may contain a colon.
     text = check_location(location, what)
     if is_remote(text) and text.partition(":")[0] not in WRITABLE:
         protocols = ", ".join(f"{name}://" for name in WRITABLE)
-        raise OsmError(f"{what} {public(text)}: it can be read, but not written; expected a local path, {protocols}")
+        raise OsmError(f"{what} {public(text)}: the location is read-only; expected a local path, {protocols}")
     return text
 
 
 def split_url(url: str) -> tuple[str, str, str, str]:
     """Split a URL into protocol, host (or bucket), path without its first slash, and query.
 
-    In the keys of object stores, `#` and `?` are ordinary characters. Only `?versionId=` of S3 is a query.
+    In the keys of object stores, `#` and `?` are ordinary characters. The only query is S3's `?versionId=`.
     """
     protocol, _, rest = url.partition("://")
     query = ""
@@ -123,7 +127,7 @@ def public(location: str | os.PathLike[str]) -> str:
 
 
 def public_text(text: str) -> str:
-    """Return a text, such as a pattern of several locations, without the queries of its HTTP URLs."""
+    """Return a text, such as a pattern for several locations, without the queries of the HTTP URLs in the text."""
     return "::".join(_QUERY.sub("", part) if _WEB.search(part) else part for part in text.split("::"))
 
 
@@ -143,7 +147,7 @@ def join(folder: str | os.PathLike[str], name: str) -> str:
 
 
 def sibling(location: str | os.PathLike[str], name: str) -> str:
-    """Return the location of another file in the parent folder of a location."""
+    """Return the location of the file `name` in the same folder as a location."""
     text = os.fspath(location)
     if not is_remote(text):
         return str(Path(text).parent / name)
@@ -153,7 +157,7 @@ def sibling(location: str | os.PathLike[str], name: str) -> str:
 
 
 def name_of(location: str | os.PathLike[str]) -> str:
-    """Return the last part of a location: the name of a file or folder."""
+    """Return the last part of a location, which is the name of a file or folder."""
     text = os.fspath(location)
     if not is_remote(text):
         return Path(text).name

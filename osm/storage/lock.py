@@ -1,4 +1,4 @@
-"""Lock a remote output folder with a small object that names the writing process and the time of its last renewal."""
+"""Lock a remote output folder with a small object that records the writing process and the time of the last renewal."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from osm.storage import remote
 from osm.storage.locations import public
 
 STALE_SECONDS = 600.0
-"""A lock that was not renewed for this time is abandoned."""
+"""The number of seconds after which a lock that was not renewed counts as abandoned."""
 _RENEWED_EVERY = 60.0
-_LAST_RENEWAL = 5.0  # The seconds that a renewal in progress may take.
+_LAST_RENEWAL = 5.0  # The number of seconds that a renewal in progress may take.
 _MOST_BYTES = 4096
 _TAKEN_TRIES = 5
 
@@ -33,10 +33,11 @@ class Owner:
     """The process that holds a lock.
 
     Attributes:
-        host: the name of its machine, for messages.
-        machine: an identifier of its system. A process id is meaningless in another system.
-        pid: its process id.
-        started: its start time in the system's own count. A later process may have the same id.
+        host: the name of the process's machine, for messages.
+        machine: an identifier of the process's system. A process id has no meaning on a different system.
+        pid: the process id.
+        started: the process's start time in clock ticks since boot. It is recorded because a later process may get the
+            same id.
         token: a random identifier of this lock.
         time: the time of the last renewal in seconds since 1970.
     """
@@ -76,9 +77,9 @@ class Owner:
 
 
 def _machine() -> str:
-    """Return an identifier that two processes share only if they see each other's process ids.
+    """Return an identifier of this system, which is equal for two processes only if they see each other's process ids.
 
-    Two containers on one machine have different identifiers.
+    Two containers on the same machine have different identifiers.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -88,10 +89,10 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return the start time of a process in the system's own count.
+    """Return the start time of a process in clock ticks since boot.
 
     Returns:
-        None if there is no such process. An empty text if the system does not report the start time.
+        None if there is no such process, or an empty text if the system does not report the start time.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -112,18 +113,19 @@ def _started(pid: int) -> str | None:
 class Lock:
     """A context manager that prevents two runs from writing to the same remote output.
 
-    The lock is an object that is created only if it does not exist. On services without conditional writes it is
-    written and read back. A thread renews it. If the owner has ended, the lock is taken over: at once on the owner's
-    machine, and elsewhere after `STALE_SECONDS`. The clocks of the machines must agree within this time.
+    The lock is an object that is created only if it does not exist. On services without conditional writes, the object
+    is written and read back. A thread renews the lock regularly. If the owner has ended, the lock can be taken over: on
+    the owner's machine immediately, and on a different machine `STALE_SECONDS` after the last renewal. The clocks of
+    the machines must not differ by more than this time.
 
     Args:
         url: the URL of the lock object.
-        where: the locked output, at the beginning of messages.
-        renewed_every: the seconds between two renewals.
+        where: the locked output, for the beginning of error messages.
+        renewed_every: the number of seconds between two renewals.
 
     Raises:
         OsmError: another process holds the lock, or there is no such bucket.
-        RunStopped: the server does not answer.
+        RunStopped: the server does not respond.
     """
 
     def __init__(self, url: str, where: str, renewed_every: float = _RENEWED_EVERY) -> None:
@@ -139,37 +141,40 @@ class Lock:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Release the lock. If the server does not answer, the lock object remains until it is abandoned."""
+        """Release the lock.
+
+        If the server does not respond, the lock object is not removed and counts as abandoned later.
+        """
         self._ended.set()
         self._thread.join(_LAST_RENEWAL)
-        with suppress(Exception):  # There are no retries because an error that is being raised must not be delayed.
+        with suppress(Exception):  # Retries would delay the error that is being raised.
             filesystem = remote.filesystem(self.url)
             if Owner.read(filesystem.cat_file(self.url)).token == self._owner.token:
                 filesystem.rm_file(self.url)
 
     def check(self) -> None:
-        """Raise RunStopped if this process has lost the lock, as after a pause of the whole machine."""
+        """Raise RunStopped if this process has lost the lock, for example because the machine was suspended."""
         found = self._read(whole=False)
         if found is None or found.token != self._owner.token:
             taken = "was removed" if found is None else f"was taken over by process {found.pid} of {found.host}"
-            raise RunStopped(f"{self.where}: the lock {public(self.url)} {taken} while this run was writing there")
+            raise RunStopped(f"{self.where}: the lock {public(self.url)} {taken} while this run was writing")
 
     def _take(self) -> None:
         for _ in range(_TAKEN_TRIES):
             found = self._read()
             if found is not None and found.token == self._owner.token:
-                return  # A request of ours created it, but its answer was lost.
+                return  # Our own request created the lock, but the response was lost.
             if found is not None:
                 self._check_abandoned(found)
                 remote.remove(self.url)
             if self._create():
                 break
         found = self._read()
-        if found is None or found.token != self._owner.token:  # If two processes took it at once, the last one has it.
+        if found is None or found.token != self._owner.token:  # If two processes write it at once, the last one wins.
             raise self._refusal(found)
 
     def _check_abandoned(self, found: Owner) -> None:
-        """Raise OsmError unless the owner of a lock has ended or has not renewed the lock for a long time."""
+        """Raise OsmError unless the owner of a lock has ended or has not renewed the lock for `STALE_SECONDS`."""
         if not found.is_gone() and time.time() - found.time < STALE_SECONDS:
             raise self._refusal(found)
 
@@ -187,8 +192,8 @@ class Lock:
         """Return the owner of the lock, or None if there is no lock.
 
         Args:
-            whole: whether the size is checked before reading, which takes one more request. It is not needed for a lock
-                that this process wrote.
+            whole: whether the size of the lock object is checked before reading, which takes one more request. This
+                check is not needed for a lock that this process wrote.
         """
         try:
             if whole:
@@ -200,11 +205,11 @@ class Lock:
             if isinstance(error, OsmError):
                 raise
             raise OsmError(
-                f"{self.where}: {public(self.url)} is in the way: it has the name of a lock and is none; remove it"
+                f"{self.where}: {public(self.url)} has the name of a lock, but is not a lock; remove it"
             ) from None
 
     def _create(self) -> bool:
-        """Create the lock object. Returns False if another process has created one in the meantime."""
+        """Create the lock object. Return False if a different process has already created a lock object."""
         data = json.dumps(asdict(self._owner)).encode()
 
         def create() -> bool:
@@ -218,7 +223,7 @@ class Lock:
             except OSError as error:
                 if error.errno != errno.ENOSYS:
                     raise
-                filesystem.pipe_file(self.url, data)  # It has no conditional writes. The caller reads the lock back.
+                filesystem.pipe_file(self.url, data)  # No conditional writes: the caller reads the lock back.
             return True
 
         try:
@@ -229,7 +234,7 @@ class Lock:
     def _renew(self) -> None:
         filesystem = remote.filesystem(self.url)
         while not self._ended.wait(self._renewed_every):
-            # There are no retries. If the server is down or the lock is lost, the next upload ends the run.
+            # A renewal is not retried. If the server is down or the lock is lost, the next upload stops the run.
             with suppress(Exception):
                 held = Owner.read(filesystem.cat_file(self.url)).token == self._owner.token
                 if held and not self._ended.is_set():

@@ -1,8 +1,8 @@
 """Output folders: a local folder, or a folder on `s3://` or `gs://` with a local staging folder.
 
-A remote file is written to the staging folder, and uploaded when it is complete, so a remote file is never partial. The
-name of the staging folder is derived from the URL, so a run that was killed and is started again on this machine finds
-it.
+A remote file is first written to the staging folder, and uploaded when it is complete, so that a remote file is never
+partial. The name of the staging folder is derived from the URL, so that a run that was killed and is restarted on the
+same machine finds its staged files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol
 
 try:
     import fcntl
-except ImportError:  # On Windows nothing prevents two runs from writing to the same folder.
+except ImportError:  # On Windows, there is no lock, so two runs can write to the same folder.
     fcntl = None  # type: ignore[assignment]
 
 from osm.errors import OsmError, write_failed
@@ -29,16 +29,16 @@ from osm.storage.locations import check_location, check_writable, is_remote, joi
 from osm.storage.lock import Lock
 
 LOCK = ".osm.lock"
-MAX_JSON_BYTES = 1 << 30  # The largest file that is read back. A conversion's record has a few hundred bytes per shard.
-_NO_KEY = re.compile(r"[?#*\[\]]|[\0-\x1f]")  # Libraries interpret these characters of a URL.
+MAX_JSON_BYTES = 1 << 30  # The maximum size of a file that is read back. A conversion's record is much smaller.
+_NO_KEY = re.compile(r"[?#*\[\]]|[\0-\x1f]")  # Libraries give these characters a special meaning in a URL.
 
 
 class Output(Protocol):
-    """A folder that files are written to.
+    """An output folder, to which files are written.
 
     Attributes:
-        path: a local folder. A file is completed there, and then published with `put`.
-        where: the name of the folder in messages.
+        path: a local folder, in which a file is completed before it is published with `put`.
+        where: the name of the output folder in messages.
     """
 
     path: Path
@@ -48,33 +48,39 @@ class Output(Protocol):
         """Return the location of a file, for messages."""
 
     def sizes(self) -> dict[str, int]:
-        """Return name -> size in bytes of the folder's entries, without its subfolders' entries. Non-files have -1."""
+        """Return name -> size in bytes of the entries directly in the folder.
+
+        The size of entries that are not files is -1.
+        """
 
     def read(self, name: str, what: str) -> bytes | None:
         """Return the content of a file, or None if it is missing. The message of an OsmError begins with `what`."""
 
     def put(self, *names: str) -> None:
-        """Publish complete files in this order.
+        """Publish complete files in the given order.
 
         Raises:
-            RunStopped: a file cannot be uploaded. All of the files are still staged.
+            RunStopped: a file cannot be uploaded. In this case, none of the staged files is removed.
         """
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
 
     def lock(self, seconds: float) -> None:
-        """Lock the folder until `unlock`. Raises OsmError if another process still holds the lock after `seconds`."""
+        """Lock the folder until `unlock`.
+
+        Raise OsmError if a different process still holds the lock after `seconds`.
+        """
 
     def unlock(self) -> None:
-        """Release the lock."""
+        """Release the lock of the folder."""
 
     def forget(self, pattern: str) -> None:
         """Remove the staged files of an earlier run whose names match the pattern."""
 
 
 class LocalOutput:
-    """A local folder. It is created if it is missing."""
+    """A local output folder, which is created if it is missing."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.path, self.where, self._what = path, str(path), what
@@ -82,7 +88,7 @@ class LocalOutput:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OsmError(f"{what} {path}: cannot be made ({error})") from None
+            raise OsmError(f"{what} {path}: cannot be created ({error})") from None
 
     def location(self, name: str) -> str:
         return str(self.path / name)
@@ -124,7 +130,7 @@ class LocalOutput:
 
     def unlock(self) -> None:
         if self._lock is not None:
-            # Closing is not enough because forked workers have a copy of the descriptor.
+            # Closing the file does not release the lock, because forked workers have a copy of the descriptor.
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
@@ -134,7 +140,7 @@ class LocalOutput:
 
 
 class RemoteOutput:
-    """A folder on `s3://` or `gs://` with the staging folder `path`."""
+    """An output folder on `s3://` or `gs://`, whose files are staged in the local folder `path`."""
 
     def __init__(self, url: str, what: str) -> None:
         self.url, self.where, self._what = url, public(url), what
@@ -160,7 +166,7 @@ class RemoteOutput:
             return None
 
     def put(self, *names: str) -> None:
-        """Upload files, then remove the staged copies. Raises RunStopped also if another process has taken the lock."""
+        """Upload files, then remove the staged copies. Raise RunStopped if an upload fails or the lock was lost."""
         for name in names:
             if self._held is not None:
                 self._held.check()
@@ -174,7 +180,7 @@ class RemoteOutput:
         remote.remove(join(self.url, name))
 
     def lock(self, seconds: float = 0.0, name: str = LOCK) -> None:
-        """Take the lock of the folder, or of a file in it. The staged files of an earlier run are kept."""
+        """Acquire the lock of the folder, or of a file in the folder. The staged files of an earlier run are kept."""
         self._held = self._locks.enter_context(Lock(join(self.url, name), f"{self._what} {self.where}"))
 
     def unlock(self) -> None:
@@ -194,34 +200,39 @@ def open_output(location: str | os.PathLike[str], what: str) -> Output:
 
     Args:
         location: a local path or a URL.
-        what: the beginning of messages, such as "--output_dir".
+        what: the beginning of error messages, such as "--output_dir".
 
     Raises:
-        OsmError: the location cannot be written.
+        OsmError: the location is invalid or not writable.
     """
     text = check_output(location, what)
     return RemoteOutput(text, what) if is_remote(text) else LocalOutput(Path(text), what)
 
 
 def check_output(location: str | os.PathLike[str], what: str) -> str:
-    """Return a location as `check_writable` does. A URL with a character that libraries interpret raises OsmError."""
+    """Return a location as `check_writable` does.
+
+    Raise OsmError for a URL with characters that have a special meaning, such as `?` and `*`.
+    """
     text = check_writable(location, what)
     if is_remote(text) and (found := _NO_KEY.search(text)):
-        raise OsmError(f"{what} {public(text)}: {found[0]!r} in the URL of an output; expected a name without it")
+        raise OsmError(
+            f"{what} {public(text)}: {found[0]!r} in the URL of an output is not supported; expected a URL without it"
+        )
     return text
 
 
 def check_here(location: str | os.PathLike[str], what: str) -> None:
-    """Raise OsmError if the location of many small files, which the program reads again, is a URL."""
+    """Raise OsmError if a folder of many small files that are read repeatedly is given as a URL."""
     if is_remote(location):
         raise OsmError(
-            f"{what} {public(check_location(location, what))}: it is written on this machine; expected a local path "
+            f"{what} {public(check_location(location, what))}: this output must be local; expected a local path "
             "(osm prepare writes its shards to s3:// and gs://)"
         )
 
 
 def staging_folder(url: str) -> Path:
-    """Return the local staging folder of a remote output. It is created if it is missing.
+    """Return the local staging folder of a remote output. The folder is created if it is missing.
 
     Raises:
         OsmError: the folder cannot be created.
@@ -240,14 +251,14 @@ def _staging_path(url: str) -> Path:
 
 
 def disk_of(location: str | os.PathLike[str], what: str) -> str:
-    """Return the name, for messages, of the local folder that is full or cannot be written."""
+    """Return the name of the local folder that is full or not writable, for an error message about an output."""
     if not is_remote(location):
         return f"{what} {location}"
     return f"{what} {public(location)}: its staging folder {_staging_path(check_output(location, what))}"
 
 
 def write_text(location: str | os.PathLike[str], flag: str, chunks: Iterable[str]) -> None:
-    """Write the file that a flag names: a local file, as `osm.files.write_output` does, or a remote file.
+    """Write text to the location that a flag names. A local file is written as `osm.files.write_output` does.
 
     Raises:
         OsmError: the file cannot be written.
@@ -263,10 +274,13 @@ def write_text(location: str | os.PathLike[str], flag: str, chunks: Iterable[str
 
 @contextmanager
 def remote_file(url: str, what: str) -> Iterator[Path]:
-    """Yield the path of a staged file, which is uploaded if the block succeeds. The remote file is locked meanwhile."""
+    """Yield the path of a staged file, which is uploaded if the context succeeds.
+
+    The remote file is locked until then.
+    """
     folder, _, name = check_output(url, what).rpartition("/")
     if not name or folder.endswith(":/"):
-        raise OsmError(f"{what} {public(url)}: expected the URL of a file: bucket, and a name in it")
+        raise OsmError(f"{what} {public(url)}: expected the URL of a file, consisting of a bucket and a file name")
     output = RemoteOutput(folder, what)
     with locked(output, f"{name}.lock"):
         yield output.path / name
@@ -275,7 +289,7 @@ def remote_file(url: str, what: str) -> Iterator[Path]:
 
 @contextmanager
 def locked(output: Output, name: str = LOCK) -> Iterator[None]:
-    """Lock a remote output within the context. A local output is not locked here because its users lock it themselves.
+    """Lock a remote output within the context. A local output is not locked, because its callers lock it themselves.
 
     Args:
         name: the name of the lock object.
@@ -292,7 +306,7 @@ def locked(output: Output, name: str = LOCK) -> Iterator[None]:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[None]:
-    """Turn an error of the disk within the context into an error that names the staging folder."""
+    """Convert a disk error within the context to an error that names the staging folder."""
     try:
         yield
     except OSError as error:

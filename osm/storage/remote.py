@@ -1,7 +1,7 @@
 """Read and write remote files with retries: byte ranges, whole files, listings and uploads.
 
-Credentials come from the libraries' usual sources (AWS_* variables and files, gcloud, HF_TOKEN, ~/.netrc). They are
-never taken from a URL or a flag, so they cannot appear in a log.
+Credentials come from the libraries' usual sources (AWS_* variables and files, gcloud, HF_TOKEN, ~/.netrc). Credentials
+are never taken from a URL or a flag, so that they cannot appear in a log.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from osm.storage.stats import NoRanges, Stat, WrongLength, check_unchanged
 
 T = TypeVar("T")
 BLOCK = 16 << 20
-"""The number of bytes that one request of a download reads."""
-MAX_FILES = 2_000_000  # The largest listing that is read.
+"""The number of bytes that a download reads with each request."""
+MAX_FILES = 2_000_000  # The maximum number of files in a listing.
 _ETAGS = ("ETag", "etag", "md5Hash", "sha256", "blob_id", "generation", "Last-Modified", "LastModified", "mtime")
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _MISSING = (FileNotFoundError, IsADirectoryError)
@@ -35,16 +35,16 @@ def _seconds(name: str, default: str) -> list[float]:
     try:
         return [float(part) for part in os.environ.get(name, default).split(",") if part.strip()]
     except ValueError:
-        raise OsmError(f"{name}={os.environ[name]!r}: expected seconds, separated by commas ({default})") from None
+        raise OsmError(f"{name}={os.environ[name]!r}: expected a comma-separated list of seconds ({default})") from None
 
 
 def retry_delays() -> list[float]:
-    """Return the seconds before each retry: OSM_RETRY_SECONDS, or 0.5, 1, 2, 4 and 8."""
+    """Return the number of seconds to wait before each retry: OSM_RETRY_SECONDS, or 0.5, 1, 2, 4 and 8."""
     return _seconds("OSM_RETRY_SECONDS", "0.5,1,2,4,8")
 
 
 def read_timeout() -> float:
-    """Return the seconds without a received byte after which a try fails: OSM_READ_TIMEOUT, or 60."""
+    """Return the number of seconds without data after which a request fails: OSM_READ_TIMEOUT, or 60."""
     return (_seconds("OSM_READ_TIMEOUT", "60") or [60.0])[0]
 
 
@@ -53,17 +53,17 @@ def _by_http(url: str) -> bool:
 
 
 def _sync(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function of `osm.storage.http` in the filesystem's event loop, and return its result."""
+    """Run a coroutine function of `osm.storage.http` in the filesystem's event loop, and return its result."""
     from fsspec.asyn import sync
 
     return sync(fs.loop, function, fs, *arguments)
 
 
 def filesystem(url: str) -> Any:
-    """Return the fsspec filesystem of a URL, for this process and its threads.
+    """Return the fsspec filesystem of a URL. The filesystem is shared by all threads of this process.
 
     Raises:
-        OsmError: the package that reads this protocol is not installed.
+        OsmError: the package that reads files of the URL's protocol is not installed.
     """
     import fsspec  # The import is slow, and local paths do not need it.
 
@@ -73,7 +73,7 @@ def filesystem(url: str) -> Any:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=read_timeout())
-        # Without compression, byte ranges refer to the bytes of the file itself.
+        # Compression is disabled so that byte ranges refer to the bytes of the file itself.
         options["client_kwargs"] = {
             "timeout": limits,
             "headers": {"Accept-Encoding": "identity"},
@@ -91,20 +91,20 @@ def filesystem(url: str) -> Any:
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gs"}.get(protocol, "")
         hint = f"pip install 'osm-recognition[{extra}]'" if extra else str(error)
-        raise OsmError(f"{public(url)}: what reads {protocol}:// is not installed: {hint}") from None
+        raise OsmError(f"{public(url)}: the package that reads {protocol}:// is not installed: {hint}") from None
 
 
 def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
-    """Return the result of `action`. If it fails, it is retried after each of the delays in `retry_delays()`.
+    """Return the result of `action`. A failed action is retried, after waiting for the delays in `retry_delays()`.
 
     Args:
         url: the URL that the action reads or writes, for messages.
-        missing: whether a missing file is an error at once. Otherwise the action is retried.
+        missing: whether a missing file raises an error immediately. Otherwise, the action is retried.
 
     Raises:
         FileNotFoundError: there is no such file.
-        NoRanges: the server sends only whole files.
-        OsmError: access was refused.
+        NoRanges: the server does not support range requests.
+        OsmError: access was denied.
         RunStopped: the last retry failed too.
     """
     delays = retry_delays()
@@ -119,7 +119,7 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
             raise
         except PermissionError as error:
             raise OsmError(f"{public(url)}: access is refused ({_reason(error)})") from None
-        except Exception as error:  # Each protocol's library has its own errors.
+        except Exception as error:  # The library of each protocol has its own error types.
             status = _status(error)
             if status in (401, 403):
                 raise OsmError(f"{public(url)}: access is refused (HTTP {status})") from None
@@ -133,13 +133,13 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
         if attempt < len(delays):
             time.sleep(delays[attempt])
     raise RunStopped(
-        f"{public(url)}: {_reason(failure)}, {len(delays) + 1} times; when the server answers again, the same command "
-        "resumes"
+        f"{public(url)}: {_reason(failure)} (tried {len(delays) + 1} times); run the same command "
+        "again to resume when the server is available"
     )
 
 
 def _status(error: BaseException) -> int:
-    """Return the HTTP status of an error of aiohttp, gcsfs or huggingface_hub, or 0 if it has none."""
+    """Return the HTTP status of an error from aiohttp, gcsfs or huggingface_hub, or 0 if the error has no status."""
     if hasattr(error, "status"):
         number = error.status
     else:
@@ -148,7 +148,7 @@ def _status(error: BaseException) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """Return a short description of an error, without the URLs in its text, which can contain a signature."""
+    """Return a short description of an error. URLs in its text are omitted because they may contain a signature."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return f"no byte came for {read_timeout():g} s"
     if isinstance(error, WrongLength):
@@ -177,7 +177,7 @@ def stat(url: str) -> Stat:
 
     Raises:
         FileNotFoundError: there is no such file.
-        RunStopped: the server does not answer, or does not report the size.
+        RunStopped: the server does not respond, or does not report the size.
     """
 
     def ask() -> Stat:
@@ -196,7 +196,7 @@ def stat(url: str) -> Stat:
 def _stat_of(found: dict[str, Any]) -> Stat:
     size = found.get("size")
     if not isinstance(size, int):
-        raise WrongLength("the server does not say how long the file is")
+        raise WrongLength("the server does not report the size of the file")
     version = next((str(found[key]) for key in _ETAGS if found.get(key)), "")
     return Stat(size, version.removeprefix("W/").strip('"'))
 
@@ -214,12 +214,13 @@ def read_range(url: str, start: int, end: int, expected: Stat | None = None) -> 
     """Return the bytes `start` to `end` (excluded) of a remote file.
 
     Args:
-        expected: the size and version that the file had. Only HTTP answers are compared with them.
+        expected: the size and version that the file had before. Only the responses of HTTP servers are compared with
+            this size and version.
 
     Raises:
         FileNotFoundError: there is no such file.
-        NoRanges: the server sends only whole files.
-        RunStopped: the server does not answer or sends another number of bytes, or the file has changed.
+        NoRanges: the server does not support range requests.
+        RunStopped: the server does not respond or sends a different number of bytes, or the file has changed.
     """
 
     def get() -> bytes:
@@ -228,17 +229,17 @@ def read_range(url: str, start: int, end: int, expected: Stat | None = None) -> 
             return _sync(fs, http.read_range, url, start, end, expected)
         data = fs.cat_file(url, start=start, end=end)
         if len(data) != end - start:
-            raise WrongLength(f"{end - start} bytes were asked for, {len(data)} came")
+            raise WrongLength(f"{end - start} bytes were requested, but the server sent {len(data)}")
         return data
 
     return b"" if end <= start else retried(url, get)
 
 
 def read_whole(url: str, most: int) -> bytes:
-    """Return the content of a remote file. Raises OsmError if it has more than `most` bytes."""
+    """Return the content of a remote file. Raise OsmError if the file has more than `most` bytes."""
     found = stat(url)
     if found.size > most:
-        raise OsmError(f"{public(url)}: {found.size} bytes, over the {most} that such a file may have")
+        raise OsmError(f"{public(url)}: {found.size} bytes, which is over the limit of {most} for such a file")
     try:
         return read_range(url, 0, found.size, found)
     except NoRanges:
@@ -256,7 +257,7 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
 
     Raises:
         FileNotFoundError: there is no such file.
-        RunStopped: the server does not answer or sends another number of bytes, or the file changes meanwhile.
+        RunStopped: the server does not respond or sends a different number of bytes, or the file changes meanwhile.
     """
     found = expected or stat(url)
     try:
@@ -264,7 +265,7 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
             for start in range(0, found.size, BLOCK):
                 file.write(read_range(url, start, min(start + BLOCK, found.size), found))
             file.truncate()
-    except NoRanges:  # Only HTTP servers may lack ranges.
+    except NoRanges:  # Only HTTP servers may lack support for range requests.
         fs = filesystem(url)
         retried(url, lambda: _sync(fs, http.fetch_whole, url, path, found))
     check_still(url, found)
@@ -272,14 +273,13 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
 
 
 def check_still(url: str, expected: Stat) -> None:
-    """Raise RunStopped if a file has changed. HTTP files are not checked here because `read_range` compares each
-    answer."""
+    """Raise RunStopped if a remote file has changed. HTTP files are skipped: `read_range` checks each response."""
     if not _by_http(url):
         check_unchanged(url, expected, stat(url))
 
 
 def list_files(url: str) -> dict[str, Stat | None]:
-    """Return path -> size and version of the files below a folder. The value is None in an HTTP listing.
+    """Return path -> size and version of the files below a remote folder. The values are None for an HTTP folder.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -297,7 +297,7 @@ def list_files(url: str) -> dict[str, Stat | None]:
         files: dict[str, Stat | None] = {}
         for name, about in found.items():
             relative = name.removeprefix(root)
-            # A key that ends with a slash represents a folder. Names that lead out of the folder are skipped.
+            # Skip keys that end with a slash, which represent folders, and names that lead out of the folder.
             if not name.startswith(root) or not set(relative.split("/")).isdisjoint(("", ".", "..")):
                 continue
             files[relative] = _stat_of(about) if isinstance(about.get("size"), int) else None
@@ -309,7 +309,7 @@ def list_files(url: str) -> dict[str, Stat | None]:
 
 
 def glob(url: str) -> list[str]:
-    """Return the sorted URLs that match a pattern with `*`, `?` or `[`."""
+    """Return the URLs that match a pattern with `*`, `?` or `[`, in alphabetical order."""
 
     def ask() -> list[str]:
         fs, protocol = filesystem(url), url.partition(":")[0]
@@ -327,10 +327,10 @@ def glob(url: str) -> list[str]:
 
 
 def upload(path: Path, url: str) -> None:
-    """Upload a local file to a URL. The old file is kept until the upload is complete.
+    """Upload a local file to a URL. An existing remote file is kept until the upload is complete.
 
     Raises:
-        RunStopped: the server does not answer, or the remote file has another size after the upload.
+        RunStopped: the server does not respond, or the remote file has a different size after the upload.
     """
     size = path.stat().st_size
 
@@ -338,7 +338,7 @@ def upload(path: Path, url: str) -> None:
         filesystem(url).put_file(str(path), url)
         there = stat(url)
         if there.size != size:
-            raise WrongLength(f"{size} bytes were sent, {there.size} are there")
+            raise WrongLength(f"{size} bytes were sent, but the remote file has {there.size}")
 
     retried(url, put, missing=False)
 
@@ -366,7 +366,7 @@ def remove(url: str) -> None:
 
 @contextmanager
 def as_user_error(url: str, what: str) -> Iterator[None]:
-    """Make errors within the context begin with `what`. A missing file becomes an OsmError."""
+    """Make the messages of errors within the context begin with `what`. A missing file raises OsmError."""
     try:
         yield
     except FileNotFoundError:

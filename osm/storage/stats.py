@@ -1,4 +1,4 @@
-"""The size and version of a remote file, and the errors of a download that differs from them."""
+"""The size and version of a remote file, and the errors that are raised if a download does not match its file."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from osm.storage.locations import public
 
 @dataclass(frozen=True)
 class Stat:
-    """The size of a remote file in bytes, and its version: an ETag, a hash or a date.
+    """The size of a remote file in bytes, and its version, which is an ETag, a hash or a date.
 
-    The version is empty if the server has none.
+    The version is empty if the server does not report a version.
     """
 
     size: int
     version: str = ""
 
     def agrees(self, other: Stat) -> bool:
-        """Return whether both can describe the same content. An unknown version agrees with every version."""
+        """Return whether two Stats can describe the same content. An unknown version agrees with every version."""
         versions = self.version and other.version
         return self.size == other.size and (not versions or self.version == other.version)
 
 
 class NoRanges(Exception):
-    """The server sends only whole files, not ranges of bytes."""
+    """Raised if a server does not support range requests and sends only whole files."""
 
 
 class WrongLength(Exception):
-    """The server sent another number of bytes than it announced."""
+    """Raised if a server sends a different number of bytes than it announced."""
 
 
 def check_unchanged(url: str, expected: Stat, now: Stat) -> None:
     """Raise RunStopped if the size or version of a file has changed since the run began."""
     if expected.agrees(now):
         return
-    sizes = f"{expected.size} bytes, now {now.size}" if expected.size != now.size else "another ETag or date"
+    sizes = f"{expected.size} bytes, now {now.size}" if expected.size != now.size else "different ETag or date"
     raise RunStopped(
         f"{public(url)}: the file was changed while it was in use ({sizes}); put it back, or start a new run"
     )

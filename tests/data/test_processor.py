@@ -190,7 +190,7 @@ def test_a_tokenizer_without_bos_or_pad_works_and_without_end_token_is_refused(t
     text = Processor(tokenizer, None, 56, MEAN, STD).training_text([TEST_PROMPT], ["dog"])
     assert text.input_ids[0, 0] != BOS and text.labels[0, 0] == text.input_ids[0, 0]
     tokenizer.eos_token = None
-    with pytest.raises(OsmError, match="no end token"):
+    with pytest.raises(OsmError, match="no end-of-sequence token"):
         Processor(tokenizer, None, 56, MEAN, STD)
 
 

@@ -65,7 +65,7 @@ def test_a_shard_that_changed_within_is_told_and_its_index_removed(tmp_path: Pat
     other = shard(tmp_path / "b.tar", "x1", "k2", "k3")
     os.utime(other, (1, 1))
     os.replace(other, path)
-    with pytest.raises(RunStopped, match="a.tar: it was changed .*its index will be rebuilt"):
+    with pytest.raises(RunStopped, match="a.tar: the shard was changed .*its index will be rebuilt"):
         keys(path)
     assert keys(path) == ["x1", "k2", "k3"]
 

@@ -202,10 +202,10 @@ def test_connections_that_break_off_are_tried_again(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ({"drop_after": 100, "drop_times": None}, r"/00\d.tar: the connection broke off, 3 times"),
-        ({"stall": True, "stall_times": None}, r"/00\d.tar: no byte came for 0.5 s, 3 times"),
-        ({"status": {f"{n:03d}.tar": 503 for n in range(4)}}, r"/00\d.tar: HTTP 503, 3 times"),
-        ({"lie": -50}, r"/00\d.tar: .*(changed|bytes were asked for)"),
+        ({"drop_after": 100, "drop_times": None}, r"/00\d.tar: the connection broke off \(tried 3 times\)"),
+        ({"stall": True, "stall_times": None}, r"/00\d.tar: no byte came for 0.5 s \(tried 3 times\)"),
+        ({"status": {f"{n:03d}.tar": 503 for n in range(4)}}, r"/00\d.tar: HTTP 503 \(tried 3 times\)"),
+        ({"lie": -50}, r"/00\d.tar: .*(changed|bytes were requested)"),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
@@ -253,7 +253,7 @@ def test_a_local_shard_that_changes_ends_the_run(prepared: Processor, tmp_path: 
     indexes.prepare([str(path)])
     for data in (path.read_bytes().replace(b"s1.", b"t1."), path.read_bytes()[:-1024]):
         path.write_bytes(data)
-        with pytest.raises(RunStopped, match="0.tar: it was changed while it was in use"):
+        with pytest.raises(RunStopped, match="0.tar: the shard was changed while it was in use"):
             epoch(prepared, tmp_path, config((str(path),)), indexes=indexes)
 
 
@@ -276,7 +276,7 @@ def test_the_cache_stays_below_its_bound(
     )
     held = sum(path.stat().st_size for path in (tmp_path / "shards" / "http").rglob("*.tar"))
     assert 0 < held <= bound
-    with pytest.raises(OsmError, match=f"over its bound of {largest - 1}"):
+    with pytest.raises(OsmError, match=f"over its size limit of {largest - 1}"):
         FileCache(tmp_path / "small", largest - 1).get(served.url("002.tar"))
 
 

@@ -86,7 +86,7 @@ def test_a_server_that_is_gone(
         clean_s3.status = {f"bucket/out/{name}": 500}
         assert generate_main(command(pets_yaml, URL), lambda checkpoint, **options: FakeNamer()) == 3
         said = capsys.readouterr().err
-        assert f"error: {URL}/{name}: " in said and "the same command resumes" in said
+        assert f"error: {URL}/{name}: " in said and "the same command again to resume" in said
         assert "Traceback" not in said and clean_s3.SECRET not in said
     assert clean_s3.names("bucket") == [f"out/{META}"], "the predictions come last"
     clean_s3.status = {}

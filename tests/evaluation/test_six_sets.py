@@ -226,7 +226,12 @@ def test_image_names(root: Path) -> None:
     make("lvis", root, 1)
     city, lvis = row_of("cityscapes"), row_of("lvis")
     for row, old, new, message in (
-        (city, "_gtFine_panoptic.png", "_labels.png", r"its PNG '.*_labels\.png' is not called CITY_SEQUENCE_FRAME"),
+        (
+            city,
+            "_gtFine_panoptic.png",
+            "_labels.png",
+            r"the name of its PNG, '.*_labels\.png', is not of the form CITY_SEQUENCE_FRAME",
+        ),
         (
             lvis,
             "http://images.cocodataset.org/val2017",

@@ -67,23 +67,23 @@ ASKED: dict[str, tuple[Any, str]] = {
     "signs": (np.where(MASK, 1, -1), "values -1 and 1"),
     "nan": (np.where(MASK, 1, np.nan), "holds NaN"),
     "infinite": (np.where(MASK, np.inf, 0), "values 0 to inf"),
-    "ids": (np.where(MASK, 3, 1), r"holds the ids 1, 3: which one is meant\? pass label_id"),
+    "ids": (np.where(MASK, 3, 1), r"holds the ids 1, 3: which id marks the object\? pass label_id"),
     "ids of floats": (np.where(MASK, 3.0, 1.0), "holds the ids 1, 3"),
     "three ids": (MASK * 3 + (NOISE > 0.9), "holds the ids 1, 3, 4"),
-    "many": ((NOISE * 255).round().astype(np.uint8), "values up to 255: is it soft"),
-    "one id": (np.full(SIZE, 7), "is 7 everywhere: is all of the image meant"),
-    "all likely": (0.6 + 0.3 * NOISE, "all over 0.5: is all of the image meant"),
-    "another shape": (MASK[:9], r"m has shape \(9, 60\) and type bool: \(40, 60\) of 0 and 1 needed"),
+    "many": ((NOISE * 255).round().astype(np.uint8), "values up to 255: is it a soft mask"),
+    "one id": (np.full(SIZE, 7), "is 7 everywhere: is the whole image inside the mask"),
+    "all likely": (0.6 + 0.3 * NOISE, "all over 0.5: is the whole image inside"),
+    "another shape": (MASK[:9], r"m has shape \(9, 60\) and type bool: expected 0 and 1 in shape \(40, 60\)"),
     "exchanged": (MASK.T, "its sides are exchanged"),
-    "several": (np.stack([MASK] * 3), "it holds 3 masks, and one is meant"),
+    "several": (np.stack([MASK] * 3), "it holds 3 masks; pass a single mask"),
     "several of several": (np.stack([MASK] * 6).reshape(1, 6, *SIZE), "it holds 6 masks"),
     "channels": (np.stack([MASK] * 3, -1), "it has 3 channels"),
     "text": ("mask.png", "shape"),
     "objects": (np.full(SIZE, None), "type object"),
     "complex": (MASK.astype(complex), "type complex128"),
-    "ragged": ([[0, 1], [1]], "is a list that is no array"),
+    "ragged": ([[0, 1], [1]], "is a list that is not an array"),
     "nothing": (None, "shape"),
-    "meta": (torch.from_numpy(MASK).to("meta"), "on the device meta, which holds no values"),
+    "meta": (torch.from_numpy(MASK).to("meta"), "on the meta device, which has no values"),
     "meta of another shape": (torch.zeros(2, 3, device="meta"), r"shape \(2, 3\)"),
     "dict": ({"mask": MASK}, "is a dict with .*mask"),
     "dict of dicts": ({"segmentation": {"segmentation": MASK}}, "its segmentation is a dict without counts"),
@@ -125,9 +125,9 @@ def test_logits_and_labels_are_what_one_says_they_are() -> None:
     for value in (MASK, RLE):
         with pytest.raises(OsmError, match="ha(s|ve) no ids"):
             as_mask(value, SIZE, "m", label_id=1)
-    with pytest.raises(OsmError, match="either, not both"):
+    with pytest.raises(OsmError, match="cannot be combined"):
         as_mask(MASK, SIZE, "m", logits=True, label_id=1)
-    with pytest.raises(OsmError, match="label_id 'x' is no integer"):
+    with pytest.raises(OsmError, match="label_id 'x' is not an integer"):
         as_mask(MASK, SIZE, "m", label_id="x")  # type: ignore[arg-type]
 
 
@@ -252,26 +252,29 @@ def test_pictures_that_may_mean_two_things_raise_the_question(tmp_path: Path) ->
     bright = Image.fromarray((200 + 55 * NOISE).astype(np.uint8))
     alpha = Image.fromarray(GREY)
     for image, question in (
-        (palette, "several colours: which one is meant"),
-        (palette.convert("RGB"), "several colours"),
-        (Image.fromarray(labels), r"holds the ids 1, 3: which one is meant\? give --mask_id N"),
+        (palette, "several colors: which color marks"),
+        (palette.convert("RGB"), "several colors"),
+        (Image.fromarray(labels), r"holds the ids 1, 3: which id marks the object\? give --mask_id N"),
         (Image.fromarray(labels.astype(np.uint16)), "holds the ids 1, 3"),
         (Image.fromarray(labels.astype(np.uint16) * 300), "holds the ids 300, 900"),
         (Image.fromarray(void), "holds the ids 1, 2, 3, 255"),
         (Image.fromarray((MASK * 100 + (NOISE > 0.7) * 60).astype(np.uint8)), "holds the ids 60, 100, 160"),
         (Image.fromarray((MASK * 170 + (NOISE > 0.5) * 85).astype(np.uint8)), "holds the ids 85, 170, 255"),
-        (Image.fromarray(photo), "several colours"),
+        (Image.fromarray(photo), "several colors"),
         (bright, "bright everywhere"),
         (bright.convert("RGB"), "bright everywhere"),
         (Image.new("L", alpha.size, 200), "is 200 everywhere"),
-        (Image.new("RGB", alpha.size, "red"), "several colours"),
-        (Image.fromarray(np.clip(ramp * 0.6 + 50, 0, 255).astype(np.uint8)), "holds the ids|grey for the most"),
-        (Image.merge("LA", (Image.fromarray(ramp), alpha)), "alpha channel and in its brightness: which is the mask"),
+        (Image.new("RGB", alpha.size, "red"), "several colors"),
+        (Image.fromarray(np.clip(ramp * 0.6 + 50, 0, 255).astype(np.uint8)), "holds the ids|mostly gray"),
+        (
+            Image.merge("LA", (Image.fromarray(ramp), alpha)),
+            "varies in alpha and in brightness: which of the two is the mask",
+        ),
         (Image.new("RGBA", alpha.size), "transparent everywhere"),
         (Image.fromarray(np.where(MASK, -1, 1).astype(np.int32)), "values -1 and 1"),
         (Image.fromarray(np.where(MASK, np.nan, 1).astype(np.float32)), "NaN"),
         (Image.new("L", (60, 41)), "is 60 x 41, its image 60 x 40"),
-        (Image.new("L", (40, 60)), "is 40 x 60, its image 60 x 40: turned"),
+        (Image.new("L", (40, 60)), "is 40 x 60, its image 60 x 40: rotated by 90 degrees"),
     ):
         path = tmp_path / ("mask.tif" if image.mode in "IF" else "mask.png")
         image.save(path)

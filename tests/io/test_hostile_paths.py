@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_no_path_is_refused(command: str) -> None:
-    with pytest.raises(OsmError, match="here '.*': expected the path of a local file; URLs and commands") as error:
+    with pytest.raises(OsmError, match="here '.*': expected a local path; URLs and commands") as error:
         check_local(command, "here")
     assert "\n" not in str(error.value)
 

@@ -51,7 +51,7 @@ def test_a_bomb_is_not_expanded() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no" * 99, b"MATLAB 7.3 MAT-file".ljust(126) + b"XX" + bytes(99)])
 def test_no_mat_file(data: bytes) -> None:
-    with pytest.raises(SampleError, match="is no .mat file of version 5"):
+    with pytest.raises(SampleError, match="is not a .mat file of version 5"):
         read_mat(data, "LabelMap")
 
 
@@ -64,5 +64,5 @@ def test_every_cut_is_told_of() -> None:
 
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(OsmError, match=r"needs scipy: pip install 'osm-recognition\[prepare\]'"):
+    with pytest.raises(OsmError, match=r"requires scipy: pip install 'osm-recognition\[prepare\]'"):
         read_mat(b"", "LabelMap")

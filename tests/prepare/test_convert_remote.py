@@ -148,7 +148,7 @@ def test_a_server_that_is_gone_ends_the_run_and_the_same_command_goes_on(
         clean_s3.status, clean_s3.methods = {f"{BUCKET}/out/{name}": 500}, {"PUT"}
         assert prepare(call) == 3
         said = capsys.readouterr().err
-        assert f"error: s3://{BUCKET}/out/{name}: " in said and "the same command resumes" in said
+        assert f"error: s3://{BUCKET}/out/{name}: " in said and "the same command again to resume" in said
         assert "Traceback" not in said and clean_s3.SECRET not in said
         assert ".osm.lock" not in stored(clean_s3)
     clean_s3.status = {}
@@ -162,9 +162,9 @@ def test_a_server_that_is_gone_ends_the_run_and_the_same_command_goes_on(
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("https://host/set", "--output_dir https://host/set: it can be read, but not written; .* s3://, gs://"),
-        ("hf://datasets/a/b", "it can be read, but not written"),
-        ("pipe:cat > x.tar", "commands like `pipe:` are refused"),
+        ("https://host/set", "--output_dir https://host/set: the location is read-only; .* s3://, gs://"),
+        ("hf://datasets/a/b", "the location is read-only"),
+        ("pipe:cat > x.tar", "commands like `pipe:` are not supported"),
         ("s3://key:secret@bucket/out", "a password in a URL would end up in logs"),
         ("s3://bucket/out?versionId=1", "'?' in the URL of an output"),
         ("s3://no-such-bucket/out", "output_dir s3://no-such-bucket/out: there is no such bucket"),

@@ -308,7 +308,7 @@ def test_mistakes_about_the_csv(tmp_path: Path, capsys: pytest.CaptureFixture[st
     made = more_sets.openimages(tmp_path)
     paths = {**made, "json_file": made["labels"]}
     assert prepare("openimages", tmp_path / "out", **paths) == 2
-    assert "its first line has to name the columns MaskPath, ImageID, LabelName" in capsys.readouterr().err
+    assert "the first line must name each of the columns MaskPath, ImageID, LabelName" in capsys.readouterr().err
     empty = tmp_path / "empty.csv"
     empty.write_text("")
     for field, message in (("json_file", "is empty; expected the columns"), ("labels", "has no line with a sign")):

@@ -62,8 +62,8 @@ BAD: list[tuple[str, str, Callable[[Made], Any], str]] = [
     ("partimagenet", "mask_not_png", lambda s: Image.new("L", SIZE).save(mask(s, "part.png"), "TIFF"), "is a TIFF"),
     ("partimagenet", "size_mismatch", lambda s: Image.new("L", OTHER).save(mask(s, "part.png")), "is 26 x 16"),
     ("pascal_part", "image_missing", lambda s: image(s).unlink(), "2008_000000.jpg: there is no such file"),
-    ("pascal_part", "mask_unreadable", lambda s: spoil(mat(s)), "2008_000000.mat: is no readable .mat file"),
-    ("pascal_part", "mask_unreadable", lambda s: mat(s).write_bytes(b"no" * 99), "is no .mat file of version 5"),
+    ("pascal_part", "mask_unreadable", lambda s: spoil(mat(s)), "2008_000000.mat: is not a readable .mat file"),
+    ("pascal_part", "mask_unreadable", lambda s: mat(s).write_bytes(b"no" * 99), "is not a .mat file of version 5"),
     ("pascal_part", "size_mismatch", lambda s: write_image(image(s), 1, OTHER), "mask of 'cow:head' is 24 x 16"),
 ]
 
@@ -199,7 +199,11 @@ WRONG: list[tuple[str, Callable[[Made], Any], str]] = [
     ("lvis", lambda s: s.document["annotations"].clear() or s.document.pop("annotations"), "has no list 'annotations'"),
     ("v3det", lambda s: s.document["images"][1].update(file_name="../x.jpg"), "--image_dir .*'../x.jpg' leads out"),
     ("v3det", lambda s: s.document["images"][1].update(file_name="/etc/passwd"), "leads out of its folder"),
-    ("cityscapes", lambda s: s.document["annotations"][1].update(file_name="x.png"), "'x.png' is not called CITY"),
+    (
+        "cityscapes",
+        lambda s: s.document["annotations"][1].update(file_name="x.png"),
+        "'x.png', is not of the form CITY",
+    ),
     (
         "cityscapes",
         lambda s: s.document["annotations"][1].update(file_name="../a_1_gtFine_panoptic.png"),
@@ -242,4 +246,4 @@ def test_changed_files_are_another_set(tmp_path: Path, capsys: pytest.CaptureFix
     assert made.convert(tmp_path / "out") == 0
     write_image(made.paths["image_dir"] / "more.jpg", 1)
     assert made.convert(tmp_path / "out") == 2
-    assert "holds the shards of another run: its files_sha256 was" in capsys.readouterr().err
+    assert "holds the shards of a run with different arguments (files_sha256 was" in capsys.readouterr().err

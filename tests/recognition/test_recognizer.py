@@ -210,8 +210,8 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
     [
         ({"masks": np.where(some_masks(), 9.0, -9.0)[1:2]}, "mask 0 has values -9 to 9: are these logits"),
         ({"masks": [some_masks()[1], some_masks()[1] * 2 + 1]}, "mask 1 holds the ids 1, 3"),
-        ({"masks": some_masks()[None]}, "mask 0 has shape .* it holds .* masks, and one is meant"),
-        ({"masks": torch.zeros(1, 50, 70, device="meta")}, "mask 0 is a tensor on the device meta"),
+        ({"masks": some_masks()[None]}, "mask 0 has shape .* it holds .* masks; pass a single mask"),
+        ({"masks": torch.zeros(1, 50, 70, device="meta")}, "mask 0 is a tensor on the meta device"),
         ({"masks": 3}, "masks is a int: a list of masks is needed"),
         ({"boxes": 3}, "boxes is a int: a list of boxes is needed"),
         ({"boxes": np.zeros((1, 3))}, r"box 0: \[0.0, 0.0, 0.0\] is not \[x, y, width, height\]"),
@@ -220,7 +220,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"points": [3]}, r"point 0: 3 is not \[x, y\]"),
         ({"vocabulary": 3}, "vocabulary is a int"),
         ({"vocabulary": iter(())}, "vocabulary: no name in it"),
-        ({"masks": np.zeros((1, 3, 4), bool)}, r"mask 0 has shape \(3, 4\) .*\(50, 70\) of 0 and 1 needed"),
+        ({"masks": np.zeros((1, 3, 4), bool)}, r"mask 0 has shape \(3, 4\) .*expected 0 and 1 in shape \(50, 70\)"),
         ({"masks": [{"size": [50, 70], "counts": "zz"}]}, "mask 0: RLE"),
         ({"masks": [{"size": [9, 9], "counts": [81]}]}, "mask 0: RLE size"),
         ({"boxes": [[1, 2, 3]]}, r"box 0: \[1, 2, 3\] is not \[x, y, width, height\]"),
@@ -387,7 +387,7 @@ def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F
         (["--box", "-1,2"], "--box '-1,2' is not X,Y,W,H"),
         (["--point", "-1,2"], "point 0: [-1.0, 2.0] is outside of the image"),
         (["--box", "1,2,3,4", "--mask_id", "3"], "--mask_id 3 selects an id of a label map"),
-        (["--mask", str(image)], f"--mask {image} has several colours"),
+        (["--mask", str(image)], f"--mask {image} has several colors"),
         (["--mask", str(tmp_path / "none.png")], "none.png"),
         (["--point", "1,2", "--vocabulary", str(tmp_path / "none.txt")], "none.txt"),
     ):

@@ -235,7 +235,8 @@ def test_paintings_are_read_within_bounds(page: Any, visitor: Visitor, capfd: py
     with seconds(30):
         assert "painting has 1200 x 1000 pixels" in painted(png_file(1200, 1000))
         assert (
-            "samples again" in painted(jpeg_file(990, 1000, scans=3000)[:0] or jpeg_file(990, 1000, scans=990)) or True
+            "samples repeatedly" in painted(jpeg_file(990, 1000, scans=3000)[:0] or jpeg_file(990, 1000, scans=990))
+            or True
         )
         assert "not a readable JPEG" in painted(b"nothing")
     assert "Traceback" not in capfd.readouterr().err

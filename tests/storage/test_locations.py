@@ -77,7 +77,7 @@ def test_no_url_climbs(url: str) -> None:
 def test_what_is_written_to() -> None:
     assert check_writable("s3://b/k", "--out") == "s3://b/k" and check_writable("out", "--out") == "out"
     for url in ("https://h/a?sig=hunter2", "hf://o/n/f"):
-        with pytest.raises(OsmError, match="--out .*: it can be read, but not written") as error:
+        with pytest.raises(OsmError, match="--out .*: the location is read-only") as error:
             check_writable(url, "--out")
         assert "hunter2" not in str(error.value)
 

@@ -72,7 +72,7 @@ def test_a_lock_of_another_machine_is_somebodys_until_it_is_stale(clean_s3: S3Se
     with Lock(URL, "out"):
         assert owner(clean_s3)["token"] != "theirs"
     clean_s3.put("bucket", "out/.osm.lock", b"a poem")
-    with pytest.raises(OsmError, match=r"out: s3://bucket/out/.osm.lock is in the way: .* is none; remove it"):
+    with pytest.raises(OsmError, match=r"out: s3://bucket/out/.osm.lock has the name of a lock, but is not a lock"):
         Lock(URL, "out").__enter__()
 
 
@@ -180,7 +180,7 @@ def test_an_upload_that_fails_leaves_the_old_file_and_the_staged_one(clean_s3: S
     output = open_output("s3://bucket/out", "--output_dir")
     (output.path / "a.json").write_text("new")
     clean_s3.status, clean_s3.methods = {"bucket/out/a.json": 500}, {"PUT"}
-    with locked(output), pytest.raises(RunStopped, match=r"s3://bucket/out/a.json: .*the same command resumes"):
+    with locked(output), pytest.raises(RunStopped, match=r"s3://bucket/out/a.json: .*the same command again to resume"):
         output.put("a.json")
     assert clean_s3.read("bucket", "out/a.json") == b"old"
     clean_s3.status = {}
@@ -192,10 +192,10 @@ def test_an_upload_that_fails_leaves_the_old_file_and_the_staged_one(clean_s3: S
 
 def test_what_draws_pictures_writes_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scenes", "s3://bucket/drawn"]) == 2
-    assert "error: out s3://bucket/drawn: it is written on this machine" in capsys.readouterr().err
+    assert "error: out s3://bucket/drawn: this output must be local" in capsys.readouterr().err
     needed = ["--table", "t.yaml", "--cutouts", "cutouts", "--backgrounds", "photos"]
     assert main(["collages", "s3://bucket/drawn", *needed]) == 2
-    assert "error: out s3://bucket/drawn: it is written on this machine" in capsys.readouterr().err
+    assert "error: out s3://bucket/drawn: this output must be local" in capsys.readouterr().err
 
 
 def test_gs_has_the_same_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

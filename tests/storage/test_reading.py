@@ -224,7 +224,7 @@ def test_a_conversion_stops_where_the_server_does(
     server.status = {"images/im1.jpg": 500}
     flags = [f"--json_file={server.url('set.json')}", f"--image_dir={server.url('images')}"]
     assert convert("coco_instances", ["--output_dir", str(tmp_path / "out"), *flags]) == 3
-    assert f"{server.url('images/im1.jpg')}: HTTP 500, 3 times" in capsys.readouterr().err
+    assert f"{server.url('images/im1.jpg')}: HTTP 500 (tried 3 times)" in capsys.readouterr().err
 
 
 # What stands in a file that somebody else has written is never asked for.

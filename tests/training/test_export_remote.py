@@ -95,7 +95,11 @@ def test_an_upload_that_is_cut_off_leaves_no_model(
         clean_s3.status, clean_s3.methods = {f"bucket/model/{name}": 500}, {"PUT"}
         assert export_main(call) == 3
         said = capsys.readouterr().err
-        assert f"error: {URL}/{name}: " in said and "the same command resumes" in said and clean_s3.SECRET not in said
+        assert (
+            f"error: {URL}/{name}: " in said
+            and "the same command again to resume" in said
+            and clean_s3.SECRET not in said
+        )
         assert "config.json" not in stored(clean_s3), "old weights' config beside new weights would be a third model"
     clean_s3.status = {}
     if not force:

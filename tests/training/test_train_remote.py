@@ -78,7 +78,9 @@ def test_a_store_that_fails_ends_the_run_with_a_sentence(
         run = start(arguments(workshop, tmp_path / "again", "s3://training/pan/{000..001}.tar"), **environment)
         said, _ = run.communicate(timeout=200)
         assert run.returncode == 3, said
-        assert re.search(r"error: s3://training/pan/00[01].tar: .*3 times; .* the same command resumes", said)
+        assert re.search(
+            r"error: s3://training/pan/00[01].tar: .*tried 3 times.; run the same command again to resume", said
+        )
         assert "Traceback" not in said and server.SECRET not in said
 
 
