@@ -24,7 +24,7 @@ class Memory(Protocol):
         """Start a measurement."""
 
     def taken(self) -> int:
-        """Return by how much allocated memory exceeded its value at `begin`, at the peak."""
+        """Return how much memory was allocated since `begin`, at its peak."""
 
     def free(self) -> int:
         """Return how much memory can still be allocated."""
