@@ -28,7 +28,7 @@ logger = message_logger(__name__)
 
 @dataclass
 class FolderOutcome:
-    """How many images a run named, how many it skipped, and which images failed.
+    """The number of images that a run named, the number of skipped images, and the failed images.
 
     Attributes:
         named: number of images named in this run.
@@ -111,7 +111,7 @@ def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
 
 
 class FolderDemo:
-    """Names the images of a folder one by one. If an image fails, the run continues with the next image.
+    """Names the segments of each image in a folder. If an image fails, the run continues with the next image.
 
     Args:
         recognizer: names the segments.

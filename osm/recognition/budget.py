@@ -104,7 +104,8 @@ class RowBudget:
     def _attempt(self, part: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> Any:
         """Return the results of `work`, or None if memory ran out.
 
-        This is a separate function, because an out-of-memory exception keeps the tensors of its stack frames alive.
+        `work` is called in a separate function, because an out-of-memory exception keeps the tensors of its stack
+        frames alive until the function returns.
         """
         if self._measures:
             assert self.memory is not None

@@ -230,7 +230,7 @@ class _Beam:
 
 
 def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
-    """Return the best `count` beams with distinct names: finished beams before truncated beams, each by score."""
+    """Return the best `count` beams with distinct names: finished before truncated beams, then sorted by score."""
     best: dict[tuple[int, ...], _Beam] = {}
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)

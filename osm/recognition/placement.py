@@ -39,7 +39,7 @@ def from_flags(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     for name in ("max_memory", "offload_folder"):
         if name in given and "device_map" not in given:
-            raise OsmError(f"--{name} {given[name]}: only --device_map spreads the LLM; give --device_map auto as well")
+            raise OsmError(f"--{name} {given[name]} has no effect without --device_map; give --device_map auto as well")
     if "max_memory" in given:
         given["max_memory"] = parse_max_memory(given["max_memory"])
     return given
@@ -64,7 +64,7 @@ def parse_max_memory(text: str) -> dict[int | str, int]:
 
 
 def _bytes(place: int | str, size: int | str) -> int:
-    """Convert a size to bytes. Accelerate's parser is not used, because it interprets lower-case units as bits."""
+    """Convert a size such as `20GiB` to bytes. Accelerate's parser is not used: it takes lower-case units for bits."""
     if isinstance(size, int):
         return size
     match = _SIZE.fullmatch(size.strip())

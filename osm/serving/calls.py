@@ -1,8 +1,8 @@
 """Patches of gradio that limit the size of painted masks and report malformed calls without a traceback.
 
-Gradio decodes paintings as images of any format and size. A subclass cannot prevent that, because gradio writes a file
-next to the source of each component class. Patching an instance does not help either, because gradio creates one
-instance per visitor. The methods of gradio's class are therefore replaced.
+Gradio decodes paintings as images of any format and size. Subclassing the component is not an option, because gradio
+writes a file next to the source of each component class. Patching an instance is not an option either, because gradio
+creates one instance per visitor. The methods of gradio's class are therefore replaced.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class Guard:
         for origin in _values(scope, b"origin"):
             parts = _origin_parts(origin)
             if parts is None or parts != _origin_parts(f"{parts[0]}://{hosts[0]}"):
-                raise RequestRefused(403, f"Origin {origin[:80]!r} is another page; this one is at {hosts[0]!r}")
+                raise RequestRefused(403, f"Origin {origin[:80]!r} is not this page, which is at {hosts[0]!r}")
 
     def _check_json(self, path: str, body: bytes) -> None:
         """Raise RequestRefused unless a call refers to a function of the page and has the correct number of values."""
@@ -152,12 +152,12 @@ class Guard:
         if type(number) is not int or number not in self.inputs:
             raise RequestRefused(422, f"fn_index {str(number)[:40]} is no function of the page")
         if not isinstance(values, list) or len(values) != self.inputs[number]:
-            raise RequestRefused(422, f"data of function {number} is a list of {self.inputs[number]} values")
+            raise RequestRefused(422, f"data of function {number} must be a list of {self.inputs[number]} values")
         if not isinstance(call.get("session_hash"), str) or not 1 <= len(call["session_hash"]) <= 64:
-            raise RequestRefused(422, "session_hash is a text of 1 to 64 letters")
+            raise RequestRefused(422, "session_hash must be a text of 1 to 64 characters")
         event = call.get("event_data")
         if event is not None and not isinstance(event, dict):
-            raise RequestRefused(422, "event_data is an object or null")
+            raise RequestRefused(422, "event_data must be an object or null")
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Store each file of an upload form in its own folder, and respond with the file paths, as gradio does."""
@@ -225,7 +225,7 @@ async def _check_painting(scope: Scope, body: bytes) -> None:
     if index != "null" and not (index.isascii() and index.isdigit() and int(index[:9]) < _MAX_LAYERS):
         raise RequestRefused(422, f"index {index[:40]!r} is not the number of a layer, 0 to {_MAX_LAYERS - 1}")
     if form.get("type") not in ("layer", "background", "composite"):
-        raise RequestRefused(422, "type is layer, background or composite")
+        raise RequestRefused(422, "type must be layer, background or composite")
     if form.get("fn_name") != "accept_blobs" or not str(form.get("component_id")).isdigit():
         raise RequestRefused(422, "the form is not the form of a painting")
 
@@ -332,7 +332,7 @@ def _name(url: str) -> str | None:
 
 
 def _origin_parts(origin: str) -> tuple[str, str, int] | None:
-    """Return (scheme, host name, port) of an Origin header, with the scheme's default port; None if it is malformed."""
+    """Return (scheme, host name, port) of an Origin header, or None if it is malformed. The port is optional."""
     try:
         parts = urlsplit(origin)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]

@@ -77,4 +77,4 @@ def test_wrong_maps(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: 
     picture(0).save(tmp_path / "a.png")
     arguments = [str(tmp_path / "a.png"), "--checkpoint", str(folder), "--point", "3,3", "--offload_folder", "x"]
     assert cli.main(arguments) == 2
-    assert "--offload_folder x: only --device_map spreads the LLM" in capsys.readouterr().err
+    assert "--offload_folder x has no effect without --device_map" in capsys.readouterr().err

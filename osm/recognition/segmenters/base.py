@@ -25,7 +25,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ScoredMask:
-    """A mask and the segmenter's confidence in it.
+    """A mask, with the confidence score of the segmenter.
 
     Attributes:
         mask: bool (H, W), with the height and width of the image.
@@ -42,9 +42,9 @@ class ScoredMask:
 
 
 class Segmenter(ABC):
-    """The base class of segmenters, which generate masks for one image at a time.
+    """Base class of segmenters, which generate masks for one image at a time.
 
-    Call `set_image` once per image, then `everything`, `at_points` and `in_box` in any order. These three methods raise
+    Call `set_image` once per image, then `everything`, `at_points` and `in_box` in any order. The three methods raise
     OsmError if no image is set, or if a box or a point is outside the image.
 
     Attributes of the class:

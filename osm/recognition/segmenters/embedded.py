@@ -2,7 +2,7 @@
 
 The image is split into superpixels by Felzenszwalb and Huttenlocher's method. Superpixels with similar tower tokens and
 similar colors are merged pair by pair into a tree. The result consists of the segments that stay unmerged over the
-widest range of merge costs. docs/demos.md reports the accuracy of these segments.
+widest range of merge costs. docs/demos.md reports the accuracy of the segmenter.
 
 Shapes: (H, W) is the size of the image at the working resolution, n is the number of superpixels, and the tower
 outputs (g, g, C) tokens.
@@ -110,7 +110,7 @@ class EmbeddedSegmenter(Segmenter):
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
         """Return the smallest segment of the tree that contains all inside points and no outside point.
 
-        If no segment satisfies this, return the union of the superpixels of the inside points.
+        If the tree has no such segment, return the union of the superpixels that contain the inside points.
         """
         size = check_set(self._size)
         places, marks = checked_points(size, points, inside)

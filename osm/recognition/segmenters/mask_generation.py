@@ -124,7 +124,7 @@ def load_mask_generator(
         raise OsmError(f"--sam_checkpoint {checkpoint} is not a .pth file, folder or hub id ({reason})") from None
     if kind not in FAMILIES:
         raise OsmError(
-            f"--sam_checkpoint {checkpoint} is a {kind}; one of {', '.join(FAMILIES)} is needed, or a .pth file of SAM"
+            f"--sam_checkpoint {checkpoint} is a {kind}; expected one of {', '.join(FAMILIES)}, or a .pth file of SAM"
         )
     try:
         with quiet_libraries():

@@ -24,7 +24,7 @@ class Tree:
     persistence: np.ndarray
 
     def smallest_with(self, regions: set[int]) -> int | None:
-        """Return the smallest node that contains all of the given regions, or None if no node contains them all."""
+        """Return the smallest node that contains all of the given regions, or None if no node contains all regions."""
         having = [k for k, members in enumerate(self.members) if regions <= set(members.tolist())]
         return min(having, key=lambda k: self.areas[k], default=None)
 
