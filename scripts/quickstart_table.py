@@ -37,7 +37,7 @@ def main() -> int:
         )
     majority = [results["after training"][name]["majority_class"] for name in (FINE, PLAIN)]
     print("| commonest class | " + " | ".join(f"{percent(m['acc'])} ({m['name']})" for m in majority) + " |")
-    for features, what in (("statistics", "ridge on colour, area, Hu moments"), ("tower", "linear probe on the tower")):
+    for features, what in (("statistics", "ridge on color, area, Hu moments"), ("tower", "linear probe on the tower")):
         probe = read(out / f"probe_{features}.json")["sets"]
         print(f"| {what} | {probe[FINE]['ridge']} | {probe[PLAIN]['ridge']} |")
     seconds = read(first / "stages.json")["seconds"]

@@ -1,4 +1,4 @@
-"""Name all segments of the images in a folder. Write a visualization and a JSON file for each image."""
+"""Names all segments of the images in a folder, and writes a visualization and a JSON file for each image."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ logger = message_logger(__name__)
 
 @dataclass
 class FolderOutcome:
-    """The outcome of a run.
+    """The number of images that a run named, the number of skipped images, and the failed images.
 
     Attributes:
         named: number of images named in this run.
         existing: number of images that were skipped because their results already exist.
-        failed: reason of the failure of each image that could not be named.
+        failed: for each image that could not be named, the reason.
     """
 
     named: int = 0
@@ -43,7 +43,7 @@ class FolderOutcome:
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image and the location of its output files: `<name>_vis.png`, `<name>.json`, `<name>_panoptic.png`.
+    """One image and the paths of its output files `<name>_vis.png`, `<name>.json` and `<name>_panoptic.png`.
 
     Attributes:
         image: path of the image.
@@ -56,18 +56,19 @@ class ImageTask:
     name: str
 
     def file(self, ending: str) -> Path:
-        """Return the path of an output file, such as the one with the ending `_vis.png`."""
+        """Return the path of the output file with the given ending, such as `_vis.png`."""
         return self.folder / f"{self.name}{ending}"
 
 
 def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[Path]]:
-    """Find the images among files and folders. Subfolders are not searched.
+    """Find images, given the paths of files and folders. Subfolders are not searched.
 
     Returns:
-        The images without duplicates, and the files that were skipped because they are not images. Both are in order.
+        The images without duplicates, and the files that were skipped because they are not images. Both lists are in
+            the order of the given paths, and sorted within a folder.
 
     Raises:
-        OsmError: a path does not exist, the output folder is among them, or there is no image.
+        OsmError: a path does not exist, a path is the output folder, or no image was found.
     """
     images, others = [], []
     for place in places:
@@ -77,7 +78,7 @@ def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[
                     f"--output_dir {output} is also an input folder, so the next run would name its own output; "
                     "use another folder"
                 )
-            # macOS stores metadata in files named `._A.JPG` beside A.JPG. They are neither images nor user files.
+            # Names like `._A.JPG` are ignored, because macOS stores the metadata of A.JPG in a file of that name.
             files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("._"))
             images += [path for path in files if path.suffix.lower() in SUFFIXES]
             others += [path for path in files if path.suffix.lower() not in SUFFIXES]
@@ -93,8 +94,8 @@ def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[
 def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
     """Choose a unique output name for each image.
 
-    The name is the stem of the file. If another image has the same stem, it is the full file name. If that is taken
-    too, a number is appended.
+    The output name is the stem of the image file. If several images have the same stem, the output name is the full
+    file name. If that name is also taken, a number is appended.
     """
     stems = Counter(image.stem.lower() for image in images)  # some file systems ignore case
     taken: set[str] = set()
@@ -110,13 +111,16 @@ def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
 
 
 class FolderDemo:
-    """Names the images of a folder one by one. A failed image does not end the run.
+    """Names the segments of each image in a folder. If an image fails, the run continues with the next image.
 
     Args:
-        settings: everything that the results depend on. The JSON file of each image records them. A later run with
-            equal settings skips the image.
-        overwrite: whether to name images again whose results exist.
-        panoptic: whether to write `<name>_panoptic.png` too.
+        recognizer: names the segments.
+        segmenter: finds the segments.
+        request: options for naming and merging the segments.
+        settings: all settings that affect the results. They are recorded in the JSON file of each image, and a later
+            run with equal settings skips the image.
+        overwrite: whether to process images again whose results already exist.
+        panoptic: whether to write `<name>_panoptic.png` as well.
         alpha: opacity of the mask colors, 0 to 1.
     """
 
@@ -149,7 +153,7 @@ class FolderDemo:
                 continue
             try:
                 named = name_image(as_rgb(task.image), self.recognizer, self.segmenter, self.request)
-            except Exception as error:  # any failure of one image must not prevent naming the others
+            except Exception as error:  # a failure of one image must not prevent naming other images
                 reason = str(error) if isinstance(error, OsmError) else f"{type(error).__name__}: {error}"
                 outcome.failed[task.image] = reason
                 logger.info(f"{where}: failed ({reason})")
@@ -169,7 +173,7 @@ class FolderDemo:
         return made == (self.settings, _file_identity(task.image)) and all(task.file(end).is_file() for end in endings)
 
     def _write(self, task: ImageTask, named: NamedImage) -> None:
-        """Write the results of an image. The JSON file is written last, so its existence implies complete results."""
+        """Write the output files of an image. The JSON file is written last, so that it marks complete results."""
         task.file(".json").unlink(missing_ok=True)
         names = [segment_label(named, k) for k in named.merged.segments]
         _save(draw_ids(named.scene, named.merged.ids, names, self.alpha), task.file("_vis.png"))
@@ -185,7 +189,7 @@ class FolderDemo:
 
 
 def record(named: NamedImage) -> dict[str, Any]:
-    """Return the JSON record of a named image: all named segments, and which of them are in the label map."""
+    """Return the JSON record of a named image, which lists all named segments and marks those in the label map."""
     ids = {k: number for number, k in enumerate(named.merged.segments, 1)}
     segments = []
     for k, (segment, answer) in enumerate(zip(named.segments, named.answers, strict=True)):
@@ -213,7 +217,7 @@ def segment_label(named: NamedImage, k: int) -> str:
 
 
 def summary(named: NamedImage) -> str:
-    """Return one line with the numbers of segments that were found, named and kept in the label map."""
+    """Return a line that states how many segments were found, named, and included in the label map."""
     skipped = sum(bool(answer.skipped) for answer in named.answers)
     total = len(named.segments) + named.small
     parts = [f"{total} segments", f"{named.small} too small", f"{len(named.answers) - skipped} named"]
@@ -222,7 +226,7 @@ def summary(named: NamedImage) -> str:
 
 
 def _file_identity(image: Path) -> dict[str, int]:
-    """Return the size and modification time of a file, which detect that it changed since it was named."""
+    """Return the size and modification time of an image file, to detect later changes of the file."""
     facts = os.stat(image)
     return {"bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
 

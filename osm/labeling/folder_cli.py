@@ -1,4 +1,4 @@
-"""The command `osm folder` (demo_with_sam.py): find and name the segments of every image in a folder."""
+"""The command `osm folder` (also demo_with_sam.py), which finds and names the segments of every image in a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = message_logger(__name__)
 
 
 def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
-    """Return the parser of `osm folder`."""
+    """Return the argument parser of `osm folder`."""
     out = CommandParser(
         prog=prog, allow_abbrev=False, description="Find and name the segments of every image in a folder."
     )
@@ -53,7 +53,7 @@ def parser(prog: str = "osm folder") -> argparse.ArgumentParser:
 
 
 def add_segmenter_flags(out: argparse.ArgumentParser) -> None:
-    """Add the flags that select a segmenter."""
+    """Add the command-line flags that select a segmenter."""
     out.add_argument(
         "--segmenter",
         default="auto",
@@ -69,7 +69,7 @@ def add_segmenter_flags(out: argparse.ArgumentParser) -> None:
 
 
 def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
-    """Load the segmenter that the flags of `add_segmenter_flags` select."""
+    """Load the segmenter selected by the flags that `add_segmenter_flags` adds."""
     from osm.recognition.segmenters import load_segmenter
 
     checkpoint = args.sam_checkpoint
@@ -86,7 +86,7 @@ def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
-    """Run the command. Return 0, 1 if an image failed, or 2 after a user error."""
+    """Run the command `osm folder`. Return 0, 1 if an image failed, or 2 after a user error."""
     args = parser(prog).parse_args(argv)
     try:
         return _run(args)
@@ -123,7 +123,7 @@ def _run(args: argparse.Namespace) -> int:
         "vocabulary": names,
         "segmenter": segmenter.name,
     }
-    # The fingerprint detects that another checkpoint was stored under the same path since the last run.
+    # With the fingerprint, the next run detects that the checkpoint at the same path was replaced in the meantime.
     settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))
     demo = FolderDemo(recognizer, segmenter, request, settings, args.overwrite, args.panoptic, args.alpha)
     outcome = demo.run(image_tasks(images, args.output_dir))
@@ -134,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
-# The flags that the results of an image depend on.
+# The flags that affect the results of an image.
 _SETTINGS = (
     "checkpoint",
     "config",
@@ -150,7 +150,7 @@ _SETTINGS = (
 
 
 def _setting_value(value: Any) -> Any:
-    """Return a setting in the form that is recorded in the JSON file of an image."""
+    """Convert the value of a flag to the value that is recorded in the JSON file of an image."""
     return public(value) if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""The command `osm name`: name masks, boxes, points or all segments of one image."""
+"""The command `osm name`, which names masks, boxes, points or all segments of one image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of `osm name`."""
+    """Return the argument parser of `osm name`."""
     out = CommandParser(
         prog="osm name",
         allow_abbrev=False,
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Return 0, or a nonzero exit code after an error."""
+    """Run the command `osm name`. Return 0, or a nonzero exit code after an error."""
     args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         echo(*_answer(args))
@@ -127,7 +127,7 @@ def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
 
 
 def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:
-    """Find all segments of the image. The masks are RLEs, because there may be a hundred or more."""
+    """Find all segments of an image. Masks are returned as RLEs, because a hundred decoded masks take much memory."""
     from osm.io.images import as_rgb
     from osm.labeling.naming import encode_rle, rle_box
 

@@ -1,6 +1,6 @@
-"""Name every segment of an image and merge the named segments to one label map, as in the published demo.
+"""Names every segment of an image and merges the named segments into one label map, as in the published demo.
 
-Shapes: H, W are the height and width of the image that the segmenter receives.
+Shapes: H and W are the height and width of the resized image that the segmenter receives.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ALTERNATIVES = 5  # default number of candidate names for a selected region
 
 @dataclass(frozen=True)
 class NamingRequest:
-    """Options for naming masks; see `Recognizer.name`.
+    """Options for naming masks, which are passed to `Recognizer.name`.
 
     Attributes:
         mode: mode in which the model answers.
-        vocabulary: the allowed names; empty for free names.
+        vocabulary: the allowed names; if empty, any name is allowed.
         method: how the vocabulary is applied (`constrained`, `scored` or `mapped`).
         top_k: number of candidate names per mask.
     """
@@ -37,7 +37,7 @@ class NamingRequest:
     top_k: int = ALTERNATIVES
 
     def run(self, recognizer: Recognizer, masks: Sequence[Any]) -> list[Recognition]:
-        """Name masks of the recognizer's current image. Return one answer per mask."""
+        """Name masks of the recognizer's current image, and return one answer per mask."""
         names = list(self.vocabulary) or None
         answers = recognizer.name(masks, modes=[self.mode], top_k=self.top_k, vocabulary=names, method=self.method)
         return [of_mode[0] for of_mode in answers]
@@ -45,13 +45,15 @@ class NamingRequest:
 
 @dataclass(frozen=True)
 class MapRequest(NamingRequest):
-    """Options for naming a whole image and merging its segments to a label map.
+    """Options for naming all segments of an image and merging the segments into a label map.
 
     All areas are in pixels of the image resized to the model's input size.
 
     Attributes:
         min_area: segments with a smaller area are not named.
-        min_prob, min_free, min_pixels: thresholds of the merge; see `osm.recognition.panoptic`.
+        min_prob: minimum probability of a segment's name; see `osm.recognition.panoptic.merge`.
+        min_free: minimum uncovered share of a segment; see `osm.recognition.panoptic.merge`.
+        min_pixels: minimum number of uncovered pixels of a segment; see `osm.recognition.panoptic.merge`.
     """
 
     top_k: int = 1
@@ -68,10 +70,10 @@ class NamedImage:
     Attributes:
         scene: the image resized to the model's input size, as passed to the segmenter.
         size: (width, height) of the original image.
-        segments: the segments that were large enough to be named, the largest first.
-        answers: the answer for each of these segments.
+        segments: the segments that were large enough to be named, in descending order of area.
+        answers: for each element of `segments`, the recognizer's answer.
         small: number of segments that were too small to be named.
-        merged: the label map and the numbers of the segments in it.
+        merged: the label map, and the indices of the segments in the map.
     """
 
     scene: Image.Image
@@ -87,7 +89,7 @@ class NamedImage:
 
 
 def name_image(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter, request: MapRequest) -> NamedImage:
-    """Find, name and merge the segments of an RGB image."""
+    """Find and name the segments of an RGB image, and merge the named segments into a label map."""
     scene = image.resize(fitted_size(*image.size, recognizer.processor.input_size), Image.Resampling.BICUBIC)
     segmenter.set_image(scene)
     found = segmenter.everything()
@@ -95,8 +97,8 @@ def name_image(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter,
     answers: list[Recognition] = []
     if segments:
         recognizer.set_image(image)
-        # The masks have the size of the original image, as in the output file. They are encoded as RLEs because
-        # hundreds of decoded masks would take too much memory.
+        # Masks are resized to the original image, as in the output file, and encoded as RLEs, because hundreds of
+        # decoded masks would take too much memory.
         rles = [encode_rle(resize_mask(segment.mask, image.size)) for segment in segments]
         answers = request.run(recognizer, rles)
     merged = _merged(segments, answers, request, scene)
@@ -114,7 +116,7 @@ def _merged(segments: list[ScoredMask], answers: list[Recognition], request: Map
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a mask to (width, height) by nearest neighbor."""
+    """Resize a mask to (width, height) with nearest-neighbor sampling."""
     if mask.shape == size[::-1]:
         return mask
     rows, columns = nearest_rows(mask.shape[0], size[1]), nearest_rows(mask.shape[1], size[0])
@@ -122,7 +124,7 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a bool mask (H, W) as a compressed COCO RLE, whose counts are a string."""
+    """Encode a bool mask (H, W) as a compressed COCO RLE, in which `counts` is a string."""
     from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Chooses how many rows form a batch of the LLM: as many as fit into memory, measured on GPUs."""
+"""Chooses the number of rows in a batch of the LLM: as many as fit into memory, according to measurements on GPUs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from osm.errors import OsmError
 
 FIRST = 4096
 """LLM positions per batch before the first measurement, and always on a CPU, where larger batches are no faster."""
-_SHARE = 0.8  # the share of the free memory that is used, because the allocator's memory is fragmented
-_GROWTH = 4  # the largest ratio between the size of a batch and the size of the last measured batch
+_SHARE = 0.8  # share of the free memory that is used; less than 1 because the allocator's memory is fragmented
+_GROWTH = 4  # maximum ratio between the size of a batch and the size of the last measured batch
 
 Job = TypeVar("Job")
 
@@ -24,13 +24,13 @@ class Memory(Protocol):
         """Start a measurement."""
 
     def taken(self) -> int:
-        """Return the peak of the memory that was allocated since `begin`."""
+        """Return how much memory was allocated since `begin`, at its peak."""
 
     def free(self) -> int:
         """Return how much memory can still be allocated."""
 
     def release(self) -> None:
-        """Release memory that the allocator caches."""
+        """Return the memory that the allocator caches to the system."""
 
 
 class CudaMemory:
@@ -55,16 +55,16 @@ class CudaMemory:
 
 
 class RowBudget:
-    """Limits the number of rows in a batch.
+    """Limits the number of rows in a batch of the LLM.
 
     Args:
-        max_batch_tokens: LLM positions per batch. None means 4096 on a CPU; on a GPU, the limit is estimated from the
-            memory that the previous batches used.
-        memory: the memory of the device; None if it cannot be measured.
+        max_batch_tokens: maximum number of LLM positions per batch. None means 4096 on a CPU; on a GPU, the limit is
+            estimated from the memory that previous batches used.
+        memory: the memory of the device; None if memory cannot be measured.
 
     Attributes:
-        out_of_memory: how often a batch did not fit into memory. Such a batch and all later ones are halved.
-        largest: number of rows of the largest batch so far.
+        out_of_memory: number of batches that did not fit into memory. After each, the limit is half of that batch.
+        largest: number of rows in the largest batch so far.
     """
 
     def __init__(self, max_batch_tokens: int | None, memory: Memory | None) -> None:
@@ -77,15 +77,16 @@ class RowBudget:
         self.out_of_memory = self.largest = 0
 
     def rows(self, length: int) -> int:
-        """Return how many rows of this many positions form a batch."""
+        """Return how many rows of `length` positions fit into one batch."""
         return max(1, self.positions // length)
 
     def run(self, jobs: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> list[Any]:
         """Process jobs in batches and return one result per job.
 
         Args:
-            length: the LLM positions of one row.
-            work: processes a batch and returns one result per job.
+            jobs: the jobs, each of which needs one row of the LLM.
+            length: number of LLM positions per row.
+            work: function that processes a batch and returns one result per job.
 
         Raises:
             OsmError: not even one row fits into memory.
@@ -103,7 +104,8 @@ class RowBudget:
     def _attempt(self, part: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> Any:
         """Return the results of `work`, or None if memory ran out.
 
-        This is a separate function because an exception keeps the tensors of its frames alive.
+        `work` is called in a separate function, because an out-of-memory exception keeps the tensors of its stack
+        frames alive until the function returns.
         """
         if self._measures:
             assert self.memory is not None
@@ -121,7 +123,7 @@ class RowBudget:
         assert self.memory is not None
         each = self.memory.taken() / positions
         fitting = int(_SHARE * self.memory.free() / each) if each > 0 else self.positions
-        # A partial batch (such as the last one) is a poor estimate for larger batches, so growth is bounded.
+        # A partial batch (such as the last one) poorly predicts the memory of larger batches, so growth is bounded.
         wanted = min(fitting, max(self.positions, _GROWTH * positions))
         self.positions = max(1, min(wanted, self._ceiling or wanted))
 
@@ -137,5 +139,5 @@ class RowBudget:
 
 
 def memory_of(device: torch.device) -> Memory | None:
-    """Return the memory of a GPU, or None for other devices."""
+    """Return the `Memory` of a GPU, or None for a device whose memory is not measured."""
     return CudaMemory(device) if device.type == "cuda" else None

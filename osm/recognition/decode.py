@@ -1,6 +1,6 @@
-"""Decodes names from the LLM for many rows at once: greedy or beam search, free or limited to a list, and scoring.
+"""Decodes names with the LLM in batches: greedy or beam search, optionally limited to a list, and scoring of a list.
 
-All rows of a batch have prefixes of equal length, so there is no padding. Rows that ended are removed from the batch.
+All rows of a batch have prefixes of equal length, so there is no padding. A row leaves the batch when its name ends.
 
 Shapes: R rows, K candidates, P pairs of a row and a candidate, T token positions, V LLM vocabulary.
 """
@@ -25,8 +25,8 @@ class Decoded:
 
     Attributes:
         ids: the token ids of the name, without the end token.
-        token_probs: the probabilities of these ids; if the name ended, the last one is that of the end token.
-        ended: True if an end token was decoded, False if the limit of tokens was reached.
+        token_probs: the probabilities of these ids, followed by that of the end token if the name ended.
+        ended: True if an end token was decoded, False if the maximum number of tokens was reached.
     """
 
     ids: tuple[int, ...]
@@ -35,9 +35,9 @@ class Decoded:
 
     @property
     def prob(self) -> float:
-        """The published probability: the product over the name's tokens without the end token.
+        """The probability as in the published code: the product over the name's tokens without the end token.
 
-        For an empty name, it is the probability of the end token.
+        For an empty name, the value is the probability of the end token.
         """
         probs = self.token_probs[: len(self.ids)] or self.token_probs
         return math.prod(probs)
@@ -49,13 +49,14 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes with a frozen causal LM.
+    """Decodes names with a frozen causal LM.
 
     Args:
+        llm: the LLM.
         stops: token ids that end a name.
-        max_new_tokens: the limit for free decoding; names from a trie are never cut.
-        compiled: decode free greedy names with transformers' static cache, whose decoding steps are compiled on GPUs
-            (CUDA graphs). Rows that ended then stay in the batch.
+        max_new_tokens: maximum number of tokens in free decoding. Names from a trie are never truncated.
+        compiled: whether free greedy decoding uses transformers' static cache, whose decoding steps are compiled on
+            GPUs (CUDA graphs). Rows whose name has ended then stay in the batch.
     """
 
     def __init__(self, llm: nn.Module, stops: Sequence[int], max_new_tokens: int, compiled: bool = False) -> None:
@@ -64,16 +65,17 @@ class Decoder:
         self.compiled = compiled and support.cache and support.generate
 
     def steps(self, trie: Trie | None) -> int:
-        """Return the largest number of tokens that can be decoded for a name, including the end token."""
-        return self.max_new_tokens if trie is None else trie.depth  # a cut name would not be in the list
+        """Return the maximum number of tokens decoded per name, including the end token."""
+        return self.max_new_tokens if trie is None else trie.depth  # a truncated name would not be in the list
 
     @torch.no_grad()
     def greedy(self, inputs: LlmInputs, trie: Trie | None = None) -> list[Decoded]:
-        """Decode the most likely token at each step until an end token or the limit is reached.
+        """Decode the most likely token at each step, until an end token or the maximum number of tokens is reached.
 
         Args:
             inputs: rows of equal length, without padding.
-            trie: limits decoding to its names; probabilities are then normalized over the allowed tokens.
+            trie: the names to which decoding is limited; probabilities are then normalized over the allowed tokens.
+                None: free decoding.
         """
         if self.compiled and trie is None:
             return self._greedy_static(inputs)
@@ -106,7 +108,7 @@ class Decoder:
 
     def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
         rows = len(inputs)
-        # The batch is padded to a power of two with copies of a row, so that few shapes are compiled.
+        # The batch is padded to a power of two with copies of the first row, so that few shapes are compiled.
         places = [*range(rows), *[0] * (2 ** math.ceil(math.log2(rows)) - rows)]
         out = generate(
             self.llm,
@@ -126,9 +128,9 @@ class Decoder:
 
     @torch.no_grad()
     def best(self, inputs: LlmInputs, count: int, trie: Trie | None = None) -> list[list[Decoded]]:
-        """Return the `count` most likely names of each row in descending order, by beam search of width `count`.
+        """Return the `count` most likely names of each row in descending order, found by beam search of width `count`.
 
-        The search of a row stops when no open beam can become more likely than the names that ended.
+        The search for a row stops when no unfinished beam can become more likely than the finished names.
         """
         logits, state = read_prefix(self.llm, inputs)
         live = [_Beam(row, 0.0, (), ()) for row in range(len(inputs))]
@@ -154,7 +156,7 @@ class Decoder:
                     kept += grown
             last = step == steps - 1
             if last:
-                for _, beam in kept:  # the limit of tokens is reached: keep the cut name
+                for _, beam in kept:  # the maximum number of tokens is reached: keep the truncated name
                     done[beam.row].append(beam)
             if last or not kept:
                 break
@@ -165,7 +167,7 @@ class Decoder:
 
     @torch.no_grad()
     def score(self, inputs: LlmInputs, candidates: Sequence[Sequence[int]], at_once: int = 256) -> Tensor:
-        """Compute the log-likelihood of each candidate, including its end token; each prefix is run only once.
+        """Compute the log-likelihood of each candidate, including its end token. Each row's prefix is run only once.
 
         Args:
             inputs: rows of equal length, without padding.
@@ -173,7 +175,7 @@ class Decoder:
             at_once: number of (row, candidate) pairs per forward pass.
 
         Returns:
-            float64 (R, K).
+            log-likelihoods, float64 (R, K).
         """
         logits_RV, state = read_prefix(self.llm, inputs)
         first_RV = logits_RV.log_softmax(-1)
@@ -219,7 +221,7 @@ class _Beam:
     ended: bool = False
 
     def grown(self, log_prob: float, token: int | None) -> _Beam:
-        """Return this beam extended by a token, or ended if `token` is None."""
+        """Return a copy of the beam that is extended by a token, or finished if `token` is None."""
         ids = self.ids if token is None else (*self.ids, token)
         return _Beam(self.row, self.score + log_prob, ids, (*self.probs, math.exp(log_prob)), token is None)
 
@@ -228,7 +230,7 @@ class _Beam:
 
 
 def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
-    """Return the best `count` beams: ended beams before cut ones, then by score, one per name."""
+    """Return the best `count` beams with distinct names: finished before truncated beams, then sorted by score."""
     best: dict[tuple[int, ...], _Beam] = {}
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)

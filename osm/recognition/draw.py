@@ -9,19 +9,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from osm.io.images import to_rgb
 
-# The palette of Okabe and Ito, whose colours can be distinguished by colour-blind people.
+# The palette of Okabe and Ito, whose colors can be distinguished by color-blind people.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _DARK, _LIGHT = (20, 20, 20), (235, 235, 235)
 
 
 def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alpha: float = 0.5) -> Image.Image:
-    """Colour each mask and write its name into it, larger masks first.
+    """Color each mask and write its name on it, starting with the largest mask.
 
     Args:
         image: an RGB image.
-        masks: bool (K, H, W) of the image's size.
-        names: K texts.
-        alpha: the opacity of the colours, 0 to 1.
+        masks: bool (K, H, W), with the image's height and width.
+        names: the K names.
+        alpha: the opacity of the colors, 0 to 1.
 
     Returns:
         a new RGB image of the same size.
@@ -44,15 +44,15 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
 
 
 def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: float = 0.7) -> Image.Image:
-    """Colour the segments of a map and write their names at the medians of their pixels.
+    """Color the segments of a label map and write each segment's name at the median of its pixels.
 
-    Adjacent segments get different colours where possible, and a border line that is visible on light and dark areas.
+    Adjacent segments get different colors where possible, and a border line that is visible on light and dark areas.
 
     Args:
         image: an RGB image.
-        ids: int (H, W) of the image's size, 0 = no segment, k = the segment of names[k - 1].
+        ids: int (H, W), with the image's height and width. 0 = no segment, k = the segment named names[k - 1].
         names: the name of each segment.
-        alpha: the opacity of the colours, 0 to 1.
+        alpha: the opacity of the colors, 0 to 1.
 
     Returns:
         a new RGB image of the same size.
@@ -77,13 +77,13 @@ def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: f
         ys, xs = np.divmod(places[k], ids.shape[1])
         frame = tuple(
             colours[k + 1].astype(int).tolist()
-        )  # shows which segment a label belongs to, because labels may be moved
+        )  # the color shows which segment a label belongs to, because labels may be moved
         _write(draw, font, names[k], (xs, ys), image.size, taken, frame)
     return canvas
 
 
 def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
-    """Return the flat pixel indices of each id from 1 to `count`."""
+    """Return, for each id from 1 to `count`, the flat indices of its pixels."""
     flat = ids.ravel()
     order = np.argsort(flat, kind="stable")
     ends = np.searchsorted(flat[order], np.arange(1, count + 2))
@@ -91,9 +91,9 @@ def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def _unlike_their_neighbours(ids: np.ndarray, count: int, order: Sequence[int]) -> np.ndarray:
-    """Return a palette index for each id (count,): one that no neighbour has, else the one that the fewest have."""
+    """Return a palette index for each id, shape (count,): the color that the fewest neighboring segments have."""
     near: list[set[int]] = [set() for _ in range(count + 1)]
-    for one, other in ((ids[:, :-3], ids[:, 3:]), (ids[:-3], ids[3:])):  # segments up to 3 pixels apart are neighbours
+    for one, other in ((ids[:, :-3], ids[:, 3:]), (ids[:-3], ids[3:])):  # segments up to 3 pixels apart are neighbors
         pairs = np.stack([one.ravel(), other.ravel()], 1)
         for a, b in np.unique(pairs[one.ravel() != other.ravel()], axis=0).tolist():
             near[a].add(b)
@@ -108,19 +108,19 @@ def _unlike_their_neighbours(ids: np.ndarray, count: int, order: Sequence[int]) 
 
 
 def _font_size(size: tuple[int, int], labels: int) -> int:
-    """Return a font size that shrinks with the number of labels, but stays legible."""
+    """Return a font size that decreases with the number of labels, but stays legible."""
     return max(12, round(min(size) / (28 if labels <= 20 else 40 if labels <= 60 else 56)))
 
 
 def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | None]) -> Image.Image:
-    """Outline each mask and write its number (from 1) into it, with a tick or a cross; larger masks first.
+    """Outline each mask and write its number (from 1) on it with a tick or a cross, starting with the largest mask.
 
-    Wrong masks can be recognized without colour: they are hatched, and their outline is dashed.
+    Wrongly named masks are hatched and have a dashed outline, so that they can be recognized without color.
 
     Args:
         image: an RGB image.
-        masks: bool (K, H, W) of the image's size.
-        right: for each mask, whether its name is right; None for a mask without a name, which gets no mark.
+        masks: bool (K, H, W), with the image's height and width.
+        right: for each mask, whether its name is correct; None for a mask without a name, which gets no tick or cross.
 
     Returns:
         a new RGB image of the same size.
@@ -141,7 +141,7 @@ def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | 
 
 
 def _colour(pixels: np.ndarray, mask: np.ndarray, color: np.ndarray, right: bool | None) -> None:
-    """Outline one mask in the pixels (H, W, 3). Its inside keeps its colours, because a name may refer to them."""
+    """Outline one mask in the pixels (H, W, 3). The inside keeps its colors, because a name may refer to a color."""
     diagonal = np.add(*np.indices(mask.shape))
     if right is False:
         pixels[mask & (diagonal % 14 < 2)] = _DARK
@@ -154,7 +154,7 @@ def _colour(pixels: np.ndarray, mask: np.ndarray, color: np.ndarray, right: bool
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """Return the mask's pixels that are adjacent to pixels outside of the mask."""
+    """Return the mask's pixels that are adjacent to pixels outside the mask."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
@@ -169,7 +169,7 @@ def _write(
     taken: list[tuple[float, float, float, float]],
     frame: tuple[int, ...] | None = None,
 ) -> None:
-    """Write text at the median of a mask's pixels (xs, ys), moved away from earlier labels."""
+    """Write a label at the median of a mask's pixels (xs, ys), or near the median if earlier labels are in the way."""
     xs, ys = places
     text = _shortened(draw, font, text, size[0] - 8)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -188,7 +188,7 @@ def _write_number(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> None:
-    """Write a number, with a tick or a cross, at the mask's pixel that is closest to the median of its pixels."""
+    """Write a mask's number, with a tick or a cross, at the mask pixel closest to the median of the mask's pixels."""
     ys, xs = np.nonzero(mask)
     nearest = int(np.argmin((xs - np.median(xs)) ** 2 + (ys - np.median(ys)) ** 2))
     left, top, right, bottom = draw.textbbox((0, 0), str(number), font=font)
@@ -198,7 +198,7 @@ def _write_number(
     x, y = _place(float(xs[nearest]), float(ys[nearest]), width, height, size, taken)
     draw.rounded_rectangle((x, y, x + width, y + height), 3, fill=_DARK)
     draw.text((x + 4 - left, y + 3 - top), str(number), font=font, fill=(255, 255, 255))
-    # Tick and cross are drawn as lines because Pillow's default font has neither character.
+    # The tick and the cross are drawn as lines, because Pillow's default font has no such characters.
     a, b = x + 8 + digits, y + 3
     if is_right:
         draw.line([(a, b + side * 0.55), (a + side * 0.35, b + side), (a + side, b)], (150, 255, 170), 2)
@@ -217,7 +217,7 @@ def _shortened(
     return text if text == whole else text + "..."
 
 
-# Candidate offsets of a label from its preferred position, in multiples of its width and height, closest first.
+# Candidate offsets of a label from its preferred position, in multiples of the label's width and height, closest first.
 _OFFSETS = sorted(
     ((x / 2, y) for y in range(-6, 7) for x in range(-6, 7)), key=lambda xy: (4 * xy[0] ** 2 + xy[1] ** 2, -xy[1])
 )
@@ -231,14 +231,14 @@ def _place(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float]:
-    """Return left and top of a box near a point: inside of the image, at the closest position without overlap.
+    """Place a label box inside the image, as close to a point as possible without overlap, and return its left and top.
 
     If every position overlaps a box in `taken`, the position with the smallest overlap is used. The new box is added
     to `taken`.
     """
     best = (np.inf, 0.0, 0.0)
     for across, down in _OFFSETS:
-        # Positions are whole pixels because Pillow clips letters at fractional positions near the border.
+        # Positions are whole pixels, because Pillow clips letters at fractional positions near the image border.
         x = min(max(round(middle_x - width / 2 + across * (width + 1)), 0), max(int(size[0] - width - 1), 0))
         y = min(max(round(middle_y - height / 2 + down * (height + 1)), 0), max(int(size[1] - height - 1), 0))
         covered = sum(_common((x, y, x + width, y + height), other) for other in taken)

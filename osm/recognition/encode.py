@@ -1,6 +1,6 @@
-"""Encodes images and masks for the bridge: each image once, and each mask once for all modes.
+"""Encodes images and masks for the bridge: each image is encoded once, and each mask once for all modes.
 
-Shapes: N images, G windows, S input size, L image tokens, P patches of a window, C tower width, K masks of an image.
+Shapes: N images, G windows, S input size, L tokens per image, P patches per window, C tower width, K masks per image.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from osm.models.osm import OmniScientModel
 from osm.recognition.budget import memory_of
 from osm.recognition.regions import Region
 
-_MASKS_AT_ONCE = 32  # masks at the image's own size that are in memory together
+_MASKS_AT_ONCE = 32  # maximum number of masks at the image's own size that are in memory together
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An encoded image: its size (width, height), and the bridge's state for it (tensors of shape (1, ...))."""
+    """An encoded image: the image's size (width, height), and the bridge's state with tensors of shape (1, ...)."""
 
     size: tuple[int, int]
     state: ImageState
 
 
 def stack_images(images: Sequence[EncodedImage]) -> ImageState:
-    """Return the bridge's state for several images, in their order."""
+    """Concatenate the bridge's states of several images, in the order of the images."""
     return [
         parts[0] and tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
         for parts in zip(*(image.state for image in images), strict=True)
@@ -42,18 +42,19 @@ def stack_images(images: Sequence[EncodedImage]) -> ImageState:
 
 
 class ImageEncoder:
-    """Runs the tower and the bridge's image part; a window that holds only padding is computed once per model.
+    """Runs the tower and the image part of the bridge. Windows that contain only padding are computed once per model.
 
     Args:
-        windows_at_once: windows per tower batch, over all images. It is halved when memory runs out.
+        windows_at_once: windows per tower batch, which may contain windows of several images. The number is halved when
+            memory runs out.
     """
 
     def __init__(self, model: OmniScientModel, processor: Processor, windows_at_once: int = 64) -> None:
         self.model, self.processor, self.windows_at_once = model, processor, windows_at_once
-        self._padding: tuple[Tensor, Tensor] | None = None  # class token and patches of a window of padding
+        self._padding: tuple[Tensor, Tensor] | None = None  # class token and patches of a padding-only window
 
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        """Encode RGB images, which may differ in size."""
+        """Encode RGB images, which may have different sizes."""
         model = self.model
         canvas_N3SS = torch.stack([self.processor.canvas(image) for image in images]).to(model.device)
         sizes = [image.size for image in images]
@@ -65,7 +66,12 @@ class ImageEncoder:
         ]
 
     def tower_tokens(self, pixels_N3SS: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Return the tokens (N, L, C) of `OmniScientModel.tower_tokens` for images of these (width, height)."""
+        """Return the same tokens (N, L, C) as `OmniScientModel.tower_tokens`, without running padding windows again.
+
+        Args:
+            pixels_N3SS: the padded images.
+            sizes: for each image, its original (width, height).
+        """
         model, windows = self.model, self.model.windows
         windows_B3ww = windows.split(pixels_N3SS.to(next(model.tower.parameters()).dtype))  # B = N * G
         has_image_B = torch.from_numpy(np.concatenate([self._has_image(size) for size in sizes]))
@@ -82,10 +88,10 @@ class ImageEncoder:
         return torch.cat([prefix, windows.merge(patches_BPC)], 1)
 
     def _run_tower(self, windows_B3ww: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return class tokens and patches of windows, one pair per batch that fits into memory.
+        """Run the tower on windows in batches that fit into memory. Return class tokens and patches of each batch.
 
         Raises:
-            OsmError: not even one window fits.
+            OsmError: not even one window fits into memory.
         """
         while True:
             try:
@@ -96,20 +102,20 @@ class ImageEncoder:
                         "one window of the image does not fit into memory in the tower: use the CPU (--device cpu), or "
                         "free memory on the device"
                     ) from None
-            # We release memory outside of the handler because the exception keeps the batch's tensors alive.
+            # Memory is released outside the handler, because the exception keeps the batch's tensors alive.
             self.windows_at_once = min(self.windows_at_once, len(windows_B3ww)) // 2 or 1
             memory = memory_of(self.model.device)
             if memory is not None:
                 memory.release()
 
     def _has_image(self, size: tuple[int, int]) -> np.ndarray:
-        """Return which windows (G,) overlap an image of this (width, height); the others hold only padding."""
+        """Return which windows (G,) overlap an image of the given (width, height), i.e. are not only padding."""
         width, height = fitted_size(*size, self.processor.input_size)
         starts = np.array(self.model.windows.starts)
         return ((starts < height)[:, None] & (starts < width)[None]).flatten()
 
     def _padding_window(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Return class token and patches of a window of padding, computed once per device and dtype."""
+        """Return class token and patches of a window that contains only padding, cached per device and dtype."""
         model = self.model
         tower = next(model.tower.parameters())
         if self._padding is None or self._padding[0].device != tower.device or self._padding[0].dtype != tower.dtype:
@@ -123,7 +129,7 @@ class ImageEncoder:
 class EncodedMask:
     """The bridge's features of one mask (one row), or the reason why the mask is skipped.
 
-    They replace the mask itself, which takes about a hundred times as much memory.
+    The features are stored instead of the mask, which would take about a hundred times as much memory.
     """
 
     features: MaskFeatures | None = None
@@ -134,14 +140,14 @@ class MaskEncoder:
     """Computes the bridge's features of regions.
 
     Attributes:
-        fallbacks: masks so far that covered no cell of the token grid, so that another cell was used.
+        fallbacks: number of masks so far that covered no token-grid cell, so the cell at their centroid was used.
     """
 
     def __init__(self, model: OmniScientModel, processor: Processor) -> None:
         self.model, self.processor, self.fallbacks = model, processor, 0
 
     def encode(self, regions: Sequence[Region]) -> Iterator[EncodedMask]:
-        """Encode the regions of one image. Only a few masks are drawn at a time, to bound memory."""
+        """Encode the regions of one image. Only a few masks are drawn at a time, to limit memory usage."""
         for start in range(0, len(regions), _MASKS_AT_ONCE):
             yield from self._encode_some(regions[start : start + _MASKS_AT_ONCE])
 
@@ -162,7 +168,7 @@ class MaskEncoder:
         return [skipped or next(encoded) for skipped in found]
 
     def _features(self, masks_K1SS: Tensor) -> list[EncodedMask]:
-        """Encode masks of at least one pixel each."""
+        """Encode masks, each of which has at least one pixel."""
         masks_K1SS = masks_K1SS.to(self.model.device)
         context_K1SS = context_mask(masks_K1SS, self.model.config.context_enlarge_ratio)
         features = self.model.mask_features(masks_K1SS, context_K1SS)
@@ -171,5 +177,5 @@ class MaskEncoder:
 
 
 def stack_masks(masks: Sequence[EncodedMask]) -> MaskFeatures:
-    """Return the features of several masks, one row each; skipped masks are left out."""
+    """Concatenate the features of several masks, one row per mask, without the skipped masks."""
     return MaskFeatures.stack([mask.features for mask in masks if mask.features is not None])

@@ -1,4 +1,4 @@
-"""Names the masks of images with the benchmark's prompt, for predictions. Each image is encoded once."""
+"""Names masks with the benchmark's prompt, for prediction files. Each image is encoded only once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from osm.recognition.recognizer import Recognizer, load_recognizer
 
 @dataclass(frozen=True)
 class Name:
-    """A mask's name and its probability.
+    """A predicted name of a mask, with its probability.
 
-    `prob` is the product of the probabilities of the name's tokens, without the end token. For an empty name, it is
+    `prob` is the product of the probabilities of the name's tokens, without the end token. For an empty name, `prob` is
     the probability of the end token.
     """
 
@@ -55,7 +55,7 @@ class Namer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks so far that covered no cell of the token grid."""
+        """The number of masks so far that covered no token-grid cell, so the cell at their centroid was used."""
         return self.recognizer.centroid_fallbacks
 
     def name_image(
@@ -79,19 +79,20 @@ class Namer:
         method: str = "constrained",
         boxed: bool = False,
     ) -> list[list[dict[str, Name] | None]]:
-        """Name each mask in each mode with the benchmark's prompt; batches may span several images.
+        """Name each mask in each mode with the benchmark's prompt, in batches that may contain masks of several images.
 
         Args:
             images: RGB images.
-            masks: for each image, bool (K, H, W) of the image's size.
+            masks: for each image, bool (K, H, W) with the image's height and width.
+            modes: the modes in which each mask is named; duplicates are ignored.
             vocabulary, method: see `Recognizer.name`.
             boxed: see `Recognizer.name_batch`.
 
         Returns:
-            for each image and mask, the name in each mode; None if the mask is empty after resizing.
+            for each mask of each image, a dict from mode to name; None if the mask is empty after resizing.
 
         Raises:
-            OsmError: masks have another size than their image, or the model does not have a mode.
+            OsmError: masks and image differ in size, or the model does not have one of the modes.
         """
         if isinstance(modes, str):
             raise OsmError(f"modes is the string {modes!r}; a list is needed: [{modes!r}]")
@@ -116,13 +117,13 @@ def _checked(image: Image.Image, masks: np.ndarray) -> np.ndarray:
         raise OsmError(f"image is a {type(image).__name__}; a PIL image is needed (Image.open, Image.fromarray)")
     shape = tuple(masks.shape if hasattr(masks, "shape") else np.shape(masks))
     if len(shape) != 3 or shape[1:] != (image.height, image.width):
-        raise OsmError(f"masks have shape {shape}, (K, {image.height}, {image.width}) needed for this image")
+        raise OsmError(f"masks have shape {shape}; expected (K, {image.height}, {image.width}) for this image")
     return masks
 
 
 def load_namer(
     checkpoint: str | Path, *, config: str | None = None, device: str = "auto", max_new_tokens: int = 12, **options: Any
 ) -> Namer:
-    """Load a checkpoint as a `Namer`; the arguments are those of `load_recognizer` and `Recognizer`."""
+    """Load a checkpoint as a `Namer`. See `load_recognizer` and `Recognizer` for the arguments."""
     options = {"config": config, "device": device, "max_new_tokens": max_new_tokens, **options}
     return Namer.of(load_recognizer(checkpoint, **options))

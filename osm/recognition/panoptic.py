@@ -1,6 +1,6 @@
-"""Merges overlapping masks into a map with at most one segment per pixel, as the published demo does.
+"""Merges overlapping masks into a label map with at most one segment per pixel, as the published demo does.
 
-Shapes: K masks of H x W.
+Shapes: K masks, each H x W.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MIN_PROB, MIN_FREE, MIN_PIXELS = 0.2, 0.8, 100
 
 @dataclass(frozen=True)
 class Merged:
-    """The result of a merge.
+    """The label map that `merge` makes of overlapping masks.
 
     Attributes:
-        ids: int32 (H, W), 0 = no segment; segments have ids from 1 in descending order of probability.
-        segments: the index of the mask of each id, starting with id 1.
-        dropped: the index of each mask that is not in the map, with the reason.
+        ids: label map, int32 (H, W). 0 = no segment; ids start at 1, in descending order of probability.
+        segments: for each id, starting with id 1, the index of its mask.
+        dropped: for each mask that is not in the map, its index and the reason.
     """
 
     ids: np.ndarray
@@ -38,27 +38,27 @@ def merge(
     min_free: float = MIN_FREE,
     min_pixels: int = MIN_PIXELS,
 ) -> Merged:
-    """Paint masks into a map in descending order of probability; a painted pixel is never overwritten.
+    """Paint masks into a label map in descending order of probability, without overwriting painted pixels.
 
-    Masks of equal probability keep their order. All thresholds are inclusive.
+    Masks with equal probability keep their order. A mask is dropped if a value is below its threshold.
 
     Args:
-        masks: bool (H, W) each.
+        masks: masks of one size, each bool (H, W).
         probs: the probability of each mask's name.
-        min_prob: the lowest probability at which a mask is kept.
-        min_free: the smallest share of a mask's pixels that must still be free.
-        min_pixels: the smallest number of a mask's pixels that must still be free.
+        min_prob: minimum probability of a mask's name.
+        min_free: minimum share of a mask's pixels that no earlier mask covers.
+        min_pixels: minimum number of a mask's pixels that no earlier mask covers.
 
     Raises:
-        OsmError: there is no mask, the masks differ in size, or there are not as many probabilities as masks.
+        OsmError: there is no mask, the masks differ in size, or the numbers of masks and probabilities differ.
     """
     if len(masks) != len(probs):
         raise OsmError(f"{len(masks)} masks, but {len(probs)} probabilities")
     if not len(masks):
-        raise OsmError("no masks to merge: their size is not known")
+        raise OsmError("no masks to merge: without a mask, the size of the label map is unknown")
     shapes = {np.shape(mask) for mask in masks}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2:
-        raise OsmError(f"masks of shapes {sorted(shapes)}: one shape (H, W) is needed")
+        raise OsmError(f"masks have the shapes {sorted(shapes)}; expected one shape (H, W) for all")
     ids = np.zeros(next(iter(shapes)), np.int32)
     segments: list[int] = []
     dropped: dict[int, str] = {}
@@ -80,11 +80,11 @@ def merge(
 
 
 def as_png(ids: np.ndarray) -> Image.Image:
-    """Encode ids (H, W) as an RGB image in COCO's panoptic format: id = R + 256 G + 65536 B.
+    """Encode a label map (H, W) as an RGB image in COCO's panoptic format, with id = R + 256 G + 65536 B.
 
     Raises:
         OsmError: an id is negative, or does not fit into three bytes.
     """
     if ids.size and not (ids.min() >= 0 and ids.max() < 1 << 24):
-        raise OsmError(f"ids from {ids.min()} to {ids.max()}: 0 to {(1 << 24) - 1} fit an RGB pixel")
+        raise OsmError(f"ids are from {ids.min()} to {ids.max()}, but only 0 to {(1 << 24) - 1} fit an RGB pixel")
     return Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8))

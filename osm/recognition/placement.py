@@ -1,4 +1,4 @@
-"""Distributes the layers of an LLM that does not fit on one device over GPUs, CPU memory and disk."""
+"""Splits an LLM too large for one device across GPUs, CPU memory and disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B|B)?", re.IGNORECASE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `load_recognizer` for memory, speed and the placement of a large LLM."""
+    """Add command-line flags for the arguments of `load_recognizer` that affect memory, speed and LLM placement."""
     group = parser.add_argument_group("memory and speed")
     group.add_argument("--max_batch_tokens", type=int, help="LLM positions decoded together [what the memory holds]")
     group.add_argument("--compiled", action="store_true", default=None, help="compiled decoding steps, for GPUs")
@@ -30,26 +30,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def from_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the flags of `add_flags` that were given, as arguments of `load_recognizer`.
+    """Convert the flags added by `add_flags` to arguments of `load_recognizer`, omitting flags that were not given.
 
     Raises:
-        OsmError: a flag has no effect without --device_map.
+        OsmError: --max_memory or --offload_folder is given without --device_map.
     """
     names = ("max_batch_tokens", "compiled", "tf32", "device_map", "max_memory", "offload_folder")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     for name in ("max_memory", "offload_folder"):
         if name in given and "device_map" not in given:
-            raise OsmError(f"--{name} {given[name]}: only --device_map spreads the LLM; give --device_map auto as well")
+            raise OsmError(f"--{name} {given[name]} has no effect without --device_map; give --device_map auto as well")
     if "max_memory" in given:
         given["max_memory"] = parse_max_memory(given["max_memory"])
     return given
 
 
 def parse_max_memory(text: str) -> dict[int | str, int]:
-    """Parse sizes such as `0=20GiB,cpu=60GiB`; the result is in bytes.
+    """Parse the value of `--max_memory`, such as `0=20GiB,cpu=60GiB`, to a dict from device to bytes.
 
     Raises:
-        OsmError: a device is neither a GPU's number nor `cpu`, a device is given twice, or a size is not valid.
+        OsmError: a device is neither a GPU number nor `cpu`, a device is given twice, or a size is invalid.
     """
     found: dict[int | str, int] = {}
     for entry in text.split(","):
@@ -64,7 +64,7 @@ def parse_max_memory(text: str) -> dict[int | str, int]:
 
 
 def _bytes(place: int | str, size: int | str) -> int:
-    """Convert a size to bytes. We parse sizes ourselves because accelerate reads lower-case units as bits."""
+    """Convert a size such as `20GiB` to bytes. Accelerate's parser is not used: it takes lower-case units for bits."""
     if isinstance(size, int):
         return size
     match = _SIZE.fullmatch(size.strip())
@@ -84,17 +84,19 @@ def spread(
     max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | Path | None = None,
 ) -> nn.Module:
-    """Distribute an LLM over devices with accelerate. The caller's inputs and outputs keep their device.
+    """Distribute an LLM over devices with accelerate. Callers can keep inputs and outputs on their own device.
 
     Args:
+        llm: the LLM, whose modules are moved.
         device_map: `auto` and `balanced` distribute the layers evenly over the GPUs, `sequential` fills one GPU after
-            the other. Layers that do not fit are kept in CPU memory, then on disk, and are copied to a GPU when they
-            run. Alternatively, a mapping from module names to devices.
-        max_memory: the limit of each GPU (by its number) and of the CPU (`cpu`); by default all available memory.
-        offload_folder: the folder for layers on disk; they are removed when the program ends.
+            the other. Layers that do not fit on the GPUs are stored in CPU memory, then on disk, and are copied to a
+            GPU when they run. Alternatively, a mapping from module names to devices.
+        max_memory: memory limit of each GPU (by its number) and of the CPU (`cpu`). None: all available memory.
+        offload_folder: folder in which layers are stored on disk. They are removed when the program ends.
 
     Raises:
-        OsmError: the map is unknown or does not cover the LLM, or layers go to disk without a folder for them.
+        OsmError: the device map is unknown or does not cover the LLM, or layers must be stored on disk but
+            `offload_folder` is None.
     """
     from accelerate import dispatch_model, infer_auto_device_map
     from accelerate.utils import get_balanced_memory
@@ -109,7 +111,7 @@ def spread(
         placed = infer_auto_device_map(llm, max_memory=limits, no_split_module_classes=list(whole))
     else:
         placed = dict(device_map)
-    if placed.get("") == "disk":  # accelerate needs the names of the parts
+    if placed.get("") == "disk":  # accelerate requires the names of the submodules
         placed = {name: "disk" for name, _ in llm.named_children()}
     # A module without weights (such as rotary positions) cannot be stored on disk.
     kept = list(llm.state_dict())
@@ -118,22 +120,20 @@ def spread(
             placed[name] = "cpu"
     if "disk" in placed.values() and offload_folder is None:
         raise OsmError(
-            f"--device_map {shown(device_map)}: {list(placed.values()).count('disk')} parts of the LLM go to the disk; "
-            "give a folder for them with --offload_folder, or more memory with --max_memory"
+            f"--device_map {shown(device_map)}: {list(placed.values()).count('disk')} modules of the LLM must be "
+            "offloaded to disk; give a folder with --offload_folder, or allow more memory with --max_memory"
         )
     folder = None
     if "disk" in placed.values():
         try:
             Path(str(offload_folder)).mkdir(parents=True, exist_ok=True)
-            # We use a new subfolder because accelerate would load files of an older model from a shared folder.
+            # A new subfolder is used, because accelerate would load files of an older model from a shared folder.
             folder = tempfile.TemporaryDirectory(prefix="llm_", dir=offload_folder)
         except OSError as error:
-            raise OsmError(
-                f"--offload_folder {offload_folder}: {error.strerror}; a folder to write to is needed"
-            ) from None
+            raise OsmError(f"--offload_folder {offload_folder}: {error.strerror}; expected a writable folder") from None
     try:
         spread_out = dispatch_model(llm, placed, offload_dir=folder and folder.name)
     except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise OsmError(f"--device_map {shown(device_map)}: {error}") from None
-    spread_out.offload_folder = folder  # removed together with the model
+    spread_out.offload_folder = folder  # the temporary folder is removed together with the model
     return spread_out

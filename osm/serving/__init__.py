@@ -1,1 +1,1 @@
-"""Interactive demos: a notebook widget and a web page that name regions of an image."""
+"""Interactive demos: a notebook widget and a web page that name image regions selected by the user."""

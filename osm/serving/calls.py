@@ -1,8 +1,8 @@
-"""Patches of gradio that bound the size of painted masks and report malformed calls without a traceback.
+"""Patches of gradio that limit the size of painted masks and report malformed calls without a traceback.
 
-gradio decodes a painting as an image of any format and size. This cannot be changed in a subclass, because gradio
-writes a file beside the source of each component class. It cannot be changed on an instance either, because gradio
-creates one instance per visitor. The methods of the class itself are therefore replaced.
+Gradio decodes paintings as images of any format and size. Subclassing the component is not an option, because gradio
+writes a file next to the source of each component class. Patching an instance is not an option either, because gradio
+creates one instance per visitor. The methods of gradio's class are therefore replaced.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from osm.terminal import message_logger
 
 logger = message_logger(__name__)
 
-_MAX_PENDING_PAINTINGS = 8  # the page sends a painting right before it is read, so few are pending
+_MAX_PENDING_PAINTINGS = 8  # the page sends a painting right before the painting is read, so few are pending
 
 
 def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
-    """Patch gradio's ImageEditor to decode only the layers of paintings, within a size limit.
+    """Patch gradio's ImageEditor to decode only the layers of a painting, and only up to a size limit.
 
-    Only the most recent paintings are kept. An uploaded painting is read in place, because gradio's copy would not
-    count toward the size limit of uploads.
+    Only the most recent paintings are kept. An uploaded painting is read in place, because a copy made by gradio would
+    not count toward the size limit of uploads.
 
     Args:
-        max_pixels: maximum number of pixels of a painting.
+        max_pixels: maximum number of pixels per painting.
         uploads: storage of uploads.
     """
     editor: Any = gr.ImageEditor
@@ -66,7 +66,7 @@ def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
 
 
 def read_in_place(button: Any, uploads: Uploads) -> None:
-    """Patch an upload button to use the uploaded file itself. gradio's copy is shared by all files of equal content."""
+    """Patch an upload button to use the uploaded file in place, because gradio shares one copy of equal files."""
 
     async def in_place(path: str) -> str:
         if not uploads.holds(Path(path)):
@@ -77,7 +77,7 @@ def read_in_place(button: Any, uploads: Uploads) -> None:
 
 
 def without_tracebacks(blocks: Any) -> None:
-    """Patch gradio to report a malformed call in one line. Only errors raised by this package keep their traceback."""
+    """Patch gradio to log malformed calls in one line. Only exceptions raised by this package keep their traceback."""
 
     def reported(error: Exception) -> gr.Error:
         if isinstance(error, gr.Error):
@@ -102,7 +102,7 @@ def without_tracebacks(blocks: Any) -> None:
 
 
 def _is_raised_by_package(error: Exception) -> bool:
-    """Return whether the traceback contains a function of this package outside this module."""
+    """Return whether an exception's traceback contains a function of this package that is not in this module."""
     package, trace = str(Path(__file__).parents[1]), error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename

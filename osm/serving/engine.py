@@ -1,6 +1,6 @@
-"""The engine of the interactive demos: it turns points, boxes and paintings into masks and names them.
+"""The engine of the interactive demos, which converts points, boxes and paintings to masks and names the masks.
 
-One model and one segmenter are shared by all users of the demo.
+All users of the demo share one model and one segmenter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from osm.labeling.naming import NamingRequest, encode_rle
 from osm.recognition.recognizer import Recognition, Recognizer
 from osm.recognition.segmenters.base import Segmenter
 
-MAX_SEGMENTS = 40  # limit for naming everything, because more names would not be readable on the image
+MAX_SEGMENTS = 40  # maximum number of segments to name, because more names would not be readable on the image
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NamedRegion:
 
     Attributes:
         selected_by: description of the user's selection, such as "point 80, 60".
-        rle: the mask as a compressed COCO RLE, whose counts are a string.
+        rle: the mask as a compressed COCO RLE, in which `counts` is a string.
         area: area of the mask in pixels.
         answer: the name and its probability.
     """
@@ -46,16 +46,19 @@ class NamedRegion:
         return coco_mask.decode(self.rle).astype(bool)
 
 
-@dataclass(eq=False)  # pictures are compared by identity
+@dataclass(eq=False)  # images are compared by identity
 class DemoPicture:
-    """An RGB image in a demo and the regions that were named in it. Two objects with equal pixels are not equal."""
+    """An RGB image in a demo, and the regions that were named in the image.
+
+    Two `DemoPicture` objects are never equal, even if their pixels are equal.
+    """
 
     image: Image.Image
     title: str = "picture"
     named: list[NamedRegion] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
-        """Return a JSON object with the named regions: masks as COCO RLEs, names and probabilities."""
+        """Return a JSON object with the masks (as COCO RLEs), names and probabilities of all named regions."""
         regions = [
             {"chosen_by": one.selected_by, "segmentation": one.rle, "area": one.area, **answer_record(one.answer)}
             for one in self.named
@@ -64,28 +67,28 @@ class DemoPicture:
 
 
 class Engine:
-    """Names regions of pictures. It is thread-safe.
+    """Names regions of images. The engine is thread-safe.
 
-    The recognizer and the segmenter hold one image at a time. Each call locks both and sets its own picture if another
-    picture is set.
+    The recognizer and the segmenter hold one image at a time. Each call locks the recognizer and the segmenter, and
+    sets its own image if they hold a different image.
 
     Args:
         recognizer: names the masks.
-        segmenter: makes masks from points and boxes; None allows only painted masks.
+        segmenter: generates masks from points and boxes. None: only painted masks can be named.
     """
 
     def __init__(self, recognizer: Recognizer, segmenter: Segmenter | None = None) -> None:
         self.recognizer, self.segmenter = recognizer, segmenter
         self.modes: tuple[str, ...] = tuple(recognizer.modes)
         self._lock = threading.Lock()
-        self._encoded: DemoPicture | None = None  # the picture that is set in the recognizer
-        self._segmented: DemoPicture | None = None  # the picture that is set in the segmenter
+        self._encoded: DemoPicture | None = None  # the image that is set in the recognizer
+        self._segmented: DemoPicture | None = None  # the image that is set in the segmenter
 
     def point(self, picture: DemoPicture, x: float, y: float, request: NamingRequest) -> NamedRegion:
-        """Name the thing at (x, y) in pixels.
+        """Name the object at (x, y) in pixels.
 
         Raises:
-            OsmError: the point is outside the picture, or the request is invalid.
+            OsmError: the point is outside the image, or the request is invalid.
         """
         self._check_inside(picture, x, y)
         with self._lock:
@@ -93,10 +96,10 @@ class Engine:
             return self._name(picture, [(f"point {x:g}, {y:g}", mask)], request)[0]
 
     def box(self, picture: DemoPicture, box: Sequence[float], request: NamingRequest) -> NamedRegion:
-        """Name the thing in a box (x, y, width, height) in pixels.
+        """Name the object in a box (x, y, width, height) in pixels.
 
         Raises:
-            OsmError: the box has no area or starts outside the picture, or the request is invalid.
+            OsmError: the box has no area or starts outside the image, or the request is invalid.
         """
         x, y, width, height = box
         if not all(map(math.isfinite, box)):
@@ -109,10 +112,10 @@ class Engine:
             return self._name(picture, [("box " + ", ".join(f"{side:g}" for side in box), mask)], request)[0]
 
     def painted(self, picture: DemoPicture, mask: np.ndarray, request: NamingRequest) -> NamedRegion:
-        """Name a painted mask, bool (H, W) at the size of the picture.
+        """Name a painted mask, bool (H, W) at the size of the image.
 
         Raises:
-            OsmError: the mask is empty or has another size, or the request is invalid.
+            OsmError: the mask is empty, the mask's size differs from the image's, or the request is invalid.
         """
         if not mask.any():
             raise OsmError("nothing is painted: paint over the thing to name")
@@ -122,13 +125,13 @@ class Engine:
     def everything(
         self, picture: DemoPicture, request: NamingRequest, max_segments: int = MAX_SEGMENTS
     ) -> tuple[list[NamedRegion], int]:
-        """Segment the picture and name the largest segments.
+        """Segment the image and name the largest segments.
 
         Args:
             max_segments: maximum number of segments to name.
 
         Returns:
-            The named segments, the largest first, and the number of smaller segments that were skipped.
+            The named segments in descending order of area, and the number of smaller segments that were skipped.
 
         Raises:
             OsmError: the segmenter found nothing, or the request is invalid.
@@ -146,8 +149,8 @@ class Engine:
         if self.segmenter is None:
             raise OsmError("no segmenter is loaded: paint a mask instead")
         if self._segmented is not picture:
-            # Both are reset first, in case `set_image` fails. The segmenter may also use the recognizer's tower and
-            # replace its image.
+            # Both attributes are reset first, in case `set_image` fails. `_encoded` is reset too, because the segmenter
+            # may use the recognizer's tower and replace the recognizer's image.
             self._segmented = self._encoded = None
             self.segmenter.set_image(picture.image)
             self._segmented = picture
@@ -185,10 +188,12 @@ def load_engine(
     """Load a trained model and a segmenter.
 
     Args:
-        checkpoint: folder, hub id, `.pt` file or name of an included model.
-        segmenter, sam_checkpoint: see `osm.recognition.segmenters.load_segmenter`.
+        checkpoint: a folder, a hub id, a `.pt` file, or the name of a model that is included in the package.
+        segmenter: name of the segmenter; see `osm.recognition.segmenters.load_segmenter`.
+        sam_checkpoint: checkpoint of the segmenter; see `osm.recognition.segmenters.load_segmenter`.
         device: device of the model and the segmenter.
-        config: config of the model, if the checkpoint does not contain one.
+        config: the model config, for a checkpoint that does not contain its own.
+        settings: changes of single config values, as given to `--set`.
     """
     from osm.recognition.recognizer import load_recognizer
     from osm.recognition.segmenters import load_segmenter
@@ -198,7 +203,7 @@ def load_engine(
 
 
 def answer_record(answer: Recognition) -> dict[str, Any]:
-    """Return an answer as a JSON object."""
+    """Convert an answer of the recognizer to a JSON object."""
     if answer.skipped:
         return {"mode": answer.mode, "skipped": answer.skipped}
     found: dict[str, Any] = {"mode": answer.mode, "name": answer.text, "prob": answer.prob}
@@ -209,5 +214,5 @@ def answer_record(answer: Recognition) -> dict[str, Any]:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Parse names, one per line. Blank lines and duplicates are ignored."""
+    """Parse a text with one name per line. Blank lines and duplicates are ignored."""
     return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))

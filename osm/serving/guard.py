@@ -1,8 +1,8 @@
-"""ASGI middleware in front of gradio: it checks the origin, kind and size of every request to the demo page.
+"""ASGI middleware in front of gradio, which checks the origin, type and size of every request to the demo page.
 
 Any web site that the user visits can send requests to a server on this machine. With DNS rebinding, in which the site's
-name is made to resolve to this machine, it can also read the responses. The names in the Host and Origin headers are
-therefore checked.
+name is made to resolve to this machine, the site can also read the responses. The middleware therefore checks the names
+in the Host and Origin headers.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 JOIN, UPLOAD, PAINT = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/component_server"
-# The POST requests that the page itself sends. All other endpoints of gradio are blocked.
+# Endpoints to which the page itself sends POST requests. POST requests to all other gradio endpoints are blocked.
 _POSTS = (JOIN, UPLOAD, PAINT, "/gradio_api/reset", "/gradio_api/cancel")
 _JSON_BYTES = 1 << 20
-_FORM_BYTES = 1 << 16  # allowance for the parts of a form other than its file
+_FORM_BYTES = 1 << 16  # maximum size of a form without its file
 _MAX_FILES = 8
 _SECONDS_WITHOUT_DATA = 30
 _MAX_LAYERS = 4
@@ -41,7 +41,7 @@ _MAX_CONCURRENT_UPLOADS = 16
 
 
 class RequestRefused(Exception):
-    """A request is rejected with an HTTP error status and a sentence that gives the reason."""
+    """Raised to reject a request with an HTTP error status and a sentence that states the reason."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -49,13 +49,13 @@ class RequestRefused(Exception):
 
 
 class HostNames:
-    """The host names that requests to the page may use in their Host header.
+    """The host names that are allowed in the Host header of requests to the page.
 
-    Ports are ignored, because a tunnel or a container may change them.
+    Ports are ignored, because a tunnel or a container may change the port.
 
     Args:
-        host: the address that the page listens on.
-        more: additional names.
+        host: the address on which the page listens.
+        more: additional allowed host names.
     """
 
     def __init__(self, host: str, more: Collection[str] = ()) -> None:
@@ -68,23 +68,22 @@ class HostNames:
     def __contains__(self, name: str) -> bool:
         if name in self.known:
             return True
-        # Other machines may use the IP address of a public page. DNS rebinding always uses a name, never an address.
+        # Other machines may request a public page by its IP address. This is safe, because DNS rebinding needs a name.
         return not self.is_local and _is_address(name)
 
 
 class Guard:
-    """ASGI middleware that checks requests before it passes them to gradio's application.
+    """ASGI middleware that checks each request before passing it on to gradio's application.
 
-    Uploads are stored by the middleware itself, because gradio stores files with equal content in one place, which two
-    visitors would then share.
+    The middleware stores uploads itself. Gradio would store uploads with equal content as one file, so two visitors
+    would share the file.
 
     Args:
         app: gradio's application.
         names: allowed host names.
-        inputs: number of input values of each function that the page can call, by function number.
+        inputs: for each function that the page can call, by function number, its number of input values.
         uploads: storage for uploads.
-        file_bytes: size limit of an upload in bytes.
-        file_bytes: the largest file.
+        file_bytes: maximum size of an upload in bytes.
     """
 
     def __init__(self, app: App, names: HostNames, inputs: dict[int, int], uploads: Uploads, file_bytes: int) -> None:
@@ -137,10 +136,10 @@ class Guard:
         for origin in _values(scope, b"origin"):
             parts = _origin_parts(origin)
             if parts is None or parts != _origin_parts(f"{parts[0]}://{hosts[0]}"):
-                raise RequestRefused(403, f"Origin {origin[:80]!r} is another page; this one is at {hosts[0]!r}")
+                raise RequestRefused(403, f"Origin {origin[:80]!r} is not this page, which is at {hosts[0]!r}")
 
     def _check_json(self, path: str, body: bytes) -> None:
-        """Raise RequestRefused unless the call names a function of the page and has the right number of values."""
+        """Raise RequestRefused unless a call refers to a function of the page and has the correct number of values."""
         try:
             call = parse_json(body)
         except ValueError:
@@ -153,15 +152,15 @@ class Guard:
         if type(number) is not int or number not in self.inputs:
             raise RequestRefused(422, f"fn_index {str(number)[:40]} is no function of the page")
         if not isinstance(values, list) or len(values) != self.inputs[number]:
-            raise RequestRefused(422, f"data of function {number} is a list of {self.inputs[number]} values")
+            raise RequestRefused(422, f"data of function {number} must be a list of {self.inputs[number]} values")
         if not isinstance(call.get("session_hash"), str) or not 1 <= len(call["session_hash"]) <= 64:
-            raise RequestRefused(422, "session_hash is a text of 1 to 64 letters")
+            raise RequestRefused(422, "session_hash must be a text of 1 to 64 characters")
         event = call.get("event_data")
         if event is not None and not isinstance(event, dict):
-            raise RequestRefused(422, "event_data is an object or null")
+            raise RequestRefused(422, "event_data must be an object or null")
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Store each file of a form in its own folder, and respond with the paths as gradio does."""
+        """Store each file of an upload form in its own folder, and respond with the file paths, as gradio does."""
         if self._uploading >= _MAX_CONCURRENT_UPLOADS:
             raise RequestRefused(503, "too many uploads at the same time; try again")
         self._uploading += 1
@@ -192,7 +191,7 @@ class Guard:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on to gradio. If gradio fails, log one line and respond with status 400.
 
-        gradio fails with status 500 or an exception if a request is malformed.
+        If a request is malformed, gradio responds with status 500 or raises an exception.
         """
         started = failed = False
 
@@ -219,20 +218,20 @@ class Guard:
 
 
 async def _check_painting(scope: Scope, body: bytes) -> None:
-    """Check the form of a painting. gradio allocates a list whose length is the given layer number."""
+    """Check an uploaded painting. The layer number is bounded, because gradio allocates a list of that length."""
     form = await _form(scope, _replayed(body, None))
     await form.close()
     index = str(form.get("index") or "0")
     if index != "null" and not (index.isascii() and index.isdigit() and int(index[:9]) < _MAX_LAYERS):
         raise RequestRefused(422, f"index {index[:40]!r} is not the number of a layer, 0 to {_MAX_LAYERS - 1}")
     if form.get("type") not in ("layer", "background", "composite"):
-        raise RequestRefused(422, "type is layer, background or composite")
+        raise RequestRefused(422, "type must be layer, background or composite")
     if form.get("fn_name") != "accept_blobs" or not str(form.get("component_id")).isdigit():
         raise RequestRefused(422, "the form is not the form of a painting")
 
 
 async def _form(scope: Scope, receive: Receive) -> Any:
-    """Parse a multipart form with starlette, which stores the files as unnamed temporary files."""
+    """Parse a multipart form with starlette, which stores the form's files as unnamed temporary files."""
     from starlette.datastructures import Headers
     from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -256,7 +255,7 @@ async def _form(scope: Scope, receive: Receive) -> Any:
 
 
 def _counted(receive: Receive, uploads: Uploads, count: list[int]) -> Receive:
-    """Wrap `receive` to count received bytes, because uploads in progress count toward the size limit."""
+    """Wrap `receive` to count received bytes, because uploads in progress count toward the total size limit."""
 
     async def counted() -> Message:
         message = await _in_time(receive)
@@ -288,7 +287,7 @@ async def _in_time(receive: Receive) -> Message:
 
 
 def _replayed(body: bytes, receive: Receive | None) -> Receive:
-    """Return a `receive` that first replays a body that was already read, then passes on to the original `receive`."""
+    """Return a `receive` that first returns a body that was already read, then calls the original `receive`."""
     replayed = False
 
     async def replay() -> Message:
@@ -305,7 +304,7 @@ async def _respond(send: Send, status: int, body: bytes, kind: str) -> None:
     headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(b"x-content-type-options", b"nosniff")]
     if status >= 400:
-        headers += [(b"connection", b"close")]  # the body of the request may not have been read completely
+        headers += [(b"connection", b"close")]  # because the request body may not have been read completely
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -333,7 +332,7 @@ def _name(url: str) -> str | None:
 
 
 def _origin_parts(origin: str) -> tuple[str, str, int] | None:
-    """Return (scheme, host name, port) of an origin, or None if it is malformed. The port defaults to the scheme's."""
+    """Return (scheme, host name, port) of an Origin header, or None if it is malformed. The port is optional."""
     try:
         parts = urlsplit(origin)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]

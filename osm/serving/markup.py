@@ -1,4 +1,4 @@
-"""HTML fragments and the style sheet of the demo page. All names are untrusted, so they are escaped."""
+"""HTML fragments and the style sheet of the demo page. All names are untrusted input, so they are escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTRODUCTION = """<header class="osm-head"><h1>What is that?</h1>
 <p>Choose a picture, then point at something in it. The model generates its name. It may use any name, unless you give a
 list of names.</p></header>"""
 
-# `:not(#osm)` raises the specificity above gradio's own rules, which hide the keyboard focus.
+# The selector `:not(#osm)` gives a rule precedence over gradio's rules, which would hide the keyboard focus.
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container main { width: 100%; }
@@ -45,17 +45,17 @@ table.osm-table, .osm-table th, .osm-table td, .osm-table tr { border: 0 !import
 
 
 def error(sentence: str) -> str:
-    """Return an error message that screen readers announce immediately."""
+    """Return the HTML of an error message, which screen readers announce immediately."""
     return f'<p class="osm-error" role="alert">{_escaped(_as_sentence(sentence))}</p>'
 
 
 def note(sentence: str) -> str:
-    """Return a status message."""
+    """Return the HTML of a status message."""
     return f'<p class="osm-note" role="status">{_escaped(_as_sentence(sentence))}</p>'
 
 
 def answer(one: NamedRegion, method: str = "") -> str:
-    """Return the name of a region in large letters, and below it a table of the likeliest names with bars."""
+    """Return the HTML of a region's name in large letters, above a table with bars of the likeliest names."""
     found = one.answer
     if found.skipped:
         return (
@@ -76,14 +76,14 @@ def answer(one: NamedRegion, method: str = "") -> str:
 
 
 def everything(found: Sequence[NamedRegion]) -> str:
-    """Return a table of all segments, numbered as on the image."""
+    """Return an HTML table of all segments, with the same numbers as on the image."""
     return _table(
         "Everything that was found", ("No.", "Name", "Probability", "Pixels"), _rows(found, numbered=True), True
     )
 
 
 def history(found: Sequence[NamedRegion]) -> str:
-    """Return a table of all regions that were named in this image, the latest first."""
+    """Return an HTML table of all regions that were named in an image, starting with the latest region."""
     if not found:
         return '<p class="osm-hint">Nothing has been named in this picture yet.</p>'
     columns = ("Chosen by", "Name", "Probability", "Pixels")
@@ -108,7 +108,7 @@ def _table(caption: str, columns: Sequence[str], rows: str, scrolls: bool = Fals
     )
     table = f'<table class="osm-table"><caption>{caption}</caption><thead><tr>{heads}</tr></thead>'
     table += f"<tbody>{rows}</tbody></table>"
-    # A scrolling region needs a tabindex, so that keyboard users can reach it.
+    # A scrollable table needs a tabindex, so that keyboard users can reach the table.
     return (
         f'<div class="osm-scroll osm-full" tabindex="0" role="region" aria-label="{caption}">{table}</div>'
         if scrolls

@@ -1,6 +1,6 @@
-"""An image in a notebook that names the regions the user clicks on or draws a box around.
+"""A notebook widget that shows an image and names the regions that the user clicks on or draws a box around.
 
-It works with any interactive matplotlib backend.
+The widget works with any interactive matplotlib backend.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _ORANGE = "#e69f00"
 
 
 class Explorer:
-    """An interactive image and the regions that were named in it.
+    """An interactive image in a notebook, and the regions that were named in the image.
 
     >>> explorer = Explorer(load_engine("runs/osm_small/final"), "street.jpg")
-    >>> explorer.show()  # click on a thing, or drag a box around it
-    >>> explorer.click(120, 80).answer.text  # the same by coordinates
+    >>> explorer.show()  # click on an object, or drag a box around it
+    >>> explorer.click(120, 80).answer.text  # the same with coordinates
 
-    Its HTML representation in a notebook is a table of all named regions.
+    In a notebook, an `Explorer` is displayed as an HTML table of all named regions.
 
     Args:
         engine: the engine that names the regions.
         image: a path, a PIL image or a uint8 array (H, W, 3).
-        request: naming options, which may be replaced at any time.
+        request: naming options. The attribute `request` may be replaced at any time.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Explorer:
 
     @property
     def history(self) -> list[NamedRegion]:
-        """All named regions, the earliest first."""
+        """All named regions, in the order in which they were named."""
         return self.picture.named
 
     def click(self, x: float, y: float) -> NamedRegion:
-        """Name the thing at (x, y) in pixels.
+        """Name the object at (x, y) in pixels.
 
         Raises:
             OsmError: the point is outside the image.
@@ -72,7 +72,7 @@ class Explorer:
         return self._keep(self.engine.point(self.picture, x, y, self.request))
 
     def box(self, x: float, y: float, width: float, height: float) -> NamedRegion:
-        """Name the thing in a box, given in pixels.
+        """Name the object in a box, given in pixels.
 
         Raises:
             OsmError: the box has no area or starts outside the image.
@@ -80,18 +80,18 @@ class Explorer:
         return self._keep(self.engine.box(self.picture, (x, y, width, height), self.request))
 
     def save(self, path: str | Path) -> Path:
-        """Write the masks (COCO RLE), names and probabilities of all named regions to a JSON file."""
+        """Write the masks (as COCO RLEs), names and probabilities of all named regions to a JSON file."""
         path = Path(path)
         path.write_text(json.dumps(self.picture.document(), indent=1), encoding="utf-8")
         return path
 
     def show(self) -> Figure:
-        """Show the image, the likeliest names of the last region, and the history. The image accepts mouse input."""
+        """Show the clickable image, the likeliest names of the latest region, and the history of named regions."""
         from matplotlib import pyplot as plt
 
         self.figure = plt.figure(figsize=(9, 5))
         parts = self.figure.add_gridspec(2, 2, width_ratios=(2, 1), left=0.02, right=0.96, top=0.9, bottom=0.08)
-        # The figure has three axes, in this order: image, bars, history.
+        # The three axes of the figure are the image, the bars and the history, in this order.
         for place in (parts[:, 0], parts[0, 1], parts[1, 1]):
             self.figure.add_subplot(place)
         canvas = self.figure.canvas
@@ -133,7 +133,7 @@ class Explorer:
         self.figure.canvas.draw_idle()
 
     def _ours(self, event: Any) -> bool:
-        """Return whether an event is a left click on the image while no toolbar tool (zoom, pan) is active."""
+        """Return whether an event is a left click on the image, with no toolbar tool (zoom or pan) active."""
         assert self.figure is not None
         toolbar = self.figure.canvas.toolbar
         return event.inaxes is self.figure.axes[0] and event.button == 1 and not (toolbar and toolbar.mode)
@@ -175,7 +175,10 @@ class Explorer:
 def _corners(start: Any, end: Any) -> tuple[float, float, float, float]:
     left, right = sorted((start.xdata, end.xdata))
     top, bottom = sorted((start.ydata, end.ydata))
-    left, top = max(0.0, left), max(0.0, top)  # coordinate 0 is the center of the first pixel; its edge is negative
+    left, top = (
+        max(0.0, left),
+        max(0.0, top),
+    )  # 0 is the center of the first pixel, so the pixel's edge is negative
     return left, top, right - left, bottom - top
 
 

@@ -1,6 +1,6 @@
-"""The layout and the event handlers of the demo page.
+"""The layout and the event handlers of the web page of `osm demo`.
 
-This module imports gradio, so `osm.serving.web` imports it only to serve a page.
+This module imports gradio, so `osm.serving.web` imports this module only when it serves a page.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _METHODS = {
     "mapped": "Generate freely, then choose the nearest name",
 }
 assert tuple(_METHODS) == METHODS
-_CONCURRENT_READS = 4  # number of uploads decoded at the same time, so that a slow one does not block the others
+_CONCURRENT_READS = 4  # number of uploads decoded at the same time, so that a slow upload does not block others
 _SHOWN_SIDE = 1400  # maximum side of the displayed image in pixels; a full-size photo would take megabytes per answer
 
 
@@ -49,9 +49,9 @@ class TabState:
     """The state of one browser tab, which gradio stores.
 
     Attributes:
-        picture: the current picture.
-        corner: the first corner of a box, until the second one is clicked.
-        key: name of the folder of the tab's result file; empty before the first result.
+        picture: the current image.
+        corner: the first corner of a box, until the second corner is clicked.
+        key: name of the folder that contains the tab's result file; empty before the first result.
     """
 
     picture: DemoPicture | None = None
@@ -61,12 +61,12 @@ class TabState:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of uploads.
+    """Size limits of uploaded images.
 
     Attributes:
-        file_mb: size of a file in MiB.
-        megapixels: number of pixels of an image in millions.
-        uploads_mb: total size in MiB of all pending uploads, including uploads in progress.
+        file_mb: maximum size of a file in MiB.
+        megapixels: maximum number of pixels per image, in millions.
+        uploads_mb: maximum total size of all pending uploads in MiB, including uploads in progress.
     """
 
     file_mb: float = 20.0
@@ -75,7 +75,7 @@ class Limits:
 
     @property
     def pixels(self) -> int:
-        """Maximum number of pixels of an image."""
+        """Maximum number of pixels per image."""
         return int(self.megapixels * 1e6)
 
     @property
@@ -87,12 +87,13 @@ class Limits:
 class Page:
     """The event handlers of the page. `build` connects them to the layout.
 
-    Each handler returns the new values of message, picture, answer, history and download, in this order.
+    Each handler returns the new values of the message, the image, the answer, the history and the download, in this
+    order.
 
     Args:
         engine: names the regions.
-        samples: title and loading function of each sample image.
-        limits: limits of uploads.
+        samples: for each sample image, its title and the function that loads the image.
+        limits: size limits of uploads.
     """
 
     def __init__(self, engine: Engine, samples: dict[str, Callable[[], Image.Image]], limits: Limits) -> None:
@@ -101,7 +102,7 @@ class Page:
         self.uploads = Uploads(self.folder.uploads, int(limits.uploads_mb * 2**20))
 
     def upload(self, tab: TabState, path: str) -> list[Any]:
-        """Show an uploaded file. The file is removed after it is read."""
+        """Show an uploaded image. The uploaded file is removed after it is read."""
         file = Path(path)
         try:
             return self._take(tab, DemoPicture(read_upload(file, self.limits.pixels), file.name))
@@ -121,7 +122,7 @@ class Page:
             return _only_message(markup.error(str(error)))
 
     def click(self, tab: TabState, by: str, *request: Any, event: gr.SelectData) -> list[Any]:
-        """Handle a click on the picture, which selects a point or a corner of a box."""
+        """Handle a click on the image, which selects a point or a corner of a box."""
         if tab.picture is None:
             return _no_picture()
         scale = tab.picture.image.width / shown_size(tab.picture.image)[0]
@@ -203,7 +204,7 @@ class Page:
             found = work(picture, asked)
         except OsmError as error:
             return _only_message(markup.error(str(error)))
-        if tab.picture is not picture:  # the user chose another picture in the meantime
+        if tab.picture is not picture:  # the user chose a different image in the meantime
             return _unchanged(5)
         picture.named += found
         labels = [f"{k} {one.answer.text}" if whole else one.answer.text for k, one in enumerate(found, 1)]
@@ -216,7 +217,7 @@ class Page:
         ]
 
     def _file(self, tab: TabState, picture: DemoPicture) -> str:
-        """Write the result file of a tab, which each answer overwrites, and return its path."""
+        """Write the result file of a tab and return its path. Each new answer overwrites the file."""
         tab.key = tab.key or uuid4().hex
         path = self.folder.answers / tab.key / "names.json"
         path.parent.mkdir(exist_ok=True)
@@ -227,7 +228,7 @@ class Page:
 def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
     """Lay out the page and connect its components to the handlers."""
     bound_paintings(page.limits.pixels, page.uploads)
-    # gradio deletes the displayed files after an hour; it checks every ten minutes.
+    # Every ten minutes (600 seconds), gradio deletes displayed files that are older than an hour (3600 seconds).
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         tab = gr.State(TabState())
         gr.HTML(markup.INTRODUCTION)
@@ -317,7 +318,7 @@ def _click(page: Page) -> Callable[..., list[Any]]:
 
 
 def switch(tab: TabState, by: str) -> list[Any]:
-    """Show the components that a selection mode needs: hint, picture, painting and button."""
+    """Switch to a selection mode. Return the updated hint, image, painting and button, some of which may be hidden."""
     tab.corner = None
     background = _shown(tab.picture.image) if tab.picture is not None and by == PAINT else None
     painting: Any = {"background": background, "layers": [], "composite": background} if background else None
@@ -330,12 +331,12 @@ def switch(tab: TabState, by: str) -> list[Any]:
 
 
 def parse_request(mode: str, names: str | None, method: str) -> NamingRequest:
-    """Convert the values of the controls to a naming request."""
+    """Convert the values of the page's mode, vocabulary and method controls to a naming request."""
     return NamingRequest(mode, parse_names(names or ""), method)
 
 
 def painted_mask(painting: dict[str, Any] | None, image: Image.Image) -> np.ndarray:
-    """Return the painted region, bool (H, W) at the size of the image: all pixels where any layer has color."""
+    """Return the painted region, bool (H, W) at the image's size: all pixels that are painted on any layer."""
     mask = np.zeros(image.size[::-1], bool)
     for layer in (painting or {}).get("layers") or ():
         alpha = Image.fromarray(layer[..., 3] > 0)

@@ -1,6 +1,7 @@
 """The image files of the demo page: sample images, uploads, and a private temporary folder per running page.
 
-The folder is removed when the page ends. If the process was killed, the next page removes the folder.
+The temporary folder is removed when the page ends. If the page was killed, the next page that starts removes the
+folder.
 """
 
 from __future__ import annotations
@@ -34,28 +35,28 @@ PREFIX = "osm_demo_"
 _NEW = PREFIX + "new_"
 _LOCK = "lock"
 _BLOCK = 4096  # minimum disk usage of a file in bytes
-# An upload is normally read right after it arrives. Uploads older than the first limit are deleted if space is short.
-# Uploads older than the second limit are always deleted.
+# An upload is normally read right after it arrives. Uploads older than `_UNREAD_SECONDS` are deleted if space is
+# needed. Uploads older than `_MAX_SECONDS` are always deleted.
 _UNREAD_SECONDS, _MAX_SECONDS = 60, 3600
 _NAME_BYTES = 120
 _SCENES, _SIZE, _SEED = 4, 512, 2024
 
 
 class UploadsFull(Exception):
-    """The size limit of all pending uploads is reached."""
+    """Raised if the total size of all pending uploads would exceed its limit."""
 
 
 class PageFolder:
-    """A private folder in the system's temporary folder. It is removed by `close` or when the object is deleted.
+    """A private folder in the system's temporary folder, which is removed by `close` or with the object.
 
-    Each folder holds a locked file. A folder without a lock belongs to a page that was killed, and is removed when the
-    next page starts.
+    Each folder contains a file that the running page locks. A folder whose file is not locked belongs to a page that
+    was killed, and is removed when the next page starts.
 
     Attributes:
-        path: the folder.
-        uploads: uploaded files, each in its own subfolder.
-        cache: gradio's files.
-        answers: files that visitors can download.
+        path: the private folder.
+        uploads: subfolder for uploaded files, each in a folder of its own.
+        cache: subfolder for gradio's files.
+        answers: subfolder for result files that visitors can download.
     """
 
     def __init__(self) -> None:
@@ -64,7 +65,7 @@ class PageFolder:
         self._lock = (new / _LOCK).open("w") if fcntl is not None else None
         if self._lock is not None:
             lock(self._lock)
-            # The folder gets its final name only after it is locked, so that no other page takes it for a leftover.
+            # The folder gets its final name only after it is locked, so that no other page removes it as a leftover.
             new = new.rename(new.with_name(PREFIX + uuid4().hex))
         self.path = new
         self.cache = self.path / "cache"
@@ -80,11 +81,11 @@ class PageFolder:
 
 
 class Uploads:
-    """The uploaded files that were not read yet. Their total size is bounded.
+    """The uploaded files that have not been read yet. Their total size is limited.
 
     Args:
-        folder: folder of the files.
-        max_bytes: limit for the total size, including uploads in progress.
+        folder: the folder in which uploads are stored.
+        max_bytes: maximum total size in bytes, including uploads in progress.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -105,7 +106,7 @@ class Uploads:
             self._arriving -= count[0]
 
     def take(self, count: list[int], size: int) -> None:
-        """Add received bytes to the count of a request.
+        """Add the size of received data to the byte count of an upload request.
 
         Raises:
             UploadsFull: the total size of uploads would exceed the limit.
@@ -118,7 +119,7 @@ class Uploads:
         self._arriving += size
 
     def new_path(self, name: str) -> Path:
-        """Return a path for an upload in a new folder. Uploads with equal content never share a file."""
+        """Return a path for an upload in a new folder, so that uploads with equal content never share a file."""
         folder = self.folder / uuid4().hex
         folder.mkdir()
         return folder / safe_name(name)
@@ -135,7 +136,7 @@ class Uploads:
     def _stored(self) -> int:
         total = 0
         for folder in self.folder.iterdir():
-            with contextlib.suppress(OSError):  # the upload is being removed
+            with contextlib.suppress(OSError):  # the upload is being removed by another thread
                 total += sum(max(_BLOCK, path.stat().st_size) for path in folder.iterdir())
         return total
 
@@ -148,7 +149,7 @@ class Uploads:
 
 
 def safe_name(name: str) -> str:
-    """Return an untrusted file name in a form that is safe for the disk and for messages."""
+    """Convert an untrusted file name to a name that is safe to use on the disk and in messages."""
     plain = re.sub(r'[\\/:*?"<>|]', "", printable(name.replace("\\", "/").rsplit("/", 1)[-1])).strip(". ")
     stem, dot, suffix = plain.rpartition(".")
     stem, suffix = (stem, suffix) if dot and len(suffix) < 10 else (plain, "")
@@ -158,7 +159,7 @@ def safe_name(name: str) -> str:
 
 
 def remove_leftovers() -> None:
-    """Remove the folders of killed pages. The folders of running pages and of other users are kept."""
+    """Remove the temporary folders of killed pages. Folders of running pages and of other users are kept."""
     if fcntl is None:
         return
     for path in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
@@ -168,7 +169,7 @@ def remove_leftovers() -> None:
             if path.name.startswith(_NEW) and time.time() - path.stat().st_mtime < 3600:
                 continue  # the folder may not be locked yet
             with (path / _LOCK).open("r+") as file:
-                # This raises OSError if the page is running, or if the file system has no locks.
+                # `flock` raises OSError if the page is running, or if the file system does not support locks.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -180,7 +181,7 @@ def _remove_locked(path: Path, file: IO[str] | None) -> None:
 
 
 def drawn_scene(number: int) -> Image.Image:
-    """Return drawn scene `number` of the demos, an RGB image of 512 x 512 pixels."""
+    """Draw scene number `number` of the demos, an RGB image of 512 x 512 pixels."""
     from osm.synthetic.scenes.compose import draw_scene
     from osm.synthetic.scenes.scene_names import choose_pairs
 
@@ -188,9 +189,9 @@ def drawn_scene(number: int) -> Image.Image:
 
 
 def sample_images(folder: Path | None = None) -> dict[str, Callable[[], Image.Image]]:
-    """Return the sample images: a title and a function that creates the image for each.
+    """Return, for each sample image, its title and a function that creates the image.
 
-    The images of the folder come first, with their file names as titles. The drawn scenes follow.
+    The images in the folder come first, with their file names as titles, followed by the drawn scenes.
 
     Raises:
         OsmError: the folder does not exist or contains no image.
@@ -209,10 +210,10 @@ def sample_images(folder: Path | None = None) -> dict[str, Callable[[], Image.Im
 
 
 def read_upload(path: Path, max_pixels: int) -> Image.Image:
-    """Decode an uploaded file as an RGB image. Its size is checked before any pixel is decoded.
+    """Decode an uploaded file as an RGB image. The image size is checked before any pixel is decoded.
 
     Raises:
-        OsmError: the file is not a readable image, is damaged, or has too many pixels. The message contains the file
+        OsmError: the file is not a readable image, is damaged, or has too many pixels. The message states the file
             name without its folder.
     """
     try:

@@ -1,4 +1,4 @@
-"""The command `osm demo`: a web page that names what the user points at. The server contacts no other service."""
+"""The command `osm demo`: a web page that names what the user points at, without contacting any other server."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ logger = message_logger(__name__)
 if TYPE_CHECKING:  # gradio and torch take seconds to import
     from osm.serving.page import Page
 
-_MAX_TABS = 32  # number of browser tabs whose state is kept; the least recently used one is dropped first
+_MAX_TABS = 32  # number of browser tabs whose state is kept; the least recently used tab is dropped first
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `osm demo`."""
+    """Return the argument parser of `osm demo`."""
     out = CommandParser(
         prog="osm demo",
         allow_abbrev=False,
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until Ctrl+C or SIGTERM, then remove all its files. Return 0, or 2 after a user error."""
+    """Serve the demo page until Ctrl+C or SIGTERM, then remove its files. Return 0, or 2 after a user error."""
     args = parser().parse_args(argv)
     try:
         with _ended_by_signals():
@@ -99,7 +99,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Validate the flags before anything is loaded, and warn if the page is reachable from other machines.
+    """Validate the flags before loading the model, and warn if the page can be reached from other machines.
 
     Raises:
         OsmError: a flag has an invalid value, or gradio is not installed.
@@ -141,9 +141,12 @@ def load_page(args: argparse.Namespace) -> Page:
 
 
 class PageServer:
-    """A running server of the page. `close` stops the server and removes its files.
+    """A running web server of the demo page. `close` stops the server and removes its files.
 
     Args:
+        page: the page to serve.
+        host: the address to listen on.
+        port: the port to listen on.
         names: additional host names of the page.
 
     Raises:
@@ -169,9 +172,12 @@ class PageServer:
 
 
 def serve(page: Page, host: str, port: int, names: Collection[str] = ()) -> PageServer:
-    """Start a server in a separate thread and return it. Its `close` method stops it.
+    """Start a web server for the demo page in a separate thread. Call `close` on the result to stop the server.
 
     Args:
+        page: the page to serve.
+        host: the address to listen on.
+        port: the port to listen on.
         names: additional host names of the page.
 
     Raises:
@@ -188,7 +194,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
     fonts = (gr.themes.Font("system-ui"), gr.themes.Font("sans-serif"))
     mono = (gr.themes.Font("ui-monospace"), gr.themes.Font("monospace"))
-    # These colors are darker than gradio's defaults to give text a contrast of at least 4.5 : 1.
+    # These colors are darker than gradio's defaults, so that the contrast of text is at least 4.5 : 1.
     theme = gr.themes.Base(primary_hue="blue", font=fonts, font_mono=mono).set(
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
@@ -203,7 +209,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
-        # The application is complete and has no connections yet, so the guard can wrap all of its middleware.
+        # At this time, the application is complete but has no connections, so the guard can wrap all its middleware.
         inputs = {number: len(function.inputs) for number, function in blocks.fns.items()}
         app.middleware_stack = Guard(app.middleware_stack, names, inputs, page.uploads, page.limits.file_bytes)
         yield
@@ -228,7 +234,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
 
 def _use_folder(cache: str | None, temporary: str | None) -> None:
-    """Set the folders of gradio's files and of temporary files. None restores the defaults."""
+    """Set the folders for gradio's files (`cache`) and for temporary files. None restores the default folder."""
     if cache is None:
         os.environ.pop("GRADIO_TEMP_DIR", None)
     else:

@@ -1,7 +1,7 @@
-"""Segmenters make the masks that the model names: SAM, other mask generators, or segments of the model's own tower.
+"""Segmenters generate the masks to name: with SAM, other mask generators, or features of the model's own tower.
 
-A package adds a segmenter by deriving from `Segmenter` and naming its class in the entry-point group `osm.segmenters`
-(see examples/segmenter), or by `register_segmenter`. `--segmenter` also takes a class as `module:Class`.
+To add a segmenter, subclass `Segmenter` and list the class in the entry-point group `osm.segmenters` (see
+examples/segmenter), or call `register_segmenter`. `--segmenter` also accepts a class as `module:Class`.
 """
 
 from __future__ import annotations
@@ -42,18 +42,19 @@ def load_segmenter(
     """Load a segmenter.
 
     Args:
-        name: `sam` (a checkpoint of segment-anything), `transformers` (a folder or hub id of SAM 2, SAM 3 or another
-            mask generator of transformers), `embedded` (the tower of the recognizer; needs no checkpoint), the name of
-            a segmenter in `SEGMENTERS`, or `module:Class`. `auto` means `sam` for a `.pth` or `.pt` checkpoint,
-            `transformers` for another checkpoint, and `embedded` without a checkpoint.
-        checkpoint: the weights, for a segmenter that takes a checkpoint.
-        recognizer: the model that will name the masks. `embedded` uses its vision tower.
-        device: where `sam` and `transformers` run. `embedded` runs on the recognizer's device.
-        options: options of the segmenter (`sam_type` for SAM's files).
+        name: `sam` (a segment-anything checkpoint), `transformers` (the folder or hub id of SAM 2, SAM 3 or another
+            mask generator in transformers), `embedded` (the recognizer's tower, without a checkpoint), the name of a
+            segmenter in `SEGMENTERS`, or `module:Class`. `auto` means `sam` for a `.pth` or `.pt` checkpoint,
+            `transformers` for any other checkpoint, and `embedded` without a checkpoint.
+        checkpoint: the weights, if the segmenter uses a checkpoint.
+        recognizer: the model that will name the masks. `embedded` uses the recognizer's vision tower.
+        device: the device on which `sam` and `transformers` run. `embedded` runs on the recognizer's device.
+        options: options of the segmenter (such as `sam_type` for SAM's `.pth` files).
 
     Raises:
-        OsmError: There is no such segmenter, or something that it needs is missing or does not fit.
-        TypeError: The segmenter does not take one of the options.
+        OsmError: There is no segmenter with this name, a package or checkpoint that the segmenter needs is missing, or
+            the checkpoint does not fit.
+        TypeError: The segmenter does not accept one of the options.
     """
     if name == AUTO:
         if checkpoint is None:

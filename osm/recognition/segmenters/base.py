@@ -1,6 +1,6 @@
-"""The interface of all segmenters, and the checks of their prompts.
+"""The base class of all segmenters, and functions that check point and box prompts.
 
-Shapes: (H, W) is the height and width of the image that was set.
+Shapes: (H, W) is the height and width of the image passed to `set_image`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ScoredMask:
-    """A mask and the segmenter's confidence in it.
+    """A mask, with the confidence score of the segmenter.
 
     Attributes:
-        mask: bool (H, W), at the size of the image.
-        score: 0 to 1.
+        mask: bool (H, W), with the height and width of the image.
+        score: the confidence, 0 to 1.
     """
 
     mask: np.ndarray
@@ -42,15 +42,14 @@ class ScoredMask:
 
 
 class Segmenter(ABC):
-    """Makes masks of one image at a time.
+    """Base class of segmenters, which generate masks for one image at a time.
 
-    Call `set_image` once for an image, then any of the other methods in any order. The other methods raise OsmError if
-    no image is set, or if a box or a point is outside the image.
+    Call `set_image` once per image, then `everything`, `at_points` and `in_box` in any order. The three methods raise
+    OsmError if no image is set, or if a box or a point is outside the image.
 
     Attributes of the class:
         name: the segmenter's name in messages and in output files.
-        checkpoint_example: an example of a value for `--sam_checkpoint`. It is empty if the segmenter takes no
-            checkpoint.
+        checkpoint_example: an example value for `--sam_checkpoint`; empty if the segmenter does not use a checkpoint.
     """
 
     name: ClassVar[str]
@@ -62,58 +61,59 @@ class Segmenter(ABC):
         """Build the segmenter.
 
         Args:
-            checkpoint: a file, a folder or a hub id, as given to `--sam_checkpoint`. `load_segmenter` has checked that
-                it is given if the segmenter has a `checkpoint_example`, and that it is None otherwise.
-            recognizer: the model that will name the masks. A segmenter may use its vision tower.
-            device: "auto", "cpu", "cuda" or another device of torch.
-            options: options of this segmenter.
+            checkpoint: a file, a folder or a hub id, as given to `--sam_checkpoint`. `load_segmenter` guarantees that
+                a checkpoint is given if the segmenter has a `checkpoint_example`, and is None otherwise.
+            recognizer: the model that will name the masks. A segmenter may use the recognizer's vision tower.
+            device: "auto", "cpu", "cuda" or any other torch device.
+            options: options specific to this segmenter.
 
         Raises:
-            OsmError: A package or the recognizer is missing, or the checkpoint cannot be used.
+            OsmError: A required package or the recognizer is missing, or the checkpoint cannot be used.
         """
 
     @abstractmethod
     def set_image(self, image: Image.Image) -> None:
-        """Take an RGB image, in place of the previous image."""
+        """Set the RGB image to segment, which replaces the previous image."""
 
     @abstractmethod
     def everything(self) -> list[ScoredMask]:
-        """Return all segments of the image, the largest first. Segments may overlap."""
+        """Return all segments of the image in descending order of area. Segments may overlap."""
 
     @abstractmethod
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the segment that the points mark.
+        """Return the segment selected by point prompts.
 
         Args:
             points: (x, y) in pixels.
-            inside: for each point, whether the segment must contain it (True) or must not (False). None: all True.
+            inside: for each point, whether the segment must contain the point (True) or must not contain the point
+                (False). None: the segment must contain all points.
         """
 
     @abstractmethod
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the segment that a box (x, y, width, height) in pixels encloses."""
+        """Return the segment selected by a box prompt (x, y, width, height) in pixels."""
 
 
 def by_area(segments: Sequence[ScoredMask]) -> list[ScoredMask]:
-    """Return the segments sorted by area, the largest first. Segments of equal area keep their order."""
+    """Return the segments in descending order of area. Segments with equal area keep their order."""
     return sorted(segments, key=lambda segment: -segment.area)
 
 
 def check_set(size: Size | None) -> Size:
-    """Return the size (width, height) of the image that is set.
+    """Return the given size (width, height), after checking that an image is set.
 
     Raises:
         OsmError: No image is set.
     """
     if size is None:
-        raise OsmError("no image is set: set_image comes before everything, at_points and in_box")
+        raise OsmError("no image is set: call set_image before everything, at_points or in_box")
     return size
 
 
 def checked_points(
     size: Size, points: Sequence[Sequence[float]], inside: Sequence[bool] | None
 ) -> tuple[list[tuple[float, float]], list[bool]]:
-    """Return the points (x, y), and for each point whether the segment must contain it.
+    """Check point prompts. Return the points (x, y), and for each point whether the segment must contain the point.
 
     Args:
         size: (width, height) of the image.
@@ -126,7 +126,7 @@ def checked_points(
     if len(marks) != len(points):
         raise OsmError(f"{len(points)} points, but `inside` has {len(marks)} values")
     if not any(marks):
-        raise OsmError("no point that the segment must have: give one or more")
+        raise OsmError("no point that the segment must contain: give at least one")
     found = []
     for k, point in enumerate(points):
         x, y = _numbers(point, 2, f"point {k}", "[x, y]")
@@ -137,7 +137,7 @@ def checked_points(
 
 
 def checked_box(size: Size, box: Sequence[float]) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of a box, rounded outwards and clipped to the image.
+    """Check a box prompt. Return its left, top, right and bottom, rounded outward and clipped to the image.
 
     Args:
         size: (width, height) of the image.
@@ -150,7 +150,7 @@ def checked_box(size: Size, box: Sequence[float]) -> tuple[int, int, int, int]:
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
-        raise OsmError(f"box: {shown(list(box))} has nothing of the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"box: {shown(list(box))} does not overlap the image, which is {size[0]} x {size[1]}")
     return left, top, right, bottom
 
 

@@ -1,11 +1,11 @@
-"""A segmenter without weights of its own, from the features of the recognizer's vision tower and from colour.
+"""A segmenter without weights of its own, which uses color and the features of the recognizer's vision tower.
 
 The image is split into superpixels by Felzenszwalb and Huttenlocher's method. Superpixels with similar tower tokens and
-similar colours are merged pair by pair into a tree. The segments that stay unmerged over the widest range of merge
-costs are the result. docs/demos.md reports how accurate they are.
+similar colors are merged pair by pair into a tree. The result consists of the segments that stay unmerged over the
+widest range of merge costs. docs/demos.md reports the accuracy of the segmenter.
 
-Shapes: (H, W) is the size of the image at the working resolution, n is the number of superpixels, and the tower gives
-(g, g, C) tokens.
+Shapes: (H, W) is the size of the image at the working resolution, n is the number of superpixels, and the tower
+outputs (g, g, C) tokens.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 WORKING_SIDE = 448
 # Parameters of the superpixel method, in pixels at the working resolution.
 _SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60
-_COLOUR = 0.7  # weight of the colour features relative to the token features
-_LEAST_AREA = 0.001  # as a fraction of the image
-# A superpixel in a box is kept if its similarity to the centre is at most this much below its similarity to the
-# surroundings.
+_COLOUR = 0.7  # weight of the color features relative to the token features
+_LEAST_AREA = 0.001  # minimum area of a segment, as a fraction of the image
+# A superpixel in a box is kept unless it is more similar to the surroundings than to the center by more than this
+# margin.
 _MARGIN = 0.3
 
 
 class EmbeddedSegmenter(Segmenter):
-    """Segments an image by the tower features of the recognizer and by colour.
+    """Segments an image by color and by the features of the recognizer's vision tower.
 
     Args:
-        recognizer: the model whose vision tower is used. The image that is set in the recognizer does not change.
-        segments: the largest number of segments that `everything` returns.
+        recognizer: the model whose vision tower is used. The recognizer's current image does not change.
+        segments: maximum number of segments that `everything` returns.
 
     Raises:
         OsmError: `segments` is below 1, or scikit-image is not installed.
@@ -74,11 +74,11 @@ class EmbeddedSegmenter(Segmenter):
     ) -> EmbeddedSegmenter:
         """Build the segmenter. It runs on the recognizer's device, so `device` has no effect."""
         if recognizer is None:
-            raise OsmError("--segmenter embedded sees with a recognizer's tower: give one")
+            raise OsmError("--segmenter embedded uses a recognizer's vision tower: pass a recognizer")
         return cls(recognizer, **options)
 
     def set_image(self, image: Image.Image) -> None:
-        """Take an RGB image, and compute its superpixels and their merge tree."""
+        """Set the RGB image to segment, and compute its superpixels and their merge tree."""
         self._size = None
         image = to_rgb(image)
         factor = min(1.0, WORKING_SIDE / max(image.size))
@@ -97,7 +97,7 @@ class EmbeddedSegmenter(Segmenter):
         self._size = image.size
 
     def everything(self) -> list[ScoredMask]:
-        """Return the most persistent segments of the tree. The score is the persistence relative to the largest one."""
+        """Return the most persistent segments of the tree, scored by persistence relative to the maximum."""
         check_set(self._size)
         tree = self._tree
         lasting = np.where(tree.areas >= _LEAST_AREA * self._labels.size, tree.persistence, 0.0)
@@ -108,9 +108,9 @@ class EmbeddedSegmenter(Segmenter):
         return by_area([self._segment(tree.members[k], float(lasting[k] / longest)) for k in chosen])
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the smallest segment of the tree that contains all inside points and no other point.
+        """Return the smallest segment of the tree that contains all inside points and no outside point.
 
-        If there is no such segment, the result is the superpixels of the inside points.
+        If the tree has no such segment, return the union of the superpixels that contain the inside points.
         """
         size = check_set(self._size)
         places, marks = checked_points(size, points, inside)
@@ -124,13 +124,13 @@ class EmbeddedSegmenter(Segmenter):
         return self._segment(members, 1.0)
 
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the superpixels in the box that resemble its centre more than its surroundings."""
+        """Return the superpixels in the box that resemble the box's center more than its surroundings."""
         left, top, right, bottom = checked_box(check_set(self._size), box)
         inside = np.zeros(self._shape, bool)
         inside[top:bottom, left:right] = True
         kept = self._like_the_middle(left, top, right, bottom)
         mask = inside if kept is None else kept[self._labels][self._places] & inside
-        # A mask of less than a fifth of the box is a failure of the method, so the whole box is returned instead.
+        # If the mask covers less than a fifth of the box, the method has failed, so the whole box is returned instead.
         return ScoredMask(mask if mask.sum() >= 0.2 * inside.sum() else inside)
 
     # -- implementation ------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class EmbeddedSegmenter(Segmenter):
 
     @torch.inference_mode()
     def _tokens(self, image: Image.Image) -> np.ndarray:
-        """Return the patch tokens (g, g, C) that the tower gives for the padded image."""
+        """Return the tower's patch tokens (g, g, C) for the padded image."""
         encoder, model = self.recognizer.encoder, self.recognizer.model
         canvas = self.recognizer.processor.canvas(image)[None].to(model.device)
         tokens = encoder.tower_tokens(self.recognizer.processor.pixel_values(canvas), [image.size])
@@ -154,7 +154,7 @@ class EmbeddedSegmenter(Segmenter):
         return patches.reshape(model.windows.grid, model.windows.grid, -1)
 
     def _pooled(self, tokens: np.ndarray, size: Size, areas: np.ndarray) -> np.ndarray:
-        """Return the mean token (n, C) of each superpixel, with tokens interpolated bilinearly between grid cells."""
+        """Return the mean token (n, C) of each superpixel, after bilinear interpolation between grid cells."""
         from scipy.sparse import coo_matrix
 
         height, width = self._labels.shape
@@ -171,7 +171,7 @@ class EmbeddedSegmenter(Segmenter):
         return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
 
     def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
-        """Return bool (n,), which superpixels a box selects, or None if it has no centre or no surroundings."""
+        """Return which superpixels a box selects, bool (n,), or None if the box has no center or no surroundings."""
         height, width = self._labels.shape
         scale_x, scale_y = width / self._shape[1], height / self._shape[0]
         x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y
@@ -180,7 +180,7 @@ class EmbeddedSegmenter(Segmenter):
         flat = self._labels.ravel()
         areas = np.bincount(flat)
         inside = np.bincount(flat, covered.ravel()) > 0.5 * areas
-        # The distance from the centre of the box, in units of its width and height.
+        # Distance of each superpixel from the center of the box, in units of the box's width and height.
         far_x = np.abs(np.bincount(flat, np.broadcast_to(xs, covered.shape).ravel()) / areas - (x0 + x1) / 2)
         far_y = np.abs(np.bincount(flat, np.repeat(ys, width)) / areas - (y0 + y1) / 2)
         far = np.maximum(far_x / max(x1 - x0, 1e-9), far_y / max(y1 - y0, 1e-9))
@@ -193,7 +193,7 @@ class EmbeddedSegmenter(Segmenter):
 
 
 def _superpixels(pixels: np.ndarray) -> np.ndarray:
-    """Return int labels (H, W), 0 to n - 1, of the superpixels of uint8 pixels (H, W, 3)."""
+    """Split uint8 pixels (H, W, 3) into superpixels. Return an int label map (H, W) with labels 0 to n - 1."""
     from skimage.segmentation import felzenszwalb
 
     labels = felzenszwalb(pixels, scale=_SCALE, sigma=_SIGMA, min_size=_SMALLEST)
@@ -201,7 +201,7 @@ def _superpixels(pixels: np.ndarray) -> np.ndarray:
 
 
 def _colours(pixels: np.ndarray, labels: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """Return the mean colour (n, 3) of each superpixel, in CIELAB."""
+    """Return the mean CIELAB color (n, 3) of each superpixel."""
     from skimage.color import rgb2lab
 
     lab = rgb2lab(pixels).reshape(-1, 3)
@@ -209,18 +209,18 @@ def _colours(pixels: np.ndarray, labels: np.ndarray, areas: np.ndarray) -> np.nd
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
-    """Return the rows with their mean subtracted, scaled to a root-mean-square length of 1."""
+    """Subtract the mean row from all rows, then scale the rows to a root-mean-square length of 1."""
     features = features - features.mean(0)
     return features / max(float(np.sqrt((features**2).sum(1).mean())), 1e-9)
 
 
 def _between(pixels: int, cells: float, side: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the two grid cells that each pixel of a line lies between, and their interpolation weights.
+    """Return, for each pixel of a line, the two grid cells to interpolate between, and the weights of the two cells.
 
     Args:
-        pixels: the number of pixels of the line.
-        cells: how many grid cells the line covers.
-        side: the number of grid cells in a row.
+        pixels: number of pixels in the line.
+        cells: number of grid cells that the line covers.
+        side: number of grid cells per row of the grid.
     """
     middles = np.clip((np.arange(pixels) + 0.5) / pixels * cells - 0.5, 0, side - 1)
     before = np.minimum(np.floor(middles).astype(np.int64), max(side - 2, 0))

@@ -1,6 +1,6 @@
-"""SAM 2, SAM 3 and similar mask generators, loaded by transformers from a folder or a hub id.
+"""Segmenters with SAM 2, SAM 3 and similar mask generators, which transformers loads from a folder or a hub id.
 
-Shapes: (H, W) is the height and width of the image that was set.
+Shapes: (H, W) is the height and width of the image passed to `set_image`.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from osm.recognition.segmenters.base import (
 if TYPE_CHECKING:
     from osm.recognition.recognizer import Recognizer
 
-# The processors of these model types take points and boxes in one format and return masks at the size of the image.
+# The processors of these model types share one format for points and boxes, and return masks at the image's own size.
 FAMILIES = ("sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam")
-# The thresholds of the published demo are for the first SAM, so the defaults of transformers are used here.
+# The published demo's thresholds are meant for the first SAM, so the defaults of transformers are used here.
 EVERYTHING = {"points_per_crop": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95, "points_per_batch": 64}
 
 
 class MaskGenerationSegmenter(Segmenter):
-    """Makes masks with a SAM 2 or SAM 3 model of transformers.
+    """Generates masks with a SAM 2 or SAM 3 model of transformers.
 
     Args:
-        model: a model that AutoModelForMaskGeneration loaded.
-        processor: the model's processor, as AutoProcessor loads it.
-        options: options of the pipeline `mask-generation`. They override `EVERYTHING`.
+        model: a model loaded with AutoModelForMaskGeneration.
+        processor: the model's processor, loaded with AutoProcessor.
+        options: options of transformers' `mask-generation` pipeline, which override `EVERYTHING`.
     """
 
     name = "transformers"
@@ -69,11 +69,11 @@ class MaskGenerationSegmenter(Segmenter):
         return load_mask_generator(str(checkpoint), device=pick_device(device), **options)
 
     def set_image(self, image: Image.Image) -> None:
-        """Take an RGB image. Its embedding is computed at the first point or box prompt."""
+        """Set the RGB image to segment. The image is embedded when the first point or box is given."""
         self._image, self._embedding, self._size = to_rgb(image), None, image.size
 
     def everything(self) -> list[ScoredMask]:
-        """Return the masks of the pipeline, the largest first. The score is the IoU that the model predicts."""
+        """Return the pipeline's masks in descending order of area. The score is the IoU that the model predicts."""
         check_set(self._size)
         assert self._image is not None
         found = self._pipeline(self._image, **self._options)
@@ -82,13 +82,13 @@ class MaskGenerationSegmenter(Segmenter):
         return by_area([segment for segment in segments if segment.mask.any()])
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the mask for the points. A single point is ambiguous, so the best of several masks is returned."""
+        """Return the mask for point prompts. A single point is ambiguous, so the best of several masks is returned."""
         places, marks = checked_points(check_set(self._size), points, inside)
         prompt = {"input_points": [[[list(place) for place in places]]], "input_labels": [[[int(m) for m in marks]]]}
         return self._predict(len(places) == 1, prompt)
 
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the mask for a box (x, y, width, height) in pixels."""
+        """Return the mask for a box prompt (x, y, width, height) in pixels."""
         corners = checked_box(check_set(self._size), box)
         return self._predict(False, {"input_boxes": [[[float(corner) for corner in corners]]]})
 
@@ -121,10 +121,10 @@ def load_mask_generator(
         kind = AutoConfig.from_pretrained(checkpoint, **loading).model_type
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise OsmError(f"--sam_checkpoint {checkpoint}: no .pth file, folder or hub id ({reason})") from None
+        raise OsmError(f"--sam_checkpoint {checkpoint} is not a .pth file, folder or hub id ({reason})") from None
     if kind not in FAMILIES:
         raise OsmError(
-            f"--sam_checkpoint {checkpoint} is a {kind}; one of {', '.join(FAMILIES)} is needed, or a .pth file of SAM"
+            f"--sam_checkpoint {checkpoint} is a {kind}; expected one of {', '.join(FAMILIES)}, or a .pth file of SAM"
         )
     try:
         with quiet_libraries():

@@ -1,8 +1,8 @@
-"""The first Segment Anything model (sam_vit_h_4b8939.pth and smaller checkpoints), run by the package segment-anything.
+"""A segmenter with the first Segment Anything model, such as sam_vit_h_4b8939.pth, from the package segment-anything.
 
     pip install segment-anything opencv-python-headless
 
-Shapes: (H, W) is the height and width of the image that was set.
+Shapes: (H, W) is the height and width of the image passed to `set_image`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ EVERYTHING = {
 
 
 class SamSegmenter(Segmenter):
-    """Makes masks with a Segment Anything model.
+    """Generates masks with a Segment Anything model.
 
     Args:
-        sam: a `segment_anything` Sam in eval mode, on its device.
-        options: options of SamAutomaticMaskGenerator. They override the published demo's (`EVERYTHING`).
+        sam: a `segment_anything` Sam model in eval mode, on the device where it will run.
+        options: options of SamAutomaticMaskGenerator, which override the published demo's options (`EVERYTHING`).
 
     Raises:
-        OsmError: A package is not installed, or SamAutomaticMaskGenerator refuses an option.
+        OsmError: A package is not installed, or SamAutomaticMaskGenerator rejects an option.
     """
 
     name = "sam"
@@ -79,26 +79,26 @@ class SamSegmenter(Segmenter):
         return load_sam(str(checkpoint), device=pick_device(device), **options)
 
     def set_image(self, image: Image.Image) -> None:
-        """Take an RGB image.
+        """Set the RGB image to segment.
 
-        The image is embedded at the first point or box prompt. `everything` computes embeddings of its own.
+        The image is embedded when the first point or box is given. `everything` computes its own embeddings.
         """
         self._pixels = np.array(to_rgb(image))
         self._size, self._embedded = image.size, False
 
     def everything(self) -> list[ScoredMask]:
-        """Return the confident masks of a grid of point prompts, the largest first. The score is the predicted IoU."""
+        """Return the confident masks for a grid of points in descending order of area, scored by predicted IoU."""
         check_set(self._size)
         found = self._generator.generate(self._pixels)
         return by_area([ScoredMask(mask["segmentation"], _score(mask["predicted_iou"])) for mask in found])
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the mask for the points. A single point is ambiguous, so the best of three masks is returned."""
+        """Return the mask for point prompts. A single point is ambiguous, so the best of three masks is returned."""
         places, marks = checked_points(check_set(self._size), points, inside)
         return self._predict(len(places) == 1, point_coords=np.array(places), point_labels=np.array(marks, np.int64))
 
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the mask for a box (x, y, width, height) in pixels."""
+        """Return the mask for a box prompt (x, y, width, height) in pixels."""
         corners = checked_box(check_set(self._size), box)
         return self._predict(False, box=np.array(corners, np.float64))
 
@@ -115,16 +115,17 @@ class SamSegmenter(Segmenter):
 def load_sam(
     checkpoint: str | Path, sam_type: str | None = None, device: str | torch.device = "cpu", **options: Any
 ) -> SamSegmenter:
-    """Load a published `.pth` checkpoint.
+    """Load a published SAM checkpoint (`.pth`).
 
     Args:
-        checkpoint: the path of the file.
+        checkpoint: the path of the checkpoint file.
         sam_type: vit_h, vit_l or vit_b. None: the type is read from the file name.
-        device: where the model runs.
+        device: the device on which the model runs.
         options: options of `SamSegmenter`.
 
     Raises:
-        OsmError: The file or the type does not exist, the weights do not fit, or a package is not installed.
+        OsmError: The file does not exist, the type is unknown, the weights do not fit the type, or a package is not
+            installed.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -147,14 +148,14 @@ def load_sam(
 
 
 def type_of(path: Path) -> str:
-    """Return the model type in the name of a checkpoint file.
+    """Return the SAM type (vit_h, vit_l or vit_b) that the name of a checkpoint file contains.
 
     Raises:
-        OsmError: The name contains no type.
+        OsmError: The file name does not contain a type.
     """
     found = re.search(r"vit_[hlb](?![a-z0-9])", path.name.lower())
     if found is None:
-        raise OsmError(f"--sam_checkpoint {path.name} does not tell its type; give --sam_type {'|'.join(TYPES)}")
+        raise OsmError(f"--sam_checkpoint {path.name} does not contain its type; give --sam_type {'|'.join(TYPES)}")
     return found[0]
 
 

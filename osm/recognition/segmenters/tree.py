@@ -1,4 +1,4 @@
-"""Bottom-up merging of image regions into a tree of segments, the most similar pair first."""
+"""Bottom-up merging of image regions into a tree of segments, starting with the most similar pair of regions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tree:
-    """A merge tree. Nodes 0 to n - 1 are the n regions. The other nodes are merges, in the order they were made.
+    """A merge tree. Nodes 0 to n - 1 are the n regions; the other nodes are merges, in the order of merging.
 
     Attributes:
-        members: for each node, the numbers of the regions in it.
+        members: for each node, the numbers of the regions in the node.
         areas: for each node, its area in pixels.
-        persistence: for each node, the cost at which it was merged into its parent minus the cost at which it was made.
+        persistence: for each node, the cost of merging the node into its parent minus the cost of creating the node.
     """
 
     members: list[np.ndarray]
@@ -24,13 +24,13 @@ class Tree:
     persistence: np.ndarray
 
     def smallest_with(self, regions: set[int]) -> int | None:
-        """Return the smallest node that contains all these regions, or None if there is none."""
+        """Return the smallest node that contains all of the given regions, or None if no node contains all regions."""
         having = [k for k, members in enumerate(self.members) if regions <= set(members.tolist())]
         return min(having, key=lambda k: self.areas[k], default=None)
 
 
 def neighbours(labels: np.ndarray) -> list[set[int]]:
-    """Return, for each region of an int label map (H, W), the set of regions that touch it."""
+    """Return, for each region of an int label map (H, W), the set of adjacent regions."""
     pairs = np.concatenate(
         [
             np.stack([labels[:, :-1].ravel(), labels[:, 1:].ravel()], 1),
@@ -45,16 +45,16 @@ def neighbours(labels: np.ndarray) -> list[set[int]]:
 
 
 def merged(features: np.ndarray, areas: np.ndarray, touching: Sequence[set[int]]) -> Tree:
-    """Merge touching regions until no two regions touch.
+    """Merge adjacent regions, the cheapest pair first, until no two regions are adjacent.
 
-    The cost of merging two regions is the squared distance of their features times sqrt(a * b / (a + b)), where a and b
-    are their relative areas. Ward's method multiplies by a * b / (a + b) itself, which favours small regions too much
-    over similar ones.
+    The cost of merging two regions is the squared distance between their features times sqrt(a * b / (a + b)), where a
+    and b are their relative areas. Ward's method uses the factor a * b / (a + b) without the square root, which merges
+    small regions too early even if they are dissimilar.
 
     Args:
-        features: float (n, F).
-        areas: float (n,), in pixels.
-        touching: for each region, the regions that touch it.
+        features: the features of the regions, float (n, F).
+        areas: the areas of the regions in pixels, float (n,).
+        touching: for each region, the set of adjacent regions.
     """
     means, sizes = list(features), list(areas / areas.sum())
     near = [set(found) for found in touching]
@@ -73,7 +73,7 @@ def merged(features: np.ndarray, areas: np.ndarray, touching: Sequence[set[int]]
         price, a, b = heapq.heappop(heap)
         if not (alive[a] and alive[b]):
             continue
-        highest = max(highest, price)  # the cost of a merge can be below the costs of earlier merges
+        highest = max(highest, price)  # a merge can be cheaper than earlier merges
         new, size = len(means), sizes[a] + sizes[b]
         means.append((means[a] * sizes[a] + means[b] * sizes[b]) / size)
         sizes.append(size)

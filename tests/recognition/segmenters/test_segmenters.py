@@ -65,12 +65,16 @@ def test_what_cannot_be_meant_is_refused(segmenter: Any) -> None:
         ([(1, 2, 3)], None, "is not \\[x, y\\]"),
         ([(1, float("nan"))], None, "is not"),
         ([], None, "no point"),
-        ([(1, 1)], [False], "no point that the segment must have"),
+        ([(1, 1)], [False], "no point that the segment must contain"),
         ([(1, 1)], [True, False], "1 points, but `inside` has 2 values"),
     ]:
         with pytest.raises(OsmError, match=message):
             segmenter.at_points(points, inside)
-    for box, message in [([95, 5, 10, 10], "has nothing"), ([1, 1, 0, 5], "has nothing"), ([1, 1, 5], "is not")]:
+    for box, message in [
+        ([95, 5, 10, 10], "does not overlap"),
+        ([1, 1, 0, 5], "does not overlap"),
+        ([1, 1, 5], "is not"),
+    ]:
         with pytest.raises(OsmError, match=message):
             segmenter.in_box(box)
 
@@ -135,7 +139,7 @@ def test_sams_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = loaded.everything(), direct.everything()
     assert first and all((a.mask == b.mask).all() for a, b in zip(first, second, strict=True))
     (tmp_path / "mine.pth").write_bytes(path.read_bytes())
-    with pytest.raises(OsmError, match="mine.pth does not tell its type"):
+    with pytest.raises(OsmError, match="mine.pth does not contain its type"):
         load_sam(tmp_path / "mine.pth")
     assert load_sam(tmp_path / "mine.pth", "vit_b", **ANY)
     with pytest.raises(OsmError, match="--sam_type 'vit_x' is not one of"):
@@ -162,10 +166,10 @@ def test_loading_says_what_is_wrong(built: Any, tmp_path: Path) -> None:  # noqa
         ({"name": "sam"}, "needs a checkpoint"),
         ({"name": "embedded"}, "recognizer"),
         ({"name": "embedded", "checkpoint": "x.pth", "recognizer": recognizer}, "takes no checkpoint"),
-        ({"checkpoint": tmp_path}, "no .pth file, folder or hub id"),
+        ({"checkpoint": tmp_path}, "is not a .pth file, folder or hub id"),
     ]:
         with pytest.raises(OsmError, match=message):
             load_segmenter(**options)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(OsmError, match="is a bert; one of sam2"):
+    with pytest.raises(OsmError, match="is a bert; expected one of sam2"):
         load_segmenter(checkpoint=tmp_path)
