@@ -1,4 +1,4 @@
-"""What the command lines of evaluation have in common: their exit codes and their table of datasets."""
+"""The parts that all evaluation commands share: exit codes and the table of datasets."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def run_command(
 ) -> int:
     """Call `command(*arguments)` and return the exit code of the process.
 
-    An `OsmError` is logged and becomes exit code 2 (3 if the run had to stop, see `osm.errors.exit_code`).
-    Ctrl-C logs `interrupted` and becomes exit code 130. A command that returns nothing succeeded.
+    If the command raises an `OsmError`, the error is logged and the exit code is 2 (or 3 if the run had to stop, see
+    `osm.errors.exit_code`). Ctrl-C logs `interrupted` and gives exit code 130. A command that returns None or 0
+    succeeded.
     """
     try:
         return command(*arguments) or 0
@@ -38,11 +39,11 @@ def run_command(
 
 
 def dataset_table(benchmark: str | None = "benchmark", datasets: str | None = None) -> DatasetTable:
-    """Build the table of datasets that a command works on.
+    """Build the table of datasets for a command.
 
     Args:
-        benchmark: YAML file with the paths of the datasets, or its name in `configs/`. None: the built-in table.
-        datasets: YAML file with the user's own datasets, which are added to the table. None: no more datasets.
+        benchmark: YAML file with the paths of the datasets, or its name in `configs/`. None selects the built-in table.
+        datasets: YAML file with the user's own datasets, which are added to the table. None adds no datasets.
     """
     table = DatasetTable()
     if benchmark is not None:

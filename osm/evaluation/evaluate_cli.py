@@ -1,4 +1,4 @@
-"""The command line of `test/evaluate_pred.py`, which is also `osm evaluate`, and flags shared with the report."""
+"""The command line of `test/evaluate_pred.py` (also `osm evaluate`), and the flags that it shares with the report."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _measured(
 
 
 def _report_uncounted(result: SetResult) -> None:
-    """Report on stderr what is not counted. Stdout contains the published output."""
+    """Log the masks that are not counted. The log goes to stderr, because stdout has the published output."""
     logger.info(
         f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
         "annotations, not counted"
@@ -77,26 +77,26 @@ def _report_uncounted(result: SetResult) -> None:
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
-    """Build the parser of `evaluate_pred.py`."""
+    """Return the argument parser of `evaluate_pred.py`."""
     parser = CommandParser(
         prog="evaluate_pred.py", allow_abbrev=False, description="Print Acc and Not-In-Vocab of prediction files."
     )
     parser.add_argument("out_dir", help="folder of the predictions, or its URL")
     parser.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
     parser.add_argument("--datasets", help="YAML file with your own datasets")
-    parser.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
+    parser.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
     parser.add_argument(
         "--metrics",
         default=PUBLISHED,
-        help="all: after the published lines, print all metrics with intervals (docs/evaluation.md); or some of "
-        "`osm list metrics`, separated by commas, or module:Class [%(default)s]",
+        help="all: after the published lines, print all metrics with intervals (docs/evaluation.md); or "
+        "comma-separated names from `osm list metrics`, or module:Class [%(default)s]",
     )
     parser.add_argument(
         "--frequencies",
         action="append",
         default=[],
         metavar="SET=FILE",
-        help="json file whose categories have a frequency (rare, common or frequent), like those of LVIS",
+        help="JSON file whose categories have a frequency (rare, common or frequent), as in LVIS",
     )
     add_bootstrap(parser)
     return parser
@@ -109,13 +109,13 @@ def add_bootstrap(parser: argparse.ArgumentParser) -> None:
         "--bootstrap",
         type=int,
         metavar="N",
-        help=f"number of bootstrap samples over images; 0: no intervals [{known.samples}]",
+        help=f"number of bootstrap samples over images; 0 disables intervals [{known.samples}]",
     )
     parser.add_argument("--seed", type=int, help=f"random seed [{known.seed}]")
 
 
 def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
-    """Return the bootstrap that the flags describe. Raise OsmError if a flag is below 0."""
+    """Return the bootstrap parameters set by the flags. Raise OsmError if a flag is negative."""
     known = Bootstrap()
     samples = known.samples if args.bootstrap is None else args.bootstrap
     seed = known.seed if args.seed is None else args.seed
@@ -127,7 +127,7 @@ def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
 
 
 def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
-    """Raise OsmError if one of these flags is given although it requires `--metrics all`."""
+    """Raise OsmError if any of the given flags is set, because they have no effect without `--metrics all`."""
     for flag in flags:
         if getattr(args, flag) not in (None, []):
             value = getattr(args, flag)
@@ -136,5 +136,5 @@ def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
 
 
 def json_text(document: Any) -> str:
-    """Return the document as json text; nan raises ValueError."""
+    """Return the document as JSON text. Raise ValueError if it contains nan."""
     return json.dumps(document, indent=1, allow_nan=False) + "\n"

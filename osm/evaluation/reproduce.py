@@ -1,4 +1,4 @@
-"""`osm reproduce`: name the six published val sets with the published weights and compare the figures."""
+"""`osm reproduce`: evaluate the published weights on the six published val sets and compare with published values."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from osm.storage.output import write_text
 from osm.terminal import CommandParser, console_command, echo, json_flag
 
 PASSED_ON = {
-    "config": "model config, for a checkpoint that does not contain it; the published ones need: osm",
+    "config": "model config, for a checkpoint that does not contain one; published checkpoints need: osm",
     "benchmark": "YAML file with the paths of the datasets, or its name in configs/",
     "datasets": "YAML file with other paths of the datasets",
-    "sets": "comma-separated; default: those of the six datasets whose files exist",
+    "sets": "comma-separated; default: all of the six datasets whose files exist",
     "limit": "maximum number of images per dataset, for a trial",
     "batch": "number of images that are named together",
     "device": "auto, cpu, cuda, cuda:1, ...",
     "num_threads": "number of CPU threads of torch",
     "max_batch_tokens": "maximum number of LLM tokens in one batch",
 }
-"""Flags of `generate_pred.py` that do not change the benchmark."""
+"""Flags that are passed on to `generate_pred.py` because they do not change the benchmark."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one dataset, in percent, and its number of masks."""
+    """The metrics of one dataset in percent, and its number of masks."""
 
     acc_any: float
     acc_own: float
@@ -53,16 +53,18 @@ PUBLISHED = {
     "a847": Figures(76.54, 78.11, 0.81, 0.49, 20369),
     "pc459": Figures(80.57, 83.01, 3.74, 0.54, 31137),
 }
-"""The figures published for the checkpoint of the model zoo, in float16."""
+"""The metrics published for the checkpoint of the model zoo, computed in float16."""
 RATES = {"acc_any": "Acc any", "acc_own": "Acc own", "niv_any": "NIV any", "niv_own": "NIV own"}
 
 
 def figures(result: SetResult) -> Figures:
-    """Return the figures of a dataset, rounded like the published ones."""
+    """Return the metrics of a dataset in percent, rounded to two decimal places like the published values."""
     modes = {"any": result.agnostic, "own": result.specific}
     for mode, score in modes.items():
         if not score.total:
-            raise OsmError(f"set {result.row.name!r}: no prediction in mode {mode}; generate it in both modes")
+            raise OsmError(
+                f"set {result.row.name!r}: no prediction in mode {mode}; generate the predictions in both modes"
+            )
     rates = {f"acc_{mode}": 100 * score.correct / score.total for mode, score in modes.items()}
     rates |= {f"niv_{mode}": 100 * score.not_in_vocabulary / score.total for mode, score in modes.items()}
     return Figures(**{key: round(value, 2) for key, value in rates.items()}, masks=result.agnostic.total)
@@ -70,7 +72,7 @@ def figures(result: SetResult) -> Figures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One dataset with its published figures. `apart` contains the differences by rate, in percentage points."""
+    """The metrics of one dataset and the published values. `apart` has ours - published in percentage points."""
 
     name: str
     ours: Figures
@@ -87,7 +89,7 @@ class Comparison:
         return all(abs(points) <= self.tolerance for points in self.apart.values())
 
     def line(self) -> str:
-        """Return the row of the table."""
+        """Return the dataset's row of the printed table."""
         cells = [f"{getattr(self.ours, key):.2f} ({points:+.2f})" for key, points in self.apart.items()]
         masks = f"{self.ours.masks}" + ("" if self.same_masks else f" (published: {self.published.masks})")
         verdict = "reproduced" if self.within else "not reproduced"
@@ -95,10 +97,11 @@ class Comparison:
 
 
 def compare(result: SetResult, tolerance: float) -> Comparison:
-    """Compare the figures of a dataset with the published ones.
+    """Compare the metrics of a dataset with the published values.
 
     Args:
-        tolerance: maximum difference in percentage points.
+        result: the evaluation result of the dataset.
+        tolerance: maximum absolute difference in percentage points.
     """
     ours, published = figures(result), PUBLISHED[result.row.name]
     apart = {key: round(getattr(ours, key) - getattr(published, key), 2) for key in RATES}
@@ -109,10 +112,11 @@ def compare(result: SetResult, tolerance: float) -> Comparison:
 def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], int] = generate_main) -> int:
     """Run `osm reproduce` and return the exit code.
 
-    The code is 0 if all six datasets are within the tolerance, 1 if not, and 2 if nothing could be compared.
+    The exit code is 0 if all six datasets are within the tolerance, 1 if not, and 2 if no dataset could be compared.
 
     Args:
-        generate: the command line of `generate_pred.py`.
+        argv: the command-line arguments; None reads them from `sys.argv`.
+        generate: the function that runs the command line of `generate_pred.py`.
     """
     return run_command(_reproduce, argv, generate)
 
@@ -120,7 +124,10 @@ def main(argv: Sequence[str] | None = None, generate: Callable[[Sequence[str]], 
 def _reproduce(argv: Sequence[str] | None, generate: Callable[[Sequence[str]], int]) -> int:
     args = parser().parse_args(argv)
     if args.processes < 1 or not 0 <= args.tolerance < math.inf:
-        raise OsmError(f"--processes {args.processes}, --tolerance {args.tolerance}: 1 or more, and 0 or more, needed")
+        raise OsmError(
+            f"--processes {args.processes}, --tolerance {args.tolerance}: expected at least 1 process and a finite "
+            "tolerance of at least 0"
+        )
     if status := _generate(args, generate):
         return status
     results, notes = evaluate_folder(localize(args.out_dir, "out_dir", folder=True), args.processes, DatasetTable())
@@ -137,7 +144,7 @@ def _generate(args: argparse.Namespace, generate: Callable[[Sequence[str]], int]
         return generate(["0", "1", *common])
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes)]
     command = [sys.executable, *start, "-m", "osm", "generate", "auto", "auto", *common, *json_flag()]
-    # The exit code of torchrun is 1 for every failure, but here 1 means that the figures differ.
+    # torchrun exits with code 1 for every failure, but `osm reproduce` reserves 1 for differing metrics.
     return 2 if subprocess.run(command).returncode else 0
 
 
@@ -158,12 +165,12 @@ def _show(compared: list[Comparison], notes: list[str], args: argparse.Namespace
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm reproduce`."""
+    """Return the argument parser of `osm reproduce`."""
     out = CommandParser(
         prog="osm reproduce",
         allow_abbrev=False,
-        description="Name the six val sets of the published benchmark and compare the figures with the published ones. "
-        "The brackets contain the differences in percentage points. A killed run can be resumed.",
+        description="Name the six val sets of the published benchmark and compare the metrics with the published "
+        "values. The brackets contain the differences in percentage points. A killed run can be resumed.",
     )
     out.add_argument("checkpoint", metavar="ckpt", help="checkpoint of the model zoo, or another model")
     out.add_argument("out_dir", help="folder of the predictions, or its URL on s3:// or gs://")
@@ -172,9 +179,9 @@ def parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         default=0.5,
-        help="maximum difference of every figure in percentage points [%(default)s]",
+        help="maximum difference of every metric from the published value, in percentage points [%(default)s]",
     )
-    out.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
+    out.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
     group = out.add_argument_group("flags of generate_pred.py")
     for name, what in PASSED_ON.items():
         group.add_argument(f"--{name}", help=what)

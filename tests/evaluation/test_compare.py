@@ -136,9 +136,9 @@ def other_class(images: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (drop_image, "A has 7 masks in 3 images, B 4 in 2; in A alone, first: image 3, mask 1; expected"),
-        (add_mask, "A has 7 masks in 3 images, B 8 in 3; in B alone, first: image 2, mask 9; expected"),
-        (other_id, "A has 7 masks in 3 images, B 7 in 3; in A alone, first: image 1, mask 2; expected"),
+        (drop_image, "A has 7 masks in 3 images, B has 4 masks in 2 images; only A has image 3, mask 1; expected"),
+        (add_mask, "A has 7 masks in 3 images, B has 8 masks in 3 images; only B has image 2, mask 9; expected"),
+        (other_id, "A has 7 masks in 3 images, B has 7 masks in 3 images; only A has image 1, mask 2; expected"),
         (other_class, "image 1, mask 2: class 18 in A, 16 in B; expected predictions for the same masks"),
     ],
 )
@@ -159,7 +159,7 @@ def test_sets_of_one_folder_are_left_out(a: Path, tmp_path: Path, capsys: pytest
     assert "ade20k: left out, in B alone" in capsys.readouterr().out
     alone = write_parts(tmp_path / "c", [[segment(1, 1, "wall")]], name="ade20k")
     assert compare_main([str(a), str(alone), "--parts", "2,1"]) == 2
-    assert "A has coco, B has ade20k: expected a set that is in both" in capsys.readouterr().err
+    assert "A has coco, B has ade20k: expected at least one common set" in capsys.readouterr().err
 
 
 def test_other_annotations_are_told(a: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_other_annotations_are_told(a: Path, tmp_path: Path) -> None:
             )
             (folder / f"coco_meta_{part}_of_{parts}.json").write_text(json.dumps(meta))
     notes = compared(a, b, tmp_path, "--parts", "2,1")["sets"]["coco"]["notes"]
-    assert "coco: made from annotation files that are not the same: ids and classes agree, masks may not" in notes
+    assert "coco: made from different annotation files: ids and classes agree, but masks may differ" in notes
     assert "coco: A was made with --limit 4: not the whole set" in notes
 
 
@@ -211,7 +211,7 @@ def test_page(a: Path, tmp_path: Path) -> None:
         (["--parts", "0"], "--parts '0': expected N, or N,M"),
         (["--parts", "3"], "A: "),
         (["--parts", "2"], "B: "),
-        (["--parts", "2,1", "--titles", "one"], "--titles 'one': expected two, with a comma between them"),
+        (["--parts", "2,1", "--titles", "one"], "--titles 'one': expected two comma-separated titles"),
         (["--parts", "2,1", "--examples", "-1"], "--examples -1: expected 0 or more"),
         (["--parts", "2,1", "--bootstrap", "-1"], "--bootstrap -1: expected 0 or more"),
         (["--parts", "2,1", "--report", "/dev/null/x.html"], "--report /dev/null/x.html: "),

@@ -144,8 +144,11 @@ def test_no_prediction_at_all(two_parts: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"checkpoint": "b"}, "parts of different checkpoints: coco_pred_0_of_2.json of a, coco_pred_1_of_2.json of b"),
-        ({"checkpoint": "a", "alter": "blank_image"}, "were made with another alter"),
+        (
+            {"checkpoint": "b"},
+            "the parts come from different checkpoints: coco_pred_0_of_2.json from a, coco_pred_1_of_2.json from b",
+        ),
+        ({"checkpoint": "a", "alter": "blank_image"}, "were made with different values of alter"),
     ],
 )
 def test_parts_of_different_runs(
@@ -160,7 +163,9 @@ def test_sets_of_different_checkpoints(tmp_path: Path, capsys: pytest.CaptureFix
     for name, checkpoint in (("coco", "a"), ("ade20k", "b")):
         meta = whole_meta(name, checkpoint=checkpoint, items=[0, 1], modes=["any"], counts={"named": 1})
         write(tmp_path, f"{name}_pred_0_of_1", [entry([segment(1, "wall")])], meta)
-    assert "predictions of different checkpoints: coco of a, ade20k of b" in failure([str(tmp_path), "1"], capsys)
+    assert "mixes predictions from different checkpoints: coco from a, ade20k from b" in failure(
+        [str(tmp_path), "1"], capsys
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,7 +236,7 @@ def another_image(document: Any) -> Any:
         (content(lambda entries: []), "0 images, but its meta file says 5"),
         (content(unnamed), "9 masks with a prediction, but its meta file says 10"),
         (content(without_a_mask), "masks with a prediction, but its meta file says 10"),
-        (content(without_a_mode), "a mask is named in ['pets'], but its meta file says ['any', 'pets']"),
+        (content(without_a_mode), "a mask has names in the modes ['pets'], but the meta file says ['any', 'pets']"),
         (content(another_mask), "image 103 has mask 77 of category 1, which"),
         (content(another_image), "image 999 is not among the images of"),
         (lambda out: (out / META).write_text("{}"), "meta file .*: checkpoint, set, part, .* is missing"),
@@ -242,7 +247,7 @@ def another_image(document: Any) -> Any:
         (field("items", [0, 9]), "items [0, 9] exceed its 5 images"),
         (field("items", [3, 1]), "items [3, 1]: expected [first image, image after the last]"),
         (field("items", "all"), "items 'all': expected [first image"),
-        (field("set", "coco"), "it belongs to set 'coco', but its file name is that of 'pets'"),
+        (field("set", "coco"), "its content is of set 'coco', but its file name is of set 'pets'"),
         (field("modes", "any"), "modes 'any': expected a list of modes"),
         (field("seconds", float("nan")), "seconds nan: expected a number of seconds"),
         (
@@ -273,8 +278,11 @@ def test_a_file_that_does_not_hold_what_it_should(
     [
         (lambda entries: entries[:2], "image 102 of .* is in none of pets_pred_0_of_1.json: a file is cut short"),
         (lambda entries: [], "set 'pets': no image in pets_pred_0_of_1.json"),
-        (another_mask, "image 103 has mask 77 of category 1, which .* has not: the predictions are for other masks"),
-        (another_image, "image 999 is not among the images of .*: the predictions are for another set"),
+        (
+            another_mask,
+            "image 103 has mask 77 of category 1, which is not in .*: the predictions are for different masks",
+        ),
+        (another_image, "image 999 is not among the images of .*: the predictions are for a different set"),
     ],
 )
 def test_without_a_meta_file_the_set_itself_is_asked(
@@ -294,7 +302,7 @@ def test_published_files_are_read_without_the_set(two_parts: Path, tmp_path: Pat
     assert evaluate_main([str(two_parts), "2"]) == 0  # no meta file, no path in the table
     annotations = [entry([{**one, "open_end_pred": {}} for one in PART_0])]
     write(tmp_path / "truth", "coco_pred_0_of_1", annotations)
-    assert "no mask of the 1 images of coco_pred_0_of_1.json" in failure([str(tmp_path / "truth"), "1"], capsys)
+    assert "no mask in the 1 images of coco_pred_0_of_1.json" in failure([str(tmp_path / "truth"), "1"], capsys)
 
 
 def test_parts_beyond_the_images_are_empty_files(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> None:
@@ -312,7 +320,7 @@ def test_swapped_parts_are_noticed(pets: Dataset, pets_yaml: Path, tmp_path: Pat
     one.write_bytes(other.read_bytes())
     other.write_bytes(first)
     message = failure([str(tmp_path / "out"), "5", "--datasets", str(pets_yaml)], capsys)
-    assert "image 101 is number 3 of" in message and "says that it holds 1 to 1" in message
+    assert "image 101 has index 3 in" in message and "says that the part has images 1 to 1;" in message
 
 
 @pytest.mark.parametrize("command", ["evaluate", "all", "compare", "report", "picture", "judged", "reproduce", "open"])

@@ -242,7 +242,7 @@ def said(**wrong: Any) -> dict[str, Any]:
         ([{**NAMED, "score": -1}], "proposal 0: score -1 is negative"),
         ([{**NAMED, "score": "high"}], "proposal 0: score 'high' is not a number"),
         ([{**NAMED, "open_end_pred": "bird"}], "proposal 0: open_end_pred 'bird' is not {mode: {class, prob}}"),
-        ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', but in ['any'] (see --mode)"),
+        ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', only in ['any'] (see --mode)"),
         ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "open_end_pred 'coco': 'bird': not in the format"),
         ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a string"),
         ([said(prob=None)], "open_end_pred 'coco': has no prob, which the score of a proposal requires"),
@@ -264,7 +264,7 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     make("coco", root, 2)
     assert "error: out is not a folder; expected the out_dir" in failing(capsys)
     Path("out").mkdir()
-    assert "out: no <set>_proposals_<i>_of_1.json of a set of the table" in failing(capsys)
+    assert "out: no <set>_proposals_<i>_of_1.json of a set in the table" in failing(capsys)
     assert "--sets: unknown set 'cocoa'" in failing(capsys, "--sets", "cocoa")
     assert "set 'coco': 1 of 1 parts are missing: coco_proposals_0_of_1.json" in failing(capsys, "--sets", "coco")
     assert "number of parts 0: expected" in failing(capsys, parts=0)
@@ -277,14 +277,16 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     make("lvis", root, 2)
     name_all("lvis", [columns(1, 0, 4)], {(0, 4): "airplane"}, out="lvis_out")
     error = failing(capsys, "--without_ap", out="lvis_out")
-    assert "--without_ap: set 'lvis' then has no score; mask AP alone is defined: annotations of instances" in error
+    assert "--without_ap: set 'lvis' would have no score; only mask AP is defined: annotations of instances" in error
     name_all("coco", COCO[:3], BIRDS, part="0 2")
     assert "1 of 2 parts are missing: coco_proposals_1_of_2.json" in failing(capsys, parts=2)
     name_all("coco", COCO[:2], BIRDS, part="1 2")
-    assert "made with another annotations" in failing(capsys, parts=2)
+    assert "made with different values of annotations" in failing(capsys, parts=2)
     meta = Path("out/coco_meta_proposals_1_of_2.json")
     meta.write_text(meta.read_text().replace("fake-1", "fake-2"))
-    assert "parts of different checkpoints: coco_proposals_0_of_2.json of fake-1" in failing(capsys, parts=2)
+    assert "the parts come from different checkpoints: coco_proposals_0_of_2.json from fake-1" in failing(
+        capsys, parts=2
+    )
     for path in Path("out").glob("*meta*"):
         path.unlink()
     assert "image" in (error := failing(capsys, parts=2)) and "the parts overlap" in error

@@ -81,7 +81,7 @@ class Odd(Metric):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"acc": 1.0}, "metric 'odd': column 'acc' is not one of those that it has titles for: odd"),
+        ({"acc": 1.0}, "metric 'odd': column 'acc' has no title; the columns with a title are odd"),
         ({"odd": np.zeros(2)}, r"metric 'odd': column 'odd' has shape \(2,\); expected one value, or 6"),
         ({"odd": float("inf")}, "metric 'odd': column 'odd' has an infinite value"),
     ],

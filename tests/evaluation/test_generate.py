@@ -188,7 +188,7 @@ def test_finished_part_is_skipped(pets: Dataset, tmp_path: Path, capsys: pytest.
     assert not namer.calls
     assert path.stat().st_mtime_ns == before
     assert f"{NAME}.json: finished already, skipped" in capsys.readouterr().err
-    with pytest.raises(OsmError, match="made with another checkpoint; choose another out_dir"):
+    with pytest.raises(OsmError, match="made with a different value of checkpoint; choose another out_dir"):
         generate_predictions(FakeNamer(fingerprint="fake-2"), pets, 0, 1, tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_shuffling_needs_another_mask(pets: Dataset, tmp_path: Path) -> None:
     document["annotations"] = document["annotations"][:1]
     document["annotations"][0]["segments_info"] = document["annotations"][0]["segments_info"][:1]
     Path(str(pets.json_file)).write_text(json.dumps(document))
-    with pytest.raises(OsmError, match="no second mask to shuffle with"):
+    with pytest.raises(OsmError, match="found no other mask to shuffle with"):
         generate_predictions(FakeNamer(), pets, 0, 1, tmp_path, alter="shuffle_masks")
 
 
@@ -229,7 +229,7 @@ def test_shuffling_needs_another_mask(pets: Dataset, tmp_path: Path) -> None:
     [
         ({"limit": 0}, "limit 0: expected 1"),
         ({"alter": "noise"}, "alter 'noise' is not one of none, shuffle_masks, blank_image"),
-        ({"modes": ["own", "lvis"]}, "mode 'lvis', but the checkpoint has pets, coco, any"),
+        ({"modes": ["own", "lvis"]}, "mode 'lvis', but the checkpoint has only pets, coco, any"),
         ({"modes": []}, "modes: none given"),
     ],
 )

@@ -54,7 +54,7 @@ def test_names_of_the_set_or_of_a_file(pets_yaml: Path, tmp_path: Path, capsys: 
     # A part that was made with another list is not gone on with, nor taken for this one's.
     capsys.readouterr()
     assert run(pets_yaml, tmp_path / "file", "--vocabulary", "set")[0] == 2
-    assert "made with another vocabulary" in capsys.readouterr().err
+    assert "made with a different value of vocabulary" in capsys.readouterr().err
     assert run(pets_yaml, tmp_path / "file", "--vocabulary", str(names), "--way", "scored")[0] == 2
     assert run(pets_yaml, tmp_path / "free")[0] == 0
 

@@ -49,7 +49,9 @@ def test_the_same_files_as_here(
     capsys.readouterr()
     generate_predictions(idle, pets, 0, 1, URL)
     assert not idle.calls and f"{URL}/{NAME}: finished already, skipped" in capsys.readouterr().err
-    with pytest.raises(OsmError, match=f"{URL}/{NAME} exists and was made with another limit; choose another"):
+    with pytest.raises(
+        OsmError, match=f"{URL}/{NAME} exists, but was made with a different value of limit; choose another"
+    ):
         generate_predictions(idle, pets, 0, 1, URL, limit=2)
     assert clean_s3.SECRET.encode() not in clean_s3.read("bucket", f"out/{META}")
 

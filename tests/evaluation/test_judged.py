@@ -72,7 +72,9 @@ def test_mistakes_are_said(pets: Dataset, pets_yaml: Path, tmp_path: Path) -> No
     path.write_text(path.read_text().replace('"prob": 0.5', '"prob": "high"'))
     refused("prob 'high': expected a number from 0 to 1")
     path.write_text(path.read_text().replace('"prob": "high"', '"prob": 0.5').replace('"id": ', '"id": 9'))
-    refused("image 10. has mask 9.* of category ., which .*panoptic.json has not: the predictions are for other masks")
+    refused(
+        "image 10. has mask 9.* of category ., which is not in .*panoptic.json: the predictions are for different masks"
+    )
     meta = tmp_path / "out" / "pets_meta_0_of_1.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "annotations": "others"}))
     refused("has changed since the predictions were made")

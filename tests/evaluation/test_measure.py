@@ -262,7 +262,7 @@ def test_frequencies_of_the_labels(tmp_path: Path) -> None:
     ("document", "message"),
     [
         ([], "has no list 'categories'"),
-        ({"categories": [{"id": 1}]}, "no category of .* has a class of set 'coco'"),
+        ({"categories": [{"id": 1}]}, "no category in .* has the id of a class of set 'coco'"),
         ({"categories": [{"id": 1, "frequency": ["r"]}]}, r"category 1: frequency \['r'\]: expected one of r, c, f"),
     ],
 )
@@ -294,7 +294,7 @@ def predicted(**fields: Any) -> dict[str, Any]:
         ({**predicted(), "area": float("inf")}, "area inf: expected a number"),
         ({**predicted(), "area": -1}, "area -1: expected a number"),
         ({**predicted(), "area": 10**400}, "area 1000"),
-        ({**predicted(), "names": "man"}, "names 'man' is not a list of texts"),
+        ({**predicted(), "names": "man"}, "names 'man' is not a list of strings"),
         ({**predicted(), "category_id": 12}, "category_id 12 is not in the label set coco"),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_wrong_name_is_followed_by_the_right_one(
 
 
 def test_another_set_is_refused(mugs: Dataset, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(OsmError, match="--set 'coco': .* has predictions of pets"):
+    with pytest.raises(OsmError, match="--set 'coco': .* only has predictions for pets"):
         write_picture(tmp_path / "picture.jpg", folder, 1, {"pets": mugs}, "coco")
     assert not (tmp_path / "picture.jpg").exists()
 
@@ -98,4 +98,4 @@ def test_the_command(
         assert message in capsys.readouterr().err
     call[2] = str(tmp_path / "picture.png")
     assert picture_main([*call, "--set", "pets"]) == 2
-    assert "picture.png: a JPEG is written" in capsys.readouterr().err
+    assert "picture.png: expected a file name that ends in .jpg" in capsys.readouterr().err

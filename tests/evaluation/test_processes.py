@@ -100,7 +100,9 @@ def test_each_process_has_its_own_gpu(root: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert (_own_device("auto"), _own_device("cpu")) == ("cuda:1", "cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(OsmError, match="process 1 of this machine has 1 GPUs available; start torchrun with --nproc"):
+    with pytest.raises(
+        OsmError, match="process 1 of this machine has no GPU among the 1 available; start torchrun with --nproc"
+    ):
         _own_device("auto")
 
 
@@ -182,17 +184,17 @@ def change_meta(path: Path, **values: Any) -> None:
     [
         (
             {"checkpoint": "other"},
-            "parts of different checkpoints: pc459_pred_0_of_2.json of fake-1, pc459",
+            "the parts come from different checkpoints: pc459_pred_0_of_2.json from fake-1, pc459",
         ),
         (
             {"items": [1, 5]},
             "pc459_pred_1_of_2.json starts at image 1 and pc459_pred_0_of_2.json ends at 2: the parts",
         ),
         ({"items": [3, 5]}, "starts at image 3 and pc459_pred_0_of_2.json ends at 2: images 2 to 2 are missing"),
-        ({"items": [2, 4]}, "pc459_pred_1_of_2.json ends at image 4, but 5 had to be named"),
-        ({"part": 0}, "pc459_pred_1_of_2.json is part 0 of 2, as its meta file says; generate part 1 of 2 again"),
-        ({"parts": 3}, "pc459_pred_1_of_2.json is part 1 of 3, as its meta file says"),
-        ({"annotations": "0"}, "were made with another annotations"),
+        ({"items": [2, 4]}, "pc459_pred_1_of_2.json ends at image 4, but 5 images had to be named"),
+        ({"part": 0}, "pc459_pred_1_of_2.json is part 0 of 2 according to its meta file; generate part 1 of 2 again"),
+        ({"parts": 3}, "pc459_pred_1_of_2.json is part 1 of 3 according to its meta file"),
+        ({"annotations": "0"}, "were made with different values of annotations"),
     ],
 )
 def test_parts_that_do_not_belong_together(

@@ -110,7 +110,9 @@ def test_restarts_and_parts(root: Path) -> None:
     # Ground truth beside it, and another file of proposals.
     generate_predictions(AreaNamer(), row, 0, 1, root / "out")
     write(root, [{"image_id": 139, "segmentation": LEFT_RLE}])
-    with pytest.raises(OsmError, match="coco_proposals_0_of_1.json exists and was made with another annotations"):
+    with pytest.raises(
+        OsmError, match="coco_proposals_0_of_1.json exists, but was made with a different value of annotations"
+    ):
         generate_predictions(AreaNamer(), row, 0, 1, root / "out", proposals=file)
 
 
@@ -170,7 +172,7 @@ def test_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags in ((), ("--sets", "coco,lvis")):
         assert run("--masks", "proposals.json", *flags) == 2
         assert (
-            "--masks proposals.json: proposals belong to the images of one dataset; name it with --sets"
+            "--masks proposals.json: proposals belong to the images of one dataset; name the dataset with --sets"
             in capsys.readouterr().err
         )
     assert run("--masks", "absent.json", "--sets", "coco") == 2

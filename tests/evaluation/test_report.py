@@ -113,12 +113,12 @@ def test_without_a_log(mugs: Dataset, folder: Path, tmp_path: Path) -> None:
     assert document["training"] is None
     assert "No training run was given." in page.text
     (tmp_path / "run").mkdir()
-    with pytest.raises(OsmError, match=r"run .*run: log\.jsonl: No such file .* train\.py wrote"):
+    with pytest.raises(OsmError, match=r"run .*run: log\.jsonl: No such file .* written by train\.py"):
         report(tmp_path, folder, mugs, run=tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").write_text("")
     assert "The run's log has no step yet." in report(tmp_path, folder, mugs, run=tmp_path / "run")[1].text
     (tmp_path / "run" / "log.jsonl").write_text("3\n")
-    with pytest.raises(OsmError, match="is no training log"):
+    with pytest.raises(OsmError, match="is not a training log"):
         report(tmp_path, folder, mugs, run=tmp_path / "run")
 
 
@@ -143,7 +143,7 @@ def test_names_in_another_form(mugs: Dataset, folder: Path, tmp_path: Path, name
     document = json.loads(path.read_text())
     document[0]["segments_info"][0]["names"] = names
     path.write_text(json.dumps(document))
-    with pytest.raises(OsmError, match=r"'trained': .*pets_pred_0_of_1\.json: annotation 1: names .* list of texts"):
+    with pytest.raises(OsmError, match=r"'trained': .*pets_pred_0_of_1\.json: annotation 1: names .* list of strings"):
         report(tmp_path, folder, mugs)
 
 
@@ -186,7 +186,7 @@ def test_command_line(pets_yaml: Path, folder: Path, tmp_path: Path, capsys: pyt
         (["--predictions", "x=absent"], "--predictions 'x=absent': absent is not a folder"),
         (["--predictions", "x=.", "--predictions", "x=."], "the title 'x' is given twice"),
         (["--predictions", "x=."], "predictions 'x': .: no prediction file for 1 parts"),
-        (["--predictions", "x=.", "--run", "absent"], "--run absent: no log.jsonl there"),
+        (["--predictions", "x=.", "--run", "absent"], "--run absent: the folder has no log.jsonl"),
         (["--predictions", "x=.", "--baselines", "absent.json"], "--baselines absent.json: No such file"),
         (["--predictions", "x=.", "--pictures", "-1"], "--pictures -1: expected 0 or more"),
         (["--predictions", "x=.", "--parts", "0"], "--parts 0: expected the n"),

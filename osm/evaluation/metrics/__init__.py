@@ -1,10 +1,10 @@
-"""Metrics of predicted names, computed from names, probabilities and areas alone.
+"""Metrics of predicted names, computed only from names, probabilities and mask areas.
 
-No metric reads an image. The only model is a sentence encoder, where it is installed.
+No metric reads an image. The only model that a metric uses is a sentence encoder, if one is installed.
 
-A package adds a metric by deriving from `osm.evaluation.metrics.base.Metric` (or `MaskMetric`) and naming its class in
-the entry-point group `osm.metrics` (see examples/metric), or by `register_metric`. `--metrics` also takes a class as
-`module:Class`.
+To add a metric from another package, subclass `osm.evaluation.metrics.base.Metric` (or `MaskMetric`) and list the class
+in the entry-point group `osm.metrics` (see examples/metric), or call `register_metric`. `--metrics` also accepts
+classes, each given as `module:Class`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ BUILTIN_METRICS = {
     "acc_by_size": "osm.evaluation.metrics.scores:AccuracyBySize",
     "acc_by_frequency": "osm.evaluation.metrics.scores:AccuracyByFrequency",
 }
-"""The metrics of this package, in the order of their columns in tables."""
+"""The built-in metrics of `osm`, in the order of their columns in tables."""
 METRICS: Registry[type[Metric]] = Registry(
     "metric", "osm.metrics", BUILTIN_METRICS, "osm.evaluation.metrics.base:Metric"
 )

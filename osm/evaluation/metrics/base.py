@@ -1,7 +1,7 @@
 """The interface of all metrics.
 
-A metric gives columns. A column is either one score for each mask or a single figure of all masks. The mean of the
-scores is reported with a bootstrap interval, and the figure without an interval.
+A metric returns columns. A column is either one score for each mask or a single value for all masks. For scores, the
+mean and its bootstrap interval are reported; a single value is reported without an interval.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Tools:
     Attributes:
         encoder: embeds names; None if its weights are not installed.
         lexicon: judges names by WordNet; None if WordNet is not installed.
-        notes: for each missing tool, which metrics are left out, and what to install.
+        notes: for each missing tool, which metrics are skipped, and what to install.
     """
 
     encoder: SentenceEncoder | None = None
@@ -44,15 +44,16 @@ class Tools:
 
 @dataclass
 class NamedMasks:
-    """The masks of a set that have a predicted name in one mode.
+    """The masks of a dataset that have a predicted name in one mode.
 
     Attributes:
-        row: the set's row in the dataset table.
+        row: the dataset's row in the dataset table.
         mode: the mode of the predictions.
         masks: the masks, in the order of the prediction files.
         tools: models and databases for metrics that need them.
-        frequencies: LVIS's r, c or f by category id. None: the frequencies of the set's labels.
-        notes: metrics append to it what they left out, and why.
+        frequencies: LVIS's frequency letter (r, c or f) by category id; None uses the frequencies in the dataset's
+            labels.
+        notes: messages from metrics that skipped masks or columns, with the reason.
     """
 
     row: Dataset
@@ -69,7 +70,7 @@ class NamedMasks:
 
     @cached_property
     def predictions(self) -> list[str]:
-        """The predicted name of each mask, as the file has it."""
+        """The predicted name of each mask, exactly as in the prediction file."""
         return [mask.predictions[self.mode].name for mask in self.masks]
 
     @cached_property
@@ -79,20 +80,20 @@ class NamedMasks:
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """Float (masks,), 1 where the predicted name is right by the published rule, else 0.
+        """Float (masks,), 1 where the predicted name is correct by the published rule, else 0.
 
-        All accuracies of the evaluation are counted from this array.
+        All accuracies of the evaluation are computed from this array.
         """
         return np.array([is_correct(name, label.names) for name, label in self.pairs], dtype=float)
 
 
 class Metric(ABC):
-    """A metric over the named masks of a set.
+    """A metric that is computed over the named masks of a dataset.
 
-    Attributes of the class:
-        name: the metric's name in `METRICS`. It is also the key of the column of a metric with one column.
-        title: the name of that column in tables.
-        needs: the fields of `Tools` that must not be None. Otherwise the metric is left out.
+    Attributes:
+        name: the metric's name in `METRICS`, also used as the column key of a metric with a single column.
+        title: the title of that single column in tables.
+        needs: the fields of `Tools` that must not be None. If any of these fields is None, the metric is skipped.
     """
 
     name: ClassVar[str]
@@ -100,29 +101,29 @@ class Metric(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def titles(self) -> dict[str, str]:
-        """Return the title of every column that the metric can have, by key."""
+        """Return the title of every column that the metric can return, by column key."""
         return {self.name: self.title}
 
     @abstractmethod
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
         """Return the metric's columns by key.
 
-        The value of a column is float (masks,), with nan for masks that do not count, or one float for all masks. A
-        column that has no data may be absent.
+        The value of a column is float (masks,), with nan for masks to which the metric does not apply, or one float for
+        all masks. A column without data may be absent.
         """
 
 
 class MaskMetric(Metric):
-    """A metric that scores each predicted name by itself."""
+    """A metric that computes the score of each predicted name independently of all other masks."""
 
     @abstractmethod
     def score(self, prediction: str, label: LabelClass, mask: MaskRecord) -> float:
-        """Return the score of one mask, or nan if the mask does not count.
+        """Return the score of one mask, or nan if the metric does not apply to the mask.
 
         Args:
-            prediction: the predicted name, as the file has it.
-            label: the annotated class. `label.target` is its first name, `label.names` are all accepted names.
-            mask: the annotation of the prediction file.
+            prediction: the predicted name, exactly as in the prediction file.
+            label: the annotated class. `label.target` is its first name, and `label.names` are all accepted names.
+            mask: the mask's annotation in the prediction file.
         """
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
@@ -132,20 +133,20 @@ class MaskMetric(Metric):
 
 
 def checked_columns(metric: Metric, masks: NamedMasks) -> dict[str, Column]:
-    """Return the columns of a metric.
+    """Return the columns of a metric after checking their keys, shapes and values.
 
     Raises:
-        OsmError: A column has no title, another length than the masks, or an infinite value.
+        OsmError: A column has no title, its length differs from the number of masks, or it has an infinite value.
     """
     found: dict[str, Column] = {}
     for key, column in metric.columns(masks).items():
         where = f"metric {metric.name!r}: column {key!r}"
         if key not in metric.titles():
-            raise OsmError(f"{where} is not one of those that it has titles for: {', '.join(metric.titles())}")
+            raise OsmError(f"{where} has no title; the columns with a title are {', '.join(metric.titles())}")
         values = np.asarray(column, dtype=float)
         if values.shape not in ((), (len(masks.masks),)):
             raise OsmError(f"{where} has shape {values.shape}; expected one value, or {len(masks.masks)} for the masks")
         if np.isinf(values).any():
-            raise OsmError(f"{where} has an infinite value; expected finite numbers, or nan for masks left out")
+            raise OsmError(f"{where} has an infinite value; expected finite numbers, or nan for skipped masks")
         found[key] = values if values.shape else float(values)
     return found

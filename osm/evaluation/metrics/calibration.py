@@ -18,7 +18,7 @@ class Bin:
     """One bin of the reliability table.
 
     Attributes:
-        low: the exclusive lower bound. The first bin includes 0.
+        low: the exclusive lower bound, except that the first bin includes 0.
         high: the inclusive upper bound.
         masks: the number of masks in the bin.
         prob: the mean probability; None if the bin is empty.
@@ -34,12 +34,12 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The reliability table of one mode.
+    """The reliability table of the predictions in one mode.
 
     Attributes:
         bins: bins of equal width from 0 to 1.
         masks: the number of masks with a probability.
-        without_prob: the number of predictions without a probability. They are left out.
+        without_prob: the number of predictions without a probability. The table does not include them.
     """
 
     bins: tuple[Bin, ...]
@@ -48,9 +48,9 @@ class Calibration:
 
     @property
     def ece(self) -> float | None:
-        """Return the expected calibration error, 0 to 1, or None without masks.
+        """Return the expected calibration error (0 to 1), or None if no mask has a probability.
 
-        The error is the sum over bins of |accuracy - mean probability|, weighted by the share of masks in the bin.
+        The error is the mean over bins of |accuracy - mean probability|, weighted by the number of masks in each bin.
         """
         if not self.masks:
             return None
@@ -60,7 +60,7 @@ class Calibration:
         return sum(gaps) / self.masks
 
     def as_json(self) -> dict[str, Any]:
-        """Return the error, the counts and the bins as plain values."""
+        """Return the expected calibration error, the mask counts and the bins as JSON-compatible values."""
         return {
             "ece": self.ece,
             "masks": self.masks,
@@ -70,11 +70,11 @@ class Calibration:
 
 
 def calibrate(probs: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Calibration:
-    """Compute the reliability table.
+    """Compute the reliability table of predicted probabilities.
 
     Args:
-        probs: float (masks,), 0 to 1, nan for predictions without a probability.
-        correct: bool or 0/1 (masks,), whether the name is right.
+        probs: float (masks,), the probabilities, 0 to 1; nan for predictions without a probability.
+        correct: bool or 0/1 (masks,), whether the predicted name is correct.
         bins: the number of bins.
     """
     there = ~np.isnan(probs)

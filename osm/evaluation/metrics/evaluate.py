@@ -1,4 +1,4 @@
-"""The published figures of prediction files, Acc and Not-In-Vocab, computed from the files alone."""
+"""The published metrics Acc and Not-In-Vocab, computed from prediction files alone."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from osm.evaluation.predict.records import MaskRecord, SetRecords, read_files
 
 @dataclass
 class Score:
-    """The counts of one mode of one set.
+    """The mask counts of one dataset in one mode.
 
     Attributes:
-        total: masks with a prediction in the mode.
-        correct: masks whose predicted name is right.
-        not_in_vocabulary: masks whose predicted name is no name of the set.
+        total: the number of masks with a prediction in the mode.
+        correct: the number of masks whose predicted name is correct.
+        not_in_vocabulary: the number of masks whose predicted name is not a name of any class of the dataset.
     """
 
     total: int = 0
@@ -32,12 +32,12 @@ class Score:
 
     @classmethod
     def of(cls, scores: MaskScores) -> Score:
-        """Return the counts of masks that were scored by Acc and NIV."""
+        """Return the counts of masks for which Acc and NIV were computed."""
         acc, niv = scores.columns["acc"], scores.columns["niv"]
         return cls(len(scores.masks), int(acc.sum()), int(niv.sum()))
 
     def line(self) -> str:
-        """Return the content of the published line, or a note if no mask has a prediction in the mode."""
+        """Return the published output line for the mode, or a note if no mask has a prediction in the mode."""
         if not self.total:
             return "no prediction in this mode"
         return (
@@ -46,7 +46,10 @@ class Score:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the counts and rates as plain values. The rates are None if no mask has a prediction in the mode."""
+        """Return the counts and rates as JSON-compatible values.
+
+        The rates are None if no mask has a prediction in the mode.
+        """
         return {
             "correct": self.correct,
             "not_in_vocabulary": self.not_in_vocabulary,
@@ -58,16 +61,18 @@ class Score:
 
 @dataclass
 class SetResult:
-    """The result of one set.
+    """The evaluation result of one dataset.
 
     Attributes:
         records: the content of the prediction files.
-        agnostic: the counts of mode `any`.
-        specific: the counts of the set's own mode.
-        without_prediction: the number of annotations without a prediction, except crowds. They are in no other count.
+        records: the content of the prediction files.
+        agnostic: the counts in the open-vocabulary mode `any`.
+        specific: the counts in the dataset's own mode.
+        without_prediction: the number of annotations without a prediction, except crowds. No other count includes
+            them.
         crowd: the number of crowd annotations without a prediction.
-        ignored: the number of annotations with a prediction whose class is in the row's `ignored_ids`. They are in no
-            other count.
+        ignored: the number of annotations with a prediction whose class is in the row's `ignored_ids`. No other count
+            includes them.
         categories: for each category id, the number of masks with a prediction.
     """
 
@@ -81,20 +86,20 @@ class SetResult:
 
     @property
     def row(self) -> Dataset:
-        """The set's row in the dataset table."""
+        """The dataset's row in the dataset table."""
         return self.records.row
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """The content of the first meta file, or an empty mapping without meta files."""
+        """The content of the first meta file, or an empty mapping if there is no meta file."""
         return self.records.meta
 
     def lines(self) -> str:
-        """Return the published output."""
+        """Return the result of the dataset in the format of the published evaluation script."""
         return f"{self.row.title} evaluation:\nAgnostic: {self.agnostic.line()}\nSpecific: {self.specific.line()}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures as plain values, for `--json`."""
+        """Return all metrics of the dataset as JSON-compatible values, for `--json`."""
         majority = majority_class(self.categories)
         return {
             "title": self.row.title,
@@ -112,19 +117,19 @@ class SetResult:
 
 
 def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[list[SetResult], list[str]]:
-    """Evaluate every set of the table that has prediction files in a folder.
+    """Evaluate every dataset in the table for which the folder has prediction files.
 
     Args:
-        out_dir: the folder that generate_pred.py wrote.
+        out_dir: the folder written by generate_pred.py.
         parts: the number of parts that generate_pred.py was run in.
-        table: the rows of the sets, by name.
+        table: the rows of the datasets, by dataset name.
 
     Returns:
-        The results, and a line for each set that is left out because it has no prediction files.
+        The results, and a line for each dataset that is skipped because it has no prediction files.
 
     Raises:
         OsmError: There is no prediction file, a part is missing, parts overlap or come from different runs, or the
-            content of a file is wrong.
+            content of a file is invalid.
     """
     if parts < 1:
         raise OsmError(f"number of parts {parts}: expected the n that generate_pred.py was run with, 1 or more")
@@ -148,12 +153,12 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
         raise OsmError("; ".join([f"{out_dir}: no prediction file for {parts} parts", *notes]))
     checkpoints = {str(result.meta["checkpoint"]): result.row.name for result in results if "checkpoint" in result.meta}
     if len(checkpoints) > 1:
-        raise OsmError(f"{out_dir}: predictions of different checkpoints: {listing(checkpoints)}")
+        raise OsmError(f"{out_dir} mixes predictions from different checkpoints: {listing(checkpoints)}")
     return results, notes
 
 
 def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
-    """Evaluate all parts of the prediction files of one set."""
+    """Evaluate all parts of the prediction files of one dataset."""
     result = SetResult(read_files(row, paths))
     for image in result.records.images:
         for mask in image.masks:
@@ -165,7 +170,7 @@ def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
 
 
 def _count(result: SetResult, mask: MaskRecord) -> None:
-    """Count one annotation of a prediction file, except its scores."""
+    """Count one annotation of a prediction file. Its Acc and NIV are counted separately."""
     if not mask.predictions:
         if mask.crowd:
             result.crowd += 1

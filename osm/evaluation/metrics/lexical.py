@@ -1,10 +1,10 @@
-"""Relations between a predicted name and a class's names in WordNet, and Wu and Palmer's similarity (WUPS).
+"""WordNet relations between a predicted name and a class's names, and the Wu-Palmer similarity (WUPS).
 
-A name is a noun of one or several words. A plural counts as its singular. If WordNet does not have a name of several
-words ("striped kettle"), the name counts as a hyponym of its longest ending that WordNet has ("kettle"). A note in
-brackets is removed ("bow (weapon)"). A relation between two names holds if it holds between any sense of one name and
-any sense of the other, because the intended senses are unknown. Therefore relations are found too often rather than too
-rarely.
+A name is a noun of one or several words. A plural is treated as its singular. If WordNet does not contain a name of
+several words ("striped kettle"), the name counts as a hyponym of its longest ending that WordNet contains ("kettle"). A
+note in parentheses, as in "bow (weapon)", is removed from the name. A relation between two names holds if it holds
+between any sense of one name and any sense of the other, because the intended senses are unknown. Therefore a
+relation is more likely to be found wrongly than to be missed.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from osm.evaluation.metrics.wordnet import WordNet
 
 RELATIONS = {
     "exact": "one of the class's names, singular or plural",
-    "synonym": "in one synset with one of them",
-    "hyponym": "a kind of it: more specific than the class",
-    "hypernym": "the class is a kind of it: more general",
-    "part": "a part, member or substance of it",
-    "whole": "the class is a part, member or substance of it",
-    "wrong": "none of these",
-    "unknown": "not to be judged: WordNet lacks the name, or the class's",
+    "synonym": "in the same synset as one of the class's names",
+    "hyponym": "a kind of the class: more specific",
+    "hypernym": "the class is a kind of the predicted name: more general",
+    "part": "a part, member or substance of the class",
+    "whole": "the class is a part, member or substance of the predicted name",
+    "wrong": "none of the other relations",
+    "unknown": "undefined, because WordNet lacks the predicted name or all names of the class",
 }
-"""Relations and their meanings, from the nearest to the farthest. The first one that holds is counted."""
+"""The WordNet relations and their meanings, from the closest to the most distant. Only the first that holds counts."""
 WUPS_THRESHOLD = 0.9
 _NOTE = re.compile(r"\([^()]*\)")
 
 
 @dataclass(frozen=True)
 class WordNetEntry:
-    """The entry of a name in WordNet.
+    """The senses that WordNet has for a name.
 
     Attributes:
-        senses: the senses of the name, or of its longest ending that WordNet has.
-        below: True if the senses are of an ending of the name. The name is then a hyponym of the senses.
+        senses: the senses of the name, or of the longest ending of the name that WordNet contains.
+        below: True if the senses belong to an ending of the name. The name is then a hyponym of these senses.
     """
 
     senses: frozenset[int]
@@ -47,12 +47,12 @@ class WordNetEntry:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The judgement of a predicted name.
+    """The WordNet judgement of a predicted name against the names of a class.
 
     Attributes:
         relation: one of `RELATIONS`.
-        similarity: Wu and Palmer's similarity, 0 to 1.
-        by_head: True if WordNet has only the last words of the prediction or of a name of the class.
+        similarity: the Wu-Palmer similarity, 0 to 1.
+        by_head: True if WordNet contains only the last words of the prediction or of a name of the class.
     """
 
     relation: str
@@ -61,7 +61,7 @@ class Judgement:
 
 
 class Lexicon:
-    """Judges predicted names by WordNet. Each pair of a prediction and a class is judged once and cached."""
+    """Compares predicted names with class names in WordNet. Each (prediction, class) pair is judged once and cached."""
 
     def __init__(self, wordnet: WordNet) -> None:
         self.wordnet = wordnet
@@ -70,14 +70,14 @@ class Lexicon:
 
     def _entry(self, name: str) -> WordNetEntry:
         words = _NOTE.sub(" ", normalize(name)).split()
-        # A name in a file may have a million words, so endings longer than the longest entry are not looked up.
+        # A name in a file may have a million words, so no ending longer than WordNet's longest entry is looked up.
         for start in range(max(0, len(words) - self.wordnet.longest), len(words)):
             if senses := self.wordnet.senses(" ".join(words[start:])):
                 return WordNetEntry(senses, below=start > 0)
         return WordNetEntry(frozenset())
 
     def _judge(self, prediction: str, names: tuple[str, ...]) -> Judgement:
-        """Return the nearest relation of a prediction to any of the class's names."""
+        """Return the closest relation of a prediction to any of the class's names."""
         said, meant = self.entry(prediction), [self.entry(name) for name in names]
         by_head = said.below or any(entry.below for entry in meant)
         if is_correct(prediction, names) or self._same_lemma(prediction, names):
@@ -92,9 +92,9 @@ class Lexicon:
         return Judgement(relation, max(self._similarity(said, entry) for entry in meant), by_head)
 
     def _same_lemma(self, prediction: str, names: Iterable[str]) -> bool:
-        """Return whether the prediction and a name are forms of one entry, such as "men" and "man".
+        """Return whether the prediction and a class name share a WordNet entry, such as "men" and "man".
 
-        The published plural rules miss such pairs.
+        The published plural rules do not cover irregular plurals.
         """
         lemmas = self.wordnet.lemmas(normalize(prediction))
         return any(lemmas & self.wordnet.lemmas(name) for name in names)
@@ -102,7 +102,8 @@ class Lexicon:
     def _relation(self, said: WordNetEntry, meant: WordNetEntry) -> str:
         if not said.below and not meant.below and said.senses & meant.senses:
             return "synonym"
-        # A name below its entry is more specific than the entry. No name can be below a name that has no entry itself.
+        # A name whose ending alone is in WordNet is more specific than the entry of that ending. No name can be more
+        # specific than a name that has no entry of its own.
         if not meant.below and any(not meant.senses.isdisjoint(self.wordnet.above(one)) for one in said.senses):
             return "hyponym"
         if not said.below and any(not said.senses.isdisjoint(self.wordnet.above(one)) for one in meant.senses):
@@ -117,13 +118,13 @@ class Lexicon:
         return max(self._wu_palmer(a, b, said.below + meant.below) for a in said.senses for b in meant.senses)
 
     def _wu_palmer(self, a: int, b: int, more: int) -> float:
-        """Return Wu and Palmer's similarity of two senses, the largest over their common hypernyms.
+        """Return the Wu-Palmer similarity of two senses: the maximum over their common hypernyms.
 
-        For a common hypernym of depth d, the similarity is 2 d / (2 d + steps from a to it + steps from b to it).
+        For a common hypernym of depth d, the similarity is 2 d / (2 d + steps up from a + steps up from b).
 
         Args:
             a, b: the senses.
-            more: the number of additional steps from the names down from a and b.
+            more: the number of additional steps, because a name may be one step below its sense (`WordNetEntry.below`).
         """
         above_a, above_b = self.wordnet.above(a), self.wordnet.above(b)
         depths = {common: 2 * self.wordnet.depth(common) for common in above_a.keys() & above_b.keys()}
@@ -131,5 +132,5 @@ class Lexicon:
 
 
 def wups(similarity: float, threshold: float = WUPS_THRESHOLD) -> float:
-    """Return WUPS of one name (Malinowski and Fritz 2014): a similarity below the threshold counts a tenth."""
+    """Return the WUPS of one name (Malinowski and Fritz 2014). A similarity below the threshold is divided by 10."""
     return similarity if similarity >= threshold else 0.1 * similarity

@@ -1,4 +1,4 @@
-"""The metrics of one set in both modes, with intervals, as tables and as json."""
+"""The metrics of one dataset in its own mode and in mode `any`, with intervals, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from osm.storage.cache import localize
 
 
 def title_of(key: str) -> str:
-    """Return the title of a column in tables. The key itself is its title if no registered metric has the column."""
+    """Return the title of a column in tables. If no registered metric has the column, return its key."""
     return next((titles[key] for metric in all_metrics() if key in (titles := metric.titles())), key)
 
 
 @dataclass(frozen=True)
 class ModeMeasures:
-    """The metrics of one mode of one set.
+    """The metrics of one dataset in one mode.
 
     Attributes:
         scores: the scores of the masks.
-        rates: the rate of each column, and the accuracy of each class.
-        calibration: the reliability table.
+        rates: the rate of each column, including the accuracy of each class.
+        calibration: the reliability table of the predicted probabilities.
     """
 
     scores: MaskScores
@@ -41,20 +41,20 @@ class ModeMeasures:
     calibration: Calibration
 
     def main(self) -> dict[str, Rate]:
-        """Return the rates without the accuracies of single classes."""
+        """Return all rates except the accuracies of individual classes."""
         return {key: rate for key, rate in self.rates.items() if not key.startswith(CLASS)}
 
 
 @dataclass(frozen=True)
 class SetMeasures:
-    """The metrics of one set.
+    """The metrics of one dataset in its own mode and in mode `any`.
 
     Attributes:
-        specific: the metrics of the set's own mode; None if no mask has a prediction in this mode.
-        agnostic: the metrics of mode `any`; None if no mask has a prediction in this mode.
-        bootstrap: the parameters of the intervals.
+        specific: the metrics of the dataset's own mode; None if no mask has a prediction in its own mode.
+        agnostic: the metrics of mode `any`; None if no mask has a prediction in mode `any`.
+        bootstrap: the parameters of the bootstrap intervals.
         wordnet: the release of WordNet that was used; None without WordNet.
-        notes: what was left out, and why.
+        notes: messages about skipped masks and metrics, with the reason.
     """
 
     specific: ModeMeasures | None
@@ -65,12 +65,12 @@ class SetMeasures:
 
     @property
     def modes(self) -> dict[str, ModeMeasures]:
-        """The modes with predictions, by their names in the published output."""
+        """The metrics of each mode that has predictions, by the mode's name in the published output."""
         both = {"specific": self.specific, "agnostic": self.agnostic}
         return {name: mode for name, mode in both.items() if mode is not None}
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures as plain values."""
+        """Return all metrics of the dataset as JSON-compatible values."""
         return {
             "bootstrap": {"over": "images", "samples": self.bootstrap.samples, "seed": self.bootstrap.seed},
             **{name: _mode_json(mode) for name, mode in self.modes.items()},
@@ -79,7 +79,7 @@ class SetMeasures:
         }
 
     def lines(self, row: Dataset) -> list[str]:
-        """Return a table as lines of text."""
+        """Return the table of the dataset's metrics as lines of text."""
         modes = self.modes
         if not modes:
             return [f"{row.title}: no prediction in any mode"]
@@ -120,7 +120,7 @@ def _mode_json(mode: ModeMeasures) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def find_tools() -> Tools:
-    """Load the sentence encoder and WordNet if they are installed. They are loaded once."""
+    """Load the sentence encoder and WordNet if they are installed. The result is cached."""
     encoder, lexicon, notes = None, None, []
     try:
         from osm.recognition.similarity import SentenceEncoder  # imports torch
@@ -142,14 +142,15 @@ def measure(
     frequencies: Mapping[int, str] | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> SetMeasures:
-    """Compute metrics of one set, in its own mode and in mode `any`.
+    """Compute the metrics of one dataset in its own mode and in the open-vocabulary mode `any`.
 
     Args:
-        result: the set's prediction files, read and counted.
+        result: the dataset's prediction files, read and counted.
         tools: models and databases that some metrics need.
-        bootstrap: None: the default number of samples.
-        frequencies: LVIS's r, c or f by category id. None: the frequencies of the set's labels.
-        metrics: None: all registered metrics.
+        bootstrap: the parameters of the intervals, or None for the default parameters.
+        frequencies: LVIS's frequency letter (r, c or f) by category id; None uses the frequencies in the dataset's
+            labels.
+        metrics: the metrics to compute, or None for all registered metrics.
     """
     bootstrap = bootstrap or Bootstrap()
     found: dict[str, ModeMeasures | None] = {}
@@ -169,18 +170,19 @@ def measure(
 
 
 def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict[str, dict[int, str]]:
-    """Read which classes are rare, common and frequent.
+    """Read which classes are rare, common or frequent from the files of `--frequencies`.
 
     Args:
-        given: values of `--frequencies`, each `SET=FILE`. The file is a json whose `categories` have `frequency` or
-            `image_count`, as LVIS's have.
-        table: the rows of the sets, by name.
+        given: values of `--frequencies`, each `SET=FILE`. The file is a JSON file whose `categories` have `frequency`
+            or `image_count`, as in LVIS.
+        table: the rows of the datasets, by dataset name.
 
     Returns:
-        set -> category id -> r, c or f.
+        dataset -> category id -> r, c or f.
 
     Raises:
-        OsmError: A value has another form, a set is unknown, or a file has the frequency of none of the set's classes.
+        OsmError: A value is not `SET=FILE`, a dataset is unknown, or a file has no frequency for any of the dataset's
+            classes.
     """
     found = {}
     for text in given:
@@ -195,7 +197,7 @@ def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict
         found[name] = {key: group for key, group in groups.items() if group and key in table[name].label_set}
         if not found[name]:
             raise OsmError(
-                f"--frequencies {text!r}: no category of {file} has a class of set {name!r} as its id and a "
+                f"--frequencies {text!r}: no category in {file} has the id of a class of set {name!r} and a "
                 "`frequency` or `image_count`"
             )
     return found

@@ -1,8 +1,8 @@
-"""The published rules of Acc and NIV, for pairs of strings.
+"""The rules of the published metrics Acc and NIV, applied to a predicted name and the names of a class.
 
 *Acc* is the share of masks whose predicted name is a name of their class, or a plural or singular form of such a name.
-*NIV* (not in vocabulary) is the share of masks whose predicted name is no name of any class of the set. For NIV, plural
-forms of a name are not names.
+*NIV* (not in vocabulary) is the share of masks whose predicted name is not a name of any class of the dataset. For NIV,
+plural forms of class names count as outside the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from osm.datasets.labels import LabelSet
 
 
 def plural_forms(name: str) -> set[str]:
-    """Return the accepted plurals: + s, + es, y -> ies, f -> ves, fe -> ves.
+    """Return the accepted plural forms of a name: + s, + es, y -> ies, f -> ves, fe -> ves.
 
-    As published, the rules are applied to every name, so some plurals are not English.
+    As in the published evaluation, the rules are applied to every name, so some of the forms are not English words.
     """
     forms = {name + "s", name + "es"}
     if name.endswith("y"):
@@ -29,7 +29,7 @@ def plural_forms(name: str) -> set[str]:
 
 
 def singular_forms(name: str) -> set[str]:
-    """Return the accepted singulars: without s, without es, ies -> y, ves -> f and fe."""
+    """Return the accepted singular forms of a name: with s or es removed, ies -> y, ves -> f or fe."""
     forms = set()
     if name.endswith("s"):
         forms.add(name[:-1])
@@ -43,11 +43,11 @@ def singular_forms(name: str) -> set[str]:
 
 
 def accepted_forms(names: Iterable[str]) -> frozenset[str]:
-    """Return all predictions that are right for a class with these names. The empty prediction is never right."""
+    """Return all predictions that are correct for a class with these names. The empty prediction is never correct."""
     return _accepted(tuple(names))
 
 
-@lru_cache(maxsize=20_000)  # more than the number of classes of the largest set, because this runs for every mask
+@lru_cache(maxsize=20_000)  # more classes than any dataset has, because the function runs once for every mask
 def _accepted(names: tuple[str, ...]) -> frozenset[str]:
     accepted: set[str] = set()
     for name in names:
@@ -57,28 +57,28 @@ def _accepted(names: tuple[str, ...]) -> frozenset[str]:
 
 
 def normalize(prediction: str) -> str:
-    """Return a prediction in lower case and without surrounding whitespace, as it is compared with names."""
+    """Normalize a prediction for comparison with class names: lower case, without surrounding whitespace."""
     return prediction.lower().strip()
 
 
 def is_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Return whether the prediction is right for a class with these names."""
+    """Return whether the prediction is correct for a class with these names."""
     return normalize(prediction) in accepted_forms(names)
 
 
 def head_is_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Return whether the prediction's last word is the last word of a name ("kettle" of "striped kettle").
+    """Return whether the prediction's last word is the last word of a class name ("kettle" of "striped kettle").
 
-    Plural and singular forms are accepted.
+    Plural and singular forms of the last word are accepted.
     """
     words = normalize(prediction).split()
     return bool(words) and words[-1] in accepted_forms(name.split()[-1] for name in names if name.split())
 
 
 def modifiers_are_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Return whether the words before the prediction's last word equal those of a name ("striped" of "striped kettle").
+    """Return whether prediction and class name have the same words before the last ("striped" of "striped kettle").
 
-    A one-word prediction is right only if it is an accepted name, for example a one-word synonym.
+    A one-word prediction is correct only if it is an accepted name, for example a one-word synonym.
     """
     names = tuple(names)
     modifiers = normalize(prediction).split()[:-1]
@@ -88,18 +88,18 @@ def modifiers_are_correct(prediction: str, names: Iterable[str]) -> bool:
 
 
 def in_vocabulary(prediction: str, labels: LabelSet) -> bool:
-    """Return whether the prediction is a name of any class of the set.
+    """Return whether the prediction is a name of any class of the dataset.
 
-    Synonyms are names. Plural forms are not accepted.
+    Synonyms count as names of a class, but plural forms do not.
     """
     return normalize(prediction) in labels.vocabulary
 
 
 def majority_class(counts: Mapping[int, int]) -> tuple[int, float] | None:
-    """Return the most frequent category id and its share of the masks, or None without masks.
+    """Return the most frequent category id and its share of the masks, or None if there are no masks.
 
-    The share is the accuracy of a model that always predicts this class. Of equally frequent ids, the smallest is
-    returned.
+    The share is the accuracy of a model that always predicts this class. If several ids are equally frequent, the
+    smallest is returned.
 
     Args:
         counts: for each category id, the number of counted masks.

@@ -1,4 +1,4 @@
-"""The built-in metrics, and the columns that a set of metrics gives for the masks of one mode."""
+"""The built-in metrics, and the columns that the selected metrics compute for the masks of one mode."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from osm.evaluation.metrics.semantic import best_semantic_iou, semantic_iou, sem
 from osm.evaluation.metrics.statistics import Bootstrap, ImageSums, Rate
 from osm.evaluation.predict.records import MaskRecord, SetRecords
 
-# COCO's sizes by area in pixels (areaRng in its evaluation code): below 32^2, below 96^2, and the rest.
+# COCO's size classes by area in pixels (areaRng in its evaluation code): below 32^2, below 96^2, and larger.
 SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": float("inf")}
 PARTS = ("full_right", "head_right", "modifiers_right")
 SIZE, FREQUENCY, CLASS, LEXICAL, PART = "acc/size/", "acc/frequency/", "acc/class/", "lexical/", "parts_of_names/"
 PUBLISHED, ALL = "published", "all"
-"""Values of `--metrics` that stand for several metrics: Acc and NIV, and all registered metrics."""
+"""Values of `--metrics` that stand for several metrics: `published` (Acc and NIV) and `all` (every metric)."""
 
 
 def size_of(area: float) -> str:
@@ -43,7 +43,7 @@ def _floats(values: Iterable[float]) -> np.ndarray:
 
 
 def _target_and_best(metric: Metric) -> dict[str, str]:
-    """Return the titles of two columns: with the class's first name, and the largest value over all its names."""
+    """Return two column titles: the value for the class's first name, and the maximum over all names of the class."""
     title = metric.title
     return {metric.name: f"{title}, target name", f"{metric.name}_best": f"{title}, best of the class's names"}
 
@@ -57,31 +57,31 @@ class Accuracy(Metric):
     name, title = "acc", "Acc"
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return 1 for each mask with a right name, else 0."""
+        """Return 1 for each correctly named mask, else 0."""
         return {self.name: masks.correct}
 
 
 class NotInVocabulary(Metric):
-    """NIV: the share of masks whose predicted name is no name of any class of the set."""
+    """NIV: the share of masks whose predicted name is not a name of any class of the dataset."""
 
     name, title = "niv", "Not-In-Vocab"
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return 1 for each mask with a name outside the vocabulary, else 0."""
+        """Return 1 for each mask whose predicted name is outside the vocabulary, else 0."""
         return {self.name: _floats(not in_vocabulary(name, masks.row.label_set) for name in masks.predictions)}
 
 
 class SemanticIoU(Metric):
-    """Semantic IoU: words shared by the predicted name and the class's name, as a share of all their words."""
+    """Semantic IoU: the words shared by the predicted name and the class's name, divided by all their words."""
 
     name, title = "semantic_iou", "Semantic IoU"
 
     def titles(self) -> dict[str, str]:
-        """Return the titles of both columns."""
+        """Return the titles of the two Semantic IoU columns."""
         return _target_and_best(self)
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the IoU with the class's first name, and the largest IoU with any of its names."""
+        """Return the Semantic IoU with the class's first name, and the maximum over all names of the class."""
         return {
             self.name: _floats(semantic_iou(name, label.target) for name, label in masks.pairs),
             f"{self.name}_best": _floats(best_semantic_iou(name, label.names) for name, label in masks.pairs),
@@ -89,16 +89,19 @@ class SemanticIoU(Metric):
 
 
 class PartsOfNames(Metric):
-    """Parts of names: whole name, last word and words before it, right or wrong, for names of several words."""
+    """Parts of names: for names of several words, whether the whole name, last word and modifiers are correct."""
 
     name, title = "parts_of_names", "parts of names"
 
     def titles(self) -> dict[str, str]:
-        """Return the titles of the three columns."""
+        """Return the titles of the columns for the whole name, the last word and the modifiers."""
         return {PART + key: f"{self.title}: {key.replace('_', ' ')}" for key in PARTS}
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the three columns, or none if no class has a name of several words."""
+        """Return the columns for the whole name, the last word and the modifiers.
+
+        There are no columns if no class has a name of several words.
+        """
         several = np.array([len(label.target.split()) > 1 for label in masks.labels], dtype=bool)
         if not several.any():
             return {}
@@ -109,17 +112,17 @@ class PartsOfNames(Metric):
 
 
 class EitherVocabulary(MaskMetric):
-    """Acc in any vocabulary: in mode `any`, the share of masks whose name is one of the annotation's own `names`."""
+    """Acc in any vocabulary: in mode `any`, the share of masks whose prediction is among the annotation's `names`."""
 
     name, title = "either_vocabulary", "Acc in any vocabulary"
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the column in mode `any`, if an annotation has `names`."""
+        """Return the accuracy column in the open-vocabulary mode `any`, if any annotation has `names`."""
         given = masks.mode == ANY_MODE and any(mask.names is not None for mask in masks.masks)
         return super().columns(masks) if given else {}
 
     def score(self, prediction: str, label: LabelClass, mask: MaskRecord) -> float:
-        """Return 1 if the name is one of the annotation's `names`, else 0; nan if the annotation has none."""
+        """Return 1 if the predicted name is one of the annotation's `names`, else 0; nan if the annotation has none."""
         return np.nan if mask.names is None else is_correct(prediction, map(normalize, mask.names))
 
 
@@ -129,11 +132,11 @@ class SemanticSimilarity(Metric):
     name, title, needs = "semantic_similarity", "Semantic Similarity", ("encoder",)
 
     def titles(self) -> dict[str, str]:
-        """Return the titles of both columns."""
+        """Return the titles of the two Semantic Similarity columns."""
         return _target_and_best(self)
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the cosine with the class's first name, and the largest cosine with any of its names."""
+        """Return the cosine with the class's first name, and the maximum over all names of the class."""
         assert masks.tools.encoder is not None
         places: dict[tuple[str, tuple[str, ...]], int] = {}
         rows = [places.setdefault((normalize(name), label.names), len(places)) for name, label in masks.pairs]
@@ -142,16 +145,16 @@ class SemanticSimilarity(Metric):
 
 
 class WordNetRelations(Metric):
-    """WordNet relations: for each relation, the share of masks whose name has it to the class's names."""
+    """WordNet relations: the share of masks whose predicted name has a given relation to the class's names."""
 
     name, title, needs = "wordnet", "WordNet", ("lexicon",)
 
     def titles(self) -> dict[str, str]:
-        """Return the titles of the columns, one for each of `RELATIONS`."""
+        """Return the titles of the WordNet columns, one for each relation in `RELATIONS`."""
         return {LEXICAL + relation: f"{self.title}: {relation}" for relation in RELATIONS}
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return one column for each of `RELATIONS`."""
+        """Return one 0/1 column for each relation in `RELATIONS`."""
         assert masks.tools.lexicon is not None
         judge = masks.tools.lexicon.judge
         found = [judge(normalize(name), label.names).relation for name, label in masks.pairs]
@@ -159,16 +162,16 @@ class WordNetRelations(Metric):
 
 
 class WuPalmerSimilarity(Metric):
-    """WUPS: Wu and Palmer's similarity in WordNet, as it is (at 0.0) and with small values reduced (at 0.9)."""
+    """WUPS: the Wu-Palmer similarity in WordNet, unchanged (at 0.0) or with values below 0.9 divided by 10 (at 0.9)."""
 
     name, title, needs = "wups", "WUPS", ("lexicon",)
 
     def titles(self) -> dict[str, str]:
-        """Return the titles of both columns."""
+        """Return the titles of the two WUPS columns."""
         return {"wups_0.0": f"{self.title} at 0.0", "wups_0.9": f"{self.title} at 0.9"}
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the similarities, and the similarities of which those below 0.9 count a tenth."""
+        """Return the unchanged similarities, and the similarities with values below 0.9 divided by 10."""
         assert masks.tools.lexicon is not None
         judge = masks.tools.lexicon.judge
         found = [judge(normalize(name), label.names).similarity for name, label in masks.pairs]
@@ -181,11 +184,11 @@ class AccuracyBySize(Metric):
     name, title = "acc_by_size", "Acc by sizes"
 
     def titles(self) -> dict[str, str]:
-        """Return the titles of the columns, one for each of `SIZES`."""
+        """Return the titles of the accuracy columns, one for each size in `SIZES`."""
         return {SIZE + size: f"Acc, {size} masks" for size in SIZES}
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return one column for each of `SIZES`, or none if the files have no areas."""
+        """Return one accuracy column for each size in `SIZES`, or none if the prediction files contain no areas."""
         sizes = [None if mask.area is None else size_of(mask.area) for mask in masks.masks]
         return _by_group(masks, SIZE, sizes, SIZES, self.title, "the prediction files have no `area`")
 
@@ -196,11 +199,11 @@ class AccuracyByFrequency(Metric):
     name, title = "acc_by_frequency", "Acc by frequencies"
 
     def titles(self) -> dict[str, str]:
-        """Return the titles of the columns, one for each of `FREQUENCIES`."""
+        """Return the titles of the accuracy columns, one for each frequency in `FREQUENCIES`."""
         return {FREQUENCY + key: f"Acc, {name} classes" for key, name in FREQUENCIES.items()}
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return one column for each of `FREQUENCIES`, or none if no class has a frequency."""
+        """Return one accuracy column for each frequency in `FREQUENCIES`, or none if no class has a frequency."""
         given = masks.frequencies
         often = [label.frequency if given is None else given.get(label.id) or "" for label in masks.labels]
         hint = "the labels have no `frequency` (evaluate_pred.py reads LVIS's: --frequencies SET=FILE)"
@@ -210,7 +213,7 @@ class AccuracyByFrequency(Metric):
 def _by_group(
     masks: NamedMasks, prefix: str, groups: list[str | None], known: Iterable[str], title: str, why: str
 ) -> dict[str, Column]:
-    """Return Acc within each group of masks. A mask whose group is None is left out for the reason `why`."""
+    """Return the Acc column of each group of masks. A mask whose group is None is skipped for the reason `why`."""
     if not groups:
         return {}
     without = sum(group is None for group in groups)
@@ -227,19 +230,19 @@ def _by_group(
 
 
 def all_metrics() -> list[Metric]:
-    """Return all metrics of `METRICS`: the built-in ones in the order of the tables, then the others by name."""
+    """Return all metrics of `METRICS`: built-in metrics in the order of the tables, then other metrics by name."""
     return [METRICS.get(name)() for name in dict.fromkeys([*BUILTIN_METRICS, *METRICS.names()])]
 
 
 def select_metrics(text: str) -> list[Metric]:
-    """Return the metrics that a value of `--metrics` names.
+    """Return the metrics that a value of `--metrics` selects.
 
     Args:
-        text: names of metrics, or `module:Class`, with commas between them. `all` stands for all registered metrics and
-            `published` for Acc and NIV. Acc is always included, because the accuracy of classes is counted from it.
+        text: comma-separated metric names, or classes as `module:Class`. `all` stands for all registered metrics and
+            `published` for Acc and NIV. Acc is always included, because the accuracy of each class is computed from it.
 
     Raises:
-        OsmError: There is no such metric.
+        OsmError: A metric does not exist.
     """
     found: dict[type[Metric], Metric] = {Accuracy: Accuracy()}
     for name in text.split(","):
@@ -262,19 +265,21 @@ def select_metrics(text: str) -> list[Metric]:
 
 @dataclass
 class MaskScores:
-    """The scores of a set in one mode.
+    """The scores of a dataset's masks in one mode.
 
     Attributes:
-        images: int (masks,), the number of each mask's image, below `image_count`.
+        images: int (masks,), the index of each mask's image, below `image_count`.
         image_count: the number of images.
         masks: the masks, in the order of the prediction files.
-        columns: key -> float (masks,), nan for masks that do not count. docs/evaluation.md describes the built-in ones.
+        columns: key -> float (masks,), with nan for masks to which the column does not apply. docs/evaluation.md
+            describes the built-in columns.
         figures: key -> the value of a column that has one value for all masks.
         titles: the title of each column and figure.
-        probs: float (masks,), the predicted probabilities, nan where the file has none.
-        classes: str (masks,), the key of the column with the accuracy of the mask's class.
-        by_head: the number of masks whose name or class WordNet has only by its last words. None without WordNet.
-        notes: what was left out, and why.
+        probs: float (masks,), the predicted probabilities; nan where the file has no probability.
+        classes: str (masks,), for each mask, the key of the column with the accuracy of the mask's class.
+        by_head: the number of masks for which WordNet contains only the last words of the predicted name or of the
+            class name. None without WordNet.
+        notes: messages about skipped masks and metrics, with the reason.
     """
 
     images: np.ndarray
@@ -289,11 +294,11 @@ class MaskScores:
     notes: list[str] = field(default_factory=list)
 
     def sums(self) -> ImageSums:
-        """Return the sums of all columns, and of Acc by class, over the masks of each image."""
+        """Return the per-image sums over masks of all columns, and of Acc for each class."""
         return ImageSums(self.images, self.image_count, self.columns, ("acc", self.classes))
 
     def rates(self, bootstrap: Bootstrap) -> dict[str, Rate]:
-        """Return the mean of every column with its interval, and every figure without one."""
+        """Return the mean of every column with its interval, and the single-value metrics without intervals."""
         rates = self.sums().rates(bootstrap)
         images = len(np.unique(self.images))
         for key, value in self.figures.items():
@@ -301,7 +306,7 @@ class MaskScores:
         return rates
 
     def calibration(self) -> Calibration:
-        """Return the reliability table of the probabilities."""
+        """Return the reliability table of the predicted probabilities."""
         return calibrate(self.probs, self.columns["acc"])
 
 
@@ -312,7 +317,7 @@ def score_masks(
     frequencies: Mapping[int, str] | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> MaskScores:
-    """Score the counted masks of a set that have a prediction of one mode; see `score_rows`."""
+    """Score the counted masks of a dataset that have a prediction in the given mode; see `score_rows`."""
     rows = [(number, mask) for number, mask in records.counted() if mode in mask.predictions]
     return score_rows(records.row, rows, records.image_count, mode, tools, frequencies, metrics)
 
@@ -326,19 +331,20 @@ def score_rows(
     frequencies: Mapping[int, str] | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> MaskScores:
-    """Score masks.
+    """Compute the scores of masks for the selected metrics.
 
     Args:
-        row: the row of the masks' set.
-        rows: for each mask the number of its image, and the mask, which has a prediction of the mode.
+        row: the row of the masks' dataset.
+        rows: for each mask, the index of its image, and the mask, which must have a prediction in the mode.
         image_count: the number of images.
         mode: the mode of the predictions.
-        tools: None: metrics that need a tool are left out.
-        frequencies: LVIS's r, c or f by category id. None: the frequencies of the set's labels.
-        metrics: None: all registered metrics. Acc is always computed.
+        tools: models and databases. If None, metrics that need a tool are skipped.
+        frequencies: LVIS's frequency letter (r, c or f) by category id; None uses the frequencies in the dataset's
+            labels.
+        metrics: the metrics to compute, or None for all registered metrics. Acc is always computed.
 
     Raises:
-        OsmError: A column of a metric has the wrong length or an infinite value, or two metrics have one column.
+        OsmError: A column has the wrong length or an infinite value, or two metrics return a column with the same key.
     """
     named = NamedMasks(row, mode, [mask for _, mask in rows], tools or Tools(), frequencies)
     probs = [mask.predictions[mode].prob for mask in named.masks]
@@ -368,7 +374,7 @@ def _add_columns(scores: MaskScores, metric: Metric, named: NamedMasks) -> None:
     titles = metric.titles()
     for key, column in checked_columns(metric, named).items():
         if key in scores.titles or key.startswith(CLASS):
-            raise OsmError(f"metric {metric.name!r}: column {key!r} is one of another metric; give it another name")
+            raise OsmError(f"metric {metric.name!r}: column {key!r} already exists in another metric; rename it")
         scores.titles[key] = titles[key]
         if isinstance(column, np.ndarray):
             scores.columns[key] = column

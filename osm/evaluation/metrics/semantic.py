@@ -1,4 +1,4 @@
-"""Semantic IoU and Semantic Similarity: how close a predicted name is to a class's name in words and in meaning.
+"""Semantic IoU and Semantic Similarity: how close a predicted name and a class name are in words and in meaning.
 
 Source: Conti et al., Vocabulary-free Image Classification, NeurIPS 2023.
 """
@@ -25,29 +25,29 @@ def words(name: str) -> frozenset[str]:
 
 
 def semantic_iou(prediction: str, name: str) -> float:
-    """Return the Jaccard index of the words of two names, 0 to 1.
+    """Return the Jaccard index (0 to 1) of the sets of words of two names.
 
-    A plural form is a different word. The index of two names without words is 0.
+    A singular and its plural are different words. If neither name contains a word, the index is 0.
     """
     said, meant = words(prediction), words(name)
     return len(said & meant) / len(said | meant) if said | meant else 0.0
 
 
 def best_semantic_iou(prediction: str, names: Iterable[str]) -> float:
-    """Return the largest Semantic IoU with any of a class's names."""
+    """Return the largest Semantic IoU of a prediction with any of the class's names."""
     return max(semantic_iou(prediction, name) for name in names)
 
 
 def semantic_similarities(encoder: SentenceEncoder, pairs: Sequence[tuple[str, tuple[str, ...]]]) -> np.ndarray:
-    """Compute cosines between sentence embeddings of predictions and class names, -1 to 1.
+    """Compute the cosine similarity (-1 to 1) between the sentence embeddings of predictions and class names.
 
     Args:
-        encoder: embeds texts.
-        pairs: pairs of a prediction and its class's names, the target name first. Predictions are lower-cased.
+        encoder: computes the embeddings of texts.
+        pairs: pairs of a prediction and its class's names, with the target name first. Predictions are lower-cased.
 
     Returns:
-        float (pairs, 2): the cosine with the target name, and the largest cosine with any of the names. Both are 0 for
-        an empty prediction.
+        float (pairs, 2): the cosine with the target name, and the largest cosine with any of the class's names. Both
+        values are 0 for an empty prediction.
     """
     found = np.zeros((len(pairs), 2))
     meant = [names for _, names in pairs]

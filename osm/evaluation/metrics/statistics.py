@@ -1,8 +1,9 @@
-"""Rates and their intervals: Wilson's interval, and the bootstrap over images.
+"""Rates with 95 % intervals: the Wilson interval, and a bootstrap over images.
 
-Masks of one image are not independent samples, because they share the scene, the light and often the class. Therefore
-the bootstrap resamples images, each with all its masks. This is the cluster bootstrap (Davison and Hinkley, Bootstrap
-Methods and their Application, 1997, section 3.8). An interval is the middle 95 % of the resampled rates.
+Masks in the same image are not independent samples, because they share the scene, the light and often the class.
+Therefore the bootstrap resamples whole images, each with all its masks. This is the cluster bootstrap (Davison and
+Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Each interval is the middle 95 % of the resampled
+rates.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-_DRAWN_AT_ONCE = 2**20  # images in a block of samples, which bounds the memory for a set of 20,000 images
+_DRAWN_AT_ONCE = 2**20  # images per block of bootstrap samples; bounds the memory for a dataset of 20,000 images
 _COLUMNS_AT_ONCE = 256
-# The order of summation depends on the machine and on the number of columns, so the last bits of sums differ. Rates are
-# rounded to this many digits.
+# Rates are rounded to this many digits, because the last bits of their sums depend on the order of summation, which
+# differs between machines and with the number of columns.
 _DIGITS = 9
 
 
@@ -27,7 +28,7 @@ def ratio(count: int, total: int) -> float:
 
 
 def auroc(higher: Sequence[float] | np.ndarray, lower: Sequence[float] | np.ndarray) -> float:
-    """Return the probability that a value of `higher` is above a value of `lower`, where ties count half.
+    """Return the probability that a value of `higher` exceeds a value of `lower`; a tie counts one half.
 
     Neither sequence may be empty.
     """
@@ -36,9 +37,9 @@ def auroc(higher: Sequence[float] | np.ndarray, lower: Sequence[float] | np.ndar
 
 
 def wilson_interval(count: int, total: int) -> tuple[float, float] | None:
-    """Return Wilson's 95 % interval of a share, or None if total is 0.
+    """Return Wilson's 95 % interval for a proportion, or None if total is 0.
 
-    Unlike the normal approximation, the interval is valid for small totals and for shares near 0 and 1.
+    Unlike the normal approximation, the Wilson interval is valid for small totals and for proportions near 0 and 1.
     """
     if not total:
         return None
@@ -51,11 +52,11 @@ def wilson_interval(count: int, total: int) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """The parameters of the bootstrap.
+    """The parameters of the bootstrap over images.
 
     Attributes:
-        samples: the number of resampled sets of images; 0: no intervals.
-        seed: the seed of the resampling.
+        samples: the number of bootstrap samples. 0 disables intervals.
+        seed: the seed of the random generator that draws the samples.
     """
 
     samples: int = 1000
@@ -64,13 +65,13 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Rate:
-    """A mean over masks.
+    """The mean of a metric's column over masks.
 
     Attributes:
-        value: the mean; None if no mask counts.
-        masks: the number of masks that count.
-        images: the number of images with masks that count.
-        interval: the 95 % interval over images; None with fewer than two images or without samples.
+        value: the mean; None if the metric applies to no mask.
+        masks: the number of masks to which the metric applies.
+        images: the number of images with such masks.
+        interval: the 95 % bootstrap interval over images. None for fewer than two images or zero bootstrap samples.
     """
 
     value: float | None
@@ -79,19 +80,19 @@ class Rate:
     interval: tuple[float, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
+        """Return the fields of the rate as JSON-compatible values."""
         return {"value": self.value, "masks": self.masks, "images": self.images, "interval": self.interval}
 
 
 class ImageSums:
-    """The sum and the count of every column over the masks of each image.
+    """The per-image sum and count of every column over the image's masks.
 
     Args:
-        images: int (masks,), the number of each mask's image.
+        images: int (masks,), the index of each mask's image.
         image_count: the number of images. Images without masks are not resampled.
-        columns: name -> float (masks,), nan for masks that do not count in the column.
-        split: the name of a column, and str (masks,). For each distinct string there is another column with the values
-            of the named column at the masks that have this string.
+        columns: name -> float (masks,), with nan for masks to which the column does not apply.
+        split: the name of a column, and str (masks,), the group of each mask. For each distinct group, a column is
+            added that has the named column's values for the masks of that group.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class ImageSums:
         self.sums = np.zeros((int(used.sum()), len(self.keys)))
         self.counts = np.zeros_like(self.sums)
         if split and len(groups):
-            # Dense columns over all masks for a thousand classes would take gigabytes.
+            # With a thousand classes, one dense column over all masks for each class would take gigabytes.
             cells, of_groups = (int(used.sum()), len(groups)), slice(len(columns), None)
             flat = np.ravel_multi_index(((np.cumsum(used) - 1)[images], places), cells)
             sums = np.bincount(flat, weights=columns[split[0]], minlength=cells[0] * cells[1])
@@ -120,7 +121,7 @@ class ImageSums:
             self.counts[:, place] = np.bincount(images[there], minlength=image_count)[used]
 
     def rates(self, bootstrap: Bootstrap) -> dict[str, Rate]:
-        """Return the mean of every column over all masks, with its interval."""
+        """Return the mean of every column over all masks, with its bootstrap interval."""
         sums, counts, images = self.sums.sum(0), self.counts.sum(0), (self.counts > 0).sum(0)
         intervals = self._intervals(bootstrap)
         return {
@@ -131,12 +132,12 @@ class ImageSums:
         }
 
     def resampled(self, bootstrap: Bootstrap) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield the rates of blocks of columns in resampled images.
+        """Yield the rates in each bootstrap sample, one block of columns at a time.
 
-        The same seed draws the same images for any columns, so differences of two runs are paired.
+        For a given seed, the same images are drawn for any columns, so the differences between two runs are paired.
 
         Yields:
-            A slice of `keys`, and float (samples, columns of the slice), nan where no mask of a column was drawn.
+            A slice of `keys`, and float (samples, columns in the slice), nan where a sample has no mask of the column.
         """
         for first in range(0, len(self.keys), _COLUMNS_AT_ONCE):
             block = slice(first, first + _COLUMNS_AT_ONCE)
@@ -157,7 +158,7 @@ class ImageSums:
 
 
 def draws(images: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
-    """Yield how often each image is in each sample, in blocks float (samples of the block, images)."""
+    """Yield how often each image occurs in each bootstrap sample, as float blocks (samples in the block, images)."""
     random = np.random.default_rng(bootstrap.seed)
     some = max(1, _DRAWN_AT_ONCE // max(images, 1))
     for first in range(0, bootstrap.samples, some):
@@ -170,7 +171,7 @@ def draws(images: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
 
 
 def middle(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the bounds of the middle 95 % of values without nan, or None if there are none."""
+    """Return the bounds of the middle 95 % of the values, ignoring nan, or None if all values are nan."""
     known = values[~np.isnan(values)]
     if not len(known):
         return None
@@ -184,13 +185,14 @@ def _rounded(value: float) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference B - A of a rate over the same masks.
+    """The difference in a rate between runs A and B (B - A), measured on the same masks.
 
     Attributes:
-        value: the difference; None if one of the rates has no value.
+        value: the difference; None if the rate of A or of B has no value.
         interval: the 95 % interval of the paired bootstrap.
-        p: the two-sided p-value of no difference. It is twice the smaller share of samples at or beyond 0, at most 1,
-            where one sample is added to the count and to the total (Davison and Hinkley, section 4.2.3).
+        p: the two-sided p-value under the null hypothesis of no difference. It is twice the smaller tail (the share of
+            bootstrap samples at or beyond 0), at most 1. One sample is added to the count and to the total (Davison and
+            Hinkley, section 4.2.3).
     """
 
     value: float | None
@@ -198,18 +200,18 @@ class Difference:
     p: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
+        """Return the fields of the difference as JSON-compatible values."""
         return {"value": self.value, "interval": self.interval, "p": self.p}
 
 
 def differences(a: ImageSums, b: ImageSums, bootstrap: Bootstrap) -> dict[str, Difference]:
-    """Return B - A of every column, with the same images resampled for both.
+    """Return B - A for every column, using the same bootstrap samples of images for both runs.
 
     Raises:
-        ValueError: The columns or the images of A and B differ.
+        ValueError: A and B have different columns or different images.
     """
     if a.keys != b.keys or a.sums.shape != b.sums.shape:
-        raise ValueError(f"columns {a.keys} of {a.sums.shape} and {b.keys} of {b.sums.shape}: expected the same")
+        raise ValueError(f"A has columns {a.keys} {a.sums.shape}, B has {b.keys} {b.sums.shape}: expected the same")
     first, second = a.rates(Bootstrap(0)), b.rates(Bootstrap(0))
     drawn: list[np.ndarray] = []
     if bootstrap.samples:

@@ -1,8 +1,8 @@
-"""The nouns of a WordNet database: the senses of a name, their hypernyms and their parts.
+"""A reader of the nouns in a WordNet database: the senses of a name, their hypernyms and their parts.
 
-The reader uses only the noun files that every release and packaging of WordNet has (`index.noun`, `data.noun` and
-`noun.exc`). Their formats are described in wndb(5WN) and the morphology in morphy(7WN). NLTK's reader is not used,
-because it needs files that Debian's package lacks and refuses folders outside its own.
+The reader uses only the noun files that every release and package of WordNet includes (`index.noun`, `data.noun` and
+`noun.exc`). The file formats are described in wndb(5WN) and the morphology in morphy(7WN). NLTK's reader is not used,
+because it needs files that Debian's package lacks and refuses folders outside its own search path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HOW_TO_INSTALL = (
     "folder), or set WNSEARCHDIR to the folder that holds index.noun"
 )
 _INDEX, _DATA, _EXCEPTIONS = "index.noun", "data.noun", "noun.exc"
-# The detachment rules of nouns, in the order of morphy(7WN).
+# The rules for removing the endings of nouns, in the order of morphy(7WN).
 _ENDINGS = (
     ("s", ""),
     ("ses", "s"),
@@ -41,12 +41,12 @@ class WordNet:
     """A WordNet database.
 
     Attributes:
-        longest: the number of words of the longest entry.
+        longest: the number of words in the longest entry.
         version: the release, for example "3.0".
 
     Args:
-        read: returns the bytes of a file, given its name.
-        source: the folder or archive of the files, for messages and results.
+        read: returns the bytes of a file, given the file name.
+        source: the folder or archive that contains the files, for messages and results.
 
     Raises:
         OsmError: A file is missing, or is not in WordNet's format.
@@ -70,9 +70,9 @@ class WordNet:
         self._depths: dict[int, int] = {}
 
     def lemmas(self, name: str) -> set[str]:
-        """Return the entries for a name: the name itself and its singulars.
+        """Return the WordNet entries that match a name: the name itself and its singular forms.
 
-        Spellings with spaces, with hyphens and without either are equivalent.
+        Spellings with spaces, with hyphens, and with no separator are equivalent.
         """
         written = "_".join(name.lower().split())
         spellings = {written, written.replace("-", "_"), written.replace("_", "-")}
@@ -80,11 +80,11 @@ class WordNet:
         return {form for spelling in spellings for form in self._forms(spelling) if form in self._index}
 
     def senses(self, name: str) -> frozenset[int]:
-        """Return the noun senses of a name, as offsets in the data file. The set is empty if WordNet lacks the name."""
+        """Return the noun senses of a name, as byte offsets in the data file. Empty if WordNet does not contain it."""
         return frozenset(sense for lemma in self.lemmas(name) for sense in self._index[lemma])
 
     def above(self, sense: int) -> dict[int, int]:
-        """Return the sense itself (0 steps) and all its hypernyms, with the smallest number of steps to each."""
+        """Return a sense (0 steps) and all its hypernyms, with the minimum number of steps to each hypernym."""
         if sense not in self._above:
             steps, level = {sense: 0}, [sense]
             while level:
@@ -95,11 +95,11 @@ class WordNet:
         return self._above[sense]
 
     def parts(self, sense: int) -> frozenset[int]:
-        """Return the meronyms (parts, members, substances) of a sense and of its hypernyms."""
+        """Return the meronyms (parts, members and substances) of a sense and of its hypernyms."""
         return frozenset().union(*(self._links(one)[1] for one in self.above(sense)))
 
     def depth(self, sense: int) -> int:
-        """Return the number of senses on the longest path from the root to a sense, including both."""
+        """Return the number of senses on the longest path from the root to a sense, counting the root and the sense."""
         if sense not in self._depths:
             self._depths[sense] = 1 + max((self.depth(up) for up in self._links(sense)[0]), default=0)
         return self._depths[sense]
@@ -112,7 +112,7 @@ class WordNet:
         return [word, *(stem.removesuffix(old) + new + full for old, new in rules if stem.endswith(old))]
 
     def _links(self, sense: int) -> tuple[tuple[int, ...], frozenset[int]]:
-        """Return the hypernyms and the meronyms of a sense."""
+        """Return the direct hypernyms and meronyms of a sense."""
         if sense not in self._pointers:
             line = self._data[sense : self._data.find(b"\n", sense)].split(b" ")
             try:
@@ -130,7 +130,7 @@ class WordNet:
 
 def _index_lines(data: bytes) -> Iterator[tuple[str, tuple[int, ...]]]:
     for line in data.decode("utf-8").splitlines():
-        if line and not line.startswith(" "):  # lines of the licence start with a space
+        if line and not line.startswith(" "):  # lines of the license start with a space
             fields = line.split()
             yield fields[0], tuple(map(int, fields[-int(fields[2]) :]))
 
@@ -142,12 +142,12 @@ def _exception_lines(data: bytes) -> Iterator[tuple[str, list[str]]]:
 
 
 def find_wordnet() -> WordNet:
-    """Return the first database found in $WNSEARCHDIR, in the folder of Debian's package or in NLTK's data folders.
+    """Return the first WordNet database found in $WNSEARCHDIR, Debian's package folder or NLTK's data folders.
 
-    Nothing is downloaded.
+    No database is downloaded.
 
     Raises:
-        OsmError: There is no database. The message says what to install.
+        OsmError: No database was found. The message says what to install.
     """
     chosen = os.environ.get("WNSEARCHDIR")
     if chosen:
@@ -155,7 +155,7 @@ def find_wordnet() -> WordNet:
     for folder in _places():
         if (folder / _INDEX).is_file():
             return _in_folder(folder)
-        archive = folder.with_suffix(".zip")  # NLTK downloads archives
+        archive = folder.with_suffix(".zip")  # NLTK downloads zip archives
         if archive.is_file():
             return _in_zip(archive)
     raise OsmError(f"no WordNet found; {HOW_TO_INSTALL}")

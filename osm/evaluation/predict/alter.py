@@ -1,7 +1,7 @@
-"""Deliberately wrong inputs: a model that uses mask and image must name them much worse.
+"""Deliberately wrong inputs, which must make the names of a model much worse if it uses the mask and the image.
 
-`shuffle_masks`: every annotation gets the mask of a random annotation of another image of the split.
-`blank_image`: every image is replaced by a uniform mid-grey image.
+`shuffle_masks`: every annotation gets the mask of a random annotation from a different image of the split.
+`blank_image`: every image is replaced by a uniform mid-gray image.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ _TRIES = 1000
 
 
 def blank(image: Image.Image) -> Image.Image:
-    """Return a mid-grey image of the same size."""
+    """Return a mid-gray image of the same size."""
     return Image.new("RGB", image.size, _MID_GREY)
 
 
 def other_mask(split: Split, count: int, index: int, position: int, size: tuple[int, int], seed: int) -> np.ndarray:
-    """Return the mask of a random other annotation, resized to `size` (H, W) by nearest neighbour.
+    """Return the mask of a different, randomly chosen annotation, resized to `size` (H, W) by nearest neighbor.
 
-    The choice depends only on the seed and the annotation, so parts and restarts do not change it.
+    The choice depends only on the seed and the annotation, so it does not change with the number of parts or restarts.
 
     Args:
         split: the items that masks are drawn from.
         count: masks are drawn from the first `count` items.
-        index: item of the annotation that gets the mask.
+        index: index of the item with the annotation that gets the mask.
         position: index of that annotation within its item.
+        size: height and width of the returned mask.
+        seed: the random seed.
 
     Raises:
-        OsmError: no other annotation with a mask was found.
+        OsmError: No other annotation with a mask was found.
     """
     rng = np.random.default_rng((seed, index, position))
     for _ in range(_TRIES):
@@ -50,11 +52,11 @@ def other_mask(split: Split, count: int, index: int, position: int, size: tuple[
         mask = resize_nearest(item.mask(k), size)
         if mask.any():
             return mask
-    raise OsmError(f"set {split.row.name!r}: no second mask to shuffle with among its first {count} images")
+    raise OsmError(f"set {split.row.name!r}: found no other mask to shuffle with in its first {count} images")
 
 
 def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a mask (h, w) to (H, W) by nearest neighbour."""
+    """Resize a mask (h, w) to (H, W) by nearest-neighbor interpolation."""
     rows = np.arange(size[0]) * mask.shape[0] // size[0]
     columns = np.arange(size[1]) * mask.shape[1] // size[1]
     return mask[rows[:, None], columns]

@@ -1,4 +1,4 @@
-"""Writing of prediction files: name every ground-truth mask of a val split, or every proposal, in one or more modes."""
+"""Writer of prediction files: names every ground-truth mask of a val split, or every proposal, in one or more modes."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from osm.terminal import ProgressBar, message_logger
 logger = message_logger(__name__)
 
 OWN_MODE = "own"
-# Upper limit on the pixels of all masks in memory (1 byte per pixel). It is enough for the 300 masks of a large LVIS
-# image.
+# Limit on the total number of pixels of the masks in memory (1 byte per pixel). It is enough for the 300 masks of a
+# large LVIS image.
 _MASK_PIXELS = 1 << 29
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
-"""The counters of a meta file.
+"""The names of the counters in a meta file.
 
-named: annotations with a prediction. crowd: crowd annotations. empty: annotations without a pixel, also if only
-resizing removed them. missing_in_mask: annotations of the json that are not in the PNG. unknown_in_mask: segments of
-the PNG that are not in the json, and ids of a label map that the labels do not define. unusable: invalid annotations,
-which have no prediction.
+named: annotations with a prediction. crowd: crowd annotations. empty: annotations without a pixel, including those that
+lost their last pixel by resizing. missing_in_mask: annotations in the json that are not in the PNG. unknown_in_mask:
+segments in the PNG that are not in the json, and ids in a label map that the labels do not define. unusable: invalid
+annotations, which have no prediction.
 """
 
 
 class NameLike(Protocol):
-    """A name and its probability, 0 to 1."""
+    """A predicted name and its probability (0 to 1)."""
 
     @property
     def text(self) -> str: ...
@@ -54,7 +54,7 @@ class NameLike(Protocol):
 
 
 class NamerLike(Protocol):
-    """The interface of `osm.recognition.namer.Namer` that `generate_predictions` uses."""
+    """The part of the `osm.recognition.namer.Namer` interface that `generate_predictions` uses."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -73,7 +73,18 @@ class NamerLike(Protocol):
 
 @dataclass(frozen=True)
 class _Run:
-    """The settings that all images of a run share: the first `count` items of the split, in batches of `batch`."""
+    """The settings of a run, which are the same for all images.
+
+    Attributes:
+        split: the images and masks of the dataset.
+        count: number of items to name, counted from the start of the split.
+        modes: the modes to name the masks in.
+        alter: one of `ALTERATIONS`.
+        seed: random seed of `alter`.
+        batch: number of images that are named together.
+        restricted: arguments of `name_images` that restrict the names to a list.
+        max_bad_annotations: maximum share of unusable annotations, 0 to 1.
+    """
 
     split: Split
     count: int
@@ -81,15 +92,15 @@ class _Run:
     alter: str
     seed: int
     batch: int
-    restricted: dict[str, Any]  # arguments of `name_images` that restrict the names to a list
+    restricted: dict[str, Any]
     max_bad_annotations: float
 
 
 def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
-    """Return the modes in which a dataset is named. `own` is replaced by the name of the dataset.
+    """Return the modes in which a dataset is named. The mode `own` is replaced by the name of the dataset.
 
     Raises:
-        OsmError: no mode is given, or the checkpoint does not have one of the modes.
+        OsmError: No mode is given, or the checkpoint does not have one of the modes.
     """
     resolved = tuple(dict.fromkeys(row.name if mode == OWN_MODE else mode for mode in modes))
     if not resolved:
@@ -97,20 +108,20 @@ def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) 
     for mode in resolved:
         if mode not in available:
             raise OsmError(
-                f"modes: set {row.name!r} is to be named in mode {mode!r}, but the checkpoint has "
-                f"{', '.join(available)} (for the open mode alone: --modes {ANY_MODE})"
+                f"modes: set {row.name!r} needs mode {mode!r}, but the checkpoint has only "
+                f"{', '.join(available)} (for open-vocabulary names only: --modes {ANY_MODE})"
             )
     return resolved
 
 
 def part_range(count: int, part: int, parts: int) -> range:
-    """Return the items of one part: count // parts items, and the rest in the last part, as published."""
+    """Return the items of one part: count // parts items, with the remainder in the last part, as published."""
     each = count // parts
     return range(part * each, count if part == parts - 1 else (part + 1) * each)
 
 
 def check_part(part: int, parts: int) -> None:
-    """Raises OsmError unless 0 <= part < parts."""
+    """Raise OsmError unless 0 <= part < parts."""
     if not 0 <= part < parts:
         raise OsmError(f"part {part} of {parts}: parts are counted from 0, expected 0 <= i < n")
 
@@ -134,36 +145,37 @@ def generate_predictions(
 ) -> Path | str:
     """Name one part of a dataset and write `<set>_pred_<part>_of_<parts>.json` and its meta file.
 
-    With `proposals`, name the proposals instead and write `<set>_proposals_<part>_of_<parts>.json`.
+    With `proposals`, name the proposals instead of the ground truth, and write
+    `<set>_proposals_<part>_of_<parts>.json`.
 
-    A killed run keeps its finished images, and the next run with the same arguments resumes after them. The resulting
-    file is then byte for byte the one of an uninterrupted run (on a GPU only if `max_batch_tokens` of the namer is
-    set). A finished part is not changed.
+    A killed run keeps its finished images, and the next run with the same arguments resumes after the last finished
+    image. The resulting file is then byte for byte identical to the file of an uninterrupted run (on a GPU, only if
+    `max_batch_tokens` of the namer is set). A finished part is not changed.
 
     Args:
-        namer: names masks (see `osm.recognition.namer`).
+        namer: the model that names masks (see `osm.recognition.namer`).
         row: the dataset with its paths.
         part: index of the part, from 0.
         parts: number of parts.
-        out_dir: folder of the prediction files, created if it does not exist; or a URL on `s3://` or `gs://`. With a
+        out_dir: folder of the prediction files, created if it does not exist, or a URL on `s3://` or `gs://`. With a
             URL, finished images are kept on this machine, and the files are uploaded once they are complete.
-        modes: `own` (the mode of the dataset), `any`, or other modes of the checkpoint.
-        limit: maximum number of images, counted from the start of the dataset. None: no limit.
+        modes: `own` (the mode of the dataset), `any`, or different modes of the checkpoint.
+        limit: maximum number of images, counted from the start of the dataset. None means no limit.
         alter: one of `ALTERATIONS`.
         seed: random seed of `alter`.
         proposals: file of masks that are named instead of the ground truth.
-        vocabulary: the names to choose from. None: any name.
-        method: how the choice is made (see `osm.recognition.recognizer`).
+        vocabulary: the names to choose from. None allows any name.
+        method: how a name is chosen from the vocabulary (see `osm.recognition.recognizer`).
         batch: number of images that are named together.
-        max_bad_annotations: maximum share of unusable annotations, 0 to 1. If it is above 0, one unusable annotation
-            is always allowed.
+        max_bad_annotations: maximum share of unusable annotations, 0 to 1. If the share is above 0, one unusable
+            annotation is always allowed.
 
     Returns:
         The path of the prediction file, or its URL.
 
     Raises:
-        OsmError: arguments or data are invalid, or the file exists and was made with other arguments.
-        RunStopped: the disk is full, or the server of a remote folder does not respond.
+        OsmError: Arguments or data are invalid, or the file exists and was made with different arguments.
+        RunStopped: The disk is full, or the server of a remote folder does not respond.
     """
     check_part(part, parts)
     run = _start(namer, row, modes, limit, alter, seed, proposals, batch, max_bad_annotations)
@@ -206,7 +218,7 @@ def _upload_part(
     meta_name: str,
     header: dict[str, Any],
 ) -> str:
-    """Name a part in the local staging folder and upload it, unless the remote folder already has it."""
+    """Name a part in the local staging folder and upload the files, unless the remote folder already has them."""
     output = open_output(out_dir, "out_dir")
     path, meta_file, where = output.path / name, output.path / meta_name, output.location(name)
     with locked(output, f"{name}.lock"), staging(output.path):
@@ -219,7 +231,7 @@ def _upload_part(
             for file in (path, meta_file):
                 file.unlink(missing_ok=True)
             return where
-        # A failed upload leaves complete files behind, which are uploaded now if their arguments are the same.
+        # A failed upload leaves complete files behind. The files are uploaded now if their arguments match.
         if path.exists() and (not meta_file.exists() or _changed(meta_file, header)):
             path.unlink()
         if not path.exists():
@@ -247,7 +259,7 @@ def _start(
         raise OsmError(f"alter {alter!r} is not one of {', '.join(ALTERATIONS)}")
     resolved = resolve_modes(row, modes, namer.modes)
     if not 0 <= max_bad_annotations <= 1:
-        raise OsmError(f"max_bad_annotations {max_bad_annotations} is a share: 0 to 1")
+        raise OsmError(f"max_bad_annotations {max_bad_annotations}: expected a share from 0 to 1")
     split = (
         split_of(row, max_bad_annotations)
         if proposals is None
@@ -262,9 +274,9 @@ def _digest(names: Sequence[str]) -> str:
 
 
 def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any], where: str) -> None:
-    """Name the remaining images of a part and write the prediction file, which messages call `where`."""
-    # Batches are counted from the start of the part, so that a resumed run has the batches of the killed run. The last
-    # digit of a probability can depend on the batch.
+    """Name the remaining images of a part and write the prediction file. Messages show its location as `where`."""
+    # Batches are counted from the start of the part, so that a resumed run has the same batches as the killed run.
+    # This matters because the last digit of a probability can depend on the batch.
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
             logger.info(f"{where}: resuming after {partial.done} of {len(indices)} images")
@@ -287,13 +299,13 @@ def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: 
 
 @dataclass
 class _MaskChunk:
-    """Some masks of one image.
+    """A group of masks of one image that fits into memory.
 
     Attributes:
         place: index of the image in the batch.
         positions: indices of the masks among the annotations of the image.
         masks: bool (K, H, W).
-        boxed: whether all of these masks are boxes; otherwise none is.
+        boxed: True if all masks of the group are boxes, False if no mask of the group is a box.
     """
 
     place: int
@@ -303,7 +315,7 @@ class _MaskChunk:
 
 
 def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]]) -> list[dict[str, int]]:
-    """Add the predictions to the entries of the items. Return the counters of each item."""
+    """Name the masks of the items and store the predictions in their annotations. Return the counters of each item."""
     named = [0] * len(numbered)
     for _, item in numbered:
         for annotation in item.annotations:
@@ -341,7 +353,7 @@ def _image(run: _Run, item: Item) -> Image.Image:
 
 
 def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterator[_MaskChunk]:
-    """Yield the non-empty masks of an item, either its boxes or its other masks, in chunks that fit into memory."""
+    """Yield the non-empty masks of an item in chunks that fit into memory, either its boxes or its other masks."""
     at_once = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
     of_kind = [k for k, is_box in enumerate(item.boxed) if is_box is boxed]
     for first in range(0, len(of_kind), at_once):
@@ -359,7 +371,7 @@ def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> 
 
 
 def _packed(chunks: Iterable[_MaskChunk]) -> Iterator[list[_MaskChunk]]:
-    """Group chunks that are named together: as many as fit into memory, with boxes apart from other masks."""
+    """Group chunks to be named together: as many as fit into memory, but boxes never together with other masks."""
     pack: list[_MaskChunk] = []
     for chunk in chunks:
         full = sum(other.masks.size for other in pack) + chunk.masks.size > _MASK_PIXELS
@@ -376,26 +388,27 @@ def _prediction(name: NameLike) -> dict[str, Any]:
 
 
 def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:
-    """Report that the file of the part exists. Raise OsmError if it was made with other arguments."""
+    """Log that the file of the part exists. Raise OsmError if the file was made with different arguments."""
     if not meta_file.exists():
         logger.info(f"{where}: finished already, skipped (it has no meta file, so its arguments are unknown)")
         return
     if changed := _changed(meta_file, header):
         raise OsmError(
-            f"{where} exists and was made with another {', '.join(changed)}; choose another out_dir, or remove it"
+            f"{where} exists, but was made with a different value of {', '.join(changed)}; choose another out_dir, or "
+            "remove the file"
         )
     logger.info(f"{where}: finished already, skipped")
-    partial_path(path).unlink(missing_ok=True)  # it remains if the run was killed just before removing it
+    partial_path(path).unlink(missing_ok=True)  # the file remains if the run was killed just before it was removed
 
 
 def _changed(meta_file: Path, header: dict[str, Any]) -> list[str]:
-    """Return the arguments whose values differ in the meta file."""
+    """Return the names of the arguments whose values in the meta file differ from those of this run."""
     meta, _ = read_json(meta_file, "meta file")
     return [key for key in header if not isinstance(meta, dict) or meta.get(key) != header[key]]
 
 
 def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any], indices: range, where: str) -> None:
-    """Write the meta file and then the prediction file, so that a prediction file never lacks its meta file."""
+    """Write the meta file first and then the prediction file, so that a prediction file always has a meta file."""
     counts = Counter(dict.fromkeys(COUNTS, 0))
     seconds = 0.0
     for record in partial.records():
@@ -406,7 +419,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
     if run.split.kind == Split.kind and run.split.form.unknown_is_lost:
         lost += counts["unknown_in_mask"]
     failed = too_many_lost(lost, kept, run.max_bad_annotations, run.split.first_fault)
-    if failed:  # the finished images are kept, so the same command with a larger share finishes at once
+    if failed:  # the finished images are kept, so the same command with a larger allowed share finishes immediately
         raise OsmError(f"set {run.split.row.name!r}: {failed}")
     meta = {
         **header,
@@ -415,7 +428,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         "batch": run.batch,
         "counts": dict(counts),
         "seconds": round(seconds, 3),
-        # The report draws these images. The paths are not in the header, because a dataset may be moved.
+        # The report draws the images in these files. The header excludes the paths, because a dataset may be moved.
         "files": run.split.source_files,
     }
     try:
@@ -428,7 +441,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
 
 
 def _document(partial: PartialFile, split: Split) -> Iterator[str]:
-    # Entry by entry, because the file of LVIS is too large to be in memory twice.
+    # The entries are written one at a time, because the file of LVIS is too large to be in memory twice.
     yield split.prefix
     for number, record in enumerate(partial.records()):
         yield (", " if number else "") + split.text(record["entry"])

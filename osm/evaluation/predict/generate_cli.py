@@ -1,4 +1,4 @@
-"""The command line of `test/generate_pred.py`, which is also `osm generate`."""
+"""The command line of `test/generate_pred.py` (also `osm generate`)."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., A
     """Run `generate_pred.py i n ckpt out_dir` and return the exit code.
 
     Args:
-        load_namer: loads the model; None: `osm.recognition.namer.load_namer`.
+        argv: the command-line arguments; None reads them from `sys.argv`.
+        load_namer: the function that loads the model; None uses `osm.recognition.namer.load_namer`.
     """
     return run_command(_generate, argv, load_namer)
 
 
 def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
-    # These two flags define the table of datasets, and every dataset of the table has flags of its own.
+    # --benchmark and --datasets are parsed first: they define the table of datasets, and every dataset has flags.
     files = CommandParser(add_help=False, allow_abbrev=False)
     files.add_argument(
         "--benchmark", default="benchmark", help="YAML file with the paths of the datasets, or its name in configs/"
@@ -80,7 +81,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
 
 
 def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:
-    """Return the names to choose from: None for any name, those of the dataset, or those of a file."""
+    """Return the names to choose from: None for any name, the dataset's class names, or the names in a file."""
     if vocabulary is None:
         return None
     if vocabulary == SET_NAMES:
@@ -95,7 +96,7 @@ def _number_or_auto(text: str) -> int | None:
 
 
 def _part(args: argparse.Namespace) -> tuple[int, int]:
-    """Return (index of the part, number of parts). `auto auto` means the rank and world size of torchrun."""
+    """Return (index of the part, number of parts). `auto auto` stands for the rank and world size of torchrun."""
     if args.part is not None and args.parts is not None:
         check_part(args.part, args.parts)
         return args.part, args.parts
@@ -118,7 +119,7 @@ def _environment(name: str) -> int:
 
 
 def _own_device(device: str) -> str:
-    """Return the device of this process. With `auto` under torchrun it is the GPU of the local rank."""
+    """Return the device of this process. Under torchrun, `auto` is the GPU of the local rank."""
     if device != "auto" or "LOCAL_RANK" not in os.environ:
         return device
     import torch
@@ -128,8 +129,8 @@ def _own_device(device: str) -> str:
     number, count = _environment("LOCAL_RANK"), torch.cuda.device_count()
     if number >= count:
         raise OsmError(
-            f"--device auto: process {number} of this machine has {count} GPUs available; start torchrun with "
-            f"--nproc_per_node {count}, or name the --device that all processes share"
+            f"--device auto: process {number} of this machine has no GPU among the {count} available; start "
+            f"torchrun with --nproc_per_node {count}, or name the --device that all processes share"
         )
     return f"cuda:{number}"
 
@@ -156,17 +157,17 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
         "--masks",
         default=GROUND_TRUTH,
         metavar=f"{GROUND_TRUTH}|FILE",
-        help="masks to name: the ground truth of the dataset, or those of a json file in COCO's results format "
+        help="masks to name: the ground truth of the dataset, or the masks in a JSON file in COCO's results format "
         "([{image_id or file_name, segmentation: {size, counts}}]), which are written to "
         "<set>_proposals_<i>_of_<n>.json and require exactly one dataset in --sets",
     )
     parser.add_argument(
         "--vocabulary",
         metavar=f"{SET_NAMES}|FILE",
-        help="the names to choose from: all names of the classes of the dataset, or those of a file",
+        help="the names to choose from: all class names of the dataset, or the names in a file",
     )
     parser.add_argument("--way", help=METHOD_HELP)
-    parser.add_argument("--config", help="the model config of a .pt file that does not have its own")
+    parser.add_argument("--config", help="the model config for a .pt file that does not contain one")
     add_settings(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     placement.add_flags(parser)
@@ -201,13 +202,15 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
 
 
 def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset]:
-    """Return the datasets to name: those of --sets, or else all whose files exist."""
+    """Return the datasets to name: the datasets in --sets, or else all datasets whose files exist."""
     asked = None if args.sets is None else [name.strip() for name in args.sets.split(",") if name.strip()]
     for name in asked or ():
         if name not in table:
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
     if args.masks != GROUND_TRUTH and len(asked or ()) != 1:
-        raise OsmError(f"--masks {args.masks}: proposals belong to the images of one dataset; name it with --sets")
+        raise OsmError(
+            f"--masks {args.masks}: proposals belong to the images of one dataset; name the dataset with --sets"
+        )
     rows, notes, silent = [], [], set()
     for name in table if asked is None else dict.fromkeys(asked):
         row = _with_flags(args, table[name])

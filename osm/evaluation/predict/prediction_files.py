@@ -1,7 +1,7 @@
-"""The files of a folder of predictions: their names, their meta files, and whether the parts belong together.
+"""The files in a folder of predictions: their names, their meta files, and checks that the parts belong together.
 
-A meta file records how a prediction file was made, and therefore what it must contain. An unfinished part is a file of
-finished images, from which a run resumes.
+A meta file records how a prediction file was made, and therefore what the prediction file must contain. An unfinished
+part is stored as a file of finished images, from which a run resumes.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _PREDICTIONS = re.compile(r"(?P<set>[a-z][a-z0-9_]*)_pred_(?P<part>\d+)_of_(?P<p
 
 
 def prediction_path(out_dir: Path, name: str, part: int, parts: int, kind: str = "pred") -> Path:
-    """Return the path of the predictions of one part. `kind` is `pred`, or `proposals` for named proposals."""
+    """Return the path of the prediction file of one part. `kind` is `pred`, or `proposals` for named proposals."""
     return out_dir / f"{name}_{kind}_{part}_of_{parts}.json"
 
 
 def meta_path(predictions: Path, kind: str = "pred") -> Path:
-    """Return the path of the meta file of a prediction file."""
+    """Return the path of the meta file that belongs to a prediction file."""
     name, _, part = predictions.name.rpartition(f"_{kind}_")
     return predictions.with_name(f"{name}_meta_{part}" if kind == "pred" else f"{name}_meta_{kind}_{part}")
 
 
 def partial_path(predictions: Path) -> Path:
-    """Return the path of the file with the finished images of an unfinished part."""
+    """Return the path of the file that stores the finished images of an unfinished part."""
     return predictions.with_suffix(".partial.jsonl")
 
 
 def list_predictions(out_dir: Path) -> Iterator[tuple[str, int]]:
-    """Yield (dataset, number of parts) of every prediction file in the folder."""
+    """Yield (dataset, number of parts) for every prediction file in the folder."""
     for path in sorted(out_dir.iterdir()):
         if match := _PREDICTIONS.fullmatch(path.name):
             yield match["set"], int(match["parts"])
@@ -86,15 +86,15 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "files": (lambda value: isinstance(value, dict), "{field of the row: path}"),
 }
-"""For each field of a meta file: the check of its value, and how an error message describes the expected value."""
+"""For each field of a meta file, the check of its value, and the description of a valid value for error messages."""
 
 
 def read_meta(path: Path, set_name: str) -> dict[str, Any]:
     """Read a meta file and check every known field.
 
     Raises:
-        OsmError: the file cannot be read, a field is missing or has a value that generate_pred.py never writes, or
-            the file belongs to another dataset.
+        OsmError: The file cannot be read, a field is missing or has a value that generate_pred.py never writes, or the
+            file belongs to a different dataset.
     """
     meta, _ = read_json(path, "meta file")
     if not isinstance(meta, dict):
@@ -107,7 +107,7 @@ def read_meta(path: Path, set_name: str) -> dict[str, Any]:
             raise OsmError(f"meta file {path}: {name} {shown(meta[name])}: expected {expected}")
     if meta["set"] != set_name:
         raise OsmError(
-            f"meta file {path}: it belongs to set {shown(meta['set'])}, but its file name is that of {set_name!r}"
+            f"meta file {path}: its content is of set {shown(meta['set'])}, but its file name is of set {set_name!r}"
         )
     images, limit = meta.get("images"), meta.get("limit")
     if images is not None and meta["items"][1] > images:
@@ -119,11 +119,11 @@ def read_meta(path: Path, set_name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Content:
-    """The counts of the actual content of a prediction file.
+    """The counts of images and masks that a prediction file actually contains.
 
     Attributes:
-        entries: number of images; in a file of proposals, of images with proposals.
-        masks: number of annotations without crowd.
+        entries: number of images. In a file of proposals, this is the number of images with proposals.
+        masks: number of annotations, without crowd annotations.
         named: number of annotations with a prediction.
         crowd: number of crowd annotations, which are not named.
         modes: for each named mask, the modes in which it has a name.
@@ -137,10 +137,10 @@ class Content:
 
 
 def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
-    """Check that a prediction file contains what its meta file states.
+    """Check that the content of a prediction file matches its meta file.
 
     Raises:
-        OsmError: the numbers of images or masks differ, or the modes differ.
+        OsmError: The numbers of images or masks differ, or the modes differ.
     """
     start, stop = meta["items"]
     counts = meta["counts"]
@@ -154,14 +154,14 @@ def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
         if here != stated:
             raise OsmError(
                 f"predictions {path}: {here} {what}, but its meta file says {stated}: the file is cut short, or "
-                "belongs to another run; generate it again"
+                "belongs to a different run; generate the file again"
             )
     wanted = frozenset(meta["modes"])
     odd = next((modes for modes in found.modes if modes != wanted), None)
     if odd is not None:
         raise OsmError(
-            f"predictions {path}: a mask is named in {shown(sorted(odd))}, but its meta file says "
-            f"{shown(sorted(wanted))}; generate it again"
+            f"predictions {path}: a mask has names in the modes {shown(sorted(odd))}, but the meta file says "
+            f"{shown(sorted(wanted))}; generate the file again"
         )
 
 
@@ -179,17 +179,17 @@ def check_all_there(name: str, paths: Sequence[Path]) -> None:
 
 
 def read_metas(name: str, paths: Sequence[Path], kind: str = "pred") -> dict[Path, dict[str, Any]]:
-    """Return the meta files of the prediction files of a dataset, and check that they come from one run.
+    """Return the meta files of a dataset's prediction files, and check that all of them come from one run.
 
-    Prediction files without a meta file are left out.
+    Prediction files without a meta file are skipped.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
         paths: the prediction files of all parts, in order.
         kind: `pred`, or `proposals` for named proposals.
 
     Raises:
-        OsmError: a meta file is invalid, the meta files come from different runs, or their ranges of images are not
+        OsmError: A meta file is invalid, the meta files come from different runs, or their ranges of images are not
             consecutive.
     """
     there = {path: meta_path(path, kind) for path in paths}
@@ -201,13 +201,14 @@ def read_metas(name: str, paths: Sequence[Path], kind: str = "pred") -> dict[Pat
 def _check_one_run(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]]) -> None:
     checkpoints = {str(meta.get("checkpoint")): name for name, meta in metas.items()}
     if len(checkpoints) > 1:
-        raise OsmError(f"parts of different checkpoints: {listing(checkpoints)}")
+        raise OsmError(f"the parts come from different checkpoints: {listing(checkpoints)}")
     first_name, first = next(iter(metas.items()), ("", {}))
     for name, meta in metas.items():
         changed = [key for key in _SAME_IN_ALL_PARTS if meta.get(key) != first.get(key)]
         if changed:
             raise OsmError(
-                f"{name} and {first_name} were made with another {', '.join(changed)}; generate one of them again"
+                f"{name} and {first_name} were made with different values of {', '.join(changed)}; generate one of "
+                "the two again"
             )
     _check_ranges(paths, metas)
 
@@ -221,22 +222,22 @@ def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]])
         stated = (meta.get("part", part), meta.get("parts", len(paths)))
         if stated != (part, len(paths)):
             raise OsmError(
-                f"{path.name} is part {stated[0]} of {stated[1]}, as its meta file says; generate part {part} of "
+                f"{path.name} is part {stated[0]} of {stated[1]} according to its meta file; generate part {part} of "
                 f"{len(paths)} again"
             )
         start, end = meta.get("items", (None, None))
         if start is not None and stop is not None and start != stop:
             after = f" and {before} ends at {stop}" if before else ""
             wrong = "the parts overlap" if start < stop else f"images {stop} to {start - 1} are missing"
-            raise OsmError(f"{path.name} starts at image {start}{after}: {wrong}; generate one of them again")
+            raise OsmError(f"{path.name} starts at image {start}{after}: {wrong}; generate one of the two files again")
         stop, before = end, path.name
     count = next((meta["images"] for meta in metas.values() if "images" in meta), None)
     if count is not None and stop is not None and stop != count:
-        raise OsmError(f"{before} ends at image {stop}, but {count} had to be named; generate it again")
+        raise OsmError(f"{before} ends at image {stop}, but {count} images had to be named; generate the file again")
 
 
 def made_with(meta: Mapping[str, Any]) -> list[str]:
-    """Return notes on settings of a meta file that make its scores incomparable with those of the whole dataset."""
+    """Return notes on settings in a meta file that make the scores incomparable with scores on the whole dataset."""
     notes = []
     if meta.get("alter", "none") != "none":
         notes.append(f"made with --alter {shown(meta['alter'])}")
@@ -248,22 +249,22 @@ def made_with(meta: Mapping[str, Any]) -> list[str]:
 
 
 class UniqueImages:
-    """Detects images that are in two prediction files of a dataset."""
+    """Detects images that occur in two prediction files of a dataset."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._files: dict[Hashable, Path] = {}
 
     def add(self, key: Hashable, path: Path) -> None:
-        """Record an image of a file. Raise OsmError if another file has the same image."""
+        """Record that a file has an image. Raise OsmError if a different file has the same image."""
         other = path if key is None else self._files.setdefault(key, path)
         if other != path:
             raise OsmError(
                 f"set {self._name!r}: image {shown(key)} is in {other.name} and in {path.name}: the parts overlap; "
-                "generate one of them again"
+                "generate one of the two files again"
             )
 
 
 def listing(checkpoints: Mapping[str, str]) -> str:
-    """Return `a.json of <checkpoint>, b.json of <checkpoint>` for an error message."""
-    return ", ".join(f"{name} of {checkpoint}" for checkpoint, name in checkpoints.items())
+    """Return `a.json from <checkpoint>, b.json from <checkpoint>` for an error message."""
+    return ", ".join(f"{name} from {checkpoint}" for checkpoint, name in checkpoints.items())

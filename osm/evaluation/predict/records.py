@@ -1,6 +1,6 @@
-"""The reader of prediction files, used by scores, metrics, report and comparison.
+"""The reader of prediction files, used by the scores, the metrics, the report and the comparison of runs.
 
-The content is checked against the meta files and, if the annotations of the dataset are available, against them.
+The content is checked against the meta files, and also against the dataset's annotations if they are available.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from osm.forms.split import FIELD
 from osm.storage.locations import is_remote
 
 NAMES = "names"
-"""The field of an annotation that lists every correct name, in any vocabulary."""
+"""The annotation field that lists every correct name of an object, in any vocabulary."""
 
-# A product of float32 probabilities can exceed 1 by a rounding error.
+# A product of float32 probabilities can exceed 1 because of rounding errors.
 _ROUNDING = 1e-4
 _MOST_PIXELS = 1e300  # json integers can exceed the range of a float
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The name of a mask in one mode, as it is in the file, and its probability (0 to 1; None if there is none)."""
+    """The predicted name of a mask in one mode, exactly as in the file, and its probability (0 to 1, or None)."""
 
     name: str
     prob: float | None
@@ -51,15 +51,16 @@ class MaskRecord:
     """One annotation of a prediction file.
 
     Attributes:
-        id: id of the annotation (in a semantic map: id of the class).
+        id: id of the annotation. In a semantic map, this is the id of the class.
         category_id: a key of the labels of the dataset, if the annotation has a prediction and its class is not
             ignored.
-        crowd: whether it is a crowd annotation.
-        area: in pixels, if the annotation has a prediction and the file contains an area; width times height for a
-            box without `area`.
-        names: every correct name in any vocabulary, if the annotation has a prediction and the file contains them.
-        predictions: by mode; empty if the annotation was not named.
-        ignored: whether it has a prediction although its class is one of the `ignored_ids` of the dataset.
+        crowd: whether the annotation is a crowd.
+        area: area in pixels, if the annotation has a prediction and the file contains an area. For a box without
+            `area`, this is width times height.
+        names: every correct name in any vocabulary, if the annotation has a prediction and the file contains these
+            names.
+        predictions: the predictions by mode; empty if the annotation was not named.
+        ignored: whether the annotation has a prediction but its class is in the `ignored_ids` of the dataset.
     """
 
     id: Any
@@ -72,13 +73,13 @@ class MaskRecord:
 
     @property
     def counted(self) -> bool:
-        """Whether the annotation is scored."""
+        """Whether the annotation is scored: it has a prediction and its class is not ignored."""
         return bool(self.predictions) and not self.ignored
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One entry of a prediction file. `key` identifies the image; None: the file does not identify it."""
+    """One image entry of a prediction file. `key` identifies the image (None if unknown)."""
 
     key: Hashable
     path: Path
@@ -87,14 +88,14 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class SetRecords:
-    """All parts of one dataset. `meta` is the content of the first meta file; it is empty without meta files."""
+    """The records of all parts of one dataset. `meta` is the content of the first meta file, or empty without one."""
 
     row: Dataset
     images: tuple[ImageRecord, ...]
     meta: Mapping[str, Any]
 
     def counted(self) -> Iterator[tuple[int, MaskRecord]]:
-        """Yield the scored masks, each with the number of its image. Entries with equal keys are one image."""
+        """Yield the index of the image and the mask, for every scored mask. Entries with equal keys are one image."""
         for number, entry in zip(self.numbers, self.images, strict=True):
             for mask in entry.masks:
                 if mask.counted:
@@ -102,12 +103,12 @@ class SetRecords:
 
     @cached_property
     def image_count(self) -> int:
-        """The number of distinct images."""
+        """The number of distinct images in the prediction files."""
         return max(self.numbers, default=-1) + 1
 
     @cached_property
     def numbers(self) -> list[int]:
-        """For each entry, the number of its image."""
+        """For each entry, the index of its image. Entries with equal keys have the same index."""
         numbers: dict[Hashable, int] = {}
         return [
             numbers.setdefault(place if entry.key is None else ("key", entry.key), len(numbers))
@@ -116,20 +117,20 @@ class SetRecords:
 
 
 def read_set(row: Dataset, folder: Path, parts: int) -> SetRecords:
-    """Read all parts of one dataset from a folder (see `read_files`)."""
+    """Read the prediction files of all parts of one dataset from a folder (see `read_files`)."""
     return read_files(row, [prediction_path(folder, row.name, part, parts) for part in range(parts)])
 
 
 def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
     """Read the prediction files of all parts of one dataset.
 
-    Each file is compared with its meta file, if there is one, and with the annotations of the dataset, if they are
-    available. Files that are truncated, empty or from another dataset are rejected.
+    Each file is checked against its meta file, if there is one, and against the annotations of the dataset, if they are
+    available. Files that are truncated, empty or from a different dataset are rejected.
 
     Raises:
-        OsmError: a part is missing, parts overlap or come from different runs, a file does not contain what its meta
-            file or the dataset requires, or a value is invalid. The message names the file, and the annotation, field
-            and value.
+        OsmError: A part is missing, parts overlap or come from different runs, a file does not contain what its meta
+            file or the dataset requires, or a value is invalid. The message names the file, the annotation, the field
+            and the value.
     """
     check_all_there(row.name, paths)
     metas = read_metas(row.name, paths)
@@ -168,7 +169,7 @@ def _read_file(row: Dataset, path: Path) -> list[ImageRecord]:
 
 
 def content_of(images: Sequence[ImageRecord]) -> Content:
-    """Count the content of a prediction file."""
+    """Count the images, masks and predictions in the records of a prediction file."""
     masks = [mask for image in images for mask in image.masks]
     named = [mask for mask in masks if mask.predictions and not mask.crowd]
     crowd = sum(mask.crowd for mask in masks)
@@ -183,7 +184,7 @@ def _entry(image: ImageRecord) -> PredictionEntry:
 def _check_not_empty(
     row: Dataset, paths: Sequence[Path], images: Sequence[ImageRecord], metas: Mapping[Path, Mapping[str, Any]]
 ) -> None:
-    """Raise OsmError if the files contain nothing to score, unless their meta files state that there was nothing."""
+    """Raise OsmError if the files have nothing to score, unless their meta files say that this is expected."""
     if any(mask.predictions for image in images for mask in image.masks):
         return
     names = ", ".join(path.name for path in paths)
@@ -191,8 +192,8 @@ def _check_not_empty(
         raise OsmError(f"set {row.name!r}: no image in {names} (in {paths[0].parent}); generate the predictions again")
     if len(metas) < len(paths):
         raise OsmError(
-            f"set {row.name!r}: no mask of the {len(images)} images of {names} (in {paths[0].parent}) is named; "
-            "expected files that generate_pred.py wrote"
+            f"set {row.name!r}: no mask in the {len(images)} images of {names} (in {paths[0].parent}) has a "
+            "prediction; expected files written by generate_pred.py"
         )
 
 
@@ -220,14 +221,14 @@ def _mask(row: Dataset, form: type[Form], annotation: Mapping[str, Any], path: P
 
 
 def prediction_in(value: Any, where: str) -> Prediction:
-    """Return the prediction of one mode.
+    """Return the prediction of one mode after checking it.
 
     Args:
-        value: from the file.
+        value: the value from the prediction file.
         where: start of the error message.
 
     Raises:
-        OsmError: the value is invalid.
+        OsmError: The value is invalid.
     """
     if not isinstance(value, Mapping) or "class" not in value:
         raise OsmError(f"{where}: {shown(value)}: not in the format, expected {{class: a name, prob: 0 to 1}}")
@@ -254,17 +255,17 @@ def _names(annotation: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
         return None
     names = annotation[NAMES]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of texts, the correct names")
+        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of strings, the correct names")
     return tuple(names)
 
 
 Masks = Counter[tuple[Hashable, Hashable]]
-"""The number of annotations with each (id, category id), without crowd."""
+"""The number of annotations for each pair of (id, category id), without crowd annotations."""
 
 
 @dataclass(frozen=True)
 class PredictionEntry:
-    """The masks of one entry of a prediction file. `key` identifies the image; None: the file does not identify it."""
+    """The masks of one image entry of a prediction file. `key` identifies the image (None if unknown)."""
 
     key: Hashable
     masks: Masks
@@ -281,9 +282,9 @@ def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
 
 
 def row_with_names(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
-    """Return the dataset with the json file recorded in the meta file, if the table does not define its names.
+    """Return the dataset with the `json_file` recorded in the meta file, if the dataset table defines no class names.
 
-    `row` is returned unchanged if the table defines the names, or if the recorded file no longer exists.
+    `row` is returned unchanged if the table defines class names, or if the recorded file no longer exists.
     """
     files = meta.get("files")
     path = files.get("json_file") if isinstance(files, Mapping) else None
@@ -296,7 +297,7 @@ def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
     """Return the split that the predictions were made from; None if its files are missing, unreadable or changed."""
     row = row_with_files(row, meta)
     places = [getattr(row, field) for field in form_class(row.form).needs]
-    # Only URLs of the table are read. URLs recorded in a meta file are not.
+    # URLs are read only if they come from the dataset table, because a meta file is untrusted.
     if not all(place and (is_remote(place) or os.path.exists(place)) for place in places):
         return None
     try:
@@ -309,19 +310,19 @@ def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
 def check_masks(
     split: Split, parts: Sequence[tuple[Path, Mapping[str, Any], Sequence[PredictionEntry]]], images: int | None
 ) -> None:
-    """Compare the entries of the prediction files of a dataset with the split.
+    """Check that the prediction files of a dataset have exactly the images and masks of the split.
 
     Args:
         split: the images and masks of the dataset.
-        parts: for each file its path, the content of its meta file (empty without one) and its entries.
-        images: number of images of the split that had to be named; None: all of them.
+        parts: for each file, its path, the content of its meta file (empty without one) and its entries.
+        images: number of images of the split that had to be named; None means all images.
 
     Raises:
-        OsmError: an image or a mask does not belong to the split, or an image of the split is missing.
+        OsmError: An image or a mask does not belong to the split, or an image of the split is missing.
     """
     count = len(split) if images is None else images
     if count > len(split):
-        raise OsmError(f"{parts[0][0]}: made of {count} images, but {split.source} has {len(split)}")
+        raise OsmError(f"{parts[0][0]}: made from {count} images, but {split.source} has {len(split)}")
     places: dict[Hashable, list[int]] = {}
     wanted: dict[Hashable, Masks | None] = {}
     for index in range(count):
@@ -343,31 +344,31 @@ def check_masks(
         elif expected is None or expected:
             raise OsmError(
                 f"set {split.row.name!r}: image {shown(key)} of {split.source} is in none of "
-                f"{', '.join(path.name for path, _, _ in parts)}: a file is cut short; generate it again"
+                f"{', '.join(path.name for path, _, _ in parts)}: a file is cut short; generate the file again"
                 + ("" if images is not None else " (predictions with --limit need their meta file)")
             )
 
 
 def _check_place(split: Split, path: Path, meta: Mapping[str, Any], key: Hashable, places: Sequence[int]) -> None:
-    """Raise OsmError if an image does not belong to the split, or belongs to another part."""
+    """Raise OsmError if an image does not belong to the split, or belongs to a different part."""
     if not places:
         raise OsmError(
             f"predictions {path}: image {shown(key)} is not among the images of {split.source} that had to be named: "
-            "the predictions are for another set"
+            "the predictions are for a different set"
         )
     if "items" in meta:
         start, stop = meta["items"]
         if not any(start <= place < stop for place in places):
             raise OsmError(
-                f"predictions {path}: image {shown(key)} is number {places[0]} of {split.source}, but its meta file "
-                f"says that it holds {start} to {stop - 1}; generate it again"
+                f"predictions {path}: image {shown(key)} has index {places[0]} in {split.source}, but the "
+                f"meta file says that the part has images {start} to {stop - 1}; generate the part again"
             )
 
 
 def _other_masks(split: Split, path: Path, key: Hashable, found: Masks, wanted: Masks) -> str:
-    """Return the error message about the first mask that differs between a file and the split."""
+    """Return the error message about the first mask that differs between a prediction file and the split."""
     strange, lost = found - wanted, wanted - found
     own_id, category = next(iter(strange or lost))
     which = f"mask {shown(own_id)} of category {shown(category)}"
-    what = f"has {which}, which {split.source} has not" if strange else f"lacks {which} of {split.source}"
-    return f"predictions {path}: image {shown(key)} {what}: the predictions are for other masks"
+    what = f"has {which}, which is not in {split.source}" if strange else f"lacks {which} of {split.source}"
+    return f"predictions {path}: image {shown(key)} {what}: the predictions are for different masks"

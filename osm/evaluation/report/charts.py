@@ -1,7 +1,7 @@
 """The charts of the report, drawn by matplotlib as inline SVG: the loss curve and the calibration plot.
 
-The same data gives the same bytes. Text and axes take their colours from the style sheet of the page, so the charts
-follow its light or dark theme.
+The same data always produces identical SVG. Text and axes take their colors from the style sheet of the page, so the
+charts follow the light or dark theme of the page.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart, without its yellow, which is hard to see on
-# white. The dashes differ as well.
+# The palette of Okabe and Ito, whose colors color-blind readers can tell apart. Yellow is omitted because it is hard to
+# see on white. Lines also differ in their dashes.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MODE_STYLES: dict[str, dict[str, Any]] = {
     "own mode": {"color": "#0072b2"},
     "any": {"color": "#d55e00", "dashes": (4, 2)},
 }
-# Colours that occur nowhere else; in the finished SVG they become variables of the page's style sheet.
+# Marker colors that no other element uses; in the finished SVG, they are replaced by variables of the style sheet.
 _INK, _GRID, _FRAME = "#010101", "#020202", "#030303"
 _CSS_COLOURS = {_INK: "currentColor", _GRID: "var(--line)", _FRAME: "var(--dim)"}
 _SETTINGS: Any = {
@@ -47,21 +47,21 @@ _SETTINGS: Any = {
     "grid.color": _GRID,
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-_WIDTH, _HEIGHT = 760, 300  # of the loss curve, in points; the SVG has one unit per point
+_WIDTH, _HEIGHT = 760, 300  # size of the loss curve in points; the SVG has one unit per point
 _LEGEND_COLUMNS, _LEGEND_ROW = 3, 20
 _LONGEST_LABEL = 36
 _MOST_POINTS = 400
 
 
 def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draw the loss of a training run by optimizer step, on a logarithmic axis.
+    """Draw the loss of a training run against the optimizer step, on a logarithmic axis.
 
     Args:
-        records: of the training log (see `read_log`). The total `loss` is a thick line. Every `loss/<set>/<mode>` is a
-            thin line: both modes of a set share a colour, and mode `any` is dashed.
+        records: the records of the training log (see `read_log`). The total `loss` is a thick line. Every
+            `loss/<set>/<mode>` is a thin line: both modes of a dataset share a color, and mode `any` is dashed.
 
     Returns:
-        The SVG; "" if no record has a positive, finite loss.
+        The SVG, or "" if no record has a positive, finite loss.
     """
     keys = ["loss", *sorted({key for record in records for key in record if key.startswith("loss/")})]
     lines = {key: points for key in keys if (points := _points(records, key))}
@@ -74,7 +74,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
         axes = figure.add_axes((56 / _WIDTH, 1 - (_HEIGHT + 12) / height, (_WIDTH - 76) / _WIDTH, _HEIGHT / height))
         drawn = []
         for number, (key, points) in enumerate(lines.items()):
-            # A single point makes no line, so it gets a marker. The total is on top.
+            # A single point makes no line, so it is drawn with a marker. The total loss is drawn on top.
             style = _loss_style(key, number)
             marker = "o" if len(points) == 1 else ""
             order = 3 if key == "loss" else 2
@@ -96,17 +96,17 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def reliability_plot(name: str, modes: Mapping[str, Calibration]) -> Markup:
-    """Draw the calibration of one dataset.
+    """Draw the calibration plot of one dataset.
 
-    The upper plot has the accuracy of each bin over its mean probability; the area of a dot grows with its number of
-    masks. The bars below it are the numbers of masks.
+    The upper plot shows the accuracy of each bin against its mean probability; the area of a dot grows with the number
+    of masks in the bin. The bars below the plot show the number of masks in each bin.
 
     Args:
-        name: of the dataset.
-        modes: the reliability tables of `own mode` and `any`.
+        name: name of the dataset.
+        modes: the reliability tables of the dataset's `own mode` and of mode `any`.
 
     Returns:
-        The SVG; "" if no mask has a probability.
+        The SVG, or "" if no mask has a probability.
     """
     modes = {mode: table for mode, table in modes.items() if table.masks}
     if not modes:
@@ -141,7 +141,7 @@ def reliability_plot(name: str, modes: Mapping[str, Calibration]) -> Markup:
 
 
 def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Return (step, loss) of the records with a positive, finite loss, thinned out evenly; the last one is kept."""
+    """Return (step, loss) of the records with a positive, finite loss, thinned out evenly but including the last."""
     values = [(record["step"], record.get(key)) for record in records]
     points = [
         (float(step), float(loss))
@@ -155,13 +155,13 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 def _loss_style(key: str, number: int) -> dict[str, Any]:
     if key == "loss":
         return {"color": _INK, "linewidth": 2.5}
-    # Both modes of a set are neighbours in the order of names, so they share a colour.
+    # The two modes of a dataset are adjacent in alphabetical order, so their lines get the same color.
     dashes = {"dashes": (5, 2.5)} if key.endswith("/any") else {}
     return {"color": _COLOURS[(number - 1) // 2 % len(_COLOURS)], "linewidth": 1.2, **dashes}
 
 
 def _scale_loss_axes(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Set limits and round ticks: at 1, 2 and 5 of each decade, or at the decades alone if there are many."""
+    """Set axis limits and ticks. The loss axis has ticks at 1, 2 and 5 of each decade, or only at decades."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     steps, losses = zip(*points, strict=True)
@@ -197,20 +197,20 @@ def _scale_reliability_axes(upper: Axes, lower: Axes, most: int) -> None:
 
 
 def _format_axes(axes: Axes, keep_x: bool = True) -> None:
-    """Draw the grid, and numbers without trailing zeros, but no tick marks."""
+    """Draw the grid without tick marks, and format numbers without trailing zeros."""
     if keep_x:
         axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    # A clip path would be a reference to a URL within the page; nothing is drawn outside the axes anyway.
+    # Clipping is disabled, because a clip path refers to an id within the page; nothing is drawn outside the axes.
     axes.grid(True, clip_on=False, linewidth=1)
     axes.tick_params(bottom=False, left=False)
 
 
 def _placeholder(number: int) -> str:
-    """Return the text that stands for a label of the legend while matplotlib computes the layout.
+    """Return the placeholder of a legend label, which matplotlib uses to compute the layout.
 
-    Labels come from files. They are inserted, escaped, into the finished SVG, so matplotlib neither interprets them
-    nor warns about letters that its font lacks.
+    The actual labels come from files. The labels are escaped and inserted into the finished SVG, so that matplotlib
+    neither interprets the labels nor warns about characters that its font lacks.
     """
     return f"label-{number:018d}"
 
@@ -232,7 +232,8 @@ def _svg(
         figure.savefig(stream, format="svg", metadata=_NO_METADATA)
     document = stream.getvalue()
     document = document[document.index("<svg ") + len("<svg ") :]
-    # Matplotlib's ids would occur once for each chart of the page. Those of the lines become data attributes.
+    # Matplotlib repeats the same ids in every SVG, so a page with several charts would have duplicate ids. The ids of
+    # lines become data attributes, and all other ids are removed.
     document = re.sub(r'<g id="((?:series|dots)-\d+)">', r'<g data-line="\1">', document)
     document = re.sub(r'<g id="[^"]*">', "<g>", document)
     document = re.sub(r" *\n", "\n", document)

@@ -1,4 +1,4 @@
-"""Comparison of two folders of predictions, mask by mask: rates, differences with intervals, and changed masks."""
+"""Mask-by-mask comparison of two folders of predictions: rates, differences with intervals, and changed masks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ OUTCOMES = ("both_right", "a_alone", "b_alone", "both_wrong")
 
 @dataclass(frozen=True)
 class Change:
-    """A mask that has a right name in one folder and a wrong name in the other.
+    """A mask whose predicted name is right in one folder and wrong in the other.
 
     Attributes:
         image: key of the image in the prediction files.
         mask: id of the annotation.
-        given: name of its class.
-        a, b: predicted names.
+        given: name of the mask's class.
+        a, b: the names predicted in folders A and B.
         prob: probability of the name in B.
     """
 
@@ -50,17 +50,17 @@ class Change:
 
 @dataclass(frozen=True)
 class ModeComparison:
-    """The comparison in one mode of one dataset, over the masks that have a prediction in both folders.
+    """The comparison of one dataset in one mode, over the masks that have a prediction in both folders.
 
     Attributes:
-        a, b: rates by column, with intervals.
-        difference: b minus a by column, from a paired bootstrap over images.
-        ece: expected calibration errors of a and b.
+        a, b: rates of A and B by column, with intervals.
+        difference: B - A by column, from a paired bootstrap over images.
+        ece: expected calibration errors of A and B.
         outcomes: number of masks for each of `OUTCOMES`.
-        fixed: examples of masks that only b names right, in descending order of the probability in b.
-        broken: examples of masks that only a names right, in the same order.
+        fixed: examples of masks whose name is right only in B, in descending order of the probability in B.
+        broken: examples of masks whose name is right only in A, in descending order of the probability in B.
+        a_only, b_only: numbers of masks with a prediction only in A, and only in B; these masks are not compared.
         titles: titles of the columns.
-        a_only, b_only: numbers of masks with a prediction in one folder only; they are left out.
     """
 
     a: Mapping[str, Rate]
@@ -79,7 +79,7 @@ class ModeComparison:
         return self.outcomes.total()
 
     def main(self) -> list[str]:
-        """Return the columns, without the accuracy of single classes."""
+        """Return the columns, without the accuracies of individual classes."""
         return [key for key in self.difference if not key.startswith(CLASS)]
 
     def as_json(self) -> dict[str, Any]:
@@ -100,9 +100,9 @@ class ModeComparison:
 
 @dataclass(frozen=True)
 class SetComparison:
-    """The comparison of one dataset in own mode (`specific`) and mode `any` (`agnostic`).
+    """The comparison of one dataset in its own mode (`specific`) and in mode `any` (`agnostic`).
 
-    A mode is missing if one of the folders has no predictions in it.
+    A mode is missing if one of the folders has no predictions in this mode.
     """
 
     row: Dataset
@@ -124,22 +124,22 @@ def compare_folders(
     examples: int = 10,
     metrics: Sequence[Metric] | None = None,
 ) -> tuple[list[SetComparison], list[str]]:
-    """Compare every dataset that is in both folders.
+    """Compare every dataset that has predictions in both folders.
 
     Args:
         folders: folders A and B.
         parts: number of parts of A and of B.
-        table: the datasets.
-        tools: of the metrics that need more than strings; None: leave these metrics out.
-        bootstrap: for the intervals.
+        table: the table of datasets.
+        tools: models and databases. If None, metrics that need a tool are skipped.
+        bootstrap: the parameters of the intervals, or None for the default parameters.
         examples: maximum number of examples of each kind of change.
-        metrics: the metrics that are compared; None: all registered metrics.
+        metrics: the metrics to compare, or None for all registered metrics.
 
     Returns:
-        The comparisons, and a note for each dataset that is left out.
+        The comparisons, and a note for each dataset that is skipped.
 
     Raises:
-        OsmError: a folder is invalid, no dataset is in both, or the masks of a dataset differ.
+        OsmError: A folder is invalid, no dataset is in both folders, or A and B have different masks of a dataset.
     """
     found = []
     for side, folder, count in zip("AB", folders, parts, strict=True):
@@ -152,7 +152,7 @@ def compare_folders(
     notes += [f"{name}: left out, in B alone" for name in b if name not in a]
     both = [name for name in a if name in b]
     if not both:
-        raise OsmError(f"A has {', '.join(a)}, B has {', '.join(b)}: expected a set that is in both")
+        raise OsmError(f"A has {', '.join(a)}, B has {', '.join(b)}: expected at least one common set")
     return [
         compare_sets(a[name], b[name], tools or Tools(), bootstrap or Bootstrap(), examples, metrics) for name in both
     ], notes
@@ -166,12 +166,12 @@ def compare_sets(
     examples: int = 10,
     metrics: Sequence[Metric] | None = None,
 ) -> SetComparison:
-    """Compare one dataset (see `compare_folders`)."""
+    """Compare the predictions of one dataset in A and B (see `compare_folders`)."""
     pairs = _paired(a, b)
     notes = [*tools.notes]
     notes += [f"{side} was {note}" for side, one in (("A", a), ("B", b)) for note in made_with(one.meta)]
     if a.meta.get("annotations") != b.meta.get("annotations") and a.meta and b.meta:
-        notes.append("made from annotation files that are not the same: ids and classes agree, masks may not")
+        notes.append("made from different annotation files: ids and classes agree, but masks may differ")
     modes = {}
     for name, mode in (("specific", a.row.name), ("agnostic", ANY_MODE)):
         compared = _compare_mode(a, pairs, mode, tools, bootstrap, examples, metrics)
@@ -186,18 +186,18 @@ Pair = tuple[int, Any, MaskRecord, MaskRecord]
 
 
 def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
-    """Return (number of the image, key of the image, mask in A, mask in B) of every mask, in the order of A.
+    """Return (index of the image, key of the image, mask in A, mask in B) for every mask, in the order of A.
 
     Raises:
-        OsmError: the folders have different masks, or a mask has different classes.
+        OsmError: The folders have different masks, or a mask has different classes in A and B.
     """
     of_a, of_b = _by_key(a), _by_key(b)
     for one, other, side in ((of_a, of_b, "A"), (of_b, of_a, "B")):
         lost = next((key for key in one if key not in other), None)
         if lost is not None:
             raise OsmError(
-                f"set {a.row.name!r}: A has {len(of_a)} masks in {a.image_count} images, B {len(of_b)} in "
-                f"{b.image_count}; in {side} alone, first: image {shown(lost[0][1])}, mask {shown(lost[1])}; expected "
+                f"set {a.row.name!r}: A has {len(of_a)} masks in {a.image_count} images, B has {len(of_b)} masks in "
+                f"{b.image_count} images; only {side} has image {shown(lost[0][1])}, mask {shown(lost[1])}; expected "
                 "predictions for the same masks"
             )
     pairs = []
@@ -212,9 +212,9 @@ def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
 
 
 def _by_key(records: SetRecords) -> dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]]:
-    """Return every mask without crowd by (image, id, index among equal ids).
+    """Return every mask except crowds, keyed by (image, id, index among masks of the image with the same id).
 
-    The image is identified by its key, or by its position if it has no key.
+    The image is identified by its key, or by its position in the files if it has no key.
     """
     found: dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]] = {}
     times: Counter[Any] = Counter()
@@ -275,7 +275,7 @@ def _has(mask: MaskRecord, mode: str) -> bool:
 
 
 def _keep_common(a: MaskScores, b: MaskScores) -> None:
-    """Remove columns that only one of the two has, such as Acc by size if one folder has no areas."""
+    """Remove columns that only A or only B has, such as Acc by size if one folder has no areas."""
     common = [key for key in a.columns if key in b.columns]
     a.columns = {key: a.columns[key] for key in common}
     b.columns = {key: b.columns[key] for key in common}
@@ -295,7 +295,7 @@ def _changes(row: Dataset, rows: list[Pair], mode: str) -> list[Change]:
 
 
 def comparison_lines(comparison: SetComparison, titles: tuple[str, str]) -> list[str]:
-    """Return the comparison of one dataset as a table in plain text."""
+    """Return the comparison of one dataset as a plain-text table."""
     lines = []
     for name, mode in comparison.modes.items():
         lines.append(f"{comparison.row.title}, {name}: {mode.masks} masks, in %")
@@ -352,9 +352,10 @@ def comparison_page(
     """Render the comparison as one HTML page and yield the page in pieces.
 
     Args:
-        titles: of A and B.
-        notes: for each dataset that was left out, the reason.
-        bootstrap: the one that the intervals were computed with.
+        comparisons: the comparisons of all datasets.
+        titles: titles of A and B.
+        notes: for each dataset that was skipped, the reason.
+        bootstrap: the parameters that the intervals were computed with.
     """
     return render_page(
         "comparison.html",
@@ -370,7 +371,7 @@ def comparison_page(
 
 
 def _mode_table(comparison: SetComparison, name: str, titles: tuple[str, str]) -> dict[str, Any]:
-    """Return what the page shows of one mode of a dataset."""
+    """Return the data that the page shows about one mode of a dataset."""
     mode = comparison.modes[name]
     rows = [_page_row(mode.titles.get(key, key), mode.a[key], mode.b[key], mode.difference[key]) for key in mode.main()]
     errors = dict(zip("ab", (_page_figure(error) for error in mode.ece), strict=True))
@@ -388,7 +389,7 @@ def _mode_table(comparison: SetComparison, name: str, titles: tuple[str, str]) -
 
 
 def _page_row(title: str, a: Rate, b: Rate, difference: Difference) -> dict[str, Any]:
-    """Return one row of a table. A difference whose interval excludes 0 is significant."""
+    """Return one row of the comparison table. A difference is significant if its interval excludes 0."""
     interval = difference.interval
     return {
         "title": title,

@@ -1,7 +1,7 @@
-"""Rendering of the HTML pages: the jinja2 templates of this package, with automatic escaping.
+"""Rendering of the HTML pages from the jinja2 templates of this package, with automatic escaping.
 
-A page is one file that needs no network: its style sheet and its script are included, images are data URIs, and charts
-are inline SVG.
+Each page is one file that needs no network: the style sheet and the script are embedded, images are data URIs, and
+charts are inline SVG.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from markupsafe import Markup
 from osm.terminal import printable
 
 NOTHING = "–"
-"""Written in a cell that has no value."""
+"""Shown in a table cell that has no value."""
 
 
 def render_page(template: str, **context: Any) -> Iterator[str]:
     """Render a template of this package and yield the page in pieces.
 
-    Names come from files and may contain anything. Every string of the context is made `printable` and is escaped
-    where the template inserts it, unless it is `Markup`.
+    Names come from files and may contain any characters. Every string in the context is made `printable` and is escaped
+    where the template inserts it, unless the string is `Markup`.
     """
     return _environment().get_template(template).generate(**context)
 
@@ -48,5 +48,5 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """Write out the control characters of an inserted value. Escaping follows, so markup is left alone."""
+    """Make the control characters of an inserted value visible. `Markup` is returned unchanged, as it is trusted."""
     return value if isinstance(value, Markup) else printable(value)

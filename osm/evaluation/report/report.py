@@ -1,4 +1,4 @@
-"""What a report of prediction folders contains: the figures and images of every dataset, and the training log."""
+"""The data of a report on prediction folders: the metrics and images of every dataset, and the training log."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ TITLE = "Open-ended recognition: results"
 
 @dataclass
 class SetReport:
-    """What the report states about one dataset in one folder of predictions.
+    """The data that the report shows about one dataset in one folder of predictions.
 
     Attributes:
-        measures: None if only the published metrics were requested.
-        pictures: a random sample of images. Only the main folder has images.
+        result: the published metrics of the dataset.
+        breakdown: the counts by class, by confusion and by part of a name.
+        measures: all metrics; None if only the published metrics were requested.
+        pictures: a random sample of images. Only the first folder, which is the main folder, has images.
         worst, best: the images with the most confident wrong names, and with the most confident right names.
         picture_notes: for each image that could not be drawn, the reason.
     """
@@ -43,20 +45,21 @@ class SetReport:
     picture_notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures of `evaluate_pred.py --json`, and those of the report alone."""
+        """Return all values of `evaluate_pred.py --json`, and the values that only the report computes."""
         measured = {"metrics": self.measures.as_json()} if self.measures else {}
         return {**self.result.as_json(), "intervals": intervals(self.result), **self.breakdown.as_json(), **measured}
 
 
 @dataclass
 class Report:
-    """Everything that the page shows.
+    """All the data that the report page shows.
 
     Attributes:
-        predictions: title -> dataset -> figures; the first title is the main one.
-        notes: for each dataset that was left out, the reason.
+        title: the heading of the page.
+        predictions: title -> dataset -> report data; the first title is the main folder.
+        notes: for each dataset that was skipped, the reason.
         records: the records of the training log; None without a training run.
-        baselines: dataset -> name -> figure.
+        baselines: dataset -> name of the baseline -> value.
         versions: package -> version.
     """
 
@@ -68,7 +71,7 @@ class Report:
     versions: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of `results.json`. Numbers that are not finite become null, which json requires."""
+        """Return the content of `results.json`. Numbers that are not finite become null, because JSON has no nan."""
         last = self.records[-1] if self.records else None
         document = {
             "predictions": {
@@ -94,12 +97,12 @@ def collect_report(
     metrics: str = ALL,
     bootstrap: int = 1000,
 ) -> Report:
-    """Evaluate folders of predictions, draw images and read the training log.
+    """Evaluate folders of predictions, draw images and read the training log for a report.
 
-    The arguments and errors are those of `osm.evaluation.report.report_page.write_report`.
+    The arguments and errors are the same as in `osm.evaluation.report.report_page.write_report`.
     """
     if not predictions:
-        raise OsmError("predictions: none given; expected a title and a folder, one or more")
+        raise OsmError("predictions: none given; expected at least one title and folder")
     for name, count in (("pictures", pictures), ("surest", surest), ("bootstrap", bootstrap), ("seed", seed)):
         if count < 0:
             raise OsmError(f"{name} {count}: expected 0 or more")
@@ -121,7 +124,7 @@ def collect_report(
 
 
 def _sets(folder: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[dict[str, SetReport], list[str]]:
-    """Evaluate the datasets of one folder. Return their reports, and a note for each dataset that was left out."""
+    """Evaluate the datasets of one folder. Return the reports, and a note for each skipped dataset."""
     results, notes = evaluate_folder(folder, parts, table)
     return {result.row.name: SetReport(result, break_down(result.records)) for result in results}, notes
 
@@ -137,7 +140,7 @@ def _draw(entry: SetReport, pictures: int, surest: int, seed: int) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Replace nan and infinite numbers (of a diverged loss) by None."""
+    """Replace nan and infinite numbers (for example, in the losses of a diverged run) by None."""
     if isinstance(value, Mapping):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -146,17 +149,17 @@ def _finite(value: Any) -> Any:
 
 
 def _log(run: Path) -> list[dict[str, Any]]:
-    wanted = "expected a folder that train.py wrote"
+    wanted = "expected a folder written by train.py"
     try:
         return read_log(run)
     except OSError as error:
         raise OsmError(f"run {run}: log.jsonl: {error.strerror}; {wanted}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise OsmError(f"run {run}: log.jsonl is no training log ({error!r}); {wanted}") from None
+        raise OsmError(f"run {run}: log.jsonl is not a training log ({error!r}); {wanted}") from None
 
 
 def _checked_baselines(baselines: Any) -> dict[str, dict[str, Any]]:
-    """Return dataset -> name -> figure. Names that are nested deeper are joined by slashes."""
+    """Return dataset -> baseline name -> value. Names that are nested deeper are joined by slashes."""
     if not isinstance(baselines, Mapping):
         raise OsmError(f"baselines: expected {{set: {{name: percent}}}}, found {shown(baselines)}")
     for name, figures in baselines.items():

@@ -1,4 +1,4 @@
-"""The command lines of `osm report`, `osm picture` and `osm compare`."""
+"""The command-line interfaces of `osm report`, `osm picture` and `osm compare`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _report(argv: Sequence[str] | None) -> None:
     if args.run and is_remote(args.run):
         args.run = localize(join(check_location(args.run, "--run"), "log.jsonl"), "--run").parent
     if args.run and not (args.run / "log.jsonl").is_file():
-        raise OsmError(f"--run {args.run}: no log.jsonl there; expected a folder that train.py wrote")
+        raise OsmError(f"--run {args.run}: the folder has no log.jsonl; expected a folder written by train.py")
     baselines = read_json(localize(args.baselines, "--baselines"), "--baselines")[0] if args.baselines else None
     table = dataset_table(datasets=args.datasets)
     drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
@@ -83,7 +83,7 @@ def _report(argv: Sequence[str] | None) -> None:
 
 
 def report_parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm report`."""
+    """Return the argument parser of `osm report`."""
     parser = CommandParser(
         prog="osm report",
         allow_abbrev=False,
@@ -112,12 +112,13 @@ def report_parser() -> argparse.ArgumentParser:
         "--surest",
         type=int,
         default=3,
-        help="number of images per dataset with the most confident wrong, and right, names (%(default)s)",
+        help="number of images per dataset with the most confident wrong names, and with the most confident right "
+        "names (%(default)s)",
     )
     parser.add_argument(
         "--metrics",
         default=ALL,
-        help="all, published (only Acc and NIV), or some of `osm list metrics`, separated by commas, or module:Class "
+        help="all, published (only Acc and NIV), or comma-separated names from `osm list metrics`, or module:Class "
         "[%(default)s]",
     )
     add_bootstrap(parser)
@@ -136,7 +137,7 @@ def _picture(argv: Sequence[str] | None) -> None:
 
 
 def picture_parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm picture`."""
+    """Return the argument parser of `osm picture`."""
     parser = CommandParser(
         prog="osm picture",
         allow_abbrev=False,
@@ -186,12 +187,12 @@ def _parts(text: str) -> tuple[int, int]:
 def _titles(text: str) -> tuple[str, str]:
     titles = [title.strip() for title in text.split(",")]
     if len(titles) != 2 or not all(titles):
-        raise OsmError(f"--titles {text!r}: expected two, with a comma between them")
+        raise OsmError(f"--titles {text!r}: expected two comma-separated titles")
     return titles[0], titles[1]
 
 
 def compare_parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm compare`."""
+    """Return the argument parser of `osm compare`."""
     parser = CommandParser(
         prog="osm compare",
         allow_abbrev=False,
@@ -199,7 +200,7 @@ def compare_parser() -> argparse.ArgumentParser:
         "over images, and changed masks.",
     )
     parser.add_argument("a", metavar="A", help="folder of the predictions, or its URL")
-    parser.add_argument("b", metavar="B", help="folder of the other predictions, or its URL")
+    parser.add_argument("b", metavar="B", help="folder of the predictions to compare with A, or its URL")
     parser.add_argument("--parts", required=True, metavar="N[,M]", help="numbers of parts of A and B")
     parser.add_argument("--titles", default="A,B", metavar="A,B", help="titles of A and B (%(default)s)")
     parser.add_argument("--datasets", help="YAML file with your own datasets")
@@ -212,7 +213,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--examples", type=int, default=10, help="maximum number of examples of each kind of change (%(default)s)"
     )
-    parser.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
-    parser.add_argument("--report", metavar="FILE.html", help="also write an HTML page, or to a URL")
+    parser.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
+    parser.add_argument("--report", metavar="FILE.html", help="also write an HTML page to this file, or to a URL")
     add_bootstrap(parser)
     return parser

@@ -1,4 +1,4 @@
-"""What the report counts beyond Acc and NIV: by class, by pair of names, by the parts of a name, in any vocabulary."""
+"""The counts of a report besides Acc and NIV: by class, by confusion, by part of a name, and in any vocabulary."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from osm.evaluation.predict.records import SetRecords
 
 @dataclass
 class Breakdown:
-    """The counts of one set in one folder.
+    """Mask counts of one dataset in one folder of predictions, for the tables of the report.
 
     Attributes:
-        classes: in the set's own mode, (right, masks) by category id.
-        confusions: in the set's own mode, how often (the class's name, a wrong prediction) occurred.
-        parts: in the set's own mode, over the masks whose class has a name of several words: `total`, `full_right`,
-            `head_right` (last word) and `modifiers_right` (the words before).
+        classes: in the dataset's own mode, (correct, total) mask counts by category id.
+        confusions: in the dataset's own mode, the number of masks for each pair (class name, wrong prediction).
+        parts: in the dataset's own mode, over the masks whose class has a name of several words: `total`, `full_right`,
+            `head_right` (the last word is right) and `modifiers_right` (the words before the last are right).
         either: in mode `any`, over the masks that have the field `names`: `total` and `correct`.
     """
 
@@ -33,12 +33,12 @@ class Breakdown:
     either: Counter[str] = field(default_factory=Counter)
 
     def commonest(self, count: int) -> list[tuple[str, str, int]]:
-        """The commonest confusions: (given, predicted, how often); equals by name."""
+        """Return the most frequent confusions as (class name, prediction, count); ties are ordered by name."""
         ordered = sorted(self.confusions.items(), key=lambda entry: (-entry[1], entry[0]))
         return [(*pair, times) for pair, times in ordered[:count]]
 
     def as_json(self) -> dict[str, Any]:
-        """`parts_of_names` and `either_vocabulary`; null where nothing was counted."""
+        """Return `parts_of_names` and `either_vocabulary` as JSON-compatible values; null where no mask counts."""
         total, either = self.parts["total"], self.either["total"]
         parts = {key: self.parts[key] for key in PARTS}
         return {
@@ -57,7 +57,7 @@ class Breakdown:
 
 
 def break_down(records: SetRecords) -> Breakdown:
-    """Counts one set of a folder."""
+    """Count the outcomes of one dataset in a folder of predictions."""
     result = Breakdown()
     row = records.row
     own = score_masks(records, row.name, metrics=[PartsOfNames()])
@@ -76,7 +76,7 @@ def break_down(records: SetRecords) -> Breakdown:
 
 
 def _counted(column: np.ndarray | None) -> tuple[int, int]:
-    """Return how many masks count in a column, and how many of them score 1."""
+    """Return how many masks a column applies to, and how many of these masks score 1."""
     if column is None:
         return 0, 0
     counted = column[~np.isnan(column)]
@@ -84,7 +84,7 @@ def _counted(column: np.ndarray | None) -> tuple[int, int]:
 
 
 def intervals(result: SetResult) -> dict[str, Any]:
-    """The 95 % intervals of a set's Acc and NIV in both modes; null where nothing was counted."""
+    """Return the 95 % intervals of a dataset's Acc and NIV in both modes; null for a mode without predictions."""
     return {
         mode: {
             "acc": wilson_interval(score.correct, score.total),

@@ -1,4 +1,4 @@
-"""The report as one HTML page, and its figures as json."""
+"""The report as one HTML page, and its values as a JSON file."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ from osm.files import write_atomically
 PAGE, RESULTS = "report.html", "results.json"
 CONFUSIONS = 25
 MODES = {"specific": "own mode", "agnostic": "any"}
-_MANY_CLASSES = 60  # A table of more classes is folded.
-_MANY_MASKS = 15  # A table of more masks is folded.
-_FEW = 5  # The number of worst classes listed, and the number of masks below which a class is not listed among them.
+_MANY_CLASSES = 60  # A table with more classes than this is collapsed on the page.
+_MANY_MASKS = 15  # A table with more masks than this is collapsed on the page.
+_FEW = 5  # The number of worst classes listed. A class with fewer masks than this is never listed as one of the worst.
 
 
 @dataclass(frozen=True)
 class ShareOfMasks:
-    """A share of masks, with its 95 % interval.
+    """A share of masks and its 95 % interval.
 
     Attributes:
-        interval: None if `total` is 0.
-        over_images: whether the interval is a bootstrap interval over images; otherwise it is Wilson's.
+        count: number of masks that are counted, for example correctly named masks.
+        total: number of all masks.
+        interval: the 95 % interval; None if `total` is 0.
+        over_images: whether the interval is a bootstrap interval over images; otherwise it is a Wilson interval.
     """
 
     count: int
@@ -46,7 +48,7 @@ class ShareOfMasks:
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """The share of masks of one class whose name is right."""
+    """The share of correctly named masks of one class."""
 
     name: str
     share: ShareOfMasks
@@ -66,31 +68,32 @@ def write_report(
     metrics: str = ALL,
     bootstrap: int = 1000,
 ) -> dict[str, Any]:
-    """Write `report.html` and `results.json` into `out_dir`, replacing older ones.
+    """Write `report.html` and `results.json` into `out_dir`, overwriting existing files.
 
-    The same input gives the same bytes.
+    The same input always produces identical files.
 
     Args:
-        out_dir: is created if it does not exist.
-        predictions: title -> folder of prediction files. The first folder is the main one: the page shows its accuracy
-            by class, its confusions and its images. All folders are scored.
-        parts: the n that generate_pred.py was run with; it is the same for all folders.
-        table: the datasets. Their paths are used where the paths recorded by generate_pred.py no longer exist.
+        out_dir: the output folder, created if it does not exist.
+        predictions: title -> folder of prediction files. All folders are scored. The first folder is the main folder:
+            the page shows its accuracy by class, its confusions and its images.
+        parts: the n that generate_pred.py was run with, which must be the same for all folders.
+        table: the table of datasets. Its paths are used where the paths recorded by generate_pred.py no longer exist.
         run: folder of a training run, for its loss curve.
         baselines: {dataset: {name: percent}}, shown next to the scores.
         pictures: maximum number of randomly chosen images per dataset.
-        seed: of the random choice of images, and of the bootstrap.
-        surest: number of images per dataset with the most confident wrong names, and of those with the most confident
-            right names.
+        seed: seed for the random choice of images and for the bootstrap.
+        title: the heading of the page.
+        surest: number of images per dataset with the most confident wrong names, and with the most confident right
+            names.
         metrics: `all`, `published` (only Acc and NIV), or names of metrics (see `select_metrics`).
-        bootstrap: number of bootstrap samples over images, for the intervals; 0: no intervals.
+        bootstrap: number of bootstrap samples over images for the intervals. 0 disables intervals.
 
     Returns:
         The content of `results.json`.
 
     Raises:
-        OsmError: prediction files are missing or invalid, the run has no log, the baselines have another structure, or
-            `out_dir` cannot be written. Missing images are not an error: the page reports them.
+        OsmError: Prediction files are missing or invalid, the run has no log, the baselines have a different structure,
+            or `out_dir` cannot be written. Missing images do not raise an error: the page reports them.
     """
     report = collect_report(
         predictions, parts, table, run, baselines, pictures, seed, title, surest, metrics, bootstrap
@@ -137,12 +140,12 @@ def page(report: Report) -> Iterator[str]:
 
 
 def _set_names(report: Report) -> list[str]:
-    """Return the datasets of all folders, each once."""
+    """Return the names of the datasets in all folders, without duplicates."""
     return list(dict.fromkeys(name for sets in report.predictions.values() for name in sets))
 
 
 def _share(count: int, total: int, rate: Rate | None = None) -> ShareOfMasks:
-    """Return a share with the bootstrap interval of the rate; if it has none, with Wilson's interval."""
+    """Return a share with the bootstrap interval of the rate, or with Wilson's interval if the rate has no interval."""
     over_images = rate.interval if rate else None
     return ShareOfMasks(count, total, over_images or wilson_interval(count, total), bool(over_images))
 
@@ -153,7 +156,7 @@ def _rate(entry: SetReport, mode: str, key: str) -> Rate | None:
 
 
 def _scores(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the table of scores, dataset by dataset."""
+    """Yield one entry for each dataset in the table of scores."""
     for name in dict.fromkeys([*_set_names(report), *report.baselines]):
         entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
         baselines = [
@@ -185,7 +188,7 @@ def _score_row(title: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _parts_of_names(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield the accuracy of whole names, last words and the words before them, of the datasets that have such names."""
+    """Yield the accuracies of whole names, last words and modifiers, for datasets with names of several words."""
     for name in _set_names(report):
         rows = []
         for title, sets in report.predictions.items():
@@ -199,7 +202,7 @@ def _parts_of_names(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def _made_with(report: Report) -> list[str]:
-    """Return notes on predictions that were not made in the standard way, such as with a limit."""
+    """Return notes on predictions that were made with non-standard settings, such as a limit."""
     return sorted(
         {
             f"{title}: {note}"
@@ -211,7 +214,7 @@ def _made_with(report: Report) -> list[str]:
 
 
 def _training(report: Report) -> dict[str, Any] | None:
-    """Return the facts of the last logged step and the loss curve; None without a run, {} without a step."""
+    """Return the values of the last logged step and the loss curve; None without a run, {} if no step is logged."""
     if not report.records:
         return None if report.records is None else {}
     last = report.records[-1]
@@ -238,7 +241,7 @@ def _is_further(key: str) -> bool:
 
 
 def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Return a table of the wanted rates of one dataset, with a column for each folder and mode."""
+    """Return a table of the selected rates of one dataset, with one column for each folder and mode."""
     entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
     columns: dict[str, ModeMeasures] = {
         f"{title}, {MODES[mode]}" if len(entries) > 1 else MODES[mode]: measures
@@ -259,7 +262,11 @@ def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) 
 
 
 def _notes(measures: SetMeasures, wanted: Callable[[str], bool]) -> list[str]:
-    """Return the notes that belong to a table: those on groups of masks, or all others except those on calibration."""
+    """Return the notes that are shown below a table.
+
+    A table by size or frequency has the notes on groups of masks. Any other table has the remaining notes, except the
+    notes on calibration.
+    """
     return [note for note in measures.notes if ("Acc by " in note) != wanted(LEXICAL) and "calibration" not in note]
 
 
@@ -279,7 +286,7 @@ def _calibration(name: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _classes(name: str, entry: SetReport) -> dict[str, Any]:
-    """Return the accuracy of every class, the classes with the most masks first, and the worst frequent classes."""
+    """Return the accuracy of every class, in descending order of masks, and the frequent classes with the worst Acc."""
     labels = entry.result.row.label_set
     rows = [
         ClassAccuracy(labels[key].target, _share(right, total, _rate(entry, "specific", f"{CLASS}{key}")))
@@ -298,7 +305,7 @@ def _classes(name: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _confusions(name: str, entry: SetReport) -> dict[str, Any]:
-    """Return the most frequent pairs of class name and wrong prediction."""
+    """Return the most frequent pairs of a class name and a wrong prediction."""
     pairs = entry.breakdown.commonest(CONFUSIONS)
     every, wrong = len(entry.breakdown.confusions), entry.breakdown.confusions.total()
     return {
@@ -319,7 +326,7 @@ def _pictures(name: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _picture(image: DrawnImage) -> dict[str, Any]:
-    """Return one drawn image with its number of right names, in own mode or else in mode `any`."""
+    """Return one drawn image and its number of right names in the dataset's own mode, or else in mode `any`."""
     marked = [own or anyone for _, own, anyone in image.masks]
     return {
         "drawn": image,
@@ -329,6 +336,6 @@ def _picture(image: DrawnImage) -> dict[str, Any]:
 
 
 def _fingerprints(sets: Mapping[str, SetReport]) -> list[str]:
-    """Return the fingerprints of the checkpoints that the predictions of a folder were made with."""
+    """Return the fingerprints of the checkpoints that made the predictions of a folder."""
     found = (entry.result.meta.get("checkpoint") for entry in sets.values())
     return sorted({str(fingerprint) for fingerprint in found if fingerprint is not None})

@@ -23,8 +23,8 @@ from osm.forms import Split, split_of
 from osm.forms.split import Item
 from osm.recognition.draw import draw_names, draw_numbered
 
-# Limits on the long side of a drawn image. Small images are enlarged so that the numbers are legible. Large images are
-# reduced because they would make the page huge.
+# Limits on the longer side of a drawn image, in pixels. Small images are enlarged so that the numbers are legible, and
+# large images are reduced because they would make the page huge.
 _SMALLEST, _LARGEST = 512, 800
 _QUALITY = 85
 
@@ -34,9 +34,11 @@ class Guess:
     """The prediction of one mode for one mask.
 
     Attributes:
-        prob: None if the file has no probability.
-        right: whether it is a name of the class of the mask.
-        right_elsewhere: whether it is wrong in the vocabulary of the dataset but among the `names` of the annotation.
+        name: the predicted name.
+        prob: the probability of the name; None if the prediction file has no probability.
+        right: whether the predicted name is a name of the class of the mask.
+        right_elsewhere: whether the predicted name is wrong in the vocabulary of the dataset, but is one of the
+            annotation's `names`.
     """
 
     name: str
@@ -50,11 +52,11 @@ class DrawnImage:
     """One image with its masks drawn on it.
 
     Attributes:
-        file_name: of the image.
-        jpeg: the drawn image, encoded in base64.
+        file_name: the file name of the image.
+        jpeg: the drawn image as a base64-encoded JPEG.
         size: (width, height) of the drawn image.
-        masks: for each mask, in the order of the numbers, the name of its class and its predictions in own mode and
-            in mode `any`. A missing prediction is None.
+        masks: for each mask, in the order of the drawn numbers, the name of its class, the prediction in the dataset's
+            own mode and the prediction in mode `any`. A missing prediction is None.
     """
 
     file_name: str
@@ -64,21 +66,22 @@ class DrawnImage:
 
 
 def choose(records: SetRecords, count: int, seed: int) -> list[int]:
-    """Choose up to `count` random images with a named mask. Return their indices in the order of the dataset."""
+    """Choose up to `count` random images that have a named mask, and return their indices in dataset order."""
     masks = masks_by_image(records)
     named = [index for index, of_image in enumerate(masks) if any(mask.counted for mask in of_image)]
     return sorted(random.Random(f"{seed} {records.row.name}").sample(named, min(count, len(named))))
 
 
 def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]]:
-    """Choose up to `count` images with the most confident wrong names, and as many with the most confident right names.
+    """Choose up to `count` images each for the most confident wrong names and for the most confident right names.
 
-    The confidence of an image is the mean probability over its masks, where wrong names count as negative. The mode is
-    own mode, or `any` if that is the only one. Masks without a probability are left out. An image is in at most one of
-    the two lists: in the first if its mean is below 0, in the second if it is above 0.
+    The confidence of an image is the mean probability over its masks, where wrong names count as negative. For each
+    mask, the prediction of the dataset's own mode is used, or the prediction of mode `any` if there is no other. Masks
+    without a probability are skipped. No image is in both lists: the first list has images with a mean below 0, and the
+    second list has images with a mean above 0.
 
     Returns:
-        The indices of the images, the most confident first.
+        The indices of the images with wrong names, and of the images with right names, the most confident first.
     """
     found = []
     for index, masks in enumerate(masks_by_image(records)):
@@ -95,8 +98,8 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, D
     """Draw images of one dataset.
 
     Returns:
-        The drawn images by index, and for each image that could not be drawn, the reason. Missing images are not an
-        error of the report.
+        The drawn images by index, and for each image that could not be drawn, the reason. A missing image file does not
+        stop the report.
     """
     chosen = sorted(set(chosen))
     if not chosen:
@@ -108,7 +111,7 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, D
     except OsmError as error:
         return {}, [str(error)] * len(chosen)
     if result.meta.get("annotations", split.source_hash) != split.source_hash:
-        note = f"{split.source} has changed since the predictions were made; its masks may be others"
+        note = f"{split.source} has changed since the predictions were made, so its masks may differ"
         return {}, [note] * len(chosen)
     pictures: dict[int, DrawnImage] = {}
     notes = []
@@ -121,7 +124,7 @@ def draw_pictures(result: SetResult, chosen: Iterable[int]) -> tuple[dict[int, D
 
 
 def masks_by_image(records: SetRecords) -> list[list[MaskRecord]]:
-    """Return the annotations of each image, without crowd."""
+    """Return the annotations of each image, without crowd annotations."""
     return [[mask for mask in image.masks if not mask.crowd] for image in records.images]
 
 
@@ -131,7 +134,7 @@ def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
     item = split.load(index)
     masks = [masks[place] for place in item.places if place < len(masks)]
     if [mask.id for mask in masks] != [annotation.get(split.id_key) for annotation in item.annotations]:
-        raise OsmError(f"{item.image_path}: the predictions are for other masks than {split.source} has")
+        raise OsmError(f"{item.image_path}: the predictions are for different masks than those in {split.source}")
     rows = [_names(split.row, mask) for mask in masks]
     canvas = draw_numbered(*enlarged(item), [_mark(own, anyone) for _, own, anyone in rows])
     buffer = io.BytesIO()
@@ -140,7 +143,7 @@ def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
 
 
 def enlarged(item: Item) -> tuple[Image.Image, np.ndarray]:
-    """Return the image and its bool masks (K, H, W), resized to the limits of a drawn image."""
+    """Return the image and its bool masks (K, H, W), resized to the size limits of a drawn image."""
     image = item.image()
     scale = min(max(max(image.size), _SMALLEST), _LARGEST) / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -170,38 +173,38 @@ def _mark(own: Guess | None, anyone: Guess | None) -> bool | None:
 
 
 _GAP = 8
-_TINT = 0.0  # masks are not tinted, because a name may refer to a colour
+_TINT = 0.0  # masks are not tinted, because a name may refer to a color
 
 
 def write_picture(
     path: Path, folder: Path, parts: int, table: Mapping[str, Dataset], set_name: str, images: int = 6, columns: int = 3
 ) -> Path:
-    """Draw a mosaic of evenly spaced images of one dataset, with the names that their masks have in own mode.
+    """Draw a mosaic of evenly spaced images of one dataset, with the names predicted in the dataset's own mode.
 
-    A wrong name is followed by the correct one in brackets. Images are resized to the size of the first image.
+    A wrong name is followed by the correct name in brackets. Images are resized to the size of the first image.
 
     Args:
         path: the JPEG file to write.
-        folder: of the prediction files.
+        folder: the folder of the prediction files.
         parts: number of parts of the predictions.
-        table: the datasets.
-        set_name: the dataset whose images are drawn.
+        table: the table of datasets.
+        set_name: name of the dataset whose images are drawn.
         images: maximum number of images.
         columns: maximum number of images per row.
 
     Raises:
-        OsmError: there are no predictions for the dataset, or its images are missing.
+        OsmError: There are no predictions for the dataset, or its images are missing.
     """
     if path.suffix.lower() not in (".jpg", ".jpeg"):
-        raise OsmError(f"output {path}: a JPEG is written, expected a name that ends in .jpg")
+        raise OsmError(f"output {path}: expected a file name that ends in .jpg, because the output is a JPEG")
     results = {result.row.name: result for result in evaluate_folder(folder, parts, table)[0]}
     if set_name not in results:
-        raise OsmError(f"--set {set_name!r}: {folder} has predictions of {', '.join(results)}")
+        raise OsmError(f"--set {set_name!r}: {folder} only has predictions for {', '.join(results)}")
     row = row_with_files(results[set_name].row, results[set_name].meta)
     records = masks_by_image(results[set_name].records)
     split = split_of(row)
     if len(records) != len(split):
-        raise OsmError(f"{folder}: predictions of {len(records)} images, but {split.source} has {len(split)}")
+        raise OsmError(f"{folder}: predictions for {len(records)} images, but {split.source} has {len(split)}")
     count = min(images, len(split))
     drawn = []
     for number in range(count):

@@ -1,8 +1,8 @@
 """Assignment of predicted names to the classes of a dataset.
 
-A name is compared with the names of the classes, then with their plural and singular forms (those that the published
-accuracy accepts). Optionally, a name without a match is assigned by meaning, to the class that has the name with the
-most similar sentence embedding. A name or form that two classes have belongs to the class with the lower id.
+A predicted name is compared with the names of the classes, then with the plural and singular forms that the published
+accuracy accepts. Optionally, a name without a match is assigned by meaning, to the class that has the name with the
+most similar sentence embedding. A name or form that belongs to several classes is assigned to the lowest class id.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from osm.datasets.labels import LabelClass, LabelSet
 from osm.evaluation.metrics import accepted_forms, normalize
 
 EXACT, NEAREST, WITHOUT = "exact", "nearest", "without_class"
-_AT_ONCE = 1024  # number of names whose cosines to all names of the dataset are in memory together
+_AT_ONCE = 1024  # number of predicted names whose cosines to all class names are in memory together
 
 
 class Encoder(Protocol):
-    """The interface of `osm.recognition.similarity.SentenceEncoder` that `ClassNames` uses."""
+    """The part of the `osm.recognition.similarity.SentenceEncoder` interface that `ClassNames` uses."""
 
     def nearest(self, texts: Sequence[str], names: Sequence[str], count: int = 1) -> list[list[tuple[int, float]]]: ...
 
 
 @dataclass(frozen=True)
 class Match:
-    """The class of a name (None: no class), and how it was found: `exact`, `nearest` or `without_class`."""
+    """The class id of a name (None for no match) and the kind of match: `exact`, `nearest` or `without_class`."""
 
     category_id: int | None
     how: str
 
 
 class ClassNames:
-    """Assigns names to the classes of a dataset.
+    """Assigns predicted names to the classes of a dataset.
 
     Args:
         labels: the classes of the dataset.
         ignored: ids of classes that are not scored. Their names are matched exactly, never by meaning.
-        encoder: for names without an exact match; None: these names get no class.
+        encoder: finds the class for names without an exact match. If None, such names get no class.
 
     Attributes:
-        shared: name -> ids of the classes, for names that two or more classes have (without plural and singular
-            forms).
+        shared: name -> ids of the classes, for names that belong to two or more classes (plural and singular forms are
+            not included).
     """
 
     def __init__(self, labels: LabelSet, ignored: Collection[int] = (), encoder: Encoder | None = None) -> None:
@@ -60,7 +60,7 @@ class ClassNames:
         self._candidates = _owners(label for label in classes if label.id not in ignored)
 
     def match(self, texts: Iterable[str]) -> dict[str, Match]:
-        """Return the match of each text. The keys are the texts as given."""
+        """Return the match of each predicted name. The keys are the names exactly as given."""
         found: dict[str, Match] = {}
         left: dict[str, list[str]] = {}
         for text in dict.fromkeys(texts):
@@ -87,7 +87,7 @@ class ClassNames:
 
 
 def _owners(classes: Iterable[LabelClass]) -> dict[str, int]:
-    """Return name -> id of the first class that has the name."""
+    """Return a mapping from each name to the id of the first class that has the name."""
     owners: dict[str, int] = {}
     for label in classes:
         for name in label.names:

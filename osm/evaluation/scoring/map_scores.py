@@ -1,8 +1,8 @@
-"""Scores of maps that have at most one segment per pixel: panoptic quality and mean IoU.
+"""Scores for maps that have at most one segment per pixel: panoptic quality and mean IoU.
 
-`Painter` makes such a map from overlapping masks.
+`Painter` converts overlapping masks to such a map.
 
-Shapes: H, W = height and width of an image; T, P = numbers of its true and predicted segments; C = number of classes.
+Shapes: H, W = height and width of an image; T, P = number of true and of predicted segments; C = number of classes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ VOID = 0
 
 @dataclass(frozen=True)
 class PanopticSegment:
-    """A segment of an image. The pixels of segment k have the value k + 1 in the map of the image; void pixels have 0.
+    """A segment of a map. In the map, the pixels of segment k have the value k + 1, and void pixels have the value 0.
 
     Attributes:
-        category_id: its class; None for crowd without a class of the dataset, which no prediction can match.
-        crowd: whether it is crowd.
+        category_id: the class of the segment; None for a crowd segment whose class is not in the dataset, which no
+            prediction can match.
+        crowd: whether the segment is a crowd.
     """
 
     category_id: int | None
@@ -31,7 +32,7 @@ class PanopticSegment:
 
 @dataclass
 class ClassQuality:
-    """Counts of one class over all images added so far: true positives, false positives and false negatives."""
+    """Counts of true positives, false positives and false negatives of one class over all images added so far."""
 
     tp: int = 0
     fp: int = 0
@@ -39,7 +40,7 @@ class ClassQuality:
     iou: float = 0.0  # sum over the true positives
 
     def figures(self) -> tuple[float, float, float] | None:
-        """Return PQ, SQ and RQ, 0 to 1; None if nothing was counted."""
+        """Return PQ, SQ and RQ (0 to 1), or None if the class has no true or predicted segment."""
         total = self.tp + (self.fp + self.fn) / 2
         if not total:
             return None
@@ -54,12 +55,12 @@ class ClassQuality:
 class PanopticQuality:
     """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), counted by category id, image by image.
 
-    A predicted and a true segment of one class match if their IoU exceeds 0.5. Over all images, a class has SQ = mean
-    IoU of its matches, RQ = TP / (TP + FP / 2 + FN / 2) and PQ = SQ * RQ. Void and crowd are treated as in the code of
-    the authors (panopticapi). Void pixels are removed from a predicted segment before the IoU is computed. A crowd
-    segment is neither matched nor missed. An unmatched predicted segment is not a false positive if more than half of
-    it is on void or on crowd of its class. A mean over classes excludes classes that have neither a true nor a
-    predicted segment.
+    A predicted and a true segment of the same class match if their IoU exceeds 0.5. Over all images, a class has SQ =
+    mean IoU of its matches, RQ = TP / (TP + FP / 2 + FN / 2) and PQ = SQ * RQ. Void and crowd are treated as in the
+    authors' code (panopticapi). Void pixels are removed from a predicted segment before the IoU is computed. A crowd
+    segment is neither a match nor a false negative. An unmatched predicted segment is not a false positive if more than
+    half of its pixels are void or crowd of the same class. A mean over classes excludes classes that have neither a
+    true nor a predicted segment.
     """
 
     classes: dict[int, ClassQuality] = field(default_factory=dict)
@@ -75,12 +76,12 @@ class PanopticQuality:
         predicted_HW: np.ndarray,
         predicted_categories: Sequence[int],
     ) -> None:
-        """Count one image.
+        """Count the matched and unmatched segments of one image.
 
         Args:
-            truth_HW: integers; 0: void, k + 1: segment k of `true_segments`. Every segment has a pixel.
+            truth_HW: integers; 0 is void, and k + 1 is segment k of `true_segments`. Every segment has a pixel.
             true_segments: the segments of the ground truth.
-            predicted_HW: integers; 0: nothing predicted, k + 1: predicted segment k. Every segment has a pixel.
+            predicted_HW: integers; 0 is no prediction, and k + 1 is predicted segment k. Every segment has a pixel.
             predicted_categories: category ids of the predicted segments.
         """
         count_T, count_P = len(true_segments), len(predicted_categories)
@@ -95,7 +96,7 @@ class PanopticQuality:
                 continue
             common = int(common_TP[t, p])
             union = int(area_T[t] + area_P[p] - common_TP[VOID, p]) - common
-            if 2 * common > union:  # at most one match for each t and each p, because segments do not overlap
+            if 2 * common > union:  # t and p have at most one match each, because segments do not overlap
                 matched_T.add(int(t))
                 matched_P.add(int(p))
                 counts = self._of(segment.category_id)
@@ -111,13 +112,13 @@ class PanopticQuality:
                     self._of(category_id).fp += 1
 
     def mean(self, among: Callable[[int], bool] = lambda category_id: True) -> dict[str, Any]:
-        """Average over the classes that have a segment.
+        """Return PQ, SQ and RQ, averaged over the classes that have a segment.
 
         Args:
-            among: selects category ids.
+            among: returns whether a category id is included in the average.
 
         Returns:
-            `pq`, `sq` and `rq`, 0 to 1 (None if no class has a segment), and `classes`, the number of classes averaged.
+            `pq`, `sq` and `rq`, 0 to 1 (None if no class has a segment), and `classes`, the number of averaged classes.
         """
         found = [figures for i, c in self.classes.items() if among(i) and (figures := c.figures()) is not None]
         means = np.mean(found, axis=0).tolist() if found else [None] * 3
@@ -127,12 +128,12 @@ class PanopticQuality:
 class MeanOverlap:
     """Mean IoU of label maps, where the IoU of each class is computed over the pixels of all images together.
 
-    IoU = number of pixels that are of the class and predicted as the class / number of pixels that are either. Void
-    pixels are not counted. A pixel without a prediction is missed. As in Detectron2, the mean is over the classes that
-    occur in the ground truth.
+    The IoU of a class is the number of pixels where truth and prediction are both the class, divided by the number of
+    pixels where truth or prediction is the class. Void pixels are excluded. A pixel without a prediction counts as
+    missed. As in Detectron2, the mean is over the classes that occur in the ground truth.
 
     Args:
-        categories: category ids; class c of the maps is the c-th of them.
+        categories: category ids. Class c in the maps has the id `categories[c]`.
     """
 
     def __init__(self, categories: Sequence[int]) -> None:
@@ -140,7 +141,7 @@ class MeanOverlap:
         self._both_C, self._true_C, self._predicted_C = (np.zeros(len(self.categories), np.int64) for _ in range(3))
 
     def add(self, truth_HW: np.ndarray, predicted_HW: np.ndarray) -> None:
-        """Count one image. Both maps contain classes as integers; -1 means void, or no prediction."""
+        """Count the pixels of one image. Both maps contain class indices; -1 means void, or no prediction."""
         count = len(self.categories)
         seen = truth_HW >= 0
         true, predicted = truth_HW[seen], predicted_HW[seen]
@@ -149,13 +150,13 @@ class MeanOverlap:
         self._both_C += np.bincount(true[true == predicted], minlength=count)
 
     def by_class(self) -> dict[int, float]:
-        """Return the IoU by category id, of the classes that occur in the ground truth."""
+        """Return the IoU of each class that occurs in the ground truth, by category id."""
         union_C = self._true_C + self._predicted_C - self._both_C
         shown = np.flatnonzero(self._true_C).tolist()
         return {self.categories[c]: float(self._both_C[c] / union_C[c]) for c in shown}
 
     def mean(self) -> dict[str, Any]:
-        """Return `miou`, 0 to 1 (None if the ground truth is empty), and `classes`, the number of classes averaged."""
+        """Return `miou`, 0 to 1 (None if the ground truth is empty), and `classes`, the number of averaged classes."""
         found = list(self.by_class().values())
         return {"miou": float(np.mean(found)) if found else None, "classes": len(found)}
 
@@ -164,19 +165,19 @@ class Painter:
     """Paints overlapping masks of one image into a map with at most one segment per pixel.
 
     This is the heuristic of Kirillov et al. (2019, section 5). Masks are painted in descending order of their scores,
-    each on the pixels that are still free. A mask with too few free pixels is left out. The masks of a stuff class
+    each on the pixels that are still free. A mask with too few free pixels is skipped. All masks of a stuff class
     become one segment.
 
     Args:
         size: height and width of the image.
-        merged: category ids whose masks become one segment (stuff).
-        min_share: minimum share of the pixels of a mask, 0 to 1, that must be free, or already belong to the merged
-            segment of its class, for the mask to be painted.
+        merged: category ids of the stuff classes. All masks of a stuff class become one segment.
+        min_share: minimum share (0 to 1) of a mask's pixels that must be free, or already belong to the merged segment
+            of its class, for the mask to be painted.
 
     Attributes:
-        segments_HW: int32; 0: no segment, k + 1: segment k.
+        segments_HW: int32; 0 is no segment, and k + 1 is segment k.
         categories: category ids of the segments.
-        hidden: number of masks that were left out.
+        hidden: number of masks that were skipped because they had too few free pixels.
     """
 
     def __init__(self, size: tuple[int, int], merged: Container[int], min_share: float) -> None:
@@ -187,7 +188,7 @@ class Painter:
         self._of_class: dict[int, int] = {}
 
     def add(self, mask_HW: np.ndarray, category_id: int) -> None:
-        """Paint a mask (bool). Masks must be added in descending order of their scores."""
+        """Paint a bool mask. Masks must be added in descending order of their scores."""
         value = self._of_class.get(category_id)
         area = int(mask_HW.sum())
         free_HW = mask_HW & (self.segments_HW == 0)

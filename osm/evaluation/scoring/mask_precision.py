@@ -1,12 +1,12 @@
-"""Average precision of masks by the protocols of COCO and LVIS, computed by `faster-coco-eval`.
+"""Average precision of masks by the COCO and LVIS protocols, computed by `faster-coco-eval`.
 
-The AP of a class is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 of the precision at 101 recalls.
+The AP of a class is the precision averaged over 101 recalls and the IoU thresholds 0.50, 0.55, ..., 0.95.
 
-COCO uses the 100 masks of highest score of each image and class. Crowd is neither found nor missed.
+COCO uses the 100 highest-scoring masks per image and class. A crowd annotation counts neither as found nor as missed.
 
-LVIS uses the 300 masks of highest score of each image. A class is evaluated only in images that contain it or that are
-verified not to contain it (`neg_category_ids`). Additional predictions of a class are not wrong in an image in which
-the class is not exhaustively annotated (`not_exhaustive_category_ids`).
+LVIS uses the 300 highest-scoring masks per image. A class is evaluated only in images that contain the class or are
+verified not to contain it (`neg_category_ids`). In an image where a class is not exhaustively annotated
+(`not_exhaustive_category_ids`), unmatched predictions of the class do not count as wrong.
 
 Shapes: H, W = height and width of an image; T = IoU thresholds, R = recalls, K = classes, A = ranges of area, M =
 limits on the number of masks.
@@ -23,14 +23,14 @@ import numpy as np
 from osm.errors import OsmError
 
 _COCO_MASKS, _LVIS_MASKS = 100, 300
-# Limit on images times classes per call, because the library keeps an object for each pair.
+# Limit on the number of (image, class) pairs per call, because the library keeps an object for each pair.
 _PAIRS_AT_ONCE = 1_000_000
 _AP50, _AP75 = 0, 5  # indices of the IoU thresholds
 
 
 @dataclass(frozen=True)
 class Federated:
-    """The classes that an image of LVIS is verified not to contain, and those that are not exhaustively annotated."""
+    """The classes that an LVIS image is verified not to contain, and the classes not exhaustively annotated in it."""
 
     absent: tuple[int, ...] = ()
     not_exhaustive: tuple[int, ...] = ()
@@ -40,7 +40,7 @@ class MaskPrecision:
     """Collects the masks of all images as RLEs, from which `by_class` computes the average precision.
 
     Args:
-        federated: use the protocol of LVIS; otherwise that of COCO.
+        federated: True for the LVIS protocol, False for the COCO protocol.
 
     Raises:
         OsmError: `faster-coco-eval` is not installed.
@@ -51,8 +51,8 @@ class MaskPrecision:
             import faster_coco_eval  # noqa: F401
         except ImportError:
             raise OsmError(
-                "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]', or leave AP "
-                "out by --without_ap"
+                "mask AP needs the package faster-coco-eval: pip install 'osm-recognition[proposals]', or skip "
+                "AP with --without_ap"
             ) from None
         self.federated = federated
         self._images: list[dict[str, Any]] = []
@@ -62,11 +62,11 @@ class MaskPrecision:
         self._evaluated: set[int] = set()  # classes that are evaluated in the current image
 
     def add_image(self, size: tuple[int, int], about: Federated | None = None) -> None:
-        """Start the next image, to which the following masks belong.
+        """Start the next image. All masks added afterwards belong to this image.
 
         Args:
-            size: height and width.
-            about: what LVIS states about the image.
+            size: height and width of the image.
+            about: the classes that LVIS declares absent or not exhaustively annotated in the image.
         """
         about = about or Federated()
         image = {"id": len(self._images) + 1, "height": size[0], "width": size[1]}
@@ -76,17 +76,17 @@ class MaskPrecision:
         self._evaluated = set(about.absent)
 
     def add_truth(self, mask_HW: np.ndarray, category_id: int, crowd: bool = False) -> None:
-        """Add an annotated mask (bool)."""
+        """Add an annotated mask (bool) of the current image."""
         self._evaluated.add(category_id)
-        # The library requires boxes but does not use them for masks.
+        # The library requires boxes but does not use them to evaluate masks.
         entry = {"iscrowd": int(crowd), "area": int(mask_HW.sum()), "bbox": [0, 0, 0, 0]}
         self._true.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), **entry})
 
     def add_found(self, mask_HW: np.ndarray, category_id: int, score: float) -> None:
-        """Add a predicted mask (bool): after the annotated masks of its image, in descending order of the scores."""
+        """Add a predicted mask (bool), after the image's annotated masks and in descending order of the scores."""
         if self.federated:
             self._room -= 1
-            # The library fails on these masks if an image has no others.
+            # The library fails if an image has only masks of classes that are not evaluated, so such masks are skipped.
             if self._room < 0 or category_id not in self._evaluated:
                 return
         self._found.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), "score": score})
@@ -98,7 +98,7 @@ class MaskPrecision:
         return {"image_id": len(self._images), "category_id": category_id, "segmentation": rle}
 
     def by_class(self) -> dict[int, tuple[float, float, float]]:
-        """Return AP, AP at IoU 0.5 and AP at IoU 0.75, 0 to 1, of each class with an annotation other than crowd."""
+        """Return AP, AP at IoU 0.5 and AP at IoU 0.75 (0 to 1) of each class with at least one non-crowd annotation."""
         present = sorted(i for i, masks in self._true.items() if not all(mask["iscrowd"] for mask in masks))
         step = max(1, _PAIRS_AT_ONCE // max(1, len(self._images)))
         result: dict[int, tuple[float, float, float]] = {}
@@ -109,7 +109,7 @@ class MaskPrecision:
     def _count(self, categories: Sequence[int]) -> dict[int, tuple[float, float, float]]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        # Ids start at 1, because 0 means "not matched". The library requires the frequency but does not use it here.
+        # Ids start at 1, because the library uses 0 for "not matched". The library requires but ignores `frequency`.
         true = [{**mask, "id": k} for k, mask in enumerate(_of(self._true, categories), 1)]
         names = [{"id": i, "name": str(i), "frequency": "f"} for i in categories]
         truth = COCO({"images": self._images, "annotations": true, "categories": names}, print_function=_quiet)
@@ -131,9 +131,9 @@ class MaskPrecision:
 def mean_precision(
     by_class: dict[int, tuple[float, float, float]], among: Callable[[int], bool] = lambda category_id: True
 ) -> dict[str, Any]:
-    """Return `ap`, `ap50` and `ap75`, averaged over the classes selected by `among` (None if there is none).
+    """Return `ap`, `ap50` and `ap75`, averaged over the classes that `among` selects (None if it selects no class).
 
-    `classes` is the number of classes averaged.
+    The key `classes` has the number of averaged classes.
     """
     found = [figures for i, figures in by_class.items() if among(i)]
     means = np.mean(found, axis=0).tolist() if found else [None] * 3
@@ -145,4 +145,4 @@ def _of(masks: dict[int, list[dict[str, Any]]], categories: Collection[int]) -> 
 
 
 def _quiet(*_: object) -> None:
-    """Discard the progress messages of the library."""
+    """Discard the progress messages that the library prints."""

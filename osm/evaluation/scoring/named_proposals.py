@@ -1,4 +1,4 @@
-"""Reader of named proposals, the files that `generate_pred.py --masks FILE` writes."""
+"""Reader of named proposals, which are the files written by `generate_pred.py --masks FILE`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ KIND = ProposalSplit.kind
 
 @dataclass(frozen=True)
 class Proposal:
-    """A proposed mask with its name.
+    """A proposed mask with its predicted name.
 
     Attributes:
-        where: file and number of the proposal, for error messages.
-        draw: returns the bool mask (H, W) for the (height, width) of the image. Only the pixels are still unchecked.
-        name: None if the mask was not named because it has no pixel, also if only resizing removed the last one.
-        score: the `score` of the file (1 if it has none) times the probability of the name.
+        where: the file and the index of the proposal, for error messages.
+        draw: returns the bool mask (H, W) for the given (height, width) of the image. The pixels are not checked before
+            this call.
+        name: the predicted name; None if the mask was not named because it has no pixel, including a mask that lost its
+            last pixel by resizing.
+        score: the `score` in the file (1 if there is none) times the probability of the name.
     """
 
     where: str
@@ -48,18 +50,18 @@ def read_proposals(
     mode: str,
     metas: Mapping[Path, Mapping[str, Any]] | None = None,
 ) -> dict[Path, list[Proposal]]:
-    """Read the proposals of all parts. Return them by the path of their image.
+    """Read the proposals of all parts and return the proposals of each image, by image path.
 
     Args:
         row: the dataset.
-        form: the form of its annotations.
+        form: the annotation form of the dataset.
         paths: the files of all parts.
         mode: the mode whose names are read.
-        metas: the content of the existing meta files, by the path of the file that each belongs to.
+        metas: the content of the existing meta files, by the path of the proposal file.
 
     Raises:
-        OsmError: an entry is invalid, an image is in two parts, no file has a proposal, a file does not contain what
-            its meta file states, or a proposal has no name in that mode.
+        OsmError: An entry is invalid, an image is in two parts, no file has a proposal, a file does not match its meta
+            file, or a proposal has no name in the given mode.
     """
     images, _ = images_of(row, form)
     found: dict[Path, list[Proposal]] = {}
@@ -81,13 +83,13 @@ def read_proposals(
     if not found:
         raise OsmError(
             f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); "
-            "generate them again"
+            "generate the proposals again"
         )
     return found
 
 
 def _content(images: int, entries: Sequence[Mapping[str, Any]]) -> Content:
-    """Count the content of one file. Proposals with `iscrowd` are named like all others."""
+    """Count the images and proposals in one file. Proposals with `iscrowd` are counted like all others."""
     named = [entry[FIELD] for entry in entries if entry.get(FIELD)]
     return Content(
         images, len(entries), len(named), 0, [frozenset(modes) for modes in named if isinstance(modes, dict)]
@@ -98,14 +100,17 @@ def _proposal(form: type[Form], entry: dict[str, Any], mode: str, where: str) ->
     given = finite(entry.get("score"))
     score = 1.0 if given is None else given
     if score < 0:
-        raise OsmError(f"{where}: score {shown(score)} is negative; it is multiplied by the name's probability")
+        raise OsmError(
+            f"{where}: score {shown(score)} is negative; it must be at least 0, because it is multiplied by the "
+            "probability of the name"
+        )
     names, draw = entry.get(FIELD), partial(_draw, entry, form.boxed, where)
     if names is None:
         return Proposal(where, draw, None, 0.0)
     if not isinstance(names, dict):
         raise OsmError(f"{where}: {FIELD} {shown(names)} is not {{mode: {{class, prob}}}}")
     if mode not in names:
-        raise OsmError(f"{where}: no name in mode {mode!r}, but in {shown(list(names))} (see --mode)")
+        raise OsmError(f"{where}: no name in mode {mode!r}, only in {shown(list(names))} (see --mode)")
     said = prediction_in(names[mode], f"{where}: {FIELD} {mode!r}")
     if said.prob is None:
         raise OsmError(f"{where}: {FIELD} {mode!r}: has no prob, which the score of a proposal requires")

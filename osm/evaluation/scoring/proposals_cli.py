@@ -1,4 +1,4 @@
-"""The command line of `test/evaluate_proposals.py`."""
+"""The command line of `test/evaluate_proposals.py`, which scores named proposals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from osm.terminal import CommandParser, console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
-# Names of the counts. The first two are reported even if they are 0.
+# Descriptions of the counts of proposals. The first two counts are reported even if they are 0.
 _PROPOSALS = {
     "exact": "with the name of a class, or a form of it",
     "nearest": "assigned to the class nearest in meaning",
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the parser of `osm evaluate_proposals`."""
+    """Return the argument parser of `osm evaluate_proposals`."""
     flags = CommandParser(
         prog="evaluate_proposals.py",
         allow_abbrev=False,
@@ -83,14 +83,14 @@ def parser() -> argparse.ArgumentParser:
         "--overlap",
         type=float,
         default=0.8,
-        help="minimum share of free pixels of a mask that is painted [%(default)s]",
+        help="minimum share of a mask's pixels that must be free for the mask to be painted [%(default)s]",
     )
     flags.add_argument(
-        "--min_score", type=float, default=0.0, help="minimum score of a mask that is painted [%(default)s]"
+        "--min_score", type=float, default=0.0, help="minimum score for a mask to be painted [%(default)s]"
     )
     flags.add_argument("--without_ap", action="store_true", help="do not compute mask or box AP")
     flags.add_argument("--device", default="cpu", help="device of --map nearest: cpu, cuda, ... [%(default)s]")
-    flags.add_argument("--json", help="also write the figures to this json file, or URL on s3:// or gs://")
+    flags.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
     return flags
 
 
@@ -120,7 +120,7 @@ def _paths(args: argparse.Namespace, row: Dataset) -> list[Path]:
 
 
 def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Dataset]:
-    """Return the datasets to score: those of --sets, or else all that have a part in the folder."""
+    """Return the datasets to score: the datasets in --sets, or else all datasets that have a part in the folder."""
     if not args.out_dir.is_dir():
         raise OsmError(f"{args.out_dir} is not a folder; expected the out_dir of generate_pred.py")
     if args.sets is None:
@@ -132,7 +132,7 @@ def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Datase
             raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
     if not asked:
         raise OsmError(
-            f"{args.out_dir}: no <set>_{KIND}_<i>_of_{args.parts}.json of a set of the table ({', '.join(table)}; see "
+            f"{args.out_dir}: no <set>_{KIND}_<i>_of_{args.parts}.json of a set in the table ({', '.join(table)}; see "
             "--datasets)"
         )
     return [table[name] for name in asked]
@@ -150,7 +150,7 @@ def _encoder(device: str) -> Encoder:
 
 
 def _figures(scores: Scores, document: Mapping[str, Any]) -> list[str]:
-    """Return lines with the figures that are defined, in percent."""
+    """Return the available metrics as lines of text, in percent. Undefined metrics are omitted."""
     lines = [f"{scores.row.title} proposals, mode {scores.mode}, percent:"]
     for group, figures in document.get("panoptic", {}).items():
         if group != "by_class":
@@ -174,7 +174,7 @@ def _percent(value: float | None) -> str:
 
 
 def _notes(scores: Scores) -> list[str]:
-    """Return notes on what was counted, left out or not defined."""
+    """Return notes on which proposals and images were counted or skipped, and which metrics are undefined."""
     counts, meta = scores.counts, scores.meta
     parts = [f"{counts[key]} {what}" for key, what in _PROPOSALS.items() if counts[key] or key in (EXACT, NEAREST)]
     notes = [f"{counts['images']} images, {counts['proposals']} proposals: {', '.join(parts)}"]

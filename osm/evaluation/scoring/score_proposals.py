@@ -1,4 +1,4 @@
-"""Scores of named proposals: PQ, mask or box AP and mean IoU of a dataset, in one pass over its images.
+"""Scores for named proposals: PQ, mask or box AP and mean IoU of a dataset, in one pass over the dataset's images.
 
 Shapes: H, W = height and width of an image.
 """
@@ -28,10 +28,10 @@ from osm.terminal import ProgressBar
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How proposals become a panoptic map, and whether AP is computed.
+    """Options for painting proposals into a panoptic map, and for computing AP.
 
     Attributes:
-        overlap: minimum share of the pixels of a proposal, 0 to 1, that must be free for it to be painted.
+        overlap: minimum share (0 to 1) of a proposal's pixels that must be free for the proposal to be painted.
         min_score: proposals with a lower score are not painted. AP uses all proposals.
         with_ap: whether AP is computed.
     """
@@ -55,11 +55,11 @@ class Scores:
         row: the dataset.
         mode: the mode whose names are scored.
         split: the ground truth.
-        quality, precision, overlap: PQ, AP and mean IoU; None if a score is not defined for the form of the dataset or
-            was not requested.
+        quality, precision, overlap: PQ, AP and mean IoU; None if the score is not defined for the annotation form of
+            the dataset or was not requested.
         counts: numbers of images and proposals by outcome.
-        shared: names that several classes of the dataset have.
-        meta: content of the first meta file; empty without meta files.
+        shared: names that belong to several classes of the dataset, with the ids of these classes.
+        meta: content of the first meta file, or empty without meta files.
     """
 
     row: Dataset
@@ -73,7 +73,7 @@ class Scores:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures, 0 to 1; None if there is nothing to average. Classes are keyed by category id."""
+        """Return all metrics (0 to 1). Class metrics are keyed by category id, and a mean over no classes is None."""
         things = self.split.things
         document: dict[str, Any] = {"title": self.row.title, "mode": self.mode}
         if self.quality is not None:
@@ -106,28 +106,28 @@ class Scores:
 
 
 def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames, options: ScoringOptions) -> Scores:
-    """Score the named proposals of all parts of one dataset.
+    """Score the named proposals of one dataset, from the files of all parts.
 
-    All images of the dataset are scored, so the segments of an image without proposals are missed. With proposals that
-    were named with `--limit`, only images with proposals are scored.
+    All images of the dataset are scored, so in an image without proposals, every segment counts as missed. If the
+    proposals were named with `--limit`, only images with proposals are scored.
 
     Args:
         row: the dataset.
-        paths: `<set>_proposals_<i>_of_<n>.json`, with i from 0.
+        paths: the files `<set>_proposals_<i>_of_<n>.json`, in ascending order of i from 0.
         mode: the mode whose names are scored.
-        names: assigns names to the classes of the dataset.
-        options: for the panoptic map and AP.
+        names: assigns predicted names to the classes of the dataset.
+        options: options for the panoptic map and AP.
 
     Raises:
-        OsmError: a part is missing, parts come from different runs, or an entry or the ground truth is invalid.
+        OsmError: A part is missing, parts come from different runs, or an entry or the ground truth is invalid.
     """
     check_all_there(row.name, paths)
     metas = read_metas(row.name, paths, KIND)
     meta = next(iter(metas.values()), {})
     split = truth_split(row, form_class(row.form))
     if not options.with_ap and split.scores == (split.precision,):
-        only = f"{split.precision} alone is defined: {split.why_not}"
-        raise OsmError(f"--without_ap: set {row.name!r} then has no score; {only}")
+        only = f"only {split.precision} is defined: {split.why_not}"
+        raise OsmError(f"--without_ap: set {row.name!r} would have no score; {only}")
     proposals = read_proposals(row, form_class(row.form), paths, mode, metas)
     matches = names.match(p.name for of_image in proposals.values() for p in of_image if p.name is not None)
     scores = Scores(row, mode, split, shared=names.shared, meta=meta)
@@ -147,18 +147,18 @@ def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames,
 def _indices(
     split: TruthSplit, proposals: Mapping[Path, list[Proposal]], meta: Mapping[str, Any], counts: Counter[str]
 ) -> list[int]:
-    """Return the indices of the images to score, and count the others."""
+    """Return the indices of the images to score, and count the images that are not scored."""
     index_of: dict[Path, int] = {}
     for index in range(len(split)):
         path = split.image_path(index)
         if path in index_of:
             raise OsmError(
                 f"{split.source}: the entries {index_of[path]} and {index} both belong to the image {path}; "
-                "expected one"
+                "expected one entry"
             )
         index_of[path] = index
     if not index_of:
-        raise OsmError(f"{split.source}: no image in it")
+        raise OsmError(f"{split.source}: contains no image")
     for path in proposals.keys() - index_of.keys():
         counts["images_without_truth"] += 1
         counts["of_images_without_truth"] += len(proposals[path])
@@ -171,7 +171,7 @@ def _indices(
 
 
 class _Image:
-    """Scores the proposals of one image."""
+    """Scores the proposals of one image and adds the results to the scores of the dataset."""
 
     def __init__(self, scores: Scores, truth: Truth, options: ScoringOptions) -> None:
         self._scores, self._truth, self._options = scores, truth, options
@@ -186,7 +186,7 @@ class _Image:
             scores.precision.add_image(truth.size, truth.federated)
             for instance in truth.instances:
                 scores.precision.add_truth(instance.mask(), instance.category_id, instance.crowd)
-        # The sort is stable, so equal scores stay in the order of the file.
+        # The sort is stable, so proposals with equal scores stay in the order of the file.
         for proposal in sorted(proposals, key=lambda proposal: -proposal.score):
             self._add(proposal, matches)
         if truth.segments_HW is not None:
@@ -194,7 +194,7 @@ class _Image:
             self._count(truth.segments_HW)
 
     def _add(self, proposal: Proposal, matches: Mapping[str, Match]) -> None:
-        """Find the class of a proposal, add it to AP and paint it."""
+        """Find the class of a proposal, add the proposal to AP and paint it into the panoptic map."""
         scores = self._scores
         scores.counts["proposals"] += 1
         if proposal.name is None:

@@ -1,7 +1,7 @@
-"""Ground truth of a dataset for the scores of proposals, with one class for each kind of annotation form.
+"""The ground truth for scoring proposals of a dataset, with one class for each kind of annotation form.
 
-Ignored classes of the dataset (`ignored_ids`) are void. Three faults are counted and reported: segments that are in the
-json but not in the PNG (left out, because they cannot be found), segments that are in the PNG but not in the json
+Pixels of the dataset's ignored classes (`ignored_ids`) are void. Three faults are counted and reported: segments in the
+json that are not in the PNG (skipped, because they have no pixels), segments in the PNG that are not in the json
 (void), and invalid annotations.
 
 Shapes: H, W = height and width of an image.
@@ -36,7 +36,7 @@ PQ, AP, BOX_AP, MIOU = "PQ", "mask AP", "box AP", "mIoU"
 
 @dataclass(frozen=True)
 class Instance:
-    """A mask of a class. Calling `mask` computes its pixels, bool (H, W)."""
+    """A mask of a class in one image. Calling `mask` computes its pixels, bool (H, W)."""
 
     category_id: int
     crowd: bool
@@ -48,12 +48,12 @@ class Truth:
     """The ground truth of one image.
 
     Attributes:
-        size: height and width.
+        size: height and width of the image.
         segments_HW: the map of segments (see `PanopticSegment`); None if segments may overlap.
         segments: the segments of the map.
-        instances: the masks of things.
-        federated: what LVIS states about the image.
-        counts: numbers of annotations that were left out, by reason.
+        instances: the masks of thing classes.
+        federated: the classes that LVIS declares absent or not exhaustively annotated in the image.
+        counts: numbers of skipped annotations, by reason.
     """
 
     size: tuple[int, int]
@@ -68,10 +68,10 @@ class TruthSplit(Split):
     """The images of a dataset with their ground truth.
 
     Attributes:
-        scores: which of PQ, mask AP, box AP and mIoU are defined.
+        scores: the names of the scores (PQ, mask AP, box AP, mIoU) that are defined for the dataset.
         why_not: the reason why the other scores are not defined.
-        things: ids of the classes whose masks are instances. The masks of the other classes are merged.
-        federated: whether AP uses the protocol of LVIS.
+        things: ids of the classes whose masks are instances. For every other class, its masks are merged.
+        federated: whether AP uses the LVIS protocol.
     """
 
     scores: ClassVar[tuple[str, ...]]
@@ -81,16 +81,16 @@ class TruthSplit(Split):
 
     @property
     def precision(self) -> str:
-        """The AP that is defined; "" if none is."""
+        """The kind of AP that is defined, or "" if no AP is defined."""
         return next((score for score in self.scores if score in (AP, BOX_AP)), "")
 
     @abstractmethod
     def truth(self, index: int) -> Truth:
-        """Return the ground truth of an image."""
+        """Return the ground truth of the image at the given index."""
 
 
 class PanopticTruth(TruthSplit):
-    """COCO-panoptic form: all scores are defined. The instances are the segments of things."""
+    """Ground truth in COCO-panoptic form. All scores are defined, and the instances are segments of thing classes."""
 
     scores = (PQ, AP, MIOU)
 
@@ -139,10 +139,10 @@ class PanopticTruth(TruthSplit):
 
 
 class InstancesTruth(TruthSplit):
-    """COCO- and LVIS-instances form: masks may overlap, and most pixels have no mask."""
+    """Ground truth in COCO- or LVIS-instances form. Masks may overlap, and most pixels have no mask."""
 
     scores = (AP,)
-    why_not = "annotations of instances may overlap and leave most pixels without any"
+    why_not = "annotations of instances may overlap, and most pixels have no annotation"
 
     def __init__(self, row: Dataset, form: type[Form]) -> None:
         super().__init__(row, form)
@@ -172,7 +172,7 @@ class InstancesTruth(TruthSplit):
         return Truth(size, instances=tuple(instances), federated=self._about(image), counts=counts)
 
     def _crowd(self, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-        """Return the mask (H, W) of a crowd annotation; all False if it has no valid mask."""
+        """Return the mask (H, W) of a crowd annotation; all pixels are False if it has no valid mask."""
         where = f"{self.source}: annotation {shown(annotation.get('id'))} of image {shown(annotation['image_id'])}"
         try:
             return self._shape(annotation, size, where)
@@ -180,7 +180,7 @@ class InstancesTruth(TruthSplit):
             return np.zeros(size, bool)
 
     def _shape(self, annotation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
-        """Return the mask (H, W) of an annotation. Raise SampleError if it has no valid mask."""
+        """Return the mask (H, W) of an annotation. Raise SampleError if the annotation has no valid mask."""
         return decode_segmentation(annotation.get("segmentation"), size, where)
 
     def _about(self, image: dict[str, Any]) -> Federated:
@@ -194,19 +194,19 @@ class InstancesTruth(TruthSplit):
 
 
 class BoxesTruth(InstancesTruth):
-    """Boxes: the AP of filled boxes, which are rounded outwards to pixels like proposals. This is box AP by pixels."""
+    """Ground truth of boxes. Box AP is computed on filled boxes, whose edges are rounded outwards to whole pixels."""
 
     scores = (BOX_AP,)
-    why_not = "boxes overlap, and contain pixels of other things"
+    why_not = "boxes overlap, and contain pixels of other objects"
 
     def _shape(self, annotation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
         return draw_box(corners(annotation.get("bbox"), (size[1], size[0]), where), size)
 
 
 class MapsTruth(TruthSplit):
-    """Label maps: the pixels of a class are one segment, regardless of the number of objects.
+    """Ground truth of label maps. All pixels of a class are one segment, regardless of the number of objects.
 
-    Pixels without a class are void. In a dataset of parts, these are all pixels outside the parts, so proposals are not
+    Pixels without a class are void. In a dataset of parts, every pixel outside the parts is void, so proposals are not
     scored there.
     """
 
@@ -239,20 +239,20 @@ _TRUTHS: tuple[tuple[type[Form], type[TruthSplit]], ...] = (
 
 
 def truth_split(row: Dataset, form: type[Form]) -> TruthSplit:
-    """Return the ground truth of a dataset, by the first class of `_TRUTHS` that its form derives from."""
+    """Return the ground truth of a dataset, using the first entry of `_TRUTHS` whose base class matches `form`."""
     return next(truths for base, truths in _TRUTHS if issubclass(form, base))(row, form)
 
 
 def class_map(segments_HW: np.ndarray, categories: Collection[int | None], place: dict[int, int]) -> np.ndarray:
-    """Convert a map of segments to a map of classes.
+    """Convert a map of segments to a map of class indices.
 
     Args:
-        segments_HW: integers; 0: no segment, k + 1: segment k.
-        categories: category ids of the segments; None: no class.
-        place: category id -> class of the returned map.
+        segments_HW: integers; 0 is no segment, and k + 1 is segment k.
+        categories: category ids of the segments; None for a segment without a class.
+        place: category id -> class index in the returned map.
 
     Returns:
-        Integers (H, W); -1: no class.
+        Integers (H, W); -1 for pixels without a class.
     """
     places = [-1 if i is None else place.get(i, -1) for i in categories]
     return np.array([-1, *places], np.int64)[segments_HW]
