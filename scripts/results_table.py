@@ -36,7 +36,7 @@ def main() -> int:
 def _print(out: Path) -> int:
     runs = {name: read(out / f"{name}.json") for name in ("predictions", "shuffled_masks", "blank_image")}
     probe = read(out / "linear_probe.json")["sets"]
-    print("| set | masks | own mode Acc | `any` Acc | own NIV | `any` NIV | linear probe | majority class |")
+    print("| dataset | masks | own mode Acc | `any` Acc | own NIV | `any` NIV | linear probe | majority class |")
     print("|---|---|---|---|---|---|---|---|")
     for name, result in runs["predictions"].items():
         own, anyone = result["specific"], result["agnostic"]
@@ -44,7 +44,7 @@ def _print(out: Path) -> int:
             f"| {name} | {own['total']} | **{percent(own['acc'])}** | {percent(anyone['acc'])} | {percent(own['niv'])} "
             f"| {percent(anyone['niv'])} | {probe[name]['ridge']} | {probe[name]['majority']} |"
         )
-    print("\n| set | own mode | with the mask of another image | with a grey image | majority class |")
+    print("\n| dataset | own mode | with the mask of a different image | with a gray image | majority class |")
     print("|---|---|---|---|---|")
     for name, result in runs["predictions"].items():
         altered = [percent(runs[run][name]["specific"]["acc"]) for run in ("shuffled_masks", "blank_image")]
