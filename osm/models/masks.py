@@ -70,7 +70,7 @@ def _first_and_last(visible_RS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _check_present(present_R: Tensor, what: str) -> None:
     if not bool(present_R.all()):
         row = int((~present_R).nonzero()[0])
-        raise SampleError("empty_mask", f"{what} {row} is empty: there is nothing in it to name")
+        raise SampleError("empty_mask", f"{what} {row} is empty, so there is no object to name")
 
 
 def _enlarge(low_R: Tensor, high_R: Tensor, ratio: float) -> tuple[Tensor, Tensor]:

@@ -318,7 +318,7 @@ def test_folders_that_are_not_there_are_refused(tmp_path: Path) -> None:
     for name in (tmp_path / "nowhere", "nowhere", "not/a/hub-id"):
         with pytest.raises(OsmError, match="no such folder, and not a hub id"):
             load_folder(name)[0]
-    with pytest.raises(OsmError, match="no such folder, and the hub does not give it"):
+    with pytest.raises(OsmError, match="no such folder, and it cannot be loaded from the hub"):
         load_folder("nobody/nothing")[0]
 
 

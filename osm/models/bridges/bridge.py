@@ -169,7 +169,7 @@ def check_names(modes: Sequence[str]) -> None:
     """Raise OsmError if a mode's name cannot be a key of a `ParameterDict`, because checkpoints need it as a key."""
     for mode in modes:
         if not re.fullmatch(r"\w[\w-]*", mode) or hasattr(nn.ParameterDict, mode):
-            raise OsmError(f"mode {shown(mode)}: expected letters, digits, _ and -, and no word of Python's mappings")
+            raise OsmError(f"mode {shown(mode)}: expected letters, digits, _ and -, and no attribute of a dict")
 
 
 def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:

@@ -89,13 +89,13 @@ class FlamingoBridge(Bridge):
         sizes, layers = _sizes(config), len(decoder_layers(llm))
         if not layers:
             raise OsmError(
-                f"model.llm.name {config.llm.name!r}: no list of its modules has num_hidden_layers entries, "
-                "and gated blocks stand between such layers; choose another LLM, or model.bridge.kind maskqformer"
+                f"model.llm.name {config.llm.name!r}: gated blocks need a list of num_hidden_layers decoder layers, "
+                "which this LLM lacks; choose a different LLM, or set model.bridge.kind to maskqformer"
             )
         if layers < sizes.every:
             raise OsmError(
-                f"model.bridge.every {sizes.every}: the LLM has {layers} layers: no gated block would stand "
-                "before any; choose a smaller number"
+                f"model.bridge.every {sizes.every}: the LLM has {layers} layers, so there would be no gated block; "
+                "choose a smaller number"
             )
         return cls(sizes, config.modes, tower.width, hidden_width(llm), layers // sizes.every)
 

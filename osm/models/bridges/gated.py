@@ -66,12 +66,12 @@ class FlamingoConfig(BridgeConfig):
         check_sizes(self, "width heads layers mlp_width queries roi every gated_width gated_heads gated_mlp_width")
         check_layers(self)
         if self.roi > 32:
-            raise FieldError(f"roi {self.roi} is over 32: each mask has twice its square in tokens")
+            raise FieldError(f"roi {self.roi} is over 32, and each mask would have over 2 * 32^2 tokens")
         check_heads(self, "width", "heads")
         check_heads(self, "gated_width", "gated_heads")
         check_dropout(self)
         if not 0 < self.gate_gain <= 1000:
-            raise FieldError(f"gate_gain {self.gate_gain} is not over 0 and at most 1000")
+            raise FieldError(f"gate_gain {self.gate_gain} must be over 0 and at most 1000")
 
     def check_model(self, model: ModelConfig) -> None:
         if model.mask_to_grid != "area":
@@ -183,7 +183,7 @@ class GatedLayers(nn.Module):
             OsmError: the blocks are already attached, or their number does not fit the LLM's number of layers.
         """
         if self._handles:
-            raise OsmError("these gated layers are within an LLM already; detach() comes before another attach()")
+            raise OsmError("these gated layers are within an LLM already; call detach() before calling attach() again")
         layers = decoder_layers(llm)
         if len(layers) // self.every != len(self.blocks):
             raise OsmError(

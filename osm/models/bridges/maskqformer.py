@@ -335,7 +335,7 @@ class MaskQFormer(nn.Module):
         count = queries_RQC.shape[1]
         if ids_RT.shape[1] > self.embeddings.position_embeddings.num_embeddings:
             raise OsmError(
-                f"the instruction has {ids_RT.shape[1]} tokens, the Q-Former has positions for "
+                f"the instruction has {ids_RT.shape[1]} tokens, but the Q-Former has positions for only "
                 f"{self.embeddings.position_embeddings.num_embeddings}"
             )
         x = self.embeddings(queries_RQC, ids_RT)
