@@ -129,7 +129,7 @@ def test_settings_that_no_shape_tells_are_compared(change: dict[str, Any], named
     sizes = tiny_model_section(tmp_path, variant="flamingo")["flamingo"]
     lora = {**LORA, "dropout": 0.0, **change.get("lora", {})}  # dropout is no part of what they mean
     model, _ = make(tmp_path, lora=lora, flamingo={**sizes, **change.get("flamingo", {})})
-    with pytest.raises(OsmError, match=f"its weights mean something else: {named}$"):
+    with pytest.raises(OsmError, match=f"so its weights are not compatible: {named}$"):
         checkpoint.start_from(model, tmp_path / "saved")
 
 
