@@ -33,7 +33,7 @@ FILES = (".pt", ".pth")
 """The suffixes of checkpoints that are a single file."""
 _LISTED = 100  # a message lists at most this many entries, because a wrong config may have thousands of layers
 _FROZEN = ("tower", "llm")
-# Buffers that old versions of transformers wrote into checkpoints. They are ignored, because they are not trained.
+# Old versions of transformers wrote these buffers into checkpoints. Buffers are ignored, because they are not trained.
 IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
 _TWICE = ("base_model.query_tokens", "context_query")  # published files store this tensor under both names
 
@@ -161,7 +161,7 @@ def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
 
 
 def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
-    """Return the model config with which trained weights were saved (None if unknown), and the names of its modes."""
+    """Return the model config with which trained weights were saved (None if unknown), and the names of the modes."""
     document, state, where = _trained(path)
     config = None if document is None else model_config(document, where)
     names = (str(key).replace("module.", "") for key in state)
@@ -256,7 +256,7 @@ def frozen_hashes(model: CheckpointedModel) -> dict[str, str]:
 
 
 def config_document(model: CheckpointedModel) -> dict[str, Any]:
-    """Return the content of config.json. Checkpoints written by `train.py` also contain it, as the entry `config`."""
+    """Return the content of config.json. In checkpoints written by `train.py`, the entry `config` has this content."""
     return {"format": FORMAT, "model": as_dict(model.config), "frozen": frozen_hashes(model)}
 
 

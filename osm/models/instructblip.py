@@ -16,7 +16,7 @@ from osm.models.towers.tower import Tower
 
 @dataclass(frozen=True)
 class InstructBlipTowerConfig(TowerConfig):
-    """Settings of the tower that is the ViT of the InstructBLIP in `model.base_model_name`. It adds no settings."""
+    """The config of the tower `instructblip`, which is the ViT of `model.base_model_name` and has no other settings."""
 
     kind: str = field(default="instructblip", kw_only=True)
 

@@ -185,7 +185,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
     """Generate token ids from embeddings, with greedy search by default.
 
-    Padding may be anywhere in a row. It is moved to the left, because transformers' `generate` requires left padding.
+    Padding may be anywhere in a row. Rows are realigned, because transformers' `generate` requires padding on the left.
 
     Args:
         options: fields of transformers' `GenerationConfig`.
@@ -207,7 +207,7 @@ def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
         embeds_RTW = embeds_RTW.gather(1, order_RT[..., None].expand_as(embeds_RTW))
         mask_RT = mask_RT.gather(1, order_RT)
     settings: dict[str, Any] = {
-        # These fields are reset, because the LLM's own generation config may set them, which would change the search.
+        # Reset the fields that would change greedy search, because the LLM's own generation config may set them.
         **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0},
         "bos_token_id": llm_config(llm).bos_token_id,
         **ends,

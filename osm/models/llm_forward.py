@@ -88,7 +88,7 @@ def llm_support(llm: nn.Module) -> LlmSupport:
 
 
 def set_llm_support(llm: nn.Module, support: LlmSupport) -> None:
-    """Store on the LLM which optimizations it supports."""
+    """Store on the LLM module which optimizations the LLM supports."""
     vars(llm)["osm_support"] = support
 
 
@@ -98,7 +98,7 @@ def word_embeddings(llm: nn.Module) -> nn.Embedding:
 
 
 def llm_config(llm: nn.Module) -> Any:
-    """Return the Hugging Face config of an LLM. Its fields depend on the class of the LLM."""
+    """Return the Hugging Face config of an LLM. The fields of the config depend on the class of the LLM."""
     return llm.config
 
 
@@ -127,7 +127,7 @@ class DecodingState:
     length: int
 
     def keep(self, rows: Sequence[int]) -> DecodingState:
-        """Select rows; an index may occur several times. The old state becomes invalid: its cache changes in place."""
+        """Select rows (with repetition). The old state becomes invalid, because its cache is changed in place."""
         index = torch.tensor(list(rows), device=self.device)
         if self.cache is not None:
             select_rows(self.cache, index)
@@ -135,7 +135,7 @@ class DecodingState:
         return replace(self, embeds_RTW=embeds, gated_kv=self.gated_kv and self.gated_kv.select(index))
 
     def copied(self, rows: Sequence[int]) -> DecodingState:
-        """Select rows of a copy, so that the old state stays valid; an index may occur several times."""
+        """Select rows (with repetition) of a copy, so that the old state stays valid."""
         return replace(self, cache=None if self.cache is None else copied_cache(self.cache)).keep(rows)
 
 
@@ -159,7 +159,7 @@ def read_prefix(llm: nn.Module, inputs: LlmInputs) -> tuple[Tensor, DecodingStat
 def read_tokens(
     llm: nn.Module, ids: Sequence[Sequence[int]], state: DecodingState, every_position: bool = False
 ) -> tuple[Tensor, DecodingState]:
-    """Run the LLM on further tokens. The number of tokens must be the same in all rows.
+    """Run the LLM on further tokens after a decoding state. All rows must have the same number of tokens.
 
     Args:
         ids: the token ids of each row.
@@ -209,8 +209,8 @@ def select_rows(cache: Any, rows: Tensor) -> None:
     """Select rows of a cache in place. The layers of the cache may be on different devices.
 
     An index may occur several times, so the batch may grow or shrink. We use `reorder_cache` because no other method
-    exists both for key-value caches and for caches of recurrent states. It also accepts an index that is longer or
-    shorter than the batch.
+    exists both for key-value caches and for caches of recurrent states. `reorder_cache` also accepts an index that is
+    longer or shorter than the batch.
 
     Raises:
         OsmError: the cache has no `reorder_cache`.

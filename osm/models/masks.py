@@ -188,7 +188,7 @@ def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: in
         grid_RG = mask_to_grid(pixels_R1SS, patch, method)
         if prefix == 0 and method == "nearest":  # with `area`, every mask covers a cell
             lost_R = ~grid_RG.any(1)
-            # The centroids of all rows are computed, so that the host does not have to wait for `lost`.
+            # Centroids are computed for all rows, because selecting the lost rows first would synchronize with the GPU.
             centroid_RG = F.one_hot(_centroid_cells(pixels_R1SS, patch), grid_RG.shape[1]).bool()
             grid_RG = grid_RG | (lost_R[:, None] & centroid_RG)
             fallbacks_R |= lost_R

@@ -78,7 +78,7 @@ class TowerConfig:
         return chosen, old_keys.tower_fields(chosen, given, where), {}
 
     def stored(self) -> dict[str, Any]:
-        """Return the values as a checkpoint has them."""
+        """Return the config values in the layout of a checkpoint."""
         return old_keys.stored_tower(dataclasses.asdict(self))
 
     def check_model(self, model: ModelConfig) -> None:
@@ -112,11 +112,11 @@ class BridgeConfig:
         """Raise OsmError if the rest of the model's config does not suit this bridge."""
 
     def least_parameters(self) -> int:
-        """Return a lower bound of the number of parameters. It ignores sizes that depend on the tower or the LLM."""
+        """Return a lower bound of the number of parameters, without the part that depends on the tower or the LLM."""
         return 0
 
     def layer_count(self) -> int:
-        """Return the number of layers. A checkpoint must have at least as many entries as this number."""
+        """Return the number of layers. A checkpoint must have at least as many entries as the bridge has layers."""
         return 0
 
 
@@ -192,7 +192,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides what a model computes.
+    """All settings that determine what a model computes.
 
     Attributes:
         base_model_name: an InstructBLIP (hub id or folder) that provides the tower, the LLM and the Q-Former. Empty =
@@ -230,7 +230,7 @@ class ModelConfig:
         return cls, *old_keys.renamed(values, where)
 
     def stored(self) -> dict[str, Any]:
-        """Return the values as a checkpoint has them."""
+        """Return the config values in the layout of a checkpoint."""
         return old_keys.stored_model(dataclasses.asdict(self), self.tower.stored())
 
     def __post_init__(self) -> None:

@@ -311,7 +311,7 @@ class OmniScientModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, with hashes of the frozen parts, and model.safetensors, with the trained parts only.
 
-        `osm.load_model` loads a folder with these two files.
+        `osm.load_model` loads a folder that contains these two files.
         """
         checkpoint.save_folder(self, Path(folder))
 

@@ -35,7 +35,7 @@ def quantization_config(name: str) -> Any:
         )
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    # For every layer of a float32 model, bitsandbytes would log that it computes in half precision.
+    # For every layer of a float32 model, bitsandbytes would log that the layer computes in half precision.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if name == "bnb_int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -53,7 +53,7 @@ def quantization_config(name: str) -> Any:
 
 
 def loading_options(bits: Any) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained`. With a GPU, the LLM is quantized there and computes in bfloat16."""
+    """Return arguments for `from_pretrained`. If a GPU exists, the LLM is quantized on it and computes in bfloat16."""
     if bits is None:
         return {"dtype": torch.float32}
     if not torch.cuda.is_available():

@@ -60,10 +60,10 @@ _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
 
 
 def check_model(model: OmniScientModel) -> None:
-    """Check a newly built model, and store which optimizations its LLM supports (`llm_support`).
+    """Check a newly built model, and store which optimizations the model's LLM supports (`llm_support`).
 
-    The check runs at the first use of an LLM with a bridge of these sizes. Later, the stored result is used. The check
-    changes neither the state of torch's random generator nor any weight.
+    The check runs at the first use of an LLM with a bridge of the given sizes. Later, the stored result is used. The
+    check changes neither the state of torch's random generator nor any weight.
 
     Raises:
         OsmError: the LLM computes wrong results with embeddings, padding or gradients, or the bridge does not affect

@@ -95,7 +95,7 @@ class Found:
 
 
 def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterator[Found]:
-    """Yield the possible locations of the weights of `name`, in order. A given `source` is the only one searched."""
+    """Yield the possible locations of the weights of `name`, in order; if `source` is given, only from this source."""
     if source and source not in SOURCES:
         raise OsmError(f"source {source!r} of {name!r} is not one of {', '.join(SOURCES)}")
     if source in ("", "folder"):
@@ -119,7 +119,7 @@ def shipped_folder() -> Path:
 
 @cache
 def hub_reachable() -> bool:
-    """Return whether the Hugging Face hub responds. Each process sends only one quick request.
+    """Return whether the Hugging Face hub responds. Each process sends only one quick request to the hub.
 
     Without this check, the hub's client would retry for almost a minute per file if there is no network.
     """
@@ -146,7 +146,7 @@ def from_pretrained_options(found: Found) -> dict[str, Any]:
 
 
 def model_options(found: Found) -> dict[str, Any]:
-    """Return `from_pretrained_options` for a model. They cover transformers' search for a peft adapter.
+    """Return `from_pretrained_options` for a model, extended for transformers' search for a peft adapter.
 
     Without the additional arguments, this search ignores `local_files_only` and, if there is no network, retries for
     half a minute.
@@ -314,7 +314,7 @@ def _content(path: Path) -> str:
 
 
 def _file_state(path: Path) -> list[int]:
-    """Return the size, the modification times and the inode of a file. A change of the file changes one of these."""
+    """Return a file's size, modification times and inode, one of which changes whenever the file is changed."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 

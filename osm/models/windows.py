@@ -1,4 +1,4 @@
-"""Sliding windows, with which a tower that was trained on small images encodes a large image (paper, section 3.2).
+"""Sliding windows: a tower that was trained on small images encodes a large image window by window (section 3.2).
 
 Shapes: N images, S input size, w window size, s stride, p patch size, n windows per side, G = n^2 windows,
 B = N * G windows of all images, g = S / p grid cells per side, C width.

@@ -166,7 +166,7 @@ class Bridge(nn.Module):
 
 
 def check_names(modes: Sequence[str]) -> None:
-    """Raise OsmError if a mode's name cannot be a key of a `ParameterDict`, because checkpoints need it as a key."""
+    """Raise OsmError for a mode that cannot be a key of `ParameterDict`, because checkpoints use modes as keys."""
     for mode in modes:
         if not re.fullmatch(r"\w[\w-]*", mode) or hasattr(nn.ParameterDict, mode):
             raise OsmError(f"mode {shown(mode)}: expected letters, digits, _ and -, and no attribute of a dict")

@@ -29,7 +29,10 @@ _FREQUENCIES = 6  # the octaves of each geometry value of a token; the shortest 
 
 
 class ResamplerLayer(nn.Module):
-    """A resampler layer (Flamingo, section 3.1.1): queries attend to pooled tokens and queries, then a feed-forward."""
+    """A resampler layer (Flamingo, section 3.1.1).
+
+    The queries attend to the pooled tokens and to the queries themselves, followed by a feed-forward.
+    """
 
     def __init__(self, config: FlamingoConfig) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class ResamplerLayer(nn.Module):
 
 
 class FlamingoBridge(Bridge):
-    """The module of the bridge `flamingo`, with all of its trained parameters; `window_pos_embed` is in the model.
+    """The module of the bridge `flamingo`, with all trained parameters except LoRA and the model's `window_pos_embed`.
 
     Args:
         config: the sizes of the bridge.

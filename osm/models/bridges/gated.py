@@ -66,7 +66,7 @@ class FlamingoConfig(BridgeConfig):
         check_sizes(self, "width heads layers mlp_width queries roi every gated_width gated_heads gated_mlp_width")
         check_layers(self)
         if self.roi > 32:
-            raise FieldError(f"roi {self.roi} is over 32, and each mask would have over 2 * 32^2 tokens")
+            raise FieldError(f"roi {self.roi} is over 32, so each mask would have more than 2 * 32^2 pooled tokens")
         check_heads(self, "width", "heads")
         check_heads(self, "gated_width", "gated_heads")
         check_dropout(self)
@@ -202,7 +202,7 @@ class GatedLayers(nn.Module):
 
 
 class _Hook:
-    """A hook that runs a gated block before a decoder layer. It is not a closure, because deepcopy must copy it."""
+    """A hook that runs a gated block before a decoder layer. It is no closure, because deepcopy copies no closures."""
 
     def __init__(self, layers: GatedLayers, number: int) -> None:
         self.layers, self.number = layers, number

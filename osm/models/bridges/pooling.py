@@ -102,7 +102,7 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
     cells = features.coverage_RG.shape[1]
     coverage_R1gg = rearrange(features.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
     in_box, in_context = (_areas(box, k, coverage_R1gg.shape[-1]) for box in (features.box_R4, features.context_R4))
-    # The box contains the mask's part of a cell completely, even if it contains only a strip of that cell.
+    # The part of a cell that is inside the mask is always inside the box too, even if most of the cell is outside.
     in_mask = coverage_R1gg * in_box / in_box.sum(1, keepdim=True).clamp(min=_LEAST)
     weights = torch.cat([coverage_R1gg, in_context.sum(1, keepdim=True), in_mask, in_context], 1)
     area_RT = weights.sum((2, 3))

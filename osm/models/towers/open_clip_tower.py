@@ -66,7 +66,7 @@ class Clip:
 
 
 class OpenClipTower(Tower):
-    """A ViT from open_clip. It returns the class token, if there is one, and the patch tokens after the final norm."""
+    """A ViT from open_clip that returns the class token (if any) and the patch tokens, both after the final norm."""
 
     Config = OpenClipTowerConfig
 

@@ -73,7 +73,7 @@ class TimmTower(Tower):
 
 
 class TimmVitTower(TimmTower):
-    """A timm ViT. It returns the class token, if there is one, and the normalized patch tokens, but no registers."""
+    """A timm ViT that returns the class token (if any) and the normalized patch tokens, but no register tokens."""
 
     def __init__(self, model: Any, patch: int, window: int) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class TimmMapsTower(TimmTower):
 
 
 def timm_hub_id(name: str) -> str:
-    """Return the hub repository of a timm model's weights. Its name contains the tag of the weights.
+    """Return the hub repository of a timm model's weights. The repository's name contains the tag of the weights.
 
     Raises:
         OsmError: timm does not have the model.

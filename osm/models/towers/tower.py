@@ -25,7 +25,7 @@ class Tower(nn.Module):
     """The interface of a tower: `forward(windows (W, 3, w, w)) -> (class tokens (W, P, C), patches (W, (w/p)^2, C))`.
 
     `osm.models.towers.TOWERS` maps names to the subclasses. The model freezes the tower and keeps it in eval mode. A
-    tower needs at least one parameter, because its input is cast to the dtype of the parameters.
+    tower needs at least one parameter, because the tower's input is cast to the dtype of the parameters.
 
     Attributes:
         Config: the dataclass of the settings for this kind of tower.
@@ -145,7 +145,7 @@ class RandomTower(Tower):
         return patches.mean(1, keepdim=True)[:, : self.class_tokens], patches
 
 
-# A tower with more parameters than this is first run on the meta device, which computes only shapes.
+# A tower with more parameters than `_LARGE` is first run on the meta device, which computes only shapes.
 _LARGE = 100_000_000
 _MARGIN = 8
 """How many times fewer values the weights may have than the tower's options suggest (because of grouped layers)."""
