@@ -231,7 +231,7 @@ def _refuse(settings: Sequence[str], name: str | Path) -> None:
 
 
 def shipped(name: str | Path) -> Path | None:
-    """Return the folder of a trained model in this package; None if it is missing or a local folder has its name."""
+    """Return the folder of a trained model in this package, or None if it does not exist or a local folder hides it."""
     folder = shipped_folder() / str(name)
     plain = str(name).isidentifier() and not Path(name).exists()
     return folder if plain and (folder / "model.safetensors").is_file() else None

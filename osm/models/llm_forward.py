@@ -50,7 +50,7 @@ class LlmInputs:
     gated_kv: GatedKeyValues | None = None
 
     def conditioned(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context manager, inside which the LLM must run, so that its gated layers attend to `gated_kv`."""
+        """Return a context manager that makes the LLM's gated layers attend to `gated_kv` when the LLM runs inside."""
         return self.gated_kv or contextlib.nullcontext()
 
     def select(self, rows: Tensor) -> LlmInputs:

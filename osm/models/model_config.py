@@ -204,7 +204,7 @@ class ModelConfig:
             pixel of each cell. With `area`, every cell that the mask touches is selected; the bridge `flamingo` weights
             the cells by the covered area.
         context_enlarge_ratio: how much the mask's bounding box grows on each side to become the context box, as a share
-            of its size; < 0 = the context is the whole canvas.
+            of the bounding box's size; < 0 = the context is the whole canvas.
         tower: the frozen vision tower.
         llm: the frozen LLM.
         bridge: the trained bridge between tower and LLM.

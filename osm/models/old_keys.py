@@ -101,7 +101,7 @@ def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
 
 
 def tower_fields(config: type, values: Any, where: str) -> Any:
-    """Drop the old fields of a tower section that this kind of tower does not have.
+    """Drop the old fields of a tower section that its kind of tower does not have.
 
     Raises:
         OsmError: a field to be dropped does not have its default value, so it was meant to have an effect.

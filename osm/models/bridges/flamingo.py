@@ -55,7 +55,9 @@ class ResamplerLayer(nn.Module):
 
 
 class FlamingoBridge(Bridge):
-    """The module of the bridge `flamingo`, with all trained parameters except LoRA and the model's `window_pos_embed`.
+    """The bridge `flamingo`, which passes pooled and resampled tokens of each mask to gated layers within the LLM.
+
+    The bridge has all trained parameters of a model, except LoRA and the model's `window_pos_embed`.
 
     Args:
         config: the sizes of the bridge.

@@ -34,14 +34,14 @@ class FlamingoConfig(BridgeConfig):
 
     Attributes:
         width: the width of the resampler.
-        heads: the attention heads of the resampler.
+        heads: the number of attention heads of the resampler.
         layers: the number of layers of the resampler.
         mlp_width: the width of the resampler's feed-forward.
         queries: the number of visual tokens that the resampler outputs for each mask, in addition to the mode's token.
         roi: the number of cells per side of the grids in which a mask and its context are pooled.
         every: n, where a gated block is placed before every n-th layer of the LLM.
         gated_width: the width of the attention in the gated blocks.
-        gated_heads: the attention heads of the gated blocks.
+        gated_heads: the number of attention heads in the gated blocks.
         gated_mlp_width: the width of the feed-forward in the gated blocks.
         gate_gain: a gate is tanh(gate_gain * parameter). With a gain above 1, gates open sooner, which helps short
             training runs.

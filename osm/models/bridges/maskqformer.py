@@ -46,7 +46,7 @@ class QFormerConfig(BridgeConfig):
     Attributes:
         layers: the number of layers.
         width: the width of the queries and of the instruction's tokens.
-        heads: the attention heads of a layer.
+        heads: the number of attention heads in each layer.
         mlp_width: the width of the feed-forwards.
         cross_attention_frequency: every n-th layer has cross-attention to the image, beginning with the first.
         mask_queries: the number of queries that attend to the mask. The LLM reads the outputs of these queries.
