@@ -31,20 +31,22 @@ from osm.storage.locations import check_location, is_remote, join, public, suffi
 FORMAT = 1
 FILES = (".pt", ".pth")
 """The suffixes of checkpoints that are a single file."""
-_LISTED = 100  # the number of entries that a message lists, because a wrong config may have thousands of layers
+_LISTED = 100  # a message lists at most this many entries, because a wrong config may have thousands of layers
 _FROZEN = ("tower", "llm")
-# Buffers that old versions of transformers wrote into checkpoints; they hold no trained values.
+# Old versions of transformers wrote these buffers into checkpoints. Buffers are ignored, because they are not trained.
 IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
-_TWICE = ("base_model.query_tokens", "context_query")  # published files hold this tensor under both names
+_TWICE = ("base_model.query_tokens", "context_query")  # published files store this tensor under both names
 
 
 class CheckpointedModel(Protocol):
     """The attributes of a model that its checkpoint files depend on.
 
     Attributes:
-        window_pos_embed, bridge: the trained parts, besides LoRA in the LLM.
-        tower, llm: the frozen parts, of which a checkpoint holds hashes.
-        frozen_hashes: the hashes of the frozen parts, empty until they are first needed.
+        window_pos_embed: the trained window position embedding.
+        bridge: the trained bridge. LoRA in the LLM is the only other trained part.
+        tower: the frozen tower. A checkpoint stores its hash.
+        llm: the frozen LLM. A checkpoint stores its hash.
+        frozen_hashes: the hashes of the frozen parts; empty until the hashes are first needed.
     """
 
     config: ModelConfig
@@ -61,13 +63,13 @@ def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_state_dict(model: CheckpointedModel) -> dict[str, Tensor]:
-    """Return the trained parts under the names of a checkpoint, which depend on the bridge."""
+    """Return the trained parts under the names that checkpoints use. The names depend on the bridge."""
     state = published_entries(model.window_pos_embed, model.bridge)
     return state | {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
 
 
 def published_entries(window_pos_embed: Tensor, bridge: Bridge) -> dict[str, Tensor]:
-    """Return the entries of `published_state_dict`, without LoRA, for parts that belong to no model."""
+    """Return the entries of `published_state_dict` without LoRA, for parts that do not belong to a model."""
     named = {f"bridge.{key}": value.detach() for key, value in bridge.state_dict().items()}
     return bridge.published_names({"window_pos_embed": window_pos_embed.detach(), **named})
 
@@ -81,30 +83,31 @@ def load_published_state_dict(
     """Copy published entries into the model.
 
     Args:
-        where: the file, for messages.
-        laid_out: converts a value to the layout of its parameter before the copy (shards, if the model is sharded).
+        where: the name of the file, for messages.
+        laid_out: a function that converts a value to the layout of its parameter before the copy (to shards if the
+            model is sharded).
 
     Raises:
-        OsmError: entries are missing, unexpected or have another shape; the message lists them, and the model is
-            unchanged.
+        OsmError: entries are missing, unexpected or have a different shape. The message lists these entries, and the
+            model is unchanged.
     """
     wanted = published_state_dict(model)
     given = fitting(wanted, state, where)
     with torch.no_grad():
         for key, value in wanted.items():
             if key == _TWICE[0]:
-                continue  # shares the storage of `context_query`
+                continue  # the entry shares its storage with `context_query`
             value.copy_(laid_out(given[key].reshape(value.shape), value))
 
 
 def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Return the entries of a state without the prefix `module.`, after comparing them with the wanted entries.
+    """Compare the entries of a state dict with the wanted entries, and return them without the prefix `module.`.
 
     Shapes may differ in leading axes of size 1.
 
     Raises:
-        OsmError: entries are missing, unexpected or have another shape (the message lists them), or have values that
-            are nan or infinite (the message names the first).
+        OsmError: entries are missing, unexpected or have a different shape (the message lists these entries), or have
+            values that are nan or infinite (the message names the first entry).
     """
     given = without_ignored({str(key).replace("module.", ""): value for key, value in state.items()})
     twice = Counter(str(key).replace("module.", "") for key in state)
@@ -129,13 +132,13 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
 
 
 def localized(location: str | Path, what: str) -> str | Path:
-    """Return a local checkpoint unchanged, or the local copy of a remote `.pt` file or folder of `save_folder`.
+    """Return the local path of a checkpoint, after downloading a remote `.pt` file or folder written by `save_folder`.
 
     Args:
-        what: the beginning of a message, such as "checkpoint".
+        what: the beginning of error messages, such as "checkpoint".
 
     Raises:
-        OsmError: there is no such file.
+        OsmError: the file does not exist.
         RunStopped: the file cannot be downloaded.
     """
     if not is_remote(location):
@@ -149,7 +152,7 @@ def localized(location: str | Path, what: str) -> str | Path:
 
 
 def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
-    """Return the config document (None if a `.pt` file has none), the entries, and the file's name for messages."""
+    """Return the config document (None if a `.pt` file lacks it), the entries, and the file name for messages."""
     path = localized(path, "--start_from")
     if Path(path).is_dir():
         return *read_folder(Path(path)), str(path)
@@ -158,7 +161,7 @@ def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
 
 
 def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
-    """Return the model config that trained weights were saved with (None if unknown), and the names of their modes."""
+    """Return the model config with which trained weights were saved (None if unknown), and the names of the modes."""
     document, state, where = _trained(path)
     config = None if document is None else model_config(document, where)
     names = (str(key).replace("module.", "") for key in state)
@@ -166,9 +169,9 @@ def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
 
 
 def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
-    """Copy trained weights (a `.pt` file or a folder of `save_folder`) into a model for further training.
+    """Load trained weights (a `.pt` file or a folder written by `save_folder`) into a model for further training.
 
-    A mode that the file lacks is initialized with the file's mode `any`. LoRA starts at zero if the file has none.
+    A mode that the file lacks is initialized with the file's mode `any`. If the file has no LoRA, LoRA starts at zero.
 
     Returns:
         the modes that the file lacks.
@@ -186,7 +189,7 @@ def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
     new = [m for m in model.config.modes if not any(f"{table}.{m}" in there for table in tables)]
     for mode in new:
         state |= {f"{table}.{mode}": there[f"{table}.{ANY_MODE}"] for table in tables if f"{table}.{ANY_MODE}" in there}
-    if not any(name.startswith("lora.") for name in there):  # trained without LoRA, which therefore starts at zero
+    if not any(name.startswith("lora.") for name in there):  # the file was trained without LoRA, so LoRA starts at zero
         state |= {name: value for name, value in published_state_dict(model).items() if name.startswith("lora.")}
     load_published_state_dict(model, state, f"--start_from {path}")
     check_meaning(model, document, f"--start_from {path}")
@@ -194,7 +197,7 @@ def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
 
 
 def _plain(value: Any) -> bool:
-    """Return whether a value can be copied into a parameter: not sparse, quantized, nested or on the meta device."""
+    """Return whether a value can be copied into a parameter (not sparse, quantized, nested or on the meta device)."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -209,7 +212,7 @@ def _kind(value: Any) -> str:
 
 
 def _fits(given: torch.Size, wanted: torch.Size) -> bool:
-    """Return whether two shapes are equal except for leading axes of size 1."""
+    """Return whether two shapes are equal, apart from leading axes of size 1."""
 
     def strip(shape: torch.Size) -> tuple[int, ...]:
         sizes = tuple(shape)
@@ -221,10 +224,10 @@ def _fits(given: torch.Size, wanted: torch.Size) -> bool:
 
 
 def read_published(path: str | Path, device: str = "cpu") -> dict[str, Any]:
-    """Read a `.pt` checkpoint without executing code in it. On the device `meta`, tensor values are not read.
+    """Read a `.pt` checkpoint without executing code in the file. On the device `meta`, tensor values are not read.
 
     Raises:
-        OsmError: the file is missing, broken, an unsafe pickle, or has no `model_state_dict`.
+        OsmError: the file is missing, is broken, is an unsafe pickle, or has no `model_state_dict`.
     """
     path = localized(path, "checkpoint")
     try:
@@ -244,26 +247,26 @@ def load_published(model: CheckpointedModel, path: str | Path) -> dict[str, Any]
 
 
 def frozen_hashes(model: CheckpointedModel) -> dict[str, str]:
-    """Return hashes of the frozen parts, computed once per model. A quantized LLM has no hash."""
+    """Return the hashes of the frozen parts, which are computed once per model. A quantized LLM has no hash."""
     if not model.frozen_hashes:
         model.frozen_hashes = {"tower": fingerprint(model.tower)}
-        if not model.config.llm.quantization:  # quantised values differ between packages and machines
+        if not model.config.llm.quantization:  # quantized values differ between packages and machines
             model.frozen_hashes["llm"] = fingerprint_tensors(without_lora(model.llm.state_dict()))
     return dict(model.frozen_hashes)
 
 
 def config_document(model: CheckpointedModel) -> dict[str, Any]:
-    """Return the document for config.json, which checkpoints of `train.py` also hold as `config`."""
+    """Return the content of config.json. In checkpoints written by `train.py`, the entry `config` has this content."""
     return {"format": FORMAT, "model": as_dict(model.config), "frozen": frozen_hashes(model)}
 
 
 def model_config(document: Any, where: str) -> ModelConfig:
-    """Return the model config in a config document. Raises OsmError if the document is not valid."""
+    """Return the model config in a config document. Raises OsmError if the document is invalid."""
     if not isinstance(document, dict) or document.get("format") != FORMAT or "model" not in document:
         raise OsmError(f"{where}: not a config of an OmniScientModel (format {FORMAT})")
     try:
         return stored_model_config(document["model"], f"{where}: model")
-    except OsmError as error:  # checks of the sections do not know the file
+    except OsmError as error:  # the checks of config sections do not know the file name
         raise error if where in str(error) else OsmError(f"{where}: {error}") from None
 
 
@@ -272,7 +275,7 @@ def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: s
     found = frozen_hashes(model)
     hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
     if not isinstance(hashes, Mapping) or not set(hashes) <= set(_FROZEN):
-        raise OsmError(f"{where}: 'frozen' has to hold the hashes of {', '.join(_FROZEN)}, found {shown(hashes)}")
+        raise OsmError(f"{where}: 'frozen' must contain the hashes of {', '.join(_FROZEN)}, found {shown(hashes)}")
     for part, expected in hashes.items():
         if not isinstance(expected, str):
             raise OsmError(f"{where}: the hash of {part!r} must be a string, found {shown(expected)}")
@@ -287,21 +290,21 @@ def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: s
         if found.get(part) != expected:
             name = getattr(model.config, part).name or model.config.base_model_name
             raise OsmError(
-                f"{where}: its {part} {name!r} had the hash {expected[:12]}..., the one found here has "
-                f"{str(found.get(part))[:12]}...: the bridge would be fed by another model. Provide the {part} it was "
-                f"trained with (source {getattr(model.config, part).source!r})"
+                f"{where}: its {part} {name!r} had the hash {expected[:12]}..., but the {part} found here has the hash "
+                f"{str(found.get(part))[:12]}..., so the bridge does not fit it. Provide the {part} that the bridge "
+                f"was trained with (source {getattr(model.config, part).source!r})"
             )
 
 
 def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
-    """Raise OsmError if settings that do not change shapes (heads, gains, ...) differ from those used in training."""
+    """Raise OsmError if settings that do not affect shapes (heads, gains, ...) differ from the settings in training."""
     if not isinstance(document, Mapping) or "model" not in document:
         return
     then, now = model_config(document, where), model.config
     different = []
     for section in ("bridge", "lora"):
         one, other = getattr(then, section), getattr(now, section)
-        if section == "lora" and not one.rank:  # LoRA is newly initialized
+        if section == "lora" and not one.rank:  # the checkpoint has no LoRA, so LoRA is newly initialized
             continue
         for each in dataclasses.fields(one):
             values = getattr(one, each.name), getattr(other, each.name, None)
@@ -309,30 +312,29 @@ def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
                 different.append(f"model.{section}.{each.name} was {values[0]}, and is {values[1]}")
     if different:
         raise OsmError(
-            f"{where} was trained with other settings, under which its weights mean something else: "
-            f"{'; '.join(different)}"
+            f"{where} was trained with different settings, so its weights are not compatible: {'; '.join(different)}"
         )
 
 
 def save_folder(model: CheckpointedModel, folder: Path) -> None:
-    """Write a model's config.json and model.safetensors into a folder."""
+    """Write config.json and model.safetensors of a model into a folder."""
     write_folder(folder, config_document(model), published_state_dict(model))
 
 
 def write_folder(folder: Path, document: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write config.json and model.safetensors under temporary names first, so that a crash leaves no partial file."""
+    """Write config.json and model.safetensors, first under temporary names, so that a crash leaves no partial file."""
     folder.mkdir(parents=True, exist_ok=True)
     apart = {key: value.cpu().contiguous().clone() for key, value in state.items()}
     save_file(apart, folder / "model.safetensors.tmp", metadata={"format": "pt"})
     (folder / "config.json.tmp").write_text(json.dumps(document, indent=2) + "\n")
-    # safetensors creates files that only their owner can read; we give them the usual permissions.
+    # safetensors creates files that only the owner can read, so we set the usual permissions.
     shutil.copymode(folder / "config.json.tmp", folder / "model.safetensors.tmp")
     for name in ("model.safetensors", "config.json"):
         os.replace(folder / f"{name}.tmp", folder / name)
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the config document and the trained parts in a folder of `save_folder`."""
+    """Return the config document and the trained parts from a folder written by `save_folder`."""
     try:
         document = read_json(folder / "config.json", "checkpoint config")[0]
     except OsmError as error:

@@ -1,4 +1,4 @@
-"""Build models from a config, a published base model, or a checkpoint."""
+"""Builds models from a config, a published base model, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def create_model_and_transforms(
     llm_channel: int | None = None,
     **overrides: Any,
 ) -> tuple[OmniScientModel, Processor]:
-    """Build an untrained model and the transforms of its input.
+    """Build an untrained model and the processor that prepares its input.
 
     Args:
-        base_model_name: an InstructBLIP (hub id or folder), a config of the project (`osm_small`), or a YAML file.
-        input_size: S in pixels; None = the value of the config.
-        sliding_window_size: w in pixels; None = the value of the config.
-        sliding_window_stride: s in pixels; None = the value of the config.
+        base_model_name: an InstructBLIP (hub id or folder), a config of this package (`osm_small`), or a YAML file.
+        input_size: S in pixels; None = the value in the config.
+        sliding_window_size: w in pixels; None = the value in the config.
+        sliding_window_stride: s in pixels; None = the value in the config.
         backbone_output_stride: the expected patch size of the tower (a published flag).
         backbone_output_channel: the expected width of the tower (a published flag).
         maskqformer_channel: the expected width of the bridge (a published flag).
@@ -64,7 +64,7 @@ def create_model_and_transforms(
         overrides: other fields of `ModelConfig`.
 
     Raises:
-        OsmError: weights are not found, or sizes do not fit.
+        OsmError: weights are not found, or sizes do not fit together.
     """
     sizes: dict[str, Any] = {
         "input_size": input_size,
@@ -82,10 +82,10 @@ def base_config(
     """Read the model config for a base model.
 
     Args:
-        base_model_name: a config of the project, a YAML file, or an InstructBLIP (hub id or folder).
+        base_model_name: a config of this package, a YAML file, or an InstructBLIP (hub id or folder).
         default: the config that is used with an InstructBLIP.
         settings: values of `--set` (see `osm.config.apply_settings`).
-        overrides: fields of `ModelConfig` in place of those of the file; None is ignored.
+        overrides: fields of `ModelConfig` that override the fields of the file; None is ignored.
     """
     try:
         find_config(base_model_name)
@@ -99,7 +99,7 @@ def base_config(
 def check_widths(
     model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
 ) -> None:
-    """Raise OsmError if a published width flag (None = not given) differs from the width of the model's part."""
+    """Raise OsmError if the value of a published width flag differs from the model's width (None = flag not given)."""
     llm_part: Any = model.llm
     actual = {
         "--backbone_output_stride": (stride, model.tower.patch),
@@ -113,11 +113,11 @@ def check_widths(
 
 
 def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
-    """Build an untrained model and its processor from a config. Torch's seed decides the bridge's initial values.
+    """Build an untrained model and its processor from a config. Torch's seed determines the bridge's initial values.
 
     Raises:
-        OsmError: weights are not found; sizes do not fit each other, the weights or the memory; or the LLM fails
-            `osm.models.self_check`.
+        OsmError: weights are not found; sizes do not fit together or do not fit the weights; the model does not fit
+            into memory; or the LLM fails `osm.models.self_check`.
     """
     check_room(config)
     model, processor = _build_instructblip(config) if config.base_model_name else _build_parts(config)
@@ -145,13 +145,14 @@ def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -
 
 
 def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
-    """Build the tower of a config without an InstructBLIP base, and run one window of zeros through it.
+    """Build the tower of a config that has no InstructBLIP base, and run one window of zeros through the tower.
 
     Returns:
         (tower, its config with `source` filled in).
 
     Raises:
-        OsmError: no such kind of tower, weights that are not found or do not fit, or tokens of unexpected shapes.
+        OsmError: the kind of tower is unknown, the weights are not found or do not fit, or the tokens have unexpected
+            shapes.
     """
     section, window = config.tower, config.sliding_window_size
     kind: type[Tower] = TOWERS.get(section.kind)
@@ -187,19 +188,20 @@ def _build_instructblip(config: ModelConfig) -> tuple[OmniScientModel, Processor
 def load_model(
     name: str | Path, config: str | None = None, settings: Sequence[str] = ()
 ) -> tuple[OmniScientModel, Processor, dict[str, Any]]:
-    """Load a trained model: a folder of `save_pretrained` (or a hub id with one), or a `.pt` checkpoint.
+    """Load a trained model from a folder written by `save_pretrained`, from the hub, or from a `.pt` checkpoint.
 
     Args:
-        name: the folder, hub id or file. A folder or file may be at a URL.
-        config: the model config of a `.pt` file that does not have its own, as the published files do not [osm].
-        settings: values of `--set` in place of those of `config`.
+        name: the folder, the id of a hub repository with such a folder, or the `.pt` file. A folder or file may be
+            given by its URL.
+        config: the model config for a `.pt` file without its own config, such as the published files [osm].
+        settings: values of `--set` that override fields of `config`.
 
     Returns:
         (model in eval mode, processor, the other entries of the file).
 
     Raises:
-        OsmError: the checkpoint is not found, does not fit its config, or was trained with other frozen parts; or
-            there are settings, but the checkpoint has its own config.
+        OsmError: the checkpoint is not found, does not fit its config, or was trained with different frozen parts; or
+            settings are given, but the checkpoint has its own config.
     """
     path = Path(checkpoint.localized(name, "checkpoint"))
     if path.suffix in checkpoint.FILES:
@@ -223,30 +225,31 @@ def load_model(
 def _refuse(settings: Sequence[str], name: str | Path) -> None:
     if settings:
         raise OsmError(
-            f"--set {settings[0]}: the checkpoint {public(str(name))} has its own model config; --set changes the file "
-            "of --config"
+            f"--set {settings[0]}: the checkpoint {public(str(name))} has its own model config, which --set cannot "
+            "change; --set only changes the file of --config"
         )
 
 
 def shipped(name: str | Path) -> Path | None:
-    """Return the folder of a trained model in this package, or None if there is none or a folder has the same name."""
+    """Return the folder of a trained model in this package, or None if it does not exist or a local folder hides it."""
     folder = shipped_folder() / str(name)
     plain = str(name).isidentifier() and not Path(name).exists()
     return folder if plain and (folder / "model.safetensors").is_file() else None
 
 
 def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
-    """Load a folder of `save_pretrained`, or a hub repository with such a folder.
+    """Load a model from a folder written by `save_pretrained`, or from a hub repository with such a folder.
 
     Args:
         name: the folder, its URL, or the hub id.
-        base_model: the InstructBLIP to build around. None = the frozen parts are loaded by the names in the config.
+        base_model: the InstructBLIP that provides the frozen parts. None = load the frozen parts named in the config.
 
     Returns:
-        (model, processor). The processor is None with a given `base_model`, because its tokenizers are not known.
+        (model, processor). The processor is None if `base_model` is given, because its tokenizers are not known.
 
     Raises:
-        OsmError: no such folder or repository, or the frozen parts are not those that the bridge was trained with.
+        OsmError: the folder or repository does not exist, or the frozen parts differ from the frozen parts that the
+            bridge was trained with.
     """
     name = checkpoint.localized(name, "checkpoint")
     folder = shipped(name) or Path(name)
@@ -258,7 +261,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
             folder = Path(snapshot_download(str(name), allow_patterns=files, **hub_options()))
         except (OSError, ValueError) as error:
             raise OsmError(
-                f"checkpoint {str(name)!r}: no such folder, and the hub does not give it ({error})"
+                f"checkpoint {str(name)!r}: no such folder, and it cannot be loaded from the hub ({error})"
             ) from None
     document, state = checkpoint.read_folder(folder)
     config = checkpoint.model_config(document, f"{folder}/config.json")
@@ -275,7 +278,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the torch device. `auto` is the first available one of cuda, mps and cpu.
+    """Return the torch device with the given name. `auto` selects the first available device of cuda, mps and cpu.
 
     Raises:
         OsmError: the device is not available.
@@ -285,5 +288,5 @@ def pick_device(device: str) -> torch.device:
         return torch.device(next(name for name, there in available.items() if there))
     if not available.get(device.split(":")[0], False):
         there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise OsmError(f"--device {device!r} is not there; auto, {there} are")
+        raise OsmError(f"--device {device!r} is not available; choose one of auto, {there}")
     return torch.device(device)

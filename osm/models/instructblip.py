@@ -1,4 +1,4 @@
-"""An InstructBLIP taken apart: its ViT as the tower, and what its weights give to the bridge."""
+"""Builds the tower and the bridge of a model from the ViT and the weights of an InstructBLIP."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from osm.models.towers.tower import Tower
 
 @dataclass(frozen=True)
 class InstructBlipTowerConfig(TowerConfig):
-    """The ViT of the InstructBLIP that `model.base_model_name` names. It has no settings of its own."""
+    """The config of the tower `instructblip`, which is the ViT of `model.base_model_name` and has no other settings."""
 
     kind: str = field(default="instructblip", kw_only=True)
 
     def check_model(self, model: ModelConfig) -> None:
         if not model.base_model_name:
-            raise OsmError("model.base_model_name is empty, and model.tower.kind 'instructblip' takes its ViT from it")
+            raise OsmError("model.tower.kind 'instructblip' needs an InstructBLIP; set model.base_model_name")
 
 
 class InstructBlipTower(Tower):
@@ -40,7 +40,7 @@ class InstructBlipTower(Tower):
     @classmethod
     def of(cls, config: TowerConfig, window: int) -> Tower:
         raise OsmError(
-            "model.tower.kind 'instructblip' is built with its base model, which model.base_model_name names"
+            "model.tower.kind 'instructblip' is built together with its base model; set model.base_model_name"
         )
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def take_apart(base_model: nn.Module, config: ModelConfig) -> tuple[InstructBlip
     """Build the tower and the bridge from a `transformers.InstructBlipForConditionalGeneration` of any size.
 
     Returns:
-        (tower, bridge, config). In the config, the bridge has the sizes that it took from the base model.
+        (tower, bridge, config). In the returned config, the bridge's sizes are the sizes of the base model.
 
     Raises:
         OsmError: the base model is not an InstructBLIP with a decoder-only LLM, or does not suit the bridge.

@@ -1,4 +1,4 @@
-"""Loads frozen decoder-only LLMs, and computes losses and generations from their `inputs_embeds`.
+"""Loads frozen decoder-only LLMs, computes losses, and generates text, with `inputs_embeds` as the LLM's input.
 
 Shapes: R rows, T positions, t supervised positions, W width, V vocabulary.
 """
@@ -41,17 +41,17 @@ from osm.models.weights import (
 
 
 def load_llm(config: LlmConfig) -> tuple[nn.Module, Any, LlmConfig]:
-    """Load a causal LM and its tokenizer from the first source that has it.
+    """Load a causal LM and its tokenizer from the first source that has the model.
 
     Returns:
-        the model (in eval mode; float32, or quantized according to `config.quantization`), the tokenizer, and the
-        config with `source` set to the source that was used.
+        (model, tokenizer, config). The model is in eval mode, in float32 or quantized according to
+        `config.quantization`. In the returned config, `source` is the source that was used.
 
     Raises:
         OsmError: the name is empty, or no source has the model.
     """
     if not config.name:
-        raise OsmError("model.llm.name is empty: name a folder, a hub id or a .gguf file")
+        raise OsmError("model.llm.name is empty: expected a folder, a hub id or a .gguf file")
     bits = quantization_config(config.quantization)
     found, (llm, tokenizer) = load_first(config.name, config.source, partial(_load, config=config, bits=bits))
     if bits is not None:
@@ -71,13 +71,13 @@ def _load(found: Found, config: LlmConfig, bits: Any) -> tuple[nn.Module, Any]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location, output_loading_info=True, **model_options(found), **loading_options(bits)
         )
-    llm, info = loaded  # a pair with `output_loading_info`
+    llm, info = loaded  # `output_loading_info` makes `from_pretrained` return a pair
     check_complete(info, location)
     return llm, AutoTokenizer.from_pretrained(location, **options)
 
 
 def check_complete(info: dict[str, Any], location: str) -> None:
-    """Raise OsmError if weights lack entries, because transformers only warns and initializes them at random."""
+    """Raise OsmError if weights lack entries, because transformers only warns and fills these entries at random."""
     if info["missing_keys"]:
         raise OsmError(
             f"weights at {location} lack {len(info['missing_keys'])} entries: {sorted(info['missing_keys'])[0]}, ..."
@@ -87,7 +87,7 @@ def check_complete(info: dict[str, Any], location: str) -> None:
 def _convert_gguf(path: Path, folder: Path) -> None:
     llm: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     check_attention_scale(llm.config, path)
-    # The values are dequantized at this point, but transformers refuses to save a model that has these attributes.
+    # The weights are already dequantized, but transformers refuses to save a model with the quantization attributes.
     llm.hf_quantizer = None
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
@@ -96,14 +96,14 @@ def _convert_gguf(path: Path, folder: Path) -> None:
 
 
 def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: bool = False) -> tuple[Tensor, ...]:
-    """Compute the next-token cross entropy of each row.
+    """Compute the next-token cross entropy of each row, summed over the supervised tokens.
 
     Args:
-        labels_RT: token ids, -100 at positions that are not supervised.
+        labels_RT: token ids, with -100 at positions that are not supervised.
 
     Returns:
         the summed cross entropy (R,) in float32 and the number of supervised tokens (R,). With `scored`, also whether
-        every supervised token is the most likely one (R,), so that greedy search would generate exactly these tokens.
+        every supervised token has the highest logit (R,), so that greedy search would generate exactly these tokens.
     """
     logits_RtV, targets_Rt = _supervised_logits(llm, inputs, labels_RT)
     losses_Rt = F.cross_entropy(logits_RtV.float().transpose(1, 2), targets_Rt, ignore_index=-100, reduction="none")
@@ -113,9 +113,9 @@ def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: b
 
 
 def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits (R, t, V) and targets (R, t) of the t positions at which any row is supervised."""
+    """Return logits (R, t, V) and targets (R, t) at the t positions at which at least one row is supervised."""
     targets_RT = labels_RT[:, 1:]
-    # The LM head is the most expensive matrix of a small LLM, so it runs at these positions only (or at one).
+    # The LM head is the most expensive layer of a small LLM, so it runs at supervised positions only (at least one).
     columns_t = (targets_RT != -100).any(0).nonzero().flatten()
     if len(columns_t) == 0:
         columns_t = columns_t.new_zeros(1)
@@ -132,9 +132,9 @@ def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> 
 
 
 def stop_ids(llm: nn.Module) -> list[int]:
-    """Return the ids that end a name: the LLM's end tokens and, as published, id 0.
+    """Return the token ids that end a name: the LLM's end tokens and, as in the published model, id 0.
 
-    Id 0 is left out if it is an ordinary token of the tokenizer (see `use_tokenizer`).
+    Id 0 is excluded if the tokenizer uses id 0 for an ordinary token (see `use_tokenizer`).
     """
     generation_config: Any = llm.generation_config
     eos = generation_config.eos_token_id if generation_config is not None else None
@@ -145,10 +145,11 @@ def stop_ids(llm: nn.Module) -> list[int]:
 
 
 def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
-    """Set the padding token and the end tokens of an LLM and its tokenizer consistently.
+    """Set the same padding token and end tokens in an LLM and in its tokenizer.
 
-    The tokenizer's end token ends names because it ends the training texts, whatever the LLM's config specifies. Id 0
-    also ends names if it is a special token: it is `<unk>` in the published model, but the letter `!` in other models.
+    The tokenizer's end token ends names, whatever the LLM's config specifies, because the training texts end with this
+    token. Id 0 also ends names if it is a special token. In the published model id 0 is `<unk>`, but in some other
+    models id 0 is the ordinary token `!`.
 
     Raises:
         OsmError: the LLM has no embedding for the tokenizer's start or end token.
@@ -164,9 +165,9 @@ def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
                 f"has {known} embeddings (ids 0 to {known - 1}); resize its embeddings, or use the tokenizer that it "
                 "was trained with"
             )
-        # No token attends to padding, so any token can serve as padding.
+        # No token attends to padding, so any token can serve as the padding token.
         tokenizer.pad_token = tokenizer.eos_token
-    generator: Any = llm  # the attributes of transformers' GenerationMixin
+    generator: Any = llm  # has the attributes of transformers' GenerationMixin
     if generator.generation_config is None:
         generator.generation_config = GenerationConfig()
     generator.osm_zero_ends_names = 0 in special_ids(tokenizer)
@@ -176,15 +177,15 @@ def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Return the ids of all special tokens of a tokenizer, including start, end, padding and unknown word."""
+    """Return the ids of all special tokens of a tokenizer, including the start, end, padding and unknown tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return set(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
 
 
 def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
-    """Generate from embeddings, with greedy search by default.
+    """Generate token ids from embeddings, with greedy search by default.
 
-    Padding may be anywhere in a row. It is moved to the left, as generation requires.
+    Padding may be anywhere in a row. Rows are realigned, because transformers' `generate` requires padding on the left.
 
     Args:
         options: fields of transformers' `GenerationConfig`.
@@ -193,7 +194,8 @@ def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
         the result of `llm.generate`: the new ids (R, new), or a ModelOutput with `return_dict_in_generate=True`.
 
     Raises:
-        OsmError: an option needs the LLM's own `generate`, which is not correct (`LlmSupport.generate` is False).
+        OsmError: an option requires transformers' `generate`, which is not correct for this LLM (`LlmSupport.generate`
+            is False).
     """
     stop, pad = stop_ids(llm), llm_config(llm).pad_token_id
     ends = {"eos_token_id": stop, "pad_token_id": (stop or [0])[0] if pad is None or pad < 0 else pad}
@@ -205,7 +207,7 @@ def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
         embeds_RTW = embeds_RTW.gather(1, order_RT[..., None].expand_as(embeds_RTW))
         mask_RT = mask_RT.gather(1, order_RT)
     settings: dict[str, Any] = {
-        # The LLM's own generation config may set these fields, which would change greedy search.
+        # Reset the fields that would change greedy search, because the LLM's own generation config may set them.
         **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0},
         "bos_token_id": llm_config(llm).bos_token_id,
         **ends,
@@ -223,7 +225,7 @@ _OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits")
 
 
 def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
-    """Run greedy search without transformers' `generate`; rows of equal length form a batch without padding."""
+    """Run greedy search without transformers' `generate`. Rows of equal length are batched, so no padding is needed."""
     stop, pad = options.pop("eos_token_id"), options.pop("pad_token_id")
     stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
     wanted = {name: bool(options.pop(name, False)) for name in _OUTPUTS}
@@ -231,8 +233,9 @@ def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
     for name, value in options.items():
         if name not in _GREEDY or value != _GREEDY[name]:
             raise OsmError(
-                f"generate: {name}={value!r} needs transformers' own generate, which is not right for "
-                f"{type(llm).__name__} fed with embeddings; only greedy search is left (max_new_tokens, eos_token_id)"
+                f"generate: {name}={value!r} is not supported: it needs transformers' generate(), which gives wrong "
+                f"results for {type(llm).__name__} with inputs_embeds; only greedy search (max_new_tokens, "
+                "eos_token_id) is available"
             )
     lengths_R = inputs.mask_RT.sum(1)
     groups, states, rows = [], [], len(inputs)

@@ -1,8 +1,8 @@
-"""Runs an LLM on embeddings: on a whole prefix first, then token by token, with the LLM's cache where it has one.
+"""Runs an LLM on embeddings: first on the whole prefix, then token by token, with the LLM's cache if it has a cache.
 
-A cache holds keys and values of attention, recurrent states of a state-space model, or both. The name of the cache
-argument of `forward` differs between models and between versions of transformers, so it is looked up in the signature.
-An LLM without a usable cache (see `osm.models.self_check`) recomputes all earlier positions at every step.
+A cache holds attention keys and values, recurrent states of a state-space model, or both. The cache argument of
+`forward` has different names in different models and versions of transformers, so the name is looked up in the
+signature. An LLM without a usable cache (see `osm.models.self_check`) recomputes all earlier positions at every step.
 
 Shapes: R rows, T positions, W width, V vocabulary.
 """
@@ -25,23 +25,24 @@ from osm.models.bridges.gated import GatedKeyValues
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Newest first. transformers 5.40 removes `past_key_values`, and some models silently accept a wrong name in `**kwargs`.
+# The order matters (newest first), because some models silently accept a wrong argument name in `**kwargs`.
+# transformers 5.40 removes `past_key_values`.
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Return position ids (R, T) that skip padding, so that padding on either side does not change the result."""
+    """Return position ids (R, T) that do not count padding, so that padding on either side changes no result."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class LlmInputs:
-    """The input of an LLM.
+    """A batch of inputs for an LLM.
 
     Attributes:
-        embeds_RTW: embeddings of prefix and text.
-        mask_RT: 1 at embeddings of the row, 0 at padding.
-        gated_kv: keys and values for the gated layers in the LLM; None without such layers.
+        embeds_RTW: the embeddings of prefix and text.
+        mask_RT: 1 at the row's own embeddings, 0 at padding.
+        gated_kv: keys and values for the gated layers in the LLM, or None if the LLM has no gated layers.
     """
 
     embeds_RTW: Tensor
@@ -49,11 +50,11 @@ class LlmInputs:
     gated_kv: GatedKeyValues | None = None
 
     def conditioned(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which the LLM's gated layers attend to `gated_kv`; run the LLM inside it."""
+        """Return a context manager that makes the LLM's gated layers attend to `gated_kv` when the LLM runs inside."""
         return self.gated_kv or contextlib.nullcontext()
 
     def select(self, rows: Tensor) -> LlmInputs:
-        """Select rows in this order; a row may be repeated."""
+        """Return the inputs of the given rows, in this order; an index may occur several times."""
         gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows)
         return LlmInputs(
             self.embeds_RTW[rows.to(self.embeds_RTW.device)], self.mask_RT[rows.to(self.mask_RT.device)], gated_kv
@@ -65,13 +66,15 @@ class LlmInputs:
 
 @dataclass(frozen=True)
 class LlmSupport:
-    """The optimizations of an LLM that give the same result as the plain computation (see `osm.models.self_check`).
+    """Which optimizations of an LLM give the same results as the plain computation (see `osm.models.self_check`).
 
     Attributes:
-        cache: the LLM's cache is correct. If False, each step recomputes all earlier positions: correct, but slow.
-        chunks: the cache is correct when several tokens are added at once. If False, tokens are added one by one.
-        generate: transformers' `generate` is correct for embeddings of rows with padding on the left. If False, a
-            greedy loop of this package is used.
+        cache: whether the LLM's cache is correct. If False, each step recomputes all earlier positions, which is
+            correct but slow.
+        chunks: whether the cache is correct if several tokens are added at once. If False, tokens are added one by
+            one.
+        generate: whether transformers' `generate` is correct for embeddings with padding on the left. If False, this
+            package's greedy search is used.
     """
 
     cache: bool = True
@@ -80,12 +83,12 @@ class LlmSupport:
 
 
 def llm_support(llm: nn.Module) -> LlmSupport:
-    """Return what `set_llm_support` stored for this LLM; an LLM that was not checked supports everything."""
+    """Return the `LlmSupport` of an LLM. An LLM that was not checked is assumed to support all optimizations."""
     return getattr(llm, "osm_support", LlmSupport())
 
 
 def set_llm_support(llm: nn.Module, support: LlmSupport) -> None:
-    """Store on the LLM which optimizations it supports."""
+    """Store on the LLM module which optimizations the LLM supports."""
     vars(llm)["osm_support"] = support
 
 
@@ -95,24 +98,24 @@ def word_embeddings(llm: nn.Module) -> nn.Embedding:
 
 
 def llm_config(llm: nn.Module) -> Any:
-    """Return the Hugging Face config of an LLM, whose fields differ between LLM classes."""
+    """Return the Hugging Face config of an LLM. The fields of the config depend on the class of the LLM."""
     return llm.config
 
 
 def cache_argument(llm: nn.Module) -> str | None:
-    """Return the name of the cache argument of the LLM's `forward`, or None if it has none."""
+    """Return the name of the cache argument in the LLM's `forward`, or None if `forward` has no cache argument."""
     accepted = inspect.signature(llm.forward).parameters
     return next((name for name in CACHE_NAMES if name in accepted), None)
 
 
 @dataclass(frozen=True)
 class DecodingState:
-    """The state of decoding after some positions.
+    """The state of decoding after the positions that the LLM has read so far.
 
     Attributes:
-        cache: the LLM's cache; None if each step recomputes all positions.
-        embeds_RTW: all embeddings so far; None with a cache.
-        gated_kv: keys and values for the gated layers in the LLM; None without such layers.
+        cache: the LLM's cache, or None if each step recomputes all positions.
+        embeds_RTW: all embeddings so far, or None if the LLM has a cache.
+        gated_kv: keys and values for the gated layers in the LLM, or None if the LLM has no gated layers.
         device: the device for token ids.
         length: the number of positions so far.
     """
@@ -124,7 +127,7 @@ class DecodingState:
     length: int
 
     def keep(self, rows: Sequence[int]) -> DecodingState:
-        """Select rows, which may repeat. The cache is changed in place: do not use the old state afterwards."""
+        """Select rows (with repetition). The old state becomes invalid, because its cache is changed in place."""
         index = torch.tensor(list(rows), device=self.device)
         if self.cache is not None:
             select_rows(self.cache, index)
@@ -132,15 +135,15 @@ class DecodingState:
         return replace(self, embeds_RTW=embeds, gated_kv=self.gated_kv and self.gated_kv.select(index))
 
     def copied(self, rows: Sequence[int]) -> DecodingState:
-        """Select rows, which may repeat. The old state stays valid."""
+        """Select rows (with repetition) of a copy, so that the old state stays valid."""
         return replace(self, cache=None if self.cache is None else copied_cache(self.cache)).keep(rows)
 
 
 def read_prefix(llm: nn.Module, inputs: LlmInputs) -> tuple[Tensor, DecodingState]:
-    """Run the LLM on prefixes of equal length, without padding.
+    """Run the LLM on prefixes of equal length, which need no padding.
 
     Returns:
-        float32 logits (R, V) after the last position, and the state for `read_tokens`.
+        float32 logits (R, V) after the last position, and the decoding state for `read_tokens`.
     """
     embeds_RTW, name = inputs.embeds_RTW, cache_argument(llm)
     cached = name is not None and llm_support(llm).cache
@@ -156,15 +159,15 @@ def read_prefix(llm: nn.Module, inputs: LlmInputs) -> tuple[Tensor, DecodingStat
 def read_tokens(
     llm: nn.Module, ids: Sequence[Sequence[int]], state: DecodingState, every_position: bool = False
 ) -> tuple[Tensor, DecodingState]:
-    """Run the LLM on further tokens, equally many in each row.
+    """Run the LLM on further tokens after a decoding state. All rows must have the same number of tokens.
 
     Args:
         ids: the token ids of each row.
-        state: must not be used afterwards, because the cache grows in place.
+        state: the decoding state. It must not be used afterwards, because its cache grows in place.
 
     Returns:
-        float32 logits (R, V) after the last token, or (R, n, V) after each of the n tokens with `every_position`; and
-        the new state.
+        (logits, new state). The logits are float32: (R, V) after the last token or, with `every_position`, (R, n, V)
+        after each of the n tokens.
     """
     tokens_RT = torch.tensor([list(row) for row in ids], device=state.device)
     if state.embeds_RTW is None and tokens_RT.shape[1] > 1 and not llm_support(llm).chunks:
@@ -176,7 +179,7 @@ def read_tokens(
     given: dict[str, Any] = _keeping(llm, tokens_RT.shape[1] if every_position else 1)
     if state.embeds_RTW is None:
         given |= {"input_ids": tokens_RT, "use_cache": True, str(cache_argument(llm)): state.cache}
-        if "position_ids" in inspect.signature(llm.forward).parameters:  # not every LLM infers positions from its cache
+        if "position_ids" in inspect.signature(llm.forward).parameters:  # some LLMs infer no positions from a cache
             places = torch.arange(state.length, state.length + tokens_RT.shape[1], device=state.device)
             given["position_ids"] = places.expand(len(tokens_RT), -1)
     else:
@@ -190,12 +193,12 @@ def read_tokens(
 
 
 def _keeping(llm: nn.Module, count: int) -> dict[str, Any]:
-    """Return the argument that limits the costly LM head to the last positions, if the LLM's `forward` has it."""
+    """Return the argument, if the LLM's `forward` has it, that limits the costly LM head to the last positions."""
     return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(llm.forward).parameters else {}
 
 
 def _cache_of(out: Any, name: str) -> Any:
-    """Return the cache in an LLM's output. It is looked up by key because deprecated attributes warn on access."""
+    """Return the cache in an LLM's output. The lookup is by key, because deprecated attributes warn on access."""
     found = next((vars(out)[key] for key in (name, *CACHE_NAMES) if vars(out).get(key) is not None), None)
     if found is None:
         raise OsmError(f"{type(out).__name__}: the LLM returned no cache (none of {', '.join(CACHE_NAMES)})")
@@ -203,10 +206,11 @@ def _cache_of(out: Any, name: str) -> Any:
 
 
 def select_rows(cache: Any, rows: Tensor) -> None:
-    """Select rows of a cache in place. Rows may repeat, so the batch may grow or shrink; layers may be on any device.
+    """Select rows of a cache in place. The layers of the cache may be on different devices.
 
-    We use `reorder_cache` because it is the only method that caches of keys and values and of recurrent states share;
-    it also accepts an index that is longer or shorter than the batch.
+    An index may occur several times, so the batch may grow or shrink. We use `reorder_cache` because no other method
+    exists both for key-value caches and for caches of recurrent states. `reorder_cache` also accepts an index that is
+    longer or shorter than the batch.
 
     Raises:
         OsmError: the cache has no `reorder_cache`.
@@ -214,15 +218,15 @@ def select_rows(cache: Any, rows: Tensor) -> None:
     if not hasattr(cache, "reorder_cache"):
         raise OsmError(
             f"the LLM's cache ({type(cache).__name__}) cannot select rows; with model.llm.self_check: true "
-            "names are decoded without it"
+            "names are decoded without the cache"
         )
     cache.reorder_cache(rows)
 
 
 def copied_cache(cache: Any) -> Any:
-    """Return a copy of a cache that can be changed by `select_rows` without affecting the original.
+    """Copy a cache, so that `select_rows` can change the copy without affecting the original.
 
-    Selecting rows creates new tensors, so only the containers (dicts, lists, sets) are copied, not the tensors.
+    Only the containers (dicts, lists, sets) are copied and not the tensors, because selecting rows creates new tensors.
     """
     if not hasattr(cache, "layers"):
         return copy.deepcopy(cache)

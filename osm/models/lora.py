@@ -1,6 +1,6 @@
 """Adds LoRA to the frozen LLM in place, with the package peft (`pip install 'osm-recognition[lora]'`).
 
-LoRA's parameters are kept apart from the LLM's weights: checkpoints store them as `lora.*`, and they stay in float32.
+LoRA's parameters are separate from the LLM's weights. Checkpoints store them as `lora.*`, and they stay in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MARK = ".lora_"
 
 
 def add_lora(llm: nn.Module, config: LoraConfig) -> None:
-    """Add trainable low-rank updates, which start at zero, to the linear layers that `config.targets` names.
+    """Add trainable low-rank updates, initially zero, to the LLM's linear layers that `config.targets` names.
 
     Raises:
         OsmError: peft is not installed, or a target is not a linear layer of the LLM.
@@ -59,7 +59,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
 
 
 def _report_left_out(llm: nn.Module) -> None:
-    """Warn if LoRA on all linear layers leaves out much of the LLM, such as experts that are no linear layers."""
+    """Warn if LoRA on all linear layers misses much of the LLM, e.g. because experts are not linear layers."""
     layers = nn.ModuleList(decoder_layers(llm))
     own = {name: p.numel() for name, p in layers.named_parameters() if p.ndim > 1 and _MARK not in name}
     left = {name: size for name, size in own.items() if ".base_layer." not in name}
@@ -68,37 +68,37 @@ def _report_left_out(llm: nn.Module) -> None:
         largest = max(left, key=lambda name: left[name])
         warnings.warn(
             f"model.lora: {share:.0%} of the values in the LLM's layers are in no linear layer that LoRA changes, most "
-            f"in {largest}; they stay as they are",
+            f"in {largest}; these values are not trained",
             stacklevel=4,
         )
 
 
 def lora_parameters(llm: nn.Module) -> dict[str, nn.Parameter]:
-    """Return LoRA's parameters by name; the dict is empty without LoRA."""
+    """Return LoRA's parameters by name. Without LoRA, the dict is empty."""
     return {name: parameter for name, parameter in llm.named_parameters() if _MARK in name}
 
 
 def keep_precise(llm: nn.Module) -> None:
-    """Convert LoRA's parameters to float32, in which they are trained, whatever the LLM's dtype is."""
+    """Convert LoRA's parameters to float32, because they are trained in float32 whatever the LLM's dtype is."""
     for parameter in lora_parameters(llm).values():
         parameter.data = parameter.data.float()
 
 
 def train_dropout(llm: nn.Module, mode: bool) -> None:
-    """Set LoRA's dropout to training mode or eval mode. The LLM around it always stays in eval mode."""
+    """Set LoRA's dropout to training mode or eval mode. The rest of the LLM always stays in eval mode."""
     for name, module in llm.named_modules():
         if name.endswith("lora_dropout"):
             module.train(mode)
 
 
 def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the LLM's own entries of a state dict, under the names that they have without LoRA."""
-    # peft wraps fused experts once per tensor, so `.base_layer` may occur several times in a row.
+    """Return the LLM's own entries of a state dict, under the names that these entries have without LoRA."""
+    # peft wraps fused experts once per tensor, so a name may contain `.base_layer` several times in a row.
     return {re.sub(r"(\.base_layer)+\.", ".", name): value for name, value in state.items() if _MARK not in name}
 
 
 def _fits_rank(size: int, rank: int, name: str) -> bool:
-    """Return whether an axis fits the rank. For fused experts, the updates of all experts are concatenated."""
+    """Return whether the size of an axis fits the rank. Fused experts have the updates of all experts concatenated."""
     return size == rank or (".experts." in name and size > 0 and size % rank == 0)
 
 
@@ -106,7 +106,8 @@ def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tenso
     """Return a checkpoint's LoRA entries (`lora.*`) as meta tensors, after checks that do not need the LLM.
 
     Raises:
-        OsmError: the entries have another rank, lack their other half, or are missing although `rank` is not 0.
+        OsmError: an entry has a different rank or lacks the second matrix of its pair, or there are no entries
+            although `rank` is not 0.
     """
     found = {name: value for name, value in state.items() if name.startswith("lora.")}
     if bool(found) != bool(rank):

@@ -1,7 +1,7 @@
-"""The reduction of per-row losses to the scalar that is minimised.
+"""The reduction of per-row losses to the scalar that is minimized.
 
-`osm.models.llm.token_losses` computes the cross entropy of each row. Every scalar loss of the package, in training and
-in `OmniScientModel.forward`, is `reduce_losses` of such rows.
+`osm.models.llm.token_losses` computes the cross entropy of each row. `reduce_losses` reduces the rows to every scalar
+loss of the package, both in training and in `OmniScientModel.forward`.
 
 Shapes: R rows, G groups of rows.
 """
@@ -12,15 +12,16 @@ from torch import Tensor
 
 
 def group_weights(index_R: Tensor, counts_G: Tensor, scale_G: Tensor) -> Tensor:
-    """Return the weight (R,) of each row, with which `reduce_losses` gives a sum of mean losses over groups.
+    """Return row weights (R,) with which `reduce_losses` computes the sum of the groups' mean losses.
 
-    The loss of a group is its summed cross entropy, divided by its number of supervised tokens, times its scale.
+    The loss of a group is the group's summed cross entropy, divided by its number of supervised tokens, times its
+    scale.
 
     Args:
         index_R: the group of each row.
-        counts_G: supervised tokens of each group. They may include rows of other ranks. Groups without tokens have
-            the weight 0.
-        scale_G: the factor of each group's mean.
+        counts_G: the number of supervised tokens in each group, which may include rows on other ranks. A group without
+            supervised tokens has the weight 0.
+        scale_G: the factor of each group's mean loss.
     """
     present_G = (counts_G > 0).to(scale_G)
     return (scale_G * present_G / counts_G.clamp(min=1))[index_R]

@@ -1,4 +1,4 @@
-"""Computes what a bridge needs to know about masks: boxes, context masks, grid cells and visible keys.
+"""Computes what a bridge needs from masks: bounding boxes, context masks, grid cells and visible keys.
 
 Shapes: R masks (rows), S input size, p patch size, g = S / p grid cells per side, G = g^2 grid cells,
 L = prefix + G keys.
@@ -20,13 +20,13 @@ L = TypeVar("L", bound="MaskFeatures")
 
 
 def context_mask(mask_R1SS: Tensor, ratio: float) -> Tensor:
-    """Return a context mask for each mask: its bounding box, enlarged and filled.
+    """Return a context mask for each mask, which is the mask's bounding box, enlarged and filled.
 
     The published flag for `ratio` is `context_enlarge_ratio`.
 
     Args:
-        mask_R1SS: non-zero inside of the mask.
-        ratio: the share of the box's own size by which it grows on each side; a negative ratio selects the whole
+        mask_R1SS: nonzero inside the mask.
+        ratio: how much the box grows on each side, as a share of the box's size. A negative ratio selects the whole
             canvas.
 
     Returns:
@@ -44,7 +44,7 @@ def context_mask(mask_R1SS: Tensor, ratio: float) -> Tensor:
 
 
 def bounding_boxes(mask_R1SS: Tensor) -> Tensor:
-    """Return (top, left, bottom, right) of each mask in pixels, ends inclusive, as int64 (R, 4) on the masks' device.
+    """Return each mask's (top, left, bottom, right) in pixels, ends inclusive, as int64 (R, 4) on the masks' device.
 
     The host synchronizes with the device once, regardless of the number of masks.
 
@@ -59,7 +59,7 @@ def bounding_boxes(mask_R1SS: Tensor) -> Tensor:
 
 
 def _first_and_last(visible_RS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first and last true position of each row, and whether the row has one; each is (R,)."""
+    """Return three tensors (R,): the first and last true position of each row, and whether any position is true."""
     size = visible_RS.shape[1]
     places = torch.arange(size, device=visible_RS.device)
     first = torch.where(visible_RS, places, size).amin(1)
@@ -70,43 +70,44 @@ def _first_and_last(visible_RS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _check_present(present_R: Tensor, what: str) -> None:
     if not bool(present_R.all()):
         row = int((~present_R).nonzero()[0])
-        raise SampleError("empty_mask", f"{what} {row} is empty: there is nothing in it to name")
+        raise SampleError("empty_mask", f"{what} {row} is empty, so there is no object to name")
 
 
 def _enlarge(low_R: Tensor, high_R: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Move both ends of a side outwards by `ratio` times its length, rounded towards 0."""
+    """Move both ends of a box side outwards by `ratio` times the side's length, rounded towards 0."""
     exact = torch.float32 if low_R.device.type == "mps" else torch.float64
     reach = ratio * (high_R - low_R + 1).to(exact)
     return (low_R - reach).long(), (high_R + reach).long()
 
 
 def _within(ends: tuple[Tensor, Tensor], size: int) -> Tensor:
-    """Return whether each position is between the ends, both inclusive, as bool (R, size)."""
+    """Return bool (R, size): whether each position is between the two ends, which are inclusive."""
     places = torch.arange(size, device=ends[0].device)
     return (places >= ends[0][:, None]) & (places <= ends[1][:, None])
 
 
 def _inside(mask: Tensor) -> Tensor:
-    # Boolean masks skip the comparison, which costs as much as a layer of a small model.
+    # Boolean masks need no comparison with 0, which would take as long as a layer of a small model.
     return mask if mask.dtype == torch.bool else mask != 0
 
 
 def _any_of_row(inside: Tensor) -> Tensor:
-    """Reduce bool (..., S) to (...) with `any`, groups of 8 first: torch reduces long bool rows slowly on a CPU."""
+    """Reduce bool (..., S) to (...) with `any`, in groups of 8 first, because torch is slow on long rows on a CPU."""
     if inside.shape[-1] % 8 == 0:
         inside = inside.unflatten(-1, (-1, 8)).any(-1)
     return inside.any(-1)
 
 
 def mask_to_grid(mask_R1SS: Tensor, patch: int, method: str) -> Tensor:
-    """Return which grid cells each mask covers, bool (R, G).
+    """Return which grid cells each mask covers, as bool (R, G).
 
     Args:
-        method: `nearest` tests the top-left pixel of each cell, `area` tests whether any pixel of the cell is inside.
+        method: `nearest` tests whether the top-left pixel of a cell is inside the mask; `area` tests whether any pixel
+            of the cell is inside the mask.
     """
     inside_R1SS = _inside(mask_R1SS)
     if method == "nearest":
-        return inside_R1SS[..., ::patch, ::patch].flatten(1).clone()  # a copy, as callers set cells in place
+        return inside_R1SS[..., ::patch, ::patch].flatten(1).clone()  # callers change the result in place
     return inside_R1SS.unflatten(-1, (-1, patch)).any(-1).unflatten(-2, (-1, patch)).any(-2).flatten(1)
 
 
@@ -115,7 +116,7 @@ class MaskFeatures:
     """Base class of the features that a bridge computes from R masks. Every tensor field has shape (R, ...).
 
     Attributes:
-        fallbacks: number of rows whose mask covered no cell of the grid, so that another cell was used.
+        fallbacks: number of rows whose mask covered no cell of the grid, so that a different cell was used.
     """
 
     fallbacks: int = field(default=0, kw_only=True)
@@ -130,11 +131,11 @@ class MaskFeatures:
         return next(iter(self._values().values())).device
 
     def to(self, device: torch.device | str) -> Self:
-        """Return a copy with all tensors on a device."""
+        """Return a copy whose tensors are all on the given device."""
         return replace(self, **{name: value.to(device) for name, value in self._values().items()})  # type: ignore[arg-type]
 
     def rows(self) -> list[Self]:
-        """Split into single rows; their `fallbacks` are 0."""
+        """Split the features into single rows, each with `fallbacks` = 0."""
         return [self._row(row) for row in range(len(self))]
 
     def _row(self, row: int) -> Self:
@@ -143,7 +144,7 @@ class MaskFeatures:
 
     @staticmethod
     def stack(parts: Sequence[L]) -> L:
-        """Concatenate the rows of several features of one class."""
+        """Concatenate the rows of several features, which must be of the same class."""
         columns = [part._values() for part in parts]
         joined = {name: torch.cat([values[name] for values in columns]) for name in columns[0]}
         return replace(parts[0], fallbacks=sum(part.fallbacks for part in parts), **joined)  # type: ignore[arg-type]
@@ -173,10 +174,10 @@ def check_not_empty(mask_R1SS: Tensor, context_R1SS: Tensor) -> None:
 
 
 def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, method: str) -> VisibleKeys:
-    """Map masks and context masks to the keys [class token of each window | grid cells, row-major].
+    """Compute which keys, in the order [class token of each window | grid cells, row-major], each mask can see.
 
-    Class tokens are always visible. Without class tokens, a mask that covers no cell of the grid makes the cell at its
-    centroid visible, and its row is counted in `fallbacks`.
+    Class tokens are always visible. Without class tokens, if a mask covers no cell of the grid, the cell at the mask's
+    centroid is visible instead, and the row is counted in `fallbacks`.
 
     Raises:
         SampleError: a mask or a context mask has no pixel (`empty_mask`).
@@ -187,7 +188,7 @@ def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: in
         grid_RG = mask_to_grid(pixels_R1SS, patch, method)
         if prefix == 0 and method == "nearest":  # with `area`, every mask covers a cell
             lost_R = ~grid_RG.any(1)
-            # Centroids of all rows are computed, so that the host does not have to wait for `lost`.
+            # Centroids are computed for all rows, because selecting the lost rows first would synchronize with the GPU.
             centroid_RG = F.one_hot(_centroid_cells(pixels_R1SS, patch), grid_RG.shape[1]).bool()
             grid_RG = grid_RG | (lost_R[:, None] & centroid_RG)
             fallbacks_R |= lost_R

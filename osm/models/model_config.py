@@ -1,7 +1,7 @@
-"""The config of a model: its frozen tower and LLM, its trained bridge and LoRA, and the sizes they share.
+"""The config of a model: its frozen tower and LLM, its trained bridge and LoRA, and the sizes that they share.
 
-The section of a tower or a bridge names its `kind`. The class that `TOWERS` or `BRIDGES` has for the kind has the
-dataclass of its settings as its attribute `Config`, so this module names no kind.
+The config section of a tower or a bridge specifies its `kind`. `TOWERS` or `BRIDGES` maps the kind to a class, and the
+attribute `Config` of the class is the dataclass of its settings. This module therefore does not depend on any kind.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from osm.models.towers import TOWERS
 from osm.registry import Registry, is_import_path
 
 LARGEST = 1 << 16
-"""The largest size that a config may have: a checkpoint's config is not trusted."""
-_LARGEST_WINDOW = 1 << 13  # a ViT attends between all patches of a window
+"""The largest size that a config may have. Sizes are limited because a checkpoint's config is not trusted."""
+_LARGEST_WINDOW = 1 << 13  # in pixels; a ViT's attention is quadratic in the number of patches of a window
 _MOST_LAYERS = 1024
 QUANTIZATIONS = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_int4")
 
 
 def check_sizes(config: Any, names: str) -> None:
-    """Raise FieldError unless each of these fields (separated by spaces) is from 1 to 65536."""
+    """Raise FieldError unless every field in `names` (space-separated) is between 1 and 65536."""
     for name in names.split():
         size = getattr(config, name)
         if not 1 <= size <= LARGEST:
@@ -37,7 +37,7 @@ def check_sizes(config: Any, names: str) -> None:
 
 
 def check_layers(config: Any) -> None:
-    """Raise FieldError for more than 1024 layers, because building layers takes time however small they are."""
+    """Raise FieldError for more than 1024 layers, because building even tiny layers takes time."""
     if config.layers > _MOST_LAYERS:
         raise FieldError(f"layers {config.layers} is over {_MOST_LAYERS}")
 
@@ -49,20 +49,20 @@ def check_dropout(config: Any) -> None:
 
 
 def check_heads(config: Any, width: str, heads: str) -> None:
-    """Raise FieldError unless the field `width` is a multiple of the field `heads`."""
+    """Raise FieldError unless the value of the field `width` is a multiple of the value of the field `heads`."""
     if getattr(config, width) % getattr(config, heads):
         raise FieldError(f"{width} {getattr(config, width)} is not a multiple of {heads} {getattr(config, heads)}")
 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """The frozen vision tower. Each kind has a subclass with its own settings.
+    """Settings of the frozen vision tower. Each kind of tower has a subclass with its own settings.
 
     Attributes:
         kind: the name of the tower's class in `TOWERS`, or `module:Class`.
-        name: the model's name in the library that builds it.
-        source: where the weights come from. Empty = the first of local folder, this package, hub, and pip package
-            that has them (`osm.models.weights`).
+        name: the model's name in the library that builds the tower.
+        source: where the weights come from. Empty = the first source that has the weights, in the order local folder,
+            this package, hub, pip package (`osm.models.weights`).
     """
 
     kind: str = field(default="", kw_only=True)
@@ -78,24 +78,24 @@ class TowerConfig:
         return chosen, old_keys.tower_fields(chosen, given, where), {}
 
     def stored(self) -> dict[str, Any]:
-        """Return the values as a checkpoint has them."""
+        """Return the config values in the layout of a checkpoint."""
         return old_keys.stored_tower(dataclasses.asdict(self))
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise OsmError if the rest of the model's config does not suit this tower."""
 
     def token_shape(self, input_size: int) -> tuple[int, int] | None:
-        """Return (number of patch tokens, width) for an input, or None where only the built tower tells."""
+        """Return (number of patch tokens, width) for an input size, or None if the tower must be built to know."""
         return None
 
     def least_parameters(self) -> int:
-        """Return a lower bound of the number of parameters, or 0 where only the built tower tells."""
+        """Return a lower bound of the number of parameters, or 0 if the tower must be built to know the number."""
         return 0
 
 
 @dataclass(frozen=True)
 class BridgeConfig:
-    """The trained bridge between tower and LLM. Each kind has a subclass with its own settings.
+    """Settings of the trained bridge between tower and LLM. Each kind of bridge has a subclass with its own settings.
 
     Attributes:
         kind: the name of the bridge's class in `BRIDGES`, or `module:Class`.
@@ -112,18 +112,18 @@ class BridgeConfig:
         """Raise OsmError if the rest of the model's config does not suit this bridge."""
 
     def least_parameters(self) -> int:
-        """Return a lower bound of the number of parameters, without those that depend on the tower or the LLM."""
+        """Return a lower bound of the number of parameters, without the part that depends on the tower or the LLM."""
         return 0
 
     def layer_count(self) -> int:
-        """Return the number of layers, which cannot be larger than the number of a checkpoint's entries."""
+        """Return the number of layers. A checkpoint must have at least as many entries as the bridge has layers."""
         return 0
 
 
 def _of_kind(registry: Registry[Any], values: Any, where: str) -> tuple[type, Any]:
-    """Return the config class of the kind that a section names (or of the default kind), and the section with its kind.
+    """Return the config class for a section's kind (or for the default kind), and the section with the kind filled in.
 
-    A section that is not a mapping is returned as it is, because `from_dict` reports it.
+    A section that is not a mapping is returned unchanged, because `from_dict` reports this error.
     """
     kind = values.get("kind", registry.default) if isinstance(values, Mapping) else registry.default
     if not isinstance(kind, str):
@@ -137,15 +137,15 @@ def _of_kind(registry: Registry[Any], values: Any, where: str) -> tuple[type, An
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """The frozen decoder-only LLM.
+    """Settings of the frozen decoder-only LLM.
 
     Attributes:
         name: a folder, a hub id or a GGUF file.
-        source: where the weights come from, as for the tower.
-        quantization: holds the weights in 8 or 4 bits, by bitsandbytes or torchao (`osm.models.quantize`). Empty =
-            the weights as they are.
-        self_check: compares cached, padded and embedded text with the plain computation when the model is built, once
-            for each LLM (`osm.models.self_check`). false = the LLM is trusted.
+        source: where the weights come from, as in `TowerConfig.source`.
+        quantization: the method that stores the weights in 8 or 4 bits, with bitsandbytes or torchao
+            (`osm.models.quantize`). Empty = the weights are not quantized.
+        self_check: whether `osm.models.self_check` compares cached, padded and embedded text with the plain computation
+            when the model is built, once per LLM. false = the LLM is trusted without a check.
     """
 
     name: str = ""
@@ -162,13 +162,14 @@ class LlmConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank updates of the LLM's matrices, trained with the bridge (Hu et al., https://arxiv.org/abs/2106.09685).
+    """Settings of LoRA (https://arxiv.org/abs/2106.09685), the LLM's low-rank updates that are trained with the bridge.
 
     Attributes:
-        rank: the rank of the updates. 0 = no updates: the LLM stays as it is.
-        alpha: updates are scaled by alpha / rank.
-        dropout: applied to the LoRA input.
-        targets: the last part of the names of the matrices that get updates. Empty = all linear layers but the head.
+        rank: the rank of the updates. 0 = no LoRA, so the LLM stays unchanged.
+        alpha: the updates are scaled by alpha / rank.
+        dropout: the dropout on the input of the updates.
+        targets: the last component of the names of the matrices that get updates. Empty = all linear layers except the
+            LM head.
     """
 
     rank: int = 0
@@ -178,7 +179,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank <= 4096:
-            raise OsmError(f"model.lora.rank {shown(self.rank)} is not 0 to 4096")
+            raise OsmError(f"model.lora.rank {shown(self.rank)} is not between 0 and 4096")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise OsmError(f"model.lora.alpha {self.alpha} must be over 0")
         if not 0 <= self.dropout < 1:
@@ -191,22 +192,24 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides what a model computes.
+    """All settings that determine what a model computes.
 
     Attributes:
-        base_model_name: an InstructBLIP (hub id or folder) that provides tower, LLM and Q-Former. Empty = the model is
-            built from `tower` and `llm`.
+        base_model_name: an InstructBLIP (hub id or folder) that provides the tower, the LLM and the Q-Former. Empty =
+            the model is built from `tower` and `llm`.
         input_size: S, the side of the square canvas in pixels.
         sliding_window_size: w, the side of a window in pixels.
-        sliding_window_stride: s, the distance of neighbouring windows in pixels.
-        mask_to_grid: how a mask selects cells of the tower's grid. `nearest` is the published rule. With `area`, a
-            cell is selected by any coverage; the bridge `flamingo` weighs it by its coverage.
-        context_enlarge_ratio: how much larger the context box is than the box of the mask; < 0 = the whole canvas.
+        sliding_window_stride: s, the distance between neighboring windows in pixels.
+        mask_to_grid: how a mask selects cells of the tower's grid. `nearest` is the published rule, which tests one
+            pixel of each cell. With `area`, every cell that the mask touches is selected; the bridge `flamingo` weights
+            the cells by the covered area.
+        context_enlarge_ratio: how much the mask's bounding box grows on each side to become the context box, as a share
+            of the bounding box's size; < 0 = the context is the whole canvas.
         tower: the frozen vision tower.
         llm: the frozen LLM.
         bridge: the trained bridge between tower and LLM.
         lora: trained low-rank updates of the LLM.
-        modes: the answer styles, each with its own learned embeddings. `any` is always one of them.
+        modes: the answer styles, each with its own learned embeddings. The list always contains `any`.
     """
 
     base_model_name: str = ""
@@ -223,11 +226,11 @@ class ModelConfig:
 
     @classmethod
     def resolve(cls, values: Any, where: str) -> tuple[type[ModelConfig], Any, dict[str, str]]:
-        """Return the values with the old keys renamed (see `osm.config.from_dict`)."""
+        """Return the config class and the values with old keys renamed (see `osm.config.from_dict`)."""
         return cls, *old_keys.renamed(values, where)
 
     def stored(self) -> dict[str, Any]:
-        """Return the values as a checkpoint has them."""
+        """Return the config values in the layout of a checkpoint."""
         return old_keys.stored_model(dataclasses.asdict(self), self.tower.stored())
 
     def __post_init__(self) -> None:
@@ -236,7 +239,7 @@ class ModelConfig:
         if self.llm.quantization and self.base_model_name:
             raise OsmError(
                 f"model.llm.quantization {self.llm.quantization!r}: the LLM of an InstructBLIP (model.base_model_name "
-                f"{self.base_model_name!r}) cannot be quantised; set model.tower and model.llm instead"
+                f"{self.base_model_name!r}) cannot be quantized; set model.tower and model.llm instead"
             )
         self.bridge.check_model(self)
         if self.input_size > LARGEST:
@@ -256,10 +259,10 @@ class ModelConfig:
             )
         self.tower.check_model(self)
         if ANY_MODE not in self.modes or len(set(self.modes)) != len(self.modes):
-            raise OsmError(f"model.modes must name '{ANY_MODE}' and no mode twice, found {list(self.modes)}")
+            raise OsmError(f"model.modes must name '{ANY_MODE}', and no mode twice; found {list(self.modes)}")
 
     def with_modes(self, names: Iterable[str]) -> ModelConfig:
-        """Return the config with a mode for each of `names`; modes that it has already keep their place."""
+        """Return a copy of the config with the modes `names` added. Existing modes keep their positions."""
         added = tuple(name for name in dict.fromkeys(names) if name not in self.modes)
         return dataclasses.replace(self, modes=self.modes + added)
 
@@ -268,12 +271,12 @@ def load_model_config(name: str, settings: Sequence[str] = (), **overrides: Any)
     """Read the model section of a config.
 
     Args:
-        name: as for `osm.config.find_config`.
+        name: the name of the config, as in `osm.config.find_config`.
         settings: values of `--set` (see `osm.config.apply_settings`).
-        overrides: fields of `ModelConfig` (plain values) that replace those of the file; None is ignored.
+        overrides: fields of `ModelConfig` (plain values) that override the fields of the file; None is ignored.
 
     Raises:
-        OsmError: the config is not found, or a field is unknown or wrong.
+        OsmError: the config is not found, or a field is unknown or invalid.
     """
     where = f"config {name}: model"
     section = load_yaml(name, settings).get("model", {})
@@ -283,20 +286,21 @@ def load_model_config(name: str, settings: Sequence[str] = (), **overrides: Any)
 
 
 def stored_model_config(section: Any, where: str) -> ModelConfig:
-    """Build the model config that a checkpoint holds.
+    """Build the model config from the config section that is stored in a checkpoint.
 
-    Fields that older code stored for every kind of tower are ignored where this kind has none of that name.
+    Older code stored the same fields for every kind of tower. Fields that this kind of tower does not have are ignored.
 
     Raises:
-        OsmError: a field is unknown or wrong, or a kind is a `module:Class` that has not been imported yet. A
-            checkpoint may come from anyone, so reading one imports no module that it names.
+        OsmError: a field is unknown or invalid, or a kind is a `module:Class` that has not been imported yet. A
+            checkpoint is not trusted, so reading a checkpoint never imports a module that the checkpoint names.
     """
     for part, registry in (("tower", TOWERS), ("bridge", BRIDGES)):
         inner = section.get(part) if isinstance(section, Mapping) else None
         kind = inner.get("kind") if isinstance(inner, Mapping) else None
         if isinstance(kind, str) and is_import_path(kind) and kind.partition(":")[0] not in sys.modules:
             raise OsmError(
-                f"{where}.{part}.kind {shown(kind)}: a checkpoint does not make this program import a module; import "
-                f"{kind.partition(':')[0]} first, or install the {registry.kind} as an entry point of {registry.group}"
+                f"{where}.{part}.kind {shown(kind)}: modules that a checkpoint names are not imported automatically; "
+                f"import {kind.partition(':')[0]} first, or install the {registry.kind} as an entry point of "
+                f"{registry.group}"
             )
     return from_dict(ModelConfig, old_keys.without_unused(section), where)

@@ -1,8 +1,8 @@
-"""The older layout of a model's config, which checkpoints have and config files may still have.
+"""The older layout of a model config, which is used in checkpoints and is still supported in config files.
 
-It has `variant` in place of `bridge.kind`, the bridge's settings in the sections `qformer` and `flamingo`, and the
-settings of every kind of tower in one section. Checkpoints are written in this layout, so that they stay the same files
-and older code can read them. A tower or bridge that is not listed here is stored as it is.
+The older layout has the key `variant` instead of `bridge.kind`, the bridge's settings in the sections `qformer` and
+`flamingo`, and the settings of every kind of tower in one section. Checkpoints are written in the older layout, so that
+their files do not change and older code can read them. A tower or bridge that is not listed here is stored unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from osm.terminal import message_logger
 logger = message_logger(__name__)
 
 BRIDGE_SECTIONS = {"maskqformer": "qformer", "flamingo": "flamingo"}
-"""The old section of each kind of bridge."""
+"""The name of the old config section for each kind of bridge."""
 TOWER_KINDS = ("instructblip", "open_clip", "timm", "random")
 TOWER_FIELDS: dict[str, Any] = {
     "kind": "instructblip",
@@ -35,14 +35,15 @@ TOWER_FIELDS: dict[str, Any] = {
     "class_token": True,
     "seed": 0,
 }
-"""The old section of a tower, with its defaults, in the order in which checkpoints have it."""
+"""The fields of the old tower section with their defaults, in the order in which checkpoints store the fields."""
 
 
 def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
-    """Return a model section with new keys, and which key of the file each renamed field has.
+    """Rename the old keys of a model section; also return the key in the file for each renamed field.
 
     Raises:
-        OsmError: old and new keys together, an unknown variant, or settings of a bridge that is not the one chosen.
+        OsmError: old and new keys are mixed, the variant is unknown, or there are settings for a different bridge than
+            the selected bridge.
     """
     if not isinstance(values, Mapping):
         return values, {}
@@ -51,11 +52,11 @@ def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
         return values, {}
     if "bridge" in values:
         old = "variant" if "variant" in values else sections[0]
-        raise OsmError(f"{where}.{old} is an older key of {where}.bridge, which is there as well; leave it out")
+        raise OsmError(f"{where}.{old} is an older key for {where}.bridge, and both are given; remove {where}.{old}")
     kind = values.get("variant", BRIDGES.default)
     if not isinstance(kind, str) or kind not in BRIDGE_SECTIONS:
         raise OsmError(
-            f"{where}.variant {shown(kind)}: expected {' or '.join(BRIDGE_SECTIONS)}; other bridges are named by "
+            f"{where}.variant {shown(kind)}: expected {' or '.join(BRIDGE_SECTIONS)}; other bridges are selected with "
             f"{where}.bridge.kind"
         )
     own = BRIDGE_SECTIONS[kind]
@@ -70,7 +71,7 @@ def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
 
 
 def report(section: Any, where: str) -> None:
-    """Report once that a config file has old keys, and which keys are in use now."""
+    """Report once that a config file has old keys, and which new key replaces them."""
     old = [key for key in ("variant", *BRIDGE_SECTIONS.values()) if isinstance(section, Mapping) and key in section]
     if old:
         _report_once(
@@ -84,7 +85,7 @@ def _report_once(line: str) -> None:
 
 
 def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
-    """Return a model section with `overrides` in place of its fields; each of the two may have old or new keys."""
+    """Override fields of a model section. Both the section and `overrides` may have old or new keys."""
     if not isinstance(section, Mapping):
         return section
     old = {"variant", *BRIDGE_SECTIONS.values()}
@@ -100,10 +101,10 @@ def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
 
 
 def tower_fields(config: type, values: Any, where: str) -> Any:
-    """Return a tower's section without the old fields that this kind of tower does not have.
+    """Drop the old fields of a tower section that its kind of tower does not have.
 
     Raises:
-        OsmError: such a field has another value than its default, so that it was meant to have an effect.
+        OsmError: a field to be dropped does not have its default value, so it was meant to have an effect.
     """
     if not isinstance(values, Mapping) or values.get("kind") not in TOWER_KINDS:
         return values
@@ -118,7 +119,7 @@ def tower_fields(config: type, values: Any, where: str) -> Any:
 
 
 def without_unused(section: Any) -> Any:
-    """Return a checkpoint's model section without the fields that its kind of tower does not have."""
+    """Drop the tower fields of a checkpoint's model section that its kind of tower does not have."""
     tower = section.get("tower") if isinstance(section, Mapping) else None
     if not isinstance(tower, Mapping) or tower.get("kind") not in TOWER_KINDS:
         return section
@@ -127,14 +128,14 @@ def without_unused(section: Any) -> Any:
 
 
 def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a tower's values as a checkpoint has them."""
+    """Return a tower's config values in the layout of a checkpoint."""
     if values["kind"] not in TOWER_KINDS:
         return values
     return {key: values.get(key, default) for key, default in TOWER_FIELDS.items()}
 
 
 def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's values as a checkpoint has them. `tower` is the stored section of the tower."""
+    """Return a model's config values in the layout of a checkpoint. `tower` is the tower section in that layout."""
     values = {**values, "tower": tower}
     bridge = values["bridge"]
     if bridge["kind"] not in BRIDGE_SECTIONS:

@@ -1,4 +1,4 @@
-"""OmniScientModel: names the object inside a mask of an image (arXiv 2311.08400).
+"""OmniScientModel: the model that names the object inside a mask of an image (arXiv 2311.08400).
 
 Shapes: N images, R rows (masks to name), S input size, G windows, L = G * class tokens + (S/p)^2 image tokens,
 C tower width, P prefix embeddings before BOS, T text tokens, W LLM width.
@@ -35,8 +35,8 @@ class OmniScientModel(nn.Module):
     Args:
         tower: the frozen vision tower.
         bridge: the trainable bridge. The only other trainable parts are `window_pos_embed` and LoRA.
-        llm: a frozen Hugging Face decoder-only causal LM.
-        config: sizes, modes and rules; `config.modes` must be the modes of the bridge.
+        llm: the frozen LLM, a decoder-only causal LM from Hugging Face.
+        config: the model config. `config.modes` must be the modes of the bridge.
 
     Raises:
         OsmError: the sizes of the parts do not fit together.
@@ -44,7 +44,7 @@ class OmniScientModel(nn.Module):
 
     def __init__(self, tower: Tower, bridge: Bridge, llm: nn.Module, config: ModelConfig) -> None:
         super().__init__()
-        self.frozen_hashes: dict[str, str] = {}  # filled when a checkpoint is first saved or compared
+        self.frozen_hashes: dict[str, str] = {}  # filled when a checkpoint is saved or compared
         tower.check_window(config.sliding_window_size)
         self.config = config
         self.windows = SlidingWindows(
@@ -64,7 +64,7 @@ class OmniScientModel(nn.Module):
 
     @property
     def prefix_tokens(self) -> int:
-        """The number of class tokens before the grid tokens: G if the tower has a class token, else 0."""
+        """The number of class tokens before the grid tokens, which is G if the tower has a class token, else 0."""
         return self.windows.count * self.tower.class_tokens
 
     @property
@@ -73,7 +73,7 @@ class OmniScientModel(nn.Module):
         return self.window_pos_embed.device
 
     def train(self, mode: bool = True) -> OmniScientModel:
-        """Set the training mode of the bridge and of LoRA's dropout; the frozen parts stay in eval mode."""
+        """Set training mode or eval mode for the bridge and LoRA's dropout. The frozen parts stay in eval mode."""
         super().train(mode)
         self.tower.eval()
         self.llm.eval()
@@ -83,7 +83,8 @@ class OmniScientModel(nn.Module):
     def hold_frozen(self, dtype: torch.dtype) -> None:
         """Cast the frozen parts to a dtype, except a quantized LLM, LoRA's parameters and rotary frequencies.
 
-        The frequencies of rotary embeddings stay in float32, because bfloat16 angles of late positions would be wrong.
+        The frequencies of rotary embeddings stay in float32, because bfloat16 is too coarse for the angles of late
+        positions.
         """
         self.tower.to(dtype)
         if not self.config.llm.quantization:
@@ -97,39 +98,40 @@ class OmniScientModel(nn.Module):
         """Run the frozen tower on normalized images (N, 3, S, S).
 
         Returns:
-            tokens (N, L, C): [class token of each window | grid tokens], both row-major.
+            tokens (N, L, C): [class token of each window | grid tokens], both in row-major order.
 
         Raises:
-            OsmError: the images have another shape.
+            OsmError: the images have a different shape.
         """
         size = self.config.input_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, size, size):
-            raise OsmError(f"pixel_values has shape {tuple(pixel_values.shape)}, (N, 3, {size}, {size}) needed")
+            raise OsmError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected (N, 3, {size}, {size})")
         windows = self.windows.split(pixel_values.to(next(self.tower.parameters()).dtype))
         prefix, patches = self.tower(windows)
         prefix = prefix.reshape(len(pixel_values), self.prefix_tokens, patches.shape[-1])
         return torch.cat([prefix, self.windows.merge(patches)], 1)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """Return the image tokens (N, L, C) of images (N, 3, S, S), with the window position embedding added."""
+        """Encode images (N, 3, S, S) as image tokens (N, L, C), with the window position embedding added."""
         return self.add_positions(self.tower_tokens(pixel_values))
 
     def add_positions(self, tokens_NLC: Tensor) -> Tensor:
-        """Add the learned window position embedding, in its dtype."""
+        """Add the learned window position embedding to image tokens, in the dtype of the embedding."""
         return tokens_NLC.to(self.window_pos_embed.dtype) + self.window_pos_embed
 
     # -- masks -------------------------------------------------------------------------------------------------------
 
     def mask_features(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> MaskFeatures:
-        """Return the bridge's features of masks and context masks (R, 1, S, S) of 0 and 1.
+        """Return the bridge's features of masks and context masks, which are (R, 1, S, S) with the values 0 and 1.
 
         Raises:
-            OsmError: a mask has another shape. SampleError: a mask is empty.
+            OsmError: a mask has a different shape.
+            SampleError: a mask is empty.
         """
         size = self.config.input_size
         for name, mask in (("segmentation_mask", segmentation_mask), ("input_context_mask", input_context_mask)):
             if mask.ndim != 4 or tuple(mask.shape[1:]) != (1, size, size):
-                raise OsmError(f"{name} has shape {tuple(mask.shape)}, (R, 1, {size}, {size}) needed")
+                raise OsmError(f"{name} has shape {tuple(mask.shape)}; expected (R, 1, {size}, {size})")
         return self.bridge.mask_features(
             segmentation_mask, input_context_mask, self.tower.patch, self.prefix_tokens, self.config.mask_to_grid
         )
@@ -137,7 +139,7 @@ class OmniScientModel(nn.Module):
     # -- text --------------------------------------------------------------------------------------------------------
 
     def llm_inputs(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor) -> LlmInputs:
-        """Return the LLM's input: embeddings of [the bridge's prefix | text], and keys and values for gated layers."""
+        """Return the LLM's input: the embeddings [bridge prefix | text], and keys and values for the gated layers."""
         embeds_RTW = word_embeddings(self.llm)(input_ids)
         prefix_RPW = condition.prefix_RPW
         if prefix_RPW.shape[1]:
@@ -157,7 +159,7 @@ class OmniScientModel(nn.Module):
         labels: Tensor,
         scored: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Return the result of `llm.token_losses` for each row, given image tokens with positions added."""
+        """Return the result of `llm.token_losses`. The given image tokens must already include position embeddings."""
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         ignored = labels.new_full(condition.prefix_RPW.shape[:2], -100)
@@ -180,17 +182,20 @@ class OmniScientModel(nn.Module):
     ) -> Tensor:
         """Return the mean cross entropy per supervised token.
 
-        Training weights the groups of a mix differently (`osm.training.task.MixLoss`), by the same two functions of
-        `osm.models.losses`.
+        Training weights the datasets of a mix differently (`osm.training.task.MixLoss`), but uses the same two
+        functions of `osm.models.losses`.
 
         Args:
-            pixel_values: (N, 3, S, S), normalised.
-            qformer_input_ids, qformer_attention_mask: (R, T'), the instruction.
-            input_ids, attention_mask: (R, T), BOS, prompt, answer and end token.
-            labels: (R, T), -100 where not supervised.
-            segmentation_mask, input_context_mask: (R, 1, S, S) of 0 and 1.
-            dataset_type: one mode, or one a row.
-            image_index: (R,), each row's image; by default row i is of image i.
+            pixel_values: (N, 3, S, S), the normalized images.
+            qformer_input_ids: (R, T'), the token ids of the instructions.
+            qformer_attention_mask: (R, T'), 1 for instruction tokens, 0 for padding.
+            input_ids: (R, T), the token ids of BOS, prompt, answer and end token.
+            attention_mask: (R, T), 1 for tokens, 0 for padding.
+            labels: (R, T), token ids, with -100 at positions that are not supervised.
+            segmentation_mask: (R, 1, S, S), 1 inside the mask, else 0.
+            input_context_mask: (R, 1, S, S), 1 inside the context box, else 0.
+            dataset_type: one mode for all rows, or a list with the mode of each row.
+            image_index: (R,), the index of each row's image. By default, row i belongs to image i.
 
         Returns:
             the mean cross entropy over all supervised tokens, a scalar.
@@ -207,7 +212,7 @@ class OmniScientModel(nn.Module):
             attention_mask,
             labels,
         )
-        # All rows are one group, so the weighted sum is the mean over the tokens.
+        # All rows form one group, so the weighted sum is the mean over all supervised tokens.
         group = torch.zeros(len(losses), dtype=torch.long, device=losses.device)
         weights = group_weights(group, counts.sum()[None], torch.ones(1, device=losses.device))
         return reduce_losses(losses, weights)
@@ -226,14 +231,14 @@ class OmniScientModel(nn.Module):
         image_index: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """Generate the names of masks. The arguments are those of `forward`, without labels.
+        """Generate the names of masks. The arguments are the same as in `forward`, but without labels.
 
         Args:
             options: fields of `transformers.GenerationConfig`.
 
         Returns:
-            the new ids (R, new) without prompt and BOS; rows that ended early are padded. With
-            `return_dict_in_generate=True`, a ModelOutput (`sequences`; also `scores` and `logits` on request).
+            the new token ids (R, new) without prompt and BOS; rows that ended early are padded. With
+            `return_dict_in_generate=True`, a ModelOutput with `sequences` and, if requested, `scores` and `logits`.
         """
         keys = self.mask_features(segmentation_mask, input_context_mask)
         tokens = self.encode_image(pixel_values)
@@ -248,7 +253,7 @@ class OmniScientModel(nn.Module):
 
     @torch.no_grad()
     def generate_from(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        """Generate from the bridge's output, for callers that encode an image once for several calls."""
+        """Generate names from the bridge's output, so that a caller can encode an image once for several calls."""
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         return llms.generate(self.llm, inputs, **{"max_new_tokens": 16, **options})
 
@@ -266,12 +271,13 @@ class OmniScientModel(nn.Module):
     ) -> OmniScientModel:
         """Build the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
 
-        The Q-Former, `language_projection` and the query tokens are copied from it (the bridge `flamingo` takes its ViT
-        and LLM alone); `window_pos_embed` starts N(0, 1) as published; the model is in eval mode. `config` sets the
-        fields that the base model does not determine (modes, mask_to_grid, dropout).
+        The Q-Former, `language_projection` and the query tokens are copied from the base model. With the bridge
+        `flamingo`, only the ViT and the LLM of the base model are used. As in the published code, `window_pos_embed` is
+        initialized from N(0, 1). `config` sets the fields that the base model does not determine (modes, mask_to_grid,
+        dropout). The model is returned in eval mode.
 
         Raises:
-            OsmError: the base model is not an InstructBLIP, or the sizes do not fit it.
+            OsmError: the base model is not an InstructBLIP, or the sizes in the config do not fit the base model.
         """
         sizes: dict[str, Any] = {
             "input_size": input_size,
@@ -281,7 +287,7 @@ class OmniScientModel(nn.Module):
         name = getattr(base_model, "name_or_path", "") or "an InstructBLIP that was handed in"
         config = replace(config or ModelConfig(base_model_name=name), **sizes)
         tower, bridge, config = take_apart(base_model, config)
-        base: Any = base_model  # `take_apart` checked that it has these parts
+        base: Any = base_model  # `take_apart` checked that the base model has the parts used below
         model = cls(tower, bridge, base.language_model, config)
         nn.init.normal_(model.window_pos_embed)
         return model.to(base.query_tokens.device).eval()
@@ -291,28 +297,28 @@ class OmniScientModel(nn.Module):
         return checkpoint.published_state_dict(self)
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
-        """Load a published checkpoint file (or a checkpoint of `train.py`) into this model.
+        """Load a published checkpoint file, or a checkpoint written by `train.py`, into this model.
 
         Returns:
             the other entries of the file (epoch, optimizer state, ...).
 
         Raises:
-            OsmError: the file is not a checkpoint, or entries are missing, unexpected or have another shape; the
-                message lists them.
+            OsmError: the file is not a checkpoint, or entries are missing, unexpected or have a different shape (the
+                message lists these entries).
         """
         return checkpoint.load_published(self, path)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, with hashes of the frozen parts, and model.safetensors, with the trained parts only.
 
-        `osm.load_model` loads such a folder.
+        `osm.load_model` loads a folder that contains these two files.
         """
         checkpoint.save_folder(self, Path(folder))
 
 
 @contextlib.contextmanager
 def _kept_precise(llm: nn.Module) -> Iterator[None]:
-    """Restore LoRA's parameters and the rotary frequencies on exit, after the rest of the LLM was cast inside."""
+    """Keep LoRA's parameters and the rotary frequencies unchanged while the LLM is cast to a dtype in this context."""
     trained = {name: parameter.data for name, parameter in lora_parameters(llm).items()}
     rotary = [
         (module, name, buffer)

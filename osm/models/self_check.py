@@ -1,11 +1,11 @@
 """Runs an LLM and a bridge on a few tokens when a model is built, and compares optimizations with plain computation.
 
-The `forward` of LLMs differs in the treatment of embeddings, padding and caches, and some LLMs silently ignore
-arguments. An LLM that computes wrong results is rejected. If only its cache or transformers' `generate` is wrong or
-missing, it is not used (`LlmSupport`), and decoding is correct but slow.
+LLM classes treat embeddings, padding and caches differently in `forward`, and some LLMs silently ignore arguments. An
+LLM that computes wrong results is rejected. If only the LLM's cache or transformers' `generate` is wrong or missing,
+the optimization is not used (`LlmSupport`), so decoding is correct but slow.
 
 The result of a check is stored in the cache folder, so that a large LLM is checked once and not at every start. Only
-results that allow the use of the LLM are stored.
+the results of accepted LLMs are stored.
 
 Shapes: R rows, T text tokens, P prefix embeddings, W LLM width, V vocabulary.
 """
@@ -51,22 +51,23 @@ from osm.models.osm import OmniScientModel
 from osm.models.weights import cache_folder
 
 ROWS, TEXT, PREFIX = 3, 6, 3
-_LENGTHS = (TEXT, TEXT - 2, TEXT - 1)  # of the rows that are padded
+_LENGTHS = (TEXT, TEXT - 2, TEXT - 1)  # the text lengths of the rows in the padding checks
 _TOLERANCE, _TOLERANCE_QUANTISED = 1e-3, 0.3  # RMS of the difference, relative to the standard deviation of the logits
-_SLOPE = 0.2  # relative tolerance between a gradient and its finite difference
-_STEPS = (1e-3, 1e-4, 1e-2, 1e-5)  # relative steps of the finite difference: one is small enough, but above rounding
-_SAMPLED = 1024  # the number of values of each tensor that are part of a key
+_SLOPE = 0.2  # relative tolerance between a gradient and the finite difference of the loss
+_STEPS = (1e-3, 1e-4, 1e-2, 1e-5)  # relative finite-difference steps; one of them is small but above rounding errors
+_SAMPLED = 1024  # the number of values of each tensor that are hashed into the key of a check
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
 
 
 def check_model(model: OmniScientModel) -> None:
-    """Check a newly built model, and store on its LLM what it supports (`llm_support`).
+    """Check a newly built model, and store which optimizations the model's LLM supports (`llm_support`).
 
-    The check runs at the first use of an LLM with a bridge of these sizes; later, its stored result is used. The check
-    changes neither the state of torch's random generator nor any weight.
+    The check runs at the first use of an LLM with a bridge of the given sizes. Later, the stored result is used. The
+    check changes neither the state of torch's random generator nor any weight.
 
     Raises:
-        OsmError: the LLM is wrong with embeddings, padding or gradients, or the bridge has no effect on it.
+        OsmError: the LLM computes wrong results with embeddings, padding or gradients, or the bridge does not affect
+            the LLM.
     """
     path = cache_folder() / "checks" / f"{check_key(model)}.json"
     support = _read(path)
@@ -74,18 +75,18 @@ def check_model(model: OmniScientModel) -> None:
         support = examine(model)
         _write(path, support)
     set_llm_support(model.llm, support)
-    slow = [] if support.cache else ["its cache is missing or wrong, so that each step reads all that came before"]
+    slow = [] if support.cache else ["its cache is missing or wrong, so each step recomputes all earlier positions"]
     slow += [] if support.chunks else ["its cache takes one token at a time"]
-    slow += [] if support.generate else ["transformers' generate is wrong for it, and a greedy loop stands in"]
+    slow += [] if support.generate else ["transformers' generate is wrong for it, so a greedy loop is used instead"]
     if slow:
-        warnings.warn(f"{name_of_llm(model)}: {'; '.join(slow)}: right, but slow", stacklevel=3)
+        warnings.warn(f"{name_of_llm(model)}: {'; '.join(slow)}; results are correct, but slow", stacklevel=3)
 
 
 def check_key(model: OmniScientModel) -> str:
     """Return a digest of everything that the result of a check depends on.
 
-    It covers the LLM's config, name, shape and 1024 evenly spaced values of each of its tensors, the bridge's sizes,
-    LoRA, the versions of the libraries, and the code of the check. Only a few MB of a 7B model are read.
+    The digest covers the LLM's config; the name, shape and 1024 evenly spaced values of each LLM tensor; the bridge's
+    sizes; LoRA; the versions of the libraries; and the code of the check. Only a few MB of a 7B model are read.
     """
     config = model.config
     sizes = {name: as_dict(getattr(config, name)) for name in ("bridge", "lora")}
@@ -103,10 +104,11 @@ def check_key(model: OmniScientModel) -> str:
 
 
 def examine(model: OmniScientModel) -> LlmSupport:
-    """Run the check, without the stored results.
+    """Run the check, without using stored results.
 
     Raises:
-        OsmError: the LLM is wrong with embeddings, padding or gradients, or the bridge has no effect on it.
+        OsmError: the LLM computes wrong results with embeddings, padding or gradients, or the bridge does not affect
+            the LLM.
     """
     training = {name: module.training for name, module in model.named_modules() if module.training}
     model.eval()
@@ -119,7 +121,7 @@ def examine(model: OmniScientModel) -> LlmSupport:
 
 
 def name_of_llm(model: OmniScientModel) -> str:
-    """Return a description of a model's LLM for messages: the config's field, its value, and the class."""
+    """Return a description of a model's LLM for messages: the config field, its value, and the class of the LLM."""
     config = model.config
     field, name = (
         ("base_model_name", config.base_model_name) if config.base_model_name else ("llm.name", config.llm.name)
@@ -128,7 +130,10 @@ def name_of_llm(model: OmniScientModel) -> str:
 
 
 class _Examination:
-    """The steps of the check, on a batch of random text tokens after the bridge's output for random image tokens."""
+    """The steps of the check. The input is the bridge's output for random image tokens, followed by random text tokens.
+
+    All steps use the same batch.
+    """
 
     def __init__(self, model: OmniScientModel) -> None:
         self.model, self.llm = model, model.llm
@@ -171,7 +176,7 @@ class _Examination:
             )
 
     def _inputs(self) -> LlmInputs:
-        with self._refused("does not take what the bridge makes of a mask"):
+        with self._refused("does not accept the bridge's output for a mask"):
             text = LlmInputs(self.words(self.ids), torch.ones_like(self.ids))
             prefix, gated_kv = self._condition()
             if not prefix.shape[1]:
@@ -184,7 +189,7 @@ class _Examination:
             )
 
     def _condition(self) -> Any:
-        """Return the bridge's output for masks of one random image."""
+        """Return the bridge's output for several masks in one random image."""
         model, size = self.model, self.model.config.input_size
         tokens = torch.randn(model.window_pos_embed.shape, generator=self.generator).to(model.window_pos_embed)
         masks = torch.zeros(ROWS, 1, size, size, device=tokens.device)
@@ -212,7 +217,7 @@ class _Examination:
             raise self._error("it attends to tokens that come later (an encoder, or bidirectional)")
 
     def _pads_on_the_right(self, inputs: LlmInputs) -> None:
-        """Check that, as in training, the losses of rows with padding equal the losses of single rows."""
+        """Check that padding on the right, as in training, does not change the loss of a row."""
         padded, labels = self._padded(inputs)
         together = token_losses(self.llm, padded, labels)[0]
         for row in range(ROWS):
@@ -221,7 +226,7 @@ class _Examination:
             alone = LlmInputs(alone.embeds_RTW[:, real_T], alone.mask_RT[:, real_T], alone.gated_kv)
             loss = token_losses(self.llm, alone, labels[row : row + 1, real_T])[0]
             if (loss - together[row]).abs() > (0.5 if self.quantised else 5e-3) * (1 + loss.abs()) ** 0.5:
-                raise self._error("the loss of a row changes with the padding behind it")
+                raise self._error("the loss of a row depends on the padding after the row")
 
     def _padded(self, inputs: LlmInputs) -> tuple[LlmInputs, Tensor]:
         mask = inputs.mask_RT.clone()
@@ -233,7 +238,7 @@ class _Examination:
         return LlmInputs(inputs.embeds_RTW, mask, inputs.gated_kv), labels.masked_fill(mask == 0, -100)
 
     def _has_gradients(self, inputs: LlmInputs) -> None:
-        """Check that gradients pass through all layers, and match finite differences at the bridge's output."""
+        """Check that gradients pass through all layers and, at the bridge's output, match finite differences."""
         padded, labels = self._padded(inputs)
         prefix = padded.embeds_RTW.shape[1] - TEXT
         if padded.gated_kv is None:
@@ -254,11 +259,11 @@ class _Examination:
             gradients = torch.autograd.grad(loss(leaves), leaves)
         if names:
             raise self._error(
-                f"no gradient passes through {len(names)} of its linear layers, the first is {names[0]}, so that the "
-                "bridge would hardly be trained"
+                f"no gradient passes through {len(names)} of its linear layers, the first is {names[0]}, and without "
+                "these gradients the bridge could hardly be trained"
             )
         if self.quantised:
-            return  # activations are rounded, so the loss is a step function
+            return  # finite differences are useless, because rounded activations make the loss a step function
         expected = float(sum(g.square().sum() for g in gradients)) ** 0.5
         size = float(sum(leaf.detach().square().sum() for leaf in leaves)) ** 0.5
         slope = 0.0
@@ -275,7 +280,7 @@ class _Examination:
         raise self._error(f"the gradient of its loss is {expected:.3g}, but the loss changes by {slope:.3g}")
 
     def _trains(self) -> None:
-        """Check that each layer of the bridge, and LoRA in each kind of matrix, has a gradient."""
+        """Check that a gradient reaches each layer of the bridge, and LoRA in each kind of matrix."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with self._refused("does not train"), torch.enable_grad():
             padded, labels = self._padded(self._inputs())
@@ -287,7 +292,7 @@ class _Examination:
                 raise self._error(f"no gradient reaches {type(layer).__name__} {number} of the bridge")
         kinds: dict[str, bool] = {}
         for name, parameter in lora_parameters(self.llm).items():
-            if "lora_B" in name:  # lora_B starts at 0, so lora_A has no gradient yet
+            if "lora_B" in name:  # lora_A has no gradient at first, because lora_B starts at 0
                 kind = re.sub(r"\.\d+\.", ".*.", name)
                 kinds[kind] = kinds.get(kind, False) or id(parameter) in reached
         for kind, there in kinds.items():
@@ -297,7 +302,7 @@ class _Examination:
     # -- optional optimizations ---------------------------------------------------------------------------------------
 
     def _caches(self, inputs: LlmInputs, plain: Tensor) -> bool:
-        """Check the cache token by token, with rows that are selected, repeated and copied."""
+        """Check the cache token by token, after selecting, repeating and copying rows."""
         start = inputs.embeds_RTW.shape[1] - 3
         cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.gated_kv)
         logits, state = read_prefix(self.llm, cut)
@@ -310,7 +315,7 @@ class _Examination:
         copied = copied.keep([1, 3])
         logits, _ = read_tokens(self.llm, ids[[0, 2], 2, None].tolist(), copied)
         right.append(self._close(logits, plain[[0, 2], start + 2]))
-        logits, _ = read_tokens(self.llm, ids[:, 0, None].tolist(), state)  # the copies must not have changed it
+        logits, _ = read_tokens(self.llm, ids[:, 0, None].tolist(), state)  # using the copies must not change `state`
         return all([*right, self._close(logits, plain[:, start])])
 
     def _reads_chunks(self, inputs: LlmInputs, plain: Tensor) -> bool:
@@ -343,7 +348,7 @@ class _Examination:
             return step(inputs, plain)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # the code of an LLM raises exceptions of any class
+        except Exception:  # the code of an LLM may raise any exception
             return False
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
@@ -362,7 +367,7 @@ class _Examination:
             if isinstance(error, OsmError):
                 raise self._error(f"it {what}: {error}") from None
             raise
-        except Exception as error:  # the code of an LLM raises exceptions of any class
+        except Exception as error:  # the code of an LLM may raise any exception
             said = textwrap.shorten(str(error) or repr(error), 200, placeholder=" ...")
             raise self._error(f"it {what}: {said}") from error
 
@@ -373,7 +378,7 @@ class _Examination:
 
 @contextmanager
 def _cut_off(llm: nn.Module) -> Iterator[list[str]]:
-    """Collect the names of linear layers that run in this context and lose the gradient of their input."""
+    """Collect the names of linear layers that run in this context and do not propagate a gradient to their input."""
     names: list[str] = []
 
     def hook(name: str) -> Any:
@@ -405,7 +410,7 @@ def _version(package: str) -> str:
 def _sampled(value: Any) -> bytes:
     """Return evenly spaced values of a tensor as bytes."""
     if type(value) not in (Tensor, nn.Parameter):
-        return b""  # quantized by a library; its shape and the LLM's config are in the key
+        return b""  # a library quantized the tensor; the key contains its shape and the LLM's config instead
     flat = value.detach().reshape(-1)
     step = max(1, flat.numel() // _SAMPLED)
     return flat[::step][:_SAMPLED].cpu().contiguous().view(torch.uint8).numpy().tobytes() if flat.numel() else b""
@@ -422,7 +427,7 @@ def _read(path: Path) -> LlmSupport | None:
 
 
 def _write(path: Path, support: LlmSupport) -> None:
-    """Store a result. If the folder is not writable, the check runs again next time."""
+    """Store the result of a check. If the folder is not writable, the check simply runs again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)

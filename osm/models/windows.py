@@ -1,4 +1,4 @@
-"""Sliding windows: a tower that was trained at a small size encodes a large image in windows (paper, section 3.2).
+"""Sliding windows: a tower that was trained on small images encodes a large image window by window (section 3.2).
 
 Shapes: N images, S input size, w window size, s stride, p patch size, n windows per side, G = n^2 windows,
 B = N * G windows of all images, g = S / p grid cells per side, C width.
@@ -26,7 +26,7 @@ class SlidingWindows:
         patch: p.
 
     Raises:
-        OsmError: S, w or s is not a multiple of p.
+        OsmError: the size, the window or the stride is not a multiple of the patch size.
     """
 
     size: int
@@ -45,7 +45,7 @@ class SlidingWindows:
 
     @cached_property
     def starts(self) -> list[int]:
-        """The first pixel of each window along a side. A window that would exceed the image is shifted back."""
+        """The first pixel of each window along a side. A window that would cross the image's border is shifted back."""
         count = max(self.size - self.window + self.stride - 1, 0) // self.stride + 1
         return [min(i * self.stride, self.size - self.window) for i in range(count)]
 
@@ -60,13 +60,13 @@ class SlidingWindows:
         return self.size // self.patch
 
     def split(self, images_N3SS: Tensor) -> Tensor:
-        """Split images into windows (N * G, 3, w, w); the windows of an image are in row-major order."""
+        """Split images into windows (N * G, 3, w, w), with the windows of each image in row-major order."""
         w = self.window
         windows = [images_N3SS[..., y : y + w, x : x + w] for y in self.starts for x in self.starts]
         return torch.stack(windows, 1).flatten(0, 1)
 
     def merge(self, patches_BPC: Tensor) -> Tensor:
-        """Merge the patch tokens (N * G, (w/p)^2, C) of windows into (N, g^2, C); overlapping tokens are averaged."""
+        """Merge the windows' patch tokens (N * G, (w/p)^2, C) into (N, g^2, C). Overlapping tokens are averaged."""
         n, side, c = len(self.starts), self.window // self.patch, patches_BPC.shape[-1]
         patches = patches_BPC.reshape(-1, n, n, side, side, c)
         if n * self.window == self.size:

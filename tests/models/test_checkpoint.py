@@ -289,7 +289,7 @@ def test_other_frozen_parts_are_refused(built: tuple[OmniScientModel, Path], par
         document = json.loads((folder / "config.json").read_text())
         document["model"]["tower"]["seed"] = 5
         (folder / "config.json").write_text(json.dumps(document))
-    with pytest.raises(OsmError, match=f"its {part} .* had the hash [0-9a-f]{{12}}.*, the one found here has"):
+    with pytest.raises(OsmError, match=f"its {part} .* had the hash [0-9a-f]{{12}}.*, but the {part} found here has"):
         load_folder(folder)[0]
 
 
@@ -318,7 +318,7 @@ def test_folders_that_are_not_there_are_refused(tmp_path: Path) -> None:
     for name in (tmp_path / "nowhere", "nowhere", "not/a/hub-id"):
         with pytest.raises(OsmError, match="no such folder, and not a hub id"):
             load_folder(name)[0]
-    with pytest.raises(OsmError, match="no such folder, and the hub does not give it"):
+    with pytest.raises(OsmError, match="no such folder, and it cannot be loaded from the hub"):
         load_folder("nobody/nothing")[0]
 
 

@@ -129,14 +129,14 @@ def test_settings_that_no_shape_tells_are_compared(change: dict[str, Any], named
     sizes = tiny_model_section(tmp_path, variant="flamingo")["flamingo"]
     lora = {**LORA, "dropout": 0.0, **change.get("lora", {})}  # dropout is no part of what they mean
     model, _ = make(tmp_path, lora=lora, flamingo={**sizes, **change.get("flamingo", {})})
-    with pytest.raises(OsmError, match=f"its weights mean something else: {named}$"):
+    with pytest.raises(OsmError, match=f"so its weights are not compatible: {named}$"):
         checkpoint.start_from(model, tmp_path / "saved")
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"lora": {"rank": -1}}, "model.lora.rank -1 is not 0 to 4096"),
+        ({"lora": {"rank": -1}}, "model.lora.rank -1 is not between 0 and 4096"),
         ({"lora": {"rank": 2, "alpha": 0}}, "model.lora.alpha 0.0 must be over 0"),
         ({"lora": {"rank": 2, "dropout": 1}}, "model.lora.dropout 1.0 is not between 0 and 1"),
         ({"lora": {"dropout": 0.1}}, "model.lora.rank is 0, so the other settings of model.lora have no effect"),
@@ -278,7 +278,7 @@ def test_an_llm_that_would_stay_as_it_is_is_refused(tmp_path: Path) -> None:
     """Packages pass over the matrices that they do not take, and say nothing."""
     with pytest.raises(
         OsmError,
-        match=r"100% of the values in its layers stay in float32 \(of fused experts, or of sizes that it does not",
+        match=r"100% of the values in its layers stay in float32 \(fused experts, or layer sizes that are not",
     ):
         check_works(tiny_llm(tmp_path / "plain"), "torchao_int8")
 
@@ -290,6 +290,6 @@ def test_a_large_head_may_stay_as_it_is(tmp_path: Path) -> None:
     config.vocab_size, config.hidden_size, config.intermediate_size = 6000, 64, 64
     LlamaForCausalLM(config).save_pretrained(tmp_path / "llm")
     llm, _, _ = load_llm(LlmConfig(str(tmp_path / "llm"), quantization="bnb_int8"))
-    with pytest.raises(OsmError, match="--device cuda: .* 'bnb_int8' the LLM was quantised on cpu"):
+    with pytest.raises(OsmError, match="--device cuda: .* 'bnb_int8' the LLM was quantized on cpu"):
         check_device(llm, "bnb_int8", torch.device("cuda"))
     check_device(llm, "", torch.device("cuda"))

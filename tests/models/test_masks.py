@@ -161,11 +161,11 @@ def test_an_empty_mask_has_no_centroid() -> None:
 def test_masks_of_another_size_are_refused_by_name() -> None:
     model = OmniScientModel.from_instructblip(tiny_instructblip(), 56, 28, 28)
     good, bad = torch.ones(2, 1, 56, 56), torch.ones(2, 1, 28, 28)
-    with pytest.raises(OsmError, match=r"segmentation_mask has shape \(2, 1, 28, 28\), \(R, 1, 56, 56\) needed"):
+    with pytest.raises(OsmError, match=r"segmentation_mask has shape \(2, 1, 28, 28\); expected \(R, 1, 56, 56\)"):
         model.mask_features(bad, good)
     with pytest.raises(OsmError, match="input_context_mask has shape"):
         model.mask_features(good, bad)
-    with pytest.raises(OsmError, match=r"pixel_values has shape .*\(N, 3, 56, 56\) needed"):
+    with pytest.raises(OsmError, match=r"pixel_values has shape .*; expected \(N, 3, 56, 56\)"):
         model.encode_image(torch.ones(2, 3, 28, 28))
 
 

@@ -124,7 +124,7 @@ def test_mistakes_are_named(towers: None) -> None:
 def test_a_tower_with_wrong_tokens_is_refused(tmp_path: Path, towers: None) -> None:
     register_tower("wrong")(WrongTower)
     section = {**tiny_model_section(tmp_path), "tower": {"kind": "wrong", "width": 32}}
-    with pytest.raises(OsmError, match=r"model.tower 'wrong' .*patches of shape \(1, 4, 31\), where \(1, 4, 32\)"):
+    with pytest.raises(OsmError, match=r"model.tower 'wrong' .*shape \(1, 4, 31\), but .* imply \(1, 4, 32\)"):
         build_tower(from_dict(ModelConfig, section, "model"))
 
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_imports_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     for part in ("tower", "bridge"):
         stored = {**as_dict(config), part: {"kind": "harmful:Part"}}
-        with pytest.raises(OsmError, match=f"config.json: model.{part}.kind 'harmful:Part': a checkpoint does not"):
+        with pytest.raises(OsmError, match=f"config.json: model.{part}.kind 'harmful:Part': modules that a checkpoint"):
             checkpoint.model_config({"format": 1, "model": stored}, "config.json")
 
 
@@ -166,7 +166,7 @@ def test_old_and_new_keys_mean_the_same(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"variant": "flamingo", "bridge": {}}, r"model\.variant is an older key of model\.bridge"),
+        ({"variant": "flamingo", "bridge": {}}, r"model\.variant is an older key for model\.bridge"),
         (
             {"bridge": {"kind": "maskqformer", "roi": 3}},
             r"model\.bridge: unknown field 'roi'; the fields are kind,",

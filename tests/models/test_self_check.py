@@ -63,7 +63,7 @@ def test_an_llm_that_would_be_wrong_is_refused_when_it_is_built(
     [
         ("llama", LlmSupport(), ""),
         ("mamba", LlmSupport(chunks=False), "its cache takes one token at a time"),
-        ("minimax", LlmSupport(cache=False, generate=False), "its cache is missing or wrong, .* right, but slow"),
+        ("minimax", LlmSupport(cache=False, generate=False), "its cache is missing or wrong, .* correct, but slow"),
         ("rwkv", LlmSupport(cache=False, generate=False), "its cache is missing or wrong"),
         ("bamba", LlmSupport(generate=False), "transformers' generate is wrong for it"),
     ],
@@ -73,7 +73,7 @@ def test_a_shortcut_that_is_wrong_is_not_used(family: str, support: LlmSupport, 
         warnings.simplefilter("always")
         model = make(tmp_path, family=family)
     assert llm_support(model.llm) == support
-    told = [str(w.message) for w in caught if "right, but slow" in str(w.message)]
+    told = [str(w.message) for w in caught if "correct, but slow" in str(w.message)]
     assert len(told) == bool(said)
     if said:
         with pytest.warns(UserWarning, match=said):

@@ -237,7 +237,7 @@ def failing(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("--input_size 57", "--input_size 57 is not a multiple of the vision tower's patch, 14"),
         ("--sliding_window_size 30", "--sliding_window_size 30 is not a multiple"),
         ("--sliding_window_stride 10", "--sliding_window_stride 10 is not a multiple"),
-        ("--device cuda:9", "--device 'cuda:9' is not there"),
+        ("--device cuda:9", "--device 'cuda:9' is not available"),
         ("--resume_from_checkpoint nowhere.pt", "checkpoint nowhere.pt"),
         ("--emulate_world_size 2 --workers -1", "--workers -1 must be 0 or more"),
         ("--pan_shards nowhere/{0..3}.tar", "--pan_shards 'nowhere/{0..3}.tar': none of its 4 shards exists"),

@@ -1,4 +1,4 @@
-"""Trainable bridges between tower and LLM. `BRIDGES` finds them by the `kind` that a config names."""
+"""Trainable bridges between the tower and the LLM. `BRIDGES` maps the `kind` in a config to a bridge class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from osm.registry import Registry
 
 T = TypeVar("T", bound=type)
-# The classes are `type[Bridge]`. Naming that type here would need an import of the module that imports this one.
+# The classes are `type[Bridge]`. Importing `Bridge` for the annotation would create an import cycle.
 BRIDGES: Registry[Any] = Registry(
     "bridge",
     group="osm.bridges",

@@ -1,4 +1,4 @@
-"""The interface of trainable bridges between tower and LLM. A kind of bridge is a subclass of `Bridge`.
+"""The interface of trainable bridges between the tower and the LLM. Each kind of bridge is a subclass of `Bridge`.
 
 Shapes: N images, R rows (masks), S input size, L image tokens, C tower width, P prefix embeddings, W LLM width.
 """
@@ -22,12 +22,12 @@ from osm.models.model_config import BridgeConfig, ModelConfig
 from osm.models.towers.tower import Tower
 
 ImageState = list[tuple[Tensor, ...] | None]
-"""What a bridge computes from images without masks: tensors (N, ...), which can be sliced to one image."""
+"""What a bridge computes from the images alone, without masks: tensors (N, ...), which can be sliced by image."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """The instruction of each row. Only the MaskQ-Former reads it.
+    """The tokenized instruction of each row. Only the MaskQ-Former reads instructions.
 
     Attributes:
         ids_RT: token ids.
@@ -39,11 +39,11 @@ class Instruction:
 
 
 class Condition(NamedTuple):
-    """What the LLM is conditioned on.
+    """The visual input on which the LLM is conditioned.
 
     Attributes:
-        prefix_RPW: embeddings before BOS.
-        gated_kv: keys and values for gated layers within the LLM, or None for a bridge without such layers.
+        prefix_RPW: embeddings that are placed before BOS.
+        gated_kv: keys and values for the gated layers within the LLM, or None if the bridge has no gated layers.
     """
 
     prefix_RPW: Tensor
@@ -51,14 +51,14 @@ class Condition(NamedTuple):
 
 
 class Bridge(nn.Module):
-    """The interface of a bridge. A bridge is trained; tower and LLM are frozen.
+    """The interface of a bridge. The bridge is trained, while the tower and the LLM are frozen.
 
-    A subclass is found by its name in `osm.models.bridges.BRIDGES`.
+    `osm.models.bridges.BRIDGES` maps names to the subclasses.
 
     Attributes:
-        Config: the dataclass of this kind's settings.
+        Config: the dataclass of the settings for this kind of bridge.
         has_prefix: whether the bridge puts embeddings before the text.
-        prefix_length: P, the number of these embeddings.
+        prefix_length: P, the number of embeddings before the text.
         config: the settings of this bridge.
         mode_query: the learned embeddings of the modes, by name.
     """
@@ -77,13 +77,13 @@ class Bridge(nn.Module):
         Args:
             config: the config of the model. `config.bridge` is an instance of `cls.Config`.
             tower: the frozen tower.
-            llm: the frozen LLM, a decoder-only causal LM of transformers.
+            llm: the frozen LLM, a decoder-only causal LM from transformers.
             vocabulary: the size of the instruction tokenizer's vocabulary.
         """
 
     @classmethod
     def of_instructblip(cls, config: ModelConfig, tower: Tower, base_model: Any) -> Self:
-        """Build a bridge between an InstructBLIP's ViT and its LLM, by default without the base model's weights.
+        """Build a bridge between an InstructBLIP's ViT and its LLM. The default copies no weights of the base model.
 
         Args:
             base_model: a `transformers.InstructBlipForConditionalGeneration`.
@@ -93,17 +93,17 @@ class Bridge(nn.Module):
     @classmethod
     @abstractmethod
     def blank(cls, config: ModelConfig, size: Callable[[str, int, int], int]) -> Self:
-        """Build a bridge for the sizes of a checkpoint's entries, without tower and LLM.
+        """Build a bridge with the sizes of a checkpoint's entries, without needing the tower or the LLM.
 
         Args:
             config: the config of the model.
-            size: returns the size of an entry along an axis, from (name, number of dimensions, axis). It raises
+            size: a function (entry name, number of dimensions, axis) -> size of the entry along the axis. It raises
                 OsmError if the checkpoint has no such entry with that number of dimensions.
         """
 
     @abstractmethod
     def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> MaskFeatures:
-        """Compute the features of masks and context masks (R, 1, S, S) that `forward` needs.
+        """Compute the features that `forward` needs from masks and context masks (R, 1, S, S).
 
         Args:
             mask: nonzero inside the mask.
@@ -113,18 +113,18 @@ class Bridge(nn.Module):
             how: `nearest` or `area` (`model.mask_to_grid`).
 
         Raises:
-            SampleError: `empty_mask`, a mask or context mask without a pixel.
+            SampleError: a mask or a context mask has no pixel (`empty_mask`).
         """
 
     @abstractmethod
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
-        """Compute what depends only on the images. It is reused for all masks of an image."""
+        """Compute the state that depends only on the images, so that all masks of an image can share it."""
 
     @abstractmethod
     def forward(
         self, state: ImageState, image_index_R: Tensor, features: Any, instruction: Instruction, modes: Sequence[str]
     ) -> Condition:
-        """Compute the condition of the LLM for R rows of image, mask and mode.
+        """Compute what the LLM is conditioned on, for R rows. Each row is one mask of an image in one mode.
 
         Args:
             state: the result of `image_state`.
@@ -143,42 +143,43 @@ class Bridge(nn.Module):
         return []
 
     def attach(self, llm: nn.Module) -> None:
-        """Add the bridge's hooks to the LLM. A bridge that provides only a prefix has none."""
+        """Add the bridge's hooks to the LLM. A bridge that provides only a prefix has no hooks."""
 
     def detach(self) -> None:
-        """Remove the hooks of `attach`, which restores the LLM."""
+        """Restore the LLM by removing the hooks that `attach` added."""
 
     def opened(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which all parts of the bridge affect the LLM, including gates that start closed."""
+        """Return a context manager that makes all parts of the bridge affect the LLM, even gates that start closed."""
         return contextlib.nullcontext()
 
     def follow(self, dtype: torch.dtype) -> None:
-        """Cast the modules that run in every step of the LLM to the LLM's dtype, for naming."""
+        """Cast the bridge modules that run in every step of the LLM to the LLM's dtype. This is for inference only."""
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the entries of a checkpoint for named tensors of the model.
+        """Map the model's named tensors to the entries of a checkpoint.
 
-        Names of the bridge begin with `bridge.`, names of LoRA begin with `llm.`.
+        The names of the bridge's tensors begin with `bridge.`, and the names of LoRA's tensors begin with `llm.`.
         """
         plain = {name.removeprefix("bridge."): value for name, value in named.items()}
         return {f"lora.{k.removeprefix('llm.')}" if k.startswith("llm.") else k: v for k, v in plain.items()}
 
 
 def check_names(modes: Sequence[str]) -> None:
-    """Raise OsmError for a mode that cannot be a name in a `ParameterDict`, and so an entry of a checkpoint."""
+    """Raise OsmError for a mode that cannot be a key of `ParameterDict`, because checkpoints use modes as keys."""
     for mode in modes:
         if not re.fullmatch(r"\w[\w-]*", mode) or hasattr(nn.ParameterDict, mode):
-            raise OsmError(f"mode {shown(mode)}: expected letters, digits, _ and -, and no word of Python's mappings")
+            raise OsmError(f"mode {shown(mode)}: expected letters, digits, _ and -, and no attribute of a dict")
 
 
 def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:
     """Return the embeddings (R, 1, C) of the rows' modes.
 
-    All embeddings of the table are concatenated first, so that with DDP each of them has a gradient in every step.
+    All embeddings of the table are concatenated first, so that every embedding has a gradient in every step. DDP
+    requires this.
 
     Raises:
-        OsmError: a mode that the table does not have.
+        OsmError: the table lacks a mode.
     """
     names = list(table)
     unknown = sorted(set(modes) - set(names))

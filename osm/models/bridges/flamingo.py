@@ -1,5 +1,7 @@
-"""The bridge `flamingo`: the mask pools image tokens, a resampler reduces them, and the LLM reads them through gated
-cross-attention (Flamingo, Alayrac et al. 2022, https://arxiv.org/abs/2204.14198).
+"""The bridge `flamingo`: pooled image tokens of a mask, a resampler, and gated cross-attention in the LLM.
+
+The image tokens are pooled over the mask. A resampler reduces the pooled tokens to a few visual tokens, and the LLM
+attends to the visual tokens in gated layers (Flamingo, Alayrac et al. 2022, https://arxiv.org/abs/2204.14198).
 
 Shapes: N images, R rows (masks), T pooled tokens, Q queries, D width, C token width.
 """
@@ -23,11 +25,14 @@ from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionFeatures, pool, 
 from osm.models.model_config import ModelConfig
 from osm.models.towers.tower import Tower
 
-_FREQUENCIES = 6  # octaves for each value of a token's geometry; the shortest period is 1/16 of the input
+_FREQUENCIES = 6  # the octaves of each geometry value of a token; the shortest period is 1/16 of the input
 
 
 class ResamplerLayer(nn.Module):
-    """The queries attend to the pooled tokens and to themselves; a feed-forward follows (Flamingo, section 3.1.1)."""
+    """A resampler layer (Flamingo, section 3.1.1).
+
+    The queries attend to the pooled tokens and to the queries themselves, followed by a feed-forward.
+    """
 
     def __init__(self, config: FlamingoConfig) -> None:
         super().__init__()
@@ -50,14 +55,16 @@ class ResamplerLayer(nn.Module):
 
 
 class FlamingoBridge(Bridge):
-    """All trained parameters of the bridge `flamingo`; `window_pos_embed` belongs to the model.
+    """The bridge `flamingo`, which passes pooled and resampled tokens of each mask to gated layers within the LLM.
+
+    The bridge has all trained parameters of a model, except LoRA and the model's `window_pos_embed`.
 
     Args:
         config: the sizes of the bridge.
-        modes: the answer styles. Each has a query of its own, whose output is one of the visual tokens.
+        modes: the answer styles. Each mode has its own query, whose output is one of the visual tokens.
         token_width: C, the width of the tower's tokens.
         llm_width: the width of the LLM's layers.
-        blocks: the number of gated blocks. One is before every n-th layer of the LLM.
+        blocks: the number of gated blocks. A gated block is placed before every n-th layer of the LLM.
     """
 
     Config = FlamingoConfig
@@ -87,13 +94,13 @@ class FlamingoBridge(Bridge):
         sizes, layers = _sizes(config), len(decoder_layers(llm))
         if not layers:
             raise OsmError(
-                f"model.llm.name {config.llm.name!r}: no list of its modules has num_hidden_layers entries, "
-                "and gated blocks stand between such layers; choose another LLM, or model.bridge.kind maskqformer"
+                f"model.llm.name {config.llm.name!r}: gated blocks need a list of num_hidden_layers decoder layers, "
+                "which this LLM lacks; choose a different LLM, or set model.bridge.kind to maskqformer"
             )
         if layers < sizes.every:
             raise OsmError(
-                f"model.bridge.every {sizes.every}: the LLM has {layers} layers: no gated block would stand "
-                "before any; choose a smaller number"
+                f"model.bridge.every {sizes.every}: the LLM has {layers} layers, so there would be no gated block; "
+                "choose a smaller number"
             )
         return cls(sizes, config.modes, tower.width, hidden_width(llm), layers // sizes.every)
 
@@ -106,7 +113,7 @@ class FlamingoBridge(Bridge):
         return cls(_sizes(config), config.modes, size("window_pos_embed", 3, -1), width, blocks)
 
     def reset_parameters(self) -> None:
-        """Draw initial values: truncated normal (std 0.02) for queries, modes, places; Xavier uniform for matrices."""
+        """Initialize queries, modes and positions by a truncated normal (std 0.02), and matrices by Xavier uniform."""
         for query in (self.query, self.place, *self.mode_query.values()):
             nn.init.trunc_normal_(query, std=0.02)
         for module in self.modules():
@@ -130,7 +137,7 @@ class FlamingoBridge(Bridge):
         instruction: Instruction,
         modes: Sequence[str],
     ) -> Condition:
-        """Return an empty prefix, and the gated key/values of Q resampled tokens and the mode's token."""
+        """Return an empty prefix, and the keys and values of Q resampled tokens and the mode's token for all gates."""
         (image,) = state
         assert image is not None
         pooled = pool(image[0], image_index_R, features, self.config.roi)
@@ -177,7 +184,7 @@ def _sizes(config: ModelConfig) -> FlamingoConfig:
 
 
 def fourier(numbers: Tensor) -> Tensor:
-    """Return (..., n * 13) for numbers (..., n): each number, then the sines, then the cosines at all octaves."""
+    """Encode numbers (..., n) as (..., n * 13): the numbers, then their sines, then their cosines at all octaves."""
     scales = math.pi * 2.0 ** torch.arange(_FREQUENCIES, device=numbers.device, dtype=numbers.dtype)
     angles = (numbers[..., None] * scales).flatten(-2)
     return torch.cat([numbers, angles.sin(), angles.cos()], -1)

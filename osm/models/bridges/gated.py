@@ -1,8 +1,11 @@
-"""Gated cross-attention within a frozen LLM (Flamingo, Alayrac et al. 2022, https://arxiv.org/abs/2204.14198, section
-3.1.2). A block runs before every n-th decoder layer. All gates start closed, so that the LLM is unchanged at first.
+"""Gated cross-attention within a frozen LLM, as in Flamingo (https://arxiv.org/abs/2204.14198, section 3.1.2).
 
-The blocks are not submodules of the LLM. Forward hooks run them before its layers. The LLM's modules, parameter names
-and files therefore stay unchanged, any decoder-only LLM of Hugging Face works, and removing the hooks restores it.
+A gated block runs before every n-th decoder layer (Alayrac et al. 2022). All gates start closed, so that the LLM is
+unchanged at first.
+
+The gated blocks are not submodules of the LLM. Forward hooks run the blocks before the decoder layers. The LLM's
+modules, parameter names and files therefore stay unchanged, any decoder-only Hugging Face LLM is supported, and
+removing the hooks restores the LLM.
 
 Shapes: R rows, N visual tokens, T text positions, B blocks, D their attention's width, H heads, W LLM width.
 """
@@ -27,21 +30,22 @@ LayerKV = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FlamingoConfig(BridgeConfig):
-    """The bridge `flamingo`: a resampler, and gated cross-attention blocks within the LLM.
+    """Settings of the bridge `flamingo`: a resampler, and gated cross-attention blocks within the LLM.
 
     Attributes:
         width: the width of the resampler.
-        heads: the attention heads of the resampler.
-        layers: the layers of the resampler.
+        heads: the number of attention heads of the resampler.
+        layers: the number of layers of the resampler.
         mlp_width: the width of the resampler's feed-forward.
-        queries: the visual tokens that the resampler makes for each mask, in addition to the mode's token.
-        roi: the cells on each side of the grids in which a mask and its context are pooled.
-        every: a gated block is before every n-th layer of the LLM.
-        gated_width: the width of the attention of the gated blocks.
-        gated_heads: the attention heads of the gated blocks.
-        gated_mlp_width: the width of the feed-forward of the gated blocks.
-        gate_gain: a gate is tanh(gate_gain * parameter). Gates open sooner above 1, for training of few steps.
-        dropout: the dropout of the resampler and of the gated blocks.
+        queries: the number of visual tokens that the resampler outputs for each mask, in addition to the mode's token.
+        roi: the number of cells per side of the grids in which a mask and its context are pooled.
+        every: n, where a gated block is placed before every n-th layer of the LLM.
+        gated_width: the width of the attention in the gated blocks.
+        gated_heads: the number of attention heads in the gated blocks.
+        gated_mlp_width: the width of the feed-forward in the gated blocks.
+        gate_gain: a gate is tanh(gate_gain * parameter). With a gain above 1, gates open sooner, which helps short
+            training runs.
+        dropout: the dropout in the resampler and in the gated blocks.
     """
 
     kind: str = field(default="flamingo", kw_only=True)
@@ -62,12 +66,12 @@ class FlamingoConfig(BridgeConfig):
         check_sizes(self, "width heads layers mlp_width queries roi every gated_width gated_heads gated_mlp_width")
         check_layers(self)
         if self.roi > 32:
-            raise FieldError(f"roi {self.roi} is over 32: each mask has twice its square in tokens")
+            raise FieldError(f"roi {self.roi} is over 32, so each mask would have more than 2 * 32^2 pooled tokens")
         check_heads(self, "width", "heads")
         check_heads(self, "gated_width", "gated_heads")
         check_dropout(self)
         if not 0 < self.gate_gain <= 1000:
-            raise FieldError(f"gate_gain {self.gate_gain} is not over 0 and at most 1000")
+            raise FieldError(f"gate_gain {self.gate_gain} must be over 0 and at most 1000")
 
     def check_model(self, model: ModelConfig) -> None:
         if model.mask_to_grid != "area":
@@ -85,7 +89,7 @@ class FlamingoConfig(BridgeConfig):
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a network (the layers of a transformer), or an empty list if it has none."""
+    """Return the repeated blocks of a network (the layers of a transformer), or an empty list if there are none."""
     lists = [
         list(found)
         for found in module.modules()
@@ -95,9 +99,9 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def decoder_layers(llm: Any) -> list[nn.Module]:
-    """Return the decoder layers of an LLM, first to last. The layers of a hybrid LLM are of several classes.
+    """Return the decoder layers of an LLM, first to last. In a hybrid LLM, the layers are of several classes.
 
-    The list is empty if the LLM has no list of modules with as many entries as its config has layers.
+    The result is empty if the LLM has no module list whose length is the number of layers in the LLM's config.
     """
     config = getattr(llm, "config", None)
     count = None if config is None else getattr(config.get_text_config(), "num_hidden_layers", None)
@@ -112,15 +116,15 @@ def decoder_layers(llm: Any) -> list[nn.Module]:
 
 
 def hidden_width(llm: Any) -> int:
-    """Return W, the width between the layers of an LLM. Its word embeddings may be narrower (OPT-350m)."""
+    """Return W, the width of an LLM's hidden states. The word embeddings may be narrower (OPT-350m)."""
     return llm.config.get_text_config().hidden_size
 
 
 class GatedBlock(nn.Module):
-    """Attention to visual tokens, then a feed-forward. The output of each is scaled by tanh(gain * gate).
+    """A gated block: attention to visual tokens and a feed-forward, both scaled by tanh(gain * gate).
 
-    `forward` returns the update of the hidden states, not their sum. With gates of 0 the update is exactly 0 in any
-    precision of the LLM.
+    `forward` returns the update of the hidden states, without adding the hidden states. If the gates are 0, the update
+    is exactly 0, whatever the LLM's precision is.
     """
 
     def __init__(self, config: FlamingoConfig, width: int) -> None:
@@ -144,7 +148,7 @@ class GatedBlock(nn.Module):
 
 
 class GatedLayers(nn.Module):
-    """The gated blocks of an LLM, and the projections that compute each block's keys and values once for each mask.
+    """The gated blocks of an LLM, and the projections that compute each block's keys and values once per mask.
 
     Args:
         config: the sizes of the blocks.
@@ -173,13 +177,13 @@ class GatedLayers(nn.Module):
         return GatedKeyValues(self, [(key, value) for key, value in found])
 
     def attach(self, llm: nn.Module) -> None:
-        """Add the hooks that run the blocks within an LLM. Without key/values, the LLM computes as before.
+        """Add the hooks that run the gated blocks within an LLM. Without keys and values, the LLM computes as before.
 
         Raises:
-            OsmError: the blocks are attached already, or the LLM has a number of layers that does not fit.
+            OsmError: the blocks are already attached, or their number does not fit the LLM's number of layers.
         """
         if self._handles:
-            raise OsmError("these gated layers are within an LLM already; detach() comes before another attach()")
+            raise OsmError("these gated layers are within an LLM already; call detach() before calling attach() again")
         layers = decoder_layers(llm)
         if len(layers) // self.every != len(self.blocks):
             raise OsmError(
@@ -198,7 +202,7 @@ class GatedLayers(nn.Module):
 
 
 class _Hook:
-    """Runs a block before a decoder layer. We use an object instead of a closure, so that deepcopy copies it."""
+    """A hook that runs a gated block before a decoder layer. It is no closure, because deepcopy copies no closures."""
 
     def __init__(self, layers: GatedLayers, number: int) -> None:
         self.layers, self.number = layers, number
@@ -212,13 +216,13 @@ class _Hook:
         kv = conditioned_on.of_rows(self.number, len(hidden))
         mine = hidden.to(
             kv[0].device, next(block.parameters()).dtype
-        )  # a layer of a large LLM may be on another device
+        )  # a layer of a large LLM may be on a different device
         hidden = hidden + block(mine, *kv).to(hidden)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
 class GatedKeyValues:
-    """The keys and values of all gated blocks for R masks. The LLM is conditioned on them within `with gated_kv:`."""
+    """Keys and values of all gated blocks for R masks. Inside `with gated_kv:`, the LLM is conditioned on the masks."""
 
     def __init__(self, layers: GatedLayers, keys_values: Sequence[LayerKV]) -> None:
         self.layers, self.keys_values = layers, list(keys_values)
@@ -228,7 +232,7 @@ class GatedKeyValues:
         return len(self.keys_values[0][0])
 
     def of_rows(self, block: int, rows: int) -> LayerKV:
-        """Return a block's keys and values for a batch of the LLM, where each mask may have several adjacent beams."""
+        """Return a block's keys and values for the LLM's batch, in which each mask may have several adjacent beams."""
         key, value = self.keys_values[block]
         if rows == len(key):
             return key, value
@@ -238,7 +242,7 @@ class GatedKeyValues:
         return key.repeat_interleave(beams, 0), value.repeat_interleave(beams, 0)
 
     def select(self, rows: Tensor) -> GatedKeyValues:
-        """Return the keys and values of some masks, in the order of `rows`, which may repeat."""
+        """Return the keys and values of the masks in `rows`, in this order; an index may occur several times."""
         rows = rows.to(self.keys_values[0][0].device)
         return GatedKeyValues(self.layers, [(key[rows], value[rows]) for key, value in self.keys_values])
 

@@ -1,8 +1,8 @@
-"""The bridge `maskqformer`: queries that attend to the image inside a mask and around it (paper, section 3.3).
+"""The bridge `maskqformer`: queries that attend to the image inside a mask and around the mask (paper, section 3.3).
 
-The layer is InstructBLIP's Q-Former layer for many masks of one image. The image's keys and values are computed once,
-and the queries of all masks attend to them together. The parameters have the names of InstructBLIP's Q-Former, so its
-weights and the published checkpoints load by name.
+The layer is InstructBLIP's Q-Former layer, extended to many masks of one image. The image's keys and values are
+computed once, and the queries of all masks attend to these keys together. The parameter names are the names in
+InstructBLIP's Q-Former, so that the weights of InstructBLIP and the published checkpoints load by name.
 
 Shapes: N images, R rows (masks), L image tokens, Q = mask + context + 1 mode queries, T instruction tokens,
 C Q-Former width, H heads, D = C / H.
@@ -36,24 +36,25 @@ from osm.models.model_config import (
 )
 from osm.models.towers.tower import Tower
 
-_BASE_PARTS = ("qformer.", "language_projection.")  # these have the prefix `base_model.` in a published checkpoint
+_BASE_PARTS = ("qformer.", "language_projection.")  # parts with the prefix `base_model.` in published checkpoints
 
 
 @dataclass(frozen=True)
 class QFormerConfig(BridgeConfig):
-    """The bridge `maskqformer`. With an InstructBLIP base, all sizes are the base model's own; only the dropout is set.
+    """Settings of the bridge `maskqformer`. With an InstructBLIP base, all sizes but the dropout come from the base.
 
     Attributes:
         layers: the number of layers.
         width: the width of the queries and of the instruction's tokens.
-        heads: the attention heads of a layer.
+        heads: the number of attention heads in each layer.
         mlp_width: the width of the feed-forwards.
         cross_attention_frequency: every n-th layer has cross-attention to the image, beginning with the first.
-        mask_queries: the queries that attend to the mask. The LLM reads their outputs.
-        context_queries: the queries that attend to the context of the mask.
+        mask_queries: the number of queries that attend to the mask. The LLM reads the outputs of these queries.
+        context_queries: the number of queries that attend to the context of the mask.
         dropout: the dropout in all layers.
-        instruction_dim: > 0 factorises the instruction's word embedding into (vocabulary x dim) and (dim x width). The
-            bridge then stays small when the instruction is encoded with the large vocabulary of an LLM.
+        instruction_dim: a value above 0 factorizes the instruction's word embedding into (vocabulary x dim) and
+            (dim x width). The bridge then stays small even if the instruction is encoded with the large vocabulary of
+            an LLM.
     """
 
     kind: str = field(default="maskqformer", kw_only=True)
@@ -85,9 +86,9 @@ class QFormerConfig(BridgeConfig):
 
 
 class RowGroups:
-    """Packs the rows of each image together, so that they share the image's keys without copies.
+    """Packs the rows of each image together, so that all rows share the image's keys without copies.
 
-    K is the largest number of rows of an image.
+    K is the largest number of rows per image.
     """
 
     def __init__(self, image_index: Tensor, images: int) -> None:
@@ -105,21 +106,21 @@ class RowGroups:
         self.trivial = self.slot_R.tolist() == list(range(images * self.per_image))
 
     def pack(self, x: Tensor, fill: float = 0) -> Tensor:
-        """Return x (R, Q, ...) as (N, K*Q, ...), where absent rows have the value `fill`."""
+        """Pack x (R, Q, ...) by image into (N, K*Q, ...). Unused slots have the value `fill`."""
         if not self.trivial:
             packed = x.new_full((self.images * self.per_image, *x.shape[1:]), fill)
             x = packed.index_copy(0, self.slot_R, x)
         return x.reshape(self.images, self.per_image * x.shape[1], *x.shape[2:])
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Return x (N, K*Q, ...) as (R, Q, ...)."""
+        """Unpack x (N, K*Q, ...) into rows (R, Q, ...)."""
         x = x.reshape(self.images * self.per_image, -1, *x.shape[2:])
         return x if self.trivial else x[self.slot_R]
 
 
 @dataclass
 class VisibleKeyIndices:
-    """Adjacent rows that attend to the same keys of an image.
+    """A group of adjacent rows that attend to the same keys of an image.
 
     Attributes:
         image: the index of the image.
@@ -135,7 +136,7 @@ class VisibleKeyIndices:
 
 
 def visible_key_indices(keys: VisibleKeys, image_index: Sequence[int]) -> list[VisibleKeyIndices]:
-    """Return the visible keys of all rows as indices. Adjacent rows with equal keys (a mask's modes) share one."""
+    """Convert the visible keys to indices. Adjacent rows with equal keys (a mask in several modes) share one entry."""
     found: list[VisibleKeyIndices] = []
     for row, image in enumerate(image_index):
         last = found[-1] if found else None
@@ -175,14 +176,14 @@ class _Projections(nn.Module):
     def attend_to_visible(
         self, x: Tensor, keys_values: LayerKV, visible: Sequence[VisibleKeyIndices], mask_queries: int
     ) -> Tensor:
-        """Compute `attend`, but only for the visible keys; for most masks these are a small part of the image."""
+        """Compute `attend` on the visible keys only, because most masks see only a small part of the image's keys."""
         query = self._split(self.query(x))
         out = torch.empty_like(query)
         for group in visible:
             key, value = (part[group.image] for part in keys_values)
             halves = (slice(0, mask_queries), group.by_mask), (slice(mask_queries, None), group.by_context)
             for places, index in halves:
-                # The rows share their keys, so their queries are concatenated.
+                # All rows of a group attend to the same keys, so the queries of the rows are concatenated.
                 queries = query[group.rows, :, places].transpose(0, 1)
                 read = F.scaled_dot_product_attention(
                     queries.flatten(1, 2)[None], key[:, index][None], value[:, index][None]
@@ -220,7 +221,10 @@ class _Intermediate(nn.Module):
 
 
 class MaskQFormerLayer(nn.Module):
-    """Self-attention of queries and instruction, masked cross-attention of the queries, and a feed-forward for each."""
+    """A Q-Former layer: self-attention, masked cross-attention of the queries, and two feed-forwards.
+
+    Queries and instruction tokens share the self-attention, but have separate feed-forwards.
+    """
 
     def __init__(self, config: QFormerConfig, key_width: int, index: int) -> None:
         super().__init__()
@@ -228,7 +232,7 @@ class MaskQFormerLayer(nn.Module):
         self.has_cross_attention = index % config.cross_attention_frequency == 0
         if self.has_cross_attention:
             self.crossattention = _Attention(config, key_width)
-        # Only the queries of the last layer are used. Its text half has no effect, but checkpoints contain it.
+        # The last layer's text half has no effect, because only its queries are used, but checkpoints contain it.
         self.reads_text = index < config.layers - 1
         self.intermediate = _Intermediate(config.width, config.mlp_width)
         self.output = _Residual(config.mlp_width, config.width, config.dropout)
@@ -293,7 +297,7 @@ class _Encoder(nn.Module):
 
 
 class MaskQFormer(nn.Module):
-    """The transformer, which maps queries and an instruction to queries."""
+    """The transformer of the MaskQ-Former, which maps queries and an instruction to output queries."""
 
     def __init__(self, config: QFormerConfig, key_width: int, vocabulary: int, positions: int) -> None:
         super().__init__()
@@ -301,7 +305,7 @@ class MaskQFormer(nn.Module):
         self.encoder = _Encoder([MaskQFormerLayer(config, key_width, i) for i in range(config.layers)])
 
     def image_keys_values(self, tokens_NLC: Tensor) -> list[LayerKV | None]:
-        """Return the images' keys and values for each layer, or None for a layer without cross-attention."""
+        """Return the images' keys and values for each layer; the entry is None for a layer without cross-attention."""
         return [
             layer.crossattention.attention.keys_values(tokens_NLC) if layer.has_cross_attention else None
             for layer in self.encoder.layers()
@@ -324,20 +328,20 @@ class MaskQFormer(nn.Module):
             ids_RT: the token ids of the instruction.
             text_mask_RT: true for tokens, false for padding.
             image_kv: the images' keys and values for each layer.
-            visible: bool (R, Q, L), true for visible keys; or the visible keys as indices.
+            visible: bool (R, Q, L), true for visible keys; or the indices of the visible keys.
             groups: the rows of each image.
             mask_queries: the number of mask queries.
         """
         count = queries_RQC.shape[1]
         if ids_RT.shape[1] > self.embeddings.position_embeddings.num_embeddings:
             raise OsmError(
-                f"the instruction has {ids_RT.shape[1]} tokens, the Q-Former has positions for "
+                f"the instruction has {ids_RT.shape[1]} tokens, but the Q-Former has positions for only "
                 f"{self.embeddings.position_embeddings.num_embeddings}"
             )
         x = self.embeddings(queries_RQC, ids_RT)
         text_visible = text_mask_RT.bool()
         self_visible = torch.cat([text_visible.new_ones(len(x), count), text_visible], 1)[:, None, None]
-        # Empty slots of a group attend to all keys, because a softmax without keys and its gradient would be NaN.
+        # Unused slots attend to all keys, because a softmax over no keys would be NaN, and so would the gradient.
         image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
         for layer, kv in zip(self.encoder.layers(), image_kv, strict=True):
             x = layer(x, count, self_visible, kv, image_visible, groups, mask_queries)
@@ -345,15 +349,15 @@ class MaskQFormer(nn.Module):
 
 
 class MaskQFormerBridge(Bridge):
-    """The bridge `maskqformer`, which maps image tokens, masks, instructions and modes to a prefix of the LLM's input.
+    """The bridge `maskqformer`, which maps image tokens, masks, instructions and modes to a prefix for the LLM's input.
 
     Args:
         config: the sizes of the bridge.
-        modes: the answer styles. Each has a query in the Q-Former and an embedding in the prefix.
+        modes: the answer styles. Each mode has a query in the Q-Former and an embedding in the prefix.
         token_width: the width of the tower's tokens.
         llm_width: the width of the LLM's word embeddings.
         vocabulary: the size of the instruction tokenizer's vocabulary.
-        positions: the largest number of tokens of an instruction.
+        positions: the largest supported number of instruction tokens.
     """
 
     Config = QFormerConfig
@@ -391,7 +395,7 @@ class MaskQFormerBridge(Bridge):
     def of_instructblip(cls, config: ModelConfig, tower: Tower, base_model: Any) -> Self:
         """Build a bridge with the sizes and weights of an InstructBLIP's Q-Former.
 
-        The mask queries and the context queries both start as the base model's queries.
+        The mask queries and the context queries are both initialized with the base model's queries.
         """
         base, queries = base_model.config.qformer_config, base_model.query_tokens.shape[1]
         if base.hidden_act != "gelu":
@@ -437,7 +441,7 @@ class MaskQFormerBridge(Bridge):
         )
 
     def reset_parameters(self) -> None:
-        """Draw initial values: truncated normal (std 0.02) for queries and embeddings; Xavier uniform for matrices."""
+        """Initialize queries and embeddings by a truncated normal (std 0.02), and matrices by Xavier uniform."""
         for query in (
             self.mask_query,
             self.context_query,
@@ -454,7 +458,7 @@ class MaskQFormerBridge(Bridge):
                 nn.init.trunc_normal_(module.weight, std=0.02)
 
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Scale the initial projection so that the prefix has the standard deviation of the LLM's word embeddings."""
+        """Scale the initial projection so that the prefix has the same standard deviation as the LLM's embeddings."""
         spread = embeddings.weight.float().std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
 
@@ -496,7 +500,7 @@ class MaskQFormerBridge(Bridge):
         visible: Tensor | list[VisibleKeyIndices]
         if queries.device.type == "cpu" and not torch.is_grad_enabled():
             visible = visible_key_indices(keys, image_index_R.tolist())
-        else:  # a GPU computes one dense attention faster, and training needs its gradient
+        else:  # one dense attention is faster on a GPU, and training needs the gradient of the dense attention
             visible = torch.cat(
                 [
                     keys.mask_RL[:, None].expand(-1, config.mask_queries, -1),
@@ -515,11 +519,11 @@ class MaskQFormerBridge(Bridge):
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the entries under the published names. `base_model.query_tokens` repeats `context_query`."""
+        """Map tensors to entries with the published names, where `base_model.query_tokens` repeats `context_query`."""
         state = {}
         for key, value in Bridge.published_names(named).items():
             state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value
-        if "context_query" in state:  # without it the checkpoint is not of this bridge, which is reported elsewhere
+        if "context_query" in state:  # if missing, the checkpoint is for a different bridge; a later check reports it
             state["base_model.query_tokens"] = state["context_query"]
         return state
 

@@ -1,9 +1,9 @@
-"""Area-weighted pooling of the tower's tokens inside a mask, in its context box, and in a small grid over each of both.
+"""Area-weighted pooling of tower tokens over a mask, over its context box, and over a small grid on each of the two.
 
-Each cell of the tower's grid is weighted by the covered share of its area. A mask that is far smaller than a cell
-therefore keeps its full signal, and boxes are not rounded to cells.
+Each cell of the tower's grid is weighted by the share of its area that is covered. A mask that is far smaller than a
+cell therefore keeps its full signal, and boxes are not rounded to whole cells.
 
-Shapes: R masks, S input size, g = S / p cells a side, G = g^2, k RoI cells a side, C token width,
+Shapes: R masks, S input size, g = S / p cells per side, G = g^2, k RoI cells per side, C token width,
 T = 3 + 2 k^2 pooled tokens: [mask, context, image | k x k in the mask | k x k in the context box].
 """
 
@@ -19,17 +19,17 @@ from osm.models.masks import MaskFeatures, bounding_boxes, check_not_empty
 
 SINGLES = 3  # mask, context, image
 GEOMETRY = 6  # values that describe the position and size of a pooled token
-_LEAST = 1e-9  # the smallest area in cells that is not zero; the grid cells of a one-pixel box are far larger
+_LEAST = 1e-9  # smaller areas (in cells) count as zero; the RoI cells of a one-pixel box are far larger
 
 
 @dataclass
 class RegionFeatures(MaskFeatures):
-    """The coverage and the boxes of R masks.
+    """The grid coverage and the bounding boxes of R masks.
 
     Attributes:
-        coverage_RG: the share of each cell's area that is in the mask, 0 to 1.
+        coverage_RG: the share of each cell's area that is inside the mask, 0 to 1.
         box_R4: (top, left, bottom, right) of the mask's bounding box, in cells, with exclusive ends.
-        context_R4: the same for the context box.
+        context_R4: (top, left, bottom, right) of the context box, in cells, with exclusive ends.
     """
 
     coverage_RG: Tensor
@@ -38,13 +38,13 @@ class RegionFeatures(MaskFeatures):
 
 
 def region_features(mask: Tensor, context: Tensor, patch: int) -> RegionFeatures:
-    """Compute the features of masks and context masks (R, 1, S, S). Only the bounding box of a context mask is used.
+    """Compute features from masks and context masks (R, 1, S, S). Only the bounding box of a context mask is used.
 
     Args:
         patch: p, the side of a cell in pixels.
 
     Raises:
-        SampleError: `empty_mask`, a mask or context mask without a pixel.
+        SampleError: a mask or a context mask has no pixel (`empty_mask`).
     """
     check_not_empty(mask, context)
     inside = mask if mask.dtype == torch.bool else mask != 0
@@ -55,19 +55,19 @@ def region_features(mask: Tensor, context: Tensor, patch: int) -> RegionFeatures
 
 def _cells(box_R4: Tensor, patch: int) -> Tensor:
     ends = box_R4.float()
-    ends[:, 2:] += 1  # the boxes are of pixels, with inclusive ends
+    ends[:, 2:] += 1  # box_R4 is in pixels, with inclusive ends
     return ends / patch
 
 
 def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the edges (R, k + 1) of the rows and of the columns of a k x k grid over each box, in cells."""
+    """Divide each box into a k x k grid, and return the row edges and column edges, each (R, k + 1) in cells."""
     steps = torch.linspace(0, 1, k + 1, device=box_R4.device)
     top, left, bottom, right = (side[:, None] for side in box_R4.unbind(1))
     return top + (bottom - top) * steps, left + (right - left) * steps
 
 
 def overlaps(edges_RE: Tensor, cells: int) -> Tensor:
-    """Return (R, E - 1, cells), the length of each unit cell that is between two neighbouring edges."""
+    """Return (R, E - 1, cells): the length over which each interval between two edges overlaps each unit cell."""
     low = torch.arange(cells, device=edges_RE.device, dtype=edges_RE.dtype)
     start, end = edges_RE[:, :-1, None], edges_RE[:, 1:, None]
     return (torch.minimum(end, low + 1) - torch.maximum(start, low)).clamp(min=0)
@@ -75,13 +75,14 @@ def overlaps(edges_RE: Tensor, cells: int) -> Tensor:
 
 @dataclass
 class Pooled:
-    """Pooled tokens of R masks.
+    """The pooled tokens of R masks.
 
     Attributes:
         tokens_RTC: the mean tokens; zeros where `present_RT` is false.
-        geometry_RT6: the region of each token. Four values are (top, left, bottom, right) as shares of the input. The
-            others are the share of the region that is in the mask, and the square root of the region's area.
-        present_RT: false for cells of the RoI grids that contain nothing of the mask.
+        geometry_RT6: the geometry of each token's region. The first four values are (top, left, bottom, right) as
+            shares of the input size. The last two values are the share of the region that is inside the mask, and the
+            square root of the region's area.
+        present_RT: false for cells of the RoI grids that do not overlap the mask.
     """
 
     tokens_RTC: Tensor
@@ -90,18 +91,18 @@ class Pooled:
 
 
 def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k: int) -> Pooled:
-    """Pool the tokens of each mask from the tokens of its image.
+    """Pool the image's tokens for each mask.
 
     Args:
-        tokens_NLC: the images' tokens. The last G of the L tokens are the grid; class tokens are before them.
+        tokens_NLC: the images' tokens. The last G of the L tokens are the grid tokens; class tokens come first.
         image_index_R: the index of each mask's image.
-        features: coverage and boxes of the masks.
-        k: the cells on each side of the RoI grids.
+        features: the coverage and the boxes of the masks.
+        k: the number of cells per side of the RoI grids.
     """
     cells = features.coverage_RG.shape[1]
     coverage_R1gg = rearrange(features.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
     in_box, in_context = (_areas(box, k, coverage_R1gg.shape[-1]) for box in (features.box_R4, features.context_R4))
-    # The mask's part of a cell is entirely within the box, even if only a strip of the cell is.
+    # The part of a cell that is inside the mask is always inside the box too, even if most of the cell is outside.
     in_mask = coverage_R1gg * in_box / in_box.sum(1, keepdim=True).clamp(min=_LEAST)
     weights = torch.cat([coverage_R1gg, in_context.sum(1, keepdim=True), in_mask, in_context], 1)
     area_RT = weights.sum((2, 3))
@@ -119,19 +120,19 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
 
 
 def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:
-    """Insert the image's entry after those of the mask and the context."""
+    """Insert the image's entry after the entries of the mask and the context."""
     return torch.cat([pooled_RT[:, :2], image_R[:, None], pooled_RT[:, 2:]], 1)
 
 
 def _areas(box_R4: Tensor, k: int, g: int) -> Tensor:
-    """Return (R, k^2, g, g), the area in which each part of a box overlaps each cell."""
+    """Return (R, k^2, g, g): the area in which each RoI cell of a box overlaps each cell of the tower's grid."""
     ys, xs = parts(box_R4, k)
     areas = torch.einsum("riy,rjx->rijyx", overlaps(ys, g), overlaps(xs, g))
     return rearrange(areas, "r i j y x -> r (i j) y x")
 
 
 def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Tensor:
-    """Return each row's weighted mean of its image's tokens, without copying the tokens for each row."""
+    """Return a weighted mean of the image's tokens for each row, without copying the image's tokens for each row."""
     mean_RTG = mean_RTG.to(grid_NGC.dtype)
     if len(grid_NGC) == 1:
         return mean_RTG @ grid_NGC[0]
@@ -141,12 +142,12 @@ def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Ten
         order.append(rows)
         means.append(
             mean_RTG[rows] @ grid_NGC[image]
-        )  # under autocast, the dtype of the product differs from that of its operands
+        )  # under autocast, the dtype of the product differs from the dtype of the operands
     return torch.cat(means)[torch.cat(order).argsort()]
 
 
 def _geometry(features: RegionFeatures, inside_RT: Tensor, k: int, g: int) -> Tensor:
-    """Return `Pooled.geometry_RT6`. `inside_RT` is the area of the mask within the region of each token, in cells."""
+    """Return `Pooled.geometry_RT6`. `inside_RT` is the mask's area within each token's region, in cells."""
     whole = torch.tensor([[0.0, 0.0, g, g]], device=features.box_R4.device).expand_as(features.box_R4)
     boxes = [features.box_R4[:, None], features.context_R4[:, None], whole[:, None]]
     for box in (features.box_R4, features.context_R4):

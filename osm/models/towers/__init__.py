@@ -1,4 +1,4 @@
-"""Frozen vision towers. `TOWERS` finds them by the `kind` that a config names."""
+"""Frozen vision towers. `TOWERS` maps the `kind` in a config to a tower class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from osm.registry import Registry
 
 T = TypeVar("T", bound=type)
-# The classes are `type[Tower]`. Naming that type here would need an import of the module that imports this one.
+# The classes are `type[Tower]`. Importing `Tower` for the annotation would create an import cycle.
 TOWERS: Registry[Any] = Registry(
     "tower",
     group="osm.towers",

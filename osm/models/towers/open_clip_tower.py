@@ -1,7 +1,7 @@
-"""Vision towers of open_clip: its own ViTs and the timm ViTs that it contains (EVA, SigLIP).
+"""Vision towers from open_clip: the library's own ViTs, and the timm ViTs that it includes (EVA, SigLIP).
 
-Models and weights have open_clip's names and tags. open_clip (`pip install 'osm-recognition[open_clip]'`) is imported
-when a tower is built.
+Models and weights are specified by open_clip's names and tags. The package open_clip
+(`pip install 'osm-recognition[open_clip]'`) is only imported when a tower is built.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from osm.models.towers.tower import (
 from osm.models.weights import Found, check_finite, hub_options, load_first, state_dict_in
 from osm.quiet import quiet_libraries
 
-# The files of weights in a repository of open_clip; the first existing one is used.
+# The names of weight files in an open_clip hub repository; the first existing file is used.
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _CONFIG = "open_clip_config.json"
 _OPTIONS = frozenset(["layers", "width", "head_width", "mlp_ratio", "patch_size"])
@@ -38,11 +38,11 @@ _OPTIONS = frozenset(["layers", "width", "head_width", "mlp_ratio", "patch_size"
 
 @dataclass(frozen=True)
 class OpenClipTowerConfig(PretrainedTowerConfig):
-    """A ViT of open_clip.
+    """Settings of a ViT from open_clip.
 
     Attributes:
         weights: the name under which the weights are searched, or one of open_clip's tags. Empty = `name`.
-        options: further arguments of open_clip's vision config, for a model of other sizes than open_clip's own.
+        options: additional arguments of open_clip's vision config, for a model with sizes that differ from open_clip's.
     """
 
     kind: str = field(default="open_clip", kw_only=True)
@@ -50,13 +50,13 @@ class OpenClipTowerConfig(PretrainedTowerConfig):
 
 @dataclass(frozen=True)
 class Clip:
-    """The weights of a CLIP model, and the settings with which they were trained.
+    """The weights of a CLIP model, and the settings with which the weights were trained.
 
     Attributes:
         state: the weights of the whole model.
         quick_gelu: whether the activation is QuickGELU instead of GELU.
-        mean: the mean of the RGB input, which is in 0..1.
-        std: the standard deviation of the RGB input.
+        mean: the mean that normalizes the RGB input in 0..1.
+        std: the standard deviation that normalizes the RGB input in 0..1.
     """
 
     state: dict[str, Tensor]
@@ -66,7 +66,7 @@ class Clip:
 
 
 class OpenClipTower(Tower):
-    """A ViT of open_clip. It gives the class token, if there is one, and the patch tokens after the final norm."""
+    """A ViT from open_clip that returns the class token (if any) and the patch tokens, both after the final norm."""
 
     Config = OpenClipTowerConfig
 
@@ -101,7 +101,7 @@ class OpenClipTower(Tower):
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         found = self.visual.forward_intermediates(
             windows,
-            indices=1,  # the last
+            indices=1,  # the last block only
             normalize_intermediates=True,
             intermediates_only=True,
             output_fmt="NLC",
@@ -109,7 +109,7 @@ class OpenClipTower(Tower):
         )
         patches = found["image_intermediates"][-1]
         prefix = found.get("image_intermediates_prefix")
-        # Register tokens come after the class token, or there are only register tokens.
+        # The prefix is the class token followed by register tokens, or register tokens alone.
         return (patches[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches
 
 
@@ -117,31 +117,33 @@ def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> Ope
     """Build a tower and load its weights.
 
     Args:
-        config: `name` is a name of open_clip (`ViT-L-14`, `EVA02-L-14`, ...); `options` override its vision sizes.
+        config: `name` is an open_clip model name (`ViT-L-14`, `EVA02-L-14`, ...), and `options` override the sizes of
+            the model's vision config.
         window: w, the side of the windows in pixels.
-        clip: the weights of the whole model. Those of the text tower are ignored.
+        clip: the weights of the whole model. The weights of the text tower are ignored.
 
     Raises:
-        OsmError: no such model, the model is not a plain ViT, it does not take such windows, or the weights do not fit.
+        OsmError: the model is unknown, is not a plain ViT or does not support such windows, or the weights do not fit.
     """
     for name, value in config.options.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if name not in _OPTIONS or not number or value <= 0:
             known = ", ".join(sorted(_OPTIONS))
             raise OsmError(
-                f"model.tower.options: {name}: {shown(value)}: of open_clip's towers {known} can be set, over 0"
+                f"model.tower.options: {name}: {shown(value)}: of open_clip's towers only {known} can be set, and the "
+                "value must be a number over 0"
             )
     sizes = _model_config(config.name)
     if config.options and "timm_model_name" in sizes["vision_cfg"]:
         raise OsmError(
             f"model.tower.options {shown(config.options)}: {config.name} is timm's "
-            f"{sizes['vision_cfg']['timm_model_name']} within open_clip, which takes no other sizes; leave it "
-            "empty, or take that model by model.tower.kind timm"
+            f"{sizes['vision_cfg']['timm_model_name']} within open_clip, whose sizes cannot be changed; leave the "
+            "options empty, or use that model with model.tower.kind timm"
         )
     vision = {**sizes["vision_cfg"], **config.options, "image_size": window}
     about = f"model.tower {config.name!r} with windows of {window} pixels"
     if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
-        raise OsmError(f"{about}: it is no plain ViT (one with one grid of tokens, and no pooling of its own)")
+        raise OsmError(f"{about}: it is no plain ViT (which has one grid of tokens, and no attention pooling)")
     no_text = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8}
     library = _library()
     try:
@@ -155,14 +157,14 @@ def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> Ope
         tower = OpenClipTower(visual, window, clip.mean, clip.std)
     except OsmError:
         raise
-    except Exception as error:  # unusual sizes and models other than ViTs may raise any exception
+    except Exception as error:  # unusual sizes, or models that are not ViTs, may raise any exception
         raise OsmError(f"{about} and options {shown(config.options)}: {one_line(error)}") from None
     check_tokens(tower, window, about)
     return tower
 
 
 def _resize(visual: Any, window: int) -> None:
-    """Resize a timm model to another window size. open_clip does this only for its own ViTs."""
+    """Resize a timm model to a different window size, because open_clip resizes only its own ViTs."""
     trunk: Any = getattr(visual, "trunk", None)
     size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if size is not None and tuple(size) != (window, window) and hasattr(trunk, "set_input_size"):
@@ -171,19 +173,19 @@ def _resize(visual: Any, window: int) -> None:
 
 
 def open_clip_hub_id(config: OpenClipTowerConfig) -> str:
-    """Return the hub repository of a tower's weights. If `weights` is a tag of open_clip, it is the tag's repository.
+    """Return the hub repository of a tower's weights; for a tag of open_clip, it is the repository of the tag.
 
     Raises:
-        OsmError: open_clip is not installed, or has no such model.
+        OsmError: open_clip is not installed, or does not have the model.
     """
     return _repository(_tags(config.name).get(config.weights, {}))[0] or config.weights or config.name
 
 
 def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
-    """Load the weights of a CLIP model from one place.
+    """Load the weights of a CLIP model from one location.
 
     Raises:
-        OsmError: the input normalisation or the activation of the weights is not known.
+        OsmError: the input normalization or the activation for which the weights were trained is not known.
     """
     tags = _tags(config.name)
     known = tags.get(config.weights) or next(
@@ -202,8 +204,8 @@ def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
         if len(different) > 1:
             raise OsmError(
                 f"model.tower.weights {config.weights!r}: {found.location} has no {_CONFIG}, and {config.name}'s "
-                "published weights differ in their input's mean or their activation; add that file, or name one of "
-                f"open_clip's tags: {', '.join(tags)}"
+                f"published weights differ in their input's mean or their activation; add the file {_CONFIG}, or set "
+                f"model.tower.weights to one of open_clip's tags: {', '.join(tags)}"
             )
         known = next(iter(tags.values()), {})
     mean, std = (tuple(known.get(key) or usual) for key, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
@@ -211,7 +213,7 @@ def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
 
 
 def _own_config(found: Found) -> dict[str, Any] | None:
-    """Return the normalisation and the activation from the config file next to the weights, if there is one."""
+    """Return the normalization and the activation from the config file next to the weights, or None without a file."""
     place = Path(found.location)
     try:
         if found.source == "hub":
@@ -227,14 +229,14 @@ def _own_config(found: Found) -> dict[str, Any] | None:
         given = document["preprocess_cfg"]
         mean, std = (tuple(float(value) for value in given[key]) for key in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError("mean and std have three values, those of std over 0")
+            raise ValueError("mean and std must have three values each, and the values of std must be over 0")
         return {"mean": mean, "std": std, "quick_gelu": bool(document["model_cfg"].get("quick_gelu", False))}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise OsmError(f"{path}: no config of open_clip ({type(error).__name__}: {error})") from None
 
 
 def _download(repository: str, *names: str) -> Path:
-    """Download the first of these files that exists in a repository."""
+    """Download the first of the named files that exists in a hub repository."""
     for name in names[:-1]:
         try:
             return Path(hf_hub_download(repository, name, **hub_options()))
@@ -244,7 +246,7 @@ def _download(repository: str, *names: str) -> Path:
 
 
 def _repository(pretrained: dict[str, Any]) -> tuple[str, str]:
-    """Return the hub id of a tag and its file (or an empty name), from `owner/name/` or `owner/name/file`."""
+    """Split a tag's `owner/name/` or `owner/name/file` into the hub id and the file name, which may be empty."""
     owner, _, rest = str(pretrained.get("hf_hub") or "").partition("/")
     name, _, file = rest.partition("/")
     return (f"{owner}/{name}", file) if name else ("", "")
@@ -268,7 +270,7 @@ def _model_config(name: str) -> dict[str, Any]:
 
 
 def _tags(name: str) -> dict[str, dict[str, Any]]:
-    """Return the settings of a model's published weights, by tag."""
+    """Return the settings of all published weights of a model, by tag."""
     library = _library()
     _model_config(name)
     return {tag: library.get_pretrained_cfg(name, tag) or {} for tag in library.list_pretrained_tags_by_model(name)}

@@ -1,6 +1,6 @@
-"""Vision towers of timm: plain ViTs with one grid of tokens, and any model from which timm can extract feature maps.
+"""Vision towers from timm: plain ViTs with one grid of tokens, and any model from which timm can extract feature maps.
 
-Shapes are as in `osm.models.towers.tower`. timm is imported when a model is built.
+The shape letters are those of `osm.models.towers.tower`. timm is only imported when a model is built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from osm.models.weights import Found, hub_options, load_first, timm_state_dict
 from osm.quiet import quiet_libraries
 
 _CONFIG = "config.json"
-# Arguments of timm.create_model that no config sets, because they name files or the tower decides them.
+# Arguments of timm.create_model that a config cannot set, because they name files or are set by the tower.
 _REFUSED = (
     "model_name pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir scriptable exportable "
     "no_jit features_only out_indices num_classes img_size"
@@ -33,12 +33,12 @@ _REFUSED = (
 
 @dataclass(frozen=True)
 class TimmTowerConfig(PretrainedTowerConfig):
-    """A model of timm.
+    """Settings of a tower from timm.
 
     Attributes:
-        options: further arguments of `timm.create_model`, for a model of other sizes than timm's own.
-        strides: the strides of the feature maps of a CNN, finest first. The coarser maps are upsampled onto the grid of
-            the finest one. Empty for a ViT, whose patch tokens are taken.
+        options: additional arguments of `timm.create_model`, for a model with sizes that differ from timm's.
+        strides: the strides of the feature maps of a CNN, finest first. Coarser maps are upsampled onto the grid of the
+            finest map. Empty = a ViT, whose patch tokens are used.
     """
 
     kind: str = field(default="timm", kw_only=True)
@@ -54,7 +54,7 @@ class TimmTowerConfig(PretrainedTowerConfig):
 
 
 class TimmTower(Tower):
-    """A tower of timm: a ViT's patch tokens, or a model's feature maps."""
+    """A tower from timm, which returns a ViT's patch tokens or a model's feature maps."""
 
     Config = TimmTowerConfig
 
@@ -73,7 +73,7 @@ class TimmTower(Tower):
 
 
 class TimmVitTower(TimmTower):
-    """A timm ViT. It gives the class token, if there is one, and the normalised patch tokens; no register tokens."""
+    """A timm ViT that returns the class token (if any) and the normalized patch tokens, but no register tokens."""
 
     def __init__(self, model: Any, patch: int, window: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class TimmVitTower(TimmTower):
         self.class_tokens = class_tokens_of(model)
         self.window = window
         self.mean, self.std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        # Models with average pooling apply their norm after the pooling, so forward_features' tokens lack it.
+        # Models with average pooling apply their norm after the pooling, so forward_features does not apply the norm.
         self.norm_after = isinstance(getattr(model, "norm", None), nn.Identity) and hasattr(model, "fc_norm")
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ class TimmVitTower(TimmTower):
 class TimmMapsTower(TimmTower):
     """A timm model's feature maps at several strides. Coarser maps are upsampled onto the grid of the finest map.
 
-    Each map is normalised over its channels at every position, so that all maps have the same scale. The maps are then
+    Each map is normalized over its channels at every position, so that all maps have the same scale. The maps are then
     concatenated along the channels, finest first.
     """
 
@@ -144,10 +144,10 @@ class TimmMapsTower(TimmTower):
 
 
 def timm_hub_id(name: str) -> str:
-    """Return the hub repository of a timm model's weights, whose name contains the tag of the weights.
+    """Return the hub repository of a timm model's weights. The repository's name contains the tag of the weights.
 
     Raises:
-        OsmError: no such model.
+        OsmError: timm does not have the model.
     """
     import timm
 
@@ -163,8 +163,8 @@ def timm_hub_id(name: str) -> str:
 def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return the mean and std of the RGB input (0..1) with which a timm model's weights were trained.
 
-    They come from the pip package, else from the `config.json` next to the weights, else from the tag in the name of
-    the weights (`timm/vit_base_patch16_224.dino`).
+    The values come from the pip package, else from the `config.json` next to the weights, else from the tag in the name
+    of the weights (`timm/vit_base_patch16_224.dino`).
 
     Args:
         name: the name of the model, from the config of the tower.
@@ -175,7 +175,7 @@ def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[flo
         (mean, std), or None if the default of the model applies.
 
     Raises:
-        OsmError: a `config.json` with an impossible mean or std.
+        OsmError: a `config.json` has an invalid mean or std.
     """
     import timm
 
@@ -192,7 +192,7 @@ def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[flo
 
 
 def _config_beside(name: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the mean and std from timm's `config.json`; None if there is none or it is of another model."""
+    """Return the mean and std from timm's `config.json`, or None if it is missing or belongs to a different model."""
     place = Path(found.location)
     if found.source == "hub":
         try:
@@ -205,11 +205,11 @@ def _config_beside(name: str, found: Found) -> tuple[tuple[float, ...], tuple[fl
             return None
     document = read_json(path, "timm's config")[0]
     if not isinstance(document, dict):
-        raise OsmError(f"{path}: expected timm's config, a mapping, found {shown(document)}")
-    # Next to a single file of weights, there may be the config of another model.
+        raise OsmError(f"{path}: expected a timm config (a mapping), found {shown(document)}")
+    # If the weights are a single file, the config.json in the same folder may belong to a different model.
     if not place.is_dir() and found.source != "hub" and document.get("architecture") != name.partition(".")[0]:
         return None
-    config = document.get("pretrained_cfg", document)  # in old files all keys are at the top level
+    config = document.get("pretrained_cfg", document)  # old files have all keys at the top level
     if not isinstance(config, dict) or config.get("mean") is None or config.get("std") is None:
         return None
     values = []
@@ -230,29 +230,29 @@ def timm_tower(
     state_dict: dict[str, Tensor] | None,
     options: Mapping[str, Any] | None = None,
 ) -> Tower:
-    """Build a timm tower, load its weights and run one window through it.
+    """Build a timm tower, load its weights and run one window through the tower.
 
     Args:
         name: the name of the model in timm.
         strides: the strides of the feature maps; empty for a ViT with one grid of tokens.
         window: w, the side of the windows in pixels.
         state_dict: weights with timm's names; None keeps timm's random initial values.
-        options: further arguments of `timm.create_model`.
+        options: additional arguments of `timm.create_model`.
 
     Raises:
-        OsmError: no such model; strides, options or windows that the model does not support; or weights that do not
-            fit.
+        OsmError: the model is unknown; the model does not support the strides, options or windows; or the weights do
+            not fit.
     """
     timm_hub_id(name)
     options = dict(options or {})
-    if state_dict is not None and not state_dict:  # timm would download weights if this were empty
-        raise OsmError(f"weights for {name} hold no tensors")
+    if state_dict is not None and not state_dict:  # if `state_dict` were empty, timm would download weights
+        raise OsmError(f"weights for {name} contain no tensors")
     try:
         build = _maps_tower if strides else _vit_tower
         return build(name, strides, window, state_dict, options)
     except OsmError:
         raise
-    except Exception as error:  # unusual sizes may raise any exception of timm or torch
+    except Exception as error:  # with unusual sizes, timm or torch may raise any exception
         if not options:
             raise OsmError(f"{_about(name, strides, window)}: it cannot be built ({one_line(error)})") from None
         raise OsmError(f"model.tower.options {options} do not suit {name} ({error})") from None
@@ -264,15 +264,15 @@ def _about(name: str, strides: Sequence[int], window: int) -> str:
 
 
 def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> Any:
-    """Build a timm model with these weights. timm resamples weights of another window size."""
+    """Build a timm model with the given weights. timm resamples weights that are for a different window size."""
     import timm
 
     if state_dict is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state_dict)}}
-    with quiet_libraries():  # timm logs the entries of a file that the tower does not use
+    with quiet_libraries():  # timm would log the entries of a weight file that the tower does not use
         model: Any = timm.create_model(name, **arguments)
     for config in (model.pretrained_cfg, getattr(getattr(model, "model", None), "pretrained_cfg", {})):
-        config.pop("state_dict", None)  # otherwise the weights would stay in memory twice
+        config.pop("state_dict", None)  # otherwise the weights would be in memory twice
     return model
 
 
@@ -290,7 +290,7 @@ def _maps_tower(
         if options and not isinstance(error, (RuntimeError, AttributeError)):
             raise
         raise OsmError(f"model.tower.name {name!r} has no feature maps ({error}); leave tower.strides empty") from None
-    # Several maps may have the same stride, such as the blocks of a ViT. The last one is used.
+    # If several maps have the same stride, as the blocks of a ViT do, the last map of this stride is used.
     places = dict(zip(info.reduction(), info.out_indices, strict=True))
     if list(strides) != sorted(set(strides) & set(places)):
         raise OsmError(
@@ -318,10 +318,11 @@ def _resized_maps(
     options: dict[str, Any],
     error: OsmError,
 ) -> Tower:
-    """Build the tower for this window size only, for models with a fixed input size (swin, coatnet, ...).
+    """Build a tower that supports only this window size, for models with a fixed input size (swin, coatnet, ...).
 
     Raises:
-        OsmError: this fails, too. The message is that of `error`, with the model's own size.
+        OsmError: the model cannot be built for this window size either. The message is the message of `error`, followed
+            by the model's default window size.
     """
     import timm
 
@@ -362,13 +363,13 @@ def _filled_maps(
 
 
 def _whole(model: nn.Module, key: str) -> str:
-    """Return the name of an entry without the prefix of timm's wrappers (`model.`, `body.`)."""
+    """Return the name of an entry without the prefix that timm's wrappers add (`model.`, `body.`)."""
     children = [child for child, _ in model.named_children()]
     return key.partition(".")[2] if children in (["model"], ["body"]) else key
 
 
 def _plain(key: str) -> str:
-    """Return a name without the renaming by timm's extraction of feature maps (`stem.0` becomes `stem_0`)."""
+    """Normalize an entry's name, because timm's feature extraction renames modules (`stem.0` becomes `stem_0`)."""
     return key.replace("_", ".")
 
 
@@ -396,7 +397,7 @@ def _vit_tower(
 
 
 def patch_of(model: Any) -> int | None:
-    """Return the side of a token's cell in pixels, including a convolutional stem; None if it is not known."""
+    """Return the stride of a model's tokens in pixels, including a convolutional stem, or None if it is not known."""
     embed: Any
     for embed in (getattr(model, "patch_embed", None), getattr(model, "embeds", None)):
         if hasattr(embed, "feat_ratio"):
@@ -408,7 +409,7 @@ def patch_of(model: Any) -> int | None:
 
 
 def class_tokens_of(model: Any) -> int:
-    """Return 1 if the tokens of a timm model begin with a class token, else 0. Register tokens do not count."""
+    """Return 1 if the tokens of a timm model begin with a class token, else 0. Register tokens are not class tokens."""
     token = getattr(model, "cls_token", None)
     if token is None:
         token = getattr(getattr(model, "embeds", None), "cls_token", None)

@@ -1,4 +1,4 @@
-"""The interface of frozen vision towers, which turn windows into patch tokens and class tokens, and their checks.
+"""The interface of frozen vision towers, which encode windows as patch tokens and class tokens, and tower checks.
 
 Shapes: W windows of side w, p patch (stride), P = 1 or 0 class tokens, C width.
 """
@@ -24,19 +24,19 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class Tower(nn.Module):
     """The interface of a tower: `forward(windows (W, 3, w, w)) -> (class tokens (W, P, C), patches (W, (w/p)^2, C))`.
 
-    A subclass is found by its name in `osm.models.towers.TOWERS`. The model freezes it and keeps it in eval mode. A
-    tower has at least one parameter, because its input is cast to the dtype of its parameters.
+    `osm.models.towers.TOWERS` maps names to the subclasses. The model freezes the tower and keeps it in eval mode. A
+    tower needs at least one parameter, because the tower's input is cast to the dtype of the parameters.
 
     Attributes:
-        Config: the dataclass of this kind's settings.
+        Config: the dataclass of the settings for this kind of tower.
         patch: p, the side of a patch in pixels (the stride of the tokens).
         width: C, the width of a token.
-        class_tokens: P, the number of class tokens of a window.
-        mean: subtracted from the RGB input, which is in 0..1.
-        std: divides the RGB input after the mean is subtracted.
-        window: the only window size that the tower takes, or None for any multiple of p.
+        class_tokens: P, the number of class tokens per window.
+        mean: the mean that is subtracted from the RGB input in 0..1.
+        std: the standard deviation by which the RGB input is divided after the mean is subtracted.
+        window: the only supported window size, or None if every multiple of p is supported.
         source: where the weights were found (`osm.models.weights.Found.source`); empty for a tower without weights.
-        tried: the window sizes for which `check_tokens` has run the tower.
+        tried: the window sizes for which `check_tokens` has already run the tower.
     """
 
     Config: ClassVar[type[TowerConfig]]
@@ -58,33 +58,33 @@ class Tower(nn.Module):
             window: w, the side of the windows in pixels.
 
         Raises:
-            OsmError: the weights are not found or do not fit, or the tower does not take such windows.
+            OsmError: the weights are not found or do not fit, or the tower does not support windows of this size.
         """
         raise NotImplementedError
 
     def check_window(self, window: int) -> None:
-        """Raise OsmError if the tower does not take windows of this side."""
+        """Raise OsmError if the tower does not support windows of this size."""
         if self.window is not None and window != self.window:
             raise OsmError(f"--sliding_window_size {window}: this tower takes windows of {self.window} pixels")
 
 
 @dataclass(frozen=True)
 class PretrainedTowerConfig(TowerConfig):
-    """A tower of a library that loads pretrained weights.
+    """Settings of a tower from a library, with pretrained weights.
 
     Attributes:
         weights: the name under which the weights are searched. Empty = `name`.
-        options: sizes of a model that differ from those that the library has under its name.
+        options: sizes that replace the sizes which the library defines for a model with this name.
     """
 
     weights: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
     refused: ClassVar[frozenset[str]] = frozenset()
-    """Options that decide other things than sizes."""
+    """The names of library options that are not sizes, so that `options` must not set them."""
 
     def __post_init__(self) -> None:
-        # A checkpoint's config may set the size of a model, but not the files that are read.
+        # A checkpoint's config is not trusted, so it may set the sizes of a model, but not which files are read.
         sizes = (bool, int, float, str)
         for name, value in self.options.items():
             values = value if isinstance(value, (list, tuple)) else [value]
@@ -96,13 +96,13 @@ class PretrainedTowerConfig(TowerConfig):
 
 @dataclass(frozen=True)
 class RandomTowerConfig(TowerConfig):
-    """A tiny tower of random values, for tests and for trying a data pipeline.
+    """Settings of a tiny tower with random weights, for tests and for trying out a data pipeline.
 
     Attributes:
         patch: the side of a patch in pixels.
         width: the width of a token.
-        class_token: whether each window has a class token, the mean of its patches.
-        seed: the seed of the random values.
+        class_token: whether each window has a class token, which is the mean of the window's patch tokens.
+        seed: the seed of the random weights.
     """
 
     kind: str = field(default="random", kw_only=True)
@@ -122,7 +122,7 @@ class RandomTowerConfig(TowerConfig):
 
 
 class RandomTower(Tower):
-    """A tiny tower whose values are drawn from a seed."""
+    """A tiny tower whose weights are random values that depend only on a seed."""
 
     Config = RandomTowerConfig
 
@@ -145,23 +145,23 @@ class RandomTower(Tower):
         return patches.mean(1, keepdim=True)[:, : self.class_tokens], patches
 
 
-# A tower with more parameters than this is tried on the meta device, which computes shapes only.
+# A tower with more parameters than `_LARGE` is first run on the meta device, which computes only shapes.
 _LARGE = 100_000_000
 _MARGIN = 8
-"""The weights may have this many times fewer values than the tower's options suggest (grouped convolutions)."""
+"""How many times fewer values the weights may have than the tower's options suggest (because of grouped layers)."""
 
 
 def check_tokens(tower: Tower, window: int, about: str) -> None:
     """Run one window of zeros through a tower, and compare the shapes of its tokens with the tower's attributes.
 
-    Torch's random state, the tower's mode and its weights stay unchanged.
+    Torch's random state, the tower's training mode and its weights stay unchanged.
 
     Args:
         window: w, the side of the window in pixels.
-        about: the subject of error messages: the model and the window size.
+        about: the beginning of error messages, which specifies the model and the window size.
 
     Raises:
-        OsmError: the tower does not run on such a window, or its tokens are not (1, P, C) and (1, (w/p)^2, C).
+        OsmError: the tower fails on such a window, or its tokens do not have the shapes (1, P, C) and (1, (w/p)^2, C).
     """
     if window in tower.tried:
         return
@@ -178,17 +178,19 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
     expected = (1, (window // tower.patch) ** 2, tower.width)
     if tuple(patches.shape) != expected:
         raise OsmError(
-            f"{about}: it gives patches of shape {tuple(patches.shape)}, where {expected} are promised "
-            f"(one for each cell of {tower.patch} pixels)"
+            f"{about}: the patch tokens have shape {tuple(patches.shape)}, but the tower's attributes imply {expected} "
+            f"(one token per cell of {tower.patch} pixels)"
         )
     expected = (1, tower.class_tokens, tower.width)
     if tuple(prefix.shape) != expected:
-        raise OsmError(f"{about}: it gives class tokens of shape {tuple(prefix.shape)}, where {expected} are promised")
+        raise OsmError(
+            f"{about}: the class tokens have shape {tuple(prefix.shape)}, but the tower's attributes imply {expected}"
+        )
     tower.tried |= {window}
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of a library's error, on one line of at most 300 characters."""
+    """Return the message of an error on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or repr(error)[:300]
 
 
@@ -197,28 +199,28 @@ def _try(tower: Tower, window: int) -> tuple[Tensor, Tensor]:
     like = next(tower.parameters(), torch.zeros(0))
     shape = (1, 3, window, window)
     if sum(parameter.numel() for parameter in tower.parameters()) > _LARGE:
-        # We run a copy, because a model may cache tensors in its forward, and these would stay on the meta device.
+        # We run a copy, because a model may cache tensors in `forward`, and they would stay on the meta device.
         meta: dict[int, Any] = {
             id(t): nn.Parameter(t.to("meta"), False) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors
         }
         try:
             return copy.deepcopy(tower, meta)(torch.zeros(shape, dtype=like.dtype, device="meta"))
-        except Exception:  # some models hold plain tensors or read values, so they cannot run on the meta device
+        except Exception:  # models that hold plain tensors or read values cannot run on the meta device
             pass
     return tower(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
 
 def check_complete(name: str, lacking: Sequence[str]) -> None:
-    """Raise OsmError if a file lacks entries of a tower."""
+    """Raise OsmError if a weight file lacks entries of a tower."""
     if lacking:
         raise OsmError(f"weights for {name} lack {len(lacking)} entries, the first is {lacking[0]!r}")
 
 
 def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor] | None, name: str) -> None:
-    """Compare the sizes in a tower's `options` with the weights that will fill the tower.
+    """Compare the sizes in a tower's `options` with the weights that will be loaded into the tower.
 
     Args:
-        state: the weights, or None for a tower that keeps its random start.
+        state: the weights, or None for a tower that keeps its random initial values.
         name: the name of the weights, for the error message.
 
     Raises:
@@ -238,5 +240,5 @@ def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor] | None
     if max(depths) > len(state) or least > _MARGIN * there:
         raise OsmError(
             f"model.tower.options {shown(dict(options))}: a tower of such a size does not fit the weights of {name!r}, "
-            f"which are {len(state)} entries of {there} values"
+            f"which have {len(state)} entries with {there} values"
         )
