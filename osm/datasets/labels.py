@@ -116,7 +116,7 @@ class LabelSet:
             often = often if isinstance(often, str) and often in FREQUENCIES else ""
             classes[entry["id"]] = LabelClass(entry["id"], names, thing is not False, kind, often)
         if not classes:
-            raise OsmError(f"{source}: 'categories' is empty, no class could be named")
+            raise OsmError(f"{source}: 'categories' is empty, so no class could be named")
         return cls(source, classes)
 
 
@@ -204,7 +204,7 @@ def _categories_of_json(document: Any, source: str | Path) -> list[Any]:
             return [{"id": whole(key), "name": name} for key, name in pairs]
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
         raise OsmError(
-            f"labels: {source} has no list 'categories', and is neither a list of names nor an object of ids and names"
+            f"labels: {source} has no list 'categories', and is neither a list of names nor a mapping of ids to names"
         )
     return clean_categories(document["categories"], str(source))
 
@@ -217,7 +217,7 @@ def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
         if sign and name and (sign, name) != ("LabelName", "DisplayName"):
             found.setdefault(sign, {"id": number, "name": name, LABEL_NAME: sign})
     if not found:
-        raise OsmError(f"labels: {path}: has no line with a sign and a name (/m/01g317,Person)")
+        raise OsmError(f"labels: {path} has no line with a label and a class name (/m/01g317,Person)")
     return list(found.values())
 
 
@@ -228,7 +228,7 @@ def _categories_of_text(path: Path) -> list[dict[str, Any]]:
     counted = any(one.id is None for one in listed.names)
     if counted and listed.blank is not None:
         raise OsmError(
-            f"{where}: line {listed.blank} is blank: ids are counted by lines; give each class a name, or ids"
+            f"{where}: line {listed.blank} is blank, but ids are line numbers; give every class a name or an id"
         )
     return [{"id": n if one.id is None else one.id, "name": one.name} for n, one in enumerate(listed.names)]
 

@@ -206,7 +206,9 @@ class DatasetTable(Mapping[str, Dataset]):
             raise OsmError(f"dataset table {path}: expected a mapping 'datasets: {{<name>: {{form: ...}}}}'")
         relative_to = document.get("relative_to", "this_file")
         if relative_to not in ("this_file", "working_folder"):
-            raise OsmError(f"dataset table {path}: relative_to {shown(relative_to)} is not this_file or working_folder")
+            raise OsmError(
+                f"dataset table {path}: relative_to {shown(relative_to)} is neither this_file nor working_folder"
+            )
         root = sibling(given, "") if relative_to == "this_file" else ""
         changed = dict(self._rows)
         for name, entry in rows.items():
@@ -215,7 +217,7 @@ class DatasetTable(Mapping[str, Dataset]):
 
     def _row(self, where: str, root: str, name: object, entry: object) -> Dataset:
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == ANY_MODE:
-            raise OsmError(f"{where}: a set's name is lower-case letters, digits and _, and not '{ANY_MODE}'")
+            raise OsmError(f"{where}: a dataset's name has to match [a-z][a-z0-9_]*, and cannot be '{ANY_MODE}'")
         if not isinstance(entry, dict):
             raise OsmError(f"{where}: expected a mapping, found {shown(entry)}")
         unknown = [key for key in entry if key not in _USER_FIELDS]
@@ -245,11 +247,11 @@ class DatasetTable(Mapping[str, Dataset]):
             phrased = "form" in values and _form(where, values["form"]).phrased
             labels = values.get("labels", "" if phrased else values.get("json_file"))
             if "form" not in values or labels is None:
-                raise OsmError(f"{where}: a new set needs 'form', and 'labels' or 'json_file'")
+                raise OsmError(f"{where}: a new dataset needs 'form', and either 'labels' or 'json_file'")
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
         if _form(where, row.form).phrased and row.labels:
             raise OsmError(
-                f"{where}: labels {row.labels!r}: form {row.form} has none, its names are the phrases of the json_file"
+                f"{where}: labels {row.labels!r}: not supported by form {row.form}, which names the json_file's phrases"
             )
         if row.id_coding not in ID_CODINGS:
             raise OsmError(f"{where}: id_coding {row.id_coding!r} is not one of {', '.join(ID_CODINGS)}")

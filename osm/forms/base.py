@@ -364,8 +364,8 @@ class Form(ABC):
         """
         if row.json_file is None:
             raise OsmError(
-                f"set {row.name!r}: nothing tells the names of its classes: give it a row (--datasets) whose labels "
-                "are the categories.json that `osm prepare` wrote beside its shards"
+                f"set {row.name!r}: the names of its classes are unknown; add a row (--datasets) whose labels "
+                "are the categories.json that `osm prepare` wrote next to the shards"
             )
         return load_labels(row.json_file)
 
@@ -528,13 +528,13 @@ def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, 
         raise SampleError("missing_member", "the sample has no .json member")
     values = sum(members["json"].count(mark) for mark in b",:[{")
     if values > MAX_VALUES:
-        raise SampleError("bad_json", f"the .json member: about {values} values, over {MAX_VALUES}")
+        raise SampleError("bad_json", f"the .json member has about {values} values, over the limit of {MAX_VALUES}")
     try:
         document = parse_json(members["json"], nesting=None)
     except ValueError as error:
         raise SampleError("bad_json", f"the .json member: {error}") from None
     if not isinstance(document, dict):
-        raise SampleError("bad_json", "the .json member is no object")
+        raise SampleError("bad_json", "the .json member is not an object")
     data = member(members, document, "image_base64", IMAGE_MEMBERS)
     if rules.exif == "raw":
         picture = Picture(data)

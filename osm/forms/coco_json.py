@@ -94,7 +94,7 @@ class CocoJson:
         where = f"{self.path}: images[{number}]"
         image_id = image.get("id") if isinstance(image, dict) else None
         if isinstance(image_id, bool) or not isinstance(image_id, (int, float, str)):
-            raise OsmError(f"{where} needs an 'id', a number or a string")
+            raise OsmError(f"{where} needs an 'id' that is a number or a string")
         if isinstance(image_id, float):
             image_id = whole(image_id)
             if image_id is None:
@@ -238,16 +238,16 @@ class CocoJson:
         if images.exact or not entries or any(images.holds(entry.image) for entry in entries):
             return ""
         return (
-            f"{self.files.where('image_dir')}: none of the {len(entries)} images of {self.path} is there: the json "
-            f"says {shown(entries[0].record['file_name'])}, {images.what_is_there()}"
+            f"{self.files.where('image_dir')}: none of the {len(entries)} images of {self.path} exists; the json "
+            f"says {shown(entries[0].record['file_name'])}, but {images.what_is_there()}"
         )
 
     def _report_guesses(self, finder: FileFinder, count: int) -> None:
         if finder.guessed:
             name, path = finder.guessed[0]
             logger.warning(
-                f"{self.path}: {len(finder.guessed)} of {count} names are spelt in another way than their files in "
-                f"{finder.folder}: {shown(name)} was taken for {finder.relative(path)!r}"
+                f"{self.path}: {len(finder.guessed)} of {count} names are spelled differently from the files in "
+                f"{finder.folder}; for example, {shown(name)} was matched to {finder.relative(path)!r}"
             )
 
     def _arguments(self) -> dict[str, Any]:
@@ -280,8 +280,8 @@ class CocoJson:
             there = repr(known[first.id].target) if first.id in known else "nothing"
             logger.warning(
                 f"{self.path}: {len(other)} of {len(own)} category ids mean something else in the project's table "
-                f"{table!r} (id {first.id}: {first.target!r}, there {there}): is this another release? To train on it, "
-                "give the set a row whose labels are the categories.json written here"
+                f"{table!r} (id {first.id} is {first.target!r} here and {there} there); is this a different release? "
+                "To train on this data, add a dataset row whose labels are the categories.json written here"
             )
 
 

@@ -114,7 +114,7 @@ class Panoptic(Form):
             if collected.panoptic_row is not None:
                 if collected.panoptic_row == row:  # merged json files contain rows twice
                     return
-                raise SampleError("image_annotated_twice", f"{where}: the image has a second row, left out")
+                raise SampleError("image_annotated_twice", f"{where}: this second row of the image is skipped")
             collected.panoptic_row, collected.raw, collected.masks = row, segments, {"png": row["file_name"]}
             segments[:] = [segment for segment in segments if _is_object(source, where, segment)]
             for place, segment in enumerate(segments):
@@ -126,7 +126,9 @@ class Panoptic(Form):
 
         found = source.by_image(read_row)
         if source.document["annotations"] and not listed:
-            raise OsmError(f"{files.where('json_file')}: is this a panoptic json? The first: {source.losses.first}")
+            raise OsmError(
+                f"{files.where('json_file')}: is this a panoptic json? The first error: {source.losses.first}"
+            )
         if labels is None and files.row.exact_names:
             source.compare(files.row.labels)
         return source.listing(found)
@@ -216,7 +218,9 @@ def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) ->
                 continue
             number = whole(entry[name])
             if number is None:
-                raise SampleError("bad_json", f"segments_info: id and category_id are integers, found {shown(entry)}")
+                raise SampleError(
+                    "bad_json", f"segments_info: id and category_id must be integers, found {shown(entry)}"
+                )
             entry = {**entry, name: number}
         if "category_id" in fields and entry["category_id"] not in labels:
             raise SampleError(
@@ -242,7 +246,7 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
     number = whole(segment.get("id"))
     if number is None or not 0 < number < _MOST:
         found = shown(segment.get("id"))
-        raise SampleError("annotation_malformed", f"{where}: a segment needs an id of 1 to 256^3 - 1, found {found}")
+        raise SampleError("annotation_malformed", f"{where}: a segment needs an id from 1 to 256^3 - 1, found {found}")
     check_marks(segment, f"{where}, segment {number}")
     crowd = is_crowd(segment)
     changes: Annotation = {"id": number}
@@ -289,8 +293,8 @@ def _other_coding(mask: Path, ids: np.ndarray, listed: set[int], drawn: set[int]
     """Return the error message for a PNG that contains none of the segment ids in the json."""
     turned = {number // 65536 + number // 256 % 256 * 256 + number % 256 * 65536 for number in drawn}
     swapped = "red and blue swapped (BGR, as OpenCV writes)"
-    hint = f"with {swapped} they are there" if listed & turned else f"are {swapped}, or is it coded otherwise?"
+    hint = f"with {swapped} they match" if listed & turned else f"are {swapped}, or is the encoding different?"
     return (
-        f"mask {mask}: none of the json's {len(listed)} segment ids, like {min(listed)}, is in the PNG, which has "
-        f"{len(drawn)}, like {min(drawn, default=0)}, as R + 256 G + 65536 B; {hint}"
+        f"mask {mask}: none of the json's {len(listed)} segment ids (such as {min(listed)}) is in the PNG, which has "
+        f"{len(drawn)} ids (such as {min(drawn, default=0)}) as R + 256 G + 65536 B; {hint}"
     )

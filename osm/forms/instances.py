@@ -123,7 +123,7 @@ class Annotated(Form):
         def read_row(where: str, row: Annotation, collected: ImageAnnotations) -> None:
             nonlocal seen
             if "segments_info" in row:
-                raise OsmError(f"{where}: has 'segments_info': this is a panoptic json, not an instances one")
+                raise OsmError(f"{where}: has 'segments_info', so this is a panoptic json, not an instances json")
             collected.raw.append(row)
             crowd = is_crowd(row) and whole(row.get("category_id")) not in source.labels
             category = None if crowd else cls._category(source, row, where)
@@ -218,8 +218,8 @@ class Instances(Annotated):
     def labels_of(cls, row: Dataset) -> LabelSet:
         if is_mask_table(row.json_file):
             raise OsmError(
-                f"set {row.name!r}: {row.json_file} has no names: labels has to be the csv of its classes "
-                "(class-descriptions-boxable.csv), or the categories.json that `osm prepare` wrote"
+                f"set {row.name!r}: {row.json_file} contains no class names; set `labels` to its class csv "
+                "(class-descriptions-boxable.csv) or to the categories.json written by `osm prepare`"
             )
         return super().labels_of(row)
 
@@ -245,7 +245,7 @@ class Instances(Annotated):
         if not any(row.get("segmentation") for row in rows) and any(row.get("bbox") for row in rows):
             raise OsmError(
                 f"{files.where('json_file')}: holds boxes and no masks: none of its {len(rows)} annotations has a "
-                "segmentation; as boxes it is the form `boxes` (`osm prepare boxes`)"
+                "segmentation; use the annotation form `boxes` (`osm prepare boxes`)"
             )
 
     @classmethod
@@ -308,7 +308,7 @@ class Boxes(Annotated):
         if row.get("bbox_mode") not in (None, _XYWH):
             mode = shown(row["bbox_mode"])
             raise SampleError(
-                "box_malformed", f"{where}: bbox_mode {mode}: only [x, y, width, height] ({_XYWH}) is read"
+                "box_malformed", f"{where}: bbox_mode {mode} is not supported; use [x, y, width, height] ({_XYWH})"
             )
         return super()._category(source, row, where)
 
@@ -330,8 +330,8 @@ def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
             seen += 0 < number < 1
     if seen:
         raise OsmError(
-            f"{files.where('json_file')}: every {field} is between 0 and 1: these are normalised coordinates, "
-            "and pixels are needed; multiply x by the width and y by the height"
+            f"{files.where('json_file')}: every {field} is between 0 and 1, so the coordinates are normalized, "
+            "but pixels are needed; multiply x by the width and y by the height"
         )
 
 

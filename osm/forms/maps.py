@@ -192,7 +192,7 @@ class Semantic(LabelMaps):
             strange = sorted(ids - known - set(files.row.ignored_ids))
             ids -= set(strange)
             if strange:
-                message = f"mask {path}: ids {strange[:5]} are not in the labels {files.labels}; they are no class"
+                message = f"mask {path}: ids {strange[:5]} are not in the labels {files.labels} and are ignored"
                 losses.add("id_not_in_labels", message, len(strange))
         if not ids:
             raise SampleError("nothing_labelled", f"mask {path}: no pixel has a class")
@@ -203,7 +203,7 @@ def _numbers(files: SetFiles) -> list[int]:
     """Return the ids given by --ignored_ids. Raises OsmError if they are not integers."""
     given = [whole(text) for text in str(files.extra_fields.get("ignored_ids") or "").split(",") if text.strip()]
     if None in given:
-        raise OsmError(f"{files.where('ignored_ids')} is not a list of ids, like 0,255")
+        raise OsmError(f"{files.where('ignored_ids')} is not a list of ids, such as 0,255")
     return [number for number in given if number is not None]
 
 
@@ -273,7 +273,7 @@ class Parts(LabelMaps):
         if labels is None or segment.whole or not named_so or rng.random() >= prepend_prob:
             return label.target
         if len(self._objects) != 1:
-            raise SampleError("not_one_object", f"a part is to be named after its object: {len(self._objects)} of them")
+            raise SampleError("not_one_object", f"a part has to be named with its object: {len(self._objects)} objects")
         return labels[self._objects[0]].target + label.target.removeprefix(label.supercategory)
 
     @cached_property
@@ -309,7 +309,7 @@ class Parts(LabelMaps):
         """
         split = files.extra_fields.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
-            raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, like train")
+            raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, such as train")
         folder = files.folder("image_dir")
         arguments: dict[str, Any] = {"form": files.name, "image_dir": files.recorded("image_dir")}
         if split is None:
@@ -351,7 +351,7 @@ class Parts(LabelMaps):
                 raise SampleError("mask_not_png", f"mask {path}: is a {form}; a PNG is needed")
             known |= ids & known_ids(tables[name])
         if not known:
-            raise SampleError("nothing_labelled", f"mask {entry.masks['part.png']}: it has no part and no object")
+            raise SampleError("nothing_labelled", f"mask {entry.masks['part.png']}: no pixel is a known part or object")
         return members, None, tuple(range(len(known)))
 
 

@@ -45,11 +45,11 @@ class MaskTable(CocoJson):
         path = Path(str(files.json_file))
         if not files.labels:
             flag = files.flag.format("labels")
-            raise OsmError(f"{flag}: the class names of {path} are in another csv: give class-descriptions-boxable.csv")
+            raise OsmError(f"{flag}: {path} has no class names; give their csv, class-descriptions-boxable.csv")
         categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:
-            raise OsmError(f"{files.where('labels')}: none of its categories has a {LABEL_NAME}, as {path} calls them")
+            raise OsmError(f"{files.where('labels')}: no category has a {LABEL_NAME}, to which {path} refers")
         self._found = _pngs(files.folder("ann_dir"))
         self._lines = array("L")
         super().__init__(files, labels, self._read(path, files, categories))
@@ -89,7 +89,7 @@ class MaskTable(CocoJson):
         name = f"{row['id']}.png"
         path = self._found.get(name)
         if path is None:
-            message = f"{where}: {shown(name)} is neither in {self.files.ann_dir} nor in one of its folders"
+            message = f"{where}: {shown(name)} is neither in {self.files.ann_dir} nor in one of its subfolders"
             raise SampleError("annotation_without_mask", message)
         collected.masks[path] = segment[_MASK_FILE] = path
 
@@ -112,7 +112,7 @@ def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annot
     except SampleError as error:
         raise SampleError("annotation_without_mask", str(error)) from None
     if not mask.any():
-        raise SampleError("annotation_without_mask", f"mask {path}: no pixel of it is set")
+        raise SampleError("annotation_without_mask", f"mask {path}: the mask is empty")
     from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
     counts = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))["counts"].decode("ascii")

@@ -54,7 +54,7 @@ def draw_maps(
         whole, parts = named_masks(read_mat(read_file(path), "anno"))
         maps = [_draw(masks, size, losses, path) for masks in (parts, whole)]
     if not any(i in labels for i in np.unique(maps[0]).tolist()):
-        raise SampleError("no_part_masks", f"mask {path}: none of its objects has parts with a name")
+        raise SampleError("no_part_masks", f"mask {path}: no object in the file has a part that can be named")
     return {"part.png": _png(maps[0], id_coding), "whole.png": _png(maps[1], id_coding)}
 
 

@@ -163,8 +163,8 @@ def _listed(document: Any, where: str) -> list[dict[str, Any]]:
     nameless = [proposal for proposal in proposals if "image_id" not in proposal and "file_name" not in proposal]
     if nameless and len(nameless) == len(proposals) and "predicted_iou" in nameless[0]:
         raise OsmError(
-            f"{where}: masks as SAM's automatic generator writes them do not say of which image they are: each has "
-            "neither image_id nor file_name; add one of them"
+            f"{where}: the masks have neither image_id nor file_name, as written by SAM's automatic generator, so "
+            "their images are unknown; add image_id or file_name to each mask"
         )
     return proposals
 
@@ -188,11 +188,11 @@ class _ImageFinder:
             if key in proposal:
                 found.append(self._find(key, proposal[key], where))
         if not found:
-            raise OsmError(f"{where}: has neither image_id nor file_name; one of them says whose mask it is")
+            raise OsmError(f"{where}: has neither image_id nor file_name, so its image is unknown")
         if found[0] != found[-1]:
             raise OsmError(
                 f"{where}: image_id {proposal['image_id']!r} and file_name {proposal['file_name']!r} are two images of "
-                f"set {self._row.name!r}; expected one"
+                f"set {self._row.name!r}; expected the same image"
             )
         return found[0]
 
@@ -206,7 +206,7 @@ class _ImageFinder:
             called = "is not" if not found else f"is {len(found)} images"
             raise OsmError(
                 f"{where}: {key} {shown(value)} {called} among the {self._count} images of set "
-                f"{self._row.name!r}; expected one of them"
+                f"{self._row.name!r}; expected exactly one image"
             )
         return found[0]
 

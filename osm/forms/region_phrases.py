@@ -154,7 +154,7 @@ class Regions(Instances):
         if plain_phrases(annotation.get("phrases")) == label.names:
             return ""
         found = f"phrases {shown(annotation.get('phrases'))}, but category_id {label.id} is {shown(label.names)}"
-        return f"{found}: the json_file is not the one that was predicted on"
+        return f"{found}: the json_file is not the one used for prediction"
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
@@ -195,7 +195,7 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     if files.extra_fields.get("refs_file") is not None:
         return _with_refs(files, document, sha256)
     if files.extra_fields.get("split") is not None:
-        raise OsmError(f"{files.where('split')}: is one of --refs_file, which is not given")
+        raise OsmError(f"{files.where('split')}: needs --refs_file, which is not given")
     if isinstance(document, list):
         return _visual_genome(files, document), sha256
     _check_coco(files, document)
@@ -203,7 +203,7 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     if rows and not any(field in row for row in rows for field in PHRASE_FIELDS):
         raise OsmError(
             f"{files.where('json_file')}: none of its {len(rows)} annotations has a phrase "
-            f"({', '.join(PHRASE_FIELDS)}); with categories it is of the form coco_instances or boxes"
+            f"({', '.join(PHRASE_FIELDS)}); if it has categories, use the annotation form coco_instances or boxes"
         )
     return document, sha256
 

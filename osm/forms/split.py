@@ -157,8 +157,8 @@ class Split:
         if entry.stated is not None and entry.stated != picture.size:
             width, height = picture.size
             raise OsmError(
-                f"{self.source}: image {self.form.key_of(entry)} has width {entry.stated[0]} and height "
-                f"{entry.stated[1]} there, but {entry.image} is {width} x {height}; they must be equal"
+                f"{self.source}: image {self.form.key_of(entry)} is stated to be {entry.stated[0]} x "
+                f"{entry.stated[1]}, but {entry.image} is {width} x {height}; the sizes must be equal"
             )
         return picture
 
@@ -337,8 +337,8 @@ def files_stay(split: Split, indices: range) -> Iterator[None]:
                 path.open("rb").close()
             except OSError as error:
                 raise RunStopped(
-                    f"{path}: {error.strerror}; it was there when the run began: put it back, and the same command "
-                    "resumes"
+                    f"{path}: {error.strerror}; the file existed when the run began; restore it and rerun the same "
+                    "command to resume"
                 ) from None
         raise
 

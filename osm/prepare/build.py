@@ -73,7 +73,7 @@ def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: st
 def _nothing_usable(form: type[Form], entry: Entry, losses: Losses) -> None:
     raise SampleError(
         form.nothing_usable,
-        f"image {entry.image}: none of its annotations can be used; the first: {losses.first}",
+        f"image {entry.image}: none of its annotations is usable; the first error: {losses.first}",
     )
 
 
@@ -86,8 +86,8 @@ def _image(form: type[Form], files: SetFiles, entry: Entry, losses: Losses) -> t
 
     def undecided() -> None:
         message = (
-            f"image {path}: has an EXIF orientation, and no size tells whether its annotations are of the upright "
-            f"image; such images are taken upright (for raw ones give the set a row with `exif: raw`)"
+            f"image {path}: has an EXIF orientation, but the sizes do not show whether its annotations were drawn on "
+            f"the upright image; upright is assumed (if not, add a dataset row with `exif: raw`)"
         )
         losses.add("exif_undecided", message)
 

@@ -146,7 +146,7 @@ class ConvertOptions:
             raise OsmError(f"--num_workers {self.num_workers} must be 1 or more")
         for flag in ("max_bad_samples", "max_bad_annotations"):
             if not 0 <= getattr(self, flag) <= 1:
-                raise OsmError(f"--{flag} {getattr(self, flag)} is a share: 0 to 1")
+                raise OsmError(f"--{flag} {getattr(self, flag)} is a share and must be from 0 to 1")
 
 
 def _too_bad(bad: int, written: int, share: float, first: str) -> str:
@@ -246,7 +246,7 @@ def _convert(
         _fill(writer, chosen, files, items, options.num_workers or default_workers())
         summary = writer.finish(left_out, listing.losses.counts)
         if not writer.tally.written and set(writer.tally.left_out) == {"no_id_in_png"}:
-            raise OsmError(writer.tally.examples["no_id_in_png"][0] + " (and so in every other PNG)")
+            raise OsmError(writer.tally.examples["no_id_in_png"][0] + " (every other PNG has the same problem)")
         return summary, verdict()
 
 

@@ -60,16 +60,16 @@ class Cutout:
         if self.mask is None:
             opened = open_image(self.path)
             if "A" not in opened.getbands() and "transparency" not in opened.info:
-                raise OsmError(f"{self.path}: no alpha channel, so its outline is not known")
+                raise OsmError(f"{self.path}: the image has no alpha channel, so the object's outline is unknown")
             image = decode(opened, "RGBA")
         else:
             image, ids = read_rgb(self.path).convert("RGBA"), read_panoptic(self.mask)
             if ids.shape != (image.height, image.width):
-                raise SampleError("size_mismatch", f"mask {self.mask} has another size than image {self.path}")
+                raise SampleError("size_mismatch", f"mask {self.mask} and image {self.path} differ in size")
             image.putalpha(Image.fromarray(np.where(ids == self.segment, 255, 0).astype(np.uint8)))
         box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
         if box is None:
-            raise OsmError(f"{self.path}: nothing in it is opaque; a cut-out needs an alpha channel")
+            raise OsmError(f"{self.path}: no pixel is opaque; a cut-out's alpha channel must show the object")
         return image.crop(box)
 
 
@@ -101,7 +101,7 @@ class CollageOptions:
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise OsmError(f"--split {self.split!r} is none of {', '.join(SPLITS)}")
+            raise OsmError(f"--split {self.split!r} is not one of {', '.join(SPLITS)}")
         if self.images < 1:
             raise OsmError(f"--images {self.images} must be 1 or more")
         if self.seed < 0:
@@ -133,7 +133,7 @@ def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
     for name, splits in found.items():
         where = f"--table {table}: {shown(name)}"
         if not isinstance(name, str) or not name.strip():
-            raise OsmError(f"{where} is no name")
+            raise OsmError(f"{where} is not a name")
         if not isinstance(splits, dict) or set(splits) - set(SPLITS):
             raise OsmError(f"{where}: expected lists of files under {' or '.join(SPLITS)}, found {shown(splits)}")
         out[name] = {split: _files(splits.get(split, []), folder, f"{where}, {split}") for split in SPLITS}
@@ -147,7 +147,7 @@ def _files(names: object, folder: Path, where: str) -> list[Cutout]:
     for name in names:
         path = folder / str(name)
         if not isinstance(name, str) or "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
-            raise OsmError(f"{where}: {shown(name)} is no file below {folder}")
+            raise OsmError(f"{where}: {shown(name)} is not a file in {folder}")
         if not path.is_file():
             raise OsmError(f"{where}: {name} is not in --cutouts {folder}")
         out.append(Cutout(path))
@@ -176,7 +176,7 @@ def read_segments(folder: Path) -> dict[str, list[Cutout]]:
                 if not one.get("iscrowd") and one["area"] >= MIN_SEGMENT**2:
                     out[names[one["category_id"]]].append(Cutout(image, mask, one["id"]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise OsmError(f"--segments {path}: not of COCO-panoptic form ({type(error).__name__}: {error})") from None
+        raise OsmError(f"--segments {path}: not in COCO-panoptic format ({type(error).__name__}: {error})") from None
     return out
 
 
@@ -197,13 +197,13 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
     categories = {name: number for number, name in enumerate(sorted(pool), 1)}
     drawn = {name: pool[name] for name in sorted(pool) if pool[name]}
     if not drawn:
-        raise OsmError(f"--table {options.table}: no file of it is under {options.split}")
+        raise OsmError(f"--table {options.table}: none of its names has a file under {options.split}")
     made: dict[str, Any] = {key: str(value) for key, value in vars(options).items() if key != "photos"}
     made |= {"names": sorted(pool), "files": _fingerprint([*(c for n in drawn for c in drawn[n]), *options.photos])}
     summary = folder / "collages.json"
     if summary.is_file():
         if read_json(summary, "collages")[0] != made:
-            raise OsmError(f"{folder} holds collages made with other flags or files; choose another folder")
+            raise OsmError(f"{folder} holds collages made with different flags or files; choose a different folder")
         logger.info(f"{folder}: finished already, {options.images} collages")
         return folder
     try:
@@ -218,7 +218,7 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
         write_atomically(folder / "panoptic.json", [json.dumps(document)])
         write_atomically(summary, [json.dumps(made, indent=1) + "\n"])
     except OSError as error:
-        raise write_failed(error, str(folder), "a folder that can be written, with room in it") from None
+        raise write_failed(error, str(folder), "a writable folder with enough disk space") from None
     except SampleError as error:
         raise OsmError(str(error)) from None
     return folder

@@ -85,7 +85,7 @@ class Ade20kRelease(OriginalRelease):
             if total_instances >= _MIN_CHECKED_INSTANCES and 2 * agreeing < total_instances:
                 raise OsmError(
                     f"{instances}: of {total_instances} instances only {agreeing} lie on pixels of their class in "
-                    f"{root / 'annotations'}: give --category_mapping, the categoryMapping.txt of the instance release"
+                    f"{root / 'annotations'}; set --category_mapping to the instance release's categoryMapping.txt"
                 )
             write_panoptic_json(root / f"{target.name}.json", [one[:2] for one in made], "ade20k")
             total += len(made)
@@ -101,9 +101,7 @@ def _thing_ids(mapping: str | None) -> dict[int, int]:
     pairs = [(int(row[0]), int(row[1]) - 1) for row in rows if len(row) == 2 and all(cell.isdigit() for cell in row)]
     known = load_labels("ade20k").classes
     if not pairs or any(of_class not in known for _, of_class in pairs):
-        raise OsmError(
-            f"--category_mapping {mapping}: rows 'INSTANCE_CLASS SCENE_CLASS ...' (1..100, 1..150) are needed"
-        )
+        raise OsmError(f"--category_mapping {mapping}: expected rows 'INSTANCE_CLASS SCENE_CLASS ...' (1..100, 1..150)")
     return dict(pairs)
 
 

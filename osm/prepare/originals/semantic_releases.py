@@ -65,7 +65,9 @@ class A847Release(OriginalRelease):
             maps = files_matching("data_dir", root, f"images/ADE/{split}/**/*{_A847_SUFFIX}")
             twice = [name for name, count in Counter(path.name for path in maps).items() if count > 1]
             if twice:
-                raise OsmError(f"--data_dir {root}: {twice[0]} lies in two folders of images/ADE/{split}; remove one")
+                raise OsmError(
+                    f"--data_dir {root}: {twice[0]} is in two folders of images/ADE/{split}; remove one file"
+                )
             for folder in ("images_detectron2", "annotations_detectron2"):
                 (root / folder / split).mkdir(parents=True, exist_ok=True)
             total += len(run_jobs(_make_a847, [(path, root, split) for path in maps], workers, faults))
@@ -173,7 +175,7 @@ def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
     listed = {int(number) - 1: name for number, name in re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", text, re.MULTILINE)}
     if listed.keys() != labels.classes.keys():
         raise OsmError(
-            f"--labels_txt {path}: {len(listed)} classes, lines '1: accordion' to {len(labels.classes)} needed"
+            f"--labels_txt {path}: {len(listed)} classes; expected {len(labels.classes)} lines such as '1: accordion'"
         )
 
     def plain(name: str) -> str:
@@ -181,6 +183,6 @@ def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
 
     other = [n for n, name in listed.items() if plain(name) not in {plain(own) for own in labels[n].names}]
     if 2 * len(other) > len(listed):
-        raise OsmError(f"--labels_txt {path}: {len(other)} of {len(listed)} names differ: this is another list")
+        raise OsmError(f"--labels_txt {path}: {len(other)} of {len(listed)} names differ; expected the list of PC-459")
     for number in other:
         logger.info(f"labels.txt: {number + 1}: {listed[number]!r} is {labels[number].target!r} in the table")

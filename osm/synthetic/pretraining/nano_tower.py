@@ -93,7 +93,7 @@ def draw_all(config: TowerTraining, size: int, folder: Path) -> SceneArrays:
     try:
         return SceneArrays(**{field: np.load(folder / name, mmap_mode="r") for field, name in names.items()})
     except (OSError, ValueError, EOFError) as error:
-        raise OsmError(f"--work {folder}: scenes cannot be read ({error}); remove {mark.name} there") from None
+        raise OsmError(f"--work {folder}: scenes cannot be read ({error}); remove {mark.name} in this folder") from None
 
 
 def _draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -215,7 +215,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
     torch.manual_seed(config.seed)
     sizes = model.tower
     if not isinstance(sizes, TimmTowerConfig):
-        raise OsmError(f"model.tower.kind {sizes.kind!r}: expected timm, whose towers can be trained here")
+        raise OsmError(f"model.tower.kind {sizes.kind!r}: only timm towers can be pre-trained here")
     tower = timm_tower(sizes.name, sizes.strides, model.sliding_window_size, None, sizes.options)
     task = TowerTask(tower, model)
     started = time.monotonic()

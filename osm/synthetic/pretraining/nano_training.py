@@ -37,7 +37,7 @@ def read_state(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     try:
         document = load_torch(path)
     except ValueError as error:
-        raise OsmError(f"{path} {error}; choose another --work folder, or remove it") from None
+        raise OsmError(f"{path} {error}; choose a different --work folder, or remove the file") from None
     if not isinstance(document, dict) or document.get("config") != config:
-        raise OsmError(f"{path} was made with other settings; choose another --work folder, or remove it")
+        raise OsmError(f"{path} was made with different settings; choose a different --work folder, or remove the file")
     return document

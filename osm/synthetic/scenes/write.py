@@ -75,7 +75,7 @@ class SceneOptions:
             if getattr(self, flag) < 0:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
         if not self.sets:
-            raise OsmError(f"--sets: none given; they are {', '.join(SETS)}")
+            raise OsmError(f"--sets: none given; expected one or more of {', '.join(SETS)}")
         for name in self.sets:
             category_ids(name)
         choose_pairs(self.pairs, self.held_out_seed)
@@ -116,7 +116,7 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
             write_atomically(folder / f"{name}.json", [json.dumps(_document(name, options, records))])
         write_atomically(summary, [json.dumps(arguments, indent=1) + "\n"])
     except OSError as error:
-        raise write_failed(error, str(folder), "a folder that can be written, with room in it") from None
+        raise write_failed(error, str(folder), "a writable folder with enough disk space") from None
     (folder / "scenes.partial.jsonl").unlink()
     return folder
 
