@@ -315,8 +315,11 @@ def test_a_tenth_set_of_every_form_is_a_few_lines(tmp_path: Path) -> None:
         ({"datasets": []}, "expected a mapping 'datasets:"),
         ({"datasets": {"coco": 5}}, "set 'coco': expected a mapping, found 5"),
         ({"datasets": {"coco": {"images": "x"}}}, "set 'coco': unknown field 'images'; the fields are form"),
-        ({"datasets": {"mine": {"form": "coco_panoptic"}}}, "set 'mine': a new set needs 'form', and 'labels' or"),
-        ({"datasets": {"mine": {"labels": "coco"}}}, "set 'mine': a new set needs 'form'"),
+        (
+            {"datasets": {"mine": {"form": "coco_panoptic"}}},
+            "set 'mine': a new dataset needs 'form', and either 'labels' or",
+        ),
+        ({"datasets": {"mine": {"labels": "coco"}}}, "set 'mine': a new dataset needs 'form'"),
         (
             {"datasets": {"mine": {"form": "voc", "labels": "coco"}}},
             "form 'voc': expected one of boxes, coco",

@@ -1,6 +1,6 @@
-"""Conversion of class names from the spelling of a dataset to readable names.
+"""Converts class names from a dataset's own spelling to readable names.
 
-The readable name is the training target. The dataset's own spelling remains an accepted answer.
+The readable name is the training target. The dataset's own spelling remains a correct name in evaluation.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from osm.datasets.labels import LabelSet
 CATEGORY_NAMES = ("plain", "alternatives", "object:part")
 """How a dataset spells class names.
 
-- `plain`: the names are readable as they are.
+- `plain`: the names are readable and are not converted.
 - `alternatives`: `cabinet/shelf` means cabinet or shelf. The first alternative is the training target.
-- `object:part`: `trash_can:rim` means the rim of a trash can. `_` is a space, and a note in brackets is removed, so
-  `car_(automobile)` is a car.
+- `object:part`: `trash_can:rim` means the rim of a trash can. `_` is replaced by a space, and parenthesized notes are
+  removed, so `car_(automobile)` becomes `car`.
 """
 _ASIDE = re.compile(r"\s*\([^()]*\)")
 
 
 def spoken(names: Sequence[str], spelling: str) -> list[str]:
-    """Return the distinct names of a class in lower case, the training target first.
+    """Return the distinct readable names of a class in lower case. The first name is the training target.
 
     Args:
         names: the names in the dataset's spelling.
@@ -41,7 +41,7 @@ def spoken(names: Sequence[str], spelling: str) -> list[str]:
 
 
 def spoken_labels(labels: LabelSet, spelling: str) -> LabelSet:
-    """Return a label set with readable names.
+    """Convert the names in a label set to readable names.
 
     Args:
         labels: the label set in the dataset's spelling.
@@ -52,7 +52,7 @@ def spoken_labels(labels: LabelSet, spelling: str) -> LabelSet:
 
 
 def spoken_categories(rows: Sequence[dict[str, Any]], spelling: str) -> list[dict[str, Any]]:
-    """Return the `categories` of a json with readable names, as they are stored in `categories.json`."""
+    """Convert the names in a json's `categories` to readable names, for `categories.json`."""
     if spelling == "plain":
         return list(rows)
     found = []

@@ -1,7 +1,7 @@
 """The registry of annotation forms.
 
-The dataset table checks its rows against this registry, and the classes that it names are downstream, in `osm.forms`.
-The registry holds their import paths and imports a class when it is first used.
+The dataset table looks up annotation forms in this registry. The registry stores import paths and imports each form
+class on first use, because the classes in `osm.forms` import the dataset table themselves.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ FORMS: Registry[Any] = Registry(
     },
     "osm.forms.base:Form",
 )
-"""Classes derived from `osm.forms.base.Form`, by the value of a row's `form`."""
+"""The subclasses of `osm.forms.base.Form`, by the name that a row has in its field `form`."""
 register_form = FORMS.register

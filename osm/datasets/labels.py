@@ -1,9 +1,9 @@
 """Label sets map the category ids of a dataset to names.
 
-The project's own tables (`osm/datasets/labels/*.json`), COCO and LVIS jsons and users' files have one format: a json
-object with a list `categories`. Each category has an `id` and a `name`. A category may also have `synonyms` (further
-accepted names), `isthing`, `supercategory` (for a part, the kind of object that the part's name starts with) and
-`frequency` (r, c or f, as in LVIS).
+The project's own tables (`osm/datasets/labels/*.json`), COCO and LVIS json files, and users' label files share a
+format: a json object with a list `categories`. Each category has an `id` and a `name`. A category may also have
+`synonyms` (further accepted names), `isthing`, `supercategory` (for a part, the kind of object with which the part's
+name starts) and `frequency` (r, c or f, as in LVIS).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from osm.storage.cache import localize
 from osm.storage.locations import is_remote, public
 
 LABEL_NAME = "label_name"
-"""The field of a category with the dataset's own label, for datasets whose annotations have labels instead of ids."""
+"""The category field that holds the dataset's own label, if annotations refer to labels instead of category ids."""
 _TEXTS = (".txt", ".names", ".yaml", ".yml")
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
-"""LVIS's groups of classes: classes in 1 to 10, in 11 to 100, and in more than 100 training images."""
+"""LVIS's frequency groups: rare (1 to 10 training images), common (11 to 100) and frequent (more than 100) classes."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class LabelClass:
 
     Attributes:
         id: the category id.
-        names: the accepted names, lower-cased and stripped. The first one is the training target.
+        names: the accepted names, lowercased and stripped. The first name is the training target.
         isthing: False for stuff classes.
-        supercategory: for a part, the kind of object that it belongs to, in lower case; empty if unknown.
-        frequency: LVIS's group of the class (`r`are, `c`ommon or `f`requent); empty if unknown.
+        supercategory: for a part, the kind of object to which the part belongs, in lower case; empty if unknown.
+        frequency: LVIS's frequency group of the class (`r`are, `c`ommon or `f`requent); empty if unknown.
     """
 
     id: int
@@ -51,20 +51,20 @@ class LabelClass:
 
     @property
     def target(self) -> str:
-        """The name that is trained."""
+        """The training target, which is the first accepted name."""
         return self.names[0]
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The classes of one dataset by category id."""
+    """The classes of a dataset, by category id."""
 
     source: str
     classes: Mapping[int, LabelClass]
 
     @cached_property
     def vocabulary(self) -> frozenset[str]:
-        """All accepted names of all classes, without plural forms."""
+        """The accepted names of all classes, without plural forms."""
         return frozenset(name for c in self.classes.values() for name in c.names)
 
     def __contains__(self, category_id: object) -> bool:
@@ -80,15 +80,15 @@ class LabelSet:
 
     @classmethod
     def from_categories(cls, categories: Iterable[Mapping[str, Any]], source: str) -> LabelSet:
-        """Build a label set from the `categories` of a COCO json.
+        """Build a label set from the `categories` in a COCO json.
 
         Args:
             categories: the entries of the list.
-            source: the name of the file, for messages.
+            source: the name of the file, for error messages.
 
         Raises:
-            OsmError: An entry has no integer `id` or no `name`, a name or synonym is not a text, an id is given twice,
-                or there is no entry.
+            OsmError: An entry has no integer `id` or no `name`, a name or synonym is not a string, two entries have the
+                same id, or the list is empty.
         """
         classes: dict[int, LabelClass] = {}
         for entry in categories:
@@ -110,21 +110,21 @@ class LabelSet:
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
                 raise OsmError(f"{where} has a blank name")
-            # Few datasets have these fields, so an invalid value is treated as a missing field.
+            # Few datasets have the optional fields, so an invalid value is treated as a missing field.
             kind, often, thing = entry.get("supercategory"), entry.get("frequency"), truth(entry.get("isthing", True))
             kind = kind.lower().strip() if isinstance(kind, str) else ""
             often = often if isinstance(often, str) and often in FREQUENCIES else ""
             classes[entry["id"]] = LabelClass(entry["id"], names, thing is not False, kind, often)
         if not classes:
-            raise OsmError(f"{source}: 'categories' is empty, no class could be named")
+            raise OsmError(f"{source}: 'categories' is empty, so no class could be named")
         return cls(source, classes)
 
 
 def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
-    """Return the `categories` of a json with integer ids and without repeated entries.
+    """Convert the ids in a json's `categories` to integers, and remove repeated entries.
 
-    Classes without a name are left out. Malformed entries and different classes with one id are kept, so that
-    `LabelSet.from_categories` reports them.
+    Classes without a name are skipped. Malformed entries and different classes with the same id are kept, so that
+    `LabelSet.from_categories` reports them as errors.
     """
     found: dict[Any, dict[str, Any]] = {}
     for row in rows:
@@ -136,7 +136,7 @@ def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
             found[len(found), "malformed"] = row  # LabelSet.from_categories reports the mistake
             continue
         number = whole(row["id"])
-        if number in found and _same_name(found[number]["name"], name):  # merged jsons repeat entries
+        if number in found and _same_name(found[number]["name"], name):  # merged json files repeat entries
             continue
         key = number if number not in found else (len(found), "twice")
         found[key] = row if type(row["id"]) is int else {**row, "id": number}
@@ -152,20 +152,20 @@ def load_labels(source: str | Path) -> LabelSet:
     """Load a label set.
 
     Args:
-        source: the name of a table of the project (`coco`, `ade20k`, ...), or the path or URL of a file. A json has
-            `categories`, a list of names, or an object of ids and names. A text (`.txt`, `.names`) or YAML file has a
-            list of names (see `osm.io.name_lists`). A csv file has no header, and each line has the dataset's label and
-            the name of a class, as in Open Images. Names without ids are numbered from 0. In a csv file, the id is the
-            number of the line.
+        source: the name of a table of the project (`coco`, `ade20k`, ...), or the path or URL of a file. A json file
+            contains `categories`, a list of names, or an object that maps ids to names or names to ids. A text (`.txt`,
+            `.names`) or YAML file contains a list of names (see `osm.io.name_lists`). A csv file has no header, and
+            each line contains the dataset's label and the name of a class, as in Open Images. Names without ids are
+            numbered from 0. In a csv file, the id is the number of the line.
 
     Raises:
-        OsmError: There is no such table or file, or the file is not in the format.
+        OsmError: The table or file does not exist, or the file is not in a supported format.
     """
     return LabelSet.from_categories(read_categories(source), public(source))
 
 
 def read_categories(source: str | Path) -> list[Any]:
-    """Return the categories of a label file without further checks; see `load_labels`."""
+    """Read the categories in a label file without checking each category; see `load_labels`."""
     table = resources.files("osm.datasets") / "labels" / f"{source}.json"
     if Path(source).suffix == "" and not is_remote(source) and table.is_file():
         data = table.read_bytes()
@@ -183,7 +183,7 @@ def read_categories(source: str | Path) -> list[Any]:
                 f"labels: {str(source)!r} is neither a table of the project nor a readable json ({error})"
             ) from None
     try:
-        document = parse_json(data)  # from bytes, it decodes UTF-8 and UTF-16, with or without a byte order mark
+        document = parse_json(data)  # bytes may be UTF-8 or UTF-16, with or without a byte order mark
     except ValueError as error:
         raise OsmError(f"labels: {source} is not valid json: {error}") from None
     return _categories_of_json(document, source)
@@ -204,31 +204,31 @@ def _categories_of_json(document: Any, source: str | Path) -> list[Any]:
             return [{"id": whole(key), "name": name} for key, name in pairs]
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
         raise OsmError(
-            f"labels: {source} has no list 'categories', and is neither a list of names nor an object of ids and names"
+            f"labels: {source} has no list 'categories', and is neither a list of names nor a mapping of ids to names"
         )
     return clean_categories(document["categories"], str(source))
 
 
 def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
-    """Return the categories of a csv file. Lines that are not a class are left out."""
+    """Return the categories in a csv file. Lines without a label and a name are skipped."""
     found: dict[str, dict[str, Any]] = {}
     for number, row in csv_rows(path, "labels:"):
         sign, name = [field.strip() for field in row[:2]] if row and len(row) > 1 else ("", "")
         if sign and name and (sign, name) != ("LabelName", "DisplayName"):
             found.setdefault(sign, {"id": number, "name": name, LABEL_NAME: sign})
     if not found:
-        raise OsmError(f"labels: {path}: has no line with a sign and a name (/m/01g317,Person)")
+        raise OsmError(f"labels: {path} has no line with a label and a class name (/m/01g317,Person)")
     return list(found.values())
 
 
 def _categories_of_text(path: Path) -> list[dict[str, Any]]:
-    """Return the classes of a text file. Classes without an id get the number of their line, from 0."""
+    """Return the categories in a text file. A category without an id gets its line number (from 0) as its id."""
     where = f"labels: {path}"
     listed = read_name_list(read_text(path, "labels:"), where)
     counted = any(one.id is None for one in listed.names)
     if counted and listed.blank is not None:
         raise OsmError(
-            f"{where}: line {listed.blank} is blank: ids are counted by lines; give each class a name, or ids"
+            f"{where}: line {listed.blank} is blank, but ids are line numbers; give every class a name or an id"
         )
     return [{"id": n if one.id is None else one.id, "name": one.name} for n, one in enumerate(listed.names)]
 

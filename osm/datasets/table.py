@@ -1,6 +1,6 @@
-"""The table of datasets. Training flags, readers, converters and the evaluation are all defined by its rows.
+"""The dataset table, whose rows define the training flags, readers, converters and evaluation of each dataset.
 
-A new dataset needs one row, here or in a user's YAML file, and a label file. A dataset whose annotations have phrases
+To add a dataset, add a row here or in a user's YAML file, and a label file. A dataset whose annotations have phrases
 needs no label file.
 """
 
@@ -24,7 +24,7 @@ from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, sibling, suffix_of
 
 ANY_MODE = "any"
-# The modes of the published checkpoints: nine datasets, and the open vocabulary.
+# The modes of the published checkpoints: nine datasets, and the open-vocabulary mode `any`.
 PUBLISHED_MODES = (
     "coco",
     "lvis",
@@ -40,19 +40,19 @@ PUBLISHED_MODES = (
 ID_CODINGS = ("grey", "rgb")
 EXIF = ("auto", "raw", "upright")
 KEYS = ("name", "id", "cityscapes")
-"""What the key of a sample in a shard is: the image's file name (`name`), the image's id (`id`), or city, sequence and
-frame (`cityscapes`)."""
+"""What a sample's key in a shard is made of: the image's file name (`name`), the image's id (`id`), or the city,
+sequence and frame (`cityscapes`)."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The fields of a row that the reader of its form needs.
+    """The fields of a row that the reader of the row's annotation form needs.
 
     Attributes:
-        ignored_ids: category ids that are never trained or named, whether or not the label file has them.
-        id_coding: how PNGs of the form `parts` store ids: `grey` (the grey value is the id) or `rgb` (R + 256 G +
-            65536 B).
-        whole_labels: the classes of whole objects in a dataset of parts; None: their maps are not used.
+        ignored_ids: category ids that are never used in training or named, even if the label file contains them.
+        id_coding: how PNGs of the annotation form `parts` store ids: `grey` (the gray value is the id) or `rgb`
+            (R + 256 G + 65536 B).
+        whole_labels: the classes of whole objects in a dataset of parts; None: maps of whole objects are not used.
         exif: see `Dataset`.
     """
 
@@ -64,30 +64,30 @@ class Rules:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A row of the table of datasets.
+    """A row of the dataset table.
 
     Attributes:
-        name: the dataset's name in flags and files, and its mode.
-        form: how its annotations are stored: a name in `FORMS`, or `module:Class` of a class derived from `Form`.
+        name: the dataset's name in flags and files, which is also the name of its mode.
+        form: the annotation form: a name in `FORMS`, or `module:Class` of a subclass of `Form`.
         title: the dataset's name in the output of the evaluation (`<title> evaluation:`).
         labels: a table of the project, or the path of a json with `categories` or of a csv (see `load_labels`). If
-            empty, the names come from `json_file`, or in training from the `categories.json` beside the shards.
+            empty, the names come from `json_file`, or in training from the `categories.json` next to the shards.
         image_dir: the folder of the images to predict on.
-        mask_dir: the folder of panoptic PNGs (form `coco_panoptic`), of label maps (`semantic`), of label maps or .mat
-            files of parts (`parts`), or of mask PNGs (`coco_instances` with a csv).
+        mask_dir: the folder of panoptic PNGs (annotation form `coco_panoptic`), of label maps (`semantic`), of label
+            maps or .mat files of parts (`parts`), or of mask PNGs (`coco_instances` with a csv).
         json_file: the json or csv of the annotations.
-        refs_file: for the form `regions`, the file of the phrases that describe the masks of `json_file`.
-        split: for the form `regions`, which part of `refs_file` is used. For the form `parts`, the subfolder.
-        image_names: which field of the json has an image's file name, one of `IMAGE_NAMES`.
+        refs_file: the file of the phrases that describe the masks in `json_file` (annotation form `regions`).
+        split: the split of `refs_file` that is used (annotation form `regions`), or the subfolder (`parts`).
+        image_names: which field of the json contains an image's file name, one of `IMAGE_NAMES`.
         ignored_ids, id_coding: see `Rules`.
         whole_labels: see `Rules`. The value is a label file as in `labels`.
         exif: `raw` if annotations were drawn on the stored image, as in the published datasets; `upright` if they were
-            drawn on the image rotated by its EXIF orientation; `auto` to choose whichever has the size that the
-            annotations state, and `upright` if the size does not decide.
-        keys: what the key of a sample in a shard is made of, one of `KEYS`.
-        exact_names: True if files have exactly the names in the json. Otherwise other spellings that tools write are
-            accepted (see `osm.forms.locate`).
-        category_names: how class names are spelt, one of `CATEGORY_NAMES`.
+            drawn on the image after applying its EXIF orientation; `auto` to choose for each image: `raw` if the
+            annotations state the size of the stored image and a rotation would change this size, else `upright`.
+        keys: what a sample's key in a shard is made of, one of `KEYS`.
+        exact_names: True if the file names match the names in the json exactly. Otherwise, common differences in
+            spelling are accepted (see `osm.forms.locate`).
+        category_names: how class names are spelled, one of `CATEGORY_NAMES`.
     """
 
     name: str
@@ -113,32 +113,32 @@ class Dataset:
         """The classes of the dataset.
 
         Raises:
-            OsmError: The classes cannot be read, or neither the row nor the annotations name them.
+            OsmError: The classes cannot be read, or neither the row nor the annotations contain them.
         """
         labels = load_labels(self.labels) if self.labels else FORMS.get(self.form).labels_of(self)
         return labels if self.category_names == "plain" else spoken_labels(labels, self.category_names)
 
     @cached_property
     def rules(self) -> Rules:
-        """The fields that the reader of the row's form needs, with label files loaded."""
+        """The fields that the reader of the row's annotation form needs, with label files already loaded."""
         whole = None if self.whole_labels is None else load_labels(self.whole_labels)
         return Rules(frozenset(self.ignored_ids), self.id_coding, whole, self.exif)
 
     @property
     def cache_name(self) -> str:
-        """The dataset's folder in a feature cache.
+        """The name of the dataset's folder in a feature cache.
 
-        The name depends on `ignored_ids`, because a crop without a segment to name is drawn again.
+        The name depends on `ignored_ids`, because a crop without a segment to name is redrawn.
         """
         ids = ",".join(map(str, sorted(set(self.ignored_ids))))
         return f"{self.name}-{hashlib.sha256(ids.encode()).hexdigest()[:8]}" if ids else self.name
 
 
-_UNLABELLED = 65535  # in a 16-bit label map
+_UNLABELLED = 65535  # the id of pixels without a class in a 16-bit label map
 
 
 def _published(name: str, form: str, title: str, **fields: Any) -> Dataset:
-    """Return the row of a dataset as its authors published it. The label file has the name of the dataset."""
+    """Return a row for a published dataset, whose label file has the same name as the dataset."""
     return Dataset(name, form, title, name, exif="raw", exact_names=True, **fields)
 
 
@@ -147,7 +147,7 @@ BUILTIN = (
     _published("lvis", "coco_instances", "LVIS Instance", image_names="coco_url"),
     _published("v3det", "boxes", "V3Det Detection", keys="id"),
     _published("a847", "semantic", "A-847 Semantic", ignored_ids=(_UNLABELLED,)),
-    # 430 is the class "unknown". It is in the vocabulary, but it is not trained.
+    # The class 430 ("unknown") is in the vocabulary, but is not used in training.
     _published("pc459", "semantic", "PC-459 Semantic", ignored_ids=(_UNLABELLED, 430)),
     _published("partimagenet", "parts", "PartImageNet Semantic", whole_labels="partimagenet_whole"),
     _published("pascal_part", "parts", "Pascal-Part Semantic", id_coding="rgb"),
@@ -167,7 +167,7 @@ _PATHS = ("image_dir", "mask_dir", "json_file", "refs_file")
 
 
 class DatasetTable(Mapping[str, Dataset]):
-    """The rows of the table by name: the built-in rows and the rows of users' YAML files."""
+    """The rows of the dataset table by name, which are the built-in rows and the rows in users' YAML files."""
 
     def __init__(self, rows: tuple[Dataset, ...] = BUILTIN) -> None:
         self._rows = {row.name: row for row in rows}
@@ -182,20 +182,20 @@ class DatasetTable(Mapping[str, Dataset]):
         return len(self._rows)
 
     def with_row(self, row: Dataset) -> DatasetTable:
-        """Return the table with a row added, in place of the row of the same name."""
+        """Return a copy of the table with a row added. An existing row with the same name is replaced."""
         return DatasetTable(tuple({**self._rows, row.name: row}.values()))
 
     def with_yaml(self, path: str | Path) -> DatasetTable:
-        """Return the table with the rows of a YAML file.
+        """Return a copy of the table with the rows of a YAML file added.
 
-        The file is `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}` with the fields of a row. For an
-        existing dataset, the file's fields replace those of the row. Relative paths are relative to the folder of the
-        YAML file, or to the working folder if the file has `relative_to: working_folder` beside `datasets`. `labels`
-        and `whole_labels` may also be the name of a table of the project. A new dataset needs a `form`, and either
-        `labels` or a `json_file` whose `categories` are its labels. A dataset of the form `regions` has no labels.
+        The YAML file has the form `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}` with the fields of a
+        row. If the dataset exists, the fields in the file replace the fields of its row. Relative paths are relative to
+        the folder of the YAML file, or to the working folder if the file has the key `relative_to: working_folder`.
+        `labels` and `whole_labels` may also be the name of a table of the project. A new dataset needs a `form`, and
+        either `labels` or a `json_file` with `categories`. A dataset in the annotation form `regions` has no labels.
 
         Raises:
-            OsmError: The file cannot be read, or a row is wrong.
+            OsmError: The file cannot be read, or a row is invalid.
         """
         local = localize(path, "dataset table")
         given = check_location(path, "dataset table") if is_remote(path) else str(local)
@@ -206,7 +206,9 @@ class DatasetTable(Mapping[str, Dataset]):
             raise OsmError(f"dataset table {path}: expected a mapping 'datasets: {{<name>: {{form: ...}}}}'")
         relative_to = document.get("relative_to", "this_file")
         if relative_to not in ("this_file", "working_folder"):
-            raise OsmError(f"dataset table {path}: relative_to {shown(relative_to)} is not this_file or working_folder")
+            raise OsmError(
+                f"dataset table {path}: relative_to {shown(relative_to)} is neither this_file nor working_folder"
+            )
         root = sibling(given, "") if relative_to == "this_file" else ""
         changed = dict(self._rows)
         for name, entry in rows.items():
@@ -215,7 +217,7 @@ class DatasetTable(Mapping[str, Dataset]):
 
     def _row(self, where: str, root: str, name: object, entry: object) -> Dataset:
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == ANY_MODE:
-            raise OsmError(f"{where}: a set's name is lower-case letters, digits and _, and not '{ANY_MODE}'")
+            raise OsmError(f"{where}: a dataset's name has to match [a-z][a-z0-9_]*, and cannot be '{ANY_MODE}'")
         if not isinstance(entry, dict):
             raise OsmError(f"{where}: expected a mapping, found {shown(entry)}")
         unknown = [key for key in entry if key not in _USER_FIELDS]
@@ -230,7 +232,7 @@ class DatasetTable(Mapping[str, Dataset]):
         values: dict[str, Any] = {key: str(value) for key, value in entry.items() if value is not None}
         for key in (*_PATHS, "labels", "whole_labels"):
             value = check_location(values.get(key, ""), f"{where}: {key}")
-            if key in values and (key in _PATHS or suffix_of(value)):  # otherwise it is the name of a table
+            if key in values and (key in _PATHS or suffix_of(value)):  # otherwise the value is the name of a table
                 values[key] = value if is_remote(value) or Path(value).is_absolute() else join(root, value)
         if "exact_names" in values:
             values["exact_names"] = entry["exact_names"]
@@ -245,11 +247,11 @@ class DatasetTable(Mapping[str, Dataset]):
             phrased = "form" in values and _form(where, values["form"]).phrased
             labels = values.get("labels", "" if phrased else values.get("json_file"))
             if "form" not in values or labels is None:
-                raise OsmError(f"{where}: a new set needs 'form', and 'labels' or 'json_file'")
+                raise OsmError(f"{where}: a new dataset needs 'form', and either 'labels' or 'json_file'")
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
         if _form(where, row.form).phrased and row.labels:
             raise OsmError(
-                f"{where}: labels {row.labels!r}: form {row.form} has none, its names are the phrases of the json_file"
+                f"{where}: labels {row.labels!r}: not supported by form {row.form}, which names the json_file's phrases"
             )
         if row.id_coding not in ID_CODINGS:
             raise OsmError(f"{where}: id_coding {row.id_coding!r} is not one of {', '.join(ID_CODINGS)}")

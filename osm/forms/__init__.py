@@ -1,7 +1,7 @@
-"""The forms of annotation: one class each, by the name that a row of the dataset table has for it.
+"""The annotation forms. Each form is one class, and a row of the dataset table selects the class by its name.
 
-A package adds a form by deriving from `Form` and naming its class in the entry-point group `osm.forms` (see
-examples/form), or by `register_form`. A row of a dataset YAML can also name a class as `module:Class`.
+To add an annotation form, a package subclasses `Form` and lists the subclass in the entry-point group `osm.forms` (see
+examples/form), or calls `register_form`. A row of a dataset YAML can also give a form class as `module:Class`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from osm.forms.split import MAX_BAD_ANNOTATIONS, Split
 
 @cache
 def form_class(name: str) -> type[Form]:
-    """Return the form called `name`, which `FORMS` looks up once (it is called for every sample).
+    """Return the annotation form called `name`. The result is cached, because every sample needs its form class.
 
     Raises:
-        OsmError: There is no such form, it cannot be imported, or it is not derived from `Form`.
+        OsmError: The form does not exist, cannot be imported, or is not a subclass of `Form`.
     """
     found: type[Form] = FORMS.get(name)
     return found
 
 
 def read_sample(form: str, members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
-    """Read a sample of a shard whose annotations have the given form; see `sample_of`."""
+    """Read a sample of a shard in the annotation form called `form`; see `sample_of`."""
     return sample_of(form_class(form), members, labels, rules)
 
 
 def split_of(row: Dataset, max_bad_annotations: float = MAX_BAD_ANNOTATIONS) -> Split:
-    """Return the val split of a row.
+    """Return the val split of the dataset that a row of the dataset table describes.
 
     Raises:
-        OsmError: A file is missing, or its content is not in the row's form.
+        OsmError: A file is missing, or its content is not in the row's annotation form.
     """
     return Split(row, form_class(row.form), max_bad_annotations)
 

@@ -1,8 +1,8 @@
-"""The base class of all forms of annotation.
+"""The base class of all annotation forms.
 
-A form is one class. It reads annotations from a dataset's files, writes them to samples of shards, reads them from the
-samples, and lists the masks to name. An instance is one annotated image. The converter writes its members, training
-draws segments of it (`pick`), and evaluation lists its masks (`targets`). All three use the same checks of annotations.
+Each annotation form is one class. Its class methods read annotations from a dataset's files and build the samples of
+shards. An instance of the class is one annotated image: training draws segments from the image (`pick`), and evaluation
+lists the masks to name (`targets`). Conversion, training and evaluation check annotations with the same code.
 
 Shapes: (H, W) is the size of the image, height first. A `Size` is (width, height).
 """
@@ -29,20 +29,20 @@ from osm.forms.set_files import SetFiles
 from osm.io.images import open_image, orientation, read_rgb
 from osm.io.values import side, truth, whole
 
-if TYPE_CHECKING:  # it imports torch, which converters do without
+if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
     from osm.io.views import View
 
 ANNOTATION = "annotation: "
-MIN_PIXELS = 100  # a segment is trained if it covers more pixels of the crop than this
+MIN_PIXELS = 100  # training uses a segment only if it covers more than this number of pixels of the crop
 IMAGE_MEMBERS = ("jpg", "jpeg", "image.png")
-# The largest number of values in a json member. A value takes up to a hundred bytes. An image in it is one value.
+# The limit on values in a json member, because each value takes up to 100 bytes of memory. A base64 image is one value.
 MAX_VALUES = 5_000_000
 _TURNING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 Size = tuple[int, int]
 
 
-# Annotations that are left out.
+# Skipped annotations.
 
 LOSSES = frozenset(
     {
@@ -67,23 +67,23 @@ LOSSES = frozenset(
         "phrase_missing",
     }
 )
-"""Reasons for which an annotation is lost. Lost annotations count against `--max_bad_annotations`. Crowds, ignored
-classes and masks without a pixel do not count, nor do notes such as `polygon_unusable` (one polygon of several)."""
+"""The reasons why an annotation counts as lost. The limit `--max_bad_annotations` applies to lost annotations. Crowds,
+ignored classes, empty masks and notes such as `polygon_unusable` (one polygon of several) do not count as lost."""
 
 
 class Losses:
-    """The annotations that were left out, by reason, and notes on annotations that were kept."""
+    """The skipped annotations by reason, and notes on annotations that were kept."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str, int]] = []  # reason, message, count
 
     def add(self, reason: str, message: str, count: int = 1) -> None:
-        """Record that `count` annotations were left out, or a note on them."""
+        """Record `count` skipped annotations, or a note on `count` annotations that were kept."""
         self.found.append((reason, message, count))
 
     @property
     def counts(self) -> Counter[str]:
-        """The number of annotations by reason."""
+        """The number of skipped annotations and of notes for each reason."""
         counts: Counter[str] = Counter()
         for reason, _, count in self.found:
             counts[reason] += count
@@ -91,22 +91,22 @@ class Losses:
 
     @property
     def lost(self) -> int:
-        """The number of annotations that count against `--max_bad_annotations`."""
+        """The number of lost annotations, to which the limit `--max_bad_annotations` applies."""
         return sum(count for reason, _, count in self.found if reason in LOSSES)
 
     @property
     def first(self) -> str:
-        """The first message on a lost annotation; empty if none is lost."""
+        """The message about the first lost annotation; empty if no annotation is lost."""
         return next((message for reason, message, _ in self.found if reason in LOSSES), "")
 
 
 def too_many_lost(lost: int, kept: int, share: float, first: str) -> str:
-    """Return why a run with these losses fails, or an empty string if it does not fail.
+    """Return an error message if too many annotations were lost, else an empty string.
 
     Args:
-        lost, kept: the numbers of annotations.
-        share: the largest accepted share of lost annotations. If it is above 0, one loss is always accepted.
-        first: the message on the first lost annotation.
+        lost, kept: the number of lost annotations, and the number of usable ones.
+        share: the largest accepted share of lost annotations. If it is above 0, one lost annotation is always accepted.
+        first: the message about the first lost annotation.
     """
     allowed = max(1, int(share * (lost + kept))) if share > 0 else 0
     if lost <= allowed and (kept or not lost or share == 1):
@@ -122,19 +122,19 @@ def too_many_lost(lost: int, kept: int, share: float, first: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a dataset and its annotations in the source.
+    """One image of a dataset and its annotations in the dataset's own files (the source).
 
     Attributes:
         image: the image file.
-        masks: the files of the image's masks, by the name of the sample's member that they become.
-        record: the json member of the sample, without the fields that need the files. Its `segments_info` are the
-            annotations that are valid as far as this can be checked without the image.
+        masks: the image's mask files. The keys are the names of the sample's members that will hold the masks.
+        record: the json member of the sample, without the fields that require opening the image or the masks. Its
+            `segments_info` lists the annotations that passed all checks that do not need the image.
         stated: the image size in the source.
-        raw: (image, annotations) as they are in the source, for the prediction file.
+        raw: (image, annotations), unchanged from the source, for the prediction file.
         places: for each entry of `segments_info`, its index in the raw annotations.
-        key_hint: the start of the sample's key; empty: the name of the image file.
+        key_hint: the start of the sample's key; if empty, the key starts with the name of the image file.
         order: the position of the annotations in the source.
-        called: the name of the image in the source, if it is not the name of the file.
+        called: the image's name in the source, if it differs from the file name.
     """
 
     image: Path
@@ -150,15 +150,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The content of a dataset.
+    """The content of a dataset, as listed in its own files (the source).
 
     Attributes:
         entries: all images in the order of the source, including images without annotations.
         digest: a hash that changes when the annotations change.
         categories: the content of `categories.json`; None if the source has no class names.
         arguments: all other values that determine the content of the shards.
-        losses: annotations that are in no entry.
-        left_out: the number of images that are in no entry, by reason.
+        losses: the annotations that belong to no entry.
+        left_out: the number of images without an entry, by reason.
         stated_categories: the `categories` of the source, unchecked.
         no_image: the error message if none of the image files exists.
     """
@@ -181,8 +181,8 @@ class Picture:
 
     Attributes:
         source: the bytes or the path of the file.
-        upright: whether the EXIF orientation is applied when the image is decoded.
-        size: (width, height), after the orientation is applied.
+        upright: whether to apply the EXIF orientation when the image is decoded.
+        size: (width, height) after applying the orientation, if `upright`.
     """
 
     def __init__(self, source: bytes | Path, upright: bool = False) -> None:
@@ -203,10 +203,10 @@ class Picture:
 
         Args:
             source: the bytes or the path of the file.
-            exif: `raw`, `upright`, or `auto`. `auto` chooses whichever has the size that the annotations state, and
-                upright if the size does not decide.
+            exif: `raw`, `upright`, or `auto`. `auto` means `raw` if the annotations state the size of the stored image
+                and a rotation would change this size; otherwise it means `upright`.
             stated: returns the size that the annotations state.
-            undecided: is called if the size does not decide.
+            undecided: is called if no size is stated, or if the upright image has the same size as the stored one.
         """
         picture = cls.__new__(cls)
         picture.source, picture.upright = source, exif == "upright"
@@ -231,8 +231,8 @@ class Segment:
     Attributes:
         mask: bool (crop_height, crop_width).
         label: the class.
-        boxed: True if the annotation is a box, which the model gets as a box mask.
-        whole: True if the class is a class of whole objects in a dataset of parts.
+        boxed: True if the annotation is a box, which the model receives as a rectangular mask.
+        whole: True if the segment is a whole object in a dataset of parts.
     """
 
     mask: np.ndarray
@@ -254,7 +254,7 @@ class Target:
         place: the index in the image's `segments_info`, or the number of the segment in a label map.
         category_id: the category id of the annotated class.
         draw: returns the bool mask (H, W).
-        boxed: True if the annotation is a box, which the model gets as a box mask.
+        boxed: True if the annotation is a box, which the model receives as a rectangular mask.
     """
 
     place: int
@@ -264,34 +264,34 @@ class Target:
 
 
 class Form(ABC):
-    """One annotated image.
+    """An annotated image. Each subclass is one annotation form.
 
     Args:
         picture: the image, not decoded.
         members: the members of the sample without the image.
         document: the json member.
         labels: the classes of the dataset.
-        rules: the other fields of the dataset's row that the form needs.
+        rules: further fields of the dataset's row that the annotation form needs.
 
     Attributes of the class:
-        name: the name of the form.
-        what: a description of a dataset in this form, for the help.
+        name: the name of the annotation form.
+        what: a description of a dataset in this annotation form, for the command-line help.
         needs: the path fields of a row that a validation split reads.
         image_needs: the path fields of a row that are needed to find its images.
-        masks_field: the path field of a row that determines which masks there are.
+        masks_field: the path field of a row that determines which masks exist.
         boxed: True if all masks are boxes.
-        masks: a description of the content of `mask_dir`, for the help.
-        mask_members: for each member of a sample with masks, its field in the published layout.
+        masks: a description of the content of `mask_dir`, for the command-line help.
+        mask_members: for each member of a sample that holds masks, the member's field in the published layout.
         published: the fields of the json member that the published layout keeps.
-        unannotated: the reason under which images without annotations are counted as left out.
-        nothing_usable: the reason under which images without a usable annotation are counted as left out.
-        fine: reasons for left-out files that do not count as bad samples.
+        unannotated: the reason that is counted for skipped images without annotations.
+        nothing_usable: the reason that is counted for skipped images without a usable annotation.
+        fine: the reasons for skipping an image that do not make it a bad sample.
         prefix, suffix: the text before and after the entries of a prediction file.
-        category_key: the field of the category id in the annotations of a prediction file.
-        id_key: the field of the annotation id in the annotations of a prediction file.
-        more_arguments: the converter's arguments that are stored in `SetFiles.more`.
-        phrased: True if annotations have phrases, so that a dataset in this form has no labels.
-        unknown_is_lost: True if annotations that are counted as `unknown_in_mask` in a validation split are lost.
+        category_key: the field that holds the category id of an annotation in a prediction file.
+        id_key: the field that holds the id of an annotation in a prediction file.
+        more_arguments: the converter's arguments that are stored in `SetFiles.extra_fields`.
+        phrased: True if annotations have phrases, so that a dataset in this annotation form has no labels.
+        unknown_is_lost: True if annotations that a validation split counts as `unknown_in_mask` are lost annotations.
     """
 
     name: ClassVar[str]
@@ -328,48 +328,44 @@ class Form(ABC):
 
     @abstractmethod
     def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
-        """Read the annotations.
-
-        Raises:
-            SampleError: The annotations are not in the form.
-        """
+        """Read the annotations of the sample. Raises SampleError if they are not in this annotation form."""
 
     # -- from the files of a dataset ----------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the arguments of the form's converter. They are fields of `SetFiles`."""
+        """Add the arguments of the annotation form's converter. Each argument sets a field of `SetFiles`."""
 
     @classmethod
     def whole_folders(cls, files: SetFiles) -> list[str]:
-        """Return the remote folders that are fetched completely, because no json names the files in them."""
+        """Return the remote folders that are downloaded as a whole, because no json file lists their files."""
         return []
 
     @classmethod
     @abstractmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        """List the content of a dataset from its json or from the file names in its folders.
+        """List the content of a dataset from its json file or from the file names in its folders.
 
         Args:
             files: the paths of the dataset's files.
-            labels: the classes of the dataset; None: the classes of the source.
+            labels: the classes of the dataset; if None, the classes in the dataset's own files are used.
 
         Raises:
-            OsmError: A field or the source is wrong. Mistakes in single annotations are not errors.
+            OsmError: A field or a file is invalid. Single invalid annotations are skipped and raise no error.
         """
 
     @classmethod
     def labels_of(cls, row: Dataset) -> LabelSet:
-        """Return the classes of a row without `labels`, which are the classes of its json.
+        """Return the classes of a row that has no `labels`: the classes in the row's json file.
 
         Raises:
-            OsmError: The row has no json, or its classes are not in the format.
+            OsmError: The row has no json file, or the classes in the json file are invalid.
         """
         if row.json_file is None:
             raise OsmError(
-                f"set {row.name!r}: nothing tells the names of its classes: give it a row (--datasets) whose labels "
-                "are the categories.json that `osm prepare` wrote beside its shards"
+                f"set {row.name!r}: the names of its classes are unknown; add a row (--datasets) whose labels "
+                "are the categories.json that `osm prepare` wrote next to the shards"
             )
         return load_labels(row.json_file)
 
@@ -378,14 +374,15 @@ class Form(ABC):
     def check(
         cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
-        """Read the files of an image's masks, and check masks and annotations against the size of the image.
+        """Read an image's mask files, and check that the masks and annotations fit the size of the image.
 
         Returns:
-            The members with the masks, the usable annotations (None: annotations of this form are not in the json), and
-            for each usable annotation its index in the entry's `segments_info`, or its number in a label map.
+            The sample's members that hold masks, the usable annotations (None if this annotation form stores none in
+            the json), and for each usable annotation its index in the entry's `segments_info`, or its number in a
+            label map.
 
         Raises:
-            SampleError: Nothing of the image is usable.
+            SampleError: No mask and no annotation of the image is usable.
         """
 
     # -- for training ------------------------------------------------------------------------------------------------
@@ -394,18 +391,18 @@ class Form(ABC):
     def pick(
         self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
     ) -> list[Segment]:
-        """Draw up to `count` different segments of a view. The list is empty if the draw or the view has none.
+        """Draw up to `count` different segments from a view. The list is empty if no drawn segment is visible in it.
 
         Args:
             view: the crop.
             count: the largest number of segments.
-            rng: the source of randomness.
+            rng: the random number generator.
             fixed_view: True if the view was chosen independently of the segments. Then every segment is tried.
-            whole_prob: in a dataset of parts with maps of whole objects, the probability that a whole object is drawn.
+            whole_prob: the probability of drawing a whole object, in a dataset of parts with maps of whole objects.
         """
 
     def faults(self) -> Counter[str]:
-        """Return the number of unusable drawn annotations by reason. Each reason starts with `ANNOTATION`."""
+        """Count the drawn annotations that were unusable, by reason. Each reason starts with `ANNOTATION`."""
         return Counter()
 
     @abstractmethod
@@ -413,36 +410,33 @@ class Form(ABC):
         """Return whether the sample has any segment to name, whether or not it is visible in a view."""
 
     def target(self, segment: Segment, rng: np.random.Generator, prepend_prob: float = 0.0) -> str:
-        """Return the name that is trained for a segment, which is the first name of its class.
+        """Return the training target for a segment, which is the first name of its class.
 
         Args:
             segment: the segment.
-            rng: the source of randomness.
-            prepend_prob: in a dataset of parts with maps of whole objects, the probability that the name of the whole
-                object is put before the name of the part.
+            rng: the random number generator.
+            prepend_prob: the probability that the name of the whole object is put before the name of the part, in a
+                dataset of parts with maps of whole objects.
         """
         return segment.label.target
 
     def image(self) -> Image.Image:
-        """Return the decoded image, 8-bit RGB."""
+        """Return the decoded image as 8-bit RGB."""
         return self.picture.rgb()
 
     def pixels(self, view: View) -> np.ndarray:
-        """Return the pixels of a view, uint8 (crop_height, crop_width, 3).
-
-        JPEGs are decoded at a reduced size if that is enough for the view.
-        """
+        """Return the pixels of a view as uint8 (crop_height, crop_width, 3). JPEGs may be decoded at a reduced size."""
         return view.image(np.array(self.picture.rgb(view.enough)), (self.width, self.height))
 
     # -- for evaluation ----------------------------------------------------------------------------------------------
 
     @abstractmethod
     def targets(self) -> list[Target]:
-        """Return the masks to name in the order of the annotations, without crowds."""
+        """Return the masks to name, in the order of the annotations. Crowds are skipped."""
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the entries in the order of the prediction file."""
+        """Return the entries in the order in which the prediction file lists them."""
         return entries
 
     @classmethod
@@ -456,18 +450,18 @@ class Form(ABC):
 
     @classmethod
     def words(cls, entry: Entry) -> tuple[Any, list[dict[str, Any]]]:
-        """Return a new entry of the prediction file, and the list of annotations inside it."""
+        """Return a new entry for the prediction file, and the list of annotations inside the new entry."""
         image, annotations = copy.deepcopy(entry.raw)
         return [image, annotations], annotations
 
     @classmethod
     def key_of(cls, entry: Entry) -> Hashable:
-        """Return the value that identifies the image of an entry in a prediction file."""
+        """Return the value that identifies the entry's image in a prediction file."""
         return entry.raw[0]["id"]
 
     @classmethod
     def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
-        """Return (id, category id) of an entry's annotations without crowds, or None if they are only in the pixels."""
+        """Return (id, category id) of an entry's annotations except crowds, or None if the pixels must be read."""
         return [
             (countable(annotation.get("id")), countable(annotation.get("category_id")))
             for annotation in entry.raw[1]
@@ -476,26 +470,26 @@ class Form(ABC):
 
     @classmethod
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
-        """Yield the image key and the annotations of each entry of a prediction file.
+        """Yield the key of the image and its annotations, for each entry in a prediction file.
 
-        The key identifies the image. It is None if the entry has no identifier.
+        The key identifies the image, and is None if the entry has no identifier.
 
         Raises:
-            TypeError, KeyError, ValueError, AttributeError: The document is not in this form.
+            TypeError, KeyError, ValueError, AttributeError: The document is not in this annotation form.
         """
         for image, of_image in document["pred"]:
             yield image.get("id"), of_image
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Return why the class of an annotation in a prediction file contradicts `label`, or an empty string."""
+        """Return an error message if an annotation in a prediction file contradicts `label`, else an empty string."""
         return ""
 
     # -- from a sample -------------------------------------------------------------------------------------------------
 
     @classmethod
     def stated_size(cls, members: Mapping[str, bytes], document: Mapping[str, Any]) -> Size | None:
-        """Return the size of the image that the annotations were drawn on, from the json or from a mask."""
+        """Return the size of the annotated image, as stated in the json or measured from a mask."""
         size = stated_size(document)
         if size is None and cls.mask_members:
             published = next(iter(cls.mask_members.values()))
@@ -511,7 +505,7 @@ class Form(ABC):
                 raise SampleError("size_mismatch", message)
 
     def _map(self, ids: np.ndarray) -> np.ndarray:
-        """Return a label map after checking that it has the size of the image."""
+        """Return a label map after checking that its size matches the image's size."""
         if ids.shape != (self.height, self.width):
             size = " x ".join(str(length) for length in ids.shape[1::-1])
             raise SampleError("size_mismatch", f"the mask is {size}, its image {self.width} x {self.height}")
@@ -519,28 +513,28 @@ class Form(ABC):
 
 
 def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
-    """Read a sample of a shard in the plain or in the published layout.
+    """Read a sample from a shard, in the plain or in the published layout.
 
     Args:
-        form: the form of the dataset.
+        form: the annotation form of the dataset.
         members: the members of the sample.
         labels, rules: `label_set` and `rules` of the dataset's row.
 
     Raises:
-        SampleError: The sample is wrong.
+        SampleError: The sample is invalid.
     """
     rules = Rules() if rules is None else rules
     if "json" not in members:
         raise SampleError("missing_member", "the sample has no .json member")
     values = sum(members["json"].count(mark) for mark in b",:[{")
     if values > MAX_VALUES:
-        raise SampleError("bad_json", f"the .json member: about {values} values, over {MAX_VALUES}")
+        raise SampleError("bad_json", f"the .json member has about {values} values, over the limit of {MAX_VALUES}")
     try:
         document = parse_json(members["json"], nesting=None)
     except ValueError as error:
         raise SampleError("bad_json", f"the .json member: {error}") from None
     if not isinstance(document, dict):
-        raise SampleError("bad_json", "the .json member is no object")
+        raise SampleError("bad_json", "the .json member is not an object")
     data = member(members, document, "image_base64", IMAGE_MEMBERS)
     if rules.exif == "raw":
         picture = Picture(data)
@@ -552,16 +546,16 @@ def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, 
 
 
 def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, names: tuple[str, ...]) -> bytes:
-    """Return a part of a sample, from a member (plain layout) or from a base64 string (published layout).
+    """Return an image or mask of a sample, from a member (plain layout) or from a base64 string (published layout).
 
     Args:
         members: the members of the sample.
         document: the json member.
-        key: the field of the json member in the published layout.
+        key: the field of the json member that holds the base64 string in the published layout.
         names: the possible names of the member in the plain layout.
 
     Raises:
-        SampleError: The sample has neither, or the string is not base64.
+        SampleError: The sample has neither the member nor the field, or the string is not base64.
     """
     for name in names:
         if name in members:
@@ -578,7 +572,7 @@ def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, 
 
 
 def stated_size(document: Mapping[str, Any]) -> Size | None:
-    """Return (width, height) from a json, or None if the json lacks one of them."""
+    """Return (width, height) from a json object, or None if the width or the height is missing."""
     width, height = side(document.get("width")), side(document.get("height"))
     return None if width is None or height is None else (width, height)
 
@@ -587,16 +581,12 @@ _MARKS = ("iscrowd", "ignore")
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
-    """Return whether an annotation is a crowd, or marked as ignored."""
+    """Return whether an annotation is marked as a crowd or as ignored."""
     return any(truth(annotation.get(mark)) for mark in _MARKS)
 
 
 def check_marks(annotation: Mapping[str, Any], where: str) -> None:
-    """Check the fields that mark crowds and ignored annotations.
-
-    Raises:
-        SampleError: `annotation_malformed`, a field is neither true nor false.
-    """
+    """Raise SampleError if a field that marks crowds or ignored annotations is neither true nor false."""
     for mark in _MARKS:
         if truth(annotation.get(mark)) is None:
             value = shown(annotation[mark])
@@ -604,5 +594,5 @@ def check_marks(annotation: Mapping[str, Any], where: str) -> None:
 
 
 def countable(value: Any) -> Hashable:
-    """Return an id from a file as a hashable value. The id of an annotation may be any json value."""
+    """Return an annotation's id as a hashable value, because in a file the id may be any json value."""
     return value if isinstance(value, (int, str)) else repr(value)

@@ -1,7 +1,7 @@
-"""Reads json files in COCO's form (COCO, LVIS, V3Det, Cityscapes, and files of annotation tools) for every purpose.
+"""Reads json files in COCO format: COCO, LVIS, V3Det, Cityscapes, and exports of annotation tools.
 
-Fields that are not needed are not checked. A bad annotation is left out, and the others are kept. Ids match by value:
-1, 1.0 and "1" are the same id.
+Conversion and evaluation use this module. Fields that are not needed are not checked. Invalid annotations are skipped,
+and the remaining annotations of the image are kept. Ids match by value, so 1, 1.0 and "1" are the same id.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from osm.terminal import message_logger
 
 logger = message_logger(__name__)
 
-_TOLERATED = 0.05  # share of category names that may differ from the project's table without a warning
+_TOLERATED = 0.05  # the share of category names that may differ from the project's table without a warning
 Annotation = dict[str, Any]
 
 
@@ -35,10 +35,12 @@ class ImageAnnotations:
     """The annotations of one image.
 
     Attributes:
-        segments: the usable annotations. places: the index of each usable annotation in `raw`.
+        segments: the usable annotations.
+        places: the index of each usable annotation in `raw`.
         raw: all annotations, unchanged.
-        masks: the names of the image's mask files, by member of the sample.
-        panoptic_row: the image's row in `annotations` of a panoptic json. order: the index of its last row.
+        masks: the names of the image's mask files. The keys are the members of the sample that will hold the masks.
+        panoptic_row: the image's row in the `annotations` of a panoptic json.
+        order: the index of the image's last row in `annotations`.
     """
 
     segments: list[Annotation]
@@ -50,14 +52,15 @@ class ImageAnnotations:
 
 
 class CocoJson:
-    """A COCO json. It is read and checked as far as possible without opening the images.
+    """The content of a COCO json, read and checked as far as possible without opening the images.
 
     Args:
+        files: the locations of the dataset's files.
         labels: the classes that annotations may have; None = the json's `categories`.
-        read: the document and the SHA-256 of its file, if a file of another form was converted to this form.
+        read: the document and the SHA-256 of its file, if a file in a different format was converted to COCO format.
 
     Attributes:
-        losses: the annotations that were left out.
+        losses: the skipped annotations.
 
     Raises:
         OsmError: the file is not a COCO json, or an image has no valid id.
@@ -91,13 +94,13 @@ class CocoJson:
         where = f"{self.path}: images[{number}]"
         image_id = image.get("id") if isinstance(image, dict) else None
         if isinstance(image_id, bool) or not isinstance(image_id, (int, float, str)):
-            raise OsmError(f"{where} needs an 'id', a number or a string")
+            raise OsmError(f"{where} needs an 'id' that is a number or a string")
         if isinstance(image_id, float):
             image_id = whole(image_id)
             if image_id is None:
                 raise OsmError(f"{where}: the id {shown(image['id'])} is not an integer")
             image = {**image, "id": image_id}
-        # Merged jsons have entries twice, sometimes with the id as a string.
+        # Merged json files list images twice, sometimes with a string id in the second entry.
         first = next((known for known in (image_id, _other_kind(image_id)) if known in self.images), None)
         if first is None:
             self.images[image_id] = image
@@ -105,7 +108,7 @@ class CocoJson:
             raise OsmError(f"{where}: the id {image_id!r} is given twice, for two images")
 
     def image_of(self, annotation: Mapping[str, Any], where: str) -> int | str:
-        """Return the id of the image that an annotation belongs to. Raises SampleError if there is no such image."""
+        """Return the id of the image that an annotation belongs to. Raises SampleError if the image does not exist."""
         value = annotation.get("image_id")
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             found = value if value in self.images else self._by_value.get(_value(value))
@@ -116,7 +119,7 @@ class CocoJson:
         )
 
     def category_of(self, annotation: Mapping[str, Any], where: str) -> int:
-        """Return the category id of an annotation. Raises SampleError if the labels do not have the id."""
+        """Return the category id of an annotation. Raises SampleError if the id is not in the labels."""
         value = annotation.get("category_id")
         category = value if type(value) is int else whole(value)
         if category is None or category not in self.labels:
@@ -128,8 +131,9 @@ class CocoJson:
         """Collect the annotations of every image.
 
         Args:
-            read: is called with (the annotation's place for error messages, the annotation, its image's annotations so
-                far). It adds the annotation, or raises SampleError to leave it out.
+            read: a function that is called for every annotation. Its arguments are the annotation's location for error
+                messages, the annotation, and the annotations collected for its image so far. It adds the annotation to
+                the collected annotations, or raises SampleError to skip the annotation.
         """
         found = {image_id: ImageAnnotations([], [], [], {}) for image_id in self.images}
         for number, row in enumerate(self.document["annotations"]):
@@ -149,14 +153,14 @@ class CocoJson:
         return found
 
     def place(self, number: int) -> str:
-        """Return the place of an annotation in the file, for error messages."""
+        """Return an annotation's location in the file, for error messages."""
         return f"{self.path}: annotations[{number}]"
 
     def add_mask(self, where: str, row: Annotation, segment: Annotation, collected: ImageAnnotations) -> None:
-        """Add the mask file of an annotation to its image. A json has no mask files, so this method does nothing.
+        """Add an annotation's mask file to its image. The base method does nothing, because jsons list no mask files.
 
         Raises:
-            SampleError: in subclasses, if the file does not exist.
+            SampleError: in subclasses, if the mask file does not exist.
         """
 
     def listing(self, found: Mapping[int | str, ImageAnnotations]) -> Listing:
@@ -182,7 +186,7 @@ class CocoJson:
                 continue
             sizes = {key: image[key] for key in ("width", "height") if image.get(key) is not None}
             record = {"file_name": name, **sizes, "image_id": image_id, "segments_info": collected.segments}
-            # Without a folder of masks, only the images are needed.
+            # If no mask folder is given, only the images are needed.
             at = {member: mask_paths[image_id, member] for member in collected.masks} if masks is not None else {}
             raw = (image, collected.raw) if collected.panoptic_row is None else collected.panoptic_row
             hint = _key(row.keys, image, path)
@@ -198,7 +202,7 @@ class CocoJson:
     def _find_masks(
         self, found: Mapping[int | str, ImageAnnotations]
     ) -> tuple[FileFinder | None, dict[tuple[int | str, str], Path]]:
-        """Return the paths of the mask files, by image id and member."""
+        """Return the finder of the mask files, and the path of each mask file by image id and sample member."""
         files = self.files
         if not files.ann_dir or not _has_masks(found):
             return None, {}
@@ -213,7 +217,7 @@ class CocoJson:
         return finder, dict(zip(names, finder.settle(paths), strict=True))
 
     def _finder(self, field_name: str, names: Iterable[Any]) -> FileFinder:
-        """Return a finder for the files that the json names in the folder of a field."""
+        """Return a finder that locates the files listed in the json within the folder given by a field."""
         folder, exact = self.files.folder(field_name), self.files.row.exact_names
         if exact or field_name not in self.files.folders:
             return FileFinder(folder, exact, names)
@@ -230,20 +234,20 @@ class CocoJson:
             return image.get("coco_url")
 
     def _no_image(self, images: FileFinder, entries: list[Entry]) -> str:
-        """Return an error message if no image exists, or an empty string. It shows a name and the folder's contents."""
+        """Return an error message with the folder's contents if no image file exists, else an empty string."""
         if images.exact or not entries or any(images.holds(entry.image) for entry in entries):
             return ""
         return (
-            f"{self.files.where('image_dir')}: none of the {len(entries)} images of {self.path} is there: the json "
-            f"says {shown(entries[0].record['file_name'])}, {images.what_is_there()}"
+            f"{self.files.where('image_dir')}: none of the {len(entries)} images of {self.path} exists; the json "
+            f"says {shown(entries[0].record['file_name'])}, but {images.what_is_there()}"
         )
 
     def _report_guesses(self, finder: FileFinder, count: int) -> None:
         if finder.guessed:
             name, path = finder.guessed[0]
             logger.warning(
-                f"{self.path}: {len(finder.guessed)} of {count} names are spelt in another way than their files in "
-                f"{finder.folder}: {shown(name)} was taken for {finder.relative(path)!r}"
+                f"{self.path}: {len(finder.guessed)} of {count} names are spelled differently from the files in "
+                f"{finder.folder}; for example, {shown(name)} was matched to {finder.relative(path)!r}"
             )
 
     def _arguments(self) -> dict[str, Any]:
@@ -257,14 +261,14 @@ class CocoJson:
         }
 
     def _unwanted(self) -> dict[int | str, str]:
-        """Return the reasons for leaving images out, by image id. The caller also compares the file name."""
+        """Return the ids of images to skip, each with its reason. The caller also has to compare the file name."""
         if not self.files.filter_lvis_val or not _of_coco(self.labels):
             return {}
         table = resources.files("osm.datasets") / "labels" / "coco_train2017_in_lvis_val.txt"
         return {int(line): "in_lvis_val" for line in table.read_text(encoding="utf-8").split()}
 
     def compare(self, table: str) -> None:
-        """Print a warning if the json's ids have other names than in a label table (another release of the dataset)."""
+        """Log a warning if the json's category names differ from a label table, as in a different dataset release."""
 
         def plain(names: Iterable[str]) -> set[str]:
             return {re.sub(r"\(.*?\)|[\W_]", "", name.lower()) for name in names}
@@ -276,15 +280,17 @@ class CocoJson:
             there = repr(known[first.id].target) if first.id in known else "nothing"
             logger.warning(
                 f"{self.path}: {len(other)} of {len(own)} category ids mean something else in the project's table "
-                f"{table!r} (id {first.id}: {first.target!r}, there {there}): is this another release? To train on it, "
-                "give the set a row whose labels are the categories.json written here"
+                f"{table!r} (id {first.id} is {first.target!r} here and {there} there); is this a different release? "
+                "To train on this data, add a dataset row whose labels are the categories.json written here"
             )
 
 
 def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: int | None) -> Annotation:
-    """Return an annotation with only the given fields, so that unused fields cannot make the sample invalid.
+    """Return an annotation reduced to the given fields, so that unused fields cannot make the sample invalid.
 
     Args:
+        row: the annotation.
+        names: the fields to keep.
         number: the id to use if the annotation has no valid id.
         category: the category id; None for a crowd without a category.
     """
@@ -298,12 +304,12 @@ def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: 
 
 
 def _identity(image: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the fields that are equal in two entries of one image."""
+    """Return the fields by which two entries with the same id are recognized as the same image."""
     return image.get("file_name"), image.get("coco_url"), side(image.get("width")), side(image.get("height"))
 
 
 def _other_kind(image_id: int | str) -> int | str | None:
-    """Return the string of an integer id, or the integer of a string id: "1" for 1, and 1 for "1"."""
+    """Convert an integer id to a string, or a string id to an integer: 1 to "1", and "1" to 1."""
     if isinstance(image_id, int):
         return str(image_id)
     number = whole(image_id)
@@ -321,7 +327,7 @@ def _has_masks(found: Mapping[int | str, ImageAnnotations]) -> bool:
 
 
 def _key(keys: str, image: dict[str, Any], path: Path) -> str:
-    if keys == "id":  # file names are unique only within the folder of a class
+    if keys == "id":  # file names are unique only within each class folder
         return f"{image['id']:08d}" if isinstance(image["id"], int) else re.sub(r"[^\w-]", "_", image["id"])
     return path.stem.removesuffix("_leftImg8bit") if keys == "cityscapes" else ""
 
@@ -332,13 +338,13 @@ def _value(image_id: Any) -> Any:
 
 
 def _unique(by_value: dict[Any, int | str], images: Mapping[Any, Any]) -> dict[Any, int | str]:
-    """Return the ids by value, without values that several ids share ("7" and "07")."""
+    """Return the ids by value, except values that several ids share (such as "7" and "07")."""
     counts = Counter(map(_value, images))
     return {value: image_id for value, image_id in by_value.items() if counts[value] == 1}
 
 
 def _of_coco(labels: LabelSet) -> bool:
-    """Return whether the categories are a subset of COCO's. Things are compared by id and name, stuff by id only."""
+    """Return whether all categories are COCO's. Things are compared by id and name, stuff only by id."""
     coco = load_labels("coco").classes
     return all(
         own.id in coco and (not coco[own.id].isthing or own.target in coco[own.id].names)
@@ -347,7 +353,7 @@ def _of_coco(labels: LabelSet) -> bool:
 
 
 def size_key(image_id: int | str) -> tuple[bool, int | str]:
-    """Return a sort key for image ids that puts integers before strings."""
+    """Return a sort key for an image id. Integers are sorted before strings."""
     return isinstance(image_id, str), image_id
 
 

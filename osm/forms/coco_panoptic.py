@@ -1,4 +1,4 @@
-"""COCO-panoptic form: one PNG per image whose pixels are segment ids, and a json with the class of each segment."""
+"""The annotation form COCO-panoptic: one PNG of segment ids per image, and a json with the class of each segment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from osm.forms.set_files import check_mask_size, distinct_ids, naming_file, read
 from osm.io.images import as_ids, decode, open_image, panoptic_pixels, read_panoptic
 from osm.io.values import storable, whole
 
-if TYPE_CHECKING:  # it imports torch, which converters do without
+if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
     from osm.io.views import View
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -44,7 +44,10 @@ _MOST = 256**3
 
 
 class Panoptic(Form):
-    """A segment is an entry in the json. Its pixels in the PNG have the colour with id = R + 256 G + 65536 B."""
+    """An image with panoptic segments.
+
+    Each segment is an entry in the json, and its pixels in the PNG encode the segment id as R + 256 G + 65536 B.
+    """
 
     name: ClassVar[str] = "coco_panoptic"
     what: ClassVar[str] = "a set in COCO-panoptic form"
@@ -85,7 +88,7 @@ class Panoptic(Form):
 
     @property
     def ids(self) -> np.ndarray:
-        """The segment ids, int32 (H, W)."""
+        """The segment id of each pixel, int32 (H, W)."""
         return self._ids
 
     # -- from the set's files ----------------------------------------------------------------------------------------
@@ -109,9 +112,9 @@ class Panoptic(Form):
                 raise SampleError("annotation_malformed", f"{where}: has no {lacks}")
             listed += 1
             if collected.panoptic_row is not None:
-                if collected.panoptic_row == row:  # merged jsons have entries twice
+                if collected.panoptic_row == row:  # merged json files contain rows twice
                     return
-                raise SampleError("image_annotated_twice", f"{where}: the image has a second row, left out")
+                raise SampleError("image_annotated_twice", f"{where}: this second row of the image is skipped")
             collected.panoptic_row, collected.raw, collected.masks = row, segments, {"png": row["file_name"]}
             segments[:] = [segment for segment in segments if _is_object(source, where, segment)]
             for place, segment in enumerate(segments):
@@ -123,7 +126,9 @@ class Panoptic(Form):
 
         found = source.by_image(read_row)
         if source.document["annotations"] and not listed:
-            raise OsmError(f"{files.where('json_file')}: is this a panoptic json? The first: {source.losses.first}")
+            raise OsmError(
+                f"{files.where('json_file')}: is this a panoptic json? The first error: {source.losses.first}"
+            )
         if labels is None and files.row.exact_names:
             source.compare(files.row.labels)
         return source.listing(found)
@@ -161,7 +166,7 @@ class Panoptic(Form):
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the entries that have a row in `annotations`, in the order of the rows."""
+        """Return the entries that have a row in the json's `annotations`, in the order of the rows."""
         return sorted((entry for entry in entries if entry.masks), key=lambda entry: entry.order)
 
     @classmethod
@@ -190,10 +195,12 @@ class Panoptic(Form):
 
 
 def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) -> list[tuple[int, dict[str, Any]]]:
-    """Return the annotations of a sample's json that are not crowds, each with its index. Ids become integers.
+    """Return the annotations of a sample's json except crowds, each with its index. Ids are converted to integers.
 
     Args:
-        fields: the fields that every annotation needs. labels: the classes of the dataset.
+        entries: the annotations.
+        fields: the fields that every annotation needs.
+        labels: the classes of the dataset.
 
     Raises:
         SampleError: `bad_json` if the annotations are malformed, `unknown_category` if a class is not in the labels.
@@ -211,7 +218,9 @@ def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) ->
                 continue
             number = whole(entry[name])
             if number is None:
-                raise SampleError("bad_json", f"segments_info: id and category_id are integers, found {shown(entry)}")
+                raise SampleError(
+                    "bad_json", f"segments_info: id and category_id must be integers, found {shown(entry)}"
+                )
             entry = {**entry, name: number}
         if "category_id" in fields and entry["category_id"] not in labels:
             raise SampleError(
@@ -229,7 +238,7 @@ def _is_object(source: CocoJson, where: str, segment: Any) -> bool:
 
 
 def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
-    """Return a segment of the json with integer ids, without values that cannot be stored as JSON.
+    """Return a segment with integer ids and only those values that can be stored as JSON.
 
     Raises:
         SampleError: an id is invalid.
@@ -237,7 +246,7 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
     number = whole(segment.get("id"))
     if number is None or not 0 < number < _MOST:
         found = shown(segment.get("id"))
-        raise SampleError("annotation_malformed", f"{where}: a segment needs an id of 1 to 256^3 - 1, found {found}")
+        raise SampleError("annotation_malformed", f"{where}: a segment needs an id from 1 to 256^3 - 1, found {found}")
     check_marks(segment, f"{where}, segment {number}")
     crowd = is_crowd(segment)
     changes: Annotation = {"id": number}
@@ -253,9 +262,10 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
 
 
 def _as_rgb(data: bytes, listed: set[int]) -> bytes:
-    """Return a panoptic PNG whose ids are in red, green and blue. A PNG in RGB or RGBA is returned unchanged.
+    """Convert a panoptic PNG to one that encodes the ids in red, green and blue. RGB and RGBA PNGs are not changed.
 
-    In a palette PNG, the colours are the ids, unless only the palette indices are among the `listed` ids.
+    In a palette PNG, the palette colors encode the ids. If only the palette indices are among the `listed` ids, the
+    indices are the ids.
     """
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):
@@ -265,7 +275,7 @@ def _as_rgb(data: bytes, listed: set[int]) -> bytes:
         indices, colours = np.asarray(image), image.convert("RGB")
         by_index = listed & set(distinct_ids(indices)) and not listed & set(distinct_ids(_ids_of(colours)))
         rgb = Image.fromarray(panoptic_pixels(indices)) if by_index else colours
-    elif image.mode in ("1", "L", "I", "I;16", "I;16B"):  # the grey value is the id
+    elif image.mode in ("1", "L", "I", "I;16", "I;16B"):  # the gray value is the id
         rgb = Image.fromarray(panoptic_pixels(as_ids(image)))
     else:
         return data  # `read_panoptic` raises the error
@@ -280,11 +290,11 @@ def _ids_of(rgb: Image.Image) -> np.ndarray:
 
 
 def _other_coding(mask: Path, ids: np.ndarray, listed: set[int], drawn: set[int]) -> str:
-    """Return the error message for a PNG that has none of the json's ids."""
+    """Return the error message for a PNG that contains none of the segment ids in the json."""
     turned = {number // 65536 + number // 256 % 256 * 256 + number % 256 * 65536 for number in drawn}
     swapped = "red and blue swapped (BGR, as OpenCV writes)"
-    hint = f"with {swapped} they are there" if listed & turned else f"are {swapped}, or is it coded otherwise?"
+    hint = f"with {swapped} they match" if listed & turned else f"are {swapped}, or is the encoding different?"
     return (
-        f"mask {mask}: none of the json's {len(listed)} segment ids, like {min(listed)}, is in the PNG, which has "
-        f"{len(drawn)}, like {min(drawn, default=0)}, as R + 256 G + 65536 B; {hint}"
+        f"mask {mask}: none of the json's {len(listed)} segment ids (such as {min(listed)}) is in the PNG, which has "
+        f"{len(drawn)} ids (such as {min(drawn, default=0)}) as R + 256 G + 65536 B; {hint}"
     )

@@ -1,4 +1,4 @@
-"""COCO-instances form (polygons or RLE, as in COCO and LVIS), and boxes without masks, as in detection datasets."""
+"""The annotation forms COCO-instances (polygons or RLE, as in COCO and LVIS) and boxes (as in detection datasets)."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ from osm.io.segmentation import draw_segmentation, read_segmentation
 from osm.io.values import finite, storable, whole
 from osm.storage.locations import is_remote
 
-if TYPE_CHECKING:  # it imports torch, which converters do without
+if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
     from osm.io.views import View
 
 _XYWH = 1  # detectron2's `bbox_mode` for boxes of x, y, width, height
-_KEPT_PIXELS = 1 << 28  # limit of cached mask pixels per image, one byte each; only huge images exceed it
+_KEPT_PIXELS = 1 << 28  # limit on cached mask pixels per image, one byte each; only huge images exceed the limit
 
 
 class Annotated(Form):
-    """Forms whose masks are stored in the annotations of the json.
+    """The base class of annotation forms that store each mask or box in an annotation of the json.
 
-    In training, an annotation is drawn uniformly. If the view shows too few of its pixels, the view is drawn again.
+    Training draws the annotations of an image uniformly. If a view shows too few pixels of the drawn annotation, a
+    different view is drawn.
 
     Attributes of the class:
-        shape_field: the field of an annotation that has its mask or box.
+        shape_field: the field that holds an annotation's mask or box.
         kept: the fields of an annotation that are stored in samples.
     """
 
@@ -59,7 +60,7 @@ class Annotated(Form):
         self._check_size(document)
         self.segments = self._read(document.get("segments_info"))
         self.entries = [entry for _, entry in self.segments if entry.get("category_id") not in self.rules.ignored_ids]
-        self.unusable: dict[int, SampleError] = {}  # errors by index in `entries`, found when masks are drawn
+        self.unusable: dict[int, SampleError] = {}  # errors raised when masks are drawn, by index in `entries`
 
     def pick(
         self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
@@ -68,7 +69,7 @@ class Annotated(Form):
         for i in rng.permutation(len(self.entries)).tolist():
             try:
                 mask = self._mask(i, view)
-            except SampleError as error:  # only this annotation is left out
+            except SampleError as error:  # only this annotation is skipped
                 self.unusable[i] = error
                 if len(self.unusable) == len(self.entries):
                     raise
@@ -88,7 +89,7 @@ class Annotated(Form):
         return bool(self.entries)
 
     def _read(self, entries: Any) -> list[tuple[int, Annotation]]:
-        """Return the annotations of a sample's json that are not crowds, each with its index.
+        """Return the annotations of a sample's json except crowds, each with its index.
 
         Raises:
             SampleError: `bad_json` or `unknown_category`.
@@ -99,7 +100,7 @@ class Annotated(Form):
         return Segment(mask, self.labels[entry["category_id"]], self.boxed)
 
     def _mask(self, number: int, view: View) -> np.ndarray | None:
-        """Return an annotation's mask in a view, or None if it has too few pixels there.
+        """Return an annotation's mask in a view, or None if the view shows too few pixels of the mask.
 
         Raises:
             SampleError: the annotation has no valid mask.
@@ -122,7 +123,7 @@ class Annotated(Form):
         def read_row(where: str, row: Annotation, collected: ImageAnnotations) -> None:
             nonlocal seen
             if "segments_info" in row:
-                raise OsmError(f"{where}: has 'segments_info': this is a panoptic json, not an instances one")
+                raise OsmError(f"{where}: has 'segments_info', so this is a panoptic json, not an instances json")
             collected.raw.append(row)
             crowd = is_crowd(row) and whole(row.get("category_id")) not in source.labels
             category = None if crowd else cls._category(source, row, where)
@@ -148,7 +149,7 @@ class Annotated(Form):
 
     @classmethod
     def _check_shapes(cls, files: SetFiles, source: CocoJson) -> None:
-        """Raise OsmError if the json has another form, or if its coordinates are not in pixels."""
+        """Raise OsmError if the json is in a different annotation form, or if its coordinates are not in pixels."""
         _check_pixels(files, source, cls.shape_field)
 
     @classmethod
@@ -171,22 +172,22 @@ class Annotated(Form):
 
     @classmethod
     def _with_mask(cls, entry: Entry, annotation: Annotation, size: Size) -> Annotation:
-        """Return the annotation with the mask of its mask file, if it has one. Raises SampleError for empty masks."""
+        """Return an annotation with its mask loaded from its mask file, if any. Raises SampleError for empty masks."""
         return annotation
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
-        """Return the annotation as it is stored in a sample. Raises SampleError if its mask or box is not usable."""
+        """Return an annotation in the format of a sample. Raises SampleError if its mask or box is not usable."""
         raise NotImplementedError
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return all images sorted by id, with or without annotations."""
+        """Return the entries of all images, with or without annotations, sorted by image id."""
         return sorted(entries, key=lambda entry: size_key(entry.raw[0]["id"]))
 
 
 class Instances(Annotated):
-    """Instances with masks. Each mask is rasterised once, and cropped to the view before it is resized."""
+    """An image with instance masks. Each mask is rasterized once, and is cropped to the view before resizing."""
 
     name: ClassVar[str] = "coco_instances"
     what: ClassVar[str] = "a set in COCO-instances form"
@@ -217,8 +218,8 @@ class Instances(Annotated):
     def labels_of(cls, row: Dataset) -> LabelSet:
         if is_mask_table(row.json_file):
             raise OsmError(
-                f"set {row.name!r}: {row.json_file} has no names: labels has to be the csv of its classes "
-                "(class-descriptions-boxable.csv), or the categories.json that `osm prepare` wrote"
+                f"set {row.name!r}: {row.json_file} contains no class names; set `labels` to its class csv "
+                "(class-descriptions-boxable.csv) or to the categories.json written by `osm prepare`"
             )
         return super().labels_of(row)
 
@@ -244,7 +245,7 @@ class Instances(Annotated):
         if not any(row.get("segmentation") for row in rows) and any(row.get("bbox") for row in rows):
             raise OsmError(
                 f"{files.where('json_file')}: holds boxes and no masks: none of its {len(rows)} annotations has a "
-                "segmentation; as boxes it is the form `boxes` (`osm prepare boxes`)"
+                "segmentation; use the annotation form `boxes` (`osm prepare boxes`)"
             )
 
     @classmethod
@@ -261,7 +262,7 @@ class Instances(Annotated):
 
 
 class OpenImages(Instances):
-    """Instances of Open Images: the masks are PNGs that are listed in a csv (see `osm.forms.mask_files`)."""
+    """An image of Open Images, whose masks are PNGs that are listed in a csv (see `osm.forms.mask_files`)."""
 
     what: ClassVar[str] = "Open Images"
 
@@ -276,7 +277,10 @@ class OpenImages(Instances):
 
 
 class Boxes(Annotated):
-    """Boxes (x, y, width, height) without masks. They are rounded outwards to pixels and clipped to the image."""
+    """An image with boxes (x, y, width, height) instead of masks.
+
+    Boxes are rounded outward to whole pixels and clipped to the image.
+    """
 
     name: ClassVar[str] = "boxes"
     what: ClassVar[str] = "boxes and classes in a COCO json"
@@ -304,7 +308,7 @@ class Boxes(Annotated):
         if row.get("bbox_mode") not in (None, _XYWH):
             mode = shown(row["bbox_mode"])
             raise SampleError(
-                "box_malformed", f"{where}: bbox_mode {mode}: only [x, y, width, height] ({_XYWH}) is read"
+                "box_malformed", f"{where}: bbox_mode {mode} is not supported; use [x, y, width, height] ({_XYWH})"
             )
         return super()._category(source, row, where)
 
@@ -314,7 +318,7 @@ class Boxes(Annotated):
 
 
 def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
-    """Raise OsmError if every coordinate is between 0 and 1, because normalised coordinates would give empty masks."""
+    """Raise OsmError if every coordinate is between 0 and 1, because normalized coordinates would give empty masks."""
     seen = 0
     for row in source.document["annotations"]:
         shape = row.get(field) if isinstance(row, dict) else None
@@ -326,8 +330,8 @@ def _check_pixels(files: SetFiles, source: CocoJson, field: str) -> None:
             seen += 0 < number < 1
     if seen:
         raise OsmError(
-            f"{files.where('json_file')}: every {field} is between 0 and 1: these are normalised coordinates, "
-            "and pixels are needed; multiply x by the width and y by the height"
+            f"{files.where('json_file')}: every {field} is between 0 and 1, so the coordinates are normalized, "
+            "but pixels are needed; multiply x by the width and y by the height"
         )
 
 
@@ -344,7 +348,7 @@ def _numbers_in(shape: Any) -> Iterator[int | float]:
 def read_box(value: Any) -> list[int | float] | None:
     """Return a box [x, y, width, height] of finite numbers, or None if the value is not a box.
 
-    The list itself is returned if it needs no conversion.
+    A list that needs no conversion is returned as the same object.
     """
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
@@ -356,10 +360,12 @@ def read_box(value: Any) -> list[int | float] | None:
 
 
 def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
-    """Return a box [x, y, width, height] that overlaps the image.
+    """Validate a box [x, y, width, height], which must overlap the image, and return it.
 
     Args:
+        value: the box from the file.
         size: (width, height) of the image.
+        where: the location of the box, for error messages.
 
     Raises:
         SampleError: `box_malformed`, `box_empty` or `box_outside`.
@@ -376,7 +382,9 @@ def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
 
 
 def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of a box in pixels, clipped to the image; right and bottom are exclusive.
+    """Return the edges of a box (left, top, right, bottom) in pixels, clipped to the image.
+
+    The right and bottom edges are exclusive.
 
     Raises:
         SampleError: `bad_box`.
@@ -395,7 +403,7 @@ def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
 
 
 def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, int]) -> np.ndarray | None:
-    """Return a box of an image (H, W) as a bool mask of the view, or None if it has too few pixels there."""
+    """Return a box of an image (H, W) as a bool mask of a view, or None if the view shows too few pixels of the box."""
     where = view.box(box, shape)
     if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
         return None
@@ -405,14 +413,14 @@ def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, in
 
 
 def draw_box(box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
-    """Return the bool mask (H, W) of a box, given as left, top, right, bottom."""
+    """Return the bool mask (H, W) of a box that is given as (left, top, right, bottom)."""
     mask = np.zeros(shape, bool)
     mask[box[1] : box[3], box[0] : box[2]] = True
     return mask
 
 
 def _patch(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Crop a mask to its bounding box. Return the crop, and the left and top coordinates of the box."""
+    """Crop a mask to its bounding box, and return the crop with the left and top coordinates of the box."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return np.zeros((0, 0), bool), 0, 0

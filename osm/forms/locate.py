@@ -1,8 +1,8 @@
-"""Finds the image files that a json names, even if the names are spelt differently from the files in the folder.
+"""Finds the image files listed in a json, even if the json spells their names differently from the folder.
 
-An exact match always has priority. Otherwise, names may differ from files in backslashes, percent-escapes, Unicode
-normalisation, upper and lower case, extension, and leading folders, host or drive. A file is accepted if it is the only
-match in the folder, and if no other entry of the json names it exactly.
+An exact match always has priority. Otherwise, a name in the json may differ from a file name in backslashes,
+percent-escapes, Unicode normalization, letter case, extension, and in leading folders, the host or the drive. A file
+is accepted if it is the only match in the folder, and if the json does not list its exact name in a different entry.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from osm.io.paths import safe_join
 _DRIVE = re.compile(r"[A-Za-z]:")
 _QUERY = re.compile(r"\?d=")  # Label Studio: /data/local-files/?d=folder/picture.jpg
 _EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
-_SHOWN = 3  # number of files that a message lists
+_SHOWN = 3  # the largest number of files that a message lists
 
 
 class FileFinder:
-    """Finds the files of one folder by the names that a json has for them.
+    """Finds the files of one folder by their names in a json.
 
     Args:
-        folder: the folder. All files that are found are inside it.
-        exact: accept exact names only, as for published datasets.
-        claimed: every name in the json. A file that one entry names exactly is not given to another entry.
+        folder: the folder. All files that are found are inside the folder.
+        exact: accept only exact names, as for published datasets.
+        claimed: every file name in the json. A file with exactly one of these names is not matched to other names.
         listed: the paths of all files, if the folder is the local copy of a remote folder whose files are downloaded
             on demand.
     """
@@ -47,13 +47,13 @@ class FileFinder:
         self.folder, self.exact = Path(folder), exact
         self._listed = None if listed is None else frozenset(listed)
         self._claimed = [name for name in claimed if isinstance(name, str)]
-        self.guessed: list[tuple[str, Path]] = []  # names without an exact match, and the files accepted for them
+        self.guessed: list[tuple[str, Path]] = []  # the names without an exact match, each with its accepted file
 
     def find(self, name: Any, where: str) -> Path:
         """Return the path of the file that a name refers to. If no file matches, return folder / name.
 
         Raises:
-            OsmError: the name is not a file name or leads out of the folder, and no file of the folder matches.
+            OsmError: the name is not a file name or leads out of the folder, and no file in the folder matches.
         """
         try:
             direct = safe_join(self.folder, name)
@@ -79,7 +79,7 @@ class FileFinder:
         return path.relative_to(self.folder).as_posix()
 
     def what_is_there(self) -> str:
-        """Return a description of the folder's contents for an error message."""
+        """Return a short description of the folder's contents, for error messages."""
         files = sorted(self._files)
         if not files:
             return "the folder holds no image"
@@ -87,19 +87,19 @@ class FileFinder:
         return f"the folder holds {len(files)} images ({first}{', ...' if len(files) > _SHOWN else ''})"
 
     def settle(self, found: Sequence[tuple[Any, Path]]) -> list[Path]:
-        """Undo the inexact matches by which two different names refer to one file.
+        """Undo inexact matches where two different names were matched to the same file.
 
         Args:
-            found: every name, and the path that `find` returned for it.
+            found: every name with the path that `find` returned for the name.
 
         Returns:
-            the final path of each name, in the same order.
+            the final path of each name, in the order of `found`.
         """
         if not self.guessed:
             return [path for _, path in found]
         guessed = dict(self.guessed)
         of_file: dict[str, set[Any]] = {}
-        for name, path in found:  # two paths may be links to one file
+        for name, path in found:  # two paths may be links to the same file
             of_file.setdefault(os.path.realpath(path), set()).add(name)
         doubtful = {name for name, path in guessed.items() if len(of_file[os.path.realpath(path)]) > 1}
         self.guessed = [(name, path) for name, path in self.guessed if name not in doubtful]
@@ -109,7 +109,7 @@ class FileFinder:
         ending = _EXTENSION.search(_plain(name))
         for key in _spellings(name, self._top_folders):
             fitting = [path for path in self._by_spelling.get(key, ()) if path not in self._taken]
-            if len(fitting) > 1 and ending:  # prefer the extension that the json has
+            if len(fitting) > 1 and ending:  # prefer the extension that the json states
                 fitting = [path for path in fitting if path.lower().endswith(ending[0])]
             if len(fitting) == 1:
                 path = self.folder / fitting[0]
@@ -121,7 +121,7 @@ class FileFinder:
 
     @cached_property
     def _files(self) -> list[str]:
-        """The relative paths of all images below the folder."""
+        """The paths of all images in the folder and its subfolders, relative to the folder."""
         if self._listed is not None:
             hidden = (name for name in self._listed if any(part.startswith(".") for part in name.split("/")))
             return sorted(name for name in self._listed - frozenset(hidden) if _EXTENSION.search(name))
@@ -135,14 +135,14 @@ class FileFinder:
 
     @cached_property
     def _top_folders(self) -> frozenset[str]:
-        """The names of the direct subfolders, normalised by `_plain`."""
+        """The names of the direct subfolders, normalized by `_plain`."""
         if self._listed is not None:
             return frozenset(_plain(name.split("/")[0]) for name in self._listed if "/" in name)
         return frozenset(_plain(path.name) for path in self.folder.iterdir() if path.is_dir())
 
     @cached_property
     def _by_spelling(self) -> dict[tuple[str, bool], list[str]]:
-        """Files by (normalised path without extension, True) and by (normalised file name without extension, False)."""
+        """Files by (normalized path without extension, True) and by (normalized file name without extension, False)."""
         found: dict[tuple[str, bool], list[str]] = {}
         for path in self._files:
             plain = _EXTENSION.sub("", _plain(path))
@@ -152,19 +152,19 @@ class FileFinder:
 
     @cached_property
     def _taken(self) -> frozenset[str]:
-        """The files that the json names exactly."""
+        """The files whose exact names are in the json."""
         files = set(self._files)
         return frozenset(name for name in self._claimed if name in files)
 
 
 def _plain(name: str) -> str:
-    """Normalise a name: forward slashes, composed Unicode characters, lower case, no percent-escapes."""
+    """Normalize a name: forward slashes, composed Unicode characters, lower case, no percent-escapes."""
     text = unicodedata.normalize("NFC", unquote(name.strip()).replace("\\", "/"))
     return unicodedata.normalize("NFC", text.casefold())
 
 
 def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
-    """Return the keys of `_by_spelling` under which a name is looked up, best match first."""
+    """Return the keys under which to look up a name in `_by_spelling`, the best match first."""
     text = name[2:] if _DRIVE.match(name) else name
     try:
         url = urlsplit(text) if "://" in text else None
@@ -184,11 +184,11 @@ def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
     for start in range(len(parts)):
         keys.append(("/".join(parts[start:]), True))
         if parts[start] in known and start < len(parts) - 1:
-            return keys  # this folder exists, so a file of the same name in another folder is not a match
+            return keys  # this folder exists, so a file of the same name in a different folder is not a match
     keys.append((parts[-1], False))
     return keys
 
 
 def _harmless(name: str) -> str:
-    """Remove `..` and empty parts from a name, so that the path stays below its folder."""
+    """Remove `..` and empty parts from a name, so that the path does not lead out of its folder."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")) or "_"

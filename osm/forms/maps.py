@@ -1,4 +1,4 @@
-"""Forms whose masks are label maps without a json: semantic datasets, and datasets of object parts."""
+"""The annotation forms whose masks are label maps without a json: semantic datasets and datasets of object parts."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from osm.io.images import SUFFIXES, read_ids, read_panoptic
 from osm.io.values import whole
 from osm.storage.locations import is_remote, join, sibling
 
-if TYPE_CHECKING:  # it imports torch, which converters do without
+if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
     from osm.io.views import Cut, View
 
 IGNORED_ID = 65535
 _VOID = 255  # in 8-bit maps, the id of pixels without a class
-_BLANK = frozenset({0, _VOID})  # ids that mean "no class" unless the labels have them
+_BLANK = frozenset({0, _VOID})  # ids that mean "no class" unless the labels contain them
 
 
 class LabelMaps(Form):
-    """An image and a label map of the same file name. All pixels of one id are one mask."""
+    """An image and a label map with the same file name. All pixels with the same id form one mask."""
 
     needs: ClassVar[tuple[str, ...]] = ("image_dir", "mask_dir")
     image_needs: ClassVar[tuple[str, ...]] = ("image_dir",)
@@ -60,11 +60,11 @@ class LabelMaps(Form):
     @property
     @abstractmethod
     def map_to_name(self) -> np.ndarray:
-        """The label map (H, W) whose ids are named in a val split."""
+        """The label map (H, W) whose masks are named in a val split."""
 
     @cached_property
     def ids_to_name(self) -> list[int]:
-        """The ids of `map_to_name` that are classes, in ascending order."""
+        """The class ids that occur in `map_to_name`, in ascending order."""
         return [i for i in distinct_ids(self.map_to_name) if self._is_class(i)]
 
     def _is_class(self, i: int) -> bool:
@@ -88,7 +88,7 @@ class LabelMaps(Form):
 
     @classmethod
     def words(cls, entry: Entry) -> tuple[Any, list[dict[str, Any]]]:
-        annotations: list[dict[str, Any]] = []  # the split adds them, because the ids are only in the pixels
+        annotations: list[dict[str, Any]] = []  # filled by the split, because the ids are only in the pixels
         return {"file_name": entry.record["file_name"], "pred": annotations}, annotations
 
     @classmethod
@@ -97,7 +97,7 @@ class LabelMaps(Form):
 
     @classmethod
     def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
-        return None  # the ids would require reading gigabytes of label maps
+        return None  # finding the ids would require reading gigabytes of label maps
 
     @classmethod
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
@@ -192,7 +192,7 @@ class Semantic(LabelMaps):
             strange = sorted(ids - known - set(files.row.ignored_ids))
             ids -= set(strange)
             if strange:
-                message = f"mask {path}: ids {strange[:5]} are not in the labels {files.labels}; they are no class"
+                message = f"mask {path}: ids {strange[:5]} are not in the labels {files.labels} and are ignored"
                 losses.add("id_not_in_labels", message, len(strange))
         if not ids:
             raise SampleError("nothing_labelled", f"mask {path}: no pixel has a class")
@@ -200,17 +200,18 @@ class Semantic(LabelMaps):
 
 
 def _numbers(files: SetFiles) -> list[int]:
-    """Return the ids of --ignored_ids. Raises OsmError if they are not integers."""
+    """Return the ids given by --ignored_ids. Raises OsmError if they are not integers."""
     given = [whole(text) for text in str(files.extra_fields.get("ignored_ids") or "").split(",") if text.strip()]
     if None in given:
-        raise OsmError(f"{files.where('ignored_ids')} is not a list of ids, like 0,255")
+        raise OsmError(f"{files.where('ignored_ids')} is not a list of ids, such as 0,255")
     return [number for number in given if number is not None]
 
 
 class Parts(LabelMaps):
-    """Parts of objects in one label map, and whole objects in another. Ids that are not in the tables are ignored.
+    """An image with a label map of object parts and optionally a label map of whole objects.
 
-    In training, each view draws anew whether parts or whole objects are named. In a val split, only parts are named.
+    Ids that are not in the label tables are ignored. In training, the choice between parts and whole objects is drawn
+    for each view. In a val split, only parts are named.
     """
 
     name: ClassVar[str] = "parts"
@@ -232,7 +233,7 @@ class Parts(LabelMaps):
     ) -> list[Segment]:
         if self._whole is None or whole_prob == 0:
             return self._pick_parts(view, count, rng)
-        wanted = int(rng.binomial(count, whole_prob))  # number of whole objects
+        wanted = int(rng.binomial(count, whole_prob))  # the number of whole objects
         picked = self._pick_whole(view, wanted, rng) if wanted else []
         if picked or wanted < count:  # if there are fewer objects than wanted, more parts are picked
             picked += self._pick_parts(view, count - len(picked), rng)
@@ -260,7 +261,7 @@ class Parts(LabelMaps):
         return self._parts
 
     def target(self, segment: Segment, rng: np.random.Generator, prepend_prob: float = 0.0) -> str:
-        """Return a part's name. With `prepend_prob`, the kind of object in it is replaced by the object's class.
+        """Return the name of a part. With probability `prepend_prob`, it names the object's class, not only its kind.
 
         For example, "quadruped head" becomes "impala head".
 
@@ -272,12 +273,12 @@ class Parts(LabelMaps):
         if labels is None or segment.whole or not named_so or rng.random() >= prepend_prob:
             return label.target
         if len(self._objects) != 1:
-            raise SampleError("not_one_object", f"a part is to be named after its object: {len(self._objects)} of them")
+            raise SampleError("not_one_object", f"a part has to be named with its object: {len(self._objects)} objects")
         return labels[self._objects[0]].target + label.target.removeprefix(label.supercategory)
 
     @cached_property
     def _objects(self) -> list[int]:
-        """The classes of whole objects in the entire image, independent of the view."""
+        """The classes of all whole objects in the image, independent of the view."""
         labels = self.rules.whole_labels
         if self._whole is None or labels is None:
             return []
@@ -300,21 +301,21 @@ class Parts(LabelMaps):
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        """List the files of PartImageNet's folders, or of one folder of images and one of masks.
+        """List the files in PartImageNet's folders, or in one image folder and one mask folder.
 
-        With a split, the folders are `images/<split>`, and beside `images`, `annotations/<split>` and
-        `annotations/<split>_whole`. Without a split, which is the case for val splits, `image_dir` has the images, and
-        `ann_dir` has the PNGs of parts or the .mat files. Whole objects are not named then.
+        If `--split` is given, the folders are `images/<split>`, `annotations/<split>` and `annotations/<split>_whole`,
+        where `annotations` is next to `images`. Otherwise, as in evaluation, `image_dir` contains the images and
+        `ann_dir` the PNGs of parts or the .mat files, and whole objects are not named.
         """
         split = files.extra_fields.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
-            raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, like train")
+            raise OsmError(f"{files.flag.format('split')} {split!r} is not the name of a subfolder, such as train")
         folder = files.folder("image_dir")
         arguments: dict[str, Any] = {"form": files.name, "image_dir": files.recorded("image_dir")}
         if split is None:
             parts = Path(str(files.ann_dir))
         else:
-            # The folder beside `image_dir` as it is written: links are not resolved.
+            # The folder `annotations` is next to `image_dir` as written; symbolic links are not resolved.
             parts = Path(os.path.abspath(folder)).parent / "annotations" / split
             folder, arguments = folder / split, arguments | {"split": split}
         if any(path.suffix.lower() == ".mat" for path in parts.glob("*")) and split is None:
@@ -350,14 +351,15 @@ class Parts(LabelMaps):
                 raise SampleError("mask_not_png", f"mask {path}: is a {form}; a PNG is needed")
             known |= ids & known_ids(tables[name])
         if not known:
-            raise SampleError("nothing_labelled", f"mask {entry.masks['part.png']}: it has no part and no object")
+            raise SampleError("nothing_labelled", f"mask {entry.masks['part.png']}: no pixel is a known part or object")
         return members, None, tuple(range(len(known)))
 
 
 class PascalParts(Parts):
-    """Pascal-Part: VOC2010 images, and one .mat file per image with the masks of objects and of their parts.
+    """An image of Pascal-Part: a VOC2010 image, and a .mat file with the masks of objects and their parts.
 
-    Both label maps are stored as PNGs with id = R + 256 G + 65536 B; 0 is background. Later masks cover earlier ones.
+    A sample stores a label map of parts and a label map of objects, as PNGs with id = R + 256 G + 65536 B. The id 0 is
+    background. Where masks overlap, the later mask covers the earlier one.
     """
 
     what: ClassVar[str] = "Pascal-Part"
@@ -404,12 +406,12 @@ def categories(labels: LabelSet) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=8)
 def known_ids(labels: str) -> frozenset[int]:
-    """Return the ids of a label table or file. The result is cached."""
+    """Return the ids in a label table or label file. The result is cached."""
     return frozenset(load_labels(labels).classes)
 
 
 def _digest_of(entries: list[Entry], files: SetFiles) -> str:
-    """Hash the names and sizes of files. Reading gigabytes of maps to detect changes would take too long."""
+    """Hash the names and sizes of the files, because hashing gigabytes of label maps would take too long."""
     listing = [
         f"{entry.image.name} {mask.name} {mask.stat().st_size if mask.exists() else 0}"
         for entry in entries
@@ -425,7 +427,7 @@ def _counting(areas: Mapping[int, int], labels: LabelSet, rules: Rules) -> list[
 def _draw(
     cut: Cut, ids: list[int], labels: LabelSet, count: int, rng: np.random.Generator, whole: bool = False
 ) -> list[Segment]:
-    """Return segments of up to `count` random ids."""
+    """Return the segments of up to `count` randomly drawn ids."""
     order = rng.permutation(len(ids))[:count]
     return [Segment(cut.enlarge(cut.labels == ids[i]), labels[ids[i]], whole=whole) for i in order]
 

@@ -1,7 +1,7 @@
 """Instance masks that are stored as one PNG each and listed in a csv, as in Open Images.
 
-Each line of `<split>-annotations-object-segmentation.csv` has a MaskPath (a 1-bit PNG, often of another size than the
-image), an ImageID (the image is ImageID.jpg) and a LabelName (such as /m/01g317). A second csv has the class names.
+Each line of `<split>-annotations-object-segmentation.csv` has a MaskPath (a 1-bit PNG, often with a different size than
+the image), an ImageID (the image is ImageID.jpg) and a LabelName (such as /m/01g317). A second csv has the class names.
 """
 
 from __future__ import annotations
@@ -31,29 +31,32 @@ _NAME = re.compile(r"[\w-]{1,100}")
 
 
 def is_mask_table(path: str | Path | None) -> bool:
-    """Return whether the annotations are listed in a csv of masks instead of a json."""
+    """Return whether a path, given as the annotation file, is a csv of mask files instead of a json."""
     return path is not None and suffix_of(path) == ".csv"
 
 
 class MaskTable(CocoJson):
-    """The csv, converted to the structure of a COCO json. The id of an annotation is the name of its mask file."""
+    """A csv of mask files, converted to the structure of a COCO json.
+
+    The id of an annotation is the name of its mask file without the extension.
+    """
 
     def __init__(self, files: SetFiles, labels: LabelSet | None) -> None:
         path = Path(str(files.json_file))
         if not files.labels:
             flag = files.flag.format("labels")
-            raise OsmError(f"{flag}: the class names of {path} are in another csv: give class-descriptions-boxable.csv")
+            raise OsmError(f"{flag}: {path} has no class names; give their csv, class-descriptions-boxable.csv")
         categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:
-            raise OsmError(f"{files.where('labels')}: none of its categories has a {LABEL_NAME}, as {path} calls them")
+            raise OsmError(f"{files.where('labels')}: no category has a {LABEL_NAME}, to which {path} refers")
         self._found = _pngs(files.folder("ann_dir"))
         self._lines = array("L")
         super().__init__(files, labels, self._read(path, files, categories))
 
     def _read(self, path: Path, files: SetFiles, categories: list[Any]) -> tuple[dict[str, Any], str]:
         digest = hashlib.sha256(repr(sorted(self._ids.items())).encode())
-        digest.update(names_digest(self._found).encode())  # masks that were added later change the shards
+        digest.update(names_digest(self._found).encode())  # adding masks later changes the shards
         images: dict[str, dict[str, Any]] = {}
         annotations: list[Any] = []
         for line, row in csv_records(path, files.flag.format("json_file"), _COLUMNS, digest):
@@ -64,7 +67,7 @@ class MaskTable(CocoJson):
             mask, image_id, label = (row[name].strip() for name in _COLUMNS)
             if image_id not in images and _NAME.fullmatch(image_id):
                 images[image_id] = {"id": image_id, "file_name": f"{image_id}.jpg"}
-            image_id = images[image_id]["id"] if image_id in images else image_id  # share one string between lines
+            image_id = images[image_id]["id"] if image_id in images else image_id  # all lines share one string object
             own_id = mask.removesuffix(".png")
             annotation = {"id": own_id, "image_id": image_id, "category_id": self._ids.get(label), LABEL_NAME: label}
             if annotation["category_id"] is not None:
@@ -86,16 +89,21 @@ class MaskTable(CocoJson):
         name = f"{row['id']}.png"
         path = self._found.get(name)
         if path is None:
-            message = f"{where}: {shown(name)} is neither in {self.files.ann_dir} nor in one of its folders"
+            message = f"{where}: {shown(name)} is neither in {self.files.ann_dir} nor in one of its subfolders"
             raise SampleError("annotation_without_mask", message)
         collected.masks[path] = segment[_MASK_FILE] = path
 
 
 def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annotation:
-    """Return an annotation whose mask file is replaced by an RLE of the image's size, (width, height).
+    """Replace an annotation's mask file by an RLE with the size of the image.
+
+    Args:
+        entry: the entry of the image.
+        annotation: the annotation.
+        size: (width, height) of the image.
 
     Raises:
-        SampleError: the file is not a mask, or its mask has no pixel.
+        SampleError: the file is not a mask, or no pixel of the mask is set.
     """
     path = entry.masks[annotation[_MASK_FILE]]
     try:
@@ -104,7 +112,7 @@ def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annot
     except SampleError as error:
         raise SampleError("annotation_without_mask", str(error)) from None
     if not mask.any():
-        raise SampleError("annotation_without_mask", f"mask {path}: no pixel of it is set")
+        raise SampleError("annotation_without_mask", f"mask {path}: the mask is empty")
     from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
     counts = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))["counts"].decode("ascii")
@@ -113,7 +121,7 @@ def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annot
 
 
 def _pngs(folder: Path) -> dict[str, str]:
-    """Return the PNGs of a folder and of its direct subfolders: file name -> path relative to the folder."""
+    """Return the PNGs in a folder and its direct subfolders, as a dict from file name to relative path."""
     found: dict[str, str] = {}
     for root, folders, names in os.walk(folder):
         folders.sort()

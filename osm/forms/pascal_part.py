@@ -1,4 +1,4 @@
-"""Pascal-Part: the masks of objects and parts in a .mat file are drawn into two label maps."""
+"""Draws the masks in a .mat file of Pascal-Part into two label maps, one of objects and one of parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NamedMasks = list[tuple[str, np.ndarray]]  # raw names and bool masks (H, W), in
 def ids() -> dict[str, int]:
     """Return the id of each raw name, such as "cow" or "cow:lear".
 
-    Names that are not trained have ids too, because their masks cover the masks below them.
+    Names that are never used in training have ids too, because their masks cover the masks drawn before them.
     """
     table = resources.files("osm.datasets") / "labels" / f"{_TABLE}.json"
     document = json.loads(table.read_text(encoding="utf-8"))
@@ -37,26 +37,29 @@ def ids() -> dict[str, int]:
 def draw_maps(
     entry: Entry, size: Size, losses: Losses, labels: Container[int], id_coding: str = "rgb"
 ) -> dict[str, bytes]:
-    """Draw the label maps of parts and of whole objects from an image's .mat file, as members of its sample.
+    """Draw an image's .mat file as two label maps (parts and whole objects), and return them as members of its sample.
 
     Args:
-        size: (width, height) of the image. losses: collects masks whose names are unknown.
-        labels: ids of the parts that are trained. id_coding: coding of ids in the PNGs; see `Rules`.
+        entry: the entry of the image.
+        size: (width, height) of the image.
+        losses: collects masks whose names are unknown.
+        labels: the ids of the parts that are used in training.
+        id_coding: how the PNGs store ids; see `Rules`.
 
     Raises:
-        SampleError: the file cannot be read, or none of its parts is trained.
+        SampleError: the file cannot be read, or none of its parts is used in training.
     """
     path = entry.masks["mat"]
     with naming_file(path, "mask"):
         whole, parts = named_masks(read_mat(read_file(path), "anno"))
         maps = [_draw(masks, size, losses, path) for masks in (parts, whole)]
     if not any(i in labels for i in np.unique(maps[0]).tolist()):
-        raise SampleError("no_part_masks", f"mask {path}: none of its objects has parts with a name")
+        raise SampleError("no_part_masks", f"mask {path}: no object in the file has a part that can be named")
     return {"part.png": _png(maps[0], id_coding), "whole.png": _png(maps[1], id_coding)}
 
 
 def named_masks(anno: Any) -> tuple[NamedMasks, NamedMasks]:
-    """Return the masks of objects and the masks of parts in the file's variable `anno`, in the file's order.
+    """Return the object masks and the part masks in a file's variable `anno`, in the file's order.
 
     Raises:
         SampleError: `annotation_malformed`.
@@ -75,7 +78,7 @@ def named_masks(anno: Any) -> tuple[NamedMasks, NamedMasks]:
 
 
 def _records(cell: Any) -> Iterator[Any]:
-    """Yield the entries of a MATLAB structure array, which may be wrapped in cells of one element."""
+    """Yield the entries of a MATLAB structure array, which may be wrapped in single-element cells."""
     while isinstance(cell, np.ndarray) and cell.dtype == object and cell.size == 1:
         cell = cell.item()
     if not isinstance(cell, np.ndarray) or cell.size and cell.dtype.names is None:
@@ -98,8 +101,8 @@ def _mask(cell: Any) -> np.ndarray:
 
 
 def _draw(masks: NamedMasks, size: Size, losses: Losses, path: Path) -> np.ndarray:
+    """Draw masks into a label map, int32 (H, W). Where masks overlap, the later mask covers the earlier one."""
     canvas = np.zeros((size[1], size[0]), np.int32)
-    """Return the label map, int32 (H, W). Later masks cover earlier ones."""
     for name, mask in masks:
         if mask.shape != canvas.shape:
             found = f"{mask.shape[1]} x {mask.shape[0]}"
@@ -112,7 +115,7 @@ def _draw(masks: NamedMasks, size: Size, losses: Losses, path: Path) -> np.ndarr
 
 
 def _png(canvas: np.ndarray, id_coding: str) -> bytes:
-    # Two bytes are enough, because the ids of the table are below 65536.
+    # 16 bits are enough, because all ids in the table are below 65536.
     pixels = panoptic_pixels(canvas) if id_coding == "rgb" else canvas.astype(np.uint16)
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")

@@ -1,8 +1,8 @@
-"""Splits whose masks come from a file of proposals instead of the dataset's ground truth.
+"""Splits whose masks come from a proposal file instead of the dataset's ground truth.
 
-The file is a list in COCO's results format ({image_id or file_name, segmentation}), a COCO json {images, annotations},
-or the masks of one image in SA-1B's format ({image, annotations}). In a dataset of boxes, the mask of a proposal is its
-filled `bbox`; without a `bbox`, it is the box around its segmentation.
+The proposal file is a list in COCO's results format ({image_id or file_name, segmentation}), a COCO json
+{images, annotations}, or the masks of one image in SA-1B's format ({image, annotations}). In a dataset of boxes, the
+mask of a proposal is its filled `bbox`, or the filled bounding box of its segmentation if the `bbox` is missing.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ _EXPECTED = (
     "expected a list of {image_id or file_name, segmentation}, a COCO json {images, annotations}, or one image's "
     "{image, annotations} as SA-1B has it"
 )
-NumberedProposal = tuple[int, dict[str, Any]]  # index in the file, and the proposal
+NumberedProposal = tuple[int, dict[str, Any]]  # the index in the file, and the proposal
 
 
 class ProposalSplit(Split):
-    """The images that have proposals, one item each, in the order of their first proposal.
+    """A split with one item for each image that has proposals.
 
-    The prediction file is a list of the proposals, grouped by image.
+    The items have the order of the images in the proposal file. The prediction file lists all proposals, grouped by
+    image.
 
     Args:
-        row, form, max_bad_annotations: as in `Split`. file: path or URL of the file of proposals.
+        row, form, max_bad_annotations: as in `Split`.
+        file: path or URL of the proposal file.
 
     Raises:
-        OsmError: the file is malformed, refers to other images, or has too many unusable proposals.
+        OsmError: the file is malformed, refers to an image outside the dataset, or has too many unusable proposals.
     """
 
     kind = "proposals"
@@ -116,13 +118,18 @@ class ProposalSplit(Split):
 def by_image(
     row: Dataset, form: type[Form], images: list[ImageFile], document: Any, where: str, losses: Losses
 ) -> dict[Path, tuple[ImageFile, list[NumberedProposal]]]:
-    """Check the proposals of a document, and group them by the path of their image.
+    """Check all proposals in a document, and group the valid proposals by the path of their image.
 
     Args:
-        where: begins error messages; it names the file. losses: collects unusable proposals.
+        row: row of the dataset table.
+        form: the row's annotation form.
+        images: all images of the dataset.
+        document: the content of the proposal file.
+        where: the name of the file, with which error messages begin.
+        losses: collects unusable proposals.
 
     Raises:
-        OsmError: the document has another form, or a proposal refers to an image that is not in this dataset.
+        OsmError: the document is in a different format, or a proposal refers to an image outside the dataset.
     """
     proposals = _listed(document, where)
     finder = _ImageFinder(row, images)
@@ -140,7 +147,7 @@ def by_image(
 
 
 def _listed(document: Any, where: str) -> list[dict[str, Any]]:
-    """Return a file's proposals, each with the `image_id` or `file_name` of its image."""
+    """Return the proposals in a proposal file. Each one contains the `image_id` or `file_name` of its image."""
     proposals = document
     image: dict[str, Any] = {}
     if isinstance(document, dict) and isinstance(document.get("annotations"), list):
@@ -156,14 +163,14 @@ def _listed(document: Any, where: str) -> list[dict[str, Any]]:
     nameless = [proposal for proposal in proposals if "image_id" not in proposal and "file_name" not in proposal]
     if nameless and len(nameless) == len(proposals) and "predicted_iou" in nameless[0]:
         raise OsmError(
-            f"{where}: masks as SAM's automatic generator writes them do not say of which image they are: each has "
-            "neither image_id nor file_name; add one of them"
+            f"{where}: the masks have neither image_id nor file_name, as written by SAM's automatic generator, so "
+            "their images are unknown; add image_id or file_name to each mask"
         )
     return proposals
 
 
 class _ImageFinder:
-    """Finds the image that a proposal refers to by `image_id` or `file_name`."""
+    """Finds the image whose `image_id` or `file_name` is given in a proposal."""
 
     def __init__(self, row: Dataset, images: list[ImageFile]) -> None:
         self._row, self._count = row, len(images)
@@ -181,11 +188,11 @@ class _ImageFinder:
             if key in proposal:
                 found.append(self._find(key, proposal[key], where))
         if not found:
-            raise OsmError(f"{where}: has neither image_id nor file_name; one of them says whose mask it is")
+            raise OsmError(f"{where}: has neither image_id nor file_name, so its image is unknown")
         if found[0] != found[-1]:
             raise OsmError(
                 f"{where}: image_id {proposal['image_id']!r} and file_name {proposal['file_name']!r} are two images of "
-                f"set {self._row.name!r}; expected one"
+                f"set {self._row.name!r}; expected the same image"
             )
         return found[0]
 
@@ -199,22 +206,25 @@ class _ImageFinder:
             called = "is not" if not found else f"is {len(found)} images"
             raise OsmError(
                 f"{where}: {key} {shown(value)} {called} among the {self._count} images of set "
-                f"{self._row.name!r}; expected one of them"
+                f"{self._row.name!r}; expected exactly one image"
             )
         return found[0]
 
 
 def _id(value: Any) -> Hashable:
-    """Return an integer for integer-like ids, else a string, so that 1 and "1" are the same key."""
+    """Convert an id to an integer if possible, else to a string, so that 1 and "1" become the same key."""
     number = whole(value)
     return str(value) if number is None else number
 
 
 def mask_of(proposal: dict[str, Any], boxed: bool, size: tuple[int, int], where: str) -> np.ndarray:
-    """Return a proposal's mask, bool (H, W); all False if the mask has no pixel.
+    """Return a proposal's mask as bool (H, W). All values are False if the mask is empty.
 
     Args:
-        boxed: whether the masks of the dataset are boxes. size: (height, width) of the image.
+        proposal: the proposal.
+        boxed: whether the masks of the dataset are boxes.
+        size: (height, width) of the image.
+        where: the location of the proposal, for error messages.
 
     Raises:
         SampleError: the proposal has no valid mask.
@@ -229,7 +239,7 @@ def mask_of(proposal: dict[str, Any], boxed: bool, size: tuple[int, int], where:
 
 
 def _check(proposal: dict[str, Any], boxed: bool, image: ImageFile, where: str) -> None:
-    """Check a proposal without decoding its pixels. The `bbox` is checked only in a dataset of boxes.
+    """Check a proposal without decoding its mask. The `bbox` is only checked in a dataset of boxes.
 
     Raises:
         OsmError: the proposal has neither a mask nor a box, or its score is not a number.

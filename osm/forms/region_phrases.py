@@ -1,12 +1,12 @@
 """Regions: boxes or masks that have phrases instead of a category.
 
 A sample's json has {file_name, image_id, width, height, segments_info: [{id, iscrowd, phrases, bbox or segmentation}]}.
-The first phrase is the training target; the other phrases are correct names too. Evaluation needs classes, so each
-distinct list of phrases is a class there.
+The first phrase is the training target, and all further phrases are correct names too. Evaluation needs classes, so it
+treats each distinct list of phrases as a class.
 
-Three kinds of files are read, and recognised by their structure: region descriptions or objects of Visual Genome (a
-list of images with `regions` or `objects`), a json in COCO's form whose annotations have a phrase, and RefCOCO's
-instances with a second json of referring expressions.
+Three kinds of files are supported and are recognized by their structure: region descriptions or objects of Visual
+Genome (a list of images with `regions` or `objects`), a json in COCO format whose annotations have phrases, and
+RefCOCO's instances with a second json of referring expressions.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from osm.forms.split import set_files
 from osm.io.values import truth
 from osm.storage.locations import public
 
-if TYPE_CHECKING:  # it imports torch, which converters do without
+if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
     from osm.io.views import View
 
 PHRASE_FIELDS = ("phrase", "phrases", "caption", "names", "name")
-MAX_PHRASE = 300  # characters; the training target has at most 32 tokens
+MAX_PHRASE = 300  # in characters; for comparison, a training target has at most 32 tokens
 MAX_PHRASES = 100
 _VG_FOLDERS = ("VG_100K", "VG_100K_2")
 _PICKLES = (".p", ".pkl", ".pickle")
@@ -52,7 +52,7 @@ _SHAPES = ("segmentation", "bbox")
 
 
 class Regions(Instances):
-    """Regions with phrases. A region with a segmentation is a mask; a region with only a box is named as a box."""
+    """An image whose regions have phrases. A region without a segmentation is treated as a box."""
 
     name: ClassVar[str] = "regions"
     phrased: ClassVar[bool] = True
@@ -109,7 +109,7 @@ class Regions(Instances):
 
     @classmethod
     def labels_of(cls, row: Dataset) -> LabelSet:
-        """Return one class for each distinct list of phrases in the json; no class without a json, as in training."""
+        """Return one class for each distinct list of phrases in the json, or no class if there is no json."""
         if row.json_file is None:
             return LabelSet("the phrases of the shards", {})
         lists = phrase_lists(read_regions(localize_files(set_files(row), cls))[0])
@@ -128,7 +128,7 @@ class Regions(Instances):
             phrases, shape = phrases_of(row), {name: row[name] for name in _SHAPES if row.get(name)}
             own |= {"phrases": list(phrases)} | ({"category_id": ids[phrases]} if phrases in ids else {})
             seen += 1
-            # Converters do not need the shapes, and there are millions of them.
+            # Converters skip the shapes to save memory: they do not need them, and a dataset may have millions.
             collected.raw.append(own if labels is None else {**own, "image_id": row.get("image_id"), **shape})
             if not phrases and not own["iscrowd"]:
                 raise SampleError("phrase_missing", f"{where}: {_why_none(row)}")
@@ -147,14 +147,14 @@ class Regions(Instances):
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Return an error message if the phrases of a prediction differ from its class, else an empty string.
+        """Return an error message if the phrases in a prediction contradict its category id, else an empty string.
 
-        The category id of a phrase depends on the json file. In another json, the same id is another phrase.
+        Category ids of phrases are assigned per json file, so the same id means a different phrase in a different json.
         """
         if plain_phrases(annotation.get("phrases")) == label.names:
             return ""
         found = f"phrases {shown(annotation.get('phrases'))}, but category_id {label.id} is {shown(label.names)}"
-        return f"{found}: the json_file is not the one that was predicted on"
+        return f"{found}: the json_file is not the one used for prediction"
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
@@ -170,7 +170,7 @@ def _is_box(entry: Annotation) -> bool:
 
 
 def _category(entry: Annotation) -> int:
-    """Return a region's category id, or 0 in a shard, because regions of shards have no classes."""
+    """Return a region's category id, or 0 if the region was read from a shard, where regions have no classes."""
     category = entry.get("category_id")
     return category if type(category) is int else 0
 
@@ -181,13 +181,13 @@ def _why_none(row: Annotation) -> str:
 
 
 def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
-    """Read the file of a dataset's regions, and convert it to a document {images, annotations}.
+    """Read a dataset's region file, and convert its content to a document {images, annotations}.
 
     Returns:
         the document and a hash of the files that were read.
 
     Raises:
-        OsmError: a file is missing, has another structure, is a pickle, or does not have the split.
+        OsmError: a file is missing, has an unsupported structure, is a pickle, or does not contain the split.
     """
     path, flag = Path(str(files.json_file)), files.flag.format("json_file")
     _refuse_pickle(path, files.where("json_file"))
@@ -195,7 +195,7 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     if files.extra_fields.get("refs_file") is not None:
         return _with_refs(files, document, sha256)
     if files.extra_fields.get("split") is not None:
-        raise OsmError(f"{files.where('split')}: is one of --refs_file, which is not given")
+        raise OsmError(f"{files.where('split')}: needs --refs_file, which is not given")
     if isinstance(document, list):
         return _visual_genome(files, document), sha256
     _check_coco(files, document)
@@ -203,18 +203,18 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     if rows and not any(field in row for row in rows for field in PHRASE_FIELDS):
         raise OsmError(
             f"{files.where('json_file')}: none of its {len(rows)} annotations has a phrase "
-            f"({', '.join(PHRASE_FIELDS)}); with categories it is of the form coco_instances or boxes"
+            f"({', '.join(PHRASE_FIELDS)}); if it has categories, use the annotation form coco_instances or boxes"
         )
     return document, sha256
 
 
 def phrases_of(row: Annotation) -> tuple[str, ...]:
-    """Return the distinct phrases of a region in lower case: the training target first, then other correct names."""
+    """Return the distinct phrases of a region in lower case. The first phrase is the training target."""
     return next((found for field in PHRASE_FIELDS if (found := plain_phrases(row.get(field)))), ())
 
 
 def plain_phrases(value: Any) -> tuple[str, ...]:
-    """Return the phrases in a string or a list of strings. Empty, too long and non-string values are ignored."""
+    """Return the phrases in a string or list of strings, ignoring empty, too long and non-string values."""
     values = value[: 10 * MAX_PHRASES] if isinstance(value, list) else [value]
     texts = [text for text in values if isinstance(text, str) and len(text) <= MAX_PHRASE]
     plain = dict.fromkeys(" ".join(text.lower().split()) for text in texts)
@@ -330,7 +330,7 @@ def _sentence(value: Any) -> Any:
 
 
 def _key(value: Any) -> str:
-    """Return an id as a string, so that 1 and "1" are the same key."""
+    """Convert an id to a string, so that 1 and "1" become the same key."""
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""The files of a dataset: where they are stored, and how they are fetched, listed, read and checked."""
+"""The files of a dataset: where they are stored, and how they are downloaded, listed, read and checked."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ LABEL_MAP_SUFFIXES = (".tif", ".tiff", ".png")
 
 @dataclass(frozen=True)
 class SetFiles:
-    """The locations of a dataset's files, and the settings that decide how they are read.
+    """The locations of a dataset's files, and the settings that determine how the files are read.
 
     Attributes:
-        name: name of the dataset, for error messages.
-        image_dir: folder of the images. ann_dir: folder of the label maps, panoptic PNGs or .mat files.
-        json_file: file of the annotations.
-        labels: names of the ids, as a table of the project or a json file; None = the names in `json_file`.
-        flag: template of a field's name in error messages; `{}` is replaced by the field.
-        row: row of the dataset table. It decides file naming, EXIF handling and ignored ids.
-        filter_lvis_val: whether COCO train images that are in LVIS val are left out. It has no effect on datasets whose
+        name: the name of the dataset, for error messages.
+        image_dir: the folder of the images.
+        ann_dir: the folder of the label maps, panoptic PNGs or .mat files.
+        json_file: the file of the annotations.
+        labels: the class names of the ids, as a table of the project or a json file; None = the names in `json_file`.
+        flag: the template for a field's name in error messages; `{}` is replaced by the field.
+        row: the row of the dataset table, which determines file naming, EXIF handling and ignored ids.
+        filter_lvis_val: whether to skip COCO train images that are in LVIS val. It has no effect on datasets whose
             categories are not COCO's.
-        extra_fields: values of further fields that a form defines, by field.
-        flag_names: the names that the user knows fields by, where they differ from the field names.
-        folders: the remote folders, by field. The field itself then holds the path of the local copy.
-        urls: the URLs of the fields that hold local copies.
+        extra_fields: the values of further fields that an annotation form defines, by field.
+        flag_names: the user-visible name of each field whose flag or YAML key differs from the field's name.
+        folders: the remote folders by field. The field itself then holds the path of the local copy.
+        urls: the original URL of each field that holds a local copy.
     """
 
     name: str
@@ -69,11 +70,11 @@ class SetFiles:
         return self.extra_fields[field_name] if field_name in self.extra_fields else getattr(self, field_name)
 
     def where(self, field_name: str) -> str:
-        """Return a field's flag and value, which is how an error message about the field begins."""
+        """Return a field's flag and value, with which error messages about the field begin."""
         return f"{self.flag_of(field_name)} {self.urls.get(field_name, self._value(field_name))}"
 
     def recorded(self, field_name: str) -> str:
-        """Return a field's absolute path, or its URL, as it is written to metadata files."""
+        """Return a field's absolute path or URL in the format of metadata files."""
         return self.urls.get(field_name) or str(Path(self._value(field_name)).resolve())
 
     def listed(self, field_name: str) -> list[str] | None:
@@ -81,13 +82,13 @@ class SetFiles:
         return self.folders[field_name].names
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Download the files that are stored in remote folders; see `RemoteFolder.fetch`."""
+        """Download those of the files that are in remote folders; see `RemoteFolder.fetch`."""
         paths = list(paths) if self.folders else []
         for folder in self.folders.values():
             folder.fetch(path for path in paths if path.is_relative_to(folder.root))
 
     def folder(self, field_name: str) -> Path:
-        """Return a field's folder. Raises OsmError if the folder does not exist."""
+        """Return the path of the folder in a field. Raises OsmError if the folder does not exist."""
         value = getattr(self, field_name)
         if value is None or not Path(value).is_dir():
             raise OsmError(f"{self.where(field_name)}: there is no such folder")
@@ -95,17 +96,17 @@ class SetFiles:
 
 
 class FetchesWholeFolders(Protocol):
-    """The part of a form that `localize_files` needs."""
+    """The method of an annotation form that `localize_files` calls."""
 
     def whole_folders(self, files: SetFiles) -> list[str]:
-        """Return the remote folders that have to be downloaded as a whole."""
+        """Return the remote folders that must be downloaded as a whole."""
 
 
 def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
-    """Return the files of a dataset with a local path in every field.
+    """Return a copy of `files` that has a local path in every field.
 
-    Files that describe the whole dataset are downloaded now. If a json file names the files of a folder, these files
-    are downloaded later, one by one, by `SetFiles.fetch`.
+    Files that describe the whole dataset are downloaded immediately. If a json file lists the files in a remote folder,
+    `SetFiles.fetch` downloads them one by one when they are needed.
 
     Raises:
         OsmError: a location is malformed, or a file or folder does not exist.
@@ -135,7 +136,7 @@ def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
 
 
 def _with_plain_paths(files: SetFiles) -> SetFiles:
-    """Remove `file://` from the locations. Raises OsmError for commands and unsupported protocols."""
+    """Remove the prefix `file://` from all locations. Raises OsmError for commands and unsupported protocols."""
     changes: dict[str, Any] = {}
     for name in ("image_dir", "ann_dir", "json_file", "labels"):
         value = getattr(files, name)
@@ -155,10 +156,15 @@ def check_folder(flag: str, folder: str | Path) -> Path:
 
 
 def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Return the files of a folder that have one of the extensions (in lower or upper case), by name without extension.
+    """Return the files in a folder with one of the extensions (in any letter case), by file name without extension.
+
+    Args:
+        where: the flag and value of the folder, with which error messages begin.
+        folder: the folder.
+        endings: the extensions in lower case.
 
     Raises:
-        OsmError: no file has one of the extensions, or two files have the same stem. The message begins with `where`.
+        OsmError: no file has one of the extensions, or two files have the same name without extension.
     """
     if not folder.is_dir():
         raise OsmError(f"{where}: there is no such folder")
@@ -176,7 +182,7 @@ def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str,
 
 
 def names_digest(names: Iterable[str]) -> str:
-    """Return the SHA-256 of a set of file names. It changes if files are added, removed or renamed."""
+    """Return a SHA-256 of file names, which changes if files are added, removed or renamed."""
     return hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -185,7 +191,7 @@ def names_digest(names: Iterable[str]) -> str:
 
 @contextmanager
 def naming_file(path: Path, kind: str) -> Iterator[None]:
-    """Prefix errors with the file's kind and path, and replace `image_` by the kind in their reasons."""
+    """Prefix errors with the kind and path of the file, and replace `image_` in their reasons by the kind."""
     try:
         yield
     except SampleError as error:
@@ -195,7 +201,7 @@ def naming_file(path: Path, kind: str) -> Iterator[None]:
 
 
 def read_file(path: Path) -> bytes:
-    """Return a file's bytes. Raises SampleError if the file is missing, is not a regular file, or cannot be read."""
+    """Return a file's content. Raises SampleError if the file is missing, not a regular file, or unreadable."""
     try:
         check_regular_file(path, "file")
         return path.read_bytes()
@@ -206,19 +212,24 @@ def read_file(path: Path) -> bytes:
 
 
 def check_mask_size(image: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
-    """Raise SampleError if the size of a mask differs from the size of its image. Sizes are (width, height)."""
+    """Raise SampleError if a mask and its image differ in size. Sizes are (width, height)."""
     if found != size:
         raise SampleError("size_mismatch", f"is {found[0]} x {found[1]}, its image {image} is {size[0]} x {size[1]}")
 
 
 def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[bytes, str, set[int]]:
-    """Read a label map and check that it has the size of its image, (width, height).
+    """Read a label map and check that its size matches the image's size.
+
+    Args:
+        path: the file of the label map.
+        image: the file of the image, for error messages.
+        size: (width, height) of the image.
 
     Returns:
         the file's bytes, its format (`PNG` or `TIFF`), and the ids that occur in it.
 
     Raises:
-        SampleError: the file cannot be read, is in another format, or has another size than the image.
+        SampleError: the file cannot be read, is neither a PNG nor a TIFF, or differs from the image in size.
     """
     with naming_file(path, "mask"):
         data = read_file(path)
@@ -232,6 +243,6 @@ def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[byte
 def distinct_ids(ids: np.ndarray) -> list[int]:
     """Return the ids that occur in a label map, in ascending order."""
     flat = ids.ravel()
-    # Keep only the first pixel of each run of equal ids: there are far fewer runs to sort than pixels.
+    # Keep only the first pixel of each run of equal ids, because a label map has far fewer runs than pixels to sort.
     starts = np.concatenate([[True], flat[1:] != flat[:-1]]) if len(flat) else np.zeros(0, bool)
     return np.unique(flat[starts]).tolist()

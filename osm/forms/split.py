@@ -1,4 +1,4 @@
-"""Val splits: the masks of each image that are named, and the image's entry in the prediction file."""
+"""Val splits: for each image, the masks to name and the image's entry in the prediction file."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from osm.storage.locations import is_remote, public
 
 FIELD = "open_end_pred"
 MAX_BAD_ANNOTATIONS = 0.05
-# Reasons for which an image has no mask to name although its files are correct.
+# The reasons why an image with valid files may have no mask to name.
 _NO_MASK_REASONS = ("nothing_labelled", "no_part_masks", "no_id_in_png")
 _UNKNOWN = ("id_not_in_json", "id_not_in_labels", "name_not_in_table")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image with the masks to name.
+    """An image and its masks to name.
 
     Attributes:
-        picture: the image, not decoded yet. size: (height, width) of the image and of its masks.
+        picture: the image, not decoded yet.
+        size: (height, width) of the image and of its masks.
         entry: the image's entry in the prediction file. It is a copy that may be changed.
-        annotations: the annotations in `entry` that are named. The prediction is stored in their field `open_end_pred`.
-        mask: returns the bool mask (H, W) of the k-th of `annotations`; all False if the mask has no pixel.
-        counts: the annotations that were left out: `crowd`, `unusable` (invalid annotations), `missing_in_mask` (in the
-            json only), `unknown_in_mask` (in the PNG only; for label maps and .mat files, ids without a label).
-        places: for each of `annotations`, its index among all annotations of the entry that are not crowds.
+        annotations: the annotations in `entry` to name. Predictions are stored in their field `open_end_pred`.
+        mask: a function of k that returns the bool mask (H, W) of `annotations[k]`; an empty mask is all False.
+        counts: the numbers of skipped annotations: `crowd`, `unusable` (invalid annotations), `missing_in_mask` (only
+            in the json), `unknown_in_mask` (only in the PNG; for label maps and .mat files, ids without a label).
+        places: for each of `annotations`, its index among the annotations in `entry` that are not crowds.
         boxed: for each of `annotations`, whether the mask is a box and the prompt asks about a box.
     """
 
@@ -57,18 +58,21 @@ class Item:
         return Path(str(self.picture.source))
 
     def image(self) -> Image.Image:
-        """Return the decoded image, 8-bit RGB."""
+        """Return the decoded image as 8-bit RGB."""
         return self.picture.rgb()
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of a dataset, with or without masks.
+    """An image file of a dataset, with or without masks.
 
     Attributes:
         id: the image id in the json; in a dataset without a json, the file name without extension.
-        names: the names that a proposal may use: the path below the image folder, and the json's `file_name`.
-        size: (height, width) if the json states them. exif: EXIF setting of the dataset's row.
+        names: the names by which a proposal may refer to the image: the path relative to the image folder, and the
+            json's `file_name`.
+        path: the path of the file.
+        size: (height, width) if stated in the json.
+        exif: the EXIF setting in the dataset's row.
     """
 
     id: int | str
@@ -84,15 +88,16 @@ class ImageFile:
 
 
 class Split:
-    """The images and masks of a dataset's val split. Errors in the json and in file names are raised immediately.
+    """The images and masks of a dataset's val split. The constructor checks the json and the file names.
 
     Args:
-        row: row of the dataset table. form: the row's form of annotation.
+        row: the row of the dataset table.
+        form: the row's annotation form.
         max_bad_annotations: the share of annotations that may be unusable.
 
     Attributes:
-        source_hash: hash that changes if the masks change.
-        first_fault: error message of the first unusable annotation that was read.
+        source_hash: a hash that changes if the masks change.
+        first_fault: the error message about the first unusable annotation that was read.
 
     Raises:
         OsmError: a file is missing or malformed, or too many annotations are unusable.
@@ -103,7 +108,7 @@ class Split:
 
     def __init__(self, row: Dataset, form: type[Form], max_bad_annotations: float = MAX_BAD_ANNOTATIONS) -> None:
         self.row, self.form = row, form
-        self.rules = replace(row.rules, whole_labels=None)  # parts are named, whole objects are not
+        self.rules = replace(row.rules, whole_labels=None)  # only parts are named, not whole objects
         check_row(row, form, form.needs)
         self.files = localize_files(set_files(row), form)
         self.listing: Listing = form.listing(self.files, row.label_set)
@@ -119,11 +124,11 @@ class Split:
         return len(self.entries)
 
     def read(self, index: int) -> tuple[Form | None, Picture, Losses, tuple[int, ...]]:
-        """Read one annotated image in the same way as a sample of a shard.
+        """Read an annotated image from the dataset's files, as an instance of the same class as a sample of a shard.
 
         Returns:
-            the sample (None if it has no mask to name), its image, the annotations that were left out, and the index of
-            each annotation among the entry's raw annotations.
+            the sample (None if it has no mask to name), its image, the skipped annotations, and for each usable
+            annotation its index among the entry's raw annotations.
         """
         entry, losses = self.entries[index], Losses()
         self.fetch([index])
@@ -144,7 +149,7 @@ class Split:
         return sample, picture, losses, places
 
     def picture(self, entry: Entry) -> Picture:
-        """Open an entry's image. Raises OsmError if it cannot be read, or if the json states another size."""
+        """Open an entry's image. Raises OsmError if the image is unreadable or its size differs from the json."""
         try:
             picture = Picture.by_rule(entry.image, self.row.exif, lambda: entry_size(self.form, entry), lambda: None)
         except SampleError as error:
@@ -152,17 +157,17 @@ class Split:
         if entry.stated is not None and entry.stated != picture.size:
             width, height = picture.size
             raise OsmError(
-                f"{self.source}: image {self.form.key_of(entry)} has width {entry.stated[0]} and height "
-                f"{entry.stated[1]} there, but {entry.image} is {width} x {height}; they must be equal"
+                f"{self.source}: image {self.form.key_of(entry)} is stated to be {entry.stated[0]} x "
+                f"{entry.stated[1]}, but {entry.image} is {width} x {height}; the sizes must be equal"
             )
         return picture
 
     def fetch(self, indices: Iterable[int]) -> None:
-        """Download the files of items that are stored in remote folders."""
+        """Download the files of the given items from remote folders."""
         self.files.fetch(path for index in indices for path in self.paths(index))
 
     def load(self, index: int) -> Item:
-        """Read one item with its masks."""
+        """Read the item at an index, with its masks."""
         entry = self.entries[index]
         sample, picture, losses, places = self.read(index)
         size = (picture.size[1], picture.size[0])
@@ -174,7 +179,7 @@ class Split:
         else:
             targets = sample.targets()
             drawn, boxed = [target.draw for target in targets], [target.boxed for target in targets]
-            if self.form.outline(entry) is None:  # in a label map, each id is an annotation
+            if self.form.outline(entry) is None:  # a label map has one annotation for each id
                 annotations += [{self.form.id_key: target.category_id} for target in targets]
                 places = tuple(range(len(targets)))
             asked = [places[target.place] for target in targets]
@@ -192,7 +197,7 @@ class Split:
         return Item(picture, size, words, named, lambda k: drawn[k](), counts, numbers, boxed)
 
     def paths(self, index: int) -> list[Path]:
-        """Return the files of an item: its image and its mask files."""
+        """Return the paths of an item's image and mask files."""
         entry = self.entries[index]
         return [entry.image, *entry.masks.values()]
 
@@ -201,23 +206,23 @@ class Split:
         return self.entries[index].image
 
     def outline(self, index: int) -> tuple[Hashable, list[tuple[Hashable, Hashable]] | None]:
-        """Return the ids of an item without reading its files.
+        """Return the image key and the annotation ids of an item without reading its files.
 
         Returns:
             the key of the image in a prediction file, and (id, category id) of every mask to name. The list is None if
-            the ids are only in the pixels of a label map.
+            only the pixels of a label map contain the ids.
         """
         entry = self.entries[index]
         return self.form.key_of(entry), self.form.outline(entry)
 
     @property
     def source(self) -> str:
-        """The file or folder that determines which masks exist."""
+        """The location of the file or folder that determines which masks exist."""
         return public(getattr(self.row, self.form.masks_field))
 
     @property
     def source_files(self) -> dict[str, str]:
-        """The files and folders that are read, by field of the row."""
+        """The locations of all files and folders that the split reads, by field of the row."""
         return {field: recorded(getattr(self.row, field)) for field in self.form.needs}
 
     @property
@@ -237,17 +242,17 @@ class Split:
         return self.form.suffix
 
     def text(self, entry: Any) -> str:
-        """Return an item's entry as text for the prediction file."""
+        """Serialize an item's entry for the prediction file."""
         return json.dumps(entry)
 
 
 def recorded(location: str) -> str:
-    """Return a location of a row as it is written to metadata files."""
+    """Return a location from a row in the format of metadata files."""
     return public(location) if is_remote(location) else str(Path(location).absolute())
 
 
 def image_files(row: Dataset, form: type[Form]) -> SetFiles:
-    """Return the files that are needed to find a dataset's images. Raises OsmError if the row lacks one of them."""
+    """Return the files that are needed to find a dataset's images. Raises OsmError if the row lacks such a file."""
     check_row(row, form, form.image_needs)
     return localize_files(replace(set_files(row), ann_dir=None), form)  # masks need not exist
 
@@ -256,7 +261,9 @@ def images_of(row: Dataset, form: type[Form], files: SetFiles | None = None) -> 
     """Return every image of a dataset, and a hash that changes if the images change. Masks are not read.
 
     Args:
-        files: the result of `image_files`; None = call it.
+        row: the row of the dataset table.
+        form: the row's annotation form.
+        files: the result of `image_files`; None = call `image_files` here.
     """
     files = image_files(row, form) if files is None else files
     entries, digest = form.images(files)
@@ -270,14 +277,14 @@ def images_of(row: Dataset, form: type[Form], files: SetFiles | None = None) -> 
 
 
 def check_row(row: Dataset, form: type[Form], needs: tuple[str, ...]) -> None:
-    """Raise OsmError if a row lacks one of the path fields `needs`."""
+    """Raise OsmError if a row lacks a path field that is listed in `needs`."""
     missing = next((key for key in needs if getattr(row, key) is None), None)
     if missing:
         raise OsmError(f"set {row.name!r}: its form {row.form} needs {missing}, which is not given")
 
 
 def set_files(row: Dataset) -> SetFiles:
-    """Return the files of a row's val split."""
+    """Return the locations of the files of a row's val split."""
     return SetFiles(
         row.name,
         str(row.image_dir),
@@ -292,20 +299,20 @@ def set_files(row: Dataset) -> SetFiles:
 
 
 def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
-    """Return the (width, height) of the image that the annotations were drawn on; see `Form.stated_size`."""
+    """Return (width, height) of the annotated image, as stated in the json or measured from a mask."""
     if entry.stated is not None:
         return entry.stated
-    for path in entry.masks.values() if form.mask_members else ():  # masks of other forms may have another size
+    for path in entry.masks.values() if form.mask_members else ():  # masks of other annotation forms may differ in size
         if path.suffix.lower() != ".mat" and path.exists():
             return Picture(path).size
     return None
 
 
 def check_files(split: Split, indices: range) -> None:
-    """Raise OsmError if files of the items are missing, before hours are spent on naming."""
+    """Raise OsmError if files of the given items are missing, so that long runs fail at the start."""
     split.fetch(indices)
     read = [path for index in indices for path in split.paths(index)]
-    missing = [path for path in read if not os.path.exists(path)]  # Path.exists fails for a name that is too long
+    missing = [path for path in read if not os.path.exists(path)]  # Path.exists raises OSError if a name is too long
     if missing:
         raise OsmError(
             f"set {split.row.name!r}: {len(missing)} of the {len(read)} files that are to be read are missing, the "
@@ -317,10 +324,10 @@ def check_files(split: Split, indices: range) -> None:
 
 @contextmanager
 def files_stay(split: Split, indices: range) -> Iterator[None]:
-    """Raise RunStopped instead of OsmError if the cause is a file that disappeared during the run.
+    """Convert an OsmError to RunStopped if the cause is a file that disappeared during the run.
 
     Raises:
-        RunStopped: a file of these items can no longer be opened.
+        RunStopped: a file of the given items can no longer be opened.
     """
     try:
         yield
@@ -330,8 +337,8 @@ def files_stay(split: Split, indices: range) -> Iterator[None]:
                 path.open("rb").close()
             except OSError as error:
                 raise RunStopped(
-                    f"{path}: {error.strerror}; it was there when the run began: put it back, and the same command "
-                    "resumes"
+                    f"{path}: {error.strerror}; the file existed when the run began; restore it and rerun the same "
+                    "command to resume"
                 ) from None
         raise
 

@@ -1,4 +1,4 @@
-"""Builds the samples of shards from the entries of a dataset's listing, and assigns their keys."""
+"""Builds the samples of shards from the entries in a dataset's listing, and assigns a key to each sample."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from osm.io.images import decode, open_image, to_rgb
 SEED = 20230731
 _LONGEST_EXTENSION = ".whole.png"
 _KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "image.png"}
-_HASH = 12  # number of characters of a hash in a key
+_HASH = 12  # the number of characters in a key's hash
 
 
 @dataclass
 class BuiltSample:
-    """A sample, or the reason why it could not be built.
+    """A sample, or the reason why the sample could not be built.
 
     Attributes:
-        members: (extension, bytes) of each member. losses: annotations that were left out.
-        annotations: number of annotations in the sample.
-        reason, message: why there is no sample; empty if there is one.
+        members: (extension, bytes) of each member.
+        losses: the skipped annotations.
+        annotations: the number of annotations in the sample.
+        reason, message: why the sample could not be built; empty if it was built.
     """
 
     members: list[tuple[str, bytes]] = field(default_factory=list)
@@ -44,7 +45,7 @@ class BuiltSample:
 
 
 def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: str) -> BuiltSample:
-    """Check the files of an entry and build its sample. `item` is (key, entry)."""
+    """Check an entry's files and build its sample. The argument `item` is (key, entry)."""
     built, entry = BuiltSample(), item[1]
     try:
         image, extension, picture = _image(form, files, entry, built.losses)
@@ -55,7 +56,7 @@ def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: st
                 _nothing_usable(form, entry, built.losses)
             record["segments_info"] = segments
         if picture.upright:
-            record["upright"] = True  # training then applies the EXIF rotation too
+            record["upright"] = True  # tells training to apply the EXIF orientation too
         built.annotations = len(kept)
         if layout == "published":
             names = (*form.published, *(["upright"] if picture.upright else []))
@@ -72,21 +73,21 @@ def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: st
 def _nothing_usable(form: type[Form], entry: Entry, losses: Losses) -> None:
     raise SampleError(
         form.nothing_usable,
-        f"image {entry.image}: none of its annotations can be used; the first: {losses.first}",
+        f"image {entry.image}: none of its annotations is usable; the first error: {losses.first}",
     )
 
 
 def _image(form: type[Form], files: SetFiles, entry: Entry, losses: Losses) -> tuple[bytes, str, Picture]:
-    """Return the bytes, the extension and the picture of an image, after checking that the file is complete.
+    """Return an image's bytes, file extension and `Picture`, after checking that the file is complete.
 
-    Formats that shards do not support are converted to PNG.
+    Images in formats that shards do not support are converted to PNG.
     """
     path = entry.image
 
     def undecided() -> None:
         message = (
-            f"image {path}: has an EXIF orientation, and no size tells whether its annotations are of the upright "
-            f"image; such images are taken upright (for raw ones give the set a row with `exif: raw`)"
+            f"image {path}: has an EXIF orientation, but the sizes do not show whether its annotations were drawn on "
+            f"the upright image; upright is assumed (if not, add a dataset row with `exif: raw`)"
         )
         losses.add("exif_undecided", message)
 
@@ -117,10 +118,11 @@ def _check_stated(entry: Entry, picture: Picture) -> None:
 
 
 def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
-    """Return the entries with unique keys, in the order of the shards. The result is deterministic.
+    """Assign a unique key to each entry, and return (key, entry) pairs in the order in which shards store them.
 
-    A key is the file's name. If several files have this name, the key is the path below `root`. If several entries have
-    the same file, the image id is appended. A key that is too long for a tar member is cut, and a hash is appended.
+    The result is deterministic. The key is the image's file name. If several images have the same file name, the key is
+    the path relative to `root`. If several entries have the same image, the image id is appended. If a key is too long
+    for a tar member, the key is truncated and a hash is appended.
     """
     kinds: tuple[Callable[[Entry], str], ...] = (
         lambda entry: entry.key_hint or entry.image.stem,
@@ -139,9 +141,9 @@ def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
             keys[place] = tried[place]
             taken.add(tried[place])
         open_places = [place for place in open_places if not keys[place]]
-        # If names clash, no file gets the plain name, so that keys do not depend on the order of the entries.
+        # If names clash, none of the entries gets the name, so that keys do not depend on the order of the entries.
         taken |= set(counts)
-    for place in open_places:  # entries that are exactly equal
+    for place in open_places:  # the remaining entries are duplicates
         keys[place] = _hashed(f"{place} {entries[place].record!r}")
     order = sorted(zip(keys, entries, strict=True), key=lambda one: one[0])
     random.Random(SEED).shuffle(order)
@@ -165,7 +167,7 @@ def _hashed(text: str) -> str:
 
 
 def _fitting(key: str) -> str:
-    """Shorten a key so that it fits into the name of a tar member."""
+    """Shorten a key so that the name of a tar member can contain it."""
     room = MAX_NAME_BYTES - len(_LONGEST_EXTENSION)
     data = key.encode(errors="replace")
     if len(data) <= room:

@@ -1,6 +1,6 @@
-"""The command `osm prepare SET` and the scripts `convert_*_to_wds.py`: datasets are converted to WebDataset shards.
+"""The command `osm prepare SET` and the scripts `convert_*_to_wds.py`, which convert datasets to WebDataset shards.
 
-Every sample is checked before it is written, because an error is cheaper here than in the middle of a training run.
+Every sample is checked before it is written, because an invalid sample would otherwise only be found during training.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ from osm.terminal import CommandParser, ProgressBar, console_command, message_lo
 logger = message_logger(__name__)
 
 _FILE_FIELDS = ("ann_dir", "json_file", "labels", "filter_lvis_val")
-_EXAMPLES = 5  # number of messages that are printed about annotations of the json
+_EXAMPLES = 5  # the number of messages that are printed about skipped annotations in the json
 _ONCE = ("exif_undecided",)
 _ROWS = {row.name: row for row in BUILTIN}
 
 
 @dataclass(frozen=True)
 class ConvertibleSet:
-    """A dataset that can be converted, or (under a form's name) any dataset of that form.
+    """A dataset that can be converted, or an annotation form in which any dataset can be converted.
 
     Attributes:
-        row: row of the dataset table; it decides how files are named and read. what: description for the help text.
-        reads: the class that reads the original files; None = the class of the row's form.
-        defaults: default values of arguments.
-        fine: reasons for which a missing sample is not an error, in addition to the form's reasons.
-        of_coco: whether the images may be COCO's, so that images of LVIS val can be left out.
+        row: the row of the dataset table, which determines how files are named and read.
+        what: the description in the help text.
+        reads: the class that reads the original files; None = the class of the row's annotation form.
+        defaults: the default values of arguments.
+        fine: reasons for skipping a sample that are not errors, in addition to the reasons in the annotation form.
+        of_coco: whether the images may be COCO's, so that images in LVIS val can be skipped.
     """
 
     row: Dataset
@@ -91,21 +92,21 @@ SETS = {
 
 
 def convertible_set(name: str) -> ConvertibleSet:
-    """Return the dataset called `name`, or any dataset of a form that was added to `osm.forms.FORMS`.
+    """Return the dataset called `name`, or a generic dataset in the annotation form called `name`.
 
     Raises:
-        OsmError: there is no such dataset and no such form.
+        OsmError: neither a dataset nor an annotation form has this name.
     """
     return SETS[name] if name in SETS else _own(name)
 
 
 def is_added_form(name: str) -> bool:
-    """Return whether `name` is a registered or installed form, or the path of a class (`module:Class`)."""
+    """Return whether `name` is an annotation form that is not built in, or the path of a class (`module:Class`)."""
     return ":" in name or (name in FORMS and FORMS.origin(name) != "built in")
 
 
 class BadSamplesError(OsmError):
-    """The run finished and wrote its summary, but too many samples or annotations were bad."""
+    """The conversion finished and wrote its summary, but too many samples or annotations were bad."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,12 @@ class ConvertOptions:
     """The options of all converters.
 
     Attributes:
-        output_dir: folder or URL of the shards. layout: layout of the samples. num_files_per_shard: samples per shard.
-        num_workers: number of processes; None = min(8, CPUs). The shards do not depend on it.
-        max_bad_samples: the share of bad samples that the run may leave out and still succeed. If it is above 0, one
-            bad sample is always allowed, so that a dataset of ten images does not fail because of one.
+        output_dir: the folder or URL of the shards.
+        layout: the layout of the samples.
+        num_files_per_shard: the number of samples per shard.
+        num_workers: the number of processes; None = min(8, CPUs). It does not affect the shards.
+        max_bad_samples: the share of bad samples that the conversion may skip and still succeed. If it is above 0, one
+            bad sample is always allowed, so that one bad image does not fail the conversion of a small dataset.
         max_bad_annotations: the same for annotations. Crowds, ignored classes and empty masks are not bad.
     """
 
@@ -129,7 +132,7 @@ class ConvertOptions:
 
     @property
     def where(self) -> str:
-        """The output folder as it is shown in messages."""
+        """The output folder in the format for messages."""
         return public(self.output_dir)
 
     def check(self) -> None:
@@ -143,11 +146,11 @@ class ConvertOptions:
             raise OsmError(f"--num_workers {self.num_workers} must be 1 or more")
         for flag in ("max_bad_samples", "max_bad_annotations"):
             if not 0 <= getattr(self, flag) <= 1:
-                raise OsmError(f"--{flag} {getattr(self, flag)} is a share: 0 to 1")
+                raise OsmError(f"--{flag} {getattr(self, flag)} is a share and must be from 0 to 1")
 
 
 def _too_bad(bad: int, written: int, share: float, first: str) -> str:
-    """Return why the run has failed because of bad samples, or an empty string."""
+    """Return an error message if too many samples were bad or none was written, else an empty string."""
     allowed = max(1, int(share * (bad + written))) if share > 0 else 0
     if bad > allowed:
         return f"{bad} of {bad + written} samples are bad, --max_bad_samples {share:g} allows {allowed}; {first}"
@@ -157,11 +160,11 @@ def _too_bad(bad: int, written: int, share: float, first: str) -> str:
 def _fill(
     writer: ShardWriter, chosen: ConvertibleSet, files: SetFiles, items: Sequence[tuple[str, Entry]], workers: int
 ) -> None:
-    """Build and write the samples that an earlier run has not written yet."""
+    """Build and write all samples that an earlier run has not written yet."""
     start = writer.next_item
     if start:
         logger.info(f"resuming: {len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
-    # Drop loaded labels and listings, because `files` is sent to every worker.
+    # Drop loaded labels and folder listings, because `files` is sent to every worker process.
     light = replace(files, row=replace(files.row), folders={})
     make = partial(build, form=chosen.form, files=light, layout=writer.arguments["layout"])
     with ProgressBar(files.name, len(items), "samples", start) as progress:
@@ -181,13 +184,14 @@ def convert_set(chosen: ConvertibleSet, files: SetFiles, options: ConvertOptions
     """Convert a dataset to shards, or resume an interrupted conversion.
 
     Returns:
-        the summary, as it is written to `summary.json`.
+        the content of `summary.json`.
 
     Raises:
-        OsmError: an argument or a file of the dataset is wrong, or the folder has shards of other arguments.
+        OsmError: an argument or a file of the dataset is invalid, or the folder has shards that were written with
+            different arguments.
         RunStopped: the disk is full, or the server of a remote folder does not answer.
-        BadSamplesError: there are more bad samples than `options.max_bad_samples` allows, more bad annotations than
-            `options.max_bad_annotations` allows, or no good sample.
+        BadSamplesError: more samples are bad than `options.max_bad_samples` allows, more annotations are bad than
+            `options.max_bad_annotations` allows, or no sample is usable.
     """
     options.check()
     files = localize_files(files, chosen.form)
@@ -214,7 +218,7 @@ def _annotated(listing: Listing) -> list[Entry]:
 def _convert(
     chosen: ConvertibleSet, files: SetFiles, listing: Listing, options: ConvertOptions
 ) -> tuple[dict[str, Any], str]:
-    """Write the shards. Return the summary, and why the run has failed (empty for success)."""
+    """Write the shards, and return the summary and an error message (empty if the conversion succeeded)."""
     fine = chosen.fine | chosen.form.fine
     annotated = _annotated(listing)
     left_out = Counter(listing.left_out)
@@ -234,7 +238,7 @@ def _convert(
             )
 
         if writer.finished and verdict():
-            writer.start_over()  # the bad files may have been repaired since the last run
+            writer.start_over()  # the invalid files may have been repaired since the last run
         if listing.no_image and not writer.next_item:
             raise OsmError(listing.no_image)
         if listing.categories is not None:
@@ -242,12 +246,12 @@ def _convert(
         _fill(writer, chosen, files, items, options.num_workers or default_workers())
         summary = writer.finish(left_out, listing.losses.counts)
         if not writer.tally.written and set(writer.tally.left_out) == {"no_id_in_png"}:
-            raise OsmError(writer.tally.examples["no_id_in_png"][0] + " (and so in every other PNG)")
+            raise OsmError(writer.tally.examples["no_id_in_png"][0] + " (every other PNG has the same problem)")
         return summary, verdict()
 
 
 def _too_many(writer: ShardWriter, listing: Listing, share: float) -> str:
-    """Return why the run has failed because of unusable annotations, or an empty string."""
+    """Return an error message if too many annotations were unusable, else an empty string."""
     tally = writer.tally
     lost = listing.losses.lost + sum(count for reason, count in tally.warnings.items() if reason in LOSSES)
     messages = (m for reason, texts in tally.examples.items() if reason in LOSSES for m in texts)
@@ -261,7 +265,7 @@ def convert_coco_panoptic(
     options: ConvertOptions,
     filter_lvis_val: bool = True,
 ) -> dict[str, Any]:
-    """Convert a dataset in COCO-panoptic form; see `convert_set`. `ann_dir` is the folder of the panoptic PNGs."""
+    """Convert a dataset in COCO-panoptic format; see `convert_set`. `ann_dir` is the folder of the panoptic PNGs."""
     chosen = SETS["coco_panoptic"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, ann_dir, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
@@ -270,7 +274,7 @@ def convert_coco_panoptic(
 def convert_coco_instances(
     json_file: str | Path, image_dir: str | Path, options: ConvertOptions, filter_lvis_val: bool = True
 ) -> dict[str, Any]:
-    """Convert a dataset in COCO-instances form; see `convert_set`."""
+    """Convert a dataset in COCO-instances format; see `convert_set`."""
     chosen = SETS["coco_instances"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, None, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
@@ -283,7 +287,7 @@ def _true_or_false(text: str) -> bool:
 
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add the arguments of a dataset: the arguments of its form, and the arguments of all converters."""
+    """Add the arguments of a dataset's converter: those of its annotation form, and those of all converters."""
     chosen, defaults = convertible_set(name), ConvertOptions("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
@@ -314,7 +318,7 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _files(args: argparse.Namespace) -> SetFiles:
-    """Return the files of a dataset from its arguments."""
+    """Return the dataset's files that are given by the parsed arguments."""
     chosen = convertible_set(args.set)
     given = {name: value for name, value in vars(args).items() if name in _FILE_FIELDS}
     extra = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}
@@ -323,7 +327,7 @@ def _files(args: argparse.Namespace) -> SetFiles:
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of one dataset's script, or (None) of `osm prepare`, which takes the dataset's name first."""
+    """Return the argument parser of a dataset's script, or of `osm prepare` if `name` is None."""
     if name is not None:
         prog = f"osm prepare {name}" if is_added_form(name) else None
         own = CommandParser(prog=prog, description=f"Converts {convertible_set(name).what} to WebDataset shards.")
@@ -338,11 +342,11 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 
 @console_command
 def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Run the script of one dataset, or (None) the command `osm prepare`.
+    """Run a dataset's script, or the command `osm prepare` if `name` is None.
 
     Returns:
-        the exit code: 0 for success, 1 for too many bad samples or annotations, 2 for a mistake in the call, 3 for a
-            full disk or a server that does not answer.
+        the exit code: 0 for success, 1 for too many bad samples or annotations, 2 for invalid arguments or files, 3 for
+            a full disk or a server that does not answer.
     """
     args = parser(name).parse_args(argv)
     options = ConvertOptions(
@@ -367,12 +371,12 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(argv: Sequence[str] | None = None) -> int:
-    """Run `osm prepare SET ...` and return its exit code. SET is a dataset, or the name or `module:Class` of a form."""
+    """Run `osm prepare SET ...` and return its exit code. SET is a dataset or an annotation form."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if given and is_added_form(given[0]):
             return main(given[0], given[1:])
-    except OsmError as error:  # the form cannot be imported
+    except OsmError as error:  # the annotation form cannot be imported
         logger.error(" ".join(str(error).split()))
         return exit_code(error)
     return main(None, given)

@@ -1,10 +1,10 @@
-"""The command `osm collages`: cut-outs with known names are pasted on photos, as a dataset in COCO-panoptic form.
+"""The command `osm collages`, which pastes cut-outs with known names on photos to make a COCO-panoptic dataset.
 
     osm collages data/things --table cutouts.yaml --cutouts stamps/ --backgrounds photos/ --images 400
 
-A few cut-out images of a thing become a training dataset by "copy-paste" (Ghiasi et al., CVPR 2021,
-https://arxiv.org/abs/2012.07177). Cut-outs are images with an alpha channel, whose names are in a table, and segments
-of datasets in COCO-panoptic form.
+"Copy-paste" (Ghiasi et al., CVPR 2021, https://arxiv.org/abs/2012.07177) makes a training dataset from a few cut-out
+images of each object. A cut-out is either an image with an alpha channel, whose name is in a table, or a segment of a
+dataset in COCO-panoptic format.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from osm.terminal import CommandParser, console_command, echo, message_logger
 logger = message_logger(__name__)
 
 SPLITS = ("train", "val")
-SIZES = ((640, 480), (480, 640), (560, 560))  # sizes of collages, (width, height)
+SIZES = ((640, 480), (480, 640), (560, 560))  # the sizes of collages, (width, height)
 MAX_THINGS = 4
-MIN_SEGMENT = 72  # a segment is used as a cut-out if its area is at least the square of this, in pixels
-MIN_VISIBLE = 0.4  # a cut-out with a smaller visible share of its area stays in the image, but is not annotated
+MIN_SEGMENT = 72  # a segment is used as a cut-out if its area is at least MIN_SEGMENT**2 pixels
+MIN_VISIBLE = 0.4  # cut-outs with a smaller visible share of their area stay in the image, but are not annotated
 _MAX_ENLARGED = 3.0
-_BLURRED = 0.3  # share of backgrounds that are blurred, so that not every thing is on a sharp photo
+_BLURRED = 0.3  # the share of blurred backgrounds, because not every training image should have a sharp background
 _JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """An image of one thing. Either `path` has an alpha channel, or `segment` is the thing's id in the PNG `mask`."""
+    """An image of one object. Either `path` has an alpha channel, or `segment` is the object's id in the PNG `mask`."""
 
     path: Path
     mask: Path | None = None
@@ -60,16 +60,16 @@ class Cutout:
         if self.mask is None:
             opened = open_image(self.path)
             if "A" not in opened.getbands() and "transparency" not in opened.info:
-                raise OsmError(f"{self.path}: no alpha channel, so its outline is not known")
+                raise OsmError(f"{self.path}: the image has no alpha channel, so the object's outline is unknown")
             image = decode(opened, "RGBA")
         else:
             image, ids = read_rgb(self.path).convert("RGBA"), read_panoptic(self.mask)
             if ids.shape != (image.height, image.width):
-                raise SampleError("size_mismatch", f"mask {self.mask} has another size than image {self.path}")
+                raise SampleError("size_mismatch", f"mask {self.mask} and image {self.path} differ in size")
             image.putalpha(Image.fromarray(np.where(ids == self.segment, 255, 0).astype(np.uint8)))
         box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
         if box is None:
-            raise OsmError(f"{self.path}: nothing in it is opaque; a cut-out needs an alpha channel")
+            raise OsmError(f"{self.path}: no pixel is opaque; a cut-out's alpha channel must show the object")
         return image.crop(box)
 
 
@@ -81,10 +81,14 @@ class CollageOptions:
     """The options of `osm collages`.
 
     Attributes:
-        table: YAML file of names, each with its files under `train` or `val`. cutouts: the folder of these files.
-        backgrounds: folders of photos. segments: folders in COCO-panoptic form (images/, panoptic/, panoptic.json).
-            In the split `train`, their segments are further cut-outs; in `val`, only their names are used.
-        split: split of the table whose files are used. images: number of collages. seed: random seed of the dataset.
+        table: a YAML file of names, each with its cut-out files under `train` or `val`.
+        cutouts: the folder of the cut-out files.
+        backgrounds: the folders of photos.
+        segments: folders in COCO-panoptic format (images/, panoptic/, panoptic.json). In the split `train`, their
+            segments are further cut-outs; in `val`, only their names are used.
+        split: the split of the table whose files are used.
+        images: the number of collages.
+        seed: the random seed of the dataset.
     """
 
     table: Path
@@ -97,7 +101,7 @@ class CollageOptions:
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise OsmError(f"--split {self.split!r} is none of {', '.join(SPLITS)}")
+            raise OsmError(f"--split {self.split!r} is not one of {', '.join(SPLITS)}")
         if self.images < 1:
             raise OsmError(f"--images {self.images} must be 1 or more")
         if self.seed < 0:
@@ -105,7 +109,7 @@ class CollageOptions:
 
     @cached_property
     def photos(self) -> list[Path]:
-        """The backgrounds, in a fixed order."""
+        """The background photos, in a fixed order."""
         found = []
         for folder in self.backgrounds:
             paths = (path for path in folder.glob("*") if not path.name.startswith("._"))  # macOS writes `._` files
@@ -117,10 +121,10 @@ class CollageOptions:
 
 
 def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
-    """Return the cut-outs of a table, by name and split.
+    """Return the cut-outs listed in a table, by name and split.
 
     Raises:
-        OsmError: the table has another structure, or one of its files is not in the folder.
+        OsmError: the structure of the table is invalid, or a file in the table is not in the folder.
     """
     found = read_yaml(table, "--table")
     if not isinstance(found, dict) or not found:
@@ -129,7 +133,7 @@ def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
     for name, splits in found.items():
         where = f"--table {table}: {shown(name)}"
         if not isinstance(name, str) or not name.strip():
-            raise OsmError(f"{where} is no name")
+            raise OsmError(f"{where} is not a name")
         if not isinstance(splits, dict) or set(splits) - set(SPLITS):
             raise OsmError(f"{where}: expected lists of files under {' or '.join(SPLITS)}, found {shown(splits)}")
         out[name] = {split: _files(splits.get(split, []), folder, f"{where}, {split}") for split in SPLITS}
@@ -143,7 +147,7 @@ def _files(names: object, folder: Path, where: str) -> list[Cutout]:
     for name in names:
         path = folder / str(name)
         if not isinstance(name, str) or "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
-            raise OsmError(f"{where}: {shown(name)} is no file below {folder}")
+            raise OsmError(f"{where}: {shown(name)} is not a file in {folder}")
         if not path.is_file():
             raise OsmError(f"{where}: {name} is not in --cutouts {folder}")
         out.append(Cutout(path))
@@ -151,10 +155,10 @@ def _files(names: object, folder: Path, where: str) -> list[Cutout]:
 
 
 def read_segments(folder: Path) -> dict[str, list[Cutout]]:
-    """Return the segments of a folder in COCO-panoptic form that are large enough, by category name.
+    """Return the sufficiently large segments in a COCO-panoptic folder, by category name.
 
     Raises:
-        OsmError: the json has another form, or refers to a file outside of the folder.
+        OsmError: the json is not in COCO-panoptic format, or refers to a file outside of the folder.
     """
     path = folder / "panoptic.json"
     document = read_json(path, "--segments")[0]
@@ -172,17 +176,18 @@ def read_segments(folder: Path) -> dict[str, list[Cutout]]:
                 if not one.get("iscrowd") and one["area"] >= MIN_SEGMENT**2:
                     out[names[one["category_id"]]].append(Cutout(image, mask, one["id"]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise OsmError(f"--segments {path}: not of COCO-panoptic form ({type(error).__name__}: {error})") from None
+        raise OsmError(f"--segments {path}: not in COCO-panoptic format ({type(error).__name__}: {error})") from None
     return out
 
 
 def write_collages(folder: Path, options: CollageOptions) -> Path:
-    """Make a split of collages. The output is determined by the options and the input files.
+    """Write a split of collages to a folder, and return the folder. A finished split is not changed.
 
-    A finished split is not changed.
+    Only the options and the input files determine the output.
 
     Raises:
-        OsmError: the folder has collages of other options or files, cannot be written, or an input file is not usable.
+        OsmError: the folder has collages that were made with different options or files, the folder cannot be written,
+            or an input file is not usable.
     """
     table = read_table(options.table, options.cutouts)
     pool = {name: splits[options.split] for name, splits in table.items()}
@@ -192,13 +197,13 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
     categories = {name: number for number, name in enumerate(sorted(pool), 1)}
     drawn = {name: pool[name] for name in sorted(pool) if pool[name]}
     if not drawn:
-        raise OsmError(f"--table {options.table}: no file of it is under {options.split}")
+        raise OsmError(f"--table {options.table}: none of its names has a file under {options.split}")
     made: dict[str, Any] = {key: str(value) for key, value in vars(options).items() if key != "photos"}
     made |= {"names": sorted(pool), "files": _fingerprint([*(c for n in drawn for c in drawn[n]), *options.photos])}
     summary = folder / "collages.json"
     if summary.is_file():
         if read_json(summary, "collages")[0] != made:
-            raise OsmError(f"{folder} holds collages made with other flags or files; choose another folder")
+            raise OsmError(f"{folder} holds collages made with different flags or files; choose a different folder")
         logger.info(f"{folder}: finished already, {options.images} collages")
         return folder
     try:
@@ -213,14 +218,14 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
         write_atomically(folder / "panoptic.json", [json.dumps(document)])
         write_atomically(summary, [json.dumps(made, indent=1) + "\n"])
     except OSError as error:
-        raise write_failed(error, str(folder), "a folder that can be written, with room in it") from None
+        raise write_failed(error, str(folder), "a writable folder with enough disk space") from None
     except SampleError as error:
         raise OsmError(str(error)) from None
     return folder
 
 
 def _fingerprint(files: Sequence[Cutout | Path]) -> str:
-    """Hash the names and sizes of the input files. Another hash means another dataset."""
+    """Hash the names and sizes of the input files. If the hash changes, the dataset changes."""
     digest = hashlib.sha256()
     for file in files:
         path, segment = (file.path, file.segment) if isinstance(file, Cutout) else (file, 0)
@@ -249,10 +254,11 @@ def _write_one(
 
 
 def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Image.Image, np.ndarray, dict[int, str]]:
-    """Compose one collage. All names are equally likely, independent of their number of cut-outs.
+    """Compose a collage. Every name is equally likely, however many cut-outs it has.
 
     Returns:
-        the image (RGB), ids int32 (H, W) with 0 for the background, and the names of ids that are visible enough.
+        the image (RGB), the ids as int32 (H, W) with 0 for the background, and the names of the ids that are
+        sufficiently visible.
 
     Raises:
         SampleError: a photo or cut-out cannot be read.
@@ -263,7 +269,7 @@ def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Ima
     for number in range(1, rng.randint(1, MAX_THINGS) + 1):
         name = rng.choice(list(pool))
         thing = _vary(rng.choice(pool[name]).load(), min(size), rng)
-        # Up to an eighth of the cut-out may be outside of the image.
+        # Up to an eighth of the cut-out's width and of its height may be outside of the image.
         x, y = (rng.randint(-d // 8, max(full - d + d // 8, -d // 8)) for d, full in zip(thing.size, size, strict=True))
         layer = Image.new("L", size)
         layer.paste(thing.getchannel("A"), (x, y))
@@ -276,7 +282,7 @@ def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Ima
 
 
 def _background(photo: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """Return a random crop of a photo in the size of the collage, randomly mirrored and blurred."""
+    """Return a random crop of a photo, resized to the collage's size and randomly mirrored and blurred."""
     scale = min(photo.width / size[0], photo.height / size[1]) * rng.uniform(0.6, 1.0)
     width, height = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
     x, y = rng.randint(0, max(photo.width - width, 0)), rng.randint(0, max(photo.height - height, 0))
@@ -289,7 +295,7 @@ def _background(photo: Image.Image, size: tuple[int, int], rng: random.Random) -
 
 
 def _vary(thing: Image.Image, side: int, rng: random.Random) -> Image.Image:
-    """Randomly resize, mirror, rotate and recolour a cut-out."""
+    """Randomly resize, mirror and rotate a cut-out, and change its colors."""
     scale = min(side * rng.uniform(0.25, 0.8) / max(thing.size), _MAX_ENLARGED)
     thing = thing.resize(
         (max(round(thing.width * scale), 1), max(round(thing.height * scale), 1)), Image.Resampling.BICUBIC
@@ -306,7 +312,7 @@ def _vary(thing: Image.Image, side: int, rng: random.Random) -> Image.Image:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of `osm collages`."""
+    """Return the argument parser of `osm collages`."""
     out = CommandParser(
         prog="osm collages",
         allow_abbrev=False,

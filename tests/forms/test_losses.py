@@ -135,7 +135,7 @@ def test_shares_of_the_sides_are_no_pixels(form: str, tmp_path: Path, capsys: py
             row["segmentation"] = [[value / 100 for value in row["segmentation"][0]]]
     made.write()
     assert prepare(made.command(tmp_path / "out")) == 2
-    assert "is between 0 and 1: these are normalised coordinates" in capsys.readouterr().err
+    assert "is between 0 and 1, so the coordinates are normalized" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("first", "second"), [("./0.png", "val/0.png"), ("0.png", r"val\0.png")])
@@ -191,5 +191,5 @@ def test_a_panoptic_set_of_another_coding(tmp_path: Path, capsys: pytest.Capture
     made.write()
     assert prepare(made.command(tmp_path / "out")) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "none of the json's 2 segment ids, like 7, is in the PNG" in said
-    assert "with red and blue swapped (BGR, as OpenCV writes) they are there" in said
+    assert "none of the json's 2 segment ids (such as 7) is in the PNG" in said
+    assert "with red and blue swapped (BGR, as OpenCV writes) they match" in said

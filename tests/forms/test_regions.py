@@ -115,7 +115,7 @@ def test_refs(tmp_path: Path) -> None:
     [
         (["--refs_file", "{refs}"], "--split None: expected one of train, val"),
         (["--refs_file", "{refs}", "--split", "testA"], "--split 'testA': expected one of train, val"),
-        (["--split", "val"], "--split val: is one of --refs_file, which is not given"),
+        (["--split", "val"], "--split val: needs --refs_file, which is not given"),
         (["--refs_file", "refs(unc).p", "--split", "val"], "is a Python pickle, which can run any code"),
         (["--refs_file", "nowhere.json", "--split", "val"], "--refs_file nowhere.json: No such file"),
         (["--refs_file", "{json}", "--split", "val"], "expected a list of {ref_id, ann_id"),
@@ -266,7 +266,7 @@ def test_predicted_and_evaluated(tmp_path: Path) -> None:
     # Of another json the ids mean other phrases.
     other = phrased_row(tmp_path / "other")
     change(other, phrase="a blue zebra")
-    with pytest.raises(OsmError, match="phrases .*, but category_id 1 is .*not the one that was predicted on"):
+    with pytest.raises(OsmError, match="phrases .*, but category_id 1 is .*not the one used for prediction"):
         evaluate_folder(tmp_path / "pred", 1, DatasetTable((other,)))
 
 
@@ -283,5 +283,5 @@ def test_val_split_of_refs(tmp_path: Path) -> None:
 
 def test_a_row_of_regions_has_no_labels(tmp_path: Path) -> None:
     path = more_sets.write_json(tmp_path / "x.yaml", {"datasets": {"mine": {"form": "regions", "labels": "coco"}}})
-    with pytest.raises(OsmError, match="set 'mine': labels 'coco': form regions has none"):
+    with pytest.raises(OsmError, match="set 'mine': labels 'coco': not supported by form regions"):
         DatasetTable().with_yaml(path)

@@ -105,7 +105,7 @@ def test_all_four_are_trained_on(tmp_path: Path) -> None:
 
 def test_training_without_names_is_refused(tmp_path: Path) -> None:
     flags = ["--objects365_shards", str(tmp_path / "0.tar"), "--batch_size_objects365", "1"]
-    with pytest.raises(OsmError, match="set 'objects365': nothing tells the names of its classes.*categories.json"):
+    with pytest.raises(OsmError, match="set 'objects365': the names of its classes are unknown.*categories.json"):
         parse(flags)
 
 
@@ -311,10 +311,10 @@ def test_mistakes_about_the_csv(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "the first line must name each of the columns MaskPath, ImageID, LabelName" in capsys.readouterr().err
     empty = tmp_path / "empty.csv"
     empty.write_text("")
-    for field, message in (("json_file", "is empty; expected the columns"), ("labels", "has no line with a sign")):
+    for field, message in (("json_file", "is empty; expected the columns"), ("labels", "has no line with a label")):
         assert prepare("openimages", tmp_path / "out", **{**made, field: empty}) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(OsmError, match=r"set 'openimages': .*\.csv has no names: labels has to be the csv"):
+    with pytest.raises(OsmError, match=r"set 'openimages': .*\.csv contains no class names; set `labels`"):
         _ = replace(TABLE["openimages"], json_file=str(made["json_file"])).label_set
 
 

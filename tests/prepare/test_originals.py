@@ -244,7 +244,10 @@ def test_pc459_labels_txt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     listing.write_text("".join(f"{number}: {name}\n" for number, name in enumerate(names, 1)))
     assert main("pc459", [*arguments, "--labels_txt", str(listing)]) == 0
     assert "labels.txt: 62: 'case' is 'computer case' in the table" in capsys.readouterr().err
-    for wrong, message in ((names[1:], "458 classes, lines"), ([*names[200:], *names[:200]], "this is another list")):
+    for wrong, message in (
+        (names[1:], "458 classes; expected 459 lines"),
+        ([*names[200:], *names[:200]], "expected the list of PC-459"),
+    ):
         listing.write_text("".join(f"{number}: {name}\n" for number, name in enumerate(wrong, 1)))
         assert main("pc459", [*arguments, "--labels_txt", str(listing)]) == 2
         assert message in capsys.readouterr().err

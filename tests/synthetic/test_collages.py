@@ -126,10 +126,10 @@ def test_a_split_is_the_same_whenever_it_is_made(folders: Path, segments: Path) 
     before = (made[0] / "panoptic.json").stat().st_mtime_ns
     write_collages(folders / "one", options(folders, segments=(segments,)))
     assert (made[0] / "panoptic.json").stat().st_mtime_ns == before
-    with pytest.raises(OsmError, match="holds collages made with other flags or files; choose another folder"):
+    with pytest.raises(OsmError, match="holds collages made with different flags or files; choose a different folder"):
         write_collages(folders / "one", options(folders))
     cutout(folders / "stamps/plum/a.png", (1, 2, 3), "LA")  # another picture under the same name
-    with pytest.raises(OsmError, match="holds collages made with other flags or files"):
+    with pytest.raises(OsmError, match="holds collages made with different flags or files"):
         write_collages(folders / "one", options(folders, segments=(segments,)))
     cutout(folders / "stamps/plum/a.png", COLOURS["plum"])
     # Interrupted before its end, it is made again, to the same bytes.
@@ -174,12 +174,12 @@ def test_it_is_a_set_in_coco_panoptic_form(folders: Path, segments: Path) -> Non
         ("plum: [a.png]", "'plum': expected lists of files under train or val, found"),
         ("plum: {test: [a.png]}", "'plum': expected lists of files under train or val, found"),
         ("plum: {train: plum/a.png}", "'plum', train: expected a list of files, found 'plum/a.png'"),
-        ("plum: {train: [../table.yaml]}", "'../table.yaml' is no file below"),
-        ('plum: {train: ["plum/\\0a.png"]}', "is no file below"),
+        ("plum: {train: [../table.yaml]}", "'../table.yaml' is not a file in"),
+        ('plum: {train: ["plum/\\0a.png"]}', "is not a file in"),
         ("plum: {train: [plum/c.png]}", "'plum', train: plum/c.png is not in --cutouts"),
-        ("7: {train: [plum/a.png]}", "7 is no name"),
+        ("7: {train: [plum/a.png]}", "7 is not a name"),
         ("{", "not valid YAML"),
-        ("plum: {val: [plum/a.png]}", "no file of it is under train"),
+        ("plum: {val: [plum/a.png]}", "none of its names has a file under train"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(folders: Path, table: str, message: str) -> None:
@@ -191,7 +191,7 @@ def test_tables_that_do_not_fit_are_refused(folders: Path, table: str, message: 
 
 def test_other_mistakes_are_sentences(folders: Path, segments: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for changes, message in (
-        ({"split": "test"}, "--split 'test' is none of train, val"),
+        ({"split": "test"}, "--split 'test' is not one of train, val"),
         ({"images": 0}, "--images 0 must be 1 or more"),
         ({"seed": -1}, "--seed -1 must be 0 or more"),
     ):
@@ -205,13 +205,13 @@ def test_other_mistakes_are_sentences(folders: Path, segments: Path, capsys: pyt
     with pytest.raises(OsmError, match="is outside of the folder"):
         write_collages(folders / "out", options(folders, segments=(segments,)))
     (segments / "panoptic.json").write_text(json.dumps({"images": []}))
-    with pytest.raises(OsmError, match="not of COCO-panoptic form"):
+    with pytest.raises(OsmError, match="not in COCO-panoptic format"):
         write_collages(folders / "out", options(folders, segments=(segments,)))
     Image.new("RGB", (20, 20)).save(folders / "stamps/plum/a.png")
-    with pytest.raises(OsmError, match="a.png: no alpha channel, so its outline is not known"):
+    with pytest.raises(OsmError, match="a.png: the image has no alpha channel, so the object's outline is unknown"):
         Cutout(folders / "stamps/plum/a.png").load()
     Image.fromarray(np.zeros((20, 20, 4), np.uint8)).save(folders / "stamps/lime/a.png")
-    with pytest.raises(OsmError, match="nothing in it is opaque"):
+    with pytest.raises(OsmError, match="no pixel is opaque"):
         Cutout(folders / "stamps/lime/a.png").load()
     command = ["collages", str(folders / "bad"), "--table", str(folders / "missing.yaml")]
     assert main([*command, "--cutouts", str(folders), "--backgrounds", str(folders / "photos")]) == 2

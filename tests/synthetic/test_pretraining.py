@@ -168,7 +168,7 @@ def test_an_interrupted_llm_goes_on_to_the_same_weights(few_documents: None, tmp
 def test_other_settings_of_the_llm_are_refused(few_documents: None, tmp_path: Path) -> None:
     short = replace(TINY, steps=2)
     pretrain_llm(short, tmp_path)
-    with pytest.raises(OsmError, match=r"llm.pt was made with other settings; choose another --work folder"):
+    with pytest.raises(OsmError, match=r"llm.pt was made with different settings; choose a different --work folder"):
         pretrain_llm(replace(short, seed=1), tmp_path)
 
 
@@ -214,7 +214,7 @@ def test_an_interrupted_tower_goes_on_to_the_same_weights(
     assert weights_equal(resumed["state_dict"], whole["state_dict"])
     start = timm_tower(model.tower.name, model.tower.strides, 32, None, model.tower.options).model.state_dict()
     assert start.keys() == whole["state_dict"].keys()
-    with pytest.raises(OsmError, match=r"tower.pt was made with other settings; choose another --work folder"):
+    with pytest.raises(OsmError, match=r"tower.pt was made with different settings; choose a different --work folder"):
         pretrain_tower(model, replace(SMALL, learning_rate=1.0), tmp_path / "cut")
 
 
@@ -318,4 +318,4 @@ def test_the_command_writes_parts_that_load(tmp_path: Path, monkeypatch: Any, ca
     assert main([*folders, *sizes]) == 0
     assert (output / "llm" / "model.safetensors").is_file()
     assert main([*folders, *sizes[:-4], "--llm_steps", "2", "--threads", "1"]) == 2
-    assert "llm.pt was made with other settings" in capsys.readouterr().err
+    assert "llm.pt was made with different settings" in capsys.readouterr().err

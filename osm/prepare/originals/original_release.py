@@ -1,4 +1,4 @@
-"""The interface of original releases, and their shared steps: parallel jobs, atomic writes, panoptic PNGs and jsons."""
+"""The interface for original releases of datasets, and their shared steps, such as parallel jobs and panoptic PNGs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from osm.terminal import ProgressBar, message_logger
 
 logger = message_logger(__name__)
 
-_SHOWN = 5  # number of messages that are printed per reason
+_SHOWN = 5  # the largest number of messages that are printed for each reason
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class OriginalRelease(ABC):
-    """The original release of a dataset, and how the files that `osm prepare` reads are made from it.
+    """The original release of a dataset. The method `make` converts the release to files that `osm prepare` reads.
 
     Attributes of the class:
         what: the dataset and its source, for the help text.
@@ -44,22 +44,27 @@ class OriginalRelease(ABC):
     @classmethod
     @abstractmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the command-line arguments of this release."""
+        """Add the release's command-line arguments to a parser."""
 
     @classmethod
     @abstractmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Make the files with `workers` processes and return how many were made. `faults` counts failures by reason.
+        """Make the files that `osm prepare` reads, and return the number of files.
+
+        Args:
+            args: the parsed command-line arguments.
+            workers: the number of processes.
+            faults: counts the files that could not be made, by reason.
 
         Raises:
-            OsmError: an argument is wrong, or the release lacks a folder or file.
+            OsmError: an argument is invalid, or the release lacks a folder or file.
         """
 
 
 def run_jobs(function: Callable[[T], R], jobs: Sequence[T], workers: int, faults: Counter[str]) -> list[R]:
-    """Run the jobs in worker processes, and return the results of the successful ones in order.
+    """Run jobs in worker processes, and return the results of the successful jobs, in the order of the jobs.
 
-    Failed jobs are reported, and counted in `faults` by reason.
+    Failed jobs are logged, and are counted in `faults` by reason.
     """
     results = []
     with ProgressBar("making", len(jobs), "files") as progress:
@@ -82,10 +87,10 @@ def _try(function: Callable[[T], R], job: T) -> tuple[R | None, str, str]:
 
 
 def files_matching(flag: str, folder: Path, pattern: str) -> list[Path]:
-    """Return the files below a folder that match a glob pattern, sorted.
+    """Return a sorted list of the files in a folder that match a glob pattern.
 
     Raises:
-        OsmError: no file matches.
+        OsmError: no file matches the pattern.
     """
     files = sorted(folder.glob(pattern))
     if not files:
@@ -94,7 +99,7 @@ def files_matching(flag: str, folder: Path, pattern: str) -> list[Path]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file atomically: it never exists in part."""
+    """Write a file atomically, so that the path never holds an incomplete file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
@@ -105,7 +110,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def link_or_copy(image: Path, to: Path) -> None:
-    """Hard-link an image, or copy it if the file system does not support links. The bytes stay the same.
+    """Create a hard link to an image, or copy the image if the file system does not support links.
 
     Raises:
         SampleError: the image does not exist.
@@ -124,15 +129,15 @@ def link_or_copy(image: Path, to: Path) -> None:
 
 
 def read_id_map(path: Path) -> np.ndarray:
-    """Read a label map of one channel as an int32 array (H, W)."""
+    """Read a single-channel label map as an int32 array (H, W)."""
     with naming_file(path, "mask"):
         return read_ids(read_file(path)).astype(np.int32)
 
 
 def write_train_ids(path: Path, train_ids: np.ndarray) -> None:
-    """Write training ids as a 16-bit TIFF with lossless compression.
+    """Write a map of training ids as a 16-bit TIFF with lossless compression.
 
-    Without compression, the maps of a dataset would take ten times the space of its images.
+    Without compression, a dataset's maps would take ten times as much disk space as its images.
     """
     data = io.BytesIO()
     Image.fromarray(train_ids.astype(np.uint16)).save(data, "TIFF", compression="tiff_adobe_deflate")
@@ -140,7 +145,7 @@ def write_train_ids(path: Path, train_ids: np.ndarray) -> None:
 
 
 def lookup_table(table: dict[int, int], size: int) -> np.ndarray:
-    """Return an array that maps each id of 0 to `size` - 1 to its training id, or to `IGNORED_ID`."""
+    """Return an array that maps each id from 0 to `size` - 1 to its training id, or to `IGNORED_ID`."""
     train_ids = np.full(size, IGNORED_ID, np.int32)
     for one, train_id in table.items():
         train_ids[one] = train_id
@@ -148,10 +153,11 @@ def lookup_table(table: dict[int, int], size: int) -> np.ndarray:
 
 
 class PanopticWriter:
-    """The panoptic PNG of one image. Segments are drawn one after the other; later ones cover earlier ones.
+    """Draws the panoptic PNG of an image. Where segments overlap, the later segment covers the earlier one.
 
     Attributes:
-        ids: segment ids, int32 (H, W). segments: the entries of `segments_info`.
+        ids: the segment ids, int32 (H, W).
+        segments: the entries of `segments_info`.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -159,7 +165,7 @@ class PanopticWriter:
         self.segments: list[dict[str, Any]] = []
 
     def add(self, segment: int, category: int, mask: np.ndarray, iscrowd: int = 0) -> None:
-        """Draw a segment. Its entry has the area and box that it has before later segments cover it."""
+        """Draw a segment and add its entry. The entry's area and box ignore that later segments may cover it."""
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         y, x = int(rows[0]), int(columns[0])
         box = [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
@@ -177,7 +183,7 @@ class PanopticWriter:
 
 
 def write_panoptic_json(path: Path, made: Sequence[tuple[dict[str, Any], dict[str, Any]]], labels: str) -> None:
-    """Write the json file of (image, annotation) pairs, with category names from the label table `labels`."""
+    """Write (image, annotation) pairs to a panoptic json, with category names from the label table `labels`."""
     images, annotations = [image for image, _ in made], [annotation for _, annotation in made]
     names = categories(load_labels(labels))
     document = {"images": images, "annotations": annotations, "categories": names}

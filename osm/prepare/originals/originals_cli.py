@@ -30,7 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of one dataset's script, or (None) of the command, which takes the dataset's name first."""
+    """Return the argument parser of a dataset's script, or of `osm prepare_original` if `name` is None."""
     if name is not None:
         own = CommandParser(description=f"Makes {SETS[name].what}.")
         _add_arguments(own, name)
@@ -46,10 +46,10 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 
 @console_command
 def main(name: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Run one dataset's script, or (None) the command.
+    """Run a dataset's script, or the command `osm prepare_original` if `name` is None.
 
     Returns:
-        the exit code: 0 for success, 1 if some files could not be made, 2 for a mistake in the call.
+        the exit code: 0 for success, 1 if some files could not be made, 2 for invalid arguments or files.
     """
     args = parser(name).parse_args(argv)
     faults: Counter[str] = Counter()

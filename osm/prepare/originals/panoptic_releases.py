@@ -1,4 +1,4 @@
-"""ADE20K and Cityscapes: panoptic PNGs and json files are made from the original releases of these datasets."""
+"""Makes panoptic PNGs and json files from the original releases of ADE20K and Cityscapes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from osm.terminal import message_logger
 
 logger = message_logger(__name__)
 _ADE20K_SPLITS = {"training": "train", "validation": "val"}
-_MIN_CHECKED_INSTANCES = 20  # with fewer instances, their agreement with the class maps is not checked
+_MIN_CHECKED_INSTANCES = 20  # if there are fewer instances, their agreement with the class maps is not checked
 _CITYSCAPES_SUFFIX = "_instanceIds.png"
 
 
@@ -36,7 +36,7 @@ _CITYSCAPES_SUFFIX = "_instanceIds.png"
 
 @dataclass(frozen=True)
 class _Ade20kJob:
-    """The files of one ADE20K image. `thing_ids` maps class indices of the instance release (1..100) to table ids."""
+    """The files of one ADE20K image. `thing_ids` maps class indices in the instance release (1..100) to table ids."""
 
     classes: Path
     instances: Path | None
@@ -45,7 +45,7 @@ class _Ade20kJob:
 
 
 class Ade20kRelease(OriginalRelease):
-    """ADE20K panoptic: class PNGs (150 classes) of ADEChallengeData2016, and instance PNGs of the instance release."""
+    """The release of ADE20K panoptic: class PNGs (150 classes) in ADEChallengeData2016, and separate instance PNGs."""
 
     what: ClassVar[str] = "ADE20K panoptic, from ADEChallengeData2016 and its instance annotations"
 
@@ -66,7 +66,7 @@ class Ade20kRelease(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Write `ade20k_panoptic_{train,val}` and their json files beside `annotations`. Return the number of PNGs."""
+        """Write `ade20k_panoptic_{train,val}` and json files next to `annotations`, and return the number of PNGs."""
         root, total = Path(args.data_dir), 0
         thing_ids = _thing_ids(args.category_mapping)
         for split in args.splits:
@@ -85,7 +85,7 @@ class Ade20kRelease(OriginalRelease):
             if total_instances >= _MIN_CHECKED_INSTANCES and 2 * agreeing < total_instances:
                 raise OsmError(
                     f"{instances}: of {total_instances} instances only {agreeing} lie on pixels of their class in "
-                    f"{root / 'annotations'}: give --category_mapping, the categoryMapping.txt of the instance release"
+                    f"{root / 'annotations'}; set --category_mapping to the instance release's categoryMapping.txt"
                 )
             write_panoptic_json(root / f"{target.name}.json", [one[:2] for one in made], "ade20k")
             total += len(made)
@@ -93,7 +93,7 @@ class Ade20kRelease(OriginalRelease):
 
 
 def _thing_ids(mapping: str | None) -> dict[int, int]:
-    """Return the table id (0..149) of each class index of the instance release."""
+    """Return the table id (0..149) for each class index in the instance release."""
     if mapping is None:
         things = sorted(one.id for one in load_labels("ade20k").classes.values() if one.isthing)
         return dict(enumerate(things, 1))
@@ -101,18 +101,16 @@ def _thing_ids(mapping: str | None) -> dict[int, int]:
     pairs = [(int(row[0]), int(row[1]) - 1) for row in rows if len(row) == 2 and all(cell.isdigit() for cell in row)]
     known = load_labels("ade20k").classes
     if not pairs or any(of_class not in known for _, of_class in pairs):
-        raise OsmError(
-            f"--category_mapping {mapping}: rows 'INSTANCE_CLASS SCENE_CLASS ...' (1..100, 1..150) are needed"
-        )
+        raise OsmError(f"--category_mapping {mapping}: expected rows 'INSTANCE_CLASS SCENE_CLASS ...' (1..100, 1..150)")
     return dict(pairs)
 
 
 def _make_ade20k(job: _Ade20kJob) -> tuple[dict[str, Any], dict[str, Any], int, int]:
-    """Write the panoptic PNG of one image.
+    """Write the panoptic PNG for one image.
 
     Returns:
-        the image's and the annotation's entry in the json, the number of instances of which more than half the pixels
-        have the instance's class in the class PNG, and the number of instances.
+        the json entry of the image, the json entry of the annotation, the number of agreeing instances (more than half
+        of the pixels have the instance's class in the class PNG), and the number of all instances.
     """
     labels = load_labels("ade20k").classes
     classes = read_id_map(job.classes) - 1  # 0 in the file means no class
@@ -139,7 +137,10 @@ def _make_ade20k(job: _Ade20kJob) -> tuple[dict[str, Any], dict[str, Any], int, 
 
 
 def _instances(path: Path, shape: tuple[int, ...]) -> list[tuple[int, np.ndarray]]:
-    """Return (class index, mask) of each instance. Red is the class index, green the instance, and 0 means none."""
+    """Return (class index, mask) of each instance in an instance PNG.
+
+    The red channel is the class index (0 means no instance), and the green channel is the instance's number.
+    """
     with naming_file(path, "mask"):
         data = read_file(path)
         size = open_image(data).size
@@ -153,7 +154,10 @@ def _instances(path: Path, shape: tuple[int, ...]) -> list[tuple[int, np.ndarray
 
 
 class CityscapesRelease(OriginalRelease):
-    """Cityscapes panoptic from gtFine's instance PNGs, equal to the output of cityscapesscripts' createPanopticImgs."""
+    """The release of Cityscapes panoptic, made from gtFine's instance PNGs.
+
+    The result equals the output of createPanopticImgs in cityscapesscripts.
+    """
 
     what: ClassVar[str] = "Cityscapes panoptic, from gtFine"
 
@@ -166,7 +170,7 @@ class CityscapesRelease(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Write `gtFine/cityscapes_panoptic_<split>` and its json file. Return the number of PNGs."""
+        """Write `gtFine/cityscapes_panoptic_<split>` and a json file for each split, and return the number of PNGs."""
         root, total = Path(args.data_dir) / "gtFine", 0
         for split in args.splits:
             maps = files_matching("data_dir", root, f"{split}/*/*{_CITYSCAPES_SUFFIX}")
@@ -179,9 +183,9 @@ class CityscapesRelease(OriginalRelease):
 
 
 def _make_cityscapes(job: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write the panoptic PNG of one image, and return the image's and the annotation's entry in the json.
+    """Write the panoptic PNG for one image, and return the json entries of the image and of its annotation.
 
-    An id of 1000 or more is class * 1000 + instance. An id below 1000 is a class without instances.
+    In gtFine, an id of at least 1000 is class * 1000 + instance. An id below 1000 is a class without instances.
     """
     path, target = job
     labels = load_labels("cityscapes").classes
@@ -190,7 +194,7 @@ def _make_cityscapes(job: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, 
     for one in np.unique(ids).tolist():
         category = one if one < 1000 else one // 1000
         if category in labels:
-            # Thing pixels whose instances were not separated have only the class id, and are a crowd.
+            # Pixels of things whose instances were not separated have only the class id and form a crowd.
             panoptic.add(one, category, ids == one, int(one < 1000 and labels[category].isthing))
     stem = path.name.removesuffix(_CITYSCAPES_SUFFIX)
     panoptic.write(target / f"{stem}_panoptic.png")

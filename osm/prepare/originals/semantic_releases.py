@@ -1,4 +1,4 @@
-"""A-847 and PC-459: 16-bit maps of training ids are made from the original releases of these semantic datasets."""
+"""Makes 16-bit maps of training ids from the original releases of the semantic datasets A-847 and PC-459."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ logger = message_logger(__name__)
 
 _A847_SPLITS = ("training", "validation")
 _A847_SUFFIX = "_seg.png"
-_A847_CODES = 26 * 256  # number of values that R // 10 * 256 + G can take
+_A847_CODES = 26 * 256  # the number of possible values of R // 10 * 256 + G
 _PC459_SPLITS = {"training": "train", "validation": "val"}
 
 
@@ -44,7 +44,7 @@ _PC459_SPLITS = {"training": "train", "validation": "val"}
 
 
 class A847Release(OriginalRelease):
-    """A-847: the `_seg.png` files of the full ADE20K release of 2021 become 16-bit maps of training ids."""
+    """The release of A-847: the full ADE20K of 2021, whose `_seg.png` files become 16-bit maps of training ids."""
 
     what: ClassVar[str] = "A-847, from ADE20K_2021_17_01"
 
@@ -59,13 +59,15 @@ class A847Release(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Fill `images_detectron2` and `annotations_detectron2`, and return the number of image and map pairs."""
+        """Fill `images_detectron2` and `annotations_detectron2`, and return the number of (image, map) pairs."""
         root, total = Path(args.data_dir), 0
         for split in args.splits:
             maps = files_matching("data_dir", root, f"images/ADE/{split}/**/*{_A847_SUFFIX}")
             twice = [name for name, count in Counter(path.name for path in maps).items() if count > 1]
             if twice:
-                raise OsmError(f"--data_dir {root}: {twice[0]} lies in two folders of images/ADE/{split}; remove one")
+                raise OsmError(
+                    f"--data_dir {root}: {twice[0]} is in two folders of images/ADE/{split}; remove one file"
+                )
             for folder in ("images_detectron2", "annotations_detectron2"):
                 (root / folder / split).mkdir(parents=True, exist_ok=True)
             total += len(run_jobs(_make_a847, [(path, root, split) for path in maps], workers, faults))
@@ -74,14 +76,14 @@ class A847Release(OriginalRelease):
 
 @cache
 def _a847_train_ids() -> np.ndarray:
-    """Return the training id of each class index of the release. Class indices start at 1; 0 is background."""
+    """Return the training id for each class index in the release, where classes start at 1 and 0 is background."""
     table = resources.files("osm.datasets") / "labels" / "a847.json"
     rows = json.loads(table.read_text(encoding="utf-8"))["categories"]
     return lookup_table({row["ade_id"]: row["id"] for row in rows}, _A847_CODES)
 
 
 def _make_a847(job: tuple[Path, Path, str]) -> bool:
-    """Link one image and write its map of training ids. The job is (segmentation PNG, root folder, split)."""
+    """Link an image and write its map of training ids. The job is (segmentation PNG, root folder, split)."""
     path, root, split = job
     stem = path.name.removesuffix(_A847_SUFFIX)
     link_or_copy(path.with_name(f"{stem}.jpg"), root / "images_detectron2" / split / f"{stem}.jpg")
@@ -97,7 +99,7 @@ def _make_a847(job: tuple[Path, Path, str]) -> bool:
 
 
 class Pc459Release(OriginalRelease):
-    """PC-459: the variable `LabelMap` of Pascal Context's `trainval/*.mat`, with the images and lists of VOC2010."""
+    """The release of PC-459: the `.mat` files of Pascal Context, and the images and split lists of VOC2010."""
 
     what: ClassVar[str] = "PC-459, from Pascal Context's .mat files"
 
@@ -119,7 +121,7 @@ class Pc459Release(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Fill `images` and `annotations_ctx459`, and return the number of image and map pairs."""
+        """Fill `images` and `annotations_ctx459`, and return the number of (image, map) pairs."""
         check_here(args.output_dir, "--output_dir")
         mats, voc = check_folder("mat_dir", args.mat_dir), check_folder("voc_dir", args.voc_dir)
         out = Path(args.output_dir)
@@ -142,9 +144,10 @@ class Pc459Release(OriginalRelease):
 
 
 def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
-    """Link one image and write its map of training ids. The job is (image, .mat file, linked image, folder of maps).
+    """Link an image and write its map of training ids. The job is (image, .mat file, linked image, map folder).
 
-    Classes in the .mat file start at 1, in the order of labels.txt. Training ids start at 0, in the same order.
+    The map is the variable `LabelMap` in the .mat file. Its classes start at 1, in the order of labels.txt, and are
+    converted to training ids, which start at 0 in the same order.
     """
     image, mat, linked_image, maps = job
     target = maps / f"{linked_image.stem}.tif"
@@ -163,16 +166,16 @@ def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
 
 
 def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
-    """Compare a labels.txt (lines like "1: accordion") with the project's table, and print the names that differ.
+    """Compare a labels.txt (lines like "1: accordion") with the project's table, and log the names that differ.
 
     Raises:
-        OsmError: the file has other class numbers than the table, or more than half of its names differ.
+        OsmError: the class numbers in the file differ from the table, or more than half of the names differ.
     """
     text = read_text(path, "--labels_txt")
     listed = {int(number) - 1: name for number, name in re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", text, re.MULTILINE)}
     if listed.keys() != labels.classes.keys():
         raise OsmError(
-            f"--labels_txt {path}: {len(listed)} classes, lines '1: accordion' to {len(labels.classes)} needed"
+            f"--labels_txt {path}: {len(listed)} classes; expected {len(labels.classes)} lines such as '1: accordion'"
         )
 
     def plain(name: str) -> str:
@@ -180,6 +183,6 @@ def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
 
     other = [n for n, name in listed.items() if plain(name) not in {plain(own) for own in labels[n].names}]
     if 2 * len(other) > len(listed):
-        raise OsmError(f"--labels_txt {path}: {len(other)} of {len(listed)} names differ: this is another list")
+        raise OsmError(f"--labels_txt {path}: {len(other)} of {len(listed)} names differ; expected the list of PC-459")
     for number in other:
         logger.info(f"labels.txt: {number + 1}: {listed[number]!r} is {labels[number].target!r} in the table")

@@ -1,9 +1,9 @@
-"""Pre-training of osm-nano's LLM: a small Llama learns to name what the vectors before its text mean.
+"""Pre-trains osm-nano's LLM, a small Llama that learns to generate the name encoded in its context vectors.
 
-A training document has the words of a name, one of the project's questions, and the name as the answer. The words are
-placed in the context as the bridge will place them: as vectors, unordered, blended and blurred. Names are made of many
-more words than the scenes have, so that the LLM learns to read the context instead of memorising names. The
-attribute-thing pairs that scenes hold out are held out here too.
+A training document consists of the words of a name, one of the project's questions, and the name as the answer. The
+words become vectors that precede the question, and are unordered, blended and noisy, like the vectors that the bridge
+will produce. Names are made of many more words than the scenes use, so that the LLM learns to read the context vectors
+instead of memorizing names. The attribute-thing pairs that are held out from training scenes are held out here too.
 
 Shapes: R rows, K context slots, T text tokens, W embedding width.
 """
@@ -51,26 +51,26 @@ _WORD = re.compile(r"[a-z]+")
 
 
 def scene_nouns() -> tuple[str, ...]:
-    """Return every noun of both scene datasets."""
+    """Return every noun in the names of the two scene datasets."""
     return tuple(dict.fromkeys([*THINGS, *THINGS.values(), *STUFF, *STUFF.values()]))
 
 
 def other_nouns() -> tuple[str, ...]:
-    """Return the one-word names of COCO and ADE20K that do not occur in scenes."""
+    """Return the one-word class names of COCO and ADE20K that do not occur in scenes."""
     names = [c.target for table in ("coco", "ade20k") for c in load_labels(table).classes.values()]
     known = {*scene_nouns(), *ATTRIBUTES, *OTHER_ADJECTIVES}
     return tuple(dict.fromkeys(name for name in names if _WORD.fullmatch(name) and name not in known))
 
 
 def tokenizer_text() -> list[str]:
-    """Return the training text of the tokenizer: every word 20 times, and the questions."""
+    """Return the text on which the tokenizer is trained: every word 20 times, and the questions."""
     words = [*ATTRIBUTES, *OTHER_ADJECTIVES, *scene_nouns(), *other_nouns()]
     return [*(f" {word}" for word in words for _ in range(20)), *MASK_PROMPTS, *BOX_PROMPTS]
 
 
 @dataclass(frozen=True)
 class NamingDocument:
-    """One training document: the words of the context, the question, and the answer."""
+    """A training document: the words that are encoded as context vectors, the question, and the answer."""
 
     words: tuple[str, ...]
     prompt: str
@@ -78,7 +78,7 @@ class NamingDocument:
 
 
 class Corpus:
-    """Draws training documents. A pair in `held_out` never occurs as an answer or together in one context."""
+    """Draws training documents. A pair in `held_out` is never an answer, and its words never share a context."""
 
     def __init__(self) -> None:
         self.held_out = {(pair.attribute, pair.thing) for pair in held_out_pairs()}
@@ -86,7 +86,7 @@ class Corpus:
         self.scene_nouns, self.other_nouns = scene_nouns(), other_nouns()
 
     def draw(self, rng: np.random.Generator) -> NamingDocument:
-        """Draw one document."""
+        """Draw a training document."""
         prompt = self.prompts[int(rng.integers(len(self.prompts)))]
         while True:
             nouns = self.scene_nouns if rng.random() < 0.6 else self.other_nouns
@@ -99,13 +99,13 @@ class Corpus:
                 return NamingDocument((adjective, noun), prompt, f"{adjective} {noun}")
 
     def held_out_documents(self) -> list[NamingDocument]:
-        """Return the held-out pairs as documents for evaluation. They are never trained on."""
+        """Return the held-out pairs as documents for evaluation. Held-out pairs are never used in training."""
         pairs = sorted(held_out_pairs(), key=str)
         return [NamingDocument((pair.attribute, pair.thing), MASK_PROMPTS[0], str(pair)) for pair in pairs]
 
 
 def training_pair_documents(count: int, seed: int) -> list[NamingDocument]:
-    """Return `count` random pairs that are trained on, as documents with the question of the evaluation."""
+    """Return `count` random training pairs as documents that have the question used in evaluation."""
     rng = np.random.default_rng(seed)
     held_out = held_out_pairs()
     pairs = [Pair(a, t) for t in THINGS for a in ATTRIBUTES if Pair(a, t) not in held_out]
@@ -118,7 +118,7 @@ def training_pair_documents(count: int, seed: int) -> list[NamingDocument]:
 
 @dataclass(frozen=True)
 class LlmTraining:
-    """The size and the training settings of the LLM."""
+    """The sizes and training settings of the LLM."""
 
     vocabulary: int = 2400
     width: int = 160
@@ -133,7 +133,7 @@ class LlmTraining:
 
 
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on the corpus. Id 0 is the padding token, which ends a name."""
+    """Train a byte-level BPE tokenizer on all words and questions. The padding token has the id 0 and ends a name."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -172,10 +172,11 @@ def make_llm(config: LlmTraining, vocabulary: int) -> LlamaForCausalLM:
 def context_vectors(
     words: Sequence[Sequence[int]], embeddings: Tensor, slots: int, blur: float, rng: np.random.Generator
 ) -> Tensor:
-    """Build context vectors (R, `slots` + 1, W) from words, which are given as token ids of each row.
+    """Build context vectors (R, `slots` + 1, W) from words, which are given as the token ids of each row.
 
-    Each token is added to one or more slots with a random weight. Noise of `blur` standard deviations is then added.
-    The last slot has no word, because the bridge places the embedding of the answer style there.
+    Each token's embedding is added to one or more slots with a random weight, and noise is added to all slots. The
+    noise has `blur` times the standard deviation of the embeddings. The last slot contains only noise, because the
+    bridge places the embedding of the answer style there.
     """
     rows, width = len(words), embeddings.shape[1]
     spread = float(embeddings.detach().std())
@@ -192,9 +193,9 @@ def context_vectors(
 
 
 def _text(documents: Sequence[NamingDocument], tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Return token ids (R, T) and the loss weight of each token (R, T).
+    """Return the token ids (R, T) of some documents and the loss weight of each token (R, T).
 
-    A row is BOS, question, answer and EOS, padded on the right.
+    A row consists of BOS, question, answer and EOS, and is padded on the right.
     """
     rows, weights = [], []
     for document in documents:
@@ -220,13 +221,13 @@ def _loss(llm: Any, documents: Sequence[NamingDocument], tokenizer: Any, rng: np
 
 
 def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
-    """Train the LLM, or resume an interrupted training from its last checkpoint.
+    """Train the LLM, or resume an interrupted training run from its last checkpoint.
 
     Returns:
-        `llm`, `tokenizer`, `accuracy` (on trained pairs and on held-out pairs) and `seconds`.
+        `llm`, `tokenizer`, `accuracy` (on training pairs and on held-out pairs) and `seconds`.
 
     Raises:
-        OsmError: the checkpoint is broken, or was written with other settings.
+        OsmError: the checkpoint is broken, or was written with different settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
@@ -274,7 +275,7 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
 def naming_accuracy(
     llm: Any, tokenizer: Any, documents: Sequence[NamingDocument], seed: int, slots: int = 4, blur: float = 0.4
 ) -> float:
-    """Return the share of documents whose answer the LLM generates from blended and blurred context vectors."""
+    """Return the share of documents for which the LLM generates the correct answer from noisy context vectors."""
     rng = np.random.default_rng(seed)
     embeddings = llm.get_input_embeddings().weight
     words = [[i for w in d.words for i in tokenizer(f" {w}", add_special_tokens=False)["input_ids"]] for d in documents]

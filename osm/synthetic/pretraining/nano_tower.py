@@ -1,7 +1,7 @@
-"""Pre-training of osm-nano's tower on drawn scenes.
+"""Pre-trains osm-nano's tower on drawn scenes.
 
-Two linear heads classify the kind and the attribute of each token and of the mean token of each mask. They read the
-same tokens as the bridge, and are discarded after training.
+Two linear heads classify the kind of object and the attribute, both for each token and for the mean token of each mask.
+The heads read the same tokens as the bridge, and are discarded after training.
 
 Shapes: N images, S image size in pixels, L tokens per image, C tower width, I masks per image.
 """
@@ -34,13 +34,13 @@ from osm.terminal import ProgressBar, message_logger
 logger = message_logger(__name__)
 
 KINDS = (*THINGS, *STUFF)
-NOTHING = -100  # label that the loss ignores
+NOTHING = -100  # the label that the loss ignores
 MAX_MASKS = 12
 
 
 @dataclass(frozen=True)
 class TowerTraining:
-    """The training settings of the tower. `scenes` are drawn once; each epoch scales, crops and flips them anew."""
+    """The training settings of the tower. Each epoch randomly scales, crops and flips the same drawn scenes."""
 
     scenes: int = 8000
     epochs: int = 12
@@ -55,7 +55,7 @@ class TowerTraining:
 class SceneArrays:
     """Scenes as arrays: images (N, S, S, 3) uint8, segment ids (N, S, S) uint8, labels (N, I + 1, 2) int8.
 
-    The labels are the kind and the attribute of each segment id.
+    The labels are the kind of object and the attribute for each segment id.
     """
 
     images: np.ndarray
@@ -64,7 +64,7 @@ class SceneArrays:
 
 
 def draw_all(config: TowerTraining, size: int, folder: Path) -> SceneArrays:
-    """Draw the scenes, or load them if an earlier run has drawn and saved them.
+    """Draw all scenes and save them, or load the scenes if an earlier run with the same settings has saved them.
 
     Raises:
         OsmError: the saved scenes cannot be read.
@@ -93,7 +93,7 @@ def draw_all(config: TowerTraining, size: int, folder: Path) -> SceneArrays:
     try:
         return SceneArrays(**{field: np.load(folder / name, mmap_mode="r") for field, name in names.items()})
     except (OSError, ValueError, EOFError) as error:
-        raise OsmError(f"--work {folder}: scenes cannot be read ({error}); remove {mark.name} there") from None
+        raise OsmError(f"--work {folder}: scenes cannot be read ({error}); remove {mark.name} in this folder") from None
 
 
 def _draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,7 +110,7 @@ def _draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 @dataclass
 class TowerBatch:
-    """Normalised images (N, 3, S, S), ids (N, S, S), and labels (N, I + 1, 2): the kind and attribute of each id."""
+    """Normalized images (N, 3, S, S), ids (N, S, S), and labels (N, I + 1, 2), the kind and attribute of each id."""
 
     images: Tensor
     ids: Tensor
@@ -118,7 +118,7 @@ class TowerBatch:
 
 
 def batches(drawn: SceneArrays, config: TowerTraining, epoch: int, tower: Tower) -> Iterator[TowerBatch]:
-    """Yield the batches of an epoch. The seed and the epoch decide their order and their augmentation."""
+    """Yield the batches of an epoch. The order and the augmentation depend only on the seed and the epoch."""
     rng = np.random.default_rng([config.seed, epoch])
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tower.mean, tower.std))
     order = rng.permutation(len(drawn.images))
@@ -131,7 +131,7 @@ def batches(drawn: SceneArrays, config: TowerTraining, epoch: int, tower: Tower)
 
 
 def _view(images: Tensor, ids: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Scale a batch by one random factor, crop or pad it to its former size, and flip it with probability 0.5."""
+    """Scale a batch by one random factor, crop or pad it to its original size, and flip it with probability 0.5."""
     size = images.shape[-1]
     scaled = int(round(size * rng.uniform(0.8, 1.2)))
     if scaled != size:
@@ -145,7 +145,7 @@ def _view(images: Tensor, ids: Tensor, rng: np.random.Generator) -> tuple[Tensor
 
 
 class TowerTask(nn.Module):
-    """The tower and its two linear heads, for kind and attribute."""
+    """The tower with its two linear heads, which classify the kind of object and the attribute."""
 
     def __init__(self, tower: Tower, model: ModelConfig) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class TowerTask(nn.Module):
         self.kind, self.attribute = nn.Linear(tower.width, len(KINDS)), nn.Linear(tower.width, len(ATTRIBUTES))
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss, and the accuracy of the kind and of the attribute over masks."""
+        """Return the loss, and the accuracies of the kind of object and of the attribute over all masks."""
         patches = self.tower(self.windows.split(batch.images))[1].float()
         tokens = self.windows.merge(patches)
         patch = self.tower.patch
@@ -166,7 +166,7 @@ class TowerTask(nn.Module):
         cover = _cover(batch.ids, patch)
         area = cover.sum(-1)
         pooled = (cover @ tokens) / area.clamp(min=1)[..., None]
-        # As in the training of osm-nano, only masks of more than 100 pixels count.
+        # Only masks with more than 100 pixels count, as in the training of osm-nano.
         wanted = torch.where((area > 100)[..., None], batch.labels[:, 1:], NOTHING)
         pooled_loss, right = self._loss(pooled.flatten(0, 1), wanted.flatten(0, 1))
         return loss + 2 * pooled_loss, right
@@ -182,7 +182,7 @@ class TowerTask(nn.Module):
 
 
 def _cover(ids: Tensor, patch: int) -> Tensor:
-    """Return how many pixels of each mask lie in each token's patch, (N, I, L), from ids (N, S, S)."""
+    """Count the pixels of each mask in each token's patch. The input is ids (N, S, S), the result counts (N, I, L)."""
     images, size = len(ids), ids.shape[-1]
     row = torch.arange(size) // patch
     place = row[:, None] * (size // patch) + row
@@ -193,17 +193,19 @@ def _cover(ids: Tensor, patch: int) -> Tensor:
 
 
 def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> dict[str, Any]:
-    """Train the tower, or resume an interrupted training after its last complete epoch.
+    """Train the tower, or resume an interrupted training run after its last complete epoch.
 
     Args:
-        model: config of the model; its `tower` is built with random weights from the seed.
-        folder: folder for scenes and checkpoints.
+        model: the config of the model; its `tower` is built with random weights from the seed.
+        config: the training settings.
+        folder: the folder for scenes and checkpoints.
 
     Returns:
-        `state_dict`, `accuracy` (on scenes of another seed) and `seconds`.
+        `state_dict`, `accuracy` (on scenes with a different seed) and `seconds`.
 
     Raises:
-        OsmError: there are fewer scenes than a batch needs, or saved files are broken or of other settings.
+        OsmError: there are fewer scenes than a batch needs, or saved files are broken or were written with different
+            settings.
     """
     steps = config.scenes // config.batch_size
     if steps == 0:
@@ -213,7 +215,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
     torch.manual_seed(config.seed)
     sizes = model.tower
     if not isinstance(sizes, TimmTowerConfig):
-        raise OsmError(f"model.tower.kind {sizes.kind!r}: expected timm, whose towers can be trained here")
+        raise OsmError(f"model.tower.kind {sizes.kind!r}: only timm towers can be pre-trained here")
     tower = timm_tower(sizes.name, sizes.strides, model.sliding_window_size, None, sizes.options)
     task = TowerTask(tower, model)
     started = time.monotonic()
@@ -255,7 +257,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
 
 
 def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, schedule: Any) -> tuple[int, float]:
-    """Load the checkpoint if there is one. Return the next epoch and the seconds spent so far."""
+    """Load the checkpoint if it exists, and return the next epoch and the seconds spent so far."""
     if not path.is_file():
         return 0, 0.0
     document = read_state(path, asdict(config))
@@ -269,7 +271,7 @@ def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, 
 
 @torch.no_grad()
 def evaluate(task: TowerTask, size: int, config: TowerTraining, scenes: int = 200) -> dict[str, float]:
-    """Return the accuracy of the kind and the attribute of pooled mask tokens on scenes that were not trained on."""
+    """Return the accuracies of kind and attribute over masks, measured on scenes that were not used in training."""
     task.eval()
     tower = task.tower
     images, ids, labels = zip(*(_draw((size, config.seed + 1, index)) for index in range(scenes)), strict=True)

@@ -1,4 +1,4 @@
-"""The parts that both pre-trainings of osm-nano share: learning rate schedule, and checkpoints of interrupted runs."""
+"""The learning rate schedule and the checkpoints that are used to pre-train osm-nano's tower and LLM."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from osm.models.weights import load_torch
 
 
 def warmup_cosine(step: int, total: int) -> float:
-    """Return the factor of the peak learning rate at a step.
+    """Return the learning rate at a step, as a fraction of the peak learning rate.
 
-    The factor rises linearly over the first twentieth of the steps and then falls to 0 along a cosine.
+    The fraction rises linearly over the first twentieth of the steps and then falls to 0 along a cosine.
     """
     warm = max(1, total // 20)
     return step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint of the `--work` folder atomically."""
+    """Write a checkpoint in the `--work` folder atomically."""
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
 
 def read_state(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint of the `--work` folder that was written with the same `config`.
+    """Read a checkpoint in the `--work` folder, which must have been written with the same `config`.
 
     Raises:
-        OsmError: the file is broken, or was written with another `config`.
+        OsmError: the file is broken, or was written with a different `config`.
     """
     try:
         document = load_torch(path)
     except ValueError as error:
-        raise OsmError(f"{path} {error}; choose another --work folder, or remove it") from None
+        raise OsmError(f"{path} {error}; choose a different --work folder, or remove the file") from None
     if not isinstance(document, dict) or document.get("config") != config:
-        raise OsmError(f"{path} was made with other settings; choose another --work folder, or remove it")
+        raise OsmError(f"{path} was made with different settings; choose a different --work folder, or remove the file")
     return document

@@ -1,4 +1,4 @@
-"""The command `scripts/pretrain_nano.py`: it pre-trains osm-nano's tower and LLM and writes their weights and card."""
+"""The command `scripts/pretrain_nano.py`, which pre-trains osm-nano's tower and LLM and writes weights and a card."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ These pairs were used in no training stage (`osm.synthetic.scenes.scene_names.he
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return the exit code."""
+    """Run `scripts/pretrain_nano.py` and return the exit code."""
     parser = CommandParser(
         allow_abbrev=False,
         description="Pre-trains osm-nano's tower and LLM. After an interruption, the same command resumes.",
@@ -145,7 +145,7 @@ def _fresh(folder: Path) -> Path:
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
-    """Replace the older weights, once the new ones are complete."""
+    """Replace a folder of older weights by the folder of new weights, which is complete."""
     shutil.rmtree(target, ignore_errors=True)
     os.replace(folder, target)
 
@@ -155,7 +155,7 @@ def _half(tensor: Tensor) -> Tensor:
 
 
 def _note(output: Path, part: str, facts: Mapping[str, Any], seconds: int) -> None:
-    """Add the facts of one part to the file from which the model card is made."""
+    """Add the facts about the tower or the LLM to the file from which the model card is made."""
     path = output / FACTS
     document = read_json(path, "facts")[0] if path.is_file() else {}
     document[part] = {**facts, "seconds": seconds}
@@ -171,7 +171,7 @@ def _note(output: Path, part: str, facts: Mapping[str, Any], seconds: int) -> No
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
-    """Return the model card as Markdown, or a short notice if one part has not been pre-trained yet."""
+    """Return the model card as Markdown, or a short notice if the tower or the LLM has not been pre-trained yet."""
     tower, llm, scenes = facts.get("tower"), facts.get("llm"), facts["scenes"]
     if tower is None or llm is None:
         return f"# osm-nano: unfinished, {'the tower' if tower is None else 'the LLM'} is not pre-trained yet\n"

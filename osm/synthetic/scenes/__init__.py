@@ -1,1 +1,1 @@
-"""Drawn scenes: images with panoptic masks and names, generated from a seed as datasets in COCO-panoptic form."""
+"""Draws scenes, which are images with panoptic masks and names, from a seed as datasets in COCO-panoptic format."""

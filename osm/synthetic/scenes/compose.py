@@ -1,4 +1,4 @@
-"""Composes a scene of a backdrop, a ground, and things that partly cover each other.
+"""Composes a scene from a backdrop, a ground, and things that partly cover each other.
 
 Scenes are drawn at twice the requested size and then downsampled, so that edges are smooth.
 """
@@ -20,15 +20,15 @@ assert set(DRAW) == set(THINGS)
 
 MIN_VISIBLE = 0.3
 _OVERSAMPLE = 2
-_SIDES = (42 / 256, 118 / 256)  # range of the longest side of a thing, as a share of the scene
-_THINGS = (3, 7)  # range of the number of things
-_TRIES = 40  # attempts to find a place for a thing
+_SIDES = (42 / 256, 118 / 256)  # the range of a thing's longest side, as a fraction of the scene's side
+_THINGS = (3, 7)  # the range of the number of things in a scene
+_TRIES = 40  # the number of attempts to find a position for a thing
 Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
 class DrawnScene:
-    """An image (S, S, 3) uint8, its segment ids (S, S) int32, and the thing or the name of stuff of each id."""
+    """An image (S, S, 3) uint8, its segment ids (S, S) int32, and what each id shows (a pair, or a name of stuff)."""
 
     image: np.ndarray
     ids: np.ndarray
@@ -37,17 +37,17 @@ class DrawnScene:
 
 @dataclass(frozen=True)
 class _Cutout:
-    """A painted thing: colours (h, w, 3) float32 and outline (h, w) bool."""
+    """A painted thing, given by its colors (h, w, 3) float32 and its mask (h, w) bool."""
 
     pixels: np.ndarray
     mask: np.ndarray
 
 
 def draw_scene(size: int, pairs: Sequence[Pair], seed: int, index: int) -> DrawnScene:
-    """Draw scene `index` of a seed, with S = `size` pixels per side and things from `pairs`.
+    """Draw scene number `index` for a seed. The image has `size` x `size` pixels, and shows things in `pairs`.
 
-    The same arguments give the same scene. The longest side of every thing is at least 42/256 of the scene, and at
-    least 30 % of every thing is visible.
+    The same arguments always produce the same scene. The longest side of every thing is at least 42/256 of the scene's
+    side, and at least 30 % of every thing is visible.
     """
     rng = np.random.default_rng([seed, index])
     side = size * _OVERSAMPLE
@@ -55,7 +55,7 @@ def draw_scene(size: int, pairs: Sequence[Pair], seed: int, index: int) -> Drawn
     _scatter(canvas, rng)
     areas: dict[int, int] = {}
     wanted = int(rng.integers(_THINGS[0], _THINGS[1] + 1))
-    # Small things are far away, so they are drawn first, behind the others.
+    # Smaller things appear farther away, so things are drawn in ascending order of size.
     low, high = (float(np.log(share)) for share in _SIDES)
     lengths = np.sort(np.exp(rng.uniform(low, high, wanted))) * side
     for length in lengths:
@@ -79,7 +79,7 @@ def _background(side: int, rng: Rng) -> tuple[np.ndarray, np.ndarray, dict[int, 
     names = [str(backdrop), str(rng.permutation(list(GROUNDS))[0])]
     horizon = rng.uniform(0.3, 0.62) * side
     bounds = [_edge(side, horizon, 5 * unit, rng)]
-    if rng.random() < 0.45:  # a second backdrop is visible above the first
+    if rng.random() < 0.45:  # draw a second backdrop above the first backdrop
         names.insert(0, str(behind))
         bounds.insert(0, _edge(side, horizon * rng.uniform(0.4, 0.65), 14 * unit, rng))
     row = np.arange(side)[:, None]
@@ -95,14 +95,14 @@ def _background(side: int, rng: Rng) -> tuple[np.ndarray, np.ndarray, dict[int, 
 
 
 def _edge(side: int, height: float, sway: float, rng: Rng) -> np.ndarray:
-    """Return a straight or wavy boundary from left to right, as the row of each column, (side,)."""
+    """Return a straight or wavy left-to-right boundary, as one row index per column, shape (side,)."""
     slope = rng.uniform(-0.05, 0.05) * np.linspace(-1, 1, side) * side
     wave = paint.noise(rng, 2, side, side / rng.uniform(3, 9))[0] - 0.5
     return height + slope + wave * 4 * sway * (rng.random() < 0.6)
 
 
 def _scatter(canvas: np.ndarray, rng: Rng) -> None:
-    """Draw unnamed clutter such as pebbles, leaves and petals. Its pixels belong to the segment below."""
+    """Draw clutter such as pebbles, leaves and petals. The clutter's pixels belong to the segment beneath it."""
     side = len(canvas)
     for _ in range(int(rng.integers(0, 22))):
         long = side * rng.uniform(0.006, 0.018)
@@ -121,7 +121,7 @@ def _scatter(canvas: np.ndarray, rng: Rng) -> None:
 
 
 def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
-    """Draw the outline, paint and light of one thing; `length` is its longest side in pixels."""
+    """Draw a thing with its paint and light. The longest side of the thing has `length` pixels."""
     pen = Pen(rng)
     DRAW[pair.thing](pen)
     turn = np.radians(rng.normal(0, 9))
@@ -132,7 +132,7 @@ def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
     low, high = solid.min(0), solid.max(0)
     scale = length / (high - low).max()
     width, height = np.ceil((high - low) * scale).astype(int) + 3
-    # Each stroke is drawn with its number. The number determines the role and the edges of the stroke.
+    # Each stroke is drawn with its number as the pixel value, which determines the stroke's role and edges.
     drawing = Image.new("L", (int(width), int(height)))
     draw = ImageDraw.Draw(drawing)
     role_of = np.zeros(256, np.uint8)
@@ -151,7 +151,7 @@ def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
 
 
 def _light(mask: np.ndarray, parts: np.ndarray, length: float) -> np.ndarray:
-    """Return brightness factors (h, w): light from the upper left, and dark lines between parts."""
+    """Return the brightness of each pixel (h, w), with light from the upper left and dark lines between parts."""
     blurred = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(length * 0.05))
     down, right = np.gradient(np.asarray(blurred, np.float32) / 255)
     factors = 1 + np.clip((down + right) * length * 0.045, -0.3, 0.22)
@@ -161,12 +161,12 @@ def _light(mask: np.ndarray, parts: np.ndarray, length: float) -> np.ndarray:
 
 
 def _find_place(mask: np.ndarray, ids: np.ndarray, areas: dict[int, int], rng: Rng) -> tuple[int, int] | None:
-    """Return a random (top, left) for a thing that leaves enough of every thing behind it visible, or None."""
+    """Return a random position (top, left) where a thing leaves all earlier things sufficiently visible, or None."""
     side, (height, width) = len(ids), mask.shape
     allowed = 1 - MIN_VISIBLE - 0.02 if rng.random() < 0.5 else 0.04
     visible = np.bincount(ids.ravel(), minlength=max(areas, default=0) + 1)
     for _ in range(_TRIES):
-        # Low positions are more likely than high ones, because things stand on the ground.
+        # Positions near the bottom are more likely, because things stand on the ground.
         top = int((side - height - 4) * rng.beta(1.6, 1.1)) + 2
         left = int(rng.integers(2, side - width - 1))
         covered = np.bincount(ids[top : top + height, left : left + width][mask], minlength=len(visible))
@@ -179,12 +179,12 @@ def _find_place(mask: np.ndarray, ids: np.ndarray, areas: dict[int, int], rng: R
 
 
 def _put(canvas: np.ndarray, ids: np.ndarray, thing: _Cutout, place: tuple[int, int], number: int) -> None:
-    """Draw a thing and its shadow on the canvas, and write its number into `ids`."""
+    """Draw a thing and its shadow on the canvas, and write the thing's number into `ids`."""
     height, width = thing.mask.shape
     reach = max(3, round(0.06 * max(height, width)))
     padded = np.pad(thing.mask.astype(np.uint8) * 255, reach)
     shadow = np.asarray(Image.fromarray(padded).filter(ImageFilter.GaussianBlur(reach / 2)), np.float32) / 255
-    # The thing is at `reach` in the padded shadow, so this offset moves the shadow to the lower right of the thing.
+    # The thing starts at `reach` in the padded shadow. Subtracting less than `reach` moves the shadow down and right.
     top, left = place[0] - reach // 3, place[1] - reach // 2
     rows = slice(max(top, 0), min(top + shadow.shape[0], len(ids)))
     columns = slice(max(left, 0), min(left + shadow.shape[1], len(ids)))

@@ -1,4 +1,4 @@
-"""Functions that draw the outlines of animals and of a robot."""
+"""Functions that draw the outlines of animals and a robot."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Draws colours, patterns and stuff.
+"""Draws colors, patterns and stuff.
 
-Arrays are float32: colours (H, W, 3) with values 0..255, and weights (H, W) with values 0..1. Lengths are in pixels of
-the canvas.
+Arrays are float32. Colors have shape (H, W, 3) and values from 0 to 255, and weights have shape (H, W) and values from
+0 to 1. Lengths are in pixels of the canvas.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from osm.synthetic.scenes.pen import DARK, GLASS, LEAF, LIGHT, METAL, WOOD
 
 Rng = np.random.Generator
 
-# For each colour name, the ranges of hue in degrees, saturation and value.
+# For each color name, the ranges of the hue in degrees, the saturation and the value.
 _HSV = {
     "red": ((-8, 8), (0.75, 0.95), (0.65, 0.9)),
     "orange": ((22, 32), (0.8, 1.0), (0.88, 1.0)),
@@ -40,18 +40,21 @@ _DETAILS = {
 
 
 def colour(name: str, rng: Rng) -> np.ndarray:
-    """Return a random shade of a colour name, (3,)."""
+    """Return a random shade of a named color, shape (3,)."""
     hue, saturation, value = (rng.uniform(*bounds) for bounds in _HSV[name])
     return np.array(colorsys.hsv_to_rgb((hue % 360) / 360, saturation, value), np.float32) * 255
 
 
 def detail(role: int, rng: Rng) -> np.ndarray:
-    """Return a random shade for a part of a thing that is not its body, (3,)."""
+    """Return a random shade for a part of a thing other than its body, shape (3,)."""
     return np.clip(np.array(_DETAILS[role], np.float32) * rng.uniform(0.85, 1.1) + rng.uniform(-8, 8, 3), 0, 255)
 
 
 def noise(rng: Rng, height: int, width: int, cell: float, octaves: int = 1, stretch: float = 1.0) -> np.ndarray:
-    """Return smooth noise (height, width) of about 0..1. `cell` is the spot size, `stretch` > 1 widens the spots."""
+    """Return smooth noise (height, width) with values of about 0 to 1.
+
+    The noise has spots of `cell` pixels. A `stretch` above 1 widens the spots.
+    """
     out = np.zeros((height, width), np.float32)
     weight, total = 1.0, 0.0
     for _ in range(octaves):
@@ -63,7 +66,7 @@ def noise(rng: Rng, height: int, width: int, cell: float, octaves: int = 1, stre
 
 
 def mix(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Blend colours (3,) or images: the result is `a` where `share` is 0, and `b` where `share` is 1."""
+    """Blend colors (3,) or images. The result is `a` where `share` is 0, and `b` where `share` is 1."""
     return a + (b - a) * share[..., None]
 
 
@@ -100,7 +103,7 @@ _TWO_COLOURED: dict[str, Callable[[np.ndarray, np.ndarray, Rng], np.ndarray]] = 
 
 
 def _two_colours(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """Return shades of two different colour names that have enough contrast."""
+    """Return random shades of two different named colors that have enough contrast."""
     names = list(_HSV)
     while True:
         first, second = (colour(names[i], rng) for i in rng.choice(len(names), 2, replace=False))
@@ -109,12 +112,12 @@ def _two_colours(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
 
 
 def body(attribute: str, size: int, rng: Rng) -> np.ndarray:
-    """Return the paint of a thing's body for an attribute, (size, size, 3)."""
+    """Return the paint for the body of a thing with an attribute, shape (size, size, 3)."""
     if attribute in _HSV:
         spots = noise(rng, size, size, size / 4, 2)
         return colour(attribute, rng) * (0.9 + 0.2 * spots[..., None])
     axis = np.arange(size, dtype=np.float32)
-    # The period is about an eighth of the thing, but large enough to be visible after downsampling.
+    # The period is about an eighth of the thing's size, but large enough to be visible after downsampling.
     period = max(size / rng.uniform(6.5, 9), 12.0)
     shift = rng.uniform(0, 1, 2)
     x, y = np.meshgrid(axis / period + shift[0], axis / period + shift[1])
@@ -222,5 +225,5 @@ _STUFF = {
 
 
 def stuff(name: str, height: int, width: int, unit: float, rng: Rng) -> np.ndarray:
-    """Return an area of stuff, (height, width, 3). `unit` is the number of pixels of 1/512 of the canvas."""
+    """Return an area of stuff, shape (height, width, 3). `unit` is 1/512 of the canvas's side, in pixels."""
     return np.clip(_STUFF[name](height, width, unit, rng), 0, 255)

@@ -1,7 +1,7 @@
-"""A pen that collects the outline of a thing as polygons in a square from -1 to 1 (x to the right, y down).
+"""A pen that collects the outline of a thing as polygons, with coordinates from -1 to 1 (x to the right, y down).
 
-Each polygon has a role, which decides its paint. The body has the colour or pattern of the thing's attribute. Other
-roles have a fixed colour. A hole removes what was drawn before.
+Each polygon has a role, which determines its paint. Polygons with the role BODY have the color or pattern of the
+thing's attribute. Polygons with the role HOLE erase earlier polygons. Every further role has a fixed color.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Draw = Callable[["Pen"], None]
 
 @dataclass(frozen=True)
 class Part:
-    """One polygon (N, 2), its role, and the number of its stroke. No line is drawn between parts of one stroke."""
+    """A polygon (N, 2), its role, and the number of its stroke. No line is drawn between parts of the same stroke."""
 
     points: np.ndarray
     role: int
@@ -27,7 +27,7 @@ class Part:
 
 
 class Pen:
-    """Collects the parts of a thing. Random numbers (`u`, `chance`) make things of one kind differ."""
+    """Collects the parts of a thing. Random numbers (`u`, `chance`) vary the shape of each drawn thing."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -51,7 +51,7 @@ class Pen:
         self._add(np.asarray(points, np.float64), role)
 
     def blob(self, points: Points, role: int = BODY) -> None:
-        """Add a smooth closed curve through the points (Catmull-Rom)."""
+        """Add a smooth closed curve (Catmull-Rom) through the given points."""
         p1 = np.asarray(points, np.float64)
         p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
         t = np.linspace(0, 1, 6, endpoint=False)[:, None, None]
@@ -63,7 +63,7 @@ class Pen:
     def ell(
         self, x: float, y: float, rx: float, ry: float, role: int = BODY, turn: float = 0, span: Points = ((0, 360),)
     ) -> None:
-        """Add an ellipse turned by `turn` degrees, or only its angles in `span` (degrees, 0 = right, 90 = down)."""
+        """Add an ellipse rotated by `turn` degrees, or its sector with the angles in `span` (0 = right, 90 = down)."""
         start, end = np.radians(span[0])
         angle = np.linspace(start, end, 36)
         points = np.stack([rx * np.cos(angle), ry * np.sin(angle)], 1)
@@ -71,7 +71,7 @@ class Pen:
         self._add(points @ np.array([[c, s], [-s, c]]) + (x, y), role)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, role: int = BODY, corner: float = 0) -> None:
-        """Add a rectangle whose corners are rounded with the radius `corner`."""
+        """Add a rectangle with rounded corners of radius `corner`."""
         r = min(corner, abs(x1 - x0) / 2, abs(y1 - y0) / 2)
         if r <= 0:
             self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], role)
@@ -85,7 +85,7 @@ class Pen:
         self._add(np.concatenate(arcs), role)
 
     def line(self, points: Points, width: float, role: int = BODY) -> None:
-        """Add a thick line through the points, with round ends."""
+        """Add a thick line with round ends through the given points."""
         for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
             length = max(np.hypot(x1 - x0, y1 - y0), 1e-9)
             nx, ny = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
@@ -95,7 +95,7 @@ class Pen:
         self.join(2 * len(points) - 1)
 
     def join(self, count: int) -> None:
-        """Make the last `count` parts one stroke."""
+        """Combine the last `count` parts into one stroke."""
         self.parts[-count:] = [replace(part, stroke=self._strokes) for part in self.parts[-count:]]
 
     def arc(
@@ -108,6 +108,6 @@ class Pen:
         self._add(np.concatenate([outer, inner[::-1]]), role)
 
     def eye(self, x: float, y: float, size: float = 0.07) -> None:
-        """Add an eye of radius `size`."""
+        """Add an eye with radius `size`."""
         self.ell(x, y, size, size, LIGHT)
         self.ell(x + size / 4, y, size / 2, size / 2, DARK)

@@ -1,8 +1,8 @@
-"""The things, attributes and stuff of drawn scenes, their names in each dataset, and the pairs that are held out.
+"""The things, attributes and stuff in drawn scenes, their names in each dataset, and the held-out pairs.
 
-A thing has one attribute (a colour or a pattern). Names in the dataset `scenes_fine` have both ("striped kettle").
-Names in `scenes_plain` have only the thing, sometimes by another word ("couch" for "sofa"). A seed decides which
-attribute-thing pairs are held out. Training scenes do not show held-out pairs.
+Every thing has one attribute, which is a color or a pattern. The dataset `scenes_fine` names both the attribute and the
+thing ("striped kettle"). The dataset `scenes_plain` names only the thing, sometimes by a synonym ("couch" for "sofa").
+A seed determines which attribute-thing pairs are held out from training scenes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 PATTERNS = ("striped", "dotted", "checkered", "zigzag", "rainbow", "marbled")
 ATTRIBUTES = COLOURS + PATTERNS
 
-# Thing -> its name in the plain dataset.
+# Thing -> the thing's name in `scenes_plain`.
 THINGS = {
     "kettle": "kettle",
     "mug": "cup",
@@ -70,7 +70,7 @@ THINGS = {
     "heart": "heart",
     "anchor": "anchor",
 }
-# Stuff -> its name in the plain dataset. Backdrops are behind the things, and grounds are below them.
+# Stuff -> the name in `scenes_plain`. Backdrops are drawn behind things, and grounds beneath things.
 BACKDROPS = {"sky": "sky", "wall": "wall", "hedge": "bushes", "curtain": "curtain"}
 GROUNDS = {"grass": "lawn", "sand": "sand", "water": "sea", "floor": "floor"}
 STUFF = {**BACKDROPS, **GROUNDS}
@@ -84,7 +84,7 @@ PAIRINGS = ("seen", "held_out", "all")
 
 @dataclass(frozen=True)
 class Pair:
-    """A thing and its attribute."""
+    """A thing with its attribute."""
 
     attribute: str
     thing: str
@@ -98,10 +98,10 @@ ALL_PAIRS = tuple(Pair(attribute, thing) for thing in THINGS for attribute in AT
 
 @lru_cache
 def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
-    """Return the held-out pairs, a tenth of all pairs. Every word keeps at least four fifths of its pairs.
+    """Return the held-out pairs, which are a tenth of all attribute-thing pairs.
 
-    Shuffled attributes are assigned to the shuffled things in turn, shifted by one after each round, so that the
-    held-out pairs are spread evenly over the words.
+    To spread the held-out pairs evenly, the shuffled attributes are assigned to the shuffled things in turn, and are
+    shifted by one after each round. At least four fifths of the pairs with any given word are not held out.
     """
     rng = np.random.default_rng([seed, 0x5CE7E5])
     things, attributes = list(rng.permutation(list(THINGS))), list(rng.permutation(list(ATTRIBUTES)))
@@ -115,10 +115,10 @@ def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
 
 
 def choose_pairs(pairing: str, seed: int = HELD_OUT_SEED) -> tuple[Pair, ...]:
-    """Return the pairs that scenes may show: `seen` (all except held-out pairs), `held_out`, or `all`.
+    """Return the pairs that scenes may show, where `pairing` is `seen` (not held out), `held_out`, or `all`.
 
     Raises:
-        OsmError: `pairing` is another string.
+        OsmError: `pairing` is not supported.
     """
     if pairing not in PAIRINGS:
         raise OsmError(f"--pairs {pairing!r} is not one of {', '.join(PAIRINGS)}")
@@ -127,23 +127,23 @@ def choose_pairs(pairing: str, seed: int = HELD_OUT_SEED) -> tuple[Pair, ...]:
 
 
 def name_in(set_name: str, pair: Pair) -> str:
-    """Return the name of a thing in a dataset."""
+    """Return a thing's name in a dataset."""
     return str(pair) if set_name == FINE else THINGS[pair.thing]
 
 
 def stuff_name_in(set_name: str, stuff: str) -> str:
-    """Return the name of stuff in a dataset."""
+    """Return the name of a kind of stuff in a dataset."""
     return stuff if set_name == FINE else STUFF[stuff]
 
 
 @lru_cache
 def category_ids(set_name: str) -> dict[str, int]:
-    """Return the category id of each name of a dataset, things first.
+    """Return the category id of each name in a dataset. Things have lower ids than stuff.
 
-    All pairs have an id, so that an id means the same in every split.
+    Every pair has an id, even if a split does not show the pair, so that an id has the same meaning in every split.
 
     Raises:
-        OsmError: there is no dataset of this name.
+        OsmError: the dataset does not exist.
     """
     if set_name not in SETS:
         raise OsmError(f"--sets {set_name!r} is not one of {', '.join(SETS)}")
@@ -152,7 +152,7 @@ def category_ids(set_name: str) -> dict[str, int]:
 
 
 def categories(set_name: str) -> list[dict[str, object]]:
-    """Return the `categories` of a dataset's json."""
+    """Return the `categories` list for a dataset's json."""
     stuff = {stuff_name_in(set_name, name) for name in STUFF}
     return [
         {"id": number, "name": name, "isthing": int(name not in stuff)}

@@ -1,9 +1,10 @@
-"""The command `osm scenes`: it writes drawn scenes as datasets in COCO-panoptic form.
+"""The command `osm scenes`, which writes drawn scenes as datasets in COCO-panoptic format.
 
     osm scenes data --split train --sets scenes_fine --images 1000 --seed 1
 
-A split has `<out>/<split>/images/*.jpg`, `panoptic/*.png`, and one json per dataset. All datasets of a split share its
-images and masks, and their jsons differ in names. The field `names` of a segment has its correct names in all datasets.
+A split consists of `<out>/<split>/images/*.jpg`, `panoptic/*.png`, and one json per dataset. All datasets share the
+images and masks of the split, but their json files contain different names. The field `names` of a segment lists the
+correct names from all datasets.
 """
 
 from __future__ import annotations
@@ -49,9 +50,12 @@ class SceneOptions:
     """The options of `osm scenes`.
 
     Attributes:
-        images: number of scenes. size: side of the square images, in pixels. seed: random seed of the scenes.
+        images: the number of scenes.
+        size: the side of the square images, in pixels.
+        seed: the random seed of the scenes.
         pairs: the attribute-thing pairs that may occur: `seen`, `held_out` or `all`.
-        held_out_seed: random seed of the held-out pairs. osm-nano was pre-trained without the held-out pairs of seed 0.
+        held_out_seed: the random seed of the held-out pairs. osm-nano was pre-trained without the held-out pairs of
+            seed 0.
         sets: the datasets for which a json is written.
     """
 
@@ -71,23 +75,25 @@ class SceneOptions:
             if getattr(self, flag) < 0:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
         if not self.sets:
-            raise OsmError(f"--sets: none given; they are {', '.join(SETS)}")
+            raise OsmError(f"--sets: none given; expected one or more of {', '.join(SETS)}")
         for name in self.sets:
             category_ids(name)
         choose_pairs(self.pairs, self.held_out_seed)
 
 
 def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None = None) -> Path:
-    """Draw a split into a folder, or resume a killed run. A finished split is not changed.
+    """Write a split of scenes to a folder, or resume an interrupted run. A finished split is not changed.
 
     Args:
-        workers: number of processes; None = the number of CPUs. The output does not depend on it.
+        folder: the output folder.
+        options: the options of `osm scenes`.
+        workers: the number of processes; None = the number of CPUs. It does not affect the output.
 
     Returns:
-        the folder.
+        the output folder.
 
     Raises:
-        OsmError: the folder has scenes of other options, or cannot be written.
+        OsmError: the folder has scenes that were made with different options, or cannot be written.
     """
     folder = Path(folder)
     arguments = {**asdict(options), "sets": list(options.sets)}
@@ -110,13 +116,13 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
             write_atomically(folder / f"{name}.json", [json.dumps(_document(name, options, records))])
         write_atomically(summary, [json.dumps(arguments, indent=1) + "\n"])
     except OSError as error:
-        raise write_failed(error, str(folder), "a folder that can be written, with room in it") from None
+        raise write_failed(error, str(folder), "a writable folder with enough disk space") from None
     (folder / "scenes.partial.jsonl").unlink()
     return folder
 
 
 def _remove_beyond(folder: Path, images: int) -> None:
-    """Remove the files that an unfinished run with more images has left."""
+    """Remove the files that were left by an unfinished run with a larger number of images."""
     for path in [*folder.glob("images/*.jpg"), *folder.glob("panoptic/*.png")]:
         if path.stem.isdecimal() and int(path.stem) >= images:
             path.unlink()
@@ -139,7 +145,7 @@ def _in_order(jobs: Sequence[tuple[str, SceneOptions, int]], workers: int) -> It
 
 
 def _draw_one(job: tuple[str, SceneOptions, int]) -> dict[str, Any]:
-    """Draw and save one scene. Return its segments for the jsons."""
+    """Draw and save a scene, and return its segments for the json files."""
     folder, options, index = job
     scene = draw_scene(options.size, choose_pairs(options.pairs, options.held_out_seed), options.seed, index)
     stem = f"{index:06d}"
@@ -158,7 +164,7 @@ def _draw_one(job: tuple[str, SceneOptions, int]) -> dict[str, Any]:
 
 
 def _document(set_name: str, options: SceneOptions, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the COCO-panoptic json of a dataset."""
+    """Return the content of a dataset's COCO-panoptic json."""
     images = [
         {"id": r["scene"], "file_name": f"{r['scene']:06d}.jpg", "width": options.size, "height": options.size}
         for r in records
@@ -189,7 +195,7 @@ def _segment(set_name: str, segment: dict[str, Any]) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of `osm scenes`."""
+    """Return the argument parser of `osm scenes`."""
     defaults = SceneOptions()
     out = CommandParser(
         prog="osm scenes",
