@@ -99,10 +99,12 @@ def report_dead_workers() -> Iterator[None]:
     """Convert torch's error for a data-loader worker that died into a RunStopped with an explanation."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # A worker that dies while its batch is being received closes the connection, before torch notices its death.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunStopped(
-            f"a data-loader worker died ({str(error).splitlines()[0]}), because it was killed or out of memory. "
+            f"a data-loader worker died ({reason}), because it was killed or out of memory. "
             "Run the same command to resume from the newest checkpoint; fewer --workers need less memory"
         ) from None

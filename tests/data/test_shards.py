@@ -118,7 +118,7 @@ def test_a_name_with_a_colon_can_be_given(tmp_path: Path) -> None:
     assert expand_shards("./pipe:x.tar::/data/a|b/c:d-.tar") == ["./pipe:x.tar", "/data/a|b/c:d-.tar"]
 
 
-def test_missing_shards_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_shards_are_reported_once(console: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         write_shard(tmp_path / f"{number}.tar", {})
     found = existing_shards(f"{tmp_path}/{{0..4}}.tar", "--coco_shards")

@@ -130,7 +130,7 @@ def test_set_outside_of_the_table_is_told(two_parts: Path, capsys: pytest.Captur
 def test_missing_part(two_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (two_parts / "coco_pred_1_of_2.json").rename(two_parts / "coco_pred_1_of_2.partial.jsonl")
     message = failure([str(two_parts), "2"], capsys)
-    assert "1 of 2 parts are missing: coco_pred_1_of_2.json (unfinished, go on with" in message
+    assert "1 of 2 parts are missing: coco_pred_1_of_2.json (unfinished, resume with" in message
 
 
 def test_no_prediction_at_all(two_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_processes_that_fail_are_no_other_figures(tmp_path: Path, monkeypatch: p
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(tmp_path / "out", Generate("coco"), "--processes", "0") == 2
-    assert "--processes 0, --tolerance 0.5: 1 or more" in capsys.readouterr().err
+    assert "--processes 0, --tolerance 0.5: expected at least 1 process" in capsys.readouterr().err
     assert run(tmp_path / "out", Generate("coco"), "--tolerance", "nan") == 2
     assert (
         "--tolerance nan: expected at least 1 process and a finite tolerance of at least 0" in capsys.readouterr().err

@@ -17,8 +17,10 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from osm.config import from_dict
 from osm.errors import OsmError
 from osm.models.bridges import BRIDGES
+from osm.models.model_config import BridgeConfig
 from osm.training.task import TrainTask
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -131,7 +133,8 @@ def test_flops_of_the_published_size(train_step: ModuleType) -> None:
 @pytest.mark.parametrize("variant", BRIDGES.builtin)
 def test_the_count_on_the_meta_device_is_that_of_a_real_step(train_step: ModuleType, config: str, variant: str) -> None:
     models = train_step.models
-    sizes = replace(models.published_base(config), variant=variant, mask_to_grid="area")
+    bridge = from_dict(BridgeConfig, {"kind": variant}, "test")
+    sizes = replace(models.published_base(config), bridge=bridge, mask_to_grid="area")
     real, meta = (
         models.random_model(sizes, True, torch.device(name), torch.float32).train() for name in ("cpu", "meta")
     )
