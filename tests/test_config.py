@@ -135,7 +135,7 @@ def test_empty_sections_are_defaults(tmp_path: Path) -> None:
 def test_a_config_that_is_not_there() -> None:
     with pytest.raises(OsmError, match="config 'nowhere.yaml': no such file"):
         load_yaml("nowhere.yaml")
-    with pytest.raises(OsmError, match="'nowhere' is neither .* osm, .*osm_small"):
+    with pytest.raises(OsmError, match="'nowhere' is neither .*osm, .*osm_small"):
         load_yaml("nowhere")
 
 
@@ -324,11 +324,11 @@ def test_a_tenth_set_of_every_form_is_a_few_lines(tmp_path: Path) -> None:
             {"datasets": {"mine": {"form": "voc", "labels": "coco"}}},
             "form 'voc': expected one of boxes, coco",
         ),
-        ({"datasets": {"My Set": {"form": "coco_panoptic", "labels": "coco"}}}, "set 'My Set': a set's name is"),
-        ({"datasets": {"any": {"form": "coco_panoptic", "labels": "coco"}}}, "and not 'any'"),
+        ({"datasets": {"My Set": {"form": "coco_panoptic", "labels": "coco"}}}, "set 'My Set': a dataset's name has"),
+        ({"datasets": {"any": {"form": "coco_panoptic", "labels": "coco"}}}, "cannot be 'any'"),
         ({"datasets": {"coco": {"ignored_ids": 3}}}, "set 'coco': ignored_ids 3 is not a list of integers"),
         ({"datasets": {"coco": {"id_coding": "cmyk"}}}, "id_coding 'cmyk' is not one of grey, rgb"),
-        ({"datasets": {7: {}}}, "set 7: a set's name is"),
+        ({"datasets": {7: {}}}, "set 7: a dataset's name has"),
         ({"datasets": {"coco": {}}, "relative_to": "home"}, "relative_to 'home'"),
     ],
 )

@@ -106,7 +106,11 @@ def test_globs_and_lists_in_files(tmp_path: Path) -> None:
     listed.write_text(f"# a comment\n{{0..1}}.tar\n\n{tmp_path}/2.tar\n")
     assert existing_shards(f"@{listed}", "--coco_shards") == every
     assert existing_shards(f"@{listed}::{tmp_path}/0.tar", "--coco_shards") == [*every, every[0]]
-    for text, message in (("", "names no shards"), ("@train.txt\n", "names another list"), ("pipe:cat x\n", "refused")):
+    for text, message in (
+        ("", "names no shards"),
+        ("@train.txt\n", "names another list"),
+        ("pipe:cat x\n", "are not supported"),
+    ):
         listed.write_text(text)
         with pytest.raises(OsmError, match=message):
             expand_shards(f"@{listed}")

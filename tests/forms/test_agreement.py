@@ -124,6 +124,6 @@ def test_an_upright_annotation_lies_where_it_lies_upright(tmp_path: Path) -> Non
 def test_an_undecided_orientation_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = quirky("coco_instances", "exif 3", tmp_path / "set")
     assert prepare(made.command(tmp_path / "out")) == 0
-    assert capsys.readouterr().err.count("such images are taken upright") == 1
+    assert capsys.readouterr().err.count("upright is assumed") == 1
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["warnings"] == {"exif_undecided": 3}

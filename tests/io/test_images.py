@@ -49,7 +49,7 @@ def test_panoptic_pngs_are_ids(mode: str, options: dict[str, object]) -> None:
 
 def test_what_holds_no_ids_is_refused() -> None:
     grey = saved(Image.fromarray(NOISE[..., 0]), "PNG")
-    with pytest.raises(SampleError, match="mode L, RGB"):
+    with pytest.raises(SampleError, match="mode L; expected RGB"):
         read_panoptic(grey)
 
 

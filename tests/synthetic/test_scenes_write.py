@@ -200,7 +200,7 @@ def test_other_options_are_refused(split: Path, changes: dict[str, Any], named: 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OsmError, match="file/test: Not a directory; expected a folder"):
+    with pytest.raises(OsmError, match="file/test: Not a directory; expected a writable folder"):
         write_scenes(tmp_path / "file" / "test", OPTIONS, workers=1)
 
 
