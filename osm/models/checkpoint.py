@@ -69,7 +69,7 @@ def published_state_dict(model: CheckpointedModel) -> dict[str, Tensor]:
 
 
 def published_entries(window_pos_embed: Tensor, bridge: Bridge) -> dict[str, Tensor]:
-    """Return the entries of `published_state_dict` without LoRA, for parts that do not belong to a model."""
+    """Return the entries of `published_state_dict` except those of LoRA. The modules need not be part of a model."""
     named = {f"bridge.{key}": value.detach() for key, value in bridge.state_dict().items()}
     return bridge.published_names({"window_pos_embed": window_pos_embed.detach(), **named})
 

@@ -40,7 +40,7 @@ _SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|aws
 _AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # Query parameters of Azure's signatures, besides `sig`.
 _LONGEST = 255  # The maximum length of a file name in bytes.
 _ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that a file name must not contain.
-_QUERY = "query-"  # The prefix of a folder whose files were fetched with a query.
+_QUERY = "query-"  # The name prefix of folders for files whose URL has a query string.
 _THREADS = 8
 _WAIT = 0.1  # seconds
 _LISTED_FROM = 64  # A folder is listed if at least this many files are needed. Fewer files are requested one by one.

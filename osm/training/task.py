@@ -1,7 +1,8 @@
 """The training task: the loss of each row of a batch, and the weight of each row in the loss of a step.
 
 To add a loss term, compute it in `TrainTask.forward`, the module that DDP and FSDP wrap, and add it to the loss of each
-row. `MixLoss` then weights the new term like the cross entropy. Settings of a loss term belong in `TrainConfig`.
+row. `MixLoss` then weights the new term like the cross entropy. Settings of a loss term belong in `TrainConfig`. A term
+that needs the LLM's logits is computed in `osm.models.llm.token_losses` instead, because logits are not returned.
 
 Shapes: R rows, G groups of rows (two groups for each dataset that is trained on).
 """

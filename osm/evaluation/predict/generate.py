@@ -353,7 +353,10 @@ def _image(run: _Run, item: Item) -> Image.Image:
 
 
 def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterator[_MaskChunk]:
-    """Yield the non-empty masks of an item in chunks that fit into memory, either its boxes or its other masks."""
+    """Yield the non-empty masks of an item in chunks that fit into memory.
+
+    Masks that were made from boxes are yielded if `boxed` is true, and all other masks otherwise.
+    """
     at_once = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
     of_kind = [k for k, is_box in enumerate(item.boxed) if is_box is boxed]
     for first in range(0, len(of_kind), at_once):

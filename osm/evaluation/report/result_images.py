@@ -23,8 +23,8 @@ from osm.forms import Split, split_of
 from osm.forms.split import Item
 from osm.recognition.draw import draw_names, draw_numbered
 
-# Limits on the longer side of a drawn image, in pixels. Small images are enlarged so that the numbers are legible, and
-# large images are reduced because they would make the page huge.
+# Minimum and maximum of the longer side of an image on which masks are drawn, in pixels. Small images are enlarged so
+# that the numbers are legible, and large images are reduced because they would make the page huge.
 _SMALLEST, _LARGEST = 512, 800
 _QUALITY = 85
 

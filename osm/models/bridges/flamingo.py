@@ -137,7 +137,11 @@ class FlamingoBridge(Bridge):
         instruction: Instruction,
         modes: Sequence[str],
     ) -> Condition:
-        """Return an empty prefix, and the keys and values of Q resampled tokens and the mode's token for all gates."""
+        """Return the keys and values that all gated layers of the LLM attend to.
+
+        They are projected from Q resampled tokens and one token of the mode. The prefix is empty, because this bridge
+        puts no tokens in front of the text.
+        """
         (image,) = state
         assert image is not None
         pooled = pool(image[0], image_index_R, features, self.config.roi)
