@@ -57,7 +57,7 @@ def test_what_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
         (b"cup\nplate\nd\xe9j\xe0", "line 3: the byte 0xe9 is not UTF-8; save the file as UTF-8"),
         ("cup\nplate".encode("utf-16-le"), "line 1: text must not contain a NUL"),
         (codecs.BOM_UTF16_LE + b"abc", "line 1: the byte 0x63 is not UTF-16"),
-        (bytes(10), "line 1: a NUL"),
+        (bytes(10), "line 1: text must not contain a NUL"),
     ):
         path.write_bytes(data)
         with pytest.raises(OsmError) as caught:

@@ -188,9 +188,9 @@ def test_shard_renamed_before_it_was_recorded(panoptic: Set) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layout": "published"}, "its layout was 'webdataset', but is now 'published'"),
-        ({"num_files_per_shard": 2}, "its num_files_per_shard was 3, but is now 2"),
-        ({"filter_lvis_val": False}, "its filter_lvis_val was True, but is now False"),
+        ({"layout": "published"}, "layout was 'webdataset', but is now 'published'"),
+        ({"num_files_per_shard": 2}, "num_files_per_shard was 3, but is now 2"),
+        ({"filter_lvis_val": False}, "filter_lvis_val was True, but is now False"),
     ],
 )
 def test_other_arguments_are_refused(panoptic: Set, change: dict[str, Any], message: str) -> None:

@@ -201,7 +201,7 @@ def test_masks_of_other_kinds(namer: Namer) -> None:
 def test_wrong_sizes_and_modes(namer: Namer) -> None:
     image, masks = picture(0), some_masks()
     for wrong in (masks[:, :-1], masks.transpose(0, 2, 1), masks[0]):
-        with pytest.raises(OsmError, match=r"masks have shape .*, \(K, 50, 70\) needed"):
+        with pytest.raises(OsmError, match=r"masks have shape .*; expected \(K, 50, 70\)"):
             namer.name_image(image, wrong, ["any"])
     with pytest.raises(OsmError, match="mode 'coca' is not one of this model's: coco, lvis"):
         namer.name_image(image, masks, ["any", "coca"])
