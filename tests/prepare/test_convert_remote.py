@@ -124,7 +124,7 @@ def test_what_other_runs_made_is_refused(made: Set, clean_s3: S3Server) -> None:
     assert stored(clean_s3, "theirs/") == {"000000000.tar": b"someone's"}
     made.convert(f"s3://{BUCKET}/out", num_files_per_shard=2)
     before = stored(clean_s3)
-    with pytest.raises(OsmError, match="its num_files_per_shard was 2, but is now 3"):
+    with pytest.raises(OsmError, match="num_files_per_shard was 2, but is now 3"):
         made.convert(f"s3://{BUCKET}/out", num_files_per_shard=3)
     assert stored(clean_s3) == before
 
@@ -181,7 +181,7 @@ def test_gs_through_a_folder(made: Set, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "google" / "bucket").mkdir(parents=True)
     with registered("gs", tmp_path / "google"):
         made.convert("gs://bucket/deep/out", num_files_per_shard=2)
-        with pytest.raises(OsmError, match="its num_files_per_shard was 2, but is now 3"):
+        with pytest.raises(OsmError, match="num_files_per_shard was 2, but is now 3"):
             made.convert("gs://bucket/deep/out", num_files_per_shard=3)
     assert files(tmp_path / "google" / "bucket" / "deep" / "out") == converted_here(made)
 
