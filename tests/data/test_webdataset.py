@@ -133,7 +133,7 @@ def test_a_users_pipeline_gives_the_samples(prepared: Processor, tmp_path: Path,
     [
         ("decoded", "my_pipeline:decoded: sample 's00': member '.*' is of type .*, expected bytes"),
         ("nothing", "my_pipeline:nothing: the pipeline yielded no sample for blocks"),
-        ("numbers", "my_pipeline:numbers: expected webdataset samples, .* found int"),
+        ("numbers", "my_pipeline:numbers: expected webdataset samples .*, found int"),
         ("value", "my_pipeline has no function 'value'"),
         ("gone", "my_pipeline has no function 'gone'"),
         ("returns_none", "returns_none: it raised TypeError: .*not iterable"),

@@ -242,13 +242,13 @@ def test_damage_of_any_kind_is_a_reason() -> None:
 def test_pictures_are_opened_and_decoded_in_one_place() -> None:
     """`osm.io.images`, which bounds what that costs."""
     others = {
-        "data/images.py",
+        "io/images.py",
         "training/sharded_layout.py",
-        "data/collages.py",
+        "synthetic/collages.py",
     }  # a pickle's `load()`, and a cut-out's own
     for path in (HERE.parents[1] / "osm").rglob("*.py"):
         name, text = path.relative_to(HERE.parents[1] / "osm").as_posix(), path.read_text()
-        if name != "data/images.py":
+        if name != "io/images.py":
             assert not re.search(r"Image\.open\(|PIL.* ImageFile\b|imageio|imread", text), path
             assert name in others or not re.search(r"\.load\(\)", text), path
 
