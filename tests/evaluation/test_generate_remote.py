@@ -124,7 +124,7 @@ def test_two_runs_of_one_part(pets: Dataset, clean_s3: S3Server) -> None:
 def test_no_model_is_loaded_for_a_place_that_only_reads(pets_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate_main(command(pets_yaml, "https://host/out?token=secret"), lambda *_, **__: pytest.fail()) == 2
     said = capsys.readouterr().err
-    assert "error: out_dir https://host/out: it can be read, but not written" in said and "secret" not in said
+    assert "error: out_dir https://host/out: the location is read-only" in said and "secret" not in said
 
 
 def test_scores_report_and_comparison_from_there(

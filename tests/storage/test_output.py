@@ -171,7 +171,7 @@ def test_a_file_is_written_there_or_here(clean_s3: S3Server, tmp_path: Path) -> 
         write_text("s3://bucket", "--json", [])
     with pytest.raises(OsmError, match=r"--json s3://nobody: there is no such bucket"):
         write_text("s3://nobody/a.json", "--json", [])
-    with pytest.raises(OsmError, match=r"--json https://host/a.json: it can be read, but not written"):
+    with pytest.raises(OsmError, match=r"--json https://host/a.json: the location is read-only"):
         write_text("https://host/a.json?token=secret", "--json", [])
 
 

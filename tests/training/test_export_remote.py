@@ -76,7 +76,7 @@ def test_what_stands_there_is_not_replaced_without_force(
     assert "s3://bucket/photos already exists but holds no model that could be replaced" in capsys.readouterr().err
     assert export_main([str(source), "https://host/model?token=secret"]) == 2
     said = capsys.readouterr().err
-    assert "error: out https://host/model: it can be read, but not written" in said and "secret" not in said
+    assert "error: out https://host/model: the location is read-only" in said and "secret" not in said
 
 
 @pytest.mark.parametrize("force", [False, True])
