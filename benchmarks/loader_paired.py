@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,22 @@ class Side:
         self._process.wait()
 
 
+def take_turns(sides: Sequence[Side], case: Sequence[Any], rounds: int) -> dict[str, Any]:
+    """Measure a case in both checkouts in turns, and return the medians in ms and the ratio new / old with quartiles."""
+    turns: list[list[float]] = [[], []]
+    for number in range(rounds):
+        for k in (0, 1) if number % 2 else (1, 0):
+            turns[k].append(sides[k].seconds(*case))
+    ratios = [new / old for old, new in zip(*turns, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4)
+    return {
+        "old_ms": round(1000 * statistics.median(turns[0]), 2),
+        "new_ms": round(1000 * statistics.median(turns[1]), 2),
+        "new_over_old": round(statistics.median(ratios), 3),
+        "quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+    }
+
+
 def revision(checkout: Path) -> str:
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -86,20 +103,9 @@ def main() -> int:
                 todo.append((f"{name} {layout} {size}", name, shard))
         sides = [Side(checkout.resolve(), args.input_size) for checkout in (args.old, args.new)]
         for title, name, shard in todo:
-            for side in sides:  # what is loaded once is loaded now
-                side.seconds(name, shard, 8)
-            turns: list[list[float]] = [[], []]
-            for number in range(args.rounds):
-                for k in (0, 1) if number % 2 else (1, 0):
-                    turns[k].append(sides[k].seconds(name, shard, args.samples))
-            ratios = [new / old for old, new in zip(*turns, strict=True)]
-            quartiles = statistics.quantiles(ratios, n=4)
-            cases[title] = {
-                "old_ms": round(1000 * statistics.median(turns[0]), 2),
-                "new_ms": round(1000 * statistics.median(turns[1]), 2),
-                "new_over_old": round(statistics.median(ratios), 3),
-                "quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
-            }
+            for side in sides:
+                side.seconds(name, shard, 8)  # loads what is loaded once
+            cases[title] = take_turns(sides, (name, shard, args.samples), args.rounds)
             print(f"{title}: {cases[title]}", file=sys.stderr)
         for side in sides:
             side.close()

@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 from pathlib import Path
 
-from loader_paired import Side, revision
+from loader_paired import Side, revision, take_turns
 
 # This program runs inside a checkout. It uses public functions that both checkouts have.
 CHILD = """
@@ -75,18 +74,7 @@ def main() -> int:
     for case, title in CASES.items():
         for side in sides:
             side.seconds(case, 1)  # loads what is loaded once
-        turns: list[list[float]] = [[], []]
-        for number in range(args.rounds):
-            for k in (0, 1) if number % 2 else (1, 0):
-                turns[k].append(sides[k].seconds(case, args.times))
-        ratios = [new / old for old, new in zip(*turns, strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4)
-        cases[title] = {
-            "old_ms": round(1000 * statistics.median(turns[0]), 2),
-            "new_ms": round(1000 * statistics.median(turns[1]), 2),
-            "new_over_old": round(statistics.median(ratios), 3),
-            "quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
-        }
+        cases[title] = take_turns(sides, (case, args.times), args.rounds)
         print(f"{title}: {cases[title]}", file=sys.stderr)
     for side in sides:
         side.close()
