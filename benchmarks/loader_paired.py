@@ -61,7 +61,7 @@ class Side:
 
 
 def take_turns(sides: Sequence[Side], case: Sequence[Any], rounds: int) -> dict[str, Any]:
-    """Measure a case in both checkouts in turns. Return the medians in ms, and the ratio new / old with its quartiles."""
+    """Measure a case in both checkouts in turns. Return the medians in ms, and new / old with its quartiles."""
     turns: list[list[float]] = [[], []]
     for number in range(rounds):
         for k in (0, 1) if number % 2 else (1, 0):
