@@ -35,7 +35,7 @@ def test_all_uploads_together_are_bounded(page: Any, visitor: Visitor) -> None:
     status, answer = visitor.upload(b"x" * 900_000)
     assert status == 507 and answer == b"the pending uploads use all of 3 MiB; try again in a minute\n"
     assert len(stored(page)) == 3 and "64 x 48" in visitor.show(picture())
-    assert "not a picture" in visitor.read(paths[0])
+    assert "not a readable image" in visitor.read(paths[0])
     assert visitor.upload(b"x" * 900_000)[0] == 200
     # Those that nobody reads give way after a minute.
     for path in page.folder.uploads.iterdir():
