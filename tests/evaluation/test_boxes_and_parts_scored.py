@@ -236,7 +236,10 @@ def test_miou_of_pascal_parts_by_hand(root: Path, capsys: pytest.CaptureFixture[
     write_mat(root / "pascal_part/Annotations_Part/2008_000002.mat", [("cow", area(0, 0, 8, 6), parts)])
     capsys.readouterr()
     assert scored("pascal_part")["semantic"]["miou"] == 1
-    assert "1 ids of label maps, and parts of .mat files, that the labels do not define, void" in capsys.readouterr().err
+    unknown = "1 ids of label maps, and parts of .mat files, that the labels do not define, void"
+    assert unknown in capsys.readouterr().err
+        "1 ids of label maps, and parts of .mat files, that the labels do not define, void" in capsys.readouterr().err
+    )
 
 
 def slow_miou(true: list[np.ndarray], said: list[np.ndarray], classes: Sequence[int]) -> dict[int, float]:

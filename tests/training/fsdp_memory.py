@@ -35,11 +35,16 @@ def worker(out: str, arguments: list[str]) -> None:
     """Runs as one process of the training, and writes its peak before and after the model is laid out, in MiB."""
     import transformers.models.llama.modeling_llama  # noqa: F401  what every process imports is not the model's
 
+    from osm.models.bridges import BRIDGES
     from osm.models.osm import OmniScientModel
+    from osm.models.towers import TOWERS
     from osm.training.distributed import start
     from osm.training.train_config import parse
     from osm.training.trainer import Trainer
 
+    for registry in (TOWERS, BRIDGES):  # registries import a part on first use
+        for name in registry.builtin:
+            registry.get(name)
     run = parse(arguments)
     if run.training.fsdp:
 
@@ -97,6 +102,8 @@ def measure(workshop: Workshop, folder: Path, layers: int, width: int) -> dict[s
     config = write_llm(workshop, folder, layers, width)
     arguments = ["--config", str(config), *workshop.arguments(folder / "run", sets={"pan": (1, 4)})[2:]]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    # Freed tensors go back to the system at once. With glibc's defaults, the peaks of equal runs differ by 50 MiB.
+    environment |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     found: dict[str, Any] = {}
     for name, processes, flags in (("one", 1, ()), ("two", 2, ("--fsdp",))):
         start = launcher(2) if processes == 2 else ()
