@@ -238,8 +238,6 @@ def test_miou_of_pascal_parts_by_hand(root: Path, capsys: pytest.CaptureFixture[
     assert scored("pascal_part")["semantic"]["miou"] == 1
     unknown = "1 ids of label maps, and parts of .mat files, that the labels do not define, void"
     assert unknown in capsys.readouterr().err
-        "1 ids of label maps, and parts of .mat files, that the labels do not define, void" in capsys.readouterr().err
-    )
 
 
 def slow_miou(true: list[np.ndarray], said: list[np.ndarray], classes: Sequence[int]) -> dict[int, float]:
