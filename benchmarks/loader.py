@@ -21,9 +21,8 @@ import platform
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from loader_shards import SETS, make_shards  # noqa: E402
+from meter import Meter  # noqa: E402
 from PIL import Image  # noqa: E402
 from pycocotools import mask as coco_mask  # noqa: E402
 from small_tokenizer import small_tokenizer  # noqa: E402
@@ -64,44 +64,20 @@ ROUNDS = 3
 STAGES = ("read", "decode", "resize", "mask", "text", "other")
 
 
-class Clock:
-    """CPU seconds of stages; what runs inside another stage counts as its own alone."""
+def stage_clock() -> Meter:
+    """A meter of the CPU seconds of the stages."""
+    return Meter(time.process_time, STAGES)
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._running, self._since = ["other"], time.process_time()
 
-    def _switch(self) -> None:
-        now = time.process_time()
-        self.seconds[self._running[-1]] += now - self._since
-        self._since = now
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._switch()
-        self._running.append(name)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._running.pop()
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.stage(name):
-                return function(*args, **kwargs)
-
-        return call
-
-    def result(self, samples: int) -> dict[str, float]:
-        self._switch()
-        return {name: round(1000 * self.seconds[name] / samples, 2) for name in STAGES}
+def milliseconds(clock: Meter, samples: int) -> dict[str, float]:
+    """The CPU time of each stage in ms per sample."""
+    return {name: round(1000 * seconds / samples, 2) for name, seconds in clock.take().items()}
 
 
 # -- this project's loader ---------------------------------------------------------------------------------------------
 
 
-def ours(row: Dataset, shards: list[str], processor: Processor, samples: int, clock: Clock | None) -> float:
+def ours(row: Dataset, shards: list[str], processor: Processor, samples: int, clock: Meter | None) -> float:
     """CPU seconds for so many samples, in batches of 8."""
     batches = samples // 8
     transform = SampleTransform(SampleConfig(), processor)
@@ -109,11 +85,11 @@ def ours(row: Dataset, shards: list[str], processor: Processor, samples: int, cl
     with ExitStack() as patched:
         if clock is not None:
             for owner, attribute, stage in WATCHED:
-                patched.enter_context(patch.object(owner, attribute, clock.timed(stage, getattr(owner, attribute))))
+                patched.enter_context(patch.object(owner, attribute, clock.measured(stage, getattr(owner, attribute))))
         stream = iter(SampleStream(row, config, transform, 0, 1))
         next(stream)  # the first batch fills caches
         if clock is not None:
-            clock.__init__()  # type: ignore[misc]
+            clock.take()
         begun = time.process_time()
         for _ in range(batches):
             processor._rows.clear()  # the few texts of a small shard would be remembered; a real set has many
@@ -134,11 +110,11 @@ WATCHED: list[tuple[Any, str, str]] = [
 ]
 
 
-def reading(clock: Clock) -> Callable[[str], Iterator[Any]]:
+def reading(clock: Meter) -> Callable[[str], Iterator[Any]]:
     def read(path: str) -> Iterator[Any]:
         shard = read_shard(path)
         while True:
-            with clock.stage("read"):
+            with clock.part("read"):
                 raw = next(shard, None)
             if raw is None:
                 return
@@ -151,7 +127,7 @@ def reading(clock: Clock) -> Callable[[str], Iterator[Any]]:
 
 
 def published(
-    row: Dataset, shards: list[str], processor: Processor, samples: int, clock: Clock, one_mask: bool = False
+    row: Dataset, shards: list[str], processor: Processor, samples: int, clock: Meter, one_mask: bool = False
 ) -> float:
     """CPU seconds for so many samples. `one_mask`: the annotation is drawn first, and only its mask is made."""
     rng = np.random.default_rng(0)
@@ -165,7 +141,7 @@ def published(
     return time.process_time() - begun
 
 
-def endless(shards: list[str], clock: Clock) -> Iterator[RawSample]:
+def endless(shards: list[str], clock: Meter) -> Iterator[RawSample]:
     while True:
         for shard in shards:
             for raw in reading(clock)(shard):
@@ -174,10 +150,10 @@ def endless(shards: list[str], clock: Clock) -> Iterator[RawSample]:
 
 
 def published_sample(
-    row: Dataset, raw: RawSample, processor: Processor, rng: np.random.Generator, clock: Clock, one_mask: bool
+    row: Dataset, raw: RawSample, processor: Processor, rng: np.random.Generator, clock: Meter, one_mask: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     size = processor.input_size
-    with clock.stage("decode"):
+    with clock.part("decode"):
         document = json.loads(raw.members["json"])
         data = [
             next((raw.members[name] for name in names if name in raw.members), None) or base64.b64decode(document[key])
@@ -189,18 +165,18 @@ def published_sample(
             ids = ids.astype(np.int32)
             ids = ids[..., 0] + 256 * ids[..., 1] + 65536 * ids[..., 2]
     while True:
-        with clock.stage("mask"):
+        with clock.part("mask"):
             masks, names = ALL_MASKS[row.form](row, document, ids, rng if one_mask else None)
         width, height = image.size
         if min(width, height) < size:
             width, height = fitted_size(width, height, int(rng.uniform(0.5, 1.5) * size))
-        with clock.stage("resize"):
+        with clock.part("resize"):
             resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
         flip, left, top = rng.random() < 0.5, *(int(rng.integers(max(side - size, 0) + 1)) for side in (width, height))
         canvas = np.zeros((size, size, 3), np.uint8)
         crop = (resized[:, ::-1] if flip else resized)[top : top + size, left : left + size]
         canvas[: crop.shape[0], : crop.shape[1]] = crop
-        with clock.stage("mask"):
+        with clock.part("mask"):
             kept = []
             for mask, name in zip(masks, names, strict=True):
                 whole = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
@@ -212,7 +188,7 @@ def published_sample(
         if kept:
             break
     mask, name = kept[int(rng.integers(len(kept)))]
-    with clock.stage("text"):
+    with clock.part("text"):
         processor.training_text([MASK_PROMPTS[int(rng.integers(len(MASK_PROMPTS)))]], [name])
     return torch.from_numpy(canvas).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)[None]
 
@@ -262,23 +238,23 @@ def measure(row: Dataset, shards: list[str], processor: Processor, samples: int)
     count, less = samples // 8 * 8, max(8, samples // 4)
     loops: dict[str, Callable[[], float]] = {
         "ours": lambda: count / ours(row, shards, processor, samples, None),
-        "published": lambda: less / published(row, shards, processor, less, Clock()),
+        "published": lambda: less / published(row, shards, processor, less, stage_clock()),
     }
     if row.form == "coco_instances":
         loops["published_with_one_mask"] = lambda: (
-            less / published(row, shards, processor, less, Clock(), one_mask=True)
+            less / published(row, shards, processor, less, stage_clock(), one_mask=True)
         )
     # In turns, and the best of each: what else runs on the machine slows all of them, at one time or another.
     rates = {name: 0.0 for name in loops}
     for _ in range(ROUNDS):
         for name, loop in loops.items():
             rates[name] = max(rates[name], loop())
-    clock = Clock()
+    clock = stage_clock()
     ours(row, shards, processor, samples, clock)
-    stages = {"ours": clock.result(count)}
-    clock = Clock()
+    stages = {"ours": milliseconds(clock, count)}
+    clock = stage_clock()
     published(row, shards, processor, less, clock)
-    stages["published"] = clock.result(less)
+    stages["published"] = milliseconds(clock, less)
     return {
         "samples_per_second": {name: round(rate, 1) for name, rate in rates.items()},
         "times_faster": {name: round(rates["ours"] / rate, 2) for name, rate in rates.items() if name != "ours"},

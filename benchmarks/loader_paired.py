@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,20 @@ def revision(checkout: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def print_result(args: argparse.Namespace, cases: Mapping[str, Any], **settings: Any) -> None:
+    """Print the results of all cases as JSON, with the revisions, the settings and the state of the machine."""
+    result = {
+        "old": revision(args.old),
+        "new": revision(args.new),
+        **settings,
+        "rounds": args.rounds,
+        "cases": dict(cases),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
+    print(json.dumps(result, indent=1))
+
+
 def main() -> int:
     out = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     out.add_argument("old", type=Path)
@@ -109,16 +123,7 @@ def main() -> int:
             print(f"{title}: {cases[title]}", file=sys.stderr)
         for side in sides:
             side.close()
-    result = {
-        "old": revision(args.old),
-        "new": revision(args.new),
-        "cases": cases,
-        "rounds": args.rounds,
-        "samples": args.samples,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-    }
-    print(json.dumps(result, indent=1))
+    print_result(args, cases, samples=args.samples)
     return 0
 
 

@@ -10,12 +10,10 @@ The result of a case is the median of new / old over all rounds, with the quarti
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
-from loader_paired import Side, revision, take_turns
+from loader_paired import Side, print_result, take_turns
 
 # This program runs inside a checkout. It uses public functions that both checkouts have.
 CHILD = """
@@ -78,17 +76,7 @@ def main() -> int:
         print(f"{title}: {cases[title]}", file=sys.stderr)
     for side in sides:
         side.close()
-    result = {
-        "old": revision(args.old),
-        "new": revision(args.new),
-        "config": args.config,
-        "cases": cases,
-        "rounds": args.rounds,
-        "times": args.times,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-    }
-    print(json.dumps(result, indent=1))
+    print_result(args, cases, config=args.config, times=args.times)
     return 0
 
 

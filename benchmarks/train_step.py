@@ -209,7 +209,7 @@ class Benchmark:
             case.seconds.append({"step": clock(self.device) - begun})
         if self.device.type == "cuda":
             case.memory = torch.cuda.max_memory_allocated(self.device) / 2**30
-        meter = Meter(lambda: clock(self.device))
+        meter = Meter(lambda: clock(self.device), PARTS)
         with watched(self.step.task, meter):
             for batch in case.batches * rounds:
                 meter.take()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from meter import Meter
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from train_step_models import SET, on_meta
@@ -27,37 +27,6 @@ from osm.training.task import MixLoss, TrainTask
 
 PARTS = ("copy", "pixels", "tower", "masks", "bridge", "llm", "backward", "optimizer", "other")
 Part = Callable[[str], AbstractContextManager[Any]]
-
-
-class Meter:
-    """Charges what a counter gains to the part that runs; what runs inside another part counts as its own alone."""
-
-    def __init__(self, read: Callable[[], float]) -> None:
-        self.read = read
-        self.gained: dict[str, float] = defaultdict(float)
-        self._running, self._since = ["other"], read()
-
-    def _switch(self) -> None:
-        now = self.read()
-        self.gained[self._running[-1]] += now - self._since
-        self._since = now
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self._switch()
-        self._running.append(name)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._running.pop()
-
-    def take(self) -> dict[str, float]:
-        """What each part gained since it was last asked."""
-        self._switch()
-        taken = {name: self.gained[name] for name in PARTS}
-        self.gained.clear()
-        return taken
 
 
 @contextmanager
@@ -76,16 +45,9 @@ def watched(task: TrainTask, meter: Meter) -> Iterator[None]:
         (llms, "token_losses", "llm"),
     ]
 
-    def charged(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with meter.part(name):
-                return function(*args, **kwargs)
-
-        return call
-
     with ExitStack() as patches:
         for owner, attribute, name in places:
-            patches.enter_context(patch.object(owner, attribute, charged(getattr(owner, attribute), name)))
+            patches.enter_context(patch.object(owner, attribute, meter.measured(name, getattr(owner, attribute))))
         yield
 
 
@@ -148,7 +110,7 @@ def step_flops(meta_task: TrainTask, batch: Batch) -> dict[str, float]:
         stack.enter_context(patch.object(meta_task.model, "mask_features", features_on_meta))
         stack.enter_context(patch.object(F, "cross_entropy", losses_on_meta))
         counter = stack.enter_context(FlopCounterMode(display=False))
-        meter = Meter(counter.get_total_flops)
+        meter = Meter(counter.get_total_flops, PARTS)
         stack.enter_context(watched(meta_task, meter))
         losses, _ = meta_task(on_meta(batch))
         with meter.part("backward"):

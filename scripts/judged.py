@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from judgements import agreement, sample  # noqa: E402
 
 from osm.datasets.table import ANY_MODE, DatasetTable  # noqa: E402
-from osm.errors import OsmError  # noqa: E402
+from osm.errors import run_command  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,20 +49,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     args = parser().parse_args()
-    try:
-        if args.task == "agreement":
-            agreement(args.list)
-        else:
-            table, sets = (
-                DatasetTable().with_yaml(args.datasets),
-                [name.strip() for name in args.sets.split(",") if name.strip()],
-            )
-            files = (args.predictions, args.parts, args.out_list, args.sheets)
-            sample(*files, table, sets, args.mode, args.each, args.seed)
-    except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(_run, args)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.task == "agreement":
+        agreement(args.list)
+    else:
+        table, sets = (
+            DatasetTable().with_yaml(args.datasets),
+            [name.strip() for name in args.sets.split(",") if name.strip()],
+        )
+        files = (args.predictions, args.parts, args.out_list, args.sheets)
+        sample(*files, table, sets, args.mode, args.each, args.seed)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import skimage.data  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable  # noqa: E402
-from osm.errors import OsmError  # noqa: E402
+from osm.errors import OsmError, run_command  # noqa: E402
 from osm.forms import split_of  # noqa: E402
 from osm.labeling.folder_cli import main as name_folder  # noqa: E402
 from osm.recognition.flags import SHIPPED  # noqa: E402
@@ -75,16 +75,15 @@ def main() -> int:
     out.add_argument("--set", default="coco", help="[%(default)s]")
     out.add_argument("--checkpoint", default=SHIPPED, help="[%(default)s]")
     args = out.parse_args()
-    try:
-        table = DatasetTable().with_yaml(args.datasets)
-        if args.set not in table:
-            raise OsmError(f"--set {args.set!r}: unknown; the sets are {', '.join(table)}")
-        photos(args.out, args.checkpoint)
-        masks(table[args.set], args.checkpoint)
-    except OsmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(_run, args)
+
+
+def _run(args: argparse.Namespace) -> None:
+    table = DatasetTable().with_yaml(args.datasets)
+    if args.set not in table:
+        raise OsmError(f"--set {args.set!r}: unknown; the sets are {', '.join(table)}")
+    photos(args.out, args.checkpoint)
+    masks(table[args.set], args.checkpoint)
 
 
 if __name__ == "__main__":

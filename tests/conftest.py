@@ -51,6 +51,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "final"
 
 
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server that this process uses for URLs on s3://."""
+    from servers import S3Server
+
+    with S3Server() as started:
+        started.use(monkeypatch)
+        yield started
+
+
 @pytest.fixture(scope="module")
 def shared_s3() -> Iterator[S3Server]:
     """A server of a test file, with the buckets `bucket` and `sets`."""

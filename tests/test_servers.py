@@ -28,13 +28,6 @@ def server(tmp_path: Path) -> Iterator[FileServer]:
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    with S3Server() as started:
-        started.use(monkeypatch)
-        yield started
-
-
-@pytest.fixture
 def client() -> fsspec.AbstractFileSystem:
     return fsspec.filesystem("http", skip_instance_cache=True)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     BertTokenizer,
@@ -22,6 +21,7 @@ from transformers import (
 
 from osm.data.processor import BOX_PROMPTS, MASK_PROMPTS
 from osm.datasets.labels import load_labels
+from osm.synthetic.pretraining.nano_llm import train_tokenizer
 
 # Id 0 ends a name, as in the published code; only the pad token may have it.
 PAD, BOS, EOS = 0, 1, 2
@@ -29,20 +29,9 @@ PAD, BOS, EOS = 0, 1, 2
 
 def tiny_tokenizer(folder: Path, vocabulary: int = 600) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE on the project's prompts and COCO's names, and saves it into `folder`."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     names = sorted(load_labels("coco").vocabulary)
-    tokenizer.train_from_iterator([*MASK_PROMPTS, *BOX_PROMPTS, *(f" {name}" for name in names)], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=512
-    )
+    texts = [*MASK_PROMPTS, *BOX_PROMPTS, *(f" {name}" for name in names)]
+    fast = train_tokenizer(texts, vocabulary, model_max_length=512)
     fast.save_pretrained(folder)
     return fast
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mugs import predict, write_mugs
 from panoptic_pets import write_panoptic
 
 from osm.datasets.table import Dataset
@@ -28,3 +29,22 @@ def pets_yaml(pets: Dataset, tmp_path: Path) -> Path:
         "    mask_dir: pets/masks\n    json_file: pets/panoptic.json\n"
     )
     return path
+
+
+@pytest.fixture
+def mugs(pets: Dataset) -> Dataset:
+    """The panoptic set with the classes of the scripted answers in `mugs.py`."""
+    return write_mugs(pets)
+
+
+@pytest.fixture
+def folder(mugs: Dataset, tmp_path: Path) -> Path:
+    """A folder with the scripted predictions of `mugs`."""
+    return predict(mugs, tmp_path)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, to which the paths in `configs/benchmark.yaml` are relative."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -15,12 +15,18 @@ import numpy as np
 from fake_namer import FakeName, FakeNamer
 from PIL import Image
 
-from osm.datasets.table import PUBLISHED_MODES
+from osm.config import find_config
+from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable
 
 HEIGHT, WIDTH = 6, 8
 LEFT = [0, 0, 4, 0, 4, 6, 0, 6]
 RIGHT = [4, 0, 8, 0, 8, 6, 4, 6]
 SETS = ("coco", "ade20k", "cityscapes", "lvis", "a847", "pc459")
+
+
+def row_of(name: str) -> Dataset:
+    """The dataset with the paths of `configs/benchmark.yaml`."""
+    return DatasetTable().with_yaml(find_config("benchmark"))[name]
 
 
 class AreaNamer(FakeNamer):

@@ -38,12 +38,6 @@ def bounds(mask: np.ndarray) -> Pixels:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def name_all(name: str, proposals: list[dict[str, Any]], names: dict[Pixels, str]) -> BoundsNamer:
     Path("proposals.json").write_text(json.dumps(proposals))
     namer = BoundsNamer(names)

@@ -37,12 +37,6 @@ class ColumnNamer(AreaNamer):
         return [text or None for text in texts]  # type: ignore[misc]
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def columns(image_id: int | str, first: int, stop: int, **more: Any) -> dict[str, Any]:
     """A proposal: some whole columns of an image."""
     runs = [HEIGHT * first, HEIGHT * (stop - first), HEIGHT * (WIDTH - stop)]

@@ -14,13 +14,12 @@ import torch
 from judgements import sample
 from mugs import Page
 from PIL import Image
-from six_sets import HEIGHT, WIDTH, AreaNamer
+from six_sets import HEIGHT, WIDTH, AreaNamer, row_of
 from source_sets import write_mat
 from three_sets import MAKERS, SETS, V3DET_JSON, area, make, write_v3det
 from tiny import tiny_model_yaml
 
-from osm.config import find_config
-from osm.datasets.table import PUBLISHED_MODES, Dataset, DatasetTable
+from osm.datasets.table import PUBLISHED_MODES, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.metrics.evaluate import evaluate_set
@@ -34,17 +33,6 @@ from osm.evaluation.report.result_images import write_picture
 from osm.forms import split_of
 from osm.models.factory import build, load_model_config
 from osm.recognition.namer import Namer
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that `configs/benchmark.yaml` starts at."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def row_of(name: str) -> Dataset:
-    return DatasetTable().with_yaml(find_config("benchmark"))[name]
 
 
 def load(path: Path | str) -> Any:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mugs import predict, write_mugs
 from PIL import Image
 
 from osm.datasets.table import Dataset
@@ -15,16 +14,6 @@ from osm.errors import OsmError
 from osm.evaluation.report import result_images
 from osm.evaluation.report.report_cli import picture_main
 from osm.evaluation.report.result_images import write_picture
-
-
-@pytest.fixture
-def mugs(pets: Dataset) -> Dataset:
-    return write_mugs(pets)
-
-
-@pytest.fixture
-def folder(mugs: Dataset, tmp_path: Path) -> Path:
-    return predict(mugs, tmp_path)
 
 
 def size_of(path: Path) -> tuple[int, int]:

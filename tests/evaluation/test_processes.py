@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from six_sets import AreaNamer, make
+from six_sets import AreaNamer, make, row_of
 
-from osm.config import find_config
-from osm.datasets.table import Dataset, DatasetTable
 from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.predict.generate import generate_predictions
 from osm.evaluation.predict.generate_cli import _own_device, generate_main
@@ -37,10 +35,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def environment(**more: str) -> dict[str, str]:
     paths = os.pathsep.join((str(ROOT), str(HERE)))
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
-
-
-def row_of(name: str) -> Dataset:
-    return DatasetTable().with_yaml(find_config("benchmark"))[name]
 
 
 def parts(root: Path, count: int) -> dict[str, bytes]:

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
-from six_sets import HEIGHT, WIDTH, AreaNamer, make, said
+from six_sets import HEIGHT, WIDTH, AreaNamer, make, row_of, said
 
-from osm.config import find_config
-from osm.datasets.table import Dataset, DatasetTable
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
 from osm.evaluation.predict.generate_cli import generate_main
@@ -20,16 +18,6 @@ from osm.evaluation.predict.generate_cli import generate_main
 LEFT_RLE = {"size": [HEIGHT, WIDTH], "counts": [0, 24, 24]}
 LAST_RLE = {"size": [HEIGHT, WIDTH], "counts": [42, 5, 1]}
 EMPTY_RLE = {"size": [HEIGHT, WIDTH], "counts": [48]}
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def row_of(name: str) -> Dataset:
-    return DatasetTable().with_yaml(find_config("benchmark"))[name]
 
 
 def write(root: Path, document: Any) -> Path:

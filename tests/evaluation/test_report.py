@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mugs import TEXTS, Page, Scripted, chart_lines, predict, report, write_log, write_mugs
+from mugs import TEXTS, Page, Scripted, chart_lines, report, write_log
 
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
@@ -16,16 +16,6 @@ from osm.evaluation.predict.generate import generate_predictions
 from osm.evaluation.report.report import ReportOptions
 from osm.evaluation.report.report_cli import report_main
 from osm.evaluation.report.report_page import write_report
-
-
-@pytest.fixture
-def mugs(pets: Dataset) -> Dataset:
-    return write_mugs(pets)
-
-
-@pytest.fixture
-def folder(mugs: Dataset, tmp_path: Path) -> Path:
-    return predict(mugs, tmp_path)
 
 
 def test_figures_are_those_counted_by_hand(mugs: Dataset, folder: Path, tmp_path: Path) -> None:

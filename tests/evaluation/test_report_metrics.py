@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mugs import Page, chart_lines, predict, report, write_mugs
+from mugs import Page, chart_lines, report
 
 from osm.datasets.table import Dataset
 from osm.evaluation.metrics.calibration import calibrate
@@ -24,16 +24,6 @@ from osm.evaluation.report.result_images import choose_surest
 @pytest.fixture(autouse=True)
 def no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_module, "find_tools", lambda: Tools(notes=("WordNet: left out, not installed",)))
-
-
-@pytest.fixture
-def mugs(pets: Dataset) -> Dataset:
-    return write_mugs(pets)
-
-
-@pytest.fixture
-def folder(mugs: Dataset, tmp_path: Path) -> Path:
-    return predict(mugs, tmp_path)
 
 
 def with_probs(folder: Path, *probs: float | None) -> Path:

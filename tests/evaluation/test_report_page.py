@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mugs import Page, Scripted, chart_lines, predict, report, write_mugs
+from mugs import Page, Scripted, chart_lines, report
 from PIL import Image
 
 from osm.datasets.table import Dataset
@@ -24,16 +24,6 @@ from osm.evaluation.report.charts import loss_curve
 from osm.evaluation.report.report import ReportOptions
 from osm.evaluation.report.report_page import write_report
 from osm.recognition.draw import draw_numbered
-
-
-@pytest.fixture
-def mugs(pets: Dataset) -> Dataset:
-    return write_mugs(pets)
-
-
-@pytest.fixture
-def folder(mugs: Dataset, tmp_path: Path) -> Path:
-    return predict(mugs, tmp_path)
 
 
 def test_pictures(mugs: Dataset, folder: Path, tmp_path: Path) -> None:

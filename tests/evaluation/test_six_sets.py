@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from six_sets import SETS, AreaNamer, make
+from six_sets import SETS, AreaNamer, make, row_of
 
-from osm.config import find_config
-from osm.datasets.table import Dataset, DatasetTable
+from osm.datasets.table import DatasetTable
 from osm.errors import OsmError
 from osm.evaluation.evaluate_cli import evaluate_main
 from osm.evaluation.metrics.evaluate import evaluate_set
@@ -21,17 +20,6 @@ from osm.evaluation.predict.generate import generate_predictions
 from osm.evaluation.predict.generate_cli import generate_main
 from osm.evaluation.report.result_images import draw_pictures
 from osm.forms import split_of
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that `configs/benchmark.yaml` starts at."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def row_of(name: str) -> Dataset:
-    return DatasetTable().with_yaml(find_config("benchmark"))[name]
 
 
 def test_all_sets_by_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

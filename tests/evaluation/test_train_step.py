@@ -144,7 +144,7 @@ def test_the_count_on_the_meta_device_is_that_of_a_real_step(train_step: ModuleT
     step = train_step.TrainStep(TrainTask(real, processor), "fp32", torch.device("cpu"))
     # Not fused: the counter does not know each of the fused kernels, and one may compute some of it twice.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        meter = train_step.Meter(counter.get_total_flops)
+        meter = train_step.Meter(counter.get_total_flops, train_step.PARTS)
         with train_step.watched(step.task, meter):
             step(batch, meter.part)
         assert counted == meter.take()

@@ -22,17 +22,6 @@ from osm.datasets.labels import load_labels
 from osm.errors import OsmError
 from osm.prepare.convert import ConvertOptions, convert_coco_panoptic, main
 
-
-@pytest.fixture
-def panoptic(tmp_path: Path) -> Set:
-    return Set(tmp_path, "coco_panoptic")
-
-
-@pytest.fixture
-def instances(tmp_path: Path) -> Set:
-    return Set(tmp_path, "coco_instances")
-
-
 # What is written.
 
 

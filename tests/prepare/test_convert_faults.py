@@ -18,16 +18,6 @@ from osm.prepare.convert import BadSamplesError, prepare
 pytestmark = pytest.mark.usefixtures("console")
 
 
-@pytest.fixture
-def panoptic(tmp_path: Path) -> Set:
-    return Set(tmp_path, "coco_panoptic")
-
-
-@pytest.fixture
-def instances(tmp_path: Path) -> Set:
-    return Set(tmp_path, "coco_instances")
-
-
 def test_images_without_annotations_are_left_out(panoptic: Set, tmp_path: Path) -> None:
     panoptic.json["annotations"][0]["segments_info"] = []
     panoptic.json["annotations"].pop(1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import FileServer, S3Server
+from servers import FileServer
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +26,4 @@ def shelf(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(shelf: Path) -> Iterator[FileServer]:
     with FileServer(shelf) as started:
-        yield started
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    with S3Server() as started:
-        started.use(monkeypatch)
         yield started

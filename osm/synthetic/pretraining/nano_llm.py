@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,17 @@ class LlmTraining:
 
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on all words and questions. The padding token has the id 0 and ends a name."""
+    return train_tokenizer(tokenizer_text(), vocabulary, model_max_length=128)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, **options: Any) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer, whose special tokens are `<pad>`, `<s>` and `</s>` with the ids 0, 1 and 2.
+
+    Args:
+        texts: the training texts.
+        vocabulary: the maximum number of tokens, including the special tokens and all bytes.
+        options: options of `PreTrainedTokenizerFast`.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -143,10 +154,9 @@ def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(tokenizer_text(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128
-    )
+    tokenizer.train_from_iterator(texts, trainer)
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
 
 
 def make_llm(config: LlmTraining, vocabulary: int) -> LlamaForCausalLM:
