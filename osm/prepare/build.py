@@ -141,7 +141,7 @@ def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
             keys[place] = tried[place]
             taken.add(tried[place])
         open_places = [place for place in open_places if not keys[place]]
-        # If names clash, none of the entries gets the name, so that keys do not depend on the order of the entries.
+        # If several entries have the same candidate key, no entry gets it, so that keys do not depend on the order.
         taken |= set(counts)
     for place in open_places:  # the remaining entries are duplicates
         keys[place] = _hashed(f"{place} {entries[place].record!r}")
@@ -167,7 +167,7 @@ def _hashed(text: str) -> str:
 
 
 def _fitting(key: str) -> str:
-    """Shorten a key so that the name of a tar member can contain it."""
+    """Shorten a key so that it fits into the name of a tar member."""
     room = MAX_NAME_BYTES - len(_LONGEST_EXTENSION)
     data = key.encode(errors="replace")
     if len(data) <= room:

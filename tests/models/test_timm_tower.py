@@ -99,7 +99,7 @@ def test_models_of_one_size_are_built_for_other_windows(built: Build, name: str,
     """Their weights are brought to these windows by timm; the tower then takes no others."""
     tower, _ = built(name, (8, 16), 128, **options)
     grid(tower, 128)
-    with pytest.raises(OsmError, match="--sliding_window_size 224: this tower takes windows of 128 pixels"):
+    with pytest.raises(OsmError, match="--sliding_window_size 224: this tower only supports windows of 128 pixels"):
         tower.check_window(224)
 
 

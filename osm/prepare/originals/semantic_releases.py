@@ -66,7 +66,7 @@ class A847Release(OriginalRelease):
             twice = [name for name, count in Counter(path.name for path in maps).items() if count > 1]
             if twice:
                 raise OsmError(
-                    f"--data_dir {root}: {twice[0]} is in two folders of images/ADE/{split}; remove one file"
+                    f"--data_dir {root}: {twice[0]} is in two folders below images/ADE/{split}; remove one of the files"
                 )
             for folder in ("images_detectron2", "annotations_detectron2"):
                 (root / folder / split).mkdir(parents=True, exist_ok=True)
@@ -76,14 +76,17 @@ class A847Release(OriginalRelease):
 
 @cache
 def _a847_train_ids() -> np.ndarray:
-    """Return the training id for each class index in the release, where classes start at 1 and 0 is background."""
+    """Return the training id for each class index in the release. Index 0 is background; classes start at 1."""
     table = resources.files("osm.datasets") / "labels" / "a847.json"
     rows = json.loads(table.read_text(encoding="utf-8"))["categories"]
     return lookup_table({row["ade_id"]: row["id"] for row in rows}, _A847_CODES)
 
 
 def _make_a847(job: tuple[Path, Path, str]) -> bool:
-    """Link an image and write its map of training ids. The job is (segmentation PNG, root folder, split)."""
+    """Link an image and write its map of training ids.
+
+    The argument `job` is (segmentation PNG, root folder, split).
+    """
     path, root, split = job
     stem = path.name.removesuffix(_A847_SUFFIX)
     link_or_copy(path.with_name(f"{stem}.jpg"), root / "images_detectron2" / split / f"{stem}.jpg")
@@ -144,10 +147,12 @@ class Pc459Release(OriginalRelease):
 
 
 def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
-    """Link an image and write its map of training ids. The job is (image, .mat file, linked image, map folder).
+    """Link an image and write its map of training ids.
 
-    The map is the variable `LabelMap` in the .mat file. Its classes start at 1, in the order of labels.txt, and are
-    converted to training ids, which start at 0 in the same order.
+    The argument `job` is (image, .mat file, linked image, map folder).
+
+    The map is the variable `LabelMap` in the .mat file. In `LabelMap`, classes start at 1 in the order of labels.txt.
+    They are converted to training ids, which start at 0 in the same order.
     """
     image, mat, linked_image, maps = job
     target = maps / f"{linked_image.stem}.tif"
@@ -158,7 +163,7 @@ def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
                 raise SampleError("annotation_malformed", "LabelMap is not a 2-D array of numbers")
             classes, last = found.astype(np.int64), max(load_labels("pc459").classes) + 1
             if classes.size and not 0 <= classes.min() <= classes.max() <= last:
-                raise SampleError("class_unknown", f"LabelMap has the class {classes.max()}; expected 0 to {last}")
+                raise SampleError("class_unknown", f"LabelMap contains the class {classes.max()}; expected 0 to {last}")
             ids = np.where(classes == 0, IGNORED_ID, classes - 1)
         link_or_copy(image, linked_image)
         write_train_ids(target, ids)
