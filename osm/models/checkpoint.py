@@ -33,13 +33,13 @@ FILES = (".pt", ".pth")
 """The suffixes of checkpoints that are a single file."""
 _LISTED = 100  # a message lists at most this many entries, because a wrong config may have thousands of layers
 _FROZEN = ("tower", "llm")
-# Old versions of transformers saved these buffers in checkpoints. They are ignored because they are not trained.
+# Buffers that old versions of transformers saved in checkpoints are ignored, because they are not trained.
 IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
 _TWICE = ("base_model.query_tokens", "context_query")  # published files store this tensor under both names
 
 
 class CheckpointedModel(Protocol):
-    """The attributes of a model that its checkpoint files depend on.
+    """The attributes that a model needs so that its checkpoints can be saved and loaded.
 
     Attributes:
         window_pos_embed: the trained window position embedding.
@@ -63,7 +63,7 @@ def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_state_dict(model: CheckpointedModel) -> dict[str, Tensor]:
-    """Return the trained tensors under their names in checkpoints. The names depend on the bridge."""
+    """Return a model's trained tensors under their names in checkpoints. The names depend on the bridge."""
     state = published_entries(model.window_pos_embed, model.bridge)
     return state | {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
 

@@ -208,7 +208,7 @@ def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
         embeds_RTW = embeds_RTW.gather(1, order_RT[..., None].expand_as(embeds_RTW))
         mask_RT = mask_RT.gather(1, order_RT)
     settings: dict[str, Any] = {
-        # The LLM's own generation config may set these fields, so they are reset to the values for greedy search.
+        # Fields that the LLM's own generation config may set are reset to the values for greedy search.
         **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0},
         "bos_token_id": llm_config(llm).bos_token_id,
         **ends,

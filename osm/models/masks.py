@@ -135,7 +135,7 @@ class MaskFeatures:
         return replace(self, **{name: value.to(device) for name, value in self._values().items()})  # type: ignore[arg-type]
 
     def rows(self) -> list[Self]:
-        """Split the features into single rows, each with `fallbacks` = 0."""
+        """Split the features into one object per row, each with `fallbacks` = 0."""
         return [self._row(row) for row in range(len(self))]
 
     def _row(self, row: int) -> Self:

@@ -64,7 +64,7 @@ class OmniScientModel(nn.Module):
 
     @property
     def prefix_tokens(self) -> int:
-        """The number of class tokens before the grid tokens, which is G if the tower has a class token, else 0."""
+        """The number of class tokens before the grid tokens: one per window, or 0 if the tower has no class token."""
         return self.windows.count * self.tower.class_tokens
 
     @property
@@ -182,7 +182,7 @@ class OmniScientModel(nn.Module):
     ) -> Tensor:
         """Return the mean cross entropy per supervised token.
 
-        In training, `osm.training.task.MixLoss` also weights the datasets of a mix, but with the same two functions of
+        In training, `osm.training.task.MixLoss` also weights each dataset, with the same two functions of
         `osm.models.losses`.
 
         Args:

@@ -73,7 +73,9 @@ def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: st
     if shape is not None:
         least = max(least, shape[0])
         if shape[1] != width:
-            raise OsmError(f"{where}: its config has model.tower.width {shape[1]}, but window_pos_embed's is {width}")
+            raise OsmError(
+                f"{where}: its config has model.tower.width {shape[1]}, but the width of window_pos_embed is {width}"
+            )
     if least > positions:
         raise OsmError(
             f"{where}: the windows and patches in its config result in at least {least} tokens, but window_pos_embed "

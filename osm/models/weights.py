@@ -262,7 +262,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named tensors of all modules and state dicts in a loaded result. Other values are skipped."""
+    """Yield the named tensors of all modules and state dicts in the result of a loader. Other values are skipped."""
     for part in loaded if isinstance(loaded, tuple) else (loaded,):
         if isinstance(part, nn.Module):
             yield from part.named_parameters()
@@ -276,7 +276,7 @@ def cache_folder() -> Path:
 
 
 def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
-    """Return the folder with the cached conversion of a weight file. On first use, `write(folder)` creates it.
+    """Return the folder with the cached conversion of a weight file, which `write(folder)` creates on first use.
 
     The cache key is a hash of the file's content, so a different model with the same file name is converted again. An
     interrupted conversion leaves no files behind.

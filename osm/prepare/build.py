@@ -141,7 +141,7 @@ def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
             keys[place] = tried[place]
             taken.add(tried[place])
         open_places = [place for place in open_places if not keys[place]]
-        # If several entries have the same candidate key, no entry gets it, so that keys do not depend on the order.
+        # If several entries share a candidate key, none of them gets it, so keys do not depend on the order of entries.
         taken |= set(counts)
     for place in open_places:  # the remaining entries are duplicates
         keys[place] = _hashed(f"{place} {entries[place].record!r}")

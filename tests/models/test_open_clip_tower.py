@@ -117,7 +117,7 @@ def test_a_convolutional_stem_counts_into_the_patch() -> None:
 
 def test_options_that_timms_models_would_ignore_are_refused() -> None:
     state = whole_model("tiny-timm", 160).state_dict()
-    with pytest.raises(OsmError, match=r"model.tower.options \{'layers': 1\}: tiny-timm is timm's test_vit"):
+    with pytest.raises(OsmError, match=r"model.tower.options \{'layers': 1\}: tiny-timm wraps timm's test_vit"):
         open_clip_tower(config("tiny-timm", options={"layers": 1}), 160, Clip(state, False))
 
 

@@ -3,9 +3,9 @@
 A gated block runs before every n-th decoder layer (Alayrac et al. 2022). All gates start closed, so the LLM's output is
 unchanged at the start of training.
 
-The gated blocks are not submodules of the LLM. Instead, forward hooks run the gated blocks before the decoder layers.
-With hooks, the LLM's modules, parameter names and files stay unchanged, and any decoder-only Hugging Face LLM is
-supported. Removing the hooks restores the original LLM.
+The gated blocks are not submodules of the LLM. Forward hooks run the gated blocks before the decoder layers. With
+hooks, the LLM's modules, parameter names and files stay unchanged, and any decoder-only Hugging Face LLM is supported.
+Removing the hooks restores the original LLM.
 
 Shapes: R rows, N visual tokens, T text positions, B blocks, D attention width, H heads, W LLM width.
 """
@@ -117,15 +117,18 @@ def decoder_layers(llm: Any) -> list[nn.Module]:
 
 
 def hidden_width(llm: Any) -> int:
-    """Return W, the width of an LLM's hidden states. Word embeddings may be narrower, as in OPT-350m."""
+    """Return W, the width of an LLM's hidden states.
+
+    The word embeddings of an LLM may be narrower than its hidden states, as in OPT-350m.
+    """
     return llm.config.get_text_config().hidden_size
 
 
 class GatedBlock(nn.Module):
     """A gated block: attention to visual tokens and a feed-forward, both scaled by tanh(gain * gate).
 
-    `forward` returns only the update; the caller adds it to the hidden states. If both gates are 0, the update is
-    exactly 0 in any precision.
+    `forward` returns the update that the caller adds to the hidden states. If both gates are 0, the update is exactly 0
+    in any precision.
     """
 
     def __init__(self, config: FlamingoConfig, width: int) -> None:

@@ -524,7 +524,7 @@ class MaskQFormerBridge(Bridge):
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors under their published names. `base_model.query_tokens` duplicates `context_query`."""
+        """Return tensors under their published names. The entry `base_model.query_tokens` repeats `context_query`."""
         state = {}
         for key, value in Bridge.published_names(named).items():
             state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value

@@ -272,7 +272,7 @@ def _model_config(name: str) -> dict[str, Any]:
 
 
 def _tags(name: str) -> dict[str, dict[str, Any]]:
-    """Return the settings of all published weights of a model, by tag."""
+    """Return the settings of all published weights of an open_clip model, by tag."""
     library = _library()
     _model_config(name)
     return {tag: library.get_pretrained_cfg(name, tag) or {} for tag in library.list_pretrained_tags_by_model(name)}

@@ -140,7 +140,7 @@ def _make_ade20k(job: _Ade20kJob) -> tuple[dict[str, Any], dict[str, Any], int, 
 
 
 def _instances(path: Path, shape: tuple[int, ...]) -> list[tuple[int, np.ndarray]]:
-    """Return (class index, mask) of each instance in an instance PNG.
+    """Return a (class index, mask) pair for each instance in an instance PNG.
 
     The red channel is the class index (0 means no instance), and the green channel is the instance's number.
     """
@@ -188,8 +188,8 @@ class CityscapesRelease(OriginalRelease):
 def _make_cityscapes(job: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the panoptic PNG for one image, and return the json entries of the image and of its annotation.
 
-    In gtFine, an id of at least 1000 is class * 1000 + instance. An id below 1000 is a class without separate
-    instances.
+    In gtFine, an id of at least 1000 is class * 1000 + instance. An id below 1000 is a class id without an instance
+    number.
     """
     path, target = job
     labels = load_labels("cityscapes").classes

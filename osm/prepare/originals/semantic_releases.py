@@ -59,7 +59,7 @@ class A847Release(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Fill `images_detectron2` and `annotations_detectron2`, and return the number of (image, map) pairs."""
+        """Write `images_detectron2` and `annotations_detectron2`, and return the number of (image, map) pairs."""
         root, total = Path(args.data_dir), 0
         for split in args.splits:
             maps = files_matching("data_dir", root, f"images/ADE/{split}/**/*{_A847_SUFFIX}")
@@ -76,7 +76,7 @@ class A847Release(OriginalRelease):
 
 @cache
 def _a847_train_ids() -> np.ndarray:
-    """Return the training id for each class index in the release. Index 0 is background; classes start at 1."""
+    """Return the training id for each class index in the release. The index 0 is background, and classes start at 1."""
     table = resources.files("osm.datasets") / "labels" / "a847.json"
     rows = json.loads(table.read_text(encoding="utf-8"))["categories"]
     return lookup_table({row["ade_id"]: row["id"] for row in rows}, _A847_CODES)
@@ -124,7 +124,7 @@ class Pc459Release(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Fill `images` and `annotations_ctx459`, and return the number of (image, map) pairs."""
+        """Write the folders `images` and `annotations_ctx459`, and return the number of (image, map) pairs."""
         check_here(args.output_dir, "--output_dir")
         mats, voc = check_folder("mat_dir", args.mat_dir), check_folder("voc_dir", args.voc_dir)
         out = Path(args.output_dir)
@@ -152,7 +152,7 @@ def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
     The argument `job` is (image, .mat file, linked image, map folder).
 
     The map is the variable `LabelMap` in the .mat file. In `LabelMap`, classes start at 1 in the order of labels.txt.
-    They are converted to training ids, which start at 0 in the same order.
+    The class indices are converted to training ids, which start at 0 in the same order.
     """
     image, mat, linked_image, maps = job
     target = maps / f"{linked_image.stem}.tif"
@@ -171,7 +171,7 @@ def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
 
 
 def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
-    """Compare a labels.txt (lines like "1: accordion") with the project's table, and log the names that differ.
+    """Compare a labels.txt (lines like "1: accordion") with a label table, and log the names that differ.
 
     Raises:
         OsmError: the class numbers in the file differ from the table, or more than half of the names differ.
@@ -188,6 +188,8 @@ def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
 
     other = [n for n, name in listed.items() if plain(name) not in {plain(own) for own in labels[n].names}]
     if 2 * len(other) > len(listed):
-        raise OsmError(f"--labels_txt {path}: {len(other)} of {len(listed)} names differ; expected the list of PC-459")
+        raise OsmError(
+            f"--labels_txt {path}: {len(other)} of {len(listed)} class names differ; expected the list of PC-459"
+        )
     for number in other:
         logger.info(f"labels.txt: {number + 1}: {listed[number]!r} is {labels[number].target!r} in the table")
