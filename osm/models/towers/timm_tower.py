@@ -128,8 +128,8 @@ class TimmMapsTower(TimmTower):
             if tuple(features.shape[1:]) != expected:
                 raise OsmError(
                     f"its feature map at stride {stride} has the shape (channels, height, width) "
-                    f"{tuple(features.shape[1:])}; expected {expected}, so that the position of each cell is known; choose different strides or a "
-                    "different window size"
+                    f"{tuple(features.shape[1:])}; expected {expected}, so that the position of each cell is known; "
+                    "choose different strides or a different window size"
                 )
             features = F.layer_norm(features.permute(0, 2, 3, 1), features.shape[1:2]).permute(0, 3, 1, 2)
             if stride != self.patch:
