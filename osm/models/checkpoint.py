@@ -124,7 +124,7 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
     if problems:
         more = [f"... and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
         listed = "\n  ".join(sorted(problems)[:_LISTED] + more)
-        raise OsmError(f"{where} does not fit this model ({len(problems)} entries):\n  {listed}")
+        raise OsmError(f"{where} does not fit this model ({len(problems)} entries differ):\n  {listed}")
     check_finite(((key, given[key]) for key in sorted(wanted)), where)
     if _TWICE[0] in wanted and not torch.equal(*(given[key].flatten() for key in _TWICE)):
         warnings.warn(f"{where}: {_TWICE[0]} differs from {_TWICE[1]}, which is used", stacklevel=3)

@@ -159,7 +159,7 @@ class OmniScientModel(nn.Module):
         labels: Tensor,
         scored: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Return the result of `llm.token_losses`. The given image tokens must already include position embeddings."""
+        """Return the result of `llm.token_losses` for each row. The image tokens must include position embeddings."""
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         ignored = labels.new_full(condition.prefix_RPW.shape[:2], -100)

@@ -105,7 +105,7 @@ def check_key(model: OmniScientModel) -> str:
 
 
 def examine(model: OmniScientModel) -> LlmSupport:
-    """Run the check, without using stored results.
+    """Run the check of a model without using stored results.
 
     Raises:
         OsmError: the LLM computes wrong results with embeddings, padding or gradients, or the bridge does not affect

@@ -155,7 +155,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(
     path = save(tmp_path / "wrong.pt", state)
     with pytest.raises(OsmError, match=message) as error:
         model.load_checkpoint(path)
-    assert str(path) in str(error.value) and "(1 entries)" in str(error.value)
+    assert str(path) in str(error.value) and "(1 entries differ)" in str(error.value)
     assert_equal(model.trainable_state_dict(), before)
 
 

@@ -90,7 +90,7 @@ class QFormerConfig(BridgeConfig):
 class RowGroups:
     """Packs all mask rows of an image together, so that they attend to the image's keys without copies of the keys.
 
-    K is the largest number of rows per image.
+    In the shapes below, K is the largest number of mask rows per image.
     """
 
     def __init__(self, image_index: Tensor, images: int) -> None:
@@ -108,7 +108,7 @@ class RowGroups:
         self.trivial = self.slot_R.tolist() == list(range(images * self.per_image))
 
     def pack(self, x: Tensor, fill: float = 0) -> Tensor:
-        """Pack x (R, Q, ...) by image into (N, K*Q, ...). Unused slots have the value `fill`."""
+        """Pack the rows of x (R, Q, ...) by image into (N, K*Q, ...). Unused slots have the value `fill`."""
         if not self.trivial:
             packed = x.new_full((self.images * self.per_image, *x.shape[1:]), fill)
             x = packed.index_copy(0, self.slot_R, x)

@@ -198,7 +198,7 @@ def _make_cityscapes(job: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, 
     for one in np.unique(ids).tolist():
         category = one if one < 1000 else one // 1000
         if category in labels:
-            # Pixels of things whose instances were not separated have only the class id and form a crowd.
+            # Pixels of thing classes whose instances were not separated have only the class id and form a crowd.
             panoptic.add(one, category, ids == one, int(one < 1000 and labels[category].isthing))
     stem = path.name.removesuffix(_CITYSCAPES_SUFFIX)
     panoptic.write(target / f"{stem}_panoptic.png")

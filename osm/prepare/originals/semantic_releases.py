@@ -180,7 +180,8 @@ def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
     listed = {int(number) - 1: name for number, name in re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", text, re.MULTILINE)}
     if listed.keys() != labels.classes.keys():
         raise OsmError(
-            f"--labels_txt {path}: {len(listed)} classes; expected {len(labels.classes)} lines such as '1: accordion'"
+            f"--labels_txt {path}: found {len(listed)} classes; expected {len(labels.classes)} lines such as "
+            "'1: accordion'"
         )
 
     def plain(name: str) -> str:
