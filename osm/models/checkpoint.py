@@ -1,4 +1,4 @@
-"""Reads and writes the trained parts of a model: published `.pt` checkpoints, and folders with safetensors."""
+"""Reads and writes the trained parameters of a model, in published `.pt` checkpoints or folders with safetensors."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ FILES = (".pt", ".pth")
 """The suffixes of checkpoints that are a single file."""
 _LISTED = 100  # a message lists at most this many entries, because a wrong config may have thousands of layers
 _FROZEN = ("tower", "llm")
-# Old versions of transformers wrote these buffers into checkpoints. Buffers are ignored, because they are not trained.
+# Buffers that old versions of transformers saved in checkpoints are ignored, because they are not trained.
 IGNORED_SUFFIXES = ("embeddings.position_ids", "rotary_emb.inv_freq")
 _TWICE = ("base_model.query_tokens", "context_query")  # published files store this tensor under both names
 
 
 class CheckpointedModel(Protocol):
-    """The attributes of a model that its checkpoint files depend on.
+    """The attributes that a model needs so that its checkpoints can be saved and loaded.
 
     Attributes:
         window_pos_embed: the trained window position embedding.
@@ -58,18 +58,18 @@ class CheckpointedModel(Protocol):
 
 
 def without_ignored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict without the buffers of `IGNORED_SUFFIXES`."""
+    """Return a state dict without the buffers whose names end with one of `IGNORED_SUFFIXES`."""
     return {key: value for key, value in state.items() if not key.endswith(IGNORED_SUFFIXES)}
 
 
 def published_state_dict(model: CheckpointedModel) -> dict[str, Tensor]:
-    """Return the trained parts under the names that checkpoints use. The names depend on the bridge."""
+    """Return a model's trained tensors under their names in checkpoints. The names depend on the bridge."""
     state = published_entries(model.window_pos_embed, model.bridge)
     return state | {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
 
 
 def published_entries(window_pos_embed: Tensor, bridge: Bridge) -> dict[str, Tensor]:
-    """Return the entries of `published_state_dict` except those of LoRA. The modules need not be part of a model."""
+    """Return the entries of `published_state_dict` except those of LoRA, without needing a complete model."""
     named = {f"bridge.{key}": value.detach() for key, value in bridge.state_dict().items()}
     return bridge.published_names({"window_pos_embed": window_pos_embed.detach(), **named})
 
@@ -101,9 +101,9 @@ def load_published_state_dict(
 
 
 def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Compare the entries of a state dict with the wanted entries, and return them without the prefix `module.`.
+    """Check that a state dict has the expected entries, and return it with the prefix `module.` removed from its keys.
 
-    Shapes may differ in leading axes of size 1.
+    A shape may differ from the expected shape in leading axes of size 1.
 
     Raises:
         OsmError: entries are missing, unexpected or have a different shape (the message lists these entries), or have
@@ -124,7 +124,7 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
     if problems:
         more = [f"... and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
         listed = "\n  ".join(sorted(problems)[:_LISTED] + more)
-        raise OsmError(f"{where} does not fit this model ({len(problems)} entries):\n  {listed}")
+        raise OsmError(f"{where} does not fit this model ({len(problems)} entries differ):\n  {listed}")
     check_finite(((key, given[key]) for key in sorted(wanted)), where)
     if _TWICE[0] in wanted and not torch.equal(*(given[key].flatten() for key in _TWICE)):
         warnings.warn(f"{where}: {_TWICE[0]} differs from {_TWICE[1]}, which is used", stacklevel=3)
@@ -132,7 +132,7 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
 
 
 def localized(location: str | Path, what: str) -> str | Path:
-    """Return the local path of a checkpoint, after downloading a remote `.pt` file or folder written by `save_folder`.
+    """Return the local path of a checkpoint. A remote `.pt` file or `save_folder` output is downloaded first.
 
     Args:
         what: the beginning of error messages, such as "checkpoint".
@@ -152,7 +152,7 @@ def localized(location: str | Path, what: str) -> str | Path:
 
 
 def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
-    """Return the config document (None if a `.pt` file lacks it), the entries, and the file name for messages."""
+    """Return a checkpoint's config document (None if missing), its tensors, and its file name for messages."""
     path = localized(path, "--start_from")
     if Path(path).is_dir():
         return *read_folder(Path(path)), str(path)
@@ -161,7 +161,7 @@ def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
 
 
 def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
-    """Return the model config with which trained weights were saved (None if unknown), and the names of the modes."""
+    """Return the model config that was saved with trained weights (None if missing), and the names of their modes."""
     document, state, where = _trained(path)
     config = None if document is None else model_config(document, where)
     names = (str(key).replace("module.", "") for key in state)
@@ -171,7 +171,8 @@ def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
 def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
     """Load trained weights (a `.pt` file or a folder written by `save_folder`) into a model for further training.
 
-    A mode that the file lacks is initialized with the file's mode `any`. If the file has no LoRA, LoRA starts at zero.
+    A mode that is missing from the file is initialized with the file's mode `any`. If the file has no LoRA weights,
+    LoRA starts at zero.
 
     Returns:
         the modes that the file lacks.
@@ -247,7 +248,7 @@ def load_published(model: CheckpointedModel, path: str | Path) -> dict[str, Any]
 
 
 def frozen_hashes(model: CheckpointedModel) -> dict[str, str]:
-    """Return the hashes of the frozen parts, which are computed once per model. A quantized LLM has no hash."""
+    """Return the hashes of the frozen tower and LLM, computed once per model. A quantized LLM has no hash."""
     if not model.frozen_hashes:
         model.frozen_hashes = {"tower": fingerprint(model.tower)}
         if not model.config.llm.quantization:  # quantized values differ between packages and machines
@@ -256,12 +257,12 @@ def frozen_hashes(model: CheckpointedModel) -> dict[str, str]:
 
 
 def config_document(model: CheckpointedModel) -> dict[str, Any]:
-    """Return the content of config.json. In checkpoints written by `train.py`, the entry `config` has this content."""
+    """Return the content of config.json, which `train.py` also stores in its checkpoints as the entry `config`."""
     return {"format": FORMAT, "model": as_dict(model.config), "frozen": frozen_hashes(model)}
 
 
 def model_config(document: Any, where: str) -> ModelConfig:
-    """Return the model config in a config document. Raises OsmError if the document is invalid."""
+    """Return the model config that a config document contains. Raises OsmError if the document is invalid."""
     if not isinstance(document, dict) or document.get("format") != FORMAT or "model" not in document:
         raise OsmError(f"{where}: not a config of an OmniScientModel (format {FORMAT})")
     try:
@@ -271,7 +272,7 @@ def model_config(document: Any, where: str) -> ModelConfig:
 
 
 def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: str) -> None:
-    """Raise OsmError if the frozen parts differ from the frozen parts that the bridge was trained with."""
+    """Raise OsmError if the tower or the LLM is not the one that the bridge was trained with."""
     found = frozen_hashes(model)
     hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
     if not isinstance(hashes, Mapping) or not set(hashes) <= set(_FROZEN):
@@ -290,14 +291,14 @@ def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: s
         if found.get(part) != expected:
             name = getattr(model.config, part).name or model.config.base_model_name
             raise OsmError(
-                f"{where}: its {part} {name!r} had the hash {expected[:12]}..., but the {part} found here has the hash "
-                f"{str(found.get(part))[:12]}..., so the bridge does not fit it. Provide the {part} that the bridge "
-                f"was trained with (source {getattr(model.config, part).source!r})"
+                f"{where}: the bridge was trained with the {part} {name!r} of hash {expected[:12]}..., but the {part} "
+                f"found here has the hash {str(found.get(part))[:12]}...; provide the {part} that the bridge was "
+                f"trained with (source {getattr(model.config, part).source!r})"
             )
 
 
 def check_meaning(model: CheckpointedModel, document: Any, where: str) -> None:
-    """Raise OsmError if settings that do not affect shapes (heads, gains, ...) differ from the settings in training."""
+    """Raise OsmError if settings that do not affect shapes (heads, gains, ...) differ from those used in training."""
     if not isinstance(document, Mapping) or "model" not in document:
         return
     then, now = model_config(document, where), model.config
@@ -334,7 +335,7 @@ def write_folder(folder: Path, document: Mapping[str, Any], state: Mapping[str, 
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the config document and the trained parts from a folder written by `save_folder`."""
+    """Return the config document and the trained tensors from a folder written by `save_folder`."""
     try:
         document = read_json(folder / "config.json", "checkpoint config")[0]
     except OsmError as error:

@@ -99,7 +99,7 @@ def base_config(
 def check_widths(
     model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
 ) -> None:
-    """Raise OsmError if the value of a published width flag differs from the model's width (None = flag not given)."""
+    """Raise OsmError if a width flag of the published code differs from the model's width (None = flag not given)."""
     llm_part: Any = model.llm
     actual = {
         "--backbone_output_stride": (stride, model.tower.patch),
@@ -145,7 +145,7 @@ def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -
 
 
 def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
-    """Build the tower of a config that has no InstructBLIP base, and run one window of zeros through the tower.
+    """Build the tower of a config without an InstructBLIP base model, and test the tower on one window of zeros.
 
     Returns:
         (tower, its config with `source` filled in).
@@ -231,7 +231,7 @@ def _refuse(settings: Sequence[str], name: str | Path) -> None:
 
 
 def shipped(name: str | Path) -> Path | None:
-    """Return the folder of a trained model in this package, or None if it does not exist or a local folder hides it."""
+    """Return the folder of a model included in this package, or None if there is none or a local file has its name."""
     folder = shipped_folder() / str(name)
     plain = str(name).isidentifier() and not Path(name).exists()
     return folder if plain and (folder / "model.safetensors").is_file() else None

@@ -1,4 +1,4 @@
-"""Builds the tower and the bridge of a model from the ViT and the weights of an InstructBLIP."""
+"""Builds the tower and the bridge of a model from an InstructBLIP model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InstructBlipTowerConfig(TowerConfig):
 
     def check_model(self, model: ModelConfig) -> None:
         if not model.base_model_name:
-            raise OsmError("model.tower.kind 'instructblip' needs an InstructBLIP; set model.base_model_name")
+            raise OsmError("model.tower.kind 'instructblip' requires a base model; set model.base_model_name")
 
 
 class InstructBlipTower(Tower):
@@ -49,7 +49,7 @@ class InstructBlipTower(Tower):
 
 
 def take_apart(base_model: nn.Module, config: ModelConfig) -> tuple[InstructBlipTower, Bridge, ModelConfig]:
-    """Build the tower and the bridge from a `transformers.InstructBlipForConditionalGeneration` of any size.
+    """Build a tower and a bridge from a `transformers.InstructBlipForConditionalGeneration` of any size.
 
     Returns:
         (tower, bridge, config). In the returned config, the bridge's sizes are the sizes of the base model.
@@ -60,9 +60,9 @@ def take_apart(base_model: nn.Module, config: ModelConfig) -> tuple[InstructBlip
     base: Any = base_model
     for part in ("vision_model", "qformer", "language_projection", "language_model", "query_tokens"):
         if not hasattr(base, part):
-            raise OsmError(f"base_model is a {type(base).__name__} without {part}: no InstructBLIP model")
+            raise OsmError(f"base_model is not an InstructBLIP model: {type(base).__name__} has no {part}")
     if not base.config.use_decoder_only_language_model:
-        raise OsmError("base_model has an encoder-decoder LLM (Flan-T5); a decoder-only one (Vicuna) is needed")
+        raise OsmError("base_model has an encoder-decoder LLM (Flan-T5); expected a decoder-only LLM (Vicuna)")
     tower = InstructBlipTower(base.vision_model)
     kind: type[Bridge] = BRIDGES.get(config.bridge.kind)
     bridge = kind.of_instructblip(config, tower, base)

@@ -1,4 +1,4 @@
-"""Loads frozen decoder-only LLMs, computes losses, and generates text, with `inputs_embeds` as the LLM's input.
+"""Loads frozen decoder-only LLMs, computes their losses, and generates text from `inputs_embeds`.
 
 Shapes: R rows, T positions, t supervised positions, W width, V vocabulary.
 """
@@ -77,7 +77,7 @@ def _load(found: Found, config: LlmConfig, bits: Any) -> tuple[nn.Module, Any]:
 
 
 def check_complete(info: dict[str, Any], location: str) -> None:
-    """Raise OsmError if weights lack entries, because transformers only warns and fills these entries at random."""
+    """Raise OsmError if weights lack entries. transformers would only warn, and initialize these entries randomly."""
     if info["missing_keys"]:
         raise OsmError(
             f"weights at {location} lack {len(info['missing_keys'])} entries: {sorted(info['missing_keys'])[0]}, ..."
@@ -87,7 +87,7 @@ def check_complete(info: dict[str, Any], location: str) -> None:
 def _convert_gguf(path: Path, folder: Path) -> None:
     llm: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     check_attention_scale(llm.config, path)
-    # The weights are already dequantized, but transformers refuses to save a model with the quantization attributes.
+    # The weights are already dequantized, but transformers refuses to save a model that has quantization attributes.
     llm.hf_quantizer = None
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
@@ -113,9 +113,10 @@ def token_losses(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor, scored: b
 
 
 def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits (R, t, V) and targets (R, t) at the t positions at which at least one row is supervised."""
+    """Return logits (R, t, V) and targets (R, t) at the t positions where at least one row is supervised."""
     targets_RT = labels_RT[:, 1:]
-    # The LM head is the most expensive layer of a small LLM, so it runs at supervised positions only (at least one).
+    # The LM head is the most expensive layer of a small LLM, so it runs at supervised positions only.
+    # If there are none, one position is used.
     columns_t = (targets_RT != -100).any(0).nonzero().flatten()
     if len(columns_t) == 0:
         columns_t = columns_t.new_zeros(1)
@@ -132,9 +133,9 @@ def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> 
 
 
 def stop_ids(llm: nn.Module) -> list[int]:
-    """Return the token ids that end a name: the LLM's end tokens and, as in the published model, id 0.
+    """Return the token ids that end a name: the LLM's EOS tokens and, as in the published model, token id 0.
 
-    Id 0 is excluded if the tokenizer uses id 0 for an ordinary token (see `use_tokenizer`).
+    Token id 0 is excluded if it is an ordinary token of the tokenizer (see `use_tokenizer`).
     """
     generation_config: Any = llm.generation_config
     eos = generation_config.eos_token_id if generation_config is not None else None
@@ -145,11 +146,11 @@ def stop_ids(llm: nn.Module) -> list[int]:
 
 
 def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
-    """Set the same padding token and end tokens in an LLM and in its tokenizer.
+    """Make an LLM and its tokenizer use the same padding and EOS tokens.
 
-    The tokenizer's end token ends names, whatever the LLM's config specifies, because the training texts end with this
-    token. Id 0 also ends names if it is a special token. In the published model id 0 is `<unk>`, but in some other
-    models id 0 is the ordinary token `!`.
+    The tokenizer's EOS token ends a generated name regardless of the LLM's config, because training texts end with this
+    token. Token id 0 also ends a name if it is a special token of the tokenizer. In the published model, token id 0 is
+    `<unk>`, but in some other models it is the ordinary token `!`.
 
     Raises:
         OsmError: the LLM has no embedding for the tokenizer's start or end token.
@@ -185,7 +186,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
     """Generate token ids from embeddings, with greedy search by default.
 
-    Padding may be anywhere in a row. Rows are realigned, because transformers' `generate` requires padding on the left.
+    Padding may be anywhere in a row. All padding is moved to the left, because transformers' `generate` requires this.
 
     Args:
         options: fields of transformers' `GenerationConfig`.
@@ -207,7 +208,7 @@ def generate(llm: nn.Module, inputs: LlmInputs, **options: Any) -> Any:
         embeds_RTW = embeds_RTW.gather(1, order_RT[..., None].expand_as(embeds_RTW))
         mask_RT = mask_RT.gather(1, order_RT)
     settings: dict[str, Any] = {
-        # Reset the fields that would change greedy search, because the LLM's own generation config may set them.
+        # Fields that the LLM's own generation config may set are reset to the values for greedy search.
         **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0},
         "bos_token_id": llm_config(llm).bos_token_id,
         **ends,
@@ -225,7 +226,10 @@ _OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits")
 
 
 def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
-    """Run greedy search without transformers' `generate`. Rows of equal length are batched, so no padding is needed."""
+    """Run greedy search without transformers' `generate`.
+
+    Rows of equal length are batched together, so no padding is needed.
+    """
     stop, pad = options.pop("eos_token_id"), options.pop("pad_token_id")
     stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
     wanted = {name: bool(options.pop(name, False)) for name in _OUTPUTS}

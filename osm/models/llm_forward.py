@@ -1,4 +1,4 @@
-"""Runs an LLM on embeddings: first on the whole prefix, then token by token, with the LLM's cache if it has a cache.
+"""Runs an LLM on embeddings: first on the whole prefix, then token by token, with the LLM's cache if possible.
 
 A cache holds attention keys and values, recurrent states of a state-space model, or both. The cache argument of
 `forward` has different names in different models and versions of transformers, so the name is looked up in the
@@ -25,13 +25,13 @@ from osm.models.bridges.gated import GatedKeyValues
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The order matters (newest first), because some models silently accept a wrong argument name in `**kwargs`.
+# The newest name comes first, because some models silently accept an outdated argument name in `**kwargs`.
 # transformers 5.40 removes `past_key_values`.
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Return position ids (R, T) that do not count padding, so that padding on either side changes no result."""
+    """Return position ids (R, T) that skip padding, so that padding on either side does not change the results."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
@@ -50,11 +50,11 @@ class LlmInputs:
     gated_kv: GatedKeyValues | None = None
 
     def conditioned(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context manager that makes the LLM's gated layers attend to `gated_kv` when the LLM runs inside."""
+        """Return a context manager inside which the LLM's gated layers attend to `gated_kv`."""
         return self.gated_kv or contextlib.nullcontext()
 
     def select(self, rows: Tensor) -> LlmInputs:
-        """Return the inputs of the given rows, in this order; an index may occur several times."""
+        """Return the inputs of the given row indices, in this order. Indices may repeat."""
         gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows)
         return LlmInputs(
             self.embeds_RTW[rows.to(self.embeds_RTW.device)], self.mask_RT[rows.to(self.mask_RT.device)], gated_kv
@@ -66,7 +66,7 @@ class LlmInputs:
 
 @dataclass(frozen=True)
 class LlmSupport:
-    """Which optimizations of an LLM give the same results as the plain computation (see `osm.models.self_check`).
+    """Which optimizations of an LLM are correct, i.e. equal to the plain computation (see `osm.models.self_check`).
 
     Attributes:
         cache: whether the LLM's cache is correct. If False, each step recomputes all earlier positions, which is
@@ -88,7 +88,7 @@ def llm_support(llm: nn.Module) -> LlmSupport:
 
 
 def set_llm_support(llm: nn.Module, support: LlmSupport) -> None:
-    """Store on the LLM module which optimizations the LLM supports."""
+    """Store on the LLM module which optimizations it supports."""
     vars(llm)["osm_support"] = support
 
 
@@ -110,7 +110,7 @@ def cache_argument(llm: nn.Module) -> str | None:
 
 @dataclass(frozen=True)
 class DecodingState:
-    """The state of decoding after the positions that the LLM has read so far.
+    """The decoding state after all positions that the LLM has processed so far.
 
     Attributes:
         cache: the LLM's cache, or None if each step recomputes all positions.
@@ -127,7 +127,7 @@ class DecodingState:
     length: int
 
     def keep(self, rows: Sequence[int]) -> DecodingState:
-        """Select rows (with repetition). The old state becomes invalid, because its cache is changed in place."""
+        """Select rows (indices may repeat). The old state becomes invalid, because its cache is changed in place."""
         index = torch.tensor(list(rows), device=self.device)
         if self.cache is not None:
             select_rows(self.cache, index)
@@ -135,7 +135,7 @@ class DecodingState:
         return replace(self, embeds_RTW=embeds, gated_kv=self.gated_kv and self.gated_kv.select(index))
 
     def copied(self, rows: Sequence[int]) -> DecodingState:
-        """Select rows (with repetition) of a copy, so that the old state stays valid."""
+        """Select rows of a copy (indices may repeat), so that the old state stays valid."""
         return replace(self, cache=None if self.cache is None else copied_cache(self.cache)).keep(rows)
 
 
@@ -159,7 +159,9 @@ def read_prefix(llm: nn.Module, inputs: LlmInputs) -> tuple[Tensor, DecodingStat
 def read_tokens(
     llm: nn.Module, ids: Sequence[Sequence[int]], state: DecodingState, every_position: bool = False
 ) -> tuple[Tensor, DecodingState]:
-    """Run the LLM on further tokens after a decoding state. All rows must have the same number of tokens.
+    """Run the LLM on more tokens, continuing from a decoding state.
+
+    All rows must have the same number of tokens.
 
     Args:
         ids: the token ids of each row.
@@ -193,23 +195,26 @@ def read_tokens(
 
 
 def _keeping(llm: nn.Module, count: int) -> dict[str, Any]:
-    """Return the argument, if the LLM's `forward` has it, that limits the costly LM head to the last positions."""
+    """Return the `forward` argument that restricts the costly LM head to the last positions, or {} if unsupported."""
     return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(llm.forward).parameters else {}
 
 
 def _cache_of(out: Any, name: str) -> Any:
-    """Return the cache in an LLM's output. The lookup is by key, because deprecated attributes warn on access."""
+    """Return the cache in an LLM's output.
+
+    The cache is looked up by key, because accessing deprecated attributes emits a warning.
+    """
     found = next((vars(out)[key] for key in (name, *CACHE_NAMES) if vars(out).get(key) is not None), None)
     if found is None:
-        raise OsmError(f"{type(out).__name__}: the LLM returned no cache (none of {', '.join(CACHE_NAMES)})")
+        raise OsmError(f"{type(out).__name__}: the LLM's output contains no cache (none of {', '.join(CACHE_NAMES)})")
     return found
 
 
 def select_rows(cache: Any, rows: Tensor) -> None:
     """Select rows of a cache in place. The layers of the cache may be on different devices.
 
-    An index may occur several times, so the batch may grow or shrink. We use `reorder_cache` because no other method
-    exists both for key-value caches and for caches of recurrent states. `reorder_cache` also accepts an index that is
+    A row index may be repeated or omitted, so the batch may grow or shrink. `reorder_cache` is used because no other
+    method exists for both key-value caches and recurrent-state caches. `reorder_cache` also accepts an index that is
     longer or shorter than the batch.
 
     Raises:
@@ -217,8 +222,8 @@ def select_rows(cache: Any, rows: Tensor) -> None:
     """
     if not hasattr(cache, "reorder_cache"):
         raise OsmError(
-            f"the LLM's cache ({type(cache).__name__}) cannot select rows; with model.llm.self_check: true "
-            "names are decoded without the cache"
+            f"the LLM's cache ({type(cache).__name__}) cannot select rows; set model.llm.self_check to true "
+            "to decode without the cache"
         )
     cache.reorder_cache(rows)
 

@@ -1,6 +1,6 @@
 """Adds LoRA to the frozen LLM in place, with the package peft (`pip install 'osm-recognition[lora]'`).
 
-LoRA's parameters are separate from the LLM's weights. Checkpoints store them as `lora.*`, and they stay in float32.
+LoRA's parameters are separate from the LLM's weights, stay in float32, and are stored in checkpoints as `lora.*`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MARK = ".lora_"
 
 
 def add_lora(llm: nn.Module, config: LoraConfig) -> None:
-    """Add trainable low-rank updates, initially zero, to the LLM's linear layers that `config.targets` names.
+    """Add trainable low-rank updates, initially zero, to the linear layers of the LLM listed in `config.targets`.
 
     Raises:
         OsmError: peft is not installed, or a target is not a linear layer of the LLM.
@@ -30,7 +30,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
         import peft
     except ImportError:
         raise OsmError(
-            "model.lora.rank: LoRA needs the package peft: pip install 'osm-recognition[lora]', or set it to 0"
+            "model.lora.rank: LoRA requires the package peft: pip install 'osm-recognition[lora]', or set the rank to 0"
         ) from None
     linear = {
         name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, (nn.Linear, Conv1D))
@@ -38,7 +38,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
     unknown = [target for target in config.targets if target not in linear]
     if unknown:
         raise OsmError(
-            f"model.lora.targets: {unknown[0]!r} is not a linear layer of this LLM, which has "
+            f"model.lora.targets: {unknown[0]!r} is not a linear layer of this LLM; its linear layers are "
             f"{', '.join(sorted(linear))}"
         )
     given = peft.LoraConfig(
@@ -59,7 +59,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
 
 
 def _report_left_out(llm: nn.Module) -> None:
-    """Warn if LoRA on all linear layers misses much of the LLM, e.g. because experts are not linear layers."""
+    """Warn if LoRA on all linear layers leaves out much of the LLM, e.g. because its experts are not linear layers."""
     layers = nn.ModuleList(decoder_layers(llm))
     own = {name: p.numel() for name, p in layers.named_parameters() if p.ndim > 1 and _MARK not in name}
     left = {name: size for name, size in own.items() if ".base_layer." not in name}
@@ -79,7 +79,7 @@ def lora_parameters(llm: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def keep_precise(llm: nn.Module) -> None:
-    """Convert LoRA's parameters to float32, because they are trained in float32 whatever the LLM's dtype is."""
+    """Convert LoRA's parameters to float32, because they are trained in float32 regardless of the LLM's dtype."""
     for parameter in lora_parameters(llm).values():
         parameter.data = parameter.data.float()
 
@@ -92,18 +92,21 @@ def train_dropout(llm: nn.Module, mode: bool) -> None:
 
 
 def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the LLM's own entries of a state dict, under the names that these entries have without LoRA."""
+    """Return the entries of an LLM's state dict except those of LoRA, under the names that they have without LoRA."""
     # peft wraps fused experts once per tensor, so a name may contain `.base_layer` several times in a row.
     return {re.sub(r"(\.base_layer)+\.", ".", name): value for name, value in state.items() if _MARK not in name}
 
 
 def _fits_rank(size: int, rank: int, name: str) -> bool:
-    """Return whether the size of an axis fits the rank. Fused experts have the updates of all experts concatenated."""
+    """Return whether an axis of a LoRA matrix has the size `rank`.
+
+    For fused experts, a multiple of `rank` is accepted too, because the updates of all experts are concatenated.
+    """
     return size == rank or (".experts." in name and size > 0 and size % rank == 0)
 
 
 def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tensor]:
-    """Return a checkpoint's LoRA entries (`lora.*`) as meta tensors, after checks that do not need the LLM.
+    """Check a checkpoint's LoRA entries (`lora.*`) without the LLM, and return them as meta tensors.
 
     Raises:
         OsmError: an entry has a different rank or lacks the second matrix of its pair, or there are no entries
@@ -117,5 +120,7 @@ def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tenso
         other = name.replace("lora_A", "lora_B") if axis == 0 else name.replace("lora_B", "lora_A")
         fits = isinstance(value, Tensor) and value.ndim == 2 and _fits_rank(value.shape[axis], rank, name)
         if not fits or _MARK not in name or other not in found:
-            raise OsmError(f"{where}: {name} is not one half of a LoRA pair of rank {rank}")
+            raise OsmError(
+                f"{where}: {name} is not a LoRA matrix of rank {rank}, or its lora_A or lora_B counterpart is missing"
+            )
     return {name: torch.empty(value.shape, device="meta") for name, value in found.items()}

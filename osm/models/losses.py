@@ -1,7 +1,7 @@
-"""The reduction of per-row losses to the scalar that is minimized.
+"""Reduces per-row losses to the scalar loss that is minimized.
 
-`osm.models.llm.token_losses` computes the cross entropy of each row. `reduce_losses` reduces the rows to every scalar
-loss of the package, both in training and in `OmniScientModel.forward`.
+`osm.models.llm.token_losses` computes the cross entropy of each row. `reduce_losses` computes every scalar loss from
+these per-row losses, both in training and in `OmniScientModel.forward`.
 
 Shapes: R rows, G groups of rows.
 """
@@ -12,10 +12,9 @@ from torch import Tensor
 
 
 def group_weights(index_R: Tensor, counts_G: Tensor, scale_G: Tensor) -> Tensor:
-    """Return row weights (R,) with which `reduce_losses` computes the sum of the groups' mean losses.
+    """Return per-row weights (R,) that make `reduce_losses` compute the scaled sum of the groups' mean losses.
 
-    The loss of a group is the group's summed cross entropy, divided by its number of supervised tokens, times its
-    scale.
+    A group's loss is its summed cross entropy divided by its number of supervised tokens, times its scale.
 
     Args:
         index_R: the group of each row.
@@ -28,5 +27,5 @@ def group_weights(index_R: Tensor, counts_G: Tensor, scale_G: Tensor) -> Tensor:
 
 
 def reduce_losses(losses_R: Tensor, weights_R: Tensor) -> Tensor:
-    """Return the weighted sum of the rows' losses, a scalar."""
+    """Return the weighted sum of the per-row losses as a scalar."""
     return (losses_R * weights_R).sum()

@@ -1,4 +1,4 @@
-"""Computes what a bridge needs from masks: bounding boxes, context masks, grid cells and visible keys.
+"""Converts masks to the inputs of a bridge: bounding boxes, context masks, grid cells and visible keys.
 
 Shapes: R masks (rows), S input size, p patch size, g = S / p grid cells per side, G = g^2 grid cells,
 L = prefix + G keys.
@@ -20,9 +20,9 @@ L = TypeVar("L", bound="MaskFeatures")
 
 
 def context_mask(mask_R1SS: Tensor, ratio: float) -> Tensor:
-    """Return a context mask for each mask, which is the mask's bounding box, enlarged and filled.
+    """Return a context mask for each mask: the mask's bounding box, enlarged and filled.
 
-    The published flag for `ratio` is `context_enlarge_ratio`.
+    The argument `ratio` is the config field `context_enlarge_ratio`.
 
     Args:
         mask_R1SS: nonzero inside the mask.
@@ -74,14 +74,14 @@ def _check_present(present_R: Tensor, what: str) -> None:
 
 
 def _enlarge(low_R: Tensor, high_R: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Move both ends of a box side outwards by `ratio` times the side's length, rounded towards 0."""
+    """Extend a box side at both ends by `ratio` times its length, and round the ends toward 0."""
     exact = torch.float32 if low_R.device.type == "mps" else torch.float64
     reach = ratio * (high_R - low_R + 1).to(exact)
     return (low_R - reach).long(), (high_R + reach).long()
 
 
 def _within(ends: tuple[Tensor, Tensor], size: int) -> Tensor:
-    """Return bool (R, size): whether each position is between the two ends, which are inclusive."""
+    """Return, as bool (R, size), whether each position lies between the two inclusive ends."""
     places = torch.arange(size, device=ends[0].device)
     return (places >= ends[0][:, None]) & (places <= ends[1][:, None])
 
@@ -92,7 +92,7 @@ def _inside(mask: Tensor) -> Tensor:
 
 
 def _any_of_row(inside: Tensor) -> Tensor:
-    """Reduce bool (..., S) to (...) with `any`, in groups of 8 first, because torch is slow on long rows on a CPU."""
+    """Reduce bool (..., S) to (...) with `any`, first in groups of 8, because one long reduction is slow on CPUs."""
     if inside.shape[-1] % 8 == 0:
         inside = inside.unflatten(-1, (-1, 8)).any(-1)
     return inside.any(-1)
@@ -135,7 +135,7 @@ class MaskFeatures:
         return replace(self, **{name: value.to(device) for name, value in self._values().items()})  # type: ignore[arg-type]
 
     def rows(self) -> list[Self]:
-        """Split the features into single rows, each with `fallbacks` = 0."""
+        """Split the features into one object per row, each with `fallbacks` = 0."""
         return [self._row(row) for row in range(len(self))]
 
     def _row(self, row: int) -> Self:
@@ -144,7 +144,7 @@ class MaskFeatures:
 
     @staticmethod
     def stack(parts: Sequence[L]) -> L:
-        """Concatenate the rows of several features, which must be of the same class."""
+        """Concatenate the rows of several `MaskFeatures` objects, which must be of the same class."""
         columns = [part._values() for part in parts]
         joined = {name: torch.cat([values[name] for values in columns]) for name in columns[0]}
         return replace(parts[0], fallbacks=sum(part.fallbacks for part in parts), **joined)  # type: ignore[arg-type]
@@ -155,7 +155,7 @@ class MaskFeatures:
 
 @dataclass
 class VisibleKeys(MaskFeatures):
-    """The keys that the queries of each row may attend to.
+    """The image keys that the queries of each mask may attend to.
 
     Attributes:
         mask_RL: bool, the keys that are visible to the mask queries.
@@ -168,16 +168,17 @@ class VisibleKeys(MaskFeatures):
 
 
 def check_not_empty(mask_R1SS: Tensor, context_R1SS: Tensor) -> None:
-    """Raise SampleError (`empty_mask`) if a mask or a context mask has no pixel."""
+    """Raise SampleError (`empty_mask`) if a mask or a context mask is empty."""
     for what, pixels_R1SS in (("mask", mask_R1SS), ("context mask", context_R1SS)):
         _check_present(_any_of_row(_inside(pixels_R1SS).flatten(1)), what)
 
 
 def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, method: str) -> VisibleKeys:
-    """Compute which keys, in the order [class token of each window | grid cells, row-major], each mask can see.
+    """Compute which keys each mask can attend to.
 
-    Class tokens are always visible. Without class tokens, if a mask covers no cell of the grid, the cell at the mask's
-    centroid is visible instead, and the row is counted in `fallbacks`.
+    The order of the keys is [class token of each window | grid cells, row-major]. Class tokens are always visible. If
+    there are no class tokens and a mask covers no grid cell, the cell at the mask's centroid is visible instead, and
+    the row is counted in `fallbacks`.
 
     Raises:
         SampleError: a mask or a context mask has no pixel (`empty_mask`).
@@ -188,7 +189,7 @@ def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: in
         grid_RG = mask_to_grid(pixels_R1SS, patch, method)
         if prefix == 0 and method == "nearest":  # with `area`, every mask covers a cell
             lost_R = ~grid_RG.any(1)
-            # Centroids are computed for all rows, because selecting the lost rows first would synchronize with the GPU.
+            # Centroids are computed for all rows, because selecting only the uncovered rows would synchronize the GPU.
             centroid_RG = F.one_hot(_centroid_cells(pixels_R1SS, patch), grid_RG.shape[1]).bool()
             grid_RG = grid_RG | (lost_R[:, None] & centroid_RG)
             fallbacks_R |= lost_R

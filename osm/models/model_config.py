@@ -1,7 +1,8 @@
 """The config of a model: its frozen tower and LLM, its trained bridge and LoRA, and the sizes that they share.
 
 The config section of a tower or a bridge specifies its `kind`. `TOWERS` or `BRIDGES` maps the kind to a class, and the
-attribute `Config` of the class is the dataclass of its settings. This module therefore does not depend on any kind.
+attribute `Config` of the class is the dataclass of its settings. Therefore, this module does not depend on any
+particular tower or bridge.
 """
 
 from __future__ import annotations
@@ -71,25 +72,25 @@ class TowerConfig:
 
     @classmethod
     def resolve(cls, values: Any, where: str) -> tuple[type[TowerConfig], Any, dict[str, str]]:
-        """Return the config class of the kind, and its values (see `osm.config.from_dict`)."""
+        """Return the config class for a section's `kind`, and the section's values (see `osm.config.from_dict`)."""
         if cls is not TowerConfig:
             return cls, values, {}
         chosen, given = _of_kind(TOWERS, values, where)
         return chosen, old_keys.tower_fields(chosen, given, where), {}
 
     def stored(self) -> dict[str, Any]:
-        """Return the config values in the layout of a checkpoint."""
+        """Return the config values in the layout that checkpoints use."""
         return old_keys.stored_tower(dataclasses.asdict(self))
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise OsmError if the rest of the model's config does not suit this tower."""
+        """Raise OsmError if other settings of the model are incompatible with this tower."""
 
     def token_shape(self, input_size: int) -> tuple[int, int] | None:
-        """Return (number of patch tokens, width) for an input size, or None if the tower must be built to know."""
+        """Return (number of patch tokens, width) for an input size, or None if unknown before the tower is built."""
         return None
 
     def least_parameters(self) -> int:
-        """Return a lower bound of the number of parameters, or 0 if the tower must be built to know the number."""
+        """Return a lower bound on the parameter count, or 0 if the count is unknown before the tower is built."""
         return 0
 
 
@@ -105,25 +106,25 @@ class BridgeConfig:
 
     @classmethod
     def resolve(cls, values: Any, where: str) -> tuple[type[BridgeConfig], Any, dict[str, str]]:
-        """Return the config class of the kind, and its values (see `osm.config.from_dict`)."""
+        """Return the config class for a section's `kind`, and the section's values (see `osm.config.from_dict`)."""
         return *(_of_kind(BRIDGES, values, where) if cls is BridgeConfig else (cls, values)), {}
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise OsmError if the rest of the model's config does not suit this bridge."""
+        """Raise OsmError if other settings of the model are incompatible with this bridge."""
 
     def least_parameters(self) -> int:
-        """Return a lower bound of the number of parameters, without the part that depends on the tower or the LLM."""
+        """Return a lower bound on the parameter count, ignoring parameters that depend on the tower or the LLM."""
         return 0
 
     def layer_count(self) -> int:
-        """Return the number of layers. A checkpoint must have at least as many entries as the bridge has layers."""
+        """Return the number of layers. A checkpoint must have at least as many tensors as its bridge has layers."""
         return 0
 
 
 def _of_kind(registry: Registry[Any], values: Any, where: str) -> tuple[type, Any]:
     """Return the config class for a section's kind (or for the default kind), and the section with the kind filled in.
 
-    A section that is not a mapping is returned unchanged, because `from_dict` reports this error.
+    A section that is not a mapping is returned unchanged, because `from_dict` reports the error later.
     """
     kind = values.get("kind", registry.default) if isinstance(values, Mapping) else registry.default
     if not isinstance(kind, str):
@@ -156,13 +157,13 @@ class LlmConfig:
     def __post_init__(self) -> None:
         if self.quantization and self.quantization not in QUANTIZATIONS:
             raise OsmError(
-                f"model.llm.quantization {shown(self.quantization)} is not one of {', '.join(QUANTIZATIONS)}, or empty"
+                f"model.llm.quantization {shown(self.quantization)} must be empty or one of {', '.join(QUANTIZATIONS)}"
             )
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Settings of LoRA (https://arxiv.org/abs/2106.09685), the LLM's low-rank updates that are trained with the bridge.
+    """Settings of LoRA (https://arxiv.org/abs/2106.09685): low-rank LLM updates that are trained with the bridge.
 
     Attributes:
         rank: the rank of the updates. 0 = no LoRA, so the LLM stays unchanged.
@@ -230,12 +231,12 @@ class ModelConfig:
         return cls, *old_keys.renamed(values, where)
 
     def stored(self) -> dict[str, Any]:
-        """Return the config values in the layout of a checkpoint."""
+        """Return the config values in the layout that checkpoints use."""
         return old_keys.stored_model(dataclasses.asdict(self), self.tower.stored())
 
     def __post_init__(self) -> None:
         if self.mask_to_grid not in ("nearest", "area"):
-            raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} is not nearest or area")
+            raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} must be nearest or area")
         if self.llm.quantization and self.base_model_name:
             raise OsmError(
                 f"model.llm.quantization {self.llm.quantization!r}: the LLM of an InstructBLIP (model.base_model_name "
@@ -259,7 +260,7 @@ class ModelConfig:
             )
         self.tower.check_model(self)
         if ANY_MODE not in self.modes or len(set(self.modes)) != len(self.modes):
-            raise OsmError(f"model.modes must name '{ANY_MODE}', and no mode twice; found {list(self.modes)}")
+            raise OsmError(f"model.modes must contain '{ANY_MODE}' and no duplicates; found {list(self.modes)}")
 
     def with_modes(self, names: Iterable[str]) -> ModelConfig:
         """Return a copy of the config with the modes `names` added. Existing modes keep their positions."""
@@ -288,7 +289,8 @@ def load_model_config(name: str, settings: Sequence[str] = (), **overrides: Any)
 def stored_model_config(section: Any, where: str) -> ModelConfig:
     """Build the model config from the config section that is stored in a checkpoint.
 
-    Older code stored the same fields for every kind of tower. Fields that this kind of tower does not have are ignored.
+    Earlier versions stored the same fields for every kind of tower, so fields that do not apply to the config's tower
+    are ignored.
 
     Raises:
         OsmError: a field is unknown or invalid, or a kind is a `module:Class` that has not been imported yet. A

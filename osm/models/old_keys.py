@@ -1,8 +1,9 @@
 """The older layout of a model config, which is used in checkpoints and is still supported in config files.
 
-The older layout has the key `variant` instead of `bridge.kind`, the bridge's settings in the sections `qformer` and
-`flamingo`, and the settings of every kind of tower in one section. Checkpoints are written in the older layout, so that
-their files do not change and older code can read them. A tower or bridge that is not listed here is stored unchanged.
+In the older layout, the key `variant` replaces `bridge.kind`, the sections `qformer` and `flamingo` contain the
+bridge's settings, and one section contains the settings of every kind of tower. Checkpoints are still written in the
+older layout, so that their format does not change and earlier versions of the code can read them. The settings of
+towers and bridges that are not built into this package are stored unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ TOWER_FIELDS: dict[str, Any] = {
 
 
 def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
-    """Rename the old keys of a model section; also return the key in the file for each renamed field.
+    """Rename the old keys of a model section, and return the key in the file for each renamed field.
 
     Raises:
         OsmError: old and new keys are mixed, the variant is unknown, or there are settings for a different bridge than
@@ -64,14 +65,14 @@ def renamed(values: Any, where: str) -> tuple[Any, dict[str, str]]:
         if section in values and section != own:
             config = BRIDGES.get(other).Config
             if from_dict(config, values[section], f"{where}.{section}") != config():
-                raise OsmError(f"{where}.{section} has no effect with {where}.variant {kind!r}; leave one of them out")
+                raise OsmError(f"{where}.{section} has no effect with {where}.variant {kind!r}; remove one of the two")
     kept = {key: value for key, value in values.items() if key != "variant" and key not in BRIDGE_SECTIONS.values()}
     bridge = values.get(own, {})
     return {**kept, "bridge": {"kind": kind, **bridge} if isinstance(bridge, Mapping) else bridge}, {"bridge": own}
 
 
 def report(section: Any, where: str) -> None:
-    """Report once that a config file has old keys, and which new key replaces them."""
+    """Log once that a config file has old keys, and which new key replaces them."""
     old = [key for key in ("variant", *BRIDGE_SECTIONS.values()) if isinstance(section, Mapping) and key in section]
     if old:
         _report_once(
@@ -85,7 +86,7 @@ def _report_once(line: str) -> None:
 
 
 def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
-    """Override fields of a model section. Both the section and `overrides` may have old or new keys."""
+    """Override fields of a model section. Both the model section and `overrides` may have old or new keys."""
     if not isinstance(section, Mapping):
         return section
     old = {"variant", *BRIDGE_SECTIONS.values()}
@@ -101,7 +102,7 @@ def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
 
 
 def tower_fields(config: type, values: Any, where: str) -> Any:
-    """Drop the old fields of a tower section that its kind of tower does not have.
+    """Drop the old fields of a tower section that do not apply to its kind of tower.
 
     Raises:
         OsmError: a field to be dropped does not have its default value, so it was meant to have an effect.
@@ -119,7 +120,7 @@ def tower_fields(config: type, values: Any, where: str) -> Any:
 
 
 def without_unused(section: Any) -> Any:
-    """Drop the tower fields of a checkpoint's model section that its kind of tower does not have."""
+    """Drop the tower fields of a checkpoint's model section that do not apply to its kind of tower."""
     tower = section.get("tower") if isinstance(section, Mapping) else None
     if not isinstance(tower, Mapping) or tower.get("kind") not in TOWER_KINDS:
         return section
@@ -135,7 +136,10 @@ def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's config values in the layout of a checkpoint. `tower` is the tower section in that layout."""
+    """Return a model's config values in the layout of a checkpoint.
+
+    The argument `tower` is the tower section, which is already in the checkpoint layout.
+    """
     values = {**values, "tower": tower}
     bridge = values["bridge"]
     if bridge["kind"] not in BRIDGE_SECTIONS:

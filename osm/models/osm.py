@@ -64,7 +64,7 @@ class OmniScientModel(nn.Module):
 
     @property
     def prefix_tokens(self) -> int:
-        """The number of class tokens before the grid tokens, which is G if the tower has a class token, else 0."""
+        """The number of class tokens before the grid tokens: one per window, or 0 if the tower has no class token."""
         return self.windows.count * self.tower.class_tokens
 
     @property
@@ -73,7 +73,7 @@ class OmniScientModel(nn.Module):
         return self.window_pos_embed.device
 
     def train(self, mode: bool = True) -> OmniScientModel:
-        """Set training mode or eval mode for the bridge and LoRA's dropout. The frozen parts stay in eval mode."""
+        """Set training mode or eval mode for the bridge and LoRA's dropout. The tower and the LLM stay in eval mode."""
         super().train(mode)
         self.tower.eval()
         self.llm.eval()
@@ -81,7 +81,7 @@ class OmniScientModel(nn.Module):
         return self
 
     def hold_frozen(self, dtype: torch.dtype) -> None:
-        """Cast the frozen parts to a dtype, except a quantized LLM, LoRA's parameters and rotary frequencies.
+        """Cast the tower and the LLM to a dtype, except a quantized LLM, LoRA's parameters and rotary frequencies.
 
         The frequencies of rotary embeddings stay in float32, because bfloat16 is too coarse for the angles of late
         positions.
@@ -122,7 +122,7 @@ class OmniScientModel(nn.Module):
     # -- masks -------------------------------------------------------------------------------------------------------
 
     def mask_features(self, segmentation_mask: Tensor, input_context_mask: Tensor) -> MaskFeatures:
-        """Return the bridge's features of masks and context masks, which are (R, 1, S, S) with the values 0 and 1.
+        """Return the bridge's features for masks and context masks, both (R, 1, S, S) with values 0 and 1.
 
         Raises:
             OsmError: a mask has a different shape.
@@ -159,7 +159,7 @@ class OmniScientModel(nn.Module):
         labels: Tensor,
         scored: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Return the result of `llm.token_losses`. The given image tokens must already include position embeddings."""
+        """Return the result of `llm.token_losses` for each row. The image tokens must include position embeddings."""
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         ignored = labels.new_full(condition.prefix_RPW.shape[:2], -100)
@@ -182,8 +182,8 @@ class OmniScientModel(nn.Module):
     ) -> Tensor:
         """Return the mean cross entropy per supervised token.
 
-        Training weights the datasets of a mix differently (`osm.training.task.MixLoss`), but uses the same two
-        functions of `osm.models.losses`.
+        In training, `osm.training.task.MixLoss` also weights each dataset, with the same two functions of
+        `osm.models.losses`.
 
         Args:
             pixel_values: (N, 3, S, S), the normalized images.
@@ -228,7 +228,7 @@ class OmniScientModel(nn.Module):
         image_index: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """Generate the names of masks. The arguments are the same as in `forward`, but without labels.
+        """Generate the names of masks. The arguments are those of `forward`, except `labels`.
 
         Args:
             options: fields of `transformers.GenerationConfig`.
@@ -245,7 +245,7 @@ class OmniScientModel(nn.Module):
 
     @torch.no_grad()
     def generate_from(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        """Generate names from the bridge's output, so that a caller can encode an image once for several calls."""
+        """Generate names from the bridge's output, so that an image can be encoded once for several calls."""
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         return llms.generate(self.llm, inputs, **{"max_new_tokens": 16, **options})
 
@@ -261,7 +261,7 @@ class OmniScientModel(nn.Module):
         *,
         config: ModelConfig | None = None,
     ) -> OmniScientModel:
-        """Build the published model around a `transformers.InstructBlipForConditionalGeneration` of any size.
+        """Build the published model from a `transformers.InstructBlipForConditionalGeneration` of any size.
 
         The Q-Former, `language_projection` and the query tokens are copied from the base model. With the bridge
         `flamingo`, only the ViT and the LLM of the base model are used. As in the published code, `window_pos_embed` is
@@ -301,9 +301,9 @@ class OmniScientModel(nn.Module):
         return checkpoint.load_published(self, path)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, with hashes of the frozen parts, and model.safetensors, with the trained parts only.
+        """Write config.json (with hashes of the frozen parts) and model.safetensors (trained parameters only).
 
-        `osm.load_model` loads a folder that contains these two files.
+        You can load the folder with `osm.load_model`.
         """
         checkpoint.save_folder(self, Path(folder))
 
@@ -328,7 +328,7 @@ def _kept_precise(llm: nn.Module) -> Iterator[None]:
 def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:
     modes = [dataset_type] * rows if isinstance(dataset_type, str) else list(dataset_type)
     if len(modes) != rows:
-        raise OsmError(f"dataset_type names {len(modes)} modes, but there are {rows} masks")
+        raise OsmError(f"dataset_type lists {len(modes)} modes, but there are {rows} masks")
     return modes
 
 
@@ -348,6 +348,8 @@ def _rows(
 def _image_index(image_index: Tensor | None, images: int, keys: MaskFeatures) -> Tensor:
     if image_index is None:
         if images != len(keys):
-            raise OsmError(f"{len(keys)} masks for {images} images: image_index must give the image of each mask")
+            raise OsmError(
+                f"{len(keys)} masks for {images} images: image_index must list the index of each mask's image"
+            )
         return torch.arange(images, device=keys.device)
     return image_index.to(keys.device)

@@ -1,4 +1,4 @@
-"""Quantizes frozen LLMs to 8 or 4 bits, and reports clearly if packages or hardware do not support quantization."""
+"""Quantizes frozen LLMs to 8 or 4 bits, and reports missing packages and unsupported hardware clearly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def quantization_config(name: str) -> Any:
         )
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    # For every layer of a float32 model, bitsandbytes would log that the layer computes in half precision.
+    # Otherwise, bitsandbytes would log for every layer of a float32 model that it computes in half precision.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if name == "bnb_int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -47,13 +47,16 @@ def quantization_config(name: str) -> Any:
     if name == "torchao_int8":
         return TorchAoConfig(Int8WeightOnlyConfig())
     if not torch.cuda.is_available():
-        raise _cannot(name, "cpu", "torchao's 4-bit kernels need CUDA; bnb_nf4 works here")
+        raise _cannot(name, "cpu", "torchao's 4-bit kernels require CUDA; bnb_nf4 also works on a CPU")
     # torch itself has the kernels of this packing format. We use groups of 64, which divide more layer widths than 128.
     return TorchAoConfig(Int4WeightOnlyConfig(group_size=64, int4_packing_format="tile_packed_to_4d"))
 
 
 def loading_options(bits: Any) -> dict[str, Any]:
-    """Return arguments for `from_pretrained`. If a GPU exists, the LLM is quantized on it and computes in bfloat16."""
+    """Return arguments for `from_pretrained`.
+
+    On a machine with a GPU, the LLM is quantized on the GPU and computes in bfloat16.
+    """
     if bits is None:
         return {"dtype": torch.float32}
     if not torch.cuda.is_available():
@@ -64,7 +67,7 @@ def loading_options(bits: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def told_plainly(name: str) -> Iterator[None]:
-    """Convert a quantization error inside this context to one OsmError, which transformers would log for every matrix.
+    """Convert a quantization error, which transformers would log for every matrix, to a single OsmError.
 
     Raises:
         OsmError: the weights cannot be quantized.
@@ -96,7 +99,7 @@ def keep_gradients(llm: nn.Module) -> None:
 
 
 def check_works(llm: nn.Module, name: str) -> None:
-    """Run a quantized LLM on one token, so that missing kernels are reported before the actual work starts.
+    """Run a quantized LLM on one token, so that missing kernels are reported early.
 
     Raises:
         OsmError: the LLM does not run on this hardware, or most of its weights could not be quantized.
@@ -111,10 +114,10 @@ def check_works(llm: nn.Module, name: str) -> None:
 
 
 def _check_share(llm: nn.Module, name: str, where: str) -> None:
-    """Warn if fewer than 90 % of the values in the decoder layers are quantized, and raise if fewer than half are.
+    """Warn if less than 90 % of the decoder layers' values are quantized, and raise OsmError if less than half are.
 
-    The LM head and the word embeddings are not counted. In the decoder layers, the libraries quantize only linear
-    layers of certain sizes, and no mixture-of-experts layer whose experts are fused into one tensor.
+    The LM head and the word embeddings are not counted. In the decoder layers, the quantization libraries skip linear
+    layers of unsupported sizes, and mixture-of-experts layers whose experts are fused into one tensor.
     """
     layers = nn.ModuleList(decoder_layers(llm))
     plain = {key: p.numel() for key, p in layers.named_parameters() if p.ndim > 1 and _is_plain(p)}
@@ -132,12 +135,12 @@ def _check_share(llm: nn.Module, name: str, where: str) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a weight is an ordinary floating-point tensor, which means that it is not quantized."""
+    """Return whether a weight is an ordinary floating-point tensor, and therefore not quantized."""
     return type(value) is nn.Parameter and type(value.data) is Tensor and value.is_floating_point()
 
 
 def check_device(llm: nn.Module, name: str, device: torch.device) -> None:
-    """Raise OsmError if a quantized LLM is requested on a different device type than it was quantized on."""
+    """Raise OsmError if the device type differs from the one on which the LLM was quantized."""
     there = next(llm.parameters()).device
     if name and there.type != device.type:
         raise OsmError(

@@ -1,10 +1,10 @@
-"""Runs an LLM and a bridge on a few tokens when a model is built, and compares optimizations with plain computation.
+"""Tests the LLM and the bridge of a new model on a few tokens: gradients, padding, caching and generation.
 
 LLM classes treat embeddings, padding and caches differently in `forward`, and some LLMs silently ignore arguments. An
-LLM that computes wrong results is rejected. If only the LLM's cache or transformers' `generate` is wrong or missing,
-the optimization is not used (`LlmSupport`), so decoding is correct but slow.
+LLM that computes wrong results is rejected. If only the LLM's cache or transformers' `generate` is missing or wrong,
+the package does not use it (`LlmSupport`), so decoding is correct but slow.
 
-The result of a check is stored in the cache folder, so that a large LLM is checked once and not at every start. Only
+The result of a check is stored in the cache folder, so that a large LLM is checked once instead of at every start. Only
 the results of accepted LLMs are stored.
 
 Shapes: R rows, T text tokens, P prefix embeddings, W LLM width, V vocabulary.
@@ -52,7 +52,8 @@ from osm.models.weights import cache_folder
 
 ROWS, TEXT, PREFIX = 3, 6, 3
 _LENGTHS = (TEXT, TEXT - 2, TEXT - 1)  # the text lengths of the rows in the padding checks
-_TOLERANCE, _TOLERANCE_QUANTISED = 1e-3, 0.3  # RMS of the difference, relative to the standard deviation of the logits
+# The largest accepted RMS difference of logits, relative to the standard deviation of the logits.
+_TOLERANCE, _TOLERANCE_QUANTISED = 1e-3, 0.3
 _SLOPE = 0.2  # relative tolerance between a gradient and the finite difference of the loss
 _STEPS = (1e-3, 1e-4, 1e-2, 1e-5)  # relative finite-difference steps; one of them is small but above rounding errors
 _SAMPLED = 1024  # the number of values of each tensor that are hashed into the key of a check
@@ -62,8 +63,8 @@ _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
 def check_model(model: OmniScientModel) -> None:
     """Check a newly built model, and store which optimizations the model's LLM supports (`llm_support`).
 
-    The check runs at the first use of an LLM with a bridge of the given sizes. Later, the stored result is used. The
-    check changes neither the state of torch's random generator nor any weight.
+    The check runs once for each combination of an LLM and bridge sizes. Later, the stored result is reused. The check
+    changes neither the state of torch's random generator nor any weight.
 
     Raises:
         OsmError: the LLM computes wrong results with embeddings, padding or gradients, or the bridge does not affect
@@ -76,16 +77,16 @@ def check_model(model: OmniScientModel) -> None:
         _write(path, support)
     set_llm_support(model.llm, support)
     slow = [] if support.cache else ["its cache is missing or wrong, so each step recomputes all earlier positions"]
-    slow += [] if support.chunks else ["its cache takes one token at a time"]
+    slow += [] if support.chunks else ["its cache accepts only one token at a time"]
     slow += [] if support.generate else ["transformers' generate is wrong for it, so a greedy loop is used instead"]
     if slow:
         warnings.warn(f"{name_of_llm(model)}: {'; '.join(slow)}; results are correct, but slow", stacklevel=3)
 
 
 def check_key(model: OmniScientModel) -> str:
-    """Return a digest of everything that the result of a check depends on.
+    """Return a hash of everything that affects the result of a check.
 
-    The digest covers the LLM's config; the name, shape and 1024 evenly spaced values of each LLM tensor; the bridge's
+    The hash covers the LLM's config; the name, shape and 1024 evenly spaced values of each LLM tensor; the bridge's
     sizes; LoRA; the versions of the libraries; and the code of the check. Only a few MB of a 7B model are read.
     """
     config = model.config
@@ -104,7 +105,7 @@ def check_key(model: OmniScientModel) -> str:
 
 
 def examine(model: OmniScientModel) -> LlmSupport:
-    """Run the check, without using stored results.
+    """Run the check of a model without using stored results.
 
     Raises:
         OsmError: the LLM computes wrong results with embeddings, padding or gradients, or the bridge does not affect
@@ -130,7 +131,9 @@ def name_of_llm(model: OmniScientModel) -> str:
 
 
 class _Examination:
-    """The steps of the check. The input is the bridge's output for random image tokens, followed by random text tokens.
+    """The steps of the check.
+
+    The LLM's input is the bridge's output for random image tokens, followed by random text tokens.
 
     All steps use the same batch.
     """
@@ -166,13 +169,13 @@ class _Examination:
             embeds = self.words(self.ids)
             by_embeds = self.llm(inputs_embeds=embeds, use_cache=False).logits
         if not torch.equal(embeds, self.words(self.ids)):
-            raise self._error("it changes the embeddings that it is given in place")
+            raise self._error("it modifies its input embeddings in place")
         if not torch.isfinite(by_ids).all():
             raise self._error("its logits are not finite")
         if not self._close(by_embeds, by_ids):
             raise self._error(
-                "its logits from embeddings are not those from the same tokens' ids (per-layer embeddings, for "
-                "instance, need ids), so that a mask's embeddings cannot stand before the text"
+                "its logits for token ids differ from its logits for the embeddings of these tokens (per-layer "
+                "embeddings, for example, need ids), so a mask's embeddings cannot be placed before the text"
             )
 
     def _inputs(self) -> LlmInputs:
@@ -217,7 +220,7 @@ class _Examination:
             raise self._error("it attends to tokens that come later (an encoder, or bidirectional)")
 
     def _pads_on_the_right(self, inputs: LlmInputs) -> None:
-        """Check that padding on the right, as in training, does not change the loss of a row."""
+        """Check that padding on the right, which training uses, does not change the loss of a row."""
         padded, labels = self._padded(inputs)
         together = token_losses(self.llm, padded, labels)[0]
         for row in range(ROWS):
@@ -226,7 +229,7 @@ class _Examination:
             alone = LlmInputs(alone.embeds_RTW[:, real_T], alone.mask_RT[:, real_T], alone.gated_kv)
             loss = token_losses(self.llm, alone, labels[row : row + 1, real_T])[0]
             if (loss - together[row]).abs() > (0.5 if self.quantised else 5e-3) * (1 + loss.abs()) ** 0.5:
-                raise self._error("the loss of a row depends on the padding after the row")
+                raise self._error("padding after a row changes the loss of the row")
 
     def _padded(self, inputs: LlmInputs) -> tuple[LlmInputs, Tensor]:
         mask = inputs.mask_RT.clone()
@@ -260,7 +263,7 @@ class _Examination:
         if names:
             raise self._error(
                 f"no gradient passes through {len(names)} of its linear layers, the first is {names[0]}, and without "
-                "these gradients the bridge could hardly be trained"
+                "these gradients the bridge cannot be trained well"
             )
         if self.quantised:
             return  # finite differences are useless, because rounded activations make the loss a step function
@@ -277,10 +280,10 @@ class _Examination:
             slope = float(ahead - behind) / (2 * step)
             if abs(slope - expected) <= _SLOPE * max(abs(slope), expected) + 1e-4:
                 return
-        raise self._error(f"the gradient of its loss is {expected:.3g}, but the loss changes by {slope:.3g}")
+        raise self._error(f"the gradient of its loss is {expected:.3g}, but its finite difference is {slope:.3g}")
 
     def _trains(self) -> None:
-        """Check that a gradient reaches each layer of the bridge, and LoRA in each kind of matrix."""
+        """Check that gradients reach every layer of the bridge, and the LoRA weights of every kind of matrix."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with self._refused("does not train"), torch.enable_grad():
             padded, labels = self._padded(self._inputs())
@@ -302,7 +305,7 @@ class _Examination:
     # -- optional optimizations ---------------------------------------------------------------------------------------
 
     def _caches(self, inputs: LlmInputs, plain: Tensor) -> bool:
-        """Check the cache token by token, after selecting, repeating and copying rows."""
+        """Check that the cache is correct token by token, also after rows are selected, repeated and copied."""
         start = inputs.embeds_RTW.shape[1] - 3
         cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.gated_kv)
         logits, state = read_prefix(self.llm, cut)
@@ -373,7 +376,7 @@ class _Examination:
 
     def _error(self, what: str) -> OsmError:
         named, kind = name_of_llm(self.model), self.model.config.bridge.kind
-        return OsmError(f"{named} does not work as the LLM of the bridge {kind!r}: {what}. Choose another LLM")
+        return OsmError(f"{named} cannot be used with the bridge {kind!r}: {what}. Choose a different LLM")
 
 
 @contextmanager
@@ -427,7 +430,7 @@ def _read(path: Path) -> LlmSupport | None:
 
 
 def _write(path: Path, support: LlmSupport) -> None:
-    """Store the result of a check. If the folder is not writable, the check simply runs again next time."""
+    """Store the result of a check. If the cache folder is not writable, the check runs again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)

@@ -1,6 +1,6 @@
 """Computes the size of a model from its config before the model is built, so that a wrong size cannot exhaust memory.
 
-Parameter counts are lower bounds in closed form. A rejected model would be at least as large as the message says.
+Parameter counts are closed-form lower bounds, so a rejected model is at least as large as the error message says.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class _LackingError(OsmError):
 
 
 def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Return the checkpoint entries that a model with this config has, as meta tensors (shapes without values).
+    """Return the checkpoint entries of a model with a given config, as meta tensors (shapes without values).
 
-    The frozen parts are not needed, because the widths that depend on the frozen parts are taken from `state`.
+    The tower and the LLM are not loaded, because widths that depend on them are taken from `state`.
 
     Raises:
         OsmError: an entry that determines a width is missing, or no model can have the sizes in the config.
@@ -40,7 +40,7 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
         value = named.get(name)
         if not isinstance(value, Tensor) or value.ndim != dimensions:
             raise _LackingError(
-                f"{where} has no entry {name} of {dimensions} dimensions: it is not a checkpoint of OmniScientModel"
+                f"{where} has no entry {name} with {dimensions} dimensions; it is not a checkpoint of OmniScientModel"
             )
         return value.shape[axis]
 
@@ -55,13 +55,13 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
     except _LackingError:
         raise
     except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
-        raise OsmError(f"{where}: no model can have its config's sizes and modes ({error})") from None
+        raise OsmError(f"{where}: its config's sizes and modes are invalid ({error})") from None
     entries = checkpoint.published_entries(named["window_pos_embed"].to("meta"), bridge)
     return entries | blank_lora(named, config.lora.rank, where)
 
 
 def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> None:
-    """Compare the sizes in a config with the entries of its checkpoint before the model is built.
+    """Compare the sizes in a checkpoint's config with the checkpoint's tensors before the model is built.
 
     Raises:
         OsmError: an entry is missing, unexpected or has a different shape.
@@ -73,7 +73,9 @@ def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: st
     if shape is not None:
         least = max(least, shape[0])
         if shape[1] != width:
-            raise OsmError(f"{where}: its config has model.tower.width {shape[1]}, but window_pos_embed has {width}")
+            raise OsmError(
+                f"{where}: its config has model.tower.width {shape[1]}, but the width of window_pos_embed is {width}"
+            )
     if least > positions:
         raise OsmError(
             f"{where}: the windows and patches in its config result in at least {least} tokens, but window_pos_embed "
@@ -83,7 +85,7 @@ def check_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], where: st
 
 
 def check_room(config: ModelConfig) -> None:
-    """Reject a config whose trained parts or random tower do not fit into this machine's memory.
+    """Reject a config whose bridge or randomly initialized tower does not fit into this machine's memory.
 
     Raises:
         OsmError: a part does not fit; the message says how much memory the part needs.

@@ -95,7 +95,7 @@ class Found:
 
 
 def candidates(name: str, source: str = "", hub_id: str | None = None) -> Iterator[Found]:
-    """Yield the possible locations of the weights of `name`, in order; if `source` is given, only from this source."""
+    """Yield the possible locations of the weights of `name`, in order. If given, `source` selects one source."""
     if source and source not in SOURCES:
         raise OsmError(f"source {source!r} of {name!r} is not one of {', '.join(SOURCES)}")
     if source in ("", "folder"):
@@ -141,15 +141,15 @@ def hub_options() -> dict[str, Any]:
 
 
 def from_pretrained_options(found: Found) -> dict[str, Any]:
-    """Return the arguments of transformers' `from_pretrained`, which never execute code in weight repositories."""
+    """Return arguments for transformers' `from_pretrained` that never execute code from weight repositories."""
     return {"trust_remote_code": False, **(hub_options() if found.source == "hub" else {})}
 
 
 def model_options(found: Found) -> dict[str, Any]:
-    """Return `from_pretrained_options` for a model, extended for transformers' search for a peft adapter.
+    """Return `from_pretrained_options` with additional arguments for transformers' search for a peft adapter.
 
-    Without the additional arguments, this search ignores `local_files_only` and, if there is no network, retries for
-    half a minute.
+    Without the additional arguments, the search for an adapter ignores `local_files_only` and retries for half a minute
+    if there is no network.
     """
     options = from_pretrained_options(found)
     return {**options, "adapter_kwargs": {"local_files_only": options.get("local_files_only", False)}}
@@ -212,8 +212,8 @@ def check_hub_folder(folder: Path) -> None:
         least = width * (sizes["vocab_size"] + sizes["layers"] * sizes["intermediate_size"])
         if stored and least > _MARGIN * stored:
             raise OsmError(
-                f"{path}: a model of its sizes has at least {least / 1e6:.1f} million parameters, but the weight files "
-                f"beside it have {stored} bytes"
+                f"{path}: a model of these sizes has at least {least / 1e6:.1f} million parameters, but the weight "
+                f"files in this folder only have {stored} bytes"
             )
 
 
@@ -232,7 +232,7 @@ def _number(section: Mapping[str, Any], names: tuple[str, ...]) -> int:
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     """Reject weights with nan or infinite values, because a model would silently compute wrong results with them.
 
-    The values are read once and are not copied.
+    Each value is read only once, and no value is copied.
 
     Raises:
         OsmError: entries have nan or infinite values. The message gives the first entry and the number of entries.
@@ -256,13 +256,13 @@ def _is_finite(value: Tensor) -> bool:
         return True
     if not value.is_floating_point() or not value.numel():
         return True
-    # Minimum and maximum are nan if any value is nan. torch cannot compare 8-bit floats, so we convert them first.
+    # Minimum and maximum are nan if any value is nan. torch cannot compare 8-bit floats, so they are converted first.
     lowest, highest = torch.aminmax(value.float() if value.element_size() == 1 else value)
     return bool(lowest.isfinite() and highest.isfinite())
 
 
 def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named tensors of all modules and state dicts in a loaded result. Other values are skipped."""
+    """Yield the named tensors of all modules and state dicts in the result of a loader. Other values are skipped."""
     for part in loaded if isinstance(loaded, tuple) else (loaded,):
         if isinstance(part, nn.Module):
             yield from part.named_parameters()
@@ -276,7 +276,7 @@ def cache_folder() -> Path:
 
 
 def converted(source_file: Path, write: Callable[[Path], None]) -> Path:
-    """Return the cached conversion of a weight file as a folder, which `write(folder)` creates at the first use.
+    """Return the folder with the cached conversion of a weight file, which `write(folder)` creates on first use.
 
     The cache key is a hash of the file's content, so a different model with the same file name is converted again. An
     interrupted conversion leaves no files behind.
@@ -314,7 +314,7 @@ def _content(path: Path) -> str:
 
 
 def _file_state(path: Path) -> list[int]:
-    """Return a file's size, modification times and inode, one of which changes whenever the file is changed."""
+    """Return a file's size, modification times and inode, which differ after any change of the file."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -322,8 +322,9 @@ def _file_state(path: Path) -> list[int]:
 def check_attention_scale(config: Any, path: Path) -> None:
     """Reject GGUF files of Gemma 2 and 3 for which transformers would scale the attention incorrectly.
 
-    A GGUF file does not store the attention scale (`query_pre_attn_scalar`), so transformers assumes 256. This value is
-    correct for models with heads of width 256, but not for the 27B models, whose heads have width 128.
+    A GGUF file does not store the attention scale (`query_pre_attn_scalar`), so transformers assumes 256. An attention
+    scale of 256 is correct for models with attention heads of width 256, but not for the 27B models, whose heads have
+    width 128.
 
     Raises:
         OsmError: the assumed scale is wrong for this model.
@@ -331,9 +332,9 @@ def check_attention_scale(config: Any, path: Path) -> None:
     scale, width = getattr(config, "query_pre_attn_scalar", None), getattr(config, "head_dim", None)
     if scale is not None and width is not None and scale != width:
         raise OsmError(
-            f"{path}: this is a {config.model_type} with heads of {width} values, but a GGUF file does not store the "
-            f"attention scale, and the default query_pre_attn_scalar {scale} would be wrong; use this model's "
-            "Hugging Face folder instead"
+            f"{path}: a GGUF file does not store the attention scale, and transformers' default query_pre_attn_scalar "
+            f"{scale} is wrong for this {config.model_type} with heads of width {width}; use this model's Hugging Face "
+            "folder instead"
         )
 
 
@@ -396,12 +397,14 @@ def efficientnet_lite_names(name: str, state: dict[str, Tensor]) -> dict[str, Te
             new = f"{top[part]}.{rest[0]}"
         renamed[new] = value
     if set(renamed) != set(keys):
-        raise OsmError(f"weights for {name}: {len(set(renamed) ^ set(keys))} entries differ from the model's")
+        raise OsmError(
+            f"weights for {name}: {len(set(renamed) ^ set(keys))} entry names differ from those of the model"
+        )
     return renamed
 
 
 def _refuse_odd_file(path: str | Path) -> None:
-    """Raise ValueError, as `load_torch` does, for a FIFO or a device, because reading it might never end."""
+    """Raise ValueError (like `load_torch`) for a FIFO or a device file, because reading it might never end."""
     try:
         check_regular_file(path, "")
     except OsmError as error:
@@ -434,12 +437,14 @@ def load_torch(path: str | Path, device: str = "cpu") -> Any:
         raise ValueError(f"{what}; it is not loaded") from None
     except Exception as error:  # a broken file may raise any exception: IndexError, AssertionError, struct.error, ...
         if "weights_only" in str(error):  # torch's own message advises loading the file unsafely
-            raise ValueError("is TorchScript or an old format, which runs code when loaded; it is not loaded") from None
+            raise ValueError(
+                "is TorchScript or an old format, which executes code when loaded; it is not loaded"
+            ) from None
         raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from None
 
 
 def load_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file. If the file cannot be loaded, raises ValueError as `load_torch` does."""
+    """Load the tensors of a safetensors file. Raises ValueError, like `load_torch`, if the file cannot be loaded."""
     _refuse_odd_file(path)
     try:
         return load_file(path)

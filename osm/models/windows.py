@@ -1,4 +1,4 @@
-"""Sliding windows: a tower that was trained on small images encodes a large image window by window (section 3.2).
+"""Sliding windows: a tower trained on small images encodes a large image window by window (paper, section 3.2).
 
 Shapes: N images, S input size, w window size, s stride, p patch size, n windows per side, G = n^2 windows,
 B = N * G windows of all images, g = S / p grid cells per side, C width.
@@ -41,22 +41,22 @@ class SlidingWindows:
             ("--sliding_window_stride", self.stride),
         ):
             if value % self.patch:
-                raise OsmError(f"{flag} {value} is not a multiple of the vision tower's patch, {self.patch}")
+                raise OsmError(f"{flag} {value} is not a multiple of the vision tower's patch size, {self.patch}")
 
     @cached_property
     def starts(self) -> list[int]:
-        """The first pixel of each window along a side. A window that would cross the image's border is shifted back."""
+        """The first pixel of each window along one side. A window that would cross the image border is shifted back."""
         count = max(self.size - self.window + self.stride - 1, 0) // self.stride + 1
         return [min(i * self.stride, self.size - self.window) for i in range(count)]
 
     @property
     def count(self) -> int:
-        """G, the number of windows per image."""
+        """The number of windows per image, G."""
         return len(self.starts) ** 2
 
     @property
     def grid(self) -> int:
-        """g, the number of patches per side of the whole image."""
+        """The number of patches per side of the whole image, g."""
         return self.size // self.patch
 
     def split(self, images_N3SS: Tensor) -> Tensor:

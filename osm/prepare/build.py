@@ -121,8 +121,8 @@ def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
     """Assign a unique key to each entry, and return (key, entry) pairs in the order in which shards store them.
 
     The result is deterministic. The key is the image's file name. If several images have the same file name, the key is
-    the path relative to `root`. If several entries have the same image, the image id is appended. If a key is too long
-    for a tar member, the key is truncated and a hash is appended.
+    the path relative to `root`. If several entries have the same image, the image id is appended to the key. If a key
+    is too long for a tar member, the key is truncated and a hash is appended.
     """
     kinds: tuple[Callable[[Entry], str], ...] = (
         lambda entry: entry.key_hint or entry.image.stem,
@@ -141,7 +141,7 @@ def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
             keys[place] = tried[place]
             taken.add(tried[place])
         open_places = [place for place in open_places if not keys[place]]
-        # If names clash, none of the entries gets the name, so that keys do not depend on the order of the entries.
+        # If several entries share a candidate key, none of them gets it, so keys do not depend on the order of entries.
         taken |= set(counts)
     for place in open_places:  # the remaining entries are duplicates
         keys[place] = _hashed(f"{place} {entries[place].record!r}")
@@ -167,7 +167,7 @@ def _hashed(text: str) -> str:
 
 
 def _fitting(key: str) -> str:
-    """Shorten a key so that the name of a tar member can contain it."""
+    """Shorten a key so that it fits into the name of a tar member."""
     room = MAX_NAME_BYTES - len(_LONGEST_EXTENSION)
     data = key.encode(errors="replace")
     if len(data) <= room:

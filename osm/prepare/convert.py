@@ -1,6 +1,6 @@
 """The command `osm prepare SET` and the scripts `convert_*_to_wds.py`, which convert datasets to WebDataset shards.
 
-Every sample is checked before it is written, because an invalid sample would otherwise only be found during training.
+Every sample is checked before it is written, because otherwise an invalid sample would only be found during training.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ROWS = {row.name: row for row in BUILTIN}
 
 @dataclass(frozen=True)
 class ConvertibleSet:
-    """A dataset that can be converted, or an annotation form in which any dataset can be converted.
+    """A built-in dataset that can be converted, or an annotation form for converting other datasets.
 
     Attributes:
         row: the row of the dataset table, which determines how files are named and read.
@@ -72,14 +72,14 @@ SETS = {
     "ade20k": ConvertibleSet(_ROWS["ade20k"], "ADE20K panoptic", of_coco=True),
     "cityscapes": ConvertibleSet(_ROWS["cityscapes"], "Cityscapes panoptic"),
     "lvis": ConvertibleSet(_ROWS["lvis"], "LVIS v1"),
-    # Some images of the release are no longer available.
+    # Some images of V3Det are no longer available.
     "v3det": ConvertibleSet(_ROWS["v3det"], "V3Det", fine=frozenset({"image_missing"})),
     "a847": ConvertibleSet(_ROWS["a847"], "A-847 (ADE20K full)", defaults={"labels": "a847"}),
     "pc459": ConvertibleSet(_ROWS["pc459"], "PC-459 (Pascal Context full)", defaults={"labels": "pc459"}),
     "partimagenet": ConvertibleSet(_ROWS["partimagenet"], "PartImageNet"),
     "pascal_part": ConvertibleSet(_ROWS["pascal_part"], "Pascal-Part", PascalParts),
     "visual_genome": ConvertibleSet(_ROWS["visual_genome"], "Visual Genome: its region descriptions, or its objects"),
-    # These two datasets are often downloaded only in part.
+    # Objects365 and Open Images are often downloaded only in part.
     "objects365": ConvertibleSet(_ROWS["objects365"], "Objects365", fine=frozenset({"image_missing"})),
     "openimages": ConvertibleSet(_ROWS["openimages"], "Open Images", OpenImages, fine=frozenset({"image_missing"})),
     "paco": ConvertibleSet(_ROWS["paco"], "PACO: objects and their parts"),
@@ -106,7 +106,7 @@ def is_added_form(name: str) -> bool:
 
 
 class BadSamplesError(OsmError):
-    """The conversion finished and wrote its summary, but too many samples or annotations were bad."""
+    """Raised if the conversion finished and wrote its summary, but too many samples or annotations were bad."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class ConvertOptions:
 
     @property
     def where(self) -> str:
-        """The output folder in the format for messages."""
+        """The output folder as it is shown in messages."""
         return public(self.output_dir)
 
     def check(self) -> None:
@@ -146,7 +146,7 @@ class ConvertOptions:
             raise OsmError(f"--num_workers {self.num_workers} must be 1 or more")
         for flag in ("max_bad_samples", "max_bad_annotations"):
             if not 0 <= getattr(self, flag) <= 1:
-                raise OsmError(f"--{flag} {getattr(self, flag)} is a share and must be from 0 to 1")
+                raise OsmError(f"--{flag} {getattr(self, flag)} must be between 0 and 1")
 
 
 def _too_bad(bad: int, written: int, share: float, first: str) -> str:
@@ -287,7 +287,7 @@ def _true_or_false(text: str) -> bool:
 
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add the arguments of a dataset's converter: those of its annotation form, and those of all converters."""
+    """Add the arguments of a dataset's converter: the arguments of its annotation form and of all converters."""
     chosen, defaults = convertible_set(name), ConvertOptions("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
@@ -318,7 +318,7 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _files(args: argparse.Namespace) -> SetFiles:
-    """Return the dataset's files that are given by the parsed arguments."""
+    """Return the `SetFiles` of a dataset from the parsed arguments."""
     chosen = convertible_set(args.set)
     given = {name: value for name, value in vars(args).items() if name in _FILE_FIELDS}
     extra = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}

@@ -155,7 +155,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(
     path = save(tmp_path / "wrong.pt", state)
     with pytest.raises(OsmError, match=message) as error:
         model.load_checkpoint(path)
-    assert str(path) in str(error.value) and "(1 entries)" in str(error.value)
+    assert str(path) in str(error.value) and "(1 entries differ)" in str(error.value)
     assert_equal(model.trainable_state_dict(), before)
 
 
@@ -289,7 +289,7 @@ def test_other_frozen_parts_are_refused(built: tuple[OmniScientModel, Path], par
         document = json.loads((folder / "config.json").read_text())
         document["model"]["tower"]["seed"] = 5
         (folder / "config.json").write_text(json.dumps(document))
-    with pytest.raises(OsmError, match=f"its {part} .* had the hash [0-9a-f]{{12}}.*, but the {part} found here has"):
+    with pytest.raises(OsmError, match=f"with the {part} .* of hash [0-9a-f]{{12}}.*, but the {part} found here has"):
         load_folder(folder)[0]
 
 

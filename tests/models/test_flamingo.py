@@ -200,7 +200,7 @@ def test_the_first_token_is_left_out_where_nothing_stands_before_it(
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"mask_to_grid": "nearest"}, "model.mask_to_grid 'nearest': the bridge flamingo weighs cells by their area"),
+        ({"mask_to_grid": "nearest"}, "model.mask_to_grid 'nearest': the bridge flamingo requires 'area'"),
         (
             {"flamingo": {"width": 30, "heads": 4}},
             "model.flamingo.width 30 is not a multiple of heads 4",

@@ -94,7 +94,7 @@ def test_closed_gates_are_the_llm_itself_bitwise_and_opened_ones_are_not(kind: s
     assert (logits(llm, given(llm, layers, 3, seed=2)) - found).abs().max() > 1e-4  # it depends on what is shown
     assert torch.equal(logits(llm, given(llm, None, 3)), before)  # nothing shown: as if they were not there
     assert list(llm.state_dict()) == names
-    with pytest.raises(OsmError, match="within an LLM already"):
+    with pytest.raises(OsmError, match="already attached to an LLM"):
         layers.attach(llm)
     layers.detach()
     assert torch.equal(logits(llm, given(llm, layers, 3)), before)
@@ -185,8 +185,10 @@ def test_what_is_shown_must_fit_the_rows() -> None:
     llm = make("llama")
     layers = gates(llm)
     layers.attach(llm)
-    with pytest.raises(OsmError, match="batch has 3 rows, but it is conditioned on 2 masks"):
+    with pytest.raises(OsmError, match="batch has 3 rows; expected a multiple of the 2 masks"):
         logits(llm, LlmInputs(given(llm, None, 3).embeds_RTW, ids(3) > 0, layers.project(tokens(2))))
     layers.detach()
-    with pytest.raises(OsmError, match=r"model.bridge.every 2: an LLM of 4 layers takes 2 gated blocks, these are 3"):
+    with pytest.raises(
+        OsmError, match=r"model.bridge.every 2: an LLM with 4 layers needs 2 gated blocks, but the bridge has 3"
+    ):
         GatedLayers(SIZES, 32, 3).attach(llm)

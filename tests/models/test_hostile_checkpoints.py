@@ -283,7 +283,7 @@ def test_tensors_that_cannot_be_copied_are_refused_by_name(model: OmniScientMode
     state["context_query"] = state["base_model.query_tokens"] = state["context_query"] + 1
     before = model.bridge.context_query.clone()
     with pytest.raises(
-        OsmError, match=r"does not fit this model \(1 entries\):\n  mask_query is no dense tensor of real"
+        OsmError, match=r"does not fit this model \(1 entries differ\):\n  mask_query is no dense tensor of real"
     ):
         load_published_state_dict(model, state, "checkpoint x.pt")
     assert torch.equal(model.bridge.context_query, before)

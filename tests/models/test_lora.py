@@ -101,7 +101,8 @@ def test_only_the_named_matrices_are_changed(tmp_path: Path) -> None:
     assert {name.split(".")[4] for name in lora_parameters(model.llm)} == {"q_proj", "v_proj"}
     for wrong in ("nothing", "embed_tokens", "q_pro"):
         with pytest.raises(
-            OsmError, match=rf"model.lora.targets: '{wrong}' is not a linear layer of this LLM, which has down_proj"
+            OsmError,
+            match=rf"model.lora.targets: '{wrong}' is not a linear layer of this LLM; its linear layers are down_proj",
         ):
             make(tmp_path, lora={"rank": 2, "targets": ["q_proj", wrong]})
 
@@ -142,7 +143,7 @@ def test_settings_that_no_shape_tells_are_compared(change: dict[str, Any], named
         ({"lora": {"dropout": 0.1}}, "model.lora.rank is 0, so the other settings of model.lora have no effect"),
         (
             {"llm": {"quantization": "int2"}},
-            "model.llm.quantization 'int2' is not one of bnb_int8, bnb_nf4, torchao_int8",
+            "model.llm.quantization 'int2' must be empty or one of bnb_int8, bnb_nf4, torchao_int8",
         ),
     ],
 )
@@ -262,7 +263,7 @@ def test_fused_experts_are_not_passed_over_in_silence(family: str, tmp_path: Pat
 def test_what_no_kernel_takes_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels for another device, and one that shows only when it is run."""
     if not torch.cuda.is_available():
-        with pytest.raises(OsmError, match=r"'torchao_int4' does not work .* \(cpu\): .*; bnb_nf4 works here"):
+        with pytest.raises(OsmError, match=r"'torchao_int4' does not work .* \(cpu\): .*; bnb_nf4 also works on a CPU"):
             make(tmp_path, llm={"quantization": "torchao_int4"})
     import bitsandbytes
 

@@ -117,7 +117,7 @@ def test_a_convolutional_stem_counts_into_the_patch() -> None:
 
 def test_options_that_timms_models_would_ignore_are_refused() -> None:
     state = whole_model("tiny-timm", 160).state_dict()
-    with pytest.raises(OsmError, match=r"model.tower.options \{'layers': 1\}: tiny-timm is timm's test_vit"):
+    with pytest.raises(OsmError, match=r"model.tower.options \{'layers': 1\}: tiny-timm wraps timm's test_vit"):
         open_clip_tower(config("tiny-timm", options={"layers": 1}), 160, Clip(state, False))
 
 
@@ -182,11 +182,11 @@ def test_tags_are_known() -> None:
             "weights for tiny-vit lack 1 entries, the first is 'conv1",
         ),
         ("tiny-vit", {"width": 32}, SIDE, None, "model.tower 'tiny-vit' with windows of 64 pixels"),
-        ("tiny-vit", {"width": 0}, SIDE, None, "model.tower.options: width: 0: of open_clip's towers"),
+        ("tiny-vit", {"width": 0}, SIDE, None, "model.tower.options: width: 0: open_clip towers only support"),
         ("tiny-vit", {"timm_model_name": "hf-hub:a/b"}, SIDE, None, "model.tower.options: timm_model_name"),
-        ("tiny-vit", {}, 70, None, "--sliding_window_size 70 is not a multiple of this tower's patches of 16"),
-        ("tiny-coca", {}, SIDE, None, "it is no plain ViT"),
-        ("RN50", {}, SIDE, None, "it is no plain ViT"),
+        ("tiny-vit", {}, 70, None, "--sliding_window_size 70 is not a multiple of this tower's patch size, 16"),
+        ("tiny-coca", {}, SIDE, None, "it is not a plain ViT"),
+        ("RN50", {}, SIDE, None, "it is not a plain ViT"),
         ("tiny-cnn", {}, SIDE, None, "model.tower 'tiny-cnn' with windows of 64 pixels"),
     ],
 )

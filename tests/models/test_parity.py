@@ -179,17 +179,17 @@ def test_construction_copies_the_bases_bridge() -> None:
 
 
 def test_bases_that_the_bridge_cannot_copy_are_refused() -> None:
-    with pytest.raises(OsmError, match="base_model is a LlamaForCausalLM without vision_model: no InstructBLIP"):
+    with pytest.raises(OsmError, match="base_model is not an InstructBLIP model: LlamaForCausalLM has no vision_model"):
         OmniScientModel.from_instructblip(tiny_instructblip().language_model, *SIZES[0])
     base = tiny_instructblip()
     base.config.qformer_config.hidden_act = "relu"
-    with pytest.raises(OsmError, match="Q-Former uses 'relu', not 'gelu'"):
+    with pytest.raises(OsmError, match="the Q-Former's activation is 'relu'; expected 'gelu'"):
         OmniScientModel.from_instructblip(base, *SIZES[0])
     base = tiny_instructblip()
     base.config.use_decoder_only_language_model = False
     with pytest.raises(OsmError, match="encoder-decoder"):
         OmniScientModel.from_instructblip(base, *SIZES[0])
-    with pytest.raises(OsmError, match="--sliding_window_size 42: this tower takes windows of 28 pixels"):
+    with pytest.raises(OsmError, match="--sliding_window_size 42: this tower only supports windows of 28 pixels"):
         OmniScientModel.from_instructblip(tiny_instructblip(), 56, 42, 14)
 
 

@@ -42,18 +42,18 @@ def make(folder: Path, variant: str = "maskqformer", family: str = "", **changes
 @pytest.mark.parametrize(
     ("family", "variant", "why"),
     [
-        ("gemma3n_text", "maskqformer", "its logits from embeddings are not those from the same tokens' ids"),
-        ("gemma3n_text", "flamingo", "its logits from embeddings are not those from the same tokens' ids"),
+        ("gemma3n_text", "maskqformer", "its logits for token ids differ from its logits for the embeddings"),
+        ("gemma3n_text", "flamingo", "its logits for token ids differ from its logits for the embeddings"),
         ("gemma4_text (per-layer embeddings)", "maskqformer", "it does not run on embeddings that are no token's"),
         ("bert (encoder)", "maskqformer", "it attends to tokens that come later"),
         ("bert (encoder)", "flamingo", "it attends to tokens that come later"),
-        ("ctrl", "maskqformer", "it changes the embeddings that it is given in place"),
+        ("ctrl", "maskqformer", "it modifies its input embeddings in place"),
     ],
 )
 def test_an_llm_that_would_be_wrong_is_refused_when_it_is_built(
     family: str, variant: str, why: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(OsmError, match=rf"model.llm.name .* does not work as the LLM of the bridge '{variant}': {why}"):
+    with pytest.raises(OsmError, match=rf"model.llm.name .* cannot be used with the bridge '{variant}': {why}"):
         make(tmp_path, variant, family)
     assert make(tmp_path, variant, family, llm={"self_check": False}).config.llm.self_check is False
 
@@ -62,7 +62,7 @@ def test_an_llm_that_would_be_wrong_is_refused_when_it_is_built(
     ("family", "support", "said"),
     [
         ("llama", LlmSupport(), ""),
-        ("mamba", LlmSupport(chunks=False), "its cache takes one token at a time"),
+        ("mamba", LlmSupport(chunks=False), "its cache accepts only one token at a time"),
         ("minimax", LlmSupport(cache=False, generate=False), "its cache is missing or wrong, .* correct, but slow"),
         ("rwkv", LlmSupport(cache=False, generate=False), "its cache is missing or wrong"),
         ("bamba", LlmSupport(generate=False), "transformers' generate is wrong for it"),
@@ -121,7 +121,7 @@ def test_gradients_that_do_not_pass_are_refused(variant: str, tmp_path: Path, mo
         return llm, *rest
 
     monkeypatch.setattr(factory, "load_llm", halved)
-    with pytest.raises(OsmError, match=r"the gradient of its loss is [\d.e+-]+, but the loss changes by"):
+    with pytest.raises(OsmError, match=r"the gradient of its loss is [\d.e+-]+, but its finite difference is"):
         make(tmp_path, variant)
 
 

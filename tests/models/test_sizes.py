@@ -124,9 +124,12 @@ def test_parameters_are_counted_from_below(saved: dict[str, Path], variant: str)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 65536}, "a model of its sizes has at least .* but the weight files beside it have"),
-        ({"intermediate_size": 1 << 20}, "a model of its sizes has at least"),
-        ({"vocab_size": 1 << 24}, "a model of its sizes has at least"),
+        (
+            {"hidden_size": 65536},
+            "a model of these sizes has at least .* but the weight files in this folder only have",
+        ),
+        ({"intermediate_size": 1 << 20}, "a model of these sizes has at least"),
+        ({"vocab_size": 1 << 24}, "a model of these sizes has at least"),
         ({"vocab_size": 1 << 40}, "vocab_size 1099511627776 is over"),
         ({"num_hidden_layers": 65536}, "num_hidden_layers 65536 is over 1024"),
     ],
@@ -152,7 +155,7 @@ def test_a_tower_larger_than_its_weights_is_refused_before_it_is_built(
     config = from_dict(ModelConfig, section, "model")
     object.__setattr__(config, "tower", tower)
     with pytest.raises(
-        OsmError, match="model.tower.options .* does not fit the weights of .*vit.pth', which have 2 entries"
+        OsmError, match="model.tower.options .* does not match the weights of .*vit.pth', which have 2 entries"
     ):
         build_tower(config)
 

@@ -99,7 +99,7 @@ def test_models_of_one_size_are_built_for_other_windows(built: Build, name: str,
     """Their weights are brought to these windows by timm; the tower then takes no others."""
     tower, _ = built(name, (8, 16), 128, **options)
     grid(tower, 128)
-    with pytest.raises(OsmError, match="--sliding_window_size 224: this tower takes windows of 128 pixels"):
+    with pytest.raises(OsmError, match="--sliding_window_size 224: this tower only supports windows of 128 pixels"):
         tower.check_window(224)
 
 
@@ -129,7 +129,7 @@ def test_tokens_of_vits_with_other_stems(
 @pytest.mark.parametrize(
     ("name", "strides", "window", "message"),
     [
-        ("inception_v3", (8, 16), 64, r"its map at stride 8 .* \(288, 5, 5\), where \(288, 8, 8\) is needed"),
+        ("inception_v3", (8, 16), 64, r"its feature map at stride 8 .* \(288, 5, 5\); expected \(288, 8, 8\)"),
         ("levit_128s", (16,), 128, "128 and model.tower.strides.*does not run.*own windows are of 224 pixels"),
         ("visformer_tiny", (8, 16), 64, "visformer_tiny.*does not run"),
     ],

@@ -127,8 +127,13 @@ def test_a_cnns_maps_are_laid_onto_the_finest_grid() -> None:
         (CNN, (32, 16), 64, "expected ascending strides"),
         (CNN, (16, 64), 64, r"model.tower.strides \[16, 64\]: .*\[2, 4, 8, 16, 32\]"),
         (CNN, (16, 16), 64, "expected ascending strides"),
-        (CNN, (), 64, "model.tower.name 'tf_efficientnet_lite0' takes no image size .* give tower.strides"),
-        ("mixer_s16_224", (), 224, "is no plain ViT"),
+        (
+            CNN,
+            (),
+            64,
+            "model.tower.name 'tf_efficientnet_lite0' does not accept an image size .* set model.tower.strides",
+        ),
+        ("mixer_s16_224", (), 224, "is not a plain ViT"),
         ("vit_of_nobody", (), 32, "model.tower.name 'vit_of_nobody' is not a timm model"),
         ("test_vit.of_nobody", (), 32, "is not a timm model"),
     ],
@@ -140,7 +145,7 @@ def test_towers_that_cannot_be_are_refused(name: str, strides: tuple[int, ...], 
 
 def test_another_window_than_the_vits_names_the_flag() -> None:
     tower = timm_tower("test_vit", (), 32, None)
-    with pytest.raises(OsmError, match="--sliding_window_size 64: this tower takes windows of 32 pixels"):
+    with pytest.raises(OsmError, match="--sliding_window_size 64: this tower only supports windows of 32 pixels"):
         tower.check_window(64)
 
 

@@ -220,7 +220,7 @@ def test_a_gemma_whose_scale_gguf_does_not_carry_is_refused(scale: int | None, w
     if scale in (None, width):
         weights.check_attention_scale(config, Path("gemma.gguf"))
         return
-    with pytest.raises(OsmError, match=f"gemma.gguf: .* heads of {width} values.*query_pre_attn_scalar {scale}"):
+    with pytest.raises(OsmError, match=f"gemma.gguf: .*query_pre_attn_scalar {scale} .* heads of width {width}"):
         weights.check_attention_scale(config, Path("gemma.gguf"))
 
 

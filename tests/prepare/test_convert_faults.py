@@ -211,8 +211,8 @@ def test_wrong_instances_json(instances: Set) -> None:
         ({"layout": "tar"}, "--format 'tar' is not one of webdataset, published"),
         ({"num_files_per_shard": 0}, "--num_files_per_shard 0 must be 1 or more"),
         ({"num_workers": 0}, "--num_workers 0 must be 1 or more"),
-        ({"max_bad_samples": 2.0}, "--max_bad_samples 2.0 is a share"),
-        ({"max_bad_annotations": -0.1}, "--max_bad_annotations -0.1 is a share"),
+        ({"max_bad_samples": 2.0}, "--max_bad_samples 2.0 must be between 0 and 1"),
+        ({"max_bad_annotations": -0.1}, "--max_bad_annotations -0.1 must be between 0 and 1"),
     ],
 )
 def test_wrong_options(panoptic: Set, options: dict[str, Any], message: str) -> None:

@@ -309,10 +309,10 @@ def not_plain(document: dict[str, Any]) -> None:
         (less, "missing: mode_query.coco"),
         (more, "unexpected: llm.lm_head.weight"),
         (reshaped, "shape of mask_query: (1, 5, 24) in the file, (1, 4, 24) in the model"),
-        (foreign, "has no entry window_pos_embed of 3 dimensions"),
+        (foreign, "has no entry window_pos_embed with 3 dimensions"),
         (no_config, "not a config of an OmniScientModel"),
         (odd_field, "unknown field 'colour'"),
-        (odd_mode, "no model can have its config's sizes and modes"),
+        (odd_mode, "its config's sizes and modes are invalid"),
         (not_plain, "its config contains values that JSON does not support"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Trainable bridges between the tower and the LLM. `BRIDGES` maps the `kind` in a config to a bridge class."""
+"""Trainable bridges between the vision tower and the LLM.
+
+`BRIDGES` maps the `kind` in a config to a bridge class.
+"""
 
 from __future__ import annotations
 
@@ -22,5 +25,5 @@ BRIDGES: Registry[Any] = Registry(
 
 
 def register_bridge(name: str) -> Callable[[T], T]:
-    """Return a class decorator that makes a subclass of `Bridge` available as `bridge: {kind: <name>}`."""
+    """Return a class decorator that registers a `Bridge` subclass under the config value `bridge: {kind: <name>}`."""
     return BRIDGES.register(name)

@@ -1,4 +1,4 @@
-"""The interface of trainable bridges between the tower and the LLM. Each kind of bridge is a subclass of `Bridge`.
+"""The interface of trainable bridges between a vision tower and an LLM. Each kind of bridge is a subclass of `Bridge`.
 
 Shapes: N images, R rows (masks), S input size, L image tokens, C tower width, P prefix embeddings, W LLM width.
 """
@@ -27,7 +27,7 @@ ImageState = list[tuple[Tensor, ...] | None]
 
 @dataclass(frozen=True)
 class Instruction:
-    """The tokenized instruction of each row. Only the MaskQ-Former reads instructions.
+    """The tokenized instruction of each row. Only the bridge `maskqformer` uses instructions.
 
     Attributes:
         ids_RT: token ids.
@@ -53,7 +53,7 @@ class Condition(NamedTuple):
 class Bridge(nn.Module):
     """The interface of a bridge. The bridge is trained, while the tower and the LLM are frozen.
 
-    `osm.models.bridges.BRIDGES` maps names to the subclasses.
+    `osm.models.bridges.BRIDGES` maps the name of each kind of bridge to its class.
 
     Attributes:
         Config: the dataclass of the settings for this kind of bridge.
@@ -72,7 +72,7 @@ class Bridge(nn.Module):
     @classmethod
     @abstractmethod
     def of(cls, config: ModelConfig, tower: Tower, llm: Any, vocabulary: int) -> Self:
-        """Build a new bridge between a tower and an LLM.
+        """Build a new bridge between a vision tower and an LLM.
 
         Args:
             config: the config of the model. `config.bridge` is an instance of `cls.Config`.
@@ -83,7 +83,9 @@ class Bridge(nn.Module):
 
     @classmethod
     def of_instructblip(cls, config: ModelConfig, tower: Tower, base_model: Any) -> Self:
-        """Build a bridge between an InstructBLIP's ViT and its LLM. The default copies no weights of the base model.
+        """Build a bridge between the ViT and the LLM of an InstructBLIP model.
+
+        This base implementation copies no weights from the InstructBLIP model.
 
         Args:
             base_model: a `transformers.InstructBlipForConditionalGeneration`.
@@ -93,7 +95,7 @@ class Bridge(nn.Module):
     @classmethod
     @abstractmethod
     def blank(cls, config: ModelConfig, size: Callable[[str, int, int], int]) -> Self:
-        """Build a bridge with the sizes of a checkpoint's entries, without needing the tower or the LLM.
+        """Build a bridge whose sizes match the tensors of a checkpoint, without loading the tower or the LLM.
 
         Args:
             config: the config of the model.
@@ -103,7 +105,7 @@ class Bridge(nn.Module):
 
     @abstractmethod
     def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> MaskFeatures:
-        """Compute the features that `forward` needs from masks and context masks (R, 1, S, S).
+        """Convert masks and context masks (R, 1, S, S) to the features that `forward` expects.
 
         Args:
             mask: nonzero inside the mask.
@@ -124,7 +126,9 @@ class Bridge(nn.Module):
     def forward(
         self, state: ImageState, image_index_R: Tensor, features: Any, instruction: Instruction, modes: Sequence[str]
     ) -> Condition:
-        """Compute what the LLM is conditioned on, for R rows. Each row is one mask of an image in one mode.
+        """Compute the visual input that conditions the LLM.
+
+        Each of the R batch rows pairs one mask of an image with one mode (answer style).
 
         Args:
             state: the result of `image_state`.
@@ -143,40 +147,44 @@ class Bridge(nn.Module):
         return []
 
     def attach(self, llm: nn.Module) -> None:
-        """Add the bridge's hooks to the LLM. A bridge that provides only a prefix has no hooks."""
+        """Add the bridge's hooks to the LLM. A bridge that only provides prefix embeddings needs no hooks."""
 
     def detach(self) -> None:
         """Restore the LLM by removing the hooks that `attach` added."""
 
     def opened(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context manager that makes all parts of the bridge affect the LLM, even gates that start closed."""
+        """Return a context manager that opens the bridge's gates, so that every part of the bridge affects the LLM."""
         return contextlib.nullcontext()
 
     def follow(self, dtype: torch.dtype) -> None:
-        """Cast the bridge modules that run in every step of the LLM to the LLM's dtype. This is for inference only."""
+        """Cast the bridge modules that run in every decoding step to the LLM's dtype. Use this for inference only."""
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map the model's named tensors to the entries of a checkpoint.
+        """Return the model's named tensors under the names that checkpoints use.
 
-        The names of the bridge's tensors begin with `bridge.`, and the names of LoRA's tensors begin with `llm.`.
+        In the model, the names of the bridge's tensors begin with `bridge.`, and the names of LoRA's tensors with
+        `llm.`.
         """
         plain = {name.removeprefix("bridge."): value for name, value in named.items()}
         return {f"lora.{k.removeprefix('llm.')}" if k.startswith("llm.") else k: v for k, v in plain.items()}
 
 
 def check_names(modes: Sequence[str]) -> None:
-    """Raise OsmError for a mode that cannot be a key of `ParameterDict`, because checkpoints use modes as keys."""
+    """Raise OsmError if the name of a mode is not a valid key of `nn.ParameterDict`."""
     for mode in modes:
         if not re.fullmatch(r"\w[\w-]*", mode) or hasattr(nn.ParameterDict, mode):
-            raise OsmError(f"mode {shown(mode)}: expected letters, digits, _ and -, and no attribute of a dict")
+            raise OsmError(
+                f"mode {shown(mode)}: expected letters, digits, _ and -, and a name that is not a dict attribute such "
+                "as 'keys'"
+            )
 
 
 def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:
-    """Return the embeddings (R, 1, C) of the rows' modes.
+    """Return the mode embeddings (R, 1, C), one for each row of the batch.
 
-    All embeddings of the table are concatenated first, so that every embedding has a gradient in every step. DDP
-    requires this.
+    All mode embeddings are concatenated before indexing, because DDP requires a gradient for every parameter in every
+    step.
 
     Raises:
         OsmError: the table lacks a mode.
@@ -190,7 +198,7 @@ def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:
 
 
 def initialize(bridge: nn.Module, queries: Iterable[Tensor]) -> None:
-    """Initialize queries and embedding tables by a truncated normal (std 0.02), and linear layers by Xavier uniform."""
+    """Initialize queries and embedding tables with a truncated normal distribution, and matrices with Xavier uniform."""
     for query in queries:
         nn.init.trunc_normal_(query, std=0.02)
     for module in bridge.modules():

@@ -31,7 +31,7 @@ _FREQUENCIES = 6  # the octaves of each geometry value of a token; the shortest 
 class ResamplerLayer(nn.Module):
     """A resampler layer (Flamingo, section 3.1.1).
 
-    The queries attend to the pooled tokens and to the queries themselves, followed by a feed-forward.
+    The queries attend to the pooled tokens and to all queries, and then pass through a feed-forward network.
     """
 
     def __init__(self, config: FlamingoConfig) -> None:
@@ -57,7 +57,7 @@ class ResamplerLayer(nn.Module):
 class FlamingoBridge(Bridge):
     """The bridge `flamingo`, which passes pooled and resampled tokens of each mask to gated layers within the LLM.
 
-    The bridge has all trained parameters of a model, except LoRA and the model's `window_pos_embed`.
+    This module contains all trained parameters of a model except LoRA and `window_pos_embed`.
 
     Args:
         config: the sizes of the bridge.
@@ -113,7 +113,7 @@ class FlamingoBridge(Bridge):
         return cls(_sizes(config), config.modes, size("window_pos_embed", 3, -1), width, blocks)
 
     def reset_parameters(self) -> None:
-        """Initialize queries, modes and positions by a truncated normal (std 0.02), and matrices by Xavier uniform."""
+        """Initialize embeddings with a truncated normal distribution (std 0.02), and matrices with Xavier uniform."""
         initialize(self, (self.query, self.place, *self.mode_query.values()))
 
     def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> RegionFeatures:
@@ -133,8 +133,8 @@ class FlamingoBridge(Bridge):
     ) -> Condition:
         """Return the keys and values that all gated layers of the LLM attend to.
 
-        They are projected from Q resampled tokens and one token of the mode. The prefix is empty, because this bridge
-        puts no tokens in front of the text.
+        The keys and values are projected from each mask's Q resampled tokens and one token for its mode. The prefix is
+        empty, because this bridge adds no embeddings before the text.
         """
         (image,) = state
         assert image is not None
@@ -182,7 +182,10 @@ def _sizes(config: ModelConfig) -> FlamingoConfig:
 
 
 def fourier(numbers: Tensor) -> Tensor:
-    """Encode numbers (..., n) as (..., n * 13): the numbers, then their sines, then their cosines at all octaves."""
+    """Return Fourier features (..., n * 13) of numbers (..., n): the numbers, their sines, and their cosines.
+
+    Sines and cosines are computed at 6 octaves.
+    """
     scales = math.pi * 2.0 ** torch.arange(_FREQUENCIES, device=numbers.device, dtype=numbers.dtype)
     angles = (numbers[..., None] * scales).flatten(-2)
     return torch.cat([numbers, angles.sin(), angles.cos()], -1)

@@ -1,13 +1,13 @@
 """Gated cross-attention within a frozen LLM, as in Flamingo (https://arxiv.org/abs/2204.14198, section 3.1.2).
 
-A gated block runs before every n-th decoder layer (Alayrac et al. 2022). All gates start closed, so that the LLM is
-unchanged at first.
+A gated block runs before every n-th decoder layer (Alayrac et al. 2022). All gates start closed, so the LLM's output is
+unchanged at the start of training.
 
-The gated blocks are not submodules of the LLM. Forward hooks run the blocks before the decoder layers. The LLM's
-modules, parameter names and files therefore stay unchanged, any decoder-only Hugging Face LLM is supported, and
-removing the hooks restores the LLM.
+The gated blocks are not submodules of the LLM. Forward hooks run the gated blocks before the decoder layers. With
+hooks, the LLM's modules, parameter names and files stay unchanged, and any decoder-only Hugging Face LLM is supported.
+Removing the hooks restores the original LLM.
 
-Shapes: R rows, N visual tokens, T text positions, B blocks, D their attention's width, H heads, W LLM width.
+Shapes: R rows, N visual tokens, T text positions, B blocks, D attention width, H heads, W LLM width.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LayerKV = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FlamingoConfig(BridgeConfig):
-    """Settings of the bridge `flamingo`: a resampler, and gated cross-attention blocks within the LLM.
+    """Settings of the bridge `flamingo`, which consists of a resampler and gated cross-attention blocks in the LLM.
 
     Attributes:
         width: the width of the resampler.
@@ -76,8 +76,8 @@ class FlamingoConfig(BridgeConfig):
     def check_model(self, model: ModelConfig) -> None:
         if model.mask_to_grid != "area":
             raise OsmError(
-                f"model.mask_to_grid {model.mask_to_grid!r}: the bridge flamingo weighs cells by their area; set it to "
-                "area"
+                f"model.mask_to_grid {model.mask_to_grid!r}: the bridge flamingo requires 'area', because it weights "
+                "grid cells by the covered area"
             )
 
     def least_parameters(self) -> int:
@@ -99,9 +99,10 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def decoder_layers(llm: Any) -> list[nn.Module]:
-    """Return the decoder layers of an LLM, first to last. In a hybrid LLM, the layers are of several classes.
+    """Return the decoder layers of an LLM, first to last.
 
-    The result is empty if the LLM has no module list whose length is the number of layers in the LLM's config.
+    In a hybrid LLM, the decoder layers may be instances of different classes. The result is empty if the LLM contains
+    no module list of length `num_hidden_layers` (from its config).
     """
     config = getattr(llm, "config", None)
     count = None if config is None else getattr(config.get_text_config(), "num_hidden_layers", None)
@@ -116,15 +117,18 @@ def decoder_layers(llm: Any) -> list[nn.Module]:
 
 
 def hidden_width(llm: Any) -> int:
-    """Return W, the width of an LLM's hidden states. The word embeddings may be narrower (OPT-350m)."""
+    """Return W, the width of an LLM's hidden states.
+
+    The word embeddings of an LLM may be narrower than its hidden states, as in OPT-350m.
+    """
     return llm.config.get_text_config().hidden_size
 
 
 class GatedBlock(nn.Module):
     """A gated block: attention to visual tokens and a feed-forward, both scaled by tanh(gain * gate).
 
-    `forward` returns the update of the hidden states, without adding the hidden states. If the gates are 0, the update
-    is exactly 0, whatever the LLM's precision is.
+    `forward` returns the update that the caller adds to the hidden states. If both gates are 0, the update is exactly 0
+    in any precision.
     """
 
     def __init__(self, config: FlamingoConfig, width: int) -> None:
@@ -177,18 +181,20 @@ class GatedLayers(nn.Module):
         return GatedKeyValues(self, [(key, value) for key, value in found])
 
     def attach(self, llm: nn.Module) -> None:
-        """Add the hooks that run the gated blocks within an LLM. Without keys and values, the LLM computes as before.
+        """Add the hooks that run the gated blocks within an LLM.
+
+        Outside `with gated_kv:`, the hooks do nothing, and the LLM's output is unchanged.
 
         Raises:
             OsmError: the blocks are already attached, or their number does not fit the LLM's number of layers.
         """
         if self._handles:
-            raise OsmError("these gated layers are within an LLM already; call detach() before calling attach() again")
+            raise OsmError("the gated layers are already attached to an LLM; call detach() before attach()")
         layers = decoder_layers(llm)
         if len(layers) // self.every != len(self.blocks):
             raise OsmError(
-                f"model.bridge.every {self.every}: an LLM of {len(layers)} layers takes {len(layers) // self.every} "
-                f"gated blocks, these are {len(self.blocks)}"
+                f"model.bridge.every {self.every}: an LLM with {len(layers)} layers needs {len(layers) // self.every} "
+                f"gated blocks, but the bridge has {len(self.blocks)}"
             )
         for number in range(len(self.blocks)):
             layer = layers[(number + 1) * self.every - 1]
@@ -202,7 +208,10 @@ class GatedLayers(nn.Module):
 
 
 class _Hook:
-    """A hook that runs a gated block before a decoder layer. It is no closure, because deepcopy copies no closures."""
+    """A hook that runs a gated block before a decoder layer.
+
+    The hook is a class and not a closure, because `copy.deepcopy` does not copy closures.
+    """
 
     def __init__(self, layers: GatedLayers, number: int) -> None:
         self.layers, self.number = layers, number
@@ -222,7 +231,10 @@ class _Hook:
 
 
 class GatedKeyValues:
-    """Keys and values of all gated blocks for R masks. Inside `with gated_kv:`, the LLM is conditioned on the masks."""
+    """Keys and values of all gated blocks for R masks.
+
+    Inside `with gated_kv:`, the LLM's gated blocks attend to the keys and values in `gated_kv`.
+    """
 
     def __init__(self, layers: GatedLayers, keys_values: Sequence[LayerKV]) -> None:
         self.layers, self.keys_values = layers, list(keys_values)
@@ -232,17 +244,17 @@ class GatedKeyValues:
         return len(self.keys_values[0][0])
 
     def of_rows(self, block: int, rows: int) -> LayerKV:
-        """Return a block's keys and values for the LLM's batch, in which each mask may have several adjacent beams."""
+        """Return a block's keys and values for an LLM batch that may contain several adjacent beams per mask."""
         key, value = self.keys_values[block]
         if rows == len(key):
             return key, value
         if rows % len(key):
-            raise OsmError(f"the LLM's batch has {rows} rows, but it is conditioned on {len(key)} masks")
+            raise OsmError(f"the LLM's batch has {rows} rows; expected a multiple of the {len(key)} masks")
         beams = rows // len(key)
         return key.repeat_interleave(beams, 0), value.repeat_interleave(beams, 0)
 
     def select(self, rows: Tensor) -> GatedKeyValues:
-        """Return the keys and values of the masks in `rows`, in this order; an index may occur several times."""
+        """Return the keys and values of the masks with the indices `rows`, in this order. Indices may repeat."""
         rows = rows.to(self.keys_values[0][0].device)
         return GatedKeyValues(self.layers, [(key[rows], value[rows]) for key, value in self.keys_values])
 

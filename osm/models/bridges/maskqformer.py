@@ -1,8 +1,8 @@
 """The bridge `maskqformer`: queries that attend to the image inside a mask and around the mask (paper, section 3.3).
 
-The layer is InstructBLIP's Q-Former layer, extended to many masks of one image. The image's keys and values are
-computed once, and the queries of all masks attend to these keys together. The parameter names are the names in
-InstructBLIP's Q-Former, so that the weights of InstructBLIP and the published checkpoints load by name.
+Each layer is a Q-Former layer from InstructBLIP, extended to handle many masks per image. Keys and values are computed
+once per image and shared by the queries of all its masks. Parameters have the same names as in InstructBLIP's Q-Former,
+so that InstructBLIP's weights and the published checkpoints can be loaded by name.
 
 Shapes: N images, R rows (masks), L image tokens, Q = mask + context + 1 mode queries, T instruction tokens,
 C Q-Former width, H heads, D = C / H.
@@ -41,7 +41,9 @@ _BASE_PARTS = ("qformer.", "language_projection.")  # parts with the prefix `bas
 
 @dataclass(frozen=True)
 class QFormerConfig(BridgeConfig):
-    """Settings of the bridge `maskqformer`. With an InstructBLIP base, all sizes but the dropout come from the base.
+    """Settings of the bridge `maskqformer`.
+
+    If the model has an InstructBLIP base model, all fields except `dropout` are taken from the base model.
 
     Attributes:
         layers: the number of layers.
@@ -86,16 +88,16 @@ class QFormerConfig(BridgeConfig):
 
 
 class RowGroups:
-    """Packs the rows of each image together, so that all rows share the image's keys without copies.
+    """Packs all mask rows of an image together, so that they attend to the image's keys without copies of the keys.
 
-    K is the largest number of rows per image.
+    In the shapes below, K is the largest number of mask rows per image.
     """
 
     def __init__(self, image_index: Tensor, images: int) -> None:
         index = image_index.tolist()
         wrong = [image for image in index if not 0 <= image < images]
         if wrong:
-            raise OsmError(f"image_index names image {wrong[0]}, but there are {images} images")
+            raise OsmError(f"image_index contains {wrong[0]}, but there are {images} images")
         rows_of: Counter[int] = Counter()
         slots = []
         for image in index:
@@ -106,7 +108,7 @@ class RowGroups:
         self.trivial = self.slot_R.tolist() == list(range(images * self.per_image))
 
     def pack(self, x: Tensor, fill: float = 0) -> Tensor:
-        """Pack x (R, Q, ...) by image into (N, K*Q, ...). Unused slots have the value `fill`."""
+        """Pack the rows of x (R, Q, ...) by image into (N, K*Q, ...). Unused slots have the value `fill`."""
         if not self.trivial:
             packed = x.new_full((self.images * self.per_image, *x.shape[1:]), fill)
             x = packed.index_copy(0, self.slot_R, x)
@@ -120,7 +122,7 @@ class RowGroups:
 
 @dataclass
 class VisibleKeyIndices:
-    """A group of adjacent rows that attend to the same keys of an image.
+    """A group of adjacent batch rows that attend to the same image keys.
 
     Attributes:
         image: the index of the image.
@@ -136,7 +138,10 @@ class VisibleKeyIndices:
 
 
 def visible_key_indices(keys: VisibleKeys, image_index: Sequence[int]) -> list[VisibleKeyIndices]:
-    """Convert the visible keys to indices. Adjacent rows with equal keys (a mask in several modes) share one entry."""
+    """Convert the visible keys to indices.
+
+    Adjacent rows with the same visible keys, such as one mask in several modes, share one entry.
+    """
     found: list[VisibleKeyIndices] = []
     for row, image in enumerate(image_index):
         last = found[-1] if found else None
@@ -176,7 +181,7 @@ class _Projections(nn.Module):
     def attend_to_visible(
         self, x: Tensor, keys_values: LayerKV, visible: Sequence[VisibleKeyIndices], mask_queries: int
     ) -> Tensor:
-        """Compute `attend` on the visible keys only, because most masks see only a small part of the image's keys."""
+        """Compute `attend` on the visible keys only, because most masks can attend to few of the image's keys."""
         query = self._split(self.query(x))
         out = torch.empty_like(query)
         for group in visible:
@@ -221,9 +226,9 @@ class _Intermediate(nn.Module):
 
 
 class MaskQFormerLayer(nn.Module):
-    """A Q-Former layer: self-attention, masked cross-attention of the queries, and two feed-forwards.
+    """A Q-Former layer: self-attention, masked cross-attention of the queries, and two feed-forward networks.
 
-    Queries and instruction tokens share the self-attention, but have separate feed-forwards.
+    Queries and instruction tokens share the self-attention, but have separate feed-forward networks.
     """
 
     def __init__(self, config: QFormerConfig, key_width: int, index: int) -> None:
@@ -232,7 +237,7 @@ class MaskQFormerLayer(nn.Module):
         self.has_cross_attention = index % config.cross_attention_frequency == 0
         if self.has_cross_attention:
             self.crossattention = _Attention(config, key_width)
-        # The last layer's text half has no effect, because only its queries are used, but checkpoints contain it.
+        # The last layer does not use its text feed-forward network, but checkpoints contain the weights of the network.
         self.reads_text = index < config.layers - 1
         self.intermediate = _Intermediate(config.width, config.mlp_width)
         self.output = _Residual(config.mlp_width, config.width, config.dropout)
@@ -335,13 +340,13 @@ class MaskQFormer(nn.Module):
         count = queries_RQC.shape[1]
         if ids_RT.shape[1] > self.embeddings.position_embeddings.num_embeddings:
             raise OsmError(
-                f"the instruction has {ids_RT.shape[1]} tokens, but the Q-Former has positions for only "
+                f"the instruction has {ids_RT.shape[1]} tokens, but the Q-Former supports only "
                 f"{self.embeddings.position_embeddings.num_embeddings}"
             )
         x = self.embeddings(queries_RQC, ids_RT)
         text_visible = text_mask_RT.bool()
         self_visible = torch.cat([text_visible.new_ones(len(x), count), text_visible], 1)[:, None, None]
-        # Unused slots attend to all keys, because a softmax over no keys would be NaN, and so would the gradient.
+        # Unused slots attend to all keys, because a softmax over no keys, like its gradient, would be NaN.
         image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
         for layer, kv in zip(self.encoder.layers(), image_kv, strict=True):
             x = layer(x, count, self_visible, kv, image_visible, groups, mask_queries)
@@ -393,13 +398,13 @@ class MaskQFormerBridge(Bridge):
 
     @classmethod
     def of_instructblip(cls, config: ModelConfig, tower: Tower, base_model: Any) -> Self:
-        """Build a bridge with the sizes and weights of an InstructBLIP's Q-Former.
+        """Build a bridge with the sizes and weights of the Q-Former in an InstructBLIP model.
 
         The mask queries and the context queries are both initialized with the base model's queries.
         """
         base, queries = base_model.config.qformer_config, base_model.query_tokens.shape[1]
         if base.hidden_act != "gelu":
-            raise OsmError(f"base_model's Q-Former uses {base.hidden_act!r}, not 'gelu'")
+            raise OsmError(f"base_model: the Q-Former's activation is {base.hidden_act!r}; expected 'gelu'")
         bridge = cls(
             replace(
                 _sizes(config),
@@ -441,7 +446,7 @@ class MaskQFormerBridge(Bridge):
         )
 
     def reset_parameters(self) -> None:
-        """Initialize queries and embeddings by a truncated normal (std 0.02), and matrices by Xavier uniform."""
+        """Initialize embeddings with a truncated normal distribution (std 0.02), and matrices with Xavier uniform."""
         modes = (*self.qformer_mode_query.values(), *self.mode_query.values())
         initialize(self, (self.mask_query, self.context_query, *modes))
 
@@ -507,7 +512,7 @@ class MaskQFormerBridge(Bridge):
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map tensors to entries with the published names, where `base_model.query_tokens` repeats `context_query`."""
+        """Return tensors under their published names. The entry `base_model.query_tokens` repeats `context_query`."""
         state = {}
         for key, value in Bridge.published_names(named).items():
             state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value

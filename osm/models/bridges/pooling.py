@@ -1,7 +1,7 @@
 """Area-weighted pooling of tower tokens over a mask, over its context box, and over a small grid on each of the two.
 
-Each cell of the tower's grid is weighted by the share of its area that is covered. A mask that is far smaller than a
-cell therefore keeps its full signal, and boxes are not rounded to whole cells.
+Each cell of the tower's grid is weighted by the share of its area that the mask or box covers. With these weights, a
+mask that is far smaller than a cell keeps its full signal, and boxes are not rounded to whole cells.
 
 Shapes: R masks, S input size, g = S / p cells per side, G = g^2, k RoI cells per side, C token width,
 T = 3 + 2 k^2 pooled tokens: [mask, context, image | k x k in the mask | k x k in the context box].
@@ -60,14 +60,14 @@ def _cells(box_R4: Tensor, patch: int) -> Tensor:
 
 
 def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Divide each box into a k x k grid, and return the row edges and column edges, each (R, k + 1) in cells."""
+    """Divide each box into a k x k grid, and return its row and column edges, each (R, k + 1), in units of cells."""
     steps = torch.linspace(0, 1, k + 1, device=box_R4.device)
     top, left, bottom, right = (side[:, None] for side in box_R4.unbind(1))
     return top + (bottom - top) * steps, left + (right - left) * steps
 
 
 def overlaps(edges_RE: Tensor, cells: int) -> Tensor:
-    """Return (R, E - 1, cells): the length over which each interval between two edges overlaps each unit cell."""
+    """Return the overlap of each interval between adjacent edges with each unit cell, (R, E - 1, cells)."""
     low = torch.arange(cells, device=edges_RE.device, dtype=edges_RE.dtype)
     start, end = edges_RE[:, :-1, None], edges_RE[:, 1:, None]
     return (torch.minimum(end, low + 1) - torch.maximum(start, low)).clamp(min=0)
@@ -102,7 +102,7 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
     cells = features.coverage_RG.shape[1]
     coverage_R1gg = rearrange(features.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
     in_box, in_context = (_areas(box, k, coverage_R1gg.shape[-1]) for box in (features.box_R4, features.context_R4))
-    # The part of a cell that is inside the mask is always inside the box too, even if most of the cell is outside.
+    # The masked part of a grid cell is inside the mask's box, even if most of the cell is outside the box.
     in_mask = coverage_R1gg * in_box / in_box.sum(1, keepdim=True).clamp(min=_LEAST)
     weights = torch.cat([coverage_R1gg, in_context.sum(1, keepdim=True), in_mask, in_context], 1)
     area_RT = weights.sum((2, 3))
@@ -120,19 +120,19 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
 
 
 def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:
-    """Insert the image's entry after the entries of the mask and the context."""
+    """Insert the entry of the whole image after the entries of the mask and its context."""
     return torch.cat([pooled_RT[:, :2], image_R[:, None], pooled_RT[:, 2:]], 1)
 
 
 def _areas(box_R4: Tensor, k: int, g: int) -> Tensor:
-    """Return (R, k^2, g, g): the area in which each RoI cell of a box overlaps each cell of the tower's grid."""
+    """Return the overlap area of each RoI cell of a box with each cell of the tower's grid, (R, k^2, g, g)."""
     ys, xs = parts(box_R4, k)
     areas = torch.einsum("riy,rjx->rijyx", overlaps(ys, g), overlaps(xs, g))
     return rearrange(areas, "r i j y x -> r (i j) y x")
 
 
 def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Tensor:
-    """Return a weighted mean of the image's tokens for each row, without copying the image's tokens for each row."""
+    """Return a weighted mean of the image tokens for each mask, without copying the image tokens per mask."""
     mean_RTG = mean_RTG.to(grid_NGC.dtype)
     if len(grid_NGC) == 1:
         return mean_RTG @ grid_NGC[0]

@@ -24,5 +24,5 @@ TOWERS: Registry[Any] = Registry(
 
 
 def register_tower(name: str) -> Callable[[T], T]:
-    """Return a class decorator that makes a subclass of `Tower` available as `tower: {kind: <name>}`."""
+    """Return a class decorator that registers a `Tower` subclass under the config value `tower: {kind: <name>}`."""
     return TOWERS.register(name)

@@ -79,7 +79,9 @@ class OpenClipTower(Tower):
         else:
             patch = patch_of(trunk)
             if patch is None or not hasattr(trunk, "num_prefix_tokens"):
-                raise ValueError(f"{type(trunk).__name__} is no plain ViT; take timm's model by model.tower.kind timm")
+                raise ValueError(
+                    f"{type(trunk).__name__} is not a plain ViT; set model.tower.kind to timm to use this model"
+                )
             self.patch, self.width, self.class_tokens = patch, trunk.num_features, class_tokens_of(trunk)
         self.check_window(window)
 
@@ -96,7 +98,7 @@ class OpenClipTower(Tower):
     def check_window(self, window: int) -> None:
         super().check_window(window)
         if window % self.patch:
-            raise OsmError(f"--sliding_window_size {window} is not a multiple of this tower's patches of {self.patch}")
+            raise OsmError(f"--sliding_window_size {window} is not a multiple of this tower's patch size, {self.patch}")
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         found = self.visual.forward_intermediates(
@@ -130,20 +132,20 @@ def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> Ope
         if name not in _OPTIONS or not number or value <= 0:
             known = ", ".join(sorted(_OPTIONS))
             raise OsmError(
-                f"model.tower.options: {name}: {shown(value)}: of open_clip's towers only {known} can be set, and the "
+                f"model.tower.options: {name}: {shown(value)}: open_clip towers only support {known}, and each "
                 "value must be a number over 0"
             )
     sizes = _model_config(config.name)
     if config.options and "timm_model_name" in sizes["vision_cfg"]:
         raise OsmError(
-            f"model.tower.options {shown(config.options)}: {config.name} is timm's "
-            f"{sizes['vision_cfg']['timm_model_name']} within open_clip, whose sizes cannot be changed; leave the "
-            "options empty, or use that model with model.tower.kind timm"
+            f"model.tower.options {shown(config.options)}: {config.name} wraps timm's "
+            f"{sizes['vision_cfg']['timm_model_name']}, whose sizes open_clip cannot change; leave the options empty, "
+            "or load the timm model with model.tower.kind timm"
         )
     vision = {**sizes["vision_cfg"], **config.options, "image_size": window}
     about = f"model.tower {config.name!r} with windows of {window} pixels"
     if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
-        raise OsmError(f"{about}: it is no plain ViT (which has one grid of tokens, and no attention pooling)")
+        raise OsmError(f"{about}: it is not a plain ViT (with one grid of tokens and no attention pooling)")
     no_text = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8}
     library = _library()
     try:
@@ -173,7 +175,7 @@ def _resize(visual: Any, window: int) -> None:
 
 
 def open_clip_hub_id(config: OpenClipTowerConfig) -> str:
-    """Return the hub repository of a tower's weights; for a tag of open_clip, it is the repository of the tag.
+    """Return the hub repository of a tower's weights. An open_clip tag is resolved to its repository.
 
     Raises:
         OsmError: open_clip is not installed, or does not have the model.
@@ -204,7 +206,7 @@ def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
         if len(different) > 1:
             raise OsmError(
                 f"model.tower.weights {config.weights!r}: {found.location} has no {_CONFIG}, and {config.name}'s "
-                f"published weights differ in their input's mean or their activation; add the file {_CONFIG}, or set "
+                f"published weights differ in normalization or activation; add the file {_CONFIG}, or set "
                 f"model.tower.weights to one of open_clip's tags: {', '.join(tags)}"
             )
         known = next(iter(tags.values()), {})
@@ -213,7 +215,7 @@ def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
 
 
 def _own_config(found: Found) -> dict[str, Any] | None:
-    """Return the normalization and the activation from the config file next to the weights, or None without a file."""
+    """Return the normalization and activation from the config file next to the weights, or None if it is missing."""
     place = Path(found.location)
     try:
         if found.source == "hub":
@@ -236,7 +238,7 @@ def _own_config(found: Found) -> dict[str, Any] | None:
 
 
 def _download(repository: str, *names: str) -> Path:
-    """Download the first of the named files that exists in a hub repository."""
+    """Download the first of several files that exists in a hub repository."""
     for name in names[:-1]:
         try:
             return Path(hf_hub_download(repository, name, **hub_options()))
@@ -270,7 +272,7 @@ def _model_config(name: str) -> dict[str, Any]:
 
 
 def _tags(name: str) -> dict[str, dict[str, Any]]:
-    """Return the settings of all published weights of a model, by tag."""
+    """Return the settings of all published weights of an open_clip model, by tag."""
     library = _library()
     _model_config(name)
     return {tag: library.get_pretrained_cfg(name, tag) or {} for tag in library.list_pretrained_tags_by_model(name)}

@@ -1,6 +1,7 @@
 """Vision towers from timm: plain ViTs with one grid of tokens, and any model from which timm can extract feature maps.
 
-The shape letters are those of `osm.models.towers.tower`. timm is only imported when a model is built.
+Shape letters have the same meaning as in `osm.models.towers.tower`. The package timm is only imported when a model is
+built.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ class TimmVitTower(TimmTower):
 class TimmMapsTower(TimmTower):
     """A timm model's feature maps at several strides. Coarser maps are upsampled onto the grid of the finest map.
 
-    Each map is normalized over its channels at every position, so that all maps have the same scale. The maps are then
-    concatenated along the channels, finest first.
+    Each map is normalized over its channels at every position, so that all maps have the same scale. Finally, the maps
+    are concatenated along the channels, finest first.
     """
 
     def __init__(self, model: Any, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -126,8 +127,9 @@ class TimmMapsTower(TimmTower):
             expected = (channels, side // stride, side // stride)
             if tuple(features.shape[1:]) != expected:
                 raise OsmError(
-                    f"its map at stride {stride} has the shape (channels, height, width) {tuple(features.shape[1:])}, "
-                    f"where {expected} is needed for the places of its cells to be known; take other strides or windows"
+                    f"its feature map at stride {stride} has the shape (channels, height, width) "
+                    f"{tuple(features.shape[1:])}; expected {expected}, so that the position of each cell is known; "
+                    "choose different strides or a different window size"
                 )
             features = F.layer_norm(features.permute(0, 2, 3, 1), features.shape[1:2]).permute(0, 3, 1, 2)
             if stride != self.patch:
@@ -138,7 +140,7 @@ class TimmMapsTower(TimmTower):
         return patches[:, :0], patches
 
     def _maps(self, windows: Tensor) -> list[Tensor]:
-        """Return the model's maps (W, channels, h, h), finest first."""
+        """Return the model's feature maps (W, channels, h, h), finest first."""
         maps = self.model(windows.contiguous(memory_format=torch.channels_last))
         return [features.permute(0, 3, 1, 2) for features in maps] if self.channels_last_maps else maps
 
@@ -163,7 +165,7 @@ def timm_hub_id(name: str) -> str:
 def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return the mean and std of the RGB input (0..1) with which a timm model's weights were trained.
 
-    The values come from the pip package, else from the `config.json` next to the weights, else from the tag in the name
+    The first available source is used: the pip package, the `config.json` next to the weights, or the tag in the name
     of the weights (`timm/vit_base_patch16_224.dino`).
 
     Args:
@@ -230,7 +232,7 @@ def timm_tower(
     state_dict: dict[str, Tensor] | None,
     options: Mapping[str, Any] | None = None,
 ) -> Tower:
-    """Build a timm tower, load its weights and run one window through the tower.
+    """Build a timm tower, load its weights, and test it on one window.
 
     Args:
         name: the name of the model in timm.
@@ -264,7 +266,7 @@ def _about(name: str, strides: Sequence[int], window: int) -> str:
 
 
 def _create(name: str, state_dict: dict[str, Tensor] | None, **arguments: Any) -> Any:
-    """Build a timm model with the given weights. timm resamples weights that are for a different window size."""
+    """Build a timm model with the given weights, which timm resamples if they are for a different window size."""
     import timm
 
     if state_dict is not None:
@@ -290,11 +292,12 @@ def _maps_tower(
         if options and not isinstance(error, (RuntimeError, AttributeError)):
             raise
         raise OsmError(f"model.tower.name {name!r} has no feature maps ({error}); leave tower.strides empty") from None
-    # If several maps have the same stride, as the blocks of a ViT do, the last map of this stride is used.
+    # If several feature maps have the same stride, as in a ViT, the last map of this stride is used.
     places = dict(zip(info.reduction(), info.out_indices, strict=True))
     if list(strides) != sorted(set(strides) & set(places)):
         raise OsmError(
-            f"model.tower.strides {list(strides)}: expected ascending strides of {name}'s maps, {info.reduction()}"
+            f"model.tower.strides {list(strides)}: expected ascending strides of the feature maps of {name}, which "
+            f"are {info.reduction()}"
         )
     indices = [places[stride] for stride in strides]
     about = _about(name, strides, window)
@@ -382,13 +385,13 @@ def _vit_tower(
         if any(name in str(error) for name in options):
             raise TypeError(error) from None
         raise OsmError(
-            f"model.tower.name {name!r} takes no image size ({error}); give tower.strides for a CNN"
+            f"model.tower.name {name!r} does not accept an image size ({error}); for a CNN, set model.tower.strides"
         ) from None
     except RuntimeError as error:
         raise OsmError(f"weights for {name} do not fit it: {error}") from None
     patch = patch_of(model)
     if patch is None or not hasattr(model, "num_prefix_tokens"):
-        raise OsmError(f"model.tower.name {name!r} is no plain ViT; give tower.strides to use its feature maps")
+        raise OsmError(f"model.tower.name {name!r} is not a plain ViT; set model.tower.strides to use its feature maps")
     if state_dict is not None:  # timm silently keeps random values for entries that the file lacks
         check_complete(name, [key for key in model.state_dict() if key not in state_dict])
     tower = TimmVitTower(model, patch, window)

@@ -1,4 +1,4 @@
-"""The interface of frozen vision towers, which encode windows as patch tokens and class tokens, and tower checks.
+"""The interface of frozen vision towers, which encode image windows as tokens, and checks of new towers.
 
 Shapes: W windows of side w, p patch (stride), P = 1 or 0 class tokens, C width.
 """
@@ -24,8 +24,9 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class Tower(nn.Module):
     """The interface of a tower: `forward(windows (W, 3, w, w)) -> (class tokens (W, P, C), patches (W, (w/p)^2, C))`.
 
-    `osm.models.towers.TOWERS` maps names to the subclasses. The model freezes the tower and keeps it in eval mode. A
-    tower needs at least one parameter, because the tower's input is cast to the dtype of the parameters.
+    `osm.models.towers.TOWERS` maps the name of each kind of tower to its class. The model freezes the tower and keeps
+    it in eval mode. A tower needs at least one parameter, because the tower's input is cast to the dtype of the
+    parameters.
 
     Attributes:
         Config: the dataclass of the settings for this kind of tower.
@@ -65,12 +66,12 @@ class Tower(nn.Module):
     def check_window(self, window: int) -> None:
         """Raise OsmError if the tower does not support windows of this size."""
         if self.window is not None and window != self.window:
-            raise OsmError(f"--sliding_window_size {window}: this tower takes windows of {self.window} pixels")
+            raise OsmError(f"--sliding_window_size {window}: this tower only supports windows of {self.window} pixels")
 
 
 @dataclass(frozen=True)
 class PretrainedTowerConfig(TowerConfig):
-    """Settings of a tower from a library, with pretrained weights.
+    """Settings of a pretrained tower from a library.
 
     Attributes:
         weights: the name under which the weights are searched. Empty = `name`.
@@ -154,7 +155,7 @@ _MARGIN = 8
 def check_tokens(tower: Tower, window: int, about: str) -> None:
     """Run one window of zeros through a tower, and compare the shapes of its tokens with the tower's attributes.
 
-    Torch's random state, the tower's training mode and its weights stay unchanged.
+    The check changes neither torch's random state nor the tower's training mode or weights.
 
     Args:
         window: w, the side of the window in pixels.
@@ -239,6 +240,6 @@ def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor] | None
     there = sum(value.numel() for value in state.values())
     if max(depths) > len(state) or least > _MARGIN * there:
         raise OsmError(
-            f"model.tower.options {shown(dict(options))}: a tower of such a size does not fit the weights of {name!r}, "
+            f"model.tower.options {shown(dict(options))}: a tower of this size does not match the weights of {name!r}, "
             f"which have {len(state)} entries with {there} values"
         )

@@ -1,4 +1,4 @@
-"""The interface for original releases of datasets, and their shared steps, such as parallel jobs and panoptic PNGs."""
+"""The interface for converting original dataset releases, with shared steps such as writing panoptic PNGs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ R = TypeVar("R")
 class OriginalRelease(ABC):
     """The original release of a dataset. The method `make` converts the release to files that `osm prepare` reads.
 
-    Attributes of the class:
+    Attributes:
         what: the dataset and its source, for the help text.
     """
 
@@ -49,7 +49,7 @@ class OriginalRelease(ABC):
     @classmethod
     @abstractmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Make the files that `osm prepare` reads, and return the number of files.
+        """Create the files that `osm prepare` reads, and return the number of files.
 
         Args:
             args: the parsed command-line arguments.
@@ -165,7 +165,10 @@ class PanopticWriter:
         self.segments: list[dict[str, Any]] = []
 
     def add(self, segment: int, category: int, mask: np.ndarray, iscrowd: int = 0) -> None:
-        """Draw a segment and add its entry. The entry's area and box ignore that later segments may cover it."""
+        """Draw a segment and add its entry.
+
+        Area and box in the entry are those of the whole segment, even if later segments cover part of it.
+        """
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         y, x = int(rows[0]), int(columns[0])
         box = [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]

@@ -36,7 +36,10 @@ _CITYSCAPES_SUFFIX = "_instanceIds.png"
 
 @dataclass(frozen=True)
 class _Ade20kJob:
-    """The files of one ADE20K image. `thing_ids` maps class indices in the instance release (1..100) to table ids."""
+    """The files of one ADE20K image.
+
+    `thing_ids` maps class indices in the instance release (1..100) to class ids in the label table.
+    """
 
     classes: Path
     instances: Path | None
@@ -93,7 +96,7 @@ class Ade20kRelease(OriginalRelease):
 
 
 def _thing_ids(mapping: str | None) -> dict[int, int]:
-    """Return the table id (0..149) for each class index in the instance release."""
+    """Return the class id in the label table (0..149) for each class index in the instance release."""
     if mapping is None:
         things = sorted(one.id for one in load_labels("ade20k").classes.values() if one.isthing)
         return dict(enumerate(things, 1))
@@ -137,7 +140,7 @@ def _make_ade20k(job: _Ade20kJob) -> tuple[dict[str, Any], dict[str, Any], int, 
 
 
 def _instances(path: Path, shape: tuple[int, ...]) -> list[tuple[int, np.ndarray]]:
-    """Return (class index, mask) of each instance in an instance PNG.
+    """Return a (class index, mask) pair for each instance in an instance PNG.
 
     The red channel is the class index (0 means no instance), and the green channel is the instance's number.
     """
@@ -154,7 +157,7 @@ def _instances(path: Path, shape: tuple[int, ...]) -> list[tuple[int, np.ndarray
 
 
 class CityscapesRelease(OriginalRelease):
-    """The release of Cityscapes panoptic, made from gtFine's instance PNGs.
+    """The release of Cityscapes panoptic, created from gtFine's instance PNGs.
 
     The result equals the output of createPanopticImgs in cityscapesscripts.
     """
@@ -185,7 +188,8 @@ class CityscapesRelease(OriginalRelease):
 def _make_cityscapes(job: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the panoptic PNG for one image, and return the json entries of the image and of its annotation.
 
-    In gtFine, an id of at least 1000 is class * 1000 + instance. An id below 1000 is a class without instances.
+    In gtFine, an id of at least 1000 is class * 1000 + instance. An id below 1000 is a class id without an instance
+    number.
     """
     path, target = job
     labels = load_labels("cityscapes").classes
@@ -194,7 +198,7 @@ def _make_cityscapes(job: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, 
     for one in np.unique(ids).tolist():
         category = one if one < 1000 else one // 1000
         if category in labels:
-            # Pixels of things whose instances were not separated have only the class id and form a crowd.
+            # Pixels of thing classes whose instances were not separated have only the class id and form a crowd.
             panoptic.add(one, category, ids == one, int(one < 1000 and labels[category].isthing))
     stem = path.name.removesuffix(_CITYSCAPES_SUFFIX)
     panoptic.write(target / f"{stem}_panoptic.png")

@@ -59,14 +59,14 @@ class A847Release(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Fill `images_detectron2` and `annotations_detectron2`, and return the number of (image, map) pairs."""
+        """Write `images_detectron2` and `annotations_detectron2`, and return the number of (image, map) pairs."""
         root, total = Path(args.data_dir), 0
         for split in args.splits:
             maps = files_matching("data_dir", root, f"images/ADE/{split}/**/*{_A847_SUFFIX}")
             twice = [name for name, count in Counter(path.name for path in maps).items() if count > 1]
             if twice:
                 raise OsmError(
-                    f"--data_dir {root}: {twice[0]} is in two folders of images/ADE/{split}; remove one file"
+                    f"--data_dir {root}: {twice[0]} is in two folders below images/ADE/{split}; remove one of the files"
                 )
             for folder in ("images_detectron2", "annotations_detectron2"):
                 (root / folder / split).mkdir(parents=True, exist_ok=True)
@@ -76,14 +76,17 @@ class A847Release(OriginalRelease):
 
 @cache
 def _a847_train_ids() -> np.ndarray:
-    """Return the training id for each class index in the release, where classes start at 1 and 0 is background."""
+    """Return the training id for each class index in the release. The index 0 is background, and classes start at 1."""
     table = resources.files("osm.datasets") / "labels" / "a847.json"
     rows = json.loads(table.read_text(encoding="utf-8"))["categories"]
     return lookup_table({row["ade_id"]: row["id"] for row in rows}, _A847_CODES)
 
 
 def _make_a847(job: tuple[Path, Path, str]) -> bool:
-    """Link an image and write its map of training ids. The job is (segmentation PNG, root folder, split)."""
+    """Link an image and write its map of training ids.
+
+    The argument `job` is (segmentation PNG, root folder, split).
+    """
     path, root, split = job
     stem = path.name.removesuffix(_A847_SUFFIX)
     link_or_copy(path.with_name(f"{stem}.jpg"), root / "images_detectron2" / split / f"{stem}.jpg")
@@ -121,7 +124,7 @@ class Pc459Release(OriginalRelease):
 
     @classmethod
     def make(cls, args: argparse.Namespace, workers: int, faults: Counter[str]) -> int:
-        """Fill `images` and `annotations_ctx459`, and return the number of (image, map) pairs."""
+        """Write the folders `images` and `annotations_ctx459`, and return the number of (image, map) pairs."""
         check_here(args.output_dir, "--output_dir")
         mats, voc = check_folder("mat_dir", args.mat_dir), check_folder("voc_dir", args.voc_dir)
         out = Path(args.output_dir)
@@ -144,10 +147,12 @@ class Pc459Release(OriginalRelease):
 
 
 def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
-    """Link an image and write its map of training ids. The job is (image, .mat file, linked image, map folder).
+    """Link an image and write its map of training ids.
 
-    The map is the variable `LabelMap` in the .mat file. Its classes start at 1, in the order of labels.txt, and are
-    converted to training ids, which start at 0 in the same order.
+    The argument `job` is (image, .mat file, linked image, map folder).
+
+    The map is the variable `LabelMap` in the .mat file. In `LabelMap`, classes start at 1 in the order of labels.txt.
+    The class indices are converted to training ids, which start at 0 in the same order.
     """
     image, mat, linked_image, maps = job
     target = maps / f"{linked_image.stem}.tif"
@@ -158,7 +163,7 @@ def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
                 raise SampleError("annotation_malformed", "LabelMap is not a 2-D array of numbers")
             classes, last = found.astype(np.int64), max(load_labels("pc459").classes) + 1
             if classes.size and not 0 <= classes.min() <= classes.max() <= last:
-                raise SampleError("class_unknown", f"LabelMap has the class {classes.max()}; expected 0 to {last}")
+                raise SampleError("class_unknown", f"LabelMap contains the class {classes.max()}; expected 0 to {last}")
             ids = np.where(classes == 0, IGNORED_ID, classes - 1)
         link_or_copy(image, linked_image)
         write_train_ids(target, ids)
@@ -166,7 +171,7 @@ def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
 
 
 def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
-    """Compare a labels.txt (lines like "1: accordion") with the project's table, and log the names that differ.
+    """Compare a labels.txt (lines like "1: accordion") with a label table, and log the names that differ.
 
     Raises:
         OsmError: the class numbers in the file differ from the table, or more than half of the names differ.
@@ -175,7 +180,8 @@ def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
     listed = {int(number) - 1: name for number, name in re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", text, re.MULTILINE)}
     if listed.keys() != labels.classes.keys():
         raise OsmError(
-            f"--labels_txt {path}: {len(listed)} classes; expected {len(labels.classes)} lines such as '1: accordion'"
+            f"--labels_txt {path}: found {len(listed)} classes; expected {len(labels.classes)} lines such as "
+            "'1: accordion'"
         )
 
     def plain(name: str) -> str:
@@ -183,6 +189,8 @@ def _compare_labels_txt(path: Path, labels: LabelSet) -> None:
 
     other = [n for n, name in listed.items() if plain(name) not in {plain(own) for own in labels[n].names}]
     if 2 * len(other) > len(listed):
-        raise OsmError(f"--labels_txt {path}: {len(other)} of {len(listed)} names differ; expected the list of PC-459")
+        raise OsmError(
+            f"--labels_txt {path}: {len(other)} of {len(listed)} class names differ; expected the list of PC-459"
+        )
     for number in other:
         logger.info(f"labels.txt: {number + 1}: {listed[number]!r} is {labels[number].target!r} in the table")
