@@ -284,7 +284,7 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     assert "made with different values of annotations" in failing(capsys, parts=2)
     meta = Path("out/coco_meta_proposals_1_of_2.json")
     meta.write_text(meta.read_text().replace("fake-1", "fake-2"))
-    assert "the parts come from different checkpoints: coco_proposals_0_of_2.json from fake-1" in failing(
+    assert "the prediction files come from different checkpoints: coco_proposals_0_of_2.json from fake-1" in failing(
         capsys, parts=2
     )
     for path in Path("out").glob("*meta*"):

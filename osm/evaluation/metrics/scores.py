@@ -162,7 +162,7 @@ class WordNetRelations(Metric):
 
 
 class WuPalmerSimilarity(Metric):
-    """WUPS: the Wu-Palmer similarity in WordNet. WUPS at 0.9 divides similarities below 0.9 by 10; WUPS at 0.0 does not."""
+    """WUPS: the Wu-Palmer similarity in WordNet. In its variant "at 0.9", similarities below 0.9 are divided by 10."""
 
     name, title, needs = "wups", "WUPS", ("lexicon",)
 
