@@ -1,4 +1,4 @@
-"""The parts that all evaluation commands share: exit codes and the table of datasets."""
+"""Code shared by all evaluation commands: exit codes and the table of datasets."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def run_command(
     """Call `command(*arguments)` and return the exit code of the process.
 
     If the command raises an `OsmError`, the error is logged and the exit code is 2 (or 3 if the run had to stop, see
-    `osm.errors.exit_code`). Ctrl-C logs `interrupted` and gives exit code 130. A command that returns None or 0
-    succeeded.
+    `osm.errors.exit_code`). After Ctrl-C, the message `interrupted` is logged and the exit code is 130. The command
+    reports success by returning None or 0.
     """
     try:
         return command(*arguments) or 0

@@ -351,7 +351,7 @@ def test_files_cut_short(root: Path, capsys: pytest.CaptureFixture[str]) -> None
     for message, found in short.items():
         path.write_text(json.dumps(found))
         assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
-        assert f"error: predictions {path}: {message}" in capsys.readouterr().err
+        assert f"error: predictions {path}: the file contains {message}" in capsys.readouterr().err
     Path("out/coco_meta_proposals_0_of_1.json").unlink()
     path.write_text("[]")
     assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
