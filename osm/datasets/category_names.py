@@ -1,6 +1,6 @@
 """Converts class names from a dataset's own spelling to readable names.
 
-The readable class name is the training target. In evaluation, the dataset's own spelling of the name is also correct.
+The readable class name is the training target. In evaluation, a name in the dataset's own spelling is also correct.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class LabelSet:
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
                 raise OsmError(f"{where} has a blank name")
-            # All other fields are optional, and an invalid value is treated as a missing field.
+            # An invalid value of an optional category field is treated as a missing value.
             kind, often, thing = entry.get("supercategory"), entry.get("frequency"), truth(entry.get("isthing", True))
             kind = kind.lower().strip() if isinstance(kind, str) else ""
             often = often if isinstance(often, str) and often in FREQUENCIES else ""
@@ -222,7 +222,7 @@ def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _categories_of_text(path: Path) -> list[dict[str, Any]]:
-    """Return the categories in a text file. If a line contains no id, the id is the line number, counted from 0."""
+    """Return the categories in a text file. A line without a category id gets its line number (from 0) as the id."""
     where = f"labels: {path}"
     listed = read_name_list(read_text(path, "labels:"), where)
     counted = any(one.id is None for one in listed.names)

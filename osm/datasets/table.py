@@ -153,8 +153,8 @@ BUILTIN = (
     _published("pascal_part", "parts", "Pascal-Part Semantic", id_coding="rgb"),
     _published("ade20k", "coco_panoptic", "ADE20K Panoptic"),
     _published("cityscapes", "coco_panoptic", "Cityscapes Panoptic", image_names="cityscapes", keys="cityscapes"),
-    # The published checkpoints have no mode for the following datasets.
-    # Visual Genome is `raw`, because browsers did not apply the EXIF orientation when it was annotated.
+    # The published checkpoints have no vocabulary mode for the following datasets.
+    # The EXIF setting of Visual Genome is `raw`, because browsers ignored EXIF orientation when it was annotated.
     Dataset("visual_genome", "regions", "Visual Genome", exif="raw"),
     Dataset("objects365", "boxes", "Objects365 Detection", category_names="alternatives"),
     Dataset("openimages", "coco_instances", "Open Images Instance", exif="raw"),

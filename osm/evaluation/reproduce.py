@@ -1,4 +1,4 @@
-"""`osm reproduce`: evaluate the published weights on the six published val sets and compare with published values."""
+"""The command `osm reproduce`: it compares metrics of the published weights on six val sets with published values."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
 
 
 class FolderDemo:
-    """Names the segments of each image in a folder. If an error occurs in one image, the next image is processed.
+    """Names the segments of each image in a folder. If an image cannot be named, the run continues with the next image.
 
     Args:
         recognizer: names the segments.

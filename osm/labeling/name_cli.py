@@ -85,7 +85,7 @@ def _answer(args: argparse.Namespace) -> list[str]:
     if not (args.mask or boxes or points or args.auto):
         raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H, --point X,Y or --auto")
     if args.mask_id is not None and not args.mask:
-        raise OsmError(f"--mask_id {args.mask_id} selects an id of a label map: also give --mask FILE")
+        raise OsmError(f"--mask_id {args.mask_id} selects an id of a label map; pass the label map with --mask FILE")
     if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
         raise OsmError("--segmenter, --sam_checkpoint and --sam_type have no effect without --auto; add --auto")
     method = method_of(args)

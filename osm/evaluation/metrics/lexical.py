@@ -61,7 +61,7 @@ class Judgement:
 
 
 class Lexicon:
-    """Compares predicted names with class names in WordNet. Each (prediction, class) pair is judged once and cached."""
+    """Compares predicted names with class names in WordNet. The result of each (prediction, class) pair is cached."""
 
     def __init__(self, wordnet: WordNet) -> None:
         self.wordnet = wordnet

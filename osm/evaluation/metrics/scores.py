@@ -98,7 +98,7 @@ class PartsOfNames(Metric):
         return {PART + key: f"{self.title}: {key.replace('_', ' ')}" for key in PARTS}
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the columns for the whole name, the last word and the modifiers.
+        """Return one accuracy column each for the whole name, the last word and the modifiers.
 
         No column is returned if all class names are single words.
         """
@@ -162,7 +162,7 @@ class WordNetRelations(Metric):
 
 
 class WuPalmerSimilarity(Metric):
-    """WUPS: the Wu-Palmer similarity in WordNet. In its variant "at 0.9", similarities below 0.9 are divided by 10."""
+    """WUPS: the Wu-Palmer similarity in WordNet. In WUPS at 0.9, similarities below 0.9 are divided by 10."""
 
     name, title, needs = "wups", "WUPS", ("lexicon",)
 

@@ -32,7 +32,7 @@ logger = message_logger(__name__)
 
 OWN_MODE = "own"
 # Maximum total number of mask pixels in memory (1 byte per pixel).
-# The maximum is large enough for the 300 masks of a large LVIS image.
+# The maximum number of mask pixels is large enough for the 300 masks of a large LVIS image.
 _MASK_PIXELS = 1 << 29
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """The names of the counters in a meta file.
@@ -234,7 +234,7 @@ def _upload_part(
             for file in (path, meta_file):
                 file.unlink(missing_ok=True)
             return where
-        # Complete files that remain after a failed upload are uploaded now if their arguments match.
+        # Complete files that remain after a failed upload are uploaded now if they were made with the same arguments.
         if path.exists() and (not meta_file.exists() or _changed(meta_file, header)):
             path.unlink()
         if not path.exists():
@@ -279,7 +279,7 @@ def _digest(names: Sequence[str]) -> str:
 def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any], where: str) -> None:
     """Name the masks of a part's remaining images and write the prediction file, whose location in logs is `where`."""
     # Batches are counted from the start of the part, so that a resumed run has the same batches as the killed run.
-    # The last digit of a probability can depend on the batch.
+    # The last digit of a probability can depend on which images are in the same batch.
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
             logger.info(f"{where}: resuming after {partial.done} of {len(indices)} images")
@@ -434,8 +434,8 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         "batch": run.batch,
         "counts": dict(counts),
         "seconds": round(seconds, 3),
-        # The report finds the dataset's images by these paths.
-        # The paths are not in the header, because a dataset may be moved before a run is resumed.
+        # The report uses these paths to find the dataset's images.
+        # The dataset's paths are not in the header, because a dataset may be moved before a run is resumed.
         "files": run.split.source_files,
     }
     try:

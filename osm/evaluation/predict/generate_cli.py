@@ -96,7 +96,7 @@ def _number_or_auto(text: str) -> int | None:
 
 
 def _part(args: argparse.Namespace) -> tuple[int, int]:
-    """Return the index of the part and the number of parts. `auto auto` means torchrun's rank and world size."""
+    """Return the part index and the number of parts. The arguments `auto auto` mean torchrun's rank and world size."""
     if args.part is not None and args.parts is not None:
         check_part(args.part, args.parts)
         return args.part, args.parts

@@ -1,8 +1,8 @@
-"""Names of prediction files and of their meta files, and checks that the prediction files of a folder form one run.
+"""File names of predictions and meta files, and checks that all prediction files in a folder belong to one run.
 
 A meta file records how a prediction file was made, and therefore what the prediction file must contain. A run divides a
-dataset into parts and writes one prediction file for each part. An unfinished part is stored as a file of finished
-images, from which the run can be resumed.
+dataset into parts and writes one prediction file for each part. An unfinished part of a run is stored as a file with
+its finished images, from which the run can be resumed.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class UniqueImages:
         self._files: dict[Hashable, Path] = {}
 
     def add(self, key: Hashable, path: Path) -> None:
-        """Record that a prediction file contains an image. Raise OsmError if two prediction files contain it."""
+        """Record that a prediction file contains an image. Raise OsmError if another file contains the same image."""
         other = path if key is None else self._files.setdefault(key, path)
         if other != path:
             raise OsmError(

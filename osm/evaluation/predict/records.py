@@ -165,7 +165,7 @@ def _read_file(row: Dataset, path: Path) -> list[ImageRecord]:
     except OsmError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise OsmError(f"predictions {path}: not in the format of form {row.form} ({error!r})") from None
+        raise OsmError(f"predictions {path}: not in the format of annotation form {row.form} ({error!r})") from None
 
 
 def content_of(images: Sequence[ImageRecord]) -> Content:

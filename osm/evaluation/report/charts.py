@@ -161,7 +161,7 @@ def _loss_style(key: str, number: int) -> dict[str, Any]:
 
 
 def _scale_loss_axes(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Set axis limits and ticks. Loss ticks are powers of ten, and for a small range also their double and fivefold."""
+    """Set axis limits and ticks. Loss ticks are at powers of ten, or for small ranges at 1, 2 and 5 times powers."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     steps, losses = zip(*points, strict=True)

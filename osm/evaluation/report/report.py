@@ -25,7 +25,7 @@ TITLE = "Open-ended recognition: results"
 
 @dataclass
 class SetReport:
-    """The data in the report on one dataset in one folder of predictions.
+    """The report's data for one dataset in one folder of predictions.
 
     Attributes:
         result: the published metrics of the dataset.

@@ -214,7 +214,7 @@ def _made_with(report: Report) -> list[str]:
 
 
 def _training(report: Report) -> dict[str, Any] | None:
-    """Return the last logged values and the loss curve. Return None without a run, and {} if no step is logged."""
+    """Return the last logged values and the loss curve, None without a training run, or {} if no step is logged."""
     if not report.records:
         return None if report.records is None else {}
     last = report.records[-1]
@@ -326,7 +326,7 @@ def _pictures(name: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _picture(image: DrawnImage) -> dict[str, Any]:
-    """Return a drawn image and its number of correct names. Mode `any` counts for masks without a name in own mode."""
+    """Return a drawn image and its number of correct names. Mode `any` is used for masks without a name in own mode."""
     marked = [own or anyone for _, own, anyone in image.masks]
     return {
         "drawn": image,

@@ -130,7 +130,7 @@ def masks_by_image(records: SetRecords) -> list[list[MaskRecord]]:
 
 def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
     if index >= len(split):
-        raise OsmError(f"{split.source} has {len(split)} images, but the predictions contain an image of index {index}")
+        raise OsmError(f"{split.source} has {len(split)} images, but the predictions contain image index {index}")
     item = split.load(index)
     masks = [masks[place] for place in item.places if place < len(masks)]
     if [mask.id for mask in masks] != [annotation.get(split.id_key) for annotation in item.annotations]:
@@ -181,8 +181,8 @@ def write_picture(
 ) -> Path:
     """Draw a mosaic of images of one dataset, with the names predicted in the dataset's own vocabulary mode.
 
-    The images are evenly spaced in the dataset and resized to the size of the first image. A wrong name is followed by
-    the correct name in brackets.
+    The images are evenly spaced in the dataset and resized to the size of the first image. In the mosaic, a wrong name
+    is followed by the correct name in brackets.
 
     Args:
         path: the JPEG file to write.

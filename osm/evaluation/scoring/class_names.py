@@ -2,7 +2,7 @@
 
 A predicted name is first compared with the class names, and then with the plural and singular forms of class names that
 the published accuracy accepts. Optionally, a name without a match is assigned to the class whose name has the most
-similar sentence embedding. A name or form that belongs to several classes is assigned to the lowest class id.
+similar sentence embedding. A name that matches several classes is assigned to the class with the lowest id.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ClassNames:
         self._candidates = _owners(label for label in classes if label.id not in ignored)
 
     def match(self, texts: Iterable[str]) -> dict[str, Match]:
-        """Return the class match of each predicted name. The keys of the result are the unchanged names."""
+        """Return the class match of each predicted name. The keys of the returned dict are the unchanged names."""
         found: dict[str, Match] = {}
         left: dict[str, list[str]] = {}
         for text in dict.fromkeys(texts):

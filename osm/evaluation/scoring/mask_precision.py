@@ -86,7 +86,7 @@ class MaskPrecision:
         """Add a predicted bool mask. Add ground-truth masks first, then predicted masks in descending score order."""
         if self.federated:
             self._room -= 1
-            # Masks of other classes are skipped, because `faster-coco-eval` fails if an image has only such masks.
+            # Masks of classes not evaluated here are skipped: `faster-coco-eval` fails if an image has only such masks.
             if self._room < 0 or category_id not in self._evaluated:
                 return
         self._found.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), "score": score})

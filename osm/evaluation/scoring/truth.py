@@ -90,7 +90,7 @@ class TruthSplit(Split):
 
 
 class PanopticTruth(TruthSplit):
-    """Ground truth in COCO-panoptic form, for which all scores are defined. Segments of thing classes are instances."""
+    """Ground truth in COCO-panoptic form, for which all scores are defined. AP uses the segments of thing classes."""
 
     scores = (PQ, AP, MIOU)
 
