@@ -57,8 +57,8 @@ def run_command(
 ) -> int:
     """Call `command(*arguments)` and return the exit code of the process.
 
-    If the command raises an `OsmError`, the error is logged and the exit code is `exit_code(error)`. Ctrl-C logs
-    `interrupted` and gives exit code 130. A command that returns None or 0 succeeded.
+    If the command raises an `OsmError`, the error is logged and the exit code is `exit_code(error)`. After Ctrl-C, the
+    message `interrupted` is logged and the exit code is 130. The command reports success by returning None or 0.
     """
     try:
         return command(*arguments) or 0

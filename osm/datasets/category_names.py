@@ -1,6 +1,6 @@
 """Converts class names from a dataset's own spelling to readable names.
 
-The readable name is the training target. The dataset's own spelling remains a correct name in evaluation.
+The readable class name is the training target. In evaluation, a name in the dataset's own spelling is also correct.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def spoken_labels(labels: LabelSet, spelling: str) -> LabelSet:
 
 
 def spoken_categories(rows: Sequence[dict[str, Any]], spelling: str) -> list[dict[str, Any]]:
-    """Convert the names in a json's `categories` to readable names, for `categories.json`."""
+    """Convert the class names in the `categories` of a json file to readable names, for `categories.json`."""
     if spelling == "plain":
         return list(rows)
     found = []

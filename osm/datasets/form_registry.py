@@ -1,7 +1,7 @@
 """The registry of annotation forms.
 
-The dataset table looks up annotation forms in this registry. The registry stores import paths and imports each form
-class on first use, because the classes in `osm.forms` import the dataset table themselves.
+The dataset table looks up annotation forms in the registry `FORMS`. The registry stores import paths and imports each
+form class on first use, which avoids an import cycle: the classes in `osm.forms` import the dataset table.
 """
 
 from __future__ import annotations

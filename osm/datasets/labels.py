@@ -1,9 +1,9 @@
 """Label sets map the category ids of a dataset to names.
 
-The project's own tables (`osm/datasets/labels/*.json`), COCO and LVIS json files, and users' label files share a
+The built-in label tables (`osm/datasets/labels/*.json`), COCO and LVIS json files, and users' label files share one
 format: a json object with a list `categories`. Each category has an `id` and a `name`. A category may also have
-`synonyms` (further accepted names), `isthing`, `supercategory` (for a part, the kind of object with which the part's
-name starts) and `frequency` (r, c or f, as in LVIS).
+`synonyms` (further accepted names), `isthing`, `supercategory` (for an object part, the kind of object with which the
+part's name starts) and `frequency` (r, c or f, as in LVIS).
 """
 
 from __future__ import annotations
@@ -110,18 +110,18 @@ class LabelSet:
             names = tuple(dict.fromkeys(name for name in spoken if name))
             if not names:
                 raise OsmError(f"{where} has a blank name")
-            # Few datasets have the optional fields, so an invalid value is treated as a missing field.
+            # An invalid value of an optional category field is treated as a missing value.
             kind, often, thing = entry.get("supercategory"), entry.get("frequency"), truth(entry.get("isthing", True))
             kind = kind.lower().strip() if isinstance(kind, str) else ""
             often = often if isinstance(often, str) and often in FREQUENCIES else ""
             classes[entry["id"]] = LabelClass(entry["id"], names, thing is not False, kind, often)
         if not classes:
-            raise OsmError(f"{source}: 'categories' is empty, so no class could be named")
+            raise OsmError(f"{source}: 'categories' is empty; expected at least one class")
         return cls(source, classes)
 
 
 def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
-    """Convert the ids in a json's `categories` to integers, and remove repeated entries.
+    """Convert the ids in the `categories` of a json file to integers, and remove repeated entries.
 
     Classes without a name are skipped. Malformed entries and different classes with the same id are kept, so that
     `LabelSet.from_categories` reports them as errors.
@@ -133,7 +133,7 @@ def clean_categories(rows: list[Any], source: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or whole(row.get("id")) is None or blank:
             if isinstance(row, dict) and whole(row.get("id")) is not None:
                 continue
-            found[len(found), "malformed"] = row  # LabelSet.from_categories reports the mistake
+            found[len(found), "malformed"] = row  # for which LabelSet.from_categories raises an error
             continue
         number = whole(row["id"])
         if number in found and _same_name(found[number]["name"], name):  # merged json files repeat entries
@@ -165,7 +165,7 @@ def load_labels(source: str | Path) -> LabelSet:
 
 
 def read_categories(source: str | Path) -> list[Any]:
-    """Read the categories in a label file without checking each category; see `load_labels`."""
+    """Read the categories in a label file (see `load_labels`), without validating each category."""
     table = resources.files("osm.datasets") / "labels" / f"{source}.json"
     if Path(source).suffix == "" and not is_remote(source) and table.is_file():
         data = table.read_bytes()
@@ -180,7 +180,7 @@ def read_categories(source: str | Path) -> list[Any]:
             data = Path(source).read_bytes()
         except OSError as error:
             raise OsmError(
-                f"labels: {str(source)!r} is neither a table of the project nor a readable json ({error})"
+                f"labels: {str(source)!r} is neither a built-in label table nor a readable json file ({error})"
             ) from None
     try:
         document = parse_json(data)  # bytes may be UTF-8 or UTF-16, with or without a byte order mark
@@ -204,25 +204,25 @@ def _categories_of_json(document: Any, source: str | Path) -> list[Any]:
             return [{"id": whole(key), "name": name} for key, name in pairs]
     if not isinstance(document, dict) or not isinstance(document.get("categories"), list):
         raise OsmError(
-            f"labels: {source} has no list 'categories', and is neither a list of names nor a mapping of ids to names"
+            f"labels: {source} has no list 'categories', and is neither a list of names nor a mapping from ids to names"
         )
     return clean_categories(document["categories"], str(source))
 
 
 def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
-    """Return the categories in a csv file. Lines without a label and a name are skipped."""
+    """Return the categories in a csv file. Lines that lack a label or a class name are skipped."""
     found: dict[str, dict[str, Any]] = {}
     for number, row in csv_rows(path, "labels:"):
         sign, name = [field.strip() for field in row[:2]] if row and len(row) > 1 else ("", "")
         if sign and name and (sign, name) != ("LabelName", "DisplayName"):
             found.setdefault(sign, {"id": number, "name": name, LABEL_NAME: sign})
     if not found:
-        raise OsmError(f"labels: {path} has no line with a label and a class name (/m/01g317,Person)")
+        raise OsmError(f"labels: {path} has no line with a label and a class name, such as /m/01g317,Person")
     return list(found.values())
 
 
 def _categories_of_text(path: Path) -> list[dict[str, Any]]:
-    """Return the categories in a text file. A category without an id gets its line number (from 0) as its id."""
+    """Return the categories in a text file. A line without a category id gets its line number (from 0) as the id."""
     where = f"labels: {path}"
     listed = read_name_list(read_text(path, "labels:"), where)
     counted = any(one.id is None for one in listed.names)

@@ -1,7 +1,7 @@
-"""The dataset table, whose rows define the training flags, readers, converters and evaluation of each dataset.
+"""The dataset table. Each row defines the training flags, the reader, the converter and the evaluation of one dataset.
 
-To add a dataset, add a row here or in a user's YAML file, and a label file. A dataset whose annotations have phrases
-needs no label file.
+To add a dataset, add a row to the dataset table or to your own YAML file, and add a label file. A dataset whose
+annotations contain phrases instead of classes needs no label file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, sibling, suffix_of
 
 ANY_MODE = "any"
-# The modes of the published checkpoints: nine datasets, and the open-vocabulary mode `any`.
+# The modes of the published checkpoints: one for each of nine datasets, and the open-vocabulary mode `any`.
 PUBLISHED_MODES = (
     "coco",
     "lvis",
@@ -46,7 +46,7 @@ sequence and frame (`cityscapes`)."""
 
 @dataclass(frozen=True)
 class Rules:
-    """The fields of a row that the reader of the row's annotation form needs.
+    """The fields of a dataset's row that are required to read its annotations.
 
     Attributes:
         ignored_ids: category ids that are never used in training or named, even if the label file contains them.
@@ -120,7 +120,7 @@ class Dataset:
 
     @cached_property
     def rules(self) -> Rules:
-        """The fields that the reader of the row's annotation form needs, with label files already loaded."""
+        """The fields that are required to read the dataset's annotations, with label files already loaded."""
         whole = None if self.whole_labels is None else load_labels(self.whole_labels)
         return Rules(frozenset(self.ignored_ids), self.id_coding, whole, self.exif)
 
@@ -128,7 +128,7 @@ class Dataset:
     def cache_name(self) -> str:
         """The name of the dataset's folder in a feature cache.
 
-        The name depends on `ignored_ids`, because a crop without a segment to name is redrawn.
+        The folder name depends on `ignored_ids`, because a random crop is redrawn if it contains only ignored classes.
         """
         ids = ",".join(map(str, sorted(set(self.ignored_ids))))
         return f"{self.name}-{hashlib.sha256(ids.encode()).hexdigest()[:8]}" if ids else self.name
@@ -138,7 +138,7 @@ _UNLABELLED = 65535  # the id of pixels without a class in a 16-bit label map
 
 
 def _published(name: str, form: str, title: str, **fields: Any) -> Dataset:
-    """Return a row for a published dataset, whose label file has the same name as the dataset."""
+    """Return the table row of a published dataset, whose label file has the same name as the dataset."""
     return Dataset(name, form, title, name, exif="raw", exact_names=True, **fields)
 
 
@@ -147,14 +147,14 @@ BUILTIN = (
     _published("lvis", "coco_instances", "LVIS Instance", image_names="coco_url"),
     _published("v3det", "boxes", "V3Det Detection", keys="id"),
     _published("a847", "semantic", "A-847 Semantic", ignored_ids=(_UNLABELLED,)),
-    # The class 430 ("unknown") is in the vocabulary, but is not used in training.
+    # Class 430 of PC-459 ("unknown") is in the vocabulary, but is not used in training.
     _published("pc459", "semantic", "PC-459 Semantic", ignored_ids=(_UNLABELLED, 430)),
     _published("partimagenet", "parts", "PartImageNet Semantic", whole_labels="partimagenet_whole"),
     _published("pascal_part", "parts", "Pascal-Part Semantic", id_coding="rgb"),
     _published("ade20k", "coco_panoptic", "ADE20K Panoptic"),
     _published("cityscapes", "coco_panoptic", "Cityscapes Panoptic", image_names="cityscapes", keys="cityscapes"),
-    # The following datasets have no mode in the published checkpoints. Visual Genome is `raw` because browsers did not
-    # apply the EXIF orientation when it was annotated.
+    # The published checkpoints have no vocabulary mode for the following datasets.
+    # The EXIF setting of Visual Genome is `raw`, because browsers ignored EXIF orientation when it was annotated.
     Dataset("visual_genome", "regions", "Visual Genome", exif="raw"),
     Dataset("objects365", "boxes", "Objects365 Detection", category_names="alternatives"),
     Dataset("openimages", "coco_instances", "Open Images Instance", exif="raw"),
@@ -167,7 +167,7 @@ _PATHS = ("image_dir", "mask_dir", "json_file", "refs_file")
 
 
 class DatasetTable(Mapping[str, Dataset]):
-    """The rows of the dataset table by name, which are the built-in rows and the rows in users' YAML files."""
+    """A mapping from dataset names to rows of the dataset table, both built-in rows and rows from users' YAML files."""
 
     def __init__(self, rows: tuple[Dataset, ...] = BUILTIN) -> None:
         self._rows = {row.name: row for row in rows}
@@ -188,11 +188,12 @@ class DatasetTable(Mapping[str, Dataset]):
     def with_yaml(self, path: str | Path) -> DatasetTable:
         """Return a copy of the table with the rows of a YAML file added.
 
-        The YAML file has the form `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}` with the fields of a
-        row. If the dataset exists, the fields in the file replace the fields of its row. Relative paths are relative to
-        the folder of the YAML file, or to the working folder if the file has the key `relative_to: working_folder`.
-        `labels` and `whole_labels` may also be the name of a table of the project. A new dataset needs a `form`, and
-        either `labels` or a `json_file` with `categories`. A dataset in the annotation form `regions` has no labels.
+        The YAML file has the structure `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}`, with the fields
+        of `Dataset`. If a dataset is already in the table, the fields in the YAML file replace the fields of its row.
+        Relative paths are relative to the folder of the YAML file, or to the working folder if the file contains
+        `relative_to: working_folder`. `labels` and `whole_labels` may also be names of built-in label tables. A new
+        dataset needs a `form`, and either `labels` or a `json_file` with `categories`. A dataset in the annotation form
+        `regions` must not define `labels`.
 
         Raises:
             OsmError: The file cannot be read, or a row is invalid.
@@ -251,7 +252,8 @@ class DatasetTable(Mapping[str, Dataset]):
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
         if _form(where, row.form).phrased and row.labels:
             raise OsmError(
-                f"{where}: labels {row.labels!r}: not supported by form {row.form}, which names the json_file's phrases"
+                f"{where}: labels {row.labels!r}: not supported by form {row.form}, whose names are the phrases in "
+                "json_file"
             )
         if row.id_coding not in ID_CODINGS:
             raise OsmError(f"{where}: id_coding {row.id_coding!r} is not one of {', '.join(ID_CODINGS)}")

@@ -1,4 +1,4 @@
-"""The command line of `test/evaluate_pred.py` (also `osm evaluate`), and the flags that it shares with the report."""
+"""The command-line interface of `test/evaluate_pred.py` (also `osm evaluate`), and flags shared with `osm report`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _measured(
 
 
 def _report_uncounted(result: SetResult) -> None:
-    """Log the masks that are not counted. The log goes to stderr, because stdout has the published output."""
+    """Log the number of masks that are not scored. The log goes to stderr, because stdout contains the scores."""
     logger.info(
         f"{result.row.name}: {result.without_prediction} masks without a prediction and {result.crowd} crowd "
         "annotations, not counted"
@@ -102,7 +102,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 
 def add_bootstrap(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the bootstrap intervals, which `bootstrap_of` reads."""
+    """Add the command-line flags of the bootstrap intervals, which `bootstrap_of` reads."""
     known = Bootstrap()
     parser.add_argument(
         "--bootstrap",
@@ -126,7 +126,7 @@ def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
 
 
 def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
-    """Raise OsmError if any of the given flags is set, because they have no effect without `--metrics all`."""
+    """Raise OsmError if one of the given flags is set although it has no effect without `--metrics all`."""
     for flag in flags:
         if getattr(args, flag) not in (None, []):
             value = getattr(args, flag)
@@ -135,5 +135,5 @@ def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
 
 
 def json_text(document: Any) -> str:
-    """Return the document as JSON text. Raise ValueError if it contains nan."""
+    """Return a document as JSON text. Raise ValueError if the document contains nan."""
     return json.dumps(document, indent=1, allow_nan=False) + "\n"

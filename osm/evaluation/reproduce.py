@@ -1,4 +1,4 @@
-"""`osm reproduce`: evaluate the published weights on the six published val sets and compare with published values."""
+"""The command `osm reproduce`: it compares metrics of the published weights on six val sets with published values."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def figures(result: SetResult) -> Figures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The metrics of one dataset and the published values. `apart` has ours - published in percentage points."""
+    """The metrics of one dataset and the published values. `apart` is `ours` - `published` in percentage points."""
 
     name: str
     ours: Figures
@@ -89,7 +89,7 @@ class Comparison:
         return all(abs(points) <= self.tolerance for points in self.apart.values())
 
     def line(self) -> str:
-        """Return the dataset's row of the printed table."""
+        """Return the dataset's row in the printed Markdown table."""
         cells = [f"{getattr(self.ours, key):.2f} ({points:+.2f})" for key, points in self.apart.items()]
         masks = f"{self.ours.masks}" + ("" if self.same_masks else f" (published: {self.published.masks})")
         verdict = "reproduced" if self.within else "not reproduced"

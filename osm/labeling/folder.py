@@ -28,7 +28,7 @@ logger = message_logger(__name__)
 
 @dataclass
 class FolderOutcome:
-    """The number of images that a run named, the number of skipped images, and the failed images.
+    """The result of a run: the number of named images, the number of skipped images, and the failed images.
 
     Attributes:
         named: number of images named in this run.
@@ -61,7 +61,7 @@ class ImageTask:
 
 
 def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[Path]]:
-    """Find images, given the paths of files and folders. Subfolders are not searched.
+    """Find all images in a list of files and folders. Subfolders are not searched.
 
     Returns:
         The images without duplicates, and the files that were skipped because they are not images. Both lists are in
@@ -78,7 +78,7 @@ def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[
                     f"--output_dir {output} is also an input folder, so the next run would name its own output; "
                     "use another folder"
                 )
-            # Names like `._A.JPG` are ignored, because macOS stores the metadata of A.JPG in a file of that name.
+            # Files like `._A.JPG` are ignored, because macOS stores the metadata of A.JPG in them.
             files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("._"))
             images += [path for path in files if path.suffix.lower() in SUFFIXES]
             others += [path for path in files if path.suffix.lower() not in SUFFIXES]
@@ -95,7 +95,7 @@ def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
     """Choose a unique output name for each image.
 
     The output name is the stem of the image file. If several images have the same stem, the output name is the full
-    file name. If that name is also taken, a number is appended.
+    file name. If the output name is already in use, a number is appended.
     """
     stems = Counter(image.stem.lower() for image in images)  # some file systems ignore case
     taken: set[str] = set()
@@ -111,7 +111,7 @@ def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
 
 
 class FolderDemo:
-    """Names the segments of each image in a folder. If an image fails, the run continues with the next image.
+    """Names the segments of each image in a folder. If an image cannot be named, the run continues with the next image.
 
     Args:
         recognizer: names the segments.
@@ -139,7 +139,7 @@ class FolderDemo:
         self.overwrite, self.panoptic, self.alpha = overwrite, panoptic, alpha
 
     def run(self, tasks: Sequence[ImageTask]) -> FolderOutcome:
-        """Name all images whose results are missing or outdated. Report progress on standard error.
+        """Name the segments of all images whose results are missing or outdated. Report progress on standard error.
 
         Raises:
             OSError: a result cannot be written.
@@ -173,7 +173,7 @@ class FolderDemo:
         return made == (self.settings, _file_identity(task.image)) and all(task.file(end).is_file() for end in endings)
 
     def _write(self, task: ImageTask, named: NamedImage) -> None:
-        """Write the output files of an image. The JSON file is written last, so that it marks complete results."""
+        """Write the output files of an image. The JSON file is written last, because it marks complete results."""
         task.file(".json").unlink(missing_ok=True)
         names = [segment_label(named, k) for k in named.merged.segments]
         _save(draw_ids(named.scene, named.merged.ids, names, self.alpha), task.file("_vis.png"))
@@ -189,7 +189,7 @@ class FolderDemo:
 
 
 def record(named: NamedImage) -> dict[str, Any]:
-    """Return the JSON record of a named image, which lists all named segments and marks those in the label map."""
+    """Return the JSON record of an image, which lists all its segments and marks the segments in the label map."""
     ids = {k: number for number, k in enumerate(named.merged.segments, 1)}
     segments = []
     for k, (segment, answer) in enumerate(zip(named.segments, named.answers, strict=True)):

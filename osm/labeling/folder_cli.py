@@ -69,7 +69,7 @@ def add_segmenter_flags(out: argparse.ArgumentParser) -> None:
 
 
 def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
-    """Load the segmenter selected by the flags that `add_segmenter_flags` adds."""
+    """Load the segmenter that is selected by the command-line flags of `add_segmenter_flags`."""
     from osm.recognition.segmenters import load_segmenter
 
     checkpoint = args.sam_checkpoint
@@ -86,7 +86,7 @@ def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
-    """Run the command `osm folder`. Return 0, 1 if an image failed, or 2 after a user error."""
+    """Run the command `osm folder`. Return the exit code: 0, 1 if an image failed, or 2 after a user error."""
     args = parser(prog).parse_args(argv)
     try:
         return _run(args)
@@ -123,7 +123,7 @@ def _run(args: argparse.Namespace) -> int:
         "vocabulary": names,
         "segmenter": segmenter.name,
     }
-    # With the fingerprint, the next run detects that the checkpoint at the same path was replaced in the meantime.
+    # The fingerprint lets the next run detect that the checkpoint at the same path has been replaced.
     settings["fingerprint"] = fingerprint_tensors(published_state_dict(recognizer.model))
     demo = FolderDemo(recognizer, segmenter, request, settings, args.overwrite, args.panoptic, args.alpha)
     outcome = demo.run(image_tasks(images, args.output_dir))
@@ -134,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
-# The flags that affect the results of an image.
+# The command-line flags that affect the results for an image.
 _SETTINGS = (
     "checkpoint",
     "config",

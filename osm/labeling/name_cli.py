@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `osm name`. Return 0, or a nonzero exit code after an error."""
+    """Run the command `osm name`. Return the exit code, which is 0 unless an error occurred."""
     args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     return run_command(lambda: echo(*_answer(args)), interrupted="interrupted")
 
@@ -78,11 +78,11 @@ def _answer(args: argparse.Namespace) -> list[str]:
     boxes = [_numbers(text, 4, "--box", "X,Y,W,H") for text in args.box or ()]
     points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
     if not (args.mask or boxes or points or args.auto):
-        raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H or --point X,Y, or --auto")
+        raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H, --point X,Y or --auto")
     if args.mask_id is not None and not args.mask:
-        raise OsmError(f"--mask_id {args.mask_id} selects an id of a label map: also give --mask FILE")
+        raise OsmError(f"--mask_id {args.mask_id} selects an id of a label map; pass the label map with --mask FILE")
     if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
-        raise OsmError("--segmenter, --sam_checkpoint and --sam_type apply only to --auto: also give --auto")
+        raise OsmError("--segmenter, --sam_checkpoint and --sam_type have no effect without --auto; add --auto")
     method = method_of(args)
     image = localize(args.image, "image")
     if not image.is_file():
@@ -122,7 +122,7 @@ def _mask_of(path: Path, size_hw: tuple[int, int], label_id: int | None) -> Any:
 
 
 def _segments(args: argparse.Namespace, image: Path, recognizer: Recognizer) -> list[dict[str, Any]]:
-    """Find all segments of an image. Masks are returned as RLEs, because a hundred decoded masks take much memory."""
+    """Find all segments of an image. Masks are returned as RLEs, because many decoded masks need too much memory."""
     from osm.io.images import as_rgb
     from osm.labeling.naming import encode_rle, rle_box
 

@@ -37,7 +37,7 @@ class NamingRequest:
     top_k: int = ALTERNATIVES
 
     def run(self, recognizer: Recognizer, masks: Sequence[Any]) -> list[Recognition]:
-        """Name masks of the recognizer's current image, and return one answer per mask."""
+        """Predict names for masks of the recognizer's current image, and return one answer per mask."""
         names = list(self.vocabulary) or None
         answers = recognizer.name(masks, modes=[self.mode], top_k=self.top_k, vocabulary=names, method=self.method)
         return [of_mode[0] for of_mode in answers]
@@ -47,7 +47,7 @@ class NamingRequest:
 class MapRequest(NamingRequest):
     """Options for naming all segments of an image and merging the segments into a label map.
 
-    All areas are in pixels of the image resized to the model's input size.
+    All areas are measured in pixels after the image is resized to the model's input size.
 
     Attributes:
         min_area: segments with a smaller area are not named.
@@ -97,8 +97,8 @@ def name_image(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter,
     answers: list[Recognition] = []
     if segments:
         recognizer.set_image(image)
-        # Masks are resized to the original image, as in the output file, and encoded as RLEs, because hundreds of
-        # decoded masks would take too much memory.
+        # Masks are resized to the size of the original image, as in the output file.
+        # Masks are encoded as RLEs, because hundreds of decoded masks would take too much memory.
         rles = [encode_rle(resize_mask(segment.mask, image.size)) for segment in segments]
         answers = request.run(recognizer, rles)
     merged = _merged(segments, answers, request, scene)

@@ -117,5 +117,5 @@ def test_fields_that_few_sets_have_spoil_nothing(tmp_path: Path) -> None:
 
 def test_an_empty_list(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n# nothing\n")
-    with pytest.raises(OsmError, match="no class could be named"):
+    with pytest.raises(OsmError, match="is empty; expected at least one class"):
         load_labels(tmp_path / "a.txt")

@@ -146,7 +146,7 @@ def test_no_prediction_at_all(two_parts: Path, capsys: pytest.CaptureFixture[str
     [
         (
             {"checkpoint": "b"},
-            "the parts come from different checkpoints: coco_pred_0_of_2.json from a, coco_pred_1_of_2.json from b",
+            "the prediction files come from different checkpoints: coco_pred_0_of_2.json from a, coco_pred_1_of_2.json",
         ),
         ({"checkpoint": "a", "alter": "blank_image"}, "were made with different values of alter"),
     ],
@@ -172,8 +172,8 @@ def test_sets_of_different_checkpoints(tmp_path: Path, capsys: pytest.CaptureFix
     ("document", "message"),
     [
         ('[{"segments_info"', "not valid json"),
-        ({"pred": []}, "not in the format of form coco_panoptic"),
-        ([{"image_id": 3}], "not in the format of form coco_panoptic"),
+        ({"pred": []}, "not in the format of annotation form coco_panoptic"),
+        ([{"image_id": 3}], "not in the format of annotation form coco_panoptic"),
         ([entry([{"id": 1, "category_id": 1, "open_end_pred": {"any": {"prob": 1}}}])], "not in the format"),
         ([entry([segment(12, "man")])], "annotation 1: category_id 12 is not in the label set coco"),
         ([entry([{**segment(1, "man"), "category_id": [1]}])], "category_id [1] is not in the label set coco"),
@@ -244,17 +244,17 @@ def another_image(document: Any) -> Any:
         (field("counts", 5), "counts 5: expected the numbers of masks named, empty, ..."),
         (field("counts", {"named": -1}), "counts {'named': -1}: expected the numbers"),
         (field("images", "x"), "images 'x': expected a number of images"),
-        (field("items", [0, 9]), "items [0, 9] exceed its 5 images"),
+        (field("items", [0, 9]), "the range of items [0, 9] exceeds the number of images, 5"),
         (field("items", [3, 1]), "items [3, 1]: expected [first image, image after the last]"),
         (field("items", "all"), "items 'all': expected [first image"),
-        (field("set", "coco"), "its content is of set 'coco', but its file name is of set 'pets'"),
+        (field("set", "coco"), "the content belongs to set 'coco', but the file name belongs to set 'pets'"),
         (field("modes", "any"), "modes 'any': expected a list of modes"),
         (field("seconds", float("nan")), "seconds nan: expected a number of seconds"),
         (
             field("vocabulary", {"a": "\x1b"}),
             "vocabulary {'a': '\\x1b'}: expected [way, number of names, hash], or null",
         ),
-        (field("limit", 2), "images 5 exceeds its limit 2"),
+        (field("limit", 2), "the number of images, 5, exceeds the limit, 2"),
     ],
 )
 def test_a_file_that_does_not_hold_what_it_should(
@@ -352,5 +352,5 @@ def test_every_reader_refuses_a_file_that_is_cut_short(
             else:
                 left_out_classes.answers(pets, tmp_path)
         error = str(caught.value)
-    assert f"predictions {out / FILE}: 3 images, but its meta file says 5: the file is cut short" in error
+    assert f"predictions {out / FILE}: the file contains 3 images, but its meta file says 5: the file is cut" in error
     assert not (tmp_path / "r").exists() and not (tmp_path / "a.jpg").exists() and not (tmp_path / "list.json").exists()

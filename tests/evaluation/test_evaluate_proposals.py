@@ -236,10 +236,10 @@ def said(**wrong: Any) -> dict[str, Any]:
         ([{**NAMED, "score": -1}], "proposal 0: score -1 is negative"),
         ([{**NAMED, "score": "high"}], "proposal 0: score 'high' is not a number"),
         ([{**NAMED, "open_end_pred": "bird"}], "proposal 0: open_end_pred 'bird' is not {mode: {class, prob}}"),
-        ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', only in ['any'] (see --mode)"),
+        ([{**NAMED, "open_end_pred": {"any": {}}}], "proposal 0: no name in mode 'coco', only in ['any'] (select"),
         ([{**NAMED, "open_end_pred": {"coco": "bird"}}], "open_end_pred 'coco': 'bird': not in the format"),
         ([said(**{"class": 5})], "open_end_pred 'coco': class 5: expected a string"),
-        ([said(prob=None)], "open_end_pred 'coco': has no prob, which the score of a proposal requires"),
+        ([said(prob=None)], "open_end_pred 'coco': prob is missing, but a proposal's score is computed from it"),
         ([said(prob=-0.1)], "prob -0.1: expected a number from 0 to 1"),
         ([said(prob=5)], "prob 5: expected a number from 0 to 1"),
         ([said(prob=10**400)], "prob 1000"),
@@ -258,7 +258,7 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     make("coco", root, 2)
     assert "error: out is not a folder; expected the out_dir" in failing(capsys)
     Path("out").mkdir()
-    assert "out: no <set>_proposals_<i>_of_1.json of a set in the table" in failing(capsys)
+    assert "out: no file <set>_proposals_<i>_of_1.json of a known set (coco, " in failing(capsys)
     assert "--sets: unknown set 'cocoa'" in failing(capsys, "--sets", "cocoa")
     assert "set 'coco': 1 of 1 parts are missing: coco_proposals_0_of_1.json" in failing(capsys, "--sets", "coco")
     assert "number of parts 0: expected" in failing(capsys, parts=0)
@@ -278,7 +278,7 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     assert "made with different values of annotations" in failing(capsys, parts=2)
     meta = Path("out/coco_meta_proposals_1_of_2.json")
     meta.write_text(meta.read_text().replace("fake-1", "fake-2"))
-    assert "the parts come from different checkpoints: coco_proposals_0_of_2.json from fake-1" in failing(
+    assert "the prediction files come from different checkpoints: coco_proposals_0_of_2.json from fake-1" in failing(
         capsys, parts=2
     )
     for path in Path("out").glob("*meta*"):
@@ -345,7 +345,7 @@ def test_files_cut_short(root: Path, capsys: pytest.CaptureFixture[str]) -> None
     for message, found in short.items():
         path.write_text(json.dumps(found))
         assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2
-        assert f"error: predictions {path}: {message}" in capsys.readouterr().err
+        assert f"error: predictions {path}: the file contains {message}" in capsys.readouterr().err
     Path("out/coco_meta_proposals_0_of_1.json").unlink()
     path.write_text("[]")
     assert main(["evaluate_proposals", "out", "1", "--map", "exact"]) == 2

@@ -82,7 +82,10 @@ class Odd(Metric):
     ("found", "message"),
     [
         ({"acc": 1.0}, "metric 'odd': column 'acc' has no title; the columns with a title are odd"),
-        ({"odd": np.zeros(2)}, r"metric 'odd': column 'odd' has shape \(2,\); expected one value, or 6"),
+        (
+            {"odd": np.zeros(2)},
+            r"metric 'odd': column 'odd' has shape \(2,\); expected one value, or one value for each of the 6",
+        ),
         ({"odd": float("inf")}, "metric 'odd': column 'odd' has an infinite value"),
     ],
 )

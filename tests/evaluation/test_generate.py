@@ -220,7 +220,7 @@ def test_shuffling_needs_another_mask(pets: Dataset, tmp_path: Path) -> None:
     document["annotations"] = document["annotations"][:1]
     document["annotations"][0]["segments_info"] = document["annotations"][0]["segments_info"][:1]
     Path(str(pets.json_file)).write_text(json.dumps(document))
-    with pytest.raises(OsmError, match="found no other mask to shuffle with"):
+    with pytest.raises(OsmError, match="shuffle_masks found no other mask in"):
         generate_predictions(FakeNamer(), pets, 0, 1, tmp_path, alter="shuffle_masks")
 
 
@@ -282,7 +282,7 @@ def test_command_line(
     ("flags", "message"),
     [
         ([], "no dataset has its files; coco: left out, image_dir coco/val2017 does not exist"),
-        (["--sets", "coco,cats"], "--sets: unknown set 'cats'; the sets are coco, lvis"),
+        (["--sets", "coco,cats"], "--sets: unknown set 'cats'; known sets: coco, lvis"),
         (["--sets", "v3det"], "v3det: left out, image_dir V3Det does not exist (--v3det_image_dir)"),
         (["--benchmark", "absent.yaml"], "absent.yaml"),
         (["--datasets", "absent.yaml"], "absent.yaml"),

@@ -147,7 +147,7 @@ def test_command_line(folder: Path, tools: Tools, tmp_path: Path, capsys: pytest
     [
         (["--bootstrap", "-1"], "--bootstrap -1: expected 0 or more"),
         (["--seed", "-1"], "--seed -1: expected 0 or more"),
-        (["--frequencies", "lvis"], "--frequencies 'lvis': expected SET=FILE, SET one of coco, lvis"),
+        (["--frequencies", "lvis"], "--frequencies 'lvis': expected SET=FILE, where SET is one of coco, lvis"),
         (["--frequencies", "mine=x.json"], "--frequencies 'mine=x.json': expected SET=FILE"),
         (["--frequencies", "lvis=absent.json"], "--frequencies lvis absent.json: No such file"),
         (["--json", "/dev/null/x.json"], "--json /dev/null/x.json: "),
@@ -262,7 +262,7 @@ def test_frequencies_of_the_labels(tmp_path: Path) -> None:
     ("document", "message"),
     [
         ([], "has no list 'categories'"),
-        ({"categories": [{"id": 1}]}, "no category in .* has the id of a class of set 'coco'"),
+        ({"categories": [{"id": 1}]}, "no category in .* has both the id of a class of set 'coco'"),
         ({"categories": [{"id": 1, "frequency": ["r"]}]}, r"category 1: frequency \['r'\]: expected one of r, c, f"),
     ],
 )

@@ -60,7 +60,7 @@ def test_torchrun(root: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "variables", "message"),
     [
-        (("auto", "auto"), {}, "i n 'auto auto': the environment variable RANK is not set; start it with torchrun"),
+        (("auto", "auto"), {}, "i n 'auto auto': the environment variable RANK is not set; start the command"),
         (("auto", "auto"), {"RANK": "0", "WORLD_SIZE": "two"}, "the environment variable WORLD_SIZE is 'two'"),
         (("auto", "auto"), {"RANK": "2", "WORLD_SIZE": "2"}, "part 2 of 2: parts are counted from 0"),
         (("0", "auto"), {"RANK": "0", "WORLD_SIZE": "2"}, "i n '0 auto': expected two numbers, or 'auto auto'"),
@@ -95,7 +95,7 @@ def test_each_process_has_its_own_gpu(root: Path, monkeypatch: pytest.MonkeyPatc
     assert (_own_device("auto"), _own_device("cpu")) == ("cuda:1", "cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(
-        OsmError, match="process 1 of this machine has no GPU among the 1 available; start torchrun with --nproc"
+        OsmError, match="no GPU is left for local rank 1, because the number of available GPUs is 1; start torchrun"
     ):
         _own_device("auto")
 
@@ -178,7 +178,7 @@ def change_meta(path: Path, **values: Any) -> None:
     [
         (
             {"checkpoint": "other"},
-            "the parts come from different checkpoints: pc459_pred_0_of_2.json from fake-1, pc459",
+            "the prediction files come from different checkpoints: pc459_pred_0_of_2.json from fake-1, pc459",
         ),
         (
             {"items": [1, 5]},

@@ -160,7 +160,7 @@ def test_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags in ((), ("--sets", "coco,lvis")):
         assert run("--masks", "proposals.json", *flags) == 2
         assert (
-            "--masks proposals.json: proposals belong to the images of one dataset; name the dataset with --sets"
+            "--masks proposals.json: proposals belong to the images of one dataset; select this dataset with --sets"
             in capsys.readouterr().err
         )
     assert run("--masks", "absent.json", "--sets", "coco") == 2

@@ -1,10 +1,10 @@
 """Metrics of predicted names, computed only from names, probabilities and mask areas.
 
-No metric reads an image. The only model that a metric uses is a sentence encoder, if one is installed.
+No metric reads an image. Some metrics use a sentence encoder if one is installed; no metric uses any other model.
 
 To add a metric from another package, subclass `osm.evaluation.metrics.base.Metric` (or `MaskMetric`) and list the class
-in the entry-point group `osm.metrics` (see examples/metric), or call `register_metric`. `--metrics` also accepts
-classes, each given as `module:Class`.
+in the entry-point group `osm.metrics` (see examples/metric), or call `register_metric`. The flag `--metrics` also
+accepts a metric class as `module:Class`.
 """
 
 from __future__ import annotations

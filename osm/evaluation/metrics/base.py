@@ -1,7 +1,7 @@
 """The interface of all metrics.
 
-A metric returns columns. A column is either one score for each mask or a single value for all masks. For scores, the
-mean and its bootstrap interval are reported; a single value is reported without an interval.
+A metric returns columns. A column contains either one score for each mask or a single value for all masks. A column of
+scores is reported as its mean with a bootstrap interval, and a single value is reported without an interval.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Column = np.ndarray | float
 
 @dataclass(frozen=True)
 class Tools:
-    """Models and databases that some metrics need.
+    """The sentence encoder and the WordNet database, which only some metrics need.
 
     Attributes:
         encoder: embeds names; None if its weights are not installed.
@@ -44,7 +44,7 @@ class Tools:
 
 @dataclass
 class NamedMasks:
-    """The masks of a dataset that have a predicted name in one mode.
+    """The masks of a dataset that have a predicted name in one vocabulary mode.
 
     Attributes:
         row: the dataset's row in the dataset table.
@@ -80,9 +80,9 @@ class NamedMasks:
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """Float (masks,), 1 where the predicted name is correct by the published rule, else 0.
+        """Float array (masks,): 1 if the predicted name is correct by the rule of the published evaluation, else 0.
 
-        All accuracies of the evaluation are computed from this array.
+        All accuracies in the evaluation are means over values of `correct`.
         """
         return np.array([is_correct(name, label.names) for name, label in self.pairs], dtype=float)
 
@@ -101,15 +101,15 @@ class Metric(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def titles(self) -> dict[str, str]:
-        """Return the title of every column that the metric can return, by column key."""
+        """Return a dict from column key to title, with every column that the metric can return."""
         return {self.name: self.title}
 
     @abstractmethod
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
         """Return the metric's columns by key.
 
-        The value of a column is float (masks,), with nan for masks to which the metric does not apply, or one float for
-        all masks. A column without data may be absent.
+        A column is a float array (masks,), with nan for masks to which the metric does not apply, or one float for all
+        masks. A column without data may be absent.
         """
 
 
@@ -145,7 +145,10 @@ def checked_columns(metric: Metric, masks: NamedMasks) -> dict[str, Column]:
             raise OsmError(f"{where} has no title; the columns with a title are {', '.join(metric.titles())}")
         values = np.asarray(column, dtype=float)
         if values.shape not in ((), (len(masks.masks),)):
-            raise OsmError(f"{where} has shape {values.shape}; expected one value, or {len(masks.masks)} for the masks")
+            raise OsmError(
+                f"{where} has shape {values.shape}; expected one value, or one value for each of the "
+                f"{len(masks.masks)} masks"
+            )
         if np.isinf(values).any():
             raise OsmError(f"{where} has an infinite value; expected finite numbers, or nan for skipped masks")
         found[key] = values if values.shape else float(values)

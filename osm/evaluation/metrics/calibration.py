@@ -34,7 +34,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The reliability table of the predictions in one mode.
+    """The reliability table of the predictions in one vocabulary mode.
 
     Attributes:
         bins: bins of equal width from 0 to 1.

@@ -18,7 +18,7 @@ from osm.evaluation.predict.records import MaskRecord, SetRecords, read_files
 
 @dataclass
 class Score:
-    """The mask counts of one dataset in one mode.
+    """The mask counts of one dataset in one vocabulary mode.
 
     Attributes:
         total: the number of masks with a prediction in the mode.
@@ -32,12 +32,12 @@ class Score:
 
     @classmethod
     def of(cls, scores: MaskScores) -> Score:
-        """Return the counts of masks for which Acc and NIV were computed."""
+        """Return the numbers of scored masks, of correct names and of names outside the vocabulary."""
         acc, niv = scores.columns["acc"], scores.columns["niv"]
         return cls(len(scores.masks), int(acc.sum()), int(niv.sum()))
 
     def line(self) -> str:
-        """Return the published output line for the mode, or a note if no mask has a prediction in the mode."""
+        """Return an output line in the format of the published script, or a note if no mask has a prediction."""
         if not self.total:
             return "no prediction in this mode"
         return (
@@ -48,7 +48,7 @@ class Score:
     def as_json(self) -> dict[str, Any]:
         """Return the counts and rates as JSON-compatible values.
 
-        The rates are None if no mask has a prediction in the mode.
+        The rates are None if no mask has a prediction in this vocabulary mode.
         """
         return {
             "correct": self.correct,
@@ -64,7 +64,6 @@ class SetResult:
     """The evaluation result of one dataset.
 
     Attributes:
-        records: the content of the prediction files.
         records: the content of the prediction files.
         agnostic: the counts in the open-vocabulary mode `any`.
         specific: the counts in the dataset's own mode.
@@ -91,7 +90,7 @@ class SetResult:
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """The content of the first meta file, or an empty mapping if there is no meta file."""
+        """The metadata stored with the first prediction file, or an empty mapping if no meta file exists."""
         return self.records.meta
 
     def lines(self) -> str:
@@ -132,7 +131,7 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
             content of a file is invalid.
     """
     if parts < 1:
-        raise OsmError(f"number of parts {parts}: expected the n that generate_pred.py was run with, 1 or more")
+        raise OsmError(f"number of parts {parts}: expected the number n that was passed to generate_pred.py, 1 or more")
     if not out_dir.is_dir():
         raise OsmError(f"{out_dir} is not a folder; expected the out_dir of generate_pred.py")
     present = list(list_predictions(out_dir))
@@ -158,7 +157,7 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
 
 
 def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
-    """Evaluate all parts of the prediction files of one dataset."""
+    """Evaluate one dataset from its prediction files, one file for each part of the run."""
     result = SetResult(read_files(row, paths))
     for image in result.records.images:
         for mask in image.masks:
@@ -170,7 +169,7 @@ def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
 
 
 def _count(result: SetResult, mask: MaskRecord) -> None:
-    """Count one annotation of a prediction file. Its Acc and NIV are counted separately."""
+    """Add one annotation of a prediction file to all counts except the counts of Acc and NIV."""
     if not mask.predictions:
         if mask.crowd:
             result.crowd += 1

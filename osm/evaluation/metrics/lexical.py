@@ -2,9 +2,9 @@
 
 A name is a noun of one or several words. A plural is treated as its singular. If WordNet does not contain a name of
 several words ("striped kettle"), the name counts as a hyponym of its longest ending that WordNet contains ("kettle"). A
-note in parentheses, as in "bow (weapon)", is removed from the name. A relation between two names holds if it holds
-between any sense of one name and any sense of the other, because the intended senses are unknown. Therefore a
-relation is more likely to be found wrongly than to be missed.
+note in parentheses, as in "bow (weapon)", is removed from the name. The intended senses of names are unknown, so a
+relation between two names holds if it holds between any of their senses. False relations between names are therefore
+more likely than missed relations.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class WordNetEntry:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The WordNet judgement of a predicted name against the names of a class.
+    """The WordNet relation and similarity between a predicted name and the names of a class.
 
     Attributes:
         relation: one of `RELATIONS`.
@@ -61,7 +61,7 @@ class Judgement:
 
 
 class Lexicon:
-    """Compares predicted names with class names in WordNet. Each (prediction, class) pair is judged once and cached."""
+    """Compares predicted names with class names in WordNet. The result of each (prediction, class) pair is cached."""
 
     def __init__(self, wordnet: WordNet) -> None:
         self.wordnet = wordnet
@@ -70,14 +70,14 @@ class Lexicon:
 
     def _entry(self, name: str) -> WordNetEntry:
         words = _NOTE.sub(" ", normalize(name)).split()
-        # A name in a file may have a million words, so no ending longer than WordNet's longest entry is looked up.
+        # A name may have a million words, so endings longer than the longest WordNet entry are not looked up.
         for start in range(max(0, len(words) - self.wordnet.longest), len(words)):
             if senses := self.wordnet.senses(" ".join(words[start:])):
                 return WordNetEntry(senses, below=start > 0)
         return WordNetEntry(frozenset())
 
     def _judge(self, prediction: str, names: tuple[str, ...]) -> Judgement:
-        """Return the closest relation of a prediction to any of the class's names."""
+        """Return the closest WordNet relation between a prediction and any of the class's names."""
         said, meant = self.entry(prediction), [self.entry(name) for name in names]
         by_head = said.below or any(entry.below for entry in meant)
         if is_correct(prediction, names) or self._same_lemma(prediction, names):
@@ -94,7 +94,7 @@ class Lexicon:
     def _same_lemma(self, prediction: str, names: Iterable[str]) -> bool:
         """Return whether the prediction and a class name share a WordNet entry, such as "men" and "man".
 
-        The published plural rules do not cover irregular plurals.
+        The plural rules of the published evaluation do not cover irregular plurals such as "men".
         """
         lemmas = self.wordnet.lemmas(normalize(prediction))
         return any(lemmas & self.wordnet.lemmas(name) for name in names)
@@ -102,8 +102,8 @@ class Lexicon:
     def _relation(self, said: WordNetEntry, meant: WordNetEntry) -> str:
         if not said.below and not meant.below and said.senses & meant.senses:
             return "synonym"
-        # A name whose ending alone is in WordNet is more specific than the entry of that ending. No name can be more
-        # specific than a name that has no entry of its own.
+        # If WordNet contains only the ending of a name, the name is more specific than the entry of the ending.
+        # No name is treated as more specific than a name without its own WordNet entry.
         if not meant.below and any(not meant.senses.isdisjoint(self.wordnet.above(one)) for one in said.senses):
             return "hyponym"
         if not said.below and any(not said.senses.isdisjoint(self.wordnet.above(one)) for one in meant.senses):
@@ -132,5 +132,5 @@ class Lexicon:
 
 
 def wups(similarity: float, threshold: float = WUPS_THRESHOLD) -> float:
-    """Return the WUPS of one name (Malinowski and Fritz 2014). A similarity below the threshold is divided by 10."""
+    """Return the WUPS score (Malinowski and Fritz 2014): a similarity below the threshold is divided by 10."""
     return similarity if similarity >= threshold else 0.1 * similarity

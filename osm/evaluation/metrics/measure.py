@@ -1,4 +1,4 @@
-"""The metrics of one dataset in its own mode and in mode `any`, with intervals, as tables and as JSON."""
+"""The metrics of one dataset in its own vocabulary and in the open-vocabulary mode `any`, as text tables and JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from osm.storage.cache import localize
 
 
 def title_of(key: str) -> str:
-    """Return the title of a column in tables. If no registered metric has the column, return its key."""
+    """Return the table title of a column, or the column's key if no registered metric has this column."""
     return next((titles[key] for metric in all_metrics() if key in (titles := metric.titles())), key)
 
 
@@ -47,7 +47,7 @@ class ModeMeasures:
 
 @dataclass(frozen=True)
 class SetMeasures:
-    """The metrics of one dataset in its own mode and in mode `any`.
+    """The metrics of one dataset in its own vocabulary mode and in the open-vocabulary mode `any`.
 
     Attributes:
         specific: the metrics of the dataset's own mode; None if no mask has a prediction in its own mode.
@@ -65,7 +65,7 @@ class SetMeasures:
 
     @property
     def modes(self) -> dict[str, ModeMeasures]:
-        """The metrics of each mode that has predictions, by the mode's name in the published output."""
+        """The metrics by mode (`specific` or `agnostic`); a mode without predictions is missing."""
         both = {"specific": self.specific, "agnostic": self.agnostic}
         return {name: mode for name, mode in both.items() if mode is not None}
 
@@ -142,7 +142,7 @@ def measure(
     frequencies: Mapping[int, str] | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> SetMeasures:
-    """Compute the metrics of one dataset in its own mode and in the open-vocabulary mode `any`.
+    """Compute the metrics of one dataset in its own vocabulary mode and in the open-vocabulary mode `any`.
 
     Args:
         result: the dataset's prediction files, read and counted.
@@ -170,7 +170,7 @@ def measure(
 
 
 def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict[str, dict[int, str]]:
-    """Read which classes are rare, common or frequent from the files of `--frequencies`.
+    """Read from the files of the flag `--frequencies` which classes are rare, common or frequent.
 
     Args:
         given: values of `--frequencies`, each `SET=FILE`. The file is a JSON file whose `categories` have `frequency`
@@ -188,7 +188,7 @@ def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict
     for text in given:
         name, equals, file = text.partition("=")
         if not equals or not file or name not in table:
-            raise OsmError(f"--frequencies {text!r}: expected SET=FILE, SET one of {', '.join(table)}")
+            raise OsmError(f"--frequencies {text!r}: expected SET=FILE, where SET is one of {', '.join(table)}")
         document, _ = read_json(localize(file, f"--frequencies {name}"), f"--frequencies {name}")
         categories = document.get("categories") if isinstance(document, dict) else None
         if not isinstance(categories, list) or not all(isinstance(one, dict) for one in categories):
@@ -197,7 +197,7 @@ def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict
         found[name] = {key: group for key, group in groups.items() if group and key in table[name].label_set}
         if not found[name]:
             raise OsmError(
-                f"--frequencies {text!r}: no category in {file} has the id of a class of set {name!r} and a "
+                f"--frequencies {text!r}: no category in {file} has both the id of a class of set {name!r} and a "
                 "`frequency` or `image_count`"
             )
     return found
@@ -209,7 +209,7 @@ def _group(category: Mapping[str, Any], file: str) -> str:
         if group not in tuple(FREQUENCIES):
             expected = ", ".join(FREQUENCIES)
             raise OsmError(
-                f"{file}: category {category['id']}: frequency {shown(group)}: expected one of {expected}, as LVIS has"
+                f"{file}: category {category['id']}: frequency {shown(group)}: expected one of {expected}, as in LVIS"
             )
         return group
     if type(count) is not int or count < 1:

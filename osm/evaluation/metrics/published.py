@@ -16,7 +16,7 @@ from osm.datasets.labels import LabelSet
 def plural_forms(name: str) -> set[str]:
     """Return the accepted plural forms of a name: + s, + es, y -> ies, f -> ves, fe -> ves.
 
-    As in the published evaluation, the rules are applied to every name, so some of the forms are not English words.
+    The plural rules apply to every name, as in the published evaluation, so some forms are not English words.
     """
     forms = {name + "s", name + "es"}
     if name.endswith("y"):
@@ -43,7 +43,7 @@ def singular_forms(name: str) -> set[str]:
 
 
 def accepted_forms(names: Iterable[str]) -> frozenset[str]:
-    """Return all predictions that are correct for a class with these names. The empty prediction is never correct."""
+    """Return all predictions that are correct for a class with the given names, without the empty prediction."""
     return _accepted(tuple(names))
 
 
@@ -52,7 +52,7 @@ def _accepted(names: tuple[str, ...]) -> frozenset[str]:
     accepted: set[str] = set()
     for name in names:
         accepted |= {name} | plural_forms(name) | singular_forms(name)
-    # A class named "s" would otherwise accept the empty prediction.
+    # The empty prediction is removed, because a class named "s" would accept it.
     return frozenset(accepted - {""})
 
 
@@ -62,12 +62,12 @@ def normalize(prediction: str) -> str:
 
 
 def is_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Return whether the prediction is correct for a class with these names."""
+    """Return whether the prediction is correct for a class with the given names."""
     return normalize(prediction) in accepted_forms(names)
 
 
 def head_is_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Return whether the prediction's last word is the last word of a class name ("kettle" of "striped kettle").
+    """Return whether the prediction's last word is the last word of a class name ("kettle" in "striped kettle").
 
     Plural and singular forms of the last word are accepted.
     """
@@ -76,9 +76,9 @@ def head_is_correct(prediction: str, names: Iterable[str]) -> bool:
 
 
 def modifiers_are_correct(prediction: str, names: Iterable[str]) -> bool:
-    """Return whether prediction and class name have the same words before the last ("striped" of "striped kettle").
+    """Return whether the prediction and a class name have the same modifiers ("striped" in "striped kettle").
 
-    A one-word prediction is correct only if it is an accepted name, for example a one-word synonym.
+    The modifiers of a one-word prediction are correct only if the prediction is an accepted name.
     """
     names = tuple(names)
     modifiers = normalize(prediction).split()[:-1]
@@ -98,8 +98,8 @@ def in_vocabulary(prediction: str, labels: LabelSet) -> bool:
 def majority_class(counts: Mapping[int, int]) -> tuple[int, float] | None:
     """Return the most frequent category id and its share of the masks, or None if there are no masks.
 
-    The share is the accuracy of a model that always predicts this class. If several ids are equally frequent, the
-    smallest is returned.
+    The share of the most frequent category is the accuracy of a model that always predicts this category. If several
+    category ids are equally frequent, the smallest id is returned.
 
     Args:
         counts: for each category id, the number of counted masks.

@@ -1,4 +1,4 @@
-"""The built-in metrics, and the columns that the selected metrics compute for the masks of one mode."""
+"""The built-in metrics, and the functions that compute the selected metrics for all masks in one vocabulary mode."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _floats(values: Iterable[float]) -> np.ndarray:
 
 
 def _target_and_best(metric: Metric) -> dict[str, str]:
-    """Return two column titles: the value for the class's first name, and the maximum over all names of the class."""
+    """Return the titles of two columns: the score for the class's first name, and the best score over all its names."""
     title = metric.title
     return {metric.name: f"{title}, target name", f"{metric.name}_best": f"{title}, best of the class's names"}
 
@@ -72,7 +72,7 @@ class NotInVocabulary(Metric):
 
 
 class SemanticIoU(Metric):
-    """Semantic IoU: the words shared by the predicted name and the class's name, divided by all their words."""
+    """Semantic IoU: the number of words that two names share, divided by the number of distinct words in both names."""
 
     name, title = "semantic_iou", "Semantic IoU"
 
@@ -89,7 +89,7 @@ class SemanticIoU(Metric):
 
 
 class PartsOfNames(Metric):
-    """Parts of names: for names of several words, whether the whole name, last word and modifiers are correct."""
+    """Parts of names: whether the whole name, last word and modifiers are correct, for class names of several words."""
 
     name, title = "parts_of_names", "parts of names"
 
@@ -98,9 +98,9 @@ class PartsOfNames(Metric):
         return {PART + key: f"{self.title}: {key.replace('_', ' ')}" for key in PARTS}
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the columns for the whole name, the last word and the modifiers.
+        """Return one accuracy column each for the whole name, the last word and the modifiers.
 
-        There are no columns if no class has a name of several words.
+        No column is returned if all class names are single words.
         """
         several = np.array([len(label.target.split()) > 1 for label in masks.labels], dtype=bool)
         if not several.any():
@@ -112,17 +112,17 @@ class PartsOfNames(Metric):
 
 
 class EitherVocabulary(MaskMetric):
-    """Acc in any vocabulary: in mode `any`, the share of masks whose prediction is among the annotation's `names`."""
+    """Acc in any vocabulary: the share of masks whose open-vocabulary prediction is in the annotation's `names`."""
 
     name, title = "either_vocabulary", "Acc in any vocabulary"
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the accuracy column in the open-vocabulary mode `any`, if any annotation has `names`."""
+        """Return the accuracy column in the open-vocabulary mode `any` if at least one annotation has `names`."""
         given = masks.mode == ANY_MODE and any(mask.names is not None for mask in masks.masks)
         return super().columns(masks) if given else {}
 
     def score(self, prediction: str, label: LabelClass, mask: MaskRecord) -> float:
-        """Return 1 if the predicted name is one of the annotation's `names`, else 0; nan if the annotation has none."""
+        """Return 1 if the predicted name is in the annotation's `names`, 0 if not, or nan without `names`."""
         return np.nan if mask.names is None else is_correct(prediction, map(normalize, mask.names))
 
 
@@ -136,7 +136,7 @@ class SemanticSimilarity(Metric):
         return _target_and_best(self)
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the cosine with the class's first name, and the maximum over all names of the class."""
+        """Return the cosine similarity to the class's first name, and the maximum over all names of the class."""
         assert masks.tools.encoder is not None
         places: dict[tuple[str, tuple[str, ...]], int] = {}
         rows = [places.setdefault((normalize(name), label.names), len(places)) for name, label in masks.pairs]
@@ -162,7 +162,7 @@ class WordNetRelations(Metric):
 
 
 class WuPalmerSimilarity(Metric):
-    """WUPS: the Wu-Palmer similarity in WordNet, unchanged (at 0.0) or with values below 0.9 divided by 10 (at 0.9)."""
+    """WUPS: the Wu-Palmer similarity in WordNet. In WUPS at 0.9, similarities below 0.9 are divided by 10."""
 
     name, title, needs = "wups", "WUPS", ("lexicon",)
 
@@ -171,7 +171,7 @@ class WuPalmerSimilarity(Metric):
         return {"wups_0.0": f"{self.title} at 0.0", "wups_0.9": f"{self.title} at 0.9"}
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the unchanged similarities, and the similarities with values below 0.9 divided by 10."""
+        """Return the Wu-Palmer similarities, and a second column in which values below 0.9 are divided by 10."""
         assert masks.tools.lexicon is not None
         judge = masks.tools.lexicon.judge
         found = [judge(normalize(name), label.names).similarity for name, label in masks.pairs]
@@ -179,7 +179,7 @@ class WuPalmerSimilarity(Metric):
 
 
 class AccuracyBySize(Metric):
-    """Acc by mask size: the accuracy over COCO's small, medium and large masks."""
+    """Acc by mask size: the accuracy for small, medium and large masks, as defined by COCO."""
 
     name, title = "acc_by_size", "Acc by sizes"
 
@@ -194,7 +194,7 @@ class AccuracyBySize(Metric):
 
 
 class AccuracyByFrequency(Metric):
-    """Acc by class frequency: the accuracy over LVIS's rare, common and frequent classes."""
+    """Acc by class frequency: the accuracy for rare, common and frequent classes, as defined by LVIS."""
 
     name, title = "acc_by_frequency", "Acc by frequencies"
 
@@ -213,7 +213,7 @@ class AccuracyByFrequency(Metric):
 def _by_group(
     masks: NamedMasks, prefix: str, groups: list[str | None], known: Iterable[str], title: str, why: str
 ) -> dict[str, Column]:
-    """Return the Acc column of each group of masks. A mask whose group is None is skipped for the reason `why`."""
+    """Return the Acc column of each group of masks. A mask without a group is skipped, and `why` states the reason."""
     if not groups:
         return {}
     without = sum(group is None for group in groups)
@@ -230,12 +230,12 @@ def _by_group(
 
 
 def all_metrics() -> list[Metric]:
-    """Return all metrics of `METRICS`: built-in metrics in the order of the tables, then other metrics by name."""
+    """Return all registered metrics: the built-in metrics in table order, then all other metrics sorted by name."""
     return [METRICS.get(name)() for name in dict.fromkeys([*BUILTIN_METRICS, *METRICS.names()])]
 
 
 def select_metrics(text: str) -> list[Metric]:
-    """Return the metrics that a value of `--metrics` selects.
+    """Return the metrics that are selected by a value of the flag `--metrics`.
 
     Args:
         text: comma-separated metric names, or classes as `module:Class`. `all` stands for all registered metrics and
@@ -265,7 +265,7 @@ def select_metrics(text: str) -> list[Metric]:
 
 @dataclass
 class MaskScores:
-    """The scores of a dataset's masks in one mode.
+    """The scores of a dataset's masks in one vocabulary mode.
 
     Attributes:
         images: int (masks,), the index of each mask's image, below `image_count`.
@@ -294,7 +294,7 @@ class MaskScores:
     notes: list[str] = field(default_factory=list)
 
     def sums(self) -> ImageSums:
-        """Return the per-image sums over masks of all columns, and of Acc for each class."""
+        """Return the sums of all columns over the masks of each image, and the sums of Acc for each class."""
         return ImageSums(self.images, self.image_count, self.columns, ("acc", self.classes))
 
     def rates(self, bootstrap: Bootstrap) -> dict[str, Rate]:
@@ -317,7 +317,7 @@ def score_masks(
     frequencies: Mapping[int, str] | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> MaskScores:
-    """Score the counted masks of a dataset that have a prediction in the given mode; see `score_rows`."""
+    """Score all masks that have a prediction in the given mode and whose class is not ignored (see `score_rows`)."""
     rows = [(number, mask) for number, mask in records.counted() if mode in mask.predictions]
     return score_rows(records.row, rows, records.image_count, mode, tools, frequencies, metrics)
 

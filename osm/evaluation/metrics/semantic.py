@@ -25,16 +25,17 @@ def words(name: str) -> frozenset[str]:
 
 
 def semantic_iou(prediction: str, name: str) -> float:
-    """Return the Jaccard index (0 to 1) of the sets of words of two names.
+    """Return the Jaccard index (0 to 1) between the word sets of two names.
 
-    A singular and its plural are different words. If neither name contains a word, the index is 0.
+    The singular and the plural of a noun count as different words. If neither name contains a word, the Jaccard index
+    is 0.
     """
     said, meant = words(prediction), words(name)
     return len(said & meant) / len(said | meant) if said | meant else 0.0
 
 
 def best_semantic_iou(prediction: str, names: Iterable[str]) -> float:
-    """Return the largest Semantic IoU of a prediction with any of the class's names."""
+    """Return the largest Semantic IoU between a prediction and any of the class's names."""
     return max(semantic_iou(prediction, name) for name in names)
 
 

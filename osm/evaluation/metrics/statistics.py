@@ -1,9 +1,9 @@
-"""Rates with 95 % intervals: the Wilson interval, and a bootstrap over images.
+"""Rates with 95 % confidence intervals: the Wilson interval, and a bootstrap over images.
 
 Masks in the same image are not independent samples, because they share the scene, the light and often the class.
-Therefore the bootstrap resamples whole images, each with all its masks. This is the cluster bootstrap (Davison and
-Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Each interval is the middle 95 % of the resampled
-rates.
+Therefore the bootstrap resamples whole images, each with all its masks. Resampling whole images is known as the cluster
+bootstrap (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Each bootstrap interval
+extends from the 2.5th to the 97.5th percentile of the resampled rates.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 _DRAWN_AT_ONCE = 2**20  # images per block of bootstrap samples; bounds the memory for a dataset of 20,000 images
 _COLUMNS_AT_ONCE = 256
-# Rates are rounded to this many digits, because the last bits of their sums depend on the order of summation, which
-# differs between machines and with the number of columns.
+# Rates are rounded to 9 digits, because the last bits of a sum depend on the order of summation.
+# The order of summation differs between machines and depends on the number of columns.
 _DIGITS = 9
 
 
@@ -28,7 +28,7 @@ def ratio(count: int, total: int) -> float:
 
 
 def auroc(higher: Sequence[float] | np.ndarray, lower: Sequence[float] | np.ndarray) -> float:
-    """Return the probability that a value of `higher` exceeds a value of `lower`; a tie counts one half.
+    """Return the AUROC: the probability that a value of `higher` exceeds a value of `lower`; a tie counts as 0.5.
 
     Neither sequence may be empty.
     """
@@ -37,7 +37,7 @@ def auroc(higher: Sequence[float] | np.ndarray, lower: Sequence[float] | np.ndar
 
 
 def wilson_interval(count: int, total: int) -> tuple[float, float] | None:
-    """Return Wilson's 95 % interval for a proportion, or None if total is 0.
+    """Return the Wilson 95 % confidence interval of a proportion, or None if total is 0.
 
     Unlike the normal approximation, the Wilson interval is valid for small totals and for proportions near 0 and 1.
     """
@@ -65,7 +65,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Rate:
-    """The mean of a metric's column over masks.
+    """The mean of a metric's column over all masks to which the metric applies.
 
     Attributes:
         value: the mean; None if the metric applies to no mask.
@@ -85,7 +85,7 @@ class Rate:
 
 
 class ImageSums:
-    """The per-image sum and count of every column over the image's masks.
+    """The sum and the count of every column over the masks of each image.
 
     Args:
         images: int (masks,), the index of each mask's image.
@@ -134,7 +134,7 @@ class ImageSums:
     def resampled(self, bootstrap: Bootstrap) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield the rates in each bootstrap sample, one block of columns at a time.
 
-        For a given seed, the same images are drawn for any columns, so the differences between two runs are paired.
+        The same seed always draws the same images, so the differences between two runs are paired.
 
         Yields:
             A slice of `keys`, and float (samples, columns in the slice), nan where a sample has no mask of the column.
@@ -158,7 +158,7 @@ class ImageSums:
 
 
 def draws(images: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
-    """Yield how often each image occurs in each bootstrap sample, as float blocks (samples in the block, images)."""
+    """Yield blocks of bootstrap samples, as float arrays (samples, images) that count how often each image is drawn."""
     random = np.random.default_rng(bootstrap.seed)
     some = max(1, _DRAWN_AT_ONCE // max(images, 1))
     for first in range(0, bootstrap.samples, some):
@@ -171,7 +171,7 @@ def draws(images: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
 
 
 def middle(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the bounds of the middle 95 % of the values, ignoring nan, or None if all values are nan."""
+    """Return the 2.5th and 97.5th percentiles of the values, ignoring nan, or None if all values are nan."""
     known = values[~np.isnan(values)]
     if not len(known):
         return None
@@ -205,13 +205,16 @@ class Difference:
 
 
 def differences(a: ImageSums, b: ImageSums, bootstrap: Bootstrap) -> dict[str, Difference]:
-    """Return B - A for every column, using the same bootstrap samples of images for both runs.
+    """Return the difference B - A between two runs for every column, using the same bootstrap samples for both runs.
 
     Raises:
         ValueError: A and B have different columns or different images.
     """
     if a.keys != b.keys or a.sums.shape != b.sums.shape:
-        raise ValueError(f"A has columns {a.keys} {a.sums.shape}, B has {b.keys} {b.sums.shape}: expected the same")
+        raise ValueError(
+            f"A has columns {a.keys} of shape {a.sums.shape}, but B has columns {b.keys} of shape {b.sums.shape}; "
+            "expected the same columns and shapes"
+        )
     first, second = a.rates(Bootstrap(0)), b.rates(Bootstrap(0))
     drawn: list[np.ndarray] = []
     if bootstrap.samples:

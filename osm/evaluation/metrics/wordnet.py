@@ -1,4 +1,4 @@
-"""A reader of the nouns in a WordNet database: the senses of a name, their hypernyms and their parts.
+"""A reader for the nouns of a WordNet database: the senses of names, and the hypernyms and meronyms of senses.
 
 The reader uses only the noun files that every release and package of WordNet includes (`index.noun`, `data.noun` and
 `noun.exc`). The file formats are described in wndb(5WN) and the morphology in morphy(7WN). NLTK's reader is not used,
@@ -80,11 +80,11 @@ class WordNet:
         return {form for spelling in spellings for form in self._forms(spelling) if form in self._index}
 
     def senses(self, name: str) -> frozenset[int]:
-        """Return the noun senses of a name, as byte offsets in the data file. Empty if WordNet does not contain it."""
+        """Return the noun senses of a name, as byte offsets in `data.noun`. Return an empty set for an unknown name."""
         return frozenset(sense for lemma in self.lemmas(name) for sense in self._index[lemma])
 
     def above(self, sense: int) -> dict[int, int]:
-        """Return a sense (0 steps) and all its hypernyms, with the minimum number of steps to each hypernym."""
+        """Return the sense itself (0 steps) and all its hypernyms, each with the minimum number of steps."""
         if sense not in self._above:
             steps, level = {sense: 0}, [sense]
             while level:

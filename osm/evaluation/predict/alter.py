@@ -1,4 +1,4 @@
-"""Deliberately wrong inputs, which must make the names of a model much worse if it uses the mask and the image.
+"""Deliberately wrong inputs for control tests: they must lower the accuracy of a model that uses mask and image.
 
 `shuffle_masks`: every annotation gets the mask of a random annotation from a different image of the split.
 `blank_image`: every image is replaced by a uniform mid-gray image.
@@ -25,7 +25,7 @@ def blank(image: Image.Image) -> Image.Image:
 def other_mask(split: Split, count: int, index: int, position: int, size: tuple[int, int], seed: int) -> np.ndarray:
     """Return the mask of a different, randomly chosen annotation, resized to `size` (H, W) by nearest neighbor.
 
-    The choice depends only on the seed and the annotation, so it does not change with the number of parts or restarts.
+    The random choice depends only on the seed and the annotation, so splitting or restarting a run does not change it.
 
     Args:
         split: the items that masks are drawn from.
@@ -52,7 +52,7 @@ def other_mask(split: Split, count: int, index: int, position: int, size: tuple[
         mask = resize_nearest(item.mask(k), size)
         if mask.any():
             return mask
-    raise OsmError(f"set {split.row.name!r}: found no other mask to shuffle with in its first {count} images")
+    raise OsmError(f"set {split.row.name!r}: --alter shuffle_masks found no other mask in the first {count} images")
 
 
 def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

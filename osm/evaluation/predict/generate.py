@@ -1,4 +1,4 @@
-"""Writer of prediction files: names every ground-truth mask of a val split, or every proposal, in one or more modes."""
+"""Predicts names for all ground-truth masks of a val split, or for proposal masks, and writes prediction files."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from osm.terminal import ProgressBar, message_logger
 logger = message_logger(__name__)
 
 OWN_MODE = "own"
-# Limit on the total number of pixels of the masks in memory (1 byte per pixel). It is enough for the 300 masks of a
-# large LVIS image.
+# Maximum total number of mask pixels in memory (1 byte per pixel).
+# The maximum number of mask pixels is large enough for the 300 masks of a large LVIS image.
 _MASK_PIXELS = 1 << 29
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """The names of the counters in a meta file.
@@ -54,7 +54,7 @@ class NameLike(Protocol):
 
 
 class NamerLike(Protocol):
-    """The part of the `osm.recognition.namer.Namer` interface that `generate_predictions` uses."""
+    """The subset of the `osm.recognition.namer.Namer` interface that `generate_predictions` uses."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -73,7 +73,7 @@ class NamerLike(Protocol):
 
 @dataclass(frozen=True)
 class _Run:
-    """The settings of a run, which are the same for all images.
+    """The settings of a prediction run, which are the same for all images.
 
     Attributes:
         split: the images and masks of the dataset.
@@ -97,7 +97,7 @@ class _Run:
 
 
 def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
-    """Return the modes in which a dataset is named. The mode `own` is replaced by the name of the dataset.
+    """Return the vocabulary modes in which masks are named. The mode `own` is replaced by the name of the dataset.
 
     Raises:
         OsmError: No mode is given, or the checkpoint does not have one of the modes.
@@ -109,13 +109,16 @@ def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) 
         if mode not in available:
             raise OsmError(
                 f"modes: set {row.name!r} needs mode {mode!r}, but the checkpoint has only "
-                f"{', '.join(available)} (for open-vocabulary names only: --modes {ANY_MODE})"
+                f"{', '.join(available)}; for open-vocabulary names only, use --modes {ANY_MODE}"
             )
     return resolved
 
 
 def part_range(count: int, part: int, parts: int) -> range:
-    """Return the items of one part: count // parts items, with the remainder in the last part, as published."""
+    """Return the indices of one of `parts` equal parts of `count` images; the last part also contains the remainder.
+
+    The published evaluation script divides a dataset in the same way.
+    """
     each = count // parts
     return range(part * each, count if part == parts - 1 else (part + 1) * each)
 
@@ -143,14 +146,14 @@ def generate_predictions(
     batch: int = 1,
     max_bad_annotations: float = MAX_BAD_ANNOTATIONS,
 ) -> Path | str:
-    """Name one part of a dataset and write `<set>_pred_<part>_of_<parts>.json` and its meta file.
+    """Name the masks in one part of a dataset, and write `<set>_pred_<part>_of_<parts>.json` and its meta file.
 
-    With `proposals`, name the proposals instead of the ground truth, and write
+    If `proposals` is given, the masks in this file are named instead of the ground-truth masks, and the output file is
     `<set>_proposals_<part>_of_<parts>.json`.
 
-    A killed run keeps its finished images, and the next run with the same arguments resumes after the last finished
-    image. The resulting file is then byte for byte identical to the file of an uninterrupted run (on a GPU, only if
-    `max_batch_tokens` of the namer is set). A finished part is not changed.
+    A killed run keeps the results of its finished images, and the next run with the same arguments resumes after the
+    last finished image. The prediction file of a resumed run is byte-identical to the file of an uninterrupted run (on
+    a GPU, only if `max_batch_tokens` of the namer is set). A finished part is not changed.
 
     Args:
         namer: the model that names masks (see `osm.recognition.namer`).
@@ -218,7 +221,7 @@ def _upload_part(
     meta_name: str,
     header: dict[str, Any],
 ) -> str:
-    """Name a part in the local staging folder and upload the files, unless the remote folder already has them."""
+    """Write the files of one part in the local staging folder and upload them, unless they are already uploaded."""
     output = open_output(out_dir, "out_dir")
     path, meta_file, where = output.path / name, output.path / meta_name, output.location(name)
     with locked(output, f"{name}.lock"), staging(output.path):
@@ -231,7 +234,7 @@ def _upload_part(
             for file in (path, meta_file):
                 file.unlink(missing_ok=True)
             return where
-        # A failed upload leaves complete files behind. The files are uploaded now if their arguments match.
+        # Complete files that remain after a failed upload are uploaded now if they were made with the same arguments.
         if path.exists() and (not meta_file.exists() or _changed(meta_file, header)):
             path.unlink()
         if not path.exists():
@@ -274,9 +277,9 @@ def _digest(names: Sequence[str]) -> str:
 
 
 def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any], where: str) -> None:
-    """Name the remaining images of a part and write the prediction file. Messages show its location as `where`."""
+    """Name the masks of a part's remaining images and write the prediction file, whose location in logs is `where`."""
     # Batches are counted from the start of the part, so that a resumed run has the same batches as the killed run.
-    # This matters because the last digit of a probability can depend on the batch.
+    # The last digit of a probability can depend on which images are in the same batch.
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
             logger.info(f"{where}: resuming after {partial.done} of {len(indices)} images")
@@ -315,7 +318,7 @@ class _MaskChunk:
 
 
 def _name_items(namer: NamerLike, run: _Run, numbered: Sequence[tuple[int, Item]]) -> list[dict[str, int]]:
-    """Name the masks of the items and store the predictions in their annotations. Return the counters of each item."""
+    """Name the masks of several images and store the names in the annotations. Return the counters of each image."""
     named = [0] * len(numbered)
     for _, item in numbered:
         for annotation in item.annotations:
@@ -353,9 +356,9 @@ def _image(run: _Run, item: Item) -> Image.Image:
 
 
 def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterator[_MaskChunk]:
-    """Yield the non-empty masks of an item in chunks that fit into memory.
+    """Yield the non-empty masks of an image in chunks that fit into memory.
 
-    Masks that were made from boxes are yielded if `boxed` is true, and all other masks otherwise.
+    If `boxed` is true, only masks that were created from boxes are yielded; otherwise, only all other masks.
     """
     at_once = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
     of_kind = [k for k, is_box in enumerate(item.boxed) if is_box is boxed]
@@ -374,7 +377,7 @@ def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> 
 
 
 def _packed(chunks: Iterable[_MaskChunk]) -> Iterator[list[_MaskChunk]]:
-    """Group chunks to be named together: as many as fit into memory, but boxes never together with other masks."""
+    """Group chunks of masks into batches that fit into memory, without mixing boxes with other masks."""
     pack: list[_MaskChunk] = []
     for chunk in chunks:
         full = sum(other.masks.size for other in pack) + chunk.masks.size > _MASK_PIXELS
@@ -391,7 +394,7 @@ def _prediction(name: NameLike) -> dict[str, Any]:
 
 
 def _check_finished(path: Path, meta_file: Path, header: dict[str, Any], where: str) -> None:
-    """Log that the file of the part exists. Raise OsmError if the file was made with different arguments."""
+    """Log that the prediction file exists. Raise OsmError if an existing file was made with different arguments."""
     if not meta_file.exists():
         logger.info(f"{where}: finished already, skipped (it has no meta file, so its arguments are unknown)")
         return
@@ -431,7 +434,8 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         "batch": run.batch,
         "counts": dict(counts),
         "seconds": round(seconds, 3),
-        # The report draws the images in these files. The header excludes the paths, because a dataset may be moved.
+        # The report uses these paths to find the dataset's images.
+        # The dataset's paths are not in the header, because a dataset may be moved before a run is resumed.
         "files": run.split.source_files,
     }
     try:
@@ -444,7 +448,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
 
 
 def _document(partial: PartialFile, split: Split) -> Iterator[str]:
-    # The entries are written one at a time, because the file of LVIS is too large to be in memory twice.
+    # Entries are written one at a time, because LVIS's prediction file is too large to be held in memory twice.
     yield split.prefix
     for number, record in enumerate(partial.records()):
         yield (", " if number else "") + split.text(record["entry"])

@@ -1,4 +1,4 @@
-"""The command line of `test/generate_pred.py` (also `osm generate`)."""
+"""The command-line interface of `test/generate_pred.py` (also `osm generate`)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None)
 
 
 def _names(vocabulary: str | None, row: Dataset) -> list[str] | None:
-    """Return the names to choose from: None for any name, the dataset's class names, or the names in a file."""
+    """Return the allowed names: the dataset's class names, the names in a file, or None if any name is allowed."""
     if vocabulary is None:
         return None
     if vocabulary == SET_NAMES:
@@ -94,13 +94,13 @@ def _number_or_auto(text: str) -> int | None:
 
 
 def _part(args: argparse.Namespace) -> tuple[int, int]:
-    """Return (index of the part, number of parts). `auto auto` stands for the rank and world size of torchrun."""
+    """Return the part index and the number of parts. The arguments `auto auto` mean torchrun's rank and world size."""
     if args.part is not None and args.parts is not None:
         check_part(args.part, args.parts)
         return args.part, args.parts
     if args.part is not None or args.parts is not None:
         words = ["auto" if word is None else str(word) for word in (args.part, args.parts)]
-        raise OsmError(f"i n '{' '.join(words)}': expected two numbers, or 'auto auto'")
+        raise OsmError(f"arguments i n '{' '.join(words)}': expected two numbers, or 'auto auto'")
     part, parts = _environment("RANK"), _environment("WORLD_SIZE")
     check_part(part, parts)
     return part, parts
@@ -111,13 +111,14 @@ def _environment(name: str) -> int:
     if not text.isascii() or not text.isdigit():
         found = f"is {text!r}" if text else "is not set"
         raise OsmError(
-            f"i n 'auto auto': the environment variable {name} {found}; start it with torchrun, or give numbers"
+            f"arguments i n 'auto auto': the environment variable {name} {found}; start the command with torchrun, or "
+            "pass two numbers"
         )
     return int(text)
 
 
 def _own_device(device: str) -> str:
-    """Return the device of this process. Under torchrun, `auto` is the GPU of the local rank."""
+    """Return the device of this process. Under torchrun, the device `auto` is the GPU of the local rank."""
     if device != "auto" or "LOCAL_RANK" not in os.environ:
         return device
     import torch
@@ -127,8 +128,8 @@ def _own_device(device: str) -> str:
     number, count = _environment("LOCAL_RANK"), torch.cuda.device_count()
     if number >= count:
         raise OsmError(
-            f"--device auto: process {number} of this machine has no GPU among the {count} available; start "
-            f"torchrun with --nproc_per_node {count}, or name the --device that all processes share"
+            f"--device auto: no GPU is left for local rank {number}, because the number of available GPUs is {count}; "
+            f"start torchrun with --nproc_per_node {count}, or select one --device for all processes"
         )
     return f"cuda:{number}"
 
@@ -200,14 +201,16 @@ def _generate_parser(files: argparse.ArgumentParser, table: DatasetTable) -> arg
 
 
 def _rows_at_hand(args: argparse.Namespace, table: DatasetTable) -> list[Dataset]:
-    """Return the datasets to name: the datasets in --sets, or else all datasets whose files exist."""
+    """Return the datasets whose masks are named: those in --sets, or by default all datasets whose files exist."""
     asked = None if args.sets is None else [name.strip() for name in args.sets.split(",") if name.strip()]
     for name in asked or ():
         if name not in table:
-            raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
+            raise OsmError(
+                f"--sets: unknown set {name!r}; known sets: {', '.join(table)} (add your own with --datasets)"
+            )
     if args.masks != GROUND_TRUTH and len(asked or ()) != 1:
         raise OsmError(
-            f"--masks {args.masks}: proposals belong to the images of one dataset; name the dataset with --sets"
+            f"--masks {args.masks}: proposals belong to the images of one dataset; select this dataset with --sets"
         )
     rows, notes, silent = [], [], set()
     for name in table if asked is None else dict.fromkeys(asked):

@@ -1,7 +1,8 @@
-"""The files in a folder of predictions: their names, their meta files, and checks that the parts belong together.
+"""File names of predictions and meta files, and checks that all prediction files in a folder belong to one run.
 
-A meta file records how a prediction file was made, and therefore what the prediction file must contain. An unfinished
-part is stored as a file of finished images, from which a run resumes.
+A meta file records how a prediction file was made, and therefore what the prediction file must contain. A run divides a
+dataset into parts and writes one prediction file for each part. An unfinished part of a run is stored as a file with
+its finished images, from which the run can be resumed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _PREDICTIONS = re.compile(r"(?P<set>[a-z][a-z0-9_]*)_pred_(?P<part>\d+)_of_(?P<p
 
 
 def prediction_path(out_dir: Path, name: str, part: int, parts: int, kind: str = "pred") -> Path:
-    """Return the path of the prediction file of one part. `kind` is `pred`, or `proposals` for named proposals."""
+    """Return the path of one part's prediction file. `kind` is `pred`, or `proposals` if proposal masks are named."""
     return out_dir / f"{name}_{kind}_{part}_of_{parts}.json"
 
 
@@ -32,12 +33,12 @@ def meta_path(predictions: Path, kind: str = "pred") -> Path:
 
 
 def partial_path(predictions: Path) -> Path:
-    """Return the path of the file that stores the finished images of an unfinished part."""
+    """Return the path of the file that stores the finished images of an unfinished part of a run."""
     return predictions.with_suffix(".partial.jsonl")
 
 
 def list_predictions(out_dir: Path) -> Iterator[tuple[str, int]]:
-    """Yield (dataset, number of parts) for every prediction file in the folder."""
+    """Yield the dataset and the number of parts in the name of every prediction file in a folder."""
     for path in sorted(out_dir.iterdir()):
         if match := _PREDICTIONS.fullmatch(path.name):
             yield match["set"], int(match["parts"])
@@ -101,19 +102,20 @@ def read_meta(path: Path, set_name: str) -> dict[str, Any]:
         raise OsmError(f"meta file {path}: expected an object, found {shown(meta)}")
     missing = [name for name in _REQUIRED if name not in meta]
     if missing:
-        raise OsmError(f"meta file {path}: {', '.join(missing)} is missing; generate_pred.py writes it")
+        raise OsmError(f"meta file {path}: {', '.join(missing)} is missing; expected a file of generate_pred.py")
     for name, (fits, expected) in _FIELDS.items():
         if name in meta and not fits(meta[name]):
             raise OsmError(f"meta file {path}: {name} {shown(meta[name])}: expected {expected}")
     if meta["set"] != set_name:
         raise OsmError(
-            f"meta file {path}: its content is of set {shown(meta['set'])}, but its file name is of set {set_name!r}"
+            f"meta file {path}: the content belongs to set {shown(meta['set'])}, but the file name belongs to set "
+            f"{set_name!r}"
         )
     images, limit = meta.get("images"), meta.get("limit")
     if images is not None and meta["items"][1] > images:
-        raise OsmError(f"meta file {path}: items {meta['items']} exceed its {images} images")
+        raise OsmError(f"meta file {path}: the range of items {meta['items']} exceeds the number of images, {images}")
     if images is not None and limit is not None and images > limit:
-        raise OsmError(f"meta file {path}: images {images} exceeds its limit {limit}")
+        raise OsmError(f"meta file {path}: the number of images, {images}, exceeds the limit, {limit}")
     return meta
 
 
@@ -153,8 +155,8 @@ def check_content(path: Path, meta: Mapping[str, Any], found: Content) -> None:
     for what, (here, stated) in expected.items():
         if here != stated:
             raise OsmError(
-                f"predictions {path}: {here} {what}, but its meta file says {stated}: the file is cut short, or "
-                "belongs to a different run; generate the file again"
+                f"predictions {path}: the file contains {here} {what}, but its meta file says {stated}: the file is "
+                "cut short, or belongs to a different run; generate the file again"
             )
     wanted = frozenset(meta["modes"])
     odd = next((modes for modes in found.modes if modes != wanted), None)
@@ -169,7 +171,7 @@ _SAME_IN_ALL_PARTS = ("annotations", "modes", "limit", "alter", "seed", "vocabul
 
 
 def check_all_there(name: str, paths: Sequence[Path]) -> None:
-    """Raise OsmError if the file of a part is missing."""
+    """Raise OsmError if the prediction file of any part is missing."""
     missing = [path for path in paths if not path.exists()]
     if missing:
         names = ", ".join(path.name for path in missing)
@@ -201,20 +203,20 @@ def read_metas(name: str, paths: Sequence[Path], kind: str = "pred") -> dict[Pat
 def _check_one_run(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]]) -> None:
     checkpoints = {str(meta.get("checkpoint")): name for name, meta in metas.items()}
     if len(checkpoints) > 1:
-        raise OsmError(f"the parts come from different checkpoints: {listing(checkpoints)}")
+        raise OsmError(f"the prediction files come from different checkpoints: {listing(checkpoints)}")
     first_name, first = next(iter(metas.items()), ("", {}))
     for name, meta in metas.items():
         changed = [key for key in _SAME_IN_ALL_PARTS if meta.get(key) != first.get(key)]
         if changed:
             raise OsmError(
                 f"{name} and {first_name} were made with different values of {', '.join(changed)}; generate one of "
-                "the two again"
+                "the two files again"
             )
     _check_ranges(paths, metas)
 
 
 def _check_ranges(paths: Sequence[Path], metas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise OsmError unless the ranges of images in the meta files are consecutive."""
+    """Raise OsmError unless the image ranges in the meta files of all parts are consecutive."""
     stop: int | None = 0
     before = ""
     for part, path in enumerate(paths):
@@ -256,7 +258,7 @@ class UniqueImages:
         self._files: dict[Hashable, Path] = {}
 
     def add(self, key: Hashable, path: Path) -> None:
-        """Record that a file has an image. Raise OsmError if a different file has the same image."""
+        """Record that a prediction file contains an image. Raise OsmError if another file contains the same image."""
         other = path if key is None else self._files.setdefault(key, path)
         if other != path:
             raise OsmError(

@@ -1,6 +1,6 @@
-"""The reader of prediction files, used by the scores, the metrics, the report and the comparison of runs.
+"""The reader of prediction files for the metrics, the report and the comparison of runs.
 
-The content is checked against the meta files, and also against the dataset's annotations if they are available.
+The content of a prediction file is checked against its meta file and, if available, the dataset's annotations.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MOST_PIXELS = 1e300  # json integers can exceed the range of a float
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The predicted name of a mask in one mode, exactly as in the file, and its probability (0 to 1, or None)."""
+    """The name predicted for a mask in one vocabulary mode, and its probability (0 to 1, or None)."""
 
     name: str
     prob: float | None
@@ -79,7 +79,7 @@ class MaskRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image entry of a prediction file. `key` identifies the image (None if unknown)."""
+    """One image entry of a prediction file. `key` identifies the image, or is None if the image is unknown."""
 
     key: Hashable
     path: Path
@@ -88,14 +88,14 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class SetRecords:
-    """The records of all parts of one dataset. `meta` is the content of the first meta file, or empty without one."""
+    """The records of one dataset. `meta` is the content of the first meta file, or empty if no meta file exists."""
 
     row: Dataset
     images: tuple[ImageRecord, ...]
     meta: Mapping[str, Any]
 
     def counted(self) -> Iterator[tuple[int, MaskRecord]]:
-        """Yield the index of the image and the mask, for every scored mask. Entries with equal keys are one image."""
+        """Yield (image index, mask) for every scored mask. Entries with equal image keys count as one image."""
         for number, entry in zip(self.numbers, self.images, strict=True):
             for mask in entry.masks:
                 if mask.counted:
@@ -108,7 +108,7 @@ class SetRecords:
 
     @cached_property
     def numbers(self) -> list[int]:
-        """For each entry, the index of its image. Entries with equal keys have the same index."""
+        """The image index of each entry. Entries with equal image keys have the same image index."""
         numbers: dict[Hashable, int] = {}
         return [
             numbers.setdefault(place if entry.key is None else ("key", entry.key), len(numbers))
@@ -117,15 +117,15 @@ class SetRecords:
 
 
 def read_set(row: Dataset, folder: Path, parts: int) -> SetRecords:
-    """Read the prediction files of all parts of one dataset from a folder (see `read_files`)."""
+    """Read all prediction files of one dataset from a folder (see `read_files`)."""
     return read_files(row, [prediction_path(folder, row.name, part, parts) for part in range(parts)])
 
 
 def read_files(row: Dataset, paths: Sequence[Path]) -> SetRecords:
-    """Read the prediction files of all parts of one dataset.
+    """Read and check all prediction files of one dataset.
 
-    Each file is checked against its meta file, if there is one, and against the annotations of the dataset, if they are
-    available. Files that are truncated, empty or from a different dataset are rejected.
+    Each prediction file is checked against its meta file and the annotations of the dataset, if these are available.
+    Files that are truncated, empty or from a different dataset are rejected.
 
     Raises:
         OsmError: A part is missing, parts overlap or come from different runs, a file does not contain what its meta
@@ -165,7 +165,7 @@ def _read_file(row: Dataset, path: Path) -> list[ImageRecord]:
     except OsmError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise OsmError(f"predictions {path}: not in the format of form {row.form} ({error!r})") from None
+        raise OsmError(f"predictions {path}: not in the format of annotation form {row.form} ({error!r})") from None
 
 
 def content_of(images: Sequence[ImageRecord]) -> Content:
@@ -184,15 +184,17 @@ def _entry(image: ImageRecord) -> PredictionEntry:
 def _check_not_empty(
     row: Dataset, paths: Sequence[Path], images: Sequence[ImageRecord], metas: Mapping[Path, Mapping[str, Any]]
 ) -> None:
-    """Raise OsmError if the files have nothing to score, unless their meta files say that this is expected."""
+    """Raise OsmError if the prediction files contain no prediction, unless all meta files confirm this."""
     if any(mask.predictions for image in images for mask in image.masks):
         return
     names = ", ".join(path.name for path in paths)
     if not images:
-        raise OsmError(f"set {row.name!r}: no image in {names} (in {paths[0].parent}); generate the predictions again")
+        raise OsmError(
+            f"set {row.name!r}: no image in {names} (folder {paths[0].parent}); generate the predictions again"
+        )
     if len(metas) < len(paths):
         raise OsmError(
-            f"set {row.name!r}: no mask in the {len(images)} images of {names} (in {paths[0].parent}) has a "
+            f"set {row.name!r}: no mask in the {len(images)} images of {names} (folder {paths[0].parent}) has a "
             "prediction; expected files written by generate_pred.py"
         )
 
@@ -221,7 +223,7 @@ def _mask(row: Dataset, form: type[Form], annotation: Mapping[str, Any], path: P
 
 
 def prediction_in(value: Any, where: str) -> Prediction:
-    """Return the prediction of one mode after checking it.
+    """Validate the prediction of one mode and return it.
 
     Args:
         value: the value from the prediction file.
@@ -231,7 +233,7 @@ def prediction_in(value: Any, where: str) -> Prediction:
         OsmError: The value is invalid.
     """
     if not isinstance(value, Mapping) or "class" not in value:
-        raise OsmError(f"{where}: {shown(value)}: not in the format, expected {{class: a name, prob: 0 to 1}}")
+        raise OsmError(f"{where}: {shown(value)}: not in the format {{class: a name, prob: 0 to 1}}")
     name, prob = value["class"], value.get("prob")
     if not isinstance(name, str):
         raise OsmError(f"{where}: class {shown(name)}: expected a string, the predicted name")
@@ -255,7 +257,7 @@ def _names(annotation: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
         return None
     names = annotation[NAMES]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of strings, the correct names")
+        raise OsmError(f"{where}: {NAMES} {shown(names)} is not a list of strings; expected the list of correct names")
     return tuple(names)
 
 
@@ -265,7 +267,7 @@ Masks = Counter[tuple[Hashable, Hashable]]
 
 @dataclass(frozen=True)
 class PredictionEntry:
-    """The masks of one image entry of a prediction file. `key` identifies the image (None if unknown)."""
+    """The masks of one image in a prediction file. `key` identifies the image, or is None if the image is unknown."""
 
     key: Hashable
     masks: Masks
@@ -275,7 +277,7 @@ def row_with_files(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
     """Return the dataset with the paths recorded in the meta file if all of them exist; otherwise return `row`."""
     files = meta.get("files")
     needs = form_class(row.form).needs
-    # Path.exists raises for strings that cannot be a path.
+    # Unlike os.path.exists, Path.exists raises an error for a string that cannot be a path.
     if isinstance(files, Mapping) and all(isinstance(files.get(f), str) and os.path.exists(files[f]) for f in needs):
         return replace(row, **{f: files[f] for f in needs})
     return row
@@ -294,7 +296,7 @@ def row_with_names(row: Dataset, meta: Mapping[str, Any]) -> Dataset:
 
 
 def split_at_hand(row: Dataset, meta: Mapping[str, Any]) -> Split | None:
-    """Return the split that the predictions were made from; None if its files are missing, unreadable or changed."""
+    """Return the split whose masks were named, or None if the split's files are missing, unreadable or changed."""
     row = row_with_files(row, meta)
     places = [getattr(row, field) for field in form_class(row.form).needs]
     # URLs are read only if they come from the dataset table, because a meta file is untrusted.
@@ -350,7 +352,7 @@ def check_masks(
 
 
 def _check_place(split: Split, path: Path, meta: Mapping[str, Any], key: Hashable, places: Sequence[int]) -> None:
-    """Raise OsmError if an image does not belong to the split, or belongs to a different part."""
+    """Raise OsmError if an image of a prediction file does not belong to the split, or belongs to a different part."""
     if not places:
         raise OsmError(
             f"predictions {path}: image {shown(key)} is not among the images of {split.source} that had to be named: "

@@ -1,7 +1,7 @@
 """The charts of the report, drawn by matplotlib as inline SVG: the loss curve and the calibration plot.
 
-The same data always produces identical SVG. Text and axes take their colors from the style sheet of the page, so the
-charts follow the light or dark theme of the page.
+Equal data always produces identical SVG. Text and axes use colors from the page's style sheet, so the charts follow the
+light or dark theme of the page.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The palette of Okabe and Ito, whose colors color-blind readers can tell apart. Yellow is omitted because it is hard to
-# see on white. Lines also differ in their dashes.
+# The color-blind-safe palette of Okabe and Ito, without yellow, which is hard to see on white.
+# Lines also differ in their dashes.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MODE_STYLES: dict[str, dict[str, Any]] = {
     "own mode": {"color": "#0072b2"},
     "any": {"color": "#d55e00", "dashes": (4, 2)},
 }
-# Marker colors that no other element uses; in the finished SVG, they are replaced by variables of the style sheet.
+# Placeholder colors that no other element uses. CSS variables replace these colors in the finished SVG.
 _INK, _GRID, _FRAME = "#010101", "#020202", "#030303"
 _CSS_COLOURS = {_INK: "currentColor", _GRID: "var(--line)", _FRAME: "var(--dim)"}
 _SETTINGS: Any = {
@@ -54,7 +54,7 @@ _MOST_POINTS = 400
 
 
 def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draw the loss of a training run against the optimizer step, on a logarithmic axis.
+    """Plot the loss of a training run over optimizer steps, with a logarithmic loss axis.
 
     Args:
         records: the records of the training log (see `read_log`). The total `loss` is a thick line. Every
@@ -74,7 +74,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
         axes = figure.add_axes((56 / _WIDTH, 1 - (_HEIGHT + 12) / height, (_WIDTH - 76) / _WIDTH, _HEIGHT / height))
         drawn = []
         for number, (key, points) in enumerate(lines.items()):
-            # A single point makes no line, so it is drawn with a marker. The total loss is drawn on top.
+            # A series with a single point is drawn as a marker. The total loss is drawn on top of all other losses.
             style = _loss_style(key, number)
             marker = "o" if len(points) == 1 else ""
             order = 3 if key == "loss" else 2
@@ -98,8 +98,8 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
 def reliability_plot(name: str, modes: Mapping[str, Calibration]) -> Markup:
     """Draw the calibration plot of one dataset.
 
-    The upper plot shows the accuracy of each bin against its mean probability; the area of a dot grows with the number
-    of masks in the bin. The bars below the plot show the number of masks in each bin.
+    The upper plot shows each bin's accuracy against its mean probability, and larger dots stand for bins with more
+    masks. The bar chart below the upper plot shows the number of masks in each bin.
 
     Args:
         name: name of the dataset.
@@ -141,7 +141,7 @@ def reliability_plot(name: str, modes: Mapping[str, Calibration]) -> Markup:
 
 
 def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Return (step, loss) of the records with a positive, finite loss, thinned out evenly but including the last."""
+    """Return evenly subsampled (step, loss) points with positive, finite loss, always including the last point."""
     values = [(record["step"], record.get(key)) for record in records]
     points = [
         (float(step), float(loss))
@@ -155,13 +155,13 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 def _loss_style(key: str, number: int) -> dict[str, Any]:
     if key == "loss":
         return {"color": _INK, "linewidth": 2.5}
-    # The two modes of a dataset are adjacent in alphabetical order, so their lines get the same color.
+    # The losses of a dataset's two modes are adjacent in alphabetical order, and their lines get the same color.
     dashes = {"dashes": (5, 2.5)} if key.endswith("/any") else {}
     return {"color": _COLOURS[(number - 1) // 2 % len(_COLOURS)], "linewidth": 1.2, **dashes}
 
 
 def _scale_loss_axes(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Set axis limits and ticks. The loss axis has ticks at 1, 2 and 5 of each decade, or only at decades."""
+    """Set axis limits and ticks. Loss ticks are at powers of ten, or for small ranges at 1, 2 and 5 times powers."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     steps, losses = zip(*points, strict=True)
@@ -197,19 +197,20 @@ def _scale_reliability_axes(upper: Axes, lower: Axes, most: int) -> None:
 
 
 def _format_axes(axes: Axes, keep_x: bool = True) -> None:
-    """Draw the grid without tick marks, and format numbers without trailing zeros."""
+    """Draw a grid without tick marks, and format tick labels without trailing zeros."""
     if keep_x:
         axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    # Clipping is disabled, because a clip path refers to an id within the page; nothing is drawn outside the axes.
+    # Clipping is disabled, because an SVG clip path refers to an id, and ids must be unique within the page.
+    # No clipping is needed, because nothing is drawn outside the axes.
     axes.grid(True, clip_on=False, linewidth=1)
     axes.tick_params(bottom=False, left=False)
 
 
 def _placeholder(number: int) -> str:
-    """Return the placeholder of a legend label, which matplotlib uses to compute the layout.
+    """Return the placeholder text of a legend label, with which matplotlib computes the layout.
 
-    The actual labels come from files. The labels are escaped and inserted into the finished SVG, so that matplotlib
+    The actual legend labels come from files, and are escaped and inserted into the finished SVG. Therefore matplotlib
     neither interprets the labels nor warns about characters that its font lacks.
     """
     return f"label-{number:018d}"
@@ -218,7 +219,7 @@ def _placeholder(number: int) -> str:
 def _svg(
     size: tuple[int, int], draw: Callable[[Figure], None], class_: str, spoken: str, labels: Sequence[str]
 ) -> Markup:
-    """Draw a figure of (width, height) points and return it as an SVG element with an accessible name."""
+    """Draw a figure with a size in points, (width, height), and return it as an SVG element with an ARIA label."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -232,8 +233,8 @@ def _svg(
         figure.savefig(stream, format="svg", metadata=_NO_METADATA)
     document = stream.getvalue()
     document = document[document.index("<svg ") + len("<svg ") :]
-    # Matplotlib repeats the same ids in every SVG, so a page with several charts would have duplicate ids. The ids of
-    # lines become data attributes, and all other ids are removed.
+    # Matplotlib uses the same ids in every SVG, so a page with several charts would contain duplicate ids.
+    # The ids of lines and dots are converted to data attributes, and all other ids are removed.
     document = re.sub(r'<g id="((?:series|dots)-\d+)">', r'<g data-line="\1">', document)
     document = re.sub(r'<g id="[^"]*">', "<g>", document)
     document = re.sub(r" *\n", "\n", document)

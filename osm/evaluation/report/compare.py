@@ -1,4 +1,4 @@
-"""Mask-by-mask comparison of two folders of predictions: rates, differences with intervals, and changed masks."""
+"""Compares two folders of predictions mask by mask: metrics, differences with intervals, and changed names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OUTCOMES = ("both_right", "a_alone", "b_alone", "both_wrong")
 
 @dataclass(frozen=True)
 class Change:
-    """A mask whose predicted name is right in one folder and wrong in the other.
+    """A mask whose predicted name is correct in one of two compared folders and wrong in the other.
 
     Attributes:
         image: key of the image in the prediction files.
@@ -79,7 +79,7 @@ class ModeComparison:
         return self.outcomes.total()
 
     def main(self) -> list[str]:
-        """Return the columns, without the accuracies of individual classes."""
+        """Return the keys of all compared columns except the accuracies of individual classes."""
         return [key for key in self.difference if not key.startswith(CLASS)]
 
     def as_json(self) -> dict[str, Any]:
@@ -100,9 +100,9 @@ class ModeComparison:
 
 @dataclass(frozen=True)
 class SetComparison:
-    """The comparison of one dataset in its own mode (`specific`) and in mode `any` (`agnostic`).
+    """The comparison of one dataset in its own vocabulary mode (`specific`) and in mode `any` (`agnostic`).
 
-    A mode is missing if one of the folders has no predictions in this mode.
+    A mode is omitted if one of the folders contains no predictions in that mode.
     """
 
     row: Dataset
@@ -152,7 +152,10 @@ def compare_folders(
     notes += [f"{name}: left out, in B alone" for name in b if name not in a]
     both = [name for name in a if name in b]
     if not both:
-        raise OsmError(f"A has {', '.join(a)}, B has {', '.join(b)}: expected at least one common set")
+        raise OsmError(
+            f"A has predictions for {', '.join(a)}, B has predictions for {', '.join(b)}: expected at least one common "
+            "set"
+        )
     return [
         compare_sets(a[name], b[name], tools or Tools(), bootstrap or Bootstrap(), examples, metrics) for name in both
     ], notes
@@ -166,7 +169,7 @@ def compare_sets(
     examples: int = 10,
     metrics: Sequence[Metric] | None = None,
 ) -> SetComparison:
-    """Compare the predictions of one dataset in A and B (see `compare_folders`)."""
+    """Compare the predictions for one dataset in folders A and B (see `compare_folders`)."""
     pairs = _paired(a, b)
     notes = [*tools.notes]
     notes += [f"{side} was {note}" for side, one in (("A", a), ("B", b)) for note in made_with(one.meta)]
@@ -186,7 +189,7 @@ Pair = tuple[int, Any, MaskRecord, MaskRecord]
 
 
 def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
-    """Return (index of the image, key of the image, mask in A, mask in B) for every mask, in the order of A.
+    """Return (image index, image key, mask in A, mask in B) for every mask, in the order of folder A.
 
     Raises:
         OsmError: The folders have different masks, or a mask has different classes in A and B.
@@ -212,9 +215,9 @@ def _paired(a: SetRecords, b: SetRecords) -> list[Pair]:
 
 
 def _by_key(records: SetRecords) -> dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]]:
-    """Return every mask except crowds, keyed by (image, id, index among masks of the image with the same id).
+    """Return all masks except crowds, keyed by (image, mask id, index among the image's masks with the same id).
 
-    The image is identified by its key, or by its position in the files if it has no key.
+    An image without a key is identified by its position in the prediction files.
     """
     found: dict[tuple[tuple[bool, Hashable], Any, int], tuple[int, MaskRecord]] = {}
     times: Counter[Any] = Counter()
@@ -275,7 +278,7 @@ def _has(mask: MaskRecord, mode: str) -> bool:
 
 
 def _keep_common(a: MaskScores, b: MaskScores) -> None:
-    """Remove columns that only A or only B has, such as Acc by size if one folder has no areas."""
+    """Remove columns that are missing in A or B, such as Acc by mask size if one folder contains no mask areas."""
     common = [key for key in a.columns if key in b.columns]
     a.columns = {key: a.columns[key] for key in common}
     b.columns = {key: b.columns[key] for key in common}
@@ -371,7 +374,7 @@ def comparison_page(
 
 
 def _mode_table(comparison: SetComparison, name: str, titles: tuple[str, str]) -> dict[str, Any]:
-    """Return the data that the page shows about one mode of a dataset."""
+    """Return the comparison of one dataset in one mode, as data for the HTML template."""
     mode = comparison.modes[name]
     rows = [_page_row(mode.titles.get(key, key), mode.a[key], mode.b[key], mode.difference[key]) for key in mode.main()]
     errors = dict(zip("ab", (_page_figure(error) for error in mode.ece), strict=True))
@@ -389,7 +392,7 @@ def _mode_table(comparison: SetComparison, name: str, titles: tuple[str, str]) -
 
 
 def _page_row(title: str, a: Rate, b: Rate, difference: Difference) -> dict[str, Any]:
-    """Return one row of the comparison table. A difference is significant if its interval excludes 0."""
+    """Return one row of the comparison table. A difference is significant if its 95 % interval excludes 0."""
     interval = difference.interval
     return {
         "title": title,

@@ -1,7 +1,7 @@
-"""Rendering of the HTML pages from the jinja2 templates of this package, with automatic escaping.
+"""Renders HTML pages from the jinja2 templates of this package, with automatic escaping.
 
-Each page is one file that needs no network: the style sheet and the script are embedded, images are data URIs, and
-charts are inline SVG.
+Each HTML page is one self-contained file: the style sheet and the script are embedded, images are data URIs, and charts
+are inline SVG.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NOTHING = "–"
 def render_page(template: str, **context: Any) -> Iterator[str]:
     """Render a template of this package and yield the page in pieces.
 
-    Names come from files and may contain any characters. Every string in the context is made `printable` and is escaped
-    where the template inserts it, unless the string is `Markup`.
+    Names come from files and may contain any characters. Therefore, every string in the template's context except
+    `Markup` is made `printable` and escaped.
     """
     return _environment().get_template(template).generate(**context)
 
@@ -48,5 +48,5 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """Make the control characters of an inserted value visible. `Markup` is returned unchanged, as it is trusted."""
+    """Make control characters in a template value visible. `Markup` is trusted and therefore returned unchanged."""
     return value if isinstance(value, Markup) else printable(value)

@@ -1,4 +1,4 @@
-"""The data of a report on prediction folders: the metrics and images of every dataset, and the training log."""
+"""The data of an evaluation report: the metrics and images of every dataset, and the training log."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ReportOptions:
 
 @dataclass
 class SetReport:
-    """The data that the report shows about one dataset in one folder of predictions.
+    """The report's data for one dataset in one folder of predictions.
 
     Attributes:
         result: the published metrics of the dataset.
@@ -79,7 +79,7 @@ class SetReport:
     picture_notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all values of `evaluate_pred.py --json`, and the values that only the report computes."""
+        """Return all values that `evaluate_pred.py --json` writes, and the values that only the report computes."""
         measured = {"metrics": self.measures.as_json()} if self.measures else {}
         return {**self.result.as_json(), "intervals": intervals(self.result), **self.breakdown.as_json(), **measured}
 
@@ -105,7 +105,7 @@ class Report:
     versions: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of `results.json`. Numbers that are not finite become null, because JSON has no nan."""
+        """Return the content of `results.json`, with null for infinite and nan values, which JSON does not allow."""
         last = self.records[-1] if self.records else None
         document = {
             "predictions": {
@@ -123,10 +123,10 @@ def collect_report(
 ) -> Report:
     """Evaluate folders of predictions, draw images and read the training log for a report.
 
-    The arguments and errors are the same as in `osm.evaluation.report.report_page.write_report`.
+    The arguments and exceptions are the same as those of `osm.evaluation.report.report_page.write_report`.
     """
     if not predictions:
-        raise OsmError("predictions: none given; expected at least one title and folder")
+        raise OsmError("predictions is empty; expected at least one entry that maps a title to a folder")
     chosen = select_metrics(options.metrics)
     records = None if options.run is None else _log(options.run)
     report = Report(options.title, {}, [], records, _checked_baselines(options.baselines or {}), _versions())
@@ -147,7 +147,7 @@ def collect_report(
 
 
 def _sets(folder: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[dict[str, SetReport], list[str]]:
-    """Evaluate the datasets of one folder. Return the reports, and a note for each skipped dataset."""
+    """Evaluate the datasets in one folder. Return one report per dataset, and a note for each skipped dataset."""
     results, notes = evaluate_folder(folder, parts, table)
     return {result.row.name: SetReport(result, break_down(result.records)) for result in results}, notes
 
@@ -163,7 +163,7 @@ def _draw(entry: SetReport, options: ReportOptions) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Replace nan and infinite numbers (for example, in the losses of a diverged run) by None."""
+    """Replace nan and infinite numbers (for example, in the losses of a diverged run) with None."""
     if isinstance(value, Mapping):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -182,7 +182,7 @@ def _log(run: Path) -> list[dict[str, Any]]:
 
 
 def _checked_baselines(baselines: Any) -> dict[str, dict[str, Any]]:
-    """Return dataset -> baseline name -> value. Names that are nested deeper are joined by slashes."""
+    """Return the baselines as {dataset: {baseline name: value}}. Nested baseline names are joined with slashes."""
     if not isinstance(baselines, Mapping):
         raise OsmError(f"baselines: expected {{set: {{name: percent}}}}, found {shown(baselines)}")
     for name, figures in baselines.items():

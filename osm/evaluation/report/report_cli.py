@@ -44,7 +44,7 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
 def _report(argv: Sequence[str] | None) -> None:
     args = report_parser().parse_args(argv)
     if args.parts < 1:
-        raise OsmError(f"--parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
+        raise OsmError(f"--parts {args.parts}: expected the number n that was passed to generate_pred.py, 1 or more")
     bootstrap = bootstrap_of(args)
     if args.metrics == PUBLISHED:
         refuse_unused(args, "bootstrap")
@@ -180,7 +180,7 @@ def _parts(text: str) -> tuple[int, int]:
     numbers = text.split(",")
     counts = [int(number) for number in numbers if number.isascii() and number.isdigit()]
     if len(counts) != len(numbers) or len(counts) not in (1, 2) or min(counts) < 1:
-        raise OsmError(f"--parts {text!r}: expected N, or N,M: the numbers of parts of A and B")
+        raise OsmError(f"--parts {text!r}: expected N, or N,M for the numbers of parts of A and B")
     return counts[0], counts[-1]
 
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page, and its values as a JSON file."""
+"""Writes the evaluation report as one HTML page, and its values as a JSON file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from osm.files import write_atomically
 PAGE, RESULTS = "report.html", "results.json"
 CONFUSIONS = 25
 MODES = {"specific": "own mode", "agnostic": "any"}
-_MANY_CLASSES = 60  # A table with more classes than this is collapsed on the page.
-_MANY_MASKS = 15  # A table with more masks than this is collapsed on the page.
-_FEW = 5  # The number of worst classes listed. A class with fewer masks than this is never listed as one of the worst.
+_MANY_CLASSES = 60  # A table in the report with more than 60 classes is collapsed.
+_MANY_MASKS = 15  # A table in the report with more than 15 masks is collapsed.
+_FEW = 5  # The report lists the 5 worst classes among the classes with at least 5 masks.
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Write `report.html` and `results.json` into `out_dir`, overwriting existing files.
 
-    The same input always produces identical files.
+    The same input always produces identical report files.
 
     Args:
         out_dir: the output folder, created if it does not exist.
@@ -123,12 +123,12 @@ def page(report: Report) -> Iterator[str]:
 
 
 def _set_names(report: Report) -> list[str]:
-    """Return the names of the datasets in all folders, without duplicates."""
+    """Return the names of all datasets in the folders of predictions, without duplicates."""
     return list(dict.fromkeys(name for sets in report.predictions.values() for name in sets))
 
 
 def _share(count: int, total: int, rate: Rate | None = None) -> ShareOfMasks:
-    """Return a share with the bootstrap interval of the rate, or with Wilson's interval if the rate has no interval."""
+    """Return a share of masks with the bootstrap interval of `rate`, or with Wilson's interval if `rate` has none."""
     over_images = rate.interval if rate else None
     return ShareOfMasks(count, total, over_images or wilson_interval(count, total), bool(over_images))
 
@@ -139,7 +139,7 @@ def _rate(entry: SetReport, mode: str, key: str) -> Rate | None:
 
 
 def _scores(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield one entry for each dataset in the table of scores."""
+    """Yield one section of the report's score table for each dataset."""
     for name in dict.fromkeys([*_set_names(report), *report.baselines]):
         entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
         baselines = [
@@ -171,7 +171,7 @@ def _score_row(title: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _parts_of_names(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield the accuracies of whole names, last words and modifiers, for datasets with names of several words."""
+    """Yield the accuracies of whole names, last words and modifiers, for datasets with class names of several words."""
     for name in _set_names(report):
         rows = []
         for title, sets in report.predictions.items():
@@ -185,7 +185,7 @@ def _parts_of_names(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def _made_with(report: Report) -> list[str]:
-    """Return notes on predictions that were made with non-standard settings, such as a limit."""
+    """Return notes on predictions that were made with non-default settings, such as a limited number of images."""
     return sorted(
         {
             f"{title}: {note}"
@@ -197,7 +197,7 @@ def _made_with(report: Report) -> list[str]:
 
 
 def _training(report: Report) -> dict[str, Any] | None:
-    """Return the values of the last logged step and the loss curve; None without a run, {} if no step is logged."""
+    """Return the last logged values and the loss curve, None without a training run, or {} if no step is logged."""
     if not report.records:
         return None if report.records is None else {}
     last = report.records[-1]
@@ -224,7 +224,7 @@ def _is_further(key: str) -> bool:
 
 
 def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Return a table of the selected rates of one dataset, with one column for each folder and mode."""
+    """Return a table of selected metrics of one dataset, with one column for each folder of predictions and mode."""
     entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
     columns: dict[str, ModeMeasures] = {
         f"{title}, {MODES[mode]}" if len(entries) > 1 else MODES[mode]: measures
@@ -245,10 +245,10 @@ def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) 
 
 
 def _notes(measures: SetMeasures, wanted: Callable[[str], bool]) -> list[str]:
-    """Return the notes that are shown below a table.
+    """Return the notes for one table of metrics in the report.
 
-    A table by size or frequency has the notes on groups of masks. Any other table has the remaining notes, except the
-    notes on calibration.
+    Notes on mask sizes and class frequencies belong to the table of these metrics. All other notes, except notes on
+    calibration, belong to the table of further metrics.
     """
     return [note for note in measures.notes if ("Acc by " in note) != wanted(LEXICAL) and "calibration" not in note]
 
@@ -269,7 +269,7 @@ def _calibration(name: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _classes(name: str, entry: SetReport) -> dict[str, Any]:
-    """Return the accuracy of every class, in descending order of masks, and the frequent classes with the worst Acc."""
+    """Return the accuracies of all classes, most frequent first, and the frequent classes with the worst accuracies."""
     labels = entry.result.row.label_set
     rows = [
         ClassAccuracy(labels[key].target, _share(right, total, _rate(entry, "specific", f"{CLASS}{key}")))
@@ -288,7 +288,7 @@ def _classes(name: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _confusions(name: str, entry: SetReport) -> dict[str, Any]:
-    """Return the most frequent pairs of a class name and a wrong prediction."""
+    """Return the most frequent confusions, which are pairs of a class name and a wrong prediction."""
     pairs = entry.breakdown.commonest(CONFUSIONS)
     every, wrong = len(entry.breakdown.confusions), entry.breakdown.confusions.total()
     return {
@@ -309,7 +309,7 @@ def _pictures(name: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _picture(image: DrawnImage) -> dict[str, Any]:
-    """Return one drawn image and its number of right names in the dataset's own mode, or else in mode `any`."""
+    """Return a drawn image and its number of correct names. Mode `any` is used for masks without a name in own mode."""
     marked = [own or anyone for _, own, anyone in image.masks]
     return {
         "drawn": image,
@@ -319,6 +319,6 @@ def _picture(image: DrawnImage) -> dict[str, Any]:
 
 
 def _fingerprints(sets: Mapping[str, SetReport]) -> list[str]:
-    """Return the fingerprints of the checkpoints that made the predictions of a folder."""
+    """Return the fingerprints of the checkpoints that generated the predictions in a folder."""
     found = (entry.result.meta.get("checkpoint") for entry in sets.values())
     return sorted({str(fingerprint) for fingerprint in found if fingerprint is not None})

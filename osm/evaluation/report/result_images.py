@@ -1,4 +1,4 @@
-"""Images with their masks and predicted names: the numbered images of the report, and the mosaic of `osm picture`."""
+"""Draws masks and predicted names on images: the numbered images of the report, and the mosaic of `osm picture`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from osm.forms import Split, split_of
 from osm.forms.split import Item
 from osm.recognition.draw import draw_names, draw_numbered
 
-# Minimum and maximum of the longer side of an image on which masks are drawn, in pixels. Small images are enlarged so
-# that the numbers are legible, and large images are reduced because they would make the page huge.
+# Minimum and maximum length in pixels of the longer side of a drawn image.
+# Small images are enlarged to keep mask numbers legible, and large images are reduced to keep the page small.
 _SMALLEST, _LARGEST = 512, 800
 _QUALITY = 85
 
 
 @dataclass(frozen=True)
 class Guess:
-    """The prediction of one mode for one mask.
+    """The name that is predicted for one mask in one vocabulary mode.
 
     Attributes:
         name: the predicted name.
@@ -66,19 +66,19 @@ class DrawnImage:
 
 
 def choose(records: SetRecords, count: int, seed: int) -> list[int]:
-    """Choose up to `count` random images that have a named mask, and return their indices in dataset order."""
+    """Choose up to `count` random images that contain a named mask, and return their indices in dataset order."""
     masks = masks_by_image(records)
     named = [index for index, of_image in enumerate(masks) if any(mask.counted for mask in of_image)]
     return sorted(random.Random(f"{seed} {records.row.name}").sample(named, min(count, len(named))))
 
 
 def choose_surest(records: SetRecords, count: int) -> tuple[list[int], list[int]]:
-    """Choose up to `count` images each for the most confident wrong names and for the most confident right names.
+    """Choose up to `count` images with the most confident wrong names, and as many with the most confident right names.
 
-    The confidence of an image is the mean probability over its masks, where wrong names count as negative. For each
-    mask, the prediction of the dataset's own mode is used, or the prediction of mode `any` if there is no other. Masks
-    without a probability are skipped. No image is in both lists: the first list has images with a mean below 0, and the
-    second list has images with a mean above 0.
+    The confidence of an image is the mean probability over its masks, where probabilities of wrong names count as
+    negative. For each mask, the name predicted in the dataset's own mode is used, or otherwise the name predicted in
+    mode `any`. Masks without a probability are skipped. Images with negative confidence are in the first returned list,
+    and images with positive confidence are in the second list.
 
     Returns:
         The indices of the images with wrong names, and of the images with right names, the most confident first.
@@ -130,7 +130,7 @@ def masks_by_image(records: SetRecords) -> list[list[MaskRecord]]:
 
 def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
     if index >= len(split):
-        raise OsmError(f"{split.source}: has {len(split)} images, but there are predictions for image {index}")
+        raise OsmError(f"{split.source} has {len(split)} images, but the predictions contain image index {index}")
     item = split.load(index)
     masks = [masks[place] for place in item.places if place < len(masks)]
     if [mask.id for mask in masks] != [annotation.get(split.id_key) for annotation in item.annotations]:
@@ -143,7 +143,7 @@ def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
 
 
 def enlarged(item: Item) -> tuple[Image.Image, np.ndarray]:
-    """Return the image and its bool masks (K, H, W), resized to the size limits of a drawn image."""
+    """Return an image and its bool masks (K, H, W), both resized to the size of a drawn image."""
     image = item.image()
     scale = min(max(max(image.size), _SMALLEST), _LARGEST) / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -179,9 +179,10 @@ _TINT = 0.0  # masks are not tinted, because a name may refer to a color
 def write_picture(
     path: Path, folder: Path, parts: int, table: Mapping[str, Dataset], set_name: str, images: int = 6, columns: int = 3
 ) -> Path:
-    """Draw a mosaic of evenly spaced images of one dataset, with the names predicted in the dataset's own mode.
+    """Draw a mosaic of images of one dataset, with the names predicted in the dataset's own vocabulary mode.
 
-    A wrong name is followed by the correct name in brackets. Images are resized to the size of the first image.
+    The images are evenly spaced in the dataset and resized to the size of the first image. In the mosaic, a wrong name
+    is followed by the correct name in brackets.
 
     Args:
         path: the JPEG file to write.
@@ -204,7 +205,9 @@ def write_picture(
     records = masks_by_image(results[set_name].records)
     split = split_of(row)
     if len(records) != len(split):
-        raise OsmError(f"{folder}: predictions for {len(records)} images, but {split.source} has {len(split)}")
+        raise OsmError(
+            f"{folder} contains predictions for {len(records)} images, but {split.source} has {len(split)} images"
+        )
     count = min(images, len(split))
     drawn = []
     for number in range(count):

@@ -1,8 +1,8 @@
 """Assignment of predicted names to the classes of a dataset.
 
-A predicted name is compared with the names of the classes, then with the plural and singular forms that the published
-accuracy accepts. Optionally, a name without a match is assigned by meaning, to the class that has the name with the
-most similar sentence embedding. A name or form that belongs to several classes is assigned to the lowest class id.
+A predicted name is first compared with the class names, and then with the plural and singular forms of class names that
+the published accuracy accepts. Optionally, a name without a match is assigned to the class whose name has the most
+similar sentence embedding. A name that matches several classes is assigned to the class with the lowest id.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _AT_ONCE = 1024  # number of predicted names whose cosines to all class names ar
 
 
 class Encoder(Protocol):
-    """The part of the `osm.recognition.similarity.SentenceEncoder` interface that `ClassNames` uses."""
+    """The subset of the `osm.recognition.similarity.SentenceEncoder` interface that `ClassNames` uses."""
 
     def nearest(self, texts: Sequence[str], names: Sequence[str], count: int = 1) -> list[list[tuple[int, float]]]: ...
 
 
 @dataclass(frozen=True)
 class Match:
-    """The class id of a name (None for no match) and the kind of match: `exact`, `nearest` or `without_class`."""
+    """The class id of a predicted name, or None, and the kind of match: `exact`, `nearest` or `without_class`."""
 
     category_id: int | None
     how: str
@@ -60,7 +60,7 @@ class ClassNames:
         self._candidates = _owners(label for label in classes if label.id not in ignored)
 
     def match(self, texts: Iterable[str]) -> dict[str, Match]:
-        """Return the match of each predicted name. The keys are the names exactly as given."""
+        """Return the class match of each predicted name. The keys of the returned dict are the unchanged names."""
         found: dict[str, Match] = {}
         left: dict[str, list[str]] = {}
         for text in dict.fromkeys(texts):

@@ -1,6 +1,6 @@
-"""Scores for maps that have at most one segment per pixel: panoptic quality and mean IoU.
+"""Scores for segment maps, which have at most one segment per pixel: panoptic quality and mean IoU.
 
-`Painter` converts overlapping masks to such a map.
+`Painter` converts overlapping masks to a segment map.
 
 Shapes: H, W = height and width of an image; T, P = number of true and of predicted segments; C = number of classes.
 """
@@ -18,7 +18,7 @@ VOID = 0
 
 @dataclass(frozen=True)
 class PanopticSegment:
-    """A segment of a map. In the map, the pixels of segment k have the value k + 1, and void pixels have the value 0.
+    """A segment of a segment map, in which pixels of segment k have the value k + 1, and void pixels the value 0.
 
     Attributes:
         category_id: the class of the segment; None for a crowd segment whose class is not in the dataset, which no
@@ -40,7 +40,7 @@ class ClassQuality:
     iou: float = 0.0  # sum over the true positives
 
     def figures(self) -> tuple[float, float, float] | None:
-        """Return PQ, SQ and RQ (0 to 1), or None if the class has no true or predicted segment."""
+        """Return PQ, SQ and RQ (0 to 1), or None if the class has neither a true nor a predicted segment."""
         total = self.tp + (self.fp + self.fn) / 2
         if not total:
             return None
@@ -53,14 +53,14 @@ class ClassQuality:
 
 @dataclass
 class PanopticQuality:
-    """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), counted by category id, image by image.
+    """Panoptic quality of each class (Kirillov et al., "Panoptic Segmentation", CVPR 2019), accumulated over images.
 
-    A predicted and a true segment of the same class match if their IoU exceeds 0.5. Over all images, a class has SQ =
-    mean IoU of its matches, RQ = TP / (TP + FP / 2 + FN / 2) and PQ = SQ * RQ. Void and crowd are treated as in the
-    authors' code (panopticapi). Void pixels are removed from a predicted segment before the IoU is computed. A crowd
-    segment is neither a match nor a false negative. An unmatched predicted segment is not a false positive if more than
-    half of its pixels are void or crowd of the same class. A mean over classes excludes classes that have neither a
-    true nor a predicted segment.
+    A predicted and a true segment of the same class match if their IoU exceeds 0.5. For each class over all images, SQ
+    is the mean IoU of its matches, RQ is TP / (TP + FP / 2 + FN / 2), and PQ is SQ * RQ. Void pixels and crowd segments
+    are treated as in the authors' code (panopticapi). Void pixels are removed from a predicted segment before the IoU
+    is computed. A crowd segment is neither a match nor a false negative. An unmatched predicted segment is not a false
+    positive if more than half of its pixels are void or crowd of the same class. A mean over classes excludes classes
+    that have neither a true nor a predicted segment.
     """
 
     classes: dict[int, ClassQuality] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class PanopticQuality:
                     self._of(category_id).fp += 1
 
     def mean(self, among: Callable[[int], bool] = lambda category_id: True) -> dict[str, Any]:
-        """Return PQ, SQ and RQ, averaged over the classes that have a segment.
+        """Return PQ, SQ and RQ, averaged over the classes that have a true or predicted segment.
 
         Args:
             among: returns whether a category id is included in the average.
@@ -126,11 +126,11 @@ class PanopticQuality:
 
 
 class MeanOverlap:
-    """Mean IoU of label maps, where the IoU of each class is computed over the pixels of all images together.
+    """Mean IoU of label maps. The IoU of each class is computed over the pixels of all images together.
 
-    The IoU of a class is the number of pixels where truth and prediction are both the class, divided by the number of
-    pixels where truth or prediction is the class. Void pixels are excluded. A pixel without a prediction counts as
-    missed. As in Detectron2, the mean is over the classes that occur in the ground truth.
+    The IoU of a class is the number of pixels that have this class in both truth and prediction, divided by the number
+    of pixels that have it in at least one of them. Void pixels are excluded. A pixel without a prediction counts as a
+    false negative. As in Detectron2, the mean includes only classes that occur in the ground truth.
 
     Args:
         categories: category ids. Class c in the maps has the id `categories[c]`.
@@ -141,7 +141,7 @@ class MeanOverlap:
         self._both_C, self._true_C, self._predicted_C = (np.zeros(len(self.categories), np.int64) for _ in range(3))
 
     def add(self, truth_HW: np.ndarray, predicted_HW: np.ndarray) -> None:
-        """Count the pixels of one image. Both maps contain class indices; -1 means void, or no prediction."""
+        """Count the pixels of one image. The label maps contain class indices, or -1 for void or no prediction."""
         count = len(self.categories)
         seen = truth_HW >= 0
         true, predicted = truth_HW[seen], predicted_HW[seen]
@@ -164,9 +164,9 @@ class MeanOverlap:
 class Painter:
     """Paints overlapping masks of one image into a map with at most one segment per pixel.
 
-    This is the heuristic of Kirillov et al. (2019, section 5). Masks are painted in descending order of their scores,
-    each on the pixels that are still free. A mask with too few free pixels is skipped. All masks of a stuff class
-    become one segment.
+    `Painter` implements the heuristic of Kirillov et al. (2019, section 5). Masks are painted in descending order of
+    their scores, each on the pixels that no earlier mask covers. A mask with too few uncovered pixels is skipped. All
+    masks of a stuff class become one segment.
 
     Args:
         size: height and width of the image.

@@ -1,15 +1,15 @@
-"""Average precision of masks by the COCO and LVIS protocols, computed by `faster-coco-eval`.
+"""Average precision (AP) of masks by the COCO and LVIS protocols, computed by `faster-coco-eval`.
 
-The AP of a class is the precision averaged over 101 recalls and the IoU thresholds 0.50, 0.55, ..., 0.95.
+The AP of a class is the precision averaged over 101 recall levels and the IoU thresholds 0.50, 0.55, ..., 0.95.
 
 COCO uses the 100 highest-scoring masks per image and class. A crowd annotation counts neither as found nor as missed.
 
-LVIS uses the 300 highest-scoring masks per image. A class is evaluated only in images that contain the class or are
-verified not to contain it (`neg_category_ids`). In an image where a class is not exhaustively annotated
+LVIS uses the 300 highest-scoring masks per image. In LVIS, a class is evaluated only in images that contain the class
+or are verified not to contain it (`neg_category_ids`). In an image where a class is not exhaustively annotated
 (`not_exhaustive_category_ids`), unmatched predictions of the class do not count as wrong.
 
-Shapes: H, W = height and width of an image; T = IoU thresholds, R = recalls, K = classes, A = ranges of area, M =
-limits on the number of masks.
+Shapes: H, W = height and width of an image; T = IoU thresholds, R = recall levels, K = classes, A = area ranges, M =
+limits on the number of masks per image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from osm.errors import OsmError
 
 _COCO_MASKS, _LVIS_MASKS = 100, 300
-# Limit on the number of (image, class) pairs per call, because the library keeps an object for each pair.
+# Maximum number of (image, class) pairs per evaluation, because `faster-coco-eval` keeps an object for each pair.
 _PAIRS_AT_ONCE = 1_000_000
 _AP50, _AP75 = 0, 5  # indices of the IoU thresholds
 
@@ -62,7 +62,7 @@ class MaskPrecision:
         self._evaluated: set[int] = set()  # classes that are evaluated in the current image
 
     def add_image(self, size: tuple[int, int], about: Federated | None = None) -> None:
-        """Start the next image. All masks added afterwards belong to this image.
+        """Start a new image, to which all masks added afterwards belong.
 
         Args:
             size: height and width of the image.
@@ -76,17 +76,17 @@ class MaskPrecision:
         self._evaluated = set(about.absent)
 
     def add_truth(self, mask_HW: np.ndarray, category_id: int, crowd: bool = False) -> None:
-        """Add an annotated mask (bool) of the current image."""
+        """Add a bool ground-truth mask of the current image."""
         self._evaluated.add(category_id)
-        # The library requires boxes but does not use them to evaluate masks.
+        # Boxes are required by `faster-coco-eval`, although it does not use boxes to evaluate masks.
         entry = {"iscrowd": int(crowd), "area": int(mask_HW.sum()), "bbox": [0, 0, 0, 0]}
         self._true.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), **entry})
 
     def add_found(self, mask_HW: np.ndarray, category_id: int, score: float) -> None:
-        """Add a predicted mask (bool), after the image's annotated masks and in descending order of the scores."""
+        """Add a predicted bool mask. Add ground-truth masks first, then predicted masks in descending score order."""
         if self.federated:
             self._room -= 1
-            # The library fails if an image has only masks of classes that are not evaluated, so such masks are skipped.
+            # Masks of classes not evaluated here are skipped: `faster-coco-eval` fails if an image has only such masks.
             if self._room < 0 or category_id not in self._evaluated:
                 return
         self._found.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), "score": score})
@@ -109,7 +109,8 @@ class MaskPrecision:
     def _count(self, categories: Sequence[int]) -> dict[int, tuple[float, float, float]]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        # Ids start at 1, because the library uses 0 for "not matched". The library requires but ignores `frequency`.
+        # Ids start at 1, because `faster-coco-eval` uses the id 0 for "not matched".
+        # The field `frequency` is required but ignored by `faster-coco-eval`.
         true = [{**mask, "id": k} for k, mask in enumerate(_of(self._true, categories), 1)]
         names = [{"id": i, "name": str(i), "frequency": "f"} for i in categories]
         truth = COCO({"images": self._images, "annotations": true, "categories": names}, print_function=_quiet)
@@ -133,7 +134,7 @@ def mean_precision(
 ) -> dict[str, Any]:
     """Return `ap`, `ap50` and `ap75`, averaged over the classes that `among` selects (None if it selects no class).
 
-    The key `classes` has the number of averaged classes.
+    The key `classes` in the result contains the number of averaged classes.
     """
     found = [figures for i, figures in by_class.items() if among(i)]
     means = np.mean(found, axis=0).tolist() if found else [None] * 3
@@ -145,4 +146,4 @@ def _of(masks: dict[int, list[dict[str, Any]]], categories: Collection[int]) -> 
 
 
 def _quiet(*_: object) -> None:
-    """Discard the progress messages that the library prints."""
+    """Discard the progress messages of `faster-coco-eval`."""

@@ -1,4 +1,4 @@
-"""Reader of named proposals, which are the files written by `generate_pred.py --masks FILE`."""
+"""Reads named proposals (mask proposals with predicted names) from the files of `generate_pred.py --masks FILE`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_proposals(
     mode: str,
     metas: Mapping[Path, Mapping[str, Any]] | None = None,
 ) -> dict[Path, list[Proposal]]:
-    """Read the proposals of all parts and return the proposals of each image, by image path.
+    """Read the proposals in the files of all parts of a run, and return them grouped by image path.
 
     Args:
         row: the dataset.
@@ -82,7 +82,7 @@ def read_proposals(
             found[image] = [_proposal(form, entry, mode, f"{where}: proposal {number}") for number, entry in numbered]
     if not found:
         raise OsmError(
-            f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (in {paths[0].parent}); "
+            f"set {row.name!r}: no proposal in {', '.join(path.name for path in paths)} (folder {paths[0].parent}); "
             "generate the proposals again"
         )
     return found
@@ -110,10 +110,10 @@ def _proposal(form: type[Form], entry: dict[str, Any], mode: str, where: str) ->
     if not isinstance(names, dict):
         raise OsmError(f"{where}: {FIELD} {shown(names)} is not {{mode: {{class, prob}}}}")
     if mode not in names:
-        raise OsmError(f"{where}: no name in mode {mode!r}, only in {shown(list(names))} (see --mode)")
+        raise OsmError(f"{where}: no name in mode {mode!r}, only in {shown(list(names))} (select a mode with --mode)")
     said = prediction_in(names[mode], f"{where}: {FIELD} {mode!r}")
     if said.prob is None:
-        raise OsmError(f"{where}: {FIELD} {mode!r}: has no prob, which the score of a proposal requires")
+        raise OsmError(f"{where}: {FIELD} {mode!r}: prob is missing, but a proposal's score is computed from it")
     return Proposal(where, draw, said.name, float(score) * said.prob)
 
 

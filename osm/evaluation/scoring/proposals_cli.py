@@ -1,4 +1,4 @@
-"""The command line of `test/evaluate_proposals.py`, which scores named proposals."""
+"""The command-line interface of `test/evaluate_proposals.py`, which scores mask proposals with predicted names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from osm.terminal import CommandParser, console_command, echo, message_logger
 
 logger = message_logger(__name__)
 
-# Descriptions of the counts of proposals. The first two counts are reported even if they are 0.
+# Descriptions of the proposal counts in the log.
+# The counts `exact` and `nearest` are reported even if they are 0.
 _PROPOSALS = {
     "exact": "with the name of a class, or a form of it",
     "nearest": "assigned to the class nearest in meaning",
@@ -94,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
 def _evaluate(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     if args.parts < 1:
-        raise OsmError(f"number of parts {args.parts}: expected the n that generate_pred.py was run with, 1 or more")
+        raise OsmError(
+            f"number of parts {args.parts}: expected the number n that was passed to generate_pred.py, 1 or more"
+        )
     args.out_dir = localize(args.out_dir, "out_dir", folder=True)
     options = ScoringOptions(args.overlap, args.min_score, not args.without_ap)
     rows = _rows(args, dataset_table(args.benchmark, args.datasets))
@@ -117,7 +120,7 @@ def _paths(args: argparse.Namespace, row: Dataset) -> list[Path]:
 
 
 def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Dataset]:
-    """Return the datasets to score: the datasets in --sets, or else all datasets that have a part in the folder."""
+    """Return the datasets to score: those in --sets, or by default all datasets with proposal files in the folder."""
     if not args.out_dir.is_dir():
         raise OsmError(f"{args.out_dir} is not a folder; expected the out_dir of generate_pred.py")
     if args.sets is None:
@@ -126,11 +129,13 @@ def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Datase
         asked = list(dict.fromkeys(name.strip() for name in args.sets.split(",") if name.strip()))
     for name in asked:
         if name not in table:
-            raise OsmError(f"--sets: unknown set {name!r}; the sets are {', '.join(table)} (see --datasets)")
+            raise OsmError(
+                f"--sets: unknown set {name!r}; known sets: {', '.join(table)} (add your own with --datasets)"
+            )
     if not asked:
         raise OsmError(
-            f"{args.out_dir}: no <set>_{KIND}_<i>_of_{args.parts}.json of a set in the table ({', '.join(table)}; see "
-            "--datasets)"
+            f"{args.out_dir}: no file <set>_{KIND}_<i>_of_{args.parts}.json of a known set ({', '.join(table)}; add "
+            "your own with --datasets)"
         )
     return [table[name] for name in asked]
 

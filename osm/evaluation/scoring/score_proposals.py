@@ -1,4 +1,4 @@
-"""Scores for named proposals: PQ, mask or box AP and mean IoU of a dataset, in one pass over the dataset's images.
+"""Computes PQ, mask or box AP and mean IoU of mask proposals with predicted names, in one pass over a dataset.
 
 Shapes: H, W = height and width of an image.
 """
@@ -42,7 +42,7 @@ class ScoringOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= 1:
-            raise OsmError(f"--overlap {self.overlap}: expected a share of a mask's pixels, 0 to 1")
+            raise OsmError(f"--overlap {self.overlap}: expected a share of a mask's pixels from 0 to 1")
         if not math.isfinite(self.min_score):
             raise OsmError(f"--min_score {self.min_score}: expected a number, such as 0.3")
 
@@ -73,7 +73,7 @@ class Scores:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all metrics (0 to 1). Class metrics are keyed by category id, and a mean over no classes is None."""
+        """Return all metrics (0 to 1). Class metrics are keyed by category id. A mean over zero classes is None."""
         things = self.split.things
         document: dict[str, Any] = {"title": self.row.title, "mode": self.mode}
         if self.quality is not None:
@@ -106,9 +106,9 @@ class Scores:
 
 
 def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames, options: ScoringOptions) -> Scores:
-    """Score the named proposals of one dataset, from the files of all parts.
+    """Score the named proposals of one dataset, which are stored in one file for each part of the run.
 
-    All images of the dataset are scored, so in an image without proposals, every segment counts as missed. If the
+    All images of the dataset are scored, so every segment of an image without proposals counts as missed. If the
     proposals were named with `--limit`, only images with proposals are scored.
 
     Args:
@@ -154,7 +154,7 @@ def _indices(
         if path in index_of:
             raise OsmError(
                 f"{split.source}: the entries {index_of[path]} and {index} both belong to the image {path}; "
-                "expected one entry"
+                "expected one entry per image"
             )
         index_of[path] = index
     if not index_of:
@@ -186,7 +186,7 @@ class _Image:
             scores.precision.add_image(truth.size, truth.federated)
             for instance in truth.instances:
                 scores.precision.add_truth(instance.mask(), instance.category_id, instance.crowd)
-        # The sort is stable, so proposals with equal scores stay in the order of the file.
+        # The sort is stable, so proposals with equal scores stay in file order.
         for proposal in sorted(proposals, key=lambda proposal: -proposal.score):
             self._add(proposal, matches)
         if truth.segments_HW is not None:
@@ -194,7 +194,7 @@ class _Image:
             self._count(truth.segments_HW)
 
     def _add(self, proposal: Proposal, matches: Mapping[str, Match]) -> None:
-        """Find the class of a proposal, add the proposal to AP and paint it into the panoptic map."""
+        """Find the class of a proposal, add its mask to the AP computation and paint it into the panoptic map."""
         scores = self._scores
         scores.counts["proposals"] += 1
         if proposal.name is None:

@@ -1,4 +1,4 @@
-"""The ground truth for scoring proposals of a dataset, with one class for each kind of annotation form.
+"""Ground truth for scoring the proposals of a dataset, with one Python class for each kind of annotation form.
 
 Pixels of the dataset's ignored classes (`ignored_ids`) are void. Three faults are counted and reported: segments in the
 json that are not in the PNG (skipped, because they have no pixels), segments in the PNG that are not in the json
@@ -36,7 +36,7 @@ PQ, AP, BOX_AP, MIOU = "PQ", "mask AP", "box AP", "mIoU"
 
 @dataclass(frozen=True)
 class Instance:
-    """A mask of a class in one image. Calling `mask` computes its pixels, bool (H, W)."""
+    """A ground-truth mask and its class. Calling `mask` returns a bool array (H, W)."""
 
     category_id: int
     crowd: bool
@@ -81,7 +81,7 @@ class TruthSplit(Split):
 
     @property
     def precision(self) -> str:
-        """The kind of AP that is defined, or "" if no AP is defined."""
+        """The kind of AP that is defined for the dataset ("mask AP" or "box AP"), or "" if no AP is defined."""
         return next((score for score in self.scores if score in (AP, BOX_AP)), "")
 
     @abstractmethod
@@ -90,7 +90,7 @@ class TruthSplit(Split):
 
 
 class PanopticTruth(TruthSplit):
-    """Ground truth in COCO-panoptic form. All scores are defined, and the instances are segments of thing classes."""
+    """Ground truth in COCO-panoptic form, for which all scores are defined. AP uses the segments of thing classes."""
 
     scores = (PQ, AP, MIOU)
 
@@ -139,7 +139,7 @@ class PanopticTruth(TruthSplit):
 
 
 class InstancesTruth(TruthSplit):
-    """Ground truth in COCO- or LVIS-instances form. Masks may overlap, and most pixels have no mask."""
+    """Ground truth in COCO- or LVIS-instances form, in which masks may overlap and most pixels have no mask."""
 
     scores = (AP,)
     why_not = "annotations of instances may overlap, and most pixels have no annotation"
@@ -172,7 +172,7 @@ class InstancesTruth(TruthSplit):
         return Truth(size, instances=tuple(instances), federated=self._about(image), counts=counts)
 
     def _crowd(self, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-        """Return the mask (H, W) of a crowd annotation; all pixels are False if it has no valid mask."""
+        """Return the mask (H, W) of a crowd annotation, or an all-False mask if the annotation has no valid mask."""
         where = f"{self.source}: annotation {shown(annotation.get('id'))} of image {shown(annotation['image_id'])}"
         try:
             return self._shape(annotation, size, where)
@@ -206,8 +206,8 @@ class BoxesTruth(InstancesTruth):
 class MapsTruth(TruthSplit):
     """Ground truth of label maps. All pixels of a class are one segment, regardless of the number of objects.
 
-    Pixels without a class are void. In a dataset of parts, every pixel outside the parts is void, so proposals are not
-    scored there.
+    Pixels without a class are void. In a dataset of object parts, all pixels outside the parts are void, and proposals
+    are not scored on void pixels.
     """
 
     scores = (MIOU,)
@@ -239,12 +239,12 @@ _TRUTHS: tuple[tuple[type[Form], type[TruthSplit]], ...] = (
 
 
 def truth_split(row: Dataset, form: type[Form]) -> TruthSplit:
-    """Return the ground truth of a dataset, using the first entry of `_TRUTHS` whose base class matches `form`."""
+    """Return the ground truth of a dataset, using the first entry of `_TRUTHS` whose form class is a base of `form`."""
     return next(truths for base, truths in _TRUTHS if issubclass(form, base))(row, form)
 
 
 def class_map(segments_HW: np.ndarray, categories: Collection[int | None], place: dict[int, int]) -> np.ndarray:
-    """Convert a map of segments to a map of class indices.
+    """Convert a segment map to a map of class indices.
 
     Args:
         segments_HW: integers; 0 is no segment, and k + 1 is segment k.
