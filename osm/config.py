@@ -117,7 +117,7 @@ def find_config(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     shipped = [path.stem for path in config_paths()]
-    raise OsmError(f"config {name!r} is neither a .yaml file nor a config of the project ({', '.join(shipped)})")
+    raise OsmError(f"config {name!r} is neither a .yaml file nor a built-in config ({', '.join(shipped)})")
 
 
 def config_paths() -> list[Path]:
@@ -127,7 +127,7 @@ def config_paths() -> list[Path]:
 
 
 def _config_folders() -> list[Path]:
-    # In an installed package, the configs are in the package osm.configs. In a checkout, configs/ is next to osm/.
+    # An installed package contains the built-in configs in osm.configs; in a checkout, configs/ is next to osm/.
     package = Path(str(resources.files("osm")))
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
@@ -210,8 +210,8 @@ def _copied(value: Any) -> Any:
 def as_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain values for YAML and JSON, without the signatures of signed URLs.
 
-    If the config class defines a method `stored()`, the return value of `stored()` is used. It has the layout in which
-    checkpoints store the config.
+    If the config class defines a method `stored()`, the returned values are those of `stored()`, which have the layout
+    in which checkpoints store the config.
     """
     values = config.stored() if hasattr(config, "stored") else dataclasses.asdict(config)
     plain: dict[str, Any] = _without_signatures(values)

@@ -20,7 +20,7 @@ class OsmError(ValueError):
 
 
 class SampleError(OsmError):
-    """A sample that cannot be used and is skipped. Skipped samples are counted and reported by their `reason`."""
+    """Raised for a sample that cannot be used and is skipped. Skipped samples are counted for each `reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -62,9 +62,9 @@ def write_failed(error: OSError, where: str, expected: str) -> OsmError:
 
 
 # A sample with correct data is skipped for one of three reasons; every other reason means a fault in the data.
-# No mask of the sample is large enough in any of the crops that were tried.
-# The mask is an object part that does not belong to exactly one object.
-# The name is longer than the model's maximum text length.
+# The reason no_segment means that no mask of the sample is large enough in any of the crops that were tried.
+# The reason not_one_object means that the mask is an object part that does not belong to exactly one object.
+# The reason answer_too_long means that the object's name is longer than the model's maximum text length.
 # The file docs/datasets.md explains all reasons for which a sample is skipped.
 BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
 

@@ -24,7 +24,7 @@ logger = message_logger(__name__)
 
 MAX_TEXT_BYTES = 64 << 20
 """The maximum size of a text file. Typical lists of names or files have a few hundred KB."""
-_MARKS = (  # UTF-32 comes before UTF-16, because the byte order mark of UTF-32 begins with that of UTF-16.
+_MARKS = (  # UTF-32 is detected before UTF-16, because the byte order mark of UTF-32 begins with that of UTF-16.
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -267,7 +267,7 @@ class PartialFile:
 
     def close(self) -> None:
         """Close the file and release its lock."""
-        with suppress(OSError):  # After a failed write, closing the file tries to write the remaining bytes again.
+        with suppress(OSError):  # After a failed write, `close` tries to write the remaining bytes again.
             self._file.close()
 
 

@@ -32,7 +32,7 @@ logger = message_logger(__name__)
 
 STAGES = "stages.json"
 PARTS = 2
-# With its default settings, glibc returns the memory of every large tensor to the system and requests it again.
+# By default, glibc returns the memory of each freed large tensor to the system, which makes allocations slow.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 _QUIET = {"TQDM_DISABLE": "1"}  # Commands that run in parallel would overwrite each other's progress bars.
 

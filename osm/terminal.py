@@ -89,7 +89,7 @@ class MessageLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 def message_logger(module: str) -> MessageLogger:
-    """Return the logger of a module for messages to the user. Modules call `message_logger(__name__)`."""
+    """Return the logger of a module for messages to the user. A module calls `message_logger(__name__)` once."""
     return MessageLogger(logging.getLogger(module))
 
 

@@ -102,7 +102,7 @@ def without_tracebacks(blocks: Any) -> None:
 
 
 def _is_raised_by_package(error: Exception) -> bool:
-    """Return whether an exception's traceback contains a function of this package that is not in this module."""
+    """Return whether an exception was raised within a function of this package, outside the patches of gradio."""
     package, trace = str(Path(__file__).parents[1]), error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename

@@ -48,7 +48,7 @@ class NamedRegion:
 
 @dataclass(eq=False)  # images are compared by identity
 class DemoPicture:
-    """An RGB image in a demo, and the regions that were named in the image.
+    """An RGB image that a user selected in a demo, and the regions that were named in the image.
 
     Two `DemoPicture` objects are compared by identity, so equal pixels do not make them equal.
     """

@@ -225,7 +225,7 @@ async def _check_painting(scope: Scope, body: bytes) -> None:
     if index != "null" and not (index.isascii() and index.isdigit() and int(index[:9]) < _MAX_LAYERS):
         raise RequestRefused(422, f"layer index {index[:40]!r} is not a number from 0 to {_MAX_LAYERS - 1}")
     if form.get("type") not in ("layer", "background", "composite"):
-        raise RequestRefused(422, "type must be layer, background or composite")
+        raise RequestRefused(422, "the form field 'type' must be layer, background or composite")
     if form.get("fn_name") != "accept_blobs" or not str(form.get("component_id")).isdigit():
         raise RequestRefused(422, "the form does not describe a painted mask")
 

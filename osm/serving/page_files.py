@@ -160,7 +160,7 @@ def safe_name(name: str) -> str:
 
 
 def remove_leftovers() -> None:
-    """Remove the temporary folders of killed pages. Folders of running pages and of other users are kept."""
+    """Remove the temporary folders of killed pages. Folders of running pages and of other users are not removed."""
     if fcntl is None:
         return
     for path in Path(tempfile.gettempdir()).glob(PREFIX + "*"):

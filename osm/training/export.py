@@ -81,7 +81,7 @@ def read_source(path: Path) -> Source:
     newest = next(iter(readable_checkpoints(path)), None)
     if newest is None:
         hint = f"; did you mean {path / 'final'}?" if (path / "final" / "config.json").is_file() else ""
-        raise OsmError(f"{path} holds no model: no checkpoint, and no {' and '.join(FOLDER_FILES)}{hint}")
+        raise OsmError(f"{path} contains no model: no checkpoint, and no {' and '.join(FOLDER_FILES)}{hint}")
     return read_source(newest)
 
 
@@ -91,7 +91,7 @@ def _read_step_folder(path: Path) -> Source:
     tensors = read_tensors(path)
     named = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     if not any(name.startswith("bridge.") for name in named) or "model" not in document:
-        raise OsmError(f"checkpoint {path} holds no model")
+        raise OsmError(f"checkpoint {path} contains no model")
     kind: type[Bridge] = BRIDGES.get(files.model_config(document["model"], f"checkpoint {path}").bridge.kind)
     rest = {"progress": document["progress"]}
     return Source(document["model"], kind.published_names(named), f"checkpoint {path}", rest)
@@ -133,7 +133,7 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
     found = read_source(source)
     if found.config is None:
         raise OsmError(
-            f"{found.where} does not contain its model's config, like all published files; use "
+            f"{found.where} does not contain the model config, like all published files; use "
             f"osm import {source} {out} --config <the config it was trained with>"
         )
     if with_optimizer and OPTIMIZER not in found.rest:
@@ -202,7 +202,9 @@ def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mappin
     try:
         files.load_published_state_dict(model, found.state, found.where)
     except OsmError as error:
-        raise OsmError(f"{error}; {base} is not the model that the file was trained with; use its config") from None
+        raise OsmError(
+            f"{error}; {base} is not the model that the file was trained with; choose the config of that model"
+        ) from None
     document, entries = files.config_document(model), files.published_state_dict(model)
     write(path, document, entries, {})
     return _summary(out, entries, found.where)

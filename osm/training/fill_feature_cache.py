@@ -67,9 +67,9 @@ def fill(
         OsmError: the disk does not have enough free space.
     """
     skipped: Counter[str] = Counter()
-    # Every rank lists all views and takes its share, so all ranks must create the same list.
-    # Cached views are removed after the division, because a rank may write views while a slower rank still lists them.
-    # The shuffle balances the remaining work of an interrupted run over the ranks.
+    # Every rank lists all views in the same order and processes its share of the list.
+    # Already cached views are skipped only after the list is divided, because another rank may be caching views.
+    # The list is shuffled, so that the remaining work of an interrupted run is balanced over the ranks.
     every_view = [
         (shard, raw.cache_key, view)
         for shard in shards

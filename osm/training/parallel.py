@@ -55,7 +55,7 @@ def parallelize(
         mesh = _device_mesh(world, strategy, shard_size)
         model = task.model
         load_unit = _UnitLoader(task, world, values or {})
-        # Inner FSDP units are sharded before outer units; gated bridge layers are inside the LLM's layers.
+        # FSDP units are sharded from the innermost to the outermost; gated bridge layers are inside the LLM's layers.
         for block in [
             *model.bridge.layers_to_shard(),
             *repeated_blocks(model.tower),
@@ -64,7 +64,7 @@ def parallelize(
         ]:
             loaded = load_unit(block)
             fully_shard(block, mesh=mesh)
-            # After sharding, the storage of the full parameter is freed, because other objects may still refer to it.
+            # The full parameter's storage is freed explicitly, because other objects may still refer to the parameter.
             for parameter in loaded:
                 parameter.untyped_storage().resize_(0)
         return task
@@ -165,7 +165,7 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 
 
 def enable_gradient_checkpointing(task: TrainTask) -> None:
-    """Enable gradient checkpointing for each layer of the bridge and of the frozen LLM, which saves memory."""
+    """Enable gradient checkpointing for each layer of the bridge and of the frozen LLM, to save memory."""
     for layer in [*task.model.bridge.layers(), *decoder_layers(task.model.llm)]:
         layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 
@@ -173,8 +173,8 @@ def enable_gradient_checkpointing(task: TrainTask) -> None:
 def recomputed(forward: Any) -> Any:
     """Wrap a `forward` method so that its activations are recomputed in the backward pass instead of stored.
 
-    The gradient checkpointing of transformers is not used, because transformers disables it in eval mode, and a frozen
-    LLM is in eval mode.
+    The gradient checkpointing of the library transformers is not used, because transformers disables gradient
+    checkpointing in eval mode, and a frozen LLM is in eval mode.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -216,12 +216,12 @@ def exchanged_by_gloo(mesh: DeviceMesh) -> bool:
 
 @lru_cache
 def _cpu_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """Return a CPU mesh with the ranks and layout of `mesh`. All ranks must make the first call for a mesh together."""
+    """Return a CPU mesh with the ranks and layout of `mesh`. The first call for each mesh is a collective call."""
     return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 
 def distribute_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Move a full tensor to a parameter's device, and shard the tensor like the parameter if that is sharded."""
+    """Move a full tensor to a parameter's device. If the parameter is sharded, shard the tensor in the same way."""
     if isinstance(parameter, DTensor):
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
     return tensor.to(parameter.device)

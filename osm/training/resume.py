@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = (
 def resume(
     config: TrainConfig, model: OmniScientModel, optimizer: torch.optim.Optimizer, world: World
 ) -> tuple[RunPosition, Path | None]:
-    """Load the checkpoint to resume from, if there is one. All ranks must call this function together.
+    """Load the checkpoint from which the run resumes, if there is one. All ranks must call this function together.
 
     Broken checkpoints in the run's folder are renamed to `<name>.broken`, and the newest intact checkpoint is loaded.
 

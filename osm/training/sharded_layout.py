@@ -67,7 +67,7 @@ def is_step_name(name: str) -> bool:
 
 
 def unfinished_folders(folder: Path) -> list[Path]:
-    """Return the step folders that were being written or removed when the run was killed."""
+    """Return the incomplete step folders, which were being written or removed when the run was killed."""
     return list((folder / STEPS_FOLDER).glob("step_*.tmp"))
 
 
@@ -92,7 +92,7 @@ class ShardedLayout(CheckpointLayout):
     def verify(self, path: Path) -> None:
         """Compare each file of a step folder with its stored size and SHA-256; see `CheckpointLayout.verify`.
 
-        If a step folder was written by older code, it has no checksums, and no error is raised.
+        A step folder that was written by older code contains no checksums, and is accepted unchecked.
         """
         expected_files = read_run_document(path).get("files")
         if expected_files is None:
@@ -153,7 +153,7 @@ def replace_step_folder(temporary: Path, path: Path) -> None:
 
 
 def remove_step_folder(path: Path) -> None:
-    """Remove a step folder. It is renamed first, so that a run that is killed leaves no incomplete step folder."""
+    """Rename a step folder, and then remove it, so that a killed run leaves no incomplete folder at `path`."""
     shutil.rmtree(_rename_for_removal(path))
 
 
@@ -215,7 +215,7 @@ def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        # Frozen bridge parameters are stored too, because published files contain a few of them.
+        # Frozen bridge parameters are stored too, because published files contain a few frozen bridge parameters.
         # LoRA parameters belong to the LLM, and are stored because they are trained.
         if parameter.requires_grad or not name.startswith(("tower.", "llm.")):
             tensors[f"model.{name}"] = parameter.detach()
@@ -322,7 +322,7 @@ class _TensorReader(FileSystemReader):
         entries = getattr(metadata, "state_dict_metadata", None)
         storage = getattr(metadata, "storage_data", None)
         if not isinstance(entries, dict) or not isinstance(storage, dict) or metadata.storage_meta is None:
-            raise OsmError(f"checkpoint {path} is not a checkpoint of a training run")
+            raise OsmError(f"checkpoint {path} was not written by a training run: its metadata is incomplete")
         for name, entry in entries.items():
             if not isinstance(name, str) or not isinstance(entry, dcp_metadata.TensorStorageMetadata):
                 raise OsmError(f"checkpoint {path}: entry {str(name)[:80]!r} is not a tensor")

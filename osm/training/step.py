@@ -124,9 +124,9 @@ class Stepper:
                 raise OsmError(f"the checkpoint's loss scaler state has no entry {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
-        """Count the masks, and the supervised tokens of each (dataset, mode) group, in each micro-batch over all ranks.
+        """Count the supervised tokens of each (dataset, mode) group, and the masks, in each micro-batch over all ranks.
 
-        The result has the shape (micro-batches, groups + 1). The last column is the number of masks.
+        The returned tensor has the shape (micro-batches, groups + 1). Its last column is the number of masks.
         """
         totals = torch.zeros(len(micro_batches), len(self.loss.groups) + 1)
         for total, batches in zip(totals, micro_batches, strict=True):

@@ -68,10 +68,10 @@ class MixLoss:
     """Weights the rows (masks with names) of a step, which are sampled from several datasets.
 
     Each dataset has two groups of rows: the rows in the dataset's own mode, and the rows in the open-vocabulary mode
-    `any`. The loss of a group is its summed cross entropy divided by its number of supervised tokens, both over all
-    ranks. The loss of a dataset is the mean loss of its two groups, multiplied by the dataset's `loss_multiplier`. A
-    group without supervised tokens is excluded from the mean loss of its dataset. The loss of a step is the sum of the
-    datasets' losses.
+    `any`. The loss of a group is its summed cross entropy divided by its number of supervised tokens, both summed over
+    all ranks. The loss of a dataset is the mean loss of its two groups, multiplied by the dataset's `loss_multiplier`.
+    A group without supervised tokens is excluded from the mean loss of its dataset. The loss of a step is the sum of
+    the datasets' losses.
 
     Args:
         multipliers: dataset name -> `loss_multiplier` from the training config, for each dataset that is used.

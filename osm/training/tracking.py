@@ -86,7 +86,7 @@ class Tracker:
             self._wandb.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=record.get("step"))
 
     def report(self, text: str, fields: Mapping[str, Any] | None = None) -> None:
-        """Log a message, which a command shows on standard output. With `--log_json`, `fields` are logged too."""
+        """Log a message, which a command shows on standard output. With `--log_json`, the `fields` are logged too."""
         if self.enabled:
             logger.info(text, fields=fields, to_stdout=True)
 

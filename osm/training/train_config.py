@@ -232,7 +232,7 @@ class TrainConfig:
         return {name: chosen for name, chosen in self.sets.items() if chosen.batch_size > 0}
 
 
-# These flags set fields of the model config, and are mapped to the types of the fields.
+# MODEL_FLAGS maps each flag that sets a field of the model config to the type of the field.
 # The values of WIDTH_FLAGS do not configure the model, but are compared with the widths of the built model.
 MODEL_FLAGS = {
     "base_model_name": str,
@@ -316,7 +316,7 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         table = table.with_row(_trained_row(table[name], used.shards))
         _ = table[name].label_set  # raises for an invalid label file here, before the model is loaded
     if training.resume_from_checkpoint:
-        # A remote checkpoint is downloaded before training, because a long download could time out a collective call.
+        # A remote checkpoint is downloaded before the first collective call, because a slow download could time it out.
         local_checkpoint.cache_clear()
         local_checkpoint(training.resume_from_checkpoint)
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}

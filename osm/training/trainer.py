@@ -1,4 +1,4 @@
-"""The training loop. Each micro-batch contains one batch of every dataset, and is one forward and backward pass.
+"""The training loop. Each micro-batch consists of one batch of every dataset, in a single forward and backward pass.
 
 The function `train` performs a complete training run. `Trainer.__init__` builds a new run or resumes a run,
 `Trainer.train` loops over the epochs, and `Trainer._epoch` loops over the steps of one epoch.
@@ -96,8 +96,8 @@ class Trainer:
         if not config.pipeline:
             every = [shard for shards in self.shards.values() for shard in shards]
             self.indexes.prepare(every, world.rank, world.size, world.gathered)
-        # The batches per epoch of a new run are checked before gigabytes of weights are loaded.
-        # For a resumed run, this check needs the number of sample streams that the checkpoint stores.
+        # The number of batches per epoch of a new run is checked before gigabytes of weights are loaded.
+        # A resumed run is checked after its checkpoint is read, because the checkpoint decides the number of streams.
         if not config.resume_from_checkpoint and not readable_checkpoints(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
 
@@ -339,7 +339,7 @@ class Trainer:
     def _fresh_positions(self, loader: EpochLoader) -> dict[int, Position]:
         """Return the initial position of each sample stream of this process, before any sample is drawn.
 
-        A sample stream may start within an epoch, because a resumed run may have a different number of streams.
+        A sample stream may start in the middle of an epoch, because a resumed run may use a new set of sample streams.
         """
         return {stream.rank: Position(self.progress.batches) for stream in loader.streams}
 
