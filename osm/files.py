@@ -1,4 +1,4 @@
-"""Reads text, JSON and YAML files, writes files atomically, and stores the finished records of a job to resume it."""
+"""Reads text, JSON and YAML files, writes files atomically, and stores finished records to resume killed runs."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def lock(file: IO[Any]) -> bool:
 
 
 class PartialFile:
-    """A file that stores the finished records of a job, so that a killed run can be resumed.
+    """A file that stores the finished records of a long-running command, so that a killed run can be resumed.
 
     The file consists of a header line, followed by one JSON line per record. If the file already exists with the same
     header, its records up to the last complete line are kept. If an existing file has a different header, the differing

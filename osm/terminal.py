@@ -249,7 +249,7 @@ _BARS: list[Any] = []  # the tqdm bars that are currently shown on the terminal
 
 
 class ProgressBar:
-    """Shows the progress of a job, as a `tqdm` bar on a terminal and otherwise as occasional log messages.
+    """Shows the progress of a long-running command: a `tqdm` bar on a terminal, otherwise occasional log messages.
 
     Progress messages are logged at level INFO by the logger "osm.progress", at most one every `LINE_SECONDS` and one at
     the end. A program that imports this package but does not configure `logging` shows no progress messages. With the

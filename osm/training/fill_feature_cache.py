@@ -56,7 +56,7 @@ def fill(
     world: World,
     shard_cache: FileCache | None = None,
 ) -> Counter[str]:
-    """Compute and cache the tower tokens of this rank's share of a dataset's views, skipping already cached views.
+    """Compute and cache the tower tokens of this rank's share of a dataset's image views, except for cached views.
 
     If this function is interrupted, calling it again computes only the tokens that are missing in the cache.
 
@@ -67,8 +67,8 @@ def fill(
         OsmError: the disk does not have enough free space.
     """
     skipped: Counter[str] = Counter()
-    # Every rank lists all views in the same order and processes its share of the list.
-    # Already cached views are skipped only after the list is divided, because another rank may be caching views.
+    # Every rank lists all image views in the same order and processes its share of the list.
+    # Cached image views are skipped only after the list is divided, because another rank may already be caching views.
     # The list is shuffled, so that the remaining work of an interrupted run is balanced over the ranks.
     every_view = [
         (shard, raw.cache_key, view)
@@ -108,13 +108,13 @@ def fill(
 
 
 def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None:
-    """Raise OsmError if the disk lacks space for the tokens of `views` views, and log the size of a large cache."""
+    """Raise OsmError if the disk lacks space for the tokens of `views` image views, and log a large cache's size."""
     need = views * model.window_pos_embed.numel() * 2
     cache.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(Path(cache.folder)).free
     if need > free:
         raise OsmError(
-            f"--feature_cache {cache.folder.parent}: {views} views need {need / 1e9:.1f} GB, but only "
+            f"--feature_cache {cache.folder.parent}: {views} image views need {need / 1e9:.1f} GB, but only "
             f"{free / 1e9:.1f} GB of disk space are free; use fewer --views, or a different folder"
         )
     if need > 1e9:

@@ -85,22 +85,22 @@ class MixLoss:
         self.multipliers = [multipliers[name] for name, _ in self.groups]
 
     def group_index(self, batch: Batch) -> Tensor:
-        """Return the index in `groups` of each row's group, shape (R,), for the rows of a batch."""
+        """Return for each row (mask) of a batch the index of its (dataset, mode) group in `groups`, shape (R,)."""
         rows = zip(batch.datasets, batch.modes, strict=True)
         keys = [(name, ANY_MODE if mode == ANY_MODE else "own") for name, mode in rows]
         return torch.tensor([self.groups.index(key) for key in keys])
 
     def supervised_tokens(self, batch: Batch) -> Tensor:
-        """Return the number of supervised tokens of each group in a batch, float32, shape (G,).
+        """Return the number of supervised tokens of each (dataset, mode) group in a batch, float32, shape (G,).
 
         The token counts equal those that `TrainTask.forward` returns, because the processor never supervises the first
-        token of a row, which no earlier token predicts.
+        token of a text, which no earlier token predicts.
         """
         counts = (batch.text.labels != -100).sum(1).float()
         return torch.zeros(len(self.groups)).index_add_(0, self.group_index(batch), counts)
 
     def row_weights(self, index_R: Tensor, counts_G: Tensor) -> Tensor:
-        """Return the weight of each row in the step's loss, shape (R,), for `reduce_losses`.
+        """Return the weight of each row (mask) in a step's loss, shape (R,), for `reduce_losses`.
 
         Args:
             index_R: the index of each row's group; see `group_index`.

@@ -336,7 +336,7 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
 
 
 def _trained_row(row: Dataset, shards: str) -> Dataset:
-    """Return a dataset's row of the dataset table, with the label file that belongs to the dataset's shards.
+    """Return a dataset's entry in the dataset table, with the label file that belongs to the dataset's shards.
 
     If the dataset table names no label file, the `categories.json` that the converter wrote next to the shards is used.
     Datasets whose samples have their own phrases need no labels.
