@@ -31,6 +31,8 @@ P = ParamSpec("P")
 LOGGER = "osm"
 """The name of the parent logger of all loggers in this package."""
 JSON_FLAG = "--log_json"
+PIPE_CLOSED = 141
+"""The exit code of a command whose output is no longer read: 128 + SIGPIPE, as shells report it."""
 LINE_SECONDS = 10.0
 """The minimum number of seconds between two progress messages, which replace the progress bar without a terminal."""
 
@@ -60,8 +62,22 @@ def _escaped(letter: str) -> str:
 
 
 def echo(*lines: object, flush: bool = False) -> None:
-    """Print a command's results to standard output, one line per argument. Control characters are escaped."""
-    print("\n".join(map(printable, lines)), flush=flush)
+    """Print a command's results to standard output, one line per argument. Control characters are escaped.
+
+    If a pipe to another program is closed, as in `osm list configs | head -1`, the command ends without an error.
+    """
+    with _quiet_if_closed():
+        print("\n".join(map(printable, lines)), flush=flush)
+
+
+@contextlib.contextmanager
+def _quiet_if_closed() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # Standard output is replaced, because Python flushes it at exit and would report the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(PIPE_CLOSED) from None
 
 
 def clock(seconds: float) -> str:
@@ -211,7 +227,10 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         argv = signature.bind(*args, **kwargs).arguments.get("argv")
         with console_messages(JSON_FLAG in (sys.argv[1:] if argv is None else argv)):
-            return main(*args, **kwargs)
+            code = main(*args, **kwargs)
+            with _quiet_if_closed():
+                sys.stdout.flush()
+            return code
 
     return run
 
