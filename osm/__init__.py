@@ -35,8 +35,8 @@ __all__ = [
     "load_recognizer",
 ]
 
-# These names are imported on first access, because converters and the evaluation do not need torch and start faster
-# without importing torch.
+# The public names are imported on first access, because some of their modules import torch, which is slow.
+# Converters and the evaluation do not need torch and start faster without it.
 _HOMES = {
     "OmniScientModel": "osm.models.osm",
     "create_model_and_transforms": "osm.models.factory",

@@ -1,4 +1,4 @@
-"""Runs the command `osm` as `python -m osm`."""
+"""Runs the command-line program `osm` when Python is started with `python -m osm`."""
 
 import sys
 

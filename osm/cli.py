@@ -1,4 +1,4 @@
-"""The command `osm`, which runs every command of the project wherever the package is installed."""
+"""The command-line program `osm`, which has one subcommand for each task, such as `osm train` and `osm demo`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = message_logger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `osm`, which calls `module.function(*arguments, argv)`. The function returns the exit code.
+    """A subcommand of `osm`, which calls `module.function(*arguments, argv)`. The function returns the exit code.
 
     Attributes:
         what: a one-line description for the help text.
@@ -85,7 +85,7 @@ COMMANDS = {
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. A command's module is imported only when the command is called."""
+    """Run a subcommand and return its exit code. A subcommand's module is imported only when the subcommand runs."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == [JSON_FLAG]:  # every command accepts this flag itself
         arguments = [*arguments[1:], JSON_FLAG]
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """Return the help text of `osm`, which lists all commands."""
+    """Return the help text of `osm`, which lists all subcommands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.what}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: osm COMMAND ... (osm COMMAND --help)", "", *lines])

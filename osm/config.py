@@ -1,4 +1,4 @@
-"""Reads config dataclasses from YAML files and values of `--set`, with errors that name the invalid field."""
+"""Builds config dataclasses from YAML files and from values of `--set`. Error messages name the invalid field."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ SECTIONS = ("model", "training")
 
 
 class FieldError(OsmError):
-    """An invalid value of a field, raised by a config's `__post_init__`, which does not know the field's full path.
+    """Raised by a config's `__post_init__` if a field is invalid; the method does not know the field's full path.
 
-    The message begins with the field's name. `from_dict` prepends the path of the config's section in the file.
+    The error message begins with the field's name. `from_dict` prepends the path of the config's section to the
+    message of a `FieldError`.
     """
 
 
 def choice(default: str, choices: Sequence[str]) -> Any:
-    """Return a dataclass field whose value must be one of `choices`. The JSON schema lists the choices."""
+    """Return a dataclass field whose value must be one of `choices`, which the JSON schema of the config lists."""
     return dataclasses.field(default=default, metadata={"choices": tuple(choices)})
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build a config dataclass from plain values that were parsed from YAML or JSON.
 
-    A class may have a method `resolve(values, where)`, which returns three objects: the class to build, the values of
-    its fields, and a mapping field name -> key in the file, for fields that the file stores under a different key.
+    A config class may define a method `resolve(values, where)`, which returns three objects: the class to build, the
+    values of its fields, and a mapping field name -> key in the file, for fields that the file stores under a different
+    key.
 
     Args:
         where: the path of the config's section in the file, with which error messages begin.
@@ -115,7 +117,7 @@ def find_config(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     shipped = [path.stem for path in config_paths()]
-    raise OsmError(f"config {name!r} is neither a .yaml file nor a config of the project ({', '.join(shipped)})")
+    raise OsmError(f"config {name!r} is neither a .yaml file nor a built-in config ({', '.join(shipped)})")
 
 
 def config_paths() -> list[Path]:
@@ -125,7 +127,7 @@ def config_paths() -> list[Path]:
 
 
 def _config_folders() -> list[Path]:
-    # In an installed package, the configs are in the package osm.configs. In a checkout, configs/ is next to osm/.
+    # An installed package contains the built-in configs in osm.configs; in a checkout, configs/ is next to osm/.
     package = Path(str(resources.files("osm")))
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
@@ -155,7 +157,7 @@ def load_yaml(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the flag `--set` to the parser of a command that reads a config file. Its values are in `args.settings`."""
+    """Add the flag `--set` to the argument parser of a command. The parsed values of `--set` are in `args.settings`."""
     parser.add_argument(
         "--set",
         action="append",
@@ -208,8 +210,8 @@ def _copied(value: Any) -> Any:
 def as_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain values for YAML and JSON, without the signatures of signed URLs.
 
-    If the config's class has a method `stored()`, the values are those that `stored()` returns, in the layout that
-    checkpoints use.
+    If the config class defines a method `stored()`, the returned values are those of `stored()`, which have the layout
+    in which checkpoints store the config.
     """
     values = config.stored() if hasattr(config, "stored") else dataclasses.asdict(config)
     plain: dict[str, Any] = _without_signatures(values)

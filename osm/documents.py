@@ -1,7 +1,8 @@
-"""Parses JSON and YAML safely: nesting depth and digits of numbers are limited, and YAML aliases are not allowed.
+"""Parses JSON and YAML safely: nesting depth and the length of numbers are limited, and YAML aliases are rejected.
 
-Without these limits, a small file could exhaust the program's memory or stack, or take very long to parse. `osm.files`
-reads files with these parsers, and no other module of the project parses YAML.
+Without limits on nesting and numbers, a small untrusted file could exhaust the program's memory or stack, or take very
+long to parse. `osm.files` reads JSON and YAML files with the parsers in this module, and no other module of the project
+parses YAML.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _BoundedLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(
                 None,
                 None,
-                f"a number or date of {len(value)} characters, but at most {_MAX_YAML_DIGITS} are allowed",
+                f"a number or date of {len(value)} characters is too long: at most {_MAX_YAML_DIGITS} are allowed",
                 node.start_mark,
             )
         return value
@@ -68,7 +69,7 @@ def parse_yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        # For a value with an explicit tag (!!timestamp x), PyYAML passes on any exception of the type's own parser.
+        # If a value has an explicit tag (!!timestamp x), parsing the value can raise any exception, not only YAMLError.
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
@@ -87,8 +88,7 @@ def parse_json(data: bytes | str, nesting: int | None = MAX_NESTING) -> Any:
         document = json.loads(data)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    # The depth is limited so that recursive functions that use the document later (copy, json.dumps) do not exceed the
-    # recursion limit.
+    # A limited depth keeps recursive functions such as copy.deepcopy and json.dumps below Python's recursion limit.
     if nesting is not None and _brackets_deep(raw) > nesting and _depth(document) > nesting:
         raise ValueError(f"nested more than {nesting} deep")
     return document
@@ -97,11 +97,11 @@ def parse_json(data: bytes | str, nesting: int | None = MAX_NESTING) -> Any:
 def _brackets_deep(data: bytes) -> int:
     """Return an upper bound of the nesting depth of a JSON text: the largest number of simultaneously open brackets.
 
-    The number may be larger than the nesting depth, because brackets within strings are counted too.
+    The bound may be larger than the actual nesting depth, because brackets within strings are counted too.
     """
     deepest = now = 0
     for start in range(0, len(data), _CHUNK):
-        # In ASCII, `[` and `{` differ only in the bit 0x20, and so do `]` and `}`. Setting the bit merges each pair.
+        # Setting the bit 0x20 turns `[` into `{` and `]` into `}`, so that only two characters must be counted.
         folded = np.frombuffer(data, np.uint8, min(_CHUNK, len(data) - start), start) | 0x20
         steps = (folded == ord("{")).astype(np.int8)
         steps -= folded == ord("}")

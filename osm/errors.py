@@ -1,4 +1,4 @@
-"""The exceptions for errors that a user can correct, and how a command that raises one of them ends."""
+"""The exceptions for errors that a user can correct, and the function that runs a command and handles its errors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ INTERRUPTED = 130
 
 
 class OsmError(ValueError):
-    """A user's mistake. The message names the file, flag or field, its value, and a value that would be valid.
+    """A user's mistake. The error message names the file, flag or field, its value, and a value that would be valid.
 
-    The message is made `printable`, because it may contain names from untrusted files.
+    Control characters in the error message are escaped, because the message may contain names from untrusted files.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -26,7 +26,7 @@ class OsmError(ValueError):
 
 
 class SampleError(OsmError):
-    """A sample that cannot be used and is skipped. Skipped samples are counted and reported by their `reason`."""
+    """Raised for a sample that cannot be used and is skipped. Skipped samples are counted for each `reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -35,13 +35,13 @@ class SampleError(OsmError):
     def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
         """Return the arguments with which pickle rebuilds the error in a different process.
 
-        By default, pickle would pass only the message to `__init__`, which takes two arguments.
+        By default, pickle would pass only the message to `__init__`, which requires a reason and a message.
         """
         return type(self), (self.reason, str(self))
 
 
 class RunStopped(OsmError):
-    """A run with valid flags that had to stop: its data, its disk or a server failed, or its losses were not finite."""
+    """Raised to stop a run with valid flags, because data, a disk or a server failed, or the losses were not finite."""
 
 
 def exit_code(error: OsmError) -> int:
@@ -76,7 +76,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 def write_failed(error: OSError, where: str, expected: str) -> OsmError:
     """Return the error to raise for a file that could not be written.
 
-    The result is a `RunStopped` if the disk is full or broken, and otherwise an `OsmError` about the path.
+    The returned error is a `RunStopped` if the disk is full or broken, and otherwise an `OsmError` about the path.
 
     Args:
         where: the beginning of the message.
@@ -88,9 +88,11 @@ def write_failed(error: OSError, where: str, expected: str) -> OsmError:
     return OsmError(f"{where}: {reason}; expected {expected}")
 
 
-# The reasons for which a sample with correct data is skipped: no mask of the sample is large enough in any of the crops
-# that were tried, the mask is a part that does not belong to exactly one object, or the name is longer than the model's
-# maximum text length. Every other reason means a fault in the data. docs/datasets.md explains all reasons.
+# A sample with correct data is skipped for one of three reasons; every other reason means a fault in the data.
+# The reason no_segment means that no mask of the sample is large enough in any of the crops that were tried.
+# The reason not_one_object means that the mask is an object part that does not belong to exactly one object.
+# The reason answer_too_long means that the object's name is longer than the model's maximum text length.
+# The file docs/datasets.md explains all reasons for which a sample is skipped.
 BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
 
 _short = reprlib.Repr()

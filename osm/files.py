@@ -1,4 +1,4 @@
-"""Reads text, JSON and YAML files, writes files atomically, and stores the finished records of a job to resume it."""
+"""Reads text, JSON and YAML files, writes files atomically, and stores finished records to resume killed runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # Windows has no fcntl, so nothing prevents two runs from writing the same file there.
+except ImportError:  # Windows has no fcntl, so files are not locked on Windows.
     fcntl = None  # type: ignore[assignment]
 
 from osm.documents import MAX_NESTING, MAX_YAML_BYTES, parse_json, parse_yaml
@@ -24,7 +24,7 @@ logger = message_logger(__name__)
 
 MAX_TEXT_BYTES = 64 << 20
 """The maximum size of a text file. Typical lists of names or files have a few hundred KB."""
-_MARKS = (  # UTF-32 comes before UTF-16, because the byte order mark of UTF-32 begins with that of UTF-16.
+_MARKS = (  # UTF-32 is detected before UTF-16, because the byte order mark of UTF-32 begins with that of UTF-16.
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -43,8 +43,8 @@ _KINDS = (
 def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
     """Raise OsmError if a path is not a regular file or a link to a regular file, without opening the path.
 
-    Opening a FIFO could wait forever for a writer, and reading a device may never end. A path that does not exist or
-    cannot be accessed passes this check, because opening the path later raises an error with the reason.
+    Opening a FIFO could wait forever for a writer, and reading a device may never end. If the path does not exist or
+    cannot be accessed, no error is raised here, because opening the path later raises an error with the reason.
 
     Args:
         what: the beginning of the error message, such as "checkpoint" or "--masks".
@@ -83,7 +83,7 @@ def read_text(path: str | os.PathLike[str], what: str, most: int = MAX_TEXT_BYTE
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise OsmError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > most:
-        raise OsmError(f"{where}: over {most} bytes, which is the maximum size")
+        raise OsmError(f"{where}: the file is over the maximum size of {most} bytes")
     coding = next((coding for mark, coding in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(coding)
@@ -159,7 +159,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
-    """Write the file whose path is given with a flag. The file's folder is created if it does not exist.
+    """Write a file to the path that the user gave with a flag. The file's folder is created if it does not exist.
 
     Raises:
         OsmError: the file cannot be written.
@@ -173,7 +173,7 @@ def write_output(path: Path, flag: str, chunks: Iterable[str]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a temporary binary file that finally replaces `path`. After an error, the file at `path` is unchanged."""
+    """Yield a temporary binary file that replaces `path` at the end, unless an error occurs in the context."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -205,11 +205,11 @@ def lock(file: IO[Any]) -> bool:
 
 
 class PartialFile:
-    """A file that stores the finished records of a job, so that a killed run can be resumed.
+    """A file that stores the finished records of a long-running command, so that a killed run can be resumed.
 
-    The file has a header line, followed by one JSON line per record. If an earlier run wrote the same header, its
-    records up to the last complete line are kept. If the header differs, a message names the differing fields, and the
-    file is emptied.
+    The file consists of a header line, followed by one JSON line per record. If the file already exists with the same
+    header, its records up to the last complete line are kept. If an existing file has a different header, the differing
+    fields are logged, and the file is emptied.
 
     Attributes:
         done: the number of finished records.
@@ -220,9 +220,9 @@ class PartialFile:
         self.done = 0
         self._header = dict(header)
         self._file = path.open("a+b")
-        if not lock(self._file):  # Two runs that write the same file would mix their lines.
+        if not lock(self._file):  # Without a lock, two runs that write the same file would mix their lines.
             self._file.close()
-            raise OsmError(f"{path}: another running process writes this file; wait until it ends, or stop it")
+            raise OsmError(f"{path}: another running process writes to this file; wait until it ends, or stop it")
         self._recover()
 
     def _recover(self) -> None:
@@ -267,12 +267,12 @@ class PartialFile:
 
     def close(self) -> None:
         """Close the file and release its lock."""
-        with suppress(OSError):  # After a failed write, closing the file tries to write the remaining bytes again.
+        with suppress(OSError):  # After a failed write, `close` tries to write the remaining bytes again.
             self._file.close()
 
 
 def _whole_line(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object on a line, or None if the line is incomplete because of a kill or a full disk."""
+    """Return the JSON object on a line, or None if a killed run or a full disk left the line incomplete."""
     try:
         record = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:

@@ -1,6 +1,7 @@
-"""`osm list KIND`: lists the available towers, LLMs, bridges, segmenters, metrics, forms, datasets or configs.
+"""`osm list KIND`: lists the towers, LLMs, bridges, segmenters, metrics, annotation forms, datasets or configs.
 
-Names and descriptions are read without importing the listed classes, so listing is fast and includes broken packages.
+Names and descriptions are read without importing the listed classes, so `osm list` is fast and also lists classes of
+packages that cannot be imported.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Listed:
     """One line of a listing.
 
     Attributes:
-        name: the name by which flags and config files refer to the listed part.
+        name: the name by which flags and config files refer to the listed class, model, dataset or config.
         origin: "built in", "registered", the name of a file, or the name of the installed distribution.
         about: a one-line description.
     """
@@ -39,7 +40,7 @@ class Listed:
     about: str
 
 
-# Registries are imported by name when they are listed, so that `osm list forms` does not import the towers' packages.
+# A registry is imported only when it is listed, so that `osm list forms` does not import the packages of the towers.
 REGISTRIES = {
     "towers": "osm.models.towers:TOWERS",
     "bridges": "osm.models.bridges:BRIDGES",
@@ -50,7 +51,7 @@ REGISTRIES = {
 
 
 def parts(kind: str) -> list[Listed]:
-    """Return one line for each part in the registry that `kind`, a key of `REGISTRIES`, selects."""
+    """Return one line for each class in a registry; `kind` is the registry's key in `REGISTRIES`."""
     module, _, attribute = REGISTRIES[kind].partition(":")
     registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
     return [Listed(name, registry.origin(name), summary_of(registry.path(name))) for name in registry.names()]
@@ -59,7 +60,7 @@ def parts(kind: str) -> list[Listed]:
 def summary_of(path: str) -> str:
     """Return the first docstring line of the class at `path` (`module:Class`), without importing the module.
 
-    Parent packages of the module are imported. If the class is not found, the result is a message with the reason.
+    Only the parent packages of the module are imported. If the class is not found, the reason is returned instead.
     """
     module, _, attribute = path.partition(":")
     loaded = sys.modules.get(module)
@@ -84,7 +85,7 @@ def _first_line(docstring: str | None) -> str:
 
 
 def llms() -> list[Listed]:
-    """Return the kinds of values that `model.llm.name` accepts, and the LLMs of the project's configs."""
+    """Return the kinds of values that `model.llm.name` accepts, and the LLMs that the project's configs use."""
     kinds = {
         "FOLDER": "a causal language model that transformers saved (docs/families.md has the tested families)",
         "HUB_ID": "a causal language model on the Hugging Face hub, as owner/name",
@@ -100,7 +101,7 @@ def llms() -> list[Listed]:
 
 
 def datasets(table: str | None = None) -> list[Listed]:
-    """Return one line for each dataset of the dataset table, including the datasets of a user's YAML file (`table`)."""
+    """Return one line for each dataset: the built-in datasets, and those in the user's YAML file `table`, if given."""
     rows = DatasetTable().with_yaml(table) if table else DatasetTable()
     own = {row.name for row in BUILTIN if rows[row.name] == row}
     return [

@@ -1,7 +1,7 @@
 """`osm quickstart`: runs the complete pipeline on synthetic scenes, in stages that call the same commands as a user.
 
-The stages are scenes, shards, training on two processes, predictions in two parts, scores, report and picture. A
-finished stage is not repeated, and an interrupted stage is resumed.
+The stages draw scenes, write shards, train a model on two processes, generate predictions with two processes, score the
+predictions, and create a report and a picture. A finished stage is not repeated, and an interrupted stage is resumed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ logger = message_logger(__name__)
 
 STAGES = "stages.json"
 PARTS = 2
-# With its default settings, glibc returns the memory of every large tensor to the system and requests it again.
+# By default, glibc returns the memory of each freed large tensor to the system, which makes allocations slow.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-_QUIET = {"TQDM_DISABLE": "1"}  # Commands that run in parallel would draw their progress bars over each other.
+_QUIET = {"TQDM_DISABLE": "1"}  # Commands that run in parallel would overwrite each other's progress bars.
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _draw(options: QuickstartOptions) -> list[list[str]]:
         ("test", options.test_images, options.test_seed, "seen", ",".join(SETS)),
         ("held_out", options.held_out_images, options.test_seed + 1, "held_out", ",".join(SETS)),
     ]
-    # The commands run one after the other, because each command uses all cores.
+    # The commands that draw scenes run one after the other, because each command uses all cores.
     shared = ["scenes", options.out / "scenes"]
     return [
         osm_command(*shared, "--split", split, "--images", images, "--seed", seed, "--pairs", pairs, "--sets", sets)
@@ -184,7 +184,7 @@ def _training_device(options: QuickstartOptions) -> str:
 
 
 def _predict(options: QuickstartOptions, kind: str) -> list[list[str]]:
-    """Return the two commands that generate one kind of predictions. They run in parallel, one for each part."""
+    """Return two commands that run in parallel, each of which generates the predictions for half of the images."""
     out = options.out
     checkpoint = out / "run" / ("initial" if kind == "initial" else "final")
     flags: list[object] = ["--sets", ",".join(SETS), "--device", options.device]
@@ -230,7 +230,7 @@ def _picture(options: QuickstartOptions) -> list[str]:
 
 
 def write_tables(out: Path) -> None:
-    """Write two YAML files with rows of the dataset table: one for the test split, and one for the held-out pairs."""
+    """Write two YAML files that define datasets: one file for the test split, and one for the held-out name pairs."""
     for split, name in (("test", "sets.yaml"), ("held_out", "sets_held_out.yaml")):
         rows = {
             set_name: {
@@ -281,13 +281,13 @@ def run(options: QuickstartOptions) -> dict[str, float]:
 
 
 def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
-    """Return the record of the finished stages. Raises OsmError if it was written with different options."""
+    """Read which stages are finished. Raises OsmError if an earlier quickstart in the folder had different options."""
     chosen = {key: value for key, value in asdict(options).items() if key not in ("out", "device")}
     chosen["settings"] = list(options.settings)
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
         raise OsmError(f"{path} was not written by osm quickstart; remove the file to run every stage again")
-    # Records written by older code have no config and settings, because they used the default config without settings.
+    # Older code recorded no config and settings, because it always used the default config without settings.
     found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
@@ -301,7 +301,8 @@ def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
 def _run_stage(stage: Stage) -> float:
     started = time.monotonic()
     environment = {**_QUIET, **stage.environment, **os.environ}
-    # The two parts of the predictions run in parallel, as on two GPUs. All other commands run one after the other.
+    # The two commands that generate predictions run in parallel, as on two GPUs.
+    # All commands except `osm generate` run one after the other.
     together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
     for batch in [together] if together else [[command] for command in stage.commands]:
         for command in batch:
@@ -323,7 +324,7 @@ def _run_stage(stage: Stage) -> float:
 
 
 def summary(options: QuickstartOptions, seconds: Mapping[str, float]) -> str:
-    """Return a text with the scores, the duration of each stage and suggested next steps."""
+    """Return a text with the model's scores, the duration of each stage and suggested next steps."""
     results = read_json(options.out / "report" / "results.json", "results")[0]["predictions"]
     lines = ["", f"{'':<24}{'set':<14}{'masks':>6}{'own mode':>10}{'any':>9}{'any, either':>13}"]
     for title, sets in results.items():
@@ -402,7 +403,7 @@ def _quickstart(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise OsmError(f"--seed {args.seed} must be 0 or more")
     if args.test_seed < 10:
-        raise OsmError(f"--test_seed {args.test_seed} must be 10 or more, because smaller seeds are for training")
+        raise OsmError(f"--test_seed {args.test_seed} must be 10 or more, because training uses smaller seeds")
     short = SHORT if args.short else {}
     load_model_config(args.config, args.settings)  # so that an invalid config fails now instead of after minutes
     options = QuickstartOptions(

@@ -1,7 +1,7 @@
 """Silences messages of third-party libraries that a user of this program cannot act on.
 
-The silenced messages are short-lived progress bars, and advice to the libraries' own maintainers. Messages are silenced
-only within the functions of this module. A user's settings (logging levels, disabled progress bars,
+The silenced messages are short-lived progress bars, and advice to the libraries' own maintainers. Library messages are
+silenced only within the context managers of this module. A user's settings (logging levels, disabled progress bars,
 `HF_HUB_DISABLE_PROGRESS_BARS=0`) are respected, and restored afterwards.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
-# Logger name -> texts. A message of the logger is dropped if it contains one of the texts.
+# Maps a logger's name to texts; a message of this logger is dropped if it contains one of the texts.
 _LINES = {
     # Importing torchao logs this message, which is advice for torchao's maintainers.
     "torch.utils._pytree": ("register_constant() on Enum",),
@@ -45,7 +45,7 @@ class _Without(logging.Filter):
 
 @contextlib.contextmanager
 def quiet_lines() -> Iterator[None]:
-    """Drop the messages listed in `_LINES` within the context. Errors and all other warnings are still shown."""
+    """Drop the log messages listed in `_LINES` within the context. Errors and all other warnings are still shown."""
     with contextlib.ExitStack() as stack:
         for name, texts in _LINES.items():
             logger, without = logging.getLogger(name), _Without(texts)
@@ -55,7 +55,7 @@ def quiet_lines() -> Iterator[None]:
 
 
 def quiet_command(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorate a command's entry function to run within `quiet_lines`, including the imports that it makes."""
+    """Decorate a command's entry function to run within the context `quiet_lines`, so that imports are silenced too."""
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:

@@ -1,13 +1,13 @@
-"""Registries, which find the class of an interchangeable part (a tower, a bridge, ...) by name.
+"""Registries, which map names to the interchangeable classes of this package, such as towers and bridges.
 
 `Registry.get` accepts four kinds of names:
 
-- the name of a part that is built into this package,
+- the name of a class that is built into this package,
 - a name that was registered with `Registry.register`, for example by the decorator `register_tower`,
 - the name of an entry point that an installed package declares in the registry's group, for example `osm.towers`,
 - `module:Class`, for any class that can be imported.
 
-A part is imported on first use, so listing the names imports no parts.
+A registered class is imported on first use, so listing the names imports no classes.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*
 
 
 class Registry(Generic[Part]):
-    """A registry of parts of one kind, for example towers, which are classes that are found by name.
+    """A registry that maps names to classes of one kind, for example to all tower classes.
 
     Args:
-        kind: the word for a part in error messages, for example "tower".
-        group: the entry-point group in which installed packages declare parts, for example "osm.towers".
-        builtin: name -> "module:Class" for the parts that are built into this package.
-        interface: "module:Class" of the base class of all parts. Each class is checked to be a subclass before
-            it is used, so that a name in an untrusted file cannot make the program call arbitrary objects.
-        default: the name of the part that is used if a config does not name a part.
+        kind: the word for a class in error messages, for example "tower".
+        group: the entry-point group in which installed packages declare classes, for example "osm.towers".
+        builtin: name -> "module:Class" for the classes that are built into this package.
+        interface: "module:Class" of the base class of all registered classes. Each class is checked to be a subclass
+            before it is used, so that a name in an untrusted file cannot make the program call arbitrary objects.
+        default: the name of the class that is used if a config does not name a class.
     """
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str], interface: str, default: str = "") -> None:
@@ -46,15 +46,15 @@ class Registry(Generic[Part]):
 
     @property
     def builtin(self) -> tuple[str, ...]:
-        """The names of the parts that are built into this package."""
+        """The names of the registered classes that are built into this package."""
         return tuple(self._builtin)
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """Return a class decorator that registers a part under `name`.
+        """Return a class decorator that registers a class under `name`.
 
         Raises:
-            OsmError: `name` contains invalid characters. The decorator also raises OsmError if a different part already
-                has the name, or if the class is not a subclass of the interface.
+            OsmError: `name` contains invalid characters. The decorator also raises OsmError if a different class
+                already has the name, or if the class is not a subclass of the interface.
         """
         if not _NAME.fullmatch(name):
             raise OsmError(
@@ -70,7 +70,7 @@ class Registry(Generic[Part]):
         return add
 
     def names(self) -> list[str]:
-        """Return the names of all known parts: first built-in parts, then registered parts, then installed parts.
+        """Return the names of all known classes: first built-in, then registered, then classes of installed packages.
 
         Each of the three groups is sorted. `get` also accepts any `module:Class`.
         """
@@ -78,7 +78,7 @@ class Registry(Generic[Part]):
         return list(dict.fromkeys(names))
 
     def origin(self, name: str) -> str:
-        """Return where a part comes from: "built in", "registered", or the name of the installed distribution."""
+        """Return the origin of a class: "built in", "registered", or the name of the installed distribution."""
         if name in self._builtin:
             return "built in"
         if name in self._registered:
@@ -87,7 +87,7 @@ class Registry(Generic[Part]):
         return "module" if point is None else (point.dist.name if point.dist else point.value)
 
     def path(self, name: str) -> str:
-        """Return "module:Class" for the name of a part, without importing the part."""
+        """Return the import path "module:Class" for the name of a class, without importing the class."""
         if name in self._registered:
             part = self._registered[name]
             return f"{part.__module__}:{part.__qualname__}"
@@ -98,10 +98,10 @@ class Registry(Generic[Part]):
         return name in self._builtin or name in self._registered or name in self._installed()
 
     def get(self, name: str) -> Part:
-        """Return the class of a part, given its name or `module:Class`.
+        """Return a class, given its registered name or its import path `module:Class`.
 
         Raises:
-            OsmError: no part has this name, the part cannot be imported, or it is not a subclass of the interface.
+            OsmError: no class has this name, the class cannot be imported, or it is not a subclass of the interface.
         """
         if name in self._registered:
             return self._registered[name]

@@ -1,10 +1,10 @@
 """Terminal output of commands: results on standard output, messages through `logging`, progress bars through `tqdm`.
 
-A command's results (names, tables, JSON) are printed by `echo`. Its messages (warnings, notices, progress) are logged
+The function `echo` prints a command's results (names, tables, JSON). Warnings, notices and progress messages are logged
 by child loggers of "osm", which modules create with `message_logger`. Only a command's entry function shows log records
 on the terminal (`console_command`), so a program that imports this package controls what happens to the records.
 
-Before text from files and models is shown, its control characters are escaped (`printable`).
+Before text from files and models is shown, the function `printable` escapes the text's control characters.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ PIPE_CLOSED = 141
 LINE_SECONDS = 10.0
 """The minimum number of seconds between two progress messages, which replace the progress bar without a terminal."""
 
-# The characters that are escaped: C0 (except tab and line feed), DEL and C1; characters that change the direction of
-# text; Unicode line breaks; and lone surrogates, which represent the bytes of a file name that is not UTF-8. A line
-# feed is escaped too, unless the next line is indented by two spaces. This package's own continuation lines are
-# indented, so text from a file cannot imitate a message of this package.
+# Control characters that `printable` escapes: C0 (except tab and line feed), DEL and C1.
+# Characters that change the direction of text and Unicode line breaks are also escaped.
+# Lone surrogates, which represent the bytes of a file name that is not UTF-8, are escaped too.
+# A line feed is escaped unless the next line is indented by two spaces.
+# Continuation lines of this package's own messages are indented, so text from a file cannot imitate a message.
 _CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
     "|\n(?!  )"
@@ -48,9 +49,9 @@ _NAMES = {"\n": "\\n", "\r": "\\r"}
 
 
 def printable(text: object) -> str:
-    """Return a text with its control characters escaped (`\\x1b`, `\\n`, `\\u202e`), for a terminal or a web page.
+    """Escape the control characters in a text (`\\x1b`, `\\n`, `\\u202e`), so that a terminal or web page can show it.
 
-    A line feed is kept if the next line is indented by two spaces.
+    Line feeds are escaped too, except those before a line that is indented by two spaces.
     """
     return _CONTROL.sub(lambda found: _escaped(found[0]), str(text))
 
@@ -61,9 +62,9 @@ def _escaped(letter: str) -> str:
 
 
 def echo(*lines: object, flush: bool = False) -> None:
-    """Print a command's results to standard output, one line per argument. Each line is made `printable`.
+    """Print a command's results to standard output, one line per argument. Control characters are escaped.
 
-    If the reader of the output has closed the pipe, as in `osm list configs | head -1`, the command ends quietly.
+    If a pipe to another program is closed, as in `osm list configs | head -1`, the command ends without an error.
     """
     with _quiet_if_closed():
         print("\n".join(map(printable, lines)), flush=flush)
@@ -74,7 +75,7 @@ def _quiet_if_closed() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # The interpreter flushes stdout when it exits, which would report the closed pipe again.
+        # Standard output is replaced, because Python flushes it at exit and would report the closed pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(PIPE_CLOSED) from None
 
@@ -89,7 +90,7 @@ def clock(seconds: float) -> str:
 
 
 class MessageLogger(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose messages are made `printable` when they are logged.
+    """A logger that escapes the control characters in its messages (see `printable`).
 
     The logging methods accept two additional keyword arguments:
         fields: structured values to log with the message, in the JSON object of `--log_json` and in `record.fields`.
@@ -97,14 +98,14 @@ class MessageLogger(logging.LoggerAdapter[logging.Logger]):
     """
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
-        """Make the message `printable`, and move the additional keyword arguments into the log record."""
+        """Escape the message's control characters, and move the additional keyword arguments into the log record."""
         fields, to_stdout = kwargs.pop("fields", None) or {}, kwargs.pop("to_stdout", False)
         kwargs["extra"] = {**kwargs.get("extra", {}), "fields": dict(fields), "to_stdout": to_stdout}
         return printable(msg), kwargs
 
 
 def message_logger(module: str) -> MessageLogger:
-    """Return the message logger of a module. Call this function as `message_logger(__name__)`."""
+    """Return the logger of a module for messages to the user. A module calls `message_logger(__name__)` once."""
     return MessageLogger(logging.getLogger(module))
 
 
@@ -116,7 +117,7 @@ class LineFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as a `printable` line of text."""
+        """Return the log record as a line of text without control characters."""
         prefix = {logging.ERROR: "error: ", logging.WARNING: "warning: "}.get(record.levelno, "")
         reason = getattr(record, "fields", {}).get("reason")
         if reason and record.levelno == logging.WARNING:
@@ -128,7 +129,7 @@ class JsonFormatter(logging.Formatter):
     """Formats a log record as a one-line JSON object: `time` (UTC), `level`, `logger`, `message` and `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the JSON object as text. The key `fields` is absent if the record has no fields."""
+        """Return the JSON object as text. If the log record has no fields, the JSON object has no key `fields`."""
         document: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -163,7 +164,7 @@ class ConsoleHandler(logging.Handler):
         self.setFormatter(JsonFormatter() if as_json else LineFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record. Progress bars are cleared first, and redrawn below the record."""
+        """Print one log record. Progress bars are cleared first, and redrawn below the log record."""
         to_stdout = getattr(record, "to_stdout", False) and not self.as_json
         for bar in _BARS:
             bar.clear()
@@ -237,14 +238,14 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
 def json_flag() -> list[str]:
     """Return the list `["--log_json"]` if this command logs JSON messages, and otherwise an empty list.
 
-    Append the list to the arguments of an `osm` command that this command starts, so that both use the same format.
+    A command that starts another `osm` command appends this list to the arguments, so that both log in the same format.
     """
     console = _console()
     return [JSON_FLAG] if console is not None and console.as_json else []
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The argument parser of every command. It adds the flag `--log_json`, which `console_command` evaluates."""
+    """An argument parser that adds the flag `--log_json` to a command. `console_command` evaluates `--log_json`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -267,11 +268,11 @@ _BARS: list[Any] = []  # the tqdm bars that are currently shown on the terminal
 
 
 class ProgressBar:
-    """Shows the progress of a job, as a `tqdm` bar on a terminal and otherwise as occasional log messages.
+    """Shows the progress of a long-running command: a `tqdm` bar on a terminal, otherwise occasional log messages.
 
     Progress messages are logged at level INFO by the logger "osm.progress", at most one every `LINE_SECONDS` and one at
-    the end. A program that only imports this package and does not configure `logging` shows nothing. With the
-    environment variable `TQDM_DISABLE=1`, messages replace the bar on a terminal too.
+    the end. A program that imports this package but does not configure `logging` shows no progress messages. With the
+    environment variable `TQDM_DISABLE=1`, log messages replace the progress bar on a terminal too.
 
     Args:
         title: a short description of the job.
@@ -303,7 +304,7 @@ class ProgressBar:
         self.close()
 
     def step(self, units: int = 1, **fields: object) -> None:
-        """Add a number of finished units to the progress.
+        """Advance the progress by a number of finished units of work.
 
         Args:
             units: the number of units that were finished since the last call.
@@ -345,8 +346,8 @@ def _bars_are_shown() -> bool:
 def _tqdm_class() -> Any:
     """Return a subclass of `tqdm` without a monitor thread and without a lock between processes.
 
-    Processes are forked while a progress bar is shown, which is not safe with a running thread or a shared lock. tqdm
-    is imported on first use, because the import takes a tenth of a second.
+    Processes are forked while a progress bar is shown, which is not safe with a running thread or a shared lock. The
+    import of tqdm is delayed until a progress bar is shown, because the import takes a tenth of a second.
     """
     from tqdm import tqdm
 

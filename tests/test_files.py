@@ -63,7 +63,7 @@ def test_what_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
         with pytest.raises(OsmError) as caught:
             read_text(path, "--names")
         assert told in str(caught.value) and str(caught.value).startswith(f"--names {path}: ")
-    with pytest.raises(OsmError, match=f"--names {path}: over 9 bytes"):
+    with pytest.raises(OsmError, match=f"--names {path}: the file is over the maximum size of 9 bytes"):
         read_text(path, "--names", 9)
     with pytest.raises(OsmError, match="--names .*none.txt: No such file"):
         read_text(tmp_path / "none.txt", "--names")

@@ -1,8 +1,8 @@
 """Patches of gradio that limit the size of painted masks and report malformed calls without a traceback.
 
-Gradio decodes paintings as images of any format and size. Subclassing the component is not an option, because gradio
-writes a file next to the source of each component class. Patching an instance is not an option either, because gradio
-creates one instance per visitor. The methods of gradio's class are therefore replaced.
+Without the patches, gradio would decode painted masks as images of any format and size. This module replaces methods of
+gradio's class `ImageEditor` instead of subclassing it, because gradio writes a file next to the source of each
+component class. Patching one `ImageEditor` instance is not enough, because gradio creates one instance per visitor.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _MAX_PENDING_PAINTINGS = 8  # the page sends a painting right before the paintin
 def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
     """Patch gradio's ImageEditor to decode only the layers of a painting, and only up to a size limit.
 
-    Only the most recent paintings are kept. An uploaded painting is read in place, because a copy made by gradio would
-    not count toward the size limit of uploads.
+    Only the most recently painted masks are stored. An uploaded painting is read in place, because a copy made by
+    gradio would not count toward the size limit of uploads.
 
     Args:
         max_pixels: maximum number of pixels per painting.
@@ -55,7 +55,7 @@ def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
         try:
             image = open_image(bytes(file) if isinstance(file, (bytes, bytearray, memoryview)) else Path(file.path))
             if image.width * image.height > max_pixels:
-                raise OsmError(f"the painting has {image.width} x {image.height} pixels, at most {max_pixels} allowed")
+                raise OsmError(f"the painting has {image.width} x {image.height} pixels; at most {max_pixels} allowed")
             return np.asarray(decode(image, "RGBA"))
         except OsmError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -77,7 +77,7 @@ def read_in_place(button: Any, uploads: Uploads) -> None:
 
 
 def without_tracebacks(blocks: Any) -> None:
-    """Patch gradio to log malformed calls in one line. Only exceptions raised by this package keep their traceback."""
+    """Patch gradio to log malformed calls in one line. Only exceptions raised in this package keep their traceback."""
 
     def reported(error: Exception) -> gr.Error:
         if isinstance(error, gr.Error):
@@ -102,7 +102,7 @@ def without_tracebacks(blocks: Any) -> None:
 
 
 def _is_raised_by_package(error: Exception) -> bool:
-    """Return whether an exception's traceback contains a function of this package that is not in this module."""
+    """Return whether an exception was raised within a function of this package, outside the patches of gradio."""
     package, trace = str(Path(__file__).parents[1]), error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename

@@ -48,9 +48,9 @@ class NamedRegion:
 
 @dataclass(eq=False)  # images are compared by identity
 class DemoPicture:
-    """An RGB image in a demo, and the regions that were named in the image.
+    """An RGB image that a user selected in a demo, and the regions that were named in the image.
 
-    Two `DemoPicture` objects are never equal, even if their pixels are equal.
+    Two `DemoPicture` objects are compared by identity, so equal pixels do not make them equal.
     """
 
     image: Image.Image
@@ -69,8 +69,8 @@ class DemoPicture:
 class Engine:
     """Names regions of images. The engine is thread-safe.
 
-    The recognizer and the segmenter hold one image at a time. Each call locks the recognizer and the segmenter, and
-    sets its own image if they hold a different image.
+    The recognizer and the segmenter hold one image at a time. Each naming call locks the recognizer and the segmenter,
+    and replaces the images that they hold if these differ from the image of the call.
 
     Args:
         recognizer: names the masks.
@@ -103,7 +103,7 @@ class Engine:
         """
         x, y, width, height = box
         if not all(map(math.isfinite, box)):
-            raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} has a number that is not finite")
+            raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} contains NaN or infinity; expected finite numbers")
         if width <= 0 or height <= 0:
             raise OsmError(f"box {x:g}, {y:g}, {width:g}, {height:g} has no area: its corners must differ in x and y")
         self._check_inside(picture, x, y)
@@ -118,7 +118,7 @@ class Engine:
             OsmError: the mask is empty, the mask's size differs from the image's, or the request is invalid.
         """
         if not mask.any():
-            raise OsmError("nothing is painted: paint over the thing to name")
+            raise OsmError("nothing is painted: paint over the object to name")
         with self._lock:
             return self._name(picture, [("painted", mask)], request)[0]
 
@@ -139,7 +139,7 @@ class Engine:
         with self._lock:
             segments = self._ready(picture).everything()
             if not segments:
-                raise OsmError("the segmenter found nothing in this picture: point at something, or paint it")
+                raise OsmError("the segmenter found no object in this picture: point at an object, or paint over it")
             chosen = [(f"segment {k}", segment.mask) for k, segment in enumerate(segments[:max_segments], 1)]
             return self._name(picture, chosen, request), len(segments) - len(chosen)
 
@@ -149,8 +149,8 @@ class Engine:
         if self.segmenter is None:
             raise OsmError("no segmenter is loaded: paint a mask instead")
         if self._segmented is not picture:
-            # Both attributes are reset first, in case `set_image` fails. `_encoded` is reset too, because the segmenter
-            # may use the recognizer's tower and replace the recognizer's image.
+            # `_segmented` is reset before `set_image` is called, because `set_image` may fail.
+            # `_encoded` is reset too, because the segmenter may replace the image in the recognizer's tower.
             self._segmented = self._encoded = None
             self.segmenter.set_image(picture.image)
             self._segmented = picture
@@ -203,7 +203,7 @@ def load_engine(
 
 
 def answer_record(answer: Recognition) -> dict[str, Any]:
-    """Convert an answer of the recognizer to a JSON object."""
+    """Convert the recognizer's result for one region to a JSON object."""
     if answer.skipped:
         return {"mode": answer.mode, "skipped": answer.skipped}
     found: dict[str, Any] = {"mode": answer.mode, "name": answer.text, "prob": answer.prob}

@@ -1,8 +1,8 @@
 """ASGI middleware in front of gradio, which checks the origin, type and size of every request to the demo page.
 
 Any web site that the user visits can send requests to a server on this machine. With DNS rebinding, in which the site's
-name is made to resolve to this machine, the site can also read the responses. The middleware therefore checks the names
-in the Host and Origin headers.
+name is made to resolve to this machine, the site can also read the responses. To block requests from other web sites,
+the middleware checks the host names in the Host and Origin headers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 JOIN, UPLOAD, PAINT = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/component_server"
-# Endpoints to which the page itself sends POST requests. POST requests to all other gradio endpoints are blocked.
+# The demo page itself sends POST requests to these endpoints only, so POST requests to any other endpoint are blocked.
 _POSTS = (JOIN, UPLOAD, PAINT, "/gradio_api/reset", "/gradio_api/cancel")
 _JSON_BYTES = 1 << 20
 _FORM_BYTES = 1 << 16  # maximum size of a form without its file
@@ -51,7 +51,7 @@ class RequestRefused(Exception):
 class HostNames:
     """The host names that are allowed in the Host header of requests to the page.
 
-    Ports are ignored, because a tunnel or a container may change the port.
+    The port in a Host header is ignored, because a tunnel or a container may change the port.
 
     Args:
         host: the address on which the page listens.
@@ -68,15 +68,15 @@ class HostNames:
     def __contains__(self, name: str) -> bool:
         if name in self.known:
             return True
-        # Other machines may request a public page by its IP address. This is safe, because DNS rebinding needs a name.
+        # Other machines may request a public page by its IP address; a DNS rebinding attack always uses a host name.
         return not self.is_local and _is_address(name)
 
 
 class Guard:
     """ASGI middleware that checks each request before passing it on to gradio's application.
 
-    The middleware stores uploads itself. Gradio would store uploads with equal content as one file, so two visitors
-    would share the file.
+    The middleware stores uploads itself, because gradio would store uploads with equal content as one file, which two
+    visitors would then share.
 
     Args:
         app: gradio's application.
@@ -131,15 +131,15 @@ class Guard:
         if host is None or host not in self.names:
             raise RequestRefused(
                 403,
-                f"Host {', '.join(hosts)[:80]!r} is not a name of this page; --allow_host NAME adds one",
+                f"Host {', '.join(hosts)[:80]!r} is not an allowed host name; --allow_host NAME allows another name",
             )
         for origin in _values(scope, b"origin"):
             parts = _origin_parts(origin)
             if parts is None or parts != _origin_parts(f"{parts[0]}://{hosts[0]}"):
-                raise RequestRefused(403, f"Origin {origin[:80]!r} is not this page, which is at {hosts[0]!r}")
+                raise RequestRefused(403, f"Origin {origin[:80]!r} differs from this page's host {hosts[0]!r}")
 
     def _check_json(self, path: str, body: bytes) -> None:
-        """Raise RequestRefused unless a call refers to a function of the page and has the correct number of values."""
+        """Raise RequestRefused unless a JSON call names a function of the page and has the correct number of values."""
         try:
             call = parse_json(body)
         except ValueError:
@@ -150,11 +150,11 @@ class Guard:
             return
         number, values = call.get("fn_index"), call.get("data")
         if type(number) is not int or number not in self.inputs:
-            raise RequestRefused(422, f"fn_index {str(number)[:40]} is no function of the page")
+            raise RequestRefused(422, f"fn_index {str(number)[:40]} is not a function of the page")
         if not isinstance(values, list) or len(values) != self.inputs[number]:
             raise RequestRefused(422, f"data of function {number} must be a list of {self.inputs[number]} values")
         if not isinstance(call.get("session_hash"), str) or not 1 <= len(call["session_hash"]) <= 64:
-            raise RequestRefused(422, "session_hash must be a text of 1 to 64 characters")
+            raise RequestRefused(422, "session_hash must be a string of 1 to 64 characters")
         event = call.get("event_data")
         if event is not None and not isinstance(event, dict):
             raise RequestRefused(422, "event_data must be an object or null")
@@ -179,7 +179,7 @@ class Guard:
 
     async def _store(self, file: Any) -> Path:
         if isinstance(file, str):
-            raise RequestRefused(422, "the files of the form are text fields instead of files")
+            raise RequestRefused(422, "the form's 'files' field contains text instead of a file")
         if (file.size or 0) > self.file_bytes:
             raise RequestRefused(413, f"File size exceeded maximum allowed size of {self.file_bytes} bytes.")
         path = self.uploads.new_path(file.filename or "")
@@ -223,11 +223,11 @@ async def _check_painting(scope: Scope, body: bytes) -> None:
     await form.close()
     index = str(form.get("index") or "0")
     if index != "null" and not (index.isascii() and index.isdigit() and int(index[:9]) < _MAX_LAYERS):
-        raise RequestRefused(422, f"index {index[:40]!r} is not the number of a layer, 0 to {_MAX_LAYERS - 1}")
+        raise RequestRefused(422, f"layer index {index[:40]!r} is not a number from 0 to {_MAX_LAYERS - 1}")
     if form.get("type") not in ("layer", "background", "composite"):
-        raise RequestRefused(422, "type must be layer, background or composite")
+        raise RequestRefused(422, "the form field 'type' must be layer, background or composite")
     if form.get("fn_name") != "accept_blobs" or not str(form.get("component_id")).isdigit():
-        raise RequestRefused(422, "the form is not the form of a painting")
+        raise RequestRefused(422, "the form does not describe a painted mask")
 
 
 async def _form(scope: Scope, receive: Receive) -> Any:
@@ -237,7 +237,7 @@ async def _form(scope: Scope, receive: Receive) -> Any:
 
     headers = Headers(scope=scope)
     if not headers.get("content-type", "").startswith("multipart/form-data"):
-        raise RequestRefused(400, "the call is not a form (multipart/form-data)")
+        raise RequestRefused(400, "the request body is not multipart/form-data")
 
     async def stream() -> Any:
         while True:
@@ -255,7 +255,7 @@ async def _form(scope: Scope, receive: Receive) -> Any:
 
 
 def _counted(receive: Receive, uploads: Uploads, count: list[int]) -> Receive:
-    """Wrap `receive` to count received bytes, because uploads in progress count toward the total size limit."""
+    """Wrap the ASGI `receive` to count received bytes, because uploads in progress count toward the size limit."""
 
     async def counted() -> Message:
         message = await _in_time(receive)
@@ -287,7 +287,7 @@ async def _in_time(receive: Receive) -> Message:
 
 
 def _replayed(body: bytes, receive: Receive | None) -> Receive:
-    """Return a `receive` that first returns a body that was already read, then calls the original `receive`."""
+    """Return an ASGI `receive` that first returns an already read body, and then calls the original `receive`."""
     replayed = False
 
     async def replay() -> Message:
@@ -332,7 +332,7 @@ def _name(url: str) -> str | None:
 
 
 def _origin_parts(origin: str) -> tuple[str, str, int] | None:
-    """Return (scheme, host name, port) of an Origin header, or None if it is malformed. The port is optional."""
+    """Return (scheme, host name, port) of an Origin header, or None if the header is malformed. A port is optional."""
     try:
         parts = urlsplit(origin)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]

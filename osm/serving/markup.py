@@ -1,4 +1,4 @@
-"""HTML fragments and the style sheet of the demo page. All names are untrusted input, so they are escaped."""
+"""HTML fragments and the style sheet of the demo page. All object names are untrusted input, so they are escaped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def note(sentence: str) -> str:
 
 
 def answer(one: NamedRegion, method: str = "") -> str:
-    """Return the HTML of a region's name in large letters, above a table with bars of the likeliest names."""
+    """Return HTML that shows a region's name in large letters, above a bar chart of the most likely names."""
     found = one.answer
     if found.skipped:
         return (
@@ -76,7 +76,7 @@ def answer(one: NamedRegion, method: str = "") -> str:
 
 
 def everything(found: Sequence[NamedRegion]) -> str:
-    """Return an HTML table of all segments, with the same numbers as on the image."""
+    """Return an HTML table of all segments, with the numbers that label the segments on the image."""
     return _table(
         "Everything that was found", ("No.", "Name", "Probability", "Pixels"), _rows(found, numbered=True), True
     )
@@ -101,7 +101,7 @@ def _rows(found: Sequence[NamedRegion], numbered: bool = False) -> str:
 
 
 def _table(caption: str, columns: Sequence[str], rows: str, scrolls: bool = False) -> str:
-    # Columns of numbers and their headers are right-aligned.
+    # Number columns and their headers are right-aligned.
     heads = "".join(
         f'<th scope="col"{" class=osm-number" if name in ("Probability", "Cosine", "Pixels") else ""}>{name}</th>'
         for name in columns

@@ -60,7 +60,7 @@ class Explorer:
 
     @property
     def history(self) -> list[NamedRegion]:
-        """All named regions, in the order in which they were named."""
+        """All regions that were named so far, oldest first."""
         return self.picture.named
 
     def click(self, x: float, y: float) -> NamedRegion:
@@ -86,12 +86,12 @@ class Explorer:
         return path
 
     def show(self) -> Figure:
-        """Show the clickable image, the likeliest names of the latest region, and the history of named regions."""
+        """Show the clickable image, the most likely names of the latest region, and the history of named regions."""
         from matplotlib import pyplot as plt
 
         self.figure = plt.figure(figsize=(9, 5))
         parts = self.figure.add_gridspec(2, 2, width_ratios=(2, 1), left=0.02, right=0.96, top=0.9, bottom=0.08)
-        # The three axes of the figure are the image, the bars and the history, in this order.
+        # The figure has three axes: the image, the bar chart of names, and the history, in this order.
         for place in (parts[:, 0], parts[0, 1], parts[1, 1]):
             self.figure.add_subplot(place)
         canvas = self.figure.canvas
@@ -133,7 +133,7 @@ class Explorer:
         self.figure.canvas.draw_idle()
 
     def _ours(self, event: Any) -> bool:
-        """Return whether an event is a left click on the image, with no toolbar tool (zoom or pan) active."""
+        """Return whether a mouse event is a left click on the image while no toolbar tool (zoom or pan) is active."""
         assert self.figure is not None
         toolbar = self.figure.canvas.toolbar
         return event.inaxes is self.figure.axes[0] and event.button == 1 and not (toolbar and toolbar.mode)

@@ -1,6 +1,6 @@
 """The layout and the event handlers of the web page of `osm demo`.
 
-This module imports gradio, so `osm.serving.web` imports this module only when it serves a page.
+The module `osm.serving.web` imports this module only when it serves a page, because importing gradio is slow.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ class Limits:
 
 
 class Page:
-    """The event handlers of the page. `build` connects them to the layout.
+    """The event handlers of the page. The function `build` connects the handlers to the layout.
 
-    Each handler returns the new values of the message, the image, the answer, the history and the download, in this
-    order.
+    Each event handler returns the new values of five components: the message, the image, the answer, the history and
+    the download.
 
     Args:
         engine: names the regions.
@@ -158,7 +158,7 @@ class Page:
         )
 
     def press(self, tab: TabState, by: str, painting: dict[str, Any] | None, *request: Any) -> list[Any]:
-        """Handle the button of the selection modes Paint and Everything."""
+        """Handle a press of the button that is shown in the selection modes Paint and Everything."""
         if by == PAINT:
             return self._answer(
                 tab,
@@ -217,7 +217,7 @@ class Page:
         ]
 
     def _file(self, tab: TabState, picture: DemoPicture) -> str:
-        """Write the result file of a tab and return its path. Each new answer overwrites the file."""
+        """Write the result file of a browser tab and return its path. Each new answer overwrites the tab's file."""
         tab.key = tab.key or uuid4().hex
         path = self.folder.answers / tab.key / "names.json"
         path.parent.mkdir(exist_ok=True)
@@ -226,7 +226,7 @@ class Page:
 
 
 def build(page: Page, title: str = "What is that? - osm demo") -> gr.Blocks:
-    """Lay out the page and connect its components to the handlers."""
+    """Lay out the demo page and connect its components to the event handlers."""
     bound_paintings(page.limits.pixels, page.uploads)
     # Every ten minutes (600 seconds), gradio deletes displayed files that are older than an hour (3600 seconds).
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
@@ -318,7 +318,7 @@ def _click(page: Page) -> Callable[..., list[Any]]:
 
 
 def switch(tab: TabState, by: str) -> list[Any]:
-    """Switch to a selection mode. Return the updated hint, image, painting and button, some of which may be hidden."""
+    """Switch to a selection mode: return gradio updates for the hint, the image, the painting and the button."""
     tab.corner = None
     background = _shown(tab.picture.image) if tab.picture is not None and by == PAINT else None
     painting: Any = {"background": background, "layers": [], "composite": background} if background else None
@@ -336,7 +336,7 @@ def parse_request(mode: str, names: str | None, method: str) -> NamingRequest:
 
 
 def painted_mask(painting: dict[str, Any] | None, image: Image.Image) -> np.ndarray:
-    """Return the painted region, bool (H, W) at the image's size: all pixels that are painted on any layer."""
+    """Return the mask of all pixels that the user painted on any layer, bool (H, W) at the size of the image."""
     mask = np.zeros(image.size[::-1], bool)
     for layer in (painting or {}).get("layers") or ():
         alpha = Image.fromarray(layer[..., 3] > 0)

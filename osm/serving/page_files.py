@@ -1,7 +1,7 @@
 """The image files of the demo page: sample images, uploads, and a private temporary folder per running page.
 
-The temporary folder is removed when the page ends. If the page was killed, the next page that starts removes the
-folder.
+The temporary folder is removed when the page ends. If a page was killed, the next page that starts removes the
+temporary folder of the killed page.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from osm.terminal import printable
 
 try:
     import fcntl
-except ImportError:  # Windows: the folder of a killed page is not removed
+except ImportError:  # Windows has no fcntl, so the folder of a killed page is not removed there.
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = "osm_demo_"
 _NEW = PREFIX + "new_"
 _LOCK = "lock"
 _BLOCK = 4096  # minimum disk usage of a file in bytes
-# An upload is normally read right after it arrives. Uploads older than `_UNREAD_SECONDS` are deleted if space is
-# needed. Uploads older than `_MAX_SECONDS` are always deleted.
+# The page normally reads an uploaded file right after the upload.
+# Uploaded files older than `_UNREAD_SECONDS` are deleted if space is needed.
+# Uploaded files older than `_MAX_SECONDS` are always deleted.
 _UNREAD_SECONDS, _MAX_SECONDS = 60, 3600
 _NAME_BYTES = 120
 _SCENES, _SIZE, _SEED = 4, 512, 2024
@@ -47,10 +48,10 @@ class UploadsFull(Exception):
 
 
 class PageFolder:
-    """A private folder in the system's temporary folder, which is removed by `close` or with the object.
+    """A private folder in the system's temporary folder, removed by `close` or when the object is garbage-collected.
 
-    Each folder contains a file that the running page locks. A folder whose file is not locked belongs to a page that
-    was killed, and is removed when the next page starts.
+    Each private folder contains a lock file, which the running page locks. A private folder whose lock file is not
+    locked belongs to a page that was killed, and is removed when the next page starts.
 
     Attributes:
         path: the private folder.
@@ -65,7 +66,7 @@ class PageFolder:
         self._lock = (new / _LOCK).open("w") if fcntl is not None else None
         if self._lock is not None:
             lock(self._lock)
-            # The folder gets its final name only after it is locked, so that no other page removes it as a leftover.
+            # The folder is locked before it gets its final name, so that no other page removes it as a leftover.
             new = new.rename(new.with_name(PREFIX + uuid4().hex))
         self.path = new
         self.cache = self.path / "cache"
@@ -81,7 +82,7 @@ class PageFolder:
 
 
 class Uploads:
-    """The uploaded files that have not been read yet. Their total size is limited.
+    """The uploaded files that the page has not read yet. Their total size is limited.
 
     Args:
         folder: the folder in which uploads are stored.
@@ -96,7 +97,7 @@ class Uploads:
     def arriving(self) -> Iterator[list[int]]:
         """Count the bytes of one upload request while it is in progress.
 
-        The context manager yields a list with one element, the byte count, which `take` increments.
+        The context manager yields a list whose only element is the byte count, which the method `take` increments.
         """
         count = [0]
         self._remove_older(_MAX_SECONDS)
@@ -125,11 +126,11 @@ class Uploads:
         return folder / safe_name(name)
 
     def holds(self, path: Path) -> bool:
-        """Return whether the path belongs to an upload."""
+        """Return whether a path is inside the folder of uploaded files."""
         return path.parent.parent == self.folder and ".." not in path.parts
 
     def remove(self, path: Path) -> None:
-        """Remove an upload that was read. Paths outside the uploads folder are ignored."""
+        """Remove an uploaded file that was read. Paths outside the uploads folder are ignored."""
         if self.holds(path):
             shutil.rmtree(path.parent, ignore_errors=True)
 
@@ -159,7 +160,7 @@ def safe_name(name: str) -> str:
 
 
 def remove_leftovers() -> None:
-    """Remove the temporary folders of killed pages. Folders of running pages and of other users are kept."""
+    """Remove the temporary folders of killed pages. Folders of running pages and of other users are not removed."""
     if fcntl is None:
         return
     for path in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
@@ -181,7 +182,7 @@ def _remove_locked(path: Path, file: IO[str] | None) -> None:
 
 
 def drawn_scene(number: int) -> Image.Image:
-    """Draw scene number `number` of the demos, an RGB image of 512 x 512 pixels."""
+    """Draw a synthetic sample scene, which `number` selects, as an RGB image of 512 x 512 pixels."""
     from osm.synthetic.scenes.compose import draw_scene
     from osm.synthetic.scenes.scene_names import choose_pairs
 
@@ -191,7 +192,7 @@ def drawn_scene(number: int) -> Image.Image:
 def sample_images(folder: Path | None = None) -> dict[str, Callable[[], Image.Image]]:
     """Return, for each sample image, its title and a function that creates the image.
 
-    The images in the folder come first, with their file names as titles, followed by the drawn scenes.
+    The images in `folder` come first, with their file names as titles, followed by drawn synthetic scenes.
 
     Raises:
         OsmError: the folder does not exist or contains no image.
@@ -210,7 +211,7 @@ def sample_images(folder: Path | None = None) -> dict[str, Callable[[], Image.Im
 
 
 def read_upload(path: Path, max_pixels: int) -> Image.Image:
-    """Decode an uploaded file as an RGB image. The image size is checked before any pixel is decoded.
+    """Decode an uploaded file as an RGB image. The number of pixels is checked before any pixel is decoded.
 
     Raises:
         OsmError: the file is not a readable image, is damaged, or has too many pixels. The message states the file

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the demo page until Ctrl+C or SIGTERM, then remove its files. Return 0, or 2 after a user error."""
+    """Serve the demo page until Ctrl+C or SIGTERM, then remove its temporary files. Return 0, or 2 for a user error."""
     args = parser().parse_args(argv)
     try:
         with _ended_by_signals():
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM and SIGHUP inside the context, so that files are removed.
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP inside the context, so that temporary files are removed.
 
     Repeated signals are ignored.
     """
@@ -141,7 +141,7 @@ def load_page(args: argparse.Namespace) -> Page:
 
 
 class PageServer:
-    """A running web server of the demo page. `close` stops the server and removes its files.
+    """A running web server of the demo page. `close` stops the server and removes the page's temporary files.
 
     Args:
         page: the page to serve.
@@ -161,7 +161,7 @@ class PageServer:
             self._blocks = _launched(page, host, port, HostNames(host, names))
         except OSError as error:
             self.close()
-            raise OsmError(f"--host {host} --port {port}: the server cannot listen there ({error})") from None
+            raise OsmError(f"--host {host} --port {port}: the server cannot listen on this address ({error})") from None
 
     def close(self) -> None:
         """Stop the server and remove its files."""
@@ -179,7 +179,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
     fonts = (gr.themes.Font("system-ui"), gr.themes.Font("sans-serif"))
     mono = (gr.themes.Font("ui-monospace"), gr.themes.Font("monospace"))
-    # These colors are darker than gradio's defaults, so that the contrast of text is at least 4.5 : 1.
+    # The colors of the page are darker than gradio's defaults, so that text has a contrast of at least 4.5 : 1.
     theme = gr.themes.Base(primary_hue="blue", font=fonts, font_mono=mono).set(
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
@@ -194,7 +194,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
-        # At this time, the application is complete but has no connections, so the guard can wrap all its middleware.
+        # When the server starts, the application has no connections yet, so the guard can wrap all its middleware.
         inputs = {number: len(function.inputs) for number, function in blocks.fns.items()}
         app.middleware_stack = Guard(app.middleware_stack, names, inputs, page.uploads, page.limits.file_bytes)
         yield
@@ -219,7 +219,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
 
 def _use_folder(cache: str | None, temporary: str | None) -> None:
-    """Set the folders for gradio's files (`cache`) and for temporary files. None restores the default folder."""
+    """Set the folders for gradio's files (`cache`) and for temporary files. The value None restores the default."""
     if cache is None:
         os.environ.pop("GRADIO_TEMP_DIR", None)
     else:

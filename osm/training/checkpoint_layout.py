@@ -1,9 +1,9 @@
-"""Defines the contents of a training checkpoint, and the common interface of the two on-disk checkpoint layouts.
+"""Defines what a training checkpoint contains, and the common interface of the two on-disk checkpoint layouts.
 
 A checkpoint contains everything that is needed to resume a run: the trained parameters, the optimizer state, and the
 run's counters and stream positions (`RunPosition`). A checkpoint contains no RNG state, because every random draw
-derives from the seed and from the position of the sample. For the frozen parts of the model, a checkpoint contains only
-hashes.
+derives from the seed and from the position of the sample. A checkpoint contains only hashes of the model's frozen
+weights, not the weights themselves.
 
 A run writes checkpoints in two layouts:
 
@@ -31,16 +31,16 @@ from osm.training.run_position import RunPosition
 
 
 class UnreadableCheckpoint(OsmError):
-    """A checkpoint is damaged or incomplete. A checkpoint of a different model raises a plain OsmError instead."""
+    """Raised for a damaged or incomplete checkpoint. A checkpoint of a different model raises a plain OsmError."""
 
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """One checkpoint in a run's folder. Checkpoints are ordered by age, so the newest is the greatest.
+    """One checkpoint in a run's folder. Checkpoints are compared by age, so `max` returns the newest checkpoint.
 
     Every checkpoint stores a counter that only increases. Step and epoch numbers cannot order checkpoints, because
-    they may decrease when a run is resumed with a different batch size or number of processes. Checkpoints written by
-    older code have the counter 0 and are ordered by epoch and batch.
+    these numbers may decrease when a run is resumed with a different batch size or number of processes. Checkpoints
+    written by older code have the counter 0 and are ordered by epoch and batch.
 
     Attributes:
         counter: number of checkpoints that the run had written, including this one; 0 in files written by older code.
@@ -56,11 +56,11 @@ class Checkpoint:
 
 
 class CheckpointLayout(ABC):
-    """One way to store a checkpoint on disk."""
+    """The interface of a file layout in which checkpoints are stored on disk."""
 
     @abstractmethod
     def paths(self, folder: Path) -> list[Path]:
-        """Return the paths of a run folder's checkpoints in this layout, whether or not the checkpoints are intact."""
+        """Return the paths of all checkpoints in a run's folder that use this layout, including damaged checkpoints."""
 
     @abstractmethod
     def read_header(self, path: Path) -> Checkpoint:
@@ -84,7 +84,7 @@ class CheckpointLayout(ABC):
     ) -> tuple[RunPosition, Mapping[str, Any]]:
         """Load a checkpoint into a model and its optimizer. All ranks must call this method together.
 
-        Only the optimizer's state is loaded; the optimizer keeps its own hyperparameters.
+        The optimizer's state is loaded, but the optimizer keeps its current hyperparameters.
 
         Returns:
             the progress from which the run continues, and the training config of the run that wrote the checkpoint
@@ -97,7 +97,7 @@ class CheckpointLayout(ABC):
 
 
 def read_count(path: Path, progress: Any, name: str) -> int:
-    """Return one counter of a checkpoint's progress document, or 0 if the document does not contain the counter.
+    """Return the counter `name` of a checkpoint's progress document, or 0 if the document lacks the counter.
 
     Raises:
         UnreadableCheckpoint: the value is not a non-negative integer, or is implausibly large.
@@ -105,7 +105,7 @@ def read_count(path: Path, progress: Any, name: str) -> int:
     count = progress.get(name, 0) if isinstance(progress, Mapping) else 0
     if type(count) is not int or not 0 <= count < 1 << 62:
         raise UnreadableCheckpoint(
-            f"checkpoint {path}: progress.{name} is {shown(count)}, but must be an integer from 0"
+            f"checkpoint {path}: progress.{name} is {shown(count)}, but must be a non-negative integer"
         )
     return count
 

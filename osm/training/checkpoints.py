@@ -1,9 +1,9 @@
 """Writes the checkpoints of a training run, and finds the newest intact checkpoint.
 
 `osm.training.checkpoint_layout` defines the contents and the two on-disk layouts of checkpoints. The functions of this
-module handle both layouts in the same way. A checkpoint is written under a temporary name and renamed when the
-checkpoint is complete. A broken checkpoint in a run's folder is renamed to `<name>.broken`, and the newest intact
-checkpoint is used instead.
+module support both checkpoint layouts. A checkpoint is written under a temporary name and renamed when the checkpoint
+is complete. A broken checkpoint in a run's folder is renamed to `<name>.broken`, and the run resumes from the newest
+intact checkpoint instead.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def layout_of(path: Path) -> CheckpointLayout:
 
 
 def verify(path: Path) -> None:
-    """Compare the files of a checkpoint with their checksums. Raises UnreadableCheckpoint if a file differs."""
+    """Verify the checksums of a checkpoint's files. Raises UnreadableCheckpoint if a checksum does not match."""
     layout_of(path).verify(path)
 
 
@@ -68,7 +68,7 @@ def verify(path: Path) -> None:
 def scan(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     """List the checkpoints in a run's folder.
 
-    Only the headers of the checkpoints are read. `verify` compares the checksums of a checkpoint.
+    Only the headers of the checkpoints are read. The function `verify` checks the files of a checkpoint for damage.
 
     Returns:
         the checkpoints, newest first; and the checkpoints whose header cannot be read, as path -> reason.
@@ -77,7 +77,7 @@ def scan(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     for layout in (_PUBLISHED, _SHARDED):
         for path in layout.paths(folder):
             try:
-                # A folder whose name ends in `.pt` is read as a step folder, and is therefore reported as broken.
+                # A folder whose name ends in `.pt` is treated as a step folder, and is therefore reported as broken.
                 found.append(layout_of(path).read_header(path))
             except OsmError as error:
                 broken[path] = str(error)
@@ -92,7 +92,7 @@ def readable_checkpoints(folder: Path) -> list[Path]:
 def newest_intact(folder: Path, world: World, known_broken: Mapping[Path, str]) -> Path | None:
     """Find the newest checkpoint in a run's folder whose checksums match. All ranks must call this function together.
 
-    Once an intact checkpoint is found, the broken checkpoints are renamed, and a warning is logged for each.
+    After an intact checkpoint is found, broken checkpoints are renamed, and a warning is logged for each of them.
 
     Args:
         known_broken: checkpoints that could not be loaded although their checksums match, as path -> reason.
@@ -130,7 +130,7 @@ def _newest_intact(folder: Path, known_broken: Mapping[Path, str]) -> Path | Non
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a broken checkpoint to `<name>.broken`, and return a clause for a warning that reports the new name."""
+    """Rename a broken checkpoint to `<name>.broken`, and return a phrase that reports the new name in a warning."""
     for number in range(1, 1000):
         target = path.with_name(f"{path.name}.broken{number if number > 1 else ''}")
         if not target.exists():
@@ -143,7 +143,7 @@ def _set_aside(path: Path) -> str:
 
 
 def _finish_renaming(folder: Path) -> None:
-    """Rename complete step folders that still have a temporary name because the run was killed before the rename."""
+    """Rename complete step folders that kept their temporary name because the run was killed before the rename."""
     for temporary in unfinished_folders(folder):
         path = temporary.with_suffix("")
         if path.exists() or not is_step_name(path.name):
@@ -175,7 +175,7 @@ def local_checkpoint(location: str) -> Path:
     names = shard_files(read_run_document(folder).get("files"))
     if names is None:  # a checkpoint of older code, which does not list its files
         return localize(url, flag, folder=True)
-    # A missing file is not an error here, because `verify` reports missing files.
+    # The download of a checkpoint ignores missing files, because `verify` reports missing files later.
     user_cache().get_all({join(url, name): None for name in names}, url, missing=True)
     return folder
 
@@ -184,7 +184,7 @@ def local_checkpoint(location: str) -> Path:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run. All ranks must call each method together.
+    """Writes the checkpoints of a run. All ranks must call each method together, because methods are collective calls.
 
     Args:
         folder: the run's folder.
@@ -259,7 +259,7 @@ class CheckpointWriter:
         """Remove all step folders except the newest `keep` folders and the folder that was just written."""
         readable = []
         for path in step_folders(self.folder):
-            # A broken step folder is kept here, because resuming the run renames the folder to `<name>.broken`.
+            # Pruning does not remove a broken step folder, because resuming the run renames it to `<name>.broken`.
             with contextlib.suppress(UnreadableCheckpoint):
                 readable.append(_SHARDED.read_header(path))
         for old in sorted(readable, reverse=True)[self.keep :]:
@@ -275,7 +275,7 @@ class CheckpointWriter:
         )
 
     def wait(self) -> None:
-        """Wait until the pending step folder is complete. Raises RunStopped if the folder could not be written."""
+        """Wait until the background thread has written the step folder. Raises RunStopped if the writing failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass
 class World:
-    """This process's rank and device, and its collective calls, which return immediately in a single-process run.
+    """The rank and the device of this process, and collective calls that also work in a single-process run.
 
     Attributes:
         rank: rank of this process among all processes, from 0.
@@ -49,13 +49,13 @@ class World:
         return values
 
     def total(self, counts: Counter[str]) -> Counter[str]:
-        """Return the counts summed over all ranks."""
+        """Return a counter that is the sum of the given counters of all ranks."""
         return sum(self.gathered(counts), Counter())
 
     def gathered(self, value: T) -> list[T]:
-        """Return the values of all ranks, ordered by rank.
+        """Gather one value from each rank, and return the list of values, ordered by rank.
 
-        The values are exchanged as pickles, which is safe because they come only from processes of the same run.
+        The gathered values are exchanged as pickles, which is safe because only processes of the same run send them.
         """
         if self.size == 1:
             return [value]
@@ -64,7 +64,7 @@ class World:
         return values
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Call `make` on rank 0, and return its result on every rank.
+        """Call the function `make` on rank 0 only, and return the result on every rank.
 
         Raises:
             OsmError, OSError: `make` raised this error on rank 0. The error is then raised on all ranks.
@@ -86,13 +86,13 @@ class World:
             dist.barrier()
 
     def close(self) -> None:
-        """Destroy the process group, if the run has more than one process."""
+        """Destroy the process group if the run has more than one process."""
         if self.size > 1:
             dist.destroy_process_group()
 
 
 def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_threads: int) -> World:
-    """Choose the device of this process and join the process group of torchrun, if torchrun started this process.
+    """Choose the device of this process, and join torchrun's process group if torchrun started this process.
 
     Args:
         device: a torch device, or `auto`.
@@ -112,14 +112,14 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
     if chosen.type == "cuda" and not no_set_device_rank and chosen.index is None:
         if local >= torch.cuda.device_count():
             raise OsmError(
-                f"local rank {local} has no GPU, because this machine has only {torch.cuda.device_count()}; "
+                f"local rank {local} has no GPU, because this machine has only {torch.cuda.device_count()} GPU(s); "
                 f"use --nproc_per_node {torch.cuda.device_count()}, or --device cpu"
             )
         chosen = torch.device("cuda", local)
     if chosen.type == "cuda":
         if chosen.index is not None:
             torch.cuda.set_device(chosen)
-        # If CUDA is not initialized yet, a device mesh sets the current device to LOCAL_RANK and ignores `device`.
+        # CUDA is initialized here, because a device mesh would otherwise set the current device to LOCAL_RANK.
         torch.cuda.init()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if chosen.type == "cpu":
@@ -131,9 +131,9 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
         name = backend or ("nccl" if chosen.type == "cuda" else "gloo")
         if name == "nccl" and chosen.type != "cuda":
             raise OsmError(f"--dist-backend nccl requires CUDA, but this process runs on {chosen.type}; use gloo")
-        # Checkpoints are written from CPU tensors, so CPU tensors need gloo whichever backend exchanges the gradients.
+        # Checkpoints are written from CPU tensors, so gloo is also needed if nccl exchanges the gradients.
         _join(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, url)
-        # A separate group keeps the collective calls of checkpoint writing apart from those of the training.
+        # A separate process group keeps the collective calls of checkpoint writing apart from those of training.
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)
         return World(rank, size, chosen, local_size, group)

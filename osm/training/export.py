@@ -42,12 +42,12 @@ OPTIMIZER = "optimizer_state_dict"
 
 
 class Source(NamedTuple):
-    """The contents of a file or folder that stores a trained model.
+    """A trained model that was read from a file or folder.
 
     Attributes:
         config: the model config as a document; None for a published file, which contains no config.
         state: the model's tensors by their published names.
-        where: the file or folder as it is called in messages.
+        where: the file or folder as it is shown in messages.
         rest: all remaining entries, such as the optimizer state and the progress.
     """
 
@@ -67,7 +67,7 @@ def read_source(path: Path) -> Source:
         OsmError: `path` contains no trained model, or the model's files are broken.
     """
     if not path.exists():
-        raise OsmError(f"{path}: no such file or folder; expected a run's folder, a .pt checkpoint or a folder `final`")
+        raise OsmError(f"{path}: no such file or folder; expected a run's folder, a .pt checkpoint or a model folder")
     if not path.is_dir():
         document = files.read_published(path)
         state = document.pop("model_state_dict")
@@ -79,7 +79,7 @@ def read_source(path: Path) -> Source:
     newest = next(iter(readable_checkpoints(path)), None)
     if newest is None:
         hint = f"; did you mean {path / 'final'}?" if (path / "final" / "config.json").is_file() else ""
-        raise OsmError(f"{path} holds no model: no checkpoint, and no {' and '.join(FOLDER_FILES)}{hint}")
+        raise OsmError(f"{path} contains no model: no checkpoint, and no {' and '.join(FOLDER_FILES)}{hint}")
     return read_source(newest)
 
 
@@ -89,7 +89,7 @@ def _read_step_folder(path: Path) -> Source:
     tensors = read_tensors(path)
     named = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     if not any(name.startswith("bridge.") for name in named) or "model" not in document:
-        raise OsmError(f"checkpoint {path} holds no model")
+        raise OsmError(f"checkpoint {path} contains no model")
     kind: type[Bridge] = BRIDGES.get(files.model_config(document["model"], f"checkpoint {path}").bridge.kind)
     rest = {"progress": document["progress"]}
     return Source(document["model"], kind.published_names(named), f"checkpoint {path}", rest)
@@ -118,7 +118,7 @@ def export(source: Path, out: str | Path, with_optimizer: bool = False, force: b
 
 
 def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool) -> str:
-    """Export a model to the local `path`. Messages call the output `out`, which may be the URL of a later upload."""
+    """Export a model to the local `path`. Error messages show `out`, which may be a URL to which `path` is uploaded."""
     published = path.suffix in PUBLISHED_SUFFIXES
     if half and with_optimizer:
         raise OsmError(
@@ -131,14 +131,14 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
     found = read_source(source)
     if found.config is None:
         raise OsmError(
-            f"{found.where} does not contain its model's config, like all published files; use "
+            f"{found.where} does not contain the model config, like all published files; use "
             f"osm import {source} {out} --config <the config it was trained with>"
         )
     if with_optimizer and OPTIMIZER not in found.rest:
         raise OsmError(f"--with_optimizer: {found.where} has no {OPTIMIZER}")
     wanted = blank_entries(files.model_config(found.config, found.where), found.state, found.where)
     given = files.fitting(wanted, found.state, found.where)
-    # Each entry is copied, because an entry may be a view of a larger tensor, and torch.save stores the whole storage.
+    # Each tensor is cloned, because for a view of a larger tensor, torch.save would store the larger tensor.
     entries = {name: given[name].reshape(blank.shape).clone() for name, blank in wanted.items()}
     if half:
         entries = {name: _halved(value, name, found.where) for name, value in entries.items()}
@@ -153,7 +153,7 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
 
 
 def _halved(value: Tensor, name: str, where: str) -> Tensor:
-    """Return a tensor converted to float16. Raises OsmError if float16 cannot represent one of the values."""
+    """Return a tensor converted to float16. Raises OsmError if a value in the tensor is out of float16's range."""
     small = value.half()
     if not small.isfinite().all():
         raise OsmError(f"--half: {where}: float16 cannot represent some values of {name} (above 65504, or not finite)")
@@ -165,7 +165,7 @@ def import_published(
 ) -> str:
     """Convert a published file, which does not contain its model config, to a model with a config.
 
-    The config's model is built, so that every entry of the file is checked against the model.
+    The model is built from the config to check that every tensor of the published file fits the model.
 
     Args:
         zoo: the published file.
@@ -173,7 +173,7 @@ def import_published(
         config: the config of the model that the file was trained with. Modes that only the file has are added to the
             written config.
         widths: see `check_widths`.
-        base: the config as it is called in messages.
+        base: the config as it is shown in messages.
         force: replace an existing model at `out`.
 
     Returns:
@@ -189,7 +189,7 @@ def import_published(
 
 
 def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mapping[str, int | None], base: str) -> str:
-    """Import a model to the local `path`. Messages call the output `out`, which may be the URL of a later upload."""
+    """Import a model to the local `path`. Error messages show `out`, which may be a URL to which `path` is uploaded."""
     if zoo.is_dir():
         raise OsmError(f"{zoo} is a folder; osm import reads a published .pt file, and osm export reads folders")
     found = read_source(zoo)
@@ -200,7 +200,9 @@ def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mappin
     try:
         files.load_published_state_dict(model, found.state, found.where)
     except OsmError as error:
-        raise OsmError(f"{error}; {base} is not the model that the file was trained with; name that model") from None
+        raise OsmError(
+            f"{error}; {base} is not the model that the file was trained with; choose the config of that model"
+        ) from None
     document, entries = files.config_document(model), files.published_state_dict(model)
     write(path, document, entries, {})
     return _summary(out, entries, found.where)
@@ -210,8 +212,8 @@ def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mappin
 def target(out: str | Path, force: bool) -> Iterator[Path]:
     """Yield the local path to which the body of the `with` statement writes a model.
 
-    The path is `out` itself, or for a URL a local staging path, which is uploaded when the body ends without an
-    exception.
+    If `out` is a local path, `out` itself is yielded. If `out` is a URL, a local staging path is yielded, which is
+    uploaded when the body ends without an exception.
 
     Raises:
         OsmError: `out` already exists and must not be replaced (without `force`), or a different process is writing to
@@ -234,8 +236,9 @@ def target(out: str | Path, force: bool) -> Iterator[Path]:
             staged = any((output.path / name).is_file() for name in FOLDER_FILES)
             _check_remote_folder(output.where, there, force, staged)
             yield output.path
-            # A remote folder counts as a model only if it has a config. To keep an interrupted upload from looking like
-            # a model, the old config is removed first, and the new config is uploaded last.
+            # A remote folder counts as a model only if it contains a config.
+            # An interrupted upload must not look like a model, so the old config is removed before the upload.
+            # The new config is uploaded last.
             config, weights = FOLDER_FILES
             if config in there:
                 output.remove(config)
@@ -243,7 +246,7 @@ def target(out: str | Path, force: bool) -> Iterator[Path]:
 
 
 def _check_remote_folder(out: str, there: Mapping[str, int], force: bool, staged: bool) -> None:
-    """Check whether a model may be written to a remote folder; the counterpart of `check_out` for URLs.
+    """Raise OsmError if a model must not be written to a remote folder; see `check_out` for local paths.
 
     Args:
         out: the URL, for messages.
@@ -262,7 +265,7 @@ def _check_remote_folder(out: str, there: Mapping[str, int], force: bool, staged
 
 
 def check_out(out: Path, force: bool) -> None:
-    """Check whether a model may be written to a local path.
+    """Raise OsmError if a model must not be written to a local path.
 
     Raises:
         OsmError: `out` exists and is not a model in the same file format, or is a model and `force` is not set.
@@ -302,7 +305,7 @@ def write(out: Path, document: dict[str, Any], entries: dict[str, Tensor], rest:
 
 
 def _modes(names: Iterable[str]) -> list[str]:
-    """Return the modes that have an entry `mode_query.<mode>` among the names of a model's published entries."""
+    """Return every mode for which `names`, the names of a model's tensors, contains `mode_query.<mode>`."""
     return [
         mode
         for table, _, mode in (str(name).replace("module.", "").partition(".") for name in names)
@@ -311,7 +314,7 @@ def _modes(names: Iterable[str]) -> list[str]:
 
 
 def _summary(out: str, entries: Mapping[str, Tensor], where: str) -> str:
-    """Return a line that describes a written model: the output, the number of entries, the source and the modes."""
+    """Return a line about a written model: its path, the number of tensors, the source file and the modes."""
     return f"{out}: {len(entries)} entries of {where}; modes {', '.join(_modes(entries))}"
 
 

@@ -1,4 +1,4 @@
-"""Fills the feature cache before training, so that the frozen tower runs only once for each view of an image."""
+"""Fills the feature cache before training, so that the frozen tower runs only once for each view (crop) of an image."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ logger = message_logger(__name__)
 def open_cache(folder: str, model: OmniScientModel, transform: SampleTransform) -> FeatureCache:
     """Open the feature cache, which stores the output tokens of the model's frozen tower.
 
-    The name of the cache folder is a hash of everything that the tokens depend on: the tower's weights and config, the
-    input sizes, the image normalization and the views. A different tower or setting results in a different folder.
+    The name of the cache folder is a hash of everything that the tower's tokens depend on: the tower's weights and
+    config, the input sizes, the image normalization and the settings of the views (crops). A different tower or setting
+    therefore uses a different cache folder.
     """
     config, sample = model.config, transform.config
     depends_on = {
@@ -55,9 +56,9 @@ def fill(
     world: World,
     shard_cache: FileCache | None = None,
 ) -> Counter[str]:
-    """Compute and cache the tower tokens of this rank's share of a dataset's views, except the views already cached.
+    """Compute and cache the tower tokens of this rank's share of a dataset's image views, except for cached views.
 
-    If the computation is interrupted, calling this function again computes only the views that are still missing.
+    If this function is interrupted, calling it again computes only the tokens that are missing in the cache.
 
     Returns:
         the number of skipped samples by reason. The sample stream skips the same samples.
@@ -66,9 +67,9 @@ def fill(
         OsmError: the disk does not have enough free space.
     """
     skipped: Counter[str] = Counter()
-    # All ranks must divide the views in the same way. A rank may already be writing views while a slower rank still
-    # lists them, so views in the cache are removed only after the division. The shuffle also balances the work that an
-    # interrupted run left over.
+    # Every rank lists all image views in the same order and processes its share of the list.
+    # Cached image views are skipped only after the list is divided, because another rank may already be caching views.
+    # The list is shuffled, so that the remaining work of an interrupted run is balanced over the ranks.
     every_view = [
         (shard, raw.cache_key, view)
         for shard in shards
@@ -107,14 +108,14 @@ def fill(
 
 
 def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None:
-    """Raise OsmError if the disk has too little free space for `views` views, and log the size of a large cache."""
+    """Raise OsmError if the disk lacks space for the tokens of `views` image views, and log a large cache's size."""
     need = views * model.window_pos_embed.numel() * 2
     cache.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(Path(cache.folder)).free
     if need > free:
         raise OsmError(
-            f"--feature_cache {cache.folder.parent}: {views} views need {need / 1e9:.1f} GB, but only "
-            f"{free / 1e9:.1f} GB are free; use fewer --views, or a different folder"
+            f"--feature_cache {cache.folder.parent}: {views} image views need {need / 1e9:.1f} GB, but only "
+            f"{free / 1e9:.1f} GB of disk space are free; use fewer --views, or a different folder"
         )
     if need > 1e9:
         logger.info(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}")

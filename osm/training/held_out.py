@@ -1,4 +1,4 @@
-"""Evaluation during training, on held-out samples. Samples are held out by their keys, and never trained on."""
+"""Evaluation during training on held-out samples, which are selected by their keys and excluded from training."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class HeldOut:
         return self.world.sum(on_device.to(self.world.device)).cpu()
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """Yield this rank's batches, each with the weight 1, followed by padding batches with the weight 0.
+        """Yield this rank's held-out batches, each with the weight 1, followed by padding batches with the weight 0.
 
         With FSDP, all ranks must run the same number of forward passes, so a rank with fewer samples repeats one of its
         samples with the weight 0.
@@ -104,7 +104,7 @@ class HeldOut:
             if not filling:
                 why = f"all were skipped: {dict(faults)}" if faults else f"none in {len(shards)} shard(s)"
                 raise OsmError(
-                    f"--held_out_share {self.share}: {name} has no usable held-out samples ({why}); hold out more"
+                    f"--held_out_share {self.share}: {name} has no usable held-out samples ({why}); use a larger share"
                 )
             for number in range(-(-len(raws) // (size * self.world.size))):
                 chosen = mine[number * size : (number + 1) * size]
@@ -112,7 +112,7 @@ class HeldOut:
                 yield in_both_modes(batch), float(bool(chosen))
 
     def _samples(self, dataset: Dataset, raws: list[RawSample], faults: Counter[str]) -> Iterator[Sample]:
-        """Yield the usable samples, and count the skipped samples by reason in `faults`."""
+        """Yield the usable samples, and count the skipped samples in `faults` by the reason for skipping."""
         for raw in raws:
             seed = int.from_bytes(hashlib.sha256(f"evaluation: {raw.key}".encode()).digest()[:8], "big")
             try:
@@ -122,9 +122,9 @@ class HeldOut:
                 faults[error.reason] += 1
 
     def _find(self, shards: list[str]) -> list[RawSample]:
-        """Return the first held-out samples, at most `count`, in the order of the shards.
+        """Read at most `count` held-out samples from the beginning of the shards.
 
-        `_batches` keeps the raw samples in memory, so the shards are searched only once.
+        The method `_batches` keeps the samples in memory, so the shards are searched only once per run.
         """
         raws: list[RawSample] = []
         reader = ShardReader(self.shard_cache)
@@ -143,9 +143,9 @@ class HeldOut:
 
 
 def in_both_modes(batch: Batch) -> Batch:
-    """Return a batch with every row twice: once in its dataset's own mode, and once in the open-vocabulary mode `any`.
+    """Return a batch with every mask twice: once in its dataset's mode, and once in the open-vocabulary mode `any`.
 
-    The metrics of both modes are therefore measured on the same masks.
+    Because every mask is evaluated in both modes, the metrics of the two modes are comparable.
     """
     text = Text(*(value.repeat(2, 1) for value in vars(batch.text).values()))
     return replace(

@@ -25,7 +25,7 @@ PEAK_TFLOPS |= {"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 1
 
 
 def peak_flops(device: torch.device, precision: str, given: float) -> float:
-    """Return the peak FLOP/s of one device at a precision, or 0 if the peak is unknown.
+    """Return the peak FLOP/s of one device at a given precision, or 0 if the peak is unknown.
 
     Args:
         given: the TFLOP/s from `--peak_tflops`, or 0 if the flag is not given.
@@ -35,7 +35,7 @@ def peak_flops(device: torch.device, precision: str, given: float) -> float:
     if device.type != "cuda" or precision == "fp32":
         return 0.0
     name = torch.cuda.get_device_name(device)
-    # Longer names are compared first, because the name of an L40S also contains "L4".
+    # Longer device names are compared first, because the name of an L40S GPU also contains "L4".
     found = [peak for key, peak in sorted(PEAK_TFLOPS.items(), key=lambda item: -len(item[0])) if key in name]
     return found[0] * 1e12 if found else 0.0
 
@@ -52,7 +52,7 @@ def memory_gib(device: torch.device) -> float:
 
 @dataclass
 class Interval:
-    """What a `Meter` measured between two lines of the training log.
+    """The values that a `Meter` measured between two lines of the training log.
 
     Attributes:
         loss: the mean loss of an optimizer step.
@@ -71,7 +71,7 @@ class Interval:
     data_seconds: float
 
     def record(self, groups: list[tuple[str, str]]) -> dict[str, Any]:
-        """Return the fields of a log record. `groups` lists the (dataset, mode) pair of each entry of `halves`."""
+        """Return the fields of a log record. `groups` lists the (dataset, mode) pair of each loss in `halves`."""
         found = zip(groups, self.halves, strict=True)
         return {
             "loss": self.loss,
@@ -83,7 +83,7 @@ class Interval:
 
 
 class Meter:
-    """Accumulates this rank's losses and counts since the last log line. `result` sums them over all ranks.
+    """Accumulates the losses and counts of this rank since the last log line. `result` sums them over all ranks.
 
     Args:
         groups: the number of (dataset, mode) pairs.
@@ -97,7 +97,7 @@ class Meter:
         self.rows, self.steps = torch.zeros((), device=world.device), 0
 
     def add(self, index: Tensor, losses: Tensor, counts: Tensor, weights: Tensor, micro_batches: int) -> None:
-        """Add the losses of one forward pass of this process.
+        """Add the losses of one forward pass on this rank.
 
         Args:
             index: the index of each row's (dataset, mode) pair.
@@ -112,7 +112,7 @@ class Meter:
         self.loss += reduce_losses(losses, weights).to(self.sums) / micro_batches
 
     def end_step(self, rows: Tensor) -> None:
-        """Count one optimizer step. `rows` is the number of rows that the step trained on, over all ranks."""
+        """Count one optimizer step. `rows` is the number of (mask, name) pairs in the step, over all ranks."""
         self.rows = self.rows + rows
         self.steps += 1
 

@@ -19,7 +19,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return the trainable parameters as two optimizer groups: one with weight decay, and one without.
+    """Return the trainable parameters as two optimizer groups: one with weight decay, and one without weight decay.
 
     Weight decay applies to the weights of linear layers, but not to biases, norms, queries and embeddings.
     """
@@ -49,14 +49,14 @@ def make_schedule(optimizer: torch.optim.Optimizer, name: str, warmup_steps: int
 
 
 def advance(schedule: LRScheduler) -> None:
-    """Advance a schedule by one step, without torch's warning if the first optimizer step was skipped."""
+    """Advance a learning-rate schedule by one step, without torch's warning if the first optimizer step was skipped."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         schedule.step()
 
 
 def go_to_step(schedule: LRScheduler, step: int) -> None:
-    """Fast-forward a new schedule, and the learning rates of its optimizer, to a given optimizer step."""
+    """Set a new learning-rate schedule, and the learning rates of its optimizer, to a given optimizer step."""
     if step:
         state = {**schedule.state_dict(), "last_epoch": step - 1, "_step_count": step}
         schedule.load_state_dict(state)
@@ -66,7 +66,7 @@ def go_to_step(schedule: LRScheduler, step: int) -> None:
 def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) -> None:
     """Cast the frozen parts of a model to half precision, if the training precision allows half-precision weights.
 
-    The cast saves memory. The trained parameters keep their precision.
+    The cast saves memory. The trained parameters keep their dtype.
 
     Raises:
         OsmError: the device does not support `precision`.
@@ -81,7 +81,7 @@ def hold_frozen(model: OmniScientModel, precision: str, device: torch.device) ->
 
 
 def check_quantized(model: OmniScientModel, fsdp: bool, device: torch.device) -> None:
-    """Check whether the LLM's quantization is supported in training.
+    """Raise OsmError if training does not support the LLM's quantization.
 
     Raises:
         OsmError: the device cannot run an LLM in 8 or 4 bits, or FSDP would have to shard packed weights.
@@ -95,7 +95,7 @@ def check_quantized(model: OmniScientModel, fsdp: bool, device: torch.device) ->
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return the autocast context of the forward passes: float16 or bfloat16, or a null context for fp32."""
+    """Return an autocast context for the forward pass: float16 or bfloat16, or a null context for fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)

@@ -1,6 +1,6 @@
 """Distributes a model over the processes of a run, either replicated (DDP) or sharded (FSDP2, full or hybrid).
 
-This module also controls when gradients are exchanged, and converts between sharded and full tensors.
+The functions here also control when gradients are exchanged, and convert between sharded and full tensors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def parallelize(
 
     With FSDP, each block of the tower, each layer of the LLM and each gated bridge layer inside the LLM is one FSDP
     unit, whose parameters are gathered when the unit runs. All remaining parameters, such as the rest of the small
-    bridge, form one more unit. Trained parameters, gradients and optimizer state are sharded in the same way.
+    bridge, form one more FSDP unit. Trained parameters, gradients and optimizer state are sharded in the same way.
 
     Args:
         strategy: `full` shards over all processes. `hybrid` shards over groups of `shard_size` processes and replicates
@@ -55,7 +55,7 @@ def parallelize(
         mesh = _device_mesh(world, strategy, shard_size)
         model = task.model
         load_unit = _UnitLoader(task, world, values or {})
-        # The innermost units are sharded first, because gated layers run inside layers of the LLM.
+        # FSDP units are sharded from the innermost to the outermost; gated bridge layers are inside the LLM's layers.
         for block in [
             *model.bridge.layers_to_shard(),
             *repeated_blocks(model.tower),
@@ -64,7 +64,7 @@ def parallelize(
         ]:
             loaded = load_unit(block)
             fully_shard(block, mesh=mesh)
-            # The shards are copies. The full storage is freed explicitly, because other objects may still refer to it.
+            # The full parameter's storage is freed explicitly, because other objects may still refer to the parameter.
             for parameter in loaded:
                 parameter.untyped_storage().resize_(0)
         return task
@@ -75,8 +75,8 @@ def parallelize(
     buffers = [name for name, _ in task.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, [*frozen, *buffers])
     ids = [world.device.index] if world.device.type == "cuda" else None
-    # The buffers are not synchronized, because they belong to the frozen tower and never change. Newer versions of
-    # torch have renamed the option `broadcast_buffers` to `forward_sync_buffers`.
+    # DDP need not synchronize the model's buffers, because they belong to the frozen tower and never change.
+    # Newer versions of torch have renamed the option `broadcast_buffers` to `forward_sync_buffers`.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
@@ -84,9 +84,9 @@ def parallelize(
 
 
 def on_meta_device(task: TrainTask) -> TrainTask:
-    """Return a copy of a task whose parameters are on the meta device, with shapes but without values.
+    """Return a copy of a training task whose parameters are on the meta device, with shapes but without values.
 
-    Buffers are copied with their values, because buffers are small and some are not stored in any state dict.
+    Buffers are copied with their values, because buffers are small and some buffers are not part of a state dict.
     """
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
@@ -107,7 +107,7 @@ class _UnitLoader:
         self.names = {id(parameter): name for name, parameter in task.named_parameters()}
 
     def __call__(self, unit: nn.Module) -> list[nn.Parameter]:
-        """Load those parameters of a unit that are still on the meta device, and return the loaded parameters."""
+        """Load the parameters of an FSDP unit that are still on the meta device, and return the loaded parameters."""
         loaded: dict[int, nn.Parameter] = {}  # by the id of the meta parameter, so that tied weights stay tied
         for module in unit.modules():
             for name, old in list(module.named_parameters(recurse=False)):
@@ -132,7 +132,7 @@ def _device_mesh(world: World, strategy: str, shard_size: int) -> DeviceMesh:
         return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
     shards = shard_size or world.local_size
     if world.size % shards:
-        raise OsmError(f"--fsdp_shard_size {shards} does not divide the {world.size} processes")
+        raise OsmError(f"--fsdp_shard_size {shards} must divide the number of processes, {world.size}")
     return init_device_mesh(kind, (world.size // shards, shards), mesh_dim_names=("copy", "shard"))
 
 
@@ -152,7 +152,7 @@ def exchanges_gradients(module: nn.Module, exchange: bool) -> contextlib.Abstrac
 
 @contextlib.contextmanager
 def without_gradients(module: nn.Module) -> Iterator[None]:
-    """Switch a module to eval mode with gradients disabled, and restore the module's mode afterwards."""
+    """Disable gradients and switch a module to eval mode within the context, and restore the mode afterwards."""
     training = module.training
     module.eval()
     try:
@@ -165,7 +165,7 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 
 
 def enable_gradient_checkpointing(task: TrainTask) -> None:
-    """Recompute the activations of each bridge layer and each layer of the frozen LLM in the backward pass."""
+    """Enable gradient checkpointing for each layer of the bridge and of the frozen LLM, to save memory."""
     for layer in [*task.model.bridge.layers(), *decoder_layers(task.model.llm)]:
         layer.forward = recomputed(layer.forward)  # type: ignore[method-assign]
 
@@ -173,8 +173,8 @@ def enable_gradient_checkpointing(task: TrainTask) -> None:
 def recomputed(forward: Any) -> Any:
     """Wrap a `forward` method so that its activations are recomputed in the backward pass instead of stored.
 
-    The gradient checkpointing of transformers is not used, because transformers disables it in eval mode, and a frozen
-    LLM is in eval mode.
+    The gradient checkpointing of the library transformers is not used, because transformers disables gradient
+    checkpointing in eval mode, and a frozen LLM is in eval mode.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -216,12 +216,12 @@ def exchanged_by_gloo(mesh: DeviceMesh) -> bool:
 
 @lru_cache
 def _cpu_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """Return a CPU mesh with the processes and layout of `mesh`. The first call for a mesh is a collective call."""
+    """Return a CPU mesh with the ranks and layout of `mesh`. The first call for each mesh is a collective call."""
     return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 
 def distribute_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Move a full tensor to the device of a parameter, and shard the tensor if the parameter is sharded."""
+    """Move a full tensor to a parameter's device. If the parameter is sharded, shard the tensor in the same way."""
     if isinstance(parameter, DTensor):
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
     return tensor.to(parameter.device)

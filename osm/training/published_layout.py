@@ -1,8 +1,8 @@
 """Stores trained parameters under their published names, in epoch checkpoints and in folders with trained models.
 
-The checkpoint that is written after an epoch is the file `<run_name>/checkpoint_<epoch>.pt`. The file has the published
+After each epoch, a run writes the checkpoint `<run_name>/checkpoint_<epoch>.pt`. The `.pt` file contains the published
 entries (`epoch`, `model_state_dict`, `optimizer_state_dict`, `lr_scheduler_state_dict`) and two additional entries:
-`config`, the model config with the hashes of the frozen parts, and `progress`, which is needed to resume exactly.
+`config`, the model config with hashes of the frozen weights, and `progress`, with which a run can be resumed exactly.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def epoch_file(folder: Path, epoch: int) -> Path:
 
 
 def epoch_files(folder: Path) -> dict[int, Path]:
-    """Return a mapping epoch -> path of the `.pt` checkpoints in a run's folder, sorted by epoch, intact or not."""
+    """Map each epoch to its `.pt` checkpoint in a run's folder, sorted by epoch, including damaged checkpoints."""
     found = [(_epoch_of(path), path) for path in folder.glob("checkpoint_*.pt") if _EPOCH_FILE.fullmatch(path.name)]
     return dict(sorted(found))
 
@@ -49,7 +49,7 @@ def _epoch_of(path: Path) -> int:
 
 
 class PublishedLayout(CheckpointLayout):
-    """Reads and writes the checkpoints `checkpoint_<epoch>.pt`."""
+    """Reads and writes the epoch checkpoints `checkpoint_<epoch>.pt`."""
 
     def paths(self, folder: Path) -> list[Path]:
         """Return the `.pt` checkpoints in a run's folder, ordered by epoch."""
@@ -76,7 +76,7 @@ class PublishedLayout(CheckpointLayout):
             raise UnreadableCheckpoint(f"checkpoint {path} is broken ({type(error).__name__}: {error})") from None
         if damaged is not None:
             raise UnreadableCheckpoint(
-                f"checkpoint {path} is broken: its record {damaged!r} does not match its stored checksum"
+                f"checkpoint {path} is broken: record {damaged!r} does not match its stored checksum"
             )
 
     def write(
@@ -89,9 +89,9 @@ class PublishedLayout(CheckpointLayout):
         progress: Mapping[str, Any],
         world: World,
     ) -> None:
-        """Write a checkpoint to `path`. All ranks must call this method together; rank 0 writes the file.
+        """Write a checkpoint to `path`. All ranks must call this method together, but only rank 0 writes the file.
 
-        The file is written under a temporary name and then renamed, so a crash leaves no incomplete checkpoint.
+        A checkpoint is written under a temporary name and then renamed, so a crash leaves no incomplete checkpoint.
 
         Raises:
             OSError: the file cannot be written.
@@ -100,7 +100,8 @@ class PublishedLayout(CheckpointLayout):
             "epoch": epoch,
             "model_state_dict": {key: full_tensor(value).cpu() for key, value in model.trainable_state_dict().items()},
             "optimizer_state_dict": _full_optimizer_state(optimizer),
-            # Lambdas cannot be loaded with weights_only=True. A resumed run rebuilds its schedule from the config.
+            # The schedule's lambdas are not stored, because torch.load(weights_only=True) rejects lambdas.
+            # A resumed run rebuilds its learning-rate schedule from the config.
             "lr_scheduler_state_dict": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
             "config": files.config_document(model),
             "progress": progress,
@@ -120,12 +121,12 @@ class PublishedLayout(CheckpointLayout):
         files.check_meaning(model, document.get("config"), where)
         if "optimizer_state_dict" not in document or "epoch" not in document:
             raise OsmError(
-                f"{where} has no optimizer state, so it cannot be resumed; --start_from starts a new run from it"
+                f"{where} has no optimizer state, so it cannot be resumed; use --start_from to start a new run from it"
             )
         _load_optimizer(optimizer, document["optimizer_state_dict"], where)
         stored, epoch = document.get("progress"), document["epoch"]
         if type(epoch) is not int:
-            raise OsmError(f"{where}: its epoch is {shown(epoch)}, but must be an integer")
+            raise OsmError(f"{where}: the entry 'epoch' is {shown(epoch)}, but must be an integer")
         counters = dict(stored) if isinstance(stored, Mapping) else {}
         progress = RunPosition.read({**counters, "epoch": epoch + 1, "batches": 0, "positions": {}}, where)
         return progress, config_in(stored)
@@ -174,7 +175,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, document: Any, where: str)
                 key: distribute_like(value, parameter) if value.ndim else value.clone() for key, value in stored.items()
             }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OsmError(f"{where}: its optimizer state does not fit this model ({error})") from None
+        raise OsmError(f"{where}: the checkpoint's optimizer state does not fit this model ({error})") from None
 
 
 def save_trained_model(
@@ -182,8 +183,8 @@ def save_trained_model(
 ) -> None:
     """Write the trained parameters as a folder (config.json, model.safetensors).
 
-    All ranks must call this function together. A run writes the folders `final`, `best` and `initial` with this
-    function. These folders contain models, not checkpoints, so a run cannot be resumed from these folders.
+    All ranks must call this function together. A run writes the model folders `final`, `best` and `initial` with this
+    function. A model folder contains no optimizer state, so a run cannot be resumed from a model folder.
 
     Args:
         figures: evaluation metrics, which are written to `figures.json` in the same folder.

@@ -1,7 +1,7 @@
 """Resumes a run: loads a checkpoint, and adapts its counters to the current number of processes and batch sizes.
 
-The checkpoint is given with `--resume_from_checkpoint`; by default, the newest intact checkpoint in the run's folder is
-loaded. The number of processes may differ from that of the run that wrote the checkpoint.
+The flag `--resume_from_checkpoint` selects the checkpoint; by default, the newest intact checkpoint in the run's folder
+is loaded. A run can be resumed with a different number of processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from osm.training.train_config import TrainConfig
 
 logger = message_logger(__name__)
 
-# Settings that may be changed before a run is resumed, because they do not affect what is trained.
+# These settings may be changed when a run is resumed, because they do not affect what is trained.
 _WITHOUT_EFFECT = (
     "run_name resume_from_checkpoint start_from wandb wandb_project logging_steps num_threads device workers"
 )
@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = (
 def resume(
     config: TrainConfig, model: OmniScientModel, optimizer: torch.optim.Optimizer, world: World
 ) -> tuple[RunPosition, Path | None]:
-    """Load the checkpoint to resume from, if there is one. All ranks must call this function together.
+    """Load the checkpoint from which the run resumes, if there is one. All ranks must call this function together.
 
     Broken checkpoints in the run's folder are renamed to `<name>.broken`, and the newest intact checkpoint is loaded.
 
@@ -63,7 +63,7 @@ def resume(
             hint = "" if given else f"\nIt was found in --run_name {folder}; choose a different folder for a new run"
             raise OsmError(f"{error}{hint}") from None
         progress.check_bounds(_epochs(before, config), _batch_sizes(before, config), f"checkpoint {path}")
-        # The counter must not be lower than any counter in the folder, so that the next checkpoint will be the newest.
+        # The checkpoint counter starts at the largest counter in the folder, so that the next checkpoint is the newest.
         checkpoints = world.from_main(lambda: scan(folder)[0])
         progress.saves = max([progress.saves, *(checkpoint.counter for checkpoint in checkpoints)])
         if world.is_main:
@@ -76,13 +76,13 @@ def resume(
 
 
 def _epochs(before: Mapping[str, Any], config: TrainConfig) -> int:
-    """Return the larger number of epochs: that of the run that wrote the checkpoint, or that of this run."""
+    """Return the number of epochs in the checkpoint's config or in this run's config, whichever is larger."""
     epochs = before.get("num_epochs")
     return max(config.num_epochs, epochs if type(epochs) is int and epochs < 1 << 32 else 0)
 
 
 def _batch_sizes(before: Mapping[str, Any], config: TrainConfig) -> dict[str, int]:
-    """Return for each dataset the larger batch size: that of the run that wrote the checkpoint, or that of this run."""
+    """Return each dataset's batch size in the checkpoint's config or in this run's config, whichever is larger."""
     sizes = {name: chosen.batch_size for name, chosen in config.sets.items()}
     saved = before.get("sets")
     for name, chosen in saved.items() if isinstance(saved, Mapping) else ():
@@ -104,8 +104,8 @@ def _report_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) 
 def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> int:
     """Return the number of independent sample streams from which the ranks of the run draw their samples.
 
-    A resumed run keeps its number of streams if the streams can be divided equally among the ranks, so that the run
-    draws the same samples as before.
+    A resumed run keeps its number of sample streams if they can be divided equally among the ranks, so that the run
+    draws the same samples as an uninterrupted run.
     """
     if config.emulate_world_size:
         return config.emulate_world_size
@@ -119,7 +119,7 @@ def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> 
 def convert_progress(
     progress: RunPosition, config: TrainConfig, streams: int, batches: int, is_main: bool
 ) -> RunPosition:
-    """Convert a checkpoint's progress for this run, whose epochs may have a different number of batches.
+    """Convert the progress in a checkpoint to a resumed run, whose epochs may have a different number of batches.
 
     Args:
         streams: number of sample streams of this run.

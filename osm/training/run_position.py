@@ -1,4 +1,4 @@
-"""The position of a run: the counters in a checkpoint, with which any number of processes can resume the run."""
+"""The position of a training run: the counters in a checkpoint from which any number of processes can resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from osm.data.stages import MAX_SKIPS_IN_A_ROW
 from osm.data.stream import Position
 from osm.errors import OsmError, shown
 
-# The largest plausible counts. A checkpoint with a larger count is broken.
+# These are upper limits for the counts in a checkpoint; a checkpoint with a larger count is broken.
 _LARGE = 1 << 48
 _MOST = {
     **dict.fromkeys(("step", "epoch", "batches", "batches_per_epoch", "salt", "names", "skipped_steps"), _LARGE),
@@ -60,7 +60,7 @@ class RunPosition:
     scaler: dict[str, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """Return the position as a JSON document."""
+        """Return the run position as a JSON document."""
         found = asdict(self)
         found["skipped"] = dict(self.skipped)
         found["positions"] = {
@@ -71,7 +71,7 @@ class RunPosition:
 
     @classmethod
     def read(cls, document: Mapping[str, Any], where: str) -> RunPosition:
-        """Parse a JSON document that the method `document` returned. Missing fields keep their defaults.
+        """Parse the JSON document of a run position, as returned by `document`. Missing fields keep their defaults.
 
         Args:
             document: the JSON document.
@@ -101,7 +101,7 @@ class RunPosition:
             raise OsmError(f"{where}: its progress cannot be read ({error})") from None
 
     def check_bounds(self, epochs: int, batch_sizes: Mapping[str, int], where: str) -> None:
-        """Check that the counters are possible for the run that wrote the checkpoint.
+        """Raise OsmError if a counter in a checkpoint is impossible in the run that wrote the checkpoint.
 
         Args:
             epochs: the larger number of epochs: that of the run that wrote the counters, or that of this run.
@@ -120,9 +120,9 @@ class RunPosition:
                 if not 0 <= position.batches <= self.batches_per_epoch:
                     raise OsmError(
                         f"{where}: stream {stream} of {name} is at batch {position.batches}, but an epoch has only "
-                        f"{self.batches_per_epoch}"
+                        f"{self.batches_per_epoch} batches"
                     )
-                # Before each used sample, at most MAX_SKIPS_IN_A_ROW bad samples are drawn; more would end the run.
+                # At most MAX_SKIPS_IN_A_ROW unusable samples precede each used sample; more would end the run.
                 most = position.batches * batch_sizes.get(name, 1) * (MAX_SKIPS_IN_A_ROW + 1)
                 for worker, drawn in position.drawn.items():
                     if not 0 <= drawn <= most:
@@ -132,15 +132,15 @@ class RunPosition:
                         )
 
     def resumes_exactly(self, streams: int, workers: int, batches_per_epoch: int) -> bool:
-        """Return whether a run with the given settings would draw exactly the same samples as the earlier run."""
+        """Return whether a run resumed with the given settings draws exactly the same samples as the earlier run."""
         if (self.streams, self.batches_per_epoch) != (streams, batches_per_epoch):
             return False
         return not self.batches or max(1, self.workers) == max(1, workers)
 
     def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
-        """Return the equivalent position, at the same fraction of the schedule, in a run with a different epoch length.
+        """Convert the position to a run with a different epoch length, at the same fraction of the schedule.
 
-        The samples for the rest of the epoch are drawn anew, and may repeat samples from the first part of the epoch.
+        The remaining samples of the epoch are drawn with new random numbers, and may repeat samples of the same epoch.
 
         Args:
             streams: the number of sample streams of the new run.

@@ -1,6 +1,7 @@
 """Builds the JSON schema of the config files from the config dataclasses: types, choices, defaults and descriptions.
 
-`osm schema` prints the schema. An editor that loads the schema completes the keys of a config and marks unknown keys.
+`osm schema` prints the JSON schema of a config file. An editor can use the schema to complete keys and to mark unknown
+keys.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ def config_schema() -> dict[str, Any]:
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """Return a mapping field name -> description for a dataclass, from the `Attributes:` section of its docstring.
+    """Read the descriptions of a dataclass's fields from the `Attributes:` section of the class docstring.
 
-    The descriptions of inherited fields come from the docstrings of the base classes.
+    The descriptions of inherited fields are read from the docstrings of the base classes.
     """
     found: dict[str, str] = {}
     for each in reversed(cls.__mro__):
@@ -66,7 +67,7 @@ def descriptions(cls: type) -> dict[str, str]:
 
 
 def _object(cls: type) -> dict[str, Any]:
-    """Return the schema of a mapping whose keys are the fields of a dataclass."""
+    """Return the JSON schema of a mapping whose keys are the fields of a dataclass."""
     hints, described = typing.get_type_hints(cls), descriptions(cls)
     properties = {}
     for each in dataclasses.fields(cls):
@@ -94,7 +95,7 @@ def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
 
 
 def _of_hint(hint: Any) -> dict[str, Any]:
-    """Return the schema of the values that `osm.config.from_dict` accepts for a type hint."""
+    """Return the JSON schema of the values that `osm.config.from_dict` accepts for a type hint."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is float:
         return dict(_NUMBER)
@@ -112,7 +113,7 @@ def _of_hint(hint: Any) -> dict[str, Any]:
 
 
 def _part(registry: Registry[Any], base: type) -> dict[str, Any]:
-    """Return the schema of a section whose allowed fields depend on the value of its key `kind`."""
+    """Return the JSON schema of a config section whose allowed fields depend on the value of its key `kind`."""
     kinds = []
     for name in registry.names():
         schema = _object(registry.get(name).Config)
@@ -126,7 +127,7 @@ def _part(registry: Registry[Any], base: type) -> dict[str, Any]:
 
 
 def _old_keys() -> dict[str, Any]:
-    """Return the schemas of the deprecated keys of the section `model`, which older configs use."""
+    """Return the JSON schemas of deprecated keys, which older configs use in the section `model`."""
     found: dict[str, Any] = {"variant": {"enum": list(BRIDGE_SECTIONS), "deprecated": True}}
     for kind, section in BRIDGE_SECTIONS.items():
         schema = _object(BRIDGES.get(kind).Config)

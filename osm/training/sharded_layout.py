@@ -1,14 +1,14 @@
-"""Stores a checkpoint as a step folder, `<run_name>/checkpoints/step_<n>/`, which consists of shards.
+"""Stores a checkpoint as a step folder, `<run_name>/checkpoints/step_<n>/`, to which each rank writes its own shards.
 
-`torch.distributed.checkpoint` writes the trained parameters and the optimizer state (`.metadata` and `*.distcp`). Each
-rank writes its own shards, and any number of ranks can read them. The file `run.json` contains everything else: the
-progress of the run, the model config, and the size and SHA-256 of every other file. A step folder is complete when it
-contains a `run.json` and its name no longer ends in `.tmp`.
+`torch.distributed.checkpoint` writes the trained parameters and the optimizer state (`.metadata` and `*.distcp`). A
+step folder can be read by any number of ranks. The file `run.json` in a step folder contains the progress of the run,
+the model config, and the size and SHA-256 of every other file. A step folder is complete when it contains a `run.json`
+and its name no longer ends in `.tmp`.
 
-`.metadata` is a pickle. Up to version 2.14, torch's `FileSystemReader` unpickles this file without restrictions, so a
-manipulated file could run arbitrary code. `torch.load(weights_only=True)` is no alternative, because it only reads
-files that `torch.save` wrote. Therefore, `_TensorReader` reads `.metadata` with an unpickler that accepts only the
-classes that are needed to describe dense tensors.
+The file `.metadata` in a step folder is a pickle. Up to version 2.14, torch's `FileSystemReader` unpickles `.metadata`
+without restrictions, so a manipulated checkpoint could run arbitrary code. `torch.load(weights_only=True)` cannot be
+used instead, because it only reads files that `torch.save` wrote. Therefore, `_TensorReader` reads `.metadata` with an
+unpickler that accepts only the classes that are needed to describe dense tensors.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """Return the step folders in a run's folder, ordered by step, whether or not the folders are intact."""
+    """Return all step folders in a run's folder, ordered by step, including damaged step folders."""
     return sorted(path for path in (folder / STEPS_FOLDER).glob("step_*") if is_step_name(path.name))
 
 
@@ -67,12 +67,12 @@ def is_step_name(name: str) -> bool:
 
 
 def unfinished_folders(folder: Path) -> list[Path]:
-    """Return the step folders that were being written or removed when the run was killed."""
+    """Return the incomplete step folders, which were being written or removed when the run was killed."""
     return list((folder / STEPS_FOLDER).glob("step_*.tmp"))
 
 
 def shard_files(names: Any) -> list[str] | None:
-    """Return the data files that the entry `files` of a `run.json` lists; None if the entry is missing or invalid."""
+    """Return the data files in the entry `files` of a `run.json`, or None if the entry is missing or invalid."""
     return [name for name in names if _SHARD_FILE.fullmatch(str(name))] if isinstance(names, dict) else None
 
 
@@ -92,13 +92,13 @@ class ShardedLayout(CheckpointLayout):
     def verify(self, path: Path) -> None:
         """Compare each file of a step folder with its stored size and SHA-256; see `CheckpointLayout.verify`.
 
-        A step folder that was written by older code has no checksums, and passes without a check.
+        A step folder that was written by older code contains no checksums, and is accepted unchecked.
         """
         expected_files = read_run_document(path).get("files")
         if expected_files is None:
             return
         if not isinstance(expected_files, dict) or not all(_SHARD_FILE.fullmatch(str(name)) for name in expected_files):
-            raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: 'files' is not a mapping of the folder's files")
+            raise UnreadableCheckpoint(f"checkpoint {path / RUN_FILE}: 'files' must map file names to checksums")
         for name, expected in expected_files.items():
             file = path / name
             if file.is_symlink() or not file.is_file():
@@ -109,13 +109,13 @@ class ShardedLayout(CheckpointLayout):
                 raise UnreadableCheckpoint(f"checkpoint {path} cannot be read ({name}: {error.strerror})") from None
             if found[0] != expected[0]:
                 raise UnreadableCheckpoint(
-                    f"checkpoint {path} is broken: {name} has {found[0]} bytes, but {expected[0]} were written"
+                    f"checkpoint {path} is broken: {name} has {found[0]} bytes, but {expected[0]} bytes were written"
                 )
             if found != expected:
                 raise UnreadableCheckpoint(f"checkpoint {path} is broken: {name} does not match its stored checksum")
 
     def write_shards(self, folder: Path, tensors: Mapping[str, Tensor], world: World) -> Future[Any]:
-        """Copy the tensors, and start writing this rank's shards in the background.
+        """Copy a checkpoint's tensors, and start writing this rank's shards to disk in the background.
 
         All ranks must call this method together.
 
@@ -136,7 +136,7 @@ class ShardedLayout(CheckpointLayout):
     def load(
         self, path: Path, model: OmniScientModel, optimizer: torch.optim.Optimizer
     ) -> tuple[RunPosition, Mapping[str, Any]]:
-        """Load a step folder that any number of ranks may have written; see `CheckpointLayout.load`."""
+        """Load a step folder that was written by any number of ranks; see `CheckpointLayout.load`."""
         document, where = read_run_document(path), f"checkpoint {path}"
         files.check_frozen(model, document.get("model", {}), where)
         _load_tensors(path, checkpoint_tensors(model, optimizer))
@@ -145,7 +145,7 @@ class ShardedLayout(CheckpointLayout):
 
 
 def replace_step_folder(temporary: Path, path: Path) -> None:
-    """Rename a finished temporary folder to `path`. An existing checkpoint at `path` is removed, even if broken."""
+    """Rename a finished temporary step folder to `path`. An existing checkpoint at `path` is removed."""
     replaced = _rename_for_removal(path) if path.exists() else None
     temporary.replace(path)
     if replaced is not None:
@@ -153,7 +153,7 @@ def replace_step_folder(temporary: Path, path: Path) -> None:
 
 
 def remove_step_folder(path: Path) -> None:
-    """Remove a step folder. The folder is renamed first, so that a kill leaves no incomplete checkpoint at `path`."""
+    """Rename a step folder, and then remove it, so that a killed run leaves no incomplete folder at `path`."""
     shutil.rmtree(_rename_for_removal(path))
 
 
@@ -167,7 +167,7 @@ def _rename_for_removal(path: Path) -> Path:
 
 
 def write_run_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the `run.json` of `path`, with the size and SHA-256 of each data file and of its own content."""
+    """Write the `run.json` of a step folder, with the size and SHA-256 of each data file and of `run.json` itself."""
     sums = {file.name: _size_and_digest(file) for file in sorted(path.iterdir()) if _SHARD_FILE.fullmatch(file.name)}
     content = {**document, "files": sums}
     write_atomically(path / RUN_FILE, [json.dumps({**content, "sha256": _document_digest(content)})])
@@ -211,12 +211,12 @@ def _size_and_digest(path: Path) -> list[Any]:
 def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name: trained parameters, frozen bridge parameters and optimizer state.
 
-    Missing optimizer state, as before the first step, is created as zeros.
+    If the optimizer has no state yet, as before the first step, the state is created with zeros.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        # Published files also contain a few bridge parameters that are not trained. LoRA parameters belong to the LLM,
-        # and are stored because they are trained.
+        # Frozen bridge parameters are stored too, because published files contain a few frozen bridge parameters.
+        # LoRA parameters belong to the LLM, and are stored because they are trained.
         if parameter.requires_grad or not name.startswith(("tower.", "llm.")):
             tensors[f"model.{name}"] = parameter.detach()
         if parameter.requires_grad:
@@ -230,7 +230,7 @@ def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read the tensors of a checkpoint into existing tensors. All ranks must call this function together.
+    """Read the tensors of a checkpoint into preallocated tensors. All ranks must call this function together.
 
     Raises:
         OsmError: the checkpoint belongs to a different model. The message lists every entry that is missing,
@@ -250,7 +250,7 @@ def _load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Load all tensors of a step folder by name as full, unsharded tensors, without using other ranks.
+    """Load all tensors of a step folder as full, unsharded tensors by name. The call involves no other ranks.
 
     Raises:
         OsmError: the checkpoint cannot be read.
@@ -269,11 +269,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _open(path: Path, missing: type[OsmError]) -> tuple[_TensorReader, dict[str, dcp_metadata.TensorStorageMetadata]]:
-    """Open the `.metadata` file of a step folder, and return a reader and the metadata of each tensor by name.
+    """Open the `.metadata` file of a step folder, and return a reader and a mapping from tensor name to metadata.
 
     Raises:
         missing: the `.metadata` file cannot be opened. `missing` is a class of exceptions.
-        OsmError: the metadata are broken, or contain something that is not allowed.
+        OsmError: the metadata are broken, or contain a class that is not allowed.
     """
     reader = _TensorReader(path)
     try:
@@ -291,7 +291,7 @@ def _read_into(path: Path, reader: _TensorReader, tensors: dict[str, Tensor], no
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last non-blank line of an exception's message, or the exception's class name if there is none."""
+    """Return the last non-blank line of an exception's message, or the exception's class name if it has no message."""
     lines = (line for line in reversed(str(error).splitlines()) if line.strip())
     return next(lines, type(error).__name__).strip()
 
@@ -301,7 +301,7 @@ def _ignore_single_process_warning() -> None:
 
 
 class _TensorReader(FileSystemReader):
-    """Reads only tensors. Unlike its base class, this reader never runs code from a file; see the module docstring."""
+    """Reads only tensors. Unlike torch's `FileSystemReader`, `_TensorReader` never runs code from a checkpoint file."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> dcp_metadata.Metadata:
         path = Path(self.path) / ".metadata"
@@ -322,7 +322,7 @@ class _TensorReader(FileSystemReader):
         entries = getattr(metadata, "state_dict_metadata", None)
         storage = getattr(metadata, "storage_data", None)
         if not isinstance(entries, dict) or not isinstance(storage, dict) or metadata.storage_meta is None:
-            raise OsmError(f"checkpoint {path} is not a checkpoint of a training run")
+            raise OsmError(f"checkpoint {path} was not written by a training run: its metadata is incomplete")
         for name, entry in entries.items():
             if not isinstance(name, str) or not isinstance(entry, dcp_metadata.TensorStorageMetadata):
                 raise OsmError(f"checkpoint {path}: entry {str(name)[:80]!r} is not a tensor")

@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward of each micro-batch, gradient exchange, gradient clipping and update."""
+"""One optimizer step: the forward and backward passes, the gradient exchange, gradient clipping and the update."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass
 class StepResult:
-    """The result of an optimizer step, which is the same on all ranks.
+    """The result of an optimizer step. All ranks get the same result.
 
     Attributes:
         norm: norm of the gradient before clipping.
@@ -92,7 +92,7 @@ class Stepper:
                     finite &= self._backward(batch.to(self.world.device), totals[place], len(micro_batches), meter)
         self.scaler.unscale_(self.optimizer)
         norm = float(full_tensor(nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)))
-        # If any rank has a non-finite loss or received a stop signal, all ranks skip the update or stop together.
+        # All ranks skip the update together if any rank has a non-finite loss, and stop together after a stop signal.
         flags = torch.stack([~finite, torch.tensor(stop(), device=finite.device)]).int()
         non_finite, stops = self.world.sum(flags).tolist()
         skipped = non_finite > 0 or not math.isfinite(norm)
@@ -112,7 +112,7 @@ class Stepper:
     def load_scaler(self, state: Mapping[str, float]) -> None:
         """Load the state of the loss scaler from a checkpoint.
 
-        If the run that wrote the checkpoint did not use fp16, the state is empty, and the scaler keeps its defaults.
+        A run without fp16 writes an empty scaler state to its checkpoints; the loss scaler then keeps its defaults.
 
         Raises:
             OsmError: an entry of the state is missing.
@@ -124,9 +124,9 @@ class Stepper:
                 raise OsmError(f"the checkpoint's loss scaler state has no entry {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
-        """Count the rows and each group's supervised tokens in each micro-batch, over all ranks.
+        """Count the supervised tokens of each (dataset, mode) group, and the masks, in each micro-batch over all ranks.
 
-        The result has the shape (micro-batches, groups + 1), with the number of rows in the last column.
+        The returned tensor has the shape (micro-batches, groups + 1). Its last column is the number of masks.
         """
         totals = torch.zeros(len(micro_batches), len(self.loss.groups) + 1)
         for total, batches in zip(totals, micro_batches, strict=True):
@@ -136,7 +136,7 @@ class Stepper:
         return self.world.sum(totals.to(self.world.device))
 
     def _backward(self, batch: Batch, totals: Tensor, micro_batches: int, meter: Meter) -> Tensor:
-        """Run the forward and backward pass of one batch, and return whether its loss is finite, as a bool scalar."""
+        """Run the forward and backward pass of one batch. Return whether the loss is finite, as a bool tensor."""
         index = self.loss.group_index(batch).to(self.world.device)
         weights = self.loss.row_weights(index, totals[:-1])
         counter = FlopCounterMode(display=False) if self._count_flops else None
@@ -157,6 +157,6 @@ class Stepper:
 def dropout_seed(seed: int, step: int, micro_batch: int, stream: int) -> int:
     """Return the dropout seed of one forward pass, so that a resumed run drops the same units as an uninterrupted run.
 
-    The seed depends only on the run's seed and on the position of the forward pass within the run.
+    The dropout seed depends only on the run's seed and on the position of the forward pass within the run.
     """
     return (seed * 1_000_003 + step * 8191 + micro_batch * 131 + stream) % 2**63

@@ -1,4 +1,4 @@
-"""Handles the events that end a run early: stop signals, too many broken samples, and data workers that die."""
+"""Handles events that end a training run early: stop signals, too many broken samples, and dead data workers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from osm.terminal import message_logger
 
 logger = message_logger(__name__)
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal ended the run, and the same command resumes the run
+EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal stopped the run, and running the same command again resumes it
 EXIT_FAILED = 3  # the run stopped because of a problem that it detected
 _MIN_SAMPLES = 100  # number of a dataset's samples from which on its share of broken samples is compared with the limit
 
 
 class Stopped(OsmError):
-    """A signal ended the run after its checkpoint was written."""
+    """Raised to end a run that received a stop signal, after a checkpoint was written."""
 
 
 class StopSignals:
     """A context manager that records the first SIGTERM or SIGINT instead of letting it end the process.
 
-    After the current step, the run writes a checkpoint and ends. A second SIGINT ends the process immediately.
+    After a signal, the run finishes the current step, writes a checkpoint and ends. A second SIGINT ends the process
+    immediately.
 
     Attributes:
         received: the number of the signal that this process received; 0 if this process received none.
@@ -42,7 +43,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # Python allows only the main thread to set signal handlers.
+        # Python allows signal handlers to be set only in the main thread.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._record)
@@ -76,7 +77,7 @@ class SampleFaults:
         self._samples: Counter[str] = Counter()
 
     def add(self, name: str, batch: Batch) -> None:
-        """Count the used and the skipped samples of one dataset's batch.
+        """Count the used and the skipped samples in a batch of one dataset.
 
         Raises:
             RunStopped: the fraction of broken samples in the dataset is above the limit.
@@ -96,15 +97,15 @@ class SampleFaults:
 
 @contextlib.contextmanager
 def report_dead_workers() -> Iterator[None]:
-    """Convert torch's error for a data-loader worker that died into a RunStopped with an explanation."""
+    """Convert torch's error about a dead data-loader worker into a RunStopped that explains the problem."""
     try:
         yield
     except (RuntimeError, EOFError, ConnectionError) as error:
-        # A worker that dies while its batch is being received closes the connection, before torch notices its death.
+        # If a worker dies while sending a batch, its connection closes before torch notices the dead worker.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunStopped(
-            f"a data-loader worker died ({reason}), because it was killed or out of memory. "
-            "Run the same command to resume from the newest checkpoint; fewer --workers need less memory"
+            f"a data-loader worker died ({reason}): it was killed or ran out of memory. "
+            "Run the same command to resume from the newest checkpoint; use fewer --workers if memory is short"
         ) from None

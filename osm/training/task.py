@@ -1,8 +1,9 @@
-"""The training task: the loss of each row of a batch, and the weight of each row in the loss of a step.
+"""The training task: the loss of each row (one mask and its name) in a batch, and the row's weight in a step's loss.
 
 To add a loss term, compute it in `TrainTask.forward`, the module that DDP and FSDP wrap, and add it to the loss of each
-row. `MixLoss` then weights the new term like the cross entropy. Settings of a loss term belong in `TrainConfig`. A term
-that needs the LLM's logits is computed in `osm.models.llm.token_losses` instead, because logits are not returned.
+row. `MixLoss` then weights the new loss term like the cross entropy. Settings of a loss term belong in `TrainConfig`. A
+loss term that needs the LLM's logits is computed in `osm.models.llm.token_losses` instead, because the model does not
+return logits.
 
 Shapes: R rows, G groups of rows (two groups for each dataset that is trained on).
 """
@@ -24,7 +25,7 @@ from osm.models.osm import OmniScientModel
 
 
 class TrainTask(nn.Module):
-    """Computes the cross entropy of each row of a batch. The result does not depend on the datasets' names."""
+    """Computes the cross entropy of each name in a batch, without any weighting of the datasets (see `MixLoss`)."""
 
     def __init__(self, model: OmniScientModel, processor: Processor) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class TrainTask(nn.Module):
         self.centroid_fallbacks = 0
 
     def forward(self, batch: Batch, scored: bool = False) -> tuple[Tensor, ...]:
-        """Return the losses of the rows of a batch.
+        """Return the loss of each row (one mask and its name) in a batch.
 
         Args:
             scored: also return whether the model predicts the name of each row exactly.
@@ -64,12 +65,13 @@ class TrainTask(nn.Module):
 
 
 class MixLoss:
-    """Weights the rows of a step, which come from a mix of datasets.
+    """Weights the rows (masks with names) of a step, which are sampled from several datasets.
 
     Each dataset has two groups of rows: the rows in the dataset's own mode, and the rows in the open-vocabulary mode
-    `any`. The loss of a group is its summed cross entropy divided by its number of supervised tokens, both over all
-    ranks. The loss of a dataset is the mean loss of its two groups, multiplied by the dataset's `loss_multiplier`. A
-    group without tokens is excluded from the mean. The loss of the step is the sum over the datasets.
+    `any`. The loss of a group is its summed cross entropy divided by its number of supervised tokens, both summed over
+    all ranks. The loss of a dataset is the mean loss of its two groups, multiplied by the dataset's `loss_multiplier`.
+    A group without supervised tokens is excluded from the mean loss of its dataset. The loss of a step is the sum of
+    the datasets' losses.
 
     Args:
         multipliers: dataset name -> `loss_multiplier` from the training config, for each dataset that is used.
@@ -83,22 +85,22 @@ class MixLoss:
         self.multipliers = [multipliers[name] for name, _ in self.groups]
 
     def group_index(self, batch: Batch) -> Tensor:
-        """Return for each row of a batch the index of its group in `groups`, shape (R,)."""
+        """Return for each row (mask) of a batch the index of its (dataset, mode) group in `groups`, shape (R,)."""
         rows = zip(batch.datasets, batch.modes, strict=True)
         keys = [(name, ANY_MODE if mode == ANY_MODE else "own") for name, mode in rows]
         return torch.tensor([self.groups.index(key) for key in keys])
 
     def supervised_tokens(self, batch: Batch) -> Tensor:
-        """Return the number of supervised tokens of each group in a batch, float32, shape (G,).
+        """Return the number of supervised tokens of each (dataset, mode) group in a batch, float32, shape (G,).
 
-        The counts equal those of `TrainTask.forward`, because the processor never supervises the first token of a row,
-        which no earlier token predicts.
+        The token counts equal those that `TrainTask.forward` returns, because the processor never supervises the first
+        token of a text, which no earlier token predicts.
         """
         counts = (batch.text.labels != -100).sum(1).float()
         return torch.zeros(len(self.groups)).index_add_(0, self.group_index(batch), counts)
 
     def row_weights(self, index_R: Tensor, counts_G: Tensor) -> Tensor:
-        """Return the weight of each row in the step's loss, shape (R,), for `reduce_losses`.
+        """Return the weight of each row (mask) in a step's loss, shape (R,), for `reduce_losses`.
 
         Args:
             index_R: the index of each row's group; see `group_index`.

@@ -16,7 +16,7 @@ logger = message_logger(__name__)
 
 
 class Tracker:
-    """Writes the log of a run, on the main process only.
+    """Writes the log of a training run. Only rank 0 writes.
 
     Args:
         folder: the folder of `log.jsonl` and `loss.png`.
@@ -39,7 +39,7 @@ class Tracker:
         self._file = (folder / "log.jsonl").open("a+", encoding="utf-8")
         if not lock(self._file):  # two runs in one folder would resume from each other's checkpoints
             self._file.close()
-            raise OsmError(f"--run_name {folder}: another process is training there; wait until it ends, or stop it")
+            raise OsmError(f"--run_name {folder} is in use by another process; wait until it ends, or stop it")
         self._end_half_line()
         if wandb != "off":
             try:
@@ -50,9 +50,9 @@ class Tracker:
             self._wandb = library.init(project=project, name=folder.name, dir=folder, **options)
 
     def _end_half_line(self) -> None:
-        """Terminate an incomplete last log line, which a killed run left, so that the next record gets its own line.
+        """Terminate an incomplete last log line, which a killed run left, so that the next record starts a new line.
 
-        The incomplete line stays in the file, and `read_log` skips it.
+        The incomplete line stays in `log.jsonl`, but `read_log` skips the line.
         """
         with (self.folder / "log.jsonl").open("rb") as file:
             data = file.read()
@@ -62,19 +62,19 @@ class Tracker:
     def show_progress(self, step: int, total: int) -> None:
         """Show a progress bar of the optimizer steps if standard error is a terminal.
 
-        If standard error is not a terminal, only the log lines report the progress.
+        If standard error is not a terminal, the progress is reported only in log lines.
         """
         self._bar = ProgressBar("training", total, "steps", step, enabled=self.enabled, lines=False)
 
     def step(self) -> None:
-        """Count one optimizer step on the progress bar."""
+        """Advance the progress bar by one optimizer step."""
         if self._bar is not None:
             self._bar.step()
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one record to `log.jsonl` and wandb, and show its loss in the progress bar.
 
-        A record is a flat mapping that includes the key `step`.
+        A log record is a flat mapping that contains the key `step`.
         """
         if not self.enabled:
             return
@@ -86,7 +86,7 @@ class Tracker:
             self._wandb.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=record.get("step"))
 
     def report(self, text: str, fields: Mapping[str, Any] | None = None) -> None:
-        """Log a message that a command shows on standard output. With `--log_json`, the message includes the fields."""
+        """Log a message, which a command shows on standard output. With `--log_json`, the `fields` are logged too."""
         if self.enabled:
             logger.info(text, fields=fields, to_stdout=True)
 
@@ -103,8 +103,9 @@ class Tracker:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the step records of a run's log. If a resumed run repeated a step, the latest record of the step is kept.
 
-    Incomplete lines are skipped. If a run was resumed with a different batch size or number of processes, its steps
-    were renumbered. Older records with higher step numbers are then skipped, because their steps had a different size.
+    Incomplete lines are skipped. If a run is resumed with a different batch size or number of processes, its steps are
+    renumbered. After such a renumbering, older records with higher step numbers are skipped, because their steps had a
+    different size.
     """
     records: dict[int, dict[str, Any]] = {}
     check_regular_file(folder / "log.jsonl", "training log")
@@ -121,7 +122,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def draw_curve(folder: Path) -> None:
-    """Draw `loss.png` from `log.jsonl`: the loss per step, and each dataset's loss in its own and in mode `any`."""
+    """Plot `log.jsonl` to `loss.png`: the loss per step, and each dataset's loss in its own mode and in mode `any`."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -232,7 +232,8 @@ class TrainConfig:
         return {name: chosen for name, chosen in self.sets.items() if chosen.batch_size > 0}
 
 
-# Model fields that have a flag. The values of WIDTH_FLAGS are only checked against the built model.
+# MODEL_FLAGS maps each flag that sets a field of the model config to the type of the field.
+# The values of WIDTH_FLAGS do not configure the model, but are compared with the widths of the built model.
 MODEL_FLAGS = {
     "base_model_name": str,
     "input_size": int,
@@ -262,7 +263,7 @@ class Run:
 
 
 def parse(argv: Sequence[str] | None = None) -> Run:
-    """Parse the command line of `train.py`. `--datasets` is read first, because each dataset in that file adds flags.
+    """Parse the command line of `train.py`. The file of `--datasets` is read first, because its datasets add flags.
 
     Raises:
         OsmError: a value is invalid.
@@ -279,7 +280,7 @@ def parse(argv: Sequence[str] | None = None) -> Run:
 def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     """Build the configuration of a run from flags and the config file.
 
-    Flags override the values of `--set`, which override those of the YAML file of `--config`.
+    Flags override values given with `--set`, and `--set` overrides the values in the YAML file given with `--config`.
 
     Args:
         given: flag name -> value, for the flags that were given.
@@ -315,8 +316,7 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         table = table.with_row(_trained_row(table[name], used.shards))
         _ = table[name].label_set  # raises for an invalid label file here, before the model is loaded
     if training.resume_from_checkpoint:
-        # A remote checkpoint is downloaded here, once per run, because a long download during a collective call could
-        # exceed the timeout of the call.
+        # A remote checkpoint is downloaded before the first collective call, because a slow download could time it out.
         local_checkpoint.cache_clear()
         local_checkpoint(training.resume_from_checkpoint)
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
@@ -336,9 +336,9 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
 
 
 def _trained_row(row: Dataset, shards: str) -> Dataset:
-    """Return a dataset's row of the dataset table with the labels that belong to its shards.
+    """Return a dataset's entry in the dataset table, with the label file that belongs to the dataset's shards.
 
-    If the row has no labels, they are taken from the `categories.json` that the converter wrote next to the shards.
+    If the dataset table names no label file, the `categories.json` that the converter wrote next to the shards is used.
     Datasets whose samples have their own phrases need no labels.
     """
     if row.labels:
@@ -359,7 +359,7 @@ def _of_model(settings: Sequence[str]) -> list[str]:
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
-    """Remove a mapping from a section, and return a copy of the mapping, whose values flags may override."""
+    """Remove the mapping `name` from a config section, and return a copy, which the caller may modify."""
     value = section.pop(name, None)
     if not isinstance(value, dict | None):
         raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")
@@ -367,9 +367,9 @@ def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dic
 
 
 def parser(table: DatasetTable) -> argparse.ArgumentParser:
-    """Return the argument parser of `train.py`, with additional flags for each dataset of the table.
+    """Return the argument parser of `train.py`, with additional flags for each dataset of the dataset table.
 
-    Flags that are not given are absent from the parsed namespace.
+    Flags that are not given have no attribute in the parsed namespace.
     """
     out = CommandParser(
         prog="train.py", argument_default=argparse.SUPPRESS, allow_abbrev=False, description="Trains an OSM bridge."
@@ -414,7 +414,7 @@ def _scalar_fields(cls: type) -> list[_Scalar]:
 
 
 def _set_flags(name: str) -> dict[str, str]:
-    """Return a mapping flag name -> field of `SetConfig` for the flags of one dataset."""
+    """Map the names of one dataset's flags to the fields of `SetConfig` that the flags set."""
     return {
         f"{name}_shards": "shards",
         f"batch_size_{name}": "batch_size",

@@ -1,6 +1,6 @@
-"""The training loop. Each micro-batch contains one batch of every dataset, in a single forward and backward pass.
+"""The training loop. Each micro-batch consists of one batch of every dataset, in a single forward and backward pass.
 
-`train` performs a complete training run. `Trainer.__init__` builds or resumes everything that a run needs,
+The function `train` performs a complete training run. `Trainer.__init__` builds a new run or resumes a run,
 `Trainer.train` loops over the epochs, and `Trainer._epoch` loops over the steps of one epoch.
 """
 
@@ -96,8 +96,8 @@ class Trainer:
         if not config.pipeline:
             every = [shard for shards in self.shards.values() for shard in shards]
             self.indexes.prepare(every, world.rank, world.size, world.gathered)
-        # A new run is checked before gigabytes of weights are loaded. A resumed run is checked later, because it may
-        # keep the number of sample streams of the run that wrote the checkpoint.
+        # The number of batches per epoch of a new run is checked before gigabytes of weights are loaded.
+        # A resumed run is checked after its checkpoint is read, because the checkpoint decides the number of streams.
         if not config.resume_from_checkpoint and not readable_checkpoints(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
 
@@ -114,7 +114,7 @@ class Trainer:
         del values
         self.optimizer = make_optimizer(self.task, config.learning_rate, config.weight_decay)
 
-        # Restore the progress of the run from a checkpoint, if there is one.
+        # Load the newest checkpoint of the run, if there is one, and continue from its progress.
         progress, _ = resume(config, self.model, self.optimizer, world)
         self.streams = choose_streams(config, progress, world)
         self.batches = equal_batches(config, self.streams)
@@ -127,7 +127,7 @@ class Trainer:
         )
         go_to_step(self.schedule, self.progress.step)
 
-        # Prepare the optimizer steps and their data.
+        # Prepare the objects that run the optimizer steps and load their data.
         self.peak = peak_flops(world.device, config.precision, config.peak_tflops)
         first_stream = world.rank * (self.streams // world.size)
         self.stepper = Stepper(
@@ -135,15 +135,15 @@ class Trainer:
         )
         self.stepper.load_scaler(self.progress.scaler)
         self.faults = SampleFaults(config.max_bad_samples)
-        # The loaders are made last, because filling a feature cache takes a long time, and a checkpoint that does not
-        # fit the model should be reported before.
+        # The data loaders are created last, because filling the feature cache takes a long time.
+        # A checkpoint that does not fit the model is therefore reported before the feature cache is filled.
         self.loaders = self._make_loaders()
         self.held_out = self._make_held_out()
 
     def _make_task(self) -> tuple[TrainTask, dict[str, Tensor]]:
         """Build the model and its training task.
 
-        With FSDP, only rank 0 reads the weights, and the other ranks receive the model without parameter values.
+        With FSDP, only rank 0 reads the weights, and all other ranks build the model without parameter values.
 
         Returns:
             the task, and on rank 0 of an FSDP run the values of its parameters by name.
@@ -151,8 +151,8 @@ class Trainer:
         config, world = self.config, self.world
         if not config.fsdp or world.size == 1:
             task = self._read_task()
-            # The frozen parts are hashed before they are cast. The hash rounds values to bfloat16, and a value that
-            # was first cast to float16 may round to a different bfloat16 value.
+            # The frozen weights are hashed before they are cast, because the hash is computed from bfloat16 values.
+            # A value that was first cast to float16 may round to a different bfloat16 value.
             task.model.frozen_hashes = world.from_main(lambda: frozen_hashes(task.model))
             hold_frozen(task.model, config.precision, world.device)
             task.model.to(world.device)
@@ -177,7 +177,7 @@ class Trainer:
         return TrainTask(model, processor)
 
     def _start_from(self, model: OmniScientModel) -> None:
-        """Load the trained weights that are given with `--start_from`, if any."""
+        """Load the trained weights that the flag `--start_from` selects, if it is given."""
         path = self.config.start_from
         if not path:
             return
@@ -191,7 +191,7 @@ class Trainer:
             logger.info(f"started from {public(path)}; new modes: {', '.join(new) or 'none'}", to_stdout=True)
 
     def _make_loaders(self) -> dict[str, EpochLoader]:
-        """Build the data loader of each dataset, after filling the feature cache if a cache is used."""
+        """Build the data loader of each dataset. If a feature cache is used, fill the cache first."""
         config, world = self.config, self.world
         views = config.views if config.feature_cache else 0
         transform = SampleTransform(config.sample, self.processor, views, config.seed)
@@ -253,7 +253,7 @@ class Trainer:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def train(self) -> Path:
-        """Train the remaining epochs, and return the folder with the trained model; see the function `train`."""
+        """Train the remaining epochs of the run, and return the folder with the trained model."""
         config = self.config
         tracker = Tracker(self.folder, self.world.is_main, config.wandb, config.wandb_project, as_dict(config))
         writer = CheckpointWriter(self.folder, config.keep_checkpoints, config.delete_previous_checkpoint, self.world)
@@ -337,15 +337,14 @@ class Trainer:
                 gathered = []
 
     def _fresh_positions(self, loader: EpochLoader) -> dict[int, Position]:
-        """Return the initial positions of this process's sample streams, from which no samples have been drawn yet.
+        """Return the initial position of each sample stream of this process, before any sample is drawn.
 
-        An initial position need not be the start of the epoch, because a resumed run may start new streams within an
-        epoch.
+        A sample stream may start in the middle of an epoch, because a resumed run may use a new set of sample streams.
         """
         return {stream.rank: Position(self.progress.batches) for stream in loader.streams}
 
     def _end_epoch(self, writer: CheckpointWriter) -> None:
-        """Advance to the next epoch, and write the checkpoint of the epoch that ended."""
+        """Advance the progress to the next epoch, and write the checkpoint of the finished epoch."""
         progress = self.progress
         epoch = progress.epoch
         progress.epoch, progress.batches, progress.salt, progress.positions = epoch + 1, 0, 0, {}
@@ -359,7 +358,7 @@ class Trainer:
     # -- checkpoints and the end of a run ----------------------------------------------------------------------------
 
     def _progress_document(self) -> dict[str, Any]:
-        """Return the progress and the config for a new checkpoint, the same on all ranks.
+        """Return the progress and the config that a new checkpoint stores; the result is the same on all ranks.
 
         All ranks must call this method together.
         """
@@ -379,7 +378,7 @@ class Trainer:
         writer.start_step(self.progress.step, self.model, self.optimizer, self._progress_document())
 
     def _stop(self, writer: CheckpointWriter, signals: StopSignals) -> None:
-        """Write a checkpoint, and raise Stopped to end the run."""
+        """Write a checkpoint after a stop signal, and raise Stopped to end the run."""
         if self.progress.batches:  # otherwise the checkpoint of the epoch was just written
             self._start_checkpoint(writer)
             writer.wait()
@@ -399,7 +398,7 @@ class Trainer:
     # -- figures and messages ----------------------------------------------------------------------------------------
 
     def _skipped_samples(self) -> Counter[str]:
-        """Return the number of skipped samples by reason, over all ranks and since the run first started."""
+        """Return the number of skipped samples for each reason, over all ranks and since the run first started."""
         return self.progress.skipped + self.world.total(self.faults.skipped)
 
     def _evaluate(self, tracker: Tracker, held_out: HeldOut) -> None:
@@ -420,7 +419,7 @@ class Trainer:
         )
 
     def _log(self, tracker: Tracker, meter: Meter, result: StepResult) -> None:
-        """Write a record to the log, and log a line with the main values for the user."""
+        """Write a record to the training log, and show its main values to the user in one line."""
         progress, interval = self.progress, meter.result()
         progress.names += interval.names
         skipped = self._skipped_samples()
@@ -454,7 +453,7 @@ class Trainer:
         )
 
     def _first_line(self) -> str:
-        """Return the message that describes the run and that is logged when the run starts."""
+        """Return a message that describes the run, which is logged when the run starts."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
         epochs = f"epochs {self.progress.epoch}..{self.config.num_epochs - 1}"
@@ -471,7 +470,7 @@ class Trainer:
 
 
 def equal_batches(config: TrainConfig, streams: int) -> int:
-    """Return the number of batches per epoch and sample stream, which must be the same for all datasets.
+    """Return the number of batches that each sample stream yields per epoch, which must be equal for all datasets.
 
     Raises:
         OsmError: the datasets have different numbers of batches, which the message lists.
@@ -491,7 +490,7 @@ def equal_batches(config: TrainConfig, streams: int) -> int:
 
 
 def _skipped_in_words(skipped: Counter[str]) -> str:
-    """Return a clause for a log line that counts the skipped samples and the unusable annotations of used samples."""
+    """Return a phrase for a log line: how many samples were skipped, and how many annotations were unusable."""
     samples = {reason: count for reason, count in skipped.items() if not reason.startswith(ANNOTATION)}
     parts = {reason.removeprefix(ANNOTATION): count for reason, count in skipped.items() if reason not in samples}
     text = f", {sum(samples.values())} samples skipped {samples}" if samples else ""

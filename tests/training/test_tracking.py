@@ -21,7 +21,7 @@ def open_tracker(folder: Path) -> Tracker:
 def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     first = open_tracker(tmp_path)
     first.log({"step": 1, "loss": 2.0})
-    with pytest.raises(OsmError, match=f"--run_name {tmp_path}: another process is training there"):
+    with pytest.raises(OsmError, match=f"--run_name {tmp_path} is in use by another process"):
         open_tracker(tmp_path)
     first.close()
     open_tracker(tmp_path).close()
