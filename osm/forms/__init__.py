@@ -29,7 +29,7 @@ def form_class(name: str) -> type[Form]:
 
 
 def read_sample(form: str, members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
-    """Parse a shard's sample, whose annotation form is called `form`; see `sample_of`."""
+    """Parse a sample of a shard in the annotation form called `form`; see `sample_of`."""
     return sample_of(form_class(form), members, labels, rules)
 
 

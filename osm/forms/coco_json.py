@@ -218,7 +218,7 @@ class CocoJson:
         return finder, dict(zip(names, finder.settle(paths), strict=True))
 
     def _finder(self, field_name: str, names: Iterable[Any]) -> FileFinder:
-        """Return a FileFinder that locates the json's files in the folder that a field (such as `image_dir`) names."""
+        """Return a FileFinder for the json's files in the folder given by a field such as `image_dir`."""
         folder, exact = self.files.folder(field_name), self.files.row.exact_names
         if exact or field_name not in self.files.folders:
             return FileFinder(folder, exact, names)
@@ -272,7 +272,7 @@ class CocoJson:
         return {int(line): "in_lvis_val" for line in table.read_text(encoding="utf-8").split()}
 
     def compare(self, table: str) -> None:
-        """Log a warning if category names differ from a label table, as in a different release of the dataset."""
+        """Log a warning if the category names differ from a label table, which suggests a different dataset release."""
 
         def plain(names: Iterable[str]) -> set[str]:
             return {re.sub(r"\(.*?\)|[\W_]", "", name.lower()) for name in names}

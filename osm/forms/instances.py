@@ -177,7 +177,7 @@ class Annotated(Form):
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
-        """Check an annotation, and return it in the format of samples. Raises SampleError if it has no usable mask."""
+        """Return an annotation as samples store it. Raises SampleError if the annotation has no usable mask or box."""
         raise NotImplementedError
 
     @classmethod

@@ -88,7 +88,7 @@ class SetFiles:
             folder.fetch(path for path in paths if path.is_relative_to(folder.root))
 
     def folder(self, field_name: str) -> Path:
-        """Return the folder that a field (such as `image_dir`) names. Raises OsmError if it does not exist."""
+        """Return the folder given by a field such as `image_dir`. Raises OsmError if the folder does not exist."""
         value = getattr(self, field_name)
         if value is None or not Path(value).is_dir():
             raise OsmError(f"{self.where(field_name)}: there is no such folder")
@@ -156,7 +156,7 @@ def check_folder(flag: str, folder: str | Path) -> Path:
 
 
 def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Return a dict from file name without extension to path, for a folder's files with one of the extensions.
+    """Map file names without extension to paths, for all files in a folder that have one of the extensions.
 
     Args:
         where: the flag and value of the folder, with which error messages begin.
