@@ -337,7 +337,7 @@ class Form(ABC):
     @classmethod
     @abstractmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the command-line arguments of this form's converter. Each argument sets a field of `SetFiles`."""
+        """Add the command-line arguments of the annotation form's converter. Each sets a field of `SetFiles`."""
 
     @classmethod
     def whole_folders(cls, files: SetFiles) -> list[str]:
@@ -474,7 +474,7 @@ class Form(ABC):
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
         """Yield (image key, annotations) for each entry in a prediction file.
 
-        The image key identifies the image. It is None if the entry contains no identifier.
+        The image key identifies the image, and is None if the entry contains no identifier.
 
         Raises:
             TypeError, KeyError, ValueError, AttributeError: The document is not in this annotation form.

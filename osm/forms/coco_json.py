@@ -1,8 +1,8 @@
 """Reads json files in COCO format: COCO, LVIS, V3Det, Cityscapes, and exports of annotation tools.
 
-Conversion and evaluation read COCO jsons with this module. Fields that neither of the two uses are not checked. Invalid
-annotations are skipped, and the remaining annotations of the image are kept. Ids match by value, so 1, 1.0 and "1" are
-the same id.
+Conversion and evaluation read COCO jsons with this module. Fields that neither conversion nor evaluation uses are not
+checked. Invalid annotations are skipped, and the remaining annotations of the image are kept. Ids match by value, so 1,
+1.0 and "1" are the same id.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ class CocoJson:
         }
 
     def _unwanted(self) -> dict[int | str, str]:
-        """Return a dict from the ids of COCO images to skip to the reason.
+        """Return a dict from image id to reason, for all COCO images that must be skipped.
 
         The caller must also check that the image's file name is COCO's, because other datasets may use the same ids.
         """

@@ -403,7 +403,7 @@ def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
 
 
 def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, int]) -> np.ndarray | None:
-    """Draw a box of an image (H, W) as a bool mask of a view, or return None if the view has too few pixels of it."""
+    """Draw a box of an image (H, W) as a bool mask of a view, or return None if the view has too few box pixels."""
     where = view.box(box, shape)
     if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
         return None

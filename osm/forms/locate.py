@@ -165,7 +165,7 @@ def _plain(name: str) -> str:
 
 
 def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
-    """Return the keys of `_by_spelling` that match a name, with the best match first."""
+    """Return the keys to look up in `_by_spelling` for a file name, with the best match first."""
     text = name[2:] if _DRIVE.match(name) else name
     try:
         url = urlsplit(text) if "://" in text else None

@@ -46,7 +46,7 @@ class MaskTable(CocoJson):
         path = Path(str(files.json_file))
         if not files.labels:
             flag = files.flag.format("labels")
-            raise OsmError(f"{flag}: {path} contains no class names; pass the csv class-descriptions-boxable.csv")
+            raise OsmError(f"{flag}: {path} has no class names; pass the csv of names (class-descriptions-boxable.csv)")
         categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:

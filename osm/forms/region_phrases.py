@@ -202,8 +202,8 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     rows = [row for row in document["annotations"] if isinstance(row, dict)]
     if rows and not any(field in row for row in rows for field in PHRASE_FIELDS):
         raise OsmError(
-            f"{files.where('json_file')}: none of its {len(rows)} annotations has a phrase "
-            f"({', '.join(PHRASE_FIELDS)}); if it has categories, use the annotation form coco_instances or boxes"
+            f"{files.where('json_file')}: none of the {len(rows)} annotations has a phrase "
+            f"({', '.join(PHRASE_FIELDS)}); if they have categories, use the annotation form coco_instances or boxes"
         )
     return document, sha256
 

@@ -136,7 +136,7 @@ def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
 
 
 def _with_plain_paths(files: SetFiles) -> SetFiles:
-    """Remove the prefix `file://` from all locations. Raises OsmError if one is a command or has a wrong protocol."""
+    """Remove the prefix `file://` from all locations. Raises OsmError for a command or an unsupported protocol."""
     changes: dict[str, Any] = {}
     for name in ("image_dir", "ann_dir", "json_file", "labels"):
         value = getattr(files, name)

@@ -1,4 +1,4 @@
-"""Val splits, which list the masks to name in each image, and the image's entry in the prediction file."""
+"""Val splits, which provide the masks to name in each image and the image's entry in the prediction file."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Split:
         return len(self.entries)
 
     def read(self, index: int) -> tuple[Form | None, Picture, Losses, tuple[int, ...]]:
-        """Read an annotated image from the dataset's files, as an instance of the class that also parses samples.
+        """Read an annotated image from the dataset's files, as an instance of the class that also represents samples.
 
         Returns:
             the sample (None if it has no mask to name), its image, the skipped annotations, and for each usable
@@ -252,7 +252,7 @@ def recorded(location: str) -> str:
 
 
 def image_files(row: Dataset, form: type[Form]) -> SetFiles:
-    """Return the files that are needed to find a dataset's images. Raises OsmError if the row lacks one of them."""
+    """Return the files that are needed to find a dataset's images. Raises OsmError if the row lacks a needed file."""
     check_row(row, form, form.image_needs)
     return localize_files(replace(set_files(row), ann_dir=None), form)  # masks need not exist
 

@@ -22,7 +22,7 @@ _READ_FIRST = 1 << 18  # The size in bytes of the first read. Few headers are lo
 _MAX_JUNK = 1 << 16  # The maximum number of bytes between segments, which Pillow skips one by one.
 
 _END, _SCAN = 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The excluded markers do not start a frame.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The three excluded markers do not start a frame.
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _ARITHMETIC_COST = 8  # Arithmetic coding may store a coefficient in 0 bits, but decodes it slowly.
 _ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers that no length follows.

@@ -9,7 +9,7 @@ from typing import Any
 
 from osm.errors import OsmError, SampleError
 
-MAX_BYTES = 512 * 2**20  # The maximum decompressed size of a file. It allows a hundred masks of 2000 x 2000 pixels.
+MAX_BYTES = 512 * 2**20  # The maximum decompressed size of a file. The limit allows 100 masks of 2000 x 2000 pixels.
 _HEADER, _TAG = 128, 8
 _COMPRESSED = 15
 _CHUNK = 2**20

@@ -40,7 +40,7 @@ def safe_join(root: Path, name: str) -> Path:
 
 
 def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -> Any:
-    """Return an image's path below the image folder, as given in the JSON. The value is unchecked, and has any type.
+    """Return an image's path below the image folder, as given in the JSON. The value may have any JSON type.
 
     Args:
         naming: the rule for the file name, one of `IMAGE_NAMES`.
@@ -61,7 +61,7 @@ def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -
 
 
 def name_by_url(image: dict[str, Any], where: str) -> str:
-    """Return the last folder and the file name in `coco_url`. LVIS jsons do not store the file in `file_name`."""
+    """Return the last folder and the file name in `coco_url`. In LVIS, `file_name` is not the file name."""
     url = image.get("coco_url")
     try:
         parts = PurePosixPath(urlsplit(url).path).parts if isinstance(url, str) else ()

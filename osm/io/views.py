@@ -58,7 +58,7 @@ class View:
             pixels = picture[y, x]
         elif width % by == height % by == 0:
             return self._resized(picture)
-        else:  # The last row or column covers only a part of a reduced pixel.
+        else:  # The last row or column of the reduced image covers fewer source pixels.
             image = Image.fromarray(picture)
             reach = (width / by / self.width, height / by / self.height)
             box = (x.start * reach[0], y.start * reach[1], x.stop * reach[0], y.stop * reach[1])
@@ -186,7 +186,7 @@ def _reach(end: int, factor: float) -> int:
 
 
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows (or columns) of an array at `indices`, without duplicates, and where each index is in them."""
+    """Return an array's rows (or columns) at `indices` without duplicates, and each index's position in the result."""
     first, last = int(indices[0]), int(indices[-1])
     if last - first < len(indices):  # If the image is not shrunk, a slice contains few unneeded rows.
         part = array[first : last + 1] if axis == 0 else array[:, first : last + 1]
