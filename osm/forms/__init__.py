@@ -1,8 +1,8 @@
 """The annotation forms. Each annotation form is one class, and a dataset's row in the dataset table names the class.
 
 To add an annotation form, a package subclasses `Form` and lists the subclass in the entry-point group `osm.forms` (see
-examples/form), or calls `register_form`. A dataset YAML can also specify the class of an
-annotation form as `module:Class`.
+examples/form), or calls `register_form`. A dataset YAML can also specify the class of an annotation form as
+`module:Class`.
 """
 
 from __future__ import annotations

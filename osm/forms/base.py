@@ -80,7 +80,7 @@ class Losses:
         self.found: list[tuple[str, str, int]] = []  # reason, message, count
 
     def add(self, reason: str, message: str, count: int = 1) -> None:
-        """Record `count` skipped annotations, or a note on `count` annotations that were kept."""
+        """Record `count` annotations that were skipped, or a note on `count` annotations that were kept."""
         self.found.append((reason, message, count))
 
     @property
@@ -438,7 +438,7 @@ class Form(ABC):
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the images' entries in the order of the prediction file."""
+        """Return the entries of all images in the order in which the prediction file lists them."""
         return entries
 
     @classmethod

@@ -44,8 +44,8 @@ _KEPT_PIXELS = 1 << 28  # limit on cached mask pixels per image, one byte each; 
 class Annotated(Form):
     """The base class of annotation forms that store each mask or box in an annotation of the json.
 
-    Training draws the annotations of an image uniformly. If a view (a random crop of the image) contains too few pixels
-    of the drawn annotation, a different view is drawn.
+    Training draws the annotations of an image uniformly at random. If a view (a random crop of the image) contains too
+    few pixels of the drawn annotation, a different view is drawn.
 
     Attributes:
         shape_field: the field that holds an annotation's mask or box.
@@ -177,7 +177,7 @@ class Annotated(Form):
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
-        """Return an annotation as samples store it. Raises SampleError if the annotation has no usable mask or box."""
+        """Convert an annotation to the format of a sample. Raises SampleError if it has no usable mask or box."""
         raise NotImplementedError
 
     @classmethod

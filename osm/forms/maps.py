@@ -276,7 +276,7 @@ class Parts(LabelMaps):
         if len(self._objects) != 1:
             raise SampleError(
                 "not_one_object",
-                f"the map of whole objects contains {len(self._objects)} classes; a part's name needs exactly one",
+                f"the map of whole objects contains {len(self._objects)} classes; expected exactly one",
             )
         return labels[self._objects[0]].target + label.target.removeprefix(label.supercategory)
 

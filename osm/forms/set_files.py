@@ -191,7 +191,7 @@ def names_digest(names: Iterable[str]) -> str:
 
 @contextmanager
 def naming_file(path: Path, kind: str) -> Iterator[None]:
-    """Prefix error messages with a file's kind and path, and replace `image_` in error reasons by the kind."""
+    """Prefix error messages with a file's kind and path, and replace `image_` in error reasons with the kind."""
     try:
         yield
     except SampleError as error:

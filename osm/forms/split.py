@@ -315,7 +315,7 @@ def check_files(split: Split, indices: range) -> None:
     missing = [path for path in read if not os.path.exists(path)]  # Path.exists raises OSError if a name is too long
     if missing:
         raise OsmError(
-            f"set {split.row.name!r}: {len(missing)} of the {len(read)} files that are to be read are missing, the "
+            f"set {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing, the "
             f"first is {missing[0]}"
         )
     for path in read:

@@ -44,7 +44,7 @@ _FLAG = _Words("give --mask_id N", "save logits > 0", "save it in black and whit
 def as_mask(
     value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
 ) -> np.ndarray:
-    """Return a mask in any supported format as bool (H, W). The arguments and errors are those of `mask_drawer`."""
+    """Return a mask in any supported format as bool (H, W). See `mask_drawer` for the arguments and errors."""
     return mask_drawer(value, size_hw, where, logits=logits, label_id=label_id)()
 
 
@@ -326,7 +326,7 @@ def _ids(image: Image.Image, turn: int, where: str) -> np.ndarray:
 
 
 def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """Return the mask (H, W) of the white pixels of an image (H, W, 3), or of its only color on black."""
+    """Return the mask (H, W) of an image (H, W, 3): the white pixels, or the pixels of its only color on black."""
     value = rgb.max(-1)
     if ((value - rgb.min(-1)) > 40).mean() <= 0.01:  # The image is gray except for JPEG noise.
         return _of_grey(value, where, words, lossy)
@@ -349,7 +349,7 @@ def _one_color(colors: np.ndarray) -> bool:
 
 
 def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
-    """Return the mask in a 16-bit or 32-bit image of 0 and one other value, or of gray levels up to white."""
+    """Return the mask in a 16-bit or 32-bit image, whose pixels are 0 and one other value, or are gray levels."""
     low, high = int(values.min()), int(values.max())
     plain = bool(((values == 0) | (values == high)).all())
     if low < 0 or plain:
@@ -381,7 +381,7 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
         few = len(found) <= _LISTED and between.max() > 0.1 * counts[1:].sum()  # areas of gray, not soft edges
         above = found[found > _HALF]
         # Values such as 0, 1, 2 and 255 are label ids and the ignore label.
-        # The soft edges of a mask contain several bright values instead.
+        # The soft edges of a mask contain several bright values.
         ids = low == 0 and len(above) == 1 and found[found <= _HALF][-1] <= _DARK
         if few or ids:
             _ask_for_id(grey, where, words)

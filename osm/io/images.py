@@ -25,10 +25,10 @@ MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
 MAX_SIDE = 65_535
 # The maximum number of samples that the scans of a JPEG may decode repeatedly.
 # A scan of a few bytes can make the decoder process the whole image.
-# The limit bounds the additional work to 1 to 2 seconds, and allows 20 scans of a color image of MAX_PIXELS.
+# The limit bounds the additional decoding time to 1 to 2 seconds, and allows 20 scans of a color image of MAX_PIXELS.
 MAX_REPEATED_SAMPLES = 2_500_000_000
 # The maximum number of pixels of a run-length encoded BMP, which Pillow decodes in Python.
-# If each pixel is a separate run, decoding this number of pixels takes 1 to 2 seconds.
+# If each pixel is a separate run, decoding MAX_RUN_PIXELS pixels takes 1 to 2 seconds.
 MAX_RUN_PIXELS = 2_000_000
 # The data of an AVIF may decode to more pixels than its header claims, up to libavif's limit of 268 million pixels.
 _AVIF = "avif" in features.modules and bool(features.check("avif"))  # Some builds of Pillow do not support AVIF.
@@ -54,7 +54,7 @@ _ORIENTATION = 0x0112
 _SWAPPED = (5, 6, 7, 8)  # The EXIF orientations that swap width and height.
 _NEEDED = "a PNG or TIFF of one channel of 1 to 16 bits, or with a palette, is needed"
 _TILE_SIDES = (322, 323)
-_PIECES = ((273, 279), (324, 325))  # TIFF tags of the (offsets, lengths) of strips and of tiles.
+_PIECES = ((273, 279), (324, 325))  # TIFF tags for the offsets and lengths of strips, and of tiles.
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:

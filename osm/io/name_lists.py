@@ -118,7 +118,7 @@ def _of_cells(lines: list[tuple[int, str]], where: str) -> NameList:
 
 
 def _of_yaml(text: str, where: str) -> NameList:
-    """Parse a YAML text of a training program. The key `names` holds a list, or a mapping from ids to names."""
+    """Parse YAML as training programs write it. The key `names` contains a list, or a mapping from ids to names."""
     try:
         document = parse_yaml(text)
     except ValueError as error:

@@ -81,7 +81,5 @@ def name_by_frame(mask_name: Any, where: str) -> str:
     """
     frame = mask_name.removesuffix(_FRAME) if isinstance(mask_name, str) else mask_name
     if frame == mask_name or "_" not in frame:
-        raise OsmError(
-            f"{where}: the name of its PNG, {shown(mask_name)}, is not of the form CITY_SEQUENCE_FRAME{_FRAME}"
-        )
+        raise OsmError(f"{where}: the PNG name {shown(mask_name)} does not have the form CITY_SEQUENCE_FRAME{_FRAME}")
     return f"{frame.split('_')[0]}/{frame}_leftImg8bit.png"

@@ -22,7 +22,7 @@ from osm.io.values import finite, whole
 # Coordinates of a polygon may be at most this many times the longer side of the image.
 # Without a limit, pycocotools would allocate memory in proportion to the length of the outline.
 _MAX_OUTSIDE = 10
-# The maximum length of an outline in pixels, because pycocotools allocates 80 bytes per pixel.
+# The maximum length of a polygon outline in pixels. pycocotools allocates 80 bytes per pixel of the outline.
 # For comparison, the outline of an image of 10,000 x 10,000 pixels has 40,000 pixels.
 _MAX_OUTLINE = 4_000_000
 _MAX_RUNS, _CHARACTERS = 5_000_000, 7  # The maximum number of runs per mask, and of characters per compressed run.
@@ -31,7 +31,7 @@ _MERGED = 16  # The number of polygons to merge per call. Merging polygons one b
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A segmentation field in the standard form.
+    """The standard form of a segmentation field: polygons or an RLE.
 
     Attributes:
         value: a list of polygons [x, y, x, y, ...], or an RLE {size: [height, width], counts: a text or integers}. If

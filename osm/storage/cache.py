@@ -277,7 +277,7 @@ class FileCache:
                 if total > self.limit:
                     return False
             with part.open("wb") as file:
-                file.truncate(size)  # Other processes then count the file with its final size.
+                file.truncate(size)  # Other processes must count the file with its final size.
             return True
 
     def _parts(self, but: Path) -> Iterator[int]:

@@ -178,7 +178,7 @@ async def _page(fs: Any, url: str) -> str:
             raise FileNotFoundError(public(url))
         answer.raise_for_status()
         if answer.content_type != "text/html":
-            raise FileNotFoundError(public(url))  # The URL is that of a file instead of an HTML page.
+            raise FileNotFoundError(public(url))  # The URL belongs to a file instead of an HTML page.
         data = bytearray()
         async for block in answer.content.iter_any():
             data += block

@@ -210,7 +210,7 @@ def open_output(location: str | os.PathLike[str], what: str) -> Output:
 
 
 def check_output(location: str | os.PathLike[str], what: str) -> str:
-    """Check an output location, and return it as `check_writable` returns it.
+    """Check an output location, and return it in the form of `check_writable`.
 
     Raise OsmError if the location is a URL with special characters, such as `?` and `*`.
     """
