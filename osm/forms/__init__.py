@@ -1,7 +1,8 @@
-"""The annotation forms. Each form is one class, and a row of the dataset table selects the class by its name.
+"""The annotation forms. Each annotation form is one class, and a dataset's row in the dataset table names the class.
 
 To add an annotation form, a package subclasses `Form` and lists the subclass in the entry-point group `osm.forms` (see
-examples/form), or calls `register_form`. A row of a dataset YAML can also give a form class as `module:Class`.
+examples/form), or calls `register_form`. A dataset YAML can also specify the class of an annotation form as
+`module:Class`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from osm.forms.split import MAX_BAD_ANNOTATIONS, Split
 
 @cache
 def form_class(name: str) -> type[Form]:
-    """Return the annotation form called `name`. The result is cached, because every sample needs its form class.
+    """Return the class of the annotation form called `name`. The result is cached, because every sample needs it.
 
     Raises:
         OsmError: The form does not exist, cannot be imported, or is not a subclass of `Form`.
@@ -28,12 +29,12 @@ def form_class(name: str) -> type[Form]:
 
 
 def read_sample(form: str, members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
-    """Read a sample of a shard in the annotation form called `form`; see `sample_of`."""
+    """Parse a sample of a shard in the annotation form called `form`; see `sample_of`."""
     return sample_of(form_class(form), members, labels, rules)
 
 
 def split_of(row: Dataset, max_bad_annotations: float = MAX_BAD_ANNOTATIONS) -> Split:
-    """Return the val split of the dataset that a row of the dataset table describes.
+    """Return the val split of the dataset that `row` describes.
 
     Raises:
         OsmError: A file is missing, or its content is not in the row's annotation form.

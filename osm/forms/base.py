@@ -1,8 +1,9 @@
 """The base class of all annotation forms.
 
-Each annotation form is one class. Its class methods read annotations from a dataset's files and build the samples of
-shards. An instance of the class is one annotated image: training draws segments from the image (`pick`), and evaluation
-lists the masks to name (`targets`). Conversion, training and evaluation check annotations with the same code.
+Each annotation form is one class. The class methods of an annotation form read annotations from a dataset's files and
+build the samples of its shards. An instance of an annotation form is one annotated image: training draws segments from
+the image (`pick`), and evaluation lists the masks to name (`targets`). Conversion, training and evaluation check
+annotations with the same code.
 
 Shapes: (H, W) is the size of the image, height first. A `Size` is (width, height).
 """
@@ -35,7 +36,8 @@ if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
 ANNOTATION = "annotation: "
 MIN_PIXELS = 100  # training uses a segment only if it covers more than this number of pixels of the crop
 IMAGE_MEMBERS = ("jpg", "jpeg", "image.png")
-# The limit on values in a json member, because each value takes up to 100 bytes of memory. A base64 image is one value.
+# The maximum number of values in a sample's .json member. Each value takes up to 100 bytes of memory.
+# A base64 image is one value.
 MAX_VALUES = 5_000_000
 _TURNING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -72,18 +74,18 @@ ignored classes, empty masks and notes such as `polygon_unusable` (one polygon o
 
 
 class Losses:
-    """The skipped annotations by reason, and notes on annotations that were kept."""
+    """Collects the skipped annotations with their reasons, and notes on annotations that were kept."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str, int]] = []  # reason, message, count
 
     def add(self, reason: str, message: str, count: int = 1) -> None:
-        """Record `count` skipped annotations, or a note on `count` annotations that were kept."""
+        """Record `count` annotations that were skipped, or a note on `count` annotations that were kept."""
         self.found.append((reason, message, count))
 
     @property
     def counts(self) -> Counter[str]:
-        """The number of skipped annotations and of notes for each reason."""
+        """The number of skipped annotations and notes for each reason."""
         counts: Counter[str] = Counter()
         for reason, _, count in self.found:
             counts[reason] += count
@@ -122,7 +124,7 @@ def too_many_lost(lost: int, kept: int, share: float, first: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a dataset and its annotations in the dataset's own files (the source).
+    """One image of a dataset, with its annotations from the dataset's own files (the source).
 
     Attributes:
         image: the image file.
@@ -150,7 +152,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The content of a dataset, as listed in its own files (the source).
+    """The images and annotations of a dataset, as listed in the dataset's own files (the source).
 
     Attributes:
         entries: all images in the order of the source, including images without annotations.
@@ -199,7 +201,7 @@ class Picture:
     def by_rule(
         cls, source: bytes | Path, exif: str, stated: Callable[[], Size | None], undecided: Callable[[], None]
     ) -> Picture:
-        """Open an image whose annotations were drawn either on the stored or on the upright image.
+        """Open an image, and decide whether its annotations refer to the image as stored or as rotated by EXIF.
 
         Args:
             source: the bytes or the path of the file.
@@ -328,14 +330,14 @@ class Form(ABC):
 
     @abstractmethod
     def _take(self, members: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
-        """Read the annotations of the sample. Raises SampleError if they are not in this annotation form."""
+        """Read the sample's annotations. Raises SampleError if the annotations are not in this annotation form."""
 
     # -- from the files of a dataset ----------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the arguments of the annotation form's converter. Each argument sets a field of `SetFiles`."""
+        """Add the command-line arguments of the annotation form's converter. Each sets a field of `SetFiles`."""
 
     @classmethod
     def whole_folders(cls, files: SetFiles) -> list[str]:
@@ -345,7 +347,7 @@ class Form(ABC):
     @classmethod
     @abstractmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        """List the content of a dataset from its json file or from the file names in its folders.
+        """List the images and annotations of a dataset, using its json file or the file names in its folders.
 
         Args:
             files: the paths of the dataset's files.
@@ -357,15 +359,15 @@ class Form(ABC):
 
     @classmethod
     def labels_of(cls, row: Dataset) -> LabelSet:
-        """Return the classes of a row that has no `labels`: the classes in the row's json file.
+        """Return the classes in the json file of a dataset whose row does not set `labels`.
 
         Raises:
             OsmError: The row has no json file, or the classes in the json file are invalid.
         """
         if row.json_file is None:
             raise OsmError(
-                f"set {row.name!r}: the names of its classes are unknown; add a row (--datasets) whose labels "
-                "are the categories.json that `osm prepare` wrote next to the shards"
+                f"set {row.name!r}: its class names are unknown; add a dataset row with --datasets, and set `labels` "
+                "to the categories.json that `osm prepare` wrote next to the shards"
             )
         return load_labels(row.json_file)
 
@@ -374,7 +376,7 @@ class Form(ABC):
     def check(
         cls, files: SetFiles, entry: Entry, size: Size, losses: Losses
     ) -> tuple[dict[str, bytes], list[dict[str, Any]] | None, tuple[int, ...]]:
-        """Read an image's mask files, and check that the masks and annotations fit the size of the image.
+        """Read an image's mask files, and check that the masks and annotations match the image size.
 
         Returns:
             The sample's members that hold masks, the usable annotations (None if this annotation form stores none in
@@ -391,7 +393,7 @@ class Form(ABC):
     def pick(
         self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
     ) -> list[Segment]:
-        """Draw up to `count` different segments from a view. The list is empty if no drawn segment is visible in it.
+        """Draw up to `count` different segments that are visible in a view (a crop). The list may be empty.
 
         Args:
             view: the crop.
@@ -402,7 +404,7 @@ class Form(ABC):
         """
 
     def faults(self) -> Counter[str]:
-        """Count the drawn annotations that were unusable, by reason. Each reason starts with `ANNOTATION`."""
+        """Count the unusable annotations that `pick` has skipped, by reason. Each reason starts with `ANNOTATION`."""
         return Counter()
 
     @abstractmethod
@@ -432,25 +434,25 @@ class Form(ABC):
 
     @abstractmethod
     def targets(self) -> list[Target]:
-        """Return the masks to name, in the order of the annotations. Crowds are skipped."""
+        """Return the masks that the model has to name, in the order of the annotations. Crowds are skipped."""
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the entries in the order in which the prediction file lists them."""
+        """Return the entries of all images in the order in which the prediction file lists them."""
         return entries
 
     @classmethod
     def images(cls, files: SetFiles) -> tuple[list[Entry], str]:
         """Return all images of a dataset, with or without masks, and a hash that changes when the images change.
 
-        Only the fields in `image_needs` are read.
+        The method reads only the files and folders that are listed in `image_needs`.
         """
         listing = cls.listing(files, files.row.label_set)
         return listing.entries, listing.digest
 
     @classmethod
     def words(cls, entry: Entry) -> tuple[Any, list[dict[str, Any]]]:
-        """Return a new entry for the prediction file, and the list of annotations inside the new entry."""
+        """Return a new prediction-file entry for an image, and the list of annotations inside this entry."""
         image, annotations = copy.deepcopy(entry.raw)
         return [image, annotations], annotations
 
@@ -461,7 +463,7 @@ class Form(ABC):
 
     @classmethod
     def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
-        """Return (id, category id) of an entry's annotations except crowds, or None if the pixels must be read."""
+        """Return (id, category id) of each annotation except crowds, or None if only the mask's pixels contain ids."""
         return [
             (countable(annotation.get("id")), countable(annotation.get("category_id")))
             for annotation in entry.raw[1]
@@ -470,9 +472,9 @@ class Form(ABC):
 
     @classmethod
     def entries_in(cls, document: Any) -> Iterator[tuple[Hashable, list[dict[str, Any]]]]:
-        """Yield the key of the image and its annotations, for each entry in a prediction file.
+        """Yield (image key, annotations) for each entry in a prediction file.
 
-        The key identifies the image, and is None if the entry has no identifier.
+        The image key identifies the image, and is None if the entry contains no identifier.
 
         Raises:
             TypeError, KeyError, ValueError, AttributeError: The document is not in this annotation form.
@@ -482,7 +484,7 @@ class Form(ABC):
 
     @classmethod
     def wrong_class(cls, annotation: Mapping[str, Any], label: LabelClass) -> str:
-        """Return an error message if an annotation in a prediction file contradicts `label`, else an empty string."""
+        """Return an error message if an annotation in a prediction file contradicts the class `label`, else ''."""
         return ""
 
     # -- from a sample -------------------------------------------------------------------------------------------------
@@ -513,7 +515,7 @@ class Form(ABC):
 
 
 def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
-    """Read a sample from a shard, in the plain or in the published layout.
+    """Parse a sample of a shard, which has either the plain layout or the layout of the published shards.
 
     Args:
         form: the annotation form of the dataset.
@@ -586,7 +588,7 @@ def is_crowd(annotation: Mapping[str, Any]) -> bool:
 
 
 def check_marks(annotation: Mapping[str, Any], where: str) -> None:
-    """Raise SampleError if a field that marks crowds or ignored annotations is neither true nor false."""
+    """Raise SampleError if an annotation's field `iscrowd` or `ignore` is neither true nor false."""
     for mark in _MARKS:
         if truth(annotation.get(mark)) is None:
             value = shown(annotation[mark])
@@ -594,5 +596,5 @@ def check_marks(annotation: Mapping[str, Any], where: str) -> None:
 
 
 def countable(value: Any) -> Hashable:
-    """Return an annotation's id as a hashable value, because in a file the id may be any json value."""
+    """Return an annotation's id as a hashable value, because an untrusted file may store any json value as id."""
     return value if isinstance(value, (int, str)) else repr(value)

@@ -1,7 +1,8 @@
 """Reads json files in COCO format: COCO, LVIS, V3Det, Cityscapes, and exports of annotation tools.
 
-Conversion and evaluation use this module. Fields that are not needed are not checked. Invalid annotations are skipped,
-and the remaining annotations of the image are kept. Ids match by value, so 1, 1.0 and "1" are the same id.
+Conversion and evaluation read COCO jsons with this module. Fields that neither conversion nor evaluation uses are not
+checked. Invalid annotations are skipped, and the remaining annotations of the image are kept. Ids match by value, so 1,
+1.0 and "1" are the same id.
 """
 
 from __future__ import annotations
@@ -100,12 +101,12 @@ class CocoJson:
             if image_id is None:
                 raise OsmError(f"{where}: the id {shown(image['id'])} is not an integer")
             image = {**image, "id": image_id}
-        # Merged json files list images twice, sometimes with a string id in the second entry.
+        # Merged json files may list an image twice, sometimes with a string id in the second entry.
         first = next((known for known in (image_id, _other_kind(image_id)) if known in self.images), None)
         if first is None:
             self.images[image_id] = image
         elif _identity(self.images[first]) != _identity(image):
-            raise OsmError(f"{where}: the id {image_id!r} is given twice, for two images")
+            raise OsmError(f"{where}: two different images have the id {image_id!r}")
 
     def image_of(self, annotation: Mapping[str, Any], where: str) -> int | str:
         """Return the id of the image that an annotation belongs to. Raises SampleError if the image does not exist."""
@@ -157,7 +158,7 @@ class CocoJson:
         return f"{self.path}: annotations[{number}]"
 
     def add_mask(self, where: str, row: Annotation, segment: Annotation, collected: ImageAnnotations) -> None:
-        """Add an annotation's mask file to its image. The base method does nothing, because jsons list no mask files.
+        """Add an annotation's mask file to its image. The base method does nothing: COCO jsons list no mask files.
 
         Raises:
             SampleError: in subclasses, if the mask file does not exist.
@@ -202,7 +203,7 @@ class CocoJson:
     def _find_masks(
         self, found: Mapping[int | str, ImageAnnotations]
     ) -> tuple[FileFinder | None, dict[tuple[int | str, str], Path]]:
-        """Return the finder of the mask files, and the path of each mask file by image id and sample member."""
+        """Return the FileFinder of the mask folder, and a dict from (image id, sample member) to the mask's path."""
         files = self.files
         if not files.ann_dir or not _has_masks(found):
             return None, {}
@@ -217,7 +218,7 @@ class CocoJson:
         return finder, dict(zip(names, finder.settle(paths), strict=True))
 
     def _finder(self, field_name: str, names: Iterable[Any]) -> FileFinder:
-        """Return a finder that locates the files listed in the json within the folder given by a field."""
+        """Return a FileFinder for the json's files in the folder given by a field such as `image_dir`."""
         folder, exact = self.files.folder(field_name), self.files.row.exact_names
         if exact or field_name not in self.files.folders:
             return FileFinder(folder, exact, names)
@@ -234,7 +235,7 @@ class CocoJson:
             return image.get("coco_url")
 
     def _no_image(self, images: FileFinder, entries: list[Entry]) -> str:
-        """Return an error message with the folder's contents if no image file exists, else an empty string."""
+        """Return an error message if none of the json's images exists in the image folder, else an empty string."""
         if images.exact or not entries or any(images.holds(entry.image) for entry in entries):
             return ""
         return (
@@ -261,14 +262,17 @@ class CocoJson:
         }
 
     def _unwanted(self) -> dict[int | str, str]:
-        """Return the ids of images to skip, each with its reason. The caller also has to compare the file name."""
+        """Return a dict from image id to reason, for all COCO images that must be skipped.
+
+        The caller must also check that the image's file name is COCO's, because other datasets may use the same ids.
+        """
         if not self.files.filter_lvis_val or not _of_coco(self.labels):
             return {}
         table = resources.files("osm.datasets") / "labels" / "coco_train2017_in_lvis_val.txt"
         return {int(line): "in_lvis_val" for line in table.read_text(encoding="utf-8").split()}
 
     def compare(self, table: str) -> None:
-        """Log a warning if the json's category names differ from a label table, as in a different dataset release."""
+        """Log a warning if the category names differ from a label table, which suggests a different dataset release."""
 
         def plain(names: Iterable[str]) -> set[str]:
             return {re.sub(r"\(.*?\)|[\W_]", "", name.lower()) for name in names}
@@ -338,13 +342,13 @@ def _value(image_id: Any) -> Any:
 
 
 def _unique(by_value: dict[Any, int | str], images: Mapping[Any, Any]) -> dict[Any, int | str]:
-    """Return the ids by value, except values that several ids share (such as "7" and "07")."""
+    """Return `by_value` without the values that several ids share, such as the value 7 of the ids "7" and "07"."""
     counts = Counter(map(_value, images))
     return {value: image_id for value, image_id in by_value.items() if counts[value] == 1}
 
 
 def _of_coco(labels: LabelSet) -> bool:
-    """Return whether all categories are COCO's. Things are compared by id and name, stuff only by id."""
+    """Return whether all categories are COCO's. Thing classes are compared by id and name, stuff classes by id."""
     coco = load_labels("coco").classes
     return all(
         own.id in coco and (not coco[own.id].isthing or own.target in coco[own.id].names)

@@ -114,7 +114,9 @@ class Panoptic(Form):
             if collected.panoptic_row is not None:
                 if collected.panoptic_row == row:  # merged json files contain rows twice
                     return
-                raise SampleError("image_annotated_twice", f"{where}: this second row of the image is skipped")
+                raise SampleError(
+                    "image_annotated_twice", f"{where}: the image is annotated twice; this second annotation is skipped"
+                )
             collected.panoptic_row, collected.raw, collected.masks = row, segments, {"png": row["file_name"]}
             segments[:] = [segment for segment in segments if _is_object(source, where, segment)]
             for place, segment in enumerate(segments):
@@ -166,7 +168,7 @@ class Panoptic(Form):
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the entries that have a row in the json's `annotations`, in the order of the rows."""
+        """Return the entries of images that are listed in the json's `annotations`, in the order of this list."""
         return sorted((entry for entry in entries if entry.masks), key=lambda entry: entry.order)
 
     @classmethod
@@ -195,7 +197,7 @@ class Panoptic(Form):
 
 
 def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) -> list[tuple[int, dict[str, Any]]]:
-    """Return the annotations of a sample's json except crowds, each with its index. Ids are converted to integers.
+    """Return (index, annotation) for each annotation of a sample except crowds. Ids are converted to integers.
 
     Args:
         entries: the annotations.
@@ -238,7 +240,7 @@ def _is_object(source: CocoJson, where: str, segment: Any) -> bool:
 
 
 def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
-    """Return a segment with integer ids and only those values that can be stored as JSON.
+    """Return a segment with integer ids, without the values that JSON cannot represent.
 
     Raises:
         SampleError: an id is invalid.
@@ -264,8 +266,8 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
 def _as_rgb(data: bytes, listed: set[int]) -> bytes:
     """Convert a panoptic PNG to one that encodes the ids in red, green and blue. RGB and RGBA PNGs are not changed.
 
-    In a palette PNG, the palette colors encode the ids. If only the palette indices are among the `listed` ids, the
-    indices are the ids.
+    In a palette PNG, the palette colors encode the ids. If only the palette indices occur in `listed` (the ids in the
+    json), the indices are the ids instead.
     """
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):

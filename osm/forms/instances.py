@@ -44,10 +44,10 @@ _KEPT_PIXELS = 1 << 28  # limit on cached mask pixels per image, one byte each; 
 class Annotated(Form):
     """The base class of annotation forms that store each mask or box in an annotation of the json.
 
-    Training draws the annotations of an image uniformly. If a view shows too few pixels of the drawn annotation, a
-    different view is drawn.
+    Training draws the annotations of an image uniformly at random. If a view (a random crop of the image) contains too
+    few pixels of the drawn annotation, a different view is drawn.
 
-    Attributes of the class:
+    Attributes:
         shape_field: the field that holds an annotation's mask or box.
         kept: the fields of an annotation that are stored in samples.
     """
@@ -89,7 +89,7 @@ class Annotated(Form):
         return bool(self.entries)
 
     def _read(self, entries: Any) -> list[tuple[int, Annotation]]:
-        """Return the annotations of a sample's json except crowds, each with its index.
+        """Return (index, annotation) for each annotation in a sample's json except crowds.
 
         Raises:
             SampleError: `bad_json` or `unknown_category`.
@@ -100,7 +100,7 @@ class Annotated(Form):
         return Segment(mask, self.labels[entry["category_id"]], self.boxed)
 
     def _mask(self, number: int, view: View) -> np.ndarray | None:
-        """Return an annotation's mask in a view, or None if the view shows too few pixels of the mask.
+        """Return an annotation's mask, cropped to a view, or None if the view contains too few pixels of the mask.
 
         Raises:
             SampleError: the annotation has no valid mask.
@@ -177,7 +177,7 @@ class Annotated(Form):
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
-        """Return an annotation in the format of a sample. Raises SampleError if its mask or box is not usable."""
+        """Convert an annotation to the format of a sample. Raises SampleError if it has no usable mask or box."""
         raise NotImplementedError
 
     @classmethod
@@ -187,7 +187,7 @@ class Annotated(Form):
 
 
 class Instances(Annotated):
-    """An image with instance masks. Each mask is rasterized once, and is cropped to the view before resizing."""
+    """An image with instance masks. Each mask is rasterized once, and cropped to the view before it is resized."""
 
     name: ClassVar[str] = "coco_instances"
     what: ClassVar[str] = "a set in COCO-instances form"
@@ -244,8 +244,8 @@ class Instances(Annotated):
         rows = [row for row in source.document["annotations"] if isinstance(row, dict)]
         if not any(row.get("segmentation") for row in rows) and any(row.get("bbox") for row in rows):
             raise OsmError(
-                f"{files.where('json_file')}: holds boxes and no masks: none of its {len(rows)} annotations has a "
-                "segmentation; use the annotation form `boxes` (`osm prepare boxes`)"
+                f"{files.where('json_file')}: contains boxes but no masks: none of the {len(rows)} annotations "
+                "has a segmentation; use the annotation form `boxes` (`osm prepare boxes`)"
             )
 
     @classmethod
@@ -348,7 +348,7 @@ def _numbers_in(shape: Any) -> Iterator[int | float]:
 def read_box(value: Any) -> list[int | float] | None:
     """Return a box [x, y, width, height] of finite numbers, or None if the value is not a box.
 
-    A list that needs no conversion is returned as the same object.
+    If the value needs no conversion, the function returns the same list object.
     """
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
@@ -360,7 +360,7 @@ def read_box(value: Any) -> list[int | float] | None:
 
 
 def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
-    """Validate a box [x, y, width, height], which must overlap the image, and return it.
+    """Check that a box [x, y, width, height] overlaps the image, and return the box.
 
     Args:
         value: the box from the file.
@@ -403,7 +403,7 @@ def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
 
 
 def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, int]) -> np.ndarray | None:
-    """Return a box of an image (H, W) as a bool mask of a view, or None if the view shows too few pixels of the box."""
+    """Draw a box of an image (H, W) as a bool mask of a view, or return None if the view has too few box pixels."""
     where = view.box(box, shape)
     if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
         return None
@@ -420,7 +420,7 @@ def draw_box(box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarr
 
 
 def _patch(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Crop a mask to its bounding box, and return the crop with the left and top coordinates of the box."""
+    """Crop a mask to its bounding box, and return the crop and the left and top coordinates of the box."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return np.zeros((0, 0), bool), 0, 0

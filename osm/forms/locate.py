@@ -1,8 +1,9 @@
 """Finds the image files listed in a json, even if the json spells their names differently from the folder.
 
-An exact match always has priority. Otherwise, a name in the json may differ from a file name in backslashes,
-percent-escapes, Unicode normalization, letter case, extension, and in leading folders, the host or the drive. A file
-is accepted if it is the only match in the folder, and if the json does not list its exact name in a different entry.
+An exact match always has priority. Without an exact match, a name in the json also matches a file whose name differs in
+slashes, percent-escapes, Unicode normalization, letter case, extension, leading folders, host or drive. Such an inexact
+match is accepted only if it is the only match in the folder, and if the json does not list the exact name of the
+matched file for another image.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from osm.io.images import SUFFIXES
 from osm.io.paths import safe_join
 
 _DRIVE = re.compile(r"[A-Za-z]:")
-_QUERY = re.compile(r"\?d=")  # Label Studio: /data/local-files/?d=folder/picture.jpg
+_QUERY = re.compile(r"\?d=")  # Label Studio writes names like /data/local-files/?d=folder/picture.jpg
 _EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
 _SHOWN = 3  # the largest number of files that a message lists
 
 
 class FileFinder:
-    """Finds the files of one folder by their names in a json.
+    """Finds the files in one folder that a json lists by name.
 
     Args:
         folder: the folder. All files that are found are inside the folder.
@@ -50,7 +51,7 @@ class FileFinder:
         self.guessed: list[tuple[str, Path]] = []  # the names without an exact match, each with its accepted file
 
     def find(self, name: Any, where: str) -> Path:
-        """Return the path of the file that a name refers to. If no file matches, return folder / name.
+        """Return the path of the file that a name refers to, or `folder / name` if no file matches.
 
         Raises:
             OsmError: the name is not a file name or leads out of the folder, and no file in the folder matches.
@@ -87,7 +88,7 @@ class FileFinder:
         return f"the folder holds {len(files)} images ({first}{', ...' if len(files) > _SHOWN else ''})"
 
     def settle(self, found: Sequence[tuple[Any, Path]]) -> list[Path]:
-        """Undo inexact matches where two different names were matched to the same file.
+        """Undo inexact matches if two different names were matched to the same file.
 
         Args:
             found: every name with the path that `find` returned for the name.
@@ -142,7 +143,7 @@ class FileFinder:
 
     @cached_property
     def _by_spelling(self) -> dict[tuple[str, bool], list[str]]:
-        """Files by (normalized path without extension, True) and by (normalized file name without extension, False)."""
+        """Look up files by (normalized path, True) or by (normalized file name, False), both without the extension."""
         found: dict[tuple[str, bool], list[str]] = {}
         for path in self._files:
             plain = _EXTENSION.sub("", _plain(path))
@@ -152,19 +153,19 @@ class FileFinder:
 
     @cached_property
     def _taken(self) -> frozenset[str]:
-        """The files whose exact names are in the json."""
+        """The image files that the json lists by their exact names."""
         files = set(self._files)
         return frozenset(name for name in self._claimed if name in files)
 
 
 def _plain(name: str) -> str:
-    """Normalize a name: forward slashes, composed Unicode characters, lower case, no percent-escapes."""
+    """Normalize slashes, Unicode characters and letter case of a file name, and decode its percent-escapes."""
     text = unicodedata.normalize("NFC", unquote(name.strip()).replace("\\", "/"))
     return unicodedata.normalize("NFC", text.casefold())
 
 
 def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
-    """Return the keys under which to look up a name in `_by_spelling`, the best match first."""
+    """Return the keys to look up in `_by_spelling` for a file name, with the best match first."""
     text = name[2:] if _DRIVE.match(name) else name
     try:
         url = urlsplit(text) if "://" in text else None
@@ -190,5 +191,5 @@ def _spellings(name: str, folders: Iterable[str]) -> list[tuple[str, bool]]:
 
 
 def _harmless(name: str) -> str:
-    """Remove `..` and empty parts from a name, so that the path does not lead out of its folder."""
+    """Remove `..` and empty parts from a file name, so that the path stays inside the folder."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")) or "_"

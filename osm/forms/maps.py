@@ -60,7 +60,7 @@ class LabelMaps(Form):
     @property
     @abstractmethod
     def map_to_name(self) -> np.ndarray:
-        """The label map (H, W) whose masks are named in a val split."""
+        """The label map (H, W) whose masks the model has to name in a val split."""
 
     @cached_property
     def ids_to_name(self) -> list[int]:
@@ -200,7 +200,7 @@ class Semantic(LabelMaps):
 
 
 def _numbers(files: SetFiles) -> list[int]:
-    """Return the ids given by --ignored_ids. Raises OsmError if they are not integers."""
+    """Return the ids given by --ignored_ids. Raises OsmError if an id is not an integer."""
     given = [whole(text) for text in str(files.extra_fields.get("ignored_ids") or "").split(",") if text.strip()]
     if None in given:
         raise OsmError(f"{files.where('ignored_ids')} is not a list of ids, such as 0,255")
@@ -210,8 +210,8 @@ def _numbers(files: SetFiles) -> list[int]:
 class Parts(LabelMaps):
     """An image with a label map of object parts and optionally a label map of whole objects.
 
-    Ids that are not in the label tables are ignored. In training, the choice between parts and whole objects is drawn
-    for each view. In a val split, only parts are named.
+    Ids that are not in the label tables are ignored. In training, the number of whole objects among the segments of a
+    crop is drawn at random. In a val split, only parts are named.
     """
 
     name: ClassVar[str] = "parts"
@@ -261,9 +261,10 @@ class Parts(LabelMaps):
         return self._parts
 
     def target(self, segment: Segment, rng: np.random.Generator, prepend_prob: float = 0.0) -> str:
-        """Return the name of a part. With probability `prepend_prob`, it names the object's class, not only its kind.
+        """Return the name of a part.
 
-        For example, "quadruped head" becomes "impala head".
+        With probability `prepend_prob`, the name of the object's class replaces the kind of object in the part's name,
+        so that "quadruped head" becomes "impala head".
 
         Raises:
             SampleError: `not_one_object` if the map of whole objects has no object class or several.
@@ -273,12 +274,15 @@ class Parts(LabelMaps):
         if labels is None or segment.whole or not named_so or rng.random() >= prepend_prob:
             return label.target
         if len(self._objects) != 1:
-            raise SampleError("not_one_object", f"a part has to be named with its object: {len(self._objects)} objects")
+            raise SampleError(
+                "not_one_object",
+                f"the map of whole objects contains {len(self._objects)} classes; expected exactly one",
+            )
         return labels[self._objects[0]].target + label.target.removeprefix(label.supercategory)
 
     @cached_property
     def _objects(self) -> list[int]:
-        """The classes of all whole objects in the image, independent of the view."""
+        """The classes of all whole objects in the image, whether or not they are visible in a crop."""
         labels = self.rules.whole_labels
         if self._whole is None or labels is None:
             return []
@@ -304,8 +308,8 @@ class Parts(LabelMaps):
         """List the files in PartImageNet's folders, or in one image folder and one mask folder.
 
         If `--split` is given, the folders are `images/<split>`, `annotations/<split>` and `annotations/<split>_whole`,
-        where `annotations` is next to `images`. Otherwise, as in evaluation, `image_dir` contains the images and
-        `ann_dir` the PNGs of parts or the .mat files, and whole objects are not named.
+        where `annotations` is next to `images`. Without `--split` (as in evaluation), `image_dir` contains the images,
+        and `ann_dir` contains the PNGs of parts or the .mat files. Whole objects are then not named.
         """
         split = files.extra_fields.get("split")
         if split is not None and (Path(split).name != split or split in ("", ".", "..")):
@@ -315,7 +319,7 @@ class Parts(LabelMaps):
         if split is None:
             parts = Path(str(files.ann_dir))
         else:
-            # The folder `annotations` is next to `image_dir` as written; symbolic links are not resolved.
+            # The folder `annotations` is next to the path `image_dir` as given; symbolic links are not resolved.
             parts = Path(os.path.abspath(folder)).parent / "annotations" / split
             folder, arguments = folder / split, arguments | {"split": split}
         if any(path.suffix.lower() == ".mat" for path in parts.glob("*")) and split is None:
@@ -351,7 +355,9 @@ class Parts(LabelMaps):
                 raise SampleError("mask_not_png", f"mask {path}: is a {form}; a PNG is needed")
             known |= ids & known_ids(tables[name])
         if not known:
-            raise SampleError("nothing_labelled", f"mask {entry.masks['part.png']}: no pixel is a known part or object")
+            raise SampleError(
+                "nothing_labelled", f"mask {entry.masks['part.png']}: no pixel has the id of a known part or object"
+            )
         return members, None, tuple(range(len(known)))
 
 
@@ -406,12 +412,12 @@ def categories(labels: LabelSet) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=8)
 def known_ids(labels: str) -> frozenset[int]:
-    """Return the ids in a label table or label file. The result is cached."""
+    """Return the class ids in a label table or label file. The result is cached."""
     return frozenset(load_labels(labels).classes)
 
 
 def _digest_of(entries: list[Entry], files: SetFiles) -> str:
-    """Hash the names and sizes of the files, because hashing gigabytes of label maps would take too long."""
+    """Hash only the names and sizes of the files, because hashing gigabytes of label maps would take too long."""
     listing = [
         f"{entry.image.name} {mask.name} {mask.stat().st_size if mask.exists() else 0}"
         for entry in entries

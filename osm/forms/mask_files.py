@@ -1,7 +1,8 @@
 """Instance masks that are stored as one PNG each and listed in a csv, as in Open Images.
 
-Each line of `<split>-annotations-object-segmentation.csv` has a MaskPath (a 1-bit PNG, often with a different size than
-the image), an ImageID (the image is ImageID.jpg) and a LabelName (such as /m/01g317). A second csv has the class names.
+Each line of `<split>-annotations-object-segmentation.csv` contains a MaskPath (a 1-bit PNG, whose size may differ from
+the size of the image), an ImageID (the image is ImageID.jpg) and a LabelName (such as /m/01g317). A second csv contains
+the class names.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _NAME = re.compile(r"[\w-]{1,100}")
 
 
 def is_mask_table(path: str | Path | None) -> bool:
-    """Return whether a path, given as the annotation file, is a csv of mask files instead of a json."""
+    """Return whether the annotation file `path` is a csv of mask files instead of a json."""
     return path is not None and suffix_of(path) == ".csv"
 
 
@@ -45,11 +46,13 @@ class MaskTable(CocoJson):
         path = Path(str(files.json_file))
         if not files.labels:
             flag = files.flag.format("labels")
-            raise OsmError(f"{flag}: {path} has no class names; give their csv, class-descriptions-boxable.csv")
+            raise OsmError(f"{flag}: {path} has no class names; pass the csv of names (class-descriptions-boxable.csv)")
         categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:
-            raise OsmError(f"{files.where('labels')}: no category has a {LABEL_NAME}, to which {path} refers")
+            raise OsmError(
+                f"{files.where('labels')}: no category has the field {LABEL_NAME}, which {path} uses as class id"
+            )
         self._found = _pngs(files.folder("ann_dir"))
         self._lines = array("L")
         super().__init__(files, labels, self._read(path, files, categories))

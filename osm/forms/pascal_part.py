@@ -25,9 +25,9 @@ NamedMasks = list[tuple[str, np.ndarray]]  # raw names and bool masks (H, W), in
 
 @cache
 def ids() -> dict[str, int]:
-    """Return the id of each raw name, such as "cow" or "cow:lear".
+    """Return the id of each raw name in Pascal-Part, such as "cow" or "cow:lear" (a cow's left ear).
 
-    Names that are never used in training have ids too, because their masks cover the masks drawn before them.
+    Names that are never used in training also have ids, because their masks may cover masks that are drawn earlier.
     """
     table = resources.files("osm.datasets") / "labels" / f"{_TABLE}.json"
     document = json.loads(table.read_text(encoding="utf-8"))
@@ -54,12 +54,12 @@ def draw_maps(
         whole, parts = named_masks(read_mat(read_file(path), "anno"))
         maps = [_draw(masks, size, losses, path) for masks in (parts, whole)]
     if not any(i in labels for i in np.unique(maps[0]).tolist()):
-        raise SampleError("no_part_masks", f"mask {path}: no object in the file has a part that can be named")
+        raise SampleError("no_part_masks", f"mask {path}: none of the objects has a part that the label table contains")
     return {"part.png": _png(maps[0], id_coding), "whole.png": _png(maps[1], id_coding)}
 
 
 def named_masks(anno: Any) -> tuple[NamedMasks, NamedMasks]:
-    """Return the object masks and the part masks in a file's variable `anno`, in the file's order.
+    """Return the object masks and the part masks in the variable `anno` of a .mat file, in the order of the file.
 
     Raises:
         SampleError: `annotation_malformed`.

@@ -1,4 +1,4 @@
-"""Splits whose masks come from a proposal file instead of the dataset's ground truth.
+"""Val splits whose masks are read from a proposal file instead of the dataset's ground truth.
 
 The proposal file is a list in COCO's results format ({image_id or file_name, segmentation}), a COCO json
 {images, annotations}, or the masks of one image in SA-1B's format ({image, annotations}). In a dataset of boxes, the
@@ -37,10 +37,10 @@ NumberedProposal = tuple[int, dict[str, Any]]  # the index in the file, and the 
 
 
 class ProposalSplit(Split):
-    """A split with one item for each image that has proposals.
+    """A val split with one item for each image that has proposals.
 
-    The items have the order of the images in the proposal file. The prediction file lists all proposals, grouped by
-    image.
+    The items are in the order in which the proposal file first refers to their images. The prediction file lists all
+    usable proposals, grouped by image.
 
     Args:
         row, form, max_bad_annotations: as in `Split`.
@@ -118,7 +118,7 @@ class ProposalSplit(Split):
 def by_image(
     row: Dataset, form: type[Form], images: list[ImageFile], document: Any, where: str, losses: Losses
 ) -> dict[Path, tuple[ImageFile, list[NumberedProposal]]]:
-    """Check all proposals in a document, and group the valid proposals by the path of their image.
+    """Check all proposals in a proposal file, and group the valid proposals by the path of their image.
 
     Args:
         row: row of the dataset table.
@@ -147,7 +147,7 @@ def by_image(
 
 
 def _listed(document: Any, where: str) -> list[dict[str, Any]]:
-    """Return the proposals in a proposal file. Each one contains the `image_id` or `file_name` of its image."""
+    """Return the proposals in a proposal file. A proposal contains its image's `image_id` or `file_name`."""
     proposals = document
     image: dict[str, Any] = {}
     if isinstance(document, dict) and isinstance(document.get("annotations"), list):
@@ -163,14 +163,14 @@ def _listed(document: Any, where: str) -> list[dict[str, Any]]:
     nameless = [proposal for proposal in proposals if "image_id" not in proposal and "file_name" not in proposal]
     if nameless and len(nameless) == len(proposals) and "predicted_iou" in nameless[0]:
         raise OsmError(
-            f"{where}: the masks have neither image_id nor file_name, as written by SAM's automatic generator, so "
+            f"{where}: the masks have neither image_id nor file_name (SAM's automatic generator writes neither), so "
             "their images are unknown; add image_id or file_name to each mask"
         )
     return proposals
 
 
 class _ImageFinder:
-    """Finds the image whose `image_id` or `file_name` is given in a proposal."""
+    """Finds the image to which the `image_id` or `file_name` of a proposal refers."""
 
     def __init__(self, row: Dataset, images: list[ImageFile]) -> None:
         self._row, self._count = row, len(images)
@@ -191,8 +191,8 @@ class _ImageFinder:
             raise OsmError(f"{where}: has neither image_id nor file_name, so its image is unknown")
         if found[0] != found[-1]:
             raise OsmError(
-                f"{where}: image_id {proposal['image_id']!r} and file_name {proposal['file_name']!r} are two images of "
-                f"set {self._row.name!r}; expected the same image"
+                f"{where}: image_id {proposal['image_id']!r} and file_name {proposal['file_name']!r} are different "
+                f"images of set {self._row.name!r}; expected the same image"
             )
         return found[0]
 
@@ -203,9 +203,9 @@ class _ImageFinder:
         elif key == "file_name" and isinstance(value, str):
             found = self._by_name.get(value, [])
         if len(found) != 1:
-            called = "is not" if not found else f"is {len(found)} images"
+            matched = str(len(found)) if found else "none"
             raise OsmError(
-                f"{where}: {key} {shown(value)} {called} among the {self._count} images of set "
+                f"{where}: {key} {shown(value)} matches {matched} of the {self._count} images of set "
                 f"{self._row.name!r}; expected exactly one image"
             )
         return found[0]
@@ -218,7 +218,7 @@ def _id(value: Any) -> Hashable:
 
 
 def mask_of(proposal: dict[str, Any], boxed: bool, size: tuple[int, int], where: str) -> np.ndarray:
-    """Return a proposal's mask as bool (H, W). All values are False if the mask is empty.
+    """Return a proposal's mask as bool (H, W). An empty mask is an array in which all values are False.
 
     Args:
         proposal: the proposal.
@@ -239,7 +239,7 @@ def mask_of(proposal: dict[str, Any], boxed: bool, size: tuple[int, int], where:
 
 
 def _check(proposal: dict[str, Any], boxed: bool, image: ImageFile, where: str) -> None:
-    """Check a proposal without decoding its mask. The `bbox` is only checked in a dataset of boxes.
+    """Check a proposal without decoding its mask. The field `bbox` is checked only in a dataset of boxes.
 
     Raises:
         OsmError: the proposal has neither a mask nor a box, or its score is not a number.
@@ -250,9 +250,9 @@ def _check(proposal: dict[str, Any], boxed: bool, image: ImageFile, where: str) 
         height, width = image.size or (sys.maxsize, sys.maxsize)
         usable_box(box, (width, height), where)
     elif not isinstance(segmentation, (dict, list)):
-        either = "no bbox, and " if boxed else ""
+        either = ", and there is no bbox" if boxed else ""
         raise OsmError(
-            f"{where}: {either}segmentation {shown(segmentation)} is neither an RLE {{size, counts}} nor polygons"
+            f"{where}: segmentation {shown(segmentation)} is neither an RLE {{size, counts}} nor polygons{either}"
         )
     elif image.size is not None:
         read_segmentation(segmentation, image.size, where)

@@ -1,8 +1,8 @@
 """Regions: boxes or masks that have phrases instead of a category.
 
-A sample's json has {file_name, image_id, width, height, segments_info: [{id, iscrowd, phrases, bbox or segmentation}]}.
-The first phrase is the training target, and all further phrases are correct names too. Evaluation needs classes, so it
-treats each distinct list of phrases as a class.
+A sample's json is {file_name, image_id, width, height, segments_info: [{id, iscrowd, phrases, bbox or segmentation}]}.
+The first phrase of a region is the training target, and all its other phrases also count as correct names. Evaluation
+needs classes, so it treats each distinct list of phrases as a class.
 
 Three kinds of files are supported and are recognized by their structure: region descriptions or objects of Visual
 Genome (a list of images with `regions` or `objects`), a json in COCO format whose annotations have phrases, and
@@ -128,7 +128,7 @@ class Regions(Instances):
             phrases, shape = phrases_of(row), {name: row[name] for name in _SHAPES if row.get(name)}
             own |= {"phrases": list(phrases)} | ({"category_id": ids[phrases]} if phrases in ids else {})
             seen += 1
-            # Converters skip the shapes to save memory: they do not need them, and a dataset may have millions.
+            # Only evaluation needs the masks and boxes of raw annotations. Converters omit them to save memory.
             collected.raw.append(own if labels is None else {**own, "image_id": row.get("image_id"), **shape})
             if not phrases and not own["iscrowd"]:
                 raise SampleError("phrase_missing", f"{where}: {_why_none(row)}")
@@ -202,8 +202,8 @@ def read_regions(files: SetFiles) -> tuple[dict[str, Any], str]:
     rows = [row for row in document["annotations"] if isinstance(row, dict)]
     if rows and not any(field in row for row in rows for field in PHRASE_FIELDS):
         raise OsmError(
-            f"{files.where('json_file')}: none of its {len(rows)} annotations has a phrase "
-            f"({', '.join(PHRASE_FIELDS)}); if it has categories, use the annotation form coco_instances or boxes"
+            f"{files.where('json_file')}: none of the {len(rows)} annotations has a phrase "
+            f"({', '.join(PHRASE_FIELDS)}); if they have categories, use the annotation form coco_instances or boxes"
         )
     return document, sha256
 
@@ -222,7 +222,7 @@ def plain_phrases(value: Any) -> tuple[str, ...]:
 
 
 def phrase_lists(document: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return every distinct list of phrases in a document, sorted."""
+    """Return the distinct lists of phrases in a region file's document, sorted."""
     rows = (row for row in document["annotations"] if isinstance(row, dict) and not truth(row.get("iscrowd")))
     return sorted({found for row in rows if (found := phrases_of(row))})
 
@@ -337,7 +337,7 @@ def _key(value: Any) -> str:
 def _refuse_pickle(path: Path, where: str) -> None:
     if path.suffix.lower() in _PICKLES:
         raise OsmError(
-            f"{where}: is a Python pickle, which can run any code when it is loaded, so it is not read here; if you "
+            f"{where}: is a Python pickle, which can run any code when it is loaded, so it is not read; if you "
             'trust it, convert it to a json: python -c "import json, pickle, sys; '
             f"json.dump(pickle.load(open(sys.argv[1], 'rb')), open(sys.argv[2], 'w'))\" '{path.name}' refs.json"
         )

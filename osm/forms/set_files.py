@@ -74,7 +74,7 @@ class SetFiles:
         return f"{self.flag_of(field_name)} {self.urls.get(field_name, self._value(field_name))}"
 
     def recorded(self, field_name: str) -> str:
-        """Return a field's absolute path or URL in the format of metadata files."""
+        """Return a field's location as metadata files store it: as an absolute path or a URL."""
         return self.urls.get(field_name) or str(Path(self._value(field_name)).resolve())
 
     def listed(self, field_name: str) -> list[str] | None:
@@ -82,13 +82,13 @@ class SetFiles:
         return self.folders[field_name].names
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Download those of the files that are in remote folders; see `RemoteFolder.fetch`."""
+        """Download the files at `paths` that belong to remote folders; see `RemoteFolder.fetch`."""
         paths = list(paths) if self.folders else []
         for folder in self.folders.values():
             folder.fetch(path for path in paths if path.is_relative_to(folder.root))
 
     def folder(self, field_name: str) -> Path:
-        """Return the path of the folder in a field. Raises OsmError if the folder does not exist."""
+        """Return the folder given by a field such as `image_dir`. Raises OsmError if the folder does not exist."""
         value = getattr(self, field_name)
         if value is None or not Path(value).is_dir():
             raise OsmError(f"{self.where(field_name)}: there is no such folder")
@@ -103,7 +103,7 @@ class FetchesWholeFolders(Protocol):
 
 
 def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
-    """Return a copy of `files` that has a local path in every field.
+    """Return a copy of `files` in which every location is a local path.
 
     Files that describe the whole dataset are downloaded immediately. If a json file lists the files in a remote folder,
     `SetFiles.fetch` downloads them one by one when they are needed.
@@ -136,7 +136,7 @@ def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
 
 
 def _with_plain_paths(files: SetFiles) -> SetFiles:
-    """Remove the prefix `file://` from all locations. Raises OsmError for commands and unsupported protocols."""
+    """Remove the prefix `file://` from all locations. Raises OsmError for a command or an unsupported protocol."""
     changes: dict[str, Any] = {}
     for name in ("image_dir", "ann_dir", "json_file", "labels"):
         value = getattr(files, name)
@@ -156,12 +156,12 @@ def check_folder(flag: str, folder: str | Path) -> Path:
 
 
 def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Return the files in a folder with one of the extensions (in any letter case), by file name without extension.
+    """Map file names without extension to paths, for all files in a folder that have one of the extensions.
 
     Args:
         where: the flag and value of the folder, with which error messages begin.
         folder: the folder.
-        endings: the extensions in lower case.
+        endings: the extensions in lower case. Letter case does not matter in file names.
 
     Raises:
         OsmError: no file has one of the extensions, or two files have the same name without extension.
@@ -191,7 +191,7 @@ def names_digest(names: Iterable[str]) -> str:
 
 @contextmanager
 def naming_file(path: Path, kind: str) -> Iterator[None]:
-    """Prefix errors with the kind and path of the file, and replace `image_` in their reasons by the kind."""
+    """Prefix error messages with a file's kind and path, and replace `image_` in error reasons with the kind."""
     try:
         yield
     except SampleError as error:
@@ -243,6 +243,6 @@ def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[byte
 def distinct_ids(ids: np.ndarray) -> list[int]:
     """Return the ids that occur in a label map, in ascending order."""
     flat = ids.ravel()
-    # Keep only the first pixel of each run of equal ids, because a label map has far fewer runs than pixels to sort.
+    # Sort only the first pixel of each run of equal ids, because a label map has far fewer runs than pixels.
     starts = np.concatenate([[True], flat[1:] != flat[:-1]]) if len(flat) else np.zeros(0, bool)
     return np.unique(flat[starts]).tolist()

@@ -1,4 +1,4 @@
-"""Val splits: for each image, the masks to name and the image's entry in the prediction file."""
+"""Val splits, which provide the masks to name in each image and the image's entry in the prediction file."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Split:
         return len(self.entries)
 
     def read(self, index: int) -> tuple[Form | None, Picture, Losses, tuple[int, ...]]:
-        """Read an annotated image from the dataset's files, as an instance of the same class as a sample of a shard.
+        """Read an annotated image from the dataset's files, as an instance of the class that also represents samples.
 
         Returns:
             the sample (None if it has no mask to name), its image, the skipped annotations, and for each usable
@@ -163,11 +163,11 @@ class Split:
         return picture
 
     def fetch(self, indices: Iterable[int]) -> None:
-        """Download the files of the given items from remote folders."""
+        """Download the image and mask files of the given items, if they are in remote folders."""
         self.files.fetch(path for index in indices for path in self.paths(index))
 
     def load(self, index: int) -> Item:
-        """Read the item at an index, with its masks."""
+        """Read the image at `index`, and return it with its masks as an `Item`."""
         entry = self.entries[index]
         sample, picture, losses, places = self.read(index)
         size = (picture.size[1], picture.size[0])
@@ -222,7 +222,7 @@ class Split:
 
     @property
     def source_files(self) -> dict[str, str]:
-        """The locations of all files and folders that the split reads, by field of the row."""
+        """The location of each file or folder that the split reads, by field of the dataset's row."""
         return {field: recorded(getattr(self.row, field)) for field in self.form.needs}
 
     @property
@@ -247,12 +247,12 @@ class Split:
 
 
 def recorded(location: str) -> str:
-    """Return a location from a row in the format of metadata files."""
+    """Return a location as metadata files store it: as an absolute path or a URL without credentials."""
     return public(location) if is_remote(location) else str(Path(location).absolute())
 
 
 def image_files(row: Dataset, form: type[Form]) -> SetFiles:
-    """Return the files that are needed to find a dataset's images. Raises OsmError if the row lacks such a file."""
+    """Return the files that are needed to find a dataset's images. Raises OsmError if the row lacks a needed file."""
     check_row(row, form, form.image_needs)
     return localize_files(replace(set_files(row), ann_dir=None), form)  # masks need not exist
 
@@ -277,14 +277,14 @@ def images_of(row: Dataset, form: type[Form], files: SetFiles | None = None) -> 
 
 
 def check_row(row: Dataset, form: type[Form], needs: tuple[str, ...]) -> None:
-    """Raise OsmError if a row lacks a path field that is listed in `needs`."""
+    """Raise OsmError if a dataset's row does not set all path fields that are listed in `needs`."""
     missing = next((key for key in needs if getattr(row, key) is None), None)
     if missing:
-        raise OsmError(f"set {row.name!r}: its form {row.form} needs {missing}, which is not given")
+        raise OsmError(f"set {row.name!r}: the annotation form {row.form} needs {missing}, which is not set")
 
 
 def set_files(row: Dataset) -> SetFiles:
-    """Return the locations of the files of a row's val split."""
+    """Return the locations of the files of a dataset's val split."""
     return SetFiles(
         row.name,
         str(row.image_dir),
@@ -309,13 +309,13 @@ def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
 
 
 def check_files(split: Split, indices: range) -> None:
-    """Raise OsmError if files of the given items are missing, so that long runs fail at the start."""
+    """Raise OsmError if a file of the given items is missing, so that a long run fails at its start."""
     split.fetch(indices)
     read = [path for index in indices for path in split.paths(index)]
     missing = [path for path in read if not os.path.exists(path)]  # Path.exists raises OSError if a name is too long
     if missing:
         raise OsmError(
-            f"set {split.row.name!r}: {len(missing)} of the {len(read)} files that are to be read are missing, the "
+            f"set {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing, the "
             f"first is {missing[0]}"
         )
     for path in read:

@@ -1,6 +1,7 @@
 """Read the masks that users pass as arrays, tensors, RLEs, PIL images, or files.
 
-Which pixels are inside a mask is never guessed. For an ambiguous mask, an error asks how it should be interpreted.
+This module never guesses which pixels are inside a mask. If a mask is ambiguous, the error message asks the user how to
+interpret the mask.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from osm.io.segmentation import draw_segmentation, read_segmentation
 
 Draw = Callable[[], np.ndarray]
 _HALF = 127  # Gray levels above this value are inside the mask.
-_DARK, _BRIGHT = 63, 224  # The largest gray level of black, and the smallest gray level of white.
+_DARK, _BRIGHT = 63, 224  # Gray levels up to _DARK count as black, and gray levels from _BRIGHT on count as white.
 _LISTED = 8  # The maximum number of ids that an error message lists.
-_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # Gray levels in these formats may be compression noise.
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # In these formats, gray levels may be compression noise.
 _MAX_NPY_HEADER = 10_000
 
 
 @dataclass(frozen=True)
 class _Words:
-    """Advice for error messages about an ambiguous mask, in Python or on the command line."""
+    """Advice in error messages about ambiguous masks, for users of the Python API or of the command line."""
 
     label: str
     logits: str
@@ -43,7 +44,7 @@ _FLAG = _Words("give --mask_id N", "save logits > 0", "save it in black and whit
 def as_mask(
     value: Any, size_hw: tuple[int, int], where: str, *, logits: bool = False, label_id: int | None = None
 ) -> np.ndarray:
-    """Return a mask in any supported format as bool (H, W). The arguments and errors are those of `mask_drawer`."""
+    """Return a mask in any supported format as bool (H, W). See `mask_drawer` for the arguments and errors."""
     return mask_drawer(value, size_hw, where, logits=logits, label_id=label_id)()
 
 
@@ -83,10 +84,10 @@ def mask_drawer(
 def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None = None) -> np.ndarray:
     """Return the mask in a file as bool (H, W).
 
-    The file is a `.npy`, or an image of the same size, which is rotated by its EXIF orientation. White pixels are
-    inside, black pixels are outside, and gray levels are thresholded at half brightness. If there is a single color on
-    black, its pixels are inside too. If the alpha channel varies, it is used as the mask. A palette is interpreted by
-    its colors.
+    The file is a `.npy` array or an image. An image is rotated by its EXIF orientation. White pixels are inside, black
+    pixels are outside, and gray levels are thresholded at half brightness. If the image contains a single color on
+    black, the pixels of this color are inside. If the alpha channel varies, it is used as the mask. A palette is
+    interpreted by its colors.
 
     Args:
         path: the path of the mask file.
@@ -112,7 +113,7 @@ def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: i
 
 
 def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
-    """Return a view (H, W) of an array or tensor. Its shape and type are checked before its data is moved or copied."""
+    """Return an array or tensor as a numpy array (H, W). The shape and dtype are checked before data is copied."""
     torch: Any = sys.modules.get("torch")  # If torch was not imported, the value is not a tensor.
     if torch is not None and isinstance(value, torch.Tensor):
         _check_shape(tuple(value.shape), value.dtype, size_hw, where)
@@ -132,9 +133,9 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
             ) from None
     else:
         try:
-            # Masked entries of a masked array are outside.
+            # In a numpy masked array, masked elements are outside of the mask.
             array = value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
-        except Exception as error:  # An object's __array__ may raise any error.
+        except Exception as error:  # The `__array__` method of an object may raise any exception.
             raise OsmError(
                 f"{where} is a {type(value).__name__} that is not an array ({error}); expected an array, a tensor, a "
                 "PIL image or an RLE"
@@ -143,7 +144,8 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
     if array.dtype.kind not in "buif":
         height, width = size_hw
         raise OsmError(
-            f"{where} has shape {array.shape} and type {array.dtype}: expected 0 and 1 in shape ({height}, {width})"
+            f"{where} has shape {array.shape} and type {array.dtype}: expected a mask of 0 and 1 with shape "
+            f"({height}, {width})"
         )
     return array.reshape(size_hw)
 
@@ -160,13 +162,15 @@ def _check_shape(shape: tuple[int, ...], dtype: Any, size_hw: tuple[int, int], w
         hint = "; its sides are exchanged: pass mask.T"
     elif len(shape) == 3 and shape[:2] == one:
         hint = f"; it has {shape[2]} channels; pass a single channel"
-    raise OsmError(f"{where} has shape {shape} and type {dtype}: expected 0 and 1 in shape ({height}, {width}){hint}")
+    raise OsmError(
+        f"{where} has shape {shape} and type {dtype}: expected a mask of 0 and 1 with shape ({height}, {width}){hint}"
+    )
 
 
 def _rule(
     array: np.ndarray, where: str, logits: bool, label_id: int | None, words: _Words
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function that maps the array to a mask, bool (H, W). See `mask_drawer`."""
+    """Return a function that converts the array to a mask, bool (H, W). See `mask_drawer` for the conversion."""
     if label_id is not None:
         _check_id(array, label_id, where)
         return lambda values: values == label_id
@@ -178,17 +182,18 @@ def _rule(
     if logits:
         if low >= 0 and high <= 1 and ((array > 0) & (array < 1)).any():
             raise OsmError(
-                f"{where} has values {low:g} to {high:g}: these are probabilities, not logits; leave logits out"
+                f"{where} has values {low:g} to {high:g}: these are probabilities, not logits; omit logits=True"
             )
         return lambda values: values > 0
     if low < 0:
         if np.isin(array, (-1, 1)).all():
-            raise OsmError(f"{where} has the values -1 and 1: are these logits, 1 inside? {words.logits}")
+            raise OsmError(f"{where} has the values -1 and 1: does 1 mean inside the mask? If so, {words.logits}")
         raise OsmError(f"{where} has values {low:g} to {high:g}: are these logits? {words.logits}")
     if array.dtype.kind == "f" and 0 < high <= 1 and not (low == high == 1):
         if (array > 0.5).all():
             raise OsmError(
-                f"{where} has values {low:g} to {high:g}, all over 0.5: is the whole image inside? {words.threshold}"
+                f"{where} has values {low:g} to {high:g}, all over 0.5: the mask would cover the whole image; "
+                f"{words.threshold}"
             )
         return lambda values: values > 0.5
     if array.dtype.kind == "f" and not (np.isfinite(high) and (array == np.floor(array)).all()):
@@ -239,7 +244,8 @@ def _of_mapping(
         return mask_drawer(inner, size_hw, where, logits=logits, label_id=label_id)
     if "counts" not in value and "size" not in value:
         raise OsmError(
-            f"{where} is a dict with {shown(sorted(map(str, value)))}: expected an RLE (size, counts) or 'segmentation'"
+            f"{where} is a dict with {shown(sorted(map(str, value)))}: expected the keys of an RLE (size, counts), or "
+            "'segmentation'"
         )
     return _of_segmentation(value, size_hw, where, label_id)
 
@@ -292,7 +298,10 @@ def _of_image(
         if not most:
             raise OsmError(f"{where} is transparent everywhere; expected a mask in black and white")
         if not seen.any():
-            raise OsmError(f"{where} has an alpha channel of at most {most} of 255; expected a mask in black and white")
+            raise OsmError(
+                f"{where} is mostly transparent (alpha channel of at most {most} of 255); expected a mask in black and "
+                "white"
+            )
         if not seen.all():
             bright = np.asarray(rgba)[..., :3].max(-1)[seen] > _HALF
             if bright.any() and not bright.all():
@@ -317,7 +326,7 @@ def _ids(image: Image.Image, turn: int, where: str) -> np.ndarray:
 
 
 def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """Return the mask (H, W) of the pixels in white, or in the only color, of an image (H, W, 3) on black."""
+    """Return the mask (H, W) of an image (H, W, 3): the white pixels, or the pixels of its only color on black."""
     value = rgb.max(-1)
     if ((value - rgb.min(-1)) > 40).mean() <= 0.01:  # The image is gray except for JPEG noise.
         return _of_grey(value, where, words, lossy)
@@ -333,14 +342,14 @@ def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nd
 
 
 def _one_color(colors: np.ndarray) -> bool:
-    """Return whether nearly all of the colors (N, 3) are close to the most frequent one."""
+    """Return whether nearly all of the colors (N, 3) are close to the most frequent color."""
     codes = (colors >> 5).astype(np.int32) @ np.array([64, 8, 1], np.int32)
     commonest = np.median(colors[codes == np.bincount(codes).argmax()], axis=0).astype(np.int16)
     return bool((np.abs(colors.astype(np.int16) - commonest).max(-1) > 48).mean() <= 0.02)
 
 
 def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
-    """Return the mask in an image of 16 or 32 bits that holds 0 and one other value, or gray levels up to white."""
+    """Return the mask in a 16-bit or 32-bit image, whose pixels are 0 and one other value, or are gray levels."""
     low, high = int(values.min()), int(values.max())
     plain = bool(((values == 0) | (values == high)).all())
     if low < 0 or plain:
@@ -353,7 +362,7 @@ def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
 
 
 def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """Return the mask, bool (H, W), in a gray image, uint8 (H, W), that is mainly black and white."""
+    """Convert a gray image, uint8 (H, W), that is mainly black and white to a mask, bool (H, W)."""
     counts = np.bincount(grey.reshape(-1), minlength=256)
     found = np.flatnonzero(counts)
     low, high = int(found[0]), int(found[-1])
@@ -371,8 +380,8 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
     if not lossy and len(found) > 2:
         few = len(found) <= _LISTED and between.max() > 0.1 * counts[1:].sum()  # areas of gray, not soft edges
         above = found[found > _HALF]
-        # Values such as 0, 1, 2 and 255 are label ids and the ignore label. A soft edge has several bright values
-        # instead.
+        # Values such as 0, 1, 2 and 255 are label ids and the ignore label.
+        # The soft edges of a mask contain several bright values.
         ids = low == 0 and len(above) == 1 and found[found <= _HALF][-1] <= _DARK
         if few or ids:
             _ask_for_id(grey, where, words)
@@ -403,6 +412,6 @@ def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | No
         raise
     except FileNotFoundError:
         raise OsmError(f"{where}: there is no such file") from None
-    except Exception as error:  # A broken byte can make numpy raise any error.
+    except Exception as error:  # Corrupt data can make numpy raise any exception.
         raise OsmError(f"{where}: not a readable .npy file ({error})") from None
     return _rule(array, where, False, label_id, _FLAG)(array)

@@ -10,7 +10,7 @@ from typing import IO, Any
 from osm.errors import OsmError, shown
 from osm.files import check_regular_file
 
-_MAX_LINE = 1 << 20  # The maximum length of a line in bytes. The longest lines of Open Images hold thousands of clicks.
+_MAX_LINE = 1 << 20  # The maximum length of a line in bytes. Long lines of Open Images contain thousands of clicks.
 _MAX_LINES = 20_000_000
 
 
@@ -74,7 +74,7 @@ def csv_records(
 
 
 def _lines(file: IO[bytes], digest: Any) -> Iterator[bytes]:
-    """Yield every line of a file. An overlong line is cut and gets an invalid byte, so that it cannot be decoded."""
+    """Yield every line of a file. An overlong line is truncated, and ends with a byte that is not valid UTF-8."""
     while line := file.readline(_MAX_LINE):
         if digest is not None:
             digest.update(line)

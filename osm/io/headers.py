@@ -1,4 +1,4 @@
-"""Estimate the memory and time of decoding a WebP, GIF or JPEG from its bytes alone, before Pillow opens it.
+"""Estimate the memory and time for decoding a WebP, GIF or JPEG from its bytes alone, before Pillow opens it.
 
 The estimate is needed because Pillow allocates memory for a WebP or GIF before the size of the image can be checked,
 and because a small JPEG can make a decoder process the whole image many times.
@@ -14,17 +14,17 @@ import numpy as np
 READ_FIRST = 1 << 20
 """The first image of a GIF must begin within this number of bytes, because Pillow needs quadratic time to join the
 comments before the first image."""
-# The maximum number of segments of a JPEG: metadata (at most 64 KiB each), tables and scans. For each Exif segment,
-# Pillow copies the Exif data of all earlier segments again.
+# The maximum number of segments of a JPEG: metadata (at most 64 KiB each), tables and scans.
+# Exif segments have a lower limit, because for each of them, Pillow copies the Exif data of all earlier segments.
 MAX_SEGMENTS = 1000
 _MAX_EXIF_SEGMENTS = 64
-_READ_FIRST = 1 << 18  # The number of bytes that are read first. Few headers are longer.
+_READ_FIRST = 1 << 18  # The size in bytes of the first read. Few headers are longer.
 _MAX_JUNK = 1 << 16  # The maximum number of bytes between segments, which Pillow skips one by one.
 
 _END, _SCAN = 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The excluded markers start tables or an extension.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The three excluded markers do not start a frame.
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
-_ARITHMETIC_COST = 8  # With arithmetic coding, a coefficient can take 0 bits, but decoding it is slow.
+_ARITHMETIC_COST = 8  # Arithmetic coding may store a coefficient in 0 bits, but decodes it slowly.
 _ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers that no length follows.
 
 
@@ -43,9 +43,9 @@ def claimed_size(stream: IO[bytes]) -> tuple[int, int] | None:
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """Return the image size in the first chunk of a WebP, which must have one of the three chunk types of libwebp.
+    """Return the image size in the first chunk of a WebP. The chunk must have one of libwebp's three chunk types.
 
-    The size of a VP8X chunk is that of the canvas, into which all frames must fit.
+    A VP8X chunk contains the size of the canvas, into which all frames must fit.
     """
     kind, body = head[12:16], head[20:30]
     if kind == b"VP8X" and len(body) == 10:
@@ -66,7 +66,7 @@ def _gif_size(head: bytes) -> tuple[int, int]:
         place += 1
         if mark == 0x3B:
             break
-        if mark == 0x21:  # An extension has a label and blocks, the last of which is empty.
+        if mark == 0x21:  # A GIF extension consists of a label and data blocks. The last block is empty.
             place += 1
             while place < len(head) and head[place]:
                 place += 1 + head[place]
@@ -124,13 +124,14 @@ def _header_ends(data: bytes) -> bool:
             place += 2 + length
         if segments > MAX_SEGMENTS or exif > _MAX_EXIF_SEGMENTS or junk > _MAX_JUNK:
             raise ValueError(
-                f"over {MAX_SEGMENTS} segments, {_MAX_EXIF_SEGMENTS} Exif segments, or {_MAX_JUNK} other bytes"
+                f"the JPEG has over {MAX_SEGMENTS} segments, over {_MAX_EXIF_SEGMENTS} Exif segments, or over "
+                f"{_MAX_JUNK} bytes outside of segments"
             )
     return False
 
 
 def repeated_samples(data: bytes, most: int) -> int:
-    """Return how many samples the scans of a JPEG process repeatedly. The first time of each sample is not counted.
+    """Return how many samples the scans of a JPEG decode repeatedly, not counting the first decoding of each sample.
 
     Counting stops when the number exceeds `most`. Data after the end of the image (a video or a second image) is not
     counted.
@@ -170,7 +171,7 @@ def repeated_samples(data: bytes, most: int) -> int:
 
 
 def _samples(frame: bytes) -> dict[int, int]:
-    """Return component id -> number of samples of the component in a frame, rounded up to whole blocks of 8 x 8."""
+    """Return a dict from component id to the number of samples in a frame, rounded up to whole blocks of 8 x 8."""
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     components = [frame[k : k + 3] for k in range(6, len(frame) - 2, 3)]
     factors = {one[0]: (one[1] >> 4 or 1, one[1] & 15 or 1) for one in components}
@@ -184,6 +185,6 @@ def _samples(frame: bytes) -> dict[int, int]:
 
 
 def _scanned(scan: bytes, frame: Mapping[int, int]) -> int:
-    """Return the total number of samples of the components that a JPEG scan contains."""
+    """Return the total number of samples in the components of a JPEG scan."""
     names = scan[1 : 1 + 2 * scan[0] : 2] if scan else b""
     return sum(frame.get(name, 0) for name in names)

@@ -20,14 +20,15 @@ from osm.files import check_regular_file
 from osm.io.headers import check_header, claimed_size, repeated_samples
 
 MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
-# The maximum side length in pixels, which is that of JPEG. Sides are limited because the memory that resizing needs
-# grows with the ratio of the sides.
+# The maximum side length in pixels, which is also the maximum side length of a JPEG.
+# Sides are limited because the memory usage of resizing grows with the ratio of the sides.
 MAX_SIDE = 65_535
-# The maximum number of samples that the scans of a JPEG may process again. A scan of a few bytes can process the whole
-# image. The limit bounds the additional work to 1 to 2 seconds, and allows 20 scans of a color image of MAX_PIXELS.
+# The maximum number of samples that the scans of a JPEG may decode repeatedly.
+# A scan of a few bytes can make the decoder process the whole image.
+# The limit bounds the additional decoding time to 1 to 2 seconds, and allows 20 scans of a color image of MAX_PIXELS.
 MAX_REPEATED_SAMPLES = 2_500_000_000
-# The maximum number of pixels of a run-length encoded BMP, which Pillow decodes in Python. If each pixel is a run, this
-# number of pixels takes 1 to 2 seconds.
+# The maximum number of pixels of a run-length encoded BMP, which Pillow decodes in Python.
+# If each pixel is a separate run, decoding MAX_RUN_PIXELS pixels takes 1 to 2 seconds.
 MAX_RUN_PIXELS = 2_000_000
 # The data of an AVIF may decode to more pixels than its header claims, up to libavif's limit of 268 million pixels.
 _AVIF = "avif" in features.modules and bool(features.check("avif"))  # Some builds of Pillow do not support AVIF.
@@ -46,18 +47,18 @@ _TURNS = {
 }
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # The numbers of bits per sample that cameras and programs use.
 _COMPRESSION, _TIFF_JPEG = 259, 7
-_TIFF_JPEGS = (6, _TIFF_JPEG)  # The first value is the old-style JPEG compression of TIFF.
+_TIFF_JPEGS = (6, _TIFF_JPEG)  # TIFF's old-style and new-style JPEG compression.
 _INVERTED = ("1;I", "1;IR", "L;2I", "L;2IR", "L;4I", "L;4IR", "L;I", "L;IR")  # raw modes of TIFFs in which 0 is white
 _RAW_MODE, _TURN = "_osm_raw_mode", "_osm_turn"  # Names of attributes that we add to a PIL image.
 _ORIENTATION = 0x0112
-_SWAPPED = (5, 6, 7, 8)  # The orientations that swap width and height.
+_SWAPPED = (5, 6, 7, 8)  # The EXIF orientations that swap width and height.
 _NEEDED = "a PNG or TIFF of one channel of 1 to 16 bits, or with a palette, is needed"
 _TILE_SIDES = (322, 323)
-_PIECES = ((273, 279), (324, 325))  # TIFF tags: (offsets, lengths) of strips, and of tiles.
+_PIECES = ((273, 279), (324, 325))  # TIFF tags for the offsets and lengths of strips, and of tiles.
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:
-    """Open an image without decoding its pixels. The size and mode are then known, and `decode` decodes the pixels.
+    """Open an image without decoding its pixels. The result has a size and a mode; `decode` decodes its pixels.
 
     Raises:
         SampleError: the reason is `image_unreadable` (the file is missing, not a regular file, or not in one of the
@@ -85,9 +86,9 @@ def open_image(source: bytes | str | Path) -> Image.Image:
         raise SampleError("image_too_large", f"image {name}: {error}") from None
     except FileNotFoundError:
         raise SampleError("image_unreadable", f"image {name}: there is no such file") from None
-    except UnidentifiedImageError:  # The error's text contains the memory address of our stream.
+    except UnidentifiedImageError:  # The error message contains a memory address.
         raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS}") from None
-    except Exception as error:  # A broken byte can make Pillow raise any error.
+    except Exception as error:  # Corrupt data can make Pillow raise any exception.
         raise SampleError("image_unreadable", f"image {name}: not a readable {FORMATS} ({_told(error)})") from None
     _check_size(image.size, name)
     if image.format == "TIFF":
@@ -98,14 +99,14 @@ def open_image(source: bytes | str | Path) -> Image.Image:
 def _keep_as_stored(image: Image.Image) -> None:
     """Make an opened TIFF keep its stored size and pixels, as images in all other formats do.
 
-    Otherwise, Pillow rotates a TIFF by its EXIF orientation during decoding, and reports the rotated size even before
+    By default, Pillow rotates a TIFF by its EXIF orientation during decoding, and reports the rotated size even before
     decoding.
     """
     turn = _stated_turn(image)
     setattr(image, _TURN, turn)
     if turn != 1:
         opened: Any = image
-        del image.getexif()[_ORIENTATION]  # Pillow rotates the image by this entry, which it parses only once.
+        del image.getexif()[_ORIENTATION]  # Pillow parses this entry once, and rotates the image by it.
         if opened.tag_v2.pop(_ORIENTATION, 1) in _SWAPPED and hasattr(opened, "_tile_size"):
             opened._size = opened._tile_size
 
@@ -133,12 +134,12 @@ def decode(image: Image.Image, mode: str | None = None) -> Image.Image:
             _check_work(image)
         image.load()
         return image if mode in (None, image.mode) else image.convert(mode)
-    except Exception as error:  # A broken byte can make Pillow raise any error.
+    except Exception as error:  # Corrupt data can make Pillow raise any exception.
         raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
 
 
 def _named(image: Image.Image) -> str:
-    """Return the beginning of an error message about an image: the file name, or an empty text if there is no file."""
+    """Return the beginning of an error message about an image: the file name, or an empty string without a file."""
     name = getattr(image, "filename", "")
     return f"image {name}: " if name else ""
 
@@ -158,7 +159,9 @@ def _check_work(image: Image.Image) -> None:
     else:
         return
     if repeated > MAX_REPEATED_SAMPLES:
-        raise ValueError(f"its scans process more than {MAX_REPEATED_SAMPLES} samples repeatedly")
+        raise ValueError(
+            f"the JPEG scans decode over {MAX_REPEATED_SAMPLES} samples repeatedly; is it a decompression bomb?"
+        )
 
 
 def _check_runs(image: Image.Image) -> None:
@@ -168,10 +171,11 @@ def _check_runs(image: Image.Image) -> None:
     if tiles and tiles[0][0] == "bmp_rle":
         if pixels > MAX_RUN_PIXELS:
             raise ValueError(
-                f"a run-length encoded BMP, {image.width} x {image.height} is over {MAX_RUN_PIXELS} pixels"
+                f"the run-length encoded BMP has {image.width} x {image.height} pixels; at most {MAX_RUN_PIXELS} "
+                "pixels are allowed"
             )
         if len(_bytes_of(image)) > 4 * pixels + (1 << 16):
-            raise ValueError("a run-length encoded BMP whose runs are far longer than the image")
+            raise ValueError("the run-length encoded data of the BMP is far larger than its image")
 
 
 def _bytes_of(image: Image.Image) -> bytes:
@@ -184,7 +188,7 @@ def _bytes_of(image: Image.Image) -> bytes:
 
 
 def _check_tiff(image: Image.Image) -> int:
-    """Check the tiles of a TIFF, and return how many samples are processed repeatedly if the TIFF contains JPEGs.
+    """Check the strips and tiles of a TIFF, and return how many samples its JPEGs (if any) decode repeatedly.
 
     Raises:
         ValueError: the strips or tiles are too large or overlap.
@@ -219,14 +223,14 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, 1 to 8. The result is 1 if the orientation is missing or invalid.
+    """Return the EXIF orientation of an image (1 to 8). The result is 1 if the orientation is missing or invalid.
 
     The orientations 5 to 8 swap the width and height of an opened image. The result is always 1 for a TIFF that was not
     opened by `open_image`, because Pillow rotates such a TIFF during decoding.
     """
     if image.format == "TIFF":
         return int(getattr(image, _TURN, 1))
-    _raw_mode(image)  # In a PNG, EXIF may follow the pixels, so getexif() decodes them.
+    _raw_mode(image)  # Store the raw mode first: for a PNG, getexif() may decode the pixels.
     return _stated_turn(image)
 
 
@@ -236,7 +240,7 @@ def _stated_turn(image: Image.Image) -> int:
             warnings.simplefilter("ignore")
             found = image.getexif().get(_ORIENTATION, 1)
         return int(found) if found in range(1, 9) else 1
-    except Exception:  # A broken byte can make Pillow raise any error.
+    except Exception:  # Corrupt data can make Pillow raise any exception.
         return 1
 
 
@@ -276,7 +280,8 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise OsmError(
-                f"image: array {image.shape} of {image.dtype}; expected uint8 (H, W), (H, W, 3) or (H, W, 4)"
+                f"image is an array of shape {image.shape} and type {image.dtype}; expected uint8 of shape (H, W), "
+                "(H, W, 3) or (H, W, 4)"
             )
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
@@ -292,7 +297,7 @@ def turned(image: Image.Image, turn: int) -> Image.Image:
 
 
 def _settled(image: Image.Image) -> Image.Image:
-    """Return the image without its EXIF orientation, because rotating the image again would not rotate its masks."""
+    """Return the image without its EXIF orientation, so that no later code rotates the image without its masks."""
     if orientation(image) == 1:
         return image
     image = image.copy()  # Pillow also stores the parsed EXIF outside of `info`.
@@ -325,7 +330,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except SampleError:
         raise
-    except Exception as error:  # A broken byte can make Pillow raise any error.
+    except Exception as error:  # Corrupt data can make Pillow raise any exception.
         raise SampleError("image_truncated", f"{_named(image)}broken data ({_told(error)})") from None
 
 
@@ -374,8 +379,8 @@ def as_ids(image: Image.Image) -> np.ndarray:
 
     The label map has one channel of 1 to 32 bits, or a palette, whose indices are returned. Several channels with equal
     values are accepted if no pixel is transparent. Pillow scales values of 2 and 4 bits to 0..255, and inverts values
-    of up to 8 bits if a TIFF declares that 0 is white. The scaling and the inversion are undone unless the image was
-    decoded before this call.
+    of up to 8 bits if a TIFF declares that 0 is white. This function undoes the scaling and the inversion, unless
+    the image was decoded before the call.
 
     Returns:
         uint8 or uint16 (H, W), or int32 (H, W) for 32 bits and signed 16 bits.
@@ -413,7 +418,7 @@ def _holds_jpegs(image: Image.Image) -> bool:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's raw mode of an image, such as `L;4`, or an empty text if the image is already decoded."""
+    """Return Pillow's raw mode of an image, such as `L;4`, or an empty string if the image is already decoded."""
     tiles: Any = getattr(image, "tile", None)
     if tiles:
         args = tiles[0][3]
@@ -454,13 +459,12 @@ def read_panoptic(source: bytes | str | Path) -> np.ndarray:
         raise SampleError(
             "mask_not_rgb", f"panoptic PNG has mode {image.mode}; expected RGB (id = R + 256 G + 65536 B)"
         )
-    # The four bytes of a pixel, red first, are read as a little-endian integer, whose highest byte is not part of the
-    # id.
+    # Read the four bytes of each pixel (red first) as a little-endian integer. The highest byte is not part of the id.
     rgbx = np.frombuffer(image.tobytes("raw", image.mode if image.mode == "RGBA" else "RGBX"), "<i4")
     return (rgbx & 0xFFFFFF).reshape(image.height, image.width)
 
 
 def panoptic_pixels(ids: np.ndarray) -> np.ndarray:
     """Encode integer ids (H, W) as the pixels of a panoptic PNG, uint8 (H, W, 3), the inverse of `read_panoptic`."""
-    ids = ids.astype(np.int64)  # A narrower type cannot represent the divisors.
+    ids = ids.astype(np.int64)  # A narrower dtype cannot represent the divisor 65536.
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

@@ -9,7 +9,7 @@ from typing import Any
 
 from osm.errors import OsmError, SampleError
 
-MAX_BYTES = 512 * 2**20  # The maximum decompressed size of a file. A hundred masks of 2000 x 2000 pixels are allowed.
+MAX_BYTES = 512 * 2**20  # The maximum decompressed size of a file. The limit allows 100 masks of 2000 x 2000 pixels.
 _HEADER, _TAG = 128, 8
 _COMPRESSED = 15
 _CHUNK = 2**20
@@ -30,7 +30,7 @@ def read_mat(data: bytes, variable: str) -> Any:
     _check_size(data)
     try:
         found = loadmat(io.BytesIO(data), variable_names=[variable])
-    except Exception as error:  # A broken byte can make scipy raise any error.
+    except Exception as error:  # Corrupt data can make scipy raise any exception.
         raise SampleError("image_unreadable", f"is not a readable .mat file ({error})") from None
     if variable not in found:
         raise SampleError("mask_without_variable", f"has no variable {variable!r}")
@@ -38,7 +38,7 @@ def read_mat(data: bytes, variable: str) -> Any:
 
 
 def _check_size(data: bytes) -> None:
-    """Check the decompressed size of the file's variables, by decompressing chunks that are then discarded."""
+    """Check the size of a .mat file after decompression. The data is decompressed in chunks, which are discarded."""
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None:
         raise SampleError("image_unreadable", "is not a .mat file of version 5")
@@ -50,7 +50,7 @@ def _check_size(data: bytes) -> None:
             total += len(body)
         else:
             expander = zlib.decompressobj()
-            for start in range(0, len(body), _CHUNK):  # At each call, zlib copies the input that is not consumed.
+            for start in range(0, len(body), _CHUNK):  # Each call of zlib copies the unconsumed input.
                 rest: bytes | memoryview = body[start : start + _CHUNK]
                 while rest and total <= MAX_BYTES:
                     total += len(expander.decompress(rest, _CHUNK))

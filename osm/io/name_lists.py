@@ -118,7 +118,7 @@ def _of_cells(lines: list[tuple[int, str]], where: str) -> NameList:
 
 
 def _of_yaml(text: str, where: str) -> NameList:
-    """Parse a YAML text, as written by training programs. Its key `names` is a list, or a mapping from ids to names."""
+    """Parse YAML as training programs write it. The key `names` contains a list, or a mapping from ids to names."""
     try:
         document = parse_yaml(text)
     except ValueError as error:

@@ -17,7 +17,7 @@ _FRAME = "_gtFine_panoptic.png"
 
 
 def check_local(path: str, where: str) -> None:
-    """Raise OsmError if the path of a local file is a URL or a command."""
+    """Raise OsmError if `path` is a URL or a command instead of a local path."""
     if not is_path(path):
         raise OsmError(
             f"{where} {path[:200]!r}: expected a local path; URLs and commands like `pipe:` are not supported "
@@ -40,7 +40,7 @@ def safe_join(root: Path, name: str) -> Path:
 
 
 def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -> Any:
-    """Return the path of an image below the image folder. The path is an unchecked value, which may have any JSON type.
+    """Return an image's path below the image folder, as given in the JSON. The value may have any JSON type.
 
     Args:
         naming: the rule for the file name, one of `IMAGE_NAMES`.
@@ -61,7 +61,7 @@ def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -
 
 
 def name_by_url(image: dict[str, Any], where: str) -> str:
-    """Return the last folder and file name in `coco_url`. In LVIS, `file_name` is not the name of the image file."""
+    """Return the last folder and the file name in `coco_url`. In LVIS, `file_name` is not the file name."""
     url = image.get("coco_url")
     try:
         parts = PurePosixPath(urlsplit(url).path).parts if isinstance(url, str) else ()
@@ -81,7 +81,5 @@ def name_by_frame(mask_name: Any, where: str) -> str:
     """
     frame = mask_name.removesuffix(_FRAME) if isinstance(mask_name, str) else mask_name
     if frame == mask_name or "_" not in frame:
-        raise OsmError(
-            f"{where}: the name of its PNG, {shown(mask_name)}, is not of the form CITY_SEQUENCE_FRAME{_FRAME}"
-        )
+        raise OsmError(f"{where}: the PNG name {shown(mask_name)} does not have the form CITY_SEQUENCE_FRAME{_FRAME}")
     return f"{frame.split('_')[0]}/{frame}_leftImg8bit.png"

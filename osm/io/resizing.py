@@ -1,4 +1,4 @@
-"""Compute the size of a resized image by the published rule, and the source pixels of nearest-neighbor resizing."""
+"""Compute the size of a resized image as the published model does, and the indices of nearest-neighbor resizing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from PIL import Image
 
 
 def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
-    """Return the (width, height) to which an image is resized to fit into a square, by the published rule.
+    """Return the (width, height) to which an image is resized to fit into a square, as in the published model.
 
-    A square image is resized to `target` x `target`. Otherwise, the short side becomes `target` - 1. If the long side
-    would then exceed `target`, the long side becomes `target` instead, and the short side shrinks in proportion.
+    A square image is resized to `target` x `target`. In any other image, the short side becomes `target` - 1. If the
+    long side would then exceed `target`, the long side becomes `target` instead, and the short side shrinks in
+    proportion.
     """
     if width == height:
         return target, target
@@ -38,7 +39,6 @@ def nearest_rows(size: int, resized: int, start: int = 0, count: int | None = No
 
 @lru_cache(maxsize=1024)
 def _nearest(size: int, resized: int) -> np.ndarray:
-    # We let Pillow compute the indices, because its running sum rounds some exact ties differently than a closed
-    # formula.
+    # Pillow computes the indices, because its running sum rounds some exact ties differently than a closed formula.
     line = Image.fromarray(np.arange(size, dtype=np.int32)[None])
     return np.asarray(line.resize((resized, 1), Image.Resampling.NEAREST))[0]

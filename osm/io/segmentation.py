@@ -3,7 +3,7 @@
 The field has many variants, because annotation tools write it differently. `read_segmentation` accepts these variants,
 checks the field against the size of the image, and converts it to the standard form. `draw_segmentation` draws a mask
 from the standard form, and `decode_segmentation` reads the field and draws the mask. Every fault raises a `SampleError`
-with a reason, by which faults are counted.
+with a reason, so that callers can count the faults by reason.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from osm.documents import parse_json
 from osm.errors import SampleError, shown
 from osm.io.values import finite, whole
 
-# A polygon may extend beyond its image by at most this many times the image's size, because pycocotools allocates
-# memory in proportion to the outline.
+# Coordinates of a polygon may be at most this many times the longer side of the image.
+# Without a limit, pycocotools would allocate memory in proportion to the length of the outline.
 _MAX_OUTSIDE = 10
-# The maximum length of an outline in pixels, because pycocotools allocates 80 bytes per pixel. The outline of an image
-# of 10,000 x 10,000 pixels has 40,000 pixels.
+# The maximum length of a polygon outline in pixels. pycocotools allocates 80 bytes per pixel of the outline.
+# For comparison, the outline of an image of 10,000 x 10,000 pixels has 40,000 pixels.
 _MAX_OUTLINE = 4_000_000
-_MAX_RUNS, _CHARACTERS = 5_000_000, 7  # The maximum number of runs of a mask, and of characters of a compressed run.
-_MERGED = 16  # The number of polygons that are merged in one call. Merging one by one would take quadratic time.
+_MAX_RUNS, _CHARACTERS = 5_000_000, 7  # The maximum number of runs per mask, and of characters per compressed run.
+_MERGED = 16  # The number of polygons to merge per call. Merging polygons one by one would take quadratic time.
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A segmentation field in the standard form.
+    """The standard form of a segmentation field: polygons or an RLE.
 
     Attributes:
         value: a list of polygons [x, y, x, y, ...], or an RLE {size: [height, width], counts: a text or integers}. If
@@ -46,9 +46,9 @@ class Segmentation:
 def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmentation:
     """Convert a segmentation field of any variant to the standard form.
 
-    Polygons may be a list of polygons, one flat list of coordinates, or lists of points. Coordinates may be texts. An
-    RLE may be in a list. The `counts` of an RLE may be a text, bytes, the text of a bytes literal (`b'...'`), or a list
-    or array of integers or texts. The last run of an RLE may be missing if it is a run of zeros.
+    Polygons may be a list of polygons, one flat list of coordinates, or lists of points. Coordinates may be strings. An
+    RLE may be in a list. The `counts` of an RLE may be a string, bytes, a string with a bytes literal (`b'...'`), or a
+    list or array of integers or strings. The last run of an RLE may be missing if it is a run of zeros.
 
     Args:
         value: the value of the `segmentation` field.
@@ -64,7 +64,7 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
         raise SampleError("annotation_without_mask", f"{where}: has no mask because its segmentation is {shown(value)}")
     if isinstance(value, Mapping):
         return Segmentation(_read_rle(value, size, where))
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames store JSON as a text within JSON.
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames store the field as a JSON string.
         try:
             inner = parse_json(value)
         except ValueError:
@@ -109,7 +109,7 @@ def draw_segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _draw_runs(counts: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the mask (H, W) of alternating runs of 0 and 1, column by column.
+    """Draw the mask (H, W) that alternating runs of 0 and 1 describe, column by column.
 
     We do not use pycocotools' decoder, because it checks neither the end of the string nor the sum of the runs.
     """
@@ -118,7 +118,7 @@ def _draw_runs(counts: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _read_parts(parts: Any, size: tuple[int, int], where: str) -> Segmentation:
-    """Convert a list that contains an RLE to the standard form. The mask is the union of the masks in the list."""
+    """Convert a list that contains an RLE to the standard form. The result is the union of the masks in the list."""
     if len(parts) == 1:
         return Segmentation(_read_rle(parts[0], size, where))
     mask = np.zeros(size, bool)
@@ -272,7 +272,7 @@ def _check_rle_size(given: Any, size: tuple[int, int], where: str) -> None:
 
 
 def _counts(given: Any, where: str) -> Any:
-    """Return the counts of an RLE as a text or a list of integers. A text or list of integers is returned unchanged."""
+    """Return the counts of an RLE as a string or a list of integers. Counts of these types stay unchanged."""
     if isinstance(given, (bytes, bytearray)):
         return bytes(given).decode("ascii", "replace")
     if isinstance(given, str):
@@ -296,9 +296,9 @@ def _counts(given: Any, where: str) -> Any:
 def _parse_counts(text: str, where: str) -> list[int]:
     """Decode the `counts` of a compressed COCO RLE.
 
-    The character code minus that of '0' has five bits of a number, and a sixth bit that tells whether the number
-    continues in the next character. From the fourth number on, the difference from the number two positions earlier is
-    stored.
+    The code of each character, minus the code of '0', consists of five bits of a number and a sixth bit, which tells
+    whether the number continues in the next character. From the fourth number on, each number is stored as its
+    difference from the number two positions earlier.
     """
     counts: list[int] = []
     value = shift = 0

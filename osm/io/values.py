@@ -15,7 +15,7 @@ _DIGITS = 38  # The maximum number of digits of an integer. Longer integers can 
 
 
 def whole(value: Any) -> int | None:
-    """Return a value as an integer if it is an integer, a float without a fraction, or the text of such a number.
+    """Return a value as an integer if it is an integer, a float without a fraction, or a string with such a number.
 
     Returns:
         The integer, or None for all other values, including True and False.
@@ -36,7 +36,7 @@ def whole(value: Any) -> int | None:
 
 
 def finite(value: Any) -> int | float | None:
-    """Return a number, or the text of a number, as a finite number. Return None for any other value."""
+    """Convert a number, or a string with a number, to a finite number. Return None for any other value."""
     if type(value) in (int, float):
         return value if abs(value) <= sys.float_info.max else None  # The comparison is also false for NaN.
     if isinstance(value, bool):
@@ -55,7 +55,7 @@ def finite(value: Any) -> int | float | None:
 def truth(value: Any) -> bool | None:
     """Return the value of a flag such as `iscrowd`, or None if it is invalid.
 
-    Valid values are True, False, 0, 1, the text of one of these values, and null, which means False.
+    Valid values are True, False, 0, 1, a string with one of these values, and null, which means False.
     """
     if value is None or isinstance(value, bool):
         return bool(value)
@@ -68,7 +68,7 @@ def truth(value: Any) -> bool | None:
 def storable(value: Any) -> bool:
     """Return whether a value can be stored in the JSON of a sample.
 
-    NaN, infinity and values that contain themselves cannot be stored.
+    NaN, infinity, and lists that contain themselves cannot be stored.
     """
     if isinstance(value, (int, str)) or value is None:
         return True
@@ -80,9 +80,6 @@ def storable(value: Any) -> bool:
 
 
 def side(value: Any) -> int | None:
-    """Return a width or height from a JSON as an integer.
-
-    Return None if it is missing, not a number, or not positive.
-    """
+    """Return a width or height from a JSON as an integer, or None if the value is not a positive integer."""
     number = whole(value)
     return number if number is not None and number > 0 else None

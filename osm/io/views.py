@@ -17,8 +17,7 @@ from PIL import Image
 from osm.io.resizing import nearest_rows
 
 _REDUCTIONS = (1, 2, 4, 8)  # The factors by which a JPEG can be reduced during decoding.
-# If a view shrinks its image, the image may be decoded at a reduced size, which must be at least this many times the
-# size of the view.
+# If an image is decoded at a reduced size, this size must be at least this many times the size of the resized image.
 _SPARE = 2
 
 
@@ -40,7 +39,7 @@ class View:
 
         An image that is decoded at a reduced size is resampled bicubically. If the reduced image has at least twice the
         size of the view, each resampled pixel averages several pixels, which are averages themselves. On photos, the
-        result differs from resampling the full image by about one gray level.
+        result differs by about one gray level from the result of resampling the full image.
         """
         return _SPARE * self.width, _SPARE * self.height
 
@@ -59,7 +58,7 @@ class View:
             pixels = picture[y, x]
         elif width % by == height % by == 0:
             return self._resized(picture)
-        else:  # The last row or column of the reduced image covers only a part of a pixel.
+        else:  # The last row or column of the reduced image covers fewer source pixels.
             image = Image.fromarray(picture)
             reach = (width / by / self.width, height / by / self.height)
             box = (x.start * reach[0], y.start * reach[1], x.stop * reach[0], y.stop * reach[1])
@@ -70,10 +69,10 @@ class View:
     def _resized(self, picture: np.ndarray) -> np.ndarray:
         """Return the crop of the resized image, computed by torch's vectorized bicubic kernel.
 
-        The kernel is more than three times as fast as Pillow's kernel. Resizing more than the crop with torch is still
-        faster than resizing the crop with Pillow. Both kernels clip to 0..255 between their two passes, but the order
-        of the passes may differ. On photos, the results of the two kernels differ by at most two gray levels, and few
-        pixels differ by two. On pure noise, the results may differ by more.
+        The torch kernel is more than three times as fast as Pillow's kernel. Even if torch also resizes pixels outside
+        of the crop, it is faster than Pillow on the crop alone. Both kernels clip to 0..255 between their two passes,
+        but the order of the passes may differ. On photos, the results of the two kernels differ by at most two gray
+        levels, and few pixels differ by two. On pure noise, the results of the two kernels may differ by more.
         """
         array = torch.from_numpy(picture)
         # The image is flipped before it is resized, so the position of the crop is mirrored too.
@@ -98,7 +97,7 @@ class View:
         return self.cut(array).enlarge()
 
     def cut(self, array: np.ndarray) -> Cut:
-        """Return the rows and columns of a label map (H, W) that are in the view, each of them once."""
+        """Return the rows and columns of a label map (H, W) that the view samples, without duplicates."""
         rows, columns = self._sources(array.shape)
         cut, row_of = _distinct(array, rows, 0)
         cut, column_of = _distinct(cut, columns, 1)
@@ -144,7 +143,7 @@ class View:
 
 @dataclass(frozen=True)
 class Cut:
-    """The pixels of a label map that are in a view, before the crop is enlarged.
+    """The pixels of a label map that a view samples, before they are enlarged to the size of the crop.
 
     Attributes:
         labels: the pixels (h, w).
@@ -161,7 +160,7 @@ class Cut:
         return (self.labels if where is None else where).take(self.column_of, 1).take(self.row_of, 0)
 
     def areas(self) -> dict[int, int]:
-        """Return id -> number of pixels in the crop that have this id.
+        """Return a dict from each id in the crop to its number of pixels.
 
         Runs of equal ids are counted instead of single pixels, because label maps have few runs.
         """
@@ -187,9 +186,9 @@ def _reach(end: int, factor: float) -> int:
 
 
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows (or columns) at the sorted unique indices, and the position of each index among them."""
+    """Return an array's rows (or columns) at `indices` without duplicates, and each index's position in the result."""
     first, last = int(indices[0]), int(indices[-1])
-    if last - first < len(indices):  # The image is not shrunk, so a slice has few rows that are not needed.
+    if last - first < len(indices):  # If the image is not shrunk, a slice contains few unneeded rows.
         part = array[first : last + 1] if axis == 0 else array[:, first : last + 1]
         return part, indices - first
     # When Pillow shrinks an image, its nearest-neighbor resize uses each index at most once.

@@ -2,8 +2,8 @@
 
 A file is stored at `<folder>/<protocol>/<host>/<path>`, with each part percent-encoded. The size and version of a file
 are stored in a separate file. Each file is fetched once, under a temporary name, and renamed when it is complete. When
-the cache would exceed its size limit, the least recently used files are removed. A process that has opened a file can
-still read the file after its removal.
+the cache would exceed its size limit, the least recently used files are removed. A process that has opened a
+cached file can still read it after its removal.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _LOCKS, _META, _PARTS = "locks", "meta", "parts"
 _SIGNATURE = re.compile(r"x-(amz|goog)-|sig|token|expires|policy|key-pair-id|awsaccesskeyid", re.IGNORECASE)
 _AZURE = re.compile(r"s[eprtv]|sks?t|skoid|sktid|ske|skv|spr")  # Query parameters of Azure's signatures, besides `sig`.
 _LONGEST = 255  # The maximum length of a file name in bytes.
-_ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that a file name must not contain.
+_ILLEGAL = '<>:"|?*\\' if os.name == "nt" else ""  # Characters that Windows file names must not contain.
 _QUERY = "query-"  # The name prefix of folders for files whose URL has a query string.
 _THREADS = 8
 _WAIT = 0.1  # seconds
-_LISTED_FROM = 64  # A folder is listed if at least this many files are needed. Fewer files are requested one by one.
+_LISTED_FROM = 64  # List the remote folder if at least this many files are needed, else request each file.
 
 
 def default_folder() -> Path:
@@ -58,7 +58,7 @@ def default_folder() -> Path:
 
 
 def canonical(url: str) -> str:
-    """Return a URL without its signature, because the signature of the same file is different each time.
+    """Return a URL without its signature, because each signed URL of the same file has a different signature.
 
     Other query parameters are kept because they identify the file.
     """
@@ -105,7 +105,7 @@ class FileCache:
         if protocol in HTTP:
             names = [unquote(name) for name in names]
         asked = _asked(query)
-        if asked:  # The query is placed before the file name so that the path keeps the suffix, which tells the type.
+        if asked:  # The query precedes the file name in the path, so that the path ends in the file's suffix.
             names.insert(-1, f"{_QUERY}{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}")
         return self.folder.joinpath(protocol, quote(host, safe="@"), *(_file_name(name) for name in names))
 
@@ -143,11 +143,12 @@ class FileCache:
             if not remote.exists(url):
                 raise FileNotFoundError(public(url))
         raise RunStopped(
-            f"cache {self.folder}: {public(url)} is removed as soon as it is fetched: raise the size limit"
+            f"cache {self.folder}: {public(url)} is removed as soon as it is fetched, because the cache is too small; "
+            "raise the size limit"
         )
 
     def get_tree(self, url: str) -> Path:
-        """Return the path of the local copy of a remote folder. Files that the remote folder lacks are removed."""
+        """Return the path of a remote folder's local copy. Cached files that the server no longer has are removed."""
         started, root = time.time(), self.path_of(url)
         files = {join(url, name): found for name, found in remote.list_files(url).items()}
         there = set(self.get_all(files, url))
@@ -215,7 +216,7 @@ class FileCache:
             kept, of = Stat(int(meta["size"]), str(meta["version"])), meta["of"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        # Two URLs have the same path on a disk that does not distinguish upper and lower case.
+        # On a case-insensitive disk, the files of two different URLs may have the same path.
         return of == _digest(url) and kept.size == size and kept.agrees(wanted)
 
     def _mark_used(self, path: Path) -> None:
@@ -276,7 +277,7 @@ class FileCache:
                 if total > self.limit:
                     return False
             with part.open("wb") as file:
-                file.truncate(size)  # Other processes then count the file with its final size.
+                file.truncate(size)  # Other processes must count the file with its final size.
             return True
 
     def _parts(self, but: Path) -> Iterator[int]:
@@ -285,7 +286,7 @@ class FileCache:
             if part == but:
                 continue
             lock = FileLock(self._lock_file(part.name))
-            with suppress(OSError):  # The process that fetches the file may rename or remove it at this moment.
+            with suppress(OSError):  # The process that fetches a file may rename or remove the file at any time.
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:
@@ -326,16 +327,16 @@ class FileCache:
 
 
 def _digest(url: str) -> str:
-    """Return a hash of a URL, which is stored instead of the URL because a query may contain credentials."""
+    """Return a hash of a URL, which is stored instead of the URL because the URL may contain credentials."""
     return hashlib.sha256(canonical(url).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _file_name(name: str) -> str:
-    """Return a file name for a part of a URL. The part is returned unchanged if it is a valid file name."""
+    """Return a file name for a part of a URL. A part that is a valid file name is returned unchanged."""
     text = "".join(quote(letter, safe="") if letter in _ILLEGAL or letter < " " else letter for letter in name)
     if not text.strip("."):
         text = text.replace(".", "%2E")
-    text = text.replace("/", "%2F")  # The slash was percent-encoded in the URL.
+    text = text.replace("/", "%2F")  # This slash was percent-encoded in the URL.
     if os.name == "nt":
         text = text.rstrip(" .") or "%20"
     try:
@@ -346,7 +347,7 @@ def _file_name(name: str) -> str:
 
 
 def user_cache() -> FileCache:
-    """Return the cache of remote files that are given by flags, such as checkpoints and files of datasets."""
+    """Return the cache of remote files that users pass with flags, such as checkpoints and dataset files."""
     return FileCache(default_folder() / "files")
 
 
@@ -372,7 +373,7 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
 
 @contextmanager
 def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
-    """Fetch a remote file to a temporary file, and yield the open file. The temporary file is removed afterwards."""
+    """Fetch a remote file to a temporary file, and yield the open file. The context removes the temporary file."""
     found = expected or remote.stat(url)
     try:
         temporary = tempfile.TemporaryDirectory(prefix="osm_")
@@ -390,7 +391,7 @@ def open_whole(url: str, expected: Stat | None = None) -> Iterator[BinaryIO]:
 
 
 class RemoteFolder:
-    """A remote folder and its local copy, which contains only those files that were fetched.
+    """A remote folder and its local copy, which contains only the files that have been fetched.
 
     Args:
         url: the URL of the folder. Servers that cannot list the folder are supported.
@@ -424,7 +425,7 @@ class RemoteFolder:
         return None if self._listing is None else list(self._listing)
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Fetch the files with the given paths below `root`. Files that do not exist on the server are skipped.
+        """Fetch the remote files whose local paths below `root` are given. Files that the server lacks are skipped.
 
         Raises:
             OsmError: access is denied, or the file is larger than the limit of the cache.

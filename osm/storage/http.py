@@ -1,10 +1,10 @@
-"""Read files over HTTP: their sizes, byte ranges, whole files, and pages that list folders.
+"""Read file sizes, byte ranges, whole files and folder listings over HTTP.
 
 We do not use fsspec's own HTTP functions, because they report a missing file when the server is down, read responses of
 any size into memory, and follow links that lead out of the listed folder.
 
-The coroutines run in fsspec's event loop. If a request fails, they raise aiohttp's error, and `osm.storage.remote`
-retries the request.
+The coroutines of this module run in fsspec's event loop. If a request fails, the coroutine raises aiohttp's error, and
+`osm.storage.remote` retries the request.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def stat(fs: Any, url: str) -> Stat:
     async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
         if answer.status in _GONE:
             raise FileNotFoundError(public(url))
-        if answer.status != 416:  # The server responds with status 416 if the file is empty.
+        if answer.status != 416:  # Servers respond with status 416 to a range of an empty file.
             answer.raise_for_status()
         length = answer.headers.get("Content-Length", "")
         if answer.status != 200:
@@ -66,7 +66,7 @@ def _plain(tag: str) -> str:
 
 
 def _answer_version(headers: Any, expected: Stat) -> str:
-    """Return the version in a response, or the expected version if the response has no version or an equal version."""
+    """Return the version in a response, or the expected version if the response contains it or no version."""
     given = [_plain(headers[key]) for key in ("ETag", "Last-Modified") if key in headers]
     return given[0] if given and expected.version not in given else expected.version
 
@@ -124,10 +124,10 @@ async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
             async for block in answer.content.iter_any():
                 came += len(block)
                 if came > expected.size:
-                    raise WrongLength(f"{expected.size} bytes were announced, but the server sent more")
+                    raise WrongLength(f"the server announced {expected.size} bytes, but sent more")
                 file.write(block)
         if came != expected.size:
-            raise WrongLength(f"{expected.size} bytes were announced, but the server sent {came}")
+            raise WrongLength(f"the server announced {expected.size} bytes, but sent {came}")
 
 
 async def list_names(fs: Any, url: str, most: int) -> list[str]:
@@ -178,7 +178,7 @@ async def _page(fs: Any, url: str) -> str:
             raise FileNotFoundError(public(url))
         answer.raise_for_status()
         if answer.content_type != "text/html":
-            raise FileNotFoundError(public(url))  # The URL is that of a file instead of an HTML page.
+            raise FileNotFoundError(public(url))  # The URL belongs to a file instead of an HTML page.
         data = bytearray()
         async for block in answer.content.iter_any():
             data += block
@@ -188,9 +188,9 @@ async def _page(fs: Any, url: str) -> str:
 
 
 def _children(address: str, page: str) -> list[str]:
-    """Return the entries of a folder that are linked on its HTML page, percent-encoded and without duplicates.
+    """Return the entries that a folder's HTML page links, percent-encoded and without duplicates.
 
-    The entry of a subfolder ends with a slash.
+    A subfolder's entry ends with a slash.
     """
     found: dict[str, None] = {}
     for match in _HREF.finditer(page):

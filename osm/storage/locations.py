@@ -19,10 +19,10 @@ WRITABLE = ("s3", "gs")
 _URL = re.compile(r"(https?|s3|gs|hf|file):/+(?=[^/])", re.IGNORECASE)
 _VERSION = re.compile(r"\?versionId=[^/?]*$")
 _FILE = re.compile(r"file:/*", re.IGNORECASE)
-# Matches texts that other loaders interpret as a command (`pipe:`, or `|` at either end), as standard input, or as a
-# different protocol. (A single letter before a colon is a Windows drive.)
+# Matches texts that other data loaders interpret as a command (`pipe:` or `|`), standard input, or another protocol.
+# A single letter before a colon is a Windows drive.
 _NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]+:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
-_QUERY = re.compile(r"\?[^\s,{}]*")  # The query of a URL that is part of a pattern or a sentence.
+_QUERY = re.compile(r"\?[^\s,{}]*")  # Matches the query of a URL within a pattern or a sentence.
 _WEB = re.compile(r"https?:/", re.IGNORECASE)
 _COMMAND = re.compile(r"\s*(pipe:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
@@ -40,7 +40,7 @@ def is_path(text: str) -> bool:
 
 
 def check_location(location: str | os.PathLike[str], what: str) -> str:
-    """Return a local path unchanged (without `file://`), or a URL in its normal form.
+    """Check a location, and return it as a local path (without `file://`) or as a normalized URL.
 
     Args:
         location: a local path or a URL.
@@ -68,7 +68,7 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
     if "@" in host and protocol != "hf":
         raise OsmError(
             f"{what} {protocol}://***@{host.rpartition('@')[2]}: a password in a URL would end up in logs; pass "
-            "credentials in the usual way of the library (AWS_* variables, ~/.netrc, gcloud, HF_TOKEN)"
+            "credentials in the library's usual way (AWS_* variables, ~/.netrc, gcloud, HF_TOKEN)"
         )
     if ".." in unquote(rest.partition("?")[0]).split("/") or "\0" in rest:
         raise OsmError(f"{what} {public(text)}: '..' in a URL is not supported; expected the URL without '..'")
@@ -76,12 +76,12 @@ def check_location(location: str | os.PathLike[str], what: str) -> str:
 
 
 def _hidden(text: str) -> str:
-    """Return the text of an unsupported URL without its password and query, for an error message."""
+    """Remove the password and the query from an unsupported URL, for an error message."""
     return re.sub(r"//[^/]*@", "//***@", text.partition("?")[0]) if "://" in text else text
 
 
 def check_writable(location: str | os.PathLike[str], what: str) -> str:
-    """Check the location of a file that will be written, and return the location as `check_location` does.
+    """Check that a location is writable, and return it as a local path (without `file://`) or as a normalized URL.
 
     Raises:
         OsmError: the location is invalid (see `check_location`), or its protocol is read-only.
@@ -92,7 +92,7 @@ def check_writable(location: str | os.PathLike[str], what: str) -> str:
     text = check_location(location, what)
     if is_remote(text) and text.partition(":")[0] not in WRITABLE:
         protocols = ", ".join(f"{name}://" for name in WRITABLE)
-        raise OsmError(f"{what} {public(text)}: the location is read-only; expected a local path, {protocols}")
+        raise OsmError(f"{what} {public(text)}: the location is read-only; expected a local path or {protocols}")
     return text
 
 
@@ -127,12 +127,12 @@ def public(location: str | os.PathLike[str]) -> str:
 
 
 def public_text(text: str) -> str:
-    """Return a text, such as a pattern for several locations, without the queries of the HTTP URLs in the text."""
+    """Remove the queries of all HTTP URLs from a text, such as a pattern for several locations."""
     return "::".join(_QUERY.sub("", part) if _WEB.search(part) else part for part in text.split("::"))
 
 
 def join(folder: str | os.PathLike[str], name: str) -> str:
-    """Return the location of a file in a folder. The query of a signed URL stays at the end.
+    """Return the location of a file in a folder. If the folder is a signed URL, its query stays at the end.
 
     Args:
         name: the path of the file within the folder.
@@ -147,7 +147,7 @@ def join(folder: str | os.PathLike[str], name: str) -> str:
 
 
 def sibling(location: str | os.PathLike[str], name: str) -> str:
-    """Return the location of the file `name` in the same folder as a location."""
+    """Return the location of the file or folder `name` that is next to `location`."""
     text = os.fspath(location)
     if not is_remote(text):
         return str(Path(text).parent / name)

@@ -23,7 +23,7 @@ from osm.storage.locations import public
 STALE_SECONDS = 600.0
 """The number of seconds after which a lock that was not renewed counts as abandoned."""
 _RENEWED_EVERY = 60.0
-_LAST_RENEWAL = 5.0  # The number of seconds that a renewal in progress may take.
+_LAST_RENEWAL = 5.0  # The maximum number of seconds to wait for a renewal in progress.
 _MOST_BYTES = 4096
 _TAKEN_TRIES = 5
 
@@ -57,7 +57,7 @@ class Owner:
 
     @classmethod
     def read(cls, data: bytes) -> Owner:
-        """Parse the content of a lock. Raises ValueError if the bytes are not a lock."""
+        """Parse the content of a lock. Raises ValueError if `data` is not the content of a lock."""
         try:
             value = parse_json(data)
             texts = [value[name] for name in ("host", "machine", "started", "token")]
@@ -77,7 +77,7 @@ class Owner:
 
 
 def _machine() -> str:
-    """Return an identifier of this system, which is equal for two processes only if they see each other's process ids.
+    """Return an identifier that two processes share only if they can see each other's process ids.
 
     Two containers on the same machine have different identifiers.
     """
@@ -113,10 +113,10 @@ def _started(pid: int) -> str | None:
 class Lock:
     """A context manager that prevents two runs from writing to the same remote output.
 
-    The lock is an object that is created only if it does not exist. On services without conditional writes, the object
-    is written and read back. A thread renews the lock regularly. If the owner has ended, the lock can be taken over: on
-    the owner's machine immediately, and on a different machine `STALE_SECONDS` after the last renewal. The clocks of
-    the machines must not differ by more than this time.
+    The lock is an object that is created only if it does not exist. On storage services without conditional writes, the
+    object is written and then read back. A thread renews the lock regularly. After the process that holds the lock has
+    ended, another run can take over the lock: on the same machine immediately, and on a different machine
+    `STALE_SECONDS` after the last renewal. The clocks of the machines must not differ by more than `STALE_SECONDS`.
 
     Args:
         url: the URL of the lock object.
@@ -147,7 +147,7 @@ class Lock:
         """
         self._ended.set()
         self._thread.join(_LAST_RENEWAL)
-        with suppress(Exception):  # Retries would delay the error that is being raised.
+        with suppress(Exception):  # A retry would delay the error that is being raised.
             filesystem = remote.filesystem(self.url)
             if Owner.read(filesystem.cat_file(self.url)).token == self._owner.token:
                 filesystem.rm_file(self.url)
@@ -157,7 +157,7 @@ class Lock:
         found = self._read(whole=False)
         if found is None or found.token != self._owner.token:
             taken = "was removed" if found is None else f"was taken over by process {found.pid} of {found.host}"
-            raise RunStopped(f"{self.where}: the lock {public(self.url)} {taken} while this run was writing")
+            raise RunStopped(f"{self.where}: this run has lost its lock: {public(self.url)} {taken}")
 
     def _take(self) -> None:
         for _ in range(_TAKEN_TRIES):
@@ -170,7 +170,8 @@ class Lock:
             if self._create():
                 break
         found = self._read()
-        if found is None or found.token != self._owner.token:  # If two processes write it at once, the last one wins.
+        # If two processes write the lock at the same time, the last one wins.
+        if found is None or found.token != self._owner.token:
             raise self._refusal(found)
 
     def _check_abandoned(self, found: Owner) -> None:
@@ -223,7 +224,7 @@ class Lock:
             except OSError as error:
                 if error.errno != errno.ENOSYS:
                     raise
-                filesystem.pipe_file(self.url, data)  # No conditional writes: the caller reads the lock back.
+                filesystem.pipe_file(self.url, data)  # Without conditional writes, the caller reads the lock back.
             return True
 
         try:

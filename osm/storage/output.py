@@ -29,7 +29,7 @@ from osm.storage.locations import check_location, check_writable, is_remote, joi
 from osm.storage.lock import Lock
 
 LOCK = ".osm.lock"
-MAX_JSON_BYTES = 1 << 30  # The maximum size of a file that is read back. A conversion's record is much smaller.
+MAX_JSON_BYTES = 1 << 30  # The maximum size of a file that `read` returns. The record of a conversion is smaller.
 _NO_KEY = re.compile(r"[?#*\[\]]|[\0-\x1f]")  # Libraries give these characters a special meaning in a URL.
 
 
@@ -48,9 +48,9 @@ class Output(Protocol):
         """Return the location of a file, for messages."""
 
     def sizes(self) -> dict[str, int]:
-        """Return name -> size in bytes of the entries directly in the folder.
+        """Return a dict from name to size in bytes, for all files and subfolders of the folder.
 
-        The size of entries that are not files is -1.
+        The size is -1 for an entry that is not a file.
         """
 
     def read(self, name: str, what: str) -> bytes | None:
@@ -69,7 +69,7 @@ class Output(Protocol):
     def lock(self, seconds: float) -> None:
         """Lock the folder until `unlock`.
 
-        Raise OsmError if a different process still holds the lock after `seconds`.
+        Raise OsmError if another process still holds the lock after `seconds` seconds.
         """
 
     def unlock(self) -> None:
@@ -210,9 +210,9 @@ def open_output(location: str | os.PathLike[str], what: str) -> Output:
 
 
 def check_output(location: str | os.PathLike[str], what: str) -> str:
-    """Return a location as `check_writable` does.
+    """Check an output location, and return it in the form of `check_writable`.
 
-    Raise OsmError for a URL with characters that have a special meaning, such as `?` and `*`.
+    Raise OsmError if the location is a URL with special characters, such as `?` and `*`.
     """
     text = check_writable(location, what)
     if is_remote(text) and (found := _NO_KEY.search(text)):
@@ -251,14 +251,14 @@ def _staging_path(url: str) -> Path:
 
 
 def disk_of(location: str | os.PathLike[str], what: str) -> str:
-    """Return the name of the local folder that is full or not writable, for an error message about an output."""
+    """Return the local folder that an error message names if the disk of an output is full or not writable."""
     if not is_remote(location):
         return f"{what} {location}"
     return f"{what} {public(location)}: its staging folder {_staging_path(check_output(location, what))}"
 
 
 def write_text(location: str | os.PathLike[str], flag: str, chunks: Iterable[str]) -> None:
-    """Write text to the location that a flag names. A local file is written as `osm.files.write_output` does.
+    """Write text to the location that a user passed with `flag`. Local files are written by `write_output`.
 
     Raises:
         OsmError: the file cannot be written.
@@ -276,7 +276,7 @@ def write_text(location: str | os.PathLike[str], flag: str, chunks: Iterable[str
 def remote_file(url: str, what: str) -> Iterator[Path]:
     """Yield the path of a staged file, which is uploaded if the context succeeds.
 
-    The remote file is locked until then.
+    The remote file is locked until the context ends.
     """
     folder, _, name = check_output(url, what).rpartition("/")
     if not name or folder.endswith(":/"):
@@ -310,4 +310,4 @@ def staging(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise write_failed(error, f"staging folder {folder}", "a folder that can be written (OSM_CACHE)") from None
+        raise write_failed(error, f"staging folder {folder}", "a writable folder (set by OSM_CACHE)") from None

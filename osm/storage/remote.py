@@ -65,7 +65,7 @@ def filesystem(url: str) -> Any:
     Raises:
         OsmError: the package that reads files of the URL's protocol is not installed.
     """
-    import fsspec  # The import is slow, and local paths do not need it.
+    import fsspec  # The import of fsspec is slow, and local paths do not need fsspec.
 
     protocol = url.partition(":")[0]
     options: dict[str, Any] = {"use_listings_cache": False}
@@ -80,7 +80,7 @@ def filesystem(url: str) -> Any:
             "trust_env": True,
         }
     elif protocol == "s3":
-        # The library's retries are disabled because `retried` counts retries and reports the last failure.
+        # The S3 library's retries are disabled, because `retried` counts retries and reports the last failure.
         settings = {"read_timeout": read_timeout(), "connect_timeout": 30, "retries": {"max_attempts": 0}}
         options["config_kwargs"] = settings
     try:
@@ -95,7 +95,7 @@ def filesystem(url: str) -> Any:
 
 
 def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
-    """Return the result of `action`. A failed action is retried, after waiting for the delays in `retry_delays()`.
+    """Return the result of `action`. If the action fails, it is retried after each delay in `retry_delays()`.
 
     Args:
         url: the URL that the action reads or writes, for messages.
@@ -119,7 +119,7 @@ def retried(url: str, action: Callable[[], T], missing: bool = True) -> T:
             raise
         except PermissionError as error:
             raise OsmError(f"{public(url)}: access is refused ({_reason(error)})") from None
-        except Exception as error:  # The library of each protocol has its own error types.
+        except Exception as error:  # Each protocol's library has its own error types.
             status = _status(error)
             if status in (401, 403):
                 raise OsmError(f"{public(url)}: access is refused (HTTP {status})") from None
@@ -148,7 +148,7 @@ def _status(error: BaseException) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """Return a short description of an error. URLs in its text are omitted because they may contain a signature."""
+    """Return a short description of an error, without its URLs, because a URL may contain a signature."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return f"no byte came for {read_timeout():g} s"
     if isinstance(error, WrongLength):
@@ -239,7 +239,7 @@ def read_whole(url: str, most: int) -> bytes:
     """Return the content of a remote file. Raise OsmError if the file has more than `most` bytes."""
     found = stat(url)
     if found.size > most:
-        raise OsmError(f"{public(url)}: {found.size} bytes, which is over the limit of {most} for such a file")
+        raise OsmError(f"{public(url)}: the file has {found.size} bytes, over the limit of {most} bytes")
     try:
         return read_range(url, 0, found.size, found)
     except NoRanges:
@@ -273,13 +273,13 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
 
 
 def check_still(url: str, expected: Stat) -> None:
-    """Raise RunStopped if a remote file has changed. HTTP files are skipped: `read_range` checks each response."""
+    """Raise RunStopped if a remote file has changed. HTTP files are skipped, because `read_range` checks them."""
     if not _by_http(url):
         check_unchanged(url, expected, stat(url))
 
 
 def list_files(url: str) -> dict[str, Stat | None]:
-    """Return path -> size and version of the files below a remote folder. The values are None for an HTTP folder.
+    """Map the paths of all files below a remote folder to their sizes and versions (None for an HTTP folder).
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -338,7 +338,7 @@ def upload(path: Path, url: str) -> None:
         filesystem(url).put_file(str(path), url)
         there = stat(url)
         if there.size != size:
-            raise WrongLength(f"{size} bytes were sent, but the remote file has {there.size}")
+            raise WrongLength(f"{size} bytes were uploaded, but the remote file has {there.size} bytes")
 
     retried(url, put, missing=False)
 
@@ -366,7 +366,7 @@ def remove(url: str) -> None:
 
 @contextmanager
 def as_user_error(url: str, what: str) -> Iterator[None]:
-    """Make the messages of errors within the context begin with `what`. A missing file raises OsmError."""
+    """Prefix the messages of errors within the context with `what`. A missing file raises OsmError."""
     try:
         yield
     except FileNotFoundError:

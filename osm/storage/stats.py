@@ -19,7 +19,7 @@ class Stat:
     version: str = ""
 
     def agrees(self, other: Stat) -> bool:
-        """Return whether two Stats can describe the same content. An unknown version agrees with every version."""
+        """Return whether both `Stat`s can describe the same file. An unknown version agrees with every version."""
         versions = self.version and other.version
         return self.size == other.size and (not versions or self.version == other.version)
 
@@ -38,5 +38,6 @@ def check_unchanged(url: str, expected: Stat, now: Stat) -> None:
         return
     sizes = f"{expected.size} bytes, now {now.size}" if expected.size != now.size else "different ETag or date"
     raise RunStopped(
-        f"{public(url)}: the file was changed while it was in use ({sizes}); put it back, or start a new run"
+        f"{public(url)}: the file was changed while it was in use ({sizes}); restore the original file, or start a new "
+        "run"
     )

@@ -147,7 +147,7 @@ def _segment(document: dict[str, Any]) -> dict[str, Any]:
         (lambda d: d["annotations"][0].update(file_name="../x.png"), r"image 104.* file name '\.\./x\.png' leads out"),
         (lambda d: d["images"][0].update(file_name="/etc/x.png"), "id 100.* file name '/etc/x.png' leads out"),
         (lambda d: d["images"][0].pop("file_name"), "id 100.* file name None is not valid"),
-        (lambda d: d["images"][0].update(id=101), "the id 101 is given twice"),
+        (lambda d: d["images"][0].update(id=101), "two different images have the id 101"),
         (lambda d: d["images"][0].update(id=None), r"images\[0\] needs an 'id'"),
     ],
 )

@@ -134,7 +134,7 @@ def test_predictions_for_other_masks_are_refused(mugs: Dataset, folder: Path, tm
 def test_a_set_without_paths(mugs: Dataset, folder: Path, tmp_path: Path) -> None:
     (folder / "pets_meta_0_of_1.json").unlink()
     _, page = report(tmp_path, folder, replace(mugs, image_dir=None))
-    assert "needs image_dir, which is not given" in page.text
+    assert "needs image_dir, which is not set" in page.text
 
 
 def test_instances_form(tmp_path: Path) -> None:

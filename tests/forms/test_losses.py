@@ -120,7 +120,7 @@ def test_boxes_are_a_form_of_their_own(tmp_path: Path, capsys: pytest.CaptureFix
         row["segmentation"] = []
     made.write()
     assert prepare(made.command(tmp_path / "out")) == 2
-    assert "holds boxes and no masks" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "contains boxes but no masks" in capsys.readouterr().err and not (tmp_path / "out").exists()
     command = ["boxes", *made.command(tmp_path / "out")[1:]]
     assert prepare(command) == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["annotations"] == 6
@@ -167,7 +167,7 @@ def test_two_images_of_one_id_are_refused(tmp_path: Path, capsys: pytest.Capture
     made.json["images"][1]["id"] = 0
     made.write()
     assert prepare(made.command(tmp_path / "out")) == 2
-    assert "the id 0 is given twice, for two images" in capsys.readouterr().err
+    assert "two different images have the id 0" in capsys.readouterr().err
 
 
 def test_no_image_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,7 +149,7 @@ def test_other_shapes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_categories_are_no_phrases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = more_sets.objects365(tmp_path)
     assert prepare("regions", tmp_path / "out", **made) == 2
-    assert "none of its 4 annotations has a phrase (phrase, phrases," in capsys.readouterr().err
+    assert "none of the 4 annotations has a phrase (phrase, phrases," in capsys.readouterr().err
 
 
 # One bad region costs itself.

@@ -72,8 +72,11 @@ ASKED: dict[str, tuple[Any, str]] = {
     "three ids": (MASK * 3 + (NOISE > 0.9), "holds the ids 1, 3, 4"),
     "many": ((NOISE * 255).round().astype(np.uint8), "values up to 255: is it a soft mask"),
     "one id": (np.full(SIZE, 7), "is 7 everywhere: is the whole image inside the mask"),
-    "all likely": (0.6 + 0.3 * NOISE, "all over 0.5: is the whole image inside"),
-    "another shape": (MASK[:9], r"m has shape \(9, 60\) and type bool: expected 0 and 1 in shape \(40, 60\)"),
+    "all likely": (0.6 + 0.3 * NOISE, "all over 0.5: the mask would cover the whole image"),
+    "another shape": (
+        MASK[:9],
+        r"m has shape \(9, 60\) and type bool: expected a mask of 0 and 1 with shape \(40, 60\)",
+    ),
     "exchanged": (MASK.T, "its sides are exchanged"),
     "several": (np.stack([MASK] * 3), "it holds 3 masks; pass a single mask"),
     "several of several": (np.stack([MASK] * 6).reshape(1, 6, *SIZE), "it holds 6 masks"),

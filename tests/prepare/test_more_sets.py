@@ -105,7 +105,7 @@ def test_all_four_are_trained_on(tmp_path: Path) -> None:
 
 def test_training_without_names_is_refused(tmp_path: Path) -> None:
     flags = ["--objects365_shards", str(tmp_path / "0.tar"), "--batch_size_objects365", "1"]
-    with pytest.raises(OsmError, match="set 'objects365': the names of its classes are unknown.*categories.json"):
+    with pytest.raises(OsmError, match="set 'objects365': its class names are unknown.*categories.json"):
         parse(flags)
 
 

@@ -220,7 +220,10 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"points": [3]}, r"point 0: 3 is not \[x, y\]"),
         ({"vocabulary": 3}, "vocabulary is a int"),
         ({"vocabulary": iter(())}, "vocabulary: no name in it"),
-        ({"masks": np.zeros((1, 3, 4), bool)}, r"mask 0 has shape \(3, 4\) .*expected 0 and 1 in shape \(50, 70\)"),
+        (
+            {"masks": np.zeros((1, 3, 4), bool)},
+            r"mask 0 has shape \(3, 4\) .*expected a mask of 0 and 1 with shape \(50, 70\)",
+        ),
         ({"masks": [{"size": [50, 70], "counts": "zz"}]}, "mask 0: RLE"),
         ({"masks": [{"size": [9, 9], "counts": [81]}]}, "mask 0: RLE size"),
         ({"boxes": [[1, 2, 3]]}, r"box 0: \[1, 2, 3\] is not \[x, y, width, height\]"),

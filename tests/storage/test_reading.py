@@ -127,7 +127,7 @@ def test_a_picture_that_is_not_there_is_told_of_before(
     (shelf / "pets/images/2.png").unlink()
     arguments = ["0", "1", "x.pt", str(tmp_path / "out"), "--datasets", server.url("pets/sets.yaml"), "--sets", "pets"]
     assert generate_main(arguments, lambda *_, **__: FakeNamer()) == 2
-    assert "set 'pets': 1 of the 10 files that are to be read are missing" in capsys.readouterr().err
+    assert "set 'pets': 1 of the 10 files to read are missing" in capsys.readouterr().err
 
 
 def test_a_server_that_fails_is_no_mistake_of_the_user(
