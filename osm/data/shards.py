@@ -36,7 +36,7 @@ class RawSample:
 
     @property
     def cache_key(self) -> str:
-        """Return the sample's key and a hash of its members. A changed sample then never matches an old cache entry."""
+        """Return the sample's key with a hash of its members, so that a changed sample matches no old cache entry."""
         digest = hashlib.sha256()
         for extension, data in sorted(self.members.items()):
             digest.update(f"{extension} {len(data)} ".encode() + data)

@@ -189,7 +189,7 @@ class SeededShuffle:
 
 
 class Resume:
-    """Gives each sample of a lane its number and seeds, and skips the first `start` samples without reading them."""
+    """Assigns a number and seeds to each sample, and skips the first `start` samples without reading them."""
 
     def __init__(self, rng: np.random.Generator, start: int) -> None:
         self.rng, self.start = rng, start

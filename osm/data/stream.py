@@ -197,7 +197,7 @@ class SampleStream(IterableDataset):
         yield from DataPipeline(*self.stages(self.lane(worker, workers), skipped, start), to_batch)
 
     def samples(self, worker: int, workers: int, skipped: Counter[str], start: int = 0) -> Iterator[tuple[Sample, int]]:
-        """Yield the endless samples of one data-loader worker, each with the number of samples drawn so far.
+        """Yield an endless sequence of samples for one DataLoader worker, each with the number of samples drawn so far.
 
         Args:
             skipped: counter to which skipped samples are added, by reason.
@@ -206,7 +206,7 @@ class SampleStream(IterableDataset):
         return iter(DataPipeline(*self.stages(self.lane(worker, workers), skipped, start)))
 
     def stages(self, lane: Lane, skipped: Counter[str], start: int) -> list[Callable[..., Iterator[Any]]]:
-        """Return the pipeline stages that produce the samples of a lane. See `samples` for the arguments."""
+        """Return the pipeline stages that produce a data-loader worker's samples; see `samples` for the arguments."""
         rng, config = lane.generator(), self.config
         to_sample = ToSample(self.dataset, self.transform, skipped, self.cache)
         if config.pipeline:

@@ -55,7 +55,7 @@ class Namer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks so far that covered no token-grid cell, so the cell at their centroid was used."""
+        """The number of masks that covered no token-grid cell and are represented by the cell at their centroid."""
         return self.recognizer.centroid_fallbacks
 
     def name_image(
@@ -79,7 +79,7 @@ class Namer:
         method: str = "constrained",
         boxed: bool = False,
     ) -> list[list[dict[str, Name] | None]]:
-        """Name each mask in each mode with the benchmark's prompt, in batches that may contain masks of several images.
+        """Name each mask in each mode with the benchmark's prompt. A batch may contain masks of several images.
 
         Args:
             images: RGB images.

@@ -18,7 +18,7 @@ MIN_PROB, MIN_FREE, MIN_PIXELS = 0.2, 0.8, 100
 
 @dataclass(frozen=True)
 class Merged:
-    """The label map that `merge` makes of overlapping masks.
+    """The label map that `merge` creates from overlapping masks.
 
     Attributes:
         ids: label map, int32 (H, W). 0 = no segment; ids start at 1, in descending order of probability.
@@ -40,7 +40,8 @@ def merge(
 ) -> Merged:
     """Paint masks into a label map in descending order of probability, without overwriting painted pixels.
 
-    Masks with equal probability keep their order. A mask is dropped if a value is below its threshold.
+    Masks with equal probability keep their order. A mask is dropped if its probability or its number or share of free
+    pixels is below the minimum.
 
     Args:
         masks: masks of one size, each bool (H, W).
@@ -58,7 +59,7 @@ def merge(
         raise OsmError("no masks to merge: without a mask, the size of the label map is unknown")
     shapes = {np.shape(mask) for mask in masks}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2:
-        raise OsmError(f"masks have the shapes {sorted(shapes)}; expected one shape (H, W) for all")
+        raise OsmError(f"masks have the shapes {sorted(shapes)}; expected the same shape (H, W) for all")
     ids = np.zeros(next(iter(shapes)), np.int32)
     segments: list[int] = []
     dropped: dict[int, str] = {}

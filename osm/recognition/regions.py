@@ -18,7 +18,7 @@ POINT_RADIUS = 0.02  # the radius of the disc that a point is converted to, as a
 
 @dataclass(frozen=True)
 class Region:
-    """A region of an image whose mask is drawn on access, so that hundreds of masks need not be in memory together.
+    """A region of an image with a lazily drawn mask, so that hundreds of masks do not have to fit into memory.
 
     Attributes:
         draw: function that returns the mask, bool (H, W).

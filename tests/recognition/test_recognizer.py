@@ -84,7 +84,7 @@ def test_windows_that_memory_does_not_hold_are_fewer_at_once(
     assert 1 < max(sizes) <= most and recognizer.encoder.windows_at_once <= most
     close(recognizer.name(some_masks()), expected)
     most = 0
-    with pytest.raises(OsmError, match="one window of the image does not fit into memory in the tower"):
+    with pytest.raises(OsmError, match="the vision tower runs out of memory with a single image window"):
         recognizer.set_image(picture(0))
 
 

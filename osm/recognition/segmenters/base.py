@@ -44,10 +44,10 @@ class ScoredMask:
 class Segmenter(ABC):
     """Base class of segmenters, which generate masks for one image at a time.
 
-    Call `set_image` once per image, then `everything`, `at_points` and `in_box` in any order. The three methods raise
-    OsmError if no image is set, or if a box or a point is outside the image.
+    Call `set_image` once per image, then `everything`, `at_points` and `in_box` in any order. `everything`, `at_points`
+    and `in_box` raise OsmError if no image is set, or if a box or point is outside the image.
 
-    Attributes of the class:
+    Attributes:
         name: the segmenter's name in messages and in output files.
         checkpoint_example: an example value for `--sam_checkpoint`; empty if the segmenter does not use a checkpoint.
     """
@@ -73,7 +73,7 @@ class Segmenter(ABC):
 
     @abstractmethod
     def set_image(self, image: Image.Image) -> None:
-        """Set the RGB image to segment, which replaces the previous image."""
+        """Set the RGB image to segment, replacing the previous image."""
 
     @abstractmethod
     def everything(self) -> list[ScoredMask]:
@@ -81,7 +81,7 @@ class Segmenter(ABC):
 
     @abstractmethod
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the segment selected by point prompts.
+        """Return the image segment that the point prompts select.
 
         Args:
             points: (x, y) in pixels.
@@ -91,7 +91,7 @@ class Segmenter(ABC):
 
     @abstractmethod
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the segment selected by a box prompt (x, y, width, height) in pixels."""
+        """Return the image segment that a box prompt (x, y, width, height) in pixels selects."""
 
 
 def by_area(segments: Sequence[ScoredMask]) -> list[ScoredMask]:
@@ -113,7 +113,7 @@ def check_set(size: Size | None) -> Size:
 def checked_points(
     size: Size, points: Sequence[Sequence[float]], inside: Sequence[bool] | None
 ) -> tuple[list[tuple[float, float]], list[bool]]:
-    """Check point prompts. Return the points (x, y), and for each point whether the segment must contain the point.
+    """Check point prompts. Return the points (x, y), and whether the segment must contain each point.
 
     Args:
         size: (width, height) of the image.
@@ -126,7 +126,7 @@ def checked_points(
     if len(marks) != len(points):
         raise OsmError(f"{len(points)} points, but `inside` has {len(marks)} values")
     if not any(marks):
-        raise OsmError("no point that the segment must contain: give at least one")
+        raise OsmError("give at least one point that the segment must contain")
     found = []
     for k, point in enumerate(points):
         x, y = _numbers(point, 2, f"point {k}", "[x, y]")
@@ -137,7 +137,7 @@ def checked_points(
 
 
 def checked_box(size: Size, box: Sequence[float]) -> tuple[int, int, int, int]:
-    """Check a box prompt. Return its left, top, right and bottom, rounded outward and clipped to the image.
+    """Check a box prompt. Return the box's left, top, right and bottom, rounded outward and clipped to the image.
 
     Args:
         size: (width, height) of the image.

@@ -38,7 +38,7 @@ EVERYTHING = {"points_per_crop": 32, "pred_iou_thresh": 0.88, "stability_score_t
 
 
 class MaskGenerationSegmenter(Segmenter):
-    """Generates masks with a SAM 2 or SAM 3 model of transformers.
+    """Generates masks with a SAM 2 or SAM 3 model from transformers.
 
     Args:
         model: a model loaded with AutoModelForMaskGeneration.

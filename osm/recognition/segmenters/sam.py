@@ -1,6 +1,6 @@
 """A segmenter with the first Segment Anything model, such as sam_vit_h_4b8939.pth, from the package segment-anything.
 
-    pip install segment-anything opencv-python-headless
+Install the packages with `pip install segment-anything opencv-python-headless`.
 
 Shapes: (H, W) is the height and width of the image passed to `set_image`.
 """
@@ -81,7 +81,7 @@ class SamSegmenter(Segmenter):
     def set_image(self, image: Image.Image) -> None:
         """Set the RGB image to segment.
 
-        The image is embedded when the first point or box is given. `everything` computes its own embeddings.
+        The image is embedded when the first point or box is given. The method `everything` computes its own embeddings.
         """
         self._pixels = np.array(to_rgb(image))
         self._size, self._embedded = image.size, False
@@ -155,7 +155,8 @@ def type_of(path: Path) -> str:
     """
     found = re.search(r"vit_[hlb](?![a-z0-9])", path.name.lower())
     if found is None:
-        raise OsmError(f"--sam_checkpoint {path.name} does not contain its type; give --sam_type {'|'.join(TYPES)}")
+        types = "|".join(TYPES)
+        raise OsmError(f"--sam_checkpoint {path.name}: the file name does not contain the SAM type; give --sam_type {types}")
     return found[0]
 
 
