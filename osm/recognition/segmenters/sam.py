@@ -155,8 +155,10 @@ def type_of(path: Path) -> str:
     """
     found = re.search(r"vit_[hlb](?![a-z0-9])", path.name.lower())
     if found is None:
-        types = "|".join(TYPES)
-        raise OsmError(f"--sam_checkpoint {path.name}: the file name does not contain the SAM type; give --sam_type {types}")
+        raise OsmError(
+            f"--sam_checkpoint {path.name}: the file name does not contain the SAM type; "
+            f"give --sam_type {'|'.join(TYPES)}"
+        )
     return found[0]
 
 
