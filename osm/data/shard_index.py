@@ -273,7 +273,7 @@ _Share = tuple[dict[str, ShardIndex], Exception | None]
 
 
 class Indexes:
-    """The indexes of all shards of a run. An index is read, or built if it is missing, when it is first used.
+    """The indexes of all shards of a run. A shard's index is read, or built if missing, on first use.
 
     If a shard's size or version changes after the shard's index was read or built, an error is raised.
 

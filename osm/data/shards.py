@@ -82,7 +82,7 @@ def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSam
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, OsmError):
             raise
-        # Where a tar file is broken, the current sample may lack members, so it is dropped with the rest of the shard.
+        # Where a tar file is broken, the current sample may lack members, so this sample is dropped too.
         yield SampleError("broken_tar", f"{name}: {error}")
 
 
@@ -96,8 +96,8 @@ def _opened(location: str, cache: FileCache | None) -> AbstractContextManager[Bi
 def stop_run_on_io_error(location: str) -> Iterator[None]:
     """Context manager that converts an OSError, for example for a missing shard or a failing disk, to RunStopped.
 
-    An unreadable shard stops the run. If it were skipped like a damaged sample, the order of samples would depend on
-    the failure, and the run could not be reproduced.
+    An unreadable shard stops the run. If an unreadable shard were skipped like a damaged sample, the order of samples
+    would depend on the failure, and the run could not be reproduced.
     """
     try:
         yield
@@ -163,7 +163,7 @@ def iter_spans(name: str, tar: TarReader) -> Iterator[SampleSpan | SampleError]:
 
 
 def _member_fault(name: str, member: Member, extension: str, sample: SampleSpan) -> SampleError | None:
-    """Check a tar member. Return the error for which its sample is skipped, or None if the member is valid."""
+    """Return an error if a tar member is invalid and its sample must be skipped, or None if the member is valid."""
     where = f"{name}: {member.name!r}"
     if not member.is_regular:
         return SampleError("member_not_a_file", f"{where} is a link, a folder, a device or a sparse file")

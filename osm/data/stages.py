@@ -79,7 +79,7 @@ class Lane:
         return np.random.default_rng([self.seed, self.epoch, self.rank, self.worker, name, *self.salt])
 
     def shared_generator(self) -> np.random.Generator:
-        """Return a new random generator, which has the same seed in all ranks and workers of an epoch.
+        """Return a new random generator, which has the same seed on all ranks and workers in an epoch.
 
         All ranks and workers therefore shuffle the shards in the same order.
         """
@@ -189,7 +189,7 @@ class SeededShuffle:
 
 
 class Resume:
-    """Assigns a number and seeds to each sample, and skips the first `start` samples without reading them."""
+    """Assigns a number and random seeds to each sample, and skips the first `start` samples without reading them."""
 
     def __init__(self, rng: np.random.Generator, start: int) -> None:
         self.rng, self.start = rng, start

@@ -123,7 +123,7 @@ class RowBudget:
         assert self.memory is not None
         each = self.memory.taken() / positions
         fitting = int(_SHARE * self.memory.free() / each) if each > 0 else self.positions
-        # A partial batch (such as the last one) predicts the memory of larger batches poorly, so the growth is limited.
+        # A partial batch predicts the memory of larger batches poorly, so a batch grows by at most the factor _GROWTH.
         wanted = min(fitting, max(self.positions, _GROWTH * positions))
         self.positions = max(1, min(wanted, self._ceiling or wanted))
 

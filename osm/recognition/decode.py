@@ -45,7 +45,7 @@ class Decoded:
 
     @property
     def sequence_prob(self) -> float:
-        """The probability of the name including its end token, by which alternatives are ranked."""
+        """The name's probability including the end token, by which alternative names are ranked."""
         return math.prod(self.token_probs)
 
 
@@ -233,7 +233,7 @@ class _Beam:
 
 
 def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
-    """Return the `count` best beams with distinct names: finished beams first, then truncated ones, each by score."""
+    """Return the `count` best beams with distinct names, sorted by score, but with finished before truncated beams."""
     best: dict[tuple[int, ...], _Beam] = {}
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)

@@ -87,5 +87,7 @@ def as_png(ids: np.ndarray) -> Image.Image:
         OsmError: an id is negative, or does not fit into three bytes.
     """
     if ids.size and not (ids.min() >= 0 and ids.max() < 1 << 24):
-        raise OsmError(f"ids are from {ids.min()} to {ids.max()}, but only 0 to {(1 << 24) - 1} fit an RGB pixel")
+        raise OsmError(
+            f"ids range from {ids.min()} to {ids.max()}, but only ids from 0 to {(1 << 24) - 1} fit an RGB pixel"
+        )
     return Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8))

@@ -93,6 +93,8 @@ class _Request:
 class Recognizer:
     """Names regions of images with a trained model.
 
+    Example:
+
     >>> recognizer.set_image(image)
     >>> recognizer.name(boxes=[[10, 20, 200, 100]], top_k=3)
 
@@ -145,7 +147,7 @@ class Recognizer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks that covered no token-grid cell and are represented by the cell at their centroid."""
+        """The number of masks that cover no token-grid cell and are represented by the cell at their centroid."""
         return self.mask_encoder.fallbacks
 
     @property
@@ -240,7 +242,7 @@ class Recognizer:
 
     def _request(self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str] | None, method: str) -> _Request:
         if isinstance(modes, str):
-            raise OsmError(f"modes is the string {modes!r}; a list is needed: [{modes!r}]")
+            raise OsmError(f"modes must be a list, such as [{modes!r}], not the string {modes!r}")
         unknown = sorted(set(modes) - set(self.modes))
         if unknown or not modes:
             raise OsmError(f"mode {(unknown or [''])[0]!r} is not one of this model's: {', '.join(self.modes)}")

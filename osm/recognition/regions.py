@@ -110,7 +110,7 @@ def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
-        raise OsmError(f"{where}: {_formatted(box)} does not overlap the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"{where}: {_formatted(box)} does not overlap the image, which is {size[0]} x {size[1]} pixels")
 
     def draw() -> np.ndarray:
         mask = np.zeros(size[::-1], bool)
@@ -123,7 +123,7 @@ def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray
 def _disc(point: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     x, y = _numbers(point, 2, where, "[x, y]")
     if not (0 <= x < size[0] and 0 <= y < size[1]):
-        raise OsmError(f"{where}: {_formatted(point)} is outside of the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"{where}: {_formatted(point)} is outside of the image, which is {size[0]} x {size[1]} pixels")
     radius = max(1.0, POINT_RADIUS * max(size))
 
     def draw() -> np.ndarray:

@@ -111,7 +111,7 @@ class CollageOptions:
 
     @cached_property
     def photos(self) -> list[Path]:
-        """The background photos, in a fixed order."""
+        """The paths of the background photos, in a fixed order."""
         found = []
         for folder in self.backgrounds:
             paths = (path for path in folder.glob("*") if not path.name.startswith("._"))  # macOS writes `._` files
@@ -130,7 +130,7 @@ def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
     """
     found = read_yaml(table, "--table")
     if not isinstance(found, dict) or not found:
-        raise OsmError(f"--table {table}: expected names, each with its files under {' or '.join(SPLITS)}")
+        raise OsmError(f"--table {table}: expected object names, each with its files under {' or '.join(SPLITS)}")
     out: dict[str, dict[str, list[Cutout]]] = {}
     for name, splits in found.items():
         where = f"--table {table}: {shown(name)}"
@@ -227,7 +227,7 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
 
 
 def _fingerprint(files: Sequence[Cutout | Path]) -> str:
-    """Hash the names and sizes of the input files, to detect input changes that would change the dataset."""
+    """Hash the names and sizes of the input files, to detect changes that would affect the dataset."""
     digest = hashlib.sha256()
     for file in files:
         path, segment = (file.path, file.segment) if isinstance(file, Cutout) else (file, 0)

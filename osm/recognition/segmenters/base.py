@@ -100,7 +100,7 @@ def by_area(segments: Sequence[ScoredMask]) -> list[ScoredMask]:
 
 
 def check_set(size: Size | None) -> Size:
-    """Return the given size (width, height), after checking that an image is set.
+    """Check that an image is set, and return the image's size (width, height).
 
     Raises:
         OsmError: No image is set.
@@ -131,7 +131,9 @@ def checked_points(
     for k, point in enumerate(points):
         x, y = _numbers(point, 2, f"point {k}", "[x, y]")
         if not (0 <= x < size[0] and 0 <= y < size[1]):
-            raise OsmError(f"point {k}: {shown(list(point))} is outside of the image, which is {size[0]} x {size[1]}")
+            raise OsmError(
+                f"point {k}: {shown(list(point))} is outside of the image, which is {size[0]} x {size[1]} pixels"
+            )
         found.append((x, y))
     return found, marks
 
@@ -150,7 +152,7 @@ def checked_box(size: Size, box: Sequence[float]) -> tuple[int, int, int, int]:
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
-        raise OsmError(f"box: {shown(list(box))} does not overlap the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"box: {shown(list(box))} does not overlap the image, which is {size[0]} x {size[1]} pixels")
     return left, top, right, bottom
 
 

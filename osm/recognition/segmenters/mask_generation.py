@@ -69,7 +69,7 @@ class MaskGenerationSegmenter(Segmenter):
         return load_mask_generator(str(checkpoint), device=pick_device(device), **options)
 
     def set_image(self, image: Image.Image) -> None:
-        """Set the RGB image to segment. The image is embedded when the first point or box is given."""
+        """Set the RGB image to segment. The image embedding is computed when the first point or box is given."""
         self._image, self._embedding, self._size = to_rgb(image), None, image.size
 
     def everything(self) -> list[ScoredMask]:

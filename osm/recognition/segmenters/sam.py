@@ -61,7 +61,7 @@ class SamSegmenter(Segmenter):
     def __init__(self, sam: Any, **options: Any) -> None:
         package = _package()
         if importlib.util.find_spec("cv2") is None:  # SamAutomaticMaskGenerator removes small regions with OpenCV
-            raise OsmError("SAM's masks are cleaned with OpenCV: pip install opencv-python-headless")
+            raise OsmError("SAM needs OpenCV to clean masks: pip install opencv-python-headless")
         try:
             self._generator = package.SamAutomaticMaskGenerator(sam, **{**EVERYTHING, **options})
         except (TypeError, AssertionError) as error:
@@ -81,7 +81,8 @@ class SamSegmenter(Segmenter):
     def set_image(self, image: Image.Image) -> None:
         """Set the RGB image to segment.
 
-        The image is embedded when the first point or box is given. The method `everything` computes its own embeddings.
+        The image embedding is computed when the first point or box is given. The method `everything` computes its own
+        embeddings.
         """
         self._pixels = np.array(to_rgb(image))
         self._size, self._embedded = image.size, False
@@ -143,7 +144,7 @@ def load_sam(
         sam.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise OsmError(f"--sam_checkpoint {path} does not fit a SAM of --sam_type {kind} ({reason})") from None
+        raise OsmError(f"--sam_checkpoint {path} does not match --sam_type {kind} ({reason})") from None
     return SamSegmenter(sam.to(device).eval(), **options)
 
 

@@ -177,7 +177,7 @@ def context_vectors(
 
     Each token's embedding is added to one or more slots with a random weight, and noise is added to all slots. The
     noise has `blur` times the standard deviation of the embeddings. The last slot contains only noise, because the
-    bridge places the embedding of the answer style there.
+    bridge places the embedding of the mode there.
     """
     rows, width = len(words), embeddings.shape[1]
     spread = float(embeddings.detach().std())

@@ -145,7 +145,7 @@ def test_sams_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OsmError, match="--sam_type 'vit_x' is not one of"):
         load_sam(path, "vit_x")
     torch.save({"odd": torch.zeros(1)}, path)
-    with pytest.raises(OsmError, match="does not fit a SAM of --sam_type vit_b"):
+    with pytest.raises(OsmError, match="does not match --sam_type vit_b"):
         load_sam(path)
     path.write_bytes(b"nothing")
     with pytest.raises(OsmError, match="sam_checkpoint .* not loaded|cannot be read"):
