@@ -1,12 +1,18 @@
-"""The exceptions for errors that a user can correct, and the exit codes of commands that end with such an error."""
+"""The exceptions for errors that a user can correct, and how a command that raises one of them ends."""
 
 from __future__ import annotations
 
 import errno
 import reprlib
+from collections.abc import Callable
 from typing import Any
 
-from osm.terminal import printable
+from osm.quiet import quiet_command
+from osm.terminal import message_logger, printable
+
+logger = message_logger(__name__)
+
+INTERRUPTED = 130
 
 
 class OsmError(ValueError):
@@ -41,6 +47,27 @@ class RunStopped(OsmError):
 def exit_code(error: OsmError) -> int:
     """Return the exit code of a command that ends with `error`: 3 for `RunStopped`, and 2 for any other `OsmError`."""
     return 3 if isinstance(error, RunStopped) else 2
+
+
+@quiet_command
+def run_command(
+    command: Callable[..., int | None],
+    *arguments: Any,
+    interrupted: str = "interrupted: the same command resumes where it stopped",
+) -> int:
+    """Call `command(*arguments)` and return the exit code of the process.
+
+    If the command raises an `OsmError`, the error is logged and the exit code is `exit_code(error)`. Ctrl-C logs
+    `interrupted` and gives exit code 130. A command that returns None or 0 succeeded.
+    """
+    try:
+        return command(*arguments) or 0
+    except OsmError as error:
+        logger.error(error)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        logger.info(interrupted)
+        return INTERRUPTED
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)

@@ -18,12 +18,10 @@ from typing import Any
 
 from osm.config import config_paths
 from osm.datasets.table import BUILTIN, DatasetTable
-from osm.errors import OsmError
+from osm.errors import OsmError, run_command
 from osm.files import read_text, read_yaml
 from osm.registry import Registry
-from osm.terminal import CommandParser, console_command, echo, message_logger
-
-logger = message_logger(__name__)
+from osm.terminal import CommandParser, console_command, echo
 
 
 @dataclass(frozen=True)
@@ -146,18 +144,16 @@ def list_parser() -> argparse.ArgumentParser:
 @console_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm list`, and return its exit code: 0, or 2 for invalid arguments."""
-    args = list_parser().parse_args(argv)
-    try:
-        if args.datasets and args.kind != "datasets":
-            raise OsmError(f"--datasets {args.datasets} has no effect on a list of {args.kind}; remove the flag")
-        found = datasets(args.datasets) if args.datasets else LISTS[args.kind]()
-    except OsmError as error:
-        logger.error(str(error))
-        return 2
+    return run_command(_list, list_parser().parse_args(argv), interrupted="interrupted")
+
+
+def _list(args: argparse.Namespace) -> None:
+    if args.datasets and args.kind != "datasets":
+        raise OsmError(f"--datasets {args.datasets} has no effect on a list of {args.kind}; remove the flag")
+    found = datasets(args.datasets) if args.datasets else LISTS[args.kind]()
     if args.json:
         echo(*json.dumps([asdict(one) for one in found], indent=1).split("\n"))
-        return 0
+        return
     widths = [max((len(getattr(one, field)) for one in found), default=0) for field in ("name", "origin")]
     for one in found:
         echo(f"{one.name:<{widths[0]}}  {one.origin:<{widths[1]}}  {one.about}")
-    return 0

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from osm.config import add_settings
-from osm.errors import OsmError, RunStopped, exit_code, write_failed
+from osm.errors import OsmError, RunStopped, run_command, write_failed
 from osm.files import read_json, write_atomically
 from osm.models.model_config import load_model_config
 from osm.synthetic.scenes.scene_names import FINE, PLAIN, SETS
@@ -393,30 +393,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm quickstart`, and return its exit code."""
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)  # Like Ctrl-C, SIGTERM also ends the processes of the running stage.
-    try:
-        if args.processes < 1:
-            raise OsmError(f"--processes {args.processes} must be 1 or more")
-        if args.seed < 0:
-            raise OsmError(f"--seed {args.seed} must be 0 or more")
-        if args.test_seed < 10:
-            raise OsmError(f"--test_seed {args.test_seed} must be 10 or more, because smaller seeds are for training")
-        short = SHORT if args.short else {}
-        load_model_config(args.config, args.settings)  # so that an invalid config fails now instead of after minutes
-        options = QuickstartOptions(
-            args.out.resolve(),
-            args.config,
-            args.seed,
-            args.test_seed,
-            args.processes,
-            args.device,
-            settings=tuple(args.settings),
-            **short,
-        )
-        echo(*summary(options, run(options)).split("\n"))
-    except OsmError as error:
-        logger.error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        logger.info("interrupted: the same command resumes where it stopped")
-        return 130
-    return 0
+    return run_command(_quickstart, args)
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    if args.processes < 1:
+        raise OsmError(f"--processes {args.processes} must be 1 or more")
+    if args.seed < 0:
+        raise OsmError(f"--seed {args.seed} must be 0 or more")
+    if args.test_seed < 10:
+        raise OsmError(f"--test_seed {args.test_seed} must be 10 or more, because smaller seeds are for training")
+    short = SHORT if args.short else {}
+    load_model_config(args.config, args.settings)  # so that an invalid config fails now instead of after minutes
+    options = QuickstartOptions(
+        args.out.resolve(),
+        args.config,
+        args.seed,
+        args.test_seed,
+        args.processes,
+        args.device,
+        settings=tuple(args.settings),
+        **short,
+    )
+    echo(*summary(options, run(options)).split("\n"))

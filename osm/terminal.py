@@ -31,6 +31,8 @@ P = ParamSpec("P")
 LOGGER = "osm"
 """The name of the parent logger of all loggers in this package."""
 JSON_FLAG = "--log_json"
+PIPE_CLOSED = 141
+"""The exit code of a command whose output is no longer read: 128 + SIGPIPE, as shells report it."""
 LINE_SECONDS = 10.0
 """The minimum number of seconds between two progress messages, which replace the progress bar without a terminal."""
 
@@ -59,8 +61,22 @@ def _escaped(letter: str) -> str:
 
 
 def echo(*lines: object, flush: bool = False) -> None:
-    """Print a command's results to standard output, one line per argument. Each line is made `printable`."""
-    print("\n".join(map(printable, lines)), flush=flush)
+    """Print a command's results to standard output, one line per argument. Each line is made `printable`.
+
+    If the reader of the output has closed the pipe, as in `osm list configs | head -1`, the command ends quietly.
+    """
+    with _quiet_if_closed():
+        print("\n".join(map(printable, lines)), flush=flush)
+
+
+@contextlib.contextmanager
+def _quiet_if_closed() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # The interpreter flushes stdout when it exits, which would report the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(PIPE_CLOSED) from None
 
 
 def clock(seconds: float) -> str:
@@ -210,7 +226,10 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         argv = signature.bind(*args, **kwargs).arguments.get("argv")
         with console_messages(JSON_FLAG in (sys.argv[1:] if argv is None else argv)):
-            return main(*args, **kwargs)
+            code = main(*args, **kwargs)
+            with _quiet_if_closed():
+                sys.stdout.flush()
+            return code
 
     return run
 

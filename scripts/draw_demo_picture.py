@@ -47,7 +47,7 @@ def main() -> int:
         shutil.copy(args.picture, folder)
         from osm.serving.page_files import sample_images
 
-        blocks = web.serve(Page(engine, sample_images(Path(folder)), Limits()), "127.0.0.1", PORT)
+        blocks = web.PageServer(Page(engine, sample_images(Path(folder)), Limits()), "127.0.0.1", PORT)
         shot = photograph(args.picture.name, args.place, args.width, args.dark)
     blocks.close()
 

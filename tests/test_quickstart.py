@@ -100,7 +100,7 @@ class DryRun:
         return [], []
 
     def write_report(
-        self, out: Path, folders: Mapping[str, Path], parts: int, table: Mapping[str, Dataset], **options: Any
+        self, out: Path, folders: Mapping[str, Path], parts: int, table: Mapping[str, Dataset], options: Any
     ) -> None:
         assert parts == 2 and set(SETS) <= set(table)
         self.report = {title: folder.name for title, folder in folders.items()}

@@ -1,41 +1,34 @@
-"""The parts that all evaluation commands share: exit codes and the table of datasets."""
+"""Arguments that several evaluation commands share, and the table of datasets that the arguments select."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import argparse
 
 from osm.config import find_config
 from osm.datasets.table import DatasetTable
-from osm.errors import OsmError, exit_code
-from osm.quiet import quiet_command
-from osm.terminal import message_logger
-
-logger = message_logger(__name__)
-
-INTERRUPTED = 130
 
 
-@quiet_command
-def run_command(
-    command: Callable[..., int | None],
-    *arguments: Any,
-    interrupted: str = "interrupted: the same command resumes where it stopped",
-) -> int:
-    """Call `command(*arguments)` and return the exit code of the process.
+def add_predictions(parser: argparse.ArgumentParser, files: str = "the predictions") -> None:
+    """Add the positional arguments `out_dir` and `n` (`parts`), which select the files that generate_pred.py wrote."""
+    parser.add_argument("out_dir", help=f"folder of {files}, or its URL")
+    parser.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
 
-    If the command raises an `OsmError`, the error is logged and the exit code is 2 (or 3 if the run had to stop, see
-    `osm.errors.exit_code`). Ctrl-C logs `interrupted` and gives exit code 130. A command that returns None or 0
-    succeeded.
-    """
-    try:
-        return command(*arguments) or 0
-    except OsmError as error:
-        logger.error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        logger.info(interrupted)
-        return INTERRUPTED
+
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    """Add the flag `--benchmark`, the first argument of `dataset_table`."""
+    parser.add_argument(
+        "--benchmark", default="benchmark", help="YAML file with the paths of the datasets, or its name in configs/"
+    )
+
+
+def add_datasets(parser: argparse.ArgumentParser) -> None:
+    """Add the flag `--datasets`, the second argument of `dataset_table`."""
+    parser.add_argument("--datasets", help="YAML file with your own datasets")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the flag `--json`, a file to which the command also writes its metrics."""
+    parser.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
 
 
 def dataset_table(benchmark: str | None = "benchmark", datasets: str | None = None) -> DatasetTable:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from osm.errors import OsmError
-from osm.evaluation.commands import dataset_table, run_command
+from osm.errors import OsmError, run_command
+from osm.evaluation.commands import add_datasets, add_json, add_predictions, dataset_table
 from osm.evaluation.metrics.base import Metric
 from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
 from osm.evaluation.metrics.measure import SetMeasures, find_tools, measure, read_frequencies
@@ -81,10 +81,9 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="evaluate_pred.py", allow_abbrev=False, description="Print Acc and Not-In-Vocab of prediction files."
     )
-    parser.add_argument("out_dir", help="folder of the predictions, or its URL")
-    parser.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
-    parser.add_argument("--datasets", help="YAML file with your own datasets")
-    parser.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
+    add_predictions(parser)
+    add_datasets(parser)
+    add_json(parser)
     parser.add_argument(
         "--metrics",
         default=PUBLISHED,

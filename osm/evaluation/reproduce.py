@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from osm.datasets.table import DatasetTable
-from osm.errors import OsmError
-from osm.evaluation.commands import run_command
+from osm.errors import OsmError, run_command
+from osm.evaluation.commands import add_json
 from osm.evaluation.metrics.evaluate import SetResult, evaluate_folder
 from osm.evaluation.predict.generate_cli import generate_main
 from osm.storage.cache import localize
@@ -181,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
         default=0.5,
         help="maximum difference of every metric from the published value, in percentage points [%(default)s]",
     )
-    out.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
+    add_json(out)
     group = out.add_argument_group("flags of generate_pred.py")
     for name, what in PASSED_ON.items():
         group.add_argument(f"--{name}", help=what)

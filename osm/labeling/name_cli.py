@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osm.errors import OsmError, exit_code
+from osm.errors import OsmError, run_command
 from osm.labeling.folder_cli import add_segmenter_flags, segmenter_from
 from osm.recognition.flags import METHOD_HELP, add_checkpoint, config_options, method_of
 from osm.recognition.placement import add_flags, from_flags
@@ -60,12 +60,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm name`. Return 0, or a nonzero exit code after an error."""
     args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
-    try:
-        echo(*_answer(args))
-    except OsmError as error:
-        logger.error(error)
-        return exit_code(error)
-    return 0
+    return run_command(lambda: echo(*_answer(args)), interrupted="interrupted")
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

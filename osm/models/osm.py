@@ -204,10 +204,7 @@ class OmniScientModel(nn.Module):
         keys = self.mask_features(segmentation_mask, input_context_mask)
         losses, counts = self.row_losses(
             tokens,
-            _image_index(image_index, len(tokens), keys),
-            keys,
-            Instruction(qformer_input_ids, qformer_attention_mask),
-            _modes(dataset_type, len(keys)),
+            *_rows(image_index, len(tokens), keys, qformer_input_ids, qformer_attention_mask, dataset_type),
             input_ids,
             attention_mask,
             labels,
@@ -242,13 +239,8 @@ class OmniScientModel(nn.Module):
         """
         keys = self.mask_features(segmentation_mask, input_context_mask)
         tokens = self.encode_image(pixel_values)
-        condition = self.bridge(
-            self.bridge.image_state(tokens),
-            _image_index(image_index, len(tokens), keys),
-            keys,
-            Instruction(qformer_input_ids, qformer_attention_mask),
-            _modes(dataset_type, len(keys)),
-        )
+        rows = _rows(image_index, len(tokens), keys, qformer_input_ids, qformer_attention_mask, dataset_type)
+        condition = self.bridge(self.bridge.image_state(tokens), *rows)
         return self.generate_from(condition, input_ids, attention_mask, **options)
 
     @torch.no_grad()
@@ -338,6 +330,19 @@ def _modes(dataset_type: str | Sequence[str], rows: int) -> list[str]:
     if len(modes) != rows:
         raise OsmError(f"dataset_type names {len(modes)} modes, but there are {rows} masks")
     return modes
+
+
+def _rows(
+    image_index: Tensor | None,
+    images: int,
+    keys: MaskFeatures,
+    ids: Tensor,
+    mask: Tensor,
+    dataset_type: str | Sequence[str],
+) -> tuple[Tensor, MaskFeatures, Instruction, list[str]]:
+    """Return the arguments of the bridge after the image state, from the arguments of the published interface."""
+    instruction = Instruction(ids, mask)
+    return _image_index(image_index, images, keys), keys, instruction, _modes(dataset_type, len(keys))
 
 
 def _image_index(image_index: Tensor | None, images: int, keys: MaskFeatures) -> Tensor:

@@ -27,9 +27,8 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
         a new RGB image of the same size.
     """
     pixels = np.asarray(to_rgb(image)).astype(np.float32)
-    order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))
-    for place, k in enumerate(order):
-        color = np.array(PALETTE[place % len(PALETTE)], np.float32)
+    colors = _colors_by_area(masks)
+    for k, color in colors.items():
         inside = masks[k].astype(bool)
         pixels[inside] = (1 - alpha) * pixels[inside] + alpha * color
         pixels[_outline(inside)] = color
@@ -37,10 +36,16 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(max(12, min(image.size) // 28))
     taken: list[tuple[float, float, float, float]] = []
-    for k in order:
+    for k in colors:
         if masks[k].any():
             _write(draw, font, names[k], np.nonzero(masks[k])[::-1], image.size, taken)
     return canvas
+
+
+def _colors_by_area(masks: np.ndarray) -> dict[int, np.ndarray]:
+    """Return index of the mask -> RGB color, starting with the largest mask, so that smaller masks are drawn on top."""
+    order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))
+    return {k: np.array(PALETTE[i % len(PALETTE)], np.float32) for i, k in enumerate(order)}
 
 
 def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: float = 0.7) -> Image.Image:
@@ -128,15 +133,14 @@ def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | 
         a new RGB image of the same size.
     """
     pixels = np.asarray(to_rgb(image)).astype(np.float32)
-    order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))
-    for place, k in enumerate(order):
-        color = np.array(PALETTE[place % len(PALETTE)], np.float32)
+    colors = _colors_by_area(masks)
+    for k, color in colors.items():
         _colour(pixels, masks[k].astype(bool), color, right[k])
     canvas = Image.fromarray(pixels.round().astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(max(12, min(image.size) // 32))
     taken: list[tuple[float, float, float, float]] = []
-    for k in order:
+    for k in colors:
         if masks[k].any():
             _write_number(draw, font, k + 1, right[k], masks[k], image.size, taken)
     return canvas

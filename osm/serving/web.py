@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _ended_by_signals():
             check(args)
-            with contextlib.closing(serve(load_page(args), args.host, args.port, args.allow_host or ())):
+            with contextlib.closing(PageServer(load_page(args), args.host, args.port, args.allow_host or ())):
                 echo(f"http://{_in_url(args.host)}:{args.port} (Ctrl+C ends it)", flush=True)
                 threading.Event().wait()
     except OsmError as error:
@@ -153,7 +153,7 @@ class PageServer:
         OsmError: the port is in use, or the host is not an address of this machine.
     """
 
-    def __init__(self, page: Page, host: str, port: int, names: Collection[str]) -> None:
+    def __init__(self, page: Page, host: str, port: int, names: Collection[str] = ()) -> None:
         self._page, self._blocks = page, None
         self._before = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
         _use_folder(str(page.folder.cache), str(page.folder.path))
@@ -169,21 +169,6 @@ class PageServer:
             self._blocks.close(verbose=False)
         _use_folder(*self._before)
         self._page.folder.close()
-
-
-def serve(page: Page, host: str, port: int, names: Collection[str] = ()) -> PageServer:
-    """Start a web server for the demo page in a separate thread. Call `close` on the result to stop the server.
-
-    Args:
-        page: the page to serve.
-        host: the address to listen on.
-        port: the port to listen on.
-        names: additional host names of the page.
-
-    Raises:
-        OsmError: the port is in use, or the host is not an address of this machine.
-    """
-    return PageServer(page, host, port, names)
 
 
 def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from osm.datasets.labels import LabelSet
-from osm.errors import OsmError, SampleError, exit_code, shown, write_failed
+from osm.errors import OsmError, SampleError, run_command, shown, write_failed
 from osm.files import read_json, read_yaml, write_atomically
 from osm.io.images import SUFFIXES, decode, open_image, read_panoptic, read_rgb
 from osm.prepare.originals.original_release import PanopticWriter, write_whole
@@ -339,22 +339,18 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm collages` and return the exit code."""
     args = parser().parse_args(argv)
-    try:
-        check_here(args.out, "out")
-        options = CollageOptions(
-            args.table,
-            args.cutouts,
-            tuple(args.backgrounds),
-            tuple(args.segments),
-            args.split,
-            args.images,
-            args.seed,
-        )
-        echo(write_collages(args.out / args.split, options))
-    except OsmError as error:
-        logger.error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        logger.info("interrupted: the same command makes the same collages")
-        return 130
-    return 0
+    return run_command(_write, args, interrupted="interrupted: the same command makes the same collages")
+
+
+def _write(args: argparse.Namespace) -> None:
+    check_here(args.out, "out")
+    options = CollageOptions(
+        args.table,
+        args.cutouts,
+        tuple(args.backgrounds),
+        tuple(args.segments),
+        args.split,
+        args.images,
+        args.seed,
+    )
+    echo(write_collages(args.out / args.split, options))

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from osm.config import add_settings
-from osm.errors import OsmError, exit_code
+from osm.errors import OsmError, run_command
 from osm.files import replacing
 from osm.models import checkpoint as files
 from osm.models.bridges import BRIDGES
@@ -31,12 +31,10 @@ from osm.models.sizes import blank_entries
 from osm.storage import remote
 from osm.storage.locations import is_remote, public
 from osm.storage.output import check_output, locked, open_output, remote_file
-from osm.terminal import CommandParser, console_command, echo, message_logger
+from osm.terminal import CommandParser, console_command, echo
 from osm.training.checkpoints import readable_checkpoints
 from osm.training.sharded_layout import RUN_FILE, read_run_document, read_tensors
 from osm.training.train_config import MODEL_FLAGS, WIDTH_FLAGS
-
-logger = message_logger(__name__)
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 FOLDER_FILES = ("config.json", "model.safetensors")
@@ -382,9 +380,4 @@ def import_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(job: Callable[[], str]) -> int:
-    try:
-        echo(job())
-    except OsmError as error:
-        logger.error(error)
-        return exit_code(error)
-    return 0
+    return run_command(lambda: echo(job()), interrupted="interrupted")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from osm.datasets.table import Dataset
 from osm.evaluation.predict.generate import generate_predictions
+from osm.evaluation.report.report import ReportOptions
 from osm.evaluation.report.report_page import write_report
 
 VOID = {"meta", "img", "line", "polyline", "rect", "circle"}
@@ -120,7 +121,7 @@ def predict(mugs: Dataset, tmp_path: Path) -> Path:
 
 def report(tmp_path: Path, folder: Path, row: Dataset, **options: Any) -> tuple[dict[str, Any], Page]:
     options = {"surest": 0, **options}
-    document = write_report(tmp_path / "out", {"trained": folder}, 1, {"pets": row}, **options)
+    document = write_report(tmp_path / "out", {"trained": folder}, 1, {"pets": row}, ReportOptions(**options))
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(document))
     return document, Page(tmp_path / "out" / "report.html")
 

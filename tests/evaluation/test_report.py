@@ -13,6 +13,7 @@ from mugs import TEXTS, Page, Scripted, chart_lines, predict, report, write_log,
 from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
+from osm.evaluation.report.report import ReportOptions
 from osm.evaluation.report.report_cli import report_main
 from osm.evaluation.report.report_page import write_report
 
@@ -63,7 +64,7 @@ def test_without_names_and_several_folders(mugs: Dataset, folder: Path, tmp_path
     grey = tmp_path / "grey"
     generate_predictions(Scripted(*[("mug", "mug", "mug")] * 5), mugs, 0, 1, grey, modes=["own"], alter="blank_image")
     folders = {"trained": folder, "grey image": grey}
-    document = write_report(tmp_path / "out", folders, 1, {"pets": mugs}, surest=0)
+    document = write_report(tmp_path / "out", folders, 1, {"pets": mugs}, ReportOptions(surest=0))
     page = Page(tmp_path / "out" / "report.html")
     assert document["predictions"]["grey image"]["pets"]["either_vocabulary"]["acc"] is None
     assert page.row("grey image")[:5] == ["10", "50.0 % 5/10", "–", "–", "0.0 % 0/10"]

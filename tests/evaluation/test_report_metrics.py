@@ -16,6 +16,7 @@ from osm.evaluation.metrics.scores import Tools
 from osm.evaluation.predict.records import read_set
 from osm.evaluation.report import report as report_module
 from osm.evaluation.report.charts import reliability_plot
+from osm.evaluation.report.report import ReportOptions
 from osm.evaluation.report.report_page import write_report
 from osm.evaluation.report.result_images import choose_surest
 
@@ -122,7 +123,7 @@ def test_the_surest(mugs: Dataset, folder: Path, tmp_path: Path) -> None:
     assert choose_surest(records, 5) == ([4], [1, 0])
     assert choose_surest(records, 1) == ([4], [1])
     assert choose_surest(records, 0) == ([], [])
-    write_report(tmp_path / "out", {"trained": folder}, 1, {"pets": mugs}, pictures=0, surest=1)
+    write_report(tmp_path / "out", {"trained": folder}, 1, {"pets": mugs}, ReportOptions(pictures=0, surest=1))
     page = Page(tmp_path / "out" / "report.html")
     images = [str(attributes["alt"])[:5] for attributes in page.all("img")]
     assert images == ["0.png", "3.png"]  # the images come from last to first
@@ -131,7 +132,9 @@ def test_the_surest(mugs: Dataset, folder: Path, tmp_path: Path) -> None:
 
 
 def test_two_folders_have_a_column_each(mugs: Dataset, folder: Path, tmp_path: Path) -> None:
-    write_report(tmp_path / "out", {"one": folder, "two": folder}, 1, {"pets": mugs}, pictures=0, surest=0)
+    write_report(
+        tmp_path / "out", {"one": folder, "two": folder}, 1, {"pets": mugs}, ReportOptions(pictures=0, surest=0)
+    )
     page = Page(tmp_path / "out" / "report.html")
     for name in ("one, own mode", "one, any", "two, own mode", "two, any"):
         assert f'<th scope="col">{name}</th>' in section(page, "metrics")

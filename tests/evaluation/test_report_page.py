@@ -21,6 +21,7 @@ from osm.datasets.table import Dataset
 from osm.errors import OsmError
 from osm.evaluation.predict.generate import generate_predictions
 from osm.evaluation.report.charts import loss_curve
+from osm.evaluation.report.report import ReportOptions
 from osm.evaluation.report.report_page import write_report
 from osm.recognition.draw import draw_numbered
 
@@ -211,9 +212,7 @@ def test_everything_is_escaped(mugs: Dataset, tmp_path: Path) -> None:
         {EVIL: tmp_path / "pred"},
         1,
         {"pets": replace(mugs, title=EVIL)},
-        run=run,
-        baselines={EVIL: {EVIL: EVIL}},
-        title=EVIL,
+        ReportOptions(run, {EVIL: {EVIL: EVIL}}, title=EVIL),
     )
     page = Page(tmp_path / "out" / "report.html")
     assert len(page.all("script")) == 1

@@ -82,7 +82,7 @@ def address(engine: Engine, asked: list[str]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    blocks = web.serve(Page(engine, sample_images(), Limits(file_mb=1, megapixels=1)), "127.0.0.1", port)
+    blocks = web.PageServer(Page(engine, sample_images(), Limits(file_mb=1, megapixels=1)), "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
     blocks.close()
 

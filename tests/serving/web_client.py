@@ -141,7 +141,7 @@ def served(engine: Engine, host: str = "127.0.0.1", names: tuple[str, ...] = ())
     from osm.serving.page import Limits, Page
 
     page, port = Page(engine, sample_images(), Limits(file_mb=1, megapixels=1, uploads_mb=3)), free_port()
-    with contextlib.closing(web.serve(page, host, port, names)):
+    with contextlib.closing(web.PageServer(page, host, port, names)):
         yield page, port
 
 

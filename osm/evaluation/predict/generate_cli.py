@@ -11,8 +11,8 @@ from typing import Any
 
 from osm.config import add_settings
 from osm.datasets.table import ANY_MODE, Dataset, DatasetTable
-from osm.errors import OsmError
-from osm.evaluation.commands import dataset_table, run_command
+from osm.errors import OsmError, run_command
+from osm.evaluation.commands import add_benchmark, add_datasets, dataset_table
 from osm.evaluation.predict.alter import ALTERATIONS
 from osm.evaluation.predict.generate import OWN_MODE, check_part, generate_predictions, resolve_modes
 from osm.forms import MAX_BAD_ANNOTATIONS, Form, form_class
@@ -45,10 +45,8 @@ def generate_main(argv: Sequence[str] | None = None, load_namer: Callable[..., A
 def _generate(argv: Sequence[str] | None, load_namer: Callable[..., Any] | None) -> None:
     # --benchmark and --datasets are parsed first: they define the table of datasets, and every dataset has flags.
     files = CommandParser(add_help=False, allow_abbrev=False)
-    files.add_argument(
-        "--benchmark", default="benchmark", help="YAML file with the paths of the datasets, or its name in configs/"
-    )
-    files.add_argument("--datasets", help="YAML file with your own datasets")
+    add_benchmark(files)
+    add_datasets(files)
     known, _ = files.parse_known_args(argv)
     table = dataset_table(known.benchmark, known.datasets)
     args = _generate_parser(files, table).parse_args(argv)

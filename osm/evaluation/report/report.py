@@ -23,6 +23,40 @@ from osm.training.tracking import read_log
 TITLE = "Open-ended recognition: results"
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report contains, in addition to the published metrics.
+
+    Attributes:
+        run: the folder of a training run, for the loss curve.
+        baselines: {dataset: {name: percent}}, shown next to the scores.
+        pictures: the maximum number of randomly chosen images per dataset.
+        seed: the seed of the random choice of images and of the bootstrap.
+        title: the heading of the page.
+        surest: the number of images per dataset with the most confident wrong names, and with the most confident
+            correct names.
+        metrics: `all`, `published` (only Acc and NIV), or names of metrics (see `select_metrics`).
+        bootstrap: the number of bootstrap samples over images for the intervals. 0 disables intervals.
+
+    Raises:
+        OsmError: A number is negative.
+    """
+
+    run: Path | None = None
+    baselines: Mapping[str, Any] | None = None
+    pictures: int = 12
+    seed: int = 0
+    title: str = TITLE
+    surest: int = 3
+    metrics: str = ALL
+    bootstrap: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "surest", "bootstrap", "seed"):
+            if getattr(self, name) < 0:
+                raise OsmError(f"{name} {getattr(self, name)}: expected 0 or more")
+
+
 @dataclass
 class SetReport:
     """The data that the report shows about one dataset in one folder of predictions.
@@ -85,17 +119,7 @@ class Report:
 
 
 def collect_report(
-    predictions: Mapping[str, Path],
-    parts: int,
-    table: Mapping[str, Dataset],
-    run: Path | None = None,
-    baselines: Mapping[str, Any] | None = None,
-    pictures: int = 12,
-    seed: int = 0,
-    title: str = TITLE,
-    surest: int = 3,
-    metrics: str = ALL,
-    bootstrap: int = 1000,
+    predictions: Mapping[str, Path], parts: int, table: Mapping[str, Dataset], options: ReportOptions
 ) -> Report:
     """Evaluate folders of predictions, draw images and read the training log for a report.
 
@@ -103,21 +127,20 @@ def collect_report(
     """
     if not predictions:
         raise OsmError("predictions: none given; expected at least one title and folder")
-    for name, count in (("pictures", pictures), ("surest", surest), ("bootstrap", bootstrap), ("seed", seed)):
-        if count < 0:
-            raise OsmError(f"{name} {count}: expected 0 or more")
-    chosen = select_metrics(metrics)
-    report = Report(title, {}, [], None if run is None else _log(run), _checked_baselines(baselines or {}), _versions())
+    chosen = select_metrics(options.metrics)
+    records = None if options.run is None else _log(options.run)
+    report = Report(options.title, {}, [], records, _checked_baselines(options.baselines or {}), _versions())
     for number, (name, folder) in enumerate(predictions.items()):
         try:
             sets, notes = _sets(folder, parts, table)
         except OsmError as error:
             raise OsmError(f"predictions {name!r}: {error}") from None
         for entry in sets.values():
-            if metrics != PUBLISHED:
-                entry.measures = measure(entry.result, find_tools(), Bootstrap(bootstrap, seed), metrics=chosen)
+            if options.metrics != PUBLISHED:
+                bootstrap = Bootstrap(options.bootstrap, options.seed)
+                entry.measures = measure(entry.result, find_tools(), bootstrap, metrics=chosen)
             if number == 0:
-                _draw(entry, pictures, surest, seed)
+                _draw(entry, options)
         report.predictions[name] = sets
         report.notes += [f"{name}: {note}" for note in notes]
     return report
@@ -129,10 +152,10 @@ def _sets(folder: Path, parts: int, table: Mapping[str, Dataset]) -> tuple[dict[
     return {result.row.name: SetReport(result, break_down(result.records)) for result in results}, notes
 
 
-def _draw(entry: SetReport, pictures: int, surest: int, seed: int) -> None:
+def _draw(entry: SetReport, options: ReportOptions) -> None:
     records = entry.result.records
-    worst, best = choose_surest(records, surest)
-    chosen = choose(records, pictures, seed)
+    worst, best = choose_surest(records, options.surest)
+    chosen = choose(records, options.pictures, options.seed)
     drawn, entry.picture_notes = draw_pictures(entry.result, [*worst, *best, *chosen])
     entry.worst, entry.best, entry.pictures = (
         [drawn[index] for index in indexes if index in drawn] for indexes in (worst, best, chosen)

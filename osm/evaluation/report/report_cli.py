@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from osm.errors import OsmError
-from osm.evaluation.commands import dataset_table, run_command
+from osm.errors import OsmError, run_command
+from osm.evaluation.commands import add_datasets, add_json, add_predictions, dataset_table
 from osm.evaluation.evaluate_cli import add_bootstrap, bootstrap_of, json_text, refuse_unused
 from osm.evaluation.metrics.base import Tools
 from osm.evaluation.metrics.measure import find_tools
 from osm.evaluation.metrics.scores import ALL, PUBLISHED, select_metrics
 from osm.evaluation.report.compare import compare_folders, comparison_lines, comparison_page
-from osm.evaluation.report.report import TITLE
+from osm.evaluation.report.report import TITLE, ReportOptions
 from osm.evaluation.report.report_page import PAGE, RESULTS, write_report
 from osm.evaluation.report.result_images import write_picture
 from osm.files import read_json
@@ -68,16 +68,17 @@ def _report(argv: Sequence[str] | None) -> None:
         raise OsmError(f"--run {args.run}: the folder has no log.jsonl; expected a folder written by train.py")
     baselines = read_json(localize(args.baselines, "--baselines"), "--baselines")[0] if args.baselines else None
     table = dataset_table(datasets=args.datasets)
-    drawn = {"bootstrap": bootstrap.samples, "seed": bootstrap.seed}
-    options = {**{name: getattr(args, name) for name in ("run", "pictures", "surest", "metrics")}, **drawn}
+    options = ReportOptions(
+        args.run, baselines, args.pictures, bootstrap.seed, args.title, args.surest, args.metrics, bootstrap.samples
+    )
     out_dir = check_output(args.out_dir, "out_dir")
     if not is_remote(out_dir):
-        write_report(Path(out_dir), folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        write_report(Path(out_dir), folders, args.parts, table, options)
         echo(Path(out_dir) / PAGE)
         return
     output = open_output(out_dir, "out_dir")
     with locked(output):
-        write_report(output.path, folders, args.parts, table, title=args.title, baselines=baselines, **options)
+        write_report(output.path, folders, args.parts, table, options)
         output.put(RESULTS, PAGE)
     echo(output.location(PAGE))
 
@@ -100,7 +101,7 @@ def report_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts", type=int, required=True, metavar="N", help="number of parts that generate_pred.py was run with"
     )
-    parser.add_argument("--datasets", help="YAML file with your own datasets")
+    add_datasets(parser)
     parser.add_argument("--run", type=Path, help="folder of the training run, for the loss curve")
     parser.add_argument(
         "--baselines", type=Path, metavar="FILE.json", help="{set: {name: percent}}, shown next to the scores"
@@ -143,11 +144,10 @@ def picture_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Draw a mosaic of images with the predicted names of their masks.",
     )
-    parser.add_argument("out_dir", help="folder of the predictions, or its URL")
-    parser.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
+    add_predictions(parser)
     parser.add_argument("output", type=Path, help="the .jpg file to write")
     parser.add_argument("--set", required=True, help="dataset whose images are drawn")
-    parser.add_argument("--datasets", help="YAML file with your own datasets")
+    add_datasets(parser)
     parser.add_argument("--images", type=int, default=6, help="maximum number of images (%(default)s)")
     parser.add_argument("--columns", type=int, default=3, help="maximum number of images per row (%(default)s)")
     return parser
@@ -203,7 +203,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("b", metavar="B", help="folder of the predictions to compare with A, or its URL")
     parser.add_argument("--parts", required=True, metavar="N[,M]", help="numbers of parts of A and B")
     parser.add_argument("--titles", default="A,B", metavar="A,B", help="titles of A and B (%(default)s)")
-    parser.add_argument("--datasets", help="YAML file with your own datasets")
+    add_datasets(parser)
     parser.add_argument(
         "--metrics",
         default=ALL,
@@ -213,7 +213,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--examples", type=int, default=10, help="maximum number of examples of each kind of change (%(default)s)"
     )
-    parser.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
+    add_json(parser)
     parser.add_argument("--report", metavar="FILE.html", help="also write an HTML page to this file, or to a URL")
     add_bootstrap(parser)
     return parser

@@ -12,12 +12,12 @@ from osm.datasets.table import Dataset
 from osm.errors import write_failed
 from osm.evaluation.metrics import majority_class, wilson_interval
 from osm.evaluation.metrics.measure import ModeMeasures, SetMeasures
-from osm.evaluation.metrics.scores import ALL, CLASS, FREQUENCY, LEXICAL, PART, PARTS, SIZE
+from osm.evaluation.metrics.scores import CLASS, FREQUENCY, LEXICAL, PART, PARTS, SIZE
 from osm.evaluation.metrics.statistics import Rate
 from osm.evaluation.predict.prediction_files import made_with
 from osm.evaluation.report.charts import loss_curve, reliability_plot
 from osm.evaluation.report.page_templates import NOTHING, percent, render_page
-from osm.evaluation.report.report import TITLE, Report, SetReport, collect_report
+from osm.evaluation.report.report import Report, ReportOptions, SetReport, collect_report
 from osm.evaluation.report.result_images import DrawnImage
 from osm.files import write_atomically
 
@@ -59,14 +59,7 @@ def write_report(
     predictions: Mapping[str, Path],
     parts: int,
     table: Mapping[str, Dataset],
-    run: Path | None = None,
-    baselines: Mapping[str, Any] | None = None,
-    pictures: int = 12,
-    seed: int = 0,
-    title: str = TITLE,
-    surest: int = 3,
-    metrics: str = ALL,
-    bootstrap: int = 1000,
+    options: ReportOptions | None = None,
 ) -> dict[str, Any]:
     """Write `report.html` and `results.json` into `out_dir`, overwriting existing files.
 
@@ -78,15 +71,7 @@ def write_report(
             the page shows its accuracy by class, its confusions and its images.
         parts: the n that generate_pred.py was run with, which must be the same for all folders.
         table: the table of datasets. Its paths are used where the paths recorded by generate_pred.py no longer exist.
-        run: folder of a training run, for its loss curve.
-        baselines: {dataset: {name: percent}}, shown next to the scores.
-        pictures: maximum number of randomly chosen images per dataset.
-        seed: seed for the random choice of images and for the bootstrap.
-        title: the heading of the page.
-        surest: number of images per dataset with the most confident wrong names, and with the most confident right
-            names.
-        metrics: `all`, `published` (only Acc and NIV), or names of metrics (see `select_metrics`).
-        bootstrap: number of bootstrap samples over images for the intervals. 0 disables intervals.
+        options: what the report contains; None uses the defaults of `ReportOptions`.
 
     Returns:
         The content of `results.json`.
@@ -95,9 +80,7 @@ def write_report(
         OsmError: Prediction files are missing or invalid, the run has no log, the baselines have a different structure,
             or `out_dir` cannot be written. Missing images do not raise an error: the page reports them.
     """
-    report = collect_report(
-        predictions, parts, table, run, baselines, pictures, seed, title, surest, metrics, bootstrap
-    )
+    report = collect_report(predictions, parts, table, options or ReportOptions())
     document = report.as_json()
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from osm.datasets.table import Dataset
-from osm.errors import OsmError
-from osm.evaluation.commands import dataset_table, run_command
+from osm.errors import OsmError, run_command
+from osm.evaluation.commands import add_benchmark, add_datasets, add_json, add_predictions, dataset_table
 from osm.evaluation.predict.generate import OWN_MODE
 from osm.evaluation.predict.prediction_files import made_with, prediction_path
 from osm.evaluation.scoring.class_names import EXACT, NEAREST, ClassNames, Encoder
@@ -60,13 +60,10 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Print panoptic quality, mask or box AP and mean IoU of named proposals.",
     )
-    flags.add_argument("out_dir", help="folder of <set>_proposals_<i>_of_<n>.json, or its URL")
-    flags.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
+    add_predictions(flags, "<set>_proposals_<i>_of_<n>.json")
     flags.add_argument("--sets", help="comma-separated; default: all datasets with proposals in out_dir")
-    flags.add_argument(
-        "--benchmark", default="benchmark", help="YAML file with the paths of the datasets, or its name in configs/"
-    )
-    flags.add_argument("--datasets", help="YAML file with your own datasets")
+    add_benchmark(flags)
+    add_datasets(flags)
     flags.add_argument(
         "--mode",
         default=OWN_MODE,
@@ -90,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--without_ap", action="store_true", help="do not compute mask or box AP")
     flags.add_argument("--device", default="cpu", help="device of --map nearest: cpu, cuda, ... [%(default)s]")
-    flags.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
+    add_json(flags)
     return flags
 
 

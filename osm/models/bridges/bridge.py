@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -187,3 +187,16 @@ def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:
         raise OsmError(f"dataset_type {unknown[0]!r} is not a mode of this model; its modes are {', '.join(names)}")
     index = torch.tensor([names.index(mode) for mode in modes], device=next(iter(table.values())).device)
     return torch.cat(list(table.values()), 0)[index]
+
+
+def initialize(bridge: nn.Module, queries: Iterable[Tensor]) -> None:
+    """Initialize queries and embedding tables by a truncated normal (std 0.02), and linear layers by Xavier uniform."""
+    for query in queries:
+        nn.init.trunc_normal_(query, std=0.02)
+    for module in bridge.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=0.02)

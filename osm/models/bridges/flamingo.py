@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from osm.errors import OsmError
-from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
+from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, initialize, lookup
 from osm.models.bridges.gated import FlamingoConfig, GatedLayers, decoder_layers, hidden_width
 from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionFeatures, pool, region_features
 from osm.models.model_config import ModelConfig
@@ -114,13 +114,7 @@ class FlamingoBridge(Bridge):
 
     def reset_parameters(self) -> None:
         """Initialize queries, modes and positions by a truncated normal (std 0.02), and matrices by Xavier uniform."""
-        for query in (self.query, self.place, *self.mode_query.values()):
-            nn.init.trunc_normal_(query, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialize(self, (self.query, self.place, *self.mode_query.values()))
 
     def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> RegionFeatures:
         assert how == "area"  # FlamingoConfig.check_model requires it

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from osm.config import FieldError
 from osm.errors import OsmError, shown
-from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, lookup
+from osm.models.bridges.bridge import Bridge, Condition, ImageState, Instruction, check_names, initialize, lookup
 from osm.models.bridges.gated import LayerKV
 from osm.models.checkpoint import without_ignored
 from osm.models.masks import VisibleKeys, visible_keys
@@ -442,20 +442,8 @@ class MaskQFormerBridge(Bridge):
 
     def reset_parameters(self) -> None:
         """Initialize queries and embeddings by a truncated normal (std 0.02), and matrices by Xavier uniform."""
-        for query in (
-            self.mask_query,
-            self.context_query,
-            *self.qformer_mode_query.values(),
-            *self.mode_query.values(),
-        ):
-            nn.init.trunc_normal_(query, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+        modes = (*self.qformer_mode_query.values(), *self.mode_query.values())
+        initialize(self, (self.mask_query, self.context_query, *modes))
 
     def match_embeddings(self, embeddings: nn.Embedding) -> None:
         """Scale the initial projection so that the prefix has the same standard deviation as the LLM's embeddings."""

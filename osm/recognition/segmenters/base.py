@@ -40,6 +40,11 @@ class ScoredMask:
         """The number of pixels in the mask."""
         return int(self.mask.sum())
 
+    @classmethod
+    def predicted(cls, mask: Any, iou: Any) -> ScoredMask:
+        """Return a mask whose score is a predicted IoU, clipped to the range from 0 to 1."""
+        return cls(np.asarray(mask, bool), float(np.clip(float(iou), 0.0, 1.0)))
+
 
 class Segmenter(ABC):
     """Base class of segmenters, which generate masks for one image at a time.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -78,7 +77,7 @@ class MaskGenerationSegmenter(Segmenter):
         assert self._image is not None
         found = self._pipeline(self._image, **self._options)
         pairs = zip(found["masks"], found["scores"], strict=True)
-        segments = [ScoredMask(np.asarray(mask, bool), _score(score)) for mask, score in pairs]
+        segments = [ScoredMask.predicted(mask, score) for mask, score in pairs]
         return by_area([segment for segment in segments if segment.mask.any()])
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
@@ -102,7 +101,7 @@ class MaskGenerationSegmenter(Segmenter):
         masks = self.processor.post_process_masks(output.pred_masks.cpu(), sizes.cpu())[0][0]
         scores = output.iou_scores[0, 0]
         best = int(scores.argmax())
-        return ScoredMask(np.asarray(masks[best], bool), _score(scores[best]))
+        return ScoredMask.predicted(masks[best], scores[best])
 
 
 def load_mask_generator(
@@ -134,7 +133,3 @@ def load_mask_generator(
         reason = str(error).strip().splitlines()[0]
         raise OsmError(f"--sam_checkpoint {checkpoint} cannot be loaded by transformers ({reason})") from None
     return MaskGenerationSegmenter(model.to(device), processor, **options)
-
-
-def _score(value: Any) -> float:
-    return float(np.clip(float(value), 0.0, 1.0))

@@ -91,7 +91,7 @@ class SamSegmenter(Segmenter):
         """Return the confident masks for a grid of points in descending order of area, scored by predicted IoU."""
         check_set(self._size)
         found = self._generator.generate(self._pixels)
-        return by_area([ScoredMask(mask["segmentation"], _score(mask["predicted_iou"])) for mask in found])
+        return by_area([ScoredMask.predicted(mask["segmentation"], mask["predicted_iou"]) for mask in found])
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
         """Return the mask for point prompts. A single point is ambiguous, so the best of three masks is returned."""
@@ -110,7 +110,7 @@ class SamSegmenter(Segmenter):
             self._embedded = True
         masks, scores, _ = self._predictor.predict(multimask_output=several, **prompt)
         best = int(scores.argmax())
-        return ScoredMask(masks[best].astype(bool), _score(scores[best]))
+        return ScoredMask.predicted(masks[best], scores[best])
 
 
 def load_sam(
@@ -171,7 +171,3 @@ def _package() -> Any:
             "SAM's checkpoints need a package: pip install segment-anything opencv-python-headless"
         ) from None
     return segment_anything
-
-
-def _score(value: Any) -> float:
-    return float(np.clip(float(value), 0.0, 1.0))

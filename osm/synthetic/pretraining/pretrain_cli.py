@@ -5,6 +5,7 @@ The command writes the weights and a model card.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -20,16 +21,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from osm.errors import OsmError, exit_code
+from osm.errors import OsmError, run_command
 from osm.files import read_json, write_atomically
 from osm.models.model_config import load_model_config
 from osm.models.weights import shipped_folder
 from osm.synthetic.pretraining.nano_llm import OTHER_ADJECTIVES, LlmTraining, other_nouns, pretrain_llm
 from osm.synthetic.pretraining.nano_tower import TowerTraining, pretrain_tower
 from osm.synthetic.scenes.scene_names import ATTRIBUTES, STUFF, THINGS, held_out_pairs
-from osm.terminal import CommandParser, console_command, echo, message_logger
-
-logger = message_logger(__name__)
+from osm.terminal import CommandParser, console_command, echo
 
 PARTS = ("llm", "tower")
 FACTS = "pretraining.json"
@@ -93,31 +92,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--llm_steps", type=int, default=LlmTraining.steps, help="[%(default)s]")
     parser.add_argument("--threads", type=int, default=TowerTraining.threads, help="[%(default)s]")
     args = parser.parse_args(argv)
-    try:
-        for flag in ("scenes", "epochs", "llm_steps", "threads"):
-            if getattr(args, flag) < 1:
-                raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
-        for flag in ("work", "output"):
-            try:
-                getattr(args, flag).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                where = f"--{flag} {getattr(args, flag)}"
-                raise OsmError(f"{where}: {error.strerror}; expected a writable folder") from None
-        if args.part in ("llm", "all"):
-            _write_llm(replace(LlmTraining(), steps=args.llm_steps, threads=args.threads), args.work, args.output)
-        if args.part in ("tower", "all"):
-            options = {"scenes": args.scenes, "epochs": args.epochs, "threads": args.threads}
-            _write_tower(replace(TowerTraining(), **options), args.work, args.output)
-        facts = read_json(args.output / FACTS, "facts")[0]
-        write_atomically(args.output / "MODEL_CARD.md", [model_card(facts)])
-    except OsmError as error:
-        logger.error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        logger.info("interrupted: the same command resumes from the last checkpoint")
-        return 130
+    return run_command(_pretrain, args, interrupted="interrupted: the same command resumes from the last checkpoint")
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    for flag in ("scenes", "epochs", "llm_steps", "threads"):
+        if getattr(args, flag) < 1:
+            raise OsmError(f"--{flag} {getattr(args, flag)} must be 1 or more")
+    for flag in ("work", "output"):
+        try:
+            getattr(args, flag).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            where = f"--{flag} {getattr(args, flag)}"
+            raise OsmError(f"{where}: {error.strerror}; expected a writable folder") from None
+    if args.part in ("llm", "all"):
+        _write_llm(replace(LlmTraining(), steps=args.llm_steps, threads=args.threads), args.work, args.output)
+    if args.part in ("tower", "all"):
+        options = {"scenes": args.scenes, "epochs": args.epochs, "threads": args.threads}
+        _write_tower(replace(TowerTraining(), **options), args.work, args.output)
+    facts = read_json(args.output / FACTS, "facts")[0]
+    write_atomically(args.output / "MODEL_CARD.md", [model_card(facts)])
     echo(args.output)
-    return 0
 
 
 def _write_llm(config: LlmTraining, work: Path, output: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from osm.errors import OsmError, exit_code, write_failed
+from osm.errors import OsmError, run_command, write_failed
 from osm.files import PartialFile, read_json, write_atomically
 from osm.storage.output import check_here
 from osm.synthetic.scenes.compose import draw_scene
@@ -222,19 +222,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `osm scenes` and return the exit code."""
     args = parser().parse_args(argv)
-    try:
-        check_here(args.out, "out")
-        if not args.split or Path(args.split).name != args.split or args.split in (".", ".."):
-            raise OsmError(f"--split {args.split!r} must be the name of one folder")
-        if args.num_workers is not None and args.num_workers < 1:
-            raise OsmError(f"--num_workers {args.num_workers} must be 1 or more")
-        sets = tuple(dict.fromkeys(name.strip() for name in args.sets.split(",") if name.strip()))
-        options = SceneOptions(args.images, args.size, args.seed, args.pairs, args.held_out_seed, sets)
-        echo(write_scenes(args.out / args.split, options, args.num_workers))
-    except OsmError as error:
-        logger.error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        logger.info("interrupted: the same command resumes where it stopped")
-        return 130
-    return 0
+    return run_command(_write, args)
+
+
+def _write(args: argparse.Namespace) -> None:
+    check_here(args.out, "out")
+    if not args.split or Path(args.split).name != args.split or args.split in (".", ".."):
+        raise OsmError(f"--split {args.split!r} must be the name of one folder")
+    if args.num_workers is not None and args.num_workers < 1:
+        raise OsmError(f"--num_workers {args.num_workers} must be 1 or more")
+    sets = tuple(dict.fromkeys(name.strip() for name in args.sets.split(",") if name.strip()))
+    options = SceneOptions(args.images, args.size, args.seed, args.pairs, args.held_out_seed, sets)
+    echo(write_scenes(args.out / args.split, options, args.num_workers))
