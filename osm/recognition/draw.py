@@ -43,7 +43,7 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
 
 
 def _colors_by_area(masks: np.ndarray) -> dict[int, np.ndarray]:
-    """Return index of the mask -> RGB color, starting with the largest mask, so that smaller masks are drawn on top."""
+    """Map each mask's index to an RGB color, starting with the largest mask, so that smaller masks are drawn on top."""
     order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))
     return {k: np.array(PALETTE[i % len(PALETTE)], np.float32) for i, k in enumerate(order)}
 
