@@ -53,11 +53,11 @@ class Batch:
         return len(self.modes)
 
     def to(self, device: torch.device) -> Batch:
-        """Return a copy of the batch on a device. A batch in pinned memory is copied asynchronously."""
+        """Return a copy of the batch on a device. If the batch is in pinned memory, the copy is asynchronous."""
         return self._moved(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """Return a copy in pinned memory, so that the transfer to the GPU can be asynchronous.
+        """Return a copy of the batch in pinned memory, so that the transfer to the GPU can be asynchronous.
 
         The DataLoader calls this method.
         """
@@ -76,9 +76,10 @@ class Batch:
 
 
 def merge(batches: Sequence[Batch]) -> Batch:
-    """Merge batches into one batch with all images and rows. Texts are padded to the length of the longest text.
+    """Merge several batches into one batch that contains all their images and masks.
 
-    The merged batch is in pinned memory if the first batch is. A single batch is returned unchanged.
+    The texts are padded to the length of the longest text. The merged batch is in pinned memory if the first of the
+    given batches is in pinned memory. A single batch is returned unchanged.
     """
     if len(batches) == 1:
         return batches[0]
@@ -112,7 +113,7 @@ def merge(batches: Sequence[Batch]) -> Batch:
 
 
 def _concatenate(parts: list[Tensor], pinned: bool) -> Tensor:
-    """Concatenate tensors along the first axis. The result is in pinned memory if `pinned` is true."""
+    """Concatenate tensors along the first axis, in pinned memory if `pinned` is true."""
     if not pinned:
         return torch.cat(parts)
     first = parts[0]
@@ -134,7 +135,8 @@ def _pad_right(parts: list[Tensor], value: int) -> list[Tensor]:
 def make_batch(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
     """Collate samples of one dataset into a batch.
 
-    The first half of the rows uses the dataset's own mode, and the second half uses the open-vocabulary mode `any`.
+    The first half of the masks is named in the mode of the dataset's own vocabulary, and the second half in the
+    open-vocabulary mode `any`.
 
     Args:
         name: name of the dataset.

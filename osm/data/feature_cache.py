@@ -1,8 +1,8 @@
 """An on-disk cache of vision-tower outputs, which makes training for many epochs on a CPU affordable.
 
-`DIR/<fingerprint>/<dataset>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens for one fixed view of an image:
-float16 (L, C) with L tokens and C channels. The tokens do not contain the window position embedding, which is added
-later.
+`DIR/<fingerprint>/<dataset>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens for one fixed view (scale, flip
+and crop) of an image: float16 (L, C) with L tokens and C channels. The cached tokens do not include the window position
+embedding, which the model adds later.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from osm.errors import OsmError
 from osm.files import check_regular_file
 from osm.io.paths import check_local
 
-# The magic bytes of version 1.0 of the .npy format, which we write. Later versions allow a header of up to 4 GB.
+# The magic bytes of version 1.0 of the .npy format, the only version that this cache writes and accepts.
+# Later versions of the .npy format are rejected, because they allow a header of up to 4 GB.
 _MAGIC = b"\x93NUMPY\1\0"
 
 
 class FeatureCache:
-    """Reads and writes the cached tower tokens of views.
+    """Reads and writes cached vision-tower tokens, one file per image view.
 
     Args:
         folder: cache folder, which several runs can share.
@@ -41,18 +42,18 @@ class FeatureCache:
         self.folder = Path(folder) / fingerprint
 
     def path(self, dataset: str, key: str, view: int) -> Path:
-        """Return the path of the file that holds the tokens of one view."""
-        # Keys come from the names of tar members and could contain a path that leads out of the folder. Therefore,
-        # unsafe characters are replaced. The hash keeps the file names distinct.
+        """Return the path of the file that holds the cached tokens of one image view."""
+        # Sample keys are names of untrusted tar members, so a key could be a path that leads out of the cache folder.
+        # Unsafe characters are therefore replaced, and a hash of the key keeps the file names distinct.
         name = re.sub(r"[^A-Za-z0-9_-]", "_", key)[-80:]
         return self.folder / dataset / f"{name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.{view}.npy"
 
     def has(self, dataset: str, key: str, view: int) -> bool:
-        """Return whether the tokens of a view are cached."""
+        """Return whether the vision-tower tokens of an image view are cached."""
         return self.path(dataset, key, view).is_file()
 
     def load(self, dataset: str, key: str, view: int | None) -> Tensor:
-        """Return the tokens of a view, float16 (L, C).
+        """Load the cached vision-tower tokens of an image view, float16 (L, C).
 
         Raises:
             OsmError: the file is missing or damaged, or holds an array with a different dtype or number of dimensions.
@@ -64,16 +65,21 @@ class FeatureCache:
             with path.open("rb") as file:
                 if file.read(len(_MAGIC)) != _MAGIC:
                     raise ValueError(f"it does not begin with {_MAGIC!r}")
-            # Memory-mapping fails if the file is shorter than its header claims, before any memory is allocated.
+            # If the file is shorter than its header claims, memory-mapping fails before any memory is allocated.
             tokens = np.lib.format.open_memmap(path, mode="r")
             if tokens.dtype != np.float16 or tokens.ndim != 2:
                 raise ValueError(f"expected float16 of shape (L, C), found {tokens.dtype} of shape {tokens.shape}")
             return torch.from_numpy(np.array(tokens))
         except Exception as error:  # a damaged header can raise almost any exception
-            raise OsmError(f"--feature_cache: {path} cannot be read ({error}); delete it and start again") from None
+            raise OsmError(
+                f"--feature_cache: {path} cannot be read ({error}); delete the file and start again"
+            ) from None
 
     def save(self, dataset: str, key: str, view: int, tokens: Tensor) -> None:
-        """Write the tokens of a view as float16. A crash never leaves a partial file under the final name."""
+        """Write the tokens of an image view as float16.
+
+        The file is written atomically, so a crash never leaves a partial file.
+        """
         path = self.path(dataset, key, view)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")

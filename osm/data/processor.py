@@ -1,7 +1,7 @@
 """Convert images, masks and texts to tensors for the model.
 
 An image is resized, then padded at the bottom and right to a square canvas. A prompt and its answer are converted to
-token ids and labels. This module also holds the training prompts.
+token ids and labels. The module also defines the training prompts.
 
 Shapes: N images, S input size, R rows, T tokens.
 """
@@ -127,7 +127,7 @@ class Processor:
     # -- images ------------------------------------------------------------------------------------------------------
 
     def canvas(self, image: Image.Image) -> Tensor:
-        """Return an image on a square canvas, as at test time, uint8 (3, S, S).
+        """Resize and pad an image to a square canvas as in inference, and return a tensor, uint8 (3, S, S).
 
         The image is resized so that its longest side is S (bicubic), then padded with zeros at the bottom and right.
         """
@@ -135,13 +135,14 @@ class Processor:
         return self.padded(np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC)))
 
     def padded(self, pixels: np.ndarray) -> Tensor:
-        """Pad an image (h, w, 3) with zeros at the bottom and right. The result is a tensor, uint8 (3, S, S)."""
+        """Pad an image (h, w, 3) with zeros at the bottom and right, and return a tensor, uint8 (3, S, S)."""
         return self.padded_batch([pixels])[0]
 
     def padded_batch(self, images: Sequence[np.ndarray]) -> Tensor:
         """Pad images (h, w, 3) with zeros at the bottom and right and stack them into a tensor, uint8 (N, 3, S, S).
 
-        The result has the channels-last memory layout (N, S, S, 3). The model converts the layout on its own device.
+        The result has the channels-last memory layout (N, S, S, 3). The model converts this memory layout later, on the
+        model's device.
         """
         canvas = np.empty((len(images), self.input_size, self.input_size, 3), np.uint8)
         for padded, pixels in zip(canvas, images, strict=True):
@@ -152,7 +153,7 @@ class Processor:
         return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
     def canvas_masks(self, masks: np.ndarray) -> Tensor:
-        """Return the masks (K, H, W) of an image on the image's canvas, as at test time, bool (K, 1, S, S).
+        """Resize and pad masks (K, H, W) like their image, as in inference, and return a tensor, bool (K, 1, S, S).
 
         Masks are resized with nearest-neighbor sampling and padded with zeros.
         """
@@ -164,7 +165,10 @@ class Processor:
         return torch.from_numpy(canvas)
 
     def pixel_values(self, canvas: Tensor) -> Tensor:
-        """Scale canvases, uint8 (N, 3, S, S), to 0..1 and normalize them. The result is float32 on the same device."""
+        """Scale padded images, uint8 (N, 3, S, S), to 0..1 and normalize them with the tower's mean and std.
+
+        The result is a float32 tensor on the same device as the images.
+        """
         mean, std = (torch.tensor(v, device=canvas.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (canvas.contiguous().float() / 255 - mean) / std
 
@@ -176,9 +180,10 @@ class Processor:
         return self._text(rows, [[-100] * len(row) for row in rows], prompts)
 
     def training_text(self, prompts: Sequence[str], targets: Sequence[str], supervise: str = "all") -> Text:
-        """Tokenize prompts with their answers. A text consists of BOS, prompt, answer and end token.
+        """Tokenize prompts with their answers.
 
-        A text of more than 32 tokens is truncated on the left, so that its answer is kept whole.
+        A training text consists of the BOS token, the prompt, the answer and the end token. A text of more than 32
+        tokens is truncated on the left, so that the whole answer is kept.
 
         Args:
             supervise: `all` supervises the prompt and the answer but not BOS, as published; `answer` only supervises
@@ -197,12 +202,12 @@ class Processor:
         return self._text(rows, labels, prompts)
 
     def training_row(self, prompt: str, target: str) -> tuple[list[int], int]:
-        """Return the token ids of one training text and the index of the first token of its answer.
+        """Return the token ids of one training text, and the index at which its answer starts.
 
         Raises:
             SampleError: the reason is `answer_too_long`: the answer does not fit even without its prompt.
         """
-        # Results are cached because each text is tokenized twice, to validate its sample and to collate the batch.
+        # Results are cached because each text is tokenized twice: to validate the sample, and to collate the batch.
         found = self._rows.get((prompt, target))
         if found is None:
             if len(self._rows) >= _TEXTS_KEPT:
@@ -227,7 +232,7 @@ class Processor:
         return [*bos, *ids[cut:], self.tokenizer.eos_token_id], len(bos) + answer_start - cut
 
     def name(self, ids: Sequence[int]) -> str:
-        """Decode generated token ids to a predicted name, without special tokens and surrounding white space."""
+        """Decode generated token ids to a predicted name, without special tokens and surrounding whitespace."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def _ids(self, text: str) -> list[int]:

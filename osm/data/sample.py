@@ -56,14 +56,14 @@ class SampleConfig:
                 "expected 0 < min <= max"
             )
         if self.resize not in ("published", "always"):
-            raise OsmError(f"--resize {self.resize!r} is neither published nor always")
+            raise OsmError(f"--resize {self.resize!r} must be published or always")
         for flag in ("mask2box_prob", "part_in_use_whole_prob", "part_in_prepend_object_class_prob"):
             if not 0 <= getattr(self, flag) <= 1:
                 raise OsmError(f"--{flag} {getattr(self, flag)} is not between 0 and 1")
         if self.masks_per_image < 1:
             raise OsmError(f"--masks_per_image {self.masks_per_image} must be 1 or more")
         if self.supervise not in ("all", "answer"):
-            raise OsmError(f"--supervise {self.supervise!r} is neither all nor answer")
+            raise OsmError(f"--supervise {self.supervise!r} must be all or answer")
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Sample:
 
 
 class SampleTransform:
-    """Makes samples from decoded images. All randomness comes from the generator that is passed to each call.
+    """Makes samples from decoded images. All random choices use the generator that is passed to each call.
 
     Args:
         views: with `views` > 0, each image is only used in this number of fixed views, whose tower tokens can be
@@ -101,7 +101,7 @@ class SampleTransform:
         self.config, self.processor, self.views, self.seed = config, processor, views, seed
 
     def __call__(self, scene: Form, key: str, rng: np.random.Generator) -> Sample:
-        """Make a sample with a random view, masks, prompts and answers.
+        """Make a training sample: a random view of the image, masks, prompts and answers.
 
         Raises:
             SampleError: `no_segment`, no view with an eligible segment was found in 500 tries.
@@ -120,7 +120,7 @@ class SampleTransform:
         return sample
 
     def fixed_view(self, scene: Form, key: str, number: int) -> View:
-        """Return the fixed view `number` of an image, which is the same in every epoch and on every rank."""
+        """Return one of an image's fixed views. A fixed view is the same in every epoch and on every rank."""
         digest = hashlib.sha256(f"{self.seed}:{key}:{number}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         segment_rng = np.random.default_rng(0)  # separate, so that picking a segment does not change later views
@@ -129,20 +129,20 @@ class SampleTransform:
     def _draw_view_until(
         self, scene: Form, key: str, rng: np.random.Generator, pick: Callable[[View], list[Segment]]
     ) -> tuple[View, list[Segment]]:
-        """Draw views until `pick` returns segments, and return the view and its segments."""
+        """Draw random views of an image until `pick` finds segments in a view. Return this view and the segments."""
         for number in range(MAX_TRIES):
             view = self.draw_view(scene, rng)
             segments = pick(view)
             if segments:
                 return view, segments
             if number == 0 and not scene.has_segments():  # fail early instead of after 500 crops
-                raise SampleError("no_segment", f"sample {key}has no segment that may be named")
+                raise SampleError("no_segment", f"sample {key} has no segment that may be named")
         raise SampleError(
             "no_segment", f"sample {key}: no segment of over 100 pixels was found in {MAX_TRIES} random crops"
         )
 
     def draw_view(self, scene: Form, rng: np.random.Generator) -> View:
-        """Draw a random scale, flip and S x S crop."""
+        """Draw a random scale, a random horizontal flip and a random crop of S x S pixels."""
         size, config = self.processor.input_size, self.config
         width, height = scene.width, scene.height
         if config.resize == "always" or min(width, height) < size:

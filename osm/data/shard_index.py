@@ -1,8 +1,9 @@
 """Random access to the samples of a shard through an index, so that a process reads only the samples it needs.
 
 `000000000.index.json` beside `000000000.tar` holds one entry per sample, in order: the sample's key, the offset of its
-first byte, and its size in bytes. The entry of an unreadable sample also holds the reason. The converters write the
-index. If the index is missing or belongs to a different shard, it is built once from the headers of the shard.
+first byte, and its size in bytes. The entry of an unreadable sample also holds the reason why the sample cannot be
+read. The converters write the index. If a shard's index is missing or belongs to a different shard, a new index is
+built once from the shard's tar headers.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class ShardIndex:
         return len(self.start)
 
     def error(self, number: int) -> SampleError | None:
-        """Return the error because of which a sample cannot be read, or None if the sample can be read."""
+        """Return the error that makes a sample unreadable, or None if the sample can be read."""
         fault = self.faults.get(number)
         return None if fault is None else SampleError(fault[0], f"{public(self.shard)}: {fault[1]}")
 
@@ -94,13 +95,13 @@ class ShardIndex:
         return next((fields for first, fields in reversed(self.global_header_starts) if first <= number), {})
 
     def held_out_numbers(self, share: float) -> np.ndarray:
-        """Return the numbers of the held-out samples, int64. Unreadable samples are never held out."""
+        """Return the positions of the held-out samples in the shard, int64. Unreadable samples are never held out."""
         held = self.held_out < np.uint64(held_out_threshold(share))
         held[list(self.faults)] = False
         return np.flatnonzero(held)
 
     def training_numbers(self, share: float) -> np.ndarray:
-        """Return the numbers of the training samples, int64. Unreadable samples are included."""
+        """Return the positions of the training samples in the shard, int64. Unreadable samples are included."""
         if not share:
             return np.arange(len(self))
         kept = self.held_out >= np.uint64(held_out_threshold(share))
@@ -109,17 +110,17 @@ class ShardIndex:
 
 
 def held_out_hash(key: str) -> int:
-    """Return a hash of a sample's key, 0 to 2^64 - 1, which decides whether the sample is held out."""
+    """Hash a sample's key to an integer from 0 to 2^64 - 1, which decides whether training uses the sample."""
     return int.from_bytes(hashlib.sha256(f"held out: {key}".encode()).digest()[:8], "big")
 
 
 def held_out_threshold(share: float) -> int:
-    """Return the smallest `held_out_hash` of a sample that is used for training."""
+    """Return the hash threshold: a sample is used for training if its `held_out_hash` is not below the threshold."""
     return min(math.ceil(share * 2**64), 2**64 - 1)
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Return whether a sample is held out from training, which is the same in every run, rank and dataset."""
+    """Return whether a sample is held out from training, which depends only on the sample's key and on `share`."""
     return held_out_hash(key) < held_out_threshold(share)
 
 
@@ -135,7 +136,7 @@ def index_name(shard: str) -> str:
 
 
 def index_document(shard: str, stream: BinaryIO, version: str = "") -> dict[str, Any]:
-    """Read the headers of an open shard and return its index as a JSON document.
+    """Read the tar headers of an open shard and return the shard's index as a JSON document.
 
     Args:
         version: version of the shard (such as an ETag), which is recorded in the index.
@@ -164,7 +165,7 @@ def _fault_entry(error: SampleError, name: str) -> list[Any]:
 
 
 def index_text(document: dict[str, Any]) -> str:
-    """Serialize an index with one line per sample, so that people can read it."""
+    """Serialize an index as JSON with one line per sample, so that the file is human-readable."""
     head = {key: value for key, value in document.items() if key != "samples"}
     lines = ",\n".join(json.dumps(sample) for sample in document["samples"])
     return json.dumps(head)[:-1] + f', "samples": [\n{lines}\n]}}\n'
@@ -228,8 +229,8 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
 def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
     """Return whether the end of a shard matches its index.
 
-    Only the last readable sample and the bytes after it are compared. This comparison detects an index that is outdated
-    because its shard was replaced by a different shard of the same size.
+    Only the shard's last readable sample and the bytes after this sample are compared with the index. The comparison
+    detects an index that is outdated because its shard was replaced by a different shard of the same size.
 
     Args:
         stream: the content of the shard from byte `offset` on. `offset` is at most the start of the last readable
@@ -255,12 +256,12 @@ def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
 
 
 def last_readable(index: ShardIndex) -> int:
-    """Return the number of the last readable sample, or -1 if there is none."""
+    """Return the position of the last readable sample in a shard, or -1 if no sample is readable."""
     return next((number for number in reversed(range(len(index))) if number not in index.faults), -1)
 
 
 def discard_index(index: ShardIndex) -> str:
-    """Delete a local index that does not match its shard, and return a clause for the error message."""
+    """Delete a local index that does not match its shard, and return advice for the error message."""
     if is_remote(index.source):
         return f"first delete {public(index.source)}, which is the index of another shard"
     with suppress(OSError):
@@ -272,10 +273,9 @@ _Share = tuple[dict[str, ShardIndex], Exception | None]
 
 
 class Indexes:
-    """The indexes of all shards of a run, each of which is read or built when it is first used.
+    """The indexes of all shards of a run. A shard's index is read, or built if missing, on first use.
 
-    From then on, the size and version of the shard must not change during the run. A shard that changes later raises an
-    error.
+    If a shard's size or version changes after the shard's index was read or built, an error is raised.
 
     Args:
         keep: whether a missing index is stored after it was built: beside the shard or, if that folder is not writable,
@@ -299,7 +299,7 @@ class Indexes:
         size: int = 1,
         exchange: Callable[[_Share], list[_Share]] | None = None,
     ) -> None:
-        """Read or build the indexes of all shards. The work is divided among the ranks.
+        """Read or build the indexes of all shards, with the shards divided among the ranks.
 
         Args:
             rank, size: rank of this process and number of processes.
@@ -343,7 +343,7 @@ class Indexes:
     def _find_remote(self, shard: str) -> ShardIndex:
         stat = remote.stat(shard)
         beside, aside = sibling(shard, index_name(shard)), _cache_path(canonical(shard))
-        # If the index is missing, some stores deny access, and a signed URL of the shard is not valid for the index.
+        # Some object stores deny access to a missing index, and a shard's signed URL is not valid for its index.
         with suppress(FileNotFoundError, OsmError):
             index = parse_index(shard, remote.read_whole(beside, MAX_BYTES), stat, beside)
             if index is not None and _remote_end_matches(index):
@@ -379,16 +379,16 @@ class Indexes:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether an existing file is an index. Files that are not an index must never be overwritten."""
+    """Return whether an existing file is a shard index, because any other file must never be overwritten."""
     with path.open("rb") as file:
         return file.read(16).startswith(b'{"osm_index"')
 
 
 def _remote_end_matches(index: ShardIndex) -> bool:
-    """Return `end_matches` for a remote shard, using one range request.
+    """Return the result of `end_matches` for a remote shard, using one range request.
 
-    The index is trusted without a request if it names the shard's current version or if the range would be too large.
-    An index is also trusted if the server does not support range requests.
+    The index is trusted without a request if it records the shard's current version, or if the requested byte range
+    would be too large. The index is also trusted if the server does not support range requests.
     """
     if index.same_version:
         return True
@@ -423,7 +423,7 @@ class ShardReader:
         self._open: OrderedDict[str, tuple[BinaryIO | None, ExitStack]] = OrderedDict()
 
     def read(self, index: ShardIndex, number: int) -> RawSample | SampleError:
-        """Return sample `number` of a shard, or the sample's error if the index marks it as unreadable.
+        """Read sample `number` of a shard, or return the sample's error if the index marks the sample as unreadable.
 
         Raises:
             RunStopped: the shard no longer exists, cannot be read, or has changed since its index was built.
@@ -456,7 +456,7 @@ class ShardReader:
             return self._read_only_sample(index, number, name, tar)
 
     def close(self) -> None:
-        """Close all shards and remove temporary files."""
+        """Close all open shards and remove their temporary files."""
         while self._open:
             self._open.popitem()[1][1].close()
 

@@ -32,8 +32,9 @@ _THREADS = 16
 def expand_shards(pattern: str) -> list[str]:
     """Expand a pattern to shard locations.
 
-    A pattern may contain ranges `{000..106}` and lists `{a,b}`. `@FILE` stands for the patterns in a file, one per
-    line. Several patterns are joined by `::`. Globs are not expanded, and shards are not checked for existence.
+    A pattern may contain ranges `{000..106}` and lists `{a,b}`. `@FILE` stands for the patterns that are listed in a
+    file, one per line. Several patterns are joined by `::`. Globs are not expanded, and shards are not checked for
+    existence.
 
     Raises:
         OsmError: a pattern is empty, has malformed braces, expands to over a million shards, or is a command such as
@@ -43,7 +44,7 @@ def expand_shards(pattern: str) -> list[str]:
     for part in _split_patterns(pattern):
         if not part:
             raise OsmError(
-                f"shards {_for_message(pattern)!r}: expected locations of .tar files, but one of them is empty"
+                f"shards {_for_message(pattern)!r}: expected locations of .tar files, but one location is empty"
             )
         pieces = _BRACES.split(part)
         choices = [[piece] if i % 2 == 0 else _expand_brace(piece, pattern) for i, piece in enumerate(pieces)]
@@ -60,7 +61,7 @@ def _for_message(pattern: str) -> str:
 
 
 def _split_patterns(pattern: str) -> Iterator[str]:
-    """Split a pattern at `::` and replace each `@FILE` by the patterns in the file.
+    """Split a shard pattern at `::`, and replace each `@FILE` with the patterns in the file.
 
     The file cannot name another `@FILE`.
     """
@@ -73,7 +74,7 @@ def _split_patterns(pattern: str) -> Iterator[str]:
         found = [piece for line in lines if line and not line.startswith("#") for piece in _JOINED.split(line)]
         if not found:
             raise OsmError(
-                f"shards {_for_message(part)!r}: the file names no shards; expected a location or pattern per line"
+                f"shards {_for_message(part)!r}: the file lists no shards; expected one location or pattern per line"
             )
         for piece in found:
             if piece.startswith("@"):
@@ -84,7 +85,7 @@ def _split_patterns(pattern: str) -> Iterator[str]:
 def _relative_to_list(location: str, piece: str) -> str:
     """Resolve a relative pattern against the folder of the list file that contains the pattern.
 
-    A list file and its shards can therefore be moved together.
+    A list file can therefore be moved together with the shards that it lists.
     """
     if _ADDRESS.match(piece) or Path(piece).is_absolute():
         return piece
@@ -104,14 +105,16 @@ def _expand_brace(content: str, pattern: str) -> list[str]:
         return content.split(",")
     first, last = found.groups()
     if int(last) < int(first) or int(last) - int(first) >= MAX_SHARDS:
-        raise OsmError(f"shards {_for_message(pattern)!r}: the range {{{content}}} is empty or over a million shards")
+        raise OsmError(
+            f"shards {_for_message(pattern)!r}: the range {{{content}}} is empty or names over a million shards"
+        )
     return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
 
 
 def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
-    """Return the existing shards of a pattern. Missing shards are reported on standard error.
+    """Expand a shard pattern and return the shards that exist. Missing shards are reported on standard error.
 
-    A few missing shards are tolerated, because published ranges may name slightly more shards than exist.
+    A few missing shards are tolerated, because a published shard range may name a few shards that do not exist.
 
     Args:
         flag: name of the flag, for messages.
@@ -131,12 +134,12 @@ def existing_shards(pattern: str, flag: str, report: bool = True) -> list[str]:
     missing = [shard for shard in named if not found[shard]]
     if not existing:
         raise OsmError(
-            f"{flag} {_for_message(pattern)!r}: none of its {len(named)} shards exists (first: {public(named[0])})"
+            f"{flag} {_for_message(pattern)!r}: none of the {len(named)} shards exists (first: {public(named[0])})"
         )
     if missing:
         message = f"{flag}: {len(missing)} of {len(named)} shards do not exist (first: {public(missing[0])})"
         if len(missing) > max(MAX_MISSING, len(named) // 2):
-            raise OsmError(f"{message}, which is more than half; correct the range")
+            raise OsmError(f"{message}; more than half of the shards are missing, so correct the range")
         if report:
             logger.warning(f"{message}; they are skipped")
     return existing
@@ -147,11 +150,11 @@ def _exists(shard: str) -> bool:
 
 
 def _expand_glob(shard: str, flag: str) -> list[str]:
-    """Return the shards that match a glob, sorted. A location without a glob is returned unchanged."""
+    """Return the shards that match a glob, sorted. A location that is not a glob is returned unchanged."""
     if is_remote(shard):
         if not re.search(r"[*[]", shard.partition("?")[0]):  # in a URL, a question mark starts the query
             return [shard]
-        # Brackets may be part of the object's key instead of a pattern.
+        # Brackets in a URL may be part of the object's key instead of a glob.
         found = [shard] if "*" not in shard and remote.exists(shard) else remote.glob(shard)
     else:
         if not _GLOB.search(shard) or Path(shard).exists():

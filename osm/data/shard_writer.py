@@ -49,7 +49,7 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def note(self, counts: Counter[str], reason: str, message: str, count: int = 1) -> bool:
-        """Add `count` to the count of a reason. Return whether the message is among the first few for this reason."""
+        """Count a message under its reason, and return whether the message is among the first few for this reason."""
         counts[reason] += count
         kept = self.examples.setdefault(reason, [])
         if len(kept) >= _EXAMPLES:
@@ -58,7 +58,7 @@ class Tally:
         return True
 
     def as_json(self) -> dict[str, Any]:
-        """Return the tally as a JSON object."""
+        """Return the counts and messages as a JSON object."""
         return {
             "written": self.written,
             "annotations": self.annotations,
@@ -69,7 +69,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Tally:
-        """Restore a tally from the result of `as_json`."""
+        """Restore the counts and messages from the result of `as_json`."""
         examples = {reason: list(messages) for reason, messages in value["examples"].items()}
         left_out, warnings = Counter(value["left_out"]), Counter(value["warnings"])
         return cls(value["written"], value["annotations"], left_out, warnings, examples)
@@ -94,10 +94,10 @@ def write_json(path: Path, value: Any) -> None:
 class ShardWriter:
     """Context manager that writes samples to `000000000.tar`, `000000001.tar`, ... in `output_dir`.
 
-    The caller iterates over a fixed list of items, starting at `next_item`, and calls `write` or `leave_out` with the
-    index of each item. At the end, the caller calls `finish`. A shard is written under a temporary name and renamed
-    when it is complete. `progress.json` then records the shard, so that a restarted conversion resumes with the first
-    item after the last complete shard.
+    The caller iterates over a fixed list of input items, starting at the index `next_item`, and calls `write` or
+    `leave_out` with the index of each item. At the end, the caller calls `finish`. A shard is written under a temporary
+    name and renamed when it is complete. The file `progress.json` records each complete shard, so that a restarted
+    conversion resumes with the first item after the last complete shard.
 
     For an output folder on `s3://` or `gs://`, each shard is written to a local staging folder and uploaded when it is
     complete.
@@ -148,7 +148,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Release the lock and delete a shard that is not full. (Only `finish` keeps a shard that is not full.)"""
+        """Release the lock on the output folder, and delete an incomplete shard, which only `finish` may keep."""
         if self._file is not None:
             with suppress(OSError):  # on a full disk, flushing the remaining data fails again
                 self._file.close()
@@ -162,7 +162,7 @@ class ShardWriter:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of samples of each complete shard, by file name."""
+        """The number of samples in each complete shard, by the shard's file name."""
         return {shard["name"]: shard["samples"] for shard in self._shards}
 
     def write(self, item: int, key: str, members: Iterable[tuple[str, bytes]], annotations: int = 0) -> None:
@@ -189,14 +189,14 @@ class ShardWriter:
             self._close_shard()
 
     def leave_out(self, item: int, reason: str, message: str) -> bool:
-        """Count an item from which no sample is made, and return whether the message should be printed."""
+        """Count an input item that is skipped, and return whether its message should be printed."""
         self.next_item = item + 1
         return self.tally.note(self.tally.left_out, reason, message)
 
     def warn(self, reason: str, message: str, count: int = 1) -> bool:
-        """Count a fault in a sample that is kept, and return whether the message should be printed.
+        """Count a fault in a sample that is written anyway, and return whether the message should be printed.
 
-        This method must be called before `write` is called for the sample.
+        Call this method before you call `write` for the same sample.
         """
         return self.tally.note(self.tally.warnings, reason, message, count)
 
@@ -224,7 +224,7 @@ class ShardWriter:
         return summary
 
     def start_over(self) -> None:
-        """Delete the shards of the finished run in this folder and start from the first item."""
+        """Delete the shards of a finished conversion from the output folder, and start again from the first item."""
         for name in (*self.sizes, *map(index_name, self.sizes), SIZES, SUMMARY):
             self._output.remove(name)
         self._shards, self.tally, self.next_item, self.finished = [], Tally(), 0, False
@@ -269,15 +269,16 @@ class ShardWriter:
         self.put_json(PROGRESS, {"arguments": self.arguments, "shards": self._shards, "finished": final})
 
     def _resume(self) -> None:
-        """Keep the complete shards of an earlier run with the same arguments.
+        """Resume an interrupted conversion that had the same arguments, and keep its complete shards.
 
-        Raise OsmError if there are other shards.
+        Raise OsmError if the output folder contains shards of a different conversion.
         """
         there = self._output.sizes()
         found = {name for name in there if name.endswith(".tar")}
         record = self._read_progress()
         recorded = [] if record is None else record["shards"]
-        # The run may have been killed between renaming a shard and recording it. An unrecorded shard is written again.
+        # The conversion may have been killed after a shard was renamed, but before progress.json recorded the shard.
+        # A shard that progress.json does not record is written again.
         strangers = found - {shard["name"] for shard in recorded}
         if record is not None:
             strangers -= {shard_name(len(recorded))}

@@ -28,7 +28,7 @@ RESUME_HINT = "the shard existed when the run began; put it back and run the sam
 
 @dataclass
 class RawSample:
-    """One undecoded sample of a shard: extension -> bytes of the member with this extension."""
+    """One undecoded sample of a shard, as a mapping from the extension of each tar member to the member's bytes."""
 
     shard: str
     key: str
@@ -36,7 +36,7 @@ class RawSample:
 
     @property
     def cache_key(self) -> str:
-        """Return the sample's key and a hash of its members. A changed sample then never matches an old cache entry."""
+        """Return the sample's key with a hash of its members, so that a changed sample matches no old cache entry."""
         digest = hashlib.sha256()
         for extension, data in sorted(self.members.items()):
             digest.update(f"{extension} {len(data)} ".encode() + data)
@@ -63,11 +63,11 @@ class SampleSpan:
 
 
 def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSample | SampleError]:
-    """Yield the samples of a shard in order. An unreadable sample is yielded as a SampleError in its position.
+    """Yield the samples of a shard in order. In place of an unreadable sample, a SampleError is yielded.
 
-    A remote shard is first downloaded whole, to the cache or, without a cache, to a temporary file. The reason of a
-    SampleError is `broken_tar`, `member_too_large`, `member_not_a_file` or `member_twice`. After `broken_tar`, the rest
-    of the shard is skipped. For the other reasons, only one sample is skipped.
+    A remote shard is first downloaded completely: to the cache or, if there is no cache, to a temporary file. The
+    reason of a SampleError is `broken_tar`, `member_too_large`, `member_not_a_file` or `member_twice`. With the reason
+    `broken_tar`, the rest of the shard is skipped; with any other reason, only one sample is skipped.
 
     Raises:
         RunStopped: the shard does not exist, or reading it from the disk or the server fails.
@@ -82,7 +82,7 @@ def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSam
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, OsmError):
             raise
-        # The current sample may lack members, so it is dropped with the rest of the shard.
+        # Where a tar file is broken, the current sample may lack members, so this sample is dropped too.
         yield SampleError("broken_tar", f"{name}: {error}")
 
 
@@ -94,10 +94,10 @@ def _opened(location: str, cache: FileCache | None) -> AbstractContextManager[Bi
 
 @contextmanager
 def stop_run_on_io_error(location: str) -> Iterator[None]:
-    """Convert an OSError inside the context, caused for example by a missing shard or a failing disk, to RunStopped.
+    """Context manager that converts an OSError, for example for a missing shard or a failing disk, to RunStopped.
 
-    A shard that cannot be read is not skipped like a damaged sample, because the order of samples would then depend on
-    the failure and the run could not be reproduced.
+    An unreadable shard stops the run. If an unreadable shard were skipped like a damaged sample, the order of samples
+    would depend on the failure, and the run could not be reproduced.
     """
     try:
         yield
@@ -118,14 +118,14 @@ def check_regular_shard(location: str) -> None:
 
 
 def read_span(name: str, tar: TarReader, span: SampleSpan) -> RawSample:
-    """Read the members of a sample and return it."""
+    """Read the tar members of a sample and return the undecoded sample."""
     return RawSample(name, span.key, {extension: tar.read(member) for extension, member in span.members.items()})
 
 
 def iter_spans(name: str, tar: TarReader) -> Iterator[SampleSpan | SampleError]:
-    """Yield the byte ranges of the samples of an open shard. Only headers are read.
+    """Yield the byte range of each sample in an open shard. Only the tar headers are read.
 
-    An unreadable sample is yielded as a SampleError; see `read_shard` for the reasons.
+    In place of an unreadable sample, a SampleError is yielded; see `read_shard` for the possible reasons.
 
     Args:
         name: name of the shard for messages.
@@ -163,7 +163,7 @@ def iter_spans(name: str, tar: TarReader) -> Iterator[SampleSpan | SampleError]:
 
 
 def _member_fault(name: str, member: Member, extension: str, sample: SampleSpan) -> SampleError | None:
-    """Return the error because of which the sample of an invalid member is skipped, or None if the member is valid."""
+    """Return an error if a tar member is invalid and its sample must be skipped, or None if the member is valid."""
     where = f"{name}: {member.name!r}"
     if not member.is_regular:
         return SampleError("member_not_a_file", f"{where} is a link, a folder, a device or a sparse file")

@@ -1,11 +1,11 @@
-"""The stages of the training stream, which are chained in a `webdataset.DataPipeline`:
+"""The stages of the training stream, which are chained in a `webdataset.DataPipeline`.
 
-    ShardPlan -> SeededShuffle -> Resume -> ReadSamples -> ToSample -> ToBatch
+The order of the stages is `ShardPlan`, `SeededShuffle`, `Resume`, `ReadSamples`, `ToSample` and `ToBatch`.
 
 A lane is the sample stream of one (rank, data-loader worker) pair. The order of samples is determined from shard
-indexes before any sample is read. Each lane therefore reads only its own samples, and a resumed run skips earlier
-samples without reading them. Each lane has one random generator, from which all random numbers for its samples are
-drawn in order.
+indexes before any sample is read. Each data-loader worker therefore reads only its own samples, and a resumed run skips
+earlier samples without reading them. Each lane has one random generator, from which all random numbers for the lane's
+samples are drawn in order.
 """
 
 from __future__ import annotations
@@ -64,38 +64,37 @@ class Lane:
 
     @property
     def number(self) -> int:
-        """The index of this lane among all lanes of the run."""
+        """The index of this (rank, worker) sample stream among all sample streams of the run."""
         return self.rank * self.workers + self.worker
 
     @property
     def count(self) -> int:
-        """The number of lanes of the run."""
+        """The number of (rank, worker) sample streams in the run."""
         return self.world_size * self.workers
 
     def generator(self) -> np.random.Generator:
-        """Return a new random generator that is seeded for this lane."""
-        # The name of the dataset is part of the seed, so that two datasets with the same shards are shuffled
-        # differently.
+        """Return a new random generator that is seeded for this (rank, worker) sample stream."""
+        # The seed depends on the dataset's name, so that two datasets with the same shards are shuffled differently.
         name = int.from_bytes(self.dataset.encode(), "big")
         return np.random.default_rng([self.seed, self.epoch, self.rank, self.worker, name, *self.salt])
 
     def shared_generator(self) -> np.random.Generator:
-        """Return a new random generator with the same seed in all lanes of an epoch.
+        """Return a new random generator, which has the same seed on all ranks and workers in an epoch.
 
-        All lanes then shuffle shards alike.
+        All ranks and workers therefore shuffle the shards in the same order.
         """
         return np.random.default_rng([self.seed, self.epoch, *self.salt])
 
 
 class SamplePlace(NamedTuple):
-    """The position of a sample: the index of its shard in the run's list, and its number within the shard."""
+    """The position of a sample: the index of its shard in the list of shards, and its index within the shard."""
 
     shard: int
     number: int
 
 
 class DrawnSample(NamedTuple):
-    """A sample of a lane, or only the sample's position if it has not been read yet.
+    """A sample of a (rank, worker) sample stream, or only its position if the sample has not been read yet.
 
     Attributes:
         item: a SamplePlace before the sample is read, and a RawSample or SampleError afterwards.
@@ -109,7 +108,7 @@ class DrawnSample(NamedTuple):
 
 
 class ShardPlan:
-    """Yields an endless sequence of sample positions for one lane.
+    """Yields an endless sequence of sample positions for one (rank, worker) sample stream.
 
     Args:
         shards: locations of the shards.
@@ -166,14 +165,14 @@ class ShardPlan:
 
 
 def require_samples(found: bool, name: str, share: float, shards: int) -> None:
-    """Raise OsmError if no sample was found to train on."""
+    """Raise OsmError if the shards contain no sample to train on."""
     if not found:
         remaining = f" that --held_out_share {share} leaves" if share else ""
         raise OsmError(f"--{name}_shards: no sample{remaining} in {shards} shard(s)")
 
 
 class SeededShuffle:
-    """A shuffle buffer whose order is determined by the random generator of its lane."""
+    """A shuffle buffer whose order is determined by the random generator of its (rank, worker) sample stream."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng, self.size = rng, size
@@ -190,7 +189,7 @@ class SeededShuffle:
 
 
 class Resume:
-    """Gives each sample of a lane its number and seeds, and skips the first `start` samples without reading them."""
+    """Assigns a number and random seeds to each sample, and skips the first `start` samples without reading them."""
 
     def __init__(self, rng: np.random.Generator, start: int) -> None:
         self.rng, self.start = rng, start
@@ -203,7 +202,7 @@ class Resume:
 
 
 class ReadSamples:
-    """Reads the sample at each given position. Several threads prefetch samples of remote shards.
+    """Reads the sample at each given shard position. Several threads prefetch samples from remote shards.
 
     Args:
         shards: locations of the shards.
@@ -247,7 +246,7 @@ class ReadSamples:
 
 
 class _Fetcher:
-    """A pool of threads that prefetch samples. Each thread has its own reader.
+    """A pool of threads that prefetch samples from remote shards. Each thread has its own reader.
 
     The threads are daemons, unlike the threads of a ThreadPoolExecutor, so that a stalled server does not block the
     exit of the process.
@@ -267,7 +266,7 @@ class _Fetcher:
         return future
 
     def close(self) -> None:
-        """Stop all threads, each as soon as its current sample is read."""
+        """Stop each prefetching thread as soon as it has read its current sample."""
         for _ in range(_THREADS):
             self._todo.put(None)
 
@@ -287,7 +286,7 @@ class _Fetcher:
 
 
 class UserSamples:
-    """Yields the samples of a user-defined pipeline as RawSample objects. The pipeline is restarted whenever it ends.
+    """Yields the samples of a user-defined pipeline as RawSample objects, and restarts the pipeline whenever it ends.
 
     Args:
         make: function that returns the webdataset samples of one pass as an iterable. A sample is a mapping with
@@ -315,7 +314,7 @@ class UserSamples:
                 yield raw
             if not found:
                 remaining = f" that --held_out_share {self.share} leaves" if self.share else ""
-                raise OsmError(f"{self.where}: the pipeline yielded no sample{remaining} for {self.name}")
+                raise OsmError(f"{self.where}: the pipeline yielded no sample for {self.name}{remaining}")
 
     def _pass(self) -> Iterator[Mapping[str, Any]]:
         try:

@@ -1,6 +1,6 @@
-"""The training stream of a dataset: the stages are connected and run in DataLoader workers, epoch by epoch.
+"""The training stream of a dataset, which runs the stages of `osm.data.stages` in DataLoader workers.
 
-The samples of each worker are fully determined by (seed, epoch, rank, worker).
+The samples of each data-loader worker are fully determined by (seed, epoch, rank, worker).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SIGTERM_GRACE_SECONDS = 60.0  # the time for which a worker keeps running after
 
 @dataclass(frozen=True)
 class Position:
-    """How far one rank's stream has advanced in an epoch.
+    """The position that one rank's sample stream has reached in an epoch.
 
     Attributes:
         batches: number of batches consumed.
@@ -86,9 +86,9 @@ class StreamConfig:
 
 
 def batches_per_epoch(samples: int, batch_size: int, world_size: int, workers: int) -> int:
-    """Return the number of batches per epoch and rank, by the published rule.
+    """Return the number of batches per epoch and rank, computed as in the published code.
 
-    The number is ceil(samples / (batch size x ranks)), rounded up to a multiple of the number of workers.
+    The number of batches is ceil(samples / (batch size x ranks)), rounded up to a multiple of the number of workers.
     """
     workers = max(1, workers)
     return math.ceil(math.ceil(samples / (batch_size * world_size)) / workers) * workers
@@ -100,7 +100,7 @@ UserPipeline = Callable[[Sequence[str], Lane], Iterable[Mapping[str, Any]]]
 def user_pipeline(name: str) -> UserPipeline:
     """Import the function that is given as `--pipeline module:function`.
 
-    The function takes (shards, lane) and returns the webdataset samples of one pass.
+    The function is called with the shards and a `Lane`, and returns the webdataset samples of one pass over the shards.
 
     Raises:
         OsmError: the name is malformed, or the module cannot be imported or has no such function.
@@ -111,7 +111,7 @@ def user_pipeline(name: str) -> UserPipeline:
     try:
         found = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
-        raise OsmError(f"--pipeline {name!r}: {error}; is its folder in PYTHONPATH?") from None
+        raise OsmError(f"--pipeline {name!r}: {error}; is the module's folder in PYTHONPATH?") from None
     except (Exception, SystemExit) as error:
         raise OsmError(f"--pipeline {name!r}: {describe_exception(error)}") from None
     if not callable(found):
@@ -134,7 +134,7 @@ def shard_cache(folder: str, most: int) -> FileCache | None:
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """Sent by a data-loader worker instead of a batch if the worker fails. The training process then raises `error`."""
+    """Sent by a failed data-loader worker in place of a batch, so that the training process raises `error`."""
 
     error: OsmError
 
@@ -178,7 +178,7 @@ class SampleStream(IterableDataset):
             yield WorkerFailure(error)  # type: ignore[misc]
 
     def lane(self, worker: int, workers: int) -> Lane:
-        """Return the lane of a worker in the current epoch."""
+        """Return the (rank, worker) sample stream of a worker in the current epoch."""
         return Lane(
             self.dataset.name, self.config.seed, self.epoch, self.rank, self.world_size, worker, workers, self.salt
         )
@@ -187,8 +187,8 @@ class SampleStream(IterableDataset):
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
         total = batches_per_epoch(self.config.samples_per_epoch, self.config.batch_size, self.world_size, workers)
-        # A DataLoader always takes its first batch from worker 0. On resume, the lanes are rotated so that worker 0
-        # serves the lane whose batch is next.
+        # A DataLoader always takes its first batch from worker 0.
+        # In a resumed run, worker 0 therefore serves the sample stream whose batch is next.
         worker = (number + self.start.batches) % workers
         skipped: Counter[str] = Counter()
         places = range(self.start.batches + number, total, workers)
@@ -197,7 +197,7 @@ class SampleStream(IterableDataset):
         yield from DataPipeline(*self.stages(self.lane(worker, workers), skipped, start), to_batch)
 
     def samples(self, worker: int, workers: int, skipped: Counter[str], start: int = 0) -> Iterator[tuple[Sample, int]]:
-        """Yield the endless samples of one data-loader worker, each with the number of samples drawn so far.
+        """Yield an endless sequence of samples for one DataLoader worker, each with the number of samples drawn so far.
 
         Args:
             skipped: counter to which skipped samples are added, by reason.
@@ -206,7 +206,7 @@ class SampleStream(IterableDataset):
         return iter(DataPipeline(*self.stages(self.lane(worker, workers), skipped, start)))
 
     def stages(self, lane: Lane, skipped: Counter[str], start: int) -> list[Callable[..., Iterator[Any]]]:
-        """Return the pipeline stages that produce the samples of a lane. See `samples` for the arguments."""
+        """Return the pipeline stages that produce a data-loader worker's samples; see `samples` for the arguments."""
         rng, config = lane.generator(), self.config
         to_sample = ToSample(self.dataset, self.transform, skipped, self.cache)
         if config.pipeline:
@@ -254,7 +254,7 @@ class EpochLoader:
     ) -> None:
         streams = emulate or world_size
         if streams % world_size:
-            raise OsmError(f"--emulate_world_size {streams} is not a multiple of the {world_size} processes")
+            raise OsmError(f"--emulate_world_size {streams} is not a multiple of the number of processes, {world_size}")
         share = streams // world_size
         indexes = indexes or Indexes()
         self.streams = [
@@ -267,7 +267,7 @@ class EpochLoader:
         self._drawn: dict[int, dict[int, int]] = {}  # stream -> worker -> number of samples drawn
 
     def epoch(self, number: int, start: Mapping[int, Position] | None = None, salt: int = 0) -> Iterator[list[Batch]]:
-        """Yield the batches of this process for each step of an epoch, one batch per stream.
+        """Yield the batches of this process for each step of an epoch, one batch per emulated rank.
 
         Args:
             number: index of the epoch.
@@ -288,7 +288,7 @@ class EpochLoader:
         return self._track_positions(zip(*self._iterators, strict=True))
 
     def close(self) -> None:
-        """Terminate the workers of the last epoch immediately."""
+        """Terminate the data-loader workers of the last epoch immediately."""
         for iterator in self._iterators:
             if hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()
@@ -308,14 +308,14 @@ class EpochLoader:
             yield list(parts)
 
     def positions(self) -> dict[int, Position]:
-        """Return emulated rank -> position of its stream. Batches that are only prefetched do not count."""
+        """Return the stream position of each emulated rank, without counting batches that were only prefetched."""
         return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
 
 
 def init_worker(_: int) -> None:
     """Initialize a data-loader worker: use one torch thread, ignore SIGINT and delay SIGTERM."""
     torch.set_num_threads(1)
-    # A signal to the process group is meant for the training process, which needs running workers to finish its step.
+    # Ctrl-C signals the whole process group, but the training process still needs its workers to finish the step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_later)
 

@@ -18,7 +18,7 @@ MAX_EXTENDED_BYTES = 1 << 20  # limit for one extended header, which holds attri
 MAX_NAME = 4096
 TRUNCATED = "it is truncated or has no end mark"
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-# Members of these types have no data after their header, even if the header claims a size.
+# Tar members of these types (links, devices, folders and FIFOs) have no data, even if the header claims a size.
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 _EXTENDED = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -86,8 +86,7 @@ class TarReader:
         return self._bytes(member.start, member.size)
 
     def _bytes(self, start: int, size: int) -> bytes:
-        # The claimed size is checked first, because `read` would allocate memory of this size even if the file is
-        # truncated.
+        # The claimed size is checked first, because `read` would allocate this much memory even for a truncated file.
         if start + size <= self.length:
             self._stream.seek(start)
             data = self._stream.read(size)
@@ -131,7 +130,7 @@ class TarReader:
             fields = None
 
     def _read_extended_header(self, info: tarfile.TarInfo, at: int) -> dict[str, str]:
-        """Return the fields of an extended header, without the fields that this reader does not use."""
+        """Return only those fields of an extended tar header that this reader uses."""
         if not 0 <= info.size <= MAX_EXTENDED_BYTES:
             raise tarfile.ReadError(f"an extended header of {info.size} bytes")
         data = self._bytes(at, info.size)
@@ -151,7 +150,7 @@ def _padded_size(size: int) -> int:
 def _size(given: str | None, in_header: int) -> int:
     """Return the size of a member in bytes.
 
-    The size in an extended header takes precedence, because the octal field of a plain header holds at most 8 GiB.
+    The size in an extended header takes precedence, because the octal size field of a plain header is limited to 8 GiB.
     """
     if given is not None and not (given.isascii() and given.isdigit() and len(given) < 20):
         raise tarfile.ReadError(f"a member of size {given[:40]!r}")
@@ -162,7 +161,7 @@ def _size(given: str | None, in_header: int) -> int:
 
 
 def _parse_pax_records(data: bytes) -> dict[str, str]:
-    """Parse pax records, "LENGTH NAME=VALUE\\n", where LENGTH is that of the whole record.
+    """Parse pax records of the form "LENGTH NAME=VALUE\\n", where LENGTH is the length of the whole record.
 
     Unused fields are dropped.
     """

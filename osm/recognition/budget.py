@@ -1,4 +1,4 @@
-"""Chooses the number of rows in a batch of the LLM: as many as fit into memory, according to measurements on GPUs."""
+"""Chooses the LLM's batch size: as many rows as fit into memory, which is measured on GPUs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Memory(Protocol):
         """Start a measurement."""
 
     def taken(self) -> int:
-        """Return how much memory was allocated since `begin`, at its peak."""
+        """Return the peak of the memory that was allocated since `begin`."""
 
     def free(self) -> int:
         """Return how much memory can still be allocated."""
 
     def release(self) -> None:
-        """Return the memory that the allocator caches to the system."""
+        """Release the allocator's cached memory to the system."""
 
 
 class CudaMemory:
@@ -55,7 +55,7 @@ class CudaMemory:
 
 
 class RowBudget:
-    """Limits the number of rows in a batch of the LLM.
+    """Limits the LLM's batch size, so that each batch fits into memory.
 
     Args:
         max_batch_tokens: maximum number of LLM positions per batch. None means 4096 on a CPU; on a GPU, the limit is
@@ -77,11 +77,11 @@ class RowBudget:
         self.out_of_memory = self.largest = 0
 
     def rows(self, length: int) -> int:
-        """Return how many rows of `length` positions fit into one batch."""
+        """Return how many rows of `length` positions fit into one LLM batch."""
         return max(1, self.positions // length)
 
     def run(self, jobs: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> list[Any]:
-        """Process jobs in batches and return one result per job.
+        """Process jobs in batches that fit into memory, and return one result per job.
 
         Args:
             jobs: the jobs, each of which needs one row of the LLM.
@@ -102,10 +102,10 @@ class RowBudget:
         return done
 
     def _attempt(self, part: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> Any:
-        """Return the results of `work`, or None if memory ran out.
+        """Return the results of `work`, or None if the device ran out of memory.
 
-        `work` is called in a separate function, because an out-of-memory exception keeps the tensors of its stack
-        frames alive until the function returns.
+        `_attempt` is a separate function, because an out-of-memory exception keeps the tensors of its stack frames
+        alive until the function returns.
         """
         if self._measures:
             assert self.memory is not None
@@ -123,7 +123,7 @@ class RowBudget:
         assert self.memory is not None
         each = self.memory.taken() / positions
         fitting = int(_SHARE * self.memory.free() / each) if each > 0 else self.positions
-        # A partial batch (such as the last one) poorly predicts the memory of larger batches, so growth is bounded.
+        # A partial batch predicts the memory of larger batches poorly, so a batch grows by at most the factor _GROWTH.
         wanted = min(fitting, max(self.positions, _GROWTH * positions))
         self.positions = max(1, min(wanted, self._ceiling or wanted))
 
@@ -133,7 +133,7 @@ class RowBudget:
             self.memory.release()
         if rows == 1:
             raise OsmError(
-                "one mask's row does not fit into memory in the LLM: give --device_map auto, or use a smaller LLM"
+                "the LLM runs out of memory with a single mask: give --device_map auto, or use a smaller LLM"
             )
         self.positions = self._ceiling = rows * length // 2
 

@@ -1,6 +1,7 @@
-"""Decodes names with the LLM in batches: greedy or beam search, optionally limited to a list, and scoring of a list.
+"""Decodes names with an LLM (greedy or beam search, free or limited to a list of names), or scores a list of names.
 
-All rows of a batch have prefixes of equal length, so there is no padding. A row leaves the batch when its name ends.
+All rows of an LLM batch have prefixes of equal length, so that no padding is needed. A row leaves the batch when its
+name is complete.
 
 Shapes: R rows, K candidates, P pairs of a row and a candidate, T token positions, V LLM vocabulary.
 """
@@ -35,16 +36,16 @@ class Decoded:
 
     @property
     def prob(self) -> float:
-        """The probability as in the published code: the product over the name's tokens without the end token.
+        """The name's probability as in the published code, i.e. the product over its tokens without the end token.
 
-        For an empty name, the value is the probability of the end token.
+        For an empty name, the result is the probability of the end token.
         """
         probs = self.token_probs[: len(self.ids)] or self.token_probs
         return math.prod(probs)
 
     @property
     def sequence_prob(self) -> float:
-        """The probability of the name including its end token, by which alternatives are ranked."""
+        """The name's probability including the end token, by which alternative names are ranked."""
         return math.prod(self.token_probs)
 
 
@@ -65,7 +66,7 @@ class Decoder:
         self.compiled = compiled and support.cache and support.generate
 
     def steps(self, trie: Trie | None) -> int:
-        """Return the maximum number of tokens decoded per name, including the end token."""
+        """Return the maximum number of tokens that are decoded per name, including the end token."""
         return self.max_new_tokens if trie is None else trie.depth  # a truncated name would not be in the list
 
     @torch.no_grad()
@@ -108,7 +109,7 @@ class Decoder:
 
     def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
         rows = len(inputs)
-        # The batch is padded to a power of two with copies of the first row, so that few shapes are compiled.
+        # The batch is padded to a power of two with copies of its first row, so that few batch sizes are compiled.
         places = [*range(rows), *[0] * (2 ** math.ceil(math.log2(rows)) - rows)]
         out = generate(
             self.llm,
@@ -128,9 +129,9 @@ class Decoder:
 
     @torch.no_grad()
     def best(self, inputs: LlmInputs, count: int, trie: Trie | None = None) -> list[list[Decoded]]:
-        """Return the `count` most likely names of each row in descending order, found by beam search of width `count`.
+        """Return each row's `count` most likely names, most likely first, found by a beam search of width `count`.
 
-        The search for a row stops when no unfinished beam can become more likely than the finished names.
+        The beam search for a row stops when no unfinished beam can become more likely than the finished names.
         """
         logits, state = read_prefix(self.llm, inputs)
         live = [_Beam(row, 0.0, (), ()) for row in range(len(inputs))]
@@ -167,7 +168,9 @@ class Decoder:
 
     @torch.no_grad()
     def score(self, inputs: LlmInputs, candidates: Sequence[Sequence[int]], at_once: int = 256) -> Tensor:
-        """Compute the log-likelihood of each candidate, including its end token. Each row's prefix is run only once.
+        """Compute the log-likelihood of each candidate name, including the end token.
+
+        The LLM processes each row's prefix only once.
 
         Args:
             inputs: rows of equal length, without padding.
@@ -180,7 +183,7 @@ class Decoder:
         logits_RV, state = read_prefix(self.llm, inputs)
         first_RV = logits_RV.log_softmax(-1)
         found_RK = torch.empty(len(inputs), len(candidates), dtype=torch.float64)
-        # Candidates are sorted by length to minimize padding.
+        # Candidate names are sorted by their number of tokens, which minimizes padding.
         order = sorted(range(len(candidates)), key=lambda i: len(candidates[i]))
         pairs = [(row, i) for i in order for row in range(len(inputs))]
         for start in range(0, len(pairs), at_once):
@@ -221,7 +224,7 @@ class _Beam:
     ended: bool = False
 
     def grown(self, log_prob: float, token: int | None) -> _Beam:
-        """Return a copy of the beam that is extended by a token, or finished if `token` is None."""
+        """Return a copy of the beam, extended by `token`, or finished if `token` is None."""
         ids = self.ids if token is None else (*self.ids, token)
         return _Beam(self.row, self.score + log_prob, ids, (*self.probs, math.exp(log_prob)), token is None)
 
@@ -230,7 +233,7 @@ class _Beam:
 
 
 def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
-    """Return the best `count` beams with distinct names: finished before truncated beams, then sorted by score."""
+    """Return the `count` best beams with distinct names, sorted by score, but with finished before truncated beams."""
     best: dict[tuple[int, ...], _Beam] = {}
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)

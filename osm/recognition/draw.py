@@ -43,7 +43,7 @@ def draw_names(image: Image.Image, masks: np.ndarray, names: Sequence[str], alph
 
 
 def _colors_by_area(masks: np.ndarray) -> dict[int, np.ndarray]:
-    """Return index of the mask -> RGB color, starting with the largest mask, so that smaller masks are drawn on top."""
+    """Map each mask's index to an RGB color, starting with the largest mask, so that smaller masks are drawn on top."""
     order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))
     return {k: np.array(PALETTE[i % len(PALETTE)], np.float32) for i, k in enumerate(order)}
 
@@ -51,7 +51,8 @@ def _colors_by_area(masks: np.ndarray) -> dict[int, np.ndarray]:
 def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: float = 0.7) -> Image.Image:
     """Color the segments of a label map and write each segment's name at the median of its pixels.
 
-    Adjacent segments get different colors where possible, and a border line that is visible on light and dark areas.
+    Adjacent segments get different colors where possible. Adjacent segments are separated by a border line that is
+    visible on both light and dark areas.
 
     Args:
         image: an RGB image.
@@ -88,7 +89,7 @@ def draw_ids(image: Image.Image, ids: np.ndarray, names: Sequence[str], alpha: f
 
 
 def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
-    """Return, for each id from 1 to `count`, the flat indices of its pixels."""
+    """Return the flat pixel indices of each segment id from 1 to `count`."""
     flat = ids.ravel()
     order = np.argsort(flat, kind="stable")
     ends = np.searchsorted(flat[order], np.arange(1, count + 2))
@@ -96,7 +97,7 @@ def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def _unlike_their_neighbours(ids: np.ndarray, count: int, order: Sequence[int]) -> np.ndarray:
-    """Return a palette index for each id, shape (count,): the color that the fewest neighboring segments have."""
+    """Return a color (palette index) for each segment id, shape (count,), that as few neighbors as possible share."""
     near: list[set[int]] = [set() for _ in range(count + 1)]
     for one, other in ((ids[:, :-3], ids[:, 3:]), (ids[:-3], ids[3:])):  # segments up to 3 pixels apart are neighbors
         pairs = np.stack([one.ravel(), other.ravel()], 1)
@@ -118,9 +119,10 @@ def _font_size(size: tuple[int, int], labels: int) -> int:
 
 
 def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | None]) -> Image.Image:
-    """Outline each mask and write its number (from 1) on it with a tick or a cross, starting with the largest mask.
+    """Outline each mask and write its number on it with a tick or a cross.
 
-    Wrongly named masks are hatched and have a dashed outline, so that they can be recognized without color.
+    Numbers start at 1, and the largest mask is drawn first. Wrongly named masks are hatched and have a dashed outline,
+    so that they can be recognized without color.
 
     Args:
         image: an RGB image.
@@ -145,7 +147,10 @@ def draw_numbered(image: Image.Image, masks: np.ndarray, right: Sequence[bool | 
 
 
 def _colour(pixels: np.ndarray, mask: np.ndarray, color: np.ndarray, right: bool | None) -> None:
-    """Outline one mask in the pixels (H, W, 3). The inside keeps its colors, because a name may refer to a color."""
+    """Outline one mask in an image array (H, W, 3).
+
+    The pixels inside the outline keep their colors, because a name may refer to a color.
+    """
     diagonal = np.add(*np.indices(mask.shape))
     if right is False:
         pixels[mask & (diagonal % 14 < 2)] = _DARK
@@ -173,7 +178,7 @@ def _write(
     taken: list[tuple[float, float, float, float]],
     frame: tuple[int, ...] | None = None,
 ) -> None:
-    """Write a label at the median of a mask's pixels (xs, ys), or near the median if earlier labels are in the way."""
+    """Write a label at the median of a mask's pixels (xs, ys), or nearby if the label would overlap earlier labels."""
     xs, ys = places
     text = _shortened(draw, font, text, size[0] - 8)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -235,10 +240,10 @@ def _place(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float]:
-    """Place a label box inside the image, as close to a point as possible without overlap, and return its left and top.
+    """Place a label as close to a point as possible without overlap, and return the label's left and top.
 
-    If every position overlaps a box in `taken`, the position with the smallest overlap is used. The new box is added
-    to `taken`.
+    The label is always inside the image. If every candidate position overlaps a box in `taken`, the position with the
+    smallest overlap is used. The label's box is added to `taken`.
     """
     best = (np.inf, 0.0, 0.0)
     for across, down in _OFFSETS:

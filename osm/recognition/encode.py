@@ -1,4 +1,4 @@
-"""Encodes images and masks for the bridge: each image is encoded once, and each mask once for all modes.
+"""Encodes images and masks for the bridge. An image is encoded once, and a mask once for all vocabulary modes.
 
 Shapes: N images, G windows, S input size, L tokens per image, P patches per window, C tower width, K masks per image.
 """
@@ -27,14 +27,14 @@ _MASKS_AT_ONCE = 32  # maximum number of masks at the image's own size that are 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An encoded image: the image's size (width, height), and the bridge's state with tensors of shape (1, ...)."""
+    """An encoded image: its size (width, height), and the bridge's state, which has tensors of shape (1, ...)."""
 
     size: tuple[int, int]
     state: ImageState
 
 
 def stack_images(images: Sequence[EncodedImage]) -> ImageState:
-    """Concatenate the bridge's states of several images, in the order of the images."""
+    """Concatenate the bridge's states for several images, in the order of the images."""
     return [
         parts[0] and tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
         for parts in zip(*(image.state for image in images), strict=True)
@@ -42,7 +42,9 @@ def stack_images(images: Sequence[EncodedImage]) -> ImageState:
 
 
 class ImageEncoder:
-    """Runs the tower and the image part of the bridge. Windows that contain only padding are computed once per model.
+    """Runs the vision tower and the mask-independent part of the bridge.
+
+    Image windows that contain only padding are computed once per model.
 
     Args:
         windows_at_once: windows per tower batch, which may contain windows of several images. The number is halved when
@@ -66,7 +68,7 @@ class ImageEncoder:
         ]
 
     def tower_tokens(self, pixels_N3SS: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Return the same tokens (N, L, C) as `OmniScientModel.tower_tokens`, without running padding windows again.
+        """Return the tokens (N, L, C) of `OmniScientModel.tower_tokens`, but compute padding-only windows just once.
 
         Args:
             pixels_N3SS: the padded images.
@@ -88,7 +90,7 @@ class ImageEncoder:
         return torch.cat([prefix, windows.merge(patches_BPC)], 1)
 
     def _run_tower(self, windows_B3ww: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Run the tower on windows in batches that fit into memory. Return class tokens and patches of each batch.
+        """Run the tower on image windows in batches that fit into memory. Return each batch's class and patch tokens.
 
         Raises:
             OsmError: not even one window fits into memory.
@@ -99,23 +101,26 @@ class ImageEncoder:
             except torch.OutOfMemoryError:
                 if self.windows_at_once == 1:
                     raise OsmError(
-                        "one window of the image does not fit into memory in the tower: use the CPU (--device cpu), or "
-                        "free memory on the device"
+                        "the vision tower runs out of memory with a single image window: use the CPU (--device cpu), "
+                        "or free memory on the device"
                     ) from None
-            # Memory is released outside the handler, because the exception keeps the batch's tensors alive.
+            # Memory is released outside the exception handler, because the exception keeps the batch's tensors alive.
             self.windows_at_once = min(self.windows_at_once, len(windows_B3ww)) // 2 or 1
             memory = memory_of(self.model.device)
             if memory is not None:
                 memory.release()
 
     def _has_image(self, size: tuple[int, int]) -> np.ndarray:
-        """Return which windows (G,) overlap an image of the given (width, height), i.e. are not only padding."""
+        """Return which windows (G,) overlap an image of the given (width, height).
+
+        The other windows are only padding.
+        """
         width, height = fitted_size(*size, self.processor.input_size)
         starts = np.array(self.model.windows.starts)
         return ((starts < height)[:, None] & (starts < width)[None]).flatten()
 
     def _padding_window(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Return class token and patches of a window that contains only padding, cached per device and dtype."""
+        """Return the class and patch tokens of a padding-only window, cached per device and dtype."""
         model = self.model
         tower = next(model.tower.parameters())
         if self._padding is None or self._padding[0].device != tower.device or self._padding[0].dtype != tower.dtype:
@@ -129,7 +134,7 @@ class ImageEncoder:
 class EncodedMask:
     """The bridge's features of one mask (one row), or the reason why the mask is skipped.
 
-    The features are stored instead of the mask, which would take about a hundred times as much memory.
+    The mask itself is not stored, because it needs about a hundred times as much memory as its features.
     """
 
     features: MaskFeatures | None = None
@@ -137,7 +142,7 @@ class EncodedMask:
 
 
 class MaskEncoder:
-    """Computes the bridge's features of regions.
+    """Computes the bridge's features of image regions.
 
     Attributes:
         fallbacks: number of masks so far that covered no token-grid cell, so the cell at their centroid was used.
@@ -168,7 +173,7 @@ class MaskEncoder:
         return [skipped or next(encoded) for skipped in found]
 
     def _features(self, masks_K1SS: Tensor) -> list[EncodedMask]:
-        """Encode masks, each of which has at least one pixel."""
+        """Encode masks that each contain at least one pixel."""
         masks_K1SS = masks_K1SS.to(self.model.device)
         context_K1SS = context_mask(masks_K1SS, self.model.config.context_enlarge_ratio)
         features = self.model.mask_features(masks_K1SS, context_K1SS)
@@ -177,5 +182,5 @@ class MaskEncoder:
 
 
 def stack_masks(masks: Sequence[EncodedMask]) -> MaskFeatures:
-    """Concatenate the features of several masks, one row per mask, without the skipped masks."""
+    """Concatenate the features of several masks, one row per mask. Skipped masks are left out."""
     return MaskFeatures.stack([mask.features for mask in masks if mask.features is not None])

@@ -55,7 +55,7 @@ class Namer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks so far that covered no token-grid cell, so the cell at their centroid was used."""
+        """The number of masks that cover no token-grid cell and are represented by the cell at their centroid."""
         return self.recognizer.centroid_fallbacks
 
     def name_image(
@@ -79,7 +79,9 @@ class Namer:
         method: str = "constrained",
         boxed: bool = False,
     ) -> list[list[dict[str, Name] | None]]:
-        """Name each mask in each mode with the benchmark's prompt, in batches that may contain masks of several images.
+        """Name each mask in each vocabulary mode with the benchmark's prompt.
+
+        A batch may contain masks of several images.
 
         Args:
             images: RGB images.
@@ -95,7 +97,7 @@ class Namer:
             OsmError: masks and image differ in size, or the model does not have one of the modes.
         """
         if isinstance(modes, str):
-            raise OsmError(f"modes is the string {modes!r}; a list is needed: [{modes!r}]")
+            raise OsmError(f"modes must be a list, such as [{modes!r}], not the string {modes!r}")
         checked = [_checked(image, of_image) for image, of_image in zip(images, masks, strict=True)]
         modes = list(dict.fromkeys(modes))
         if not modes:

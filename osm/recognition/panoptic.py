@@ -18,7 +18,7 @@ MIN_PROB, MIN_FREE, MIN_PIXELS = 0.2, 0.8, 100
 
 @dataclass(frozen=True)
 class Merged:
-    """The label map that `merge` makes of overlapping masks.
+    """The label map that `merge` creates from overlapping masks.
 
     Attributes:
         ids: label map, int32 (H, W). 0 = no segment; ids start at 1, in descending order of probability.
@@ -40,7 +40,8 @@ def merge(
 ) -> Merged:
     """Paint masks into a label map in descending order of probability, without overwriting painted pixels.
 
-    Masks with equal probability keep their order. A mask is dropped if a value is below its threshold.
+    Masks with equal probability keep their order. A mask is dropped if its probability or its number or share of free
+    pixels is below the minimum.
 
     Args:
         masks: masks of one size, each bool (H, W).
@@ -58,7 +59,7 @@ def merge(
         raise OsmError("no masks to merge: without a mask, the size of the label map is unknown")
     shapes = {np.shape(mask) for mask in masks}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2:
-        raise OsmError(f"masks have the shapes {sorted(shapes)}; expected one shape (H, W) for all")
+        raise OsmError(f"masks have the shapes {sorted(shapes)}; expected the same shape (H, W) for all")
     ids = np.zeros(next(iter(shapes)), np.int32)
     segments: list[int] = []
     dropped: dict[int, str] = {}
@@ -86,5 +87,7 @@ def as_png(ids: np.ndarray) -> Image.Image:
         OsmError: an id is negative, or does not fit into three bytes.
     """
     if ids.size and not (ids.min() >= 0 and ids.max() < 1 << 24):
-        raise OsmError(f"ids are from {ids.min()} to {ids.max()}, but only 0 to {(1 << 24) - 1} fit an RGB pixel")
+        raise OsmError(
+            f"ids range from {ids.min()} to {ids.max()}, but only ids from 0 to {(1 << 24) - 1} fit an RGB pixel"
+        )
     return Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8))

@@ -64,7 +64,10 @@ def parse_max_memory(text: str) -> dict[int | str, int]:
 
 
 def _bytes(place: int | str, size: int | str) -> int:
-    """Convert a size such as `20GiB` to bytes. Accelerate's parser is not used: it takes lower-case units for bits."""
+    """Convert a size such as `20GiB` to bytes.
+
+    The parser of accelerate is not used, because it interprets a unit such as `gb` in lower case as bits.
+    """
     if isinstance(size, int):
         return size
     match = _SIZE.fullmatch(size.strip())
@@ -84,7 +87,7 @@ def spread(
     max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: str | Path | None = None,
 ) -> nn.Module:
-    """Distribute an LLM over devices with accelerate. Callers can keep inputs and outputs on their own device.
+    """Distribute an LLM over devices with accelerate. The LLM's inputs and outputs can stay on the caller's device.
 
     Args:
         llm: the LLM, whose modules are moved.
@@ -113,7 +116,7 @@ def spread(
         placed = dict(device_map)
     if placed.get("") == "disk":  # accelerate requires the names of the submodules
         placed = {name: "disk" for name, _ in llm.named_children()}
-    # A module without weights (such as rotary positions) cannot be stored on disk.
+    # A module without weights (such as rotary position embeddings) cannot be offloaded to disk.
     kept = list(llm.state_dict())
     for name, place in placed.items():
         if place == "disk" and not any(f"{key}.".startswith(f"{name}.") for key in kept):
@@ -127,7 +130,7 @@ def spread(
     if "disk" in placed.values():
         try:
             Path(str(offload_folder)).mkdir(parents=True, exist_ok=True)
-            # A new subfolder is used, because accelerate would load files of an older model from a shared folder.
+            # Each model gets a new subfolder, because accelerate would load the files of an older model if they exist.
             folder = tempfile.TemporaryDirectory(prefix="llm_", dir=offload_folder)
         except OSError as error:
             raise OsmError(f"--offload_folder {offload_folder}: {error.strerror}; expected a writable folder") from None

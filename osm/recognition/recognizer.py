@@ -73,7 +73,7 @@ class Recognition:
 
 @dataclass
 class _Job:
-    """One region to name in one mode: its image, its (region, mode) position in the answer, and its encoded mask."""
+    """A region to be named in one mode: its image, its (region, mode) position in the result, and its encoded mask."""
 
     image: int
     place: tuple[int, int]
@@ -83,7 +83,7 @@ class _Job:
 
 @dataclass
 class _Request:
-    """The validated arguments of one call of `name` or `name_batch`, which all jobs of the call share."""
+    """The validated arguments of one call to `name` or `name_batch`, which apply to every region of the call."""
 
     top_k: int = 1
     vocabulary: Sequence[str] | None = None
@@ -92,6 +92,8 @@ class _Request:
 
 class Recognizer:
     """Names regions of images with a trained model.
+
+    Example:
 
     >>> recognizer.set_image(image)
     >>> recognizer.name(boxes=[[10, 20, 200, 100]], top_k=3)
@@ -132,7 +134,7 @@ class Recognizer:
 
     @torch.inference_mode()
     def set_image(self, image: Image.Image | np.ndarray | str | Path) -> None:
-        """Encode an image and make it the current image, whose regions `name` will name.
+        """Encode an image and make it the current image. The method `name` names regions of the current image.
 
         Args:
             image: a PIL image, an array, or the path of a file; a string may be a URL.
@@ -145,7 +147,7 @@ class Recognizer:
 
     @property
     def centroid_fallbacks(self) -> int:
-        """The number of masks so far that covered no token-grid cell, so the cell at their centroid was used."""
+        """The number of masks that cover no token-grid cell and are represented by the cell at their centroid."""
         return self.mask_encoder.fallbacks
 
     @property
@@ -211,7 +213,7 @@ class Recognizer:
         label_id: int | None = None,
         boxed: bool = False,
     ) -> list[list[list[Recognition]]]:
-        """Name the masks of several images, in batches that may contain masks of different images.
+        """Name the masks of several images. A batch may contain masks of different images.
 
         Args:
             images: PIL images, arrays or file paths.
@@ -240,7 +242,7 @@ class Recognizer:
 
     def _request(self, modes: Sequence[str], top_k: int, vocabulary: Iterable[str] | None, method: str) -> _Request:
         if isinstance(modes, str):
-            raise OsmError(f"modes is the string {modes!r}; a list is needed: [{modes!r}]")
+            raise OsmError(f"modes must be a list, such as [{modes!r}], not the string {modes!r}")
         unknown = sorted(set(modes) - set(self.modes))
         if unknown or not modes:
             raise OsmError(f"mode {(unknown or [''])[0]!r} is not one of this model's: {', '.join(self.modes)}")
@@ -283,13 +285,13 @@ class Recognizer:
         return answers
 
     def _positions(self, prompt: str, request: _Request) -> int:
-        """Return the number of LLM positions per job, counting the prefix and the longest name in every beam."""
+        """Return the number of LLM positions that one region needs: the prefix and the longest name, in every beam."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
         beams = request.top_k if request.vocabulary is None or request.method == "constrained" else 1
         return beams * (length + self.decoder.steps(self._trie(request, prompt)))
 
     def _trie(self, request: _Request, prompt: str) -> Trie | None:
-        """Return the trie to which decoding is limited, or None if any name may be decoded."""
+        """Return the trie of names to which decoding is limited, or None if any name may be decoded."""
         constrained = request.vocabulary is not None and request.method == "constrained"
         return self._vocabulary(request, prompt).trie if constrained else None
 
@@ -310,7 +312,7 @@ class Recognizer:
         return [self._said(mode, names, request, trie) for mode, names in zip(modes, said, strict=True)]
 
     def _inputs(self, images: list[EncodedImage], jobs: Sequence[_Job], prompt: str) -> LlmInputs:
-        """Return the LLM's input for a batch of jobs."""
+        """Return the LLM's input for a batch of regions."""
         model = self.model
         used = sorted({job.image for job in jobs})
         text, rows = self.processor.prompts([prompt]), len(jobs)
@@ -363,7 +365,7 @@ class Recognizer:
 
 
 def _opened(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
-    """Load an 8-bit RGB image; if the image is given as a URL, it is downloaded first."""
+    """Load an 8-bit RGB image. An image that is given as a URL is downloaded first."""
     return as_rgb(localize(image, "image") if isinstance(image, str) and is_remote(image) else image)
 
 
@@ -381,7 +383,7 @@ def load_recognizer(
 ) -> Recognizer:
     """Load a checkpoint as a `Recognizer`.
 
-    On CUDA, the frozen parts are cast to bfloat16.
+    On CUDA, the frozen tower and LLM are cast to bfloat16.
 
     Args:
         checkpoint: a folder, a hub id, a `.pt` file, or the URL of a folder or file; see `osm.load_model`.

@@ -18,7 +18,7 @@ POINT_RADIUS = 0.02  # the radius of the disc that a point is converted to, as a
 
 @dataclass(frozen=True)
 class Region:
-    """A region of an image whose mask is drawn on access, so that hundreds of masks need not be in memory together.
+    """A region of an image with a lazily drawn mask, so that hundreds of masks do not have to fit into memory.
 
     Attributes:
         draw: function that returns the mask, bool (H, W).
@@ -110,7 +110,7 @@ def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
-        raise OsmError(f"{where}: {_formatted(box)} does not overlap the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"{where}: {_formatted(box)} does not overlap the image, which is {size[0]} x {size[1]} pixels")
 
     def draw() -> np.ndarray:
         mask = np.zeros(size[::-1], bool)
@@ -123,7 +123,7 @@ def _box(box: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray
 def _disc(point: Any, size: tuple[int, int], where: str) -> Callable[[], np.ndarray]:
     x, y = _numbers(point, 2, where, "[x, y]")
     if not (0 <= x < size[0] and 0 <= y < size[1]):
-        raise OsmError(f"{where}: {_formatted(point)} is outside of the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"{where}: {_formatted(point)} is outside of the image, which is {size[0]} x {size[1]} pixels")
     radius = max(1.0, POINT_RADIUS * max(size))
 
     def draw() -> np.ndarray:

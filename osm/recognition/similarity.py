@@ -34,7 +34,7 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return one unit vector per text, float32 (texts, C) on the CPU: the normalized mean of its token vectors."""
+        """Return the normalized mean token vector of each text, float32 (texts, C) on the CPU."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if len(self._known) + len(new) > _KEPT:
             self._known, new = {}, list(dict.fromkeys(texts))
@@ -52,7 +52,7 @@ class SentenceEncoder:
         return torch.stack([self._known[text] for text in texts])
 
     def nearest(self, texts: Sequence[str], names: Sequence[str], count: int = 1) -> list[list[tuple[int, float]]]:
-        """Return, for each text, (index, cosine) pairs of the most similar names in descending order of the cosine."""
+        """Return the most similar names for each text as (index, cosine) pairs, most similar first."""
         cosines = self.encode(texts) @ self.encode(names).T
         best = cosines.topk(min(count, len(names)), -1)
         return [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

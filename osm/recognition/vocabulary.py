@@ -1,4 +1,4 @@
-"""Vocabularies: lists of allowed names, the tries of their tokens, and the readers of vocabulary files."""
+"""Vocabularies: lists of allowed names, tries of their token ids, and readers for vocabulary files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAME = f"a text of 1 to {MAX_NAME_LENGTH} characters"
 
 
 class Trie:
-    """A trie of names as sequences of token ids, in which every sequence includes an end token.
+    """A trie of names. Each name is stored as a sequence of token ids that includes an end token.
 
     Attributes:
         depth: number of token ids in the longest sequence.
@@ -40,7 +40,7 @@ class Trie:
                 node = node.setdefault(token, {})
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """Return the token ids that may follow the given token ids."""
+        """Return the token ids that may follow a sequence of token ids."""
         node = self._root
         for token in ids:
             node = node[token]
@@ -126,7 +126,7 @@ _Found = list[tuple[str, Any]]  # pairs of the position in the file and the valu
 
 
 def _of_json(text: str, where: str) -> tuple[str, _Found]:
-    """Return the detected format of a JSON vocabulary, for messages, and the names in the vocabulary."""
+    """Return the detected format of a JSON vocabulary (for messages) and the names in it."""
     try:
         document = parse_json(text)
     except ValueError as error:

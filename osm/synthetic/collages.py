@@ -45,7 +45,7 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class Cutout:
-    """An image of one object. Either `path` has an alpha channel, or `segment` is the object's id in the PNG `mask`."""
+    """An image of one object. The object's outline is the alpha channel of `path`, or a segment of the PNG `mask`."""
 
     path: Path
     mask: Path | None = None
@@ -69,7 +69,9 @@ class Cutout:
             image.putalpha(Image.fromarray(np.where(ids == self.segment, 255, 0).astype(np.uint8)))
         box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
         if box is None:
-            raise OsmError(f"{self.path}: no pixel is opaque; a cut-out's alpha channel must show the object")
+            raise OsmError(
+                f"{self.path}: no pixel is opaque; the alpha channel of a cut-out must mark the object's pixels"
+            )
         return image.crop(box)
 
 
@@ -109,13 +111,13 @@ class CollageOptions:
 
     @cached_property
     def photos(self) -> list[Path]:
-        """The background photos, in a fixed order."""
+        """The paths of the background photos, in a fixed order."""
         found = []
         for folder in self.backgrounds:
             paths = (path for path in folder.glob("*") if not path.name.startswith("._"))  # macOS writes `._` files
             photos = sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
             if not photos:
-                raise OsmError(f"--backgrounds {folder}: there is no image in it ({', '.join(SUFFIXES)})")
+                raise OsmError(f"--backgrounds {folder}: the folder contains no image ({', '.join(SUFFIXES)})")
             found += photos
         return found
 
@@ -128,7 +130,7 @@ def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
     """
     found = read_yaml(table, "--table")
     if not isinstance(found, dict) or not found:
-        raise OsmError(f"--table {table}: expected names, each with its files under {' or '.join(SPLITS)}")
+        raise OsmError(f"--table {table}: expected object names, each with its files under {' or '.join(SPLITS)}")
     out: dict[str, dict[str, list[Cutout]]] = {}
     for name, splits in found.items():
         where = f"--table {table}: {shown(name)}"
@@ -155,7 +157,7 @@ def _files(names: object, folder: Path, where: str) -> list[Cutout]:
 
 
 def read_segments(folder: Path) -> dict[str, list[Cutout]]:
-    """Return the sufficiently large segments in a COCO-panoptic folder, by category name.
+    """Return the segments in a COCO-panoptic folder that are large enough for cut-outs, by category name.
 
     Raises:
         OsmError: the json is not in COCO-panoptic format, or refers to a file outside of the folder.
@@ -183,7 +185,7 @@ def read_segments(folder: Path) -> dict[str, list[Cutout]]:
 def write_collages(folder: Path, options: CollageOptions) -> Path:
     """Write a split of collages to a folder, and return the folder. A finished split is not changed.
 
-    Only the options and the input files determine the output.
+    The output depends only on the options and on the input files.
 
     Raises:
         OsmError: the folder has collages that were made with different options or files, the folder cannot be written,
@@ -197,7 +199,7 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
     categories = {name: number for number, name in enumerate(sorted(pool), 1)}
     drawn = {name: pool[name] for name in sorted(pool) if pool[name]}
     if not drawn:
-        raise OsmError(f"--table {options.table}: none of its names has a file under {options.split}")
+        raise OsmError(f"--table {options.table}: no name in the table has a file under {options.split}")
     made: dict[str, Any] = {key: str(value) for key, value in vars(options).items() if key != "photos"}
     made |= {"names": sorted(pool), "files": _fingerprint([*(c for n in drawn for c in drawn[n]), *options.photos])}
     summary = folder / "collages.json"
@@ -218,14 +220,14 @@ def write_collages(folder: Path, options: CollageOptions) -> Path:
         write_atomically(folder / "panoptic.json", [json.dumps(document)])
         write_atomically(summary, [json.dumps(made, indent=1) + "\n"])
     except OSError as error:
-        raise write_failed(error, str(folder), "a writable folder with enough disk space") from None
+        raise write_failed(error, str(folder), "a writable folder with free disk space") from None
     except SampleError as error:
         raise OsmError(str(error)) from None
     return folder
 
 
 def _fingerprint(files: Sequence[Cutout | Path]) -> str:
-    """Hash the names and sizes of the input files. If the hash changes, the dataset changes."""
+    """Hash the names and sizes of the input files, to detect changes that would affect the dataset."""
     digest = hashlib.sha256()
     for file in files:
         path, segment = (file.path, file.segment) if isinstance(file, Cutout) else (file, 0)
@@ -254,7 +256,7 @@ def _write_one(
 
 
 def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Image.Image, np.ndarray, dict[int, str]]:
-    """Compose a collage. Every name is equally likely, however many cut-outs it has.
+    """Compose a collage. Every object name is equally likely, regardless of the number of cut-outs with this name.
 
     Returns:
         the image (RGB), the ids as int32 (H, W) with 0 for the background, and the names of the ids that are
@@ -269,7 +271,7 @@ def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Ima
     for number in range(1, rng.randint(1, MAX_THINGS) + 1):
         name = rng.choice(list(pool))
         thing = _vary(rng.choice(pool[name]).load(), min(size), rng)
-        # Up to an eighth of the cut-out's width and of its height may be outside of the image.
+        # Up to an eighth of the cut-out's width and height may be outside of the image.
         x, y = (rng.randint(-d // 8, max(full - d + d // 8, -d // 8)) for d, full in zip(thing.size, size, strict=True))
         layer = Image.new("L", size)
         layer.paste(thing.getchannel("A"), (x, y))
@@ -282,7 +284,7 @@ def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Ima
 
 
 def _background(photo: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """Return a random crop of a photo, resized to the collage's size and randomly mirrored and blurred."""
+    """Return a random crop of a background photo, resized to the collage's size and randomly mirrored and blurred."""
     scale = min(photo.width / size[0], photo.height / size[1]) * rng.uniform(0.6, 1.0)
     width, height = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
     x, y = rng.randint(0, max(photo.width - width, 0)), rng.randint(0, max(photo.height - height, 0))

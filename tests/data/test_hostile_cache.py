@@ -52,7 +52,9 @@ def test_a_cached_view_that_lies_is_named(tmp_path: Path, case: str) -> None:
     path.write_bytes(ARRAYS[case])
     tracemalloc.start()
     try:
-        with pytest.raises(OsmError, match="--feature_cache: .* cannot be read .* delete it and start again") as error:
+        with pytest.raises(
+            OsmError, match="--feature_cache: .* cannot be read .* delete the file and start again"
+        ) as error:
             cache.load("set", "key", 0)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:

@@ -107,7 +107,7 @@ def test_globs_and_lists_in_files(tmp_path: Path) -> None:
     assert existing_shards(f"@{listed}", "--coco_shards") == every
     assert existing_shards(f"@{listed}::{tmp_path}/0.tar", "--coco_shards") == [*every, every[0]]
     for text, message in (
-        ("", "names no shards"),
+        ("", "lists no shards"),
         ("@train.txt\n", "names another list"),
         ("pipe:cat x\n", "are not supported"),
     ):
@@ -138,7 +138,7 @@ def test_too_many_missing_shards_are_an_error(tmp_path: Path) -> None:
     assert len(existing_shards(f"{tmp_path}/{{0..9}}.tar", "--coco_shards")) == 1
     with pytest.raises(OsmError, match="--coco_shards: 19 of 20 shards do not exist .* correct the range"):
         existing_shards(f"{tmp_path}/{{0..19}}.tar", "--coco_shards")
-    with pytest.raises(OsmError, match="none of its 7 shards exists .first: .*/b0.tar."):
+    with pytest.raises(OsmError, match="none of the 7 shards exists .first: .*/b0.tar."):
         existing_shards(f"{tmp_path}/b{{0..6}}.tar", "--coco_shards")
 
 

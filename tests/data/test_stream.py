@@ -164,7 +164,7 @@ def test_emulated_ranks_are_the_real_ones(prepared: Processor, folder: Path, pat
     ranks = [list(merged(loader(prepared, folder, paths, rank, 2, sample=sample).epoch(3))) for rank in range(2)]
     emulated = list(merged(loader(prepared, folder, paths, emulate=2, sample=sample).epoch(3)))
     assert content(emulated) == content([merge(parts) for parts in zip(*ranks, strict=True)])
-    with pytest.raises(OsmError, match="--emulate_world_size 3 is not a multiple of the 2 processes"):
+    with pytest.raises(OsmError, match="--emulate_world_size 3 is not a multiple of the number of processes, 2"):
         loader(prepared, folder, paths, 0, 2, emulate=3)
 
 

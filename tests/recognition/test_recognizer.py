@@ -84,7 +84,7 @@ def test_windows_that_memory_does_not_hold_are_fewer_at_once(
     assert 1 < max(sizes) <= most and recognizer.encoder.windows_at_once <= most
     close(recognizer.name(some_masks()), expected)
     most = 0
-    with pytest.raises(OsmError, match="one window of the image does not fit into memory in the tower"):
+    with pytest.raises(OsmError, match="the vision tower runs out of memory with a single image window"):
         recognizer.set_image(picture(0))
 
 
@@ -231,7 +231,7 @@ def test_regions_of_numpy_and_torch(recognizer: Recognizer) -> None:
         ({"boxes": [[0, 0, 5, 5], [80, 0, 5, 5]]}, "box 1: .* does not overlap the image, which is 70 x 50"),
         ({"points": [[70, 1]]}, "point 0: .* is outside of the image, which is 70 x 50"),
         ({"modes": ["no such"]}, "mode 'no such' is not one of this model's"),
-        ({"modes": "any"}, r"a list is needed: \['any'\]"),
+        ({"modes": "any"}, r"modes must be a list, such as \['any'\]"),
         ({"top_k": 0}, "top_k 0 must be 1 or more"),
         ({"vocabulary": []}, "vocabulary: no name in it"),
         ({"vocabulary": "cat"}, "vocabulary is the string 'cat'; a list of names is needed"),

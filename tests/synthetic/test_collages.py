@@ -170,7 +170,7 @@ def test_it_is_a_set_in_coco_panoptic_form(folders: Path, segments: Path) -> Non
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("- plum", "expected names, each with its files under train or val"),
+        ("- plum", "expected object names, each with its files under train or val"),
         ("plum: [a.png]", "'plum': expected lists of files under train or val, found"),
         ("plum: {test: [a.png]}", "'plum': expected lists of files under train or val, found"),
         ("plum: {train: plum/a.png}", "'plum', train: expected a list of files, found 'plum/a.png'"),
@@ -179,7 +179,7 @@ def test_it_is_a_set_in_coco_panoptic_form(folders: Path, segments: Path) -> Non
         ("plum: {train: [plum/c.png]}", "'plum', train: plum/c.png is not in --cutouts"),
         ("7: {train: [plum/a.png]}", "7 is not a name"),
         ("{", "not valid YAML"),
-        ("plum: {val: [plum/a.png]}", "none of its names has a file under train"),
+        ("plum: {val: [plum/a.png]}", "no name in the table has a file under train"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(folders: Path, table: str, message: str) -> None:
@@ -197,7 +197,7 @@ def test_other_mistakes_are_sentences(folders: Path, segments: Path, capsys: pyt
     ):
         with pytest.raises(OsmError, match=message):
             options(folders, **changes)
-    with pytest.raises(OsmError, match=r"--backgrounds .*stamps: there is no image in it"):
+    with pytest.raises(OsmError, match=r"--backgrounds .*stamps: the folder contains no image"):
         write_collages(folders / "out", options(folders, backgrounds=(folders / "stamps",)))
     document = json.loads((segments / "panoptic.json").read_text())
     document["images"][0]["file_name"] = "../../photos/0.jpg"

@@ -193,7 +193,7 @@ def test_a_finished_split_is_left_alone(split: Path, monkeypatch: Any, capsys: p
 )
 def test_other_options_are_refused(split: Path, changes: dict[str, Any], named: str) -> None:
     before = files(split)
-    with pytest.raises(OsmError, match=f"made with another {named}; choose another folder"):
+    with pytest.raises(OsmError, match=f"made with a different {named}; choose a different folder"):
         write_scenes(split, replace(OPTIONS, **changes), workers=1)
     assert files(split) == before
 
@@ -223,7 +223,7 @@ def test_the_command_writes_the_same(split: Path, tmp_path: Path, capsys: pytest
         (["--size", "1121"], "--size 1121"),
         (["--images", "0"], "--images 0 must be 1 or more"),
         (["--sets", "scenes_fine,coco"], "--sets 'coco' is not one of scenes_fine, scenes_plain"),
-        (["--sets", ","], "--sets: none given"),
+        (["--sets", ","], "--sets: no dataset given"),
         (["--split", "a/b"], "--split 'a/b' must be the name of one folder"),
         (["--split", ".."], "--split '..'"),
         (["--split", ""], "--split ''"),

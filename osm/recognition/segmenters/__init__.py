@@ -1,4 +1,4 @@
-"""Segmenters generate the masks to name: with SAM, other mask generators, or features of the model's own tower.
+"""Segmenters generate the masks to be named, with SAM, other mask generators or the recognizer's own tower.
 
 To add a segmenter, subclass `Segmenter` and list the class in the entry-point group `osm.segmenters` (see
 examples/segmenter), or call `register_segmenter`. `--segmenter` also accepts a class as `module:Class`.
@@ -66,8 +66,8 @@ def load_segmenter(
         raise OsmError(f"--segmenter {name!r} is not one of {known}, or module:Class")
     found = SEGMENTERS.get(name)
     if checkpoint is None and found.checkpoint_example:
-        raise OsmError(f"--segmenter {name} needs a checkpoint: --sam_checkpoint {found.checkpoint_example}")
+        raise OsmError(f"--segmenter {name} needs a checkpoint, such as --sam_checkpoint {found.checkpoint_example}")
     if checkpoint is not None and not found.checkpoint_example:
-        raise OsmError(f"--segmenter {name} takes no checkpoint, but {checkpoint} is given")
+        raise OsmError(f"--segmenter {name} accepts no checkpoint, but {checkpoint} is given")
     loaded: Segmenter = found.load(checkpoint, recognizer, device, **options)
     return loaded

@@ -49,10 +49,10 @@ class ScoredMask:
 class Segmenter(ABC):
     """Base class of segmenters, which generate masks for one image at a time.
 
-    Call `set_image` once per image, then `everything`, `at_points` and `in_box` in any order. The three methods raise
-    OsmError if no image is set, or if a box or a point is outside the image.
+    Call `set_image` once per image, then `everything`, `at_points` and `in_box` in any order. `everything`, `at_points`
+    and `in_box` raise OsmError if no image is set, or if a box or point is outside the image.
 
-    Attributes of the class:
+    Attributes:
         name: the segmenter's name in messages and in output files.
         checkpoint_example: an example value for `--sam_checkpoint`; empty if the segmenter does not use a checkpoint.
     """
@@ -78,7 +78,7 @@ class Segmenter(ABC):
 
     @abstractmethod
     def set_image(self, image: Image.Image) -> None:
-        """Set the RGB image to segment, which replaces the previous image."""
+        """Set the RGB image to segment, replacing the previous image."""
 
     @abstractmethod
     def everything(self) -> list[ScoredMask]:
@@ -86,7 +86,7 @@ class Segmenter(ABC):
 
     @abstractmethod
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the segment selected by point prompts.
+        """Return the image segment that the point prompts select.
 
         Args:
             points: (x, y) in pixels.
@@ -96,7 +96,7 @@ class Segmenter(ABC):
 
     @abstractmethod
     def in_box(self, box: Sequence[float]) -> ScoredMask:
-        """Return the segment selected by a box prompt (x, y, width, height) in pixels."""
+        """Return the image segment that a box prompt (x, y, width, height) in pixels selects."""
 
 
 def by_area(segments: Sequence[ScoredMask]) -> list[ScoredMask]:
@@ -105,7 +105,7 @@ def by_area(segments: Sequence[ScoredMask]) -> list[ScoredMask]:
 
 
 def check_set(size: Size | None) -> Size:
-    """Return the given size (width, height), after checking that an image is set.
+    """Check that an image is set, and return the image's size (width, height).
 
     Raises:
         OsmError: No image is set.
@@ -118,7 +118,7 @@ def check_set(size: Size | None) -> Size:
 def checked_points(
     size: Size, points: Sequence[Sequence[float]], inside: Sequence[bool] | None
 ) -> tuple[list[tuple[float, float]], list[bool]]:
-    """Check point prompts. Return the points (x, y), and for each point whether the segment must contain the point.
+    """Check point prompts. Return the points (x, y), and whether the segment must contain each point.
 
     Args:
         size: (width, height) of the image.
@@ -131,18 +131,20 @@ def checked_points(
     if len(marks) != len(points):
         raise OsmError(f"{len(points)} points, but `inside` has {len(marks)} values")
     if not any(marks):
-        raise OsmError("no point that the segment must contain: give at least one")
+        raise OsmError("give at least one point that the segment must contain")
     found = []
     for k, point in enumerate(points):
         x, y = _numbers(point, 2, f"point {k}", "[x, y]")
         if not (0 <= x < size[0] and 0 <= y < size[1]):
-            raise OsmError(f"point {k}: {shown(list(point))} is outside of the image, which is {size[0]} x {size[1]}")
+            raise OsmError(
+                f"point {k}: {shown(list(point))} is outside of the image, which is {size[0]} x {size[1]} pixels"
+            )
         found.append((x, y))
     return found, marks
 
 
 def checked_box(size: Size, box: Sequence[float]) -> tuple[int, int, int, int]:
-    """Check a box prompt. Return its left, top, right and bottom, rounded outward and clipped to the image.
+    """Check a box prompt. Return the box's left, top, right and bottom, rounded outward and clipped to the image.
 
     Args:
         size: (width, height) of the image.
@@ -155,7 +157,7 @@ def checked_box(size: Size, box: Sequence[float]) -> tuple[int, int, int, int]:
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
     if width <= 0 or height <= 0 or left >= right or top >= bottom:
-        raise OsmError(f"box: {shown(list(box))} does not overlap the image, which is {size[0]} x {size[1]}")
+        raise OsmError(f"box: {shown(list(box))} does not overlap the image, which is {size[0]} x {size[1]} pixels")
     return left, top, right, bottom
 
 

@@ -2,7 +2,7 @@
 
 The image is split into superpixels by Felzenszwalb and Huttenlocher's method. Superpixels with similar tower tokens and
 similar colors are merged pair by pair into a tree. The result consists of the segments that stay unmerged over the
-widest range of merge costs. docs/demos.md reports the accuracy of the segmenter.
+widest range of merge costs. The accuracy of this segmenter is reported in docs/demos.md.
 
 Shapes: (H, W) is the size of the image at the working resolution, n is the number of superpixels, and the tower
 outputs (g, g, C) tokens.
@@ -40,8 +40,7 @@ WORKING_SIDE = 448
 _SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60
 _COLOUR = 0.7  # weight of the color features relative to the token features
 _LEAST_AREA = 0.001  # minimum area of a segment, as a fraction of the image
-# A superpixel in a box is kept unless it is more similar to the surroundings than to the center by more than this
-# margin.
+# A superpixel in a box is dropped if its similarity to the surroundings exceeds that to the center by this margin.
 _MARGIN = 0.3
 
 
@@ -72,9 +71,9 @@ class EmbeddedSegmenter(Segmenter):
     def load(
         cls, checkpoint: str | Path | None, recognizer: Recognizer | None, device: str, **options: Any
     ) -> EmbeddedSegmenter:
-        """Build the segmenter. It runs on the recognizer's device, so `device` has no effect."""
+        """Build the segmenter. The argument `device` has no effect, because the recognizer's device is used."""
         if recognizer is None:
-            raise OsmError("--segmenter embedded uses a recognizer's vision tower: pass a recognizer")
+            raise OsmError("--segmenter embedded uses the vision tower of a recognizer: pass the argument `recognizer`")
         return cls(recognizer, **options)
 
     def set_image(self, image: Image.Image) -> None:
@@ -97,7 +96,7 @@ class EmbeddedSegmenter(Segmenter):
         self._size = image.size
 
     def everything(self) -> list[ScoredMask]:
-        """Return the most persistent segments of the tree, scored by persistence relative to the maximum."""
+        """Return the most persistent segments of the merge tree, scored by persistence relative to the maximum."""
         check_set(self._size)
         tree = self._tree
         lasting = np.where(tree.areas >= _LEAST_AREA * self._labels.size, tree.persistence, 0.0)
@@ -108,9 +107,9 @@ class EmbeddedSegmenter(Segmenter):
         return by_area([self._segment(tree.members[k], float(lasting[k] / longest)) for k in chosen])
 
     def at_points(self, points: Sequence[Sequence[float]], inside: Sequence[bool] | None = None) -> ScoredMask:
-        """Return the smallest segment of the tree that contains all inside points and no outside point.
+        """Return the smallest segment of the merge tree that contains all inside points and no outside point.
 
-        If the tree has no such segment, return the union of the superpixels that contain the inside points.
+        If the merge tree has no such segment, return the union of the superpixels that contain the inside points.
         """
         size = check_set(self._size)
         places, marks = checked_points(size, points, inside)
@@ -171,7 +170,7 @@ class EmbeddedSegmenter(Segmenter):
         return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
 
     def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
-        """Return which superpixels a box selects, bool (n,), or None if the box has no center or no surroundings."""
+        """Return which superpixels a box selects, bool (n,), or None if none is inside or none is around the box."""
         height, width = self._labels.shape
         scale_x, scale_y = width / self._shape[1], height / self._shape[0]
         x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y
@@ -193,7 +192,7 @@ class EmbeddedSegmenter(Segmenter):
 
 
 def _superpixels(pixels: np.ndarray) -> np.ndarray:
-    """Split uint8 pixels (H, W, 3) into superpixels. Return an int label map (H, W) with labels 0 to n - 1."""
+    """Split a uint8 image (H, W, 3) into superpixels, and return an int label map (H, W) with labels 0 to n - 1."""
     from skimage.segmentation import felzenszwalb
 
     labels = felzenszwalb(pixels, scale=_SCALE, sigma=_SIGMA, min_size=_SMALLEST)
@@ -209,13 +208,13 @@ def _colours(pixels: np.ndarray, labels: np.ndarray, areas: np.ndarray) -> np.nd
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
-    """Subtract the mean row from all rows, then scale the rows to a root-mean-square length of 1."""
+    """Subtract the mean feature row from all rows, then scale the rows to a root-mean-square length of 1."""
     features = features - features.mean(0)
     return features / max(float(np.sqrt((features**2).sum(1).mean())), 1e-9)
 
 
 def _between(pixels: int, cells: float, side: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return, for each pixel of a line, the two grid cells to interpolate between, and the weights of the two cells.
+    """Return, for each pixel in a row or column, the two grid cells to interpolate between, and their weights.
 
     Args:
         pixels: number of pixels in the line.

@@ -37,7 +37,7 @@ EVERYTHING = {"points_per_crop": 32, "pred_iou_thresh": 0.88, "stability_score_t
 
 
 class MaskGenerationSegmenter(Segmenter):
-    """Generates masks with a SAM 2 or SAM 3 model of transformers.
+    """Generates masks with a SAM 2 or SAM 3 model from transformers.
 
     Args:
         model: a model loaded with AutoModelForMaskGeneration.
@@ -68,7 +68,7 @@ class MaskGenerationSegmenter(Segmenter):
         return load_mask_generator(str(checkpoint), device=pick_device(device), **options)
 
     def set_image(self, image: Image.Image) -> None:
-        """Set the RGB image to segment. The image is embedded when the first point or box is given."""
+        """Set the RGB image to segment. The image embedding is computed when the first point or box is given."""
         self._image, self._embedding, self._size = to_rgb(image), None, image.size
 
     def everything(self) -> list[ScoredMask]:

@@ -1,6 +1,6 @@
 """A segmenter with the first Segment Anything model, such as sam_vit_h_4b8939.pth, from the package segment-anything.
 
-    pip install segment-anything opencv-python-headless
+Install the packages with `pip install segment-anything opencv-python-headless`.
 
 Shapes: (H, W) is the height and width of the image passed to `set_image`.
 """
@@ -61,7 +61,7 @@ class SamSegmenter(Segmenter):
     def __init__(self, sam: Any, **options: Any) -> None:
         package = _package()
         if importlib.util.find_spec("cv2") is None:  # SamAutomaticMaskGenerator removes small regions with OpenCV
-            raise OsmError("SAM's masks are cleaned with OpenCV: pip install opencv-python-headless")
+            raise OsmError("SAM needs OpenCV to clean masks: pip install opencv-python-headless")
         try:
             self._generator = package.SamAutomaticMaskGenerator(sam, **{**EVERYTHING, **options})
         except (TypeError, AssertionError) as error:
@@ -81,7 +81,8 @@ class SamSegmenter(Segmenter):
     def set_image(self, image: Image.Image) -> None:
         """Set the RGB image to segment.
 
-        The image is embedded when the first point or box is given. `everything` computes its own embeddings.
+        The image embedding is computed when the first point or box is given. The method `everything` computes its own
+        embeddings.
         """
         self._pixels = np.array(to_rgb(image))
         self._size, self._embedded = image.size, False
@@ -143,7 +144,7 @@ def load_sam(
         sam.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise OsmError(f"--sam_checkpoint {path} does not fit a SAM of --sam_type {kind} ({reason})") from None
+        raise OsmError(f"--sam_checkpoint {path} does not match --sam_type {kind} ({reason})") from None
     return SamSegmenter(sam.to(device).eval(), **options)
 
 
@@ -155,7 +156,10 @@ def type_of(path: Path) -> str:
     """
     found = re.search(r"vit_[hlb](?![a-z0-9])", path.name.lower())
     if found is None:
-        raise OsmError(f"--sam_checkpoint {path.name} does not contain its type; give --sam_type {'|'.join(TYPES)}")
+        raise OsmError(
+            f"--sam_checkpoint {path.name}: the file name does not contain the SAM type; "
+            f"give --sam_type {'|'.join(TYPES)}"
+        )
     return found[0]
 
 

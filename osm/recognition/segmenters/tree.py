@@ -11,7 +11,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tree:
-    """A merge tree. Nodes 0 to n - 1 are the n regions; the other nodes are merges, in the order of merging.
+    """A merge tree.
+
+    Nodes 0 to n - 1 are the n regions; every later node is a merge of two nodes, in the order of merging.
 
     Attributes:
         members: for each node, the numbers of the regions in the node.
@@ -24,7 +26,7 @@ class Tree:
     persistence: np.ndarray
 
     def smallest_with(self, regions: set[int]) -> int | None:
-        """Return the smallest node that contains all of the given regions, or None if no node contains all regions."""
+        """Return the smallest tree node that contains all of the given regions, or None if there is no such node."""
         having = [k for k, members in enumerate(self.members) if regions <= set(members.tolist())]
         return min(having, key=lambda k: self.areas[k], default=None)
 

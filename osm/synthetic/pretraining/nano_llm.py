@@ -1,9 +1,10 @@
 """Pre-trains osm-nano's LLM, a small Llama that learns to generate the name encoded in its context vectors.
 
 A training document consists of the words of a name, one of the project's questions, and the name as the answer. The
-words become vectors that precede the question, and are unordered, blended and noisy, like the vectors that the bridge
-will produce. Names are made of many more words than the scenes use, so that the LLM learns to read the context vectors
-instead of memorizing names. The attribute-thing pairs that are held out from training scenes are held out here too.
+words are encoded as unordered, blended and noisy vectors before the question, like the vectors that the bridge will
+produce. The names contain many more words than the scenes use, so that the LLM learns to read the context vectors
+instead of memorizing names. The attribute-thing pairs that are held out from training scenes are also held out from the
+LLM's training.
 
 Shapes: R rows, K context slots, T text tokens, W embedding width.
 """
@@ -78,7 +79,7 @@ class NamingDocument:
 
 
 class Corpus:
-    """Draws training documents. A pair in `held_out` is never an answer, and its words never share a context."""
+    """Draws training documents. The two words of a pair in `held_out` never occur together."""
 
     def __init__(self) -> None:
         self.held_out = {(pair.attribute, pair.thing) for pair in held_out_pairs()}
@@ -99,13 +100,13 @@ class Corpus:
                 return NamingDocument((adjective, noun), prompt, f"{adjective} {noun}")
 
     def held_out_documents(self) -> list[NamingDocument]:
-        """Return the held-out pairs as documents for evaluation. Held-out pairs are never used in training."""
+        """Return the held-out attribute-thing pairs, which are never used in training, as documents for evaluation."""
         pairs = sorted(held_out_pairs(), key=str)
         return [NamingDocument((pair.attribute, pair.thing), MASK_PROMPTS[0], str(pair)) for pair in pairs]
 
 
 def training_pair_documents(count: int, seed: int) -> list[NamingDocument]:
-    """Return `count` random training pairs as documents that have the question used in evaluation."""
+    """Return documents for `count` random training pairs, with the question that is used in evaluation."""
     rng = np.random.default_rng(seed)
     held_out = held_out_pairs()
     pairs = [Pair(a, t) for t in THINGS for a in ATTRIBUTES if Pair(a, t) not in held_out]
@@ -133,7 +134,7 @@ class LlmTraining:
 
 
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on all words and questions. The padding token has the id 0 and ends a name."""
+    """Train a byte-level BPE tokenizer on all words and questions. The padding token (id 0) also ends a name."""
     return train_tokenizer(tokenizer_text(), vocabulary, model_max_length=128)
 
 
@@ -186,7 +187,7 @@ def context_vectors(
 
     Each token's embedding is added to one or more slots with a random weight, and noise is added to all slots. The
     noise has `blur` times the standard deviation of the embeddings. The last slot contains only noise, because the
-    bridge places the embedding of the answer style there.
+    bridge places the embedding of the mode there.
     """
     rows, width = len(words), embeddings.shape[1]
     spread = float(embeddings.detach().std())
@@ -203,7 +204,7 @@ def context_vectors(
 
 
 def _text(documents: Sequence[NamingDocument], tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Return the token ids (R, T) of some documents and the loss weight of each token (R, T).
+    """Tokenize documents, and return the token ids (R, T) and the loss weight of each token (R, T).
 
     A row consists of BOS, question, answer and EOS, and is padded on the right.
     """

@@ -1,7 +1,7 @@
-"""Pre-trains osm-nano's tower on drawn scenes.
+"""Pre-trains osm-nano's vision tower on drawn scenes.
 
 Two linear heads classify the kind of object and the attribute, both for each token and for the mean token of each mask.
-The heads read the same tokens as the bridge, and are discarded after training.
+The two heads read the same tokens as the bridge, and are discarded after training.
 
 Shapes: N images, S image size in pixels, L tokens per image, C tower width, I masks per image.
 """
@@ -93,7 +93,9 @@ def draw_all(config: TowerTraining, size: int, folder: Path) -> SceneArrays:
     try:
         return SceneArrays(**{field: np.load(folder / name, mmap_mode="r") for field, name in names.items()})
     except (OSError, ValueError, EOFError) as error:
-        raise OsmError(f"--work {folder}: scenes cannot be read ({error}); remove {mark.name} in this folder") from None
+        raise OsmError(
+            f"--work {folder}: the saved scenes cannot be read ({error}); delete {mark.name} in this folder"
+        ) from None
 
 
 def _draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,7 +112,7 @@ def _draw(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 @dataclass
 class TowerBatch:
-    """Normalized images (N, 3, S, S), ids (N, S, S), and labels (N, I + 1, 2), the kind and attribute of each id."""
+    """Normalized images (N, 3, S, S), segment ids (N, S, S), and each segment's kind and attribute (N, I + 1, 2)."""
 
     images: Tensor
     ids: Tensor
@@ -118,7 +120,7 @@ class TowerBatch:
 
 
 def batches(drawn: SceneArrays, config: TowerTraining, epoch: int, tower: Tower) -> Iterator[TowerBatch]:
-    """Yield the batches of an epoch. The order and the augmentation depend only on the seed and the epoch."""
+    """Yield the batches of an epoch. The sample order and augmentation depend only on the seed and the epoch."""
     rng = np.random.default_rng([config.seed, epoch])
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tower.mean, tower.std))
     order = rng.permutation(len(drawn.images))
@@ -145,7 +147,7 @@ def _view(images: Tensor, ids: Tensor, rng: np.random.Generator) -> tuple[Tensor
 
 
 class TowerTask(nn.Module):
-    """The tower with its two linear heads, which classify the kind of object and the attribute."""
+    """The vision tower with two linear heads, which classify the kind of object and the attribute."""
 
     def __init__(self, tower: Tower, model: ModelConfig) -> None:
         super().__init__()
@@ -156,7 +158,7 @@ class TowerTask(nn.Module):
         self.kind, self.attribute = nn.Linear(tower.width, len(KINDS)), nn.Linear(tower.width, len(ATTRIBUTES))
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss, and the accuracies of the kind of object and of the attribute over all masks."""
+        """Return the loss, and the accuracies over all masks for the kind of object and for the attribute."""
         patches = self.tower(self.windows.split(batch.images))[1].float()
         tokens = self.windows.merge(patches)
         patch = self.tower.patch
@@ -182,7 +184,7 @@ class TowerTask(nn.Module):
 
 
 def _cover(ids: Tensor, patch: int) -> Tensor:
-    """Count the pixels of each mask in each token's patch. The input is ids (N, S, S), the result counts (N, I, L)."""
+    """Count the pixels of each mask in each token's patch, from segment ids (N, S, S) to counts (N, I, L)."""
     images, size = len(ids), ids.shape[-1]
     row = torch.arange(size) // patch
     place = row[:, None] * (size // patch) + row
@@ -257,7 +259,7 @@ def pretrain_tower(model: ModelConfig, config: TowerTraining, folder: Path) -> d
 
 
 def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, schedule: Any) -> tuple[int, float]:
-    """Load the checkpoint if it exists, and return the next epoch and the seconds spent so far."""
+    """Load the checkpoint if it exists, and return the next epoch and the training time so far in seconds."""
     if not path.is_file():
         return 0, 0.0
     document = read_state(path, asdict(config))
@@ -271,7 +273,7 @@ def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, 
 
 @torch.no_grad()
 def evaluate(task: TowerTask, size: int, config: TowerTraining, scenes: int = 200) -> dict[str, float]:
-    """Return the accuracies of kind and attribute over masks, measured on scenes that were not used in training."""
+    """Return the accuracies over masks for kind and attribute, measured on scenes that were not used in training."""
     task.eval()
     tower = task.tower
     images, ids, labels = zip(*(_draw((size, config.seed + 1, index)) for index in range(scenes)), strict=True)

@@ -1,4 +1,4 @@
-"""The learning rate schedule and the checkpoints that are used to pre-train osm-nano's tower and LLM."""
+"""The learning-rate schedule and the checkpoint format for pre-training osm-nano's tower and LLM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from osm.models.weights import load_torch
 def warmup_cosine(step: int, total: int) -> float:
     """Return the learning rate at a step, as a fraction of the peak learning rate.
 
-    The fraction rises linearly over the first twentieth of the steps and then falls to 0 along a cosine.
+    The learning rate rises linearly over the first 5 % of the steps and then falls to 0 along a cosine.
     """
     warm = max(1, total // 20)
     return step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

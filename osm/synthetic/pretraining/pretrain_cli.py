@@ -1,4 +1,7 @@
-"""The command `scripts/pretrain_nano.py`, which pre-trains osm-nano's tower and LLM and writes weights and a card."""
+"""The command `scripts/pretrain_nano.py`, which pre-trains osm-nano's tower and LLM.
+
+The command writes the weights and a model card.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,7 @@ def _pretrain(args: argparse.Namespace) -> None:
             getattr(args, flag).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             where = f"--{flag} {getattr(args, flag)}"
-            raise OsmError(f"{where}: {error.strerror}; expected a folder that can be written") from None
+            raise OsmError(f"{where}: {error.strerror}; expected a writable folder") from None
     if args.part in ("llm", "all"):
         _write_llm(replace(LlmTraining(), steps=args.llm_steps, threads=args.threads), args.work, args.output)
     if args.part in ("tower", "all"):
@@ -140,7 +143,7 @@ def _fresh(folder: Path) -> Path:
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
-    """Replace a folder of older weights by the folder of new weights, which is complete."""
+    """Replace a folder of older weights with a complete folder of new weights."""
     shutil.rmtree(target, ignore_errors=True)
     os.replace(folder, target)
 
@@ -150,7 +153,7 @@ def _half(tensor: Tensor) -> Tensor:
 
 
 def _note(output: Path, part: str, facts: Mapping[str, Any], seconds: int) -> None:
-    """Add the facts about the tower or the LLM to the file from which the model card is made."""
+    """Add facts about the tower or the LLM to the JSON file from which the model card is generated."""
     path = output / FACTS
     document = read_json(path, "facts")[0] if path.is_file() else {}
     document[part] = {**facts, "seconds": seconds}

@@ -1,4 +1,4 @@
-"""Composes a scene from a backdrop, a ground, and things that partly cover each other.
+"""Composes a scene from a backdrop, a ground, and objects that partly cover each other.
 
 Scenes are drawn at twice the requested size and then downsampled, so that edges are smooth.
 """
@@ -28,7 +28,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class DrawnScene:
-    """An image (S, S, 3) uint8, its segment ids (S, S) int32, and what each id shows (a pair, or a name of stuff)."""
+    """An image (S, S, 3) uint8, segment ids (S, S) int32, and the attribute-thing pair or stuff name of each id."""
 
     image: np.ndarray
     ids: np.ndarray
@@ -37,17 +37,17 @@ class DrawnScene:
 
 @dataclass(frozen=True)
 class _Cutout:
-    """A painted thing, given by its colors (h, w, 3) float32 and its mask (h, w) bool."""
+    """A painted object, given by its colors (h, w, 3) float32 and its mask (h, w) bool."""
 
     pixels: np.ndarray
     mask: np.ndarray
 
 
 def draw_scene(size: int, pairs: Sequence[Pair], seed: int, index: int) -> DrawnScene:
-    """Draw scene number `index` for a seed. The image has `size` x `size` pixels, and shows things in `pairs`.
+    """Draw scene number `index` for a seed. The image has `size` x `size` pixels and contains objects from `pairs`.
 
-    The same arguments always produce the same scene. The longest side of every thing is at least 42/256 of the scene's
-    side, and at least 30 % of every thing is visible.
+    The same arguments always produce the same scene. The longest side of every object is at least 42/256 of the scene's
+    side, and at least 30 % of every object is visible.
     """
     rng = np.random.default_rng([seed, index])
     side = size * _OVERSAMPLE
@@ -55,7 +55,7 @@ def draw_scene(size: int, pairs: Sequence[Pair], seed: int, index: int) -> Drawn
     _scatter(canvas, rng)
     areas: dict[int, int] = {}
     wanted = int(rng.integers(_THINGS[0], _THINGS[1] + 1))
-    # Smaller things appear farther away, so things are drawn in ascending order of size.
+    # Smaller objects appear farther away, so objects are drawn in ascending order of size.
     low, high = (float(np.log(share)) for share in _SIDES)
     lengths = np.sort(np.exp(rng.uniform(low, high, wanted))) * side
     for length in lengths:
@@ -102,7 +102,7 @@ def _edge(side: int, height: float, sway: float, rng: Rng) -> np.ndarray:
 
 
 def _scatter(canvas: np.ndarray, rng: Rng) -> None:
-    """Draw clutter such as pebbles, leaves and petals. The clutter's pixels belong to the segment beneath it."""
+    """Draw clutter such as pebbles, leaves and petals. The clutter belongs to the segment beneath it."""
     side = len(canvas)
     for _ in range(int(rng.integers(0, 22))):
         long = side * rng.uniform(0.006, 0.018)
@@ -121,7 +121,7 @@ def _scatter(canvas: np.ndarray, rng: Rng) -> None:
 
 
 def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
-    """Draw a thing with its paint and light. The longest side of the thing has `length` pixels."""
+    """Draw an object with its paint and light. The longest side of the object has `length` pixels."""
     pen = Pen(rng)
     DRAW[pair.thing](pen)
     turn = np.radians(rng.normal(0, 9))
@@ -132,7 +132,7 @@ def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
     low, high = solid.min(0), solid.max(0)
     scale = length / (high - low).max()
     width, height = np.ceil((high - low) * scale).astype(int) + 3
-    # Each stroke is drawn with its number as the pixel value, which determines the stroke's role and edges.
+    # Each stroke is drawn with its number as the pixel value, from which the stroke's role and edges are derived.
     drawing = Image.new("L", (int(width), int(height)))
     draw = ImageDraw.Draw(drawing)
     role_of = np.zeros(256, np.uint8)
@@ -161,12 +161,12 @@ def _light(mask: np.ndarray, parts: np.ndarray, length: float) -> np.ndarray:
 
 
 def _find_place(mask: np.ndarray, ids: np.ndarray, areas: dict[int, int], rng: Rng) -> tuple[int, int] | None:
-    """Return a random position (top, left) where a thing leaves all earlier things sufficiently visible, or None."""
+    """Return a random position (top, left) where an object leaves all earlier objects sufficiently visible, or None."""
     side, (height, width) = len(ids), mask.shape
     allowed = 1 - MIN_VISIBLE - 0.02 if rng.random() < 0.5 else 0.04
     visible = np.bincount(ids.ravel(), minlength=max(areas, default=0) + 1)
     for _ in range(_TRIES):
-        # Positions near the bottom are more likely, because things stand on the ground.
+        # Positions near the bottom are more likely, because objects stand on the ground.
         top = int((side - height - 4) * rng.beta(1.6, 1.1)) + 2
         left = int(rng.integers(2, side - width - 1))
         covered = np.bincount(ids[top : top + height, left : left + width][mask], minlength=len(visible))
@@ -179,12 +179,12 @@ def _find_place(mask: np.ndarray, ids: np.ndarray, areas: dict[int, int], rng: R
 
 
 def _put(canvas: np.ndarray, ids: np.ndarray, thing: _Cutout, place: tuple[int, int], number: int) -> None:
-    """Draw a thing and its shadow on the canvas, and write the thing's number into `ids`."""
+    """Draw an object and its shadow on the canvas, and write the object's segment id into `ids`."""
     height, width = thing.mask.shape
     reach = max(3, round(0.06 * max(height, width)))
     padded = np.pad(thing.mask.astype(np.uint8) * 255, reach)
     shadow = np.asarray(Image.fromarray(padded).filter(ImageFilter.GaussianBlur(reach / 2)), np.float32) / 255
-    # The thing starts at `reach` in the padded shadow. Subtracting less than `reach` moves the shadow down and right.
+    # The shadow image is padded by `reach` pixels, so an offset of less than `reach` moves the shadow down and right.
     top, left = place[0] - reach // 3, place[1] - reach // 2
     rows = slice(max(top, 0), min(top + shadow.shape[0], len(ids)))
     columns = slice(max(left, 0), min(left + shadow.shape[1], len(ids)))
@@ -196,7 +196,7 @@ def _put(canvas: np.ndarray, ids: np.ndarray, thing: _Cutout, place: tuple[int, 
 
 
 def _finish(canvas: np.ndarray, ids: np.ndarray, segments: dict[int, Pair | str], size: int, rng: Rng) -> DrawnScene:
-    """Add light to the canvas, downsample it to `size`, and add noise."""
+    """Add lighting to the canvas, downsample the canvas to `size` pixels, and add noise."""
     side = len(canvas)
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     down, across, corner = rng.uniform((-0.1, -0.1, 0), (0.1, 0.1, 0.12)).astype(np.float32)

@@ -16,7 +16,7 @@ from osm.synthetic.scenes.pen import DARK, GLASS, LEAF, LIGHT, METAL, WOOD
 
 Rng = np.random.Generator
 
-# For each color name, the ranges of the hue in degrees, the saturation and the value.
+# The HSV ranges of each color name: hue in degrees, saturation and value.
 _HSV = {
     "red": ((-8, 8), (0.75, 0.95), (0.65, 0.9)),
     "orange": ((22, 32), (0.8, 1.0), (0.88, 1.0)),
@@ -46,12 +46,12 @@ def colour(name: str, rng: Rng) -> np.ndarray:
 
 
 def detail(role: int, rng: Rng) -> np.ndarray:
-    """Return a random shade for a part of a thing other than its body, shape (3,)."""
+    """Return a random shade, shape (3,), for a part of an object other than its body."""
     return np.clip(np.array(_DETAILS[role], np.float32) * rng.uniform(0.85, 1.1) + rng.uniform(-8, 8, 3), 0, 255)
 
 
 def noise(rng: Rng, height: int, width: int, cell: float, octaves: int = 1, stretch: float = 1.0) -> np.ndarray:
-    """Return smooth noise (height, width) with values of about 0 to 1.
+    """Return smooth noise (height, width) with values roughly between 0 and 1.
 
     The noise has spots of `cell` pixels. A `stretch` above 1 widens the spots.
     """
@@ -112,12 +112,12 @@ def _two_colours(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
 
 
 def body(attribute: str, size: int, rng: Rng) -> np.ndarray:
-    """Return the paint for the body of a thing with an attribute, shape (size, size, 3)."""
+    """Return the color or pattern for the body of an object with an attribute, shape (size, size, 3)."""
     if attribute in _HSV:
         spots = noise(rng, size, size, size / 4, 2)
         return colour(attribute, rng) * (0.9 + 0.2 * spots[..., None])
     axis = np.arange(size, dtype=np.float32)
-    # The period is about an eighth of the thing's size, but large enough to be visible after downsampling.
+    # The pattern's period is about an eighth of the object's size, but large enough to be visible after downsampling.
     period = max(size / rng.uniform(6.5, 9), 12.0)
     shift = rng.uniform(0, 1, 2)
     x, y = np.meshgrid(axis / period + shift[0], axis / period + shift[1])
@@ -225,5 +225,8 @@ _STUFF = {
 
 
 def stuff(name: str, height: int, width: int, unit: float, rng: Rng) -> np.ndarray:
-    """Return an area of stuff, shape (height, width, 3). `unit` is 1/512 of the canvas's side, in pixels."""
+    """Return a painted area of stuff (such as grass), shape (height, width, 3).
+
+    `unit` is 1/512 of the canvas's side, in pixels.
+    """
     return np.clip(_STUFF[name](height, width, unit, rng), 0, 255)

@@ -1,7 +1,7 @@
-"""A pen that collects the outline of a thing as polygons, with coordinates from -1 to 1 (x to the right, y down).
+"""A pen that collects an object's outline as polygons, with coordinates from -1 to 1 (x to the right, y down).
 
-Each polygon has a role, which determines its paint. Polygons with the role BODY have the color or pattern of the
-thing's attribute. Polygons with the role HOLE erase earlier polygons. Every further role has a fixed color.
+Each polygon has a role, which determines how it is painted. Polygons with the role BODY have the color or pattern of
+the object's attribute. Polygons with the role HOLE erase earlier polygons. Every further role has a fixed color.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ Draw = Callable[["Pen"], None]
 
 @dataclass(frozen=True)
 class Part:
-    """A polygon (N, 2), its role, and the number of its stroke. No line is drawn between parts of the same stroke."""
+    """A polygon (N, 2), its role, and the number of its stroke.
+
+    No line is drawn between polygons of the same stroke.
+    """
 
     points: np.ndarray
     role: int
@@ -27,7 +30,7 @@ class Part:
 
 
 class Pen:
-    """Collects the parts of a thing. Random numbers (`u`, `chance`) vary the shape of each drawn thing."""
+    """Collects the parts of an object. The random numbers from `u` and `chance` vary the shape of each drawn object."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -95,7 +98,7 @@ class Pen:
         self.join(2 * len(points) - 1)
 
     def join(self, count: int) -> None:
-        """Combine the last `count` parts into one stroke."""
+        """Combine the last `count` polygons into one stroke."""
         self.parts[-count:] = [replace(part, stroke=self._strokes) for part in self.parts[-count:]]
 
     def arc(

@@ -18,7 +18,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 PATTERNS = ("striped", "dotted", "checkered", "zigzag", "rainbow", "marbled")
 ATTRIBUTES = COLOURS + PATTERNS
 
-# Thing -> the thing's name in `scenes_plain`.
+# Maps each thing to its name in the dataset `scenes_plain`.
 THINGS = {
     "kettle": "kettle",
     "mug": "cup",
@@ -70,7 +70,8 @@ THINGS = {
     "heart": "heart",
     "anchor": "anchor",
 }
-# Stuff -> the name in `scenes_plain`. Backdrops are drawn behind things, and grounds beneath things.
+# Maps each kind of stuff to its name in the dataset `scenes_plain`.
+# Backdrops are drawn behind objects, and grounds beneath objects.
 BACKDROPS = {"sky": "sky", "wall": "wall", "hedge": "bushes", "curtain": "curtain"}
 GROUNDS = {"grass": "lawn", "sand": "sand", "water": "sea", "floor": "floor"}
 STUFF = {**BACKDROPS, **GROUNDS}
@@ -101,7 +102,7 @@ def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
     """Return the held-out pairs, which are a tenth of all attribute-thing pairs.
 
     To spread the held-out pairs evenly, the shuffled attributes are assigned to the shuffled things in turn, and are
-    shifted by one after each round. At least four fifths of the pairs with any given word are not held out.
+    shifted by one after each round. For every attribute and every thing, at least 80 % of the pairs are not held out.
     """
     rng = np.random.default_rng([seed, 0x5CE7E5])
     things, attributes = list(rng.permutation(list(THINGS))), list(rng.permutation(list(ATTRIBUTES)))
@@ -115,7 +116,7 @@ def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
 
 
 def choose_pairs(pairing: str, seed: int = HELD_OUT_SEED) -> tuple[Pair, ...]:
-    """Return the pairs that scenes may show, where `pairing` is `seen` (not held out), `held_out`, or `all`.
+    """Return the attribute-thing pairs that scenes may contain: `seen` (not held out), `held_out` or `all`.
 
     Raises:
         OsmError: `pairing` is not supported.
@@ -127,12 +128,12 @@ def choose_pairs(pairing: str, seed: int = HELD_OUT_SEED) -> tuple[Pair, ...]:
 
 
 def name_in(set_name: str, pair: Pair) -> str:
-    """Return a thing's name in a dataset."""
+    """Return the name that a dataset uses for a thing."""
     return str(pair) if set_name == FINE else THINGS[pair.thing]
 
 
 def stuff_name_in(set_name: str, stuff: str) -> str:
-    """Return the name of a kind of stuff in a dataset."""
+    """Return the name that a dataset uses for a kind of stuff."""
     return stuff if set_name == FINE else STUFF[stuff]
 
 
@@ -140,7 +141,8 @@ def stuff_name_in(set_name: str, stuff: str) -> str:
 def category_ids(set_name: str) -> dict[str, int]:
     """Return the category id of each name in a dataset. Things have lower ids than stuff.
 
-    Every pair has an id, even if a split does not show the pair, so that an id has the same meaning in every split.
+    Every attribute-thing pair has an id, even if a split does not contain the pair, so that an id has the same meaning
+    in every split.
 
     Raises:
         OsmError: the dataset does not exist.

@@ -1,6 +1,6 @@
 """The command `osm scenes`, which writes drawn scenes as datasets in COCO-panoptic format.
 
-    osm scenes data --split train --sets scenes_fine --images 1000 --seed 1
+Example: `osm scenes data --split train --sets scenes_fine --images 1000 --seed 1`.
 
 A split consists of `<out>/<split>/images/*.jpg`, `panoptic/*.png`, and one json per dataset. All datasets share the
 images and masks of the split, but their json files contain different names. The field `names` of a segment lists the
@@ -75,7 +75,7 @@ class SceneOptions:
             if getattr(self, flag) < 0:
                 raise OsmError(f"--{flag} {getattr(self, flag)} must be 0 or more")
         if not self.sets:
-            raise OsmError(f"--sets: none given; expected one or more of {', '.join(SETS)}")
+            raise OsmError(f"--sets: no dataset given; expected one or more of {', '.join(SETS)}")
         for name in self.sets:
             category_ids(name)
         choose_pairs(self.pairs, self.held_out_seed)
@@ -102,7 +102,9 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
         found = read_json(summary, "scenes")[0]
         changed = [key for key, value in arguments.items() if not isinstance(found, dict) or found.get(key) != value]
         if changed:
-            raise OsmError(f"{folder} holds scenes made with another {', '.join(changed)}; choose another folder")
+            raise OsmError(
+                f"{folder} holds scenes made with a different {', '.join(changed)}; choose a different folder"
+            )
         logger.info(f"{folder}: finished already, {options.images} scenes")
         return folder
     try:
@@ -116,13 +118,13 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
             write_atomically(folder / f"{name}.json", [json.dumps(_document(name, options, records))])
         write_atomically(summary, [json.dumps(arguments, indent=1) + "\n"])
     except OSError as error:
-        raise write_failed(error, str(folder), "a writable folder with enough disk space") from None
+        raise write_failed(error, str(folder), "a writable folder with free disk space") from None
     (folder / "scenes.partial.jsonl").unlink()
     return folder
 
 
 def _remove_beyond(folder: Path, images: int) -> None:
-    """Remove the files that were left by an unfinished run with a larger number of images."""
+    """Remove the files that an unfinished run with a larger number of images left behind."""
     for path in [*folder.glob("images/*.jpg"), *folder.glob("panoptic/*.png")]:
         if path.stem.isdecimal() and int(path.stem) >= images:
             path.unlink()

@@ -65,7 +65,7 @@ def test_what_cannot_be_meant_is_refused(segmenter: Any) -> None:
         ([(1, 2, 3)], None, "is not \\[x, y\\]"),
         ([(1, float("nan"))], None, "is not"),
         ([], None, "no point"),
-        ([(1, 1)], [False], "no point that the segment must contain"),
+        ([(1, 1)], [False], "give at least one point that the segment must contain"),
         ([(1, 1)], [True, False], "1 points, but `inside` has 2 values"),
     ]:
         with pytest.raises(OsmError, match=message):
@@ -139,13 +139,13 @@ def test_sams_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = loaded.everything(), direct.everything()
     assert first and all((a.mask == b.mask).all() for a, b in zip(first, second, strict=True))
     (tmp_path / "mine.pth").write_bytes(path.read_bytes())
-    with pytest.raises(OsmError, match="mine.pth does not contain its type"):
+    with pytest.raises(OsmError, match="mine.pth: the file name does not contain the SAM type"):
         load_sam(tmp_path / "mine.pth")
     assert load_sam(tmp_path / "mine.pth", "vit_b", **ANY)
     with pytest.raises(OsmError, match="--sam_type 'vit_x' is not one of"):
         load_sam(path, "vit_x")
     torch.save({"odd": torch.zeros(1)}, path)
-    with pytest.raises(OsmError, match="does not fit a SAM of --sam_type vit_b"):
+    with pytest.raises(OsmError, match="does not match --sam_type vit_b"):
         load_sam(path)
     path.write_bytes(b"nothing")
     with pytest.raises(OsmError, match="sam_checkpoint .* not loaded|cannot be read"):
@@ -165,7 +165,7 @@ def test_loading_says_what_is_wrong(built: Any, tmp_path: Path) -> None:  # noqa
         ({"name": "magic"}, "--segmenter 'magic' is not one of auto, embedded, sam"),
         ({"name": "sam"}, "needs a checkpoint"),
         ({"name": "embedded"}, "recognizer"),
-        ({"name": "embedded", "checkpoint": "x.pth", "recognizer": recognizer}, "takes no checkpoint"),
+        ({"name": "embedded", "checkpoint": "x.pth", "recognizer": recognizer}, "accepts no checkpoint"),
         ({"checkpoint": tmp_path}, "is not a .pth file, folder or hub id"),
     ]:
         with pytest.raises(OsmError, match=message):
