@@ -36,7 +36,7 @@ def write_outcomes(path: Path, outcomes: dict[str, Any], order: list[str]) -> No
 def section(outcomes: dict[str, Any]) -> str:
     """The table as Markdown, and below it the sentences of what is refused."""
     versions = ", ".join(f"{name} {number}" for name, number in outcomes["versions"].items())
-    lines = [f"{len(outcomes['families'])} families were tested with {versions}.", ""]
+    lines = [f"{len(outcomes['families'])} LLM families were tested with {versions}.", ""]
     lines += [f"| family | variant | {' | '.join(COLUMNS)} | not used |", f"|---|---|{'---|' * (len(COLUMNS) + 1)}"]
     notes: dict[str, list[str]] = {}
     for name, variants in outcomes["families"].items():
