@@ -22,7 +22,9 @@ from osm.datasets.table import BUILTIN, DatasetTable
 from osm.errors import OsmError, run_command
 from osm.files import read_text, read_yaml
 from osm.registry import Registry
-from osm.terminal import CommandParser, console_command, echo
+from osm.terminal import CommandParser, console_command, echo, message_logger
+
+logger = message_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,14 @@ REGISTRIES = {
 
 
 def parts(kind: str) -> list[Listed]:
-    """Return one line for each class in a registry; `kind` is the registry's key in `REGISTRIES`."""
+    """Return one line for each class in a registry, and log a warning for each class that cannot be selected by name.
+
+    `kind` is the registry's key in `REGISTRIES`.
+    """
     module, _, attribute = REGISTRIES[kind].partition(":")
     registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
+    for sentence in registry.hidden():
+        logger.warning(sentence)
     return [Listed(name, registry.origin(name), summary_of(registry.path(name))) for name in registry.names()]
 
 

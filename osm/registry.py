@@ -77,6 +77,25 @@ class Registry(Generic[Part]):
         names = [*sorted(self._builtin), *sorted(self._registered), *sorted(self._installed())]
         return list(dict.fromkeys(names))
 
+    def hidden(self) -> list[str]:
+        """Return a sentence for each class of an installed package that cannot be selected by its name.
+
+        The name of such a class is also the name of a built-in or registered class, or of a class in another package.
+        """
+        found: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=self.group):
+            found.setdefault(point.name, []).append(point)
+        sentences = []
+        for name, points in sorted(found.items()):
+            taken = name in self._builtin or name in self._registered
+            for point in points if taken else points[:-1]:
+                where = f"of package {point.dist.name}" if point.dist else f"({point.value})"
+                sentences.append(
+                    f"{self.kind} {name!r} {where} is hidden by another {self.kind} of this name; "
+                    f"use {point.value} to select it"
+                )
+        return sentences
+
     def origin(self, name: str) -> str:
         """Return the origin of a class: "built in", "registered", or the name of the installed distribution."""
         if name in self._builtin:

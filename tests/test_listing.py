@@ -14,6 +14,7 @@ from osm.evaluation.metrics import BUILTIN_METRICS
 from osm.forms import FORMS, form_class, register_form
 from osm.forms.instances import Boxes
 from osm.listing import LISTS, Listed, main, summary_of
+from osm.terminal import PIPE_CLOSED
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Listed]:
@@ -82,3 +83,31 @@ def test_what_is_broken_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "osm_test_none:Tower cannot be imported" in summary_of("osm_test_none:Tower")
     assert "does not define the class" in summary_of("osm.listing:Tower")
     assert set(LISTS) == {"towers", "llms", "bridges", "segmenters", "metrics", "forms", "datasets", "configs"}
+
+
+def test_classes_that_a_name_does_not_select_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package, target in (("alpha", "alpha:One"), ("beta", "beta:Two")):
+        folder = tmp_path / f"{package}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(f"[osm.segmenters]\nsam = {target}\nmine_{package} = {target}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["segmenters"]) == 0
+    output = capsys.readouterr()
+    assert [line.split()[0] for line in output.out.splitlines()].count("sam") == 1
+    for package, target in (("alpha", "alpha:One"), ("beta", "beta:Two")):
+        assert f"segmenter 'sam' of package {package} is hidden by another segmenter" in output.err
+        assert f"use {target} to select it" in output.err
+    assert "mine_" not in output.err
+
+
+def test_a_closed_pipe_ends_the_command_quietly() -> None:
+    """The reader is gone before the first line, as after `osm list configs | true`."""
+    command = [sys.executable, "-m", "osm", "list", "configs"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == PIPE_CLOSED
