@@ -103,7 +103,8 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
         changed = [key for key, value in arguments.items() if not isinstance(found, dict) or found.get(key) != value]
         if changed:
             raise OsmError(
-                f"{folder} holds scenes made with a different {', '.join(changed)}; choose a different folder"
+                f"{folder} contains scenes that were drawn with a different value of {', '.join(changed)}; choose a "
+                "different folder"
             )
         logger.info(f"{folder}: finished already, {options.images} scenes")
         return folder
