@@ -1,4 +1,4 @@
-"""Draws colors, patterns and stuff.
+"""Draws colors, patterns and backgrounds such as grass.
 
 Arrays are float32. Colors have shape (H, W, 3) and values from 0 to 255, and weights have shape (H, W) and values from
 0 to 1. Lengths are in pixels of the canvas.
@@ -225,7 +225,7 @@ _STUFF = {
 
 
 def stuff(name: str, height: int, width: int, unit: float, rng: Rng) -> np.ndarray:
-    """Return a painted area of stuff (such as grass), shape (height, width, 3).
+    """Return a painted area of a background material such as grass, shape (height, width, 3).
 
     `unit` is 1/512 of the canvas's side, in pixels.
     """
