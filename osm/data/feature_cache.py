@@ -1,8 +1,8 @@
 """An on-disk cache of vision-tower outputs, which makes training for many epochs on a CPU affordable.
 
 `DIR/<fingerprint>/<dataset>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens for one fixed view (scale, flip
-and crop) of an image: float16 (L, C) with L tokens and C channels. The cached tokens do not include the window position
-embedding, which the model adds later.
+and crop) of an image. The tokens have the dtype float16 and the shape (L, C), for L tokens and C channels. The cached
+tokens do not include the window position embedding, which the model adds later.
 """
 
 from __future__ import annotations

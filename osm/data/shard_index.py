@@ -229,8 +229,8 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
 def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
     """Return whether the end of a shard matches its index.
 
-    Only the shard's last readable sample and the bytes after this sample are compared with the index. The comparison
-    detects an index that is outdated because its shard was replaced by a different shard of the same size.
+    Only the shard's last readable sample and the bytes after this sample are compared with the index. Comparing
+    the end of a shard detects an outdated index whose shard was replaced by a different shard of the same size.
 
     Args:
         stream: the content of the shard from byte `offset` on. `offset` is at most the start of the last readable

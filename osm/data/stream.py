@@ -308,7 +308,7 @@ class EpochLoader:
             yield list(parts)
 
     def positions(self) -> dict[int, Position]:
-        """Return the stream position of each emulated rank, without counting batches that were only prefetched."""
+        """Return the stream position of each emulated rank. Prefetched but unused batches are not counted."""
         return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
 
 

@@ -45,7 +45,7 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class Cutout:
-    """An image of one object. The object's shape is given by the alpha channel of `path`, or by a segment in `mask`."""
+    """An image of one object. The object's shape is the alpha channel of `path`, or a segment in the PNG `mask`."""
 
     path: Path
     mask: Path | None = None

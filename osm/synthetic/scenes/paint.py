@@ -46,7 +46,7 @@ def colour(name: str, rng: Rng) -> np.ndarray:
 
 
 def detail(role: int, rng: Rng) -> np.ndarray:
-    """Return a random shade, shape (3,), for a part of an object other than its body."""
+    """Return a random shade, shape (3,), for any part of an object except the body."""
     return np.clip(np.array(_DETAILS[role], np.float32) * rng.uniform(0.85, 1.1) + rng.uniform(-8, 8, 3), 0, 255)
 
 
