@@ -135,8 +135,8 @@ def _pad_right(parts: list[Tensor], value: int) -> list[Tensor]:
 def make_batch(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
     """Collate samples of one dataset into a batch.
 
-    The first half of the masks is trained in the vocabulary mode named after the dataset. The second half is trained in
-    the open-vocabulary mode `any`.
+    The first half of the masks is trained in the vocabulary mode named after the dataset. The second half of the
+    masks is trained in the open-vocabulary mode `any`.
 
     Args:
         name: name of the dataset.

@@ -343,8 +343,8 @@ class Indexes:
     def _find_remote(self, shard: str) -> ShardIndex:
         stat = remote.stat(shard)
         beside, aside = sibling(shard, index_name(shard)), _cache_path(canonical(shard))
-        # Errors are ignored, because some object stores deny access to an index that does not exist.
-        # Moreover, the signed URL of a shard is not valid for the shard's index.
+        # Errors while reading the index are ignored, because some object stores deny access to a missing index.
+        # The signed URL of a shard is not valid for the shard's index.
         with suppress(FileNotFoundError, OsmError):
             index = parse_index(shard, remote.read_whole(beside, MAX_BYTES), stat, beside)
             if index is not None and _remote_end_matches(index):
@@ -388,8 +388,8 @@ def _is_ours(path: Path) -> bool:
 def _remote_end_matches(index: ShardIndex) -> bool:
     """Return the result of `end_matches` for a remote shard, using one range request.
 
-    The result is true without a request if the index records the shard's current version, or if the byte range to
-    request is too large. The result is also true if the server does not support range requests.
+    The index is accepted without a request if it records the shard's current version, or if the byte range to request
+    is too large. The index is also accepted if the server does not support range requests.
     """
     if index.same_version:
         return True

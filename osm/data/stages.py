@@ -81,7 +81,7 @@ class Lane:
     def shared_generator(self) -> np.random.Generator:
         """Return a new random generator, whose seed is the same on all ranks and workers within an epoch.
 
-        With this generator, all ranks and workers shuffle the shards in the same order.
+        With the shared generator, all ranks and workers shuffle the shards in the same order.
         """
         return np.random.default_rng([self.seed, self.epoch, *self.salt])
 

@@ -104,8 +104,8 @@ class RowBudget:
     def _attempt(self, part: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> Any:
         """Return the results of `work`, or None if the device ran out of memory.
 
-        An out-of-memory exception keeps the tensors of its stack frames alive. They are freed when `_attempt` returns,
-        so `_attempt` is a separate function.
+        An out-of-memory exception keeps the tensors of its stack frames alive. `_attempt` is a separate function, so
+        that these tensors are freed when it returns.
         """
         if self._measures:
             assert self.memory is not None

@@ -45,7 +45,7 @@ class Decoded:
 
     @property
     def sequence_prob(self) -> float:
-        """The name's probability including the end token. Alternative names are ranked by this probability."""
+        """The name's probability including the end token. Alternative names are ranked by `sequence_prob`."""
         return math.prod(self.token_probs)
 
 
@@ -109,7 +109,7 @@ class Decoder:
 
     def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
         rows = len(inputs)
-        # The batch is padded to a power of two with copies of its first row, which limits the compiled batch sizes.
+        # The batch is padded to a power of two with copies of its first row, to limit the number of compiled sizes.
         places = [*range(rows), *[0] * (2 ** math.ceil(math.log2(rows)) - rows)]
         out = generate(
             self.llm,

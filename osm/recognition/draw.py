@@ -240,7 +240,7 @@ def _place(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float]:
-    """Place a label as close to a point as possible without overlap, and return its top-left corner (x, y).
+    """Place a label as close to a point as possible without overlap, and return the label's top-left corner.
 
     The label is always inside the image. If every candidate position overlaps a box in `taken`, the position with the
     smallest overlap is used. The label's box is added to `taken`.

@@ -66,7 +66,7 @@ def parse_max_memory(text: str) -> dict[int | str, int]:
 def _bytes(place: int | str, size: int | str) -> int:
     """Convert a size such as `20GiB` to bytes.
 
-    accelerate's own parser is not used, because it interprets a lower-case unit such as `gb` as gigabits.
+    Accelerate's own parser is not used, because it interprets a lower-case unit such as `gb` as gigabits.
     """
     if isinstance(size, int):
         return size

@@ -285,7 +285,7 @@ class Recognizer:
         return answers
 
     def _positions(self, prompt: str, request: _Request) -> int:
-        """Return the LLM positions per region: (prefix length + maximum name length) x number of beams."""
+        """Return the number of LLM positions per region: (prefix length + maximum name length) x number of beams."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
         beams = request.top_k if request.vocabulary is None or request.method == "constrained" else 1
         return beams * (length + self.decoder.steps(self._trie(request, prompt)))

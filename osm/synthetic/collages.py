@@ -4,7 +4,7 @@
 
 "Copy-paste" (Ghiasi et al., CVPR 2021, https://arxiv.org/abs/2012.07177) makes a training dataset from a few cut-out
 images of each object. A cut-out is either an image with an alpha channel or a segment of a dataset in COCO-panoptic
-format. The object names of the images are in a table.
+format. A table contains the object names of the cut-out images.
 """
 
 from __future__ import annotations

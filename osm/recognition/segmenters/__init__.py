@@ -1,4 +1,4 @@
-"""Segmenters generate the masks to be named. They use SAM, another mask generator, or the recognizer's own tower.
+"""Segmenters generate the masks to be named, using SAM, another mask generator, or the recognizer's own tower.
 
 To add a segmenter, subclass `Segmenter` and list the class in the entry-point group `osm.segmenters` (see
 examples/segmenter), or call `register_segmenter`. `--segmenter` also accepts a class as `module:Class`.

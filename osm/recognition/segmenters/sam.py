@@ -1,4 +1,4 @@
-"""A segmenter that runs the original Segment Anything model (SAM) with the package segment-anything.
+"""A segmenter that runs the original Segment Anything Model (SAM) with the package segment-anything.
 
 The published checkpoints are files such as sam_vit_h_4b8939.pth.
 Install the packages with `pip install segment-anything opencv-python-headless`.

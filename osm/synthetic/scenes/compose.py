@@ -161,7 +161,7 @@ def _light(mask: np.ndarray, parts: np.ndarray, length: float) -> np.ndarray:
 
 
 def _find_place(mask: np.ndarray, ids: np.ndarray, areas: dict[int, int], rng: Rng) -> tuple[int, int] | None:
-    """Return a random position (top, left) where earlier objects stay sufficiently visible, or None if not found."""
+    """Return a random position (top, left) for an object that leaves earlier objects visible enough, or None."""
     side, (height, width) = len(ids), mask.shape
     allowed = 1 - MIN_VISIBLE - 0.02 if rng.random() < 0.5 else 0.04
     visible = np.bincount(ids.ravel(), minlength=max(areas, default=0) + 1)
