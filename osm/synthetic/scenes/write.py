@@ -53,7 +53,7 @@ class SceneOptions:
         images: the number of scenes.
         size: the side of the square images, in pixels.
         seed: the random seed of the scenes.
-        pairs: the attribute-thing pairs that may occur: `seen`, `held_out` or `all`.
+        pairs: the attribute-object pairs that may occur: `seen`, `held_out` or `all`.
         held_out_seed: the random seed of the held-out pairs. osm-nano was pre-trained without the held-out pairs of
             seed 0.
         sets: the datasets for which a json is written.
