@@ -101,7 +101,7 @@ def _brackets_deep(data: bytes) -> int:
     """
     deepest = now = 0
     for start in range(0, len(data), _CHUNK):
-        # Setting the bit 0x20 turns `[` into `{` and `]` into `}`, so that only two characters must be counted.
+        # Setting bit 0x20 in each byte turns `[` into `{` and `]` into `}`, so only `{` and `}` have to be counted.
         folded = np.frombuffer(data, np.uint8, min(_CHUNK, len(data) - start), start) | 0x20
         steps = (folded == ord("{")).astype(np.int8)
         steps -= folded == ord("}")

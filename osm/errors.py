@@ -16,7 +16,7 @@ INTERRUPTED = 130
 
 
 class OsmError(ValueError):
-    """A user's mistake. The error message names the file, flag or field, its value, and a value that would be valid.
+    """A user's mistake. The error message names the invalid file, flag or field, its value, and a valid value.
 
     Control characters in the error message are escaped, because the message may contain names from untrusted files.
     """
@@ -26,7 +26,7 @@ class OsmError(ValueError):
 
 
 class SampleError(OsmError):
-    """Raised for a sample that cannot be used and is skipped. Skipped samples are counted for each `reason`."""
+    """Raised for a sample that cannot be used and is skipped. Skipped samples are counted by `reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,10 @@ class SampleError(OsmError):
 
 
 class RunStopped(OsmError):
-    """Raised to stop a run with valid flags, because data, a disk or a server failed, or the losses were not finite."""
+    """Raised to stop a run for a reason other than a user's mistake.
+
+    The reason is a failure of data, a disk or a server, or that losses were not finite.
+    """
 
 
 def exit_code(error: OsmError) -> int:
@@ -88,7 +91,7 @@ def write_failed(error: OSError, where: str, expected: str) -> OsmError:
     return OsmError(f"{where}: {reason}; expected {expected}")
 
 
-# A sample with correct data is skipped for one of three reasons; every other reason means a fault in the data.
+# BY_RULE lists the three reasons for skipping a sample whose data is correct; all other reasons mean faulty data.
 # The reason no_segment means that no mask of the sample is large enough in any of the crops that were tried.
 # The reason not_one_object means that the mask is an object part that does not belong to exactly one object.
 # The reason answer_too_long means that the object's name is longer than the model's maximum text length.

@@ -78,9 +78,10 @@ class Registry(Generic[Part]):
         return list(dict.fromkeys(names))
 
     def hidden(self) -> list[str]:
-        """Return a sentence for each class of an installed package that cannot be selected by its name.
+        """Return a warning for each class in an installed package whose name selects a different class.
 
-        The name of such a class is also the name of a built-in or registered class, or of a class in another package.
+        A class of an installed package is hidden by a built-in or registered class of the same name, or by a class of
+        the same name in another package.
         """
         found: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):

@@ -1,8 +1,9 @@
 """Terminal output of commands: results on standard output, messages through `logging`, progress bars through `tqdm`.
 
 The function `echo` prints a command's results (names, tables, JSON). Warnings, notices and progress messages are logged
-by child loggers of "osm", which modules create with `message_logger`. Only a command's entry function shows log records
-on the terminal (`console_command`), so a program that imports this package controls what happens to the records.
+by child loggers of "osm", which modules create with `message_logger`. Log records are shown on the terminal only within
+a command's entry function (`console_command`). A program that imports this package therefore decides itself how the
+package's log records are shown.
 
 Before text from files and models is shown, the function `printable` escapes the text's control characters.
 """
@@ -105,15 +106,15 @@ class MessageLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 def message_logger(module: str) -> MessageLogger:
-    """Return the logger of a module for messages to the user. A module calls `message_logger(__name__)` once."""
+    """Return the logger of a module for messages to the user. Each module calls `message_logger(__name__)` once."""
     return MessageLogger(logging.getLogger(module))
 
 
 class LineFormatter(logging.Formatter):
     """Formats a log record as a line of plain text.
 
-    The line of an error begins with "error: ", and the line of a warning begins with "warning: ", or with
-    "warning (REASON): " if the record has a field `reason`.
+    The line of an error begins with "error: ", and the line of a warning begins with "warning: ". If a warning has a
+    field `reason`, the line begins with "warning (REASON): " instead.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -238,14 +239,15 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
 def json_flag() -> list[str]:
     """Return the list `["--log_json"]` if this command logs JSON messages, and otherwise an empty list.
 
-    A command that starts another `osm` command appends this list to the arguments, so that both log in the same format.
+    A command appends the list to the arguments of each `osm` command that it starts, so that both log in the same
+    format.
     """
     console = _console()
     return [JSON_FLAG] if console is not None and console.as_json else []
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser that adds the flag `--log_json` to a command. `console_command` evaluates `--log_json`."""
+    """An argument parser that adds the flag `--log_json` to a command. The decorator `console_command` reads it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -270,9 +272,9 @@ _BARS: list[Any] = []  # the tqdm bars that are currently shown on the terminal
 class ProgressBar:
     """Shows the progress of a long-running command: a `tqdm` bar on a terminal, otherwise occasional log messages.
 
-    Progress messages are logged at level INFO by the logger "osm.progress", at most one every `LINE_SECONDS` and one at
-    the end. A program that imports this package but does not configure `logging` shows no progress messages. With the
-    environment variable `TQDM_DISABLE=1`, log messages replace the progress bar on a terminal too.
+    Progress messages are logged at level INFO by the logger "osm.progress", at most once every `LINE_SECONDS` seconds
+    and once at the end. A program that imports this package but does not configure `logging` shows no progress
+    messages. With the environment variable `TQDM_DISABLE=1`, log messages replace the progress bar on a terminal too.
 
     Args:
         title: a short description of the job.
@@ -346,7 +348,7 @@ def _bars_are_shown() -> bool:
 def _tqdm_class() -> Any:
     """Return a subclass of `tqdm` without a monitor thread and without a lock between processes.
 
-    Processes are forked while a progress bar is shown, which is not safe with a running thread or a shared lock. The
+    A running thread or a shared lock would be unsafe, because processes are forked while a progress bar is shown. The
     import of tqdm is delayed until a progress bar is shown, because the import takes a tenth of a second.
     """
     from tqdm import tqdm

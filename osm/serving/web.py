@@ -194,7 +194,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
-        # When the server starts, the application has no connections yet, so the guard can wrap all its middleware.
+        # The guard wraps gradio's middleware when the server starts, because no requests are being processed yet.
         inputs = {number: len(function.inputs) for number, function in blocks.fns.items()}
         app.middleware_stack = Guard(app.middleware_stack, names, inputs, page.uploads, page.limits.file_bytes)
         yield

@@ -104,8 +104,8 @@ def _report_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) 
 def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> int:
     """Return the number of independent sample streams from which the ranks of the run draw their samples.
 
-    A resumed run keeps its number of sample streams if they can be divided equally among the ranks, so that the run
-    draws the same samples as an uninterrupted run.
+    A resumed run keeps its number of sample streams if the number is divisible by the number of ranks. The resumed run
+    then draws the same samples as an uninterrupted run.
     """
     if config.emulate_world_size:
         return config.emulate_world_size

@@ -138,7 +138,7 @@ class RunPosition:
         return not self.batches or max(1, self.workers) == max(1, workers)
 
     def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
-        """Convert the position to a run with a different epoch length, at the same fraction of the schedule.
+        """Return the equivalent position, at the same fraction of the schedule, in a run with a different epoch length.
 
         The remaining samples of the epoch are drawn with new random numbers, and may repeat samples of the same epoch.
 
