@@ -95,7 +95,7 @@ def parse_json(data: bytes | str, nesting: int | None = MAX_NESTING) -> Any:
 
 
 def _brackets_deep(data: bytes) -> int:
-    """Return an upper bound of the nesting depth of a JSON text: the largest number of simultaneously open brackets.
+    """Return an upper bound on the nesting depth of a JSON text: the largest number of simultaneously open brackets.
 
     The bound may be larger than the actual nesting depth, because brackets within strings are counted too.
     """

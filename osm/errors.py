@@ -41,9 +41,9 @@ class SampleError(OsmError):
 
 
 class RunStopped(OsmError):
-    """Raised to stop a run for a reason other than a user's mistake.
+    """Raised to stop a run because data, a disk or a server failed, or because losses were not finite.
 
-    The reason is a failure of data, a disk or a server, or that losses were not finite.
+    A mistake in the flags of a run raises a plain `OsmError` instead.
     """
 
 
@@ -79,7 +79,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 def write_failed(error: OSError, where: str, expected: str) -> OsmError:
     """Return the error to raise for a file that could not be written.
 
-    The returned error is a `RunStopped` if the disk is full or broken, and otherwise an `OsmError` about the path.
+    The returned error is a `RunStopped` if the disk is full or broken, and otherwise an `OsmError` that names the path.
 
     Args:
         where: the beginning of the message.
@@ -95,7 +95,7 @@ def write_failed(error: OSError, where: str, expected: str) -> OsmError:
 # The reason no_segment means that no mask of the sample is large enough in any of the crops that were tried.
 # The reason not_one_object means that the mask is an object part that does not belong to exactly one object.
 # The reason answer_too_long means that the object's name is longer than the model's maximum text length.
-# The file docs/datasets.md explains all reasons for which a sample is skipped.
+# The file docs/datasets.md explains all reasons for skipping a sample.
 BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
 
 _short = reprlib.Repr()

@@ -270,7 +270,8 @@ class PartialFile:
 
     def close(self) -> None:
         """Close the file and release its lock."""
-        with suppress(OSError):  # After a failed write, `close` tries to write the remaining bytes again.
+        # After a failed write, `close` tries to write the remaining bytes again, and may fail again.
+        with suppress(OSError):
             self._file.close()
 
 

@@ -42,7 +42,7 @@ class Listed:
     about: str
 
 
-# A registry is imported only when it is listed, so that `osm list forms` does not import the packages of the towers.
+# A registry is imported only when it is listed, so that `osm list forms` does not import the packages that towers need.
 REGISTRIES = {
     "towers": "osm.models.towers:TOWERS",
     "bridges": "osm.models.bridges:BRIDGES",

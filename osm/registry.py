@@ -78,10 +78,10 @@ class Registry(Generic[Part]):
         return list(dict.fromkeys(names))
 
     def hidden(self) -> list[str]:
-        """Return a warning for each class in an installed package whose name selects a different class.
+        """Return a warning for each class of an installed package that is hidden by another class.
 
-        A class of an installed package is hidden by a built-in or registered class of the same name, or by a class of
-        the same name in another package.
+        A built-in or registered class hides an installed package's class of the same name. If several installed
+        packages contain a class of the same name, only one of these classes can be selected by name.
         """
         found: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):

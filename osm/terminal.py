@@ -38,10 +38,11 @@ LINE_SECONDS = 10.0
 """The minimum number of seconds between two progress messages, which replace the progress bar without a terminal."""
 
 # Control characters that `printable` escapes: C0 (except tab and line feed), DEL and C1.
-# Characters that change the direction of text and Unicode line breaks are also escaped.
+# Unicode line breaks, and characters that change the direction of text, are escaped too.
 # Lone surrogates, which represent the bytes of a file name that is not UTF-8, are escaped too.
 # A line feed is escaped unless the next line is indented by two spaces.
-# Continuation lines of this package's own messages are indented, so text from a file cannot imitate a message.
+# Continuation lines of this package's own messages are indented, so their line feeds are not escaped.
+# Text from a file cannot imitate a new message, because a line feed before an unindented line is escaped.
 _CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
     "|\n(?!  )"
@@ -247,7 +248,7 @@ def json_flag() -> list[str]:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser that adds the flag `--log_json` to a command. The decorator `console_command` reads it."""
+    """An argument parser with the additional flag `--log_json`, which the decorator `console_command` reads."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

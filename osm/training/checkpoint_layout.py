@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 class CheckpointLayout(ABC):
-    """The interface of the file layouts in which checkpoints are stored on disk."""
+    """The interface of both on-disk checkpoint layouts."""
 
     @abstractmethod
     def paths(self, folder: Path) -> list[Path]:

@@ -277,7 +277,7 @@ class CheckpointWriter:
     def wait(self) -> None:
         """Wait until the background thread has written the step folder.
 
-        Raises RunStopped if the step folder was not written.
+        Raises RunStopped if the step folder could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:

@@ -258,7 +258,7 @@ def _check_remote_folder(out: str, there: Mapping[str, int], force: bool, staged
     if not there or (staged and config not in there and weights in there):
         return
     if not {config, weights} & there.keys():
-        raise OsmError(f"{out} already exists but holds no model that could be replaced; choose a different path")
+        raise OsmError(f"{out} already exists but contains no model, so it is not replaced; choose a different path")
     if not force:
         half = "" if config in there else f" (without its {config}, probably because an upload was interrupted)"
         raise OsmError(f"{out} already exists{half}: choose a different name, or replace it with --force")
@@ -278,7 +278,7 @@ def check_out(out: Path, force: bool) -> None:
             f"{out} is a folder, but a name that ends in {out.suffix} is for a file; choose a different name"
         )
     if not file and not any((out / name).is_file() for name in FOLDER_FILES):
-        raise OsmError(f"{out} already exists but holds no model that could be replaced; choose a different path")
+        raise OsmError(f"{out} already exists but contains no model, so it is not replaced; choose a different path")
     if not force:
         raise OsmError(f"{out} already exists: choose a different name, or replace it with --force")
 

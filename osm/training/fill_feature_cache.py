@@ -31,8 +31,8 @@ def open_cache(folder: str, model: OmniScientModel, transform: SampleTransform) 
     """Open the feature cache, which stores the output tokens of the model's frozen tower.
 
     The name of the cache folder is a hash of everything that the tower's tokens depend on: the tower's weights and
-    config, the input sizes, the image normalization and the settings of the views (crops). After a change of the tower
-    or of one of these settings, a different cache folder is used.
+    config, the input sizes, the image normalization and the settings of the views (crops). If the tower, the image
+    preprocessing or the settings of the views change, a different cache folder is used.
     """
     config, sample = model.config, transform.config
     depends_on = {

@@ -174,8 +174,8 @@ def enable_gradient_checkpointing(task: TrainTask) -> None:
 def recomputed(forward: Any) -> Any:
     """Wrap a `forward` method so that its activations are recomputed in the backward pass instead of stored.
 
-    The library transformers has its own gradient checkpointing, but disables it in eval mode. It is not used here,
-    because a frozen LLM is in eval mode.
+    A frozen LLM is in eval mode, in which transformers disables its own gradient checkpointing, so this function is
+    used instead.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:

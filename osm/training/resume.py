@@ -119,7 +119,7 @@ def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> 
 def convert_progress(
     progress: RunPosition, config: TrainConfig, streams: int, batches: int, is_main: bool
 ) -> RunPosition:
-    """Convert the progress in a checkpoint to a resumed run, whose epochs may have a different number of batches.
+    """Convert a checkpoint's progress for a resumed run whose epochs may have a different number of batches.
 
     Args:
         streams: number of sample streams of this run.

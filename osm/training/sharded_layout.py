@@ -167,7 +167,7 @@ def _rename_for_removal(path: Path) -> Path:
 
 
 def write_run_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the `run.json` of a step folder, with the size and SHA-256 of each data file and of `run.json` itself."""
+    """Write a step folder's `run.json`, with each data file's size and SHA-256, and the SHA-256 of its own content."""
     sums = {file.name: _size_and_digest(file) for file in sorted(path.iterdir()) if _SHARD_FILE.fullmatch(file.name)}
     content = {**document, "files": sums}
     write_atomically(path / RUN_FILE, [json.dumps({**content, "sha256": _document_digest(content)})])

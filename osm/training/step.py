@@ -125,7 +125,7 @@ class Stepper:
                 raise OsmError(f"the checkpoint's loss scaler state has no entry {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
-        """Count the supervised tokens of each (dataset, mode) group, and the masks, in each micro-batch over all ranks.
+        """Count the supervised tokens per (dataset, mode) group and the masks in each micro-batch, over all ranks.
 
         The returned tensor has the shape (micro-batches, groups + 1). Its last column is the number of masks.
         """

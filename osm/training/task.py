@@ -85,7 +85,7 @@ class MixLoss:
         self.multipliers = [multipliers[name] for name, _ in self.groups]
 
     def group_index(self, batch: Batch) -> Tensor:
-        """Return the index in `groups` of the (dataset, mode) group of each row (mask) in a batch, shape (R,)."""
+        """Return the index in `groups` of each row's (dataset, mode) group, shape (R,)."""
         rows = zip(batch.datasets, batch.modes, strict=True)
         keys = [(name, ANY_MODE if mode == ANY_MODE else "own") for name, mode in rows]
         return torch.tensor([self.groups.index(key) for key in keys])

@@ -104,8 +104,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the step records of a run's log. If a resumed run repeated a step, the step's latest record is returned.
 
     Incomplete lines are skipped. If a run is resumed with a different batch size or number of processes, its steps are
-    renumbered. Records from before the renumbering are skipped if their step number is higher than that at which the
-    run resumed.
+    renumbered. Records from before the renumbering are skipped if their step number is higher than that of the resumed
+    run, because their steps had a different size.
     """
     records: dict[int, dict[str, Any]] = {}
     check_regular_file(folder / "log.jsonl", "training log")

@@ -215,7 +215,7 @@ class TrainConfig:
     def _check_reading(self) -> None:
         if self.shard_cache_gb and not self.shard_cache:
             raise OsmError(
-                f"--shard_cache_gb {self.shard_cache_gb:g} limits the size of the shard cache; set --shard_cache FOLDER too"
+                f"--shard_cache_gb {self.shard_cache_gb:g} limits the size of the shard cache; set --shard_cache too"
             )
         if is_remote(self.shard_cache):
             raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a local folder")
@@ -263,7 +263,9 @@ class Run:
 
 
 def parse(argv: Sequence[str] | None = None) -> Run:
-    """Parse the command line of `train.py`. The file given with `--datasets` is read first, because it adds flags.
+    """Parse the command line of `train.py`.
+
+    The file given with `--datasets` is read first, because each dataset adds flags.
 
     Raises:
         OsmError: a value is invalid.
@@ -304,7 +306,8 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     unknown = sorted(set(sets) - set(table))
     if unknown:
         raise OsmError(
-            f"training.sets: unknown dataset {unknown[0]!r}; define it in --datasets. Known: {', '.join(table)}"
+            f"training.sets: unknown dataset {unknown[0]!r}; define it in the --datasets file. "
+            f"Known: {', '.join(table)}"
         )
     scalars = {f.name: given[f.name] for f in _scalar_fields(TrainConfig) if f.name in given}
     training = from_dict(TrainConfig, {**section, **scalars, "sample": sample, "sets": sets}, "training")
@@ -316,7 +319,7 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         table = table.with_row(_trained_row(table[name], used.shards))
         _ = table[name].label_set  # raises for an invalid label file here, before the model is loaded
     if training.resume_from_checkpoint:
-        # A remote checkpoint is downloaded before the first collective call, which a slow download could cause to time out.
+        # A remote checkpoint is downloaded before the first collective call, which could otherwise time out.
         local_checkpoint.cache_clear()
         local_checkpoint(training.resume_from_checkpoint)
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
@@ -359,7 +362,7 @@ def _of_model(settings: Sequence[str]) -> list[str]:
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
-    """Remove the mapping `name` from a config section, and return a copy, which the caller may modify."""
+    """Remove the mapping `name` from a config section, and return a copy of it, which the caller may modify."""
     value = section.pop(name, None)
     if not isinstance(value, dict | None):
         raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")

@@ -97,7 +97,7 @@ class Trainer:
             every = [shard for shards in self.shards.values() for shard in shards]
             self.indexes.prepare(every, world.rank, world.size, world.gathered)
         # The number of batches per epoch of a new run is checked before gigabytes of weights are loaded.
-        # A resumed run is checked after its checkpoint is read, because the checkpoint decides the number of streams.
+        # A resumed run is checked after its checkpoint is read, because the checkpoint sets the number of streams.
         if not config.resume_from_checkpoint and not readable_checkpoints(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
 
