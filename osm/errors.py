@@ -43,7 +43,7 @@ class SampleError(OsmError):
 class RunStopped(OsmError):
     """Raised to stop a run because data, a disk or a server failed, or because losses were not finite.
 
-    A mistake in the flags of a run raises a plain `OsmError` instead.
+    A mistake in the flags of a run raises `OsmError` instead.
     """
 
 

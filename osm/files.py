@@ -1,4 +1,4 @@
-"""Reads text, JSON and YAML files, writes files atomically, and stores finished records to resume killed runs."""
+"""Reads text, JSON and YAML files, writes files atomically, and stores records from which killed runs resume."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
-        # The guard wraps gradio's middleware when the server starts, because no requests are being processed yet.
+        # The guard is installed at startup, before any request, so that it wraps gradio's complete middleware stack.
         inputs = {number: len(function.inputs) for number, function in blocks.fns.items()}
         app.middleware_stack = Guard(app.middleware_stack, names, inputs, page.uploads, page.limits.file_bytes)
         yield

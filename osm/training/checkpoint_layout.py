@@ -31,15 +31,15 @@ from osm.training.run_position import RunPosition
 
 
 class UnreadableCheckpoint(OsmError):
-    """Raised for a damaged or incomplete checkpoint. A checkpoint of another model raises OsmError instead."""
+    """Raised for a damaged or incomplete checkpoint. Loading another model's checkpoint raises OsmError."""
 
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
     """One checkpoint in a run's folder. Checkpoints are ordered from oldest to newest, so `max` returns the newest.
 
-    Every checkpoint stores a counter that increases with each checkpoint. Step and epoch numbers cannot order
-    checkpoints, because these numbers may decrease when a run is resumed with a different batch size or number of
+    Every checkpoint stores a counter that is higher than that of any earlier checkpoint. Step and epoch numbers cannot
+    order checkpoints, because these numbers may decrease when a run is resumed with a different batch size or number of
     processes. Checkpoints written by older code have a counter of 0 and are ordered by epoch and batch.
 
     Attributes:

@@ -84,7 +84,7 @@ def read_source(path: Path) -> Source:
 
 
 def _read_step_folder(path: Path) -> Source:
-    """Read a trained model from a step folder, a checkpoint in the layout of `osm.training.sharded_layout`."""
+    """Read a trained model from a step folder (a checkpoint in the layout of `osm.training.sharded_layout`)."""
     document = read_run_document(path)
     tensors = read_tensors(path)
     named = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
@@ -118,7 +118,7 @@ def export(source: Path, out: str | Path, with_optimizer: bool = False, force: b
 
 
 def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool) -> str:
-    """Export a model to the local `path`. Error messages show `out`, which may be a URL to which `path` is uploaded."""
+    """Export a model to the local `path`. Error messages name the final location `out`, which may be a URL."""
     published = path.suffix in PUBLISHED_SUFFIXES
     if half and with_optimizer:
         raise OsmError(
@@ -189,7 +189,7 @@ def import_published(
 
 
 def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mapping[str, int | None], base: str) -> str:
-    """Import a model to the local `path`. Error messages show `out`, which may be a URL to which `path` is uploaded."""
+    """Import a model to the local `path`. Error messages name the final location `out`, which may be a URL."""
     if zoo.is_dir():
         raise OsmError(f"{zoo} is a folder; osm import reads a published .pt file, and osm export reads folders")
     found = read_source(zoo)

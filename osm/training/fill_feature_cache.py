@@ -115,7 +115,7 @@ def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None
     if need > free:
         raise OsmError(
             f"--feature_cache {cache.folder.parent}: {views} image views need {need / 1e9:.1f} GB, but only "
-            f"{free / 1e9:.1f} GB of disk space are free; use fewer --views, or a different folder"
+            f"{free / 1e9:.1f} GB of disk space is free; use fewer --views, or a different folder"
         )
     if need > 1e9:
         logger.info(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}")

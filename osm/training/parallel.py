@@ -210,7 +210,7 @@ def full_tensor_through_cpu(tensor: DTensor) -> Tensor:
 
 
 def exchanged_by_gloo(mesh: DeviceMesh) -> bool:
-    """Return whether the tensors of a device mesh are exchanged with the gloo backend."""
+    """Return whether tensors on a device mesh are exchanged with the gloo backend."""
     group = mesh.get_group(0)
     return group._get_backend(torch.device(mesh.device_type)).name() == "gloo"
 

@@ -7,7 +7,7 @@ and its name no longer ends in `.tmp`.
 
 The file `.metadata` in a step folder is a pickle. Up to version 2.14, torch's `FileSystemReader` unpickles `.metadata`
 without restrictions, so a manipulated checkpoint could run arbitrary code. `torch.load(weights_only=True)` cannot read
-`.metadata`, because it only reads files that `torch.save` wrote. `_TensorReader` therefore reads `.metadata` with an
+`.metadata`, because it only reads files that `torch.save` wrote. For safety, `_TensorReader` reads `.metadata` with an
 unpickler that accepts only the classes that are needed to describe dense tensors.
 """
 

@@ -183,7 +183,7 @@ class TrainConfig:
         self._check_reading()
         for name, chosen in self.sets.items():
             if chosen.batch_size < 0:
-                raise OsmError(f"--batch_size_{name} {chosen.batch_size} must be 0 (not used) or more")
+                raise OsmError(f"--batch_size_{name} {chosen.batch_size} must be 0 (dataset not used) or more")
         for name, chosen in self.used_sets.items():
             if not chosen.shards:
                 raise OsmError(f"--batch_size_{name} {chosen.batch_size}, but no --{name}_shards")
