@@ -1,6 +1,6 @@
 """The recognition engine: encodes each image once, then names all masks in all modes, in batches that fit into memory.
 
-Shapes: R rows (one region in one mode), T token positions, W LLM width.
+Shapes: R rows (one region in one mode), K candidates, T token positions, W LLM width.
 """
 
 from __future__ import annotations
@@ -330,10 +330,10 @@ class Recognizer:
     def _scored(self, inputs: LlmInputs, modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
         longest = max(len(candidate) for candidate in vocabulary.candidates)
         at_once = self.budget.rows(inputs.embeds_RTW.shape[1] + longest)
-        likelihoods = self.decoder.score(inputs, vocabulary.candidates, at_once)
+        likelihoods_RK = self.decoder.score(inputs, vocabulary.candidates, at_once)
         found = []
-        for mode, probs in zip(modes, likelihoods.softmax(-1), strict=True):
-            best = probs.topk(min(top_k, len(probs)))
+        for mode, probs_K in zip(modes, likelihoods_RK.softmax(-1), strict=True):
+            best = probs_K.topk(min(top_k, len(probs_K)))
             names = [
                 Alternative(vocabulary.names[i], p)
                 for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)

@@ -43,7 +43,7 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks in place, and return the tensor."""
+        """Sum a tensor of any shape over all ranks in place, and return the tensor."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
