@@ -36,7 +36,7 @@ class Decoded:
 
     @property
     def prob(self) -> float:
-        """The name's probability as in the published code, i.e. the product over its tokens without the end token.
+        """The product of the probabilities of the name's tokens without the end token, as in the published code.
 
         For an empty name, the result is the probability of the end token.
         """
@@ -45,7 +45,7 @@ class Decoded:
 
     @property
     def sequence_prob(self) -> float:
-        """The name's probability including the end token, by which alternative names are ranked."""
+        """The name's probability including the end token. Alternative names are ranked by `sequence_prob`."""
         return math.prod(self.token_probs)
 
 
@@ -109,7 +109,7 @@ class Decoder:
 
     def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
         rows = len(inputs)
-        # The batch is padded to a power of two with copies of its first row, so that few batch sizes are compiled.
+        # The batch is padded to a power of two with copies of its first row, to limit the number of compiled sizes.
         places = [*range(rows), *[0] * (2 ** math.ceil(math.log2(rows)) - rows)]
         out = generate(
             self.llm,
@@ -233,7 +233,7 @@ class _Beam:
 
 
 def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
-    """Return the `count` best beams with distinct names, sorted by score, but with finished before truncated beams."""
+    """Return the `count` best beams with distinct names: finished beams by score, then truncated beams by score."""
     best: dict[tuple[int, ...], _Beam] = {}
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)

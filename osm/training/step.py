@@ -112,7 +112,8 @@ class Stepper:
     def load_scaler(self, state: Mapping[str, float]) -> None:
         """Load the state of the loss scaler from a checkpoint.
 
-        A run without fp16 writes an empty scaler state to its checkpoints; the loss scaler then keeps its defaults.
+        A run without fp16 writes an empty scaler state to its checkpoints. If the loaded state is empty, the loss
+        scaler keeps its default values.
 
         Raises:
             OsmError: an entry of the state is missing.
@@ -124,7 +125,7 @@ class Stepper:
                 raise OsmError(f"the checkpoint's loss scaler state has no entry {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
-        """Count the supervised tokens of each (dataset, mode) group, and the masks, in each micro-batch over all ranks.
+        """Count the supervised tokens per (dataset, mode) group and the masks in each micro-batch, over all ranks.
 
         The returned tensor has the shape (micro-batches, groups + 1). Its last column is the number of masks.
         """
@@ -136,7 +137,7 @@ class Stepper:
         return self.world.sum(totals.to(self.world.device))
 
     def _backward(self, batch: Batch, totals: Tensor, micro_batches: int, meter: Meter) -> Tensor:
-        """Run the forward and backward pass of one batch. Return whether the loss is finite, as a bool tensor."""
+        """Run the forward and backward passes of one batch. Return whether the loss is finite, as a bool tensor."""
         index = self.loss.group_index(batch).to(self.world.device)
         weights = self.loss.row_weights(index, totals[:-1])
         counter = FlopCounterMode(display=False) if self._count_flops else None
