@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # The public names are imported on first access, because some of their modules import torch, which is slow.
-# Converters and the evaluation do not need torch and start faster without it.
+# Converters and evaluation commands do not need torch, and start faster if torch is not imported.
 _HOMES = {
     "OmniScientModel": "osm.models.osm",
     "create_model_and_transforms": "osm.models.factory",

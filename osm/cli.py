@@ -1,4 +1,4 @@
-"""The command-line program `osm`, which has one subcommand for each task, such as `osm train` and `osm demo`."""
+"""The command-line program `osm`, which has subcommands such as `osm train` and `osm demo`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ logger = message_logger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand of `osm`, which calls `module.function(*arguments, argv)`. The function returns the exit code.
+    """A subcommand of `osm`.
+
+    Running the subcommand calls `module.function(*arguments, argv)`. The function returns the exit code.
 
     Attributes:
         what: a one-line description for the help text.

@@ -23,10 +23,10 @@ SECTIONS = ("model", "training")
 
 
 class FieldError(OsmError):
-    """Raised by a config's `__post_init__` if a field is invalid; the method does not know the field's full path.
+    """Raised by a config's `__post_init__` if a field is invalid.
 
-    The error message begins with the field's name. `from_dict` prepends the path of the config's section to the
-    message of a `FieldError`.
+    The error message begins with the field's name, because `__post_init__` does not know the field's full path.
+    `from_dict` prepends the path of the config's section to the message of a `FieldError`.
     """
 
 
@@ -39,8 +39,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build a config dataclass from plain values that were parsed from YAML or JSON.
 
     A config class may define a method `resolve(values, where)`, which returns three objects: the class to build, the
-    values of its fields, and a mapping field name -> key in the file, for fields that the file stores under a different
-    key.
+    values of its fields, and a mapping from field names to keys in the file. The mapping contains only fields whose key
+    in the file differs from the field name.
 
     Args:
         where: the path of the config's section in the file, with which error messages begin.
@@ -210,8 +210,8 @@ def _copied(value: Any) -> Any:
 def as_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain values for YAML and JSON, without the signatures of signed URLs.
 
-    If the config class defines a method `stored()`, the returned values are those of `stored()`, which have the layout
-    in which checkpoints store the config.
+    If the config class defines a method `stored()`, the values that `stored()` returns are used instead of the fields.
+    The method `stored()` returns the layout in which checkpoints store the config.
     """
     values = config.stored() if hasattr(config, "stored") else dataclasses.asdict(config)
     plain: dict[str, Any] = _without_signatures(values)

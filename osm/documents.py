@@ -95,13 +95,13 @@ def parse_json(data: bytes | str, nesting: int | None = MAX_NESTING) -> Any:
 
 
 def _brackets_deep(data: bytes) -> int:
-    """Return an upper bound of the nesting depth of a JSON text: the largest number of simultaneously open brackets.
+    """Return an upper bound on the nesting depth of a JSON text: the largest number of simultaneously open brackets.
 
     The bound may be larger than the actual nesting depth, because brackets within strings are counted too.
     """
     deepest = now = 0
     for start in range(0, len(data), _CHUNK):
-        # Setting the bit 0x20 turns `[` into `{` and `]` into `}`, so that only two characters must be counted.
+        # Setting bit 0x20 in each byte turns `[` into `{` and `]` into `}`, so only `{` and `}` have to be counted.
         folded = np.frombuffer(data, np.uint8, min(_CHUNK, len(data) - start), start) | 0x20
         steps = (folded == ord("{")).astype(np.int8)
         steps -= folded == ord("}")

@@ -16,7 +16,7 @@ INTERRUPTED = 130
 
 
 class OsmError(ValueError):
-    """A user's mistake. The error message names the file, flag or field, its value, and a value that would be valid.
+    """A user's mistake. The error message names the invalid file, flag or field, its value, and a valid value.
 
     Control characters in the error message are escaped, because the message may contain names from untrusted files.
     """
@@ -26,7 +26,7 @@ class OsmError(ValueError):
 
 
 class SampleError(OsmError):
-    """Raised for a sample that cannot be used and is skipped. Skipped samples are counted for each `reason`."""
+    """Raised for a sample that cannot be used and is skipped. Skipped samples are counted by `reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,10 @@ class SampleError(OsmError):
 
 
 class RunStopped(OsmError):
-    """Raised to stop a run with valid flags, because data, a disk or a server failed, or the losses were not finite."""
+    """Raised to stop a run because data, a disk or a server failed, or because losses were not finite.
+
+    A mistake in the flags of a run raises `OsmError` instead.
+    """
 
 
 def exit_code(error: OsmError) -> int:
@@ -76,7 +79,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 def write_failed(error: OSError, where: str, expected: str) -> OsmError:
     """Return the error to raise for a file that could not be written.
 
-    The returned error is a `RunStopped` if the disk is full or broken, and otherwise an `OsmError` about the path.
+    The returned error is a `RunStopped` if the disk is full or broken, and otherwise an `OsmError` that names the path.
 
     Args:
         where: the beginning of the message.
@@ -88,11 +91,11 @@ def write_failed(error: OSError, where: str, expected: str) -> OsmError:
     return OsmError(f"{where}: {reason}; expected {expected}")
 
 
-# A sample with correct data is skipped for one of three reasons; every other reason means a fault in the data.
+# BY_RULE lists the three reasons for skipping a sample whose data is correct; all other reasons mean faulty data.
 # The reason no_segment means that no mask of the sample is large enough in any of the crops that were tried.
 # The reason not_one_object means that the mask is an object part that does not belong to exactly one object.
 # The reason answer_too_long means that the object's name is longer than the model's maximum text length.
-# The file docs/datasets.md explains all reasons for which a sample is skipped.
+# The file docs/datasets.md explains all reasons for skipping a sample.
 BY_RULE = frozenset({"no_segment", "not_one_object", "answer_too_long"})
 
 _short = reprlib.Repr()

@@ -1,4 +1,4 @@
-"""Reads text, JSON and YAML files, writes files atomically, and stores finished records to resume killed runs."""
+"""Reads text, JSON and YAML files, writes files atomically, and stores records from which killed runs resume."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def check_regular_file(path: str | os.PathLike[str], what: str) -> None:
 def read_text(path: str | os.PathLike[str], what: str, most: int = MAX_TEXT_BYTES) -> str:
     """Return the text of a user's file, with all line breaks converted to line feeds.
 
-    The encoding may be UTF-8 with or without a byte order mark. UTF-16 and UTF-32, which editors on Windows may write,
-    need a byte order mark.
+    The file may be in UTF-8, with or without a byte order mark. A file in UTF-16 or UTF-32, which editors on Windows
+    may write, must begin with a byte order mark.
 
     Args:
         what: the beginning of the error message, such as "--vocabulary".
@@ -145,7 +145,10 @@ def write_atomically(path: Path, chunks: Iterable[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder to disk, so that new and renamed files survive a power failure, if the system supports syncing."""
+    """Sync a folder to disk so that new and renamed files survive a power failure.
+
+    Does nothing if syncing is unsupported.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows cannot open folders.
@@ -222,7 +225,7 @@ class PartialFile:
         self._file = path.open("a+b")
         if not lock(self._file):  # Without a lock, two runs that write the same file would mix their lines.
             self._file.close()
-            raise OsmError(f"{path}: another running process writes to this file; wait until it ends, or stop it")
+            raise OsmError(f"{path}: another process is writing to this file; wait until it ends, or stop it")
         self._recover()
 
     def _recover(self) -> None:
@@ -267,7 +270,8 @@ class PartialFile:
 
     def close(self) -> None:
         """Close the file and release its lock."""
-        with suppress(OSError):  # After a failed write, `close` tries to write the remaining bytes again.
+        # After a failed write, `close` tries to write the remaining bytes again, and may fail again.
+        with suppress(OSError):
             self._file.close()
 
 

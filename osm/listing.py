@@ -42,7 +42,7 @@ class Listed:
     about: str
 
 
-# A registry is imported only when it is listed, so that `osm list forms` does not import the packages of the towers.
+# A registry is imported only when it is listed, so that `osm list forms` does not import the packages that towers need.
 REGISTRIES = {
     "towers": "osm.models.towers:TOWERS",
     "bridges": "osm.models.bridges:BRIDGES",
@@ -67,7 +67,8 @@ def parts(kind: str) -> list[Listed]:
 def summary_of(path: str) -> str:
     """Return the first docstring line of the class at `path` (`module:Class`), without importing the module.
 
-    Only the parent packages of the module are imported. If the class is not found, the reason is returned instead.
+    Only the packages that contain the class's module are imported. If the class is not found, the returned text is the
+    reason why the class cannot be imported.
     """
     module, _, attribute = path.partition(":")
     loaded = sys.modules.get(module)

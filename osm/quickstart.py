@@ -1,4 +1,4 @@
-"""`osm quickstart`: runs the complete pipeline on synthetic scenes, in stages that call the same commands as a user.
+"""`osm quickstart`: runs the complete pipeline on synthetic scenes, in stages that run ordinary `osm` commands.
 
 The stages draw scenes, write shards, train a model on two processes, generate predictions with two processes, score the
 predictions, and create a report and a picture. A finished stage is not repeated, and an interrupted stage is resumed.
@@ -287,7 +287,7 @@ def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
     record = read_json(path, "stages")[0] if path.is_file() else {"options": chosen, "seconds": {}}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("options", "seconds")):
         raise OsmError(f"{path} was not written by osm quickstart; remove the file to run every stage again")
-    # Older code recorded no config and settings, because it always used the default config without settings.
+    # Older code did not record the config or settings, because it always used the default config without settings.
     found = {"config": QuickstartOptions.config, "settings": [], **record["options"]}
     changed = [key for key, value in chosen.items() if found.get(key) != value]
     if changed:
@@ -301,7 +301,7 @@ def _record(path: Path, options: QuickstartOptions) -> dict[str, Any]:
 def _run_stage(stage: Stage) -> float:
     started = time.monotonic()
     environment = {**_QUIET, **stage.environment, **os.environ}
-    # The two commands that generate predictions run in parallel, as on two GPUs.
+    # The two commands that generate predictions run in parallel, as they would on two GPUs.
     # All commands except `osm generate` run one after the other.
     together = stage.commands if stage.commands[0][3:4] == ["generate"] else None
     for batch in [together] if together else [[command] for command in stage.commands]:

@@ -1,8 +1,8 @@
 """Silences messages of third-party libraries that a user of this program cannot act on.
 
-The silenced messages are short-lived progress bars, and advice to the libraries' own maintainers. Library messages are
-silenced only within the context managers of this module. A user's settings (logging levels, disabled progress bars,
-`HF_HUB_DISABLE_PROGRESS_BARS=0`) are respected, and restored afterwards.
+The silenced output consists of short-lived progress bars, and of advice for the libraries' own maintainers. Library
+messages are silenced only within the context managers of this module. The context managers respect a user's settings
+(logging levels, disabled progress bars, `HF_HUB_DISABLE_PROGRESS_BARS=0`), and restore them on exit.
 """
 
 from __future__ import annotations

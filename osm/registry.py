@@ -78,9 +78,10 @@ class Registry(Generic[Part]):
         return list(dict.fromkeys(names))
 
     def hidden(self) -> list[str]:
-        """Return a sentence for each class of an installed package that cannot be selected by its name.
+        """Return a warning for each class of an installed package that is hidden by another class of the same name.
 
-        The name of such a class is also the name of a built-in or registered class, or of a class in another package.
+        A built-in or registered class hides an installed package's class of the same name. If several installed
+        packages contain a class of the same name, only one of these classes can be selected by name.
         """
         found: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):

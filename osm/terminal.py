@@ -1,8 +1,9 @@
 """Terminal output of commands: results on standard output, messages through `logging`, progress bars through `tqdm`.
 
 The function `echo` prints a command's results (names, tables, JSON). Warnings, notices and progress messages are logged
-by child loggers of "osm", which modules create with `message_logger`. Only a command's entry function shows log records
-on the terminal (`console_command`), so a program that imports this package controls what happens to the records.
+by child loggers of "osm", which modules create with `message_logger`. Log records are shown on the terminal only within
+a command's entry function (`console_command`). A program that imports this package therefore decides itself how the
+package's log records are shown.
 
 Before text from files and models is shown, the function `printable` escapes the text's control characters.
 """
@@ -37,10 +38,11 @@ LINE_SECONDS = 10.0
 """The minimum number of seconds between two progress messages, which replace the progress bar without a terminal."""
 
 # Control characters that `printable` escapes: C0 (except tab and line feed), DEL and C1.
-# Characters that change the direction of text and Unicode line breaks are also escaped.
+# Unicode line breaks, and characters that change the direction of text, are escaped too.
 # Lone surrogates, which represent the bytes of a file name that is not UTF-8, are escaped too.
 # A line feed is escaped unless the next line is indented by two spaces.
-# Continuation lines of this package's own messages are indented, so text from a file cannot imitate a message.
+# Continuation lines of this package's own messages are indented, so their line feeds are not escaped.
+# Text from a file cannot imitate a new message, because a line feed before an unindented line is escaped.
 _CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
     "|\n(?!  )"
@@ -105,15 +107,15 @@ class MessageLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 def message_logger(module: str) -> MessageLogger:
-    """Return the logger of a module for messages to the user. A module calls `message_logger(__name__)` once."""
+    """Return the logger of a module for messages to the user. Each module calls `message_logger(__name__)` once."""
     return MessageLogger(logging.getLogger(module))
 
 
 class LineFormatter(logging.Formatter):
     """Formats a log record as a line of plain text.
 
-    The line of an error begins with "error: ", and the line of a warning begins with "warning: ", or with
-    "warning (REASON): " if the record has a field `reason`.
+    The line of an error begins with "error: ", and the line of a warning begins with "warning: ". If a warning has a
+    field `reason`, the line begins with "warning (REASON): " instead.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -238,14 +240,15 @@ def console_command(main: Callable[P, int]) -> Callable[P, int]:
 def json_flag() -> list[str]:
     """Return the list `["--log_json"]` if this command logs JSON messages, and otherwise an empty list.
 
-    A command that starts another `osm` command appends this list to the arguments, so that both log in the same format.
+    A command appends the list to the arguments of each `osm` command that it starts, so that both log in the same
+    format.
     """
     console = _console()
     return [JSON_FLAG] if console is not None and console.as_json else []
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser that adds the flag `--log_json` to a command. `console_command` evaluates `--log_json`."""
+    """An argument parser with the additional flag `--log_json`, which the decorator `console_command` reads."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -270,9 +273,9 @@ _BARS: list[Any] = []  # the tqdm bars that are currently shown on the terminal
 class ProgressBar:
     """Shows the progress of a long-running command: a `tqdm` bar on a terminal, otherwise occasional log messages.
 
-    Progress messages are logged at level INFO by the logger "osm.progress", at most one every `LINE_SECONDS` and one at
-    the end. A program that imports this package but does not configure `logging` shows no progress messages. With the
-    environment variable `TQDM_DISABLE=1`, log messages replace the progress bar on a terminal too.
+    Progress messages are logged at level INFO by the logger "osm.progress", at most once every `LINE_SECONDS` seconds
+    and once at the end. A program that imports this package but does not configure `logging` shows no progress
+    messages. With the environment variable `TQDM_DISABLE=1`, log messages replace the progress bar on a terminal too.
 
     Args:
         title: a short description of the job.
@@ -346,7 +349,7 @@ def _bars_are_shown() -> bool:
 def _tqdm_class() -> Any:
     """Return a subclass of `tqdm` without a monitor thread and without a lock between processes.
 
-    Processes are forked while a progress bar is shown, which is not safe with a running thread or a shared lock. The
+    A running thread or a shared lock would be unsafe, because processes are forked while a progress bar is shown. The
     import of tqdm is delayed until a progress bar is shown, because the import takes a tenth of a second.
     """
     from tqdm import tqdm

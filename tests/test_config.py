@@ -115,7 +115,7 @@ def test_mistakes_in_a_model_section(tmp_path: Path, document: Any, message: str
         ({"sets": {"coco": {"size": 3}}}, r"training\.sets\.coco: unknown field 'size'"),
         (
             {"sets": {"coca": {}}},
-            r"training\.sets: unknown dataset 'coca'; define it in --datasets\. Known: coco, lvis",
+            r"training\.sets: unknown dataset 'coca'; define it in the --datasets file\. Known: coco, lvis",
         ),
     ],
 )

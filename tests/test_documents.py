@@ -68,7 +68,7 @@ def test_large_yaml_and_what_is_no_file(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     with path.open("wb") as file:
         file.truncate(17 << 20)
-    with pytest.raises(OsmError, match=r"config .*large.yaml: over 16777216 bytes"):
+    with pytest.raises(OsmError, match=r"config .*large.yaml: the file is over the maximum size of 16777216 bytes"):
         read_yaml(path, "config")
     os.mkfifo(tmp_path / "fifo")
     for read in (read_yaml, read_json):

@@ -39,8 +39,8 @@ class MaskMeanBridge(Bridge):
     def blank(cls, config, size):
         return cls(config.bridge, config.modes, size("window_pos_embed", 3, -1), size("output.weight", 2, 0))
 
-    def mask_features(self, mask, context, patch, prefix, how):
-        return visible_keys(mask, context, patch, prefix, how)
+    def mask_features(self, mask_R1SS, context_R1SS, patch, prefix, how):
+        return visible_keys(mask_R1SS, context_R1SS, patch, prefix, how)
 
     def image_state(self, tokens_NLC):
         return [(tokens_NLC.to(self.output.weight.dtype),)]

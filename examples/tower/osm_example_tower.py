@@ -1,4 +1,7 @@
-"""A vision tower without pretrained weights: each patch becomes the mean and the spread of its colours."""
+"""A vision tower without pretrained weights: each patch becomes the mean and the spread of its colours.
+
+Shapes: W windows of side w, G patches of q pixels each, C width.
+"""
 
 from dataclasses import dataclass
 
@@ -35,8 +38,9 @@ class ColourStatisticsTower(Tower):
     def of(cls, config: ColourStatisticsConfig, window: int) -> "ColourStatisticsTower":
         return cls(config.patch, config.width)
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        cells = windows.unfold(2, self.patch, self.patch).unfold(3, self.patch, self.patch).flatten(2, 3).flatten(3)
-        statistics = torch.cat([cells.mean(3), cells.std(3)], 1)  # (W, 6, patches)
-        patches = self.projection(statistics.transpose(1, 2))
-        return patches[:, :0], patches
+    def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
+        p = self.patch
+        cells_W3Gq = windows_W3ww.unfold(2, p, p).unfold(3, p, p).flatten(2, 3).flatten(3)
+        statistics_W6G = torch.cat([cells_W3Gq.mean(3), cells_W3Gq.std(3)], 1)
+        patches_WGC = self.projection(statistics_W6G.transpose(1, 2))
+        return patches_WGC[:, :0], patches_WGC

@@ -53,7 +53,7 @@ class Batch:
         return len(self.modes)
 
     def to(self, device: torch.device) -> Batch:
-        """Return a copy of the batch on a device. If the batch is in pinned memory, the copy is asynchronous."""
+        """Return a copy of the batch on a device. A batch in pinned memory is copied asynchronously."""
         return self._moved(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
@@ -135,8 +135,8 @@ def _pad_right(parts: list[Tensor], value: int) -> list[Tensor]:
 def make_batch(samples: Sequence[Sample], name: str, processor: Processor, supervise: str, number: int) -> Batch:
     """Collate samples of one dataset into a batch.
 
-    The first half of the masks is named in the mode of the dataset's own vocabulary, and the second half in the
-    open-vocabulary mode `any`.
+    The first half of the masks is trained in the vocabulary mode named after the dataset. The second half of the
+    masks is trained in the open-vocabulary mode `any`.
 
     Args:
         name: name of the dataset.

@@ -1,8 +1,8 @@
 """An on-disk cache of vision-tower outputs, which makes training for many epochs on a CPU affordable.
 
 `DIR/<fingerprint>/<dataset>/<key>.<hash>.<view>.npy` holds the frozen tower's tokens for one fixed view (scale, flip
-and crop) of an image: float16 (L, C) with L tokens and C channels. The cached tokens do not include the window position
-embedding, which the model adds later.
+and crop) of an image. The tokens have the dtype float16 and the shape (L, C), for L tokens and C channels. The cached
+tokens do not include the window position embedding, which the model adds later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from osm.files import check_regular_file
 from osm.io.paths import check_local
 
 # The magic bytes of version 1.0 of the .npy format, the only version that this cache writes and accepts.
-# Later versions of the .npy format are rejected, because they allow a header of up to 4 GB.
+# Version 2.0 and later of the .npy format are rejected, because they allow a header of up to 4 GB.
 _MAGIC = b"\x93NUMPY\1\0"
 
 
@@ -44,7 +44,7 @@ class FeatureCache:
     def path(self, dataset: str, key: str, view: int) -> Path:
         """Return the path of the file that holds the cached tokens of one image view."""
         # Sample keys are names of untrusted tar members, so a key could be a path that leads out of the cache folder.
-        # Unsafe characters are therefore replaced, and a hash of the key keeps the file names distinct.
+        # Unsafe characters of a sample key are replaced, and a hash of the key keeps the file names distinct.
         name = re.sub(r"[^A-Za-z0-9_-]", "_", key)[-80:]
         return self.folder / dataset / f"{name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.{view}.npy"
 

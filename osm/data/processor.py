@@ -118,7 +118,7 @@ class Processor:
         has_prefix: bool = True,
     ) -> None:
         if tokenizer.eos_token_id is None:
-            raise OsmError("the LLM's tokenizer has no end-of-sequence token, so generation could not stop")
+            raise OsmError("the LLM's tokenizer has no end-of-sequence token, so text generation would never stop")
         self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
         self.has_prefix = has_prefix
@@ -127,7 +127,7 @@ class Processor:
     # -- images ------------------------------------------------------------------------------------------------------
 
     def canvas(self, image: Image.Image) -> Tensor:
-        """Resize and pad an image to a square canvas as in inference, and return a tensor, uint8 (3, S, S).
+        """Resize and pad an image to a square canvas for inference. Return a tensor, uint8 (3, S, S).
 
         The image is resized so that its longest side is S (bicubic), then padded with zeros at the bottom and right.
         """
@@ -141,8 +141,8 @@ class Processor:
     def padded_batch(self, images: Sequence[np.ndarray]) -> Tensor:
         """Pad images (h, w, 3) with zeros at the bottom and right and stack them into a tensor, uint8 (N, 3, S, S).
 
-        The result has the channels-last memory layout (N, S, S, 3). The model converts this memory layout later, on the
-        model's device.
+        The result has the channels-last memory layout (N, S, S, 3). `pixel_values` later makes the images contiguous
+        on the model's device.
         """
         canvas = np.empty((len(images), self.input_size, self.input_size, 3), np.uint8)
         for padded, pixels in zip(canvas, images, strict=True):
@@ -153,7 +153,7 @@ class Processor:
         return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
     def canvas_masks(self, masks: np.ndarray) -> Tensor:
-        """Resize and pad masks (K, H, W) like their image, as in inference, and return a tensor, bool (K, 1, S, S).
+        """Resize and pad masks (K, H, W) for inference, like their image. Return a tensor, bool (K, 1, S, S).
 
         Masks are resized with nearest-neighbor sampling and padded with zeros.
         """
@@ -207,7 +207,7 @@ class Processor:
         Raises:
             SampleError: the reason is `answer_too_long`: the answer does not fit even without its prompt.
         """
-        # Results are cached because each text is tokenized twice: to validate the sample, and to collate the batch.
+        # The tokens are cached, because each text is needed twice: to validate the sample, and to collate the batch.
         found = self._rows.get((prompt, target))
         if found is None:
             if len(self._rows) >= _TEXTS_KEPT:
@@ -232,7 +232,7 @@ class Processor:
         return [*bos, *ids[cut:], self.tokenizer.eos_token_id], len(bos) + answer_start - cut
 
     def name(self, ids: Sequence[int]) -> str:
-        """Decode generated token ids to a predicted name, without special tokens and surrounding whitespace."""
+        """Decode generated token ids to a predicted name, without special tokens or surrounding whitespace."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def _ids(self, text: str) -> list[int]:

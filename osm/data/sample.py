@@ -136,7 +136,7 @@ class SampleTransform:
             if segments:
                 return view, segments
             if number == 0 and not scene.has_segments():  # fail early instead of after 500 crops
-                raise SampleError("no_segment", f"sample {key} has no segment that may be named")
+                raise SampleError("no_segment", f"sample {key} has no segment with a name to train on")
         raise SampleError(
             "no_segment", f"sample {key}: no segment of over 100 pixels was found in {MAX_TRIES} random crops"
         )

@@ -115,7 +115,7 @@ def held_out_hash(key: str) -> int:
 
 
 def held_out_threshold(share: float) -> int:
-    """Return the hash threshold: a sample is used for training if its `held_out_hash` is not below the threshold."""
+    """Return the hash threshold: samples with a `held_out_hash` below it are held out from training."""
     return min(math.ceil(share * 2**64), 2**64 - 1)
 
 
@@ -229,8 +229,8 @@ def parse_index(shard: str, data: bytes, stat: Stat, source: str = "") -> ShardI
 def end_matches(index: ShardIndex, stream: BinaryIO, offset: int) -> bool:
     """Return whether the end of a shard matches its index.
 
-    Only the shard's last readable sample and the bytes after this sample are compared with the index. The comparison
-    detects an index that is outdated because its shard was replaced by a different shard of the same size.
+    Only the shard's last readable sample and the bytes after this sample are compared with the index. Comparing
+    the end of a shard detects an outdated index whose shard was replaced by a different shard of the same size.
 
     Args:
         stream: the content of the shard from byte `offset` on. `offset` is at most the start of the last readable
@@ -343,7 +343,8 @@ class Indexes:
     def _find_remote(self, shard: str) -> ShardIndex:
         stat = remote.stat(shard)
         beside, aside = sibling(shard, index_name(shard)), _cache_path(canonical(shard))
-        # Some object stores deny access to a missing index, and a shard's signed URL is not valid for its index.
+        # Errors while reading the index are ignored, because some object stores deny access to a missing index.
+        # The signed URL of a shard is not valid for the shard's index.
         with suppress(FileNotFoundError, OsmError):
             index = parse_index(shard, remote.read_whole(beside, MAX_BYTES), stat, beside)
             if index is not None and _remote_end_matches(index):
@@ -379,7 +380,7 @@ class Indexes:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether an existing file is a shard index, because any other file must never be overwritten."""
+    """Return whether an existing file is a shard index and may therefore be overwritten."""
     with path.open("rb") as file:
         return file.read(16).startswith(b'{"osm_index"')
 
@@ -387,8 +388,8 @@ def _is_ours(path: Path) -> bool:
 def _remote_end_matches(index: ShardIndex) -> bool:
     """Return the result of `end_matches` for a remote shard, using one range request.
 
-    The index is trusted without a request if it records the shard's current version, or if the requested byte range
-    would be too large. The index is also trusted if the server does not support range requests.
+    The index is accepted without a request if it records the shard's current version, or if the byte range to request
+    is too large. The index is also accepted if the server does not support range requests.
     """
     if index.same_version:
         return True

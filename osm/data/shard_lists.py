@@ -85,7 +85,7 @@ def _split_patterns(pattern: str) -> Iterator[str]:
 def _relative_to_list(location: str, piece: str) -> str:
     """Resolve a relative pattern against the folder of the list file that contains the pattern.
 
-    A list file can therefore be moved together with the shards that it lists.
+    A list file with relative patterns can be moved together with the shards that it lists.
     """
     if _ADDRESS.match(piece) or Path(piece).is_absolute():
         return piece

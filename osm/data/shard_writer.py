@@ -148,7 +148,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Release the lock on the output folder, and delete an incomplete shard, which only `finish` may keep."""
+        """Release the lock on the output folder, and delete the last shard if it is incomplete."""
         if self._file is not None:
             with suppress(OSError):  # on a full disk, flushing the remaining data fails again
                 self._file.close()
@@ -284,8 +284,8 @@ class ShardWriter:
             strangers -= {shard_name(len(recorded))}
         if strangers:
             raise OsmError(
-                f"output_dir {self.where} holds {min(strangers)}, which is not a shard of a recorded conversion; "
-                "use an empty folder"
+                f"output_dir {self.where} contains {min(strangers)}, which progress.json does not list as the "
+                "output of a conversion; use an empty folder"
             )
         for shard in recorded:
             if there.get(shard["name"]) != shard["bytes"]:

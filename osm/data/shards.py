@@ -1,6 +1,6 @@
 """Read WebDataset shards: tar files in which consecutive members with the same key form one sample.
 
-Members are read as bytes, which `osm.forms` decodes later. Reading a shard never unpickles data and never runs a
+Tar members are read as bytes, which `osm.forms` decodes later. Reading a shard never unpickles data and never runs a
 command.
 """
 
@@ -82,7 +82,7 @@ def read_shard(location: str, cache: FileCache | None = None) -> Iterator[RawSam
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, OsmError):
             raise
-        # Where a tar file is broken, the current sample may lack members, so this sample is dropped too.
+        # At the position where a tar file is broken, the current sample may lack members, so it is dropped too.
         yield SampleError("broken_tar", f"{name}: {error}")
 
 

@@ -79,9 +79,9 @@ class Lane:
         return np.random.default_rng([self.seed, self.epoch, self.rank, self.worker, name, *self.salt])
 
     def shared_generator(self) -> np.random.Generator:
-        """Return a new random generator, which has the same seed on all ranks and workers in an epoch.
+        """Return a new random generator, whose seed is the same on all ranks and workers within an epoch.
 
-        All ranks and workers therefore shuffle the shards in the same order.
+        With the shared generator, all ranks and workers shuffle the shards in the same order.
         """
         return np.random.default_rng([self.seed, self.epoch, *self.salt])
 

@@ -100,7 +100,7 @@ UserPipeline = Callable[[Sequence[str], Lane], Iterable[Mapping[str, Any]]]
 def user_pipeline(name: str) -> UserPipeline:
     """Import the function that is given as `--pipeline module:function`.
 
-    The function is called with the shards and a `Lane`, and returns the webdataset samples of one pass over the shards.
+    The function receives the shards and a `Lane`, and returns the webdataset samples of one pass over the shards.
 
     Raises:
         OsmError: the name is malformed, or the module cannot be imported or has no such function.
@@ -188,7 +188,7 @@ class SampleStream(IterableDataset):
         number, workers = (info.id, info.num_workers) if info else (0, 1)
         total = batches_per_epoch(self.config.samples_per_epoch, self.config.batch_size, self.world_size, workers)
         # A DataLoader always takes its first batch from worker 0.
-        # In a resumed run, worker 0 therefore serves the sample stream whose batch is next.
+        # When a run resumes, worker 0 is assigned the sample stream that produces the next batch.
         worker = (number + self.start.batches) % workers
         skipped: Counter[str] = Counter()
         places = range(self.start.batches + number, total, workers)
@@ -288,7 +288,7 @@ class EpochLoader:
         return self._track_positions(zip(*self._iterators, strict=True))
 
     def close(self) -> None:
-        """Terminate the data-loader workers of the last epoch immediately."""
+        """Immediately terminate the data-loader workers of the most recent epoch."""
         for iterator in self._iterators:
             if hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()
@@ -308,14 +308,14 @@ class EpochLoader:
             yield list(parts)
 
     def positions(self) -> dict[int, Position]:
-        """Return the stream position of each emulated rank, without counting batches that were only prefetched."""
+        """Return the stream position of each emulated rank. Prefetched but unused batches are not counted."""
         return {stream: Position(self._taken, dict(drawn)) for stream, drawn in self._drawn.items()}
 
 
 def init_worker(_: int) -> None:
     """Initialize a data-loader worker: use one torch thread, ignore SIGINT and delay SIGTERM."""
     torch.set_num_threads(1)
-    # Ctrl-C signals the whole process group, but the training process still needs its workers to finish the step.
+    # Ctrl-C signals the whole process group; workers ignore it, because the current step still needs their batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_later)
 

@@ -150,7 +150,7 @@ def _padded_size(size: int) -> int:
 def _size(given: str | None, in_header: int) -> int:
     """Return the size of a member in bytes.
 
-    The size in an extended header takes precedence, because the octal size field of a plain header is limited to 8 GiB.
+    The size in an extended header overrides the octal size in the plain header, which is limited to 8 GiB.
     """
     if given is not None and not (given.isascii() and given.isdigit() and len(given) < 20):
         raise tarfile.ReadError(f"a member of size {given[:40]!r}")

@@ -1,4 +1,7 @@
-"""Builds the tower and the bridge of a model from an InstructBLIP model."""
+"""Builds the tower and the bridge of a model from an InstructBLIP model.
+
+Shapes: W windows of side w, T = 1 + G tokens (class token, patches), C width.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +46,9 @@ class InstructBlipTower(Tower):
             "model.tower.kind 'instructblip' is built together with its base model; set model.base_model_name"
         )
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.vision_model(pixel_values=windows).last_hidden_state
-        return tokens[:, :1], tokens[:, 1:]
+    def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
+        tokens_WTC = self.vision_model(pixel_values=windows_W3ww).last_hidden_state
+        return tokens_WTC[:, :1], tokens_WTC[:, 1:]
 
 
 def take_apart(base_model: nn.Module, config: ModelConfig) -> tuple[InstructBlipTower, Bridge, ModelConfig]:

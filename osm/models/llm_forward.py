@@ -4,7 +4,7 @@ A cache holds attention keys and values, recurrent states of a state-space model
 `forward` has different names in different models and versions of transformers, so the name is looked up in the
 signature. An LLM without a usable cache (see `osm.models.self_check`) recomputes all earlier positions at every step.
 
-Shapes: R rows, T positions, W width, V vocabulary.
+Shapes: R rows, K selected rows, T positions, W width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
-def positions(mask: Tensor) -> Tensor:
+def positions(mask_RT: Tensor) -> Tensor:
     """Return position ids (R, T) that skip padding, so that padding on either side does not change the results."""
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
+    return (mask_RT.long().cumsum(1) - 1).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class LlmInputs:
         """Return a context manager inside which the LLM's gated layers attend to `gated_kv`."""
         return self.gated_kv or contextlib.nullcontext()
 
-    def select(self, rows: Tensor) -> LlmInputs:
+    def select(self, rows_K: Tensor) -> LlmInputs:
         """Return the inputs of the given row indices, in this order. Indices may repeat."""
-        gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows)
+        gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows_K)
         return LlmInputs(
-            self.embeds_RTW[rows.to(self.embeds_RTW.device)], self.mask_RT[rows.to(self.mask_RT.device)], gated_kv
+            self.embeds_RTW[rows_K.to(self.embeds_RTW.device)], self.mask_RT[rows_K.to(self.mask_RT.device)], gated_kv
         )
 
     def __len__(self) -> int:
@@ -128,11 +128,11 @@ class DecodingState:
 
     def keep(self, rows: Sequence[int]) -> DecodingState:
         """Select rows (indices may repeat). The old state becomes invalid, because its cache is changed in place."""
-        index = torch.tensor(list(rows), device=self.device)
+        rows_K = torch.tensor(list(rows), device=self.device)
         if self.cache is not None:
-            select_rows(self.cache, index)
-        embeds = None if self.embeds_RTW is None else self.embeds_RTW[index.to(self.embeds_RTW.device)]
-        return replace(self, embeds_RTW=embeds, gated_kv=self.gated_kv and self.gated_kv.select(index))
+            select_rows(self.cache, rows_K)
+        embeds_KTW = None if self.embeds_RTW is None else self.embeds_RTW[rows_K.to(self.embeds_RTW.device)]
+        return replace(self, embeds_RTW=embeds_KTW, gated_kv=self.gated_kv and self.gated_kv.select(rows_K))
 
     def copied(self, rows: Sequence[int]) -> DecodingState:
         """Select rows of a copy (indices may repeat), so that the old state stays valid."""
@@ -174,24 +174,24 @@ def read_tokens(
     tokens_RT = torch.tensor([list(row) for row in ids], device=state.device)
     if state.embeds_RTW is None and tokens_RT.shape[1] > 1 and not llm_support(llm).chunks:
         each = []
-        for column in tokens_RT.split(1, dim=1):
-            logits, state = read_tokens(llm, column.tolist(), state)
-            each.append(logits)
+        for column_R1 in tokens_RT.split(1, dim=1):
+            logits_RV, state = read_tokens(llm, column_R1.tolist(), state)
+            each.append(logits_RV)
         return (torch.stack(each, 1) if every_position else each[-1]), state
     given: dict[str, Any] = _keeping(llm, tokens_RT.shape[1] if every_position else 1)
     if state.embeds_RTW is None:
         given |= {"input_ids": tokens_RT, "use_cache": True, str(cache_argument(llm)): state.cache}
         if "position_ids" in inspect.signature(llm.forward).parameters:  # some LLMs infer no positions from a cache
-            places = torch.arange(state.length, state.length + tokens_RT.shape[1], device=state.device)
-            given["position_ids"] = places.expand(len(tokens_RT), -1)
+            places_T = torch.arange(state.length, state.length + tokens_RT.shape[1], device=state.device)
+            given["position_ids"] = places_T.expand(len(tokens_RT), -1)
     else:
         words_RTW = word_embeddings(llm)(tokens_RT).to(state.embeds_RTW)
         state = replace(state, embeds_RTW=torch.cat([state.embeds_RTW, words_RTW], 1))
         given |= {"inputs_embeds": state.embeds_RTW, "use_cache": False}
     with state.gated_kv or contextlib.nullcontext():
-        logits = llm(**given).logits[:, -tokens_RT.shape[1] :].float()
+        logits_RTV = llm(**given).logits[:, -tokens_RT.shape[1] :].float()
     state = replace(state, length=state.length + tokens_RT.shape[1])
-    return (logits if every_position else logits[:, -1]), state
+    return (logits_RTV if every_position else logits_RTV[:, -1]), state
 
 
 def _keeping(llm: nn.Module, count: int) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _cache_of(out: Any, name: str) -> Any:
     return found
 
 
-def select_rows(cache: Any, rows: Tensor) -> None:
+def select_rows(cache: Any, rows_K: Tensor) -> None:
     """Select rows of a cache in place. The layers of the cache may be on different devices.
 
     A row index may be repeated or omitted, so the batch may grow or shrink. `reorder_cache` is used because no other
@@ -225,7 +225,7 @@ def select_rows(cache: Any, rows: Tensor) -> None:
             f"the LLM's cache ({type(cache).__name__}) cannot select rows; set model.llm.self_check to true "
             "to decode without the cache"
         )
-    cache.reorder_cache(rows)
+    cache.reorder_cache(rows_K)
 
 
 def copied_cache(cache: Any) -> Any:

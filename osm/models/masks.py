@@ -35,12 +35,12 @@ def context_mask(mask_R1SS: Tensor, ratio: float) -> Tensor:
     Raises:
         SampleError: a mask is empty (`empty_mask`).
     """
-    top, left, bottom, right = bounding_boxes(mask_R1SS).unbind(1)
+    top_R, left_R, bottom_R, right_R = bounding_boxes(mask_R1SS).unbind(1)
     if ratio < 0:
         return torch.ones_like(mask_R1SS)
-    rows = _within(_enlarge(top, bottom, ratio), mask_R1SS.shape[-2])
-    columns = _within(_enlarge(left, right, ratio), mask_R1SS.shape[-1])
-    return (rows[:, None, :, None] & columns[:, None, None, :]).to(mask_R1SS.dtype)
+    rows_RS = _within(_enlarge(top_R, bottom_R, ratio), mask_R1SS.shape[-2])
+    columns_RS = _within(_enlarge(left_R, right_R, ratio), mask_R1SS.shape[-1])
+    return (rows_RS[:, None, :, None] & columns_RS[:, None, None, :]).to(mask_R1SS.dtype)
 
 
 def bounding_boxes(mask_R1SS: Tensor) -> Tensor:
@@ -53,18 +53,18 @@ def bounding_boxes(mask_R1SS: Tensor) -> Tensor:
     """
     inside_RSS = _inside(mask_R1SS)[:, 0]
     sides = [_first_and_last(visible_RS) for visible_RS in (_any_of_row(inside_RSS), inside_RSS.any(1))]
-    (top, bottom, present), (left, right, _) = sides
-    _check_present(present, "mask")
-    return torch.stack([top, left, bottom, right], 1)
+    (top_R, bottom_R, present_R), (left_R, right_R, _) = sides
+    _check_present(present_R, "mask")
+    return torch.stack([top_R, left_R, bottom_R, right_R], 1)
 
 
 def _first_and_last(visible_RS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return three tensors (R,): the first and last true position of each row, and whether any position is true."""
     size = visible_RS.shape[1]
-    places = torch.arange(size, device=visible_RS.device)
-    first = torch.where(visible_RS, places, size).amin(1)
-    last = torch.where(visible_RS, places, -1).amax(1)
-    return first, last, last >= 0
+    places_S = torch.arange(size, device=visible_RS.device)
+    first_R = torch.where(visible_RS, places_S, size).amin(1)
+    last_R = torch.where(visible_RS, places_S, -1).amax(1)
+    return first_R, last_R, last_R >= 0
 
 
 def _check_present(present_R: Tensor, what: str) -> None:
@@ -76,19 +76,19 @@ def _check_present(present_R: Tensor, what: str) -> None:
 def _enlarge(low_R: Tensor, high_R: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     """Extend a box side at both ends by `ratio` times its length, and round the ends toward 0."""
     exact = torch.float32 if low_R.device.type == "mps" else torch.float64
-    reach = ratio * (high_R - low_R + 1).to(exact)
-    return (low_R - reach).long(), (high_R + reach).long()
+    reach_R = ratio * (high_R - low_R + 1).to(exact)
+    return (low_R - reach_R).long(), (high_R + reach_R).long()
 
 
 def _within(ends: tuple[Tensor, Tensor], size: int) -> Tensor:
     """Return, as bool (R, size), whether each position lies between the two inclusive ends."""
-    places = torch.arange(size, device=ends[0].device)
-    return (places >= ends[0][:, None]) & (places <= ends[1][:, None])
+    places_S = torch.arange(size, device=ends[0].device)
+    return (places_S >= ends[0][:, None]) & (places_S <= ends[1][:, None])
 
 
-def _inside(mask: Tensor) -> Tensor:
+def _inside(mask_R1SS: Tensor) -> Tensor:
     # Boolean masks need no comparison with 0, which would take as long as a layer of a small model.
-    return mask if mask.dtype == torch.bool else mask != 0
+    return mask_R1SS if mask_R1SS.dtype == torch.bool else mask_R1SS != 0
 
 
 def _any_of_row(inside: Tensor) -> Tensor:

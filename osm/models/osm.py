@@ -1,7 +1,8 @@
 """OmniScientModel: the model that names the object inside a mask of an image (arXiv 2311.08400).
 
 Shapes: N images, R rows (masks to name), S input size, G windows, L = G * class tokens + (S/p)^2 image tokens,
-C tower width, P prefix embeddings before BOS, T text tokens, W LLM width.
+C tower width, P prefix embeddings before BOS, T text tokens, W LLM width. B = N * G windows of side w, with D = 1 or 0
+class tokens and M patches each.
 """
 
 from __future__ import annotations
@@ -106,10 +107,10 @@ class OmniScientModel(nn.Module):
         size = self.config.input_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, size, size):
             raise OsmError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected (N, 3, {size}, {size})")
-        windows = self.windows.split(pixel_values.to(next(self.tower.parameters()).dtype))
-        prefix, patches = self.tower(windows)
-        prefix = prefix.reshape(len(pixel_values), self.prefix_tokens, patches.shape[-1])
-        return torch.cat([prefix, self.windows.merge(patches)], 1)
+        windows_B3ww = self.windows.split(pixel_values.to(next(self.tower.parameters()).dtype))
+        prefix_BDC, patches_BMC = self.tower(windows_B3ww)
+        prefix_NLC = prefix_BDC.reshape(len(pixel_values), self.prefix_tokens, patches_BMC.shape[-1])
+        return torch.cat([prefix_NLC, self.windows.merge(patches_BMC)], 1)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Encode images (N, 3, S, S) as image tokens (N, L, C), with the window position embedding added."""
@@ -162,8 +163,8 @@ class OmniScientModel(nn.Module):
         """Return the result of `llm.token_losses` for each row. The image tokens must include position embeddings."""
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
-        ignored = labels.new_full(condition.prefix_RPW.shape[:2], -100)
-        return llms.token_losses(self.llm, inputs, torch.cat([ignored, labels], 1), scored)
+        ignored_RP = labels.new_full(condition.prefix_RPW.shape[:2], -100)
+        return llms.token_losses(self.llm, inputs, torch.cat([ignored_RP, labels], 1), scored)
 
     # -- the published interface -------------------------------------------------------------------------------------
 
@@ -200,19 +201,19 @@ class OmniScientModel(nn.Module):
         Returns:
             the mean cross entropy over all supervised tokens, a scalar.
         """
-        tokens = self.encode_image(pixel_values)
+        tokens_NLC = self.encode_image(pixel_values)
         keys = self.mask_features(segmentation_mask, input_context_mask)
-        losses, counts = self.row_losses(
-            tokens,
-            *_rows(image_index, len(tokens), keys, qformer_input_ids, qformer_attention_mask, dataset_type),
+        losses_R, counts_R = self.row_losses(
+            tokens_NLC,
+            *_rows(image_index, len(tokens_NLC), keys, qformer_input_ids, qformer_attention_mask, dataset_type),
             input_ids,
             attention_mask,
             labels,
         )
         # All rows form one group, so the weighted sum is the mean over all supervised tokens.
-        group = torch.zeros(len(losses), dtype=torch.long, device=losses.device)
-        weights = group_weights(group, counts.sum()[None], torch.ones(1, device=losses.device))
-        return reduce_losses(losses, weights)
+        group_R = torch.zeros(len(losses_R), dtype=torch.long, device=losses_R.device)
+        weights_R = group_weights(group_R, counts_R.sum()[None], torch.ones(1, device=losses_R.device))
+        return reduce_losses(losses_R, weights_R)
 
     @torch.no_grad()
     def generate(
@@ -238,9 +239,9 @@ class OmniScientModel(nn.Module):
             `return_dict_in_generate=True`, a ModelOutput with `sequences` and, if requested, `scores` and `logits`.
         """
         keys = self.mask_features(segmentation_mask, input_context_mask)
-        tokens = self.encode_image(pixel_values)
-        rows = _rows(image_index, len(tokens), keys, qformer_input_ids, qformer_attention_mask, dataset_type)
-        condition = self.bridge(self.bridge.image_state(tokens), *rows)
+        tokens_NLC = self.encode_image(pixel_values)
+        rows = _rows(image_index, len(tokens_NLC), keys, qformer_input_ids, qformer_attention_mask, dataset_type)
+        condition = self.bridge(self.bridge.image_state(tokens_NLC), *rows)
         return self.generate_from(condition, input_ids, attention_mask, **options)
 
     @torch.no_grad()
@@ -336,12 +337,12 @@ def _rows(
     image_index: Tensor | None,
     images: int,
     keys: MaskFeatures,
-    ids: Tensor,
-    mask: Tensor,
+    ids_RT: Tensor,
+    mask_RT: Tensor,
     dataset_type: str | Sequence[str],
 ) -> tuple[Tensor, MaskFeatures, Instruction, list[str]]:
     """Return the arguments of the bridge after the image state, from the arguments of the published interface."""
-    instruction = Instruction(ids, mask)
+    instruction = Instruction(ids_RT, mask_RT)
     return _image_index(image_index, images, keys), keys, instruction, _modes(dataset_type, len(keys))
 
 

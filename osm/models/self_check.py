@@ -7,7 +7,8 @@ the package does not use it (`LlmSupport`), so decoding is correct but slow.
 The result of a check is stored in the cache folder, so that a large LLM is checked once instead of at every start. Only
 the results of accepted LLMs are stored.
 
-Shapes: R rows, T text tokens, P prefix embeddings, W LLM width, V vocabulary.
+Shapes: R rows, T positions (prefix and text), P prefix embeddings, W LLM width, V vocabulary,
+K selected rows, N = 1 image, L image tokens, C tower width, S input size.
 """
 
 from __future__ import annotations
@@ -150,29 +151,29 @@ class _Examination:
         with torch.no_grad():
             self._takes_embeddings()
             inputs = self._inputs()
-            plain = self._plain(inputs)
-            self._is_causal(inputs, plain)
+            plain_RTV = self._plain(inputs)
+            self._is_causal(inputs, plain_RTV)
             self._pads_on_the_right(inputs)
         self._has_gradients(inputs)
         self._trains()
         with torch.no_grad():
-            cache = cache_argument(self.llm) is not None and self._works(self._caches, inputs, plain)
+            cache = cache_argument(self.llm) is not None and self._works(self._caches, inputs, plain_RTV)
             set_llm_support(self.llm, LlmSupport(cache))
-            chunks = not cache or self._works(self._reads_chunks, inputs, plain)
-            return LlmSupport(cache, chunks, self._works(self._generates, inputs, plain))
+            chunks = not cache or self._works(self._reads_chunks, inputs, plain_RTV)
+            return LlmSupport(cache, chunks, self._works(self._generates, inputs, plain_RTV))
 
     # -- required properties ------------------------------------------------------------------------------------------
 
     def _takes_embeddings(self) -> None:
         with self._refused("does not run on embeddings"):
-            by_ids = self.llm(input_ids=self.ids, use_cache=False).logits
-            embeds = self.words(self.ids)
-            by_embeds = self.llm(inputs_embeds=embeds, use_cache=False).logits
-        if not torch.equal(embeds, self.words(self.ids)):
+            by_ids_RTV = self.llm(input_ids=self.ids, use_cache=False).logits
+            embeds_RTW = self.words(self.ids)
+            by_embeds_RTV = self.llm(inputs_embeds=embeds_RTW, use_cache=False).logits
+        if not torch.equal(embeds_RTW, self.words(self.ids)):
             raise self._error("it modifies its input embeddings in place")
-        if not torch.isfinite(by_ids).all():
+        if not torch.isfinite(by_ids_RTV).all():
             raise self._error("its logits are not finite")
-        if not self._close(by_embeds, by_ids):
+        if not self._close(by_embeds_RTV, by_ids_RTV):
             raise self._error(
                 "its logits for token ids differ from its logits for the embeddings of these tokens (per-layer "
                 "embeddings, for example, need ids), so a mask's embeddings cannot be placed before the text"
@@ -181,68 +182,68 @@ class _Examination:
     def _inputs(self) -> LlmInputs:
         with self._refused("does not accept the bridge's output for a mask"):
             text = LlmInputs(self.words(self.ids), torch.ones_like(self.ids))
-            prefix, gated_kv = self._condition()
-            if not prefix.shape[1]:
+            prefix_RPW, gated_kv = self._condition()
+            if not prefix_RPW.shape[1]:
                 return LlmInputs(text.embeds_RTW, text.mask_RT, gated_kv)
-            prefix = prefix[:, :PREFIX].to(text.embeds_RTW)
+            prefix_RPW = prefix_RPW[:, :PREFIX].to(text.embeds_RTW)
             return LlmInputs(
-                torch.cat([prefix, text.embeds_RTW], 1),
-                torch.cat([text.mask_RT.new_ones(prefix.shape[:2]), text.mask_RT], 1),
+                torch.cat([prefix_RPW, text.embeds_RTW], 1),
+                torch.cat([text.mask_RT.new_ones(prefix_RPW.shape[:2]), text.mask_RT], 1),
                 gated_kv,
             )
 
     def _condition(self) -> Any:
         """Return the bridge's output for several masks in one random image."""
         model, size = self.model, self.model.config.input_size
-        tokens = torch.randn(model.window_pos_embed.shape, generator=self.generator).to(model.window_pos_embed)
-        masks = torch.zeros(ROWS, 1, size, size, device=tokens.device)
+        tokens_NLC = torch.randn(model.window_pos_embed.shape, generator=self.generator).to(model.window_pos_embed)
+        masks_R1SS = torch.zeros(ROWS, 1, size, size, device=tokens_NLC.device)
         for row in range(ROWS):
-            masks[row, :, row * size // 4 : (row + 2) * size // 4] = 1
-        features = model.mask_features(masks, torch.ones_like(masks))
-        ones = torch.ones(ROWS, 2, dtype=torch.long, device=tokens.device)
-        state = model.bridge.image_state(model.add_positions(tokens))
-        image = torch.zeros(ROWS, dtype=torch.long, device=tokens.device)
+            masks_R1SS[row, :, row * size // 4 : (row + 2) * size // 4] = 1
+        features = model.mask_features(masks_R1SS, torch.ones_like(masks_R1SS))
+        ones_RT = torch.ones(ROWS, 2, dtype=torch.long, device=tokens_NLC.device)
+        state = model.bridge.image_state(model.add_positions(tokens_NLC))
+        image_R = torch.zeros(ROWS, dtype=torch.long, device=tokens_NLC.device)
         modes = [model.config.modes[row % len(model.config.modes)] for row in range(ROWS)]
-        return model.bridge(state, image, features, Instruction(ones, ones), modes)
+        return model.bridge(state, image_R, features, Instruction(ones_RT, ones_RT), modes)
 
     def _plain(self, inputs: LlmInputs) -> Tensor:
         with self._refused("does not run on embeddings that are no token's"), inputs.conditioned():
-            logits = self.llm(inputs_embeds=inputs.embeds_RTW, use_cache=False).logits
-        if not torch.isfinite(logits).all():
+            logits_RTV = self.llm(inputs_embeds=inputs.embeds_RTW, use_cache=False).logits
+        if not torch.isfinite(logits_RTV).all():
             raise self._error("its logits are not finite")
-        return logits
+        return logits_RTV
 
-    def _is_causal(self, inputs: LlmInputs, plain: Tensor) -> None:
-        cut = inputs.embeds_RTW[:, :-2]
+    def _is_causal(self, inputs: LlmInputs, plain_RTV: Tensor) -> None:
+        cut_RTW = inputs.embeds_RTW[:, :-2]
         with inputs.conditioned():
-            logits = self.llm(inputs_embeds=cut, use_cache=False).logits
-        if not self._close(logits, plain[:, :-2]):
+            logits_RTV = self.llm(inputs_embeds=cut_RTW, use_cache=False).logits
+        if not self._close(logits_RTV, plain_RTV[:, :-2]):
             raise self._error("it attends to tokens that come later (an encoder, or bidirectional)")
 
     def _pads_on_the_right(self, inputs: LlmInputs) -> None:
         """Check that padding on the right, which training uses, does not change the loss of a row."""
-        padded, labels = self._padded(inputs)
-        together = token_losses(self.llm, padded, labels)[0]
+        padded, labels_RT = self._padded(inputs)
+        together_R = token_losses(self.llm, padded, labels_RT)[0]
         for row in range(ROWS):
             real_T = padded.mask_RT[row].bool()
             alone = padded.select(torch.tensor([row]))
             alone = LlmInputs(alone.embeds_RTW[:, real_T], alone.mask_RT[:, real_T], alone.gated_kv)
-            loss = token_losses(self.llm, alone, labels[row : row + 1, real_T])[0]
-            if (loss - together[row]).abs() > (0.5 if self.quantised else 5e-3) * (1 + loss.abs()) ** 0.5:
+            loss = token_losses(self.llm, alone, labels_RT[row : row + 1, real_T])[0]
+            if (loss - together_R[row]).abs() > (0.5 if self.quantised else 5e-3) * (1 + loss.abs()) ** 0.5:
                 raise self._error("padding after a row changes the loss of the row")
 
     def _padded(self, inputs: LlmInputs) -> tuple[LlmInputs, Tensor]:
-        mask = inputs.mask_RT.clone()
-        prefix = mask.shape[1] - TEXT
+        mask_RT = inputs.mask_RT.clone()
+        prefix = mask_RT.shape[1] - TEXT
         for row, length in enumerate(_LENGTHS):
-            mask[row, prefix + length :] = 0
-        labels = torch.cat([self.ids.new_full((ROWS, prefix), -100), self.ids], 1)
-        labels[:, : prefix + 1] = -100
-        return LlmInputs(inputs.embeds_RTW, mask, inputs.gated_kv), labels.masked_fill(mask == 0, -100)
+            mask_RT[row, prefix + length :] = 0
+        labels_RT = torch.cat([self.ids.new_full((ROWS, prefix), -100), self.ids], 1)
+        labels_RT[:, : prefix + 1] = -100
+        return LlmInputs(inputs.embeds_RTW, mask_RT, inputs.gated_kv), labels_RT.masked_fill(mask_RT == 0, -100)
 
     def _has_gradients(self, inputs: LlmInputs) -> None:
         """Check that gradients pass through all layers and, at the bridge's output, match finite differences."""
-        padded, labels = self._padded(inputs)
+        padded, labels_RT = self._padded(inputs)
         prefix = padded.embeds_RTW.shape[1] - TEXT
         if padded.gated_kv is None:
             given = [padded.embeds_RTW[:, :prefix]]
@@ -251,12 +252,12 @@ class _Examination:
         leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
 
         def loss(at: list[Tensor]) -> Tensor:
-            embeds, gated_kv = padded.embeds_RTW, padded.gated_kv
+            embeds_RTW, gated_kv = padded.embeds_RTW, padded.gated_kv
             if gated_kv is None:
-                embeds = torch.cat([at[0], embeds[:, prefix:]], 1)
+                embeds_RTW = torch.cat([at[0], embeds_RTW[:, prefix:]], 1)
             else:
                 gated_kv = gated.GatedKeyValues(gated_kv.layers, list(zip(at[::2], at[1::2], strict=True)))
-            return token_losses(self.llm, LlmInputs(embeds, padded.mask_RT, gated_kv), labels)[0].sum()
+            return token_losses(self.llm, LlmInputs(embeds_RTW, padded.mask_RT, gated_kv), labels_RT)[0].sum()
 
         with self._refused("has no gradient"), _cut_off(self.llm) as names:
             gradients = torch.autograd.grad(loss(leaves), leaves)
@@ -286,8 +287,8 @@ class _Examination:
         """Check that gradients reach every layer of the bridge, and the LoRA weights of every kind of matrix."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with self._refused("does not train"), torch.enable_grad():
-            padded, labels = self._padded(self._inputs())
-            loss = token_losses(self.llm, padded, labels)[0].sum()
+            padded, labels_RT = self._padded(self._inputs())
+            loss = token_losses(self.llm, padded, labels_RT)[0].sum()
             found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         reached = {id(p) for p, g in zip(trained.values(), found, strict=True) if g is not None and bool(g.any())}
         for number, layer in enumerate(self.model.bridge.layers()):
@@ -304,57 +305,59 @@ class _Examination:
 
     # -- optional optimizations ---------------------------------------------------------------------------------------
 
-    def _caches(self, inputs: LlmInputs, plain: Tensor) -> bool:
+    def _caches(self, inputs: LlmInputs, plain_RTV: Tensor) -> bool:
         """Check that the cache is correct token by token, also after rows are selected, repeated and copied."""
         start = inputs.embeds_RTW.shape[1] - 3
         cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.gated_kv)
-        logits, state = read_prefix(self.llm, cut)
-        right = [self._close(logits, plain[:, start - 1])]
-        rows, ids = [2, 0, 1, 2], self.ids[:, -3:]
+        logits_KV, state = read_prefix(self.llm, cut)
+        right = [self._close(logits_KV, plain_RTV[:, start - 1])]
+        rows, ids_RT = [2, 0, 1, 2], self.ids[:, -3:]
         copied = state.copied(rows)
         for step in range(2):
-            logits, copied = read_tokens(self.llm, ids[rows, step, None].tolist(), copied)
-            right.append(self._close(logits, plain[rows, start + step]))
+            logits_KV, copied = read_tokens(self.llm, ids_RT[rows, step, None].tolist(), copied)
+            right.append(self._close(logits_KV, plain_RTV[rows, start + step]))
         copied = copied.keep([1, 3])
-        logits, _ = read_tokens(self.llm, ids[[0, 2], 2, None].tolist(), copied)
-        right.append(self._close(logits, plain[[0, 2], start + 2]))
-        logits, _ = read_tokens(self.llm, ids[:, 0, None].tolist(), state)  # using the copies must not change `state`
-        return all([*right, self._close(logits, plain[:, start])])
+        logits_KV, _ = read_tokens(self.llm, ids_RT[[0, 2], 2, None].tolist(), copied)
+        right.append(self._close(logits_KV, plain_RTV[[0, 2], start + 2]))
+        # Using the copies must not change `state`.
+        logits_KV, _ = read_tokens(self.llm, ids_RT[:, 0, None].tolist(), state)
+        return all([*right, self._close(logits_KV, plain_RTV[:, start])])
 
-    def _reads_chunks(self, inputs: LlmInputs, plain: Tensor) -> bool:
+    def _reads_chunks(self, inputs: LlmInputs, plain_RTV: Tensor) -> bool:
         start = inputs.embeds_RTW.shape[1] - 3
         cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.gated_kv)
         _, state = read_prefix(self.llm, cut)
         rows = [1, 0, 2, 2]
         copied = state.copied(rows)
-        logits, _ = read_tokens(self.llm, self.ids[rows, -3:].tolist(), copied, every_position=True)
-        return self._close(logits, plain[rows, start:])
+        logits_KTV, _ = read_tokens(self.llm, self.ids[rows, -3:].tolist(), copied, every_position=True)
+        return self._close(logits_KTV, plain_RTV[rows, start:])
 
-    def _generates(self, inputs: LlmInputs, plain: Tensor) -> bool:
+    def _generates(self, inputs: LlmInputs, plain_RTV: Tensor) -> bool:
         padded, _ = self._padded(inputs)
         options = {"max_new_tokens": 3, "eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
         out = generate(self.llm, padded, **options)
         for row in range(ROWS):
             real_T = padded.mask_RT[row].bool()
             part = padded.select(torch.tensor([row]))
-            embeds = torch.cat([part.embeds_RTW[:, real_T], self.words(out.sequences[row : row + 1, :-1])], 1)
+            embeds_1TW = torch.cat([part.embeds_RTW[:, real_T], self.words(out.sequences[row : row + 1, :-1])], 1)
             with part.conditioned():
-                logits = self.llm(inputs_embeds=embeds, use_cache=False).logits[0, -len(out.logits) :]
-            if not self._close(torch.stack([step[row] for step in out.logits]), logits):
+                logits_TV = self.llm(inputs_embeds=embeds_1TW, use_cache=False).logits[0, -len(out.logits) :]
+            if not self._close(torch.stack([step[row] for step in out.logits]), logits_TV):
                 return False
         return True
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
-    def _works(self, step: Any, inputs: LlmInputs, plain: Tensor) -> bool:
+    def _works(self, step: Any, inputs: LlmInputs, plain_RTV: Tensor) -> bool:
         try:
-            return step(inputs, plain)
+            return step(inputs, plain_RTV)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the code of an LLM may raise any exception
             return False
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
+        """Return whether logits of any shape are equal up to the tolerance."""
         found, expected = found.double(), expected.double()
         if found.shape != expected.shape:
             return False

@@ -1,4 +1,4 @@
-"""Chooses the LLM's batch size: as many rows as fit into memory, which is measured on GPUs."""
+"""Chooses the LLM's batch size: as many rows as fit into memory. On GPUs, memory usage is measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Memory(Protocol):
         """Start a measurement."""
 
     def taken(self) -> int:
-        """Return the peak of the memory that was allocated since `begin`."""
+        """Return the peak memory usage since `begin`."""
 
     def free(self) -> int:
         """Return how much memory can still be allocated."""
@@ -104,8 +104,8 @@ class RowBudget:
     def _attempt(self, part: Sequence[Job], length: int, work: Callable[[Sequence[Job]], list[Any]]) -> Any:
         """Return the results of `work`, or None if the device ran out of memory.
 
-        `_attempt` is a separate function, because an out-of-memory exception keeps the tensors of its stack frames
-        alive until the function returns.
+        An out-of-memory exception keeps the tensors of its stack frames alive. `_attempt` is a separate function, so
+        that these tensors are freed when it returns.
         """
         if self._measures:
             assert self.memory is not None
@@ -123,7 +123,7 @@ class RowBudget:
         assert self.memory is not None
         each = self.memory.taken() / positions
         fitting = int(_SHARE * self.memory.free() / each) if each > 0 else self.positions
-        # A partial batch predicts the memory of larger batches poorly, so a batch grows by at most the factor _GROWTH.
+        # The batch size grows by at most the factor _GROWTH, because small batches predict memory usage poorly.
         wanted = min(fitting, max(self.positions, _GROWTH * positions))
         self.positions = max(1, min(wanted, self._ceiling or wanted))
 
@@ -132,9 +132,7 @@ class RowBudget:
         if self.memory is not None:
             self.memory.release()
         if rows == 1:
-            raise OsmError(
-                "the LLM runs out of memory with a single mask: give --device_map auto, or use a smaller LLM"
-            )
+            raise OsmError("the LLM runs out of memory even with a single mask: use --device_map auto or a smaller LLM")
         self.positions = self._ceiling = rows * length // 2
 
 

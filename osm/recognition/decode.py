@@ -36,7 +36,7 @@ class Decoded:
 
     @property
     def prob(self) -> float:
-        """The name's probability as in the published code, i.e. the product over its tokens without the end token.
+        """The product of the probabilities of the name's tokens without the end token, as in the published code.
 
         For an empty name, the result is the probability of the end token.
         """
@@ -45,7 +45,7 @@ class Decoded:
 
     @property
     def sequence_prob(self) -> float:
-        """The name's probability including the end token, by which alternative names are ranked."""
+        """The name's probability including the end token. Alternative names are ranked by `sequence_prob`."""
         return math.prod(self.token_probs)
 
 
@@ -84,11 +84,11 @@ class Decoder:
         ids: list[list[int]] = [[] for _ in range(rows)]
         probs: list[list[float]] = [[] for _ in range(rows)]
         ended = [False] * rows
-        live, (logits, state) = list(range(rows)), read_prefix(self.llm, inputs)
+        live, (logits_RV, state) = list(range(rows)), read_prefix(self.llm, inputs)
         steps = self.steps(trie)
         for step in range(steps):
-            found = _allowed(logits, trie, [ids[row] for row in live]).softmax(-1)
-            best = found.max(-1)
+            probs_RV = _allowed(logits_RV, trie, [ids[row] for row in live]).softmax(-1)
+            best = probs_RV.max(-1)
             kept = []
             for place, (row, token, prob) in enumerate(
                 zip(live, best.indices.tolist(), best.values.tolist(), strict=True)
@@ -104,12 +104,12 @@ class Decoder:
             if len(kept) < len(live):
                 state = state.keep(kept)
                 live = [live[place] for place in kept]
-            logits, state = read_tokens(self.llm, [[ids[row][-1]] for row in live], state)
+            logits_RV, state = read_tokens(self.llm, [[ids[row][-1]] for row in live], state)
         return [Decoded(tuple(i), tuple(p), e) for i, p, e in zip(ids, probs, ended, strict=True)]
 
     def _greedy_static(self, inputs: LlmInputs) -> list[Decoded]:
         rows = len(inputs)
-        # The batch is padded to a power of two with copies of its first row, so that few batch sizes are compiled.
+        # The batch is padded to a power of two with copies of its first row, to limit the number of compiled sizes.
         places = [*range(rows), *[0] * (2 ** math.ceil(math.log2(rows)) - rows)]
         out = generate(
             self.llm,
@@ -133,13 +133,13 @@ class Decoder:
 
         The beam search for a row stops when no unfinished beam can become more likely than the finished names.
         """
-        logits, state = read_prefix(self.llm, inputs)
+        logits_RV, state = read_prefix(self.llm, inputs)
         live = [_Beam(row, 0.0, (), ()) for row in range(len(inputs))]
         done: list[list[_Beam]] = [[] for _ in live]
         steps = self.steps(trie)
         for step in range(steps):
-            log_probs = _allowed(logits, trie, [list(beam.ids) for beam in live]).log_softmax(-1)
-            top = log_probs.topk(min(count + len(self.stops), log_probs.shape[-1]), -1)
+            log_probs_RV = _allowed(logits_RV, trie, [list(beam.ids) for beam in live]).log_softmax(-1)
+            top = log_probs_RV.topk(min(count + len(self.stops), log_probs_RV.shape[-1]), -1)
             opened: dict[int, list[tuple[int, _Beam]]] = {}
             for place, beam in enumerate(live):
                 for log_prob, token in zip(top.values[place].tolist(), top.indices[place].tolist(), strict=True):
@@ -163,7 +163,7 @@ class Decoder:
                 break
             state = state.keep([place for place, _ in kept])
             live = [beam for _, beam in kept]
-            logits, state = read_tokens(self.llm, [[beam.ids[-1]] for beam in live], state)
+            logits_RV, state = read_tokens(self.llm, [[beam.ids[-1]] for beam in live], state)
         return [[beam.decoded() for beam in _likeliest(found, count)] for found in done]
 
     @torch.no_grad()
@@ -188,8 +188,8 @@ class Decoder:
         pairs = [(row, i) for i in order for row in range(len(inputs))]
         for start in range(0, len(pairs), at_once):
             rows, chosen = (list(part) for part in zip(*pairs[start : start + at_once], strict=True))
-            scores = self._score([candidates[i] for i in chosen], rows, first_RV, state)
-            found_RK[rows, chosen] = scores.cpu()
+            scores_P = self._score([candidates[i] for i in chosen], rows, first_RV, state)
+            found_RK[rows, chosen] = scores_P.cpu()
         return found_RK
 
     def _score(
@@ -233,7 +233,7 @@ class _Beam:
 
 
 def _likeliest(beams: Sequence[_Beam], count: int) -> list[_Beam]:
-    """Return the `count` best beams with distinct names, sorted by score, but with finished before truncated beams."""
+    """Return the `count` best beams with distinct names: finished beams by score, then truncated beams by score."""
     best: dict[tuple[int, ...], _Beam] = {}
     for beam in sorted(beams, key=lambda beam: (not beam.ended, -beam.score)):
         best.setdefault(beam.ids, beam)

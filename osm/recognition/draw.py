@@ -97,7 +97,7 @@ def _places_of(ids: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def _unlike_their_neighbours(ids: np.ndarray, count: int, order: Sequence[int]) -> np.ndarray:
-    """Return a color (palette index) for each segment id, shape (count,), that as few neighbors as possible share."""
+    """Return a palette index for each segment id, shape (count,), so that few adjacent segments have the same color."""
     near: list[set[int]] = [set() for _ in range(count + 1)]
     for one, other in ((ids[:, :-3], ids[:, 3:]), (ids[:-3], ids[3:])):  # segments up to 3 pixels apart are neighbors
         pairs = np.stack([one.ravel(), other.ravel()], 1)
@@ -240,7 +240,7 @@ def _place(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float]:
-    """Place a label as close to a point as possible without overlap, and return the label's left and top.
+    """Place a label as close to a point as possible without overlap, and return the label's top-left corner.
 
     The label is always inside the image. If every candidate position overlaps a box in `taken`, the position with the
     smallest overlap is used. The label's box is added to `taken`.

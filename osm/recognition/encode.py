@@ -27,7 +27,7 @@ _MASKS_AT_ONCE = 32  # maximum number of masks at the image's own size that are 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An encoded image: its size (width, height), and the bridge's state, which has tensors of shape (1, ...)."""
+    """An encoded image: its size (width, height), and the bridge's state, whose tensors have a batch size of 1."""
 
     size: tuple[int, int]
     state: ImageState
@@ -44,7 +44,7 @@ def stack_images(images: Sequence[EncodedImage]) -> ImageState:
 class ImageEncoder:
     """Runs the vision tower and the mask-independent part of the bridge.
 
-    Image windows that contain only padding are computed once per model.
+    Windows that contain only padding are passed through the tower only once per model.
 
     Args:
         windows_at_once: windows per tower batch, which may contain windows of several images. The number is halved when
@@ -68,7 +68,7 @@ class ImageEncoder:
         ]
 
     def tower_tokens(self, pixels_N3SS: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Return the tokens (N, L, C) of `OmniScientModel.tower_tokens`, but compute padding-only windows just once.
+        """Return the tokens (N, L, C) of `OmniScientModel.tower_tokens`, but encode padding-only windows only once.
 
         Args:
             pixels_N3SS: the padded images.
@@ -90,7 +90,9 @@ class ImageEncoder:
         return torch.cat([prefix, windows.merge(patches_BPC)], 1)
 
     def _run_tower(self, windows_B3ww: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Run the tower on image windows in batches that fit into memory. Return each batch's class and patch tokens.
+        """Run the tower on image windows in batches that fit into memory.
+
+        Return the class and patch tokens of each batch.
 
         Raises:
             OsmError: not even one window fits into memory.
@@ -152,7 +154,7 @@ class MaskEncoder:
         self.model, self.processor, self.fallbacks = model, processor, 0
 
     def encode(self, regions: Sequence[Region]) -> Iterator[EncodedMask]:
-        """Encode the regions of one image. Only a few masks are drawn at a time, to limit memory usage."""
+        """Encode the regions of one image. Only a few masks are created at a time, to limit memory usage."""
         for start in range(0, len(regions), _MASKS_AT_ONCE):
             yield from self._encode_some(regions[start : start + _MASKS_AT_ONCE])
 

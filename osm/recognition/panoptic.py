@@ -40,8 +40,8 @@ def merge(
 ) -> Merged:
     """Paint masks into a label map in descending order of probability, without overwriting painted pixels.
 
-    Masks with equal probability keep their order. A mask is dropped if its probability or its number or share of free
-    pixels is below the minimum.
+    Masks with equal probability keep their order. A mask is dropped if its probability is below `min_prob`,
+    or if too few of its pixels are still unpainted (`min_pixels` and `min_free`).
 
     Args:
         masks: masks of one size, each bool (H, W).

@@ -46,7 +46,7 @@ def from_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_max_memory(text: str) -> dict[int | str, int]:
-    """Parse the value of `--max_memory`, such as `0=20GiB,cpu=60GiB`, to a dict from device to bytes.
+    """Parse the value of `--max_memory`, such as `0=20GiB,cpu=60GiB`, into a dict that maps devices to bytes.
 
     Raises:
         OsmError: a device is neither a GPU number nor `cpu`, a device is given twice, or a size is invalid.
@@ -66,7 +66,7 @@ def parse_max_memory(text: str) -> dict[int | str, int]:
 def _bytes(place: int | str, size: int | str) -> int:
     """Convert a size such as `20GiB` to bytes.
 
-    The parser of accelerate is not used, because it interprets a unit such as `gb` in lower case as bits.
+    Accelerate's own parser is not used, because it interprets a lower-case unit such as `gb` as gigabits.
     """
     if isinstance(size, int):
         return size
@@ -130,7 +130,7 @@ def spread(
     if "disk" in placed.values():
         try:
             Path(str(offload_folder)).mkdir(parents=True, exist_ok=True)
-            # Each model gets a new subfolder, because accelerate would load the files of an older model if they exist.
+            # Each model is offloaded to a new subfolder, because accelerate would load an older model's existing files.
             folder = tempfile.TemporaryDirectory(prefix="llm_", dir=offload_folder)
         except OSError as error:
             raise OsmError(f"--offload_folder {offload_folder}: {error.strerror}; expected a writable folder") from None

@@ -1,6 +1,6 @@
 """The recognition engine: encodes each image once, then names all masks in all modes, in batches that fit into memory.
 
-Shapes: R rows (one region in one mode), T token positions, W LLM width.
+Shapes: R rows (one region in one mode), K candidates, T token positions, W LLM width.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Job:
 
 @dataclass
 class _Request:
-    """The validated arguments of one call to `name` or `name_batch`, which apply to every region of the call."""
+    """The validated arguments of one call to `name` or `name_batch`, which apply to all regions in the call."""
 
     top_k: int = 1
     vocabulary: Sequence[str] | None = None
@@ -285,7 +285,7 @@ class Recognizer:
         return answers
 
     def _positions(self, prompt: str, request: _Request) -> int:
-        """Return the number of LLM positions that one region needs: the prefix and the longest name, in every beam."""
+        """Return the number of LLM positions per region: (prefix length + maximum name length) x number of beams."""
         length = self.model.bridge.prefix_length + self.processor.prompts([prompt]).input_ids.shape[1]
         beams = request.top_k if request.vocabulary is None or request.method == "constrained" else 1
         return beams * (length + self.decoder.steps(self._trie(request, prompt)))
@@ -330,10 +330,10 @@ class Recognizer:
     def _scored(self, inputs: LlmInputs, modes: list[str], vocabulary: Vocabulary, top_k: int) -> list[Recognition]:
         longest = max(len(candidate) for candidate in vocabulary.candidates)
         at_once = self.budget.rows(inputs.embeds_RTW.shape[1] + longest)
-        likelihoods = self.decoder.score(inputs, vocabulary.candidates, at_once)
+        likelihoods_RK = self.decoder.score(inputs, vocabulary.candidates, at_once)
         found = []
-        for mode, probs in zip(modes, likelihoods.softmax(-1), strict=True):
-            best = probs.topk(min(top_k, len(probs)))
+        for mode, probs_K in zip(modes, likelihoods_RK.softmax(-1), strict=True):
+            best = probs_K.topk(min(top_k, len(probs_K)))
             names = [
                 Alternative(vocabulary.names[i], p)
                 for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -404,7 +404,7 @@ def load_recognizer(
     check_device(model.llm, bits, target)
     if bits and device_map is not None:
         raise OsmError(
-            f"--device_map {device_map} cannot be combined with an LLM in 8 or 4 bits ({bits}); leave --device_map out"
+            f"--device_map {device_map} cannot be combined with an 8-bit or 4-bit LLM ({bits}); omit --device_map"
         )
     if target.type == "cuda":
         model.hold_frozen(torch.bfloat16)

@@ -18,7 +18,7 @@ POINT_RADIUS = 0.02  # the radius of the disc that a point is converted to, as a
 
 @dataclass(frozen=True)
 class Region:
-    """A region of an image with a lazily drawn mask, so that hundreds of masks do not have to fit into memory.
+    """A region of an image. Masks are created on demand, so that hundreds of masks need not be in memory at once.
 
     Attributes:
         draw: function that returns the mask, bool (H, W).

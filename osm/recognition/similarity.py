@@ -1,4 +1,4 @@
-"""Semantic similarity of names: the cosine of their sentence embeddings (all-MiniLM-L6-v2)."""
+"""Semantic similarity of names: the cosine similarity of their sentence embeddings (all-MiniLM-L6-v2)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SentenceEncoder:
 
 
 def _load(found: Found) -> tuple[Any, Any]:
-    # For a pip package, `location` is a file of the model, but transformers loads the folder that contains the file.
+    # For a pip package, `location` is a file, but transformers expects the folder that contains this file.
     place = str(Path(found.location).parent) if found.source == "pip" else found.location
     options = from_pretrained_options(found)
     model, info = AutoModel.from_pretrained(place, output_loading_info=True, **model_options(found))

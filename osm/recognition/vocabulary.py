@@ -141,6 +141,9 @@ def _of_json(text: str, where: str) -> tuple[str, _Found]:
     if isinstance(document, dict) and all(isinstance(name, str) for name in document.values()):
         return "a json of ids and names", [(f"id {shown(key)}", name) for key, name in document.items()]
     if not isinstance(document, list):
-        raise OsmError(f"{where}: JSON must be a list of names, an object of ids and names, or have 'categories'")
+        raise OsmError(
+            f"{where}: the JSON must be a list of names, an object that maps ids to names or names to ids, "
+            "or an object with 'categories'"
+        )
     entries = [entry.get("name") if isinstance(entry, dict) else entry for entry in document]
     return kind, [(f"entry {number}", name) for number, name in enumerate(entries, 1)]

@@ -1,7 +1,7 @@
-"""Patches of gradio that limit the size of painted masks and report malformed calls without a traceback.
+"""Patches for gradio that limit the size of painted masks and report malformed calls without a traceback.
 
 Without the patches, gradio would decode painted masks as images of any format and size. This module replaces methods of
-gradio's class `ImageEditor` instead of subclassing it, because gradio writes a file next to the source of each
+gradio's class `ImageEditor` instead of subclassing it, because gradio writes a file next to the source file of each
 component class. Patching one `ImageEditor` instance is not enough, because gradio creates one instance per visitor.
 """
 
@@ -27,8 +27,8 @@ _MAX_PENDING_PAINTINGS = 8  # the page sends a painting right before the paintin
 def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
     """Patch gradio's ImageEditor to decode only the layers of a painting, and only up to a size limit.
 
-    Only the most recently painted masks are stored. An uploaded painting is read in place, because a copy made by
-    gradio would not count toward the size limit of uploads.
+    Gradio's storage keeps only the most recently painted masks. An uploaded painting is read in place, because a copy
+    made by gradio would not count toward the size limit for uploads.
 
     Args:
         max_pixels: maximum number of pixels per painting.
@@ -66,7 +66,10 @@ def bound_paintings(max_pixels: int, uploads: Uploads) -> None:
 
 
 def read_in_place(button: Any, uploads: Uploads) -> None:
-    """Patch an upload button to use the uploaded file in place, because gradio shares one copy of equal files."""
+    """Patch an upload button to use the uploaded file in place instead of copying it.
+
+    Gradio would store uploads with equal content as one shared copy.
+    """
 
     async def in_place(path: str) -> str:
         if not uploads.holds(Path(path)):
@@ -77,7 +80,10 @@ def read_in_place(button: Any, uploads: Uploads) -> None:
 
 
 def without_tracebacks(blocks: Any) -> None:
-    """Patch gradio to log malformed calls in one line. Only exceptions raised in this package keep their traceback."""
+    """Patch gradio to log each malformed call as one line.
+
+    Tracebacks are logged only for exceptions from this package.
+    """
 
     def reported(error: Exception) -> gr.Error:
         if isinstance(error, gr.Error):
@@ -102,7 +108,7 @@ def without_tracebacks(blocks: Any) -> None:
 
 
 def _is_raised_by_package(error: Exception) -> bool:
-    """Return whether an exception was raised within a function of this package, outside the patches of gradio."""
+    """Return whether an exception was raised within a function of this package, outside the patches for gradio."""
     package, trace = str(Path(__file__).parents[1]), error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename

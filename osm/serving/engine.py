@@ -70,7 +70,7 @@ class Engine:
     """Names regions of images. The engine is thread-safe.
 
     The recognizer and the segmenter hold one image at a time. Each naming call locks the recognizer and the segmenter,
-    and replaces the images that they hold if these differ from the image of the call.
+    and passes its image to them if they hold a different image.
 
     Args:
         recognizer: names the masks.
@@ -112,7 +112,7 @@ class Engine:
             return self._name(picture, [("box " + ", ".join(f"{side:g}" for side in box), mask)], request)[0]
 
     def painted(self, picture: DemoPicture, mask: np.ndarray, request: NamingRequest) -> NamedRegion:
-        """Name a painted mask, bool (H, W) at the size of the image.
+        """Name the object under a painted mask, which is a bool array (H, W) of the same size as the image.
 
         Raises:
             OsmError: the mask is empty, the mask's size differs from the image's, or the request is invalid.

@@ -1,7 +1,7 @@
 """ASGI middleware in front of gradio, which checks the origin, type and size of every request to the demo page.
 
-Any web site that the user visits can send requests to a server on this machine. With DNS rebinding, in which the site's
-name is made to resolve to this machine, the site can also read the responses. To block requests from other web sites,
+Any web site that the user visits can send requests to a server on this machine. A malicious site can also read the
+responses if its host name is made to resolve to this machine (DNS rebinding). To block requests from other web sites,
 the middleware checks the host names in the Host and Origin headers.
 """
 
@@ -68,15 +68,15 @@ class HostNames:
     def __contains__(self, name: str) -> bool:
         if name in self.known:
             return True
-        # Other machines may request a public page by its IP address; a DNS rebinding attack always uses a host name.
+        # A public page may be requested by its IP address, because a DNS rebinding attack always uses a host name.
         return not self.is_local and _is_address(name)
 
 
 class Guard:
     """ASGI middleware that checks each request before passing it on to gradio's application.
 
-    The middleware stores uploads itself, because gradio would store uploads with equal content as one file, which two
-    visitors would then share.
+    The middleware stores uploads itself, because gradio would store uploads with equal content as one file that several
+    visitors share.
 
     Args:
         app: gradio's application.
@@ -131,7 +131,7 @@ class Guard:
         if host is None or host not in self.names:
             raise RequestRefused(
                 403,
-                f"Host {', '.join(hosts)[:80]!r} is not an allowed host name; --allow_host NAME allows another name",
+                f"Host {', '.join(hosts)[:80]!r} is not an allowed host name; use --allow_host NAME to allow it",
             )
         for origin in _values(scope, b"origin"):
             parts = _origin_parts(origin)

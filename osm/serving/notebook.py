@@ -60,7 +60,7 @@ class Explorer:
 
     @property
     def history(self) -> list[NamedRegion]:
-        """All regions that were named so far, oldest first."""
+        """All regions named so far, oldest first."""
         return self.picture.named
 
     def click(self, x: float, y: float) -> NamedRegion:

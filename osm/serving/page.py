@@ -46,7 +46,7 @@ _SHOWN_SIDE = 1400  # maximum side of the displayed image in pixels; a full-size
 
 @dataclass
 class TabState:
-    """The state of one browser tab, which gradio stores.
+    """The state that gradio stores for each browser tab.
 
     Attributes:
         picture: the current image.
@@ -143,7 +143,7 @@ class Page:
         return self._answer(tab, lambda picture, w: [self.engine.box(picture, box, w)], request)
 
     def typed(self, tab: TabState, text: str, *request: Any) -> list[Any]:
-        """Handle typed coordinates in pixels: `x, y` selects a point, `x, y, width, height` a box."""
+        """Handle typed coordinates in pixels: `x, y` selects a point, and `x, y, width, height` selects a box."""
         try:
             numbers = [float(part) for part in (text or "").replace(",", " ").split()]
         except ValueError:
@@ -217,7 +217,7 @@ class Page:
         ]
 
     def _file(self, tab: TabState, picture: DemoPicture) -> str:
-        """Write the result file of a browser tab and return its path. Each new answer overwrites the tab's file."""
+        """Write the result file of a browser tab and return its path. A new answer overwrites the tab's result file."""
         tab.key = tab.key or uuid4().hex
         path = self.folder.answers / tab.key / "names.json"
         path.parent.mkdir(exist_ok=True)
@@ -336,7 +336,7 @@ def parse_request(mode: str, names: str | None, method: str) -> NamingRequest:
 
 
 def painted_mask(painting: dict[str, Any] | None, image: Image.Image) -> np.ndarray:
-    """Return the mask of all pixels that the user painted on any layer, bool (H, W) at the size of the image."""
+    """Return the mask of all pixels that the user painted on any layer, as a bool array (H, W) of the image's size."""
     mask = np.zeros(image.size[::-1], bool)
     for layer in (painting or {}).get("layers") or ():
         alpha = Image.fromarray(layer[..., 3] > 0)

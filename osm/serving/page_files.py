@@ -1,7 +1,7 @@
 """The image files of the demo page: sample images, uploads, and a private temporary folder per running page.
 
-The temporary folder is removed when the page ends. If a page was killed, the next page that starts removes the
-temporary folder of the killed page.
+The temporary folder is removed when the page's server stops. If a server was killed, the next server that starts
+removes the temporary folder of the killed server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from osm.terminal import printable
 
 try:
     import fcntl
-except ImportError:  # Windows has no fcntl, so the folder of a killed page is not removed there.
+except ImportError:  # Windows has no fcntl, so folders of killed pages are not removed on Windows.
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = "osm_demo_"
@@ -50,8 +50,8 @@ class UploadsFull(Exception):
 class PageFolder:
     """A private folder in the system's temporary folder, removed by `close` or when the object is garbage-collected.
 
-    Each private folder contains a lock file, which the running page locks. A private folder whose lock file is not
-    locked belongs to a page that was killed, and is removed when the next page starts.
+    Each private folder contains a lock file, which the running page keeps locked. If the lock file is not locked, the
+    page was killed, and the private folder is removed when the next page starts.
 
     Attributes:
         path: the private folder.
@@ -182,7 +182,7 @@ def _remove_locked(path: Path, file: IO[str] | None) -> None:
 
 
 def drawn_scene(number: int) -> Image.Image:
-    """Draw a synthetic sample scene, which `number` selects, as an RGB image of 512 x 512 pixels."""
+    """Draw the synthetic sample scene with the index `number`, as an RGB image of 512 x 512 pixels."""
     from osm.synthetic.scenes.compose import draw_scene
     from osm.synthetic.scenes.scene_names import choose_pairs
 

@@ -194,7 +194,7 @@ def _launched(page: Page, host: str, port: int, names: HostNames) -> Any:
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
-        # When the server starts, the application has no connections yet, so the guard can wrap all its middleware.
+        # The guard is installed at startup, before any request, so that it wraps gradio's complete middleware stack.
         inputs = {number: len(function.inputs) for number, function in blocks.fns.items()}
         app.middleware_stack = Guard(app.middleware_stack, names, inputs, page.uploads, page.limits.file_bytes)
         yield

@@ -3,8 +3,8 @@
     osm collages data/things --table cutouts.yaml --cutouts stamps/ --backgrounds photos/ --images 400
 
 "Copy-paste" (Ghiasi et al., CVPR 2021, https://arxiv.org/abs/2012.07177) makes a training dataset from a few cut-out
-images of each object. A cut-out is either an image with an alpha channel, whose name is in a table, or a segment of a
-dataset in COCO-panoptic format.
+images of each object. A cut-out is either an image with an alpha channel or a segment of a dataset in COCO-panoptic
+format. A table contains the object names of the cut-out images.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class Cutout:
-    """An image of one object. The object's outline is the alpha channel of `path`, or a segment of the PNG `mask`."""
+    """An image of one object. The object's shape is the alpha channel of `path`, or a segment in the PNG `mask`."""
 
     path: Path
     mask: Path | None = None
@@ -130,7 +130,9 @@ def read_table(table: Path, folder: Path) -> dict[str, dict[str, list[Cutout]]]:
     """
     found = read_yaml(table, "--table")
     if not isinstance(found, dict) or not found:
-        raise OsmError(f"--table {table}: expected object names, each with its files under {' or '.join(SPLITS)}")
+        raise OsmError(
+            f"--table {table}: expected object names as keys, each with lists of files under {' or '.join(SPLITS)}"
+        )
     out: dict[str, dict[str, list[Cutout]]] = {}
     for name, splits in found.items():
         where = f"--table {table}: {shown(name)}"
@@ -271,7 +273,7 @@ def compose(pool: Pool, photos: Sequence[Path], rng: random.Random) -> tuple[Ima
     for number in range(1, rng.randint(1, MAX_THINGS) + 1):
         name = rng.choice(list(pool))
         thing = _vary(rng.choice(pool[name]).load(), min(size), rng)
-        # Up to an eighth of the cut-out's width and height may be outside of the image.
+        # Up to an eighth of the cut-out's width and height may be outside the image.
         x, y = (rng.randint(-d // 8, max(full - d + d // 8, -d // 8)) for d, full in zip(thing.size, size, strict=True))
         layer = Image.new("L", size)
         layer.paste(thing.getchannel("A"), (x, y))

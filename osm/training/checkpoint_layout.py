@@ -31,16 +31,16 @@ from osm.training.run_position import RunPosition
 
 
 class UnreadableCheckpoint(OsmError):
-    """Raised for a damaged or incomplete checkpoint. A checkpoint of a different model raises a plain OsmError."""
+    """Raised for a damaged or incomplete checkpoint. Loading another model's checkpoint raises OsmError."""
 
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """One checkpoint in a run's folder. Checkpoints are compared by age, so `max` returns the newest checkpoint.
+    """One checkpoint in a run's folder. Checkpoints are ordered from oldest to newest, so `max` returns the newest.
 
-    Every checkpoint stores a counter that only increases. Step and epoch numbers cannot order checkpoints, because
-    these numbers may decrease when a run is resumed with a different batch size or number of processes. Checkpoints
-    written by older code have the counter 0 and are ordered by epoch and batch.
+    Every checkpoint stores a counter that is higher than that of any earlier checkpoint. Step and epoch numbers cannot
+    order checkpoints, because these numbers may decrease when a run is resumed with a different batch size or number of
+    processes. Checkpoints written by older code have a counter of 0 and are ordered by epoch and batch.
 
     Attributes:
         counter: number of checkpoints that the run had written, including this one; 0 in files written by older code.
@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 class CheckpointLayout(ABC):
-    """The interface of a file layout in which checkpoints are stored on disk."""
+    """The interface of both on-disk checkpoint layouts."""
 
     @abstractmethod
     def paths(self, folder: Path) -> list[Path]:

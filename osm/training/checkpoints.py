@@ -130,7 +130,7 @@ def _newest_intact(folder: Path, known_broken: Mapping[Path, str]) -> Path | Non
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a broken checkpoint to `<name>.broken`, and return a phrase that reports the new name in a warning."""
+    """Rename a broken checkpoint to `<name>.broken`, and return a phrase with the new name for a warning."""
     for number in range(1, 1000):
         target = path.with_name(f"{path.name}.broken{number if number > 1 else ''}")
         if not target.exists():
@@ -184,7 +184,7 @@ def local_checkpoint(location: str) -> Path:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run. All ranks must call each method together, because methods are collective calls.
+    """Writes the checkpoints of a run. All ranks must call each method together, because each is a collective call.
 
     Args:
         folder: the run's folder.
@@ -275,7 +275,10 @@ class CheckpointWriter:
         )
 
     def wait(self) -> None:
-        """Wait until the background thread has written the step folder. Raises RunStopped if the writing failed."""
+        """Wait until the background thread has written the step folder.
+
+        Raises RunStopped if the step folder could not be written.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

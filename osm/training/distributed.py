@@ -43,13 +43,13 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks in place, and return the tensor."""
+        """Sum a tensor of any shape over all ranks in place, and return the tensor."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def total(self, counts: Counter[str]) -> Counter[str]:
-        """Return a counter that is the sum of the given counters of all ranks."""
+        """Sum the `Counter` objects of all ranks, and return the sum on every rank."""
         return sum(self.gathered(counts), Counter())
 
     def gathered(self, value: T) -> list[T]:
@@ -131,7 +131,7 @@ def start(device: str, backend: str, url: str, no_set_device_rank: bool, num_thr
         name = backend or ("nccl" if chosen.type == "cuda" else "gloo")
         if name == "nccl" and chosen.type != "cuda":
             raise OsmError(f"--dist-backend nccl requires CUDA, but this process runs on {chosen.type}; use gloo")
-        # Checkpoints are written from CPU tensors, so gloo is also needed if nccl exchanges the gradients.
+        # Checkpoints are written from CPU tensors, so gloo is needed even if gradients are exchanged with nccl.
         _join(f"cpu:gloo,cuda:{name}" if chosen.type == "cuda" else name, url)
         # A separate process group keeps the collective calls of checkpoint writing apart from those of training.
         group = dist.new_group(backend="gloo")

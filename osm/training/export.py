@@ -1,8 +1,8 @@
 """Converts trained models between file formats: the commands `osm export` and `osm import`.
 
 A trained model is stored as a folder (config.json, model.safetensors) or as a published `.pt` file. `osm export`
-converts any output of a training run to either format. `osm import` converts a published file, which does not contain
-its model config, to either format.
+converts any output of a training run to a `.pt` file or a folder. `osm import` converts a published file, which does
+not contain its model config, to a `.pt` file or a folder that contains the config.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def read_source(path: Path) -> Source:
 
 
 def _read_step_folder(path: Path) -> Source:
-    """Read a trained model from a step folder, a checkpoint in the layout of `osm.training.sharded_layout`."""
+    """Read a trained model from a step folder (a checkpoint in the layout of `osm.training.sharded_layout`)."""
     document = read_run_document(path)
     tensors = read_tensors(path)
     named = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
@@ -118,7 +118,7 @@ def export(source: Path, out: str | Path, with_optimizer: bool = False, force: b
 
 
 def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool) -> str:
-    """Export a model to the local `path`. Error messages show `out`, which may be a URL to which `path` is uploaded."""
+    """Export a model to the local `path`. Error messages name the final location `out`, which may be a URL."""
     published = path.suffix in PUBLISHED_SUFFIXES
     if half and with_optimizer:
         raise OsmError(
@@ -131,14 +131,14 @@ def _export(source: Path, path: Path, out: str, with_optimizer: bool, half: bool
     found = read_source(source)
     if found.config is None:
         raise OsmError(
-            f"{found.where} does not contain the model config, like all published files; use "
+            f"{found.where} is a published file, which does not contain the model config; use "
             f"osm import {source} {out} --config <the config it was trained with>"
         )
     if with_optimizer and OPTIMIZER not in found.rest:
         raise OsmError(f"--with_optimizer: {found.where} has no {OPTIMIZER}")
     wanted = blank_entries(files.model_config(found.config, found.where), found.state, found.where)
     given = files.fitting(wanted, found.state, found.where)
-    # Each tensor is cloned, because for a view of a larger tensor, torch.save would store the larger tensor.
+    # Each tensor is cloned, because torch.save stores the entire underlying storage of a tensor that is a view.
     entries = {name: given[name].reshape(blank.shape).clone() for name, blank in wanted.items()}
     if half:
         entries = {name: _halved(value, name, found.where) for name, value in entries.items()}
@@ -189,7 +189,7 @@ def import_published(
 
 
 def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mapping[str, int | None], base: str) -> str:
-    """Import a model to the local `path`. Error messages show `out`, which may be a URL to which `path` is uploaded."""
+    """Import a model to the local `path`. Error messages name the final location `out`, which may be a URL."""
     if zoo.is_dir():
         raise OsmError(f"{zoo} is a folder; osm import reads a published .pt file, and osm export reads folders")
     found = read_source(zoo)
@@ -212,8 +212,8 @@ def _import(zoo: Path, path: Path, out: str, config: ModelConfig, widths: Mappin
 def target(out: str | Path, force: bool) -> Iterator[Path]:
     """Yield the local path to which the body of the `with` statement writes a model.
 
-    If `out` is a local path, `out` itself is yielded. If `out` is a URL, a local staging path is yielded, which is
-    uploaded when the body ends without an exception.
+    If `out` is a local path, `out` itself is yielded. If `out` is a URL, a local staging path is yielded. The staged
+    files are uploaded when the body of the `with` statement ends without an exception.
 
     Raises:
         OsmError: `out` already exists and must not be replaced (without `force`), or a different process is writing to
@@ -258,7 +258,7 @@ def _check_remote_folder(out: str, there: Mapping[str, int], force: bool, staged
     if not there or (staged and config not in there and weights in there):
         return
     if not {config, weights} & there.keys():
-        raise OsmError(f"{out} already exists but holds no model that could be replaced; choose a different path")
+        raise OsmError(f"{out} already exists but contains no model, so it is not replaced; choose a different path")
     if not force:
         half = "" if config in there else f" (without its {config}, probably because an upload was interrupted)"
         raise OsmError(f"{out} already exists{half}: choose a different name, or replace it with --force")
@@ -278,7 +278,7 @@ def check_out(out: Path, force: bool) -> None:
             f"{out} is a folder, but a name that ends in {out.suffix} is for a file; choose a different name"
         )
     if not file and not any((out / name).is_file() for name in FOLDER_FILES):
-        raise OsmError(f"{out} already exists but holds no model that could be replaced; choose a different path")
+        raise OsmError(f"{out} already exists but contains no model, so it is not replaced; choose a different path")
     if not force:
         raise OsmError(f"{out} already exists: choose a different name, or replace it with --force")
 
@@ -314,7 +314,7 @@ def _modes(names: Iterable[str]) -> list[str]:
 
 
 def _summary(out: str, entries: Mapping[str, Tensor], where: str) -> str:
-    """Return a line about a written model: its path, the number of tensors, the source file and the modes."""
+    """Return a one-line summary of a written model: its path, the number of tensors, the source file and the modes."""
     return f"{out}: {len(entries)} entries of {where}; modes {', '.join(_modes(entries))}"
 
 

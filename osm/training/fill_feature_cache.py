@@ -31,8 +31,8 @@ def open_cache(folder: str, model: OmniScientModel, transform: SampleTransform) 
     """Open the feature cache, which stores the output tokens of the model's frozen tower.
 
     The name of the cache folder is a hash of everything that the tower's tokens depend on: the tower's weights and
-    config, the input sizes, the image normalization and the settings of the views (crops). A different tower or setting
-    therefore uses a different cache folder.
+    config, the input sizes, the image normalization and the settings of the views (crops). If the tower, the image
+    preprocessing or the settings of the views change, a different cache folder is used.
     """
     config, sample = model.config, transform.config
     depends_on = {
@@ -68,7 +68,7 @@ def fill(
     """
     skipped: Counter[str] = Counter()
     # Every rank lists all image views in the same order and processes its share of the list.
-    # Cached image views are skipped only after the list is divided, because another rank may already be caching views.
+    # Cached views are skipped only after the list is split, because other ranks may already be writing to the cache.
     # The list is shuffled, so that the remaining work of an interrupted run is balanced over the ranks.
     every_view = [
         (shard, raw.cache_key, view)
@@ -115,7 +115,7 @@ def _check_room(cache: FeatureCache, model: OmniScientModel, views: int) -> None
     if need > free:
         raise OsmError(
             f"--feature_cache {cache.folder.parent}: {views} image views need {need / 1e9:.1f} GB, but only "
-            f"{free / 1e9:.1f} GB of disk space are free; use fewer --views, or a different folder"
+            f"{free / 1e9:.1f} GB of disk space is free; use fewer --views, or a different folder"
         )
     if need > 1e9:
         logger.info(f"feature cache: {views} views, {need / 1e9:.1f} GB in {cache.folder}")

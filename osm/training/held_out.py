@@ -1,4 +1,7 @@
-"""Evaluation during training on held-out samples, which are selected by their keys and excluded from training."""
+"""Evaluation during training on held-out samples, which are selected by their keys and excluded from training.
+
+Shapes: R rows, G groups of rows ((dataset, mode) pairs).
+"""
 
 from __future__ import annotations
 
@@ -66,28 +69,28 @@ class HeldOut:
             likely token, so that greedy search would generate the name.
         """
         groups = loss.groups
-        sums = torch.zeros(4, len(groups), dtype=torch.float64)  # cross entropy, tokens, rows, exact rows
+        sums_4G = torch.zeros(4, len(groups), dtype=torch.float64)  # cross entropy, tokens, rows, exact rows
         for batch, weight in self._batches():
             with autocast(self.precision, self.world.device):
                 outputs = task(batch.to(self.world.device), scored=True)
-            losses, counts, exact = (x.cpu() for x in outputs)
-            index = loss.group_index(batch)
-            for place, values in enumerate((losses, counts, torch.ones_like(losses), exact)):
-                sums[place].index_add_(0, index, values.double() * weight)
-        entropy, tokens, rows, exact = self._sum_over_ranks(sums)
+            losses_R, counts_R, exact_R = (x.cpu() for x in outputs)
+            index_R = loss.group_index(batch)
+            for place, values_R in enumerate((losses_R, counts_R, torch.ones_like(losses_R), exact_R)):
+                sums_4G[place].index_add_(0, index_R, values_R.double() * weight)
+        entropy_G, tokens_G, rows_G, exact_G = self._sum_over_ranks(sums_4G)
         found = {
-            "eval/loss": float(entropy.sum() / tokens.sum().clamp(min=1)),
-            "eval/accuracy": float(exact.sum() / rows.sum().clamp(min=1)),
+            "eval/loss": float(entropy_G.sum() / tokens_G.sum().clamp(min=1)),
+            "eval/accuracy": float(exact_G.sum() / rows_G.sum().clamp(min=1)),
         }
         for place, (name, half) in enumerate(groups):
-            if rows[place]:
-                found[f"eval/loss/{name}/{half}"] = float(entropy[place] / tokens[place])
-                found[f"eval/accuracy/{name}/{half}"] = float(exact[place] / rows[place])
+            if rows_G[place]:
+                found[f"eval/loss/{name}/{half}"] = float(entropy_G[place] / tokens_G[place])
+                found[f"eval/accuracy/{name}/{half}"] = float(exact_G[place] / rows_G[place])
         return found
 
-    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
-        on_device = sums.float() if self.world.device.type == "mps" else sums
-        return self.world.sum(on_device.to(self.world.device)).cpu()
+    def _sum_over_ranks(self, sums_4G: Tensor) -> Tensor:
+        on_device_4G = sums_4G.float() if self.world.device.type == "mps" else sums_4G
+        return self.world.sum(on_device_4G.to(self.world.device)).cpu()
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
         """Yield this rank's held-out batches, each with the weight 1, followed by padding batches with the weight 0.

@@ -1,4 +1,7 @@
-"""Measures the values of a training log line: the losses per dataset and mode, throughput, FLOPs and memory."""
+"""Measures the values of a training log line: the losses per dataset and mode, throughput, FLOPs and memory.
+
+Shapes: R rows, G groups of rows ((dataset, mode) pairs).
+"""
 
 from __future__ import annotations
 
@@ -96,20 +99,20 @@ class Meter:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.sums.device)
         self.rows, self.steps = torch.zeros((), device=world.device), 0
 
-    def add(self, index: Tensor, losses: Tensor, counts: Tensor, weights: Tensor, micro_batches: int) -> None:
+    def add(self, index_R: Tensor, losses_R: Tensor, counts_R: Tensor, weights_R: Tensor, micro_batches: int) -> None:
         """Add the losses of one forward pass on this rank.
 
         Args:
-            index: the index of each row's (dataset, mode) pair.
-            losses: the loss of each row.
-            counts: the number of supervised tokens of each row.
-            weights: the weight of each row in the loss of the step.
+            index_R: the index of each row's (dataset, mode) pair.
+            losses_R: the loss of each row.
+            counts_R: the number of supervised tokens of each row.
+            weights_R: the weight of each row in the loss of the step.
             micro_batches: the number of micro-batches of the step.
         """
-        place = index.to(self.sums.device)
-        self.sums[0].index_add_(0, place, losses.to(self.sums))
-        self.sums[1].index_add_(0, place, counts.to(self.sums))
-        self.loss += reduce_losses(losses, weights).to(self.sums) / micro_batches
+        place_R = index_R.to(self.sums.device)
+        self.sums[0].index_add_(0, place_R, losses_R.to(self.sums))
+        self.sums[1].index_add_(0, place_R, counts_R.to(self.sums))
+        self.loss += reduce_losses(losses_R, weights_R).to(self.sums) / micro_batches
 
     def end_step(self, rows: Tensor) -> None:
         """Count one optimizer step. `rows` is the number of (mask, name) pairs in the step, over all ranks."""
@@ -120,9 +123,10 @@ class Meter:
         """Return the measurements over all ranks. All ranks must call this method together."""
         everything = torch.cat([self.sums.flatten(), self.loss[None]]).to(self.world.device)
         everything = self.world.sum(everything).double().cpu()
-        sums, loss = everything[:-1].view(2, -1), float(everything[-1])
+        sums_2G, loss = everything[:-1].view(2, -1), float(everything[-1])
         names, seconds = int(self.rows), time.monotonic() - self.started
-        return Interval(loss / self.steps, (sums[0] / sums[1]).tolist(), names, self.steps, seconds, self.data_seconds)
+        halves = (sums_2G[0] / sums_2G[1]).tolist()
+        return Interval(loss / self.steps, halves, names, self.steps, seconds, self.data_seconds)
 
 
 def _float64_device(device: torch.device) -> torch.device:

@@ -21,7 +21,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Return the trainable parameters as two optimizer groups: one with weight decay, and one without weight decay.
 
-    Weight decay applies to the weights of linear layers, but not to biases, norms, queries and embeddings.
+    Weight decay applies to the weights of linear layers, but not to biases, norms, queries or embeddings.
     """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
@@ -56,7 +56,7 @@ def advance(schedule: LRScheduler) -> None:
 
 
 def go_to_step(schedule: LRScheduler, step: int) -> None:
-    """Set a new learning-rate schedule, and the learning rates of its optimizer, to a given optimizer step."""
+    """Advance a new learning-rate schedule, and the learning rates of its optimizer, to a given optimizer step."""
     if step:
         state = {**schedule.state_dict(), "last_epoch": step - 1, "_step_count": step}
         schedule.load_state_dict(state)

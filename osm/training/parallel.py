@@ -1,6 +1,6 @@
 """Distributes a model over the processes of a run, either replicated (DDP) or sharded (FSDP2, full or hybrid).
 
-The functions here also control when gradients are exchanged, and convert between sharded and full tensors.
+The functions in this module also control when gradients are exchanged, and convert between sharded and full tensors.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def parallelize(
     """Distribute a training task over all processes, and return the module to call in the forward pass.
 
     With FSDP, each block of the tower, each layer of the LLM and each gated bridge layer inside the LLM is one FSDP
-    unit, whose parameters are gathered when the unit runs. All remaining parameters, such as the rest of the small
-    bridge, form one more FSDP unit. Trained parameters, gradients and optimizer state are sharded in the same way.
+    unit. The parameters of an FSDP unit are gathered when the unit runs. All remaining parameters, such as the rest of
+    the small bridge, form one more FSDP unit. Trained parameters, gradients and optimizer state are sharded in the same
+    way.
 
     Args:
         strategy: `full` shards over all processes. `hybrid` shards over groups of `shard_size` processes and replicates
@@ -76,7 +77,7 @@ def parallelize(
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, [*frozen, *buffers])
     ids = [world.device.index] if world.device.type == "cuda" else None
     # DDP need not synchronize the model's buffers, because they belong to the frozen tower and never change.
-    # Newer versions of torch have renamed the option `broadcast_buffers` to `forward_sync_buffers`.
+    # In newer versions of torch, the option `broadcast_buffers` is called `forward_sync_buffers`.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
@@ -173,8 +174,8 @@ def enable_gradient_checkpointing(task: TrainTask) -> None:
 def recomputed(forward: Any) -> Any:
     """Wrap a `forward` method so that its activations are recomputed in the backward pass instead of stored.
 
-    The gradient checkpointing of the library transformers is not used, because transformers disables gradient
-    checkpointing in eval mode, and a frozen LLM is in eval mode.
+    A frozen LLM is in eval mode, in which transformers disables its own gradient checkpointing, so this function is
+    used instead.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -197,7 +198,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def full_tensor_through_cpu(tensor: DTensor) -> Tensor:
-    """Gather a tensor from its shards in CPU memory, and move the result to the device of the shards.
+    """Copy a tensor's shards to CPU memory, gather the full tensor there, and move it back to the device of the shards.
 
     All ranks must call this function together.
     """
@@ -209,7 +210,7 @@ def full_tensor_through_cpu(tensor: DTensor) -> Tensor:
 
 
 def exchanged_by_gloo(mesh: DeviceMesh) -> bool:
-    """Return whether the tensors of a device mesh are exchanged with the gloo backend."""
+    """Return whether tensors on a device mesh are exchanged with the gloo backend."""
     group = mesh.get_group(0)
     return group._get_backend(torch.device(mesh.device_type)).name() == "gloo"
 

@@ -104,8 +104,8 @@ def _report_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) 
 def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> int:
     """Return the number of independent sample streams from which the ranks of the run draw their samples.
 
-    A resumed run keeps its number of sample streams if they can be divided equally among the ranks, so that the run
-    draws the same samples as an uninterrupted run.
+    A resumed run keeps its number of sample streams if the number is divisible by the number of ranks. The resumed run
+    then draws the same samples as an uninterrupted run.
     """
     if config.emulate_world_size:
         return config.emulate_world_size
@@ -119,7 +119,7 @@ def choose_streams(config: TrainConfig, progress: RunPosition, world: World) -> 
 def convert_progress(
     progress: RunPosition, config: TrainConfig, streams: int, batches: int, is_main: bool
 ) -> RunPosition:
-    """Convert the progress in a checkpoint to a resumed run, whose epochs may have a different number of batches.
+    """Convert a checkpoint's progress for a resumed run whose epochs may have a different number of batches.
 
     Args:
         streams: number of sample streams of this run.

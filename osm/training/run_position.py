@@ -12,7 +12,7 @@ from osm.data.stages import MAX_SKIPS_IN_A_ROW
 from osm.data.stream import Position
 from osm.errors import OsmError, shown
 
-# These are upper limits for the counts in a checkpoint; a checkpoint with a larger count is broken.
+# These are upper limits for the counts in a checkpoint; a checkpoint with a larger count is treated as broken.
 _LARGE = 1 << 48
 _MOST = {
     **dict.fromkeys(("step", "epoch", "batches", "batches_per_epoch", "salt", "names", "skipped_steps"), _LARGE),
@@ -138,9 +138,10 @@ class RunPosition:
         return not self.batches or max(1, self.workers) == max(1, workers)
 
     def converted_to(self, streams: int, workers: int, batches_per_epoch: int, accumulation: int) -> RunPosition:
-        """Convert the position to a run with a different epoch length, at the same fraction of the schedule.
+        """Return the equivalent position, at the same fraction of the schedule, in a run with a different epoch length.
 
-        The remaining samples of the epoch are drawn with new random numbers, and may repeat samples of the same epoch.
+        The remaining samples of the epoch are drawn with new random numbers, so the epoch may contain some samples
+        twice.
 
         Args:
             streams: the number of sample streams of the new run.

@@ -6,8 +6,8 @@ the model config, and the size and SHA-256 of every other file. A step folder is
 and its name no longer ends in `.tmp`.
 
 The file `.metadata` in a step folder is a pickle. Up to version 2.14, torch's `FileSystemReader` unpickles `.metadata`
-without restrictions, so a manipulated checkpoint could run arbitrary code. `torch.load(weights_only=True)` cannot be
-used instead, because it only reads files that `torch.save` wrote. Therefore, `_TensorReader` reads `.metadata` with an
+without restrictions, so a manipulated checkpoint could run arbitrary code. `torch.load(weights_only=True)` cannot read
+`.metadata`, because it only reads files that `torch.save` wrote. For safety, `_TensorReader` reads `.metadata` with an
 unpickler that accepts only the classes that are needed to describe dense tensors.
 """
 
@@ -167,7 +167,7 @@ def _rename_for_removal(path: Path) -> Path:
 
 
 def write_run_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the `run.json` of a step folder, with the size and SHA-256 of each data file and of `run.json` itself."""
+    """Write a step folder's `run.json`, with each data file's size and SHA-256, and the SHA-256 of its own content."""
     sums = {file.name: _size_and_digest(file) for file in sorted(path.iterdir()) if _SHARD_FILE.fullmatch(file.name)}
     content = {**document, "files": sums}
     write_atomically(path / RUN_FILE, [json.dumps({**content, "sha256": _document_digest(content)})])

@@ -1,4 +1,7 @@
-"""One optimizer step: the forward and backward passes, the gradient exchange, gradient clipping and the update."""
+"""One optimizer step: the forward and backward passes, the gradient exchange, gradient clipping and the update.
+
+Shapes: R rows, M micro-batches, G groups of rows, T = G + 1 totals (the supervised tokens of each group, the rows).
+"""
 
 from __future__ import annotations
 
@@ -82,14 +85,14 @@ class Stepper:
         Raises:
             RunStopped: too many consecutive steps were skipped.
         """
-        totals = self._totals(micro_batches)
+        totals_MT = self._totals(micro_batches)
         finite = torch.ones((), dtype=torch.bool, device=self.world.device)
         for place, batches in enumerate(micro_batches):
             for stream, batch in enumerate(batches):
                 torch.manual_seed(dropout_seed(self.config.seed, number, place, self.first_stream + stream))
                 last = place == len(micro_batches) - 1 and stream == len(batches) - 1
                 with exchanges_gradients(self.forward, last):
-                    finite &= self._backward(batch.to(self.world.device), totals[place], len(micro_batches), meter)
+                    finite &= self._backward(batch.to(self.world.device), totals_MT[place], len(micro_batches), meter)
         self.scaler.unscale_(self.optimizer)
         norm = float(full_tensor(nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)))
         # All ranks skip the update together if any rank has a non-finite loss, and stop together after a stop signal.
@@ -100,7 +103,7 @@ class Stepper:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        meter.end_step(totals[:, -1].sum())
+        meter.end_step(totals_MT[:, -1].sum())
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if self.skipped_in_a_row == self.config.max_skipped_steps:
             raise RunStopped(
@@ -112,7 +115,8 @@ class Stepper:
     def load_scaler(self, state: Mapping[str, float]) -> None:
         """Load the state of the loss scaler from a checkpoint.
 
-        A run without fp16 writes an empty scaler state to its checkpoints; the loss scaler then keeps its defaults.
+        A run without fp16 writes an empty scaler state to its checkpoints. If the loaded state is empty, the loss
+        scaler keeps its default values.
 
         Raises:
             OsmError: an entry of the state is missing.
@@ -124,33 +128,33 @@ class Stepper:
                 raise OsmError(f"the checkpoint's loss scaler state has no entry {error}") from None
 
     def _totals(self, micro_batches: Sequence[Sequence[Batch]]) -> Tensor:
-        """Count the supervised tokens of each (dataset, mode) group, and the masks, in each micro-batch over all ranks.
+        """Count the supervised tokens per (dataset, mode) group and the masks in each micro-batch, over all ranks.
 
-        The returned tensor has the shape (micro-batches, groups + 1). Its last column is the number of masks.
+        The returned tensor has the shape (M, T). Its last column is the number of masks.
         """
-        totals = torch.zeros(len(micro_batches), len(self.loss.groups) + 1)
-        for total, batches in zip(totals, micro_batches, strict=True):
+        totals_MT = torch.zeros(len(micro_batches), len(self.loss.groups) + 1)
+        for total_T, batches in zip(totals_MT, micro_batches, strict=True):
             for batch in batches:
-                total[:-1] += self.loss.supervised_tokens(batch)
-                total[-1] += len(batch)
-        return self.world.sum(totals.to(self.world.device))
+                total_T[:-1] += self.loss.supervised_tokens(batch)
+                total_T[-1] += len(batch)
+        return self.world.sum(totals_MT.to(self.world.device))
 
-    def _backward(self, batch: Batch, totals: Tensor, micro_batches: int, meter: Meter) -> Tensor:
-        """Run the forward and backward pass of one batch. Return whether the loss is finite, as a bool tensor."""
-        index = self.loss.group_index(batch).to(self.world.device)
-        weights = self.loss.row_weights(index, totals[:-1])
+    def _backward(self, batch: Batch, totals_T: Tensor, micro_batches: int, meter: Meter) -> Tensor:
+        """Run the forward and backward passes of one batch. Return whether the loss is finite, as a bool tensor."""
+        index_R = self.loss.group_index(batch).to(self.world.device)
+        weights_R = self.loss.row_weights(index_R, totals_T[:-1])
         counter = FlopCounterMode(display=False) if self._count_flops else None
         if counter is not None:
             counter.__enter__()
         with autocast(self.config.precision, self.world.device):
-            losses, counts = self.forward(batch)
+            losses_R, counts_R = self.forward(batch)
         # DDP and FSDP average gradients over the ranks, but the loss of a step is the sum over the ranks.
-        loss = reduce_losses(losses, weights) * self.world.size / micro_batches
+        loss = reduce_losses(losses_R, weights_R) * self.world.size / micro_batches
         self.scaler.scale(loss).backward()
         if counter is not None:
             counter.__exit__(None, None, None)
             self.flops_per_row, self._count_flops = counter.get_total_flops() / len(batch), False
-        meter.add(index, losses.detach(), counts, weights, micro_batches)
+        meter.add(index_R, losses_R.detach(), counts_R, weights_R, micro_batches)
         return loss.detach().isfinite()
 
 

@@ -1,11 +1,11 @@
 """The training task: the loss of each row (one mask and its name) in a batch, and the row's weight in a step's loss.
 
 To add a loss term, compute it in `TrainTask.forward`, the module that DDP and FSDP wrap, and add it to the loss of each
-row. `MixLoss` then weights the new loss term like the cross entropy. Settings of a loss term belong in `TrainConfig`. A
-loss term that needs the LLM's logits is computed in `osm.models.llm.token_losses` instead, because the model does not
-return logits.
+row. `MixLoss` weights an added loss term in the same way as the cross entropy. Settings of a loss term belong in
+`TrainConfig`. A loss term that needs the LLM's logits is computed in `osm.models.llm.token_losses` instead, because the
+model does not return logits.
 
-Shapes: R rows, G groups of rows (two groups for each dataset that is trained on).
+Shapes: N images, L image tokens, C tower width, R rows, G groups of rows (two groups for each training dataset).
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class TrainTask(nn.Module):
             token.
         """
         model = self.model
-        tokens = batch.tokens
-        if tokens is None:
+        tokens_NLC = batch.tokens
+        if tokens_NLC is None:
             assert batch.canvas is not None
-            tokens = model.tower_tokens(self.processor.pixel_values(batch.canvas))
+            tokens_NLC = model.tower_tokens(self.processor.pixel_values(batch.canvas))
         features = model.mask_features(batch.masks, context_mask(batch.masks, model.config.context_enlarge_ratio))
         self.centroid_fallbacks += features.fallbacks
         text = batch.text
         return model.row_losses(
-            model.add_positions(tokens),
+            model.add_positions(tokens_NLC),
             batch.image_index,
             features,
             Instruction(text.qformer_ids, text.qformer_mask),
@@ -85,7 +85,7 @@ class MixLoss:
         self.multipliers = [multipliers[name] for name, _ in self.groups]
 
     def group_index(self, batch: Batch) -> Tensor:
-        """Return for each row (mask) of a batch the index of its (dataset, mode) group in `groups`, shape (R,)."""
+        """Return the index in `groups` of each row's (dataset, mode) group, shape (R,)."""
         rows = zip(batch.datasets, batch.modes, strict=True)
         keys = [(name, ANY_MODE if mode == ANY_MODE else "own") for name, mode in rows]
         return torch.tensor([self.groups.index(key) for key in keys])
@@ -93,11 +93,11 @@ class MixLoss:
     def supervised_tokens(self, batch: Batch) -> Tensor:
         """Return the number of supervised tokens of each (dataset, mode) group in a batch, float32, shape (G,).
 
-        The token counts equal those that `TrainTask.forward` returns, because the processor never supervises the first
-        token of a text, which no earlier token predicts.
+        The token counts equal those that `TrainTask.forward` returns. The first token of a text, which no earlier token
+        can predict, is never supervised by the processor and is therefore never counted.
         """
-        counts = (batch.text.labels != -100).sum(1).float()
-        return torch.zeros(len(self.groups)).index_add_(0, self.group_index(batch), counts)
+        counts_R = (batch.text.labels != -100).sum(1).float()
+        return torch.zeros(len(self.groups)).index_add_(0, self.group_index(batch), counts_R)
 
     def row_weights(self, index_R: Tensor, counts_G: Tensor) -> Tensor:
         """Return the weight of each row (mask) in a step's loss, shape (R,), for `reduce_losses`.

@@ -50,9 +50,9 @@ class Tracker:
             self._wandb = library.init(project=project, name=folder.name, dir=folder, **options)
 
     def _end_half_line(self) -> None:
-        """Terminate an incomplete last log line, which a killed run left, so that the next record starts a new line.
+        """Terminate an incomplete last log line that a killed run left, so that the next record starts a new line.
 
-        The incomplete line stays in `log.jsonl`, but `read_log` skips the line.
+        An incomplete line stays in `log.jsonl`, but `read_log` skips it.
         """
         with (self.folder / "log.jsonl").open("rb") as file:
             data = file.read()
@@ -101,11 +101,11 @@ class Tracker:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the step records of a run's log. If a resumed run repeated a step, the latest record of the step is kept.
+    """Return the step records of a run's log. If a resumed run repeated a step, the step's latest record is returned.
 
     Incomplete lines are skipped. If a run is resumed with a different batch size or number of processes, its steps are
-    renumbered. After such a renumbering, older records with higher step numbers are skipped, because their steps had a
-    different size.
+    renumbered. Records from before the renumbering are skipped if their step number is higher than that of the resumed
+    run, because their steps had a different size.
     """
     records: dict[int, dict[str, Any]] = {}
     check_regular_file(folder / "log.jsonl", "training log")

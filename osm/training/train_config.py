@@ -183,7 +183,7 @@ class TrainConfig:
         self._check_reading()
         for name, chosen in self.sets.items():
             if chosen.batch_size < 0:
-                raise OsmError(f"--batch_size_{name} {chosen.batch_size} must be 0 (not used) or more")
+                raise OsmError(f"--batch_size_{name} {chosen.batch_size} must be 0 (dataset not used) or more")
         for name, chosen in self.used_sets.items():
             if not chosen.shards:
                 raise OsmError(f"--batch_size_{name} {chosen.batch_size}, but no --{name}_shards")
@@ -215,7 +215,7 @@ class TrainConfig:
     def _check_reading(self) -> None:
         if self.shard_cache_gb and not self.shard_cache:
             raise OsmError(
-                f"--shard_cache_gb {self.shard_cache_gb:g} needs --shard_cache, the folder whose size it limits"
+                f"--shard_cache_gb {self.shard_cache_gb:g} limits the size of the shard cache; set --shard_cache too"
             )
         if is_remote(self.shard_cache):
             raise OsmError(f"--shard_cache {public(self.shard_cache)}: expected a local folder")
@@ -233,7 +233,7 @@ class TrainConfig:
 
 
 # MODEL_FLAGS maps each flag that sets a field of the model config to the type of the field.
-# The values of WIDTH_FLAGS do not configure the model, but are compared with the widths of the built model.
+# The flags in WIDTH_FLAGS do not configure the model; their values are compared with the widths of the built model.
 MODEL_FLAGS = {
     "base_model_name": str,
     "input_size": int,
@@ -263,7 +263,9 @@ class Run:
 
 
 def parse(argv: Sequence[str] | None = None) -> Run:
-    """Parse the command line of `train.py`. The file of `--datasets` is read first, because its datasets add flags.
+    """Parse the command line of `train.py`.
+
+    The file given with `--datasets` is read first, because each dataset adds flags.
 
     Raises:
         OsmError: a value is invalid.
@@ -304,7 +306,8 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
     unknown = sorted(set(sets) - set(table))
     if unknown:
         raise OsmError(
-            f"training.sets: unknown dataset {unknown[0]!r}; define it in --datasets. Known: {', '.join(table)}"
+            f"training.sets: unknown dataset {unknown[0]!r}; define it in the --datasets file. "
+            f"Known: {', '.join(table)}"
         )
     scalars = {f.name: given[f.name] for f in _scalar_fields(TrainConfig) if f.name in given}
     training = from_dict(TrainConfig, {**section, **scalars, "sample": sample, "sets": sets}, "training")
@@ -316,7 +319,7 @@ def resolve(given: dict[str, Any], table: DatasetTable) -> Run:
         table = table.with_row(_trained_row(table[name], used.shards))
         _ = table[name].label_set  # raises for an invalid label file here, before the model is loaded
     if training.resume_from_checkpoint:
-        # A remote checkpoint is downloaded before the first collective call, because a slow download could time it out.
+        # A remote checkpoint is downloaded before the first collective call, which could otherwise time out.
         local_checkpoint.cache_clear()
         local_checkpoint(training.resume_from_checkpoint)
     overrides = {name: given[name] for name in MODEL_FLAGS if name in given and name != "base_model_name"}
@@ -339,7 +342,7 @@ def _trained_row(row: Dataset, shards: str) -> Dataset:
     """Return a dataset's entry in the dataset table, with the label file that belongs to the dataset's shards.
 
     If the dataset table names no label file, the `categories.json` that the converter wrote next to the shards is used.
-    Datasets whose samples have their own phrases need no labels.
+    Datasets whose samples contain their own phrases need no label file.
     """
     if row.labels:
         return row
@@ -359,7 +362,7 @@ def _of_model(settings: Sequence[str]) -> list[str]:
 
 
 def _mapping(section: dict[str, Any], name: str, where: str = "training") -> dict[str, Any]:
-    """Remove the mapping `name` from a config section, and return a copy, which the caller may modify."""
+    """Remove the mapping `name` from a config section, and return a copy of it, which the caller may modify."""
     value = section.pop(name, None)
     if not isinstance(value, dict | None):
         raise OsmError(f"{where}.{name}: expected a mapping, found {value!r}")

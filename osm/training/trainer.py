@@ -97,7 +97,7 @@ class Trainer:
             every = [shard for shards in self.shards.values() for shard in shards]
             self.indexes.prepare(every, world.rank, world.size, world.gathered)
         # The number of batches per epoch of a new run is checked before gigabytes of weights are loaded.
-        # A resumed run is checked after its checkpoint is read, because the checkpoint decides the number of streams.
+        # A resumed run is checked after its checkpoint is read, because the checkpoint sets the number of streams.
         if not config.resume_from_checkpoint and not readable_checkpoints(self.folder):
             equal_batches(config, config.emulate_world_size or world.size)
 
@@ -135,8 +135,8 @@ class Trainer:
         )
         self.stepper.load_scaler(self.progress.scaler)
         self.faults = SampleFaults(config.max_bad_samples)
-        # The data loaders are created last, because filling the feature cache takes a long time.
-        # A checkpoint that does not fit the model is therefore reported before the feature cache is filled.
+        # The data loaders are created last, because creating them fills the feature cache, which takes a long time.
+        # A checkpoint that does not fit the model is reported early, before the feature cache is filled.
         self.loaders = self._make_loaders()
         self.held_out = self._make_held_out()
 
@@ -177,13 +177,13 @@ class Trainer:
         return TrainTask(model, processor)
 
     def _start_from(self, model: OmniScientModel) -> None:
-        """Load the trained weights that the flag `--start_from` selects, if it is given."""
+        """If the flag `--start_from` is given, load the trained weights that it selects."""
         path = self.config.start_from
         if not path:
             return
         if Path(path).resolve().is_relative_to(self.folder.resolve()):
             raise OsmError(
-                f"--start_from {public(path)} is inside --run_name {self.folder}, whose run would be resumed; "
+                f"--start_from {public(path)} is inside --run_name {self.folder}, so that run would be resumed; "
                 "choose a different --run_name for the new run"
             )
         new = start_from(model, path)
@@ -339,7 +339,8 @@ class Trainer:
     def _fresh_positions(self, loader: EpochLoader) -> dict[int, Position]:
         """Return the initial position of each sample stream of this process, before any sample is drawn.
 
-        A sample stream may start in the middle of an epoch, because a resumed run may use a new set of sample streams.
+        A sample stream may start in the middle of an epoch, because a resumed run may use a different number of
+        streams.
         """
         return {stream.rank: Position(self.progress.batches) for stream in loader.streams}
 

@@ -333,7 +333,7 @@ def test_a_broken_cache_file_is_named(cached: Cached) -> None:
     assert isinstance(first, RawSample)
     path = cached.cache.path("blocks", first.cache_key, 1)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(OsmError, match=f"--feature_cache: .*{first.key}.* cannot be read .* delete it"):
+    with pytest.raises(OsmError, match=f"--feature_cache: .*{first.key}.* cannot be read .* delete the file"):
         cached.cache.load("blocks", first.cache_key, 1)
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)  # a pickle is not opened
     with pytest.raises(OsmError, match="cannot be read"):

@@ -144,7 +144,7 @@ def test_batches_of_images(pets: Dataset, tmp_path: Path, monkeypatch: pytest.Mo
 def test_two_runs_of_one_part(pets: Dataset, tmp_path: Path) -> None:
     class Second(FakeNamer):
         def name_image(self, *arguments: Any) -> Any:
-            with pytest.raises(OsmError, match="another running process writes"):
+            with pytest.raises(OsmError, match="another process is writing"):
                 generate_predictions(FakeNamer(), pets, 0, 1, tmp_path)
             return super().name_image(*arguments)
 

@@ -144,7 +144,7 @@ def test_an_unknown_id_is_a_sample_left_out() -> None:
 
 
 def test_nothing_to_name_is_said_at_once(prepared: Processor) -> None:
-    with pytest.raises(SampleError, match="has no segment that may be named"):
+    with pytest.raises(SampleError, match="has no segment with a name to train on"):
         transform = SampleTransform(SampleConfig(), prepared)
         transform(read(TABLE["a847"], semantic(full(65535))), "key", np.random.default_rng(0))
 

@@ -43,8 +43,8 @@ class PlainTower(RandomTower):
 class WrongTower(RandomTower):
     """A tower whose tokens are not as wide as it says."""
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        prefix, patches = super().forward(windows)
+    def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
+        prefix, patches = super().forward(windows_W3ww)
         return prefix, patches[..., :-1]
 
 

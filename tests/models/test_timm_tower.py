@@ -146,17 +146,17 @@ def test_towers_off_the_grid_are_refused_at_once(
 class Odd(RandomTower):
     """Gives a token too many."""
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        prefix, patches = super().forward(windows)
+    def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
+        prefix, patches = super().forward(windows_W3ww)
         return prefix, torch.cat([patches, patches[:, :1]], 1)
 
 
 class Unsaid(RandomTower):
     """Gives a class token that it does not promise."""
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
         self.class_tokens = 1
-        found = super().forward(windows)
+        found = super().forward(windows_W3ww)
         self.class_tokens = 0
         return found
 

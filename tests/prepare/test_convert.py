@@ -200,7 +200,7 @@ def test_changed_json_is_refused(panoptic: Set) -> None:
 def test_foreign_shards_are_refused(panoptic: Set) -> None:
     (panoptic.root / "out").mkdir()
     (panoptic.root / "out" / "000000000.tar").write_bytes(b"someone's")
-    with pytest.raises(OsmError, match=r"holds 000000000.tar, which is not a shard of a recorded conversion"):
+    with pytest.raises(OsmError, match=r"contains 000000000.tar, which progress.json does not list"):
         panoptic.convert()
     assert (panoptic.root / "out" / "000000000.tar").read_bytes() == b"someone's"
 

@@ -119,7 +119,7 @@ def test_a_shard_of_another_size_is_made_again(made: Set, clean_s3: S3Server) ->
 
 def test_what_other_runs_made_is_refused(made: Set, clean_s3: S3Server) -> None:
     clean_s3.put(BUCKET, "theirs/000000000.tar", b"someone's")
-    with pytest.raises(OsmError, match=f"output_dir s3://{BUCKET}/theirs holds 000000000.tar, which is not a shard"):
+    with pytest.raises(OsmError, match=f"output_dir s3://{BUCKET}/theirs contains 000000000.tar, which progress.json"):
         made.convert(f"s3://{BUCKET}/theirs")
     assert stored(clean_s3, "theirs/") == {"000000000.tar": b"someone's"}
     made.convert(f"s3://{BUCKET}/out", num_files_per_shard=2)

@@ -80,7 +80,7 @@ def test_names_with_commas(tmp_path: Path, text: str, names: list[str]) -> None:
         (b"cup\nd\xe9j\xe0", ": line 2: the byte 0xe9 is not UTF-8"),
         ('"cup, plate', "^$|line 1"),
         ("[cup, plate]", "begins like JSON, but is not valid JSON"),
-        ('{"categories": 3}', "an object of ids and names, or have 'categories'"),
+        ('{"categories": 3}', "an object that maps ids to names or names to ids, or an object with 'categories'"),
         ('["cup", 3]', ": entry 2: 3 is no name"),
         ('[{"id": 1}]', ": entry 1: None is no name"),
         ('{"0": " "}', ": id '0': ' ' is no name"),

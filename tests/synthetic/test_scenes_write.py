@@ -193,7 +193,7 @@ def test_a_finished_split_is_left_alone(split: Path, monkeypatch: Any, capsys: p
 )
 def test_other_options_are_refused(split: Path, changes: dict[str, Any], named: str) -> None:
     before = files(split)
-    with pytest.raises(OsmError, match=f"made with a different {named}; choose a different folder"):
+    with pytest.raises(OsmError, match=f"drawn with a different value of {named}; choose a different folder"):
         write_scenes(split, replace(OPTIONS, **changes), workers=1)
     assert files(split) == before
 
@@ -213,7 +213,7 @@ def test_the_command_writes_the_same(split: Path, tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out == f"{tmp_path / 'test'}\n"
     assert files(tmp_path / "test") == files(split)
     assert main([str(tmp_path), *flags, "--sets", PLAIN]) == 2
-    assert "another sets" in capsys.readouterr().err
+    assert "a different value of sets" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

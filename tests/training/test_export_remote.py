@@ -73,7 +73,7 @@ def test_what_stands_there_is_not_replaced_without_force(
     assert len(stored(clean_s3)["model.safetensors"]) < len(clean_s3.read("bucket", "osm.pt"))
     clean_s3.put("bucket", "photos/cat.jpg", b"cat")
     assert export_main([str(source), "s3://bucket/photos", "--force"]) == 2
-    assert "s3://bucket/photos already exists but holds no model that could be replaced" in capsys.readouterr().err
+    assert "s3://bucket/photos already exists but contains no model, so it is not replaced" in capsys.readouterr().err
     assert export_main([str(source), "https://host/model?token=secret"]) == 2
     said = capsys.readouterr().err
     assert "error: out https://host/model: the location is read-only" in said and "secret" not in said

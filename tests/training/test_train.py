@@ -243,7 +243,7 @@ def failing(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("--pan_shards nowhere/{0..3}.tar", "--pan_shards 'nowhere/{0..3}.tar': none of the 4 shards exists"),
         ("--datasets nowhere.yaml", "dataset table nowhere.yaml"),
         ("--config nowhere", "config 'nowhere' is neither"),
-        ("--batch_size_inst -1", "--batch_size_inst -1 must be 0 (not used) or more"),
+        ("--batch_size_inst -1", "--batch_size_inst -1 must be 0 (dataset not used) or more"),
     ],
 )
 def test_flags_that_do_not_fit(failing: Callable[..., str], flags: str, message: str) -> None:

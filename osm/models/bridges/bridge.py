@@ -104,12 +104,12 @@ class Bridge(nn.Module):
         """
 
     @abstractmethod
-    def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> MaskFeatures:
-        """Convert masks and context masks (R, 1, S, S) to the features that `forward` expects.
+    def mask_features(self, mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, how: str) -> MaskFeatures:
+        """Convert masks and context masks to the features that `forward` expects.
 
         Args:
-            mask: nonzero inside the mask.
-            context: nonzero inside the context box.
+            mask_R1SS: nonzero inside the mask.
+            context_R1SS: nonzero inside the context box.
             patch: p, the side of a patch in pixels.
             prefix: the number of class tokens before the grid.
             how: `nearest` or `area` (`model.mask_to_grid`).
@@ -181,7 +181,7 @@ def check_names(modes: Sequence[str]) -> None:
 
 
 def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:
-    """Return the mode embeddings (R, 1, C), one for each row of the batch.
+    """Return the mode embeddings (R, 1, width), one for each row of the batch.
 
     All mode embeddings are concatenated before indexing, because DDP requires a gradient for every parameter in every
     step.
@@ -193,8 +193,8 @@ def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:
     unknown = sorted(set(modes) - set(names))
     if unknown:
         raise OsmError(f"dataset_type {unknown[0]!r} is not a mode of this model; its modes are {', '.join(names)}")
-    index = torch.tensor([names.index(mode) for mode in modes], device=next(iter(table.values())).device)
-    return torch.cat(list(table.values()), 0)[index]
+    index_R = torch.tensor([names.index(mode) for mode in modes], device=next(iter(table.values())).device)
+    return torch.cat(list(table.values()), 0)[index_R]
 
 
 def initialize(bridge: nn.Module, queries: Iterable[Tensor]) -> None:

@@ -3,7 +3,8 @@
 The image tokens are pooled over the mask. A resampler reduces the pooled tokens to a few visual tokens, and the LLM
 attends to the visual tokens in gated layers (Flamingo, Alayrac et al. 2022, https://arxiv.org/abs/2204.14198).
 
-Shapes: N images, R rows (masks), T pooled tokens, Q queries, D width, C token width.
+Shapes: N images, R rows (masks), S input size, L image tokens, C token width, T pooled tokens, Q queries (the last one
+belongs to the mode), K = T + Q keys, D width, H heads, d = D / H.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class ResamplerLayer(nn.Module):
         self.mlp_in, self.mlp_out = nn.Linear(width, config.mlp_width), nn.Linear(config.mlp_width, width)
 
     def forward(self, queries_RQD: Tensor, tokens_RTD: Tensor, present_RT: Tensor) -> Tensor:
-        normed = self.norm(queries_RQD)
-        both = torch.cat([self.token_norm(tokens_RTD), normed], 1)
-        visible = torch.cat([present_RT, present_RT.new_ones(normed.shape[:2])], 1)[:, None, None]
-        query = rearrange(self.query(normed), "r q (h d) -> r h q d", h=self.heads)
-        key, value = rearrange(self.key_value(both), "r t (two h d) -> two r h t d", two=2, h=self.heads)
-        read = F.scaled_dot_product_attention(query, key, value, visible)
-        queries_RQD = queries_RQD + self.dropout(self.output(rearrange(read, "r h q d -> r q (h d)")))
+        normed_RQD = self.norm(queries_RQD)
+        both_RKD = torch.cat([self.token_norm(tokens_RTD), normed_RQD], 1)
+        visible_R11K = torch.cat([present_RT, present_RT.new_ones(normed_RQD.shape[:2])], 1)[:, None, None]
+        query_RHQd = rearrange(self.query(normed_RQD), "r q (h d) -> r h q d", h=self.heads)
+        key_RHKd, value_RHKd = rearrange(self.key_value(both_RKD), "r t (two h d) -> two r h t d", two=2, h=self.heads)
+        read_RHQd = F.scaled_dot_product_attention(query_RHQd, key_RHKd, value_RHKd, visible_R11K)
+        queries_RQD = queries_RQD + self.dropout(self.output(rearrange(read_RHQd, "r h q d -> r q (h d)")))
         return queries_RQD + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(queries_RQD)))))
 
 
@@ -116,9 +117,11 @@ class FlamingoBridge(Bridge):
         """Initialize embeddings with a truncated normal distribution (std 0.02), and matrices with Xavier uniform."""
         initialize(self, (self.query, self.place, *self.mode_query.values()))
 
-    def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> RegionFeatures:
+    def mask_features(
+        self, mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, how: str
+    ) -> RegionFeatures:
         assert how == "area"  # FlamingoConfig.check_model requires it
-        return region_features(mask, context, patch)
+        return region_features(mask_R1SS, context_R1SS, patch)
 
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
         return [(tokens_NLC.to(self.query.dtype),)]
@@ -133,18 +136,18 @@ class FlamingoBridge(Bridge):
     ) -> Condition:
         """Return the keys and values that all gated layers of the LLM attend to.
 
-        The keys and values are projected from each mask's Q resampled tokens and one token for its mode. The prefix is
-        empty, because this bridge adds no embeddings before the text.
+        The keys and values are projected from each mask's Q resampled tokens, the last of which belongs to its mode.
+        The prefix is empty, because this bridge adds no embeddings before the text.
         """
         (image,) = state
         assert image is not None
         pooled = pool(image[0], image_index_R, features, self.config.roi)
-        tokens = self.projection(self.token_norm(pooled.tokens_RTC))
-        tokens = tokens + self.place + self.geometry(fourier(pooled.geometry_RT6).to(tokens))
-        queries = torch.cat([self.query.expand(len(tokens), -1, -1), lookup(self.mode_query, modes)], 1)
+        tokens_RTD = self.projection(self.token_norm(pooled.tokens_RTC))
+        tokens_RTD = tokens_RTD + self.place + self.geometry(fourier(pooled.geometry_RT6).to(tokens_RTD))
+        queries_RQD = torch.cat([self.query.expand(len(tokens_RTD), -1, -1), lookup(self.mode_query, modes)], 1)
         for layer in self.resampler:
-            queries = layer(queries, tokens, pooled.present_RT)
-        return Condition(queries.new_zeros(len(queries), 0, 0), self.gated.project(self.norm(queries)))
+            queries_RQD = layer(queries_RQD, tokens_RTD, pooled.present_RT)
+        return Condition(queries_RQD.new_zeros(len(queries_RQD), 0, 0), self.gated.project(self.norm(queries_RQD)))
 
     def layers(self) -> list[nn.Module]:
         return [*self.resampler, *self.gated.blocks]

@@ -7,7 +7,8 @@ The gated blocks are not submodules of the LLM. Forward hooks run the gated bloc
 hooks, the LLM's modules, parameter names and files stay unchanged, and any decoder-only Hugging Face LLM is supported.
 Removing the hooks restores the original LLM.
 
-Shapes: R rows, N visual tokens, T text positions, B blocks, D attention width, H heads, W LLM width.
+Shapes: R rows, K selected rows, N visual tokens, D visual token width, T text positions, B blocks, H heads,
+d attention width / H, W LLM width.
 """
 
 from __future__ import annotations
@@ -140,15 +141,16 @@ class GatedBlock(nn.Module):
         self.mlp_in, self.mlp_out = nn.Linear(width, mlp), nn.Linear(mlp, width)
         self.gate, self.mlp_gate = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden_RTW: Tensor, key_RHND: Tensor, value_RHND: Tensor) -> Tensor:
-        query = rearrange(self.query(self.norm(hidden_RTW)), "r t (h d) -> r h t d", h=self.heads)
-        read = F.scaled_dot_product_attention(
-            query, key_RHND.to(query), value_RHND.to(query), dropout_p=self.dropout if self.training else 0.0
+    def forward(self, hidden_RTW: Tensor, key_RHNd: Tensor, value_RHNd: Tensor) -> Tensor:
+        query_RHTd = rearrange(self.query(self.norm(hidden_RTW)), "r t (h d) -> r h t d", h=self.heads)
+        dropout = self.dropout if self.training else 0.0
+        read_RHTd = F.scaled_dot_product_attention(
+            query_RHTd, key_RHNd.to(query_RHTd), value_RHNd.to(query_RHTd), dropout_p=dropout
         )
-        read = self.output(rearrange(read, "r h t d -> r t (h d)"))
-        attended = torch.tanh(self.gain * self.gate) * read
-        mlp = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_RTW + attended))))
-        return attended + torch.tanh(self.gain * self.mlp_gate) * mlp
+        read_RTW = self.output(rearrange(read_RHTd, "r h t d -> r t (h d)"))
+        attended_RTW = torch.tanh(self.gain * self.gate) * read_RTW
+        mlp_RTW = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_RTW + attended_RTW))))
+        return attended_RTW + torch.tanh(self.gain * self.mlp_gate) * mlp_RTW
 
 
 class GatedLayers(nn.Module):
@@ -173,7 +175,7 @@ class GatedLayers(nn.Module):
         return [gate for block in self.blocks if isinstance(block, GatedBlock) for gate in (block.gate, block.mlp_gate)]
 
     def project(self, tokens_RND: Tensor) -> GatedKeyValues:
-        """Return the keys and values of all blocks for visual tokens (R, N, resampler width)."""
+        """Return the keys and values of all blocks for visual tokens."""
         found = [
             rearrange(project(tokens_RND), "r n (two h d) -> two r h n d", two=2, h=self.heads)
             for project in self.keys_values
@@ -221,13 +223,13 @@ class _Hook:
         if conditioned_on is None:
             return None
         block = self.layers.blocks[self.number]
-        hidden = args[0] if args else kwargs["hidden_states"]
-        kv = conditioned_on.of_rows(self.number, len(hidden))
-        mine = hidden.to(
+        hidden_RTW = args[0] if args else kwargs["hidden_states"]
+        kv = conditioned_on.of_rows(self.number, len(hidden_RTW))
+        mine_RTW = hidden_RTW.to(
             kv[0].device, next(block.parameters()).dtype
         )  # a layer of a large LLM may be on a different device
-        hidden = hidden + block(mine, *kv).to(hidden)
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        hidden_RTW = hidden_RTW + block(mine_RTW, *kv).to(hidden_RTW)
+        return ((hidden_RTW, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden_RTW})
 
 
 class GatedKeyValues:
@@ -245,18 +247,18 @@ class GatedKeyValues:
 
     def of_rows(self, block: int, rows: int) -> LayerKV:
         """Return a block's keys and values for an LLM batch that may contain several adjacent beams per mask."""
-        key, value = self.keys_values[block]
-        if rows == len(key):
-            return key, value
-        if rows % len(key):
-            raise OsmError(f"the LLM's batch has {rows} rows; expected a multiple of the {len(key)} masks")
-        beams = rows // len(key)
-        return key.repeat_interleave(beams, 0), value.repeat_interleave(beams, 0)
+        key_RHNd, value_RHNd = self.keys_values[block]
+        if rows == len(key_RHNd):
+            return key_RHNd, value_RHNd
+        if rows % len(key_RHNd):
+            raise OsmError(f"the LLM's batch has {rows} rows; expected a multiple of the {len(key_RHNd)} masks")
+        beams = rows // len(key_RHNd)
+        return key_RHNd.repeat_interleave(beams, 0), value_RHNd.repeat_interleave(beams, 0)
 
-    def select(self, rows: Tensor) -> GatedKeyValues:
-        """Return the keys and values of the masks with the indices `rows`, in this order. Indices may repeat."""
-        rows = rows.to(self.keys_values[0][0].device)
-        return GatedKeyValues(self.layers, [(key[rows], value[rows]) for key, value in self.keys_values])
+    def select(self, rows_K: Tensor) -> GatedKeyValues:
+        """Return the keys and values of the masks with the indices `rows_K`, in this order. Indices may repeat."""
+        rows_K = rows_K.to(self.keys_values[0][0].device)
+        return GatedKeyValues(self.layers, [(key[rows_K], value[rows_K]) for key, value in self.keys_values])
 
     def __enter__(self) -> GatedKeyValues:
         self._before.append(self.layers._conditioned_on)

@@ -4,8 +4,9 @@ Each layer is a Q-Former layer from InstructBLIP, extended to handle many masks 
 once per image and shared by the queries of all its masks. Parameters have the same names as in InstructBLIP's Q-Former,
 so that InstructBLIP's weights and the published checkpoints can be loaded by name.
 
-Shapes: N images, R rows (masks), L image tokens, Q = mask + context + 1 mode queries, T instruction tokens,
-C Q-Former width, H heads, D = C / H.
+Shapes: N images, R rows (masks), S input size, L image tokens, Q = mask + context + 1 mode queries, M mask queries,
+T instruction tokens, U = Q + T, C Q-Former width (in `tokens_NLC` the tower width), I inner width of a block, H heads,
+D = C / H, W LLM width, V visible keys. Attention has a batch of B = R rows or N images, P positions and J keys.
 """
 
 from __future__ import annotations
@@ -90,11 +91,11 @@ class QFormerConfig(BridgeConfig):
 class RowGroups:
     """Packs all mask rows of an image together, so that they attend to the image's keys without copies of the keys.
 
-    In the shapes below, K is the largest number of mask rows per image.
+    In the shapes below, K is the largest number of mask rows per image, G = N * K slots, and X is any width.
     """
 
-    def __init__(self, image_index: Tensor, images: int) -> None:
-        index = image_index.tolist()
+    def __init__(self, image_index_R: Tensor, images: int) -> None:
+        index = image_index_R.tolist()
         wrong = [image for image in index if not 0 <= image < images]
         if wrong:
             raise OsmError(f"image_index contains {wrong[0]}, but there are {images} images")
@@ -104,20 +105,23 @@ class RowGroups:
             slots.append(rows_of[image])
             rows_of[image] += 1
         self.images, self.per_image = images, max(rows_of.values(), default=1)
-        self.slot_R = image_index * self.per_image + torch.tensor(slots, device=image_index.device, dtype=torch.long)
+        self.slot_R = image_index_R * self.per_image + torch.tensor(
+            slots, device=image_index_R.device, dtype=torch.long
+        )
         self.trivial = self.slot_R.tolist() == list(range(images * self.per_image))
 
-    def pack(self, x: Tensor, fill: float = 0) -> Tensor:
-        """Pack the rows of x (R, Q, ...) by image into (N, K*Q, ...). Unused slots have the value `fill`."""
+    def pack(self, rows_RQX: Tensor, fill: float = 0) -> Tensor:
+        """Pack rows by image into (N, K * Q, X). Unused slots have the value `fill`."""
+        slots_GQX = rows_RQX
         if not self.trivial:
-            packed = x.new_full((self.images * self.per_image, *x.shape[1:]), fill)
-            x = packed.index_copy(0, self.slot_R, x)
-        return x.reshape(self.images, self.per_image * x.shape[1], *x.shape[2:])
+            empty_GQX = rows_RQX.new_full((self.images * self.per_image, *rows_RQX.shape[1:]), fill)
+            slots_GQX = empty_GQX.index_copy(0, self.slot_R, rows_RQX)
+        return slots_GQX.reshape(self.images, self.per_image * slots_GQX.shape[1], *slots_GQX.shape[2:])
 
-    def unpack(self, x: Tensor) -> Tensor:
-        """Unpack x (N, K*Q, ...) into rows (R, Q, ...)."""
-        x = x.reshape(self.images * self.per_image, -1, *x.shape[2:])
-        return x if self.trivial else x[self.slot_R]
+    def unpack(self, packed_NPX: Tensor) -> Tensor:
+        """Unpack the P = K * Q positions of each image into rows (R, Q, X)."""
+        slots_GQX = packed_NPX.reshape(self.images * self.per_image, -1, *packed_NPX.shape[2:])
+        return slots_GQX if self.trivial else slots_GQX[self.slot_R]
 
 
 @dataclass
@@ -127,14 +131,14 @@ class VisibleKeyIndices:
     Attributes:
         image: the index of the image.
         rows: the rows.
-        by_mask: the indices of the keys that the mask queries attend to.
-        by_context: the indices of the keys that the context and mode queries attend to.
+        by_mask_V: the indices of the keys that the mask queries attend to.
+        by_context_V: the indices of the keys that the context and mode queries attend to.
     """
 
     image: int
     rows: slice
-    by_mask: Tensor
-    by_context: Tensor
+    by_mask_V: Tensor
+    by_context_V: Tensor
 
 
 def visible_key_indices(keys: VisibleKeys, image_index: Sequence[int]) -> list[VisibleKeyIndices]:
@@ -148,13 +152,15 @@ def visible_key_indices(keys: VisibleKeys, image_index: Sequence[int]) -> list[V
         if last is not None and last.image == image and _same(keys, row - 1, row):
             last.rows = slice(last.rows.start, row + 1)
         else:
-            by_mask, by_context = (x[row].nonzero().flatten() for x in (keys.mask_RL, keys.context_RL))
-            found.append(VisibleKeyIndices(image, slice(row, row + 1), by_mask, by_context))
+            by_mask_V, by_context_V = (
+                visible_RL[row].nonzero().flatten() for visible_RL in (keys.mask_RL, keys.context_RL)
+            )
+            found.append(VisibleKeyIndices(image, slice(row, row + 1), by_mask_V, by_context_V))
     return found
 
 
 def _same(keys: VisibleKeys, one: int, other: int) -> bool:
-    return all(torch.equal(x[one], x[other]) for x in (keys.mask_RL, keys.context_RL))
+    return all(torch.equal(visible_RL[one], visible_RL[other]) for visible_RL in (keys.mask_RL, keys.context_RL))
 
 
 class _Projections(nn.Module):
@@ -167,34 +173,34 @@ class _Projections(nn.Module):
         )
         self.heads, self.dropout = heads, dropout
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _split(self, x_BPC: Tensor) -> Tensor:
+        return x_BPC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def keys_values(self, x: Tensor) -> LayerKV:
-        return self._split(self.key(x)), self._split(self.value(x))
+    def keys_values(self, tokens_BJC: Tensor) -> LayerKV:
+        return self._split(self.key(tokens_BJC)), self._split(self.value(tokens_BJC))
 
-    def attend(self, x: Tensor, keys_values: LayerKV, visible: Tensor | None) -> Tensor:
+    def attend(self, x_BPC: Tensor, keys_values: LayerKV, visible_B1PJ: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(self._split(self.query(x)), *keys_values, visible, dropout)
-        return out.transpose(1, 2).flatten(2)
+        read_BHPD = F.scaled_dot_product_attention(self._split(self.query(x_BPC)), *keys_values, visible_B1PJ, dropout)
+        return read_BHPD.transpose(1, 2).flatten(2)
 
     def attend_to_visible(
-        self, x: Tensor, keys_values: LayerKV, visible: Sequence[VisibleKeyIndices], mask_queries: int
+        self, queries_RQC: Tensor, keys_values: LayerKV, visible: Sequence[VisibleKeyIndices], mask_queries: int
     ) -> Tensor:
         """Compute `attend` on the visible keys only, because most masks can attend to few of the image's keys."""
-        query = self._split(self.query(x))
-        out = torch.empty_like(query)
+        query_RHQD = self._split(self.query(queries_RQC))
+        out_RHQD = torch.empty_like(query_RHQD)
         for group in visible:
-            key, value = (part[group.image] for part in keys_values)
-            halves = (slice(0, mask_queries), group.by_mask), (slice(mask_queries, None), group.by_context)
-            for places, index in halves:
+            key_HLD, value_HLD = (part[group.image] for part in keys_values)
+            halves = (slice(0, mask_queries), group.by_mask_V), (slice(mask_queries, None), group.by_context_V)
+            for places, index_V in halves:
                 # All rows of a group attend to the same keys, so the queries of the rows are concatenated.
-                queries = query[group.rows, :, places].transpose(0, 1)
-                read = F.scaled_dot_product_attention(
-                    queries.flatten(1, 2)[None], key[:, index][None], value[:, index][None]
+                some_HRQD = query_RHQD[group.rows, :, places].transpose(0, 1)
+                read_1HPD = F.scaled_dot_product_attention(
+                    some_HRQD.flatten(1, 2)[None], key_HLD[:, index_V][None], value_HLD[:, index_V][None]
                 )
-                out[group.rows, :, places] = read[0].unflatten(1, queries.shape[1:3]).transpose(0, 1)
-        return out.transpose(1, 2).flatten(2)
+                out_RHQD[group.rows, :, places] = read_1HPD[0].unflatten(1, some_HRQD.shape[1:3]).transpose(0, 1)
+        return out_RHQD.transpose(1, 2).flatten(2)
 
 
 class _Residual(nn.Module):
@@ -205,8 +211,8 @@ class _Residual(nn.Module):
         self.dense, self.LayerNorm = nn.Linear(inner, width), nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+    def forward(self, x_BPI: Tensor, residual_BPC: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x_BPI)) + residual_BPC)
 
 
 class _Attention(nn.Module):
@@ -221,8 +227,8 @@ class _Intermediate(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, inner)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.dense(x))
+    def forward(self, x_BPC: Tensor) -> Tensor:
+        return F.gelu(self.dense(x_BPC))
 
 
 class MaskQFormerLayer(nn.Module):
@@ -249,28 +255,30 @@ class MaskQFormerLayer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x_RUC: Tensor,
         queries: int,
-        self_visible: Tensor,
+        self_visible_R11U: Tensor,
         image_kv: LayerKV | None,
         image_visible: Tensor | Sequence[VisibleKeyIndices],
         groups: RowGroups,
         mask_queries: int,
     ) -> Tensor:
         block = self.attention
-        x = block.output(block.attention.attend(x, block.attention.keys_values(x), self_visible), x)
-        query, text = x[:, :queries], x[:, queries:]
+        x_RUC = block.output(
+            block.attention.attend(x_RUC, block.attention.keys_values(x_RUC), self_visible_R11U), x_RUC
+        )
+        query_RQC, text_RTC = x_RUC[:, :queries], x_RUC[:, queries:]
         if image_kv is not None:
             block = self.crossattention
             if isinstance(image_visible, Tensor):
-                read = groups.unpack(block.attention.attend(groups.pack(query), image_kv, image_visible))
+                read_RQC = groups.unpack(block.attention.attend(groups.pack(query_RQC), image_kv, image_visible))
             else:
-                read = block.attention.attend_to_visible(query, image_kv, image_visible, mask_queries)
-            query = block.output(read, query)
-        query = self.output_query(self.intermediate_query(query), query)
-        if self.reads_text and text.shape[1]:
-            text = self.output(self.intermediate(text), text)
-        return torch.cat([query, text], 1)
+                read_RQC = block.attention.attend_to_visible(query_RQC, image_kv, image_visible, mask_queries)
+            query_RQC = block.output(read_RQC, query_RQC)
+        query_RQC = self.output_query(self.intermediate_query(query_RQC), query_RQC)
+        if self.reads_text and text_RTC.shape[1]:
+            text_RTC = self.output(self.intermediate(text_RTC), text_RTC)
+        return torch.cat([query_RQC, text_RTC], 1)
 
 
 class _Embeddings(nn.Module):
@@ -284,12 +292,12 @@ class _Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(positions, config.width)
         self.layernorm, self.dropout = nn.LayerNorm(config.width, eps=1e-12), nn.Dropout(config.dropout)
 
-    def forward(self, queries: Tensor, ids: Tensor) -> Tensor:
-        words = self.word_embeddings(ids)
+    def forward(self, queries_RQC: Tensor, ids_RT: Tensor) -> Tensor:
+        words_RTC = self.word_embeddings(ids_RT)
         if self.factorised:
-            words = self.word_projection(words)
-        words = words + self.position_embeddings.weight[: ids.shape[1]]
-        return self.dropout(self.layernorm(torch.cat([queries, words], 1)))
+            words_RTC = self.word_projection(words_RTC)
+        words_RTC = words_RTC + self.position_embeddings.weight[: ids_RT.shape[1]]
+        return self.dropout(self.layernorm(torch.cat([queries_RQC, words_RTC], 1)))
 
 
 class _Encoder(nn.Module):
@@ -343,14 +351,14 @@ class MaskQFormer(nn.Module):
                 f"the instruction has {ids_RT.shape[1]} tokens, but the Q-Former supports only "
                 f"{self.embeddings.position_embeddings.num_embeddings}"
             )
-        x = self.embeddings(queries_RQC, ids_RT)
-        text_visible = text_mask_RT.bool()
-        self_visible = torch.cat([text_visible.new_ones(len(x), count), text_visible], 1)[:, None, None]
+        x_RUC = self.embeddings(queries_RQC, ids_RT)
+        text_visible_RT = text_mask_RT.bool()
+        self_visible_R11U = torch.cat([text_visible_RT.new_ones(len(x_RUC), count), text_visible_RT], 1)[:, None, None]
         # Unused slots attend to all keys, because a softmax over no keys, like its gradient, would be NaN.
         image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
         for layer, kv in zip(self.encoder.layers(), image_kv, strict=True):
-            x = layer(x, count, self_visible, kv, image_visible, groups, mask_queries)
-        return x[:, :count]
+            x_RUC = layer(x_RUC, count, self_visible_R11U, kv, image_visible, groups, mask_queries)
+        return x_RUC[:, :count]
 
 
 class MaskQFormerBridge(Bridge):
@@ -455,8 +463,8 @@ class MaskQFormerBridge(Bridge):
         spread = embeddings.weight.float().std().item()
         nn.init.normal_(self.language_projection.weight, std=spread * self.config.width**-0.5)
 
-    def mask_features(self, mask: Tensor, context: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
-        return visible_keys(mask, context, patch, prefix, how)
+    def mask_features(self, mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, how: str) -> VisibleKeys:
+        return visible_keys(mask_R1SS, context_R1SS, patch, prefix, how)
 
     def image_state(self, tokens_NLC: Tensor) -> ImageState:
         return list(self.qformer.image_keys_values(tokens_NLC.to(self.mask_query.dtype)))
@@ -481,7 +489,7 @@ class MaskQFormerBridge(Bridge):
         keys, rows, config = features, len(features), self.config
         image_kv = cast(list[LayerKV | None], state)
         images = next(kv[0].shape[0] for kv in image_kv if kv is not None)
-        queries = torch.cat(
+        queries_RQC = torch.cat(
             [
                 self.mask_query.expand(rows, -1, -1),
                 self.context_query.expand(rows, -1, -1),
@@ -491,7 +499,7 @@ class MaskQFormerBridge(Bridge):
         )
         groups = RowGroups(image_index_R, images)
         visible: Tensor | list[VisibleKeyIndices]
-        if queries.device.type == "cpu" and not torch.is_grad_enabled():
+        if queries_RQC.device.type == "cpu" and not torch.is_grad_enabled():
             visible = visible_key_indices(keys, image_index_R.tolist())
         else:  # one dense attention is faster on a GPU, and training needs the gradient of the dense attention
             visible = torch.cat(
@@ -501,11 +509,11 @@ class MaskQFormerBridge(Bridge):
                 ],
                 1,
             )
-        out = self.qformer(
-            queries, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups, config.mask_queries
+        out_RQC = self.qformer(
+            queries_RQC, instruction.ids_RT, instruction.mask_RT, image_kv, visible, groups, config.mask_queries
         )
-        prefix = self.language_projection(out[:, : config.mask_queries])
-        return Condition(torch.cat([prefix, lookup(self.mode_query, modes)], 1))
+        prefix_RMW = self.language_projection(out_RQC[:, : config.mask_queries])
+        return Condition(torch.cat([prefix_RMW, lookup(self.mode_query, modes)], 1))
 
     def layers(self) -> list[nn.Module]:
         return list(self.qformer.encoder.layer)

@@ -3,8 +3,10 @@
 Each cell of the tower's grid is weighted by the share of its area that the mask or box covers. With these weights, a
 mask that is far smaller than a cell keeps its full signal, and boxes are not rounded to whole cells.
 
-Shapes: R masks, S input size, g = S / p cells per side, G = g^2, k RoI cells per side, C token width,
-T = 3 + 2 k^2 pooled tokens: [mask, context, image | k x k in the mask | k x k in the context box].
+Shapes: N images, L = P + G image tokens, P class tokens, C token width, R masks, M masks of one image, S input size,
+g = S / p cells per side, G = g^2, k RoI cells per side, K = k^2, E edges, I = E - 1 intervals, T = 3 + 2 k^2 pooled
+tokens: [mask, context, image | k x k in the mask | k x k in the context box]. Before `_with_image`, the token of the
+image is missing.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class RegionFeatures(MaskFeatures):
     context_R4: Tensor
 
 
-def region_features(mask: Tensor, context: Tensor, patch: int) -> RegionFeatures:
-    """Compute features from masks and context masks (R, 1, S, S). Only the bounding box of a context mask is used.
+def region_features(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int) -> RegionFeatures:
+    """Compute features from masks and context masks. Only the bounding box of a context mask is used.
 
     Args:
         patch: p, the side of a cell in pixels.
@@ -46,31 +48,31 @@ def region_features(mask: Tensor, context: Tensor, patch: int) -> RegionFeatures
     Raises:
         SampleError: a mask or a context mask has no pixel (`empty_mask`).
     """
-    check_not_empty(mask, context)
-    inside = mask if mask.dtype == torch.bool else mask != 0
-    coverage = reduce(inside.float(), "r 1 (y p) (x q) -> r (y x)", "mean", p=patch, q=patch)
-    boxes, contexts = (_cells(bounding_boxes(pixels), patch) for pixels in (mask, context))
-    return RegionFeatures(coverage, boxes, contexts)
+    check_not_empty(mask_R1SS, context_R1SS)
+    inside_R1SS = mask_R1SS if mask_R1SS.dtype == torch.bool else mask_R1SS != 0
+    coverage_RG = reduce(inside_R1SS.float(), "r 1 (y p) (x q) -> r (y x)", "mean", p=patch, q=patch)
+    box_R4, around_R4 = (_cells(bounding_boxes(pixels_R1SS), patch) for pixels_R1SS in (mask_R1SS, context_R1SS))
+    return RegionFeatures(coverage_RG, box_R4, around_R4)
 
 
 def _cells(box_R4: Tensor, patch: int) -> Tensor:
-    ends = box_R4.float()
-    ends[:, 2:] += 1  # box_R4 is in pixels, with inclusive ends
-    return ends / patch
+    ends_R4 = box_R4.float()
+    ends_R4[:, 2:] += 1  # box_R4 is in pixels, with inclusive ends
+    return ends_R4 / patch
 
 
 def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Divide each box into a k x k grid, and return its row and column edges, each (R, k + 1), in units of cells."""
-    steps = torch.linspace(0, 1, k + 1, device=box_R4.device)
-    top, left, bottom, right = (side[:, None] for side in box_R4.unbind(1))
-    return top + (bottom - top) * steps, left + (right - left) * steps
+    step_E = torch.linspace(0, 1, k + 1, device=box_R4.device)
+    top_R1, left_R1, bottom_R1, right_R1 = (side[:, None] for side in box_R4.unbind(1))
+    return top_R1 + (bottom_R1 - top_R1) * step_E, left_R1 + (right_R1 - left_R1) * step_E
 
 
 def overlaps(edges_RE: Tensor, cells: int) -> Tensor:
     """Return the overlap of each interval between adjacent edges with each unit cell, (R, E - 1, cells)."""
-    low = torch.arange(cells, device=edges_RE.device, dtype=edges_RE.dtype)
-    start, end = edges_RE[:, :-1, None], edges_RE[:, 1:, None]
-    return (torch.minimum(end, low + 1) - torch.maximum(start, low)).clamp(min=0)
+    low_g = torch.arange(cells, device=edges_RE.device, dtype=edges_RE.dtype)
+    start_RI1, end_RI1 = edges_RE[:, :-1, None], edges_RE[:, 1:, None]
+    return (torch.minimum(end_RI1, low_g + 1) - torch.maximum(start_RI1, low_g)).clamp(min=0)
 
 
 @dataclass
@@ -101,20 +103,21 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
     """
     cells = features.coverage_RG.shape[1]
     coverage_R1gg = rearrange(features.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
-    in_box, in_context = (_areas(box, k, coverage_R1gg.shape[-1]) for box in (features.box_R4, features.context_R4))
+    g = coverage_R1gg.shape[-1]
+    in_box_RKgg, in_context_RKgg = (_areas(box_R4, k, g) for box_R4 in (features.box_R4, features.context_R4))
     # The masked part of a grid cell is inside the mask's box, even if most of the cell is outside the box.
-    in_mask = coverage_R1gg * in_box / in_box.sum(1, keepdim=True).clamp(min=_LEAST)
-    weights = torch.cat([coverage_R1gg, in_context.sum(1, keepdim=True), in_mask, in_context], 1)
-    area_RT = weights.sum((2, 3))
-    mean_RTG = (weights / area_RT.clamp(min=_LEAST)[..., None, None]).flatten(2)
+    in_mask_RKgg = coverage_R1gg * in_box_RKgg / in_box_RKgg.sum(1, keepdim=True).clamp(min=_LEAST)
+    weights_RTgg = torch.cat([coverage_R1gg, in_context_RKgg.sum(1, keepdim=True), in_mask_RKgg, in_context_RKgg], 1)
+    area_RT = weights_RTgg.sum((2, 3))
+    mean_RTG = (weights_RTgg / area_RT.clamp(min=_LEAST)[..., None, None]).flatten(2)
     pooled_RTC = _of_images(mean_RTG, tokens_NLC[:, -cells:], image_index_R)
-    prefix = tokens_NLC[:, :-cells]
-    image_NC = (prefix if prefix.shape[1] else tokens_NLC).mean(1)
-    whole = coverage_R1gg.sum((2, 3)).expand(-1, SINGLES)
-    inside_RT = torch.cat([whole, area_RT[:, 2 : 2 + k * k], (coverage_R1gg * in_context).sum((2, 3))], 1)
+    prefix_NPC = tokens_NLC[:, :-cells]
+    image_NC = (prefix_NPC if prefix_NPC.shape[1] else tokens_NLC).mean(1)
+    whole_R3 = coverage_R1gg.sum((2, 3)).expand(-1, SINGLES)
+    inside_RT = torch.cat([whole_R3, area_RT[:, 2 : 2 + k * k], (coverage_R1gg * in_context_RKgg).sum((2, 3))], 1)
     return Pooled(
         _with_image(pooled_RTC, image_NC[image_index_R]),
-        _geometry(features, inside_RT, k, coverage_R1gg.shape[-1]),
+        _geometry(features, inside_RT, k, g),
         _with_image(area_RT > _LEAST, area_RT.new_ones(len(area_RT), dtype=torch.bool)),
     )
 
@@ -126,9 +129,9 @@ def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:
 
 def _areas(box_R4: Tensor, k: int, g: int) -> Tensor:
     """Return the overlap area of each RoI cell of a box with each cell of the tower's grid, (R, k^2, g, g)."""
-    ys, xs = parts(box_R4, k)
-    areas = torch.einsum("riy,rjx->rijyx", overlaps(ys, g), overlaps(xs, g))
-    return rearrange(areas, "r i j y x -> r (i j) y x")
+    y_RE, x_RE = parts(box_R4, k)
+    areas_Rkkgg = torch.einsum("riy,rjx->rijyx", overlaps(y_RE, g), overlaps(x_RE, g))
+    return rearrange(areas_Rkkgg, "r i j y x -> r (i j) y x")
 
 
 def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Tensor:
@@ -138,18 +141,18 @@ def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Ten
         return mean_RTG @ grid_NGC[0]
     order, means = [], []
     for image in image_index_R.unique().tolist():
-        rows = (image_index_R == image).nonzero().flatten().to(mean_RTG.device)
-        order.append(rows)
+        index_M = (image_index_R == image).nonzero().flatten().to(mean_RTG.device)
+        order.append(index_M)
         means.append(
-            mean_RTG[rows] @ grid_NGC[image]
+            mean_RTG[index_M] @ grid_NGC[image]
         )  # under autocast, the dtype of the product differs from the dtype of the operands
     return torch.cat(means)[torch.cat(order).argsort()]
 
 
 def _geometry(features: RegionFeatures, inside_RT: Tensor, k: int, g: int) -> Tensor:
     """Return `Pooled.geometry_RT6`. `inside_RT` is the mask's area within each token's region, in cells."""
-    whole = torch.tensor([[0.0, 0.0, g, g]], device=features.box_R4.device).expand_as(features.box_R4)
-    boxes = [features.box_R4[:, None], features.context_R4[:, None], whole[:, None]]
+    whole_R4 = torch.tensor([[0.0, 0.0, g, g]], device=features.box_R4.device).expand_as(features.box_R4)
+    boxes = [features.box_R4[:, None], features.context_R4[:, None], whole_R4[:, None]]
     for box in (features.box_R4, features.context_R4):
         ys, xs = parts(box, k)
         top, bottom = (repeat(edges, "r i -> r (i j)", j=k) for edges in (ys[:, :-1], ys[:, 1:]))

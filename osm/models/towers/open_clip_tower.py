@@ -1,5 +1,7 @@
 """Vision towers from open_clip: the library's own ViTs, and the timm ViTs that it includes (EVA, SigLIP).
 
+Shape letters have the same meaning as in `osm.models.towers.tower`.
+
 Models and weights are specified by open_clip's names and tags. The package open_clip
 (`pip install 'osm-recognition[open_clip]'`) is only imported when a tower is built.
 """
@@ -100,19 +102,19 @@ class OpenClipTower(Tower):
         if window % self.patch:
             raise OsmError(f"--sliding_window_size {window} is not a multiple of this tower's patch size, {self.patch}")
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
         found = self.visual.forward_intermediates(
-            windows,
+            windows_W3ww,
             indices=1,  # the last block only
             normalize_intermediates=True,
             intermediates_only=True,
             output_fmt="NLC",
             output_extra_tokens=True,
         )
-        patches = found["image_intermediates"][-1]
+        patches_WGC = found["image_intermediates"][-1]
         prefix = found.get("image_intermediates_prefix")
         # The prefix is the class token followed by register tokens, or register tokens alone.
-        return (patches[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches
+        return (patches_WGC[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches_WGC
 
 
 def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> OpenClipTower:

@@ -1,7 +1,8 @@
 """Vision towers from timm: plain ViTs with one grid of tokens, and any model from which timm can extract feature maps.
 
-Shape letters have the same meaning as in `osm.models.towers.tower`. The package timm is only imported when a model is
-built.
+Shape letters have the same meaning as in `osm.models.towers.tower`. In addition, T counts the tokens of a window with
+register tokens, and D and h are the channels and the side of a feature map. The package timm is only imported when a
+model is built.
 """
 
 from __future__ import annotations
@@ -87,13 +88,13 @@ class TimmVitTower(TimmTower):
         # Models with average pooling apply their norm after the pooling, so forward_features does not apply the norm.
         self.norm_after = isinstance(getattr(model, "norm", None), nn.Identity) and hasattr(model, "fc_norm")
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.model.forward_features(windows)
-        if isinstance(tokens, Mapping):  # NaFlexViT returns its tokens with a padding mask
-            tokens = tokens["patches"]
+    def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
+        tokens_WTC = self.model.forward_features(windows_W3ww)
+        if isinstance(tokens_WTC, Mapping):  # NaFlexViT returns its tokens with a padding mask
+            tokens_WTC = tokens_WTC["patches"]
         if self.norm_after:
-            tokens = self.model.fc_norm(tokens)
-        return tokens[:, : self.class_tokens], tokens[:, self.skip :]
+            tokens_WTC = self.model.fc_norm(tokens_WTC)
+        return tokens_WTC[:, : self.class_tokens], tokens_WTC[:, self.skip :]
 
 
 class TimmMapsTower(TimmTower):
@@ -120,29 +121,29 @@ class TimmMapsTower(TimmTower):
         if window % self.coarsest:
             raise OsmError(f"--sliding_window_size {window} is not a multiple of the coarsest stride, {self.coarsest}")
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        side = windows.shape[-1]
-        tokens = []
-        for features, stride, channels in zip(self._maps(windows), self.strides, self.channels, strict=True):
+    def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
+        side = windows_W3ww.shape[-1]
+        maps = []
+        for map_WDhh, stride, channels in zip(self._maps(windows_W3ww), self.strides, self.channels, strict=True):
             expected = (channels, side // stride, side // stride)
-            if tuple(features.shape[1:]) != expected:
+            if tuple(map_WDhh.shape[1:]) != expected:
                 raise OsmError(
                     f"its feature map at stride {stride} has the shape (channels, height, width) "
-                    f"{tuple(features.shape[1:])}; expected {expected}, so that the position of each cell is known; "
+                    f"{tuple(map_WDhh.shape[1:])}; expected {expected}, so that the position of each cell is known; "
                     "choose different strides or a different window size"
                 )
-            features = F.layer_norm(features.permute(0, 2, 3, 1), features.shape[1:2]).permute(0, 3, 1, 2)
+            map_WDhh = F.layer_norm(map_WDhh.permute(0, 2, 3, 1), map_WDhh.shape[1:2]).permute(0, 3, 1, 2)
             if stride != self.patch:
                 finest = (side // self.patch, side // self.patch)
-                features = F.interpolate(features, size=finest, mode="bilinear", align_corners=False)
-            tokens.append(features)
-        patches = torch.cat(tokens, 1).flatten(2).transpose(1, 2)
-        return patches[:, :0], patches
+                map_WDhh = F.interpolate(map_WDhh, size=finest, mode="bilinear", align_corners=False)
+            maps.append(map_WDhh)
+        patches_WGC = torch.cat(maps, 1).flatten(2).transpose(1, 2)
+        return patches_WGC[:, :0], patches_WGC
 
-    def _maps(self, windows: Tensor) -> list[Tensor]:
-        """Return the model's feature maps (W, channels, h, h), finest first."""
-        maps = self.model(windows.contiguous(memory_format=torch.channels_last))
-        return [features.permute(0, 3, 1, 2) for features in maps] if self.channels_last_maps else maps
+    def _maps(self, windows_W3ww: Tensor) -> list[Tensor]:
+        """Return the model's feature maps (W, D, h, h), finest first."""
+        maps = self.model(windows_W3ww.contiguous(memory_format=torch.channels_last))
+        return [map_WDhh.permute(0, 3, 1, 2) for map_WDhh in maps] if self.channels_last_maps else maps
 
 
 def timm_hub_id(name: str) -> str:

@@ -1,6 +1,6 @@
 """The interface of frozen vision towers, which encode image windows as tokens, and checks of new towers.
 
-Shapes: W windows of side w, p patch (stride), P = 1 or 0 class tokens, C width.
+Shapes: W windows of side w, p patch (stride), P = 1 or 0 class tokens, G = (w/p)^2 patch tokens, C width.
 """
 
 from __future__ import annotations
@@ -140,10 +140,10 @@ class RandomTower(Tower):
     def of(cls, config: RandomTowerConfig, window: int) -> RandomTower:
         return cls(config.patch, config.width, config.class_token, config.seed)
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        patches = self.embedding(windows).flatten(2).transpose(1, 2)
-        patches = F.layer_norm(patches, patches.shape[-1:])
-        return patches.mean(1, keepdim=True)[:, : self.class_tokens], patches
+    def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
+        patches_WGC = self.embedding(windows_W3ww).flatten(2).transpose(1, 2)
+        patches_WGC = F.layer_norm(patches_WGC, patches_WGC.shape[-1:])
+        return patches_WGC.mean(1, keepdim=True)[:, : self.class_tokens], patches_WGC
 
 
 # A tower with more parameters than `_LARGE` is first run on the meta device, which computes only shapes.
@@ -169,7 +169,7 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
     training = tower.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            prefix, patches = _try(tower.eval(), window)
+            prefix_WPC, patches_WGC = _try(tower.eval(), window)
     except OsmError as error:
         raise OsmError(f"{about}: {error}") from None
     except Exception as error:  # a model that does not suit such windows may raise any exception
@@ -177,15 +177,16 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
     finally:
         tower.train(training)
     expected = (1, (window // tower.patch) ** 2, tower.width)
-    if tuple(patches.shape) != expected:
+    if tuple(patches_WGC.shape) != expected:
         raise OsmError(
-            f"{about}: the patch tokens have shape {tuple(patches.shape)}, but the tower's attributes imply {expected} "
-            f"(one token per cell of {tower.patch} pixels)"
+            f"{about}: the patch tokens have shape {tuple(patches_WGC.shape)}, but the tower's attributes imply "
+            f"{expected} (one token per cell of {tower.patch} pixels)"
         )
     expected = (1, tower.class_tokens, tower.width)
-    if tuple(prefix.shape) != expected:
+    if tuple(prefix_WPC.shape) != expected:
         raise OsmError(
-            f"{about}: the class tokens have shape {tuple(prefix.shape)}, but the tower's attributes imply {expected}"
+            f"{about}: the class tokens have shape {tuple(prefix_WPC.shape)}, but the tower's attributes imply "
+            f"{expected}"
         )
     tower.tried |= {window}
 

@@ -1,4 +1,4 @@
-"""Segmenters generate the masks to be named, with SAM, other mask generators or the recognizer's own tower.
+"""Segmenters generate the masks to be named, using SAM, another mask generator, or the recognizer's own tower.
 
 To add a segmenter, subclass `Segmenter` and list the class in the entry-point group `osm.segmenters` (see
 examples/segmenter), or call `register_segmenter`. `--segmenter` also accepts a class as `module:Class`.
@@ -63,7 +63,7 @@ def load_segmenter(
             name = "sam" if Path(checkpoint).suffix in (".pth", ".pt") else "transformers"
     if name not in SEGMENTERS and ":" not in name:
         known = ", ".join([AUTO, *SEGMENTERS.names()])
-        raise OsmError(f"--segmenter {name!r} is not one of {known}, or module:Class")
+        raise OsmError(f"--segmenter {name!r} is not one of {known}, and not of the form module:Class")
     found = SEGMENTERS.get(name)
     if checkpoint is None and found.checkpoint_example:
         raise OsmError(f"--segmenter {name} needs a checkpoint, such as --sam_checkpoint {found.checkpoint_example}")

@@ -40,7 +40,7 @@ WORKING_SIDE = 448
 _SCALE, _SIGMA, _SMALLEST = 200, 0.6, 60
 _COLOUR = 0.7  # weight of the color features relative to the token features
 _LEAST_AREA = 0.001  # minimum area of a segment, as a fraction of the image
-# A superpixel in a box is dropped if its similarity to the surroundings exceeds that to the center by this margin.
+# A superpixel in a box is dropped if it is more similar to the surroundings than to the center by this margin.
 _MARGIN = 0.3
 
 
@@ -63,7 +63,7 @@ class EmbeddedSegmenter(Segmenter):
         try:
             import skimage.segmentation  # noqa: F401
         except ImportError:
-            raise OsmError("the embedded segmenter needs a package: pip install scikit-image") from None
+            raise OsmError("the embedded segmenter needs scikit-image: pip install scikit-image") from None
         self.recognizer, self.segments = recognizer, segments
         self._size: Size | None = None
 
@@ -170,7 +170,7 @@ class EmbeddedSegmenter(Segmenter):
         return (weights @ tokens.reshape(side * side, -1)) / areas[:, None]
 
     def _like_the_middle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray | None:
-        """Return which superpixels a box selects, bool (n,), or None if none is inside or none is around the box."""
+        """Return which superpixels a box selects, bool (n,), or None if no superpixel is inside or around it."""
         height, width = self._labels.shape
         scale_x, scale_y = width / self._shape[1], height / self._shape[0]
         x0, x1, y0, y1 = left * scale_x, right * scale_x, top * scale_y, bottom * scale_y

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # The processors of these model types share one format for points and boxes, and return masks at the image's own size.
 FAMILIES = ("sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam")
-# The published demo's thresholds are meant for the first SAM, so the defaults of transformers are used here.
+# The published demo's thresholds are meant for the original SAM, so the defaults of transformers are used here.
 EVERYTHING = {"points_per_crop": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95, "points_per_batch": 64}
 
 
@@ -123,7 +123,7 @@ def load_mask_generator(
         raise OsmError(f"--sam_checkpoint {checkpoint} is not a .pth file, folder or hub id ({reason})") from None
     if kind not in FAMILIES:
         raise OsmError(
-            f"--sam_checkpoint {checkpoint} is a {kind}; expected one of {', '.join(FAMILIES)}, or a .pth file of SAM"
+            f"--sam_checkpoint {checkpoint} is a {kind}; expected one of {', '.join(FAMILIES)}, or a SAM .pth file"
         )
     try:
         with quiet_libraries():

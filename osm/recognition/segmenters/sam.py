@@ -1,5 +1,6 @@
-"""A segmenter with the first Segment Anything model, such as sam_vit_h_4b8939.pth, from the package segment-anything.
+"""A segmenter that runs the original Segment Anything Model (SAM) with the package segment-anything.
 
+The published checkpoints are files such as sam_vit_h_4b8939.pth.
 Install the packages with `pip install segment-anything opencv-python-headless`.
 
 Shapes: (H, W) is the height and width of the image passed to `set_image`.
@@ -60,8 +61,8 @@ class SamSegmenter(Segmenter):
 
     def __init__(self, sam: Any, **options: Any) -> None:
         package = _package()
-        if importlib.util.find_spec("cv2") is None:  # SamAutomaticMaskGenerator removes small regions with OpenCV
-            raise OsmError("SAM needs OpenCV to clean masks: pip install opencv-python-headless")
+        if importlib.util.find_spec("cv2") is None:  # SamAutomaticMaskGenerator needs OpenCV to remove small regions
+            raise OsmError("SAM needs OpenCV to remove small regions from masks: pip install opencv-python-headless")
         try:
             self._generator = package.SamAutomaticMaskGenerator(sam, **{**EVERYTHING, **options})
         except (TypeError, AssertionError) as error:
@@ -88,7 +89,7 @@ class SamSegmenter(Segmenter):
         self._size, self._embedded = image.size, False
 
     def everything(self) -> list[ScoredMask]:
-        """Return the confident masks for a grid of points in descending order of area, scored by predicted IoU."""
+        """Return the confident masks for a grid of points, scored by predicted IoU, in descending order of area."""
         check_set(self._size)
         found = self._generator.generate(self._pixels)
         return by_area([ScoredMask.predicted(mask["segmentation"], mask["predicted_iou"]) for mask in found])
@@ -168,6 +169,6 @@ def _package() -> Any:
         import segment_anything
     except ImportError:
         raise OsmError(
-            "SAM's checkpoints need a package: pip install segment-anything opencv-python-headless"
+            "SAM checkpoints need the package segment-anything: pip install segment-anything opencv-python-headless"
         ) from None
     return segment_anything

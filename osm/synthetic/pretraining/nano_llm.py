@@ -1,10 +1,10 @@
 """Pre-trains osm-nano's LLM, a small Llama that learns to generate the name encoded in its context vectors.
 
 A training document consists of the words of a name, one of the project's questions, and the name as the answer. The
-words are encoded as unordered, blended and noisy vectors before the question, like the vectors that the bridge will
-produce. The names contain many more words than the scenes use, so that the LLM learns to read the context vectors
-instead of memorizing names. The attribute-thing pairs that are held out from training scenes are also held out from the
-LLM's training.
+words are encoded as vectors that precede the question. The vectors are unordered, blended and noisy, like the output of
+a trained bridge. The names contain many more words than the scenes use, so that the LLM learns to read the context
+vectors instead of memorizing names. Attribute-object pairs that never occur in training scenes never occur in the LLM's
+training documents either.
 
 Shapes: R rows, K context slots, T text tokens, W embedding width.
 """
@@ -100,7 +100,7 @@ class Corpus:
                 return NamingDocument((adjective, noun), prompt, f"{adjective} {noun}")
 
     def held_out_documents(self) -> list[NamingDocument]:
-        """Return the held-out attribute-thing pairs, which are never used in training, as documents for evaluation."""
+        """Return the held-out attribute-object pairs, which are never used in training, as documents for evaluation."""
         pairs = sorted(held_out_pairs(), key=str)
         return [NamingDocument((pair.attribute, pair.thing), MASK_PROMPTS[0], str(pair)) for pair in pairs]
 
@@ -186,8 +186,8 @@ def context_vectors(
     """Build context vectors (R, `slots` + 1, W) from words, which are given as the token ids of each row.
 
     Each token's embedding is added to one or more slots with a random weight, and noise is added to all slots. The
-    noise has `blur` times the standard deviation of the embeddings. The last slot contains only noise, because the
-    bridge places the embedding of the mode there.
+    noise has `blur` times the standard deviation of the embeddings. The last slot contains only noise, because a
+    trained bridge puts the mode embedding there.
     """
     rows, width = len(words), embeddings.shape[1]
     spread = float(embeddings.detach().std())

@@ -1,7 +1,7 @@
 """Pre-trains osm-nano's vision tower on drawn scenes.
 
 Two linear heads classify the kind of object and the attribute, both for each token and for the mean token of each mask.
-The two heads read the same tokens as the bridge, and are discarded after training.
+The linear heads read the same tokens as the bridge, and are discarded after training.
 
 Shapes: N images, S image size in pixels, L tokens per image, C tower width, I masks per image.
 """
@@ -168,7 +168,7 @@ class TowerTask(nn.Module):
         cover = _cover(batch.ids, patch)
         area = cover.sum(-1)
         pooled = (cover @ tokens) / area.clamp(min=1)[..., None]
-        # Only masks with more than 100 pixels count, as in the training of osm-nano.
+        # Masks of 100 pixels or fewer are ignored, as in the training of osm-nano.
         wanted = torch.where((area > 100)[..., None], batch.labels[:, 1:], NOTHING)
         pooled_loss, right = self._loss(pooled.flatten(0, 1), wanted.flatten(0, 1))
         return loss + 2 * pooled_loss, right
@@ -273,7 +273,7 @@ def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, 
 
 @torch.no_grad()
 def evaluate(task: TowerTask, size: int, config: TowerTraining, scenes: int = 200) -> dict[str, float]:
-    """Return the accuracies over masks for kind and attribute, measured on scenes that were not used in training."""
+    """Return the accuracies over all masks for object kind and attribute, measured on scenes not used in training."""
     task.eval()
     tower = task.tower
     images, ids, labels = zip(*(_draw((size, config.seed + 1, index)) for index in range(scenes)), strict=True)

@@ -29,7 +29,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint in the `--work` folder, which must have been written with the same `config`.
+    """Read a checkpoint from the `--work` folder. The checkpoint must have been written with the same `config`.
 
     Raises:
         OsmError: the file is broken, or was written with a different `config`.

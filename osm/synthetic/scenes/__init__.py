@@ -1,1 +1,1 @@
-"""Draws synthetic scenes (images with panoptic masks and names) from a seed as datasets in COCO-panoptic format."""
+"""Draws synthetic scenes (images with panoptic masks and names) from a seed, and saves them in COCO-panoptic format."""

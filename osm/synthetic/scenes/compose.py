@@ -28,7 +28,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class DrawnScene:
-    """An image (S, S, 3) uint8, segment ids (S, S) int32, and the attribute-thing pair or stuff name of each id."""
+    """An image (S, S, 3) uint8, segment ids (S, S) int32, and each id's attribute-object pair or background name."""
 
     image: np.ndarray
     ids: np.ndarray
@@ -44,7 +44,7 @@ class _Cutout:
 
 
 def draw_scene(size: int, pairs: Sequence[Pair], seed: int, index: int) -> DrawnScene:
-    """Draw scene number `index` for a seed. The image has `size` x `size` pixels and contains objects from `pairs`.
+    """Draw scene number `index` for a seed, with `size` x `size` pixels and objects from `pairs`.
 
     The same arguments always produce the same scene. The longest side of every object is at least 42/256 of the scene's
     side, and at least 30 % of every object is visible.
@@ -102,7 +102,7 @@ def _edge(side: int, height: float, sway: float, rng: Rng) -> np.ndarray:
 
 
 def _scatter(canvas: np.ndarray, rng: Rng) -> None:
-    """Draw clutter such as pebbles, leaves and petals. The clutter belongs to the segment beneath it."""
+    """Draw clutter such as pebbles, leaves and petals. Clutter pixels belong to the segment beneath them."""
     side = len(canvas)
     for _ in range(int(rng.integers(0, 22))):
         long = side * rng.uniform(0.006, 0.018)
@@ -121,7 +121,7 @@ def _scatter(canvas: np.ndarray, rng: Rng) -> None:
 
 
 def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
-    """Draw an object with its paint and light. The longest side of the object has `length` pixels."""
+    """Draw an object in its color or pattern, with shading. The longest side of the object has `length` pixels."""
     pen = Pen(rng)
     DRAW[pair.thing](pen)
     turn = np.radians(rng.normal(0, 9))
@@ -132,7 +132,7 @@ def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
     low, high = solid.min(0), solid.max(0)
     scale = length / (high - low).max()
     width, height = np.ceil((high - low) * scale).astype(int) + 3
-    # Each stroke is drawn with its number as the pixel value, from which the stroke's role and edges are derived.
+    # Each pixel stores the number of its stroke, from which the pixel's role and the edges of strokes are derived.
     drawing = Image.new("L", (int(width), int(height)))
     draw = ImageDraw.Draw(drawing)
     role_of = np.zeros(256, np.uint8)
@@ -151,7 +151,7 @@ def _draw_thing(pair: Pair, length: float, rng: Rng) -> _Cutout:
 
 
 def _light(mask: np.ndarray, parts: np.ndarray, length: float) -> np.ndarray:
-    """Return the brightness of each pixel (h, w), with light from the upper left and dark lines between parts."""
+    """Return the brightness of each pixel (h, w), with light from the upper left and dark lines between strokes."""
     blurred = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(length * 0.05))
     down, right = np.gradient(np.asarray(blurred, np.float32) / 255)
     factors = 1 + np.clip((down + right) * length * 0.045, -0.3, 0.22)
@@ -161,7 +161,7 @@ def _light(mask: np.ndarray, parts: np.ndarray, length: float) -> np.ndarray:
 
 
 def _find_place(mask: np.ndarray, ids: np.ndarray, areas: dict[int, int], rng: Rng) -> tuple[int, int] | None:
-    """Return a random position (top, left) where an object leaves all earlier objects sufficiently visible, or None."""
+    """Return a random position (top, left) for an object that leaves earlier objects visible enough, or None."""
     side, (height, width) = len(ids), mask.shape
     allowed = 1 - MIN_VISIBLE - 0.02 if rng.random() < 0.5 else 0.04
     visible = np.bincount(ids.ravel(), minlength=max(areas, default=0) + 1)
@@ -184,7 +184,7 @@ def _put(canvas: np.ndarray, ids: np.ndarray, thing: _Cutout, place: tuple[int, 
     reach = max(3, round(0.06 * max(height, width)))
     padded = np.pad(thing.mask.astype(np.uint8) * 255, reach)
     shadow = np.asarray(Image.fromarray(padded).filter(ImageFilter.GaussianBlur(reach / 2)), np.float32) / 255
-    # The shadow image is padded by `reach` pixels, so an offset of less than `reach` moves the shadow down and right.
+    # The shadow lies below and to the right of the object, because the offset is smaller than the padding `reach`.
     top, left = place[0] - reach // 3, place[1] - reach // 2
     rows = slice(max(top, 0), min(top + shadow.shape[0], len(ids)))
     columns = slice(max(left, 0), min(left + shadow.shape[1], len(ids)))

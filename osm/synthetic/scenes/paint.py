@@ -1,4 +1,4 @@
-"""Draws colors, patterns and stuff.
+"""Draws colors, patterns and backgrounds such as grass.
 
 Arrays are float32. Colors have shape (H, W, 3) and values from 0 to 255, and weights have shape (H, W) and values from
 0 to 1. Lengths are in pixels of the canvas.
@@ -46,7 +46,7 @@ def colour(name: str, rng: Rng) -> np.ndarray:
 
 
 def detail(role: int, rng: Rng) -> np.ndarray:
-    """Return a random shade, shape (3,), for a part of an object other than its body."""
+    """Return a random shade, shape (3,), for any part of an object except the body."""
     return np.clip(np.array(_DETAILS[role], np.float32) * rng.uniform(0.85, 1.1) + rng.uniform(-8, 8, 3), 0, 255)
 
 
@@ -225,7 +225,7 @@ _STUFF = {
 
 
 def stuff(name: str, height: int, width: int, unit: float, rng: Rng) -> np.ndarray:
-    """Return a painted area of stuff (such as grass), shape (height, width, 3).
+    """Return a painted area of a background material such as grass, shape (height, width, 3).
 
     `unit` is 1/512 of the canvas's side, in pixels.
     """

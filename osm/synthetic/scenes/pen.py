@@ -66,7 +66,7 @@ class Pen:
     def ell(
         self, x: float, y: float, rx: float, ry: float, role: int = BODY, turn: float = 0, span: Points = ((0, 360),)
     ) -> None:
-        """Add an ellipse rotated by `turn` degrees, or its sector with the angles in `span` (0 = right, 90 = down)."""
+        """Add an ellipse rotated by `turn` degrees, limited to the angles in `span` (0 = right, 90 = down)."""
         start, end = np.radians(span[0])
         angle = np.linspace(start, end, 36)
         points = np.stack([rx * np.cos(angle), ry * np.sin(angle)], 1)

@@ -1,8 +1,8 @@
-"""The things, attributes and stuff in drawn scenes, their names in each dataset, and the held-out pairs.
+"""The objects, attributes and backgrounds in drawn scenes, their names in each dataset, and the held-out pairs.
 
-Every thing has one attribute, which is a color or a pattern. The dataset `scenes_fine` names both the attribute and the
-thing ("striped kettle"). The dataset `scenes_plain` names only the thing, sometimes by a synonym ("couch" for "sofa").
-A seed determines which attribute-thing pairs are held out from training scenes.
+Every object has exactly one attribute: a color or a pattern. The dataset `scenes_fine` names both the attribute and the
+object ("striped kettle"). The dataset `scenes_plain` names only the object, sometimes by a synonym ("couch" for
+"sofa"). A seed determines which attribute-object pairs are held out from training scenes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 PATTERNS = ("striped", "dotted", "checkered", "zigzag", "rainbow", "marbled")
 ATTRIBUTES = COLOURS + PATTERNS
 
-# Maps each thing to its name in the dataset `scenes_plain`.
+# Maps each kind of object to its name in the dataset `scenes_plain`.
 THINGS = {
     "kettle": "kettle",
     "mug": "cup",
@@ -70,8 +70,8 @@ THINGS = {
     "heart": "heart",
     "anchor": "anchor",
 }
-# Maps each kind of stuff to its name in the dataset `scenes_plain`.
-# Backdrops are drawn behind objects, and grounds beneath objects.
+# Maps each kind of background to its name in the dataset `scenes_plain`.
+# Backdrops fill the upper part of a scene, and grounds fill the lower part.
 BACKDROPS = {"sky": "sky", "wall": "wall", "hedge": "bushes", "curtain": "curtain"}
 GROUNDS = {"grass": "lawn", "sand": "sand", "water": "sea", "floor": "floor"}
 STUFF = {**BACKDROPS, **GROUNDS}
@@ -85,7 +85,7 @@ PAIRINGS = ("seen", "held_out", "all")
 
 @dataclass(frozen=True)
 class Pair:
-    """A thing with its attribute."""
+    """A kind of object with its attribute."""
 
     attribute: str
     thing: str
@@ -99,10 +99,11 @@ ALL_PAIRS = tuple(Pair(attribute, thing) for thing in THINGS for attribute in AT
 
 @lru_cache
 def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
-    """Return the held-out pairs, which are a tenth of all attribute-thing pairs.
+    """Return the held-out pairs, which are a tenth of all attribute-object pairs.
 
-    To spread the held-out pairs evenly, the shuffled attributes are assigned to the shuffled things in turn, and are
-    shifted by one after each round. For every attribute and every thing, at least 80 % of the pairs are not held out.
+    To spread the held-out pairs evenly, the shuffled attributes are assigned to the shuffled objects in turn, and are
+    shifted by one after each round. For every attribute and every kind of object, at least 80 % of the pairs are not
+    held out.
     """
     rng = np.random.default_rng([seed, 0x5CE7E5])
     things, attributes = list(rng.permutation(list(THINGS))), list(rng.permutation(list(ATTRIBUTES)))
@@ -116,7 +117,7 @@ def held_out_pairs(seed: int = HELD_OUT_SEED) -> frozenset[Pair]:
 
 
 def choose_pairs(pairing: str, seed: int = HELD_OUT_SEED) -> tuple[Pair, ...]:
-    """Return the attribute-thing pairs that scenes may contain: `seen` (not held out), `held_out` or `all`.
+    """Return the attribute-object pairs that scenes may contain: `seen` (not held out), `held_out` or `all`.
 
     Raises:
         OsmError: `pairing` is not supported.
@@ -128,20 +129,20 @@ def choose_pairs(pairing: str, seed: int = HELD_OUT_SEED) -> tuple[Pair, ...]:
 
 
 def name_in(set_name: str, pair: Pair) -> str:
-    """Return the name that a dataset uses for a thing."""
+    """Return the name that a dataset uses for an object with an attribute."""
     return str(pair) if set_name == FINE else THINGS[pair.thing]
 
 
 def stuff_name_in(set_name: str, stuff: str) -> str:
-    """Return the name that a dataset uses for a kind of stuff."""
+    """Return the name that a dataset uses for a kind of background, such as `grass`."""
     return stuff if set_name == FINE else STUFF[stuff]
 
 
 @lru_cache
 def category_ids(set_name: str) -> dict[str, int]:
-    """Return the category id of each name in a dataset. Things have lower ids than stuff.
+    """Return the category id of each name in a dataset. Objects have lower ids than backgrounds.
 
-    Every attribute-thing pair has an id, even if a split does not contain the pair, so that an id has the same meaning
+    Every attribute-object pair has an id, even if a split does not contain the pair, so that an id has the same meaning
     in every split.
 
     Raises:

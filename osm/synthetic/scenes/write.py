@@ -53,7 +53,7 @@ class SceneOptions:
         images: the number of scenes.
         size: the side of the square images, in pixels.
         seed: the random seed of the scenes.
-        pairs: the attribute-thing pairs that may occur: `seen`, `held_out` or `all`.
+        pairs: the attribute-object pairs that may occur: `seen`, `held_out` or `all`.
         held_out_seed: the random seed of the held-out pairs. osm-nano was pre-trained without the held-out pairs of
             seed 0.
         sets: the datasets for which a json is written.
@@ -103,7 +103,8 @@ def write_scenes(folder: str | Path, options: SceneOptions, workers: int | None 
         changed = [key for key, value in arguments.items() if not isinstance(found, dict) or found.get(key) != value]
         if changed:
             raise OsmError(
-                f"{folder} holds scenes made with a different {', '.join(changed)}; choose a different folder"
+                f"{folder} contains scenes that were drawn with a different value of {', '.join(changed)}; choose a "
+                "different folder"
             )
         logger.info(f"{folder}: finished already, {options.images} scenes")
         return folder

@@ -64,7 +64,7 @@ def test_what_cannot_be_meant_is_refused(segmenter: Any) -> None:
         ([(90, 5)], None, "outside of the image, which is 90 x 60"),
         ([(1, 2, 3)], None, "is not \\[x, y\\]"),
         ([(1, float("nan"))], None, "is not"),
-        ([], None, "no point"),
+        ([], None, "at least one point"),
         ([(1, 1)], [False], "give at least one point that the segment must contain"),
         ([(1, 1)], [True, False], "1 points, but `inside` has 2 values"),
     ]:
