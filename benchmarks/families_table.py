@@ -35,7 +35,7 @@ def write_outcomes(path: Path, outcomes: dict[str, Any], order: list[str]) -> No
 
 def section(outcomes: dict[str, Any]) -> str:
     """The table as Markdown, and below it the sentences of what is refused."""
-    versions = ", ".join(f"{name} {number}" for name, number in outcomes["versions"].items())
+    versions = " and ".join(f"{name} {number}" for name, number in outcomes["versions"].items())
     lines = [f"{len(outcomes['families'])} LLM families were tested with {versions}.", ""]
     lines += [f"| family | variant | {' | '.join(COLUMNS)} | not used |", f"|---|---|{'---|' * (len(COLUMNS) + 1)}"]
     notes: dict[str, list[str]] = {}
@@ -49,8 +49,9 @@ def section(outcomes: dict[str, Any]) -> str:
                 cells.append(kind)
             lines.append(f"| {name} | {variants_said} | {' | '.join(cells)} | {found.get('slow', '')} |")
     if notes:
-        lines += ["", "Error messages of the refused LLMs:", ""]
+        lines += ["", "Error messages of the refused LLMs:", "", "```text"]
         lines += [f"- {'; '.join(dict.fromkeys(where))}: {said}" for said, where in notes.items()]
+        lines += ["```"]
     return "\n".join(lines)
 
 
