@@ -1,6 +1,6 @@
 """Check and split locations.
 
-A location is a local path, or a URL whose protocol reads files and never runs commands.
+A location is a local path or a URL. Only protocols that read files are accepted, not those that run commands.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_remote(location: str | os.PathLike[str]) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Return whether a text is a local path instead of a URL, a command or `-` for standard input."""
+    """Return whether a string is a local path, and not a URL, a command or `-` (standard input)."""
     return _NO_PATH.match(text) is None
 
 
@@ -132,7 +132,9 @@ def public_text(text: str) -> str:
 
 
 def join(folder: str | os.PathLike[str], name: str) -> str:
-    """Return the location of a file in a folder. If the folder is a signed URL, its query stays at the end.
+    """Return the location of a file in a folder.
+
+    If the folder is a signed URL, the file's URL ends with the same query.
 
     Args:
         name: the path of the file within the folder.

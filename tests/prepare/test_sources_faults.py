@@ -202,7 +202,7 @@ WRONG: list[tuple[str, Callable[[Made], Any], str]] = [
     (
         "cityscapes",
         lambda s: s.document["annotations"][1].update(file_name="x.png"),
-        "'x.png' does not have the form CITY",
+        "'x.png' does not have the format CITY",
     ),
     (
         "cityscapes",
