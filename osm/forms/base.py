@@ -366,8 +366,8 @@ class Form(ABC):
         """
         if row.json_file is None:
             raise OsmError(
-                f"set {row.name!r}: its class names are unknown; add a dataset row with --datasets, and set `labels` "
-                "to the categories.json that `osm prepare` wrote next to the shards"
+                f"dataset {row.name!r}: its class names are unknown; add a dataset row with --datasets, and set "
+                "`labels` to the categories.json that `osm prepare` wrote next to the shards"
             )
         return load_labels(row.json_file)
 

@@ -218,7 +218,7 @@ class Instances(Annotated):
     def labels_of(cls, row: Dataset) -> LabelSet:
         if is_mask_table(row.json_file):
             raise OsmError(
-                f"set {row.name!r}: {row.json_file} contains no class names; set `labels` to its class csv "
+                f"dataset {row.name!r}: {row.json_file} contains no class names; set `labels` to its class csv "
                 "(class-descriptions-boxable.csv) or to the categories.json written by `osm prepare`"
             )
         return super().labels_of(row)

@@ -143,7 +143,7 @@ class FileFinder:
 
     @cached_property
     def _by_spelling(self) -> dict[tuple[str, bool], list[str]]:
-        """Look up files by (normalized path, True) or by (normalized file name, False), both without the extension."""
+        """The files by normalized spelling: the keys are (path, True) and (file name, False), without the extension."""
         found: dict[tuple[str, bool], list[str]] = {}
         for path in self._files:
             plain = _EXTENSION.sub("", _plain(path))

@@ -118,7 +118,7 @@ class Split:
         losses = self.listing.losses
         failed = too_many_lost(losses.lost, kept, max_bad_annotations, losses.first)
         if failed or self.listing.no_image:
-            raise OsmError(f"set {row.name!r}: {failed or self.listing.no_image}")
+            raise OsmError(f"dataset {row.name!r}: {failed or self.listing.no_image}")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -283,7 +283,7 @@ def check_row(row: Dataset, form: type[Form], needs: tuple[str, ...]) -> None:
     """Raise OsmError if a dataset's row does not set all path fields that are listed in `needs`."""
     missing = next((key for key in needs if getattr(row, key) is None), None)
     if missing:
-        raise OsmError(f"set {row.name!r}: the annotation form {row.form} needs {missing}, which is not set")
+        raise OsmError(f"dataset {row.name!r}: the annotation form {row.form} needs {missing}, which is not set")
 
 
 def set_files(row: Dataset) -> SetFiles:
@@ -318,11 +318,11 @@ def check_files(split: Split, indices: range) -> None:
     missing = [path for path in read if not os.path.exists(path)]  # Path.exists raises OSError if a name is too long
     if missing:
         raise OsmError(
-            f"set {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing, the "
+            f"dataset {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing, the "
             f"first is {missing[0]}"
         )
     for path in read:
-        check_regular_file(path, f"set {split.row.name!r}:")
+        check_regular_file(path, f"dataset {split.row.name!r}:")
 
 
 @contextmanager

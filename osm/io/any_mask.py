@@ -328,7 +328,7 @@ def _ids(image: Image.Image, turn: int, where: str) -> np.ndarray:
 
 
 def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """Return the mask (H, W) of an image (H, W, 3): the white pixels, or the pixels of its only color on black."""
+    """Return the mask (H, W) of an image (H, W, 3): the white pixels, or the pixels of the single color on black."""
     value = rgb.max(-1)
     if ((value - rgb.min(-1)) > 40).mean() <= 0.01:  # The image is gray except for JPEG noise.
         return _of_grey(value, where, words, lossy)

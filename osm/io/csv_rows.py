@@ -76,7 +76,7 @@ def csv_records(
 def _lines(file: IO[bytes], digest: Any) -> Iterator[bytes]:
     """Yield every line of a file.
 
-    An overlong line is cut short, and marked as invalid by an appended byte that is not UTF-8.
+    An overlong line is cut short, and made invalid by appending a byte that is not valid UTF-8.
     """
     while line := file.readline(_MAX_LINE):
         if digest is not None:

@@ -1,9 +1,9 @@
 """Convert COCO's `segmentation` field (polygons, or compressed or uncompressed RLE) from untrusted files to masks.
 
-The format of the field differs between annotation tools. `read_segmentation` accepts many variants of the field, checks
-the field against the size of the image, and converts it to a standard form. `draw_segmentation` draws a mask from the
-standard form, and `decode_segmentation` reads the field and draws the mask. Every fault raises a `SampleError` with a
-reason, so that callers can count the faults by reason.
+The format of the `segmentation` field differs between annotation tools. `read_segmentation` accepts many variants of
+the field, checks the field against the size of the image, and converts it to a standard form. `draw_segmentation` draws
+a mask from the standard form, and `decode_segmentation` reads the field and draws the mask. Every fault raises a
+`SampleError` with a reason, so that callers can count the faults by reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from osm.documents import parse_json
 from osm.errors import SampleError, shown
 from osm.io.values import finite, whole
 
-# Coordinates of a polygon may be at most this many times the longer side of the image.
+# A polygon's coordinates may be at most _MAX_OUTSIDE times the longer side of the image.
 # Without a limit, pycocotools would allocate memory in proportion to the length of the outline.
 _MAX_OUTSIDE = 10
 # The maximum length of a polygon outline in pixels. pycocotools allocates 80 bytes per pixel of the outline.
@@ -296,9 +296,9 @@ def _counts(given: Any, where: str) -> Any:
 def _parse_counts(text: str, where: str) -> list[int]:
     """Decode the `counts` of a compressed COCO RLE.
 
-    Subtracting the code of '0' from a character's code yields six bits. Five bits belong to a number, and the sixth bit
-    tells whether the number continues in the next character. From the fourth number on, each number is stored as its
-    difference from the number two positions earlier.
+    In a compressed RLE, each character's code minus the code of '0' is a six-bit value. Five of the bits belong to a
+    number, and the sixth bit tells whether the number continues in the next character. From the fourth number on, each
+    number is stored as its difference from the number two positions earlier.
     """
     counts: list[int] = []
     value = shift = 0

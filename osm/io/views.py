@@ -59,7 +59,7 @@ class View:
             pixels = picture[y, x]
         elif width % by == height % by == 0:
             return self._resized(picture)
-        else:  # The last row or column of the reduced image covers fewer source pixels.
+        else:  # The reduced image's last row or column covers fewer source pixels.
             image = Image.fromarray(picture)
             reach = (width / by / self.width, height / by / self.height)
             box = (x.start * reach[0], y.start * reach[1], x.stop * reach[0], y.stop * reach[1])

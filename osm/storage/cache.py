@@ -90,7 +90,7 @@ class FileCache:
     def make(self) -> None:
         """Create the cache folder if it is missing.
 
-        The folder is not created in the constructor but at the first fetch, because the disk may be read-only.
+        The cache folder is not created in the constructor but at the first fetch, because the disk may be read-only.
         """
         try:
             for name in (_LOCKS, _META, _PARTS):
@@ -112,7 +112,7 @@ class FileCache:
     def get(self, url: str, expected: Stat | None = None) -> Path:
         """Return the path of the local copy of a remote file.
 
-        The file is fetched if the copy is missing or outdated.
+        The file is fetched if its local copy is missing or outdated.
 
         Args:
             expected: the expected size and version of the file. By default, they are requested from the server.
@@ -339,7 +339,7 @@ def _file_name(name: str) -> str:
     text = "".join(quote(letter, safe="") if letter in _ILLEGAL or letter < " " else letter for letter in name)
     if not text.strip("."):
         text = text.replace(".", "%2E")
-    text = text.replace("/", "%2F")  # A slash within a component was percent-encoded in the URL.
+    text = text.replace("/", "%2F")  # A slash within a path component was percent-encoded in the URL.
     if os.name == "nt":
         text = text.rstrip(" .") or "%20"
     try:
@@ -360,7 +360,7 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
     Args:
         location: a local path or a URL.
         what: the beginning of error messages, such as "--json_file".
-        folder: whether a URL is that of a folder. All files below the folder are fetched.
+        folder: whether a URL is that of a folder. All files inside the folder are fetched.
 
     Raises:
         OsmError: there is no such remote file, or the location is invalid.

@@ -131,10 +131,10 @@ async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
 
 
 async def list_names(fs: Any, url: str, most: int) -> list[str]:
-    """Return the paths of all files below a folder, as listed by the server's HTML pages.
+    """Return the paths of all files inside a folder and its subfolders, as listed by the server's HTML pages.
 
-    Only links to files and folders directly below a page are followed, so that links to a different host, links to a
-    parent folder and circular links are ignored.
+    Only links to files and folders directly inside the listed folder are followed, so that links to a different host,
+    links to a parent folder and circular links are ignored.
 
     Raises:
         FileNotFoundError: the page does not exist, or contains no link to a file.

@@ -19,7 +19,7 @@ WRITABLE = ("s3", "gs")
 _URL = re.compile(r"(https?|s3|gs|hf|file):/+(?=[^/])", re.IGNORECASE)
 _VERSION = re.compile(r"\?versionId=[^/?]*$")
 _FILE = re.compile(r"file:/*", re.IGNORECASE)
-# Matches texts that other data loaders interpret as a command (`pipe:` or `|`), standard input, or another protocol.
+# Matches strings that other data loaders interpret as a command (`pipe:` or `|`), standard input, or another protocol.
 # A single letter before a colon is a Windows drive.
 _NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]+:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
 _QUERY = re.compile(r"\?[^\s,{}]*")  # Matches the query of a URL within a pattern or a sentence.

@@ -277,7 +277,7 @@ def write_text(location: str | os.PathLike[str], flag: str, chunks: Iterable[str
 
 @contextmanager
 def remote_file(url: str, what: str) -> Iterator[Path]:
-    """Yield the path of a staged file, which is uploaded if the context succeeds.
+    """Yield the path of a staged file, which is uploaded if the context ends without an error.
 
     The remote file is locked until the context ends.
     """
