@@ -1,9 +1,9 @@
 """The base class of all annotation forms.
 
 Each annotation form is one class. The class methods of an annotation form read annotations from a dataset's files and
-build the samples of its shards. An instance of an annotation form is one annotated image: training draws segments from
-the image (`pick`), and evaluation lists the masks to name (`targets`). Conversion, training and evaluation check
-annotations with the same code.
+build the samples of its shards. Each instance of an annotation form's class represents one annotated image. Training
+picks random segments of the image with `pick`, and evaluation gets the masks to name from `targets`. Conversion,
+training and evaluation check annotations with the same code.
 
 Shapes: (H, W) is the size of the image, height first. A `Size` is (width, height).
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # osm.io.views imports torch, which converters do not need
 ANNOTATION = "annotation: "
 MIN_PIXELS = 100  # training uses a segment only if it covers more than this number of pixels of the crop
 IMAGE_MEMBERS = ("jpg", "jpeg", "image.png")
-# The maximum number of values in a sample's .json member. Each value takes up to 100 bytes of memory.
+# The maximum number of values in a sample's .json member. A parsed JSON value takes up to 100 bytes of memory.
 # A base64 image is one value.
 MAX_VALUES = 5_000_000
 _TURNING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -70,22 +70,22 @@ LOSSES = frozenset(
     }
 )
 """The reasons why an annotation counts as lost. The limit `--max_bad_annotations` applies to lost annotations. Crowds,
-ignored classes, empty masks and notes such as `polygon_unusable` (one polygon of several) do not count as lost."""
+ignored classes, empty masks and faults such as `polygon_unusable` (one polygon of several) do not count as lost."""
 
 
 class Losses:
-    """Collects the skipped annotations with their reasons, and notes on annotations that were kept."""
+    """Records skipped annotations with the reasons, and also faults for which no annotation was skipped."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str, int]] = []  # reason, message, count
 
     def add(self, reason: str, message: str, count: int = 1) -> None:
-        """Record `count` annotations that were skipped, or a note on `count` annotations that were kept."""
+        """Record `count` skipped annotations, or `count` faults for which no annotation was skipped."""
         self.found.append((reason, message, count))
 
     @property
     def counts(self) -> Counter[str]:
-        """The number of skipped annotations and notes for each reason."""
+        """The number of skipped annotations or recorded faults for each reason."""
         counts: Counter[str] = Counter()
         for reason, _, count in self.found:
             counts[reason] += count
@@ -98,7 +98,7 @@ class Losses:
 
     @property
     def first(self) -> str:
-        """The message about the first lost annotation; empty if no annotation is lost."""
+        """The error message about the first lost annotation, or an empty string if no annotation was lost."""
         return next((message for reason, message, _ in self.found if reason in LOSSES), "")
 
 
@@ -124,7 +124,7 @@ def too_many_lost(lost: int, kept: int, share: float, first: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a dataset, with its annotations from the dataset's own files (the source).
+    """One image of a dataset with its annotations, as read from the dataset's own files (called the source).
 
     Attributes:
         image: the image file.
@@ -152,7 +152,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images and annotations of a dataset, as listed in the dataset's own files (the source).
+    """The images and annotations of a dataset, as read from the dataset's own files (called the source).
 
     Attributes:
         entries: all images in the order of the source, including images without annotations.
@@ -201,7 +201,7 @@ class Picture:
     def by_rule(
         cls, source: bytes | Path, exif: str, stated: Callable[[], Size | None], undecided: Callable[[], None]
     ) -> Picture:
-        """Open an image, and decide whether its annotations refer to the image as stored or as rotated by EXIF.
+        """Open an image, and decide whether its annotations refer to the stored or to the EXIF-rotated image.
 
         Args:
             source: the bytes or the path of the file.
@@ -359,15 +359,15 @@ class Form(ABC):
 
     @classmethod
     def labels_of(cls, row: Dataset) -> LabelSet:
-        """Return the classes in the json file of a dataset whose row does not set `labels`.
+        """Return the classes from a dataset's json file, for a row of the dataset table that does not set `labels`.
 
         Raises:
             OsmError: The row has no json file, or the classes in the json file are invalid.
         """
         if row.json_file is None:
             raise OsmError(
-                f"set {row.name!r}: its class names are unknown; add a dataset row with --datasets, and set `labels` "
-                "to the categories.json that `osm prepare` wrote next to the shards"
+                f"dataset {row.name!r}: its class names are unknown; add a dataset row with --datasets, and set "
+                "`labels` to the categories.json that `osm prepare` wrote next to the shards"
             )
         return load_labels(row.json_file)
 
@@ -393,7 +393,7 @@ class Form(ABC):
     def pick(
         self, view: View, count: int, rng: np.random.Generator, fixed_view: bool = False, whole_prob: float = 0.0
     ) -> list[Segment]:
-        """Draw up to `count` different segments that are visible in a view (a crop). The list may be empty.
+        """Randomly pick up to `count` distinct segments that are visible in a view (a crop). The list may be empty.
 
         Args:
             view: the crop.
@@ -463,7 +463,7 @@ class Form(ABC):
 
     @classmethod
     def outline(cls, entry: Entry) -> list[tuple[Hashable, Hashable]] | None:
-        """Return (id, category id) of each annotation except crowds, or None if only the mask's pixels contain ids."""
+        """Return (id, category id) of each non-crowd annotation, or None if only the mask's pixels store ids."""
         return [
             (countable(annotation.get("id")), countable(annotation.get("category_id")))
             for annotation in entry.raw[1]
@@ -491,7 +491,7 @@ class Form(ABC):
 
     @classmethod
     def stated_size(cls, members: Mapping[str, bytes], document: Mapping[str, Any]) -> Size | None:
-        """Return the size of the annotated image, as stated in the json or measured from a mask."""
+        """Return the size of the annotated image from the json, or from a mask if the json lacks the size."""
         size = stated_size(document)
         if size is None and cls.mask_members:
             published = next(iter(cls.mask_members.values()))
@@ -515,7 +515,7 @@ class Form(ABC):
 
 
 def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, rules: Rules | None = None) -> Form:
-    """Parse a sample of a shard, which has either the plain layout or the layout of the published shards.
+    """Parse a shard's sample, which has either the plain layout or the layout of the published shards.
 
     Args:
         form: the annotation form of the dataset.
@@ -548,7 +548,7 @@ def sample_of(form: type[Form], members: Mapping[str, bytes], labels: LabelSet, 
 
 
 def member(members: Mapping[str, bytes], document: Mapping[str, Any], key: str, names: tuple[str, ...]) -> bytes:
-    """Return an image or mask of a sample, from a member (plain layout) or from a base64 string (published layout).
+    """Return the bytes of an image or mask, stored as a sample member or as a base64 string in the json member.
 
     Args:
         members: the members of the sample.
@@ -596,5 +596,5 @@ def check_marks(annotation: Mapping[str, Any], where: str) -> None:
 
 
 def countable(value: Any) -> Hashable:
-    """Return an annotation's id as a hashable value, because an untrusted file may store any json value as id."""
+    """Return an annotation's id as a hashable value, because an untrusted file may store any json value as an id."""
     return value if isinstance(value, (int, str)) else repr(value)

@@ -120,7 +120,7 @@ class CocoJson:
         )
 
     def category_of(self, annotation: Mapping[str, Any], where: str) -> int:
-        """Return the category id of an annotation. Raises SampleError if the id is not in the labels."""
+        """Return the category id of an annotation. Raises SampleError if no class has this id."""
         value = annotation.get("category_id")
         category = value if type(value) is int else whole(value)
         if category is None or category not in self.labels:
@@ -158,14 +158,16 @@ class CocoJson:
         return f"{self.path}: annotations[{number}]"
 
     def add_mask(self, where: str, row: Annotation, segment: Annotation, collected: ImageAnnotations) -> None:
-        """Add an annotation's mask file to its image. The base method does nothing: COCO jsons list no mask files.
+        """Add an annotation's mask file to its image.
+
+        The base method does nothing, because COCO jsons list no mask files.
 
         Raises:
             SampleError: in subclasses, if the mask file does not exist.
         """
 
     def listing(self, found: Mapping[int | str, ImageAnnotations]) -> Listing:
-        """Return the listing of the dataset, with an entry for each image."""
+        """Return a `Listing` of the dataset, with one entry for each image."""
         files, row = self.files, self.files.row
         left_out: Counter[str] = Counter()
         unwanted = self._unwanted()
@@ -203,7 +205,7 @@ class CocoJson:
     def _find_masks(
         self, found: Mapping[int | str, ImageAnnotations]
     ) -> tuple[FileFinder | None, dict[tuple[int | str, str], Path]]:
-        """Return the FileFinder of the mask folder, and a dict from (image id, sample member) to the mask's path."""
+        """Return a FileFinder for the mask folder, and a dict from (image id, sample member) to the mask's path."""
         files = self.files
         if not files.ann_dir or not _has_masks(found):
             return None, {}
@@ -218,7 +220,7 @@ class CocoJson:
         return finder, dict(zip(names, finder.settle(paths), strict=True))
 
     def _finder(self, field_name: str, names: Iterable[Any]) -> FileFinder:
-        """Return a FileFinder for the json's files in the folder given by a field such as `image_dir`."""
+        """Return a FileFinder that locates the files named in the json inside a folder such as `image_dir`."""
         folder, exact = self.files.folder(field_name), self.files.row.exact_names
         if exact or field_name not in self.files.folders:
             return FileFinder(folder, exact, names)
@@ -264,7 +266,8 @@ class CocoJson:
     def _unwanted(self) -> dict[int | str, str]:
         """Return a dict from image id to reason, for all COCO images that must be skipped.
 
-        The caller must also check that the image's file name is COCO's, because other datasets may use the same ids.
+        The caller must also check that the image's file name follows COCO's naming scheme, because other datasets may
+        use the same ids.
         """
         if not self.files.filter_lvis_val or not _of_coco(self.labels):
             return {}
@@ -308,12 +311,12 @@ def kept_fields(row: Annotation, names: tuple[str, ...], number: int, category: 
 
 
 def _identity(image: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the fields by which two entries with the same id are recognized as the same image."""
+    """Return the fields that must be equal for two entries with the same id to count as the same image."""
     return image.get("file_name"), image.get("coco_url"), side(image.get("width")), side(image.get("height"))
 
 
 def _other_kind(image_id: int | str) -> int | str | None:
-    """Convert an integer id to a string, or a string id to an integer: 1 to "1", and "1" to 1."""
+    """Convert an integer id such as 1 to the string "1", and a string id such as "1" to the integer 1."""
     if isinstance(image_id, int):
         return str(image_id)
     number = whole(image_id)
@@ -342,13 +345,16 @@ def _value(image_id: Any) -> Any:
 
 
 def _unique(by_value: dict[Any, int | str], images: Mapping[Any, Any]) -> dict[Any, int | str]:
-    """Return `by_value` without the values that several ids share, such as the value 7 of the ids "7" and "07"."""
+    """Return `by_value` without ambiguous values: for example, 7 is removed if the ids "7" and "07" both exist."""
     counts = Counter(map(_value, images))
     return {value: image_id for value, image_id in by_value.items() if counts[value] == 1}
 
 
 def _of_coco(labels: LabelSet) -> bool:
-    """Return whether all categories are COCO's. Thing classes are compared by id and name, stuff classes by id."""
+    """Return whether all categories belong to COCO.
+
+    Thing classes are compared by id and name, stuff classes only by id.
+    """
     coco = load_labels("coco").classes
     return all(
         own.id in coco and (not coco[own.id].isthing or own.target in coco[own.id].names)

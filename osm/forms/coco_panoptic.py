@@ -168,7 +168,7 @@ class Panoptic(Form):
 
     @classmethod
     def in_order(cls, entries: list[Entry]) -> list[Entry]:
-        """Return the entries of images that are listed in the json's `annotations`, in the order of this list."""
+        """Return the entries of the images listed in the json's `annotations`, in the order of that list."""
         return sorted((entry for entry in entries if entry.masks), key=lambda entry: entry.order)
 
     @classmethod
@@ -197,7 +197,7 @@ class Panoptic(Form):
 
 
 def checked_segments(entries: Any, fields: tuple[str, ...], labels: LabelSet) -> list[tuple[int, dict[str, Any]]]:
-    """Return (index, annotation) for each annotation of a sample except crowds. Ids are converted to integers.
+    """Return (index, annotation) for each non-crowd annotation of a sample. Ids are converted to integers.
 
     Args:
         entries: the annotations.
@@ -264,10 +264,10 @@ def _segment(source: CocoJson, where: str, segment: Annotation) -> Annotation:
 
 
 def _as_rgb(data: bytes, listed: set[int]) -> bytes:
-    """Convert a panoptic PNG to one that encodes the ids in red, green and blue. RGB and RGBA PNGs are not changed.
+    """Convert a panoptic PNG to RGB, with the ids encoded in red, green and blue. RGB and RGBA PNGs are not changed.
 
-    In a palette PNG, the palette colors encode the ids. If only the palette indices occur in `listed` (the ids in the
-    json), the indices are the ids instead.
+    In a palette PNG, the palette colors encode the ids. If the palette indices, but not the colors, match ids in
+    `listed` (the ids in the json), the indices are used as ids.
     """
     image = open_image(data)
     if image.mode in ("RGB", "RGBA"):

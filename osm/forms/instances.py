@@ -44,8 +44,8 @@ _KEPT_PIXELS = 1 << 28  # limit on cached mask pixels per image, one byte each; 
 class Annotated(Form):
     """The base class of annotation forms that store each mask or box in an annotation of the json.
 
-    Training draws the annotations of an image uniformly at random. If a view (a random crop of the image) contains too
-    few pixels of the drawn annotation, a different view is drawn.
+    Training picks annotations of an image uniformly at random. If a view (a random crop of the image) contains too few
+    pixels of the picked annotation, a different view is chosen.
 
     Attributes:
         shape_field: the field that holds an annotation's mask or box.
@@ -89,7 +89,7 @@ class Annotated(Form):
         return bool(self.entries)
 
     def _read(self, entries: Any) -> list[tuple[int, Annotation]]:
-        """Return (index, annotation) for each annotation in a sample's json except crowds.
+        """Return (index, annotation) for each non-crowd annotation in a sample's json.
 
         Raises:
             SampleError: `bad_json` or `unknown_category`.
@@ -177,7 +177,7 @@ class Annotated(Form):
 
     @classmethod
     def _usable(cls, annotation: Annotation, size: Size, where: str, losses: Losses) -> Annotation:
-        """Convert an annotation to the format of a sample. Raises SampleError if it has no usable mask or box."""
+        """Convert an annotation to the format used in samples. Raises SampleError if the mask or box is not usable."""
         raise NotImplementedError
 
     @classmethod
@@ -218,7 +218,7 @@ class Instances(Annotated):
     def labels_of(cls, row: Dataset) -> LabelSet:
         if is_mask_table(row.json_file):
             raise OsmError(
-                f"set {row.name!r}: {row.json_file} contains no class names; set `labels` to its class csv "
+                f"dataset {row.name!r}: {row.json_file} contains no class names; set `labels` to its class csv "
                 "(class-descriptions-boxable.csv) or to the categories.json written by `osm prepare`"
             )
         return super().labels_of(row)
@@ -262,7 +262,7 @@ class Instances(Annotated):
 
 
 class OpenImages(Instances):
-    """An image of Open Images, whose masks are PNGs that are listed in a csv (see `osm.forms.mask_files`)."""
+    """An image from Open Images, whose masks are PNG files listed in a csv (see `osm.forms.mask_files`)."""
 
     what: ClassVar[str] = "Open Images"
 
@@ -377,7 +377,10 @@ def usable_box(value: Any, size: Size, where: str) -> list[int | float]:
     if width <= 0 or height <= 0:
         raise SampleError("box_empty", f"{where}: bbox {shown(box)} has no area")
     if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
-        raise SampleError("box_outside", f"{where}: bbox {shown(box)} is outside of the image of {size[0]} x {size[1]}")
+        raise SampleError(
+            "box_outside",
+            f"{where}: bbox {shown(box)} is outside of the image, which is {size[0]} x {size[1]} pixels",
+        )
     return box
 
 
@@ -403,7 +406,7 @@ def corners(value: Any, size: Size, where: str) -> tuple[int, int, int, int]:
 
 
 def box_in_view(box: tuple[int, int, int, int], view: View, shape: tuple[int, int]) -> np.ndarray | None:
-    """Draw a box of an image (H, W) as a bool mask of a view, or return None if the view has too few box pixels."""
+    """Return a box as a bool mask of a view, or None if too few pixels of the box are inside the view."""
     where = view.box(box, shape)
     if math.prod(max(part.stop - part.start, 0) for part in where) <= MIN_PIXELS:
         return None

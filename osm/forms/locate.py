@@ -1,9 +1,9 @@
 """Finds the image files listed in a json, even if the json spells their names differently from the folder.
 
 An exact match always has priority. Without an exact match, a name in the json also matches a file whose name differs in
-slashes, percent-escapes, Unicode normalization, letter case, extension, leading folders, host or drive. Such an inexact
-match is accepted only if it is the only match in the folder, and if the json does not list the exact name of the
-matched file for another image.
+slashes, percent-escapes, Unicode normalization, letter case, extension, leading folders, host or drive. An inexact
+match is accepted only if no other file in the folder matches, and if the json does not list the matched file's exact
+name for another image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHOWN = 3  # the largest number of files that a message lists
 
 
 class FileFinder:
-    """Finds the files in one folder that a json lists by name.
+    """Finds, in one folder, the files whose names are listed in a json.
 
     Args:
         folder: the folder. All files that are found are inside the folder.
@@ -143,7 +143,7 @@ class FileFinder:
 
     @cached_property
     def _by_spelling(self) -> dict[tuple[str, bool], list[str]]:
-        """Look up files by (normalized path, True) or by (normalized file name, False), both without the extension."""
+        """The files by normalized spelling: the keys are (path, True) and (file name, False), without the extension."""
         found: dict[tuple[str, bool], list[str]] = {}
         for path in self._files:
             plain = _EXTENSION.sub("", _plain(path))

@@ -60,7 +60,7 @@ class LabelMaps(Form):
     @property
     @abstractmethod
     def map_to_name(self) -> np.ndarray:
-        """The label map (H, W) whose masks the model has to name in a val split."""
+        """The label map (H, W) that contains the masks to name in a val split."""
 
     @cached_property
     def ids_to_name(self) -> list[int]:
@@ -210,8 +210,8 @@ def _numbers(files: SetFiles) -> list[int]:
 class Parts(LabelMaps):
     """An image with a label map of object parts and optionally a label map of whole objects.
 
-    Ids that are not in the label tables are ignored. In training, the number of whole objects among the segments of a
-    crop is drawn at random. In a val split, only parts are named.
+    Ids that are not in the label tables are ignored. During training, the number of whole objects among the segments of
+    a crop is random. In a val split, only parts are named.
     """
 
     name: ClassVar[str] = "parts"
@@ -305,7 +305,7 @@ class Parts(LabelMaps):
 
     @classmethod
     def listing(cls, files: SetFiles, labels: LabelSet | None) -> Listing:
-        """List the files in PartImageNet's folders, or in one image folder and one mask folder.
+        """List images and masks, in PartImageNet's folder layout or in one image folder and one mask folder.
 
         If `--split` is given, the folders are `images/<split>`, `annotations/<split>` and `annotations/<split>_whole`,
         where `annotations` is next to `images`. Without `--split` (as in evaluation), `image_dir` contains the images,
@@ -319,7 +319,7 @@ class Parts(LabelMaps):
         if split is None:
             parts = Path(str(files.ann_dir))
         else:
-            # The folder `annotations` is next to the path `image_dir` as given; symbolic links are not resolved.
+            # The folder `annotations` is next to `image_dir`, whose symbolic links are not resolved.
             parts = Path(os.path.abspath(folder)).parent / "annotations" / split
             folder, arguments = folder / split, arguments | {"split": split}
         if any(path.suffix.lower() == ".mat" for path in parts.glob("*")) and split is None:
@@ -362,7 +362,7 @@ class Parts(LabelMaps):
 
 
 class PascalParts(Parts):
-    """An image of Pascal-Part: a VOC2010 image, and a .mat file with the masks of objects and their parts.
+    """An image from Pascal-Part: a VOC2010 image, and a .mat file with the masks of objects and their parts.
 
     A sample stores a label map of parts and a label map of objects, as PNGs with id = R + 256 G + 65536 B. The id 0 is
     background. Where masks overlap, the later mask covers the earlier one.
@@ -433,7 +433,7 @@ def _counting(areas: Mapping[int, int], labels: LabelSet, rules: Rules) -> list[
 def _draw(
     cut: Cut, ids: list[int], labels: LabelSet, count: int, rng: np.random.Generator, whole: bool = False
 ) -> list[Segment]:
-    """Return the segments of up to `count` randomly drawn ids."""
+    """Return the segments of up to `count` randomly chosen ids."""
     order = rng.permutation(len(ids))[:count]
     return [Segment(cut.enlarge(cut.labels == ids[i]), labels[ids[i]], whole=whole) for i in order]
 

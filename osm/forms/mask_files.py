@@ -1,8 +1,8 @@
 """Instance masks that are stored as one PNG each and listed in a csv, as in Open Images.
 
-Each line of `<split>-annotations-object-segmentation.csv` contains a MaskPath (a 1-bit PNG, whose size may differ from
-the size of the image), an ImageID (the image is ImageID.jpg) and a LabelName (such as /m/01g317). A second csv contains
-the class names.
+Each line of `<split>-annotations-object-segmentation.csv` has the columns MaskPath, ImageID and LabelName. MaskPath is
+the name of a 1-bit PNG, whose size may differ from the size of the image. The image file is ImageID.jpg, and LabelName
+is the id of a class, such as /m/01g317. A second csv contains the class names.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _NAME = re.compile(r"[\w-]{1,100}")
 
 
 def is_mask_table(path: str | Path | None) -> bool:
-    """Return whether the annotation file `path` is a csv of mask files instead of a json."""
+    """Return whether the annotation file `path` is not a json but a csv that lists mask files."""
     return path is not None and suffix_of(path) == ".csv"
 
 
 class MaskTable(CocoJson):
-    """A csv of mask files, converted to the structure of a COCO json.
+    """A csv that lists mask files, converted to the structure of a COCO json.
 
     The id of an annotation is the name of its mask file without the extension.
     """
@@ -46,12 +46,14 @@ class MaskTable(CocoJson):
         path = Path(str(files.json_file))
         if not files.labels:
             flag = files.flag.format("labels")
-            raise OsmError(f"{flag}: {path} has no class names; pass the csv of names (class-descriptions-boxable.csv)")
+            raise OsmError(
+                f"{flag}: {path} has no class names; pass the csv with the class names (class-descriptions-boxable.csv)"
+            )
         categories = [row for row in read_categories(files.labels) if isinstance(row, dict)]
         self._ids = {row[LABEL_NAME]: row.get("id") for row in categories if isinstance(row.get(LABEL_NAME), str)}
         if not self._ids:
             raise OsmError(
-                f"{files.where('labels')}: no category has the field {LABEL_NAME}, which {path} uses as class id"
+                f"{files.where('labels')}: no category has the field {LABEL_NAME}, which {path} uses as the class id"
             )
         self._found = _pngs(files.folder("ann_dir"))
         self._lines = array("L")
@@ -98,7 +100,7 @@ class MaskTable(CocoJson):
 
 
 def with_mask_of_file(entry: Entry, annotation: Annotation, size: Size) -> Annotation:
-    """Replace an annotation's mask file by an RLE with the size of the image.
+    """Replace an annotation's mask file with an RLE that has the size of the image.
 
     Args:
         entry: the entry of the image.

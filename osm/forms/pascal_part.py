@@ -27,7 +27,7 @@ NamedMasks = list[tuple[str, np.ndarray]]  # raw names and bool masks (H, W), in
 def ids() -> dict[str, int]:
     """Return the id of each raw name in Pascal-Part, such as "cow" or "cow:lear" (a cow's left ear).
 
-    Names that are never used in training also have ids, because their masks may cover masks that are drawn earlier.
+    Names that are not used in training have ids too, because their masks may cover other masks.
     """
     table = resources.files("osm.datasets") / "labels" / f"{_TABLE}.json"
     document = json.loads(table.read_text(encoding="utf-8"))

@@ -191,8 +191,8 @@ class _ImageFinder:
             raise OsmError(f"{where}: has neither image_id nor file_name, so its image is unknown")
         if found[0] != found[-1]:
             raise OsmError(
-                f"{where}: image_id {proposal['image_id']!r} and file_name {proposal['file_name']!r} are different "
-                f"images of set {self._row.name!r}; expected the same image"
+                f"{where}: image_id {proposal['image_id']!r} and file_name {proposal['file_name']!r} refer to "
+                f"different images of dataset {self._row.name!r}; expected the same image"
             )
         return found[0]
 
@@ -205,7 +205,7 @@ class _ImageFinder:
         if len(found) != 1:
             matched = str(len(found)) if found else "none"
             raise OsmError(
-                f"{where}: {key} {shown(value)} matches {matched} of the {self._count} images of set "
+                f"{where}: {key} {shown(value)} matches {matched} of the {self._count} images of dataset "
                 f"{self._row.name!r}; expected exactly one image"
             )
         return found[0]

@@ -128,7 +128,7 @@ class Regions(Instances):
             phrases, shape = phrases_of(row), {name: row[name] for name in _SHAPES if row.get(name)}
             own |= {"phrases": list(phrases)} | ({"category_id": ids[phrases]} if phrases in ids else {})
             seen += 1
-            # Only evaluation needs the masks and boxes of raw annotations. Converters omit them to save memory.
+            # Evaluation needs the masks and boxes of the unchanged annotations. Converters omit them to save memory.
             collected.raw.append(own if labels is None else {**own, "image_id": row.get("image_id"), **shape})
             if not phrases and not own["iscrowd"]:
                 raise SampleError("phrase_missing", f"{where}: {_why_none(row)}")
@@ -222,7 +222,7 @@ def plain_phrases(value: Any) -> tuple[str, ...]:
 
 
 def phrase_lists(document: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the distinct lists of phrases in a region file's document, sorted."""
+    """Return the distinct lists of phrases in a converted region file, sorted."""
     rows = (row for row in document["annotations"] if isinstance(row, dict) and not truth(row.get("iscrowd")))
     return sorted({found for row in rows if (found := phrases_of(row))})
 

@@ -63,18 +63,18 @@ class SetFiles:
     urls: Mapping[str, str] = field(default_factory=dict)
 
     def flag_of(self, field_name: str) -> str:
-        """Return the flag or YAML key by which the user sets a field."""
+        """Return the flag or YAML key with which the user sets a field."""
         return self.flag.format(self.flag_names.get(field_name, field_name))
 
     def _value(self, field_name: str) -> Any:
         return self.extra_fields[field_name] if field_name in self.extra_fields else getattr(self, field_name)
 
     def where(self, field_name: str) -> str:
-        """Return a field's flag and value, with which error messages about the field begin."""
+        """Return a field's flag and value, as the start of error messages about the field."""
         return f"{self.flag_of(field_name)} {self.urls.get(field_name, self._value(field_name))}"
 
     def recorded(self, field_name: str) -> str:
-        """Return a field's location as metadata files store it: as an absolute path or a URL."""
+        """Return a field's location as it is stored in metadata files: an absolute path or a URL."""
         return self.urls.get(field_name) or str(Path(self._value(field_name)).resolve())
 
     def listed(self, field_name: str) -> list[str] | None:
@@ -96,7 +96,7 @@ class SetFiles:
 
 
 class FetchesWholeFolders(Protocol):
-    """The method of an annotation form that `localize_files` calls."""
+    """The interface that `localize_files` requires of an annotation form."""
 
     def whole_folders(self, files: SetFiles) -> list[str]:
         """Return the remote folders that must be downloaded as a whole."""
@@ -136,7 +136,10 @@ def localize_files(files: SetFiles, form: FetchesWholeFolders) -> SetFiles:
 
 
 def _with_plain_paths(files: SetFiles) -> SetFiles:
-    """Remove the prefix `file://` from all locations. Raises OsmError for a command or an unsupported protocol."""
+    """Remove the prefix `file://` from all locations.
+
+    Raises OsmError if a location is a command or has an unsupported protocol.
+    """
     changes: dict[str, Any] = {}
     for name in ("image_dir", "ann_dir", "json_file", "labels"):
         value = getattr(files, name)
@@ -182,7 +185,7 @@ def files_by_stem(where: str, folder: Path, endings: Sequence[str]) -> dict[str,
 
 
 def names_digest(names: Iterable[str]) -> str:
-    """Return a SHA-256 of file names, which changes if files are added, removed or renamed."""
+    """Return a SHA-256 hash of file names, which changes if files are added, removed or renamed."""
     return hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -191,7 +194,7 @@ def names_digest(names: Iterable[str]) -> str:
 
 @contextmanager
 def naming_file(path: Path, kind: str) -> Iterator[None]:
-    """Prefix error messages with a file's kind and path, and replace `image_` in error reasons with the kind."""
+    """Add a file's kind and path to error messages, and replace the prefix `image_` of error reasons with the kind."""
     try:
         yield
     except SampleError as error:
@@ -243,6 +246,6 @@ def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[byte
 def distinct_ids(ids: np.ndarray) -> list[int]:
     """Return the ids that occur in a label map, in ascending order."""
     flat = ids.ravel()
-    # Sort only the first pixel of each run of equal ids, because a label map has far fewer runs than pixels.
+    # Sort one pixel per run of equal neighboring ids, because a label map has far fewer runs than pixels.
     starts = np.concatenate([[True], flat[1:] != flat[:-1]]) if len(flat) else np.zeros(0, bool)
     return np.unique(flat[starts]).tolist()

@@ -1,4 +1,4 @@
-"""Val splits, which provide the masks to name in each image and the image's entry in the prediction file."""
+"""Validation splits: for each image, they provide the masks to name and the entry in the prediction file."""
 
 from __future__ import annotations
 
@@ -118,13 +118,13 @@ class Split:
         losses = self.listing.losses
         failed = too_many_lost(losses.lost, kept, max_bad_annotations, losses.first)
         if failed or self.listing.no_image:
-            raise OsmError(f"set {row.name!r}: {failed or self.listing.no_image}")
+            raise OsmError(f"dataset {row.name!r}: {failed or self.listing.no_image}")
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def read(self, index: int) -> tuple[Form | None, Picture, Losses, tuple[int, ...]]:
-        """Read an annotated image from the dataset's files, as an instance of the class that also represents samples.
+        """Read an annotated image from the dataset's own files into the class that also represents samples of shards.
 
         Returns:
             the sample (None if it has no mask to name), its image, the skipped annotations, and for each usable
@@ -157,8 +157,8 @@ class Split:
         if entry.stated is not None and entry.stated != picture.size:
             width, height = picture.size
             raise OsmError(
-                f"{self.source}: image {self.form.key_of(entry)} is stated to be {entry.stated[0]} x "
-                f"{entry.stated[1]}, but {entry.image} is {width} x {height}; the sizes must be equal"
+                f"{self.source}: image {self.form.key_of(entry)} should have {entry.stated[0]} x "
+                f"{entry.stated[1]} pixels, but {entry.image} has {width} x {height} pixels; the sizes must be equal"
             )
         return picture
 
@@ -222,7 +222,7 @@ class Split:
 
     @property
     def source_files(self) -> dict[str, str]:
-        """The location of each file or folder that the split reads, by field of the dataset's row."""
+        """The locations of the files and folders that the split reads, keyed by the fields of the dataset's row."""
         return {field: recorded(getattr(self.row, field)) for field in self.form.needs}
 
     @property
@@ -247,12 +247,15 @@ class Split:
 
 
 def recorded(location: str) -> str:
-    """Return a location as metadata files store it: as an absolute path or a URL without credentials."""
+    """Return a location as it is stored in metadata files: an absolute path or a URL without credentials."""
     return public(location) if is_remote(location) else str(Path(location).absolute())
 
 
 def image_files(row: Dataset, form: type[Form]) -> SetFiles:
-    """Return the files that are needed to find a dataset's images. Raises OsmError if the row lacks a needed file."""
+    """Return the files that are needed to find a dataset's images.
+
+    Raises OsmError if a required path field is not set.
+    """
     check_row(row, form, form.image_needs)
     return localize_files(replace(set_files(row), ann_dir=None), form)  # masks need not exist
 
@@ -280,7 +283,7 @@ def check_row(row: Dataset, form: type[Form], needs: tuple[str, ...]) -> None:
     """Raise OsmError if a dataset's row does not set all path fields that are listed in `needs`."""
     missing = next((key for key in needs if getattr(row, key) is None), None)
     if missing:
-        raise OsmError(f"set {row.name!r}: the annotation form {row.form} needs {missing}, which is not set")
+        raise OsmError(f"dataset {row.name!r}: the annotation form {row.form} needs {missing}, which is not set")
 
 
 def set_files(row: Dataset) -> SetFiles:
@@ -299,7 +302,7 @@ def set_files(row: Dataset) -> SetFiles:
 
 
 def entry_size(form: type[Form], entry: Entry) -> tuple[int, int] | None:
-    """Return (width, height) of the annotated image, as stated in the json or measured from a mask."""
+    """Return (width, height) of the annotated image from the json, or from a mask if the json lacks the size."""
     if entry.stated is not None:
         return entry.stated
     for path in entry.masks.values() if form.mask_members else ():  # masks of other annotation forms may differ in size
@@ -315,11 +318,11 @@ def check_files(split: Split, indices: range) -> None:
     missing = [path for path in read if not os.path.exists(path)]  # Path.exists raises OSError if a name is too long
     if missing:
         raise OsmError(
-            f"set {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing, the "
+            f"dataset {split.row.name!r}: {len(missing)} of the {len(read)} files to read are missing, the "
             f"first is {missing[0]}"
         )
     for path in read:
-        check_regular_file(path, f"set {split.row.name!r}:")
+        check_regular_file(path, f"dataset {split.row.name!r}:")
 
 
 @contextmanager

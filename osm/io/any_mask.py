@@ -24,7 +24,7 @@ Draw = Callable[[], np.ndarray]
 _HALF = 127  # Gray levels above this value are inside the mask.
 _DARK, _BRIGHT = 63, 224  # Gray levels up to _DARK count as black, and gray levels from _BRIGHT on count as white.
 _LISTED = 8  # The maximum number of ids that an error message lists.
-_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # In these formats, gray levels may be compression noise.
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # Gray levels in these lossy formats may be compression noise.
 _MAX_NPY_HEADER = 10_000
 
 
@@ -84,10 +84,10 @@ def mask_drawer(
 def read_mask_file(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None = None) -> np.ndarray:
     """Return the mask in a file as bool (H, W).
 
-    The file is a `.npy` array or an image. An image is rotated by its EXIF orientation. White pixels are inside, black
-    pixels are outside, and gray levels are thresholded at half brightness. If the image contains a single color on
-    black, the pixels of this color are inside. If the alpha channel varies, it is used as the mask. A palette is
-    interpreted by its colors.
+    The file is a `.npy` array or an image. An image is rotated upright according to its EXIF orientation. White pixels
+    are inside the mask, black pixels are outside, and gray levels are thresholded at half brightness. If the image
+    contains a single color on black, the pixels of this color are inside the mask. If the alpha channel varies, it is
+    used as the mask. A palette is interpreted by its colors.
 
     Args:
         path: the path of the mask file.
@@ -129,7 +129,8 @@ def _array(value: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
         except (RuntimeError, TypeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[:1]
             raise OsmError(
-                f"{where}: a tensor of {value.dtype} on {value.device} cannot be read ({reason[0] if reason else ''})"
+                f"{where}: cannot read a tensor of type {value.dtype} on device {value.device} "
+                f"({reason[0] if reason else ''})"
             ) from None
     else:
         try:
@@ -178,7 +179,7 @@ def _rule(
         return lambda values: values
     low, high = array.min().item(), array.max().item()  # NaN if a value is NaN.
     if low != low:
-        raise OsmError(f"{where} holds NaN; expected values of 0 and 1, or from 0 to 1")
+        raise OsmError(f"{where} contains NaN; expected values of 0 and 1, or from 0 to 1")
     if logits:
         if low >= 0 and high <= 1 and ((array > 0) & (array < 1)).any():
             raise OsmError(
@@ -306,7 +307,8 @@ def _of_image(
             bright = np.asarray(rgba)[..., :3].max(-1)[seen] > _HALF
             if bright.any() and not bright.all():
                 raise OsmError(
-                    f"{where} varies in alpha and in brightness: which of the two is the mask? Save only this one"
+                    f"{where} varies in the alpha channel and in brightness: which of the two is the mask? "
+                    "Save only this one"
                 )
             return seen
         image = rgba.convert("RGB")
@@ -326,7 +328,7 @@ def _ids(image: Image.Image, turn: int, where: str) -> np.ndarray:
 
 
 def _of_colors(rgb: np.ndarray, where: str, words: _Words, lossy: bool) -> np.ndarray:
-    """Return the mask (H, W) of an image (H, W, 3): the white pixels, or the pixels of its only color on black."""
+    """Return the mask (H, W) of an image (H, W, 3): the white pixels, or the pixels of the single color on black."""
     value = rgb.max(-1)
     if ((value - rgb.min(-1)) > 40).mean() <= 0.01:  # The image is gray except for JPEG noise.
         return _of_grey(value, where, words, lossy)
@@ -349,7 +351,7 @@ def _one_color(colors: np.ndarray) -> bool:
 
 
 def _of_deep(values: np.ndarray, where: str, words: _Words) -> np.ndarray:
-    """Return the mask in a 16-bit or 32-bit image, whose pixels are 0 and one other value, or are gray levels."""
+    """Return the mask in a 16-bit or 32-bit image, which contains either gray levels, or 0 and one other value."""
     low, high = int(values.min()), int(values.max())
     plain = bool(((values == 0) | (values == high)).all())
     if low < 0 or plain:
@@ -394,7 +396,10 @@ def _of_grey(grey: np.ndarray, where: str, words: _Words, lossy: bool) -> np.nda
 
 
 def _of_npy(path: Path, size_hw: tuple[int, int], where: str, label_id: int | None) -> np.ndarray:
-    """Return the mask in a .npy file. The header is checked before memory is allocated, and nothing is unpickled."""
+    """Return the mask in a .npy file.
+
+    The file's header is checked before memory is allocated, and pickled data is never loaded.
+    """
     check_regular_file(path, where)
     try:
         with path.open("rb") as file:

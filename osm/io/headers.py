@@ -14,15 +14,15 @@ import numpy as np
 READ_FIRST = 1 << 20
 """The first image of a GIF must begin within this number of bytes, because Pillow needs quadratic time to join the
 comments before the first image."""
-# The maximum number of segments of a JPEG: metadata (at most 64 KiB each), tables and scans.
-# Exif segments have a lower limit, because for each of them, Pillow copies the Exif data of all earlier segments.
+# The maximum number of marker segments in a JPEG: metadata (at most 64 KiB each), tables and scans.
+# Exif segments have a lower limit, because for each Exif segment, Pillow copies all earlier Exif data again.
 MAX_SEGMENTS = 1000
 _MAX_EXIF_SEGMENTS = 64
 _READ_FIRST = 1 << 18  # The size in bytes of the first read. Few headers are longer.
-_MAX_JUNK = 1 << 16  # The maximum number of bytes between segments, which Pillow skips one by one.
+_MAX_JUNK = 1 << 16  # The maximum number of bytes between a JPEG's marker segments, which Pillow skips one by one.
 
 _END, _SCAN = 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # The three excluded markers do not start a frame.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # Three of the markers 0xC0 to 0xCF do not start a frame.
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _ARITHMETIC_COST = 8  # Arithmetic coding may store a coefficient in 0 bits, but decodes it slowly.
 _ALONE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # Markers that no length follows.
@@ -92,7 +92,7 @@ def _number(data: bytes) -> int:
 
 
 def check_header(stream: IO[bytes]) -> None:
-    """Reject a JPEG that is expensive to open, because Pillow reads the segments one by one up to the first scan.
+    """Reject a JPEG that is expensive to open: Pillow reads its marker segments one by one, up to the first scan.
 
     Other formats are not checked.
 
@@ -105,7 +105,10 @@ def check_header(stream: IO[bytes]) -> None:
 
 
 def _header_ends(data: bytes) -> bool:
-    """Return whether the first scan of a JPEG begins within `data`. Raise ValueError as `check_header` does."""
+    """Return whether the first scan of a JPEG begins within `data`.
+
+    Raises ValueError for the same reasons as `check_header`.
+    """
     segments = exif = junk = 0
     place, end = 2, len(data) - 3
     while place < end:
@@ -124,17 +127,17 @@ def _header_ends(data: bytes) -> bool:
             place += 2 + length
         if segments > MAX_SEGMENTS or exif > _MAX_EXIF_SEGMENTS or junk > _MAX_JUNK:
             raise ValueError(
-                f"the JPEG has over {MAX_SEGMENTS} segments, over {_MAX_EXIF_SEGMENTS} Exif segments, or over "
+                f"the JPEG has over {MAX_SEGMENTS} marker segments, over {_MAX_EXIF_SEGMENTS} Exif segments, or over "
                 f"{_MAX_JUNK} bytes outside of segments"
             )
     return False
 
 
 def repeated_samples(data: bytes, most: int) -> int:
-    """Return how many samples the scans of a JPEG decode repeatedly, not counting the first decoding of each sample.
+    """Count the JPEG samples that are decoded again by later scans, without the first decoding of each sample.
 
-    Counting stops when the number exceeds `most`. Data after the end of the image (a video or a second image) is not
-    counted.
+    Counting stops as soon as the number exceeds `most`. Data after the end of the image (a video or a second image) is
+    not counted.
 
     Raises:
         ValueError: the JPEG has more than MAX_SEGMENTS segments.

@@ -25,7 +25,7 @@ MAX_PIXELS = 120_000_000  # An image of 10,000 x 10,000 pixels is allowed.
 MAX_SIDE = 65_535
 # The maximum number of samples that the scans of a JPEG may decode repeatedly.
 # A scan of a few bytes can make the decoder process the whole image.
-# The limit bounds the additional decoding time to 1 to 2 seconds, and allows 20 scans of a color image of MAX_PIXELS.
+# The limit allows 20 scans of a color image of MAX_PIXELS, and adds at most 1 to 2 seconds of decoding time.
 MAX_REPEATED_SAMPLES = 2_500_000_000
 # The maximum number of pixels of a run-length encoded BMP, which Pillow decodes in Python.
 # If each pixel is a separate run, decoding MAX_RUN_PIXELS pixels takes 1 to 2 seconds.
@@ -58,7 +58,9 @@ _PIECES = ((273, 279), (324, 325))  # TIFF tags for the offsets and lengths of s
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:
-    """Open an image without decoding its pixels. The result has a size and a mode; `decode` decodes its pixels.
+    """Open an image without decoding its pixels.
+
+    The opened image has a size and a mode, and `decode` decodes its pixels.
 
     Raises:
         SampleError: the reason is `image_unreadable` (the file is missing, not a regular file, or not in one of the
@@ -97,7 +99,7 @@ def open_image(source: bytes | str | Path) -> Image.Image:
 
 
 def _keep_as_stored(image: Image.Image) -> None:
-    """Make an opened TIFF keep its stored size and pixels, as images in all other formats do.
+    """Stop Pillow from rotating an opened TIFF, so that it keeps its stored size and pixels like all other formats.
 
     By default, Pillow rotates a TIFF by its EXIF orientation during decoding, and reports the rotated size even before
     decoding.
@@ -106,7 +108,7 @@ def _keep_as_stored(image: Image.Image) -> None:
     setattr(image, _TURN, turn)
     if turn != 1:
         opened: Any = image
-        del image.getexif()[_ORIENTATION]  # Pillow parses this entry once, and rotates the image by it.
+        del image.getexif()[_ORIENTATION]  # Pillow parses this EXIF entry only once, and rotates the image by it.
         if opened.tag_v2.pop(_ORIENTATION, 1) in _SWAPPED and hasattr(opened, "_tile_size"):
             opened._size = opened._tile_size
 
@@ -188,7 +190,7 @@ def _bytes_of(image: Image.Image) -> bytes:
 
 
 def _check_tiff(image: Image.Image) -> int:
-    """Check the strips and tiles of a TIFF, and return how many samples its JPEGs (if any) decode repeatedly.
+    """Check the strips and tiles of a TIFF, and count the samples that embedded JPEG data decodes repeatedly.
 
     Raises:
         ValueError: the strips or tiles are too large or overlap.
@@ -322,7 +324,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         if image.mode == "F" or image.mode.startswith("I"):
             return _of_depth(image)
-        if image.mode in ("La", "RGBa"):  # Pillow can convert these two modes only to LA and RGBA.
+        if image.mode in ("La", "RGBa"):  # Pillow can convert La and RGBa only to LA and RGBA.
             image = image.convert(image.mode.upper())
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info or _has_alpha(image):
             image = image.convert("RGBA")
@@ -377,10 +379,10 @@ def read_ids(source: bytes | str | Path) -> np.ndarray:
 def as_ids(image: Image.Image) -> np.ndarray:
     """Return the ids that are stored in an opened label map, without rotating the label map.
 
-    The label map has one channel of 1 to 32 bits, or a palette, whose indices are returned. Several channels with equal
-    values are accepted if no pixel is transparent. Pillow scales values of 2 and 4 bits to 0..255, and inverts values
-    of up to 8 bits if a TIFF declares that 0 is white. This function undoes the scaling and the inversion, unless
-    the image was decoded before the call.
+    The label map has one channel of 1 to 32 bits, or a palette, whose indices are returned. A label map with several
+    equal channels is accepted if no pixel is transparent. Pillow scales values of 2 and 4 bits to 0..255, and inverts
+    values of up to 8 bits if a TIFF declares that 0 is white. This function undoes Pillow's scaling and inversion,
+    unless the image was decoded before the call.
 
     Returns:
         uint8 or uint16 (H, W), or int32 (H, W) for 32 bits and signed 16 bits.
@@ -465,6 +467,6 @@ def read_panoptic(source: bytes | str | Path) -> np.ndarray:
 
 
 def panoptic_pixels(ids: np.ndarray) -> np.ndarray:
-    """Encode integer ids (H, W) as the pixels of a panoptic PNG, uint8 (H, W, 3), the inverse of `read_panoptic`."""
-    ids = ids.astype(np.int64)  # A narrower dtype cannot represent the divisor 65536.
+    """Encode integer ids (H, W) as the pixels of a panoptic PNG, uint8 (H, W, 3). `read_panoptic` is the inverse."""
+    ids = ids.astype(np.int64)  # Dtypes of 8 or 16 bits cannot represent the divisor 65536.
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

@@ -50,7 +50,7 @@ def _check_size(data: bytes) -> None:
             total += len(body)
         else:
             expander = zlib.decompressobj()
-            for start in range(0, len(body), _CHUNK):  # Each call of zlib copies the unconsumed input.
+            for start in range(0, len(body), _CHUNK):  # Each call to zlib copies the input that is not consumed yet.
                 rest: bytes | memoryview = body[start : start + _CHUNK]
                 while rest and total <= MAX_BYTES:
                     total += len(expander.decompress(rest, _CHUNK))

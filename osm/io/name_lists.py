@@ -1,7 +1,7 @@
 """Read lists of names in the text formats that people and tools write.
 
 The supported formats are one name per line, an id and a name per line, comma-separated names, YAML, and CVAT's label
-map. A text in a different format raises an error, so that lines of an unknown format are not mistaken for names.
+map. Text in any other format raises an error, so that its lines are not mistaken for names.
 """
 
 from __future__ import annotations
@@ -118,7 +118,10 @@ def _of_cells(lines: list[tuple[int, str]], where: str) -> NameList:
 
 
 def _of_yaml(text: str, where: str) -> NameList:
-    """Parse YAML as training programs write it. The key `names` contains a list, or a mapping from ids to names."""
+    """Parse a list of names in YAML, as in the dataset files of training programs.
+
+    The key `names` contains a list, or a mapping from ids to names.
+    """
     try:
         document = parse_yaml(text)
     except ValueError as error:

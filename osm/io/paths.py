@@ -10,9 +10,12 @@ from osm.errors import OsmError, shown
 from osm.storage.locations import is_path
 
 IMAGE_NAMES = ("file_name", "coco_url", "cityscapes")
-"""The rules by which the file name of an image is found. With `file_name`, it is the value of the field `file_name`, or
-the end of `coco_url` if there is no `file_name`. With `coco_url`, it is the end of the field `coco_url`, even if there
-is a `file_name`. With `cityscapes`, it is derived from the file name of the panoptic PNG."""
+"""The rules by which the file name of an image is found.
+
+With `file_name`, it is the value of the field `file_name`, or the last folder and file name in `coco_url` if there is
+no `file_name`. With `coco_url`, it is the last folder and file name in the field `coco_url`, even if there is a
+`file_name`. With `cityscapes`, it is derived from the file name of the panoptic PNG.
+"""
 _FRAME = "_gtFine_panoptic.png"
 
 
@@ -32,15 +35,15 @@ def safe_join(root: Path, name: str) -> Path:
         OsmError: the name is empty or absolute, or leaves the folder with `..`.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise OsmError(f"file name {name!r} is not valid; expected a path below {root}")
+        raise OsmError(f"file name {name!r} is not valid; expected a path inside {root}")
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or relative == PurePosixPath("."):
-        raise OsmError(f"file name {name!r} leads out of its folder; expected a path below {root}")
+        raise OsmError(f"file name {name!r} leads out of its folder; expected a path inside {root}")
     return root / relative
 
 
 def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -> Any:
-    """Return an image's path below the image folder, as given in the JSON. The value may have any JSON type.
+    """Return an image's path relative to the image folder, as given in the JSON. The value may have any JSON type.
 
     Args:
         naming: the rule for the file name, one of `IMAGE_NAMES`.
@@ -61,7 +64,10 @@ def image_name(naming: str, image: dict[str, Any], mask_name: Any, where: str) -
 
 
 def name_by_url(image: dict[str, Any], where: str) -> str:
-    """Return the last folder and the file name in `coco_url`. In LVIS, `file_name` is not the file name."""
+    """Return the last folder and the file name in `coco_url`.
+
+    In LVIS, the field `file_name` is not the actual file name.
+    """
     url = image.get("coco_url")
     try:
         parts = PurePosixPath(urlsplit(url).path).parts if isinstance(url, str) else ()
@@ -81,5 +87,5 @@ def name_by_frame(mask_name: Any, where: str) -> str:
     """
     frame = mask_name.removesuffix(_FRAME) if isinstance(mask_name, str) else mask_name
     if frame == mask_name or "_" not in frame:
-        raise OsmError(f"{where}: the PNG name {shown(mask_name)} does not have the form CITY_SEQUENCE_FRAME{_FRAME}")
+        raise OsmError(f"{where}: the PNG name {shown(mask_name)} does not have the format CITY_SEQUENCE_FRAME{_FRAME}")
     return f"{frame.split('_')[0]}/{frame}_leftImg8bit.png"

@@ -1,4 +1,4 @@
-"""Compute the size of a resized image as the published model does, and the indices of nearest-neighbor resizing."""
+"""Compute the size of a resized image as in the published model, and source indices for nearest-neighbor resizing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from PIL import Image
 def fitted_size(width: int, height: int, target: int) -> tuple[int, int]:
     """Return the (width, height) to which an image is resized to fit into a square, as in the published model.
 
-    A square image is resized to `target` x `target`. In any other image, the short side becomes `target` - 1. If the
-    long side would then exceed `target`, the long side becomes `target` instead, and the short side shrinks in
-    proportion.
+    A square image is resized to `target` x `target`. If an image is not square, its short side becomes `target` - 1,
+    unless the long side would then exceed `target`. A long side that would exceed `target` becomes `target`, and the
+    short side shrinks in proportion.
     """
     if width == height:
         return target, target

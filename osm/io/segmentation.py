@@ -1,9 +1,9 @@
-"""Convert COCO's `segmentation` field (polygons, or uncompressed or compressed RLE) in untrusted files to masks.
+"""Convert COCO's `segmentation` field (polygons, or compressed or uncompressed RLE) from untrusted files to masks.
 
-The field has many variants, because annotation tools write it differently. `read_segmentation` accepts these variants,
-checks the field against the size of the image, and converts it to the standard form. `draw_segmentation` draws a mask
-from the standard form, and `decode_segmentation` reads the field and draws the mask. Every fault raises a `SampleError`
-with a reason, so that callers can count the faults by reason.
+The format of the `segmentation` field differs between annotation tools. `read_segmentation` accepts many variants of
+the field, checks the field against the size of the image, and converts it to a standard form. `draw_segmentation` draws
+a mask from the standard form, and `decode_segmentation` reads the field and draws the mask. Every fault raises a
+`SampleError` with a reason, so that callers can count the faults by reason.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from osm.documents import parse_json
 from osm.errors import SampleError, shown
 from osm.io.values import finite, whole
 
-# Coordinates of a polygon may be at most this many times the longer side of the image.
+# A polygon's coordinates may be at most _MAX_OUTSIDE times the longer side of the image.
 # Without a limit, pycocotools would allocate memory in proportion to the length of the outline.
 _MAX_OUTSIDE = 10
 # The maximum length of a polygon outline in pixels. pycocotools allocates 80 bytes per pixel of the outline.
 # For comparison, the outline of an image of 10,000 x 10,000 pixels has 40,000 pixels.
 _MAX_OUTLINE = 4_000_000
 _MAX_RUNS, _CHARACTERS = 5_000_000, 7  # The maximum number of runs per mask, and of characters per compressed run.
-_MERGED = 16  # The number of polygons to merge per call. Merging polygons one by one would take quadratic time.
+_MERGED = 16  # The number of polygons that are merged per call. Merging polygons one by one would take quadratic time.
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Segmentation:
 
 
 def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmentation:
-    """Convert a segmentation field of any variant to the standard form.
+    """Convert a segmentation field in any supported variant to the standard form.
 
     Polygons may be a list of polygons, one flat list of coordinates, or lists of points. Coordinates may be strings. An
     RLE may be in a list. The `counts` of an RLE may be a string, bytes, a string with a bytes literal (`b'...'`), or a
@@ -64,7 +64,7 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
         raise SampleError("annotation_without_mask", f"{where}: has no mask because its segmentation is {shown(value)}")
     if isinstance(value, Mapping):
         return Segmentation(_read_rle(value, size, where))
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames store the field as a JSON string.
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # Data frames store segmentations as JSON strings.
         try:
             inner = parse_json(value)
         except ValueError:
@@ -86,7 +86,7 @@ def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Segmenta
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """Return the mask, bool (H, W), of a segmentation field of any variant, for an image of size (H, W).
+    """Convert a segmentation field in any supported variant to a mask, bool (H, W), for an image of size (H, W).
 
     Raises:
         SampleError: the field is invalid. See `read_segmentation` for the reasons.
@@ -178,7 +178,7 @@ def _is_plain(polygon: Any, limit: float) -> bool:
 
 
 def _check_outline(polygons: list[Any], limit: float, where: str) -> None:
-    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # With fewer points, the outline cannot exceed the limit.
+    if sum(map(len, polygons)) * limit > _MAX_OUTLINE:  # Polygons with fewer points cannot exceed the outline limit.
         outline = sum(map(_outline, polygons))
         if outline > _MAX_OUTLINE:
             message = f"{where}: {len(polygons)} polygons with an outline of {outline} pixels, which is too much"
@@ -206,7 +206,7 @@ def _coordinates(polygon: Any) -> list[int | float | None]:
     """Return the coordinates [x, y, x, y, ...] of a polygon, with None for values that are not finite numbers."""
     if not isinstance(polygon, (list, tuple)):
         return [None]
-    if len(polygon) == 1 and isinstance(polygon[0], (list, tuple)):  # The polygon is nested in an additional list.
+    if len(polygon) == 1 and isinstance(polygon[0], (list, tuple)):  # A polygon may be nested in an additional list.
         polygon = polygon[0]
     if polygon and all(_is_point(part) for part in polygon):
         polygon = [value for point in polygon for value in point]
@@ -296,9 +296,9 @@ def _counts(given: Any, where: str) -> Any:
 def _parse_counts(text: str, where: str) -> list[int]:
     """Decode the `counts` of a compressed COCO RLE.
 
-    The code of each character, minus the code of '0', consists of five bits of a number and a sixth bit, which tells
-    whether the number continues in the next character. From the fourth number on, each number is stored as its
-    difference from the number two positions earlier.
+    In a compressed RLE, each character's code minus the code of '0' is a six-bit value. Five of the bits belong to a
+    number, and the sixth bit tells whether the number continues in the next character. From the fourth number on, each
+    number is stored as its difference from the number two positions earlier.
     """
     counts: list[int] = []
     value = shift = 0

@@ -15,7 +15,7 @@ _DIGITS = 38  # The maximum number of digits of an integer. Longer integers can 
 
 
 def whole(value: Any) -> int | None:
-    """Return a value as an integer if it is an integer, a float without a fraction, or a string with such a number.
+    """Convert an integer, a float without a fraction, or a string with such a number to an integer.
 
     Returns:
         The integer, or None for all other values, including True and False.

@@ -17,13 +17,13 @@ from PIL import Image
 from osm.io.resizing import nearest_rows
 
 _REDUCTIONS = (1, 2, 4, 8)  # The factors by which a JPEG can be reduced during decoding.
-# If an image is decoded at a reduced size, this size must be at least this many times the size of the resized image.
+# An image may be decoded at a reduced size only if this size is at least _SPARE times the size of the resized image.
 _SPARE = 2
 
 
 @dataclass(frozen=True)
 class View:
-    """A crop of the resized and possibly flipped image. All values are in pixels of the resized image."""
+    """A crop of the resized and possibly flipped image. Sizes and positions are in pixels of the resized image."""
 
     width: int
     height: int
@@ -37,9 +37,10 @@ class View:
     def enough(self) -> tuple[int, int]:
         """The smallest (width, height) at which an image may be decoded for this view.
 
-        An image that is decoded at a reduced size is resampled bicubically. If the reduced image has at least twice the
-        size of the view, each resampled pixel averages several pixels, which are averages themselves. On photos, the
-        result differs by about one gray level from the result of resampling the full image.
+        An image that is decoded at a reduced size is resampled bicubically. If the reduced image is at least twice as
+        large as the resized image, each resampled pixel averages several pixels of the reduced image, and each of these
+        is an average of pixels of the full image. On photos, resampling the reduced image and resampling the full image
+        give results that differ by about one gray level.
         """
         return _SPARE * self.width, _SPARE * self.height
 
@@ -58,7 +59,7 @@ class View:
             pixels = picture[y, x]
         elif width % by == height % by == 0:
             return self._resized(picture)
-        else:  # The last row or column of the reduced image covers fewer source pixels.
+        else:  # The reduced image's last row or column covers fewer source pixels.
             image = Image.fromarray(picture)
             reach = (width / by / self.width, height / by / self.height)
             box = (x.start * reach[0], y.start * reach[1], x.stop * reach[0], y.stop * reach[1])
@@ -69,17 +70,18 @@ class View:
     def _resized(self, picture: np.ndarray) -> np.ndarray:
         """Return the crop of the resized image, computed by torch's vectorized bicubic kernel.
 
-        The torch kernel is more than three times as fast as Pillow's kernel. Even if torch also resizes pixels outside
-        of the crop, it is faster than Pillow on the crop alone. Both kernels clip to 0..255 between their two passes,
-        but the order of the passes may differ. On photos, the results of the two kernels differ by at most two gray
-        levels, and few pixels differ by two. On pure noise, the results of the two kernels may differ by more.
+        The bicubic kernel of torch is more than three times as fast as Pillow's kernel. Even if torch also resizes
+        pixels outside of the crop, it is faster than Pillow on the crop alone. The kernels of torch and Pillow both
+        clip to 0..255 between the horizontal and the vertical pass, but the order of the passes may differ. On photos,
+        the results of torch and Pillow differ by at most two gray levels, and few pixels differ by two. On pure noise,
+        the results of torch and Pillow may differ by more than two gray levels.
         """
         array = torch.from_numpy(picture)
         # The image is flipped before it is resized, so the position of the crop is mirrored too.
         array = array.flip(1) if self.flip else array
         left = self.width - self.left - self.crop_width if self.flip else self.left
         right, bottom = left + self.crop_width, self.top + self.crop_height
-        # With these strides, torch detects the channels-last layout, which is twice as fast as separate planes.
+        # These strides make torch detect the channels-last layout, which is twice as fast as separate planes.
         pixels = array[None].permute(0, 3, 1, 2)
         factors = (self.height / pixels.shape[2], self.width / pixels.shape[3])
         # Pixels below and to the right of the crop that do not contribute to the crop are omitted.
@@ -188,7 +190,7 @@ def _reach(end: int, factor: float) -> int:
 def _distinct(array: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Return an array's rows (or columns) at `indices` without duplicates, and each index's position in the result."""
     first, last = int(indices[0]), int(indices[-1])
-    if last - first < len(indices):  # If the image is not shrunk, a slice contains few unneeded rows.
+    if last - first < len(indices):  # If an image is not shrunk, a contiguous slice has few unneeded rows.
         part = array[first : last + 1] if axis == 0 else array[:, first : last + 1]
         return part, indices - first
     # When Pillow shrinks an image, its nearest-neighbor resize uses each index at most once.

@@ -1,9 +1,9 @@
 """A local cache of remote files. All processes of a machine share the cache.
 
-A file is stored at `<folder>/<protocol>/<host>/<path>`, with each part percent-encoded. The size and version of a file
-are stored in a separate file. Each file is fetched once, under a temporary name, and renamed when it is complete. When
-the cache would exceed its size limit, the least recently used files are removed. A process that has opened a
-cached file can still read it after its removal.
+A file is stored at `<folder>/<protocol>/<host>/<path>`, with each path component percent-encoded. The size and version
+of a file are stored in a separate file. Each file is fetched only once. During the download, the file has a temporary
+name. When the cache would exceed its size limit, the least recently used files are removed. A process that has opened a
+cached file can still read the file after its removal.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def default_folder() -> Path:
 def canonical(url: str) -> str:
     """Return a URL without its signature, because each signed URL of the same file has a different signature.
 
-    Other query parameters are kept because they identify the file.
+    Query parameters that are not part of the signature are kept, because they identify the file.
     """
     protocol, host, path, query = split_url(url)
     asked = _asked(query)
@@ -90,7 +90,7 @@ class FileCache:
     def make(self) -> None:
         """Create the cache folder if it is missing.
 
-        The folder is created at the first fetch instead of in the constructor, because its disk may be read-only.
+        The cache folder is not created in the constructor but at the first fetch, because the disk may be read-only.
         """
         try:
             for name in (_LOCKS, _META, _PARTS):
@@ -105,14 +105,14 @@ class FileCache:
         if protocol in HTTP:
             names = [unquote(name) for name in names]
         asked = _asked(query)
-        if asked:  # The query precedes the file name in the path, so that the path ends in the file's suffix.
+        if asked:  # A hash of the query precedes the file name, so that the path ends in the file's suffix.
             names.insert(-1, f"{_QUERY}{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}")
         return self.folder.joinpath(protocol, quote(host, safe="@"), *(_file_name(name) for name in names))
 
     def get(self, url: str, expected: Stat | None = None) -> Path:
         """Return the path of the local copy of a remote file.
 
-        The file is fetched if the copy is missing or outdated.
+        The file is fetched if its local copy is missing or outdated.
 
         Args:
             expected: the expected size and version of the file. By default, they are requested from the server.
@@ -277,11 +277,14 @@ class FileCache:
                 if total > self.limit:
                     return False
             with part.open("wb") as file:
-                file.truncate(size)  # Other processes must count the file with its final size.
+                file.truncate(size)  # Give the file its final size, which other processes count as used space.
             return True
 
     def _parts(self, but: Path) -> Iterator[int]:
-        """Yield the size of every file that another process is fetching. Remove partial files of killed processes."""
+        """Yield the size of every file that another process is fetching.
+
+        Remove partial files left by killed processes.
+        """
         for part in (self.folder / _OWN / _PARTS).iterdir():
             if part == but:
                 continue
@@ -332,11 +335,11 @@ def _digest(url: str) -> str:
 
 
 def _file_name(name: str) -> str:
-    """Return a file name for a part of a URL. A part that is a valid file name is returned unchanged."""
+    """Return a file name for one component of a URL's path. A valid file name is returned unchanged."""
     text = "".join(quote(letter, safe="") if letter in _ILLEGAL or letter < " " else letter for letter in name)
     if not text.strip("."):
         text = text.replace(".", "%2E")
-    text = text.replace("/", "%2F")  # This slash was percent-encoded in the URL.
+    text = text.replace("/", "%2F")  # A slash within a path component was percent-encoded in the URL.
     if os.name == "nt":
         text = text.rstrip(" .") or "%20"
     try:
@@ -357,7 +360,7 @@ def localize(location: str | os.PathLike[str], what: str, folder: bool = False) 
     Args:
         location: a local path or a URL.
         what: the beginning of error messages, such as "--json_file".
-        folder: whether a URL is that of a folder. All files below the folder are fetched.
+        folder: whether a URL is that of a folder. All files inside the folder are fetched.
 
     Raises:
         OsmError: there is no such remote file, or the location is invalid.
@@ -425,7 +428,7 @@ class RemoteFolder:
         return None if self._listing is None else list(self._listing)
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Fetch the remote files whose local paths below `root` are given. Files that the server lacks are skipped.
+        """Fetch the remote files that belong to the given local paths. Files that the server lacks are skipped.
 
         Raises:
             OsmError: access is denied, or the file is larger than the limit of the cache.

@@ -47,7 +47,7 @@ async def stat(fs: Any, url: str) -> Stat:
     async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
         if answer.status in _GONE:
             raise FileNotFoundError(public(url))
-        if answer.status != 416:  # Servers respond with status 416 to a range of an empty file.
+        if answer.status != 416:  # Servers respond with status 416 if a range of an empty file is requested.
             answer.raise_for_status()
         length = answer.headers.get("Content-Length", "")
         if answer.status != 200:
@@ -66,7 +66,7 @@ def _plain(tag: str) -> str:
 
 
 def _answer_version(headers: Any, expected: Stat) -> str:
-    """Return the version in a response, or the expected version if the response contains it or no version."""
+    """Return the expected version of a file, or a response's version if it differs from the expected one."""
     given = [_plain(headers[key]) for key in ("ETag", "Last-Modified") if key in headers]
     return given[0] if given and expected.version not in given else expected.version
 
@@ -131,10 +131,10 @@ async def fetch_whole(fs: Any, url: str, path: Path, expected: Stat) -> None:
 
 
 async def list_names(fs: Any, url: str, most: int) -> list[str]:
-    """Return the paths of all files below a folder, as listed by the server's HTML pages.
+    """Return the paths of all files inside a folder and its subfolders, as listed by the server's HTML pages.
 
-    Only links to files and folders directly below a page are followed, so that links to a different host, links to a
-    parent folder and circular links are ignored.
+    Only links to files and folders directly inside the listed folder are followed, so that links to a different host,
+    links to a parent folder and circular links are ignored.
 
     Raises:
         FileNotFoundError: the page does not exist, or contains no link to a file.
@@ -178,7 +178,7 @@ async def _page(fs: Any, url: str) -> str:
             raise FileNotFoundError(public(url))
         answer.raise_for_status()
         if answer.content_type != "text/html":
-            raise FileNotFoundError(public(url))  # The URL belongs to a file instead of an HTML page.
+            raise FileNotFoundError(public(url))  # The response is a file instead of an HTML page that lists a folder.
         data = bytearray()
         async for block in answer.content.iter_any():
             data += block
@@ -188,7 +188,7 @@ async def _page(fs: Any, url: str) -> str:
 
 
 def _children(address: str, page: str) -> list[str]:
-    """Return the entries that a folder's HTML page links, percent-encoded and without duplicates.
+    """Return the entries to which a folder's HTML page links, percent-encoded and without duplicates.
 
     A subfolder's entry ends with a slash.
     """

@@ -1,6 +1,6 @@
 """Check and split locations.
 
-A location is a local path, or a URL whose protocol reads files and never runs commands.
+A location is a local path or a URL. Only protocols that read files are accepted, not those that run commands.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WRITABLE = ("s3", "gs")
 _URL = re.compile(r"(https?|s3|gs|hf|file):/+(?=[^/])", re.IGNORECASE)
 _VERSION = re.compile(r"\?versionId=[^/?]*$")
 _FILE = re.compile(r"file:/*", re.IGNORECASE)
-# Matches texts that other data loaders interpret as a command (`pipe:` or `|`), standard input, or another protocol.
+# Matches strings that other data loaders interpret as a command (`pipe:` or `|`), standard input, or another protocol.
 # A single letter before a colon is a Windows drive.
 _NO_PATH = re.compile(r"\s*([a-z][a-z0-9+.-]+:|\||-\s*$)|.*\|\s*$", re.IGNORECASE | re.DOTALL)
 _QUERY = re.compile(r"\?[^\s,{}]*")  # Matches the query of a URL within a pattern or a sentence.
@@ -35,7 +35,7 @@ def is_remote(location: str | os.PathLike[str]) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Return whether a text is a local path instead of a URL, a command or `-` for standard input."""
+    """Return whether a string is a local path, and not a URL, a command or `-` (standard input)."""
     return _NO_PATH.match(text) is None
 
 
@@ -132,7 +132,9 @@ def public_text(text: str) -> str:
 
 
 def join(folder: str | os.PathLike[str], name: str) -> str:
-    """Return the location of a file in a folder. If the folder is a signed URL, its query stays at the end.
+    """Return the location of a file in a folder.
+
+    If the folder is a signed URL, the file's URL ends with the same query.
 
     Args:
         name: the path of the file within the folder.

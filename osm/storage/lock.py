@@ -51,13 +51,13 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        """Return an owner that describes this process, with a new token."""
+        """Return an `Owner` that describes the current process and has a new random token."""
         pid = os.getpid()
         return cls(socket.gethostname(), _machine(), pid, _started(pid) or "", uuid.uuid4().hex, time.time())
 
     @classmethod
     def read(cls, data: bytes) -> Owner:
-        """Parse the content of a lock. Raises ValueError if `data` is not the content of a lock."""
+        """Parse the content of a lock. Raises ValueError if `data` does not describe the owner of a lock."""
         try:
             value = parse_json(data)
             texts = [value[name] for name in ("host", "machine", "started", "token")]
@@ -69,7 +69,7 @@ class Owner:
             raise ValueError(repr(error)) from None
 
     def is_gone(self) -> bool:
-        """Return whether the owner is a process of this machine that has ended."""
+        """Return whether the owner is a process on this machine that has ended."""
         if self.machine != _machine() or os.name != "posix":
             return False
         now = _started(self.pid)
@@ -143,7 +143,7 @@ class Lock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Release the lock.
 
-        If the server does not respond, the lock object is not removed and counts as abandoned later.
+        If the server does not respond, the lock object remains, and counts as abandoned after `STALE_SECONDS`.
         """
         self._ended.set()
         self._thread.join(_LAST_RENEWAL)
@@ -175,7 +175,7 @@ class Lock:
             raise self._refusal(found)
 
     def _check_abandoned(self, found: Owner) -> None:
-        """Raise OsmError unless the owner of a lock has ended or has not renewed the lock for `STALE_SECONDS`."""
+        """Raise OsmError if a lock is in use: its owner has not ended, and has renewed it within `STALE_SECONDS`."""
         if not found.is_gone() and time.time() - found.time < STALE_SECONDS:
             raise self._refusal(found)
 
@@ -206,7 +206,7 @@ class Lock:
             if isinstance(error, OsmError):
                 raise
             raise OsmError(
-                f"{self.where}: {public(self.url)} has the name of a lock, but is not a lock; remove it"
+                f"{self.where}: {public(self.url)} has the name of a lock, but does not contain a lock; remove it"
             ) from None
 
     def _create(self) -> bool:

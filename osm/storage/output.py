@@ -104,7 +104,7 @@ class LocalOutput:
             return None
 
     def put(self, *names: str) -> None:
-        pass  # The files are already in the output folder.
+        pass  # Nothing is uploaded, because the files are already in the output folder.
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -210,9 +210,9 @@ def open_output(location: str | os.PathLike[str], what: str) -> Output:
 
 
 def check_output(location: str | os.PathLike[str], what: str) -> str:
-    """Check an output location, and return it in the form of `check_writable`.
+    """Check an output location, and return the result of `check_writable`.
 
-    Raise OsmError if the location is a URL with special characters, such as `?` and `*`.
+    Raise OsmError if the location is a URL with special characters, such as `?` or `*`.
     """
     text = check_writable(location, what)
     if is_remote(text) and (found := _NO_KEY.search(text)):
@@ -223,7 +223,10 @@ def check_output(location: str | os.PathLike[str], what: str) -> str:
 
 
 def check_here(location: str | os.PathLike[str], what: str) -> None:
-    """Raise OsmError if a folder of many small files that are read repeatedly is given as a URL."""
+    """Raise OsmError if an output location is a URL.
+
+    Folders of many small files that are read repeatedly must be local.
+    """
     if is_remote(location):
         raise OsmError(
             f"{what} {public(check_location(location, what))}: this output must be local; expected a local path "
@@ -274,7 +277,7 @@ def write_text(location: str | os.PathLike[str], flag: str, chunks: Iterable[str
 
 @contextmanager
 def remote_file(url: str, what: str) -> Iterator[Path]:
-    """Yield the path of a staged file, which is uploaded if the context succeeds.
+    """Yield the path of a staged file, which is uploaded if the context ends without an error.
 
     The remote file is locked until the context ends.
     """
@@ -289,7 +292,9 @@ def remote_file(url: str, what: str) -> Iterator[Path]:
 
 @contextmanager
 def locked(output: Output, name: str = LOCK) -> Iterator[None]:
-    """Lock a remote output within the context. A local output is not locked, because its callers lock it themselves.
+    """Hold the lock of a remote output while the context is open.
+
+    A local output is not locked, because its callers lock it themselves.
 
     Args:
         name: the name of the lock object.

@@ -273,13 +273,16 @@ def download(url: str, path: Path, expected: Stat | None = None) -> Stat:
 
 
 def check_still(url: str, expected: Stat) -> None:
-    """Raise RunStopped if a remote file has changed. HTTP files are skipped, because `read_range` checks them."""
+    """Raise RunStopped if a remote file has changed.
+
+    Files on HTTP servers are skipped, because `read_range` checks their version.
+    """
     if not _by_http(url):
         check_unchanged(url, expected, stat(url))
 
 
 def list_files(url: str) -> dict[str, Stat | None]:
-    """Map the paths of all files below a remote folder to their sizes and versions (None for an HTTP folder).
+    """Map the path of each file inside a remote folder to its size and version, or to None in an HTTP folder.
 
     Raises:
         FileNotFoundError: there is no such folder.

@@ -1,4 +1,4 @@
-"""The size and version of a remote file, and the errors that are raised if a download does not match its file."""
+"""The size and version of a remote file, and the errors that are raised if a download differs from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stat:
     version: str = ""
 
     def agrees(self, other: Stat) -> bool:
-        """Return whether both `Stat`s can describe the same file. An unknown version agrees with every version."""
+        """Return whether both `Stat`s can describe the same file. An unknown version matches every version."""
         versions = self.version and other.version
         return self.size == other.size and (not versions or self.version == other.version)
 

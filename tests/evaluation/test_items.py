@@ -128,7 +128,7 @@ def test_bad_instances(tmp_path: Path, annotation: dict[str, Any], message: str)
 def test_instances_of_another_image_size(tmp_path: Path) -> None:
     row = write_instances(tmp_path, [{"segmentation": [SQUARE]}])
     change_json(row, lambda document: document["images"][0].update(width=7))
-    with pytest.raises(OsmError, match=r"image 8 is stated to be 7 x 4, but .*b\.png is 6 x 4"):
+    with pytest.raises(OsmError, match=r"image 8 should have 7 x 4 pixels, but .*b\.png has 6 x 4 pixels"):
         split_of(row).load(1)
 
 
@@ -217,7 +217,7 @@ def test_bad_panoptic_images(pets: Dataset) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "/a", "../a", "a/../../b", "a\0", None, 3])
 def test_safe_join_keeps_inside(name: Any) -> None:
-    with pytest.raises(OsmError, match="expected a path below root"):
+    with pytest.raises(OsmError, match="expected a path inside root"):
         safe_join(Path("root"), name)
 
 

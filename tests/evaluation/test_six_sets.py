@@ -218,7 +218,7 @@ def test_image_names(root: Path) -> None:
             city,
             "_gtFine_panoptic.png",
             "_labels.png",
-            r"the PNG name '.*_labels\.png' does not have the form CITY_SEQUENCE_FRAME",
+            r"the PNG name '.*_labels\.png' does not have the format CITY_SEQUENCE_FRAME",
         ),
         (
             lvis,

@@ -83,5 +83,5 @@ def test_published_sets_are_taken_by_the_word(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../images/train/0001.jpg", "/etc/passwd", "a\0b", "", None, 7, "x/../../y.jpg"])
 def test_nothing_leads_out_of_the_folder(folder: Path, name: object) -> None:
-    with pytest.raises(OsmError, match="^here: file name .* expected a path below"):
+    with pytest.raises(OsmError, match="^here: file name .* expected a path inside"):
         FileFinder(folder).find(name, "here")

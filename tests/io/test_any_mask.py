@@ -65,7 +65,7 @@ ASKED: dict[str, tuple[Any, str]] = {
     "bfloat16 logits": (torch.from_numpy(np.where(MASK, 2.0, -3.0)).bfloat16(), "pass logits=True"),
     "positive": (np.where(MASK, 2.5, 0.25), "are these logits"),
     "signs": (np.where(MASK, 1, -1), "values -1 and 1"),
-    "nan": (np.where(MASK, 1, np.nan), "holds NaN"),
+    "nan": (np.where(MASK, 1, np.nan), "contains NaN"),
     "infinite": (np.where(MASK, np.inf, 0), "values 0 to inf"),
     "ids": (np.where(MASK, 3, 1), r"holds the ids 1, 3: which id marks the object\? pass label_id"),
     "ids of floats": (np.where(MASK, 3.0, 1.0), "holds the ids 1, 3"),
@@ -271,7 +271,7 @@ def test_pictures_that_may_mean_two_things_raise_the_question(tmp_path: Path) ->
         (Image.fromarray(np.clip(ramp * 0.6 + 50, 0, 255).astype(np.uint8)), "holds the ids|mostly gray"),
         (
             Image.merge("LA", (Image.fromarray(ramp), alpha)),
-            "varies in alpha and in brightness: which of the two is the mask",
+            "varies in the alpha channel and in brightness: which of the two is the mask",
         ),
         (Image.new("RGBA", alpha.size), "transparent everywhere"),
         (Image.fromarray(np.where(MASK, -1, 1).astype(np.int32)), "values -1 and 1"),
