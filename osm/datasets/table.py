@@ -253,7 +253,7 @@ class DatasetTable(Mapping[str, Dataset]):
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
         if _form(where, row.form).phrased and row.labels:
             raise OsmError(
-                f"{where}: labels {row.labels!r}: not supported by form {row.form}; the names are the phrases in "
+                f"{where}: labels {row.labels!r}: not supported by form {row.form}; names come from the phrases in "
                 "json_file"
             )
         if row.id_coding not in ID_CODINGS:

@@ -28,7 +28,7 @@ logger = message_logger(__name__)
 
 @dataclass
 class FolderOutcome:
-    """The result of naming a folder: the number of named images, the number of skipped images, and the failed images.
+    """The result of naming the images in a folder: how many were named, how many were skipped, and which failed.
 
     Attributes:
         named: number of images named in this run.

@@ -37,7 +37,7 @@ class Score:
         return cls(len(scores.masks), int(acc.sum()), int(niv.sum()))
 
     def line(self) -> str:
-        """Return an output line in the format of the published script, or a note if no mask has a prediction."""
+        """Return an output line in the published script's format, or a note if no mask has a prediction."""
         if not self.total:
             return "no prediction in this mode"
         return (

@@ -1,7 +1,7 @@
 """WordNet relations between a predicted name and a class's names, and the Wu-Palmer similarity (WUPS).
 
 A name is a noun of one or several words. A plural is treated as its singular. If WordNet does not contain a name of
-several words ("striped kettle"), the name counts as a hyponym of its longest ending that WordNet contains ("kettle"). A
+several words, such as "striped kettle", the name counts as a hyponym of its longest ending in WordNet ("kettle"). A
 note in parentheses, as in "bow (weapon)", is removed from the name. The intended senses of names are unknown, so a
 relation between two names holds if it holds between any of their senses. False relations between names are more likely
 than missed relations, because one related pair of senses is enough.

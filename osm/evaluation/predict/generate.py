@@ -436,7 +436,7 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         "counts": dict(counts),
         "seconds": round(seconds, 3),
         # The report finds the dataset's images by the paths in the meta file.
-        # The dataset's paths are not in the header, because a dataset may be moved before a run is resumed.
+        # The header contains no dataset paths, because a dataset may be moved before a prediction run is resumed.
         "files": run.split.source_files,
     }
     try:

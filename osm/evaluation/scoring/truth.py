@@ -1,4 +1,4 @@
-"""Ground truth for scoring the proposals of a dataset, with one Python class for each kind of annotation form.
+"""Ground truth for scoring the proposals of a dataset, with one Python class for each type of annotation.
 
 Pixels of the dataset's ignored classes (`ignored_ids`) are void. Three kinds of faults are counted and reported:
 segments that are only in the json, segments that are only in the PNG, and invalid annotations. Segments that are only
