@@ -100,7 +100,7 @@ def _part(args: argparse.Namespace) -> tuple[int, int]:
         return args.part, args.parts
     if args.part is not None or args.parts is not None:
         words = ["auto" if word is None else str(word) for word in (args.part, args.parts)]
-        raise OsmError(f"arguments i n '{' '.join(words)}': expected two numbers, or the words 'auto auto'")
+        raise OsmError(f"arguments i n '{' '.join(words)}': expected two numbers, or 'auto auto'")
     part, parts = _environment("RANK"), _environment("WORLD_SIZE")
     check_part(part, parts)
     return part, parts
