@@ -240,7 +240,7 @@ def prediction_in(value: Any, where: str) -> Prediction:
         raise OsmError(f"{where}: {shown(value)}: not in the format {{class: a name, prob: 0 to 1}}")
     name, prob = value["class"], value.get("prob")
     if not isinstance(name, str):
-        raise OsmError(f"{where}: class {shown(name)}: expected the predicted name as a string")
+        raise OsmError(f"{where}: class {shown(name)}: expected a string with the predicted name")
     if prob is None:
         return Prediction(name, None)
     if isinstance(prob, bool) or not isinstance(prob, (int, float)) or not 0 <= prob <= 1 + _ROUNDING:

@@ -42,7 +42,7 @@ class ScoringOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= 1:
-            raise OsmError(f"--overlap {self.overlap}: expected a number from 0 to 1, the share of a mask's pixels")
+            raise OsmError(f"--overlap {self.overlap}: expected a share (0 to 1) of a mask's pixels")
         if not math.isfinite(self.min_score):
             raise OsmError(f"--min_score {self.min_score}: expected a number, such as 0.3")
 
