@@ -1,6 +1,7 @@
 """Converts class names from a dataset's own spelling to readable names.
 
-The readable class name is the training target. In evaluation, a name in the dataset's own spelling is also correct.
+The readable class name is the training target. In evaluation, a predicted name in the dataset's own spelling is also
+accepted.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def spoken(names: Sequence[str], spelling: str) -> list[str]:
 
 
 def spoken_labels(labels: LabelSet, spelling: str) -> LabelSet:
-    """Convert the names in a label set to readable names.
+    """Return a copy of a label set with readable class names.
 
     Args:
         labels: the label set in the dataset's spelling.
@@ -52,7 +53,7 @@ def spoken_labels(labels: LabelSet, spelling: str) -> LabelSet:
 
 
 def spoken_categories(rows: Sequence[dict[str, Any]], spelling: str) -> list[dict[str, Any]]:
-    """Convert the class names in the `categories` of a json file to readable names, for `categories.json`."""
+    """Replace the class names in a list of categories with readable names, to be written to `categories.json`."""
     if spelling == "plain":
         return list(rows)
     found = []

@@ -1,9 +1,10 @@
 """Label sets map the category ids of a dataset to names.
 
 The built-in label tables (`osm/datasets/labels/*.json`), COCO and LVIS json files, and users' label files share one
-format: a json object with a list `categories`. Each category has an `id` and a `name`. A category may also have
-`synonyms` (further accepted names), `isthing`, `supercategory` (for an object part, the kind of object with which the
-part's name starts) and `frequency` (r, c or f, as in LVIS).
+format: a json object with a list `categories`. Each category has an `id` and a `name`. A category may also have the
+fields `synonyms` (further accepted names), `isthing`, `supercategory` and `frequency`. The `supercategory` of an object
+part is the kind of object that the part belongs to, and the part's name starts with it. The `frequency` is r, c or f,
+as in LVIS.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class LabelClass:
 
     @property
     def target(self) -> str:
-        """The training target, which is the first accepted name."""
+        """The name that is the training target: the first accepted name of the class."""
         return self.names[0]
 
 
@@ -75,12 +76,12 @@ class LabelSet:
             return self.classes[category_id]
         except KeyError:
             raise OsmError(
-                f"category_id {category_id!r} is not in the label set {self.source} ({len(self.classes)} ids)"
+                f"category_id {category_id!r} is not in the label set {self.source}, which has {len(self.classes)} ids"
             ) from None
 
     @classmethod
     def from_categories(cls, categories: Iterable[Mapping[str, Any]], source: str) -> LabelSet:
-        """Build a label set from the `categories` in a COCO json.
+        """Build a label set from the `categories` in a COCO JSON file.
 
         Args:
             categories: the entries of the list.
@@ -210,7 +211,7 @@ def _categories_of_json(document: Any, source: str | Path) -> list[Any]:
 
 
 def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
-    """Return the categories in a csv file. Lines that lack a label or a class name are skipped."""
+    """Return the categories in a csv file. Lines that lack the class label or the class name are skipped."""
     found: dict[str, dict[str, Any]] = {}
     for number, row in csv_rows(path, "labels:"):
         sign, name = [field.strip() for field in row[:2]] if row and len(row) > 1 else ("", "")
@@ -222,13 +223,17 @@ def _categories_of_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _categories_of_text(path: Path) -> list[dict[str, Any]]:
-    """Return the categories in a text file. A line without a category id gets its line number (from 0) as the id."""
+    """Return the categories in a text file.
+
+    If a line contains no category id, the id is the line number, counted from 0.
+    """
     where = f"labels: {path}"
     listed = read_name_list(read_text(path, "labels:"), where)
     counted = any(one.id is None for one in listed.names)
     if counted and listed.blank is not None:
         raise OsmError(
-            f"{where}: line {listed.blank} is blank, but ids are line numbers; give every class a name or an id"
+            f"{where}: line {listed.blank} is blank, but ids are line numbers; remove the line, or add an id to every "
+            "class"
         )
     return [{"id": n if one.id is None else one.id, "name": one.name} for n, one in enumerate(listed.names)]
 

@@ -24,7 +24,7 @@ from osm.storage.cache import localize
 from osm.storage.locations import check_location, is_remote, join, public, sibling, suffix_of
 
 ANY_MODE = "any"
-# The modes of the published checkpoints: one for each of nine datasets, and the open-vocabulary mode `any`.
+# The vocabulary modes of the published checkpoints: one for each of nine datasets, and the open-vocabulary mode `any`.
 PUBLISHED_MODES = (
     "coco",
     "lvis",
@@ -128,7 +128,8 @@ class Dataset:
     def cache_name(self) -> str:
         """The name of the dataset's folder in a feature cache.
 
-        The folder name depends on `ignored_ids`, because a random crop is redrawn if it contains only ignored classes.
+        The folder name contains a hash of `ignored_ids`, because these ids affect the cached crops: a random crop that
+        contains only ignored classes is redrawn.
         """
         ids = ",".join(map(str, sorted(set(self.ignored_ids))))
         return f"{self.name}-{hashlib.sha256(ids.encode()).hexdigest()[:8]}" if ids else self.name
@@ -154,7 +155,7 @@ BUILTIN = (
     _published("ade20k", "coco_panoptic", "ADE20K Panoptic"),
     _published("cityscapes", "coco_panoptic", "Cityscapes Panoptic", image_names="cityscapes", keys="cityscapes"),
     # The published checkpoints have no vocabulary mode for the following datasets.
-    # The EXIF setting of Visual Genome is `raw`, because browsers ignored EXIF orientation when it was annotated.
+    # Visual Genome has the EXIF setting `raw`, because browsers ignored EXIF orientation when it was annotated.
     Dataset("visual_genome", "regions", "Visual Genome", exif="raw"),
     Dataset("objects365", "boxes", "Objects365 Detection", category_names="alternatives"),
     Dataset("openimages", "coco_instances", "Open Images Instance", exif="raw"),
@@ -191,9 +192,9 @@ class DatasetTable(Mapping[str, Dataset]):
         The YAML file has the structure `datasets: {<name>: {form:, title:, labels:, image_dir:, ...}}`, with the fields
         of `Dataset`. If a dataset is already in the table, the fields in the YAML file replace the fields of its row.
         Relative paths are relative to the folder of the YAML file, or to the working folder if the file contains
-        `relative_to: working_folder`. `labels` and `whole_labels` may also be names of built-in label tables. A new
-        dataset needs a `form`, and either `labels` or a `json_file` with `categories`. A dataset in the annotation form
-        `regions` must not define `labels`.
+        `relative_to: working_folder`. `labels` and `whole_labels` may be paths, or names of built-in label tables. A
+        new dataset needs a `form`, and either `labels` or a `json_file` with `categories`. A dataset in the annotation
+        form `regions` must not define `labels`.
 
         Raises:
             OsmError: The file cannot be read, or a row is invalid.
@@ -252,7 +253,7 @@ class DatasetTable(Mapping[str, Dataset]):
             row = Dataset(**{"title": name, **values, "name": name, "labels": labels})
         if _form(where, row.form).phrased and row.labels:
             raise OsmError(
-                f"{where}: labels {row.labels!r}: not supported by form {row.form}, whose names are the phrases in "
+                f"{where}: labels {row.labels!r}: not supported by form {row.form}; names come from the phrases in "
                 "json_file"
             )
         if row.id_coding not in ID_CODINGS:

@@ -1,4 +1,4 @@
-"""Arguments that several evaluation commands share, and the table of datasets that the arguments select."""
+"""Arguments shared by several evaluation commands, and the dataset table that the arguments select."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from osm.datasets.table import DatasetTable
 
 
 def add_predictions(parser: argparse.ArgumentParser, files: str = "the predictions") -> None:
-    """Add the positional arguments `out_dir` and `n` (`parts`), which select the files that generate_pred.py wrote."""
+    """Add the positional arguments `out_dir` and `n`, which select the files written by generate_pred.py.
+
+    The parsed value of `n` is stored under the name `parts`.
+    """
     parser.add_argument("out_dir", help=f"folder of {files}, or its URL")
     parser.add_argument("parts", metavar="n", type=int, help="number of parts that generate_pred.py was run with")
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
-    """Add the flag `--benchmark`, the first argument of `dataset_table`."""
+    """Add the flag `--benchmark`, whose value is passed to `dataset_table` as its first argument."""
     parser.add_argument(
         "--benchmark", default="benchmark", help="YAML file with the paths of the datasets, or its name in configs/"
     )
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:
-    """Add the flag `--datasets`, the second argument of `dataset_table`."""
+    """Add the flag `--datasets`, whose value is passed to `dataset_table` as its second argument."""
     parser.add_argument("--datasets", help="YAML file with your own datasets")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the flag `--json`, a file to which the command also writes its metrics."""
+    """Add the flag `--json`, which names a file that the metrics are also written to."""
     parser.add_argument("--json", help="also write the metrics to this JSON file, or to a URL on s3:// or gs://")
 
 
 def dataset_table(benchmark: str | None = "benchmark", datasets: str | None = None) -> DatasetTable:
-    """Build the table of datasets for a command.
+    """Build the dataset table for a command.
 
     Args:
         benchmark: YAML file with the paths of the datasets, or its name in `configs/`. None selects the built-in table.

@@ -102,7 +102,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 
 def add_bootstrap(parser: argparse.ArgumentParser) -> None:
-    """Add the command-line flags of the bootstrap intervals, which `bootstrap_of` reads."""
+    """Add the command-line flags for bootstrap intervals; `bootstrap_of` reads them."""
     known = Bootstrap()
     parser.add_argument(
         "--bootstrap",
@@ -126,12 +126,12 @@ def bootstrap_of(args: argparse.Namespace) -> Bootstrap:
 
 
 def refuse_unused(args: argparse.Namespace, *flags: str) -> None:
-    """Raise OsmError if one of the given flags is set although it has no effect without `--metrics all`."""
+    """Raise OsmError if one of the given flags is set, because the flags have no effect without `--metrics all`."""
     for flag in flags:
         if getattr(args, flag) not in (None, []):
             value = getattr(args, flag)
             given = " ".join(value) if isinstance(value, list) else value
-            raise OsmError(f"--{flag} {given}: has no effect with --metrics {PUBLISHED}; add --metrics {ALL}")
+            raise OsmError(f"--{flag} {given} has no effect with --metrics {PUBLISHED}; use --metrics {ALL} instead")
 
 
 def json_text(document: Any) -> str:

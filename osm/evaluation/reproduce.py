@@ -1,4 +1,4 @@
-"""The command `osm reproduce`: it compares metrics of the published weights on six val sets with published values."""
+"""The command `osm reproduce`, which checks that the published weights reach the published metrics on six val sets."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ logger = message_logger(__name__)
 
 @dataclass
 class FolderOutcome:
-    """The result of a run: the number of named images, the number of skipped images, and the failed images.
+    """The result of naming the images in a folder: how many were named, how many were skipped, and which failed.
 
     Attributes:
         named: number of images named in this run.
@@ -56,7 +56,7 @@ class ImageTask:
     name: str
 
     def file(self, ending: str) -> Path:
-        """Return the path of the output file with the given ending, such as `_vis.png`."""
+        """Return the path of the output file whose name ends in `ending`, such as `_vis.png`."""
         return self.folder / f"{self.name}{ending}"
 
 
@@ -75,8 +75,8 @@ def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[
         if place.is_dir():
             if place.resolve() == output.resolve():
                 raise OsmError(
-                    f"--output_dir {output} is also an input folder, so the next run would name its own output; "
-                    "use another folder"
+                    f"--output_dir {output} is also an input folder, so the next run would treat output files "
+                    "as input images; use another folder"
                 )
             # Files like `._A.JPG` are ignored, because macOS stores the metadata of A.JPG in them.
             files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("._"))
@@ -94,8 +94,8 @@ def find_images(places: Sequence[Path], output: Path) -> tuple[list[Path], list[
 def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
     """Choose a unique output name for each image.
 
-    The output name is the stem of the image file. If several images have the same stem, the output name is the full
-    file name. If the output name is already in use, a number is appended.
+    The output name is the stem of the image's file name. If several images have the same stem, the output name is the
+    full file name. If the output name is already in use, a number is appended.
     """
     stems = Counter(image.stem.lower() for image in images)  # some file systems ignore case
     taken: set[str] = set()
@@ -111,7 +111,7 @@ def image_tasks(images: Sequence[Path], output: Path) -> list[ImageTask]:
 
 
 class FolderDemo:
-    """Names the segments of each image in a folder. If an image cannot be named, the run continues with the next image.
+    """Names the segments of each image in a folder. If naming fails for one image, the next image is processed.
 
     Args:
         recognizer: names the segments.
@@ -189,7 +189,7 @@ class FolderDemo:
 
 
 def record(named: NamedImage) -> dict[str, Any]:
-    """Return the JSON record of an image, which lists all its segments and marks the segments in the label map."""
+    """Return the JSON record of an image, which lists all segments and marks those that are in the label map."""
     ids = {k: number for number, k in enumerate(named.merged.segments, 1)}
     segments = []
     for k, (segment, answer) in enumerate(zip(named.segments, named.answers, strict=True)):

@@ -69,7 +69,7 @@ def add_segmenter_flags(out: argparse.ArgumentParser) -> None:
 
 
 def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
-    """Load the segmenter that is selected by the command-line flags of `add_segmenter_flags`."""
+    """Load the segmenter that is selected by the command-line flags added by `add_segmenter_flags`."""
     from osm.recognition.segmenters import load_segmenter
 
     checkpoint = args.sam_checkpoint
@@ -86,7 +86,10 @@ def segmenter_from(args: argparse.Namespace, recognizer: Any) -> Any:
 @quiet_command
 @console_command
 def main(argv: Sequence[str] | None = None, prog: str = "osm folder") -> int:
-    """Run the command `osm folder`. Return the exit code: 0, 1 if an image failed, or 2 after a user error."""
+    """Run the command `osm folder`, and return the exit code.
+
+    The exit code is 0 if no image failed, 1 if an image failed, or 2 after a user error.
+    """
     args = parser(prog).parse_args(argv)
     try:
         return _run(args)

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """Join `--box -5,6,7,8` to `--box=-5,6,7,8`, because argparse would treat the negative number as a flag."""
+    """Rewrite `--box -5,6,7,8` as `--box=-5,6,7,8`, because argparse would treat the negative number as a flag."""
     found: list[str] = []
     for word in argv:
         if found and found[-1] in ("--box", "--point") and re.match(r"-[\d.]", word):
@@ -78,9 +78,9 @@ def _answer(args: argparse.Namespace) -> list[str]:
     boxes = [_numbers(text, 4, "--box", "X,Y,W,H") for text in args.box or ()]
     points = [_numbers(text, 2, "--point", "X,Y") for text in args.point or ()]
     if not (args.mask or boxes or points or args.auto):
-        raise OsmError("nothing to name: give --mask FILE, --box X,Y,W,H, --point X,Y or --auto")
+        raise OsmError("nothing to name: add --mask FILE, --box X,Y,W,H, --point X,Y or --auto")
     if args.mask_id is not None and not args.mask:
-        raise OsmError(f"--mask_id {args.mask_id} selects an id of a label map; pass the label map with --mask FILE")
+        raise OsmError(f"--mask_id {args.mask_id} selects an id in a label map; pass the label map with --mask FILE")
     if not args.auto and (args.sam_checkpoint or args.sam_type or args.segmenter != "auto"):
         raise OsmError("--segmenter, --sam_checkpoint and --sam_type have no effect without --auto; add --auto")
     method = method_of(args)

@@ -97,7 +97,7 @@ def name_image(image: Image.Image, recognizer: Recognizer, segmenter: Segmenter,
     answers: list[Recognition] = []
     if segments:
         recognizer.set_image(image)
-        # Masks are resized to the size of the original image, as in the output file.
+        # Masks are resized to the size of the original image, like the masks in the output file.
         # Masks are encoded as RLEs, because hundreds of decoded masks would take too much memory.
         rles = [encode_rle(resize_mask(segment.mask, image.size)) for segment in segments]
         answers = request.run(recognizer, rles)

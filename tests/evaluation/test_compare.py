@@ -160,7 +160,7 @@ def test_sets_of_one_folder_are_left_out(a: Path, tmp_path: Path, capsys: pytest
     alone = write_parts(tmp_path / "c", [[segment(1, 1, "wall")]], name="ade20k")
     assert compare_main([str(a), str(alone), "--parts", "2,1"]) == 2
     error = capsys.readouterr().err
-    assert "A has predictions for coco, B has predictions for ade20k: expected at least one common set" in error
+    assert "A has predictions for coco, B has predictions for ade20k; expected at least one common dataset" in error
 
 
 def test_other_annotations_are_told(a: Path, tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_wrong_arguments_and_parts(root: Path, capsys: pytest.CaptureFixture[str
     make("coco", root, 2)
     assert "error: out is not a folder; expected the out_dir" in failing(capsys)
     Path("out").mkdir()
-    assert "out: no file <set>_proposals_<i>_of_1.json of a known set (coco, " in failing(capsys)
+    assert "out: no file <set>_proposals_<i>_of_1.json belongs to a known set (coco, " in failing(capsys)
     assert "--sets: unknown set 'cocoa'" in failing(capsys, "--sets", "cocoa")
     assert "set 'coco': 1 of 1 parts are missing: coco_proposals_0_of_1.json" in failing(capsys, "--sets", "coco")
     assert "number of parts 0: expected" in failing(capsys, parts=0)

@@ -240,7 +240,7 @@ def test_wrong_options(pets: Dataset, tmp_path: Path, options: dict[str, Any], m
 
 @pytest.mark.parametrize(("part", "parts"), [(2, 2), (-1, 2), (0, 0)])
 def test_wrong_part(pets: Dataset, tmp_path: Path, part: int, parts: int) -> None:
-    with pytest.raises(OsmError, match="expected 0 <= i < n"):
+    with pytest.raises(OsmError, match="expected 0 <= part < parts"):
         generate_predictions(FakeNamer(), pets, part, parts, tmp_path)
 
 

@@ -266,7 +266,7 @@ def test_pictures_of_a_semantic_set(root: Path) -> None:
     written["pred"][0]["pred"][0]["mask_unique_id"] = 5
     path.write_text(json.dumps(written))
     result = evaluate_set(row, [path])
-    assert "the predictions are for different masks than" in draw_pictures(result, [0, 1])[1][0]
+    assert "the masks in the prediction file differ from the masks in" in draw_pictures(result, [0, 1])[1][0]
 
 
 def test_yaml_row_with_unknown_image_names(tmp_path: Path) -> None:

@@ -385,11 +385,11 @@ def test_osm_name(built: Built, tmp_path: Path, capsys: Any) -> None:  # noqa: F
     spellings = capsys.readouterr().out.splitlines()
     assert spellings[0] == spellings[1] and spellings[0].startswith("box -5,25,40,25 [any]")
     for wrong, message in (
-        ([], "nothing to name: give --mask FILE"),
+        ([], "nothing to name: add --mask FILE"),
         (["--box", "1,2"], "--box '1,2' is not X,Y,W,H"),
         (["--box", "-1,2"], "--box '-1,2' is not X,Y,W,H"),
         (["--point", "-1,2"], "point 0: [-1.0, 2.0] is outside of the image"),
-        (["--box", "1,2,3,4", "--mask_id", "3"], "--mask_id 3 selects an id of a label map"),
+        (["--box", "1,2,3,4", "--mask_id", "3"], "--mask_id 3 selects an id in a label map"),
         (["--mask", str(image)], f"--mask {image} has several colors"),
         (["--mask", str(tmp_path / "none.png")], "none.png"),
         (["--point", "1,2", "--vocabulary", str(tmp_path / "none.txt")], "none.txt"),

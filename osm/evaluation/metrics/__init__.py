@@ -1,6 +1,6 @@
 """Metrics of predicted names, computed only from names, probabilities and mask areas.
 
-No metric reads an image. Some metrics use a sentence encoder if one is installed; no metric uses any other model.
+No metric reads an image. Some metrics use a sentence encoder if one is installed. No other model is used.
 
 To add a metric from another package, subclass `osm.evaluation.metrics.base.Metric` (or `MaskMetric`) and list the class
 in the entry-point group `osm.metrics` (see examples/metric), or call `register_metric`. The flag `--metrics` also

@@ -50,7 +50,8 @@ class Calibration:
     def ece(self) -> float | None:
         """Return the expected calibration error (0 to 1), or None if no mask has a probability.
 
-        The error is the mean over bins of |accuracy - mean probability|, weighted by the number of masks in each bin.
+        The expected calibration error is the mean over bins of |accuracy - mean probability|, weighted by the number of
+        masks in each bin.
         """
         if not self.masks:
             return None

@@ -37,7 +37,7 @@ class Score:
         return cls(len(scores.masks), int(acc.sum()), int(niv.sum()))
 
     def line(self) -> str:
-        """Return an output line in the format of the published script, or a note if no mask has a prediction."""
+        """Return an output line in the published script's format, or a note if no mask has a prediction."""
         if not self.total:
             return "no prediction in this mode"
         return (
@@ -131,9 +131,9 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
             content of a file is invalid.
     """
     if parts < 1:
-        raise OsmError(f"number of parts {parts}: expected the number n that was passed to generate_pred.py, 1 or more")
+        raise OsmError(f"number of parts {parts}: expected the n (1 or more) that was passed to generate_pred.py")
     if not out_dir.is_dir():
-        raise OsmError(f"{out_dir} is not a folder; expected the out_dir of generate_pred.py")
+        raise OsmError(f"{out_dir} is not a folder; expected the out_dir that was passed to generate_pred.py")
     present = list(list_predictions(out_dir))
     results, notes = [], []
     for row in table.values():
@@ -157,7 +157,7 @@ def evaluate_folder(out_dir: Path, parts: int, table: Mapping[str, Dataset]) -> 
 
 
 def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
-    """Evaluate one dataset from its prediction files, one file for each part of the run."""
+    """Evaluate one dataset from its prediction files, one file for each part of the dataset."""
     result = SetResult(read_files(row, paths))
     for image in result.records.images:
         for mask in image.masks:
@@ -169,7 +169,7 @@ def evaluate_set(row: Dataset, paths: list[Path]) -> SetResult:
 
 
 def _count(result: SetResult, mask: MaskRecord) -> None:
-    """Add one annotation of a prediction file to all counts except the counts of Acc and NIV."""
+    """Add one annotation of a prediction file to all counts of the dataset, except the counts for Acc and NIV."""
     if not mask.predictions:
         if mask.crowd:
             result.crowd += 1

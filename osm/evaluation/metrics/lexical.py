@@ -1,10 +1,10 @@
 """WordNet relations between a predicted name and a class's names, and the Wu-Palmer similarity (WUPS).
 
 A name is a noun of one or several words. A plural is treated as its singular. If WordNet does not contain a name of
-several words ("striped kettle"), the name counts as a hyponym of its longest ending that WordNet contains ("kettle"). A
+several words, such as "striped kettle", the name counts as a hyponym of its longest ending in WordNet ("kettle"). A
 note in parentheses, as in "bow (weapon)", is removed from the name. The intended senses of names are unknown, so a
-relation between two names holds if it holds between any of their senses. False relations between names are therefore
-more likely than missed relations.
+relation between two names holds if it holds between any of their senses. False relations between names are more likely
+than missed relations, because one related pair of senses is enough.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Lexicon:
 
     def _entry(self, name: str) -> WordNetEntry:
         words = _NOTE.sub(" ", normalize(name)).split()
-        # A name may have a million words, so endings longer than the longest WordNet entry are not looked up.
+        # A predicted name may have a million words, so endings longer than the longest WordNet entry are skipped.
         for start in range(max(0, len(words) - self.wordnet.longest), len(words)):
             if senses := self.wordnet.senses(" ".join(words[start:])):
                 return WordNetEntry(senses, below=start > 0)
@@ -102,8 +102,8 @@ class Lexicon:
     def _relation(self, said: WordNetEntry, meant: WordNetEntry) -> str:
         if not said.below and not meant.below and said.senses & meant.senses:
             return "synonym"
-        # If WordNet contains only the ending of a name, the name is more specific than the entry of the ending.
-        # No name is treated as more specific than a name without its own WordNet entry.
+        # A name that is not in WordNet counts as more specific than its longest ending that is in WordNet.
+        # A name without its own WordNet entry is never treated as a hypernym of another name.
         if not meant.below and any(not meant.senses.isdisjoint(self.wordnet.above(one)) for one in said.senses):
             return "hyponym"
         if not said.below and any(not said.senses.isdisjoint(self.wordnet.above(one)) for one in meant.senses):
@@ -120,7 +120,8 @@ class Lexicon:
     def _wu_palmer(self, a: int, b: int, more: int) -> float:
         """Return the Wu-Palmer similarity of two senses: the maximum over their common hypernyms.
 
-        For a common hypernym of depth d, the similarity is 2 d / (2 d + steps up from a + steps up from b).
+        For a common hypernym of depth d, the similarity is 2 d / (2 d + m + n), where m and n are the numbers of steps
+        from the two senses up to the hypernym.
 
         Args:
             a, b: the senses.

@@ -170,7 +170,7 @@ def measure(
 
 
 def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict[str, dict[int, str]]:
-    """Read from the files of the flag `--frequencies` which classes are rare, common or frequent.
+    """Read the files passed with `--frequencies`, and return which classes are rare, common or frequent.
 
     Args:
         given: values of `--frequencies`, each `SET=FILE`. The file is a JSON file whose `categories` have `frequency`
@@ -197,8 +197,8 @@ def read_frequencies(given: Iterable[str], table: Mapping[str, Dataset]) -> dict
         found[name] = {key: group for key, group in groups.items() if group and key in table[name].label_set}
         if not found[name]:
             raise OsmError(
-                f"--frequencies {text!r}: no category in {file} has both the id of a class of set {name!r} and a "
-                "`frequency` or `image_count`"
+                f"--frequencies {text!r}: {file} has no category that belongs to set {name!r} and has a `frequency` or "
+                "`image_count`"
             )
     return found
 

@@ -43,7 +43,7 @@ def singular_forms(name: str) -> set[str]:
 
 
 def accepted_forms(names: Iterable[str]) -> frozenset[str]:
-    """Return all predictions that are correct for a class with the given names, without the empty prediction."""
+    """Return all predictions that are correct for a class with the given names, except the empty string."""
     return _accepted(tuple(names))
 
 
@@ -52,7 +52,7 @@ def _accepted(names: tuple[str, ...]) -> frozenset[str]:
     accepted: set[str] = set()
     for name in names:
         accepted |= {name} | plural_forms(name) | singular_forms(name)
-    # The empty prediction is removed, because a class named "s" would accept it.
+    # The empty string is removed, because it would be the singular form of a class named "s".
     return frozenset(accepted - {""})
 
 
@@ -78,7 +78,7 @@ def head_is_correct(prediction: str, names: Iterable[str]) -> bool:
 def modifiers_are_correct(prediction: str, names: Iterable[str]) -> bool:
     """Return whether the prediction and a class name have the same modifiers ("striped" in "striped kettle").
 
-    The modifiers of a one-word prediction are correct only if the prediction is an accepted name.
+    A one-word prediction has no modifiers, so it counts as correct only if it is an accepted name.
     """
     names = tuple(names)
     modifiers = normalize(prediction).split()[:-1]

@@ -81,7 +81,7 @@ class SemanticIoU(Metric):
         return _target_and_best(self)
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the Semantic IoU with the class's first name, and the maximum over all names of the class."""
+        """Return two columns: the Semantic IoU with the class's first name, and the maximum over all its names."""
         return {
             self.name: _floats(semantic_iou(name, label.target) for name, label in masks.pairs),
             f"{self.name}_best": _floats(best_semantic_iou(name, label.names) for name, label in masks.pairs),
@@ -136,7 +136,7 @@ class SemanticSimilarity(Metric):
         return _target_and_best(self)
 
     def columns(self, masks: NamedMasks) -> Mapping[str, Column]:
-        """Return the cosine similarity to the class's first name, and the maximum over all names of the class."""
+        """Return two columns: the cosine similarity to the class's first name, and the maximum over all its names."""
         assert masks.tools.encoder is not None
         places: dict[tuple[str, tuple[str, ...]], int] = {}
         rows = [places.setdefault((normalize(name), label.names), len(places)) for name, label in masks.pairs]

@@ -1,9 +1,9 @@
 """Rates with 95 % confidence intervals: the Wilson interval, and a bootstrap over images.
 
-Masks in the same image are not independent samples, because they share the scene, the light and often the class.
-Therefore the bootstrap resamples whole images, each with all its masks. Resampling whole images is known as the cluster
-bootstrap (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Each bootstrap interval
-extends from the 2.5th to the 97.5th percentile of the resampled rates.
+The bootstrap resamples whole images with all their masks, because masks in the same image are not independent samples:
+they share the scene, the light and often the class. Resampling whole images is known as the cluster bootstrap (Davison
+and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Each bootstrap interval extends from the 2.5th
+to the 97.5th percentile of the resampled rates.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class WordNet:
         return frozenset(sense for lemma in self.lemmas(name) for sense in self._index[lemma])
 
     def above(self, sense: int) -> dict[int, int]:
-        """Return the sense itself (0 steps) and all its hypernyms, each with the minimum number of steps."""
+        """Return the sense itself (0 steps) and all hypernyms, each with its minimum number of steps from the sense."""
         if sense not in self._above:
             steps, level = {sense: 0}, [sense]
             while level:

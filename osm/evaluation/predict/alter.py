@@ -1,4 +1,4 @@
-"""Deliberately wrong inputs for control tests: they must lower the accuracy of a model that uses mask and image.
+"""Deliberately wrong inputs for control tests: they must lower the accuracy of a model that uses the mask and image.
 
 `shuffle_masks`: every annotation gets the mask of a random annotation from a different image of the split.
 `blank_image`: every image is replaced by a uniform mid-gray image.
@@ -23,9 +23,10 @@ def blank(image: Image.Image) -> Image.Image:
 
 
 def other_mask(split: Split, count: int, index: int, position: int, size: tuple[int, int], seed: int) -> np.ndarray:
-    """Return the mask of a different, randomly chosen annotation, resized to `size` (H, W) by nearest neighbor.
+    """Return the mask of another random annotation, resized to `size` (H, W) by nearest-neighbor interpolation.
 
-    The random choice depends only on the seed and the annotation, so splitting or restarting a run does not change it.
+    The random choice depends only on the seed and the annotation, so it stays the same if a prediction run is split or
+    restarted.
 
     Args:
         split: the items that masks are drawn from.

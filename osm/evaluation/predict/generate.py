@@ -32,7 +32,7 @@ logger = message_logger(__name__)
 
 OWN_MODE = "own"
 # Maximum total number of mask pixels in memory (1 byte per pixel).
-# The maximum number of mask pixels is large enough for the 300 masks of a large LVIS image.
+# A large LVIS image with 300 masks is below the maximum number of mask pixels.
 _MASK_PIXELS = 1 << 29
 COUNTS = ("named", "crowd", "empty", "missing_in_mask", "unknown_in_mask", "unusable")
 """The names of the counters in a meta file.
@@ -117,7 +117,7 @@ def resolve_modes(row: Dataset, modes: Sequence[str], available: Sequence[str]) 
 def part_range(count: int, part: int, parts: int) -> range:
     """Return the indices of one of `parts` equal parts of `count` images; the last part also contains the remainder.
 
-    The published evaluation script divides a dataset in the same way.
+    The published evaluation script divides a dataset into the same parts.
     """
     each = count // parts
     return range(part * each, count if part == parts - 1 else (part + 1) * each)
@@ -126,7 +126,7 @@ def part_range(count: int, part: int, parts: int) -> range:
 def check_part(part: int, parts: int) -> None:
     """Raise OsmError unless 0 <= part < parts."""
     if not 0 <= part < parts:
-        raise OsmError(f"part {part} of {parts}: parts are counted from 0, expected 0 <= i < n")
+        raise OsmError(f"part {part} of {parts}: parts are counted from 0, so expected 0 <= part < parts")
 
 
 def generate_predictions(
@@ -148,12 +148,12 @@ def generate_predictions(
 ) -> Path | str:
     """Name the masks in one part of a dataset, and write `<set>_pred_<part>_of_<parts>.json` and its meta file.
 
-    If `proposals` is given, the masks in this file are named instead of the ground-truth masks, and the output file is
-    `<set>_proposals_<part>_of_<parts>.json`.
+    If `proposals` names a file of masks, these masks are named instead of the ground-truth masks, and the output file
+    is `<set>_proposals_<part>_of_<parts>.json`.
 
     A killed run keeps the results of its finished images, and the next run with the same arguments resumes after the
-    last finished image. The prediction file of a resumed run is byte-identical to the file of an uninterrupted run (on
-    a GPU, only if `max_batch_tokens` of the namer is set). A finished part is not changed.
+    last finished image. The prediction file of a resumed run is byte-identical to that of an uninterrupted run (on a
+    GPU, only if the namer's `max_batch_tokens` is set). A finished part is not changed.
 
     Args:
         namer: the model that names masks (see `osm.recognition.namer`).
@@ -277,8 +277,8 @@ def _digest(names: Sequence[str]) -> str:
 
 
 def _name_part(namer: NamerLike, run: _Run, indices: range, path: Path, header: dict[str, Any], where: str) -> None:
-    """Name the masks of a part's remaining images and write the prediction file, whose location in logs is `where`."""
-    # Batches are counted from the start of the part, so that a resumed run has the same batches as the killed run.
+    """Name the masks of a part's remaining images and write the prediction file. Log messages start with `where`."""
+    # Batches are counted from the start of the part, so that a resumed run forms the same batches as the killed run.
     # The last digit of a probability can depend on which images are in the same batch.
     with closing(PartialFile(partial_path(path), {**header, "batch": run.batch})) as partial:
         if partial.done:
@@ -358,7 +358,8 @@ def _image(run: _Run, item: Item) -> Image.Image:
 def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> Iterator[_MaskChunk]:
     """Yield the non-empty masks of an image in chunks that fit into memory.
 
-    If `boxed` is true, only masks that were created from boxes are yielded; otherwise, only all other masks.
+    If `boxed` is true, only masks that were created from boxes are yielded. If `boxed` is false, only masks that were
+    not created from boxes are yielded.
     """
     at_once = max(1, _MASK_PIXELS // (item.size[0] * item.size[1]))
     of_kind = [k for k, is_box in enumerate(item.boxed) if is_box is boxed]
@@ -377,7 +378,7 @@ def _mask_chunks(run: _Run, place: int, index: int, item: Item, boxed: bool) -> 
 
 
 def _packed(chunks: Iterable[_MaskChunk]) -> Iterator[list[_MaskChunk]]:
-    """Group chunks of masks into batches that fit into memory, without mixing boxes with other masks."""
+    """Group chunks of masks into batches that fit into memory, with separate batches for masks created from boxes."""
     pack: list[_MaskChunk] = []
     for chunk in chunks:
         full = sum(other.masks.size for other in pack) + chunk.masks.size > _MASK_PIXELS
@@ -434,8 +435,8 @@ def _finish(path: Path, partial: PartialFile, run: _Run, header: dict[str, Any],
         "batch": run.batch,
         "counts": dict(counts),
         "seconds": round(seconds, 3),
-        # The report uses these paths to find the dataset's images.
-        # The dataset's paths are not in the header, because a dataset may be moved before a run is resumed.
+        # The report finds the dataset's images by the paths in the meta file.
+        # The header contains no dataset paths, because a dataset may be moved before a prediction run is resumed.
         "files": run.split.source_files,
     }
     try:

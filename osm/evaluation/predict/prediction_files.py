@@ -1,8 +1,8 @@
-"""File names of predictions and meta files, and checks that all prediction files in a folder belong to one run.
+"""File names of prediction and meta files, and checks that all prediction files in a folder come from one run.
 
-A meta file records how a prediction file was made, and therefore what the prediction file must contain. A run divides a
-dataset into parts and writes one prediction file for each part. An unfinished part of a run is stored as a file with
-its finished images, from which the run can be resumed.
+A meta file records how a prediction file was made, and therefore what the prediction file must contain. A prediction
+run divides a dataset into parts and writes one prediction file for each part. The finished images of an unfinished part
+are stored in a separate file, from which the prediction run can be resumed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def partial_path(predictions: Path) -> Path:
 
 
 def list_predictions(out_dir: Path) -> Iterator[tuple[str, int]]:
-    """Yield the dataset and the number of parts in the name of every prediction file in a folder."""
+    """For every prediction file in a folder, yield the dataset name and the number of parts from the file name."""
     for path in sorted(out_dir.iterdir()):
         if match := _PREDICTIONS.fullmatch(path.name):
             yield match["set"], int(match["parts"])
@@ -99,10 +99,13 @@ def read_meta(path: Path, set_name: str) -> dict[str, Any]:
     """
     meta, _ = read_json(path, "meta file")
     if not isinstance(meta, dict):
-        raise OsmError(f"meta file {path}: expected an object, found {shown(meta)}")
+        raise OsmError(f"meta file {path}: expected a JSON object, found {shown(meta)}")
     missing = [name for name in _REQUIRED if name not in meta]
     if missing:
-        raise OsmError(f"meta file {path}: {', '.join(missing)} is missing; expected a file of generate_pred.py")
+        raise OsmError(
+            f"meta file {path}: required fields missing: {', '.join(missing)}; expected a file written by "
+            "generate_pred.py"
+        )
     for name, (fits, expected) in _FIELDS.items():
         if name in meta and not fits(meta[name]):
             raise OsmError(f"meta file {path}: {name} {shown(meta[name])}: expected {expected}")
@@ -181,7 +184,7 @@ def check_all_there(name: str, paths: Sequence[Path]) -> None:
 
 
 def read_metas(name: str, paths: Sequence[Path], kind: str = "pred") -> dict[Path, dict[str, Any]]:
-    """Return the meta files of a dataset's prediction files, and check that all of them come from one run.
+    """Return the meta files of a dataset's prediction files, and check that all meta files come from one run.
 
     Prediction files without a meta file are skipped.
 
@@ -258,7 +261,7 @@ class UniqueImages:
         self._files: dict[Hashable, Path] = {}
 
     def add(self, key: Hashable, path: Path) -> None:
-        """Record that a prediction file contains an image. Raise OsmError if another file contains the same image."""
+        """Record that a prediction file contains an image. Raise OsmError if two files contain the same image."""
         other = path if key is None else self._files.setdefault(key, path)
         if other != path:
             raise OsmError(
@@ -268,5 +271,5 @@ class UniqueImages:
 
 
 def listing(checkpoints: Mapping[str, str]) -> str:
-    """Return `a.json from <checkpoint>, b.json from <checkpoint>` for an error message."""
+    """Return a text such as `a.json from <checkpoint>, b.json from <checkpoint>` for an error message."""
     return ", ".join(f"{name} from {checkpoint}" for checkpoint, name in checkpoints.items())

@@ -184,7 +184,11 @@ def _entry(image: ImageRecord) -> PredictionEntry:
 def _check_not_empty(
     row: Dataset, paths: Sequence[Path], images: Sequence[ImageRecord], metas: Mapping[Path, Mapping[str, Any]]
 ) -> None:
-    """Raise OsmError if the prediction files contain no prediction, unless all meta files confirm this."""
+    """Raise OsmError if the prediction files contain no predictions.
+
+    Prediction files that list images without predictions are accepted if every file has a meta file, which records that
+    no mask was named.
+    """
     if any(mask.predictions for image in images for mask in image.masks):
         return
     names = ", ".join(path.name for path in paths)
@@ -223,7 +227,7 @@ def _mask(row: Dataset, form: type[Form], annotation: Mapping[str, Any], path: P
 
 
 def prediction_in(value: Any, where: str) -> Prediction:
-    """Validate the prediction of one mode and return it.
+    """Validate and return the prediction for one vocabulary mode.
 
     Args:
         value: the value from the prediction file.
@@ -236,7 +240,7 @@ def prediction_in(value: Any, where: str) -> Prediction:
         raise OsmError(f"{where}: {shown(value)}: not in the format {{class: a name, prob: 0 to 1}}")
     name, prob = value["class"], value.get("prob")
     if not isinstance(name, str):
-        raise OsmError(f"{where}: class {shown(name)}: expected a string, the predicted name")
+        raise OsmError(f"{where}: class {shown(name)}: expected a string with the predicted name")
     if prob is None:
         return Prediction(name, None)
     if isinstance(prob, bool) or not isinstance(prob, (int, float)) or not 0 <= prob <= 1 + _ROUNDING:
@@ -352,7 +356,7 @@ def check_masks(
 
 
 def _check_place(split: Split, path: Path, meta: Mapping[str, Any], key: Hashable, places: Sequence[int]) -> None:
-    """Raise OsmError if an image of a prediction file does not belong to the split, or belongs to a different part."""
+    """Raise OsmError if an image in a prediction file is not in the split, or is in a different part of the split."""
     if not places:
         raise OsmError(
             f"predictions {path}: image {shown(key)} is not among the images of {split.source} that had to be named: "

@@ -1,7 +1,7 @@
 """The charts of the report, drawn by matplotlib as inline SVG: the loss curve and the calibration plot.
 
-Equal data always produces identical SVG. Text and axes use colors from the page's style sheet, so the charts follow the
-light or dark theme of the page.
+The same data always produces the same SVG. Text and axes use colors from the page's style sheet, so the charts follow
+the light or dark theme of the page.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MODE_STYLES: dict[str, dict[str, Any]] = {
     "own mode": {"color": "#0072b2"},
     "any": {"color": "#d55e00", "dashes": (4, 2)},
 }
-# Placeholder colors that no other element uses. CSS variables replace these colors in the finished SVG.
+# Placeholder colors that no other element uses, replaced by CSS variables in the finished SVG.
 _INK, _GRID, _FRAME = "#010101", "#020202", "#030303"
 _CSS_COLOURS = {_INK: "currentColor", _GRID: "var(--line)", _FRAME: "var(--dim)"}
 _SETTINGS: Any = {
@@ -74,7 +74,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Markup:
         axes = figure.add_axes((56 / _WIDTH, 1 - (_HEIGHT + 12) / height, (_WIDTH - 76) / _WIDTH, _HEIGHT / height))
         drawn = []
         for number, (key, points) in enumerate(lines.items()):
-            # A series with a single point is drawn as a marker. The total loss is drawn on top of all other losses.
+            # A loss curve with a single point is drawn as a marker. The total loss is drawn on top of all other losses.
             style = _loss_style(key, number)
             marker = "o" if len(points) == 1 else ""
             order = 3 if key == "loss" else 2
@@ -155,13 +155,13 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 def _loss_style(key: str, number: int) -> dict[str, Any]:
     if key == "loss":
         return {"color": _INK, "linewidth": 2.5}
-    # The losses of a dataset's two modes are adjacent in alphabetical order, and their lines get the same color.
+    # The losses of a dataset's two modes are adjacent in alphabetical order, so both lines get the same color.
     dashes = {"dashes": (5, 2.5)} if key.endswith("/any") else {}
     return {"color": _COLOURS[(number - 1) // 2 % len(_COLOURS)], "linewidth": 1.2, **dashes}
 
 
 def _scale_loss_axes(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Set axis limits and ticks. Loss ticks are at powers of ten, or for small ranges at 1, 2 and 5 times powers."""
+    """Set axis limits and ticks. Loss ticks are at 10^n, and for small ranges also at 2 * 10^n and 5 * 10^n."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     steps, losses = zip(*points, strict=True)
@@ -208,10 +208,10 @@ def _format_axes(axes: Axes, keep_x: bool = True) -> None:
 
 
 def _placeholder(number: int) -> str:
-    """Return the placeholder text of a legend label, with which matplotlib computes the layout.
+    """Return a placeholder text for a legend label, which matplotlib uses to compute the layout.
 
-    The actual legend labels come from files, and are escaped and inserted into the finished SVG. Therefore matplotlib
-    neither interprets the labels nor warns about characters that its font lacks.
+    The actual legend labels come from files, and are escaped and inserted into the finished SVG. Because matplotlib
+    never sees the actual labels, it neither interprets them nor warns about characters that its font lacks.
     """
     return f"label-{number:018d}"
 
@@ -219,7 +219,10 @@ def _placeholder(number: int) -> str:
 def _svg(
     size: tuple[int, int], draw: Callable[[Figure], None], class_: str, spoken: str, labels: Sequence[str]
 ) -> Markup:
-    """Draw a figure with a size in points, (width, height), and return it as an SVG element with an ARIA label."""
+    """Draw a figure of the given size in points, and return the figure as an SVG element with an ARIA label.
+
+    `size` is (width, height).
+    """
     import matplotlib
     from matplotlib.figure import Figure
 

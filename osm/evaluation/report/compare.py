@@ -153,8 +153,8 @@ def compare_folders(
     both = [name for name in a if name in b]
     if not both:
         raise OsmError(
-            f"A has predictions for {', '.join(a)}, B has predictions for {', '.join(b)}: expected at least one common "
-            "set"
+            f"A has predictions for {', '.join(a)}, B has predictions for {', '.join(b)}; expected at least one common "
+            "dataset"
         )
     return [
         compare_sets(a[name], b[name], tools or Tools(), bootstrap or Bootstrap(), examples, metrics) for name in both

@@ -1,4 +1,4 @@
-"""Renders HTML pages from the jinja2 templates of this package, with automatic escaping.
+"""Renders HTML pages from the jinja2 templates in this package, with automatic escaping.
 
 Each HTML page is one self-contained file: the style sheet and the script are embedded, images are data URIs, and charts
 are inline SVG.
@@ -20,10 +20,10 @@ NOTHING = "–"
 
 
 def render_page(template: str, **context: Any) -> Iterator[str]:
-    """Render a template of this package and yield the page in pieces.
+    """Render a template from this package and yield the page in pieces.
 
-    Names come from files and may contain any characters. Therefore, every string in the template's context except
-    `Markup` is made `printable` and escaped.
+    Names come from files and may contain any characters, so every string in the template's context is escaped, and its
+    control characters are made visible (see `printable`). Only strings of type `Markup` are inserted unchanged.
     """
     return _environment().get_template(template).generate(**context)
 

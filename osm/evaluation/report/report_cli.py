@@ -44,7 +44,7 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
 def _report(argv: Sequence[str] | None) -> None:
     args = report_parser().parse_args(argv)
     if args.parts < 1:
-        raise OsmError(f"--parts {args.parts}: expected the number n that was passed to generate_pred.py, 1 or more")
+        raise OsmError(f"--parts {args.parts}: expected the n (1 or more) that was passed to generate_pred.py")
     bootstrap = bootstrap_of(args)
     if args.metrics == PUBLISHED:
         refuse_unused(args, "bootstrap")
@@ -60,7 +60,10 @@ def _report(argv: Sequence[str] | None) -> None:
             raise OsmError(f"--predictions {given!r}: the title {title.strip()!r} is given twice")
         local = localize(folder, "--predictions", folder=True)
         if not local.is_dir():
-            raise OsmError(f"--predictions {given!r}: {folder} is not a folder; expected generate_pred.py's out_dir")
+            raise OsmError(
+                f"--predictions {given!r}: {folder} is not a folder; expected the out_dir that was passed to "
+                "generate_pred.py"
+            )
         folders[title.strip()] = local
     if args.run and is_remote(args.run):
         args.run = localize(join(check_location(args.run, "--run"), "log.jsonl"), "--run").parent

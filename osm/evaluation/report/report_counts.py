@@ -1,4 +1,4 @@
-"""Mask counts for the report: per class, per confusion, per part of a class name, and for names in any vocabulary."""
+"""Mask counts for the report: for each class, confusion and part of a class name, and for names in any vocabulary."""
 
 from __future__ import annotations
 

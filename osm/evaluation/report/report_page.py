@@ -197,7 +197,10 @@ def _made_with(report: Report) -> list[str]:
 
 
 def _training(report: Report) -> dict[str, Any] | None:
-    """Return the last logged values and the loss curve, None without a training run, or {} if no step is logged."""
+    """Return the last logged values and the loss curve of the training run.
+
+    The result is None if there is no training run, and {} if the training log contains no step.
+    """
     if not report.records:
         return None if report.records is None else {}
     last = report.records[-1]
@@ -224,7 +227,7 @@ def _is_further(key: str) -> bool:
 
 
 def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Return a table of selected metrics of one dataset, with one column for each folder of predictions and mode."""
+    """Return a table of selected metrics of one dataset, with a column for each pair of prediction folder and mode."""
     entries = {title: sets[name] for title, sets in report.predictions.items() if name in sets}
     columns: dict[str, ModeMeasures] = {
         f"{title}, {MODES[mode]}" if len(entries) > 1 else MODES[mode]: measures
@@ -247,8 +250,8 @@ def _rates(report: Report, name: str, what: str, wanted: Callable[[str], bool]) 
 def _notes(measures: SetMeasures, wanted: Callable[[str], bool]) -> list[str]:
     """Return the notes for one table of metrics in the report.
 
-    Notes on mask sizes and class frequencies belong to the table of these metrics. All other notes, except notes on
-    calibration, belong to the table of further metrics.
+    Notes on Acc by mask size and Acc by class frequency belong to the table of these two metrics. All other notes,
+    except notes on calibration, belong to the report's table of further metrics.
     """
     return [note for note in measures.notes if ("Acc by " in note) != wanted(LEXICAL) and "calibration" not in note]
 
@@ -309,7 +312,10 @@ def _pictures(name: str, entry: SetReport) -> dict[str, Any]:
 
 
 def _picture(image: DrawnImage) -> dict[str, Any]:
-    """Return a drawn image and its number of correct names. Mode `any` is used for masks without a name in own mode."""
+    """Return a drawn image and its number of correct names.
+
+    A mask without a name in the dataset's own mode counts with its name in mode `any`.
+    """
     marked = [own or anyone for _, own, anyone in image.masks]
     return {
         "drawn": image,

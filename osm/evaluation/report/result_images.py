@@ -134,7 +134,7 @@ def _draw(split: Split, index: int, masks: list[MaskRecord]) -> DrawnImage:
     item = split.load(index)
     masks = [masks[place] for place in item.places if place < len(masks)]
     if [mask.id for mask in masks] != [annotation.get(split.id_key) for annotation in item.annotations]:
-        raise OsmError(f"{item.image_path}: the predictions are for different masks than those in {split.source}")
+        raise OsmError(f"{item.image_path}: the masks in the prediction file differ from the masks in {split.source}")
     rows = [_names(split.row, mask) for mask in masks]
     canvas = draw_numbered(*enlarged(item), [_mark(own, anyone) for _, own, anyone in rows])
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
 """Assignment of predicted names to the classes of a dataset.
 
-A predicted name is first compared with the class names, and then with the plural and singular forms of class names that
-the published accuracy accepts. Optionally, a name without a match is assigned to the class whose name has the most
+A predicted name is first compared with the class names, and then with their plural and singular forms, as defined by
+the published accuracy metric. Optionally, a name without a match is assigned to the class whose name has the most
 similar sentence embedding. A name that matches several classes is assigned to the class with the lowest id.
 """
 

@@ -18,7 +18,9 @@ VOID = 0
 
 @dataclass(frozen=True)
 class PanopticSegment:
-    """A segment of a segment map, in which pixels of segment k have the value k + 1, and void pixels the value 0.
+    """A segment of a segment map.
+
+    In a segment map, pixels of segment k have the value k + 1, and void pixels have the value 0.
 
     Attributes:
         category_id: the class of the segment; None for a crowd segment whose class is not in the dataset, which no
@@ -55,12 +57,12 @@ class ClassQuality:
 class PanopticQuality:
     """Panoptic quality of each class (Kirillov et al., "Panoptic Segmentation", CVPR 2019), accumulated over images.
 
-    A predicted and a true segment of the same class match if their IoU exceeds 0.5. For each class over all images, SQ
-    is the mean IoU of its matches, RQ is TP / (TP + FP / 2 + FN / 2), and PQ is SQ * RQ. Void pixels and crowd segments
-    are treated as in the authors' code (panopticapi). Void pixels are removed from a predicted segment before the IoU
-    is computed. A crowd segment is neither a match nor a false negative. An unmatched predicted segment is not a false
-    positive if more than half of its pixels are void or crowd of the same class. A mean over classes excludes classes
-    that have neither a true nor a predicted segment.
+    A predicted and a true segment of the same class match if their IoU exceeds 0.5. For each class, SQ is the mean IoU
+    of the matches in all images, RQ is TP / (TP + FP / 2 + FN / 2), and PQ is SQ * RQ. Void pixels and crowd segments
+    are treated as in `panopticapi`, the authors' implementation of PQ. Void pixels are removed from a predicted segment
+    before the IoU is computed. A crowd segment is neither a match nor a false negative. An unmatched predicted segment
+    is not a false positive if more than half of its pixels are void or crowd of the same class. A mean over classes
+    excludes classes that have neither a true nor a predicted segment.
     """
 
     classes: dict[int, ClassQuality] = field(default_factory=dict)
@@ -128,9 +130,10 @@ class PanopticQuality:
 class MeanOverlap:
     """Mean IoU of label maps. The IoU of each class is computed over the pixels of all images together.
 
-    The IoU of a class is the number of pixels that have this class in both truth and prediction, divided by the number
-    of pixels that have it in at least one of them. Void pixels are excluded. A pixel without a prediction counts as a
-    false negative. As in Detectron2, the mean includes only classes that occur in the ground truth.
+    The IoU of a class is the number of pixels with this class in both the ground truth and the prediction, divided by
+    the number of pixels with this class in at least one of the two. Void pixels are excluded. A pixel without a
+    prediction counts as a false negative. As in Detectron2, the mean IoU includes only classes that occur in the ground
+    truth.
 
     Args:
         categories: category ids. Class c in the maps has the id `categories[c]`.
@@ -141,7 +144,10 @@ class MeanOverlap:
         self._both_C, self._true_C, self._predicted_C = (np.zeros(len(self.categories), np.int64) for _ in range(3))
 
     def add(self, truth_HW: np.ndarray, predicted_HW: np.ndarray) -> None:
-        """Count the pixels of one image. The label maps contain class indices, or -1 for void or no prediction."""
+        """Count the pixels of one image.
+
+        The label maps contain class indices, or -1 for pixels that are void or have no prediction.
+        """
         count = len(self.categories)
         seen = truth_HW >= 0
         true, predicted = truth_HW[seen], predicted_HW[seen]
@@ -156,7 +162,10 @@ class MeanOverlap:
         return {self.categories[c]: float(self._both_C[c] / union_C[c]) for c in shown}
 
     def mean(self) -> dict[str, Any]:
-        """Return `miou`, 0 to 1 (None if the ground truth is empty), and `classes`, the number of averaged classes."""
+        """Return a dict with `miou`, the mean IoU, and `classes`, the number of averaged classes.
+
+        The mean IoU is from 0 to 1, or None if the ground truth contains no class.
+        """
         found = list(self.by_class().values())
         return {"miou": float(np.mean(found)) if found else None, "classes": len(found)}
 

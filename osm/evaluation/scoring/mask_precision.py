@@ -2,11 +2,12 @@
 
 The AP of a class is the precision averaged over 101 recall levels and the IoU thresholds 0.50, 0.55, ..., 0.95.
 
-COCO uses the 100 highest-scoring masks per image and class. A crowd annotation counts neither as found nor as missed.
+COCO uses the 100 highest-scoring masks per image and class. A crowd annotation counts neither as a true positive nor as
+a false negative.
 
 LVIS uses the 300 highest-scoring masks per image. In LVIS, a class is evaluated only in images that contain the class
 or are verified not to contain it (`neg_category_ids`). In an image where a class is not exhaustively annotated
-(`not_exhaustive_category_ids`), unmatched predictions of the class do not count as wrong.
+(`not_exhaustive_category_ids`), unmatched predictions of the class are not counted as false positives.
 
 Shapes: H, W = height and width of an image; T = IoU thresholds, R = recall levels, K = classes, A = area ranges, M =
 limits on the number of masks per image.
@@ -86,7 +87,7 @@ class MaskPrecision:
         """Add a predicted bool mask. Add ground-truth masks first, then predicted masks in descending score order."""
         if self.federated:
             self._room -= 1
-            # Masks of classes not evaluated here are skipped: `faster-coco-eval` fails if an image has only such masks.
+            # Masks of unevaluated classes are skipped, because `faster-coco-eval` fails if an image has no other masks.
             if self._room < 0 or category_id not in self._evaluated:
                 return
         self._found.setdefault(category_id, []).append({**self._entry(mask_HW, category_id), "score": score})

@@ -1,4 +1,4 @@
-"""Reads named proposals (mask proposals with predicted names) from the files of `generate_pred.py --masks FILE`."""
+"""Reads named proposals (mask proposals with predicted names) from files written by `generate_pred.py --masks FILE`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_proposals(
     mode: str,
     metas: Mapping[Path, Mapping[str, Any]] | None = None,
 ) -> dict[Path, list[Proposal]]:
-    """Read the proposals in the files of all parts of a run, and return them grouped by image path.
+    """Read the proposals from the files of all parts of a dataset, and return the proposals grouped by image path.
 
     Args:
         row: the dataset.

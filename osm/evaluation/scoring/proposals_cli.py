@@ -95,9 +95,7 @@ def parser() -> argparse.ArgumentParser:
 def _evaluate(argv: Sequence[str] | None) -> None:
     args = parser().parse_args(argv)
     if args.parts < 1:
-        raise OsmError(
-            f"number of parts {args.parts}: expected the number n that was passed to generate_pred.py, 1 or more"
-        )
+        raise OsmError(f"number of parts {args.parts}: expected the n (1 or more) that was passed to generate_pred.py")
     args.out_dir = localize(args.out_dir, "out_dir", folder=True)
     options = ScoringOptions(args.overlap, args.min_score, not args.without_ap)
     rows = _rows(args, dataset_table(args.benchmark, args.datasets))
@@ -122,7 +120,7 @@ def _paths(args: argparse.Namespace, row: Dataset) -> list[Path]:
 def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Dataset]:
     """Return the datasets to score: those in --sets, or by default all datasets with proposal files in the folder."""
     if not args.out_dir.is_dir():
-        raise OsmError(f"{args.out_dir} is not a folder; expected the out_dir of generate_pred.py")
+        raise OsmError(f"{args.out_dir} is not a folder; expected the out_dir that was passed to generate_pred.py")
     if args.sets is None:
         asked = [name for name, row in table.items() if any(path.exists() for path in _paths(args, row))]
     else:
@@ -134,8 +132,8 @@ def _rows(args: argparse.Namespace, table: Mapping[str, Dataset]) -> list[Datase
             )
     if not asked:
         raise OsmError(
-            f"{args.out_dir}: no file <set>_{KIND}_<i>_of_{args.parts}.json of a known set ({', '.join(table)}; add "
-            "your own with --datasets)"
+            f"{args.out_dir}: no file <set>_{KIND}_<i>_of_{args.parts}.json belongs to a known set "
+            f"({', '.join(table)}; add your own with --datasets)"
         )
     return [table[name] for name in asked]
 

@@ -42,7 +42,7 @@ class ScoringOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= 1:
-            raise OsmError(f"--overlap {self.overlap}: expected a share of a mask's pixels from 0 to 1")
+            raise OsmError(f"--overlap {self.overlap}: expected a share (0 to 1) of a mask's pixels")
         if not math.isfinite(self.min_score):
             raise OsmError(f"--min_score {self.min_score}: expected a number, such as 0.3")
 
@@ -106,7 +106,7 @@ class Scores:
 
 
 def score_set(row: Dataset, paths: Sequence[Path], mode: str, names: ClassNames, options: ScoringOptions) -> Scores:
-    """Score the named proposals of one dataset, which are stored in one file for each part of the run.
+    """Score the named proposals of one dataset, which are stored in one file for each part of the dataset.
 
     All images of the dataset are scored, so every segment of an image without proposals counts as missed. If the
     proposals were named with `--limit`, only images with proposals are scored.

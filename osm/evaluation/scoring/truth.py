@@ -1,8 +1,8 @@
-"""Ground truth for scoring the proposals of a dataset, with one Python class for each kind of annotation form.
+"""Ground truth for scoring the proposals of a dataset, with one Python class for each type of annotation.
 
-Pixels of the dataset's ignored classes (`ignored_ids`) are void. Three faults are counted and reported: segments in the
-json that are not in the PNG (skipped, because they have no pixels), segments in the PNG that are not in the json
-(void), and invalid annotations.
+Pixels of the dataset's ignored classes (`ignored_ids`) are void. Three kinds of faults are counted and reported:
+segments that are only in the json, segments that are only in the PNG, and invalid annotations. Segments that are only
+in the json are skipped, because they have no pixels. Segments that are only in the PNG are void.
 
 Shapes: H, W = height and width of an image.
 """
@@ -90,7 +90,7 @@ class TruthSplit(Split):
 
 
 class PanopticTruth(TruthSplit):
-    """Ground truth in COCO-panoptic form, for which all scores are defined. AP uses the segments of thing classes."""
+    """Ground truth in COCO panoptic format, for which all scores are defined. AP uses the segments of thing classes."""
 
     scores = (PQ, AP, MIOU)
 
@@ -139,7 +139,7 @@ class PanopticTruth(TruthSplit):
 
 
 class InstancesTruth(TruthSplit):
-    """Ground truth in COCO- or LVIS-instances form, in which masks may overlap and most pixels have no mask."""
+    """Ground truth in COCO or LVIS instance format, in which masks may overlap and most pixels have no mask."""
 
     scores = (AP,)
     why_not = "annotations of instances may overlap, and most pixels have no annotation"
@@ -239,7 +239,11 @@ _TRUTHS: tuple[tuple[type[Form], type[TruthSplit]], ...] = (
 
 
 def truth_split(row: Dataset, form: type[Form]) -> TruthSplit:
-    """Return the ground truth of a dataset, using the first entry of `_TRUTHS` whose form class is a base of `form`."""
+    """Return the ground truth of a dataset.
+
+    The class of the returned object is taken from the first entry of `_TRUTHS` whose annotation form is a base class of
+    `form`.
+    """
     return next(truths for base, truths in _TRUTHS if issubclass(form, base))(row, form)
 
 
