@@ -69,7 +69,7 @@ class OmniScientModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the trained parts and of the model's outputs."""
+        """The device of the trained parameters and of the model's outputs."""
         return self.window_pos_embed.device
 
     def train(self, mode: bool = True) -> OmniScientModel:
@@ -159,7 +159,10 @@ class OmniScientModel(nn.Module):
         labels: Tensor,
         scored: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Return the result of `llm.token_losses` for each row. The image tokens must include position embeddings."""
+        """Return the result of `llm.token_losses` for each row.
+
+        The image tokens must already include the window position embedding.
+        """
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         ignored = labels.new_full(condition.prefix_RPW.shape[:2], -100)
@@ -182,8 +185,8 @@ class OmniScientModel(nn.Module):
     ) -> Tensor:
         """Return the mean cross entropy per supervised token.
 
-        In training, `osm.training.task.MixLoss` also weights each dataset, with the same two functions of
-        `osm.models.losses`.
+        In training, the loss is also computed by `group_weights` and `reduce_losses`, but `osm.training.task.MixLoss`
+        also weights each dataset.
 
         Args:
             pixel_values: (N, 3, S, S), the normalized images.
@@ -228,7 +231,7 @@ class OmniScientModel(nn.Module):
         image_index: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """Generate the names of masks. The arguments are those of `forward`, except `labels`.
+        """Generate the names of masks. The arguments are the same as for `forward`, but without `labels`.
 
         Args:
             options: fields of `transformers.GenerationConfig`.
@@ -245,7 +248,7 @@ class OmniScientModel(nn.Module):
 
     @torch.no_grad()
     def generate_from(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        """Generate names from the bridge's output, so that an image can be encoded once for several calls."""
+        """Generate names from the bridge's output, so that several calls can share one encoding of an image."""
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         return llms.generate(self.llm, inputs, **{"max_new_tokens": 16, **options})
 
@@ -301,16 +304,17 @@ class OmniScientModel(nn.Module):
         return checkpoint.load_published(self, path)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json (with hashes of the frozen parts) and model.safetensors (trained parameters only).
+        """Write the model to a folder that `osm.load_model` can load.
 
-        You can load the folder with `osm.load_model`.
+        `config.json` contains the config and hashes of the frozen tower and LLM. `model.safetensors` contains only the
+        trained parameters.
         """
         checkpoint.save_folder(self, Path(folder))
 
 
 @contextlib.contextmanager
 def _kept_precise(llm: nn.Module) -> Iterator[None]:
-    """Keep LoRA's parameters and the rotary frequencies unchanged while the LLM is cast to a dtype in this context."""
+    """Return a context in which casting the LLM does not change LoRA's parameters and the rotary frequencies."""
     trained = {name: parameter.data for name, parameter in lora_parameters(llm).items()}
     rotary = [
         (module, name, buffer)
@@ -340,7 +344,7 @@ def _rows(
     mask: Tensor,
     dataset_type: str | Sequence[str],
 ) -> tuple[Tensor, MaskFeatures, Instruction, list[str]]:
-    """Return the arguments of the bridge after the image state, from the arguments of the published interface."""
+    """Convert the arguments of `forward` to the arguments of the bridge, except the image state."""
     instruction = Instruction(ids, mask)
     return _image_index(image_index, images, keys), keys, instruction, _modes(dataset_type, len(keys))
 

@@ -40,7 +40,7 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
         value = named.get(name)
         if not isinstance(value, Tensor) or value.ndim != dimensions:
             raise _LackingError(
-                f"{where} has no entry {name} with {dimensions} dimensions; it is not a checkpoint of OmniScientModel"
+                f"{where} has no entry {name} with {dimensions} dimensions; it is not an OmniScientModel checkpoint"
             )
         return value.shape[axis]
 

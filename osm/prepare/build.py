@@ -122,7 +122,7 @@ def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
 
     The result is deterministic. The key is the image's file name. If several images have the same file name, the key is
     the path relative to `root`. If several entries have the same image, the image id is appended to the key. If a key
-    is too long for a tar member, the key is truncated and a hash is appended.
+    is too long for the name of a tar member, the key is truncated and a hash is appended.
     """
     kinds: tuple[Callable[[Entry], str], ...] = (
         lambda entry: entry.key_hint or entry.image.stem,

@@ -1,7 +1,8 @@
-"""Area-weighted pooling of tower tokens over a mask, over its context box, and over a small grid on each of the two.
+"""Area-weighted pooling of tower tokens over a mask and its context box, and over the cells of a k x k grid in each.
 
-Each cell of the tower's grid is weighted by the share of its area that the mask or box covers. With these weights, a
-mask that is far smaller than a cell keeps its full signal, and boxes are not rounded to whole cells.
+Each cell of the tower's grid is weighted by the share of its area that the mask or box covers. Because of the
+weighting by area, a mask that is far smaller than a cell keeps its full signal, and boxes are not rounded to whole
+cells.
 
 Shapes: R masks, S input size, g = S / p cells per side, G = g^2, k RoI cells per side, C token width,
 T = 3 + 2 k^2 pooled tokens: [mask, context, image | k x k in the mask | k x k in the context box].
@@ -60,14 +61,17 @@ def _cells(box_R4: Tensor, patch: int) -> Tensor:
 
 
 def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Divide each box into a k x k grid, and return its row and column edges, each (R, k + 1), in units of cells."""
+    """Divide each box into a k x k grid, and return the row and column edges, each (R, k + 1).
+
+    The edges are in units of cells of the tower's grid.
+    """
     steps = torch.linspace(0, 1, k + 1, device=box_R4.device)
     top, left, bottom, right = (side[:, None] for side in box_R4.unbind(1))
     return top + (bottom - top) * steps, left + (right - left) * steps
 
 
 def overlaps(edges_RE: Tensor, cells: int) -> Tensor:
-    """Return the overlap of each interval between adjacent edges with each unit cell, (R, E - 1, cells)."""
+    """Return the overlap (R, E - 1, cells) of each interval between two adjacent edges with each unit-length cell."""
     low = torch.arange(cells, device=edges_RE.device, dtype=edges_RE.dtype)
     start, end = edges_RE[:, :-1, None], edges_RE[:, 1:, None]
     return (torch.minimum(end, low + 1) - torch.maximum(start, low)).clamp(min=0)
@@ -102,7 +106,7 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
     cells = features.coverage_RG.shape[1]
     coverage_R1gg = rearrange(features.coverage_RG, "r (y x) -> r 1 y x", y=round(cells**0.5))
     in_box, in_context = (_areas(box, k, coverage_R1gg.shape[-1]) for box in (features.box_R4, features.context_R4))
-    # The masked part of a grid cell is inside the mask's box, even if most of the cell is outside the box.
+    # All of a grid cell's coverage is divided among the RoI cells, even if most of the cell is outside the mask's box.
     in_mask = coverage_R1gg * in_box / in_box.sum(1, keepdim=True).clamp(min=_LEAST)
     weights = torch.cat([coverage_R1gg, in_context.sum(1, keepdim=True), in_mask, in_context], 1)
     area_RT = weights.sum((2, 3))
@@ -120,7 +124,7 @@ def pool(tokens_NLC: Tensor, image_index_R: Tensor, features: RegionFeatures, k:
 
 
 def _with_image(pooled_RT: Tensor, image_R: Tensor) -> Tensor:
-    """Insert the entry of the whole image after the entries of the mask and its context."""
+    """Insert the whole image's value after the values of the mask and its context (positions 0 and 1)."""
     return torch.cat([pooled_RT[:, :2], image_R[:, None], pooled_RT[:, 2:]], 1)
 
 
