@@ -99,7 +99,10 @@ def base_config(
 def check_widths(
     model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
 ) -> None:
-    """Raise OsmError if a width flag from the published code differs from the model's width. None = no flag."""
+    """Raise OsmError if a width flag from the published code differs from the model's width.
+
+    A flag that is None was not given, and is not compared.
+    """
     llm_part: Any = model.llm
     actual = {
         "--backbone_output_stride": (stride, model.tower.patch),
@@ -231,7 +234,7 @@ def _refuse(settings: Sequence[str], name: str | Path) -> None:
 
 
 def shipped(name: str | Path) -> Path | None:
-    """Return the folder of a model in this package, or None if no model, or also a local path, has this name."""
+    """Return the folder of a model in this package, or None if the name is unknown or is also a local path."""
     folder = shipped_folder() / str(name)
     plain = str(name).isidentifier() and not Path(name).exists()
     return folder if plain and (folder / "model.safetensors").is_file() else None

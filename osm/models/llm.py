@@ -162,9 +162,9 @@ def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
             continue
         if which != "pad":
             raise OsmError(
-                f"model.llm.name {name!r}: its tokenizer's {which} token {token!r} has the id {number}, but the LLM "
-                f"has {known} embeddings (ids 0 to {known - 1}); resize its embeddings, or use the tokenizer that it "
-                "was trained with"
+                f"model.llm.name {name!r}: the tokenizer's {which} token {token!r} has the id {number}, but the LLM "
+                f"has {known} embeddings (ids 0 to {known - 1}); resize the LLM's embeddings, or use the tokenizer "
+                "that the LLM was trained with"
             )
         # No token attends to padding, so any token can serve as the padding token.
         tokenizer.pad_token = tokenizer.eos_token

@@ -85,7 +85,7 @@ def keep_precise(llm: nn.Module) -> None:
 
 
 def train_dropout(llm: nn.Module, mode: bool) -> None:
-    """Set LoRA's dropout to training mode or eval mode. The rest of the LLM always stays in eval mode."""
+    """Set LoRA's dropout to training mode or eval mode. All other LLM modules stay in eval mode."""
     for name, module in llm.named_modules():
         if name.endswith("lora_dropout"):
             module.train(mode)

@@ -1,8 +1,8 @@
 """The config of a model: its frozen tower and LLM, its trained bridge and LoRA, and the sizes that they share.
 
 The config section of each tower and bridge has a key `kind`. `TOWERS` and `BRIDGES` map kinds to classes, and the
-attribute `Config` of each class is the dataclass of its settings. This module does not import any particular tower or
-bridge, because it looks up the class by kind.
+attribute `Config` of each class is the dataclass of its settings. The module
+`osm.models.model_config` does not import any particular tower or bridge, because classes are looked up by kind.
 """
 
 from __future__ import annotations

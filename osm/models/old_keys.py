@@ -86,7 +86,7 @@ def _report_once(line: str) -> None:
 
 
 def overlaid(section: Any, overrides: Mapping[str, Any], where: str) -> Any:
-    """Override fields of a model section. Both the model section and `overrides` may have old or new keys."""
+    """Override fields of a model section. Both `section` and `overrides` may contain old or new keys."""
     if not isinstance(section, Mapping):
         return section
     old = {"variant", *BRIDGE_SECTIONS.values()}

@@ -185,8 +185,8 @@ class OmniScientModel(nn.Module):
     ) -> Tensor:
         """Return the mean cross entropy per supervised token.
 
-        In training, the loss is also computed by `group_weights` and `reduce_losses`, but `osm.training.task.MixLoss`
-        also weights each dataset.
+        In training, the loss is computed by the same functions, `group_weights` and `reduce_losses`, but
+        `osm.training.task.MixLoss` also weights each dataset.
 
         Args:
             pixel_values: (N, 3, S, S), the normalized images.
@@ -314,7 +314,7 @@ class OmniScientModel(nn.Module):
 
 @contextlib.contextmanager
 def _kept_precise(llm: nn.Module) -> Iterator[None]:
-    """Return a context in which casting the LLM does not change LoRA's parameters and the rotary frequencies."""
+    """Prevent the conversion of LoRA's parameters and rotary frequencies when the LLM is cast to a dtype."""
     trained = {name: parameter.data for name, parameter in lora_parameters(llm).items()}
     rotary = [
         (module, name, buffer)

@@ -101,7 +101,7 @@ def convertible_set(name: str) -> ConvertibleSet:
 
 
 def is_added_form(name: str) -> bool:
-    """Return whether `name` is an annotation form that is not built in, or the import path of a class."""
+    """Return whether `name` is an annotation form that is not built in, or a class path such as `module:Class`."""
     return ":" in name or (name in FORMS and FORMS.origin(name) != "built in")
 
 

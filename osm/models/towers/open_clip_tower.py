@@ -175,7 +175,7 @@ def _resize(visual: Any, window: int) -> None:
 
 
 def open_clip_hub_id(config: OpenClipTowerConfig) -> str:
-    """Return the hub repository of a tower's weights. An open_clip tag is resolved to its repository.
+    """Return the hub repository of a tower's weights, which open_clip looks up if the weights are specified by a tag.
 
     Raises:
         OsmError: open_clip is not installed, or does not have the model.

@@ -48,7 +48,7 @@ class _Ade20kJob:
 
 
 class Ade20kRelease(OriginalRelease):
-    """The original release for ADE20K panoptic: the class PNGs in ADEChallengeData2016, and separate instance PNGs."""
+    """The release for ADE20K panoptic: class PNGs (150 classes) in ADEChallengeData2016, and separate instance PNGs."""
 
     what: ClassVar[str] = "ADE20K panoptic, from ADEChallengeData2016 and its instance annotations"
 
