@@ -1,7 +1,7 @@
 """Reduces per-row losses to the scalar loss that is minimized.
 
-`osm.models.llm.token_losses` computes the cross entropy of each row. `reduce_losses` computes every scalar loss from
-these per-row losses, both in training and in `OmniScientModel.forward`.
+`osm.models.llm.token_losses` computes the cross entropy of each row. `reduce_losses` computes the scalar
+loss from per-row losses, both in training and in `OmniScientModel.forward`.
 
 Shapes: R rows, G groups of rows.
 """

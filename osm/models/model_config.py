@@ -57,7 +57,7 @@ def check_heads(config: Any, width: str, heads: str) -> None:
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Settings of the frozen vision tower. Each kind of tower has a subclass with its own settings.
+    """Settings of the frozen vision tower. Each kind of tower has a subclass of `TowerConfig`.
 
     Attributes:
         kind: the name of the tower's class in `TOWERS`, or `module:Class`.
@@ -96,7 +96,7 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class BridgeConfig:
-    """Settings of the trained bridge between tower and LLM. Each kind of bridge has a subclass with its own settings.
+    """Settings of the trained bridge between tower and LLM. Each kind of bridge has a subclass of `BridgeConfig`.
 
     Attributes:
         kind: the name of the bridge's class in `BRIDGES`, or `module:Class`.

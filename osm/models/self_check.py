@@ -2,7 +2,7 @@
 
 LLM classes treat embeddings, padding and caches differently in `forward`, and some LLMs silently ignore arguments. An
 LLM that computes wrong results is rejected. If only the LLM's cache or transformers' `generate` is missing or wrong,
-the package does not use it (`LlmSupport`), so decoding is correct but slow.
+decoding works without the cache or `generate`, which is correct but slow (see `LlmSupport`).
 
 The result of a check is stored in the cache folder, so that a large LLM is checked once instead of at every start. Only
 the results of accepted LLMs are stored.

@@ -321,7 +321,7 @@ def _resized_maps(
     options: dict[str, Any],
     error: OsmError,
 ) -> Tower:
-    """Build a tower that supports only this window size, for models with a fixed input size (swin, coatnet, ...).
+    """Build a tower that supports only the given window size, for models with a fixed input size (swin, coatnet, ...).
 
     Raises:
         OsmError: the model cannot be built for this window size either. The message is the message of `error`, followed
