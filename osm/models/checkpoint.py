@@ -1,4 +1,4 @@
-"""Reads and writes the trained parameters of a model, in published `.pt` checkpoints or folders with safetensors."""
+"""Reads and writes a model's trained parameters, as published `.pt` checkpoints or folders with safetensors files."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def load_published_state_dict(
 def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Check that a state dict has the expected entries, and return it with the prefix `module.` removed from its keys.
 
-    A shape may differ from the expected shape in leading axes of size 1.
+    A tensor may have more or fewer leading axes of size 1 than expected.
 
     Raises:
         OsmError: entries are missing, unexpected or have a different shape (the message lists these entries), or have
@@ -132,7 +132,7 @@ def fitting(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: st
 
 
 def localized(location: str | Path, what: str) -> str | Path:
-    """Return the local path of a checkpoint. A remote `.pt` file or `save_folder` output is downloaded first.
+    """Return the local path of a checkpoint. A remote `.pt` file or model folder is downloaded first.
 
     Args:
         what: the beginning of error messages, such as "checkpoint".
@@ -161,7 +161,7 @@ def _trained(path: str | Path) -> tuple[Any, dict[str, Tensor], str]:
 
 
 def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
-    """Return the model config that was saved with trained weights (None if missing), and the names of their modes."""
+    """Return the model config in a checkpoint (None if missing), and the names of the checkpoint's modes."""
     document, state, where = _trained(path)
     config = None if document is None else model_config(document, where)
     names = (str(key).replace("module.", "") for key in state)
@@ -171,8 +171,8 @@ def config_and_modes(path: str | Path) -> tuple[ModelConfig | None, list[str]]:
 def start_from(model: CheckpointedModel, path: str | Path) -> list[str]:
     """Load trained weights (a `.pt` file or a folder written by `save_folder`) into a model for further training.
 
-    A mode that is missing from the file is initialized with the file's mode `any`. If the file has no LoRA weights,
-    LoRA starts at zero.
+    A mode that is missing from the checkpoint is initialized with the embedding of the checkpoint's mode `any`. If the
+    checkpoint has no LoRA weights, LoRA's updates start at zero.
 
     Returns:
         the modes that the file lacks.
@@ -225,7 +225,7 @@ def _fits(given: torch.Size, wanted: torch.Size) -> bool:
 
 
 def read_published(path: str | Path, device: str = "cpu") -> dict[str, Any]:
-    """Read a `.pt` checkpoint without executing code in the file. On the device `meta`, tensor values are not read.
+    """Read a `.pt` checkpoint without executing code in the file. If `device` is `meta`, no tensor values are read.
 
     Raises:
         OsmError: the file is missing, is broken, is an unsafe pickle, or has no `model_state_dict`.
@@ -262,7 +262,7 @@ def config_document(model: CheckpointedModel) -> dict[str, Any]:
 
 
 def model_config(document: Any, where: str) -> ModelConfig:
-    """Return the model config that a config document contains. Raises OsmError if the document is invalid."""
+    """Return the model config that a config document contains, or raise OsmError if the document is invalid."""
     if not isinstance(document, dict) or document.get("format") != FORMAT or "model" not in document:
         raise OsmError(f"{where}: not a config of an OmniScientModel (format {FORMAT})")
     try:
@@ -291,7 +291,7 @@ def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: s
         if found.get(part) != expected:
             name = getattr(model.config, part).name or model.config.base_model_name
             raise OsmError(
-                f"{where}: the bridge was trained with the {part} {name!r} of hash {expected[:12]}..., but the {part} "
+                f"{where}: the bridge was trained with the {part} {name!r} (hash {expected[:12]}...), but the {part} "
                 f"found here has the hash {str(found.get(part))[:12]}...; provide the {part} that the bridge was "
                 f"trained with (source {getattr(model.config, part).source!r})"
             )

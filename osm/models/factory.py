@@ -99,7 +99,10 @@ def base_config(
 def check_widths(
     model: OmniScientModel, stride: int | None, channel: int | None, qformer: int | None, llm: int | None
 ) -> None:
-    """Raise OsmError if a width flag of the published code differs from the model's width (None = flag not given)."""
+    """Raise OsmError if a width flag from the published code differs from the model's width.
+
+    A flag that is None was not given, and is not compared.
+    """
     llm_part: Any = model.llm
     actual = {
         "--backbone_output_stride": (stride, model.tower.patch),
@@ -145,7 +148,7 @@ def _processor(model: OmniScientModel, tokenizer: Any, qformer_tokenizer: Any) -
 
 
 def build_tower(config: ModelConfig) -> tuple[Tower, TowerConfig]:
-    """Build the tower of a config without an InstructBLIP base model, and test the tower on one window of zeros.
+    """Build the tower for a config that has no InstructBLIP base model, and test the tower on one window of zeros.
 
     Returns:
         (tower, its config with `source` filled in).
@@ -226,19 +229,19 @@ def _refuse(settings: Sequence[str], name: str | Path) -> None:
     if settings:
         raise OsmError(
             f"--set {settings[0]}: the checkpoint {public(str(name))} has its own model config, which --set cannot "
-            "change; --set only changes the file of --config"
+            "change; --set only changes settings in the --config file"
         )
 
 
 def shipped(name: str | Path) -> Path | None:
-    """Return the folder of a model included in this package, or None if there is none or a local file has its name."""
+    """Return the folder of a model in this package, or None if the name is unknown or is also a local path."""
     folder = shipped_folder() / str(name)
     plain = str(name).isidentifier() and not Path(name).exists()
     return folder if plain and (folder / "model.safetensors").is_file() else None
 
 
 def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[OmniScientModel, Processor | None]:
-    """Load a model from a folder written by `save_pretrained`, or from a hub repository with such a folder.
+    """Load a model that was written by `save_pretrained`, from a local folder or from a hub repository.
 
     Args:
         name: the folder, its URL, or the hub id.
@@ -278,7 +281,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the torch device with the given name. `auto` selects the first available device of cuda, mps and cpu.
+    """Return the torch device with the given name. `auto` selects the first available device among cuda, mps and cpu.
 
     Raises:
         OsmError: the device is not available.

@@ -135,7 +135,7 @@ def _supervised_logits(llm: nn.Module, inputs: LlmInputs, labels_RT: Tensor) -> 
 def stop_ids(llm: nn.Module) -> list[int]:
     """Return the token ids that end a name: the LLM's EOS tokens and, as in the published model, token id 0.
 
-    Token id 0 is excluded if it is an ordinary token of the tokenizer (see `use_tokenizer`).
+    Token id 0 does not end a name if it is an ordinary token of the tokenizer (see `use_tokenizer`).
     """
     generation_config: Any = llm.generation_config
     eos = generation_config.eos_token_id if generation_config is not None else None
@@ -162,9 +162,9 @@ def use_tokenizer(llm: nn.Module, tokenizer: Any, name: str) -> None:
             continue
         if which != "pad":
             raise OsmError(
-                f"model.llm.name {name!r}: its tokenizer's {which} token {token!r} has the id {number}, but the LLM "
-                f"has {known} embeddings (ids 0 to {known - 1}); resize its embeddings, or use the tokenizer that it "
-                "was trained with"
+                f"model.llm.name {name!r}: the tokenizer's {which} token {token!r} has the id {number}, but the LLM "
+                f"has {known} embeddings (ids 0 to {known - 1}); resize the LLM's embeddings, or use the tokenizer "
+                "that the LLM was trained with"
             )
         # No token attends to padding, so any token can serve as the padding token.
         tokenizer.pad_token = tokenizer.eos_token
@@ -237,9 +237,9 @@ def _greedy(llm: nn.Module, inputs: LlmInputs, options: dict[str, Any]) -> Any:
     for name, value in options.items():
         if name not in _GREEDY or value != _GREEDY[name]:
             raise OsmError(
-                f"generate: {name}={value!r} is not supported: it needs transformers' generate(), which gives wrong "
-                f"results for {type(llm).__name__} with inputs_embeds; only greedy search (max_new_tokens, "
-                "eos_token_id) is available"
+                f"generate: {name}={value!r} is not supported: this option needs transformers' generate(), which "
+                f"returns wrong results for {type(llm).__name__} with inputs_embeds; only greedy search "
+                "(max_new_tokens, eos_token_id) is available"
             )
     lengths_R = inputs.mask_RT.sum(1)
     groups, states, rows = [], [], len(inputs)

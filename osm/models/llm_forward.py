@@ -54,7 +54,7 @@ class LlmInputs:
         return self.gated_kv or contextlib.nullcontext()
 
     def select(self, rows_K: Tensor) -> LlmInputs:
-        """Return the inputs of the given row indices, in this order. Indices may repeat."""
+        """Return the inputs of the rows with the given indices, in this order. Indices may repeat."""
         gated_kv = None if self.gated_kv is None else self.gated_kv.select(rows_K)
         return LlmInputs(
             self.embeds_RTW[rows_K.to(self.embeds_RTW.device)], self.mask_RT[rows_K.to(self.mask_RT.device)], gated_kv
@@ -66,7 +66,7 @@ class LlmInputs:
 
 @dataclass(frozen=True)
 class LlmSupport:
-    """Which optimizations of an LLM are correct, i.e. equal to the plain computation (see `osm.models.self_check`).
+    """Which optimizations of an LLM produce the same results as the plain computation (see `osm.models.self_check`).
 
     Attributes:
         cache: whether the LLM's cache is correct. If False, each step recomputes all earlier positions, which is
@@ -88,7 +88,7 @@ def llm_support(llm: nn.Module) -> LlmSupport:
 
 
 def set_llm_support(llm: nn.Module, support: LlmSupport) -> None:
-    """Store on the LLM module which optimizations it supports."""
+    """Store which optimizations an LLM supports in an attribute of the LLM."""
     vars(llm)["osm_support"] = support
 
 
@@ -135,7 +135,7 @@ class DecodingState:
         return replace(self, embeds_RTW=embeds_KTW, gated_kv=self.gated_kv and self.gated_kv.select(rows_K))
 
     def copied(self, rows: Sequence[int]) -> DecodingState:
-        """Select rows of a copy (indices may repeat), so that the old state stays valid."""
+        """Return a copy of the state with the selected rows, so that the old state stays valid. Indices may repeat."""
         return replace(self, cache=None if self.cache is None else copied_cache(self.cache)).keep(rows)
 
 
@@ -202,11 +202,14 @@ def _keeping(llm: nn.Module, count: int) -> dict[str, Any]:
 def _cache_of(out: Any, name: str) -> Any:
     """Return the cache in an LLM's output.
 
-    The cache is looked up by key, because accessing deprecated attributes emits a warning.
+    The cache is looked up in the output's `__dict__`, because accessing a deprecated attribute emits a warning.
     """
     found = next((vars(out)[key] for key in (name, *CACHE_NAMES) if vars(out).get(key) is not None), None)
     if found is None:
-        raise OsmError(f"{type(out).__name__}: the LLM's output contains no cache (none of {', '.join(CACHE_NAMES)})")
+        raise OsmError(
+            f"{type(out).__name__}: the LLM's output contains no cache; expected one of the attributes "
+            f"{', '.join(CACHE_NAMES)}"
+        )
     return found
 
 
@@ -231,7 +234,7 @@ def select_rows(cache: Any, rows_K: Tensor) -> None:
 def copied_cache(cache: Any) -> Any:
     """Copy a cache, so that `select_rows` can change the copy without affecting the original.
 
-    Only the containers (dicts, lists, sets) are copied and not the tensors, because selecting rows creates new tensors.
+    Only the containers (dicts, lists, sets) are copied, not the tensors, because selecting rows creates new tensors.
     """
     if not hasattr(cache, "layers"):
         return copy.deepcopy(cache)

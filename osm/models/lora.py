@@ -59,7 +59,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
 
 
 def _report_left_out(llm: nn.Module) -> None:
-    """Warn if LoRA on all linear layers leaves out much of the LLM, e.g. because its experts are not linear layers."""
+    """Warn if LoRA on all linear layers leaves out many LLM weights, e.g. because experts are not linear layers."""
     layers = nn.ModuleList(decoder_layers(llm))
     own = {name: p.numel() for name, p in layers.named_parameters() if p.ndim > 1 and _MARK not in name}
     left = {name: size for name, size in own.items() if ".base_layer." not in name}
@@ -85,7 +85,7 @@ def keep_precise(llm: nn.Module) -> None:
 
 
 def train_dropout(llm: nn.Module, mode: bool) -> None:
-    """Set LoRA's dropout to training mode or eval mode. The rest of the LLM always stays in eval mode."""
+    """Set LoRA's dropout to training mode or eval mode. All other LLM modules stay in eval mode."""
     for name, module in llm.named_modules():
         if name.endswith("lora_dropout"):
             module.train(mode)

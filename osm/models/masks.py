@@ -74,14 +74,14 @@ def _check_present(present_R: Tensor, what: str) -> None:
 
 
 def _enlarge(low_R: Tensor, high_R: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Extend a box side at both ends by `ratio` times its length, and round the ends toward 0."""
+    """Extend each interval at both ends by `ratio` times its length, and round the ends toward 0."""
     exact = torch.float32 if low_R.device.type == "mps" else torch.float64
     reach_R = ratio * (high_R - low_R + 1).to(exact)
     return (low_R - reach_R).long(), (high_R + reach_R).long()
 
 
 def _within(ends: tuple[Tensor, Tensor], size: int) -> Tensor:
-    """Return, as bool (R, size), whether each position lies between the two inclusive ends."""
+    """Return a bool tensor (R, size) that is true at the positions between two inclusive ends."""
     places_S = torch.arange(size, device=ends[0].device)
     return (places_S >= ends[0][:, None]) & (places_S <= ends[1][:, None])
 
@@ -92,7 +92,7 @@ def _inside(mask_R1SS: Tensor) -> Tensor:
 
 
 def _any_of_row(inside: Tensor) -> Tensor:
-    """Reduce bool (..., S) to (...) with `any`, first in groups of 8, because one long reduction is slow on CPUs."""
+    """Compute `any` over the last axis, first in groups of 8, because one long reduction is slow on CPUs."""
     if inside.shape[-1] % 8 == 0:
         inside = inside.unflatten(-1, (-1, 8)).any(-1)
     return inside.any(-1)
@@ -135,7 +135,7 @@ class MaskFeatures:
         return replace(self, **{name: value.to(device) for name, value in self._values().items()})  # type: ignore[arg-type]
 
     def rows(self) -> list[Self]:
-        """Split the features into one object per row, each with `fallbacks` = 0."""
+        """Split the features into one object per row. In each object, `fallbacks` is 0."""
         return [self._row(row) for row in range(len(self))]
 
     def _row(self, row: int) -> Self:
@@ -174,7 +174,7 @@ def check_not_empty(mask_R1SS: Tensor, context_R1SS: Tensor) -> None:
 
 
 def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, method: str) -> VisibleKeys:
-    """Compute which keys each mask can attend to.
+    """Compute which image keys each mask's queries may attend to.
 
     The order of the keys is [class token of each window | grid cells, row-major]. Class tokens are always visible. If
     there are no class tokens and a mask covers no grid cell, the cell at the mask's centroid is visible instead, and
@@ -189,7 +189,7 @@ def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: in
         grid_RG = mask_to_grid(pixels_R1SS, patch, method)
         if prefix == 0 and method == "nearest":  # with `area`, every mask covers a cell
             lost_R = ~grid_RG.any(1)
-            # Centroids are computed for all rows, because selecting only the uncovered rows would synchronize the GPU.
+            # Centroids are computed for all rows, because selecting some rows would make the CPU wait for the GPU.
             centroid_RG = F.one_hot(_centroid_cells(pixels_R1SS, patch), grid_RG.shape[1]).bool()
             grid_RG = grid_RG | (lost_R[:, None] & centroid_RG)
             fallbacks_R |= lost_R

@@ -1,8 +1,8 @@
 """The config of a model: its frozen tower and LLM, its trained bridge and LoRA, and the sizes that they share.
 
-The config section of a tower or a bridge specifies its `kind`. `TOWERS` or `BRIDGES` maps the kind to a class, and the
-attribute `Config` of the class is the dataclass of its settings. Therefore, this module does not depend on any
-particular tower or bridge.
+The config section of each tower and bridge has a key `kind`. `TOWERS` and `BRIDGES` map kinds to classes, and the
+attribute `Config` of each class is the dataclass of its settings. The module
+`osm.models.model_config` does not import any particular tower or bridge, because classes are looked up by kind.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def check_heads(config: Any, width: str, heads: str) -> None:
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Settings of the frozen vision tower. Each kind of tower has a subclass with its own settings.
+    """Settings of the frozen vision tower. Each kind of tower has a subclass of `TowerConfig`.
 
     Attributes:
         kind: the name of the tower's class in `TOWERS`, or `module:Class`.
@@ -96,7 +96,7 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class BridgeConfig:
-    """Settings of the trained bridge between tower and LLM. Each kind of bridge has a subclass with its own settings.
+    """Settings of the trained bridge between tower and LLM. Each kind of bridge has a subclass of `BridgeConfig`.
 
     Attributes:
         kind: the name of the bridge's class in `BRIDGES`, or `module:Class`.
@@ -227,7 +227,7 @@ class ModelConfig:
 
     @classmethod
     def resolve(cls, values: Any, where: str) -> tuple[type[ModelConfig], Any, dict[str, str]]:
-        """Return the config class and the values with old keys renamed (see `osm.config.from_dict`)."""
+        """Return the model's config class, and the config values with old keys renamed (see `osm.config.from_dict`)."""
         return cls, *old_keys.renamed(values, where)
 
     def stored(self) -> dict[str, Any]:
@@ -239,8 +239,9 @@ class ModelConfig:
             raise OsmError(f"model.mask_to_grid {self.mask_to_grid!r} must be nearest or area")
         if self.llm.quantization and self.base_model_name:
             raise OsmError(
-                f"model.llm.quantization {self.llm.quantization!r}: the LLM of an InstructBLIP (model.base_model_name "
-                f"{self.base_model_name!r}) cannot be quantized; set model.tower and model.llm instead"
+                f"model.llm.quantization {self.llm.quantization!r}: the LLM of an InstructBLIP model "
+                f"(model.base_model_name {self.base_model_name!r}) cannot be quantized; set model.tower and model.llm "
+                "instead"
             )
         self.bridge.check_model(self)
         if self.input_size > LARGEST:
@@ -256,7 +257,7 @@ class ModelConfig:
         if not 1 <= self.sliding_window_stride <= self.sliding_window_size:
             raise OsmError(
                 f"--sliding_window_stride {self.sliding_window_stride} must be between 1 and --sliding_window_size "
-                f"{self.sliding_window_size}, otherwise no window would cover some parts of the image"
+                f"{self.sliding_window_size}; with a larger stride, no window would cover some parts of the image"
             )
         self.tower.check_model(self)
         if ANY_MODE not in self.modes or len(set(self.modes)) != len(self.modes):

@@ -70,7 +70,7 @@ class OmniScientModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the trained parts and of the model's outputs."""
+        """The device of the trained parameters and of the model's outputs."""
         return self.window_pos_embed.device
 
     def train(self, mode: bool = True) -> OmniScientModel:
@@ -160,7 +160,10 @@ class OmniScientModel(nn.Module):
         labels: Tensor,
         scored: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Return the result of `llm.token_losses` for each row. The image tokens must include position embeddings."""
+        """Return the result of `llm.token_losses` for each row.
+
+        The image tokens must already include the window position embedding.
+        """
         condition = self.bridge(self.bridge.image_state(tokens_NLC), image_index_R, features, instruction, modes)
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         ignored_RP = labels.new_full(condition.prefix_RPW.shape[:2], -100)
@@ -183,8 +186,8 @@ class OmniScientModel(nn.Module):
     ) -> Tensor:
         """Return the mean cross entropy per supervised token.
 
-        In training, `osm.training.task.MixLoss` also weights each dataset, with the same two functions of
-        `osm.models.losses`.
+        In training, the loss is computed by the same functions, `group_weights` and `reduce_losses`, but
+        `osm.training.task.MixLoss` also weights each dataset.
 
         Args:
             pixel_values: (N, 3, S, S), the normalized images.
@@ -229,7 +232,7 @@ class OmniScientModel(nn.Module):
         image_index: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """Generate the names of masks. The arguments are those of `forward`, except `labels`.
+        """Generate the names of masks. The arguments are the same as for `forward`, but without `labels`.
 
         Args:
             options: fields of `transformers.GenerationConfig`.
@@ -246,7 +249,7 @@ class OmniScientModel(nn.Module):
 
     @torch.no_grad()
     def generate_from(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        """Generate names from the bridge's output, so that an image can be encoded once for several calls."""
+        """Generate names from the bridge's output, so that several calls can share one encoding of an image."""
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         return llms.generate(self.llm, inputs, **{"max_new_tokens": 16, **options})
 
@@ -302,16 +305,17 @@ class OmniScientModel(nn.Module):
         return checkpoint.load_published(self, path)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json (with hashes of the frozen parts) and model.safetensors (trained parameters only).
+        """Write the model to a folder that `osm.load_model` can load.
 
-        You can load the folder with `osm.load_model`.
+        `config.json` contains the config and hashes of the frozen tower and LLM. `model.safetensors` contains only the
+        trained parameters.
         """
         checkpoint.save_folder(self, Path(folder))
 
 
 @contextlib.contextmanager
 def _kept_precise(llm: nn.Module) -> Iterator[None]:
-    """Keep LoRA's parameters and the rotary frequencies unchanged while the LLM is cast to a dtype in this context."""
+    """Prevent the conversion of LoRA's parameters and rotary frequencies when the LLM is cast to a dtype."""
     trained = {name: parameter.data for name, parameter in lora_parameters(llm).items()}
     rotary = [
         (module, name, buffer)
@@ -341,7 +345,7 @@ def _rows(
     mask_RT: Tensor,
     dataset_type: str | Sequence[str],
 ) -> tuple[Tensor, MaskFeatures, Instruction, list[str]]:
-    """Return the arguments of the bridge after the image state, from the arguments of the published interface."""
+    """Convert the arguments of `forward` to the arguments of the bridge, except the image state."""
     instruction = Instruction(ids_RT, mask_RT)
     return _image_index(image_index, images, keys), keys, instruction, _modes(dataset_type, len(keys))
 

@@ -21,7 +21,7 @@ _PACKAGES = {"bnb": "bitsandbytes", "torchao": "torchao"}
 
 
 def quantization_config(name: str) -> Any:
-    """Return the `quantization_config` argument of `from_pretrained`, or None if the name is empty.
+    """Return the `quantization_config` argument for `from_pretrained`, or None if `name` is empty.
 
     Raises:
         OsmError: the package that implements the quantization is not installed, or the quantization needs a GPU.
@@ -35,7 +35,7 @@ def quantization_config(name: str) -> Any:
         )
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    # Otherwise, bitsandbytes would log for every layer of a float32 model that it computes in half precision.
+    # Hide bitsandbytes' message that a float32 model is computed in half precision, which is logged for every layer.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if name == "bnb_int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -90,8 +90,8 @@ def told_plainly(name: str) -> Iterator[None]:
 def keep_gradients(llm: nn.Module) -> None:
     """Prevent bitsandbytes from packing 4-bit layers for inference on CPUs with AVX512-BF16.
 
-    bitsandbytes packs every layer that is in eval mode, as the layers of a frozen LLM are, but its kernel for packed
-    weights has no gradient.
+    bitsandbytes packs every layer in eval mode, including the layers of a frozen LLM, but its kernel for packed weights
+    has no gradient.
     """
     for module in llm.modules():
         if hasattr(module, _PACKING_FLAG):
@@ -116,8 +116,9 @@ def check_works(llm: nn.Module, name: str) -> None:
 def _check_share(llm: nn.Module, name: str, where: str) -> None:
     """Warn if less than 90 % of the decoder layers' values are quantized, and raise OsmError if less than half are.
 
-    The LM head and the word embeddings are not counted. In the decoder layers, the quantization libraries skip linear
-    layers of unsupported sizes, and mixture-of-experts layers whose experts are fused into one tensor.
+    The LM head and the word embeddings do not count as decoder layers. In the decoder layers, the quantization
+    libraries skip linear layers of unsupported sizes, and mixture-of-experts layers whose experts are fused into one
+    tensor.
     """
     layers = nn.ModuleList(decoder_layers(llm))
     plain = {key: p.numel() for key, p in layers.named_parameters() if p.ndim > 1 and _is_plain(p)}

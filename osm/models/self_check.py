@@ -2,7 +2,7 @@
 
 LLM classes treat embeddings, padding and caches differently in `forward`, and some LLMs silently ignore arguments. An
 LLM that computes wrong results is rejected. If only the LLM's cache or transformers' `generate` is missing or wrong,
-the package does not use it (`LlmSupport`), so decoding is correct but slow.
+decoding works without the cache or `generate`, which is correct but slow (see `LlmSupport`).
 
 The result of a check is stored in the cache folder, so that a large LLM is checked once instead of at every start. Only
 the results of accepted LLMs are stored.
@@ -106,7 +106,7 @@ def check_key(model: OmniScientModel) -> str:
 
 
 def examine(model: OmniScientModel) -> LlmSupport:
-    """Run the check of a model without using stored results.
+    """Check a model without using stored check results.
 
     Raises:
         OsmError: the LLM computes wrong results with embeddings, padding or gradients, or the bridge does not affect
@@ -170,13 +170,13 @@ class _Examination:
             embeds_RTW = self.words(self.ids)
             by_embeds_RTV = self.llm(inputs_embeds=embeds_RTW, use_cache=False).logits
         if not torch.equal(embeds_RTW, self.words(self.ids)):
-            raise self._error("it modifies its input embeddings in place")
+            raise self._error("the LLM modifies its input embeddings in place")
         if not torch.isfinite(by_ids_RTV).all():
-            raise self._error("its logits are not finite")
+            raise self._error("the LLM's logits are not finite")
         if not self._close(by_embeds_RTV, by_ids_RTV):
             raise self._error(
-                "its logits for token ids differ from its logits for the embeddings of these tokens (per-layer "
-                "embeddings, for example, need ids), so a mask's embeddings cannot be placed before the text"
+                "the LLM's logits for token ids differ from its logits for the embeddings of these tokens (per-layer "
+                "embeddings, for example, need token ids), so a mask's embeddings cannot be placed before the text"
             )
 
     def _inputs(self) -> LlmInputs:
@@ -210,7 +210,7 @@ class _Examination:
         with self._refused("does not run on embeddings that are no token's"), inputs.conditioned():
             logits_RTV = self.llm(inputs_embeds=inputs.embeds_RTW, use_cache=False).logits
         if not torch.isfinite(logits_RTV).all():
-            raise self._error("its logits are not finite")
+            raise self._error("the LLM's logits are not finite")
         return logits_RTV
 
     def _is_causal(self, inputs: LlmInputs, plain_RTV: Tensor) -> None:
@@ -218,7 +218,7 @@ class _Examination:
         with inputs.conditioned():
             logits_RTV = self.llm(inputs_embeds=cut_RTW, use_cache=False).logits
         if not self._close(logits_RTV, plain_RTV[:, :-2]):
-            raise self._error("it attends to tokens that come later (an encoder, or bidirectional)")
+            raise self._error("the LLM attends to later tokens (it is an encoder or bidirectional)")
 
     def _pads_on_the_right(self, inputs: LlmInputs) -> None:
         """Check that padding on the right, which training uses, does not change the loss of a row."""
@@ -263,8 +263,8 @@ class _Examination:
             gradients = torch.autograd.grad(loss(leaves), leaves)
         if names:
             raise self._error(
-                f"no gradient passes through {len(names)} of its linear layers, the first is {names[0]}, and without "
-                "these gradients the bridge cannot be trained well"
+                f"no gradient passes through {len(names)} of the LLM's linear layers (the first is {names[0]}), so the "
+                "bridge cannot be trained well"
             )
         if self.quantised:
             return  # finite differences are useless, because rounded activations make the loss a step function
@@ -281,10 +281,10 @@ class _Examination:
             slope = float(ahead - behind) / (2 * step)
             if abs(slope - expected) <= _SLOPE * max(abs(slope), expected) + 1e-4:
                 return
-        raise self._error(f"the gradient of its loss is {expected:.3g}, but its finite difference is {slope:.3g}")
+        raise self._error(f"the gradient of the LLM's loss is {expected:.3g}, but the finite difference is {slope:.3g}")
 
     def _trains(self) -> None:
-        """Check that gradients reach every layer of the bridge, and the LoRA weights of every kind of matrix."""
+        """Check that gradients reach every layer of the bridge, and LoRA's weights for each kind of linear layer."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with self._refused("does not train"), torch.enable_grad():
             padded, labels_RT = self._padded(self._inputs())
@@ -306,7 +306,7 @@ class _Examination:
     # -- optional optimizations ---------------------------------------------------------------------------------------
 
     def _caches(self, inputs: LlmInputs, plain_RTV: Tensor) -> bool:
-        """Check that the cache is correct token by token, also after rows are selected, repeated and copied."""
+        """Check that decoding with the cache is correct, even after cache rows are selected, repeated or copied."""
         start = inputs.embeds_RTW.shape[1] - 3
         cut = LlmInputs(inputs.embeds_RTW[:, :start], inputs.mask_RT[:, :start], inputs.gated_kv)
         logits_KV, state = read_prefix(self.llm, cut)

@@ -29,7 +29,7 @@ class _LackingError(OsmError):
 def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Return the checkpoint entries of a model with a given config, as meta tensors (shapes without values).
 
-    The tower and the LLM are not loaded, because widths that depend on them are taken from `state`.
+    Widths that depend on the tower or the LLM are taken from `state`, so neither of the two models is loaded.
 
     Raises:
         OsmError: an entry that determines a width is missing, or no model can have the sizes in the config.
@@ -40,7 +40,7 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
         value = named.get(name)
         if not isinstance(value, Tensor) or value.ndim != dimensions:
             raise _LackingError(
-                f"{where} has no entry {name} with {dimensions} dimensions; it is not a checkpoint of OmniScientModel"
+                f"{where} has no entry {name} with {dimensions} dimensions; it is not an OmniScientModel checkpoint"
             )
         return value.shape[axis]
 
@@ -55,7 +55,7 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
     except _LackingError:
         raise
     except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
-        raise OsmError(f"{where}: its config's sizes and modes are invalid ({error})") from None
+        raise OsmError(f"{where}: the sizes or modes in its config are invalid ({error})") from None
     entries = checkpoint.published_entries(named["window_pos_embed"].to("meta"), bridge)
     return entries | blank_lora(named, config.lora.rank, where)
 

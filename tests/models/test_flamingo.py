@@ -208,7 +208,7 @@ def test_the_first_token_is_left_out_where_nothing_stands_before_it(
         ({"flamingo": {"gated_width": 30, "gated_heads": 4}}, "model.flamingo.gated_width 30 is not a multiple of"),
         ({"flamingo": {"roi": 0}}, "model.flamingo.roi 0 is not 1 to"),
         ({"flamingo": {"dropout": 1.0}}, "model.flamingo.dropout 1.0 is not between 0 and 1"),
-        ({"flamingo": {"gate_gain": 0.0}}, "model.flamingo.gate_gain 0.0 must be over 0"),
+        ({"flamingo": {"gate_gain": 0.0}}, "model.flamingo.gate_gain 0.0 must be greater than 0"),
         ({"flamingo": {"roi": 33}}, "model.flamingo.roi 33 is over 32"),
         ({"qformer": {"layers": 3}}, "model.qformer has no effect with model.variant 'flamingo'"),
         ({"variant": "maskqformer", "flamingo": {"roi": 3}}, "model.flamingo has no effect with model.variant 'maskqf"),

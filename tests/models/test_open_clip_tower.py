@@ -173,20 +173,20 @@ def test_tags_are_known() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "window", "spoil", "message"),
     [
-        ("ViT-Z-99", {}, SIDE, None, "model.tower.name 'ViT-Z-99' is not a model of open_clip"),
+        ("ViT-Z-99", {}, SIDE, None, "model.tower.name 'ViT-Z-99' is not an open_clip model"),
         (
             "tiny-vit",
             {},
             SIDE,
             "visual.conv1.weight",
-            "weights for tiny-vit lack 1 entries, the first is 'conv1",
+            r"weights for tiny-vit lack 1 entries \(the first is 'conv1",
         ),
         ("tiny-vit", {"width": 32}, SIDE, None, "model.tower 'tiny-vit' with windows of 64 pixels"),
         ("tiny-vit", {"width": 0}, SIDE, None, "model.tower.options: width: 0: open_clip towers only support"),
         ("tiny-vit", {"timm_model_name": "hf-hub:a/b"}, SIDE, None, "model.tower.options: timm_model_name"),
         ("tiny-vit", {}, 70, None, "--sliding_window_size 70 is not a multiple of this tower's patch size, 16"),
-        ("tiny-coca", {}, SIDE, None, "it is not a plain ViT"),
-        ("RN50", {}, SIDE, None, "it is not a plain ViT"),
+        ("tiny-coca", {}, SIDE, None, "this model is not a plain ViT"),
+        ("RN50", {}, SIDE, None, "this model is not a plain ViT"),
         ("tiny-cnn", {}, SIDE, None, "model.tower 'tiny-cnn' with windows of 64 pixels"),
     ],
 )

@@ -182,7 +182,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(
         checkpoint.write_folder(path, document, spoilt)
     else:
         torch.save({"model_state_dict": spoilt, "config": document}, path)
-    message = rf"{path}.*: mask_query has values that are nan or infinite \(2 of {len(state)} entries have some\)"
+    message = (
+        rf"{path}.*: mask_query has values that are nan or infinite \(2 of {len(state)} entries have such values\)"
+    )
     with pytest.raises(OsmError, match=message) as error:
         osm.load_model(path)
     assert "\n" not in str(error.value)
@@ -204,7 +206,7 @@ def test_a_published_file_that_is_not_finite_is_not_imported(
     config.write_text(json.dumps({"model": document["model"]}))
     assert import_main([str(zoo), str(tmp_path / "out"), "--config", str(config)]) == 2
     said = capsys.readouterr().err
-    assert f"{zoo}" in said and f"nan or infinite ({len(state)} of {len(state)} entries have some)" in said
+    assert f"{zoo}" in said and f"nan or infinite ({len(state)} of {len(state)} entries have such values)" in said
     assert not (tmp_path / "out").exists()
 
 

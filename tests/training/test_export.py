@@ -312,7 +312,7 @@ def not_plain(document: dict[str, Any]) -> None:
         (foreign, "has no entry window_pos_embed with 3 dimensions"),
         (no_config, "not a config of an OmniScientModel"),
         (odd_field, "unknown field 'colour'"),
-        (odd_mode, "its config's sizes and modes are invalid"),
+        (odd_mode, "the sizes or modes in its config are invalid"),
         (not_plain, "its config contains values that JSON does not support"),
     ],
 )

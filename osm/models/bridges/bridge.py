@@ -27,7 +27,7 @@ ImageState = list[tuple[Tensor, ...] | None]
 
 @dataclass(frozen=True)
 class Instruction:
-    """The tokenized instruction of each row. Only the bridge `maskqformer` uses instructions.
+    """The tokenized text instruction of each row. Only the bridge `maskqformer` uses text instructions.
 
     Attributes:
         ids_RT: token ids.
@@ -161,10 +161,10 @@ class Bridge(nn.Module):
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the model's named tensors under the names that checkpoints use.
+        """Return a model's tensors under the names that they have in checkpoints.
 
-        In the model, the names of the bridge's tensors begin with `bridge.`, and the names of LoRA's tensors with
-        `llm.`.
+        Checkpoints omit the prefix `bridge.`, which the bridge's tensors have in the model. LoRA's tensors have the
+        prefix `llm.` in the model, but `lora.` in checkpoints.
         """
         plain = {name.removeprefix("bridge."): value for name, value in named.items()}
         return {f"lora.{k.removeprefix('llm.')}" if k.startswith("llm.") else k: v for k, v in plain.items()}
@@ -175,8 +175,8 @@ def check_names(modes: Sequence[str]) -> None:
     for mode in modes:
         if not re.fullmatch(r"\w[\w-]*", mode) or hasattr(nn.ParameterDict, mode):
             raise OsmError(
-                f"mode {shown(mode)}: expected letters, digits, _ and -, and a name that is not a dict attribute such "
-                "as 'keys'"
+                f"mode {shown(mode)}: the name of a mode may contain only letters, digits, _ and -, and must not be a "
+                "dict attribute such as 'keys'"
             )
 
 

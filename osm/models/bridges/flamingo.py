@@ -1,7 +1,7 @@
 """The bridge `flamingo`: pooled image tokens of a mask, a resampler, and gated cross-attention in the LLM.
 
-The image tokens are pooled over the mask. A resampler reduces the pooled tokens to a few visual tokens, and the LLM
-attends to the visual tokens in gated layers (Flamingo, Alayrac et al. 2022, https://arxiv.org/abs/2204.14198).
+The bridge pools the image tokens over each mask. A resampler reduces the pooled tokens to a few visual tokens. The LLM
+attends to the visual tokens in gated layers, as in Flamingo (Alayrac et al. 2022, https://arxiv.org/abs/2204.14198).
 
 Shapes: N images, R rows (masks), S input size, L image tokens, C token width, T pooled tokens, Q queries (the last one
 belongs to the mode), K = T + Q keys, D width, H heads, d = D / H.
@@ -26,13 +26,13 @@ from osm.models.bridges.pooling import GEOMETRY, SINGLES, RegionFeatures, pool, 
 from osm.models.model_config import ModelConfig
 from osm.models.towers.tower import Tower
 
-_FREQUENCIES = 6  # the octaves of each geometry value of a token; the shortest period is 1/16 of the input
+_FREQUENCIES = 6  # the frequencies for each geometry value of a token; the shortest period is 1/16 of the input
 
 
 class ResamplerLayer(nn.Module):
     """A resampler layer (Flamingo, section 3.1.1).
 
-    The queries attend to the pooled tokens and to all queries, and then pass through a feed-forward network.
+    The queries attend to the pooled tokens and to each other, and then pass through a feed-forward network.
     """
 
     def __init__(self, config: FlamingoConfig) -> None:
@@ -58,7 +58,7 @@ class ResamplerLayer(nn.Module):
 class FlamingoBridge(Bridge):
     """The bridge `flamingo`, which passes pooled and resampled tokens of each mask to gated layers within the LLM.
 
-    This module contains all trained parameters of a model except LoRA and `window_pos_embed`.
+    The bridge contains all trained parameters of a model except LoRA and `window_pos_embed`.
 
     Args:
         config: the sizes of the bridge.
@@ -137,7 +137,7 @@ class FlamingoBridge(Bridge):
         """Return the keys and values that all gated layers of the LLM attend to.
 
         The keys and values are projected from each mask's Q resampled tokens, the last of which belongs to its mode.
-        The prefix is empty, because this bridge adds no embeddings before the text.
+        The prefix is empty, because the bridge `flamingo` adds no embeddings before the text.
         """
         (image,) = state
         assert image is not None
@@ -185,9 +185,9 @@ def _sizes(config: ModelConfig) -> FlamingoConfig:
 
 
 def fourier(numbers: Tensor) -> Tensor:
-    """Return Fourier features (..., n * 13) of numbers (..., n): the numbers, their sines, and their cosines.
+    """Return Fourier features (..., n * 13): the numbers (..., n), and their sines and cosines at 6 frequencies.
 
-    Sines and cosines are computed at 6 octaves.
+    Each frequency is twice the previous frequency.
     """
     scales = math.pi * 2.0 ** torch.arange(_FREQUENCIES, device=numbers.device, dtype=numbers.dtype)
     angles = (numbers[..., None] * scales).flatten(-2)

@@ -72,13 +72,13 @@ class FlamingoConfig(BridgeConfig):
         check_heads(self, "gated_width", "gated_heads")
         check_dropout(self)
         if not 0 < self.gate_gain <= 1000:
-            raise FieldError(f"gate_gain {self.gate_gain} must be over 0 and at most 1000")
+            raise FieldError(f"gate_gain {self.gate_gain} must be greater than 0 and at most 1000")
 
     def check_model(self, model: ModelConfig) -> None:
         if model.mask_to_grid != "area":
             raise OsmError(
-                f"model.mask_to_grid {model.mask_to_grid!r}: the bridge flamingo requires 'area', because it weights "
-                "grid cells by the covered area"
+                f"model.mask_to_grid {model.mask_to_grid!r}: the bridge flamingo requires 'area', because this "
+                "bridge weights grid cells by their covered area"
             )
 
     def least_parameters(self) -> int:
@@ -126,7 +126,7 @@ def hidden_width(llm: Any) -> int:
 
 
 class GatedBlock(nn.Module):
-    """A gated block: attention to visual tokens and a feed-forward, both scaled by tanh(gain * gate).
+    """A gated block: attention to visual tokens and a feed-forward network, both scaled by tanh(gain * gate).
 
     `forward` returns the update that the caller adds to the hidden states. If both gates are 0, the update is exactly 0
     in any precision.
@@ -175,7 +175,7 @@ class GatedLayers(nn.Module):
         return [gate for block in self.blocks if isinstance(block, GatedBlock) for gate in (block.gate, block.mlp_gate)]
 
     def project(self, tokens_RND: Tensor) -> GatedKeyValues:
-        """Return the keys and values of all blocks for visual tokens."""
+        """Project visual tokens (R, N, resampler width) to the keys and values of all gated blocks."""
         found = [
             rearrange(project(tokens_RND), "r n (two h d) -> two r h n d", two=2, h=self.heads)
             for project in self.keys_values
@@ -251,7 +251,9 @@ class GatedKeyValues:
         if rows == len(key_RHNd):
             return key_RHNd, value_RHNd
         if rows % len(key_RHNd):
-            raise OsmError(f"the LLM's batch has {rows} rows; expected a multiple of the {len(key_RHNd)} masks")
+            raise OsmError(
+                f"the LLM's batch has {rows} rows; expected a multiple of the number of masks, {len(key_RHNd)}"
+            )
         beams = rows // len(key_RHNd)
         return key_RHNd.repeat_interleave(beams, 0), value_RHNd.repeat_interleave(beams, 0)
 

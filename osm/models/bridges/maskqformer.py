@@ -44,7 +44,7 @@ _BASE_PARTS = ("qformer.", "language_projection.")  # parts with the prefix `bas
 class QFormerConfig(BridgeConfig):
     """Settings of the bridge `maskqformer`.
 
-    If the model has an InstructBLIP base model, all fields except `dropout` are taken from the base model.
+    If the model has an InstructBLIP base model, all settings except `dropout` are taken from the base model.
 
     Attributes:
         layers: the number of layers.
@@ -144,7 +144,8 @@ class VisibleKeyIndices:
 def visible_key_indices(keys: VisibleKeys, image_index: Sequence[int]) -> list[VisibleKeyIndices]:
     """Convert the visible keys to indices.
 
-    Adjacent rows with the same visible keys, such as one mask in several modes, share one entry.
+    Adjacent rows with the same visible keys, such as the rows of one mask in several modes, share one
+    `VisibleKeyIndices`.
     """
     found: list[VisibleKeyIndices] = []
     for row, image in enumerate(image_index):
@@ -187,7 +188,7 @@ class _Projections(nn.Module):
     def attend_to_visible(
         self, queries_RQC: Tensor, keys_values: LayerKV, visible: Sequence[VisibleKeyIndices], mask_queries: int
     ) -> Tensor:
-        """Compute `attend` on the visible keys only, because most masks can attend to few of the image's keys."""
+        """Compute `attend` on the visible keys only, because most masks can attend to only a few image keys."""
         query_RHQD = self._split(self.query(queries_RQC))
         out_RHQD = torch.empty_like(query_RHQD)
         for group in visible:
@@ -318,7 +319,7 @@ class MaskQFormer(nn.Module):
         self.encoder = _Encoder([MaskQFormerLayer(config, key_width, i) for i in range(config.layers)])
 
     def image_keys_values(self, tokens_NLC: Tensor) -> list[LayerKV | None]:
-        """Return the images' keys and values for each layer; the entry is None for a layer without cross-attention."""
+        """Return the images' keys and values for each layer, or None for a layer without cross-attention."""
         return [
             layer.crossattention.attention.keys_values(tokens_NLC) if layer.has_cross_attention else None
             for layer in self.encoder.layers()
@@ -354,7 +355,7 @@ class MaskQFormer(nn.Module):
         x_RUC = self.embeddings(queries_RQC, ids_RT)
         text_visible_RT = text_mask_RT.bool()
         self_visible_R11U = torch.cat([text_visible_RT.new_ones(len(x_RUC), count), text_visible_RT], 1)[:, None, None]
-        # Unused slots attend to all keys, because a softmax over no keys, like its gradient, would be NaN.
+        # Unused query slots attend to all keys, because the softmax over no keys and its gradient would be NaN.
         image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
         for layer, kv in zip(self.encoder.layers(), image_kv, strict=True):
             x_RUC = layer(x_RUC, count, self_visible_R11U, kv, image_visible, groups, mask_queries)
@@ -520,7 +521,10 @@ class MaskQFormerBridge(Bridge):
 
     @staticmethod
     def published_names(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors under their published names. The entry `base_model.query_tokens` repeats `context_query`."""
+        """Return a model's tensors under the names that they have in published checkpoints.
+
+        The tensor `context_query` is also returned under the name `base_model.query_tokens`.
+        """
         state = {}
         for key, value in Bridge.published_names(named).items():
             state[f"base_model.{key}" if key.startswith(_BASE_PARTS) else key] = value

@@ -113,7 +113,7 @@ class OpenClipTower(Tower):
         )
         patches_WGC = found["image_intermediates"][-1]
         prefix = found.get("image_intermediates_prefix")
-        # The prefix is the class token followed by register tokens, or register tokens alone.
+        # The prefix tokens are the class token (if the ViT has one), followed by register tokens.
         return (patches_WGC[:, :0] if prefix is None else prefix[-1][:, : self.class_tokens]), patches_WGC
 
 
@@ -135,7 +135,7 @@ def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> Ope
             known = ", ".join(sorted(_OPTIONS))
             raise OsmError(
                 f"model.tower.options: {name}: {shown(value)}: open_clip towers only support {known}, and each "
-                "value must be a number over 0"
+                "value must be a number greater than 0"
             )
     sizes = _model_config(config.name)
     if config.options and "timm_model_name" in sizes["vision_cfg"]:
@@ -147,7 +147,7 @@ def open_clip_tower(config: OpenClipTowerConfig, window: int, clip: Clip) -> Ope
     vision = {**sizes["vision_cfg"], **config.options, "image_size": window}
     about = f"model.tower {config.name!r} with windows of {window} pixels"
     if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
-        raise OsmError(f"{about}: it is not a plain ViT (with one grid of tokens and no attention pooling)")
+        raise OsmError(f"{about}: this model is not a plain ViT (with one grid of tokens and no attention pooling)")
     no_text = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8}
     library = _library()
     try:
@@ -177,7 +177,7 @@ def _resize(visual: Any, window: int) -> None:
 
 
 def open_clip_hub_id(config: OpenClipTowerConfig) -> str:
-    """Return the hub repository of a tower's weights. An open_clip tag is resolved to its repository.
+    """Return the hub repository of a tower's weights, which open_clip looks up if the weights are specified by a tag.
 
     Raises:
         OsmError: open_clip is not installed, or does not have the model.
@@ -233,7 +233,7 @@ def _own_config(found: Found) -> dict[str, Any] | None:
         given = document["preprocess_cfg"]
         mean, std = (tuple(float(value) for value in given[key]) for key in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError("mean and std must have three values each, and the values of std must be over 0")
+            raise ValueError("mean and std must have three values each, and the values of std must be greater than 0")
         return {"mean": mean, "std": std, "quick_gelu": bool(document["model_cfg"].get("quick_gelu", False))}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise OsmError(f"{path}: no config of open_clip ({type(error).__name__}: {error})") from None
@@ -250,7 +250,7 @@ def _download(repository: str, *names: str) -> Path:
 
 
 def _repository(pretrained: dict[str, Any]) -> tuple[str, str]:
-    """Split a tag's `owner/name/` or `owner/name/file` into the hub id and the file name, which may be empty."""
+    """Split a tag's location `owner/name/` or `owner/name/file` into a hub id and a file name (empty if missing)."""
     owner, _, rest = str(pretrained.get("hf_hub") or "").partition("/")
     name, _, file = rest.partition("/")
     return (f"{owner}/{name}", file) if name else ("", "")
@@ -269,7 +269,7 @@ def _library() -> Any:
 def _model_config(name: str) -> dict[str, Any]:
     found = _library().get_model_config(name)
     if found is None:
-        raise OsmError(f"model.tower.name {name!r} is not a model of open_clip; open_clip.list_models() lists them")
+        raise OsmError(f"model.tower.name {name!r} is not an open_clip model; open_clip.list_models() lists all models")
     return found
 
 

@@ -128,7 +128,7 @@ class TimmMapsTower(TimmTower):
             expected = (channels, side // stride, side // stride)
             if tuple(map_WDhh.shape[1:]) != expected:
                 raise OsmError(
-                    f"its feature map at stride {stride} has the shape (channels, height, width) "
+                    f"the feature map at stride {stride} has the shape (channels, height, width) "
                     f"{tuple(map_WDhh.shape[1:])}; expected {expected}, so that the position of each cell is known; "
                     "choose different strides or a different window size"
                 )
@@ -158,7 +158,7 @@ def timm_hub_id(name: str) -> str:
         config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
         raise OsmError(
-            f"model.tower.name {name!r} is not a timm model; timm.list_models() lists them ({error})"
+            f"model.tower.name {name!r} is not a timm model; timm.list_models() lists all models ({error})"
         ) from None
     return config.hf_hub_id or f"timm/{name}"
 
@@ -166,8 +166,8 @@ def timm_hub_id(name: str) -> str:
 def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return the mean and std of the RGB input (0..1) with which a timm model's weights were trained.
 
-    The first available source is used: the pip package, the `config.json` next to the weights, or the tag in the name
-    of the weights (`timm/vit_base_patch16_224.dino`).
+    Mean and std are read from the first available source: the pip package, the `config.json` next to the weights, or
+    the tag in the name of the weights (`timm/vit_base_patch16_224.dino`).
 
     Args:
         name: the name of the model, from the config of the tower.
@@ -297,8 +297,8 @@ def _maps_tower(
     places = dict(zip(info.reduction(), info.out_indices, strict=True))
     if list(strides) != sorted(set(strides) & set(places)):
         raise OsmError(
-            f"model.tower.strides {list(strides)}: expected ascending strides of the feature maps of {name}, which "
-            f"are {info.reduction()}"
+            f"model.tower.strides {list(strides)}: expected ascending strides; the feature maps of {name} have the "
+            f"strides {info.reduction()}"
         )
     indices = [places[stride] for stride in strides]
     about = _about(name, strides, window)
@@ -322,7 +322,7 @@ def _resized_maps(
     options: dict[str, Any],
     error: OsmError,
 ) -> Tower:
-    """Build a tower that supports only this window size, for models with a fixed input size (swin, coatnet, ...).
+    """Build a tower that supports only the given window size, for models with a fixed input size (swin, coatnet, ...).
 
     Raises:
         OsmError: the model cannot be built for this window size either. The message is the message of `error`, followed
@@ -373,7 +373,7 @@ def _whole(model: nn.Module, key: str) -> str:
 
 
 def _plain(key: str) -> str:
-    """Normalize an entry's name, because timm's feature extraction renames modules (`stem.0` becomes `stem_0`)."""
+    """Normalize a state-dict key, because timm's feature extraction renames modules (`stem.0` becomes `stem_0`)."""
     return key.replace("_", ".")
 
 

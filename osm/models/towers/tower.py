@@ -71,7 +71,7 @@ class Tower(nn.Module):
 
 @dataclass(frozen=True)
 class PretrainedTowerConfig(TowerConfig):
-    """Settings of a pretrained tower from a library.
+    """Settings of a pretrained tower from a library such as timm or open_clip.
 
     Attributes:
         weights: the name under which the weights are searched. Empty = `name`.
@@ -192,7 +192,7 @@ def check_tokens(tower: Tower, window: int, about: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error on one line of at most 300 characters."""
+    """Return an error's message as a single line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or repr(error)[:300]
 
 
@@ -213,9 +213,9 @@ def _try(tower: Tower, window: int) -> tuple[Tensor, Tensor]:
 
 
 def check_complete(name: str, lacking: Sequence[str]) -> None:
-    """Raise OsmError if a weight file lacks entries of a tower."""
+    """Raise OsmError if a weight file lacks entries that the tower needs."""
     if lacking:
-        raise OsmError(f"weights for {name} lack {len(lacking)} entries, the first is {lacking[0]!r}")
+        raise OsmError(f"weights for {name} lack {len(lacking)} entries (the first is {lacking[0]!r})")
 
 
 def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor] | None, name: str) -> None:

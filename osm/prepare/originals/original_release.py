@@ -137,7 +137,7 @@ def read_id_map(path: Path) -> np.ndarray:
 def write_train_ids(path: Path, train_ids: np.ndarray) -> None:
     """Write a map of training ids as a 16-bit TIFF with lossless compression.
 
-    Without compression, a dataset's maps would take ten times as much disk space as its images.
+    Without compression, a dataset's label maps would take ten times as much disk space as its images.
     """
     data = io.BytesIO()
     Image.fromarray(train_ids.astype(np.uint16)).save(data, "TIFF", compression="tiff_adobe_deflate")
@@ -167,7 +167,7 @@ class PanopticWriter:
     def add(self, segment: int, category: int, mask: np.ndarray, iscrowd: int = 0) -> None:
         """Draw a segment and add its entry.
 
-        Area and box in the entry are those of the whole segment, even if later segments cover part of it.
+        The area and the box in the entry describe the whole segment, even if later segments cover some of its pixels.
         """
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         y, x = int(rows[0]), int(columns[0])

@@ -48,7 +48,7 @@ class _Ade20kJob:
 
 
 class Ade20kRelease(OriginalRelease):
-    """The release of ADE20K panoptic: class PNGs (150 classes) in ADEChallengeData2016, and separate instance PNGs."""
+    """The release for ADE20K panoptic: class PNGs (150 classes) in ADEChallengeData2016, and separate instance PNGs."""
 
     what: ClassVar[str] = "ADE20K panoptic, from ADEChallengeData2016 and its instance annotations"
 
@@ -87,8 +87,8 @@ class Ade20kRelease(OriginalRelease):
             agreeing, total_instances = sum(one[2] for one in made), sum(one[3] for one in made)
             if total_instances >= _MIN_CHECKED_INSTANCES and 2 * agreeing < total_instances:
                 raise OsmError(
-                    f"{instances}: of {total_instances} instances only {agreeing} lie on pixels of their class in "
-                    f"{root / 'annotations'}; set --category_mapping to the instance release's categoryMapping.txt"
+                    f"{instances}: only {agreeing} of {total_instances} instances lie on pixels of their class in "
+                    f"{root / 'annotations'}; set --category_mapping to the categoryMapping.txt of the instance release"
                 )
             write_panoptic_json(root / f"{target.name}.json", [one[:2] for one in made], "ade20k")
             total += len(made)
@@ -96,7 +96,7 @@ class Ade20kRelease(OriginalRelease):
 
 
 def _thing_ids(mapping: str | None) -> dict[int, int]:
-    """Return the class id in the label table (0..149) for each class index in the instance release."""
+    """Return the mapping from ADE20K's instance class indices to the class ids in the label table (0..149)."""
     if mapping is None:
         things = sorted(one.id for one in load_labels("ade20k").classes.values() if one.isthing)
         return dict(enumerate(things, 1))
@@ -198,7 +198,7 @@ def _make_cityscapes(job: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, 
     for one in np.unique(ids).tolist():
         category = one if one < 1000 else one // 1000
         if category in labels:
-            # Pixels of thing classes whose instances were not separated have only the class id and form a crowd.
+            # If instances of a thing class were not separated, their pixels have only the class id and form one crowd.
             panoptic.add(one, category, ids == one, int(one < 1000 and labels[category].isthing))
     stem = path.name.removesuffix(_CITYSCAPES_SUFFIX)
     panoptic.write(target / f"{stem}_panoptic.png")
