@@ -295,6 +295,8 @@ def test_the_command_writes_parts_that_load(tmp_path: Path, monkeypatch: Any, ca
     folders = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "weights" / "osm_nano")]
     output = tmp_path / "weights" / "osm_nano"
     sizes = ["--scenes", "32", "--epochs", "1", "--llm_steps", "1", "--threads", "1"]
+    monkeypatch.setattr(nano_tower, "TEST_SCENES", 20)
+    monkeypatch.setattr(nano_llm, "TEST_PAIRS", 10)
     assert main([*folders, *sizes, "--part", "llm"]) == 0
     assert "unfinished" in (output / "MODEL_CARD.md").read_text()
     assert main([*folders, *sizes, "--part", "tower"]) == 0

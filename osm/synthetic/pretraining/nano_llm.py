@@ -38,6 +38,7 @@ logger = message_logger(__name__)
 PAD, BOS, EOS = 0, 1, 2
 PROMPT_WEIGHT = 0.1
 MOST_SLOTS = 9
+TEST_PAIRS = 200  # attribute-object pairs on which the trained LLM is tested
 _ADJECTIVES = (
     "wooden metal plastic golden silver tiny huge small large old new shiny dusty broken round square tall short wide "
     "narrow soft hard wet dry clean dirty cracked painted grey beige turquoise floral plaid spotted woven knitted "
@@ -270,7 +271,7 @@ def pretrain_llm(config: LlmTraining, folder: Path) -> dict[str, Any]:
             saved = {"llm": llm.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             write_state(path, {**saved, "config": asdict(config), "seconds": time.monotonic() - started})
     llm.eval()
-    documents = {"seen pairs": training_pair_documents(200, config.seed), "held-out pairs": corpus.held_out_documents()}
+    documents = {"seen pairs": training_pair_documents(TEST_PAIRS, config.seed), "held-out pairs": corpus.held_out_documents()}
     accuracy = {
         name: round(naming_accuracy(llm, tokenizer, chosen, config.seed), 4) for name, chosen in documents.items()
     }

@@ -36,6 +36,7 @@ logger = message_logger(__name__)
 KINDS = (*THINGS, *STUFF)
 NOTHING = -100  # the label that the loss ignores
 MAX_MASKS = 12
+TEST_SCENES = 200  # scenes on which the trained tower is tested
 
 
 @dataclass(frozen=True)
@@ -272,15 +273,15 @@ def _resume(path: Path, config: TowerTraining, task: nn.Module, optimizer: Any, 
 
 
 @torch.no_grad()
-def evaluate(task: TowerTask, size: int, config: TowerTraining, scenes: int = 200) -> dict[str, float]:
+def evaluate(task: TowerTask, size: int, config: TowerTraining) -> dict[str, float]:
     """Return the accuracies over all masks for object kind and attribute, measured on scenes not used in training."""
     task.eval()
     tower = task.tower
-    images, ids, labels = zip(*(_draw((size, config.seed + 1, index)) for index in range(scenes)), strict=True)
+    images, ids, labels = zip(*(_draw((size, config.seed + 1, index)) for index in range(TEST_SCENES)), strict=True)
     drawn = SceneArrays(np.stack(images), np.stack(ids), np.stack(labels))
     sums: dict[str, float] = {}
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tower.mean, tower.std))
-    parts = range(0, scenes, 20)
+    parts = range(0, TEST_SCENES, 20)
     for start in parts:
         pixels = torch.from_numpy(drawn.images[start : start + 20]).permute(0, 3, 1, 2).float() / 255
         batch = TowerBatch(
