@@ -303,6 +303,14 @@ def test_the_summary(out: Path) -> None:
 # -- the whole of it ---------------------------------------------------------------------------------------------------
 
 
+# With OSM_WHOLE_QUICKSTART=1 (scripts/full_check.sh), the test runs `osm quickstart --short` in its real size.
+SIZES: dict[str, int] = (
+    {}
+    if os.environ.get("OSM_WHOLE_QUICKSTART")
+    else {"train_images": 48, "samples": 96, "test_images": 8, "held_out_images": 4, "control_images": 4}
+)
+
+
 def family(pid: int) -> list[int]:
     """A process and all that came of it; torchrun gives each of its workers a session of its own."""
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
@@ -315,7 +323,8 @@ def family(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_the_whole_killed_while_it_trains_and_started_again(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "osm", "quickstart", str(tmp_path / "out"), "--short", "--device", "cpu"]
+    program = f"import sys; from osm import quickstart; quickstart.SHORT.update({SIZES}); sys.exit(quickstart.main())"
+    command = [sys.executable, "-c", program, str(tmp_path / "out"), "--short", "--device", "cpu"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert first.stdout is not None
     seen = []
@@ -334,7 +343,7 @@ def test_the_whole_killed_while_it_trains_and_started_again(tmp_path: Path) -> N
     again = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-4000:]
     assert "[1/11] scenes: done before" in again.stdout
-    options = QuickstartOptions(tmp_path / "out", **SHORT)
+    options = QuickstartOptions(tmp_path / "out", **{**SHORT, **SIZES})
     record = json.loads((options.out / "stages.json").read_text())
     assert list(record["seconds"]) == [stage.name for stage in stages(options)]
     assert (options.out / "report" / "report.html").stat().st_size > 10_000
