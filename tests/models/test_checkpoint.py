@@ -142,7 +142,7 @@ def unnamed(state: dict[str, Any]) -> None:
         (less, "missing: mode_query.ade20k"),
         (reshaped, r"shape of window_pos_embed: \(1, 21, 32\) in the file, \(1, 20, 32\) in the model"),
         (transposed, r"base_model.language_projection.weight: \(24, 40\) in the file, \(40, 24\)"),
-        (no_tensor, "mask_query is no dense tensor of real numbers: str"),
+        (no_tensor, "mask_query is not a dense tensor of real numbers: str"),
         (twice, "given twice, with and without 'module.': mask_query"),
         (unnamed, "unexpected: 7"),
     ],
@@ -289,7 +289,7 @@ def test_other_frozen_parts_are_refused(built: tuple[OmniScientModel, Path], par
         document = json.loads((folder / "config.json").read_text())
         document["model"]["tower"]["seed"] = 5
         (folder / "config.json").write_text(json.dumps(document))
-    with pytest.raises(OsmError, match=f"with the {part} .*hash [0-9a-f]{{12}}.*, but the {part} found here has"):
+    with pytest.raises(OsmError, match=f"weights of the {part} .*expected hash [0-9a-f]{{12}}.*, found [0-9a-f]{{12}}"):
         load_folder(folder)[0]
 
 
@@ -298,7 +298,7 @@ def test_other_frozen_parts_are_refused(built: tuple[OmniScientModel, Path], par
     [
         ("config.json", b"{", "saved"),
         ("config.json", b"\xff\xfe\xfa", "saved"),
-        ("config.json", b"[]", "not a config of an OmniScientModel"),
+        ("config.json", b"[]", "not an OmniScientModel config"),
         ("config.json", b'{"format": 2, "model": {}}', "format 1"),
         ("model.safetensors", b"nothing", "saved"),
         ("model.safetensors", None, "saved"),

@@ -130,7 +130,7 @@ def test_tokens_of_vits_with_other_stems(
     ("name", "strides", "window", "message"),
     [
         ("inception_v3", (8, 16), 64, r"the feature map at stride 8 .* \(288, 5, 5\); expected \(288, 8, 8\)"),
-        ("levit_128s", (16,), 128, "128 and model.tower.strides.*does not run.*own windows are of 224 pixels"),
+        ("levit_128s", (16,), 128, "128 and model.tower.strides.*does not run.*own window size is 224 pixels"),
         ("visformer_tiny", (8, 16), 64, "visformer_tiny.*does not run"),
     ],
 )
