@@ -272,7 +272,7 @@ def model_config(document: Any, where: str) -> ModelConfig:
 
 
 def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: str) -> None:
-    """Raise OsmError if the tower or the LLM is not the one that the bridge was trained with."""
+    """Raise OsmError if the tower or the LLM differs from the one that the bridge was trained with."""
     found = frozen_hashes(model)
     hashes = document.get("frozen", {}) if isinstance(document, Mapping) else None
     if not isinstance(hashes, Mapping) or not set(hashes) <= set(_FROZEN):

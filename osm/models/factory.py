@@ -112,7 +112,7 @@ def check_widths(
     }
     for flag, (given, found) in actual.items():
         if given is not None and given != found:
-            raise OsmError(f"{flag} {given} does not fit the base model, which has {found}")
+            raise OsmError(f"{flag} {given} does not match the base model, whose value is {found}")
 
 
 def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:
@@ -281,7 +281,7 @@ def load_folder(name: str | Path, base_model: nn.Module | None = None) -> tuple[
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the torch device with the given name. `auto` selects the first available of cuda, mps and cpu.
+    """Return the torch device with a given name. `auto` selects the first available of cuda, mps and cpu.
 
     Raises:
         OsmError: the device is not available.

@@ -217,8 +217,8 @@ def select_rows(cache: Any, rows_K: Tensor) -> None:
     """Select rows of a cache in place. The cache's layers may be on different devices.
 
     A row index may be repeated or omitted, so the batch may grow or shrink. `reorder_cache` is used because it is the
-    only method that both key-value caches and recurrent-state caches have. `reorder_cache` also accepts an index that
-    is longer or shorter than the batch.
+    only method that both key-value caches and recurrent-state caches have. `reorder_cache` also accepts index tensors
+    that are longer or shorter than the batch.
 
     Raises:
         OsmError: the cache has no `reorder_cache`.

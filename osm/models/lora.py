@@ -114,7 +114,7 @@ def blank(state: Mapping[str, Tensor], rank: int, where: str) -> dict[str, Tenso
     """
     found = {name: value for name, value in state.items() if name.startswith("lora.")}
     if bool(found) != bool(rank):
-        raise OsmError(f"{where} has {len(found)} LoRA entries, but its config has model.lora.rank {rank}")
+        raise OsmError(f"{where} has {len(found)} LoRA entries, but its config sets model.lora.rank to {rank}")
     for name, value in found.items():
         axis = 0 if "lora_A" in name else 1
         other = name.replace("lora_A", "lora_B") if axis == 0 else name.replace("lora_B", "lora_A")

@@ -1,4 +1,4 @@
-"""Converts masks to the inputs of a bridge: bounding boxes, context masks, grid cells and visible keys.
+"""Converts masks to bridge inputs: bounding boxes, context masks, grid cells and visible keys.
 
 Shapes: R masks (rows), S input size, p patch size, g = S / p grid cells per side, G = g^2 grid cells,
 L = prefix + G keys.
@@ -22,7 +22,7 @@ L = TypeVar("L", bound="MaskFeatures")
 def context_mask(mask_R1SS: Tensor, ratio: float) -> Tensor:
     """Return a context mask for each mask: the mask's bounding box, enlarged and filled.
 
-    The argument `ratio` is the config field `context_enlarge_ratio`.
+    The value of `ratio` comes from the config field `context_enlarge_ratio`.
 
     Args:
         mask_R1SS: nonzero inside the mask.
@@ -155,7 +155,7 @@ class MaskFeatures:
 
 @dataclass
 class VisibleKeys(MaskFeatures):
-    """The image keys that the queries of each mask may attend to.
+    """The image keys that each mask's queries may attend to.
 
     Attributes:
         mask_RL: bool, the keys that are visible to the mask queries.
@@ -176,7 +176,7 @@ def check_not_empty(mask_R1SS: Tensor, context_R1SS: Tensor) -> None:
 def visible_keys(mask_R1SS: Tensor, context_R1SS: Tensor, patch: int, prefix: int, method: str) -> VisibleKeys:
     """Compute which image keys each mask's queries may attend to.
 
-    The order of the keys is [class token of each window | grid cells, row-major]. Class tokens are always visible. If
+    The keys are ordered as [class token of each window | grid cells, row-major]. Class tokens are always visible. If
     there are no class tokens and a mask covers no grid cell, its queries attend to the cell at the mask's centroid
     instead, and the row is counted in `fallbacks`.
 

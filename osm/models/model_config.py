@@ -124,7 +124,7 @@ class BridgeConfig:
 def _of_kind(registry: Registry[Any], values: Any, where: str) -> tuple[type, Any]:
     """Return the config class for a section's kind (or for the default kind), and the section with the kind filled in.
 
-    A section that is not a mapping is returned unchanged, because `from_dict` reports the error later.
+    A section that is not a mapping is returned unchanged, because `from_dict` will report the error.
     """
     kind = values.get("kind", registry.default) if isinstance(values, Mapping) else registry.default
     if not isinstance(kind, str):
@@ -250,18 +250,21 @@ class ModelConfig:
             raise OsmError(f"--context_enlarge_ratio {self.context_enlarge_ratio} is not a finite number")
         if not 1 <= self.sliding_window_size <= self.input_size:
             raise OsmError(
-                f"--sliding_window_size {self.sliding_window_size} must be between 1 and --input_size {self.input_size}"
+                f"--sliding_window_size {self.sliding_window_size} must be between 1 and the --input_size "
+                f"({self.input_size})"
             )
         if self.sliding_window_size > _LARGEST_WINDOW:
             raise OsmError(f"--sliding_window_size {self.sliding_window_size} exceeds the maximum of {_LARGEST_WINDOW}")
         if not 1 <= self.sliding_window_stride <= self.sliding_window_size:
             raise OsmError(
-                f"--sliding_window_stride {self.sliding_window_stride} must be between 1 and --sliding_window_size "
-                f"{self.sliding_window_size}; with a larger stride, no window would cover some parts of the image"
+                f"--sliding_window_stride {self.sliding_window_stride} must be between 1 and the --sliding_window_size "
+                f"({self.sliding_window_size}); with a larger stride, some parts of the image would not be covered"
             )
         self.tower.check_model(self)
         if ANY_MODE not in self.modes or len(set(self.modes)) != len(self.modes):
-            raise OsmError(f"model.modes must contain '{ANY_MODE}' and no duplicates; found {list(self.modes)}")
+            raise OsmError(
+                f"model.modes must contain '{ANY_MODE}' and must not contain duplicates; found {list(self.modes)}"
+            )
 
     def with_modes(self, names: Iterable[str]) -> ModelConfig:
         """Return a copy of the config with the modes `names` added. Existing modes keep their positions."""

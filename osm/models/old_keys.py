@@ -129,14 +129,14 @@ def without_unused(section: Any) -> Any:
 
 
 def stored_tower(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a tower's config values in the layout of a checkpoint."""
+    """Return a tower's config values in the layout used in checkpoints."""
     if values["kind"] not in TOWER_KINDS:
         return values
     return {key: values.get(key, default) for key, default in TOWER_FIELDS.items()}
 
 
 def stored_model(values: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's config values in the layout of a checkpoint.
+    """Return a model's config values in the layout used in checkpoints.
 
     The argument `tower` is the tower section, which is already in the checkpoint layout.
     """

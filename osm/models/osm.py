@@ -74,7 +74,7 @@ class OmniScientModel(nn.Module):
         return self.window_pos_embed.device
 
     def train(self, mode: bool = True) -> OmniScientModel:
-        """Set training mode or eval mode for the bridge and LoRA's dropout. The tower and the LLM stay in eval mode."""
+        """Set the bridge and LoRA's dropout to training mode or eval mode. The tower and the LLM stay in eval mode."""
         super().train(mode)
         self.tower.eval()
         self.llm.eval()
@@ -249,7 +249,7 @@ class OmniScientModel(nn.Module):
 
     @torch.no_grad()
     def generate_from(self, condition: Condition, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        """Generate names from the bridge's output, so that several calls can share one encoding of an image."""
+        """Generate names from the bridge's output, so that several calls can share one image encoding."""
         inputs = self.llm_inputs(condition, input_ids, attention_mask)
         return llms.generate(self.llm, inputs, **{"max_new_tokens": 16, **options})
 

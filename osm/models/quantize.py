@@ -91,7 +91,7 @@ def keep_gradients(llm: nn.Module) -> None:
     """Prevent bitsandbytes from packing 4-bit layers for inference on CPUs with AVX512-BF16.
 
     bitsandbytes packs every layer in eval mode, including the layers of a frozen LLM, but its kernel for packed weights
-    has no gradient.
+    does not compute gradients.
     """
     for module in llm.modules():
         if hasattr(module, _PACKING_FLAG):
@@ -136,7 +136,7 @@ def _check_share(llm: nn.Module, name: str, where: str) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a weight is an ordinary floating-point tensor, and therefore not quantized."""
+    """Return whether a weight is an ordinary floating-point tensor and therefore not quantized."""
     return type(value) is nn.Parameter and type(value.data) is Tensor and value.is_floating_point()
 
 

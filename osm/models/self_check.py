@@ -88,7 +88,7 @@ def check_key(model: OmniScientModel) -> str:
     """Return a hash of everything that affects the result of a check.
 
     The hash covers the LLM's config; the name, shape and 1024 evenly spaced values of each LLM tensor; the bridge's
-    sizes; LoRA; the versions of the libraries; and the code of the check. Only a few MB of a 7B model are read.
+    sizes; LoRA; the library versions; and the code of the check. Only a few MB of a 7B model are read.
     """
     config = model.config
     sizes = {name: as_dict(getattr(config, name)) for name in ("bridge", "lora")}
@@ -123,7 +123,7 @@ def examine(model: OmniScientModel) -> LlmSupport:
 
 
 def name_of_llm(model: OmniScientModel) -> str:
-    """Return a description of a model's LLM for messages: the config field, its value, and the class of the LLM."""
+    """Return a description of a model's LLM for use in messages: the config field, its value, and the LLM's class."""
     config = model.config
     field, name = (
         ("base_model_name", config.base_model_name) if config.base_model_name else ("llm.name", config.llm.name)
@@ -414,7 +414,7 @@ def _version(package: str) -> str:
 
 
 def _sampled(value: Any) -> bytes:
-    """Return evenly spaced values of a tensor as bytes."""
+    """Return evenly spaced values from a tensor as bytes."""
     if type(value) not in (Tensor, nn.Parameter):
         return b""  # a library quantized the tensor; the key contains its shape and the LLM's config instead
     flat = value.detach().reshape(-1)

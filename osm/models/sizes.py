@@ -101,13 +101,13 @@ def check_room(config: ModelConfig) -> None:
         if parameters * _BYTES > memory:
             raise OsmError(
                 f"{what}: this part of the model has at least {parameters / 1e9:.1f} billion parameters "
-                f"({parameters * _BYTES / 1e9:.0f} GB in float32), but this machine has {memory / 1e9:.0f} GB of "
-                "memory; choose smaller sizes"
+                f"({parameters * _BYTES / 1e9:.0f} GB in float32), but this machine has only {memory / 1e9:.0f} GB "
+                "of memory; choose smaller sizes"
             )
 
 
 def machine_memory() -> int:
-    """Return the memory of this machine in bytes, or the memory limit of its container if the limit is smaller."""
+    """Return this machine's memory in bytes, or its container's memory limit if that is smaller."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

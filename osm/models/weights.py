@@ -410,7 +410,7 @@ def _refuse_odd_file(path: str | Path) -> None:
 
 
 def load_torch(path: str | Path, device: str = "cpu") -> Any:
-    """Load a file written by `torch.save` without executing code in it, and without using more memory than its size.
+    """Load a file written by `torch.save` without executing code in it or using more memory than the file's size.
 
     Args:
         device: the device of the tensors; on the device `meta`, their values are not read.

@@ -45,7 +45,7 @@ class BuiltSample:
 
 
 def build(item: tuple[str, Entry], form: type[Form], files: SetFiles, layout: str) -> BuiltSample:
-    """Check an entry's files and build its sample. The argument `item` is (key, entry)."""
+    """Check an entry's files and build its sample. The argument `item` is the pair (key, entry)."""
     built, entry = BuiltSample(), item[1]
     try:
         image, extension, picture = _image(form, files, entry, built.losses)

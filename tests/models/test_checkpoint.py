@@ -348,5 +348,5 @@ def test_a_pt_file_with_its_config_needs_nothing_else(built: tuple[OmniScientMod
 def test_widths_that_do_not_fit_name_the_flag(tmp_path: Path, flag: str, found: int) -> None:
     path = str(tiny_model_yaml(tmp_path))
     osm.create_model_and_transforms(path, **{flag: found})
-    with pytest.raises(OsmError, match=f"--{flag} 4096 does not fit the base model, which has {found}"):
+    with pytest.raises(OsmError, match=f"--{flag} 4096 does not match the base model, whose value is {found}"):
         osm.create_model_and_transforms(path, **{flag: 4096})

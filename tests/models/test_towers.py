@@ -123,7 +123,7 @@ def test_a_cnns_maps_are_laid_onto_the_finest_grid() -> None:
 @pytest.mark.parametrize(
     ("name", "strides", "window", "message"),
     [
-        (CNN, (16, 32), 48, "--sliding_window_size 48 is not a multiple of the coarsest stride, 32"),
+        (CNN, (16, 32), 48, r"--sliding_window_size 48 is not a multiple of the coarsest stride \(32\)"),
         (CNN, (32, 16), 64, "expected ascending strides"),
         (CNN, (16, 64), 64, r"model.tower.strides \[16, 64\]: .*\[2, 4, 8, 16, 32\]"),
         (CNN, (16, 16), 64, "expected ascending strides"),

@@ -27,7 +27,7 @@ ImageState = list[tuple[Tensor, ...] | None]
 
 @dataclass(frozen=True)
 class Instruction:
-    """The tokenized text instruction of each row. Only the `maskqformer` bridge uses text instructions.
+    """Each row's tokenized text instruction. Only the `maskqformer` bridge uses text instructions.
 
     Attributes:
         ids_RT: token ids.
@@ -39,7 +39,7 @@ class Instruction:
 
 
 class Condition(NamedTuple):
-    """The visual input on which the LLM is conditioned.
+    """The visual input that the LLM is conditioned on.
 
     Attributes:
         prefix_RPW: embeddings that are placed before BOS.
@@ -175,8 +175,8 @@ def check_names(modes: Sequence[str]) -> None:
     for mode in modes:
         if not re.fullmatch(r"\w[\w-]*", mode) or hasattr(nn.ParameterDict, mode):
             raise OsmError(
-                f"mode {shown(mode)}: the name of a mode may contain only letters, digits, _ and -, and must not be a "
-                "dict attribute such as 'keys'"
+                f"mode {shown(mode)}: a mode name may contain only letters, digits, _ and -, and must not be a dict "
+                "attribute such as 'keys'"
             )
 
 

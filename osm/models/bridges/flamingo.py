@@ -95,13 +95,14 @@ class FlamingoBridge(Bridge):
         sizes, layers = _sizes(config), len(decoder_layers(llm))
         if not layers:
             raise OsmError(
-                f"model.llm.name {config.llm.name!r}: gated blocks need a list of num_hidden_layers decoder layers, "
-                "which this LLM lacks; choose a different LLM, or set model.bridge.kind to maskqformer"
+                f"model.llm.name {config.llm.name!r}: the flamingo bridge requires an LLM that stores its decoder "
+                "layers in a list of length num_hidden_layers; choose a different LLM, or set model.bridge.kind to "
+                "maskqformer"
             )
         if layers < sizes.every:
             raise OsmError(
-                f"model.bridge.every {sizes.every}: the LLM has {layers} layers, so there would be no gated block; "
-                "choose a smaller number"
+                f"model.bridge.every {sizes.every}: the LLM has only {layers} layers, so there would be no gated "
+                "blocks; choose a smaller number"
             )
         return cls(sizes, config.modes, tower.width, hidden_width(llm), layers // sizes.every)
 

@@ -102,8 +102,8 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
 def decoder_layers(llm: Any) -> list[nn.Module]:
     """Return the decoder layers of an LLM, first to last.
 
-    In a hybrid LLM, the decoder layers may be instances of different classes. The result is empty if the LLM contains
-    no module list of length `num_hidden_layers` (from its config).
+    In a hybrid LLM, the decoder layers may be instances of different classes. The result is empty if the LLM has no
+    module list of length `num_hidden_layers` (a field of its config).
     """
     config = getattr(llm, "config", None)
     count = None if config is None else getattr(config.get_text_config(), "num_hidden_layers", None)
@@ -233,7 +233,7 @@ class _Hook:
 
 
 class GatedKeyValues:
-    """Keys and values of all gated blocks for R masks.
+    """The keys and values of R masks for all gated blocks.
 
     Inside `with gated_kv:`, the LLM's gated blocks attend to the keys and values in `gated_kv`.
     """
@@ -258,7 +258,7 @@ class GatedKeyValues:
         return key_RHNd.repeat_interleave(beams, 0), value_RHNd.repeat_interleave(beams, 0)
 
     def select(self, rows_K: Tensor) -> GatedKeyValues:
-        """Return the keys and values of the masks with the indices `rows_K`, in that order. Indices may repeat."""
+        """Return the keys and values of the masks with indices `rows_K`, in that order. Indices may repeat."""
         rows_K = rows_K.to(self.keys_values[0][0].device)
         return GatedKeyValues(self.layers, [(key[rows_K], value[rows_K]) for key, value in self.keys_values])
 

@@ -4,9 +4,10 @@ Each layer is a Q-Former layer from InstructBLIP, extended to handle many masks 
 once per image and shared by the queries of all its masks. Parameters have the same names as in InstructBLIP's Q-Former,
 so that InstructBLIP's weights and the published checkpoints can be loaded by name.
 
-Shapes: N images, R rows (masks), S input size, L image tokens, Q = mask + context + 1 mode queries, M mask queries,
-T instruction tokens, U = Q + T, C Q-Former width (in `tokens_NLC` the tower width), I inner width of a block, H heads,
-D = C / H, W LLM width, V visible keys. Attention has a batch of B = R rows or N images, P positions and J keys.
+Shapes: N images, R rows (masks), S input size, L image tokens, Q = mask + context + 1 mode queries, M mask queries, T
+instruction tokens, U = Q + T, C Q-Former width (in `tokens_NLC` the tower width), I inner width of a block, H heads, D
+= C / H, W LLM width, V visible keys. In attention, B is the batch size (R rows or N images), P the number of positions
+and J the number of keys.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ class _Intermediate(nn.Module):
 
 
 class MaskQFormerLayer(nn.Module):
-    """A Q-Former layer: self-attention, masked cross-attention of the queries, and two feed-forward networks.
+    """A Q-Former layer: self-attention, masked cross-attention for the queries, and two feed-forward networks.
 
     Queries and instruction tokens share the self-attention, but have separate feed-forward networks.
     """
@@ -311,7 +312,7 @@ class _Encoder(nn.Module):
 
 
 class MaskQFormer(nn.Module):
-    """The transformer of the MaskQ-Former, which maps queries and an instruction to output queries."""
+    """The MaskQ-Former's transformer, which maps queries and an instruction to output queries."""
 
     def __init__(self, config: QFormerConfig, key_width: int, vocabulary: int, positions: int) -> None:
         super().__init__()
@@ -355,7 +356,7 @@ class MaskQFormer(nn.Module):
         x_RUC = self.embeddings(queries_RQC, ids_RT)
         text_visible_RT = text_mask_RT.bool()
         self_visible_R11U = torch.cat([text_visible_RT.new_ones(len(x_RUC), count), text_visible_RT], 1)[:, None, None]
-        # Unused query slots attend to all keys, because the softmax over no keys and its gradient would be NaN.
+        # Unused query slots attend to all keys, because a softmax over zero keys would be NaN, as would its gradient.
         image_visible = groups.pack(visible, fill=True)[:, None] if isinstance(visible, Tensor) else visible
         for layer, kv in zip(self.encoder.layers(), image_kv, strict=True):
             x_RUC = layer(x_RUC, count, self_visible_R11U, kv, image_visible, groups, mask_queries)

@@ -26,7 +26,7 @@ _LEAST = 1e-9  # smaller areas (in cells) count as zero; the RoI cells of a one-
 
 @dataclass
 class RegionFeatures(MaskFeatures):
-    """The grid coverage and the bounding boxes of R masks.
+    """The grid coverage and bounding boxes of R masks.
 
     Attributes:
         coverage_RG: the share of each cell's area that is inside the mask, 0 to 1.
@@ -62,7 +62,7 @@ def _cells(box_R4: Tensor, patch: int) -> Tensor:
 
 
 def parts(box_R4: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Divide each box into a k x k grid, and return the row and column edges, each (R, k + 1).
+    """Divide each box into a k x k grid, and return the row and column edges, each of shape (R, k + 1).
 
     The edges are measured in cells of the tower's grid.
     """

@@ -179,7 +179,7 @@ def _resize(visual: Any, window: int) -> None:
 
 
 def open_clip_hub_id(config: OpenClipTowerConfig) -> str:
-    """Return the hub repository of a tower's weights, which open_clip looks up if the weights are specified by a tag.
+    """Return the hub repository of a tower's weights, which open_clip looks up if the weights are given as a tag.
 
     Raises:
         OsmError: open_clip is not installed, or does not have the model.

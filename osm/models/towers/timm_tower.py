@@ -1,8 +1,8 @@
 """Vision towers from timm: plain ViTs with one grid of tokens, and any model from which timm can extract feature maps.
 
-Shape letters have the same meaning as in `osm.models.towers.tower`. In addition, T counts the tokens of a window with
-register tokens, and D and h are the channels and the side of a feature map. The timm package is imported only when a
-model is built.
+Shape letters have the same meaning as in `osm.models.towers.tower`. In addition, T is the number of tokens in a window,
+including register tokens, D is the number of channels of a feature map, and h is its side length. The timm package is
+imported only when a model is built.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class TimmVitTower(TimmTower):
 class TimmMapsTower(TimmTower):
     """A timm model's feature maps at several strides. Coarser maps are upsampled onto the grid of the finest map.  Each
     map is normalized over its channels at every position, so that all maps have the same scale. Finally, the maps are
-    concatenated along the channels, finest first.
+    concatenated along the channel dimension, finest first.
     """
 
     def __init__(self, model: Any, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -118,7 +118,7 @@ class TimmMapsTower(TimmTower):
     def check_window(self, window: int) -> None:
         super().check_window(window)
         if window % self.coarsest:
-            raise OsmError(f"--sliding_window_size {window} is not a multiple of the coarsest stride, {self.coarsest}")
+            raise OsmError(f"--sliding_window_size {window} is not a multiple of the coarsest stride ({self.coarsest})")
 
     def forward(self, windows_W3ww: Tensor) -> tuple[Tensor, Tensor]:
         side = windows_W3ww.shape[-1]
@@ -163,7 +163,7 @@ def timm_hub_id(name: str) -> str:
 
 
 def timm_normalisation(name: str, weights: str, found: Found) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the mean and std of the RGB input (0..1) with which a timm model's weights were trained.
+    """Return the mean and std of the RGB input (0..1) that a timm model's weights were trained with.
 
     Mean and std are read from the first available source: the pip package, the `config.json` next to the weights, or
     the tag in the name of the weights (`timm/vit_base_patch16_224.dino`).
@@ -219,8 +219,8 @@ def _config_beside(name: str, found: Found) -> tuple[tuple[float, ...], tuple[fl
         value = config[key]
         numbers = isinstance(value, list) and all(type(v) in (int, float) and abs(v) < 1e6 for v in value)
         if not numbers or len(value) != 3 or (key == "std" and min(value) <= 0):
-            over = ", each over 0" if key == "std" else ""
-            raise OsmError(f"{path}: pretrained_cfg.{key} {shown(value)}: expected three numbers{over}")
+            over = " greater than 0" if key == "std" else ""
+            raise OsmError(f"{path}: pretrained_cfg.{key} is {shown(value)}; expected three numbers{over}")
         values.append(tuple(map(float, value)))
     return values[0], values[1]
 

@@ -218,7 +218,7 @@ def check_complete(name: str, lacking: Sequence[str]) -> None:
 
 
 def check_options(options: Mapping[str, Any], state: Mapping[str, Tensor] | None, name: str) -> None:
-    """Compare the sizes in a tower's `options` with the weights that will be loaded into the tower.
+    """Compare the sizes in a tower's `options` with the weights that will be loaded into it.
 
     Args:
         state: the weights, or None for a tower that keeps its random initial values.

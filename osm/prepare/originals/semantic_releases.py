@@ -86,7 +86,7 @@ def _a847_train_ids() -> np.ndarray:
 def _make_a847(job: tuple[Path, Path, str]) -> bool:
     """Link an image and write its map of training ids.
 
-    The argument `job` is (segmentation PNG, root folder, split).
+    The argument `job` is the tuple (segmentation PNG, root folder, split).
     """
     path, root, split = job
     stem = path.name.removesuffix(_A847_SUFFIX)
@@ -150,7 +150,7 @@ class Pc459Release(OriginalRelease):
 def _make_pc459(job: tuple[Path, Path, Path, Path]) -> bool:
     """Link an image and write its map of training ids.
 
-    The argument `job` is (image, .mat file, linked image, map folder).
+    The argument `job` is the tuple (image, .mat file, linked image, map folder).
 
     The label map is the variable `LabelMap` in the .mat file. The class indices in `LabelMap` start at 1, in the order
     of labels.txt. The training id of a class is its class index minus 1.
