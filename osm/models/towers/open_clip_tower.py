@@ -2,8 +2,8 @@
 
 Shape letters have the same meaning as in `osm.models.towers.tower`.
 
-Models and weights are specified by open_clip's names and tags. The open_clip package (`pip install
-'osm-recognition[open_clip]'`) is imported only when a tower is built.
+Models and weights are specified by open_clip's names and tags. The open_clip package is imported only when a tower is
+built (`pip install 'osm-recognition[open_clip]'`).
 """
 
 from __future__ import annotations

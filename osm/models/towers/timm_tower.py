@@ -98,9 +98,10 @@ class TimmVitTower(TimmTower):
 
 
 class TimmMapsTower(TimmTower):
-    """A timm model's feature maps at several strides. Coarser maps are upsampled onto the grid of the finest map.  Each
-    map is normalized over its channels at every position, so that all maps have the same scale. Finally, the maps are
-    concatenated along the channel dimension, finest first.
+    """A timm model's feature maps at several strides. Coarser maps are upsampled onto the grid of the finest map.
+
+    Each map is normalized over its channels at every position, so that all maps have the same scale. Finally, the maps
+    are concatenated along the channel dimension, finest first.
     """
 
     def __init__(self, model: Any, strides: Sequence[int], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
