@@ -291,7 +291,7 @@ def check_frozen(model: CheckpointedModel, document: Mapping[str, Any], where: s
         if found.get(part) != expected:
             name = getattr(model.config, part).name or model.config.base_model_name
             raise OsmError(
-                f"{where}: the weights of the {part} {name!r} differ from those that the bridge was trained with "
+                f"{where}: the {part} ({name!r}) is not the one that the bridge was trained with "
                 f"(expected hash {expected[:12]}..., found {str(found.get(part))[:12]}...); provide the original "
                 f"weights (source: {getattr(model.config, part).source!r})"
             )

@@ -112,7 +112,7 @@ def check_widths(
     }
     for flag, (given, found) in actual.items():
         if given is not None and given != found:
-            raise OsmError(f"{flag} {given} does not match the base model, whose value is {found}")
+            raise OsmError(f"{flag} is {given}, but the base model's value is {found}")
 
 
 def build(config: ModelConfig) -> tuple[OmniScientModel, Processor]:

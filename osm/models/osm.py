@@ -232,7 +232,7 @@ class OmniScientModel(nn.Module):
         image_index: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """Generate a name for each mask. The arguments are the same as for `forward`, except that there is no `labels`.
+        """Generate a name for each mask. The arguments are the same as for `forward`, without `labels`.
 
         Args:
             options: fields of `transformers.GenerationConfig`.

@@ -48,7 +48,10 @@ def blank_entries(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
     kind: type[Bridge] = BRIDGES.get(config.bridge.kind)
     for what, count in ((f"{config.bridge.kind} layers", config.bridge.layer_count()), ("modes", len(config.modes))):
         if count > len(named):
-            raise OsmError(f"{where}: its config specifies {count} {what}, but it has only {len(named)} tensors")
+            raise OsmError(
+                f"{where}: the number of {what} in its config is {count}, but the checkpoint contains only "
+                f"{len(named)} tensors"
+            )
     try:
         with torch.device("meta"):
             bridge = kind.blank(config, size)

@@ -1,8 +1,8 @@
 """Finds and loads frozen weights: from a local folder, this package, the Hugging Face cache or hub, or a pip package.
 
-The sources are searched in the order given above. `OSM_WEIGHTS` is a folder with one subfolder per model name.
-`OSM_CACHE` is the folder for converted weights (default `~/.cache/osm`). Files written by torch are loaded with
-`weights_only=True`, so no pickled code is executed.
+Sources are searched in that order. `OSM_WEIGHTS` is a folder with one subfolder per model name. `OSM_CACHE` is the
+folder for converted weights (default `~/.cache/osm`). Files written by torch are loaded with `weights_only=True`, so no
+pickled code is executed.
 """
 
 from __future__ import annotations

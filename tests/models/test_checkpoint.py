@@ -289,7 +289,7 @@ def test_other_frozen_parts_are_refused(built: tuple[OmniScientModel, Path], par
         document = json.loads((folder / "config.json").read_text())
         document["model"]["tower"]["seed"] = 5
         (folder / "config.json").write_text(json.dumps(document))
-    with pytest.raises(OsmError, match=f"weights of the {part} .*expected hash [0-9a-f]{{12}}.*, found [0-9a-f]{{12}}"):
+    with pytest.raises(OsmError, match=f"the {part} .*expected hash [0-9a-f]{{12}}.*, found [0-9a-f]{{12}}"):
         load_folder(folder)[0]
 
 
@@ -348,5 +348,5 @@ def test_a_pt_file_with_its_config_needs_nothing_else(built: tuple[OmniScientMod
 def test_widths_that_do_not_fit_name_the_flag(tmp_path: Path, flag: str, found: int) -> None:
     path = str(tiny_model_yaml(tmp_path))
     osm.create_model_and_transforms(path, **{flag: found})
-    with pytest.raises(OsmError, match=f"--{flag} 4096 does not match the base model, whose value is {found}"):
+    with pytest.raises(OsmError, match=f"--{flag} is 4096, but the base model's value is {found}"):
         osm.create_model_and_transforms(path, **{flag: 4096})

@@ -198,7 +198,7 @@ def lookup(table: nn.ParameterDict, modes: Sequence[str]) -> Tensor:
 
 
 def initialize(bridge: nn.Module, queries: Iterable[Tensor]) -> None:
-    """Initialize queries and embedding tables from a truncated normal distribution, matrices with Xavier uniform."""
+    """Initialize queries and embeddings from a truncated normal distribution, and matrices with Xavier uniform."""
     for query in queries:
         nn.init.trunc_normal_(query, std=0.02)
     for module in bridge.modules():

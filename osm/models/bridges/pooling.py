@@ -138,7 +138,7 @@ def _areas(box_R4: Tensor, k: int, g: int) -> Tensor:
 
 
 def _of_images(mean_RTG: Tensor, grid_NGC: Tensor, image_index_R: Tensor) -> Tensor:
-    """Return a weighted mean of the image tokens for each mask, without copying the image tokens for each mask."""
+    """Return a weighted mean of the image tokens for each mask, without making per-mask copies of the tokens."""
     mean_RTG = mean_RTG.to(grid_NGC.dtype)
     if len(grid_NGC) == 1:
         return mean_RTG @ grid_NGC[0]

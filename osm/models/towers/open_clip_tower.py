@@ -219,7 +219,7 @@ def load_clip(config: OpenClipTowerConfig, found: Found) -> Clip:
 
 
 def _own_config(found: Found) -> dict[str, Any] | None:
-    """Return the normalization and activation from the config file next to the weights, or None if there is no file."""
+    """Read the normalization and activation from the config file next to the weights. Return None if it is missing."""
     place = Path(found.location)
     try:
         if found.source == "hub":
